@@ -1,0 +1,47 @@
+"""Convert PixArt checkpoints between the original layout and diffusers', with nothing lost.
+
+    import converter
+
+    converter.convert("PixArt.pth", "out")
+    converter.inspect("PixArt.pth")["hyper_parameters"]
+    with converter.open_checkpoint("PixArt.pth") as checkpoint:
+        checkpoint["x_embedder.proj.weight"].torch()
+
+Everything is imported where it is first used: `import converter` itself costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint, LazyTensor, open_checkpoint
+    from .conversion import Conversion, convert
+    from .errors import ConverterError, InputError, UsageError
+    from .families import Family, Finding, Findings, register
+    from .inspection import inspect
+    from .mapping import Computed, Extra, KeyMapping, MappingError, Refused, Sparse
+
+_HOMES = {
+    "checkpoint": ("Checkpoint", "LazyTensor", "open_checkpoint"),
+    "conversion": ("Conversion", "convert"),
+    "errors": ("ConverterError", "InputError", "UsageError"),
+    "families": ("Family", "Finding", "Findings", "register"),
+    "inspection": ("inspect",),
+    "mapping": ("Computed", "Extra", "KeyMapping", "MappingError", "Refused", "Sparse"),
+}
+
+__all__ = ["Checkpoint", "Computed", "Conversion", "ConverterError", "Extra", "Family", "Finding", "Findings", "InputError",
+           "KeyMapping", "LazyTensor", "MappingError", "Refused", "Sparse", "UsageError", "__version__", "convert",
+           "inspect", "open_checkpoint", "register"]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            from importlib import import_module
+
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""`python -m converter` is `pixart`."""
+
+from .cli import main
+
+main()

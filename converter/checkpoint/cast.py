@@ -1,0 +1,24 @@
+"""Rounding float32 to another element type, as torch does: to nearest, ties to even."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .dtypes import DType
+
+
+def round_to(values: Any, dtype: DType) -> bytes:
+    """The little-endian bytes of a float32 array in `dtype`.
+
+    >>> import numpy as np
+    >>> from converter.checkpoint.dtypes import BF16
+    >>> round_to(np.array([1.0], np.float32), BF16).hex()
+    '803f'
+    """
+    import numpy as np
+
+    if dtype.code == "BF16":
+        bits = np.ascontiguousarray(values, "<f4").view("<u4")
+        # Half of the last kept place, less one where that place is even. Only finite values come here.
+        return bytes(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes())
+    return bytes(np.asarray(values).astype(dtype.name).tobytes())

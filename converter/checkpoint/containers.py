@@ -1,0 +1,122 @@
+"""Where in a file the weights lie: wrapper dicts, raw and EMA copies, and the prefixes that trainers put on keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ..errors import InputError, UsageError, printable
+from .file import InputFile
+from .tensor import LazyTensor
+from .torchfile import TorchFile, is_tensor, kind_of
+
+# Wrapper key -> which weights it holds.
+WRAPPERS = {"state_dict": "raw", "model": "raw", "state_dict_ema": "ema", "ema": "ema"}
+# Longest first, because several may apply one after the other: `module._orig_mod.blocks...`.
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "_orig_mod.", "module.", "model.")
+# A view may be shared by many keys; more than this many times the file is an expansion, not sharing.
+EXPANSION_LIMIT = 4
+
+
+@dataclass
+class Candidate:
+    """One state dict of a file: which weights it holds (raw or ema), where it lies, and its tensors, read lazily."""
+
+    weights: str
+    where: str
+    file: InputFile
+    items: Callable[[], list[tuple[Any, Callable[[str], LazyTensor]]]] = field(repr=False)
+
+    @cached_property
+    def keyed(self) -> tuple[str, dict[str, LazyTensor]]:
+        """(prefix, tensors by key without it). Every key and tensor is checked here, and only here."""
+        items = self.items()
+        makers: dict[str, Callable[[str], LazyTensor]] = {}
+        for key, make in items:
+            if not isinstance(key, str) or not key or not key.isprintable():
+                raise self.file.error(self.where, f"a key that is not plain text: {printable(repr(key), 60) if isinstance(key, str) else kind_of(key)}")
+            if key in makers:
+                raise self.file.error(self.where, f"two entries have the key {printable(key)}")
+            makers[key] = make
+        tensors = {key: make(key) for key, make in makers.items()}
+        total = sum(t.nbytes for t in tensors.values())
+        if total > EXPANSION_LIMIT * self.file.size:
+            raise self.file.error(self.where, f"its tensors add up to {total} bytes in a file of {self.file.size}: shared storages are expanded")
+        prefix = common_prefix(self, list(tensors))
+        return prefix, {key[len(prefix) :]: tensor for key, tensor in tensors.items()}
+
+    @property
+    def prefix(self) -> str:
+        return self.keyed[0]
+
+    @property
+    def tensors(self) -> dict[str, LazyTensor]:
+        return self.keyed[1]
+
+
+def common_prefix(candidate: Candidate, keys: list[str]) -> str:
+    """The known prefix, possibly of several parts, that all keys carry; refused where only some do."""
+    prefix = ""
+    while keys:
+        for known in PREFIXES:
+            carrying = [key for key in keys if key.startswith(prefix + known)]
+            if len(carrying) == len(keys):
+                prefix += known
+                break
+            if carrying:
+                other = next(key for key in keys if not key.startswith(prefix + known))
+                raise candidate.file.error(candidate.where, f"{len(carrying)} of {len(keys)} keys carry the prefix {known!r} and "
+                                           f"the others do not ({printable(other)}): mixed prefixes cannot be told apart safely")
+        else:
+            return prefix
+    return prefix
+
+
+def candidates(torch_file: TorchFile) -> tuple[list[Candidate], list[str]]:
+    """(state dicts, other top-level entries in words) of a torch file."""
+    file = torch_file.file
+    pairs = torch_file.pairs(torch_file.root, "the top level")
+    if pairs is None:
+        raise file.error("data.pkl", f"holds {kind_of(torch_file.root)}, not a dict of tensors"
+                         + (" (a whole pickled model? save model.state_dict() instead)" if not is_tensor(torch_file.root) else ""))
+    seen = [key for key, _ in pairs if isinstance(key, str) and key in WRAPPERS]
+    wrapped = [(key, node) for key, node in pairs if key in seen and torch_file.pairs(node, key) is not None]
+    if len(wrapped) != len({key for key, _ in wrapped}):
+        raise file.error("data.pkl", "two entries have the same wrapper key")
+    if not wrapped:
+        if not any(is_tensor(node) for _, node in pairs):
+            raise file.error("data.pkl", _no_weights([printable(key, 40) for key, _ in pairs if isinstance(key, str)]))
+        return [Candidate("raw", "the top level", file, lambda: _lazy(torch_file, pairs))], []
+    found = [Candidate(WRAPPERS[key], key, file, lambda node=node, key=key: _lazy(torch_file, torch_file.pairs(node, key) or []))  # type: ignore[misc]
+             for key, node in wrapped]
+    others = [f"{printable(key, 40)}: {kind_of(node)}" for key, node in pairs if key not in {k for k, _ in wrapped}]
+    return found, others
+
+
+def _lazy(torch_file: TorchFile, pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Callable[[str], LazyTensor]]]:
+    return [(key, lambda name, node=node: torch_file.tensor(name, node)) for key, node in pairs]
+
+
+def _no_weights(keys: list[str]) -> str:
+    if {"optimizer", "param_groups", "optimizer_state_dict"} & set(keys):
+        return "holds an optimizer's state but no weights: take the checkpoint that was saved beside it"
+    if any(key.startswith(("shard", "_flat_param", "flat_param")) for key in keys):
+        return "an FSDP shard: gather a full state dict first (FullStateDictConfig)"
+    return f"holds no state dict; its top-level keys are: {', '.join(keys[:8]) or 'none'}"
+
+
+def choose(found: list[Candidate], weights: str | None) -> Candidate:
+    """The state dict asked for: raw unless the file has only EMA weights or `weights` says 'ema'."""
+    by_kind: dict[str, list[Candidate]] = {}
+    for candidate in found:
+        by_kind.setdefault(candidate.weights, []).append(candidate)
+    wanted = weights or ("raw" if "raw" in by_kind else "ema")
+    chosen = by_kind.get(wanted, [])
+    if not chosen:
+        raise UsageError(f"{printable(found[0].file.path)}: --weights {wanted}, but the file holds only "
+                         + ", ".join(f"{c.weights} weights ({c.where})" for c in found))
+    if len(chosen) > 1:
+        raise InputError.at(chosen[0].file.path, "data.pkl", f"several {wanted} state dicts: {', '.join(c.where for c in chosen)}")
+    return chosen[0]

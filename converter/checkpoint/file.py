@@ -1,0 +1,117 @@
+"""One open descriptor on one regular file, read by position.
+
+`pread` and never `mmap`: a file that shrinks while it is read is then an error in one line,
+not a SIGBUS, and its pages are not counted as this process's memory.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from types import TracebackType
+
+from ..errors import InputError
+
+# What people have under a checkpoint's name that is not one. (offset, magic bytes, what to say)
+_FOREIGN = (
+    (0, b"version https://git-lfs", "a Git-LFS pointer, not the weights: run `git lfs pull` and try again"),
+    (0, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19", "a legacy torch file (before 1.6): re-save it with a current torch: "
+     "torch.save(torch.load(PATH, weights_only=True, map_location='cpu'), NEW)"),
+    (0, b"\x80", "a bare pickle, not a torch archive: re-save it with torch.save"),
+    (0, b"\x89HDF", "an HDF5 file (Keras), not a torch or safetensors checkpoint"),
+    (0, b"GGUF", "a GGUF file, not a torch or safetensors checkpoint"),
+    (0, b"\x93NUMPY", "a NumPy array, not a torch or safetensors checkpoint"),
+    (0, b"\x1f\x8b", "gzip-compressed: decompress it first"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd-compressed: decompress it first"),
+    (0, b"\xfd7zXZ", "xz-compressed: decompress it first"),
+    (0, b"BZh", "bzip2-compressed: decompress it first"),
+    (0, b"7z\xbc\xaf", "a 7-Zip archive: unpack it first"),
+    (0, b"\x89PNG", "a PNG image"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"RIFF", "a RIFF file (WebP, WAV)"),
+    (257, b"ustar", "a tar archive: if torch before 0.4 wrote it, re-save it with a current torch, else unpack it"),
+)
+
+
+class InputFile:
+    """A regular file, opened once; every byte of it that is used comes through `read` or `read_into`."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._fd = -1
+        try:
+            # Asked before opening too: merely opening a device can act on it. O_NONBLOCK: a FIFO must not block.
+            self._check_regular(os.stat(self.path))
+            self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            status = os.fstat(self._fd)
+            self._check_regular(status)
+        except (OSError, ValueError) as error:
+            self.close()
+            raise self.error("file", getattr(error, "strerror", None) or str(error)) from None
+        except InputError:
+            self.close()
+            raise
+        self.size = status.st_size
+
+    def _check_regular(self, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            kind = next((k for test, k in ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"),
+                                           (stat.S_ISSOCK, "a socket")) if test(status.st_mode)), "a device")
+            raise self.error("file", f"not a regular file but {kind}")
+
+    def error(self, where: object, rule: str) -> InputError:
+        return InputError.at(self.path, where, rule)
+
+    def read(self, offset: int, count: int, what: str = "file") -> bytes:
+        """Exactly `count` bytes from `offset`."""
+        if offset < 0 or count < 0 or offset + count > self.size:
+            raise self.error(what, f"bytes {offset} to {offset + count} lie outside the file of {self.size} bytes (truncated?)")
+        data = bytearray(count)
+        self.read_into(memoryview(data), offset, what)
+        return bytes(data)
+
+    def read_into(self, view: memoryview, offset: int, what: str = "file") -> None:
+        """Fill `view` from `offset`; a file that has become shorter is an error."""
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(self._fd, [view[done:]], offset + done)
+            except OSError as error:
+                raise self.error(what, f"offset {offset + done}: {error.strerror}") from None
+            if count == 0:
+                raise self.error(what, f"the file ends at offset {offset + done}, it shrank while it was read")
+            done += count
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> InputFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def container_of(file: InputFile) -> str:
+    """'zip' or 'safetensors', told by the first bytes; anything else is refused under its own name."""
+    head = file.read(0, min(file.size, 512))
+    if not head:
+        raise file.error("file", "empty")
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    # A safetensors file begins with the length of its header, and the header with '{'.
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
+        return "safetensors"
+    for offset, magic, what in _FOREIGN:
+        if head[offset : offset + len(magic)] == magic:
+            raise file.error("offset 0", f"this is {what}")
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<")):
+        raise file.error("offset 0", "this is an HTML or XML page, not the weights (a failed download?)")
+    if text.startswith((b"{", b"[")):
+        raise file.error("offset 0", "this is JSON text, not the weights (a failed download, or a config?)")
+    if not any(head):
+        raise file.error("offset 0", "this begins with zeros (an unfinished download?)")
+    raise file.error("offset 0", f"neither a torch archive nor a safetensors file (it begins with {head[:8].hex(' ')})")

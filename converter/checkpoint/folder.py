@@ -1,0 +1,70 @@
+"""Folders: a diffusers model or pipeline, sharded or not, and the folders that only look like one."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, printable
+from .file import InputFile
+from .safetensors_reader import parse_json
+
+JSON_LIMIT = 25_000_000
+_STEMS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder that holds the weights: of a pipeline, its `transformer/`."""
+    if (folder / ".metadata").exists() or any(folder.glob("__*_*.distcp")):
+        raise InputError.at(folder, "folder", "a torch distributed checkpoint: merge it first with "
+                            "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`")
+    if (folder / "adapter_config.json").exists():
+        raise InputError.at(folder, "folder", "a PEFT adapter (LoRA), not a whole transformer")
+    return folder / "transformer" if (folder / "transformer").is_dir() else folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a model folder, {} where there is none."""
+    if not os.path.lexists(folder / "config.json"):
+        return {}
+    config = _json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise InputError.at(folder / "config.json", "file", "not a JSON object")
+    return config
+
+
+def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """(files, key to file name where an index says so) of a model folder."""
+    for stem in _STEMS:
+        index = folder / f"{stem}.index.json"
+        single = (folder / stem).exists()
+        if index.exists():
+            if single:
+                raise InputError.at(folder, "folder", f"holds both {stem} and an index of shards: one of them is stale")
+            return _shards(index)
+        if single:
+            return [folder / stem], None
+    raise InputError.at(folder, "folder", f"holds no weights: looked for {', '.join(_STEMS)} and their .index.json")
+
+
+def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
+    content = _json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise InputError.at(index, "weight_map", "missing, empty, or not a map from keys to file names")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+            raise InputError.at(index, "weight_map", f"{printable(name)} is not a plain file name: an index may not point outside its folder")
+        if not (index.parent / name).exists():
+            raise InputError.at(index, "weight_map", f"the shard {printable(name)} is missing")
+    return [index.parent / name for name in names], weight_map
+
+
+def _json(path: Path) -> Any:
+    with InputFile(path) as file:
+        if file.size > JSON_LIMIT:
+            raise file.error("file", f"{file.size} bytes of JSON")
+        return parse_json(file, "file", file.read(0, file.size))

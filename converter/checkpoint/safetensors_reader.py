@@ -1,0 +1,81 @@
+"""The strict safetensors reader: the header says where every byte belongs, or the file is refused.
+
+Format: huggingface/safetensors README ("Format"): u64 header length, JSON, data; offsets without holes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from ..errors import printable
+from .dtypes import BY_CODE
+from .file import InputFile
+from .tensor import LazyTensor, Storage, checked, row_major
+
+HEADER_LIMIT = 25_000_000
+
+
+def read_header(file: InputFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    """(tensors by key, in the order of the header; metadata) of a safetensors file."""
+    length = int.from_bytes(file.read(0, 8, "header length"), "little")
+    if length > HEADER_LIMIT or 8 + length > file.size:
+        raise file.error("header length", f"{length} bytes in a file of {file.size} (truncated, or not a safetensors file)")
+    header = parse_json(file, "header", file.read(8, length, "header"))
+    if not isinstance(header, dict):
+        raise file.error("header", "not a JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise file.error("__metadata__", "not a map from text to text")
+    base = 8 + length
+    ranges, tensors = [], {}
+    for key, entry in header.items():
+        start, stop, tensor = _entry(file, key, entry, base)
+        tensors[key] = tensor
+        ranges.append((start, stop, key))
+    position = 0
+    for start, stop, key in sorted(ranges):
+        if start != position:
+            raise file.error(key, f"its data starts at {start}, where {position} was expected (a hole or an overlap)")
+        position = stop
+    if base + position != file.size:
+        raise file.error("data", f"{file.size - base} bytes, where the header describes {position} (truncated or extended)")
+    return tensors, metadata
+
+
+def _entry(file: InputFile, key: str, entry: Any, base: int) -> tuple[int, int, LazyTensor]:
+    try:
+        code, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        whole = all(type(n) is int and 0 <= n < 1 << 62 for n in (start, stop, *shape))
+    except (TypeError, KeyError, ValueError):
+        raise file.error(key, "not an entry of dtype, shape and data_offsets") from None
+    if len(entry) != 3 or not whole or not isinstance(shape, list) or len(shape) > 8:
+        raise file.error(key, "not an entry of dtype, shape and data_offsets")
+    dtype = BY_CODE.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise file.error(key, f"dtype {printable(code, 40)} is not accepted")
+    storage = Storage(file, key, stop - start, start=base + start)
+    tensor = LazyTensor(key, dtype, tuple(shape), storage, row_major(tuple(shape)))
+    if start > stop or tensor.nbytes != stop - start:
+        raise file.error(key, f"{stop - start} bytes, where {dtype} {list(tensor.shape)} takes {tensor.nbytes}")
+    return start, stop, checked(tensor)
+
+
+def parse_json(file: InputFile, what: str, data: bytes) -> Any:
+    """Strict JSON: no duplicate keys, no NaN, no runaway nesting."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            raise ValueError("a duplicate key")
+        return made
+
+    def constant(text: str) -> NoReturn:
+        raise ValueError(f"{text} is not JSON")
+
+    try:
+        return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant)
+    except RecursionError:
+        raise file.error(what, "nested too deeply") from None
+    except ValueError as error:
+        raise file.error(what, f"not valid JSON: {printable(error, 120)}") from None

@@ -1,0 +1,171 @@
+"""Lazy tensors: what a checkpoint says of its tensors, as extents of bytes that are read when asked for."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from .dtypes import DType
+from .file import InputFile
+
+if TYPE_CHECKING:
+    from .archive import Archive
+
+CHUNK = 1 << 20
+
+
+class Storage:
+    """A run of bytes in a file: a member of a torch archive (with its CRC), or a tensor's data in a safetensors file."""
+
+    def __init__(self, file: InputFile, name: str, size: int, *, archive: Archive | None = None, start: int = 0) -> None:
+        self.file, self.name, self.size = file, name, size
+        self._archive, self._start = archive, start
+
+    @cached_property
+    def start(self) -> int:
+        """Offset in the file; for a member of an archive, only once its headers were found to agree."""
+        return self._archive.locate(self.name) if self._archive else self._start
+
+    @property
+    def crc(self) -> int | None:
+        return self._archive.members[self.name].crc if self._archive else None
+
+    def chunks(self, buffer: bytearray | None = None) -> Iterator[tuple[int, memoryview]]:
+        """(offset, bytes) from beginning to end, each byte read once; at the end the CRC-32 is verified.
+
+        The views share one buffer, so each is valid until the next is taken. A consumer that stops early
+        has no proof of what it read.
+        """
+        view = memoryview(buffer if buffer is not None else bytearray(min(CHUNK, self.size)))
+        crc = 0
+        for offset in range(0, self.size, len(view) or 1):
+            part = view[: min(len(view), self.size - offset)]
+            self.file.read_into(part, self.start + offset, self.name)
+            if self._archive:
+                crc = zlib.crc32(part, crc)
+            yield offset, part
+        if self._archive and crc != self.crc:
+            raise self.file.error(self.name, "CRC-32 mismatch: the file is damaged")
+
+
+@dataclass(frozen=True, slots=True)
+class LazyTensor:
+    """A tensor of a checkpoint: dtype, shape and where its bytes lie. Strides and offset count elements.
+
+    `read()` gives its elements in row-major order as bytes, `numpy()` and `torch()` as arrays;
+    each reads the whole storage once and verifies its CRC where it has one.
+    """
+
+    key: str
+    dtype: DType
+    shape: tuple[int, ...]
+    storage: Storage = field(repr=False)
+    strides: tuple[int, ...] = field(repr=False)
+    offset: int = field(repr=False, default=0)
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def contiguous(self) -> bool:
+        """Row-major without gaps, so that the tensor is one run of bytes."""
+        return self.numel == 0 or all(
+            size == 1 or stride == expected for size, stride, expected in zip(self.shape, self.strides, row_major(self.shape), strict=True))
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The bytes of the storage from the first element to the last: (start, stop)."""
+        start = self.offset * self.dtype.itemsize
+        if self.numel == 0:
+            return start, start
+        last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        return start, (last + 1) * self.dtype.itemsize
+
+    def chunks(self) -> Iterator[tuple[int, memoryview]]:
+        """(offset in the tensor, bytes) of a contiguous tensor, in order; a laid-out-anew one comes whole."""
+        if not self.contiguous:
+            yield 0, memoryview(self.read())
+            return
+        start, stop = self.span
+        for offset, part in self.storage.chunks():
+            low, high = max(start, offset), min(stop, offset + len(part))
+            if low < high:
+                yield low - start, part[low - offset : high - offset]
+
+    def read(self) -> bytes:
+        """All elements in row-major order, little-endian."""
+        start, stop = self.span
+        data = bytearray(stop - start)
+        for offset, part in self.storage.chunks():
+            low, high = max(start, offset), min(stop, offset + len(part))
+            if low < high:
+                data[low - start : high - start] = part[low - offset : high - offset]
+        return self.lay_out(data)
+
+    def lay_out(self, span: bytes | bytearray) -> bytes:
+        """The elements in row-major order, out of the bytes of `span`."""
+        if self.contiguous:
+            return bytes(span)
+        import numpy as np
+
+        item = self.dtype.itemsize
+        flat = np.frombuffer(span, dtype=f"<u{item}")
+        view = np.lib.stride_tricks.as_strided(flat, self.shape, [s * item for s in self.strides], writeable=False)
+        return view.tobytes()
+
+    def numpy(self) -> Any:
+        """The tensor as a NumPy array (bfloat16, which NumPy lacks, is widened to float32 exactly)."""
+        import numpy as np
+
+        data = self.read()
+        if self.dtype.code == "BF16":
+            return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").reshape(self.shape)
+        return np.frombuffer(data, dtype=self.dtype.name).reshape(self.shape)
+
+    def torch(self) -> Any:
+        """The tensor as a torch tensor of its own dtype."""
+        import torch
+
+        if not self.numel:
+            return torch.empty(self.shape, dtype=getattr(torch, self.dtype.name))
+        return torch.frombuffer(bytearray(self.read()), dtype=getattr(torch, self.dtype.name)).reshape(self.shape)
+
+
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor, in elements: (2, 3, 4) gives (12, 4, 1)."""
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def checked(tensor: LazyTensor) -> LazyTensor:
+    """The same tensor, once its view is known to lie inside its storage and to expand nothing."""
+
+    def fail(rule: str) -> InputError:
+        return tensor.storage.file.error(tensor.key, rule)
+
+    if len(tensor.shape) != len(tensor.strides) or len(tensor.shape) > 8:
+        raise fail(f"{len(tensor.shape)} sizes and {len(tensor.strides)} strides")
+    if min((*tensor.shape, *tensor.strides, tensor.offset), default=0) < 0 or max(tensor.shape, default=0) >= 1 << 48:
+        raise fail("a negative or absurd size, stride or offset")
+    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.strides, strict=True)):
+        raise fail("a stride of 0 repeats elements (an expanded view): re-save it with .contiguous()")
+    if tensor.numel and tensor.span[1] > tensor.storage.size:
+        raise fail(f"its view ends at byte {tensor.span[1]} of a storage of {tensor.storage.size} bytes")
+    if not tensor.contiguous:
+        reach, axes = 1, sorted((stride, size) for size, stride in zip(tensor.shape, tensor.strides, strict=True) if size > 1)
+        for stride, size in axes:
+            if stride < reach:
+                raise fail("its view overlaps itself: re-save it with .contiguous()")
+            reach = stride * (size - 1) + reach
+        if tensor.span[1] - tensor.span[0] > max(4 * tensor.nbytes, 64 << 20):
+            raise fail("a sparse view of a much larger storage: re-save it with .clone()")
+    return tensor

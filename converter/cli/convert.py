@@ -1,0 +1,68 @@
+"""`convert-pixart`: the conversion, its progress bar, and what is printed of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .options import Command, boolean, json_option
+
+
+@click.command(cls=Command, short_help="Convert an original checkpoint to a diffusers folder.")
+@click.option("--orig_ckpt_path", required=True, metavar="PATH", help="The checkpoint: .pth, .pt, .bin, .safetensors, or a diffusers folder.")
+@click.option("--dump_path", required=True, metavar="DIR", help="The folder to make. It appears whole or not at all.")
+@click.option("--image_size", type=click.IntRange(min=8), metavar="PIXELS", help="Resolution. Read from the file where it can be.")
+@click.option("--version", type=click.Choice(["alpha", "sigma"]), help="Which PixArt. Read from the file where it can be.")
+@boolean("--multi_scale_train", "Whether the model is of the multi-scale class (PixArtMS).")
+@boolean("--micro_condition", "Insist that the model has micro-conditions (size, aspect ratio), or has none.")
+@boolean("--qk_norm", "Insist that the model normalises queries and keys, or does not.")
+@boolean("--kv_compress", "Say that the model compresses keys and values.")
+@click.option("--only_transformer", type=click.BOOL, default=True, metavar="BOOL", help="Only true for now: whole pipelines are not written yet.")
+@click.option("--num_attention_heads", type=click.IntRange(min=1), metavar="N", help="Heads. Default: hidden size / 72 where that is whole.")
+@click.option("--interpolation_scale", type=float, metavar="X", help="Scale of the positions. Read from the file where it can be.")
+@click.option("--weights", type=click.Choice(["raw", "ema"]), help="Which weights, where a file has both. Default: raw.")
+@click.option("--family", metavar="NAME", help="Insist on a model family instead of recognising it.")
+@click.option("--dry_run", is_flag=True, help="Print the plan and the evidence, write nothing.")
+@click.option("--overwrite", is_flag=True, help="Replace a folder that an earlier conversion wrote.")
+@click.option("--allow_nonfinite", is_flag=True, help="Let NaN and infinity through as they are.")
+@json_option
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def convert(orig_ckpt_path: str, dump_path: str, only_transformer: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Convert an original PixArt checkpoint to the diffusers layout.
+
+    What the file can tell is read from it, with the evidence in DIR/conversion.json; a flag that contradicts the file
+    is an error. Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal.
+    """
+    import time
+
+    from ..checkpoint.publish import interruptible
+    from ..conversion import convert as run
+    from ..errors import UsageError
+    from .printing import conversion_lines, print_json
+
+    scale = options["interpolation_scale"]
+    if scale is not None and not 0 < scale < float("inf"):
+        raise UsageError(f"--interpolation_scale {scale}: a positive number is needed")
+    if not only_transformer:
+        raise UsageError("--only_transformer false: whole pipelines are not written yet; convert the transformer and pass it to "
+                         "PixArtAlphaPipeline or PixArtSigmaPipeline.from_pretrained(..., transformer=...)")
+    started = time.monotonic()
+    with interruptible():
+        done = run(orig_ckpt_path, dump_path, progress=None if quiet else _bar, **options)
+    if as_json:
+        print_json({"ok": True, "path": str(done.path), "written": done.written, "record": done.record})
+    elif not quiet:
+        for line in conversion_lines(done, time.monotonic() - started):
+            click.echo(line)
+
+
+def _bar(total: int) -> Any:
+    """A progress bar on a terminal; nothing elsewhere."""
+    import sys
+
+    if not sys.stderr.isatty():
+        return lambda count: None
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="B", unit_scale=True, leave=False, desc="converting").update

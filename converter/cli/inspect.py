@@ -1,0 +1,26 @@
+"""`pixart inspect`: what a file is."""
+
+from __future__ import annotations
+
+import click
+
+from .options import Command, json_option
+
+
+@click.command(cls=Command, short_help="Say what a checkpoint is, from its index alone.")
+@click.argument("path")
+@click.option("--weights", type=click.Choice(["raw", "ema"]), help="Which weights to look at, where a file has both. Default: raw.")
+@json_option
+def inspect(path: str, weights: str | None, as_json: bool) -> None:
+    """Say what the checkpoint at PATH is: container, family, every hyper-parameter with its evidence, what a conversion
+    would drop or keep aside, and what stands against one. Reads the index of the file, not its tensors.
+    """
+    from ..inspection import inspect as run
+    from .printing import inspection_lines, print_json
+
+    made = run(path, weights=weights)
+    if as_json:
+        print_json({"ok": True} | made)
+    else:
+        for line in inspection_lines(made):
+            click.echo(line)

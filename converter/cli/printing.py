@@ -1,0 +1,100 @@
+"""Results as lines: `name: value`, so that a person reads them and a script can cut them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..errors import human_bytes, printable
+from ..mapping import fold
+
+if TYPE_CHECKING:
+    from ..conversion import Conversion
+
+
+def print_json(content: Any) -> None:
+    print(json.dumps(content, ensure_ascii=True))
+
+
+def _source_lines(record: dict[str, Any]) -> Iterator[str]:
+    source = record["source"]
+    yield f"source: {printable(source['name'])}, {human_bytes(source['size'])}, {source['container']}"
+    yield f"weights: {source['weights']} ({source['where']})" + (f", prefix {source['prefix']!r} removed" if source["prefix"] else "")
+
+
+def _model_lines(record: dict[str, Any]) -> Iterator[str]:
+    dtypes = ", ".join(f"{name} x {count}" for name, count in record["dtypes"].items())
+    yield f"model: {record['family'] or 'unknown family'}, {record['layout'] or 'unknown'} layout, {record['parameters'] / 1e6:.4g} M parameters, {dtypes}"
+
+
+def _evidence_lines(record: dict[str, Any]) -> Iterator[str]:
+    width = max(map(len, record["hyper_parameters"]), default=0)
+    for name, finding in record["hyper_parameters"].items():
+        value = "?" if finding["value"] is None else finding["value"]
+        yield f"  {name:<{width}}  {value!s:<8} {finding['source']:<8} {printable(finding['evidence'], 300)}"
+
+
+def inspection_lines(made: dict[str, Any]) -> Iterator[str]:
+    """The report of `pixart inspect`."""
+    yield from _source_lines(made)
+    for candidate in made["candidates"]:
+        if not candidate["selected"]:
+            yield f"also there: {candidate['weights']} weights ({candidate['where']})"
+    if made["other_entries"]:
+        yield f"other entries: {'; '.join(made['other_entries'])}"
+    yield from _model_lines(made)
+    if made["hyper_parameters"]:
+        yield "hyper-parameters:"
+        yield from _evidence_lines(made)
+    for title in ("features", "dropped", "sidecar"):
+        if made[title]:
+            yield f"{title}: {', '.join(map(printable, made[title]))}"
+    for item in made["foreign_objects"]:
+        yield f"foreign object: {item['name']}" + (" (DANGEROUS: it can run code in other readers)" if item["dangerous"] else "")
+    yield from (f"note: {note}" for note in made["notes"])
+    yield from (f"problem: {problem}" for problem in made["problems"])
+    yield "convertible: " + ("no" if made["problems"] else _missing(made) or "yes")
+
+
+def _missing(made: dict[str, Any]) -> str:
+    """The flags that a conversion would ask for."""
+    needed = [f"--{name}" for name in ("num_attention_heads", "image_size", "interpolation_scale")
+              if made["hyper_parameters"].get(name, {}).get("source") == "unknown"]
+    return f"with {', '.join(needed)}" if needed else ""
+
+
+def conversion_lines(done: Conversion, seconds: float) -> Iterator[str]:
+    """What `convert-pixart` prints."""
+    record = done.record
+    yield from _source_lines(record)
+    yield from _model_lines(record)
+    if done.written:
+        for name, finding in record["hyper_parameters"].items():
+            if finding["source"] == "assumed":
+                yield f"assumed: {name} = {finding['value']} ({finding['evidence']})"
+    else:
+        yield "hyper-parameters:"
+        yield from _evidence_lines(record)
+        yield "plan:"
+        yield from _plan_lines(record["plan"])
+    yield from (f"note: {note}" for note in done.notes)
+    if not done.written:
+        yield f"dry run: nothing was written to {printable(done.path)}"
+        return
+    for name, file in record["written"].items():
+        yield f"wrote: {printable(done.path / name)} ({human_bytes(file['size'])})"
+    yield f"done: {record['tensors']} tensors in {seconds:.1f} s, read back and verified"
+
+
+def _plan_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The rows of the plan; what is done alike in every block is one line."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        alike = (row["operation"], str(row["shape"]), re.sub(r"\.\d+\.", ".{}.", row["source"], count=1))
+        groups.setdefault(alike, []).append(row)
+    for (operation, shape, _), members in groups.items():
+        parts = zip(*(row.get("targets", [row["sidecar"]] if "sidecar" in row else []) for row in members), strict=True)
+        to = ", ".join(name for part in parts for name in fold(part))
+        yield f"  {', '.join(fold(row['source'] for row in members))} {shape} -> {operation}" + (f": {to}" if to else "")

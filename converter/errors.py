@@ -1,0 +1,54 @@
+"""The errors that a user can cause, and how untrusted text is made safe to print.
+
+Every error ends in one line and an exit code (0 done, 2 usage, 3 input rejected, 5 internal);
+the command line prints `str(error)` and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class ConverterError(Exception):
+    """Base of everything this package raises on purpose."""
+
+    exit_code = 5
+
+
+class UsageError(ConverterError):
+    """The call is wrong: a flag, a target, or a flag that contradicts the file."""
+
+    exit_code = 2
+
+
+class InputError(ConverterError):
+    """The input is malformed, unsafe, or not something that can be converted."""
+
+    exit_code = 3
+
+    @classmethod
+    def at(cls, path: str | os.PathLike[str], where: object, rule: str) -> InputError:
+        """An error that names the file, the member or offset in it, and the rule it breaks."""
+        return cls(f"{printable(path)}: {printable(where)}: {rule}")
+
+
+def printable(text: object, limit: int = 200) -> str:
+    """Text from a file or a user, safe for a terminal and a log: one line, no control characters.
+
+    >>> printable("a\\x1b[31mb\\n")
+    'a\\\\x1b[31mb\\\\n'
+    """
+    # Cut before escaping: a hostile name may be megabytes long.
+    raw = os.fspath(text) if isinstance(text, os.PathLike) else str(text)
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in raw[:limit])
+    return shown if len(raw) <= limit else f"{shown}... ({len(raw)} characters)"
+
+
+def human_bytes(count: int) -> str:
+    """A size as people quote it, in decimal units: 2445000000 is '2.45 GB'."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"

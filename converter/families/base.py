@@ -1,0 +1,87 @@
+"""What a model family brings: a table, and a function that says what a file is, with the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..errors import UsageError
+from ..mapping import KeyMapping, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One hyper-parameter: its value, where it is from ('file', 'given' or 'assumed'; 'unknown'), and the evidence."""
+
+    value: Any
+    source: str
+    evidence: str
+
+
+class Findings(dict[str, Finding]):
+    """Hyper-parameters by name. `given` are the user's words; they may not contradict what the file shows."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.given = {name: value for name, value in given.items() if value is not None}
+        self.notes: list[str] = []
+
+    def file(self, name: str, value: Any, evidence: str) -> Any:
+        """A value that the file shows (None: it should, and does not). Raises `UsageError` where the user said otherwise."""
+        if value is None:
+            return self.settle(name, None, evidence)
+        said = self.given.get(name)
+        if said is not None and said != value:
+            raise UsageError(f"--{name} {said} contradicts the file, which says {value}: {evidence}")
+        self[name] = Finding(value, "file", evidence)
+        return value
+
+    def settle(self, name: str, default: Any = None, why: str = "") -> Any:
+        """A value that the file cannot show: the user's word, else the default with its reason, else unknown."""
+        if name in self.given:
+            self[name] = Finding(self.given[name], "given", f"--{name}")
+        else:
+            self[name] = Finding(default, "unknown" if default is None else "assumed", why)
+        return self[name].value
+
+    def value(self, name: str) -> Any:
+        """The value, or `UsageError` naming the flag where it is unknown."""
+        finding = self[name]
+        if finding.source == "unknown":
+            raise UsageError(f"--{name} is needed: {finding.evidence}")
+        return finding.value
+
+
+class State(Protocol):
+    """What a family may see of a checkpoint beside the plan: the `config.json` of a folder, and single elements of a
+    tensor as floats, by their row-major position, with the rounding of their dtype."""
+
+    config: dict[str, Any]
+
+    def elements(self, key: str, *positions: int) -> tuple[tuple[float, ...], float]: ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Attributes:
+        name: short and lower-case; `title`: as people say it.
+        keys: the table from the original layout to diffusers'.
+        describe: (plan, state, findings) -> None; fills the findings. `plan.dims` holds what the shape patterns say.
+        config: findings -> `config.json` of the model class; raises `UsageError` where something is unknown.
+        flags: the hyper-parameters that a user may state.
+        subfolder: where in the dump the model lies.
+        unreproduced: (findings, largest difference) -> what a stored buffer is that recomputing does not give bit for
+            bit, in words; beginning with "refused: " where the original net would use it and the target cannot.
+    """
+
+    name: str
+    title: str
+    keys: KeyMapping
+    describe: Callable[[Plan, State, Findings], None]
+    config: Callable[[Findings], dict[str, Any]]
+    flags: tuple[str, ...] = ()
+    subfolder: str = "transformer"
+    unreproduced: Callable[[Findings, float], str] = lambda found, difference: f"is not what is recomputed (by up to {difference:.2g})"

@@ -1,0 +1,107 @@
+"""PixArt-alpha (arXiv 2310.00426) and PixArt-sigma (arXiv 2403.04692): original training code to diffusers.
+
+Symbols in the shape patterns: D hidden size, C latent channels, p patch size, K caption channels, L caption tokens,
+N positions, R rows of the output layer (patch^2 times output channels).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..mapping import Computed, Extra, KeyMapping, Refused
+from .base import Family, Findings
+from .pixart_evidence import FLAGS, KV_COMPRESS, MICRO, POSITIONS, QK_NORM, REL_POS, describe
+from .sincos import SinCosTable
+
+B, T = "blocks.{}.", "transformer_blocks.{}."
+EMB = "adaln_single.emb."
+
+
+def positions(findings: Findings) -> SinCosTable:
+    """The table that diffusers will compute from the config."""
+    side = findings.value("sample_size") // findings.value("patch_size")
+    return SinCosTable(findings.value("hidden_size"), side, findings.value("interpolation_scale"))
+
+
+_NO_QK_NORM = Refused(QK_NORM, "this model normalises queries and keys, which stock diffusers' PixArt class cannot hold")
+_NO_KV = Refused(KV_COMPRESS, "this model compresses keys and values, which stock diffusers' PixArt class cannot hold")
+_NO_REL_POS = Refused(REL_POS, "this model has relative positions, which stock diffusers' PixArt class cannot hold")
+
+KEYS = KeyMapping({
+    "x_embedder.proj [D C p p]":        "pos_embed.proj",
+    "y_embedder.y_proj.fc1 [D K]":      "caption_projection.linear_1",
+    "y_embedder.y_proj.fc2 [D D]":      "caption_projection.linear_2",
+    "t_embedder.mlp.0 [D 256]":         EMB + "timestep_embedder.linear_1",
+    "t_embedder.mlp.2 [D D]":           EMB + "timestep_embedder.linear_2",
+    "t_block.1 [6D D]":                 "adaln_single.linear",
+    B + "scale_shift_table [6 D]":      T + "scale_shift_table",
+    B + "attn.qkv [3D D]":              (T + "attn1.to_q", T + "attn1.to_k", T + "attn1.to_v"),
+    B + "attn.proj [D D]":              T + "attn1.to_out.0",
+    B + "cross_attn.q_linear [D D]":    T + "attn2.to_q",
+    B + "cross_attn.kv_linear [2D D]":  (T + "attn2.to_k", T + "attn2.to_v"),
+    B + "cross_attn.proj [D D]":        T + "attn2.to_out.0",
+    B + "mlp.fc1 [4D D]":               T + "ff.net.0.proj",
+    B + "mlp.fc2 [D 4D]":               T + "ff.net.2",
+    "final_layer.linear [R D]":         "proj_out",
+    "final_layer.scale_shift_table [2 D]": "scale_shift_table",
+    POSITIONS + " [1 N D]":             Computed(positions),
+    "y_embedder.y_embedding [L K]":     Extra(stray="caption_projection.y_embedding"),
+    B + "attn.q_norm":                  _NO_QK_NORM,
+    B + "attn.k_norm":                  _NO_QK_NORM,
+    B + "attn.sr":                      _NO_KV,
+    B + "attn.norm":                    _NO_KV,
+    B + "attn.rel_pos_h":               _NO_REL_POS,
+    B + "attn.rel_pos_w":               _NO_REL_POS,
+}, optional={MICRO: {
+    "csize_embedder.mlp.0 [D/3 256]":   EMB + "resolution_embedder.linear_1",
+    "csize_embedder.mlp.2 [D/3 D/3]":   EMB + "resolution_embedder.linear_2",
+    "ar_embedder.mlp.0 [D/3 256]":      EMB + "aspect_ratio_embedder.linear_1",
+    "ar_embedder.mlp.2 [D/3 D/3]":      EMB + "aspect_ratio_embedder.linear_2",
+}})  # fmt: skip
+
+ROUNDING = 1e-5  # above the last bits of float32 sines, far below any other table
+
+
+def config(found: Findings) -> dict[str, Any]:
+    """`config.json` for `PixArtTransformer2DModel`: every field that diffusers would otherwise guess is written."""
+    hidden, heads, scale = (found.value(name) for name in ("hidden_size", "num_attention_heads", "interpolation_scale"))
+    return {
+        "_class_name": "PixArtTransformer2DModel",
+        "_diffusers_version": "0.42.1",
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": hidden // heads,
+        "attention_type": "default",
+        "caption_channels": found.value("caption_channels"),
+        "cross_attention_dim": hidden,
+        "dropout": 0.0,
+        "in_channels": found.value("in_channels"),
+        "interpolation_scale": int(scale) if scale == int(scale) else scale,
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-06,
+        "norm_num_groups": 32,
+        "norm_type": "ada_norm_single",
+        "num_attention_heads": heads,
+        "num_embeds_ada_norm": 1000,
+        "num_layers": found.value("depth"),
+        "out_channels": found.value("out_channels"),
+        "patch_size": found.value("patch_size"),
+        "sample_size": found.value("sample_size"),
+        "upcast_attention": False,
+        "use_additional_conditions": found.value(MICRO),
+    }
+
+
+def unreproduced(found: Findings, difference: float) -> str:
+    """What a `pos_embed` is that the recomputed table does not equal. The fixed-size class uses it, the multi-scale class does not."""
+    if difference < ROUNDING:
+        return f"is the sin-cos table up to rounding (by up to {difference:.2g})"
+    if found["sample_size"].source != "file":
+        return "is not the table of the size and scale that were given"
+    if found["multi_scale_train"].value:
+        return "is no sin-cos table, and the multi-scale class never uses it"
+    return ("refused: is no sin-cos table of the original's kind, and the fixed-size class uses it, where diffusers computes its own: the converted model "
+            "would be another one (a multi-scale model never uses it: --multi_scale_train true)")
+
+
+PIXART = Family("pixart", "PixArt", KEYS, describe, config, FLAGS, unreproduced=unreproduced)

@@ -1,0 +1,147 @@
+"""What a PixArt file shows of its hyper-parameters, what only its user can say, and what is convention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import isqrt
+from typing import Any
+
+from ..errors import UsageError
+from ..mapping import Plan
+from .base import Findings, State
+from .sincos import scale_of
+
+POSITIONS = "pos_embed"
+MICRO, QK_NORM, KV_COMPRESS, REL_POS = "micro_condition", "qk_norm", "kv_compress", "use_rel_pos"
+FLAGS = ("image_size", "version", "multi_scale_train", MICRO, QK_NORM, KV_COMPRESS, "num_attention_heads", "interpolation_scale")
+
+VAE_FACTOR = 8  # pixels per latent position
+TOKENS = {120: "alpha", 300: "sigma"}  # caption length -> which PixArt
+# (version, pixels) -> positional scale of the released models. alpha at 256: sources disagree, its training configs say 1.
+RELEASED = {("alpha", 256): 1.0, ("alpha", 512): 1.0, ("alpha", 1024): 2.0,
+            ("sigma", 256): 0.5, ("sigma", 512): 1.0, ("sigma", 1024): 2.0, ("sigma", 2048): 4.0}  # fmt: skip
+HEAD_SIZE = 72  # 1152 / 16, in every released model
+# OneTrainer writes the table of this latent side and scale into every PixArt file, whatever the model is.
+PLACEHOLDER = (128, 1.0)
+
+
+def describe(plan: Plan, state: State, found: Findings) -> None:
+    """Fill `found`: first what names, shapes and the positional table show, then the user's word, then convention."""
+    dims, evidence = plan.dims, plan.evidence
+    for name, symbol in (("hidden_size", "D"), ("patch_size", "p"), ("in_channels", "C"), ("caption_channels", "K")):
+        found.file(name, dims.get(symbol), evidence.get(symbol, "no tensor shows it"))
+    found.file("depth", plan.blocks, f"blocks 0 to {plan.blocks - 1}")
+    if {"R", "p", "C"} <= dims.keys():
+        channels = dims["R"] // dims["p"] ** 2
+        found.file("out_channels", channels, f"{evidence['R']}: {dims['R']} rows / patch {dims['p']} squared")
+        found.file("pred_sigma", channels == 2 * dims["C"], f"{channels} output channels for {dims['C']} latent channels")
+    there = "" if MICRO in plan.groups else "not "
+    found.file(MICRO, MICRO in plan.groups, f"the embedders of size and aspect ratio are {there}there")
+    found.file(QK_NORM, QK_NORM in plan.features, ", ".join(plan.features.get(QK_NORM, ["no query or key norms"])))
+    if KV_COMPRESS in plan.features:
+        found.file(KV_COMPRESS, True, ", ".join(plan.features[KV_COMPRESS]))
+    elif found.settle(KV_COMPRESS, False, "no convolutions; sampling 'uniform' or 'ave' would leave no trace in a file"):
+        raise UsageError("--kv_compress: stock diffusers' PixArt class cannot hold KV compression, so nothing is converted")
+    _version(plan, found)
+    _heads(found, state.config)
+    _resolution(found, state.config, _read_table(plan, state, found))
+
+
+def _version(plan: Plan, found: Findings) -> None:
+    tokens = plan.dims.get("L")
+    if tokens:
+        found.file("caption_tokens", tokens, plan.evidence["L"])
+    if tokens in TOKENS:
+        found.file("version", TOKENS[tokens], f"{tokens} caption tokens")
+    elif found[MICRO].value:
+        found.file("version", "alpha", "micro-conditions, which sigma does not have")
+    else:
+        found.settle("version", None, f"{tokens or 'no'} caption tokens tell neither alpha (120) nor sigma (300)")
+    version = found["version"].value
+    if found[MICRO].value:
+        found.file("multi_scale_train", True, "micro-conditions exist in the multi-scale class only")
+    else:
+        found.settle("multi_scale_train", {"alpha": False, "sigma": True}.get(version),
+                     f"as in the released {version} models without micro-conditions" if version else "the file does not show its class")
+
+
+def _heads(found: Findings, config: dict[str, Any]) -> None:
+    name, hidden = "num_attention_heads", found["hidden_size"].value or 0
+    if name in config:
+        heads = found.file(name, config[name], "config.json")
+    elif hidden and hidden % HEAD_SIZE == 0:
+        heads = found.settle(name, hidden // HEAD_SIZE, f"hidden {hidden} / {HEAD_SIZE}, as in the released models")
+    else:
+        heads = found.settle(name, None, f"a file does not show it, and hidden {hidden} / {HEAD_SIZE} is not whole")
+    if heads is not None and hidden and (type(heads) is not int or heads < 1 or hidden % heads):
+        raise UsageError(f"--{name} {heads}: the hidden size {hidden} does not divide by it")
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The stored positional table: latent side, scale (None where it is no sin-cos table), and both in words."""
+
+    side: int
+    scale: float | None
+    seen: str
+
+    @property
+    def placeholder(self) -> bool:
+        return (self.side, self.scale) == PLACEHOLDER
+
+
+def _read_table(plan: Plan, state: State, found: Findings) -> _Table | None:
+    """What the file's `pos_embed` says; its side follows from its length, its scale from two of its elements."""
+    count, patch, hidden = plan.dims.get("N", 0), plan.dims.get("p", 1), plan.dims.get("D", 0)
+    side = isqrt(count)
+    if POSITIONS not in plan.computed or not side or side**2 != count:
+        if count:
+            found.notes.append(f"{POSITIONS} has {count} positions, which is not a square: it tells no resolution")
+        return None
+    scale, seen = None, f"{POSITIONS} [1, {count}, {hidden}] has {side} x {side} positions"
+    if side > 1 and hidden % 4 == 0:
+        (sine, cosine), rounding = state.elements(POSITIONS, hidden, hidden + hidden // 4)
+        scale = scale_of(sine, cosine, rounding)
+        seen += f", token 1 at ({sine:.6g}, {cosine:.6g})" if scale else ", and is no sin-cos table"
+    return _Table(side * patch, scale, seen)
+
+
+def _resolution(found: Findings, config: dict[str, Any], table: _Table | None) -> None:
+    """`image_size` (pixels), `sample_size` (latent side) and `interpolation_scale`."""
+    doubt = ""
+    if table and table.placeholder:
+        doubt = (f"{table.seen}: scale {table.scale:g} at side {table.side}, but every released {table.side * VAE_FACTOR} px model has "
+                 f"{RELEASED['sigma', table.side * VAE_FACTOR]:g}, and OneTrainer writes this table into every file; say what the model was trained with "
+                 f"(--image_size, --interpolation_scale)")
+        found.notes.append(doubt)
+    if table and not doubt:
+        found.file("image_size", table.side * VAE_FACTOR, table.seen)
+    elif "sample_size" in config:
+        found.file("image_size", config["sample_size"] * VAE_FACTOR, "config.json: sample_size")
+    elif table and "interpolation_scale" in found.given:
+        found.settle("image_size", table.side * VAE_FACTOR, table.seen)
+    else:
+        found.settle("image_size", None, doubt or f"there is no usable {POSITIONS}, and nothing else in a file shows the resolution")
+    pixels = found["image_size"].value
+    found["sample_size"] = replace(found["image_size"], value=pixels and pixels // VAE_FACTOR)
+    _scale(found, config, pixels, None if doubt or not table else table)
+
+
+def _scale(found: Findings, config: dict[str, Any], pixels: int | None, table: _Table | None) -> None:
+    name, version = "interpolation_scale", found["version"].value
+    if table and table.scale:
+        found.file(name, table.scale, table.seen)
+        usual = {scale for (_, size), scale in RELEASED.items() if size == pixels}
+        if usual and table.scale not in usual:
+            found.notes.append(f"{table.seen}: scale {table.scale:g}, where the released {pixels} px models have "
+                               f"{' or '.join(f'{s:g}' for s in sorted(usual))}; the file decides")
+    elif config.get(name) is not None:
+        found.file(name, config[name], "config.json")
+    elif "sample_size" in config:
+        found.settle(name, max(config["sample_size"] // 64, 1), "what diffusers takes where config.json does not say")
+    elif (version, pixels) in RELEASED:
+        found.settle(name, RELEASED[version, pixels], f"as in the released {version} {pixels} px models")
+        if (version, pixels) == ("alpha", 256) and found[name].source == "assumed":
+            found.notes.append("alpha 256 px without a positional table: scale 1 is assumed, as in its training configs (another source says 0.5)")
+    else:
+        found.settle(name, None, f"no positional table shows it, and there is no released {version or '(version unknown)'} model at {pixels} px")

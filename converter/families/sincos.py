@@ -1,0 +1,64 @@
+"""The fixed 2-D sin-cos positional table, and how much of it can be read back off a few of its elements.
+
+arXiv 2310.00426 and 2403.04692 (positions scaled by the resolution); layout measured on the original nets:
+a token at row h and column w holds [sin(w), cos(w), sin(h), cos(h)], a quarter of the hidden size each.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class SinCosTable:
+    """The table of a square grid: `side` x `side` tokens of `hidden` channels, positions divided by `scale`."""
+
+    hidden: int
+    side: int
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (1, self.side**2, self.hidden)
+
+    def axis(self) -> Any:
+        """(side, hidden / 2) float32: [sin, cos] of the positions on one axis."""
+        import numpy as np
+
+        # float64 inside and float32 at the end, as the original computes it: its bits are the specification.
+        positions = np.arange(self.side, dtype=np.float64) / self.scale
+        frequencies = 1.0 / 10000 ** (np.arange(self.hidden // 4, dtype=np.float64) / (self.hidden / 4.0))
+        angles = np.outer(positions, frequencies)
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+    def rows(self, start: int, stop: int, axis: Any) -> Any:
+        """Tokens `start` to `stop` as (stop - start, hidden) float32, from `axis()`: the table is never whole in memory."""
+        import numpy as np
+
+        tokens = np.arange(start, stop)
+        return np.concatenate([axis[tokens % self.side], axis[tokens // self.side]], axis=1)
+
+
+def scale_of(sine: float, cosine: float, tolerance: float) -> float | None:
+    """The scale of a table whose token 1 has these values at frequency 1: its angle is 1 / scale.
+
+    Args:
+        sine, cosine: `pos_embed[0, 1, 0]` and `pos_embed[0, 1, hidden / 4]`.
+        tolerance: the rounding of the stored elements.
+
+    Returns: the scale with the fewest decimals that explains both, None where none does (no sin-cos table).
+
+    >>> import math
+    >>> scale_of(math.sin(0.5), math.cos(0.5), 1e-7)
+    2.0
+    """
+    angle = math.atan2(sine, cosine)
+    if angle <= 0 or not math.isfinite(angle):
+        return None
+    for digits in range(7):
+        scale = round(1 / angle, digits)
+        if scale > 0 and max(abs(math.sin(1 / scale) - sine), abs(math.cos(1 / scale) - cosine)) <= tolerance:
+            return scale
+    return None

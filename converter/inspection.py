@@ -1,0 +1,66 @@
+"""`inspect`: what a file is, from its index alone, as a report that a person and a script can read."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import open_checkpoint
+from .mapping import fold
+from .survey import Survey, survey
+
+REPORT_VERSION = 1
+
+
+def inspect(path: str | os.PathLike[str], *, weights: str | None = None, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a checkpoint is, as a JSON-ready dict. Reads its index, not its tensors.
+
+    Raises: `InputError` for a malformed or unsafe file; a file that is sound but cannot be converted is described,
+    with the reasons under `problems`.
+
+    Example:
+        >>> inspect("fixtures/golden/alpha-ms.pth")["hyper_parameters"]["hidden_size"]["value"]
+        48
+    """
+    with open_checkpoint(path, weights) as checkpoint:
+        looked = survey(checkpoint, given)
+        made = report(looked)
+        plan = looked.plan
+        made["features"] = sorted(plan.features)
+        made["dropped"] = sorted(plan.computed)
+        made["sidecar"] = sorted(plan.extras)
+        made["notes"] = list(looked.found.notes)
+        made["problems"] = ([looked.problem] if looked.problem else []) + plan.problems
+        return made
+
+
+def report(looked: Survey) -> dict[str, Any]:
+    """What `inspect` and the record of a conversion have in common."""
+    checkpoint = looked.checkpoint
+    chosen, family = checkpoint.selected, looked.family
+    moved = [checkpoint[key] for move in looked.plan.moves for key in move.sources] or list(checkpoint.values())
+    return {
+        "version": REPORT_VERSION,
+        "source": {
+            "name": Path(os.path.abspath(checkpoint.path)).name,
+            "size": checkpoint.size,
+            "container": checkpoint.container,
+            "weights": chosen.weights,
+            "where": chosen.where,
+            "prefix": chosen.prefix,
+        },
+        "candidates": [{"weights": c.weights, "where": c.where, "selected": c is chosen} for c in checkpoint.candidates],
+        "other_entries": checkpoint.others,
+        "foreign_objects": [{"name": name, "dangerous": danger} for name, danger in checkpoint.foreign],
+        "family": family.name if family else None,
+        "layout": ("diffusers" if looked.diffusers else "original") if family else None,
+        "hyper_parameters": {name: {"value": f.value, "source": f.source, "evidence": f.evidence} for name, f in looked.found.items()},
+        "parameters": sum(tensor.numel for tensor in moved),
+        "tensors": len(checkpoint),
+        "bytes": sum(tensor.nbytes for tensor in checkpoint.values()),
+        "dtypes": dict(sorted(Counter(tensor.dtype.name for tensor in checkpoint.values()).items())),
+        "keys": fold(checkpoint)[:60] if not family else [],
+    }

@@ -1,0 +1,64 @@
+"""Many keys in few words: `blocks.{0..27}.attn.qkv.weight`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from ..errors import InputError, printable
+
+SHOWN = 12
+
+
+def ranges(indices: Iterable[int]) -> str:
+    """Whole numbers as runs.
+
+    >>> ranges([5, 0, 1, 2])
+    '0..2,5'
+    """
+    runs: list[list[int]] = []
+    for index in sorted(set(indices)):
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ",".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)
+
+
+def holes(indices: Iterable[int], stop: int) -> str:
+    """The runs of 0..stop-1 that are not in `indices`, without ever listing them (an index can be 10**18)."""
+    position, gaps = 0, []
+    for index in [*sorted(set(indices)), stop]:
+        if index > position:
+            gaps.append(str(position) if index == position + 1 else f"{position}..{index - 1}")
+        position = index + 1
+    return ",".join(gaps)
+
+
+def folded(keys: Iterable[str]) -> dict[str, list[str]]:
+    """Keys that differ in their first number only, under one pattern each: pattern -> its keys.
+
+    >>> list(folded(["blocks.0.a", "blocks.1.a", "b"]))
+    ['blocks.{0..1}.a', 'b']
+    """
+    groups: dict[tuple[str, str], dict[str, int]] = {}
+    for key in keys:
+        match = re.fullmatch(r"(.*?\.)(\d{1,18})(\..*)", key, re.ASCII)
+        head, index, tail = (match[1], int(match[2]), match[3]) if match else (key, -1, "")
+        groups.setdefault((head, tail), {})[key] = index
+    return {printable(head + (f"{{{ranges(found.values())}}}" if len(found) > 1 else str(*found.values()) if tail else "") + tail, 160):
+            list(found) for (head, tail), found in groups.items()}
+
+
+def fold(keys: Iterable[str]) -> list[str]:
+    """The patterns of `folded` alone."""
+    return list(folded(keys))
+
+
+class MappingError(InputError):
+    """A state dict that a table does not fit; `problems` lists everything that is wrong, folded."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        super().__init__("; ".join(problems[:SHOWN] + more))

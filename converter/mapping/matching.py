@@ -1,0 +1,76 @@
+"""Keys against rows: which row each key belongs to, and every way in which they do not fit together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from .fold import fold, folded, holes
+from .rows import Refused, Row, spell
+
+
+class Matching:
+    """The keys of a state dict, each under the one row that matches it.
+
+    `found`: (row, block index) -> the suffixes seen; `unknown`: keys that no row matches; `groups`: optional groups
+    that at least one key belongs to; `blocks`: one more than the highest block index.
+    """
+
+    def __init__(self, rows: list[Row], keys: Iterable[str]) -> None:
+        self.rows = rows
+        self.found: dict[int, dict[int | None, set[str]]] = {}
+        self.unknown: list[str] = []
+        for key in keys:
+            for position, row in enumerate(rows):
+                hit = row.match(key)
+                if hit:
+                    self.found.setdefault(position, {}).setdefault(hit[0], set()).add(hit[1])
+                    break  # no second row can match: the table was checked for that
+            else:
+                self.unknown.append(key)
+        self.groups = {rows[position].group for position in self.found} - {""}
+        self.blocks = 1 + max((index for position, found in self.found.items() if not rows[position].sparse
+                               for index in found if index is not None), default=-1)
+
+    def features(self) -> dict[str, tuple[str, list[str]]]:
+        """Refused rows that keys belong to: feature -> (reason, the keys, folded)."""
+        keys: dict[str, tuple[str, list[str]]] = {}
+        for position, found in self.found.items():
+            row = self.rows[position]
+            if isinstance(row.value, Refused):
+                entry = keys.setdefault(row.value.feature, (row.value.reason, []))
+                entry[1].extend(spell(row.source, index, suffix) for index, suffixes in found.items() for suffix in sorted(suffixes))
+        return {feature: (reason, fold(list_)) for feature, (reason, list_) in keys.items()}
+
+    def problems(self) -> list[str]:
+        """Everything that is wrong, in words; empty where keys and rows are in bijection."""
+        problems = [f"{feature}: {reason}" for feature, (reason, _) in self.features().items()]
+        for shown, keys in folded(self.unknown).items():
+            hint = self._nearest(keys[0])
+            problems.append(f"unknown key {shown}" + (f" (nearest row: {hint})" if hint else ""))
+        for position, row in enumerate(self.rows):
+            problems += self._missing(row, self.found.get(position, {}))
+        return problems
+
+    def _missing(self, row: Row, found: dict[int | None, set[str]]) -> list[str]:
+        if not found and (row.sparse or (row.group and row.group not in self.groups)):
+            return []
+        problems = []
+        if not row.sparse:
+            indexed = "{}" in row.source
+            gaps = holes([i for i in found if i is not None], max(self.blocks, 1)) if indexed else "" if found else "all"
+            if gaps:
+                partly = f" (the {row.group} are there in part)" if row.group else ""
+                problems.append("missing " + row.source.replace("{}", f"{{{gaps}}}") + partly)
+        # A path is a module with a weight and a bias, or itself a parameter: the same in every block.
+        whole = {""} if any("" in suffixes for suffixes in found.values()) else {".weight", ".bias"}
+        for word, wrong in (("missing", {i: whole - s for i, s in found.items()}), ("unexpected", {i: s - whole for i, s in found.items()})):
+            problems += [f"{word} {key}" for key in fold(spell(row.source, i, suffix) for i, s in wrong.items() for suffix in sorted(s))]
+        return problems
+
+    def _nearest(self, key: str) -> str:
+        from difflib import get_close_matches
+
+        # As a table would spell it: index in braces, without suffix.
+        path = re.sub(r"\.(weight|bias)$", "", re.sub(r"\.\d+\.", ".{}.", key[:200], count=1))
+        return next(iter(get_close_matches(path, [row.source for row in self.rows], 1, 0.7)), "")

@@ -1,0 +1,121 @@
+"""The rows of a key-mapping table: what a line of it may say, and how one key is matched against it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .dims import Dim, Pattern, parse_pattern
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A buffer that is recomputed: dropped on the way out, computed by `function` on the way back."""
+
+    function: Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """A tensor without a home in the target: kept in a sidecar and restored. `stray`: where old conversions left it."""
+
+    stray: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A known tensor that the target cannot hold: the file is named by `feature` and refused with `reason`."""
+
+    feature: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """A row of blocks that may be absent in some of them."""
+
+    to: str | tuple[str, ...]
+
+
+Value = str | tuple[str, ...] | Sparse | Computed | Extra | Refused
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table, read: `source` and `targets` are whole dotted paths with at most one `{}`."""
+
+    source: str
+    value: Value
+    pattern: Pattern = ()
+    group: str = ""  # of an optional group: present whole or not at all
+    name: str = ""  # of an Extra: its key in the sidecar
+    targets: tuple[str, ...] = ()
+    match: Callable[[str], tuple[int | None, str] | None] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "match", matcher(self.source))
+
+    @classmethod
+    def parse(cls, text: str, value: Value, group: str = "") -> Row:
+        """A table's line: `"blocks.{}.attn.qkv [3D D]"` and what it becomes."""
+        source, _, pattern = text.partition(" [")
+        if pattern and not pattern.endswith("]"):
+            raise ValueError(f"{text!r}: a shape pattern ends with ']'")
+        to = value.to if isinstance(value, Sparse) else value
+        targets = (to,) if isinstance(to, str) else to if isinstance(to, tuple) else ()
+        for path in (source, *targets):
+            if not re.fullmatch(r"(\w+|\{\})(\.(\w+|\{\}))*", path) or path.count("{}") > 1:
+                raise ValueError(f"{path!r} is not a dotted path with at most one {{}}")
+        if len({path.count("{}") for path in (source, *targets)}) > 1:
+            raise ValueError(f"{source!r}: an index on one side only cannot be undone")
+        return cls(source, value, parse_pattern(pattern[:-1]) if pattern else (), group, source, targets)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the row may be absent, in some blocks or altogether."""
+        return not self.targets or isinstance(self.value, Sparse)
+
+    @property
+    def part_pattern(self) -> Pattern:
+        """The pattern of each target: the first dimension is shared out."""
+        if not self.pattern or len(self.targets) < 2:
+            return self.pattern
+        first, *rest = self.pattern
+        return (Dim(first.symbol, first.factor / len(self.targets)), *rest)
+
+    def shape_pattern(self, suffix: str) -> Pattern:
+        """The pattern of a tensor of this row: of a bias, only the first dimension."""
+        return self.pattern[:1] if suffix == ".bias" else self.pattern
+
+
+def matcher(path: str) -> Callable[[str], tuple[int | None, str] | None]:
+    """key -> (block index, '.weight' or '.bias' or '') where the key is this path, anchored at both ends; else None."""
+    head, braces, tail = path.partition("{}")
+    # An index has one spelling, so that no two keys can mean the same tensor.
+    regex = re.compile(re.escape(head) + (r"(0|[1-9]\d{0,17})" if braces else "()") + re.escape(tail) + r"(\.weight|\.bias)?", re.ASCII)
+
+    def match(key: str) -> tuple[int | None, str] | None:
+        found = regex.fullmatch(key)
+        return (int(found[1]) if braces else None, found[2] or "") if found else None
+
+    return match
+
+
+def spell(path: str, index: int | None, suffix: str = "") -> str:
+    """A path with its index and suffix put in."""
+    return path.replace("{}", str(index), 1) + suffix
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether a key could match both paths (`a.{}` and `a.0` do; `a` and `a.weight` do, through the suffix)."""
+
+    def parts(path: str) -> list[str]:
+        return path.split(".")
+
+    shorter, longer = sorted((parts(one), parts(other)), key=len)
+    if len(longer) == len(shorter) + 1 and longer[-1] in ("weight", "bias"):
+        longer = longer[:-1]
+    return len(shorter) == len(longer) and all(
+        a == b or (a == "{}" and b.isdigit()) or (b == "{}" and a.isdigit()) for a, b in zip(shorter, longer, strict=True))
