@@ -33,9 +33,28 @@ _HOMES = {
     "mapping": ("Computed", "Extra", "KeyMapping", "MappingError", "Refused", "Sparse"),
 }
 
-__all__ = ["Checkpoint", "Computed", "Conversion", "ConverterError", "Extra", "Family", "Finding", "Findings", "InputError",
-           "KeyMapping", "LazyTensor", "MappingError", "Refused", "Sparse", "UsageError", "__version__", "convert",
-           "inspect", "open_checkpoint", "register"]  # fmt: skip
+__all__ = [
+    "Checkpoint",
+    "Computed",
+    "Conversion",
+    "ConverterError",
+    "Extra",
+    "Family",
+    "Finding",
+    "Findings",
+    "InputError",
+    "KeyMapping",
+    "LazyTensor",
+    "MappingError",
+    "Refused",
+    "Sparse",
+    "UsageError",
+    "__version__",
+    "convert",
+    "inspect",
+    "open_checkpoint",
+    "register",
+]
 
 
 def __getattr__(name: str) -> Any:

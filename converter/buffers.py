@@ -43,7 +43,10 @@ def compare(tensor: LazyTensor, table: Any) -> Comparison:
         if wanted != part:
             equal = False
             item = tensor.dtype.itemsize
-            stored, computed = _floats(part, tensor), values.reshape(-1)[skip // item : skip // item + len(part) // item]
+            stored, computed = (
+                _floats(part, tensor),
+                values.reshape(-1)[skip // item : skip // item + len(part) // item],
+            )
             with np.errstate(invalid="ignore"):
                 apart = np.abs(stored.astype(np.float64) - computed)
             difference = max(difference, float(apart.max()) if np.isfinite(apart).all() else float("inf"))

@@ -15,7 +15,9 @@ from .survey import Survey, survey
 REPORT_VERSION = 1
 
 
-def inspect(path: str | os.PathLike[str], *, weights: str | None = None, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def inspect(
+    path: str | os.PathLike[str], *, weights: str | None = None, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What a checkpoint is, as a JSON-ready dict. Reads its index, not its tensors.
 
     Raises: `InputError` for a malformed or unsafe file; a file that is sound but cannot be converted is described,
@@ -52,12 +54,16 @@ def report(looked: Survey) -> dict[str, Any]:
             "where": chosen.where,
             "prefix": chosen.prefix,
         },
-        "candidates": [{"weights": c.weights, "where": c.where, "selected": c is chosen} for c in checkpoint.candidates],
+        "candidates": [
+            {"weights": c.weights, "where": c.where, "selected": c is chosen} for c in checkpoint.candidates
+        ],
         "other_entries": checkpoint.others,
         "foreign_objects": [{"name": name, "dangerous": danger} for name, danger in checkpoint.foreign],
         "family": family.name if family else None,
         "layout": ("diffusers" if looked.diffusers else "original") if family else None,
-        "hyper_parameters": {name: {"value": f.value, "source": f.source, "evidence": f.evidence} for name, f in looked.found.items()},
+        "hyper_parameters": {
+            name: {"value": f.value, "source": f.source, "evidence": f.evidence} for name, f in looked.found.items()
+        },
         "parameters": sum(tensor.numel for tensor in moved),
         "tensors": len(checkpoint),
         "bytes": sum(tensor.nbytes for tensor in checkpoint.values()),

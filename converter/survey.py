@@ -64,7 +64,9 @@ class _State:
         for position in positions:
             raw = storage.file.read(storage.start + (tensor.offset + position) * item, item, key)
             (value,) = struct.unpack(form, raw)
-            values.append(struct.unpack("<f", struct.pack("<I", value << 16))[0] if tensor.dtype.code == "BF16" else value)
+            values.append(
+                struct.unpack("<f", struct.pack("<I", value << 16))[0] if tensor.dtype.code == "BF16" else value
+            )
         return tuple(values), rounding
 
 
@@ -88,7 +90,11 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
     if recognised is None or (made.problem and family is None):
         kind = named(checkpoint)
         shown = fold(list(checkpoint)[:200])
-        made.problem = f"this is {kind}" if kind else f"no model family knows these keys: {', '.join(shown[:4])}" + (" ..." if len(shown) > 4 else "")
+        made.problem = (
+            f"this is {kind}"
+            if kind
+            else f"no model family knows these keys: {', '.join(shown[:4])}" + (" ..." if len(shown) > 4 else "")
+        )
         return made
     made.problem = ""
     made.family, made.diffusers = recognised
@@ -98,7 +104,9 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
     made.found = Findings(given or {})
     unknown = set(made.found.given) - set(made.family.flags)
     if unknown:
-        raise UsageError(f"{', '.join(f'--{name}' for name in sorted(unknown))}: not a flag of the family {made.family.name}")
+        raise UsageError(
+            f"{', '.join(f'--{name}' for name in sorted(unknown))}: not a flag of the family {made.family.name}"
+        )
     made.family.describe(made.plan, _State(checkpoint), made.found)
     return made
 
@@ -108,7 +116,11 @@ def _not_weights(checkpoint: Checkpoint) -> list[str]:
     for key, tensor in checkpoint.items():
         if not tensor.dtype.floating:
             wrong.setdefault(tensor.dtype.name, []).append(key)
-    return [f"{key} is {dtype}, and weights are floating point (a quantised model?)" for dtype, keys in wrong.items() for key in fold(keys)]
+    return [
+        f"{key} is {dtype}, and weights are floating point (a quantised model?)"
+        for dtype, keys in wrong.items()
+        for key in fold(keys)
+    ]
 
 
 def _guess(checkpoint: Checkpoint, made: Survey) -> str:

@@ -22,7 +22,9 @@ _CENTRAL, _LOCAL = struct.Struct("<4s6H3I5H2I"), struct.Struct("<4s5H3I2H")
 _DIRECTORY_LIMIT = 64 << 20
 _DESCRIPTOR_FLAG = 0x0008
 _FLAGS = {0, _DESCRIPTOR_FLAG, 0x0800, 0x0800 | _DESCRIPTOR_FLAG}  # 0x0800: names are UTF-8
-_MEMBER = re.compile(r"data\.pkl|data/[0-9A-Za-z_]+|byteorder|version|\.format_version|\.storage_alignment|\.data/serialization_id")
+_MEMBER = re.compile(
+    r"data\.pkl|data/[0-9A-Za-z_]+|byteorder|version|\.format_version|\.storage_alignment|\.data/serialization_id"
+)
 _TORCHSCRIPT = re.compile(r"constants\.pkl|code/.*|bytecode\.pkl|constants/.*")
 
 
@@ -77,10 +79,16 @@ class Archive:
             _, disk, stop, disks = _LOCATOR64.unpack(file.read(locator, _LOCATOR64.size))
             if disk or disks != 1 or stop + _END64.size != locator:
                 raise file.error("zip64 locator", "does not point at the record before it")
-            magic, length, _, _, disk, first, here64, total64, size64, offset64 = _END64.unpack(file.read(stop, _END64.size))
+            magic, length, _, _, disk, first, here64, total64, size64, offset64 = _END64.unpack(
+                file.read(stop, _END64.size)
+            )
             if magic != b"PK\x06\x06" or length != _END64.size - 12 or disk or first or here64 != total64:
                 raise file.error("zip64 end record", "malformed")
-            for short, full, limit in ((total, total64, 0xFFFF), (size, size64, 0xFFFFFFFF), (offset, offset64, 0xFFFFFFFF)):
+            for short, full, limit in (
+                (total, total64, 0xFFFF),
+                (size, size64, 0xFFFFFFFF),
+                (offset, offset64, 0xFFFFFFFF),
+            ):
                 if short not in (full, limit):
                     raise file.error("zip64 end record", "disagrees with the end record")
             total, size, offset = total64, size64, offset64
@@ -95,8 +103,25 @@ class Archive:
         for _ in range(count):
             if at + _CENTRAL.size > len(directory):
                 raise file.error("central directory", "ends inside an entry")
-            (magic, _, _, flags, method, _, _, crc, packed, size, name_size, extra_size, comment, disk, _, _, header) = (
-                _CENTRAL.unpack_from(directory, at))
+            (
+                magic,
+                _,
+                _,
+                flags,
+                method,
+                _,
+                _,
+                crc,
+                packed,
+                size,
+                name_size,
+                extra_size,
+                comment,
+                disk,
+                _,
+                _,
+                header,
+            ) = _CENTRAL.unpack_from(directory, at)
             at += _CENTRAL.size
             raw = directory[at : at + name_size]
             extra = directory[at + name_size : at + name_size + extra_size]
@@ -105,7 +130,13 @@ class Archive:
                 raise file.error("central directory", "malformed entry")
             name = self._name(raw)
             if flags not in _FLAGS or method or comment or disk:
-                what = "encrypted" if flags & 1 else "compressed" if method else f"flags {flags:#06x}, comment or disk number"
+                what = (
+                    "encrypted"
+                    if flags & 1
+                    else "compressed"
+                    if method
+                    else f"flags {flags:#06x}, comment or disk number"
+                )
                 raise file.error(name, f"only plain stored members are accepted ({what})")
             size, packed, header = self._zip64(name, extra, size, packed, header)
             if size != packed:
@@ -162,7 +193,12 @@ class Archive:
         if len(head) < _LOCAL.size + len(member.raw_name):
             raise file.error(name, "local header outside the file")
         magic, _, flags, method, _, _, crc, packed, size, name_size, extra_size = _LOCAL.unpack_from(head)
-        if (magic, flags, method, head[_LOCAL.size:]) != (b"PK\x03\x04", member.flags, 0, member.raw_name) or name_size != len(member.raw_name):
+        if (magic, flags, method, head[_LOCAL.size :]) != (
+            b"PK\x03\x04",
+            member.flags,
+            0,
+            member.raw_name,
+        ) or name_size != len(member.raw_name):
             raise file.error(name, "the local header and the central directory disagree")
         start = member.header + _LOCAL.size + name_size + extra_size
         stop = start + member.size
@@ -170,16 +206,24 @@ class Archive:
             # Sizes and CRC stand behind the data; before it they are zero (or marked as 64-bit).
             stated = crc in (0, member.crc) and {packed, size} <= {0, member.size, 0xFFFFFFFF}
             length = end - stop
-            expected = {16: struct.pack("<4s3I", b"PK\x07\x08", member.crc, *(member.size & 0xFFFFFFFF,) * 2),
-                        24: struct.pack("<4sI2Q", b"PK\x07\x08", member.crc, *(member.size,) * 2)}.get(length)
+            expected = {
+                16: struct.pack("<4s3I", b"PK\x07\x08", member.crc, *(member.size & 0xFFFFFFFF,) * 2),
+                24: struct.pack("<4sI2Q", b"PK\x07\x08", member.crc, *(member.size,) * 2),
+            }.get(length)
             stated = stated and expected is not None and (length == 24 or member.size < 1 << 32)
             if not stated or file.read(stop, length, name) != expected:
-                raise file.error(name, "the data descriptor and the central directory disagree, or members overlap or leave a gap")
+                raise file.error(
+                    name,
+                    "the data descriptor and the central directory disagree, or members overlap or leave a gap",
+                )
         else:
             wide = member.size >= 0xFFFFFFFF
             if crc != member.crc or not {packed, size} <= {0xFFFFFFFF if wide else member.size} or stop != end:
-                raise file.error(name, "the local header and the central directory disagree, or members overlap or leave a gap")
-        return start
+                raise file.error(
+                    name,
+                    "the local header and the central directory disagree, or members overlap or leave a gap",
+                )
+        return int(start)
 
     def read(self, name: str, limit: int) -> bytes:
         """A small member whole, its CRC verified."""

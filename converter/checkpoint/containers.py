@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from ..errors import InputError, UsageError, printable
@@ -20,6 +20,10 @@ PREFIXES = ("model.diffusion_model.", "diffusion_model.", "_orig_mod.", "module.
 EXPANSION_LIMIT = 4
 
 
+# Keys as the file has them, of any type, each with what makes its tensor: nothing is checked until it is asked for.
+Items = list[tuple[Any, Callable[[str], LazyTensor]]]
+
+
 @dataclass
 class Candidate:
     """One state dict of a file: which weights it holds (raw or ema), where it lies, and its tensors, read lazily."""
@@ -27,7 +31,7 @@ class Candidate:
     weights: str
     where: str
     file: InputFile
-    items: Callable[[], list[tuple[Any, Callable[[str], LazyTensor]]]] = field(repr=False)
+    items: Callable[[], Items] = field(repr=False)
 
     @cached_property
     def keyed(self) -> tuple[str, dict[str, LazyTensor]]:
@@ -36,14 +40,21 @@ class Candidate:
         makers: dict[str, Callable[[str], LazyTensor]] = {}
         for key, make in items:
             if not isinstance(key, str) or not key or not key.isprintable():
-                raise self.file.error(self.where, f"a key that is not plain text: {printable(repr(key), 60) if isinstance(key, str) else kind_of(key)}")
+                raise self.file.error(
+                    self.where,
+                    "a key that is not plain text: "
+                    + (printable(repr(key), 60) if isinstance(key, str) else kind_of(key)),
+                )
             if key in makers:
                 raise self.file.error(self.where, f"two entries have the key {printable(key)}")
             makers[key] = make
         tensors = {key: make(key) for key, make in makers.items()}
         total = sum(t.nbytes for t in tensors.values())
         if total > EXPANSION_LIMIT * self.file.size:
-            raise self.file.error(self.where, f"its tensors add up to {total} bytes in a file of {self.file.size}: shared storages are expanded")
+            raise self.file.error(
+                self.where,
+                f"its tensors add up to {total} bytes in a file of {self.file.size}: shared storages are expanded",
+            )
         prefix = common_prefix(self, list(tensors))
         return prefix, {key[len(prefix) :]: tensor for key, tensor in tensors.items()}
 
@@ -54,6 +65,15 @@ class Candidate:
     @property
     def tensors(self) -> dict[str, LazyTensor]:
         return self.keyed[1]
+
+
+def at_hand(tensors: Mapping[str, LazyTensor]) -> Items:
+    """The items of a candidate whose tensors are known already."""
+
+    def always(tensor: LazyTensor) -> Callable[[str], LazyTensor]:
+        return lambda name: tensor
+
+    return [(key, always(tensor)) for key, tensor in tensors.items()]
 
 
 def common_prefix(candidate: Candidate, keys: list[str]) -> str:
@@ -67,8 +87,11 @@ def common_prefix(candidate: Candidate, keys: list[str]) -> str:
                 break
             if carrying:
                 other = next(key for key in keys if not key.startswith(prefix + known))
-                raise candidate.file.error(candidate.where, f"{len(carrying)} of {len(keys)} keys carry the prefix {known!r} and "
-                                           f"the others do not ({printable(other)}): mixed prefixes cannot be told apart safely")
+                raise candidate.file.error(
+                    candidate.where,
+                    f"{len(carrying)} of {len(keys)} keys carry the prefix {known!r} and "
+                    f"the others do not ({printable(other)}): mixed prefixes cannot be told apart safely",
+                )
         else:
             return prefix
     return prefix
@@ -79,8 +102,11 @@ def candidates(torch_file: TorchFile) -> tuple[list[Candidate], list[str]]:
     file = torch_file.file
     pairs = torch_file.pairs(torch_file.root, "the top level")
     if pairs is None:
-        raise file.error("data.pkl", f"holds {kind_of(torch_file.root)}, not a dict of tensors"
-                         + (" (a whole pickled model? save model.state_dict() instead)" if not is_tensor(torch_file.root) else ""))
+        raise file.error(
+            "data.pkl",
+            f"holds {kind_of(torch_file.root)}, not a dict of tensors"
+            + (" (a whole pickled model? save model.state_dict() instead)" if not is_tensor(torch_file.root) else ""),
+        )
     seen = [key for key, _ in pairs if isinstance(key, str) and key in WRAPPERS]
     wrapped = [(key, node) for key, node in pairs if key in seen and torch_file.pairs(node, key) is not None]
     if len(wrapped) != len({key for key, _ in wrapped}):
@@ -88,15 +114,17 @@ def candidates(torch_file: TorchFile) -> tuple[list[Candidate], list[str]]:
     if not wrapped:
         if not any(is_tensor(node) for _, node in pairs):
             raise file.error("data.pkl", _no_weights([printable(key, 40) for key, _ in pairs if isinstance(key, str)]))
-        return [Candidate("raw", "the top level", file, lambda: _lazy(torch_file, pairs))], []
-    found = [Candidate(WRAPPERS[key], key, file, lambda node=node, key=key: _lazy(torch_file, torch_file.pairs(node, key) or []))  # type: ignore[misc]
-             for key, node in wrapped]
+        return [Candidate("raw", "the top level", file, partial(_lazy, torch_file, pairs))], []
+    found = [
+        Candidate(WRAPPERS[key], key, file, partial(_lazy, torch_file, torch_file.pairs(node, key) or []))
+        for key, node in wrapped
+    ]
     others = [f"{printable(key, 40)}: {kind_of(node)}" for key, node in pairs if key not in {k for k, _ in wrapped}]
     return found, others
 
 
-def _lazy(torch_file: TorchFile, pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Callable[[str], LazyTensor]]]:
-    return [(key, lambda name, node=node: torch_file.tensor(name, node)) for key, node in pairs]
+def _lazy(torch_file: TorchFile, pairs: list[tuple[Any, Any]]) -> Items:
+    return [(key, partial(torch_file.tensor, node=node)) for key, node in pairs]
 
 
 def _no_weights(keys: list[str]) -> str:
@@ -115,8 +143,14 @@ def choose(found: list[Candidate], weights: str | None) -> Candidate:
     wanted = weights or ("raw" if "raw" in by_kind else "ema")
     chosen = by_kind.get(wanted, [])
     if not chosen:
-        raise UsageError(f"{printable(found[0].file.path)}: --weights {wanted}, but the file holds only "
-                         + ", ".join(f"{c.weights} weights ({c.where})" for c in found))
+        raise UsageError(
+            f"{printable(found[0].file.path)}: --weights {wanted}, but the file holds only "
+            + ", ".join(f"{c.weights} weights ({c.where})" for c in found)
+        )
     if len(chosen) > 1:
-        raise InputError.at(chosen[0].file.path, "data.pkl", f"several {wanted} state dicts: {', '.join(c.where for c in chosen)}")
+        raise InputError.at(
+            chosen[0].file.path,
+            "data.pkl",
+            f"several {wanted} state dicts: {', '.join(c.where for c in chosen)}",
+        )
     return chosen[0]

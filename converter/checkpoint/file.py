@@ -15,8 +15,12 @@ from ..errors import InputError
 # What people have under a checkpoint's name that is not one. (offset, magic bytes, what to say)
 _FOREIGN = (
     (0, b"version https://git-lfs", "a Git-LFS pointer, not the weights: run `git lfs pull` and try again"),
-    (0, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19", "a legacy torch file (before 1.6): re-save it with a current torch: "
-     "torch.save(torch.load(PATH, weights_only=True, map_location='cpu'), NEW)"),
+    (
+        0,
+        b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
+        "a legacy torch file (before 1.6): re-save it with a current torch: "
+        "torch.save(torch.load(PATH, weights_only=True, map_location='cpu'), NEW)",
+    ),
     (0, b"\x80", "a bare pickle, not a torch archive: re-save it with torch.save"),
     (0, b"\x89HDF", "an HDF5 file (Keras), not a torch or safetensors checkpoint"),
     (0, b"GGUF", "a GGUF file, not a torch or safetensors checkpoint"),
@@ -29,7 +33,11 @@ _FOREIGN = (
     (0, b"\x89PNG", "a PNG image"),
     (0, b"%PDF", "a PDF document"),
     (0, b"RIFF", "a RIFF file (WebP, WAV)"),
-    (257, b"ustar", "a tar archive: if torch before 0.4 wrote it, re-save it with a current torch, else unpack it"),
+    (
+        257,
+        b"ustar",
+        "a tar archive: if torch before 0.4 wrote it, re-save it with a current torch, else unpack it",
+    ),
 )
 
 
@@ -55,8 +63,18 @@ class InputFile:
 
     def _check_regular(self, status: os.stat_result) -> None:
         if not stat.S_ISREG(status.st_mode):
-            kind = next((k for test, k in ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"),
-                                           (stat.S_ISSOCK, "a socket")) if test(status.st_mode)), "a device")
+            kind = next(
+                (
+                    k
+                    for test, k in (
+                        (stat.S_ISDIR, "a folder"),
+                        (stat.S_ISFIFO, "a FIFO"),
+                        (stat.S_ISSOCK, "a socket"),
+                    )
+                    if test(status.st_mode)
+                ),
+                "a device",
+            )
             raise self.error("file", f"not a regular file but {kind}")
 
     def error(self, where: object, rule: str) -> InputError:
@@ -65,7 +83,10 @@ class InputFile:
     def read(self, offset: int, count: int, what: str = "file") -> bytes:
         """Exactly `count` bytes from `offset`."""
         if offset < 0 or count < 0 or offset + count > self.size:
-            raise self.error(what, f"bytes {offset} to {offset + count} lie outside the file of {self.size} bytes (truncated?)")
+            raise self.error(
+                what,
+                f"bytes {offset} to {offset + count} lie outside the file of {self.size} bytes (truncated?)",
+            )
         data = bytearray(count)
         self.read_into(memoryview(data), offset, what)
         return bytes(data)
@@ -90,7 +111,9 @@ class InputFile:
     def __enter__(self) -> InputFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

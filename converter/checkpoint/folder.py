@@ -12,14 +12,23 @@ from .file import InputFile
 from .safetensors_reader import parse_json
 
 JSON_LIMIT = 25_000_000
-_STEMS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
+_STEMS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
 
 
 def model_folder(folder: Path) -> Path:
     """The folder that holds the weights: of a pipeline, its `transformer/`."""
     if (folder / ".metadata").exists() or any(folder.glob("__*_*.distcp")):
-        raise InputError.at(folder, "folder", "a torch distributed checkpoint: merge it first with "
-                            "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`")
+        raise InputError.at(
+            folder,
+            "folder",
+            "a torch distributed checkpoint: merge it first with "
+            "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`",
+        )
     if (folder / "adapter_config.json").exists():
         raise InputError.at(folder, "folder", "a PEFT adapter (LoRA), not a whole transformer")
     return folder / "transformer" if (folder / "transformer").is_dir() else folder
@@ -57,7 +66,11 @@ def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
     names = sorted(set(weight_map.values()))
     for name in names:
         if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
-            raise InputError.at(index, "weight_map", f"{printable(name)} is not a plain file name: an index may not point outside its folder")
+            raise InputError.at(
+                index,
+                "weight_map",
+                f"{printable(name)} is not a plain file name: an index may not point outside its folder",
+            )
         if not (index.parent / name).exists():
             raise InputError.at(index, "weight_map", f"the shard {printable(name)} is missing")
     return [index.parent / name for name in names], weight_map

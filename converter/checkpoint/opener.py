@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import InputError, printable
-from .containers import Candidate, candidates, choose
+from .containers import Candidate, Items, at_hand, candidates, choose
 from .file import InputFile, container_of
 from .folder import model_folder, read_config, weight_files
 from .safetensors_reader import read_header
@@ -21,9 +21,9 @@ from .torchfile import TorchFile
 class Checkpoint(Mapping[str, LazyTensor]):
     """The state dict of a checkpoint, keys without prefix, tensors unread; close it, or use it in a `with`.
 
-    Attributes: `path`, `asked` (the weights asked for, or None), `container` (in words), `candidates` (the state dicts in the file), `others` (what else
-    it holds), `foreign` (globals that are not torch's, and whether they are known to be dangerous), `config`
-    (of a folder), `size` in bytes.
+    Attributes: `path`, `asked` (the weights asked for, or None), `container` (in words), `candidates` (the state
+    dicts in the file), `others` (what else it holds), `foreign` (globals that are not torch's, and whether they are
+    known to be dangerous), `config` (of a folder), `size` in bytes.
     """
 
     def __init__(self, path: str | os.PathLike[str], weights: str | None = None) -> None:
@@ -50,13 +50,16 @@ class Checkpoint(Mapping[str, LazyTensor]):
             torch_file = TorchFile(file)
             found, self.others = candidates(torch_file)
             self.foreign = torch_file.foreign()
-            wrapped = "bare state dict" if found[0].where == "the top level" else "{" + ", ".join(
-                [c.where for c in found] + [o.partition(":")[0] for o in self.others]) + "}"
+            wrapped = (
+                "bare state dict"
+                if found[0].where == "the top level"
+                else "{" + ", ".join([c.where for c in found] + [o.partition(":")[0] for o in self.others]) + "}"
+            )
             return f"torch archive, {wrapped}", found
         tensors, self.metadata = read_header(file)
         if not tensors:
             raise file.error("header", "holds no tensors")
-        return "safetensors", [Candidate("raw", "the file", file, lambda: [(k, lambda _, t=t: t) for k, t in tensors.items()])]
+        return "safetensors", [Candidate("raw", "the file", file, lambda: at_hand(tensors))]
 
     def _open_folder(self, folder: Path) -> None:
         place = model_folder(folder)
@@ -102,11 +105,13 @@ class Checkpoint(Mapping[str, LazyTensor]):
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
-def _merged(folder: Path, shards: list[tuple[str, Candidate]], weight_map: dict[str, str]) -> list[Any]:
+def _merged(folder: Path, shards: list[tuple[str, Candidate]], weight_map: dict[str, str]) -> Items:
     """The items of all shards, which must be exactly those of the index, each in the shard that it names."""
     items: dict[str, LazyTensor] = {}
     for name, candidate in shards:
@@ -118,8 +123,12 @@ def _merged(folder: Path, shards: list[tuple[str, Candidate]], weight_map: dict[
             items[key] = make(key)
     absent = [key for key in weight_map if key not in items]
     if absent:
-        raise InputError.at(folder, "index", f"places {printable(absent[0])} in {printable(weight_map[absent[0]])}, which does not hold it")
-    return [(key, lambda _, t=t: t) for key, t in items.items()]
+        raise InputError.at(
+            folder,
+            "index",
+            f"places {printable(absent[0])} in {printable(weight_map[absent[0]])}, which does not hold it",
+        )
+    return at_hand(items)
 
 
 def open_checkpoint(path: str | os.PathLike[str], weights: str | None = None) -> Checkpoint:

@@ -20,7 +20,9 @@ def read_header(file: InputFile) -> tuple[dict[str, LazyTensor], dict[str, str]]
     """(tensors by key, in the order of the header; metadata) of a safetensors file."""
     length = int.from_bytes(file.read(0, 8, "header length"), "little")
     if length > HEADER_LIMIT or 8 + length > file.size:
-        raise file.error("header length", f"{length} bytes in a file of {file.size} (truncated, or not a safetensors file)")
+        raise file.error(
+            "header length", f"{length} bytes in a file of {file.size} (truncated, or not a safetensors file)"
+        )
     header = parse_json(file, "header", file.read(8, length, "header"))
     if not isinstance(header, dict):
         raise file.error("header", "not a JSON object")
@@ -39,7 +41,9 @@ def read_header(file: InputFile) -> tuple[dict[str, LazyTensor], dict[str, str]]
             raise file.error(key, f"its data starts at {start}, where {position} was expected (a hole or an overlap)")
         position = stop
     if base + position != file.size:
-        raise file.error("data", f"{file.size - base} bytes, where the header describes {position} (truncated or extended)")
+        raise file.error(
+            "data", f"{file.size - base} bytes, where the header describes {position} (truncated or extended)"
+        )
     return tensors, metadata
 
 

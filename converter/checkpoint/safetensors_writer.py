@@ -48,9 +48,17 @@ def lay_out_file(entries: Iterable[Entry], metadata: dict[str, str] | None = Non
     position = 0
     for entry in sorted(entries, key=lambda e: (-RANK[e.dtype], e.key)):
         relative[entry.key] = position
-        header[entry.key] = {"dtype": entry.dtype.code, "shape": list(entry.shape), "data_offsets": [position, position + entry.nbytes]}
+        header[entry.key] = {
+            "dtype": entry.dtype.code,
+            "shape": list(entry.shape),
+            "data_offsets": [position, position + entry.nbytes],
+        }
         position += entry.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     data = 8 + len(text)
-    return Layout(len(text).to_bytes(8, "little") + text, {key: data + start for key, start in relative.items()}, data + position)
+    return Layout(
+        len(text).to_bytes(8, "little") + text,
+        {key: data + start for key, start in relative.items()},
+        data + position,
+    )

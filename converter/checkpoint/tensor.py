@@ -20,9 +20,11 @@ CHUNK = 1 << 20
 
 
 class Storage:
-    """A run of bytes in a file: a member of a torch archive (with its CRC), or a tensor's data in a safetensors file."""
+    """A run of bytes in a file: a member of a torch archive (with its CRC), or a tensor of a safetensors file."""
 
-    def __init__(self, file: InputFile, name: str, size: int, *, archive: Archive | None = None, start: int = 0) -> None:
+    def __init__(
+        self, file: InputFile, name: str, size: int, *, archive: Archive | None = None, start: int = 0
+    ) -> None:
         self.file, self.name, self.size = file, name, size
         self._archive, self._start = archive, start
 
@@ -80,7 +82,9 @@ class LazyTensor:
     def contiguous(self) -> bool:
         """Row-major without gaps, so that the tensor is one run of bytes."""
         return self.numel == 0 or all(
-            size == 1 or stride == expected for size, stride, expected in zip(self.shape, self.strides, row_major(self.shape), strict=True))
+            size == 1 or stride == expected
+            for size, stride, expected in zip(self.shape, self.strides, row_major(self.shape), strict=True)
+        )
 
     @property
     def span(self) -> tuple[int, int]:
@@ -161,7 +165,10 @@ def checked(tensor: LazyTensor) -> LazyTensor:
     if tensor.numel and tensor.span[1] > tensor.storage.size:
         raise fail(f"its view ends at byte {tensor.span[1]} of a storage of {tensor.storage.size} bytes")
     if not tensor.contiguous:
-        reach, axes = 1, sorted((stride, size) for size, stride in zip(tensor.shape, tensor.strides, strict=True) if size > 1)
+        reach, axes = (
+            1,
+            sorted((stride, size) for size, stride in zip(tensor.shape, tensor.strides, strict=True) if size > 1),
+        )
         for stride, size in axes:
             if stride < reach:
                 raise fail("its view overlaps itself: re-save it with .contiguous()")

@@ -28,11 +28,13 @@ _KINDS = {
     "QInt8Storage": "a quantised tensor", "QUInt8Storage": "a quantised tensor", "QInt32Storage": "a quantised tensor",
     "UntypedStorage": "an untyped storage",
 }  # fmt: skip
-# Modules whose appearance in a weights file is worth a warning: they run programs or code in a real unpickler.
-_DANGEROUS = {"os", "posix", "nt", "subprocess", "sys", "builtins", "__builtin__", "shutil", "socket", "runpy", "importlib",
-              "ctypes", "pty", "code", "webbrowser", "pickle", "asyncio", "multiprocessing", "operator", "functools",
-              "requests", "urllib", "httplib", "http", "types", "marshal", "bdb", "pdb", "timeit", "cProfile", "pip", "torch.hub"}  # fmt: skip
-_HARMLESS = {("builtins", n) for n in ("set", "frozenset", "bytearray", "complex", "slice", "range", "int", "float", "dict", "list")}
+# Modules whose appearance in a weights file is worth a warning: in a real unpickler they run programs or code.
+_DANGEROUS = {
+    "os", "posix", "nt", "subprocess", "sys", "builtins", "__builtin__", "shutil", "socket", "runpy", "importlib",
+    "ctypes", "pty", "code", "webbrowser", "pickle", "asyncio", "multiprocessing", "operator", "functools", "requests",
+    "urllib", "httplib", "http", "types", "marshal", "bdb", "pdb", "timeit", "cProfile", "pip", "torch.hub",
+}  # fmt: skip
+_HARMLESS = {"set", "frozenset", "bytearray", "complex", "slice", "range", "int", "float", "dict", "list"}  # builtins
 
 
 class TorchFile:
@@ -51,11 +53,15 @@ class TorchFile:
         """(global, is it known to be dangerous) for every name in the pickle that is none of torch's own."""
         names = []
         for g in self.globals:
-            if (g.module, g.name) == ("collections", "OrderedDict") or g.module in ("torch", "torch._utils", "torch.storage"):
+            if (g.module, g.name) == ("collections", "OrderedDict") or g.module in (
+                "torch",
+                "torch._utils",
+                "torch.storage",
+            ):
                 continue
             top = g.module.partition(".")[0]
-            danger = (top in _DANGEROUS or g.module in _DANGEROUS or "__builtin" in g.module) and (
-                g.module.replace("__builtin__", "builtins"), g.name) not in _HARMLESS
+            builtin = top in ("builtins", "__builtin__")
+            danger = bool({top, g.module} & _DANGEROUS) and not (builtin and g.name in _HARMLESS)
             names.append((str(g), danger))
         return sorted(set(names))
 
@@ -64,9 +70,14 @@ class TorchFile:
         if isinstance(node, Call) and is_global(node.func, "collections", "OrderedDict"):
             # torch keeps `_metadata` as an attribute. Any other attribute would change what the dict is when loaded.
             for state in node.states:
-                names = [k for k, _ in state.pairs] if isinstance(state, Dict) and not isinstance(state, Call) else [None]
+                names = (
+                    [k for k, _ in state.pairs] if isinstance(state, Dict) and not isinstance(state, Call) else [None]
+                )
                 if any(name != "_metadata" for name in names):
-                    raise self.file.error(f"data.pkl: {where}", "an OrderedDict whose attributes are overridden: not a state dict")
+                    raise self.file.error(
+                        f"data.pkl: {where}",
+                        "an OrderedDict whose attributes are overridden: not a state dict",
+                    )
             if node.args != () or node.elements:
                 raise self.file.error(f"data.pkl: {where}", "an OrderedDict built in a way that torch never uses")
             return node.pairs
@@ -75,24 +86,44 @@ class TorchFile:
     def tensor(self, key: str, node: Any) -> LazyTensor:
         """The tensor that a node describes, checked; anything else is refused by its kind."""
         for _ in range(3):  # a Parameter of a Parameter is already more than torch writes
-            if not (isinstance(node, Call) and isinstance(node.func, Global) and node.func.module == "torch._utils"
-                    and node.func.name in ("_rebuild_parameter", "_rebuild_parameter_with_state")):
+            if not (
+                isinstance(node, Call)
+                and isinstance(node.func, Global)
+                and node.func.module == "torch._utils"
+                and node.func.name in ("_rebuild_parameter", "_rebuild_parameter_with_state")
+            ):
                 break
             node = node.args[0] if isinstance(node.args, tuple) and node.args else None
         if not (isinstance(node, Call) and is_global(node.func, "torch._utils", "_rebuild_tensor_v2")):
             raise self._refuse(key, f"not a tensor but {kind_of(node)}")
-        if not isinstance(node.args, tuple) or not 6 <= len(node.args) <= 7 or node.states or node.pairs or node.elements:
+        if (
+            not isinstance(node.args, tuple)
+            or not 6 <= len(node.args) <= 7
+            or node.states
+            or node.pairs
+            or node.elements
+        ):
             raise self._refuse(key, "a tensor with other arguments than torch writes")
         pid, offset, shape, strides = node.args[:4]
-        if not (isinstance(shape, tuple) and isinstance(strides, tuple) and all(type(n) is int for n in (offset, *shape, *strides))):
+        if not (
+            isinstance(shape, tuple)
+            and isinstance(strides, tuple)
+            and all(type(n) is int for n in (offset, *shape, *strides))
+        ):
             raise self._refuse(key, "a tensor whose sizes, strides or offset are not integers")
         dtype, storage = self._storage(key, pid)
         return checked(LazyTensor(key, dtype, shape, storage, strides, offset))
 
     def _storage(self, key: str, pid: Any) -> tuple[Any, Storage]:
         value = pid.value if isinstance(pid, PersistentId) else None
-        if not (isinstance(value, tuple) and len(value) == 5 and value[0] == "storage" and isinstance(value[1], Global)
-                and isinstance(value[2], str) and type(value[4]) is int):
+        if not (
+            isinstance(value, tuple)
+            and len(value) == 5
+            and value[0] == "storage"
+            and isinstance(value[1], Global)
+            and isinstance(value[2], str)
+            and type(value[4]) is int
+        ):
             raise self._refuse(key, "a storage reference that torch does not write")
         kind, name, count = value[1], value[2], value[4]
         dtype = BY_STORAGE.get(kind.name) if kind.module in ("torch", "torch.storage") else None
@@ -102,7 +133,9 @@ class TorchFile:
         if member is None:
             raise self._refuse(key, f"its storage data/{printable(name)} is not in the archive")
         if count * dtype.itemsize != member.size:
-            raise self.file.error(member.name, f"{member.size} bytes, where {printable(key)} declares {count} x {dtype}")
+            raise self.file.error(
+                member.name, f"{member.size} bytes, where {printable(key)} declares {count} x {dtype}"
+            )
         storage = self._storages.get(name)
         if storage is None:
             storage = self._storages[name] = Storage(self.file, member.name, member.size, archive=self.archive)
@@ -118,7 +151,12 @@ def is_global(node: Any, module: str, name: str) -> bool:
 
 def is_tensor(node: Any) -> bool:
     """Whether a node is some kind of torch tensor, accepted or not."""
-    return isinstance(node, Call) and isinstance(node.func, Global) and node.func.module == "torch._utils" and node.func.name.startswith("_rebuild")
+    return (
+        isinstance(node, Call)
+        and isinstance(node.func, Global)
+        and node.func.module == "torch._utils"
+        and node.func.name.startswith("_rebuild")
+    )
 
 
 def kind_of(node: Any) -> str:

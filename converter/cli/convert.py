@@ -10,25 +10,59 @@ from .options import Command, boolean, json_option
 
 
 @click.command(cls=Command, short_help="Convert an original checkpoint to a diffusers folder.")
-@click.option("--orig_ckpt_path", required=True, metavar="PATH", help="The checkpoint: .pth, .pt, .bin, .safetensors, or a diffusers folder.")
+@click.option(
+    "--orig_ckpt_path",
+    required=True,
+    metavar="PATH",
+    help="The checkpoint: .pth, .pt, .bin, .safetensors, or a diffusers folder.",
+)
 @click.option("--dump_path", required=True, metavar="DIR", help="The folder to make. It appears whole or not at all.")
-@click.option("--image_size", type=click.IntRange(min=8), metavar="PIXELS", help="Resolution. Read from the file where it can be.")
-@click.option("--version", type=click.Choice(["alpha", "sigma"]), help="Which PixArt. Read from the file where it can be.")
+@click.option(
+    "--image_size",
+    type=click.IntRange(min=8),
+    metavar="PIXELS",
+    help="Resolution. Read from the file where it can be.",
+)
+@click.option(
+    "--version",
+    type=click.Choice(["alpha", "sigma"]),
+    help="Which PixArt. Read from the file where it can be.",
+)
 @boolean("--multi_scale_train", "Whether the model is of the multi-scale class (PixArtMS).")
 @boolean("--micro_condition", "Insist that the model has micro-conditions (size, aspect ratio), or has none.")
 @boolean("--qk_norm", "Insist that the model normalises queries and keys, or does not.")
 @boolean("--kv_compress", "Say that the model compresses keys and values.")
-@click.option("--only_transformer", type=click.BOOL, default=True, metavar="BOOL", help="Only true for now: whole pipelines are not written yet.")
-@click.option("--num_attention_heads", type=click.IntRange(min=1), metavar="N", help="Heads. Default: hidden size / 72 where that is whole.")
-@click.option("--interpolation_scale", type=float, metavar="X", help="Scale of the positions. Read from the file where it can be.")
-@click.option("--weights", type=click.Choice(["raw", "ema"]), help="Which weights, where a file has both. Default: raw.")
+@click.option(
+    "--only_transformer",
+    type=click.BOOL,
+    default=True,
+    metavar="BOOL",
+    help="Only true for now: whole pipelines are not written yet.",
+)
+@click.option(
+    "--num_attention_heads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Heads. Default: hidden size / 72 where that is whole.",
+)
+@click.option(
+    "--interpolation_scale",
+    type=float,
+    metavar="X",
+    help="Scale of the positions. Read from the file where it can be.",
+)
+@click.option(
+    "--weights", type=click.Choice(["raw", "ema"]), help="Which weights, where a file has both. Default: raw."
+)
 @click.option("--family", metavar="NAME", help="Insist on a model family instead of recognising it.")
 @click.option("--dry_run", is_flag=True, help="Print the plan and the evidence, write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that an earlier conversion wrote.")
 @click.option("--allow_nonfinite", is_flag=True, help="Let NaN and infinity through as they are.")
 @json_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def convert(orig_ckpt_path: str, dump_path: str, only_transformer: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+def convert(
+    orig_ckpt_path: str, dump_path: str, only_transformer: bool, as_json: bool, quiet: bool, **options: Any
+) -> None:
     """Convert an original PixArt checkpoint to the diffusers layout.
 
     What the file can tell is read from it, with the evidence in DIR/conversion.json; a flag that contradicts the file
@@ -45,8 +79,10 @@ def convert(orig_ckpt_path: str, dump_path: str, only_transformer: bool, as_json
     if scale is not None and not 0 < scale < float("inf"):
         raise UsageError(f"--interpolation_scale {scale}: a positive number is needed")
     if not only_transformer:
-        raise UsageError("--only_transformer false: whole pipelines are not written yet; convert the transformer and pass it to "
-                         "PixArtAlphaPipeline or PixArtSigmaPipeline.from_pretrained(..., transformer=...)")
+        raise UsageError(
+            "--only_transformer false: whole pipelines are not written yet; convert the transformer and pass it to "
+            "PixArtAlphaPipeline or PixArtSigmaPipeline.from_pretrained(..., transformer=...)"
+        )
     started = time.monotonic()
     with interruptible():
         done = run(orig_ckpt_path, dump_path, progress=None if quiet else _bar, **options)

@@ -9,7 +9,11 @@ from .options import Command, json_option
 
 @click.command(cls=Command, short_help="Say what a checkpoint is, from its index alone.")
 @click.argument("path")
-@click.option("--weights", type=click.Choice(["raw", "ema"]), help="Which weights to look at, where a file has both. Default: raw.")
+@click.option(
+    "--weights",
+    type=click.Choice(["raw", "ema"]),
+    help="Which weights to look at, where a file has both. Default: raw.",
+)
 @json_option
 def inspect(path: str, weights: str | None, as_json: bool) -> None:
     """Say what the checkpoint at PATH is: container, family, every hyper-parameter with its evidence, what a conversion

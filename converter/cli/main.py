@@ -62,7 +62,12 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("PIXART_DEBUG"):
             raise
-        return _fail(name, f"internal error: {type(error).__name__}: {printable(error)} (PIXART_DEBUG=1 shows where)", 5, arguments)
+        return _fail(
+            name,
+            f"internal error: {type(error).__name__}: {printable(error)} (PIXART_DEBUG=1 shows where)",
+            5,
+            arguments,
+        )
 
 
 def _fail(name: str, message: str, code: int, arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ import click
 
 def underscored(arguments: list[str]) -> list[str]:
     """`--dump-path=a-b` as `--dump_path=a-b`: the existing scripts' spelling is the canonical one."""
-    made = []
+    made: list[str] = []
     for i, argument in enumerate(arguments):
         if argument == "--":
             return made + arguments[i:]
@@ -31,8 +31,10 @@ class Group(click.Group):
 
 
 def boolean(name: str, help: str) -> Callable[[Any], Any]:
-    """A flag that may stand alone or have a value: `--micro_condition`, `--micro_condition=False`, `--micro_condition no`."""
-    return click.option(name, is_flag=False, flag_value="true", type=click.BOOL, default=None, metavar="[BOOL]", help=help)
+    """A flag that may stand alone or have a value: `--qk_norm`, `--qk_norm=False`, `--qk_norm no`."""
+    return click.option(
+        name, is_flag=False, flag_value="true", type=click.BOOL, default=None, metavar="[BOOL]", help=help
+    )
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")

@@ -21,12 +21,15 @@ def print_json(content: Any) -> None:
 def _source_lines(record: dict[str, Any]) -> Iterator[str]:
     source = record["source"]
     yield f"source: {printable(source['name'])}, {human_bytes(source['size'])}, {source['container']}"
-    yield f"weights: {source['weights']} ({source['where']})" + (f", prefix {source['prefix']!r} removed" if source["prefix"] else "")
+    yield f"weights: {source['weights']} ({source['where']})" + (
+        f", prefix {source['prefix']!r} removed" if source["prefix"] else ""
+    )
 
 
 def _model_lines(record: dict[str, Any]) -> Iterator[str]:
     dtypes = ", ".join(f"{name} x {count}" for name, count in record["dtypes"].items())
-    yield f"model: {record['family'] or 'unknown family'}, {record['layout'] or 'unknown'} layout, {record['parameters'] / 1e6:.4g} M parameters, {dtypes}"
+    kind = f"{record['family']}, {record['layout']} layout" if record["family"] else "unknown family"
+    yield f"model: {kind}, {record['parameters'] / 1e6:.4g} M parameters, {dtypes}"
 
 
 def _evidence_lines(record: dict[str, Any]) -> Iterator[str]:
@@ -52,7 +55,9 @@ def inspection_lines(made: dict[str, Any]) -> Iterator[str]:
         if made[title]:
             yield f"{title}: {', '.join(map(printable, made[title]))}"
     for item in made["foreign_objects"]:
-        yield f"foreign object: {item['name']}" + (" (DANGEROUS: it can run code in other readers)" if item["dangerous"] else "")
+        yield f"foreign object: {item['name']}" + (
+            " (DANGEROUS: it can run code in other readers)" if item["dangerous"] else ""
+        )
     yield from (f"note: {note}" for note in made["notes"])
     yield from (f"problem: {problem}" for problem in made["problems"])
     yield "convertible: " + ("no" if made["problems"] else _missing(made) or "yes")
@@ -60,8 +65,11 @@ def inspection_lines(made: dict[str, Any]) -> Iterator[str]:
 
 def _missing(made: dict[str, Any]) -> str:
     """The flags that a conversion would ask for."""
-    needed = [f"--{name}" for name in ("num_attention_heads", "image_size", "interpolation_scale")
-              if made["hyper_parameters"].get(name, {}).get("source") == "unknown"]
+    needed = [
+        f"--{name}"
+        for name in ("num_attention_heads", "image_size", "interpolation_scale")
+        if made["hyper_parameters"].get(name, {}).get("source") == "unknown"
+    ]
     return f"with {', '.join(needed)}" if needed else ""
 
 
@@ -95,6 +103,11 @@ def _plan_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
         alike = (row["operation"], str(row["shape"]), re.sub(r"\.\d+\.", ".{}.", row["source"], count=1))
         groups.setdefault(alike, []).append(row)
     for (operation, shape, _), members in groups.items():
-        parts = zip(*(row.get("targets", [row["sidecar"]] if "sidecar" in row else []) for row in members), strict=True)
+        parts = zip(
+            *(row.get("targets", [row["sidecar"]] if "sidecar" in row else []) for row in members),
+            strict=True,
+        )
         to = ", ".join(name for part in parts for name in fold(part))
-        yield f"  {', '.join(fold(row['source'] for row in members))} {shape} -> {operation}" + (f": {to}" if to else "")
+        yield f"  {', '.join(fold(row['source'] for row in members))} {shape} -> {operation}" + (
+            f": {to}" if to else ""
+        )

@@ -36,7 +36,9 @@ def _from_packages() -> dict[str, Family]:
         try:
             family = point.load()
         except Exception as error:  # somebody else's code: whatever it raises, say whose it is
-            raise ConverterError(f"the family {point.name} ({point.value}) cannot be loaded: {printable(error)}") from error
+            raise ConverterError(
+                f"the family {point.name} ({point.value}) cannot be loaded: {printable(error)}"
+            ) from error
         if not isinstance(family, Family):
             raise ConverterError(f"the entry point {point.name} ({point.value}) is not a converter.families.Family")
         found[family.name] = family
@@ -51,9 +53,12 @@ def families() -> dict[str, Family]:
 
 
 def recognise(state: Mapping[str, Any]) -> tuple[Family, bool] | None:
-    """(family, whether the keys are diffusers' already): whose table knows most of the keys, and at least half of them."""
-    layouts = [(family.keys.targets.known(state) if diffusers else family.keys.known(state), family, diffusers)
-               for family in families().values() for diffusers in (False, True)]
+    """(family, whether the keys are diffusers' already): whose table knows most keys, and at least half of them."""
+    layouts = [
+        (family.keys.targets.known(state) if diffusers else family.keys.known(state), family, diffusers)
+        for family in families().values()
+        for diffusers in (False, True)
+    ]
     known, family, diffusers = max(layouts, key=lambda layout: layout[0])
     return (family, diffusers) if state and known * 2 >= len(state) else None
 

@@ -28,7 +28,10 @@ class Findings(dict[str, Finding]):
         self.notes: list[str] = []
 
     def file(self, name: str, value: Any, evidence: str) -> Any:
-        """A value that the file shows (None: it should, and does not). Raises `UsageError` where the user said otherwise."""
+        """A value that the file shows (None: it should, and does not).
+
+        Raises: `UsageError` where the user said otherwise.
+        """
         if value is None:
             return self.settle(name, None, evidence)
         said = self.given.get(name)
@@ -73,8 +76,8 @@ class Family:
         config: findings -> `config.json` of the model class; raises `UsageError` where something is unknown.
         flags: the hyper-parameters that a user may state.
         subfolder: where in the dump the model lies.
-        unreproduced: (findings, largest difference) -> what a stored buffer is that recomputing does not give bit for
-            bit, in words; beginning with "refused: " where the original net would use it and the target cannot.
+        unreproduced: (findings, largest difference) -> of a stored buffer that recomputing does not give bit for bit:
+            whether a conversion may go on without it (the original net does not use it), and what it is, in words.
     """
 
     name: str
@@ -84,4 +87,7 @@ class Family:
     config: Callable[[Findings], dict[str, Any]]
     flags: tuple[str, ...] = ()
     subfolder: str = "transformer"
-    unreproduced: Callable[[Findings, float], str] = lambda found, difference: f"is not what is recomputed (by up to {difference:.2g})"
+    unreproduced: Callable[[Findings, float], tuple[bool, str]] = lambda found, difference: (
+        False,
+        f"is not what the target computes (by up to {difference:.2g})",
+    )

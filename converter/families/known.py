@@ -7,11 +7,23 @@ from collections.abc import Iterable
 
 # First match wins. (what a key must look like, what the file then is)
 _LAYOUTS = (
-    (r"lora_(A|B|up|down|unet|te)\b|lora_unet_|\.lora\.|\.dora_scale", "LoRA or other adapter weights, not a whole transformer"),
-    (r"controlnet\.\d+\.(before_proj|after_proj|copied_block)\.", "a PixArt ControlNet (base_model. and controlnet. keys), which stock diffusers has no class for"),
-    (r"blocks\.\d+\.adaLN_modulation\.1\.weight", "a class-conditional DiT (adaLN in every block, no captions), another model family"),
+    (
+        r"lora_(A|B|up|down|unet|te)\b|lora_unet_|\.lora\.|\.dora_scale",
+        "LoRA or other adapter weights, not a whole transformer",
+    ),
+    (
+        r"controlnet\.\d+\.(before_proj|after_proj|copied_block)\.",
+        "a PixArt ControlNet (base_model. and controlnet. keys), which stock diffusers has no class for",
+    ),
+    (
+        r"blocks\.\d+\.adaLN_modulation\.1\.weight",
+        "a class-conditional DiT (adaLN in every block, no captions), another model family",
+    ),
     (r"(_flat_param|flat_param)", "FSDP flat parameters: gather a full state dict first (FullStateDictConfig)"),
-    (r"(joint_blocks|double_blocks|single_transformer_blocks)\.\d+\.", "a multimodal transformer (SD3 or Flux), another model family"),
+    (
+        r"(joint_blocks|double_blocks|single_transformer_blocks)\.\d+\.",
+        "a multimodal transformer (SD3 or Flux), another model family",
+    ),
     (r"(down_blocks|input_blocks)\.\d+\.", "a U-Net (Stable Diffusion), another model family"),
     (r"(encoder|decoder)\.(mid|mid_block|conv_in)\.", "a VAE, not a transformer"),
     (r"encoder\.block\.\d+\.layer\.", "a T5 text encoder, not a diffusion transformer"),

@@ -23,7 +23,9 @@ def positions(findings: Findings) -> SinCosTable:
     return SinCosTable(findings.value("hidden_size"), side, findings.value("interpolation_scale"))
 
 
-_NO_QK_NORM = Refused(QK_NORM, "this model normalises queries and keys, which stock diffusers' PixArt class cannot hold")
+_NO_QK_NORM = Refused(
+    QK_NORM, "this model normalises queries and keys, which stock diffusers' PixArt class cannot hold"
+)
 _NO_KV = Refused(KV_COMPRESS, "this model compresses keys and values, which stock diffusers' PixArt class cannot hold")
 _NO_REL_POS = Refused(REL_POS, "this model has relative positions, which stock diffusers' PixArt class cannot hold")
 
@@ -92,16 +94,19 @@ def config(found: Findings) -> dict[str, Any]:
     }
 
 
-def unreproduced(found: Findings, difference: float) -> str:
-    """What a `pos_embed` is that the recomputed table does not equal. The fixed-size class uses it, the multi-scale class does not."""
+def unreproduced(found: Findings, difference: float) -> tuple[bool, str]:
+    """What a `pos_embed` is that recomputing does not give. Only the fixed-size class ever uses it."""
     if difference < ROUNDING:
-        return f"is the sin-cos table up to rounding (by up to {difference:.2g})"
+        return True, f"is the sin-cos table up to rounding (by up to {difference:.2g})"
     if found["sample_size"].source != "file":
-        return "is not the table of the size and scale that were given"
+        return True, "is not the table of the size and scale that were given"
     if found["multi_scale_train"].value:
-        return "is no sin-cos table, and the multi-scale class never uses it"
-    return ("refused: is no sin-cos table of the original's kind, and the fixed-size class uses it, where diffusers computes its own: the converted model "
-            "would be another one (a multi-scale model never uses it: --multi_scale_train true)")
+        return True, "is no sin-cos table, and the multi-scale class never uses it"
+    return False, (
+        "is no sin-cos table of the original's kind, and the fixed-size class uses it where diffusers "
+        "computes its own: the converted model would be another one (a multi-scale model never uses it: "
+        "--multi_scale_train true)"
+    )
 
 
 PIXART = Family("pixart", "PixArt", KEYS, describe, config, FLAGS, unreproduced=unreproduced)

@@ -13,11 +13,15 @@ from .sincos import scale_of
 
 POSITIONS = "pos_embed"
 MICRO, QK_NORM, KV_COMPRESS, REL_POS = "micro_condition", "qk_norm", "kv_compress", "use_rel_pos"
-FLAGS = ("image_size", "version", "multi_scale_train", MICRO, QK_NORM, KV_COMPRESS, "num_attention_heads", "interpolation_scale")
+FLAGS = (
+    "image_size", "version", "multi_scale_train", MICRO, QK_NORM, KV_COMPRESS, "num_attention_heads",
+    "interpolation_scale",
+)  # fmt: skip
 
 VAE_FACTOR = 8  # pixels per latent position
 TOKENS = {120: "alpha", 300: "sigma"}  # caption length -> which PixArt
-# (version, pixels) -> positional scale of the released models. alpha at 256: sources disagree, its training configs say 1.
+# (version, pixels) -> positional scale of the released models. Sources disagree on alpha at 256: its training
+# configs say 1.
 RELEASED = {("alpha", 256): 1.0, ("alpha", 512): 1.0, ("alpha", 1024): 2.0,
             ("sigma", 256): 0.5, ("sigma", 512): 1.0, ("sigma", 1024): 2.0, ("sigma", 2048): 4.0}  # fmt: skip
 HEAD_SIZE = 72  # 1152 / 16, in every released model
@@ -28,20 +32,33 @@ PLACEHOLDER = (128, 1.0)
 def describe(plan: Plan, state: State, found: Findings) -> None:
     """Fill `found`: first what names, shapes and the positional table show, then the user's word, then convention."""
     dims, evidence = plan.dims, plan.evidence
-    for name, symbol in (("hidden_size", "D"), ("patch_size", "p"), ("in_channels", "C"), ("caption_channels", "K")):
+    for name, symbol in (
+        ("hidden_size", "D"),
+        ("patch_size", "p"),
+        ("in_channels", "C"),
+        ("caption_channels", "K"),
+    ):
         found.file(name, dims.get(symbol), evidence.get(symbol, "no tensor shows it"))
     found.file("depth", plan.blocks, f"blocks 0 to {plan.blocks - 1}")
     if {"R", "p", "C"} <= dims.keys():
         channels = dims["R"] // dims["p"] ** 2
         found.file("out_channels", channels, f"{evidence['R']}: {dims['R']} rows / patch {dims['p']} squared")
-        found.file("pred_sigma", channels == 2 * dims["C"], f"{channels} output channels for {dims['C']} latent channels")
+        found.file(
+            "pred_sigma",
+            channels == 2 * dims["C"],
+            f"{channels} output channels for {dims['C']} latent channels",
+        )
     there = "" if MICRO in plan.groups else "not "
     found.file(MICRO, MICRO in plan.groups, f"the embedders of size and aspect ratio are {there}there")
     found.file(QK_NORM, QK_NORM in plan.features, ", ".join(plan.features.get(QK_NORM, ["no query or key norms"])))
     if KV_COMPRESS in plan.features:
         found.file(KV_COMPRESS, True, ", ".join(plan.features[KV_COMPRESS]))
-    elif found.settle(KV_COMPRESS, False, "no convolutions; sampling 'uniform' or 'ave' would leave no trace in a file"):
-        raise UsageError("--kv_compress: stock diffusers' PixArt class cannot hold KV compression, so nothing is converted")
+    elif found.settle(
+        KV_COMPRESS, False, "no convolutions; sampling 'uniform' or 'ave' would leave no trace in a file"
+    ):
+        raise UsageError(
+            "--kv_compress: stock diffusers' PixArt class cannot hold KV compression, so nothing is converted"
+        )
     _version(plan, found)
     _heads(found, state.config)
     _resolution(found, state.config, _read_table(plan, state, found))
@@ -61,8 +78,13 @@ def _version(plan: Plan, found: Findings) -> None:
     if found[MICRO].value:
         found.file("multi_scale_train", True, "micro-conditions exist in the multi-scale class only")
     else:
-        found.settle("multi_scale_train", {"alpha": False, "sigma": True}.get(version),
-                     f"as in the released {version} models without micro-conditions" if version else "the file does not show its class")
+        found.settle(
+            "multi_scale_train",
+            {"alpha": False, "sigma": True}.get(version),
+            f"as in the released {version} models without micro-conditions"
+            if version
+            else "the file does not show its class",
+        )
 
 
 def _heads(found: Findings, config: dict[str, Any]) -> None:
@@ -110,9 +132,15 @@ def _resolution(found: Findings, config: dict[str, Any], table: _Table | None) -
     """`image_size` (pixels), `sample_size` (latent side) and `interpolation_scale`."""
     doubt = ""
     if table and table.placeholder:
-        doubt = (f"{table.seen}: scale {table.scale:g} at side {table.side}, but every released {table.side * VAE_FACTOR} px model has "
-                 f"{RELEASED['sigma', table.side * VAE_FACTOR]:g}, and OneTrainer writes this table into every file; say what the model was trained with "
-                 f"(--image_size, --interpolation_scale)")
+        doubt = (
+            f"{table.seen}: scale {table.scale:g}, but every released {table.side * VAE_FACTOR} px model has "
+            f"{RELEASED['sigma', table.side * VAE_FACTOR]:g}, and OneTrainer writes this table into every file: "
+            + (
+                "what the flags say is taken instead"
+                if found.given.keys() & {"image_size", "interpolation_scale"}
+                else "say what the model was trained with (--image_size, --interpolation_scale)"
+            )
+        )
         found.notes.append(doubt)
     if table and not doubt:
         found.file("image_size", table.side * VAE_FACTOR, table.seen)
@@ -121,7 +149,11 @@ def _resolution(found: Findings, config: dict[str, Any], table: _Table | None) -
     elif table and "interpolation_scale" in found.given:
         found.settle("image_size", table.side * VAE_FACTOR, table.seen)
     else:
-        found.settle("image_size", None, doubt or f"there is no usable {POSITIONS}, and nothing else in a file shows the resolution")
+        found.settle(
+            "image_size",
+            None,
+            doubt or f"there is no usable {POSITIONS}, and nothing else in a file shows the resolution",
+        )
     pixels = found["image_size"].value
     found["sample_size"] = replace(found["image_size"], value=pixels and pixels // VAE_FACTOR)
     _scale(found, config, pixels, None if doubt or not table else table)
@@ -133,15 +165,21 @@ def _scale(found: Findings, config: dict[str, Any], pixels: int | None, table: _
         found.file(name, table.scale, table.seen)
         usual = {scale for (_, size), scale in RELEASED.items() if size == pixels}
         if usual and table.scale not in usual:
-            found.notes.append(f"{table.seen}: scale {table.scale:g}, where the released {pixels} px models have "
-                               f"{' or '.join(f'{s:g}' for s in sorted(usual))}; the file decides")
+            found.notes.append(
+                f"{table.seen}: scale {table.scale:g}, where the released {pixels} px models have "
+                f"{' or '.join(f'{s:g}' for s in sorted(usual))}; the file decides"
+            )
     elif config.get(name) is not None:
         found.file(name, config[name], "config.json")
     elif "sample_size" in config:
         found.settle(name, max(config["sample_size"] // 64, 1), "what diffusers takes where config.json does not say")
-    elif (version, pixels) in RELEASED:
+    elif pixels and (version, pixels) in RELEASED:
         found.settle(name, RELEASED[version, pixels], f"as in the released {version} {pixels} px models")
         if (version, pixels) == ("alpha", 256) and found[name].source == "assumed":
-            found.notes.append("alpha 256 px without a positional table: scale 1 is assumed, as in its training configs (another source says 0.5)")
+            found.notes.append(
+                "alpha 256 px without a positional table: scale 1 is assumed, as in its training configs "
+                "(another source says 0.5)"
+            )
     else:
-        found.settle(name, None, f"no positional table shows it, and there is no released {version or '(version unknown)'} model at {pixels} px")
+        model = f"{version or '(version unknown)'} model at {pixels} px"
+        found.settle(name, None, f"no positional table shows it, and there is no released {model}")

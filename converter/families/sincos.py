@@ -34,7 +34,7 @@ class SinCosTable:
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
     def rows(self, start: int, stop: int, axis: Any) -> Any:
-        """Tokens `start` to `stop` as (stop - start, hidden) float32, from `axis()`: the table is never whole in memory."""
+        """Tokens `start` to `stop`, (stop - start, hidden) float32, from `axis()`: never the whole table in memory."""
         import numpy as np
 
         tokens = np.arange(start, stop)

@@ -46,8 +46,13 @@ def folded(keys: Iterable[str]) -> dict[str, list[str]]:
         match = re.fullmatch(r"(.*?\.)(\d{1,18})(\..*)", key, re.ASCII)
         head, index, tail = (match[1], int(match[2]), match[3]) if match else (key, -1, "")
         groups.setdefault((head, tail), {})[key] = index
-    return {printable(head + (f"{{{ranges(found.values())}}}" if len(found) > 1 else str(*found.values()) if tail else "") + tail, 160):
-            list(found) for (head, tail), found in groups.items()}
+    return {
+        printable(
+            head + (f"{{{ranges(found.values())}}}" if len(found) > 1 else str(*found.values()) if tail else "") + tail,
+            160,
+        ): list(found)
+        for (head, tail), found in groups.items()
+    }
 
 
 def fold(keys: Iterable[str]) -> list[str]:

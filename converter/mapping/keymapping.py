@@ -17,7 +17,7 @@ from .rows import Computed, Extra, Row, Sparse, Value, overlap, spell
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Source tensors and what becomes of them. One source and several targets: split on axis 0; the reverse: concatenated."""
+    """Source tensors and what becomes of them: one to several is a split on axis 0, the reverse a concatenation."""
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
@@ -64,13 +64,18 @@ class KeyMapping:
 
     def __init__(self, table: Mapping[str, Value], optional: Mapping[str, Mapping[str, Value]] | None = None) -> None:
         rows = [Row.parse(text, value) for text, value in table.items()]
-        rows += [Row.parse(text, value, group) for group, part in (optional or {}).items() for text, value in part.items()]
+        rows += [
+            Row.parse(text, value, group) for group, part in (optional or {}).items() for text, value in part.items()
+        ]
         self._check(rows)
         self.rows = rows
 
     @staticmethod
     def _check(rows: list[Row]) -> None:
-        for what, paths in (("sources", [r.source for r in rows]), ("targets", [t for r in rows for t in r.targets])):
+        for what, paths in (
+            ("sources", [r.source for r in rows]),
+            ("targets", [t for r in rows for t in r.targets]),
+        ):
             for one, other in combinations(paths, 2):
                 if overlap(one, other):
                     raise ValueError(f"the {what} {one!r} and {other!r} match the same keys")
@@ -88,9 +93,13 @@ class KeyMapping:
         return plan
 
     def survey(self, state: Mapping[str, Any]) -> Plan:
-        """The same plan, with what does not fit under `problems` instead of raised; for looking at a file, not for moving it."""
+        """The same plan, with what does not fit under `problems` instead of raised: for looking at a file."""
         match = Matching(self.rows, state)
-        plan = Plan(groups=match.groups, blocks=match.blocks, features={f: keys for f, (_, keys) in match.features().items()})
+        plan = Plan(
+            groups=match.groups,
+            blocks=match.blocks,
+            features={f: keys for f, (_, keys) in match.features().items()},
+        )
         shapes = []
         for position, found in sorted(match.found.items()):
             row = self.rows[position]
@@ -113,7 +122,9 @@ class KeyMapping:
         for move in plan.moves:
             parts, shape = len(move.targets), tuple(state[move.sources[0]].shape)
             if parts > 1 and (not shape or shape[0] % parts):
-                wrong.setdefault(f"has shape {list(shape)}, which does not split into {parts}", []).append(move.sources[0])
+                wrong.setdefault(f"has shape {list(shape)}, which does not split into {parts}", []).append(
+                    move.sources[0]
+                )
         plan.problems = match.problems() + [f"{key} {what}" for what, keys in wrong.items() for key in fold(keys)]
         return plan
 
@@ -129,7 +140,9 @@ class KeyMapping:
             back[source] = Move(tuple(spell(t, index, suffix) for t in row.targets), (source,), row)
             shapes = {tuple(state[key].shape) for key in back[source].sources}
             if len(shapes) > 1:
-                raise MappingError([f"{', '.join(back[source].sources)} have different shapes: they are no equal parts of {source}"])
+                raise MappingError(
+                    [f"{', '.join(back[source].sources)} have different shapes: they are no equal parts of {source}"]
+                )
         plan.moves = list(back.values())
         return plan
 
@@ -137,8 +150,16 @@ class KeyMapping:
     def targets(self) -> KeyMapping:
         """The table of the target layout alone: every target maps to itself, and strays to the sidecar."""
         made = object.__new__(KeyMapping)
-        made.rows = [Row(t, Sparse(t) if row.sparse else t, row.part_pattern, row.group, t, (t,)) for row in self.rows for t in row.targets]
-        made.rows += [replace(row, source=row.value.stray) for row in self.rows if isinstance(row.value, Extra) and row.value.stray]
+        made.rows = [
+            Row(t, Sparse(t) if row.sparse else t, row.part_pattern, row.group, t, (t,))
+            for row in self.rows
+            for t in row.targets
+        ]
+        made.rows += [
+            replace(row, source=row.value.stray)
+            for row in self.rows
+            if isinstance(row.value, Extra) and row.value.stray
+        ]
         return made
 
     # Live state dicts.

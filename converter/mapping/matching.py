@@ -29,8 +29,16 @@ class Matching:
             else:
                 self.unknown.append(key)
         self.groups = {rows[position].group for position in self.found} - {""}
-        self.blocks = 1 + max((index for position, found in self.found.items() if not rows[position].sparse
-                               for index in found if index is not None), default=-1)
+        self.blocks = 1 + max(
+            (
+                index
+                for position, found in self.found.items()
+                if not rows[position].sparse
+                for index in found
+                if index is not None
+            ),
+            default=-1,
+        )
 
     def features(self) -> dict[str, tuple[str, list[str]]]:
         """Refused rows that keys belong to: feature -> (reason, the keys, folded)."""
@@ -39,7 +47,9 @@ class Matching:
             row = self.rows[position]
             if isinstance(row.value, Refused):
                 entry = keys.setdefault(row.value.feature, (row.value.reason, []))
-                entry[1].extend(spell(row.source, index, suffix) for index, suffixes in found.items() for suffix in sorted(suffixes))
+                entry[1].extend(
+                    spell(row.source, index, suffix) for index, suffixes in found.items() for suffix in sorted(suffixes)
+                )
         return {feature: (reason, fold(list_)) for feature, (reason, list_) in keys.items()}
 
     def problems(self) -> list[str]:
@@ -58,14 +68,22 @@ class Matching:
         problems = []
         if not row.sparse:
             indexed = "{}" in row.source
-            gaps = holes([i for i in found if i is not None], max(self.blocks, 1)) if indexed else "" if found else "all"
+            gaps = (
+                holes([i for i in found if i is not None], max(self.blocks, 1)) if indexed else "" if found else "all"
+            )
             if gaps:
                 partly = f" (the {row.group} are there in part)" if row.group else ""
                 problems.append("missing " + row.source.replace("{}", f"{{{gaps}}}") + partly)
         # A path is a module with a weight and a bias, or itself a parameter: the same in every block.
         whole = {""} if any("" in suffixes for suffixes in found.values()) else {".weight", ".bias"}
-        for word, wrong in (("missing", {i: whole - s for i, s in found.items()}), ("unexpected", {i: s - whole for i, s in found.items()})):
-            problems += [f"{word} {key}" for key in fold(spell(row.source, i, suffix) for i, s in wrong.items() for suffix in sorted(s))]
+        for word, wrong in (
+            ("missing", {i: whole - s for i, s in found.items()}),
+            ("unexpected", {i: s - whole for i, s in found.items()}),
+        ):
+            problems += [
+                f"{word} {key}"
+                for key in fold(spell(row.source, i, suffix) for i, s in wrong.items() for suffix in sorted(s))
+            ]
         return problems
 
     def _nearest(self, key: str) -> str:

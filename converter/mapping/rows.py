@@ -94,7 +94,10 @@ def matcher(path: str) -> Callable[[str], tuple[int | None, str] | None]:
     """key -> (block index, '.weight' or '.bias' or '') where the key is this path, anchored at both ends; else None."""
     head, braces, tail = path.partition("{}")
     # An index has one spelling, so that no two keys can mean the same tensor.
-    regex = re.compile(re.escape(head) + (r"(0|[1-9]\d{0,17})" if braces else "()") + re.escape(tail) + r"(\.weight|\.bias)?", re.ASCII)
+    regex = re.compile(
+        re.escape(head) + (r"(0|[1-9]\d{0,17})" if braces else "()") + re.escape(tail) + r"(\.weight|\.bias)?",
+        re.ASCII,
+    )
 
     def match(key: str) -> tuple[int | None, str] | None:
         found = regex.fullmatch(key)
@@ -118,4 +121,6 @@ def overlap(one: str, other: str) -> bool:
     if len(longer) == len(shorter) + 1 and longer[-1] in ("weight", "bias"):
         longer = longer[:-1]
     return len(shorter) == len(longer) and all(
-        a == b or (a == "{}" and b.isdigit()) or (b == "{}" and a.isdigit()) for a, b in zip(shorter, longer, strict=True))
+        a == b or (a == "{}" and b.isdigit()) or (b == "{}" and a.isdigit())
+        for a, b in zip(shorter, longer, strict=True)
+    )
