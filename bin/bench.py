@@ -1,0 +1,250 @@
+"""Measure the converter against `cp` of the same bytes, and against torch: one Markdown table.
+
+Everything is a whole process measured from the outside: the interpreter's start counts, and so does bringing
+the result to the disk. The checkpoints are random weights in the names and shapes of a released model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPTHS = {"full": 28, "small": 2}
+CONVERT_LIMIT, HELP_LIMIT, INSPECT_LIMIT = "1.5x (aim 1.15x), 60 MB", "0.2 s", "0.3 s"
+HEAD = ("measured", "wall s", "with sync s", "ratio to cp", "peak RSS MB", "limit")
+NOTES = """
+Each run starts with an empty target, its source in the page cache and nothing left to sync; the ratio is of
+the times with sync. `cp` copies the plain checkpoint in both parts, since of a training file only that share
+is to be converted. Peak RSS is `ru_maxrss` from `wait4`: mapped file pages count, page cache that is not
+mapped does not, and less than {floor:.0f} MB, the bench's own, cannot be seen. No time fails this run.
+"""
+
+# A child is charged with the peak of the memory it was started from. After vfork that is all of this process,
+# after fork only what fork copies; for the same reason whatever imports much is imported late.
+subprocess._USE_VFORK = False
+
+
+class BenchError(Exception):
+    """A command that was to be measured is missing, or failed."""
+
+
+class Run(NamedTuple):
+    """One whole process: seconds until it ended, seconds until its bytes were on the disk, peak MB."""
+
+    wall: float
+    synced: float
+    rss: float
+
+
+def measure(command: list[str]) -> Run:
+    os.sync()  # what others left to write must not be paid for here
+    with tempfile.TemporaryFile() as errors:
+        started = time.perf_counter()
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": errors}
+        child = subprocess.Popen(command, **quiet)
+        _, status, usage = os.wait4(child.pid, 0)
+        wall = time.perf_counter() - started
+        os.sync()
+        synced = time.perf_counter() - started
+        child.returncode = os.waitstatus_to_exitcode(status)  # tells Popen that it has been reaped
+        if child.returncode:
+            errors.seek(0)
+            tail = errors.read().decode(errors="replace").strip()[-2000:]
+            raise BenchError(f"exit status {child.returncode}: {shlex.join(command)}\n{tail}")
+    return Run(wall, synced, usage.ru_maxrss * 1024 / 1e6)
+
+
+def torch_child(task: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "bin" / "bench_torch.py"), task, *map(str, arguments)]
+
+
+def make_checkpoint(kind: str, model: str, size: str, target: Path) -> None:
+    inventory = ROOT / "fixtures" / "inventories" / f"{model}.json"
+    run = measure(torch_child("make", kind, inventory, DEPTHS[size], target))
+    say(f"made {target.name}, {target.stat().st_size / 1e9:.2f} GB: {shown(run)}")
+
+
+def contest(kind: str, source: Path, plain: Path, out: Path, converter: list[str], pairs: int) -> list[tuple]:
+    """`cp` and the converter by turns, so that a machine that slows down slows both; then torch."""
+    flags = ["--orig_ckpt_path", str(source), "--dump_path", str(out / "converted"), "--quiet"]
+    commands = {
+        "cp": ["cp", str(plain), str(out / "copy.pth")],
+        "convert": [*converter, *flags],
+        "torch.load(mmap=True) + save_file": torch_child("torch-mmap", source, out / "torch.safetensors"),
+        "torch.load + save_file": torch_child("torch", source, out / "torch.safetensors"),
+    }
+    if source.stat().st_size * 1.2 > memory("MemAvailable"):
+        say(f"{kind}: torch.load without mmap left out, it needs memory for the whole file")
+        del commands["torch.load + save_file"]
+    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    digests: dict[str, str] = {}
+    for pair in range(pairs):
+        order = list(commands)
+        if pair % 2:  # neither always goes first
+            order[:2] = "convert", "cp"
+        for name in order:
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            read_through(plain if name == "cp" else source)
+            run = measure(commands[name])
+            say(f"{kind} {pair + 1}, {name}: {shown(run)}")
+            runs[name].append(run)
+            if pair == 0:
+                digests[name] = weights_digest(out)
+    ratios = {n: [a.synced / b.synced for a, b in zip(runs[n], runs["cp"], strict=True)] for n in runs}
+    rows = []
+    for i, ratio in enumerate(ratios["convert"]):
+        rows.append(row(f"{kind}, pair {i + 1}: cp", [runs["cp"][i]]))
+        rows.append(row(f"{kind}, pair {i + 1}: convert", [runs["convert"][i]], ratio))
+    for name in commands:
+        what = f"{kind}, median of {pairs}: {name}"
+        if name == "convert":
+            rows.append(row(f"**{what}**", runs[name], median(ratios[name]), CONVERT_LIMIT))
+        elif name != "cp":
+            same = "same bytes" if digests[name] == digests["convert"] else "other bytes"
+            rows.append(row(f"{what} ({same})", runs[name], median(ratios[name])))
+    return rows
+
+
+def small_commands(source: Path, converter: list[str], pixart: list[str]) -> list[tuple]:
+    """What has to feel instant: the help text, and a look into a large file."""
+    inspect, what = [*pixart, "inspect", str(source)], f"inspect, {source.stat().st_size / 1e9:.2f} GB"
+    helps = [measure([*converter, "--help"]) for _ in range(20)]
+    read_through(source)
+    warm = [measure(inspect) for _ in range(5)]
+    os.sync()  # only clean pages can be dropped
+    with source.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    cold = [measure(inspect)]
+    return [
+        row("--help, median of 20", helps, limit=HELP_LIMIT, synced=False),
+        row(f"{what}, median of 5", warm, limit=INSPECT_LIMIT, synced=False),
+        row(f"{what}, not in the page cache, once", cold, synced=False),
+    ]
+
+
+def row(what: str, runs: list[Run], ratio: float = 0, limit: str = "", synced: bool = True) -> tuple:
+    """Median times and the highest peak of all runs of one command."""
+    wall, disk, _ = (f"{median(column):.2f}" for column in zip(*runs, strict=True))
+    peak = f"{max(run.rss for run in runs):.0f}"
+    return what, wall, disk if synced else "", f"{ratio:.2f}" if ratio else "", peak, limit
+
+
+def shown(run: Run) -> str:
+    return f"{run.wall:.2f} s, {run.synced:.2f} s with sync, peak {run.rss:.0f} MB"
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def read_through(path: Path, look: Callable = len) -> None:
+    """Bring a file into the page cache, and show it to `look` piece by piece."""
+    buffer = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            look(buffer[:size])
+
+
+def weights_digest(folder: Path) -> str:
+    """Of the largest safetensors file in a folder: the weights, whatever lies beside them."""
+    files = sorted(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+    if not files:
+        return "no file"
+    digest = hashlib.sha256()
+    read_through(files[-1], digest.update)
+    return digest.hexdigest()
+
+
+def memory(field: str) -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
+def header(work: Path) -> str:
+    from importlib.metadata import version
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpus = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    disk = max((m for m in mounts if work.resolve().is_relative_to(m[0])), key=lambda m: len(m[0]))[1]
+    facts = [
+        f"{len(os.sched_getaffinity(0))} cores, {memory('MemTotal') / 1e9:.0f} GB memory",
+        [*cpus, platform.machine()][0],
+        f"Linux {platform.release()}, {disk}, Python {platform.python_version()}, torch {version('torch')}",
+    ]
+    return f"{time.strftime('%Y-%m-%d')}: " + ", ".join(facts)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", choices=DEPTHS, default="full", help="small: depth 2, to try the bench")
+    parser.add_argument("--model", default="sigma-1024-ms", help="an inventory (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=5, help="of cp and convert (default: %(default)s)")
+    parser.add_argument("--workdir", type=Path, default=Path(tempfile.gettempdir()) / "pixart-bench")
+    parser.add_argument("--keep", action="store_true", help="keep the checkpoints for the next run")
+    parser.add_argument("--skip-training", action="store_true", help="leave out the 10 GB training file")
+    for name, default in (("converter", "convert-pixart"), ("pixart", "pixart")):
+        command = shlex.quote(str(ROOT / "bin" / default))
+        use = f"instead of bin/{default}"
+        parser.add_argument(f"--{name}", metavar="CMD", type=shlex.split, default=command, help=use)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse(argv)
+    for command in (options.converter, options.pixart, ["cp"]):
+        if not shutil.which(command[0]):  # before gigabytes are written
+            raise BenchError(f"cannot be run: {shlex.join(command)}")
+    if options.pairs < 1:
+        raise BenchError("--pairs: at least 1")
+    work, size = options.workdir, options.size
+    work.mkdir(parents=True, exist_ok=True)
+    plain, training = (work / f"{options.model}-{size}-{kind}.pth" for kind in ("plain", "training"))
+    made = [path for path in (plain, training) if not path.exists()]
+    rows, largest = [], plain
+    try:
+        if plain in made:
+            make_checkpoint("plain", options.model, size, plain)
+        rows += contest("plain", plain, plain, work / "out", options.converter, options.pairs)
+        # torch.save wants all of it in memory at once.
+        if training in made and plain.stat().st_size * 4.2 > memory("MemAvailable"):
+            say("no training file: too little memory to make one")
+        elif not options.skip_training:
+            if training in made:
+                make_checkpoint("training", options.model, size, training)
+            pairs = min(options.pairs, 2)
+            rows += contest("training", training, plain, work / "out", options.converter, pairs)
+            largest = training
+        rows += small_commands(largest, options.converter, options.pixart)
+    finally:
+        shutil.rmtree(work / "out", ignore_errors=True)
+        for path in made:
+            path.with_name(path.name + ".partial").unlink(missing_ok=True)
+            if not options.keep:
+                path.unlink(missing_ok=True)
+    print(header(work), end="\n\n")
+    for line in [HEAD, ("---", *["--:"] * 4, "---"), *rows]:
+        print(f"| {' | '.join(line)} |")
+    print(NOTES.format(floor=measure(["true"]).rss))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BenchError as error:
+        sys.exit(f"bench: {error}")
