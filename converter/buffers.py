@@ -40,7 +40,7 @@ def compare(tensor: LazyTensor, table: Any) -> Comparison:
         values = table.rows(first, last, axis)
         skip = offset - first * width
         wanted = round_to(values, tensor.dtype)[skip : skip + len(part)]
-        if wanted != part:
+        if wanted != bytes(part):  # a memoryview would be compared element by element
             equal = False
             item = tensor.dtype.itemsize
             stored, computed = (

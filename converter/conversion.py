@@ -14,7 +14,8 @@ from typing import Any
 from ._version import __version__
 from .buffers import Comparison, compare
 from .checkpoint import Checkpoint, LazyTensor, open_checkpoint
-from .checkpoint.publish import Publication, check_target, leftovers
+from .checkpoint.publish import Publication
+from .checkpoint.target import check_target, leftovers
 from .checkpoint.transfer import Progress
 from .errors import printable
 from .inspection import report
@@ -83,10 +84,7 @@ def convert(
         looked = survey(checkpoint, given, family)
         maker = looked.require()
         config = maker.config(looked.found)
-        notes = [
-            *_notes(checkpoint, looked),
-            *(f"{printable(path)} is left from an interrupted run: delete it" for path in leftovers(target)),
-        ]
+        notes = _notes(checkpoint, looked)
         model = TensorFile(f"{maker.subfolder}/{WEIGHTS}", {"format": "pt"})
         extras = TensorFile(EXTRAS, None)
         rows = _fill(looked, model, extras, notes)
@@ -99,7 +97,7 @@ def convert(
             "plan": rows,
         }
         if dry_run:
-            return Conversion(target, record, notes, False)
+            return Conversion(target, record, [*notes, *_leftovers(target)], False)
         config_text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         needed = sum(f.layout.size for f in files) + len(config_text) + (1 << 20)
         with Publication(target, needed_bytes=needed, overwrite=overwrite, allowed=_ours) as out:
@@ -116,7 +114,17 @@ def convert(
             record["written"] = written.files | {config_name: {"size": len(config_text), "sha256": digest}}
             out.write_text(RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
             out.publish()
-        return Conversion(target, record, notes, True)
+        return Conversion(target, record, [*notes, *_leftovers(target)], True)
+
+
+def _leftovers(target: Path) -> list[str]:
+    """What lies beside the target; it is no part of the record, which depends on the input alone."""
+    return [
+        f"{printable(path)} is left from an interrupted run: delete it, unless a run is still writing there"
+        if path.suffix == ".partial"
+        else f"{printable(path)} is an earlier result, whole: a run was interrupted while replacing it"
+        for path in leftovers(target)
+    ]
 
 
 def _notes(checkpoint: Checkpoint, looked: Survey) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import open_checkpoint
+from .errors import printable
 from .mapping import fold
 from .survey import Survey, survey
 
@@ -47,7 +48,7 @@ def report(looked: Survey) -> dict[str, Any]:
     return {
         "version": REPORT_VERSION,
         "source": {
-            "name": Path(os.path.abspath(checkpoint.path)).name,
+            "name": printable(Path(os.path.abspath(checkpoint.path)).name),
             "size": checkpoint.size,
             "container": checkpoint.container,
             "weights": chosen.weights,

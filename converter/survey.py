@@ -5,15 +5,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, LazyTensor
 from .errors import InputError, UsageError, printable
 from .families import Family, Findings, families, named, recognise
 from .mapping import KeyMapping, MappingError, Plan, fold
 
-# dtype -> (struct format, the rounding of a value of about 1)
-_ELEMENT = {"F64": ("<d", 2e-7), "F32": ("<f", 2e-7), "F16": ("<e", 5e-4), "BF16": ("<H", 4e-3)}
+# dtype -> (struct format, half of the last place of a value below 1 and a little more). F64: stored, computed as F32.
+_ELEMENT = {"F64": ("<d", 2e-7), "F32": ("<f", 2e-7), "F16": ("<e", 2.5e-4), "BF16": ("<H", 2e-3)}
 
 
 @dataclass
@@ -41,8 +42,8 @@ class Survey:
         path = self.checkpoint.path
         if self.family is None:
             raise InputError(f"{printable(path)}: {self.problem}")
-        if self.problem or self.plan.problems:
-            error = MappingError(([self.problem] if self.problem else []) + self.plan.problems)
+        if self.plan.problems:
+            error = MappingError(self.plan.problems)
             error.args = (f"{printable(path)}: not a {self.family.title} that can be converted: {error}",)
             raise error
         return self.family
@@ -58,16 +59,23 @@ class _State:
     def elements(self, key: str, *positions: int) -> tuple[tuple[float, ...], float]:
         """Single elements, read in place without the CRC's proof; what they show is checked against the whole later."""
         tensor = self._checkpoint[key]
-        form, rounding = _ELEMENT[tensor.dtype.code]
-        item, storage = tensor.dtype.itemsize, tensor.storage
-        values = []
-        for position in positions:
-            raw = storage.file.read(storage.start + (tensor.offset + position) * item, item, key)
-            (value,) = struct.unpack(form, raw)
-            values.append(
-                struct.unpack("<f", struct.pack("<I", value << 16))[0] if tensor.dtype.code == "BF16" else value
-            )
-        return tuple(values), rounding
+        form, rounding = _ELEMENT.get(tensor.dtype.code, ("", 0.0))
+        return tuple(_element(tensor, position, form) for position in positions), rounding
+
+
+def _element(tensor: LazyTensor, position: int, form: str) -> float:
+    """One element by its row-major position; NaN outside the tensor and in one that holds no floats."""
+    if not form or position >= tensor.numel:
+        return nan
+    place = tensor.offset
+    for size, stride in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
+        position, along = divmod(position, size)
+        place += along * stride
+    storage, item = tensor.storage, tensor.dtype.itemsize
+    (value,) = struct.unpack(form, storage.file.read(storage.start + place * item, item, tensor.key))
+    if tensor.dtype.code == "BF16":
+        (value,) = struct.unpack("<f", struct.pack("<I", value << 16))
+    return float(value)
 
 
 def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, family: str | None = None) -> Survey:
@@ -80,27 +88,15 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
     Raises: `InputError` for a malformed state dict, `UsageError` for a word that contradicts the file.
     """
     made = Survey(checkpoint)
-    made.problem = named(checkpoint)
-    recognised = recognise(checkpoint)
-    if family is not None:
-        known = families()
-        if family not in known:
-            raise UsageError(f"--family {printable(family)}: unknown; there are {', '.join(sorted(known))}")
-        recognised = (known[family], bool(recognised and recognised[1]))
-    if recognised is None or (made.problem and family is None):
+    recognised = recognise(checkpoint, _insisted(family))
+    if recognised is None:
         kind = named(checkpoint)
         shown = fold(list(checkpoint)[:200])
-        made.problem = (
-            f"this is {kind}"
-            if kind
-            else f"no model family knows these keys: {', '.join(shown[:4])}" + (" ..." if len(shown) > 4 else "")
-        )
+        unknown_keys = ", ".join(shown[:4]) + (" ..." if len(shown) > 4 else "")
+        made.problem = f"this is {kind}" if kind else f"no model family knows these keys: {unknown_keys}"
         return made
-    made.problem = ""
     made.family, made.diffusers = recognised
     made.plan = made.table.survey(checkpoint)
-    made.plan.problems += _not_weights(checkpoint)
-    made.problem = _guess(checkpoint, made) if made.plan.problems else ""
     made.found = Findings(given or {})
     unknown = set(made.found.given) - set(made.family.flags)
     if unknown:
@@ -108,7 +104,17 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
             f"{', '.join(f'--{name}' for name in sorted(unknown))}: not a flag of the family {made.family.name}"
         )
     made.family.describe(made.plan, _State(checkpoint), made.found)
+    # What is said of the whole comes before what is said of single tensors.
+    made.plan.problems[:0] = _flat(checkpoint, made.plan) + made.found.problems
+    made.plan.problems += _not_weights(checkpoint)
     return made
+
+
+def _insisted(name: str | None) -> Family | None:
+    known = families() if name is not None else {}
+    if name is not None and name not in known:
+        raise UsageError(f"--family {printable(name)}: unknown; there are {', '.join(sorted(known))}")
+    return known[name] if name is not None else None
 
 
 def _not_weights(checkpoint: Checkpoint) -> list[str]:
@@ -123,14 +129,11 @@ def _not_weights(checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def _guess(checkpoint: Checkpoint, made: Survey) -> str:
-    """What a file with wrong shapes probably is; '' where nothing fits."""
-    shapes = {key: checkpoint[key].shape for key in checkpoint}
-    matrices = [shapes[key] for move in made.plan.moves for key in move.sources if key.endswith(".weight")]
-    if matrices and all(len(shape) == 1 for shape in matrices):
-        return "every weight is flat: this looks like an FSDP or ZeRO shard; gather a full state dict first"
-    mlp = [shape for key, shape in shapes.items() if ".mlp.fc1.weight" in key or ".ff.net.0.proj.weight" in key]
-    hidden = made.plan.dims.get("D", 0)
-    if hidden and mlp and all(len(shape) == 2 and shape[0] != 4 * hidden for shape in mlp):
-        return f"its feed-forward layers are {mlp[0][0] / hidden:g} times as wide as the model, and the diffusers class is fixed at 4"
-    return ""
+def _flat(checkpoint: Checkpoint, plan: Plan) -> list[str]:
+    """Whether every matrix has lost its shape."""
+    matrices = [
+        key for move in plan.moves for key in move.sources if len(move.row.pattern) > 1 and key.endswith(".weight")
+    ]
+    if not matrices or any(len(checkpoint[key].shape) != 1 for key in matrices):
+        return []
+    return ["every weight is flat: this looks like an FSDP or ZeRO shard; gather a full state dict first"]

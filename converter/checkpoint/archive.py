@@ -19,7 +19,8 @@ from .file import InputFile
 
 _END, _END64, _LOCATOR64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q"), struct.Struct("<4sIQI")
 _CENTRAL, _LOCAL = struct.Struct("<4s6H3I5H2I"), struct.Struct("<4s5H3I2H")
-_DIRECTORY_LIMIT = 64 << 20
+# An entry of the directory takes several times its bytes in memory; this is room for some 250,000 tensors.
+_DIRECTORY_LIMIT = 16 << 20
 _DESCRIPTOR_FLAG = 0x0008
 _FLAGS = {0, _DESCRIPTOR_FLAG, 0x0800, 0x0800 | _DESCRIPTOR_FLAG}  # 0x0800: names are UTF-8
 _MEMBER = re.compile(
@@ -60,6 +61,8 @@ class Archive:
             raise file.error("offset 0", "bytes before the first member")
         if len(set(self._starts)) != len(self._starts):
             raise file.error("zip", "two members start at the same offset")
+        if self._starts[-2] > start:
+            raise file.error("zip", "a member starts behind the central directory")
         if "byteorder" in self.members and self.read("byteorder", 16) != b"little":
             raise file.error("byteorder", "not written on a little-endian machine: re-save it on one")
 
@@ -152,6 +155,8 @@ class Archive:
             root, slash, name = raw.decode().partition("/")
         except UnicodeDecodeError:
             raise self.file.error("central directory", f"a member name is not UTF-8: {raw[:40]!r}") from None
+        if root.endswith(".npy"):
+            raise self.file.error(root, "this is a NumPy .npz, not a torch checkpoint")
         if not slash or root in ("", ".", "..") or "\\" in root or not root.isprintable():
             raise self.file.error(root, "not below one root folder, as torch writes: not a torch checkpoint")
         if _TORCHSCRIPT.fullmatch(name):
@@ -217,8 +222,8 @@ class Archive:
                     "the data descriptor and the central directory disagree, or members overlap or leave a gap",
                 )
         else:
-            wide = member.size >= 0xFFFFFFFF
-            if crc != member.crc or not {packed, size} <= {0xFFFFFFFF if wide else member.size} or stop != end:
+            extra = file.read(start - extra_size, extra_size, name)
+            if (crc, *self._zip64(name, extra, size, packed)) != (member.crc, member.size, member.size) or stop != end:
                 raise file.error(
                     name,
                     "the local header and the central directory disagree, or members overlap or leave a gap",

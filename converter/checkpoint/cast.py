@@ -21,4 +21,5 @@ def round_to(values: Any, dtype: DType) -> bytes:
         bits = np.ascontiguousarray(values, "<f4").view("<u4")
         # Half of the last kept place, less one where that place is even. Only finite values come here.
         return bytes(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes())
-    return bytes(np.asarray(values).astype(dtype.name).tobytes())
+    with np.errstate(over="ignore"):  # beyond the range of float16 is infinity, as in torch
+        return bytes(values.astype(dtype.name, copy=False).tobytes())

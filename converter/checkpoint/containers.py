@@ -16,6 +16,7 @@ from .torchfile import TorchFile, is_tensor, kind_of
 WRAPPERS = {"state_dict": "raw", "model": "raw", "state_dict_ema": "ema", "ema": "ema"}
 # Longest first, because several may apply one after the other: `module._orig_mod.blocks...`.
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "_orig_mod.", "module.", "model.")
+KEY_LIMIT = 1024  # characters
 # A view may be shared by many keys; more than this many times the file is an expansion, not sharing.
 EXPANSION_LIMIT = 4
 
@@ -39,21 +40,18 @@ class Candidate:
         items = self.items()
         makers: dict[str, Callable[[str], LazyTensor]] = {}
         for key, make in items:
-            if not isinstance(key, str) or not key or not key.isprintable():
-                raise self.file.error(
-                    self.where,
-                    "a key that is not plain text: "
-                    + (printable(repr(key), 60) if isinstance(key, str) else kind_of(key)),
-                )
+            if not isinstance(key, str) or not key or len(key) > KEY_LIMIT or not key.isprintable():
+                raise self.file.error(self.where, f"a key that is not plain text: {shown(key, repr)}")
             if key in makers:
                 raise self.file.error(self.where, f"two entries have the key {printable(key)}")
             makers[key] = make
         tensors = {key: make(key) for key, make in makers.items()}
-        total = sum(t.nbytes for t in tensors.values())
-        if total > EXPANSION_LIMIT * self.file.size:
+        # What has to be read for a view counts, not only what it shows.
+        total = sum(max(t.nbytes, t.span[1] - t.span[0]) for t in tensors.values())
+        size = sum({t.storage.file.path: t.storage.file.size for t in tensors.values()}.values())
+        if total > EXPANSION_LIMIT * size:
             raise self.file.error(
-                self.where,
-                f"its tensors add up to {total} bytes in a file of {self.file.size}: shared storages are expanded",
+                self.where, f"its tensors add up to {total} bytes, of {size} in all: shared storages are expanded"
             )
         prefix = common_prefix(self, list(tensors))
         return prefix, {key[len(prefix) :]: tensor for key, tensor in tensors.items()}
@@ -81,12 +79,13 @@ def common_prefix(candidate: Candidate, keys: list[str]) -> str:
     prefix = ""
     while keys:
         for known in PREFIXES:
-            carrying = [key for key in keys if key.startswith(prefix + known)]
+            # A key that is nothing but a prefix does not carry it: none may be left empty.
+            carrying = [key for key in keys if key.startswith(prefix + known) and key != prefix + known]
             if len(carrying) == len(keys):
                 prefix += known
                 break
             if carrying:
-                other = next(key for key in keys if not key.startswith(prefix + known))
+                other = next(key for key in keys if not key.startswith(prefix + known) or key == prefix + known)
                 raise candidate.file.error(
                     candidate.where,
                     f"{len(carrying)} of {len(keys)} keys carry the prefix {known!r} and "
@@ -107,10 +106,10 @@ def candidates(torch_file: TorchFile) -> tuple[list[Candidate], list[str]]:
             f"holds {kind_of(torch_file.root)}, not a dict of tensors"
             + (" (a whole pickled model? save model.state_dict() instead)" if not is_tensor(torch_file.root) else ""),
         )
-    seen = [key for key, _ in pairs if isinstance(key, str) and key in WRAPPERS]
-    wrapped = [(key, node) for key, node in pairs if key in seen and torch_file.pairs(node, key) is not None]
-    if len(wrapped) != len({key for key, _ in wrapped}):
+    seen = [(key, node) for key, node in pairs if isinstance(key, str) and key in WRAPPERS]
+    if len(seen) != len({key for key, _ in seen}):
         raise file.error("data.pkl", "two entries have the same wrapper key")
+    wrapped = [(key, node) for key, node in seen if torch_file.pairs(node, key) is not None]
     if not wrapped:
         if not any(is_tensor(node) for _, node in pairs):
             raise file.error("data.pkl", _no_weights([printable(key, 40) for key, _ in pairs if isinstance(key, str)]))
@@ -119,8 +118,14 @@ def candidates(torch_file: TorchFile) -> tuple[list[Candidate], list[str]]:
         Candidate(WRAPPERS[key], key, file, partial(_lazy, torch_file, torch_file.pairs(node, key) or []))
         for key, node in wrapped
     ]
-    others = [f"{printable(key, 40)}: {kind_of(node)}" for key, node in pairs if key not in {k for k, _ in wrapped}]
+    taken = {key for key, _ in wrapped}
+    others = [f"{shown(key)}: {kind_of(node)}" for key, node in pairs if not (isinstance(key, str) and key in taken)]
     return found, others
+
+
+def shown(key: Any, form: Callable[[str], str] = str) -> str:
+    """A key for a report. Anything but text is named by its kind: to hash or print a nested key may never end."""
+    return printable(form(key[:41]), 40) if isinstance(key, str) else kind_of(key)
 
 
 def _lazy(torch_file: TorchFile, pairs: list[tuple[Any, Any]]) -> Items:

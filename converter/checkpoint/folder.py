@@ -71,7 +71,7 @@ def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
                 "weight_map",
                 f"{printable(name)} is not a plain file name: an index may not point outside its folder",
             )
-        if not (index.parent / name).exists():
+        if not os.path.exists(index.parent / name):  # unlike Path.exists, False for a name that is too long
             raise InputError.at(index, "weight_map", f"the shard {printable(name)} is missing")
     return [index.parent / name for name in names], weight_map
 

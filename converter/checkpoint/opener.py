@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import InputError, printable
-from .containers import Candidate, Items, at_hand, candidates, choose
+from .containers import Candidate, Items, at_hand, candidates, choose, shown
 from .file import InputFile, container_of
 from .folder import model_folder, read_config, weight_files
 from .safetensors_reader import read_header
@@ -48,14 +48,13 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self.files.append(file)
         if container_of(file) == "zip":
             torch_file = TorchFile(file)
-            found, self.others = candidates(torch_file)
-            self.foreign = torch_file.foreign()
-            wrapped = (
-                "bare state dict"
-                if found[0].where == "the top level"
-                else "{" + ", ".join([c.where for c in found] + [o.partition(":")[0] for o in self.others]) + "}"
-            )
-            return f"torch archive, {wrapped}", found
+            found, others = candidates(torch_file)
+            # Shards add up: what one of them asks to import is said even if the next is clean.
+            self.others += others
+            self.foreign = sorted({*self.foreign, *torch_file.foreign()})
+            names = [c.where for c in found] + [o.partition(":")[0] for o in others]
+            wrapped = "{" + ", ".join(names[:8] + ["..."] * (len(names) > 8)) + "}"
+            return f"torch archive, {'bare state dict' if found[0].where == 'the top level' else wrapped}", found
         tensors, self.metadata = read_header(file)
         if not tensors:
             raise file.error("header", "holds no tensors")
@@ -116,6 +115,8 @@ def _merged(folder: Path, shards: list[tuple[str, Candidate]], weight_map: dict[
     items: dict[str, LazyTensor] = {}
     for name, candidate in shards:
         for key, make in candidate.items():
+            if not isinstance(key, str):
+                raise InputError.at(folder, name, f"a key that is not plain text: {shown(key)}")
             if key in items:
                 raise InputError.at(folder, name, f"the key {printable(key)} is in two shards")
             if weight_map.get(key) != name:

@@ -27,6 +27,7 @@ class Storage:
     ) -> None:
         self.file, self.name, self.size = file, name, size
         self._archive, self._start = archive, start
+        self._proven = archive is None
 
     @cached_property
     def start(self) -> int:
@@ -37,22 +38,29 @@ class Storage:
     def crc(self) -> int | None:
         return self._archive.members[self.name].crc if self._archive else None
 
-    def chunks(self, buffer: bytearray | None = None) -> Iterator[tuple[int, memoryview]]:
+    def chunks(
+        self, buffer: bytearray | None = None, span: tuple[int, int] | None = None
+    ) -> Iterator[tuple[int, memoryview]]:
         """(offset, bytes) from beginning to end, each byte read once; at the end the CRC-32 is verified.
 
+        Where only the bytes of `span` are wanted and the CRC was found right before, only they are read: many small
+        views of one storage take time for what they show, not for the storage over and over.
         The views share one buffer, so each is valid until the next is taken. A consumer that stops early
         has no proof of what it read.
         """
-        view = memoryview(buffer if buffer is not None else bytearray(min(CHUNK, self.size)))
-        crc = 0
-        for offset in range(0, self.size, len(view) or 1):
-            part = view[: min(len(view), self.size - offset)]
+        start, stop = span if span and self._proven else (0, self.size)
+        view = memoryview(buffer if buffer is not None else bytearray(min(CHUNK, stop - start)))
+        crc, whole = 0, self._archive is not None and (start, stop) == (0, self.size)
+        for offset in range(start, stop, len(view) or 1):
+            part = view[: min(len(view), stop - offset)]
             self.file.read_into(part, self.start + offset, self.name)
-            if self._archive:
+            if whole:
                 crc = zlib.crc32(part, crc)
             yield offset, part
-        if self._archive and crc != self.crc:
-            raise self.file.error(self.name, "CRC-32 mismatch: the file is damaged")
+        if whole:
+            if crc != self.crc:
+                raise self.file.error(self.name, "CRC-32 mismatch: the file is damaged")
+            self._proven = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,7 @@ class LazyTensor:
     """A tensor of a checkpoint: dtype, shape and where its bytes lie. Strides and offset count elements.
 
     `read()` gives its elements in row-major order as bytes, `numpy()` and `torch()` as arrays;
-    each reads the whole storage once and verifies its CRC where it has one.
+    the first that reads of a storage reads it whole and verifies its CRC, where it has one.
     """
 
     key: str
@@ -101,7 +109,7 @@ class LazyTensor:
             yield 0, memoryview(self.read())
             return
         start, stop = self.span
-        for offset, part in self.storage.chunks():
+        for offset, part in self.storage.chunks(span=self.span):
             low, high = max(start, offset), min(stop, offset + len(part))
             if low < high:
                 yield low - start, part[low - offset : high - offset]
@@ -110,7 +118,7 @@ class LazyTensor:
         """All elements in row-major order, little-endian."""
         start, stop = self.span
         data = bytearray(stop - start)
-        for offset, part in self.storage.chunks():
+        for offset, part in self.storage.chunks(span=self.span):
             low, high = max(start, offset), min(stop, offset + len(part))
             if low < high:
                 data[low - start : high - start] = part[low - offset : high - offset]
@@ -158,7 +166,9 @@ def checked(tensor: LazyTensor) -> LazyTensor:
 
     if len(tensor.shape) != len(tensor.strides) or len(tensor.shape) > 8:
         raise fail(f"{len(tensor.shape)} sizes and {len(tensor.strides)} strides")
-    if min((*tensor.shape, *tensor.strides, tensor.offset), default=0) < 0 or max(tensor.shape, default=0) >= 1 << 48:
+    numbers = (*tensor.shape, *tensor.strides, tensor.offset)
+    # The sizes other than 0 too must make a sound product: NumPy and torch compute it even for an empty tensor.
+    if min(numbers) < 0 or max(numbers) >= 1 << 48 or prod(size or 1 for size in tensor.shape) >= 1 << 48:
         raise fail("a negative or absurd size, stride or offset")
     if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.strides, strict=True)):
         raise fail("a stride of 0 repeats elements (an expanded view): re-save it with .contiguous()")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InputError, printable
 from .archive import Archive
-from .dtypes import BY_STORAGE
+from .dtypes import BY_STORAGE, DType
 from .file import InputFile
 from .tensor import LazyTensor, Storage, checked
 from .unpickle import Call, Dict, Global, PersistentId, PickleError, Set, load
@@ -26,14 +26,17 @@ _KINDS = {
     "_rebuild_tensor_v3": "a tensor of a dtype without a storage class (float8, uint16, ...)",
     "ComplexFloatStorage": "a complex tensor", "ComplexDoubleStorage": "a complex tensor",
     "QInt8Storage": "a quantised tensor", "QUInt8Storage": "a quantised tensor", "QInt32Storage": "a quantised tensor",
-    "UntypedStorage": "an untyped storage",
+    "UntypedStorage": "an untyped storage", "_rebuild_parameter_with_state": "a parameter with attributes of its own",
 }  # fmt: skip
 # Modules whose appearance in a weights file is worth a warning: in a real unpickler they run programs or code.
 _DANGEROUS = {
     "os", "posix", "nt", "subprocess", "sys", "builtins", "__builtin__", "shutil", "socket", "runpy", "importlib",
     "ctypes", "pty", "code", "webbrowser", "pickle", "asyncio", "multiprocessing", "operator", "functools", "requests",
     "urllib", "httplib", "http", "types", "marshal", "bdb", "pdb", "timeit", "cProfile", "pip", "torch.hub",
+    "torch.load", "torch.storage._load_from_bytes", "numpy.load", "numpy.f2py",
 }  # fmt: skip
+_OWN = {("collections", "OrderedDict"), ("torch", "Size"), ("torch", "device"), ("torch.storage", "UntypedStorage"),
+        *(("torch", dtype.name) for dtype in BY_STORAGE.values())}  # fmt: skip
 _HARMLESS = {"set", "frozenset", "bytearray", "complex", "slice", "range", "int", "float", "dict", "list"}  # builtins
 
 
@@ -47,21 +50,19 @@ class TorchFile:
             self.root, self.globals = load(self.archive.read("data.pkl", PICKLE_LIMIT))
         except PickleError as error:
             raise file.error("data.pkl", str(error)) from None
-        self._storages: dict[str, Storage] = {}
+        self._storages: dict[str, tuple[DType, Storage]] = {}
 
     def foreign(self) -> list[tuple[str, bool]]:
         """(global, is it known to be dangerous) for every name in the pickle that is none of torch's own."""
         names = []
         for g in self.globals:
-            if (g.module, g.name) == ("collections", "OrderedDict") or g.module in (
-                "torch",
-                "torch._utils",
-                "torch.storage",
-            ):
+            if _own(g):
                 continue
-            top = g.module.partition(".")[0]
+            top, full = g.module.partition(".")[0], f"{g.module}.{g.name}"
+            # A dotted name is looked up attribute by attribute: `torch.serialization` has an `os`, that a `system`.
+            reached = {top, g.module, full, *(g.name.split(".") if "." in g.name else ())}
             builtin = top in ("builtins", "__builtin__")
-            danger = bool({top, g.module} & _DANGEROUS) and not (builtin and g.name in _HARMLESS)
+            danger = bool(reached & _DANGEROUS) and not (builtin and g.name in _HARMLESS)
             names.append((str(g), danger))
         return sorted(set(names))
 
@@ -90,9 +91,11 @@ class TorchFile:
                 isinstance(node, Call)
                 and isinstance(node.func, Global)
                 and node.func.module == "torch._utils"
-                and node.func.name in ("_rebuild_parameter", "_rebuild_parameter_with_state")
+                and node.func.name == "_rebuild_parameter"
             ):
                 break
+            if node.states or node.pairs or node.elements:
+                raise self._refuse(key, "a parameter whose attributes are overridden")
             node = node.args[0] if isinstance(node.args, tuple) and node.args else None
         if not (isinstance(node, Call) and is_global(node.func, "torch._utils", "_rebuild_tensor_v2")):
             raise self._refuse(key, f"not a tensor but {kind_of(node)}")
@@ -104,6 +107,10 @@ class TorchFile:
             or node.elements
         ):
             raise self._refuse(key, "a tensor with other arguments than torch writes")
+        # The last argument may say that the elements are to be negated or conjugated when they are read.
+        metadata = node.args[6] if len(node.args) == 7 else None
+        if metadata is not None and (type(metadata) is not Dict or metadata.pairs):
+            raise self._refuse(key, "a tensor with metadata (a negated view?): re-save it with .clone()")
         pid, offset, shape, strides = node.args[:4]
         if not (
             isinstance(shape, tuple)
@@ -114,7 +121,7 @@ class TorchFile:
         dtype, storage = self._storage(key, pid)
         return checked(LazyTensor(key, dtype, shape, storage, strides, offset))
 
-    def _storage(self, key: str, pid: Any) -> tuple[Any, Storage]:
+    def _storage(self, key: str, pid: Any) -> tuple[DType, Storage]:
         value = pid.value if isinstance(pid, PersistentId) else None
         if not (
             isinstance(value, tuple)
@@ -136,13 +143,24 @@ class TorchFile:
             raise self.file.error(
                 member.name, f"{member.size} bytes, where {printable(key)} declares {count} x {dtype}"
             )
-        storage = self._storages.get(name)
-        if storage is None:
-            storage = self._storages[name] = Storage(self.file, member.name, member.size, archive=self.archive)
-        return dtype, storage
+        made = self._storages.get(name)
+        if made is None:
+            storage = Storage(self.file, member.name, member.size, archive=self.archive)
+            made = self._storages[name] = (dtype, storage)
+        # torch refuses to write this, and on reading gives all tensors of the storage the first one's dtype.
+        if made[0] != dtype:
+            raise self._refuse(key, f"its storage data/{name} is {made[0]} for one tensor and {dtype} for another")
+        return made
 
     def _refuse(self, key: str, rule: str) -> InputError:
         return self.file.error(f"data.pkl: {printable(key)}", rule)
+
+
+def _own(g: Global) -> bool:
+    """Whether torch itself puts this name into every state dict."""
+    if g.module == "torch._utils":
+        return g.name.startswith("_rebuild_") and "." not in g.name
+    return (g.module, g.name) in _OWN or (g.module == "torch" and (g.name in BY_STORAGE or g.name in _KINDS))
 
 
 def is_global(node: Any, module: str, name: str) -> bool:

@@ -18,6 +18,7 @@ STACK_LIMIT = 500_000
 MEMO_LIMIT = 1_000_000
 NESTING_LIMIT = 1_000
 INTEGER_LIMIT = 16  # bytes
+GLOBAL_LIMIT = 1_000  # distinct names; a checkpoint with optimizer and configs has tens
 
 
 class PickleError(InputError):
@@ -227,6 +228,8 @@ class _Machine:
         if not isinstance(module, str) or not isinstance(name, str):
             raise self.fail("a global whose name is not text")
         self.push(self.globals.setdefault((module, name), Global(module, name)))
+        if len(self.globals) > GLOBAL_LIMIT:
+            raise self.fail(f"more than {GLOBAL_LIMIT} different globals")
 
     def global_(self) -> None:
         self.name(self.line(), self.line())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import click
@@ -70,7 +72,7 @@ def convert(
     """
     import time
 
-    from ..checkpoint.publish import interruptible
+    from ..checkpoint.interrupt import interruptible
     from ..conversion import convert as run
     from ..errors import UsageError
     from .printing import conversion_lines, print_json
@@ -84,8 +86,9 @@ def convert(
             "PixArtAlphaPipeline or PixArtSigmaPipeline.from_pretrained(..., transformer=...)"
         )
     started = time.monotonic()
-    with interruptible():
-        done = run(orig_ckpt_path, dump_path, progress=None if quiet else _bar, **options)
+    # The bar is wiped before anything else is printed, an error too.
+    with ExitStack() as shown, interruptible():
+        done = run(orig_ckpt_path, dump_path, progress=None if quiet else partial(_bar, shown), **options)
     if as_json:
         print_json({"ok": True, "path": str(done.path), "written": done.written, "record": done.record})
     elif not quiet:
@@ -93,12 +96,12 @@ def convert(
             click.echo(line)
 
 
-def _bar(total: int) -> Any:
-    """A progress bar on a terminal; nothing elsewhere."""
+def _bar(shown: ExitStack, total: int) -> Any:
+    """A progress bar on a terminal, until `shown` ends; nothing elsewhere."""
     import sys
 
     if not sys.stderr.isatty():
         return lambda count: None
     from tqdm import tqdm
 
-    return tqdm(total=total, unit="B", unit_scale=True, leave=False, desc="converting").update
+    return shown.enter_context(tqdm(total=total, unit="B", unit_scale=True, leave=False, desc="converting")).update

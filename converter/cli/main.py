@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal, 128 + n stopped by si
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ from .inspect import inspect
 from .options import Group
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, no_args_is_help=False)
 @click.version_option(__version__, prog_name="pixart")
 def pixart() -> None:
     """Tools for PixArt checkpoints: convert them, look into them."""
@@ -40,25 +41,34 @@ def convert_main() -> None:
 
 def run(command: click.Command, name: str, arguments: list[str]) -> int:
     """Carry out a command line and return the exit code."""
+    # What cannot be encoded for this terminal is escaped; a lost character is better than no result.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        code = command.main(arguments, prog_name=name, standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        # Not `command.main`: it has opinions of its own on interrupts and broken pipes.
+        with command.make_context(name, list(arguments)) as context:
+            command.invoke(context)
+        if sys.stdout:  # None where it was closed before the start
+            sys.stdout.flush()
+        return 0
+    except click.exceptions.Exit as done:  # --help and --version
+        return done.exit_code
     except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        hint = f" (see {context.command_path} --help)" if context else ""
+        asked = getattr(error, "ctx", None)
+        hint = f" (see {asked.command_path} --help)" if asked else ""
         return _fail(name, f"{error.format_message()}{hint}", 2, arguments)
     except ConverterError as error:
         return _fail(name, str(error), error.exit_code, arguments)
     except BrokenPipeError:
-        # The reader of our output has gone; nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _hush()  # the reader of our output has gone, and nothing more can be said to it
         return 0
     except OSError as error:
+        _hush()
         where = f"{printable(error.filename)}: " if error.filename else ""
         return _fail(name, f"{where}{error.strerror or error}", 5, arguments)
-    except (click.Abort, KeyboardInterrupt) as error:
-        return _fail(name, "stopped; nothing was left behind", getattr(error, "exit_code", 130), arguments)
+    except KeyboardInterrupt as error:
+        return _fail(name, f"{error or 'interrupted'}; no part of a result was left behind", _code(error), arguments)
     except Exception as error:
         if os.environ.get("PIXART_DEBUG"):
             raise
@@ -70,8 +80,22 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
         )
 
 
+def _hush() -> None:
+    """Let what standard output cannot take go nowhere: at exit Python would try once more to write it, and complain."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _code(error: KeyboardInterrupt) -> int:
+    return int(getattr(error, "exit_code", 130))
+
+
 def _fail(name: str, message: str, code: int, arguments: list[str]) -> int:
-    line = " ".join(message.split())
+    # Whatever was quoted from the command line or a file, what reaches the terminal is one line of plain text.
+    line = printable(" ".join(message.split()), 4000)
     print(f"{name}: error: {line}", file=sys.stderr)
     if "--json" in arguments:
         print(json.dumps({"ok": False, "exit_code": code, "error": line}))

@@ -45,22 +45,33 @@ def _from_packages() -> dict[str, Family]:
     return found
 
 
-def families() -> dict[str, Family]:
-    """Every family by name; a registered one stands before a package's, that before a built-in one."""
+def families(*, packages: bool = True) -> dict[str, Family]:
+    """Every family by name, built-in ones first; one registered under the same name takes its place."""
     from .pixart import PIXART
 
-    return {PIXART.name: PIXART, **_from_packages(), **_REGISTERED}
+    return {PIXART.name: PIXART} | (_from_packages() if packages else {}) | _REGISTERED
 
 
-def recognise(state: Mapping[str, Any]) -> tuple[Family, bool] | None:
-    """(family, whether the keys are diffusers' already): whose table knows most keys, and at least half of them."""
-    layouts = [
-        (family.keys.targets.known(state) if diffusers else family.keys.known(state), family, diffusers)
-        for family in families().values()
-        for diffusers in (False, True)
-    ]
-    known, family, diffusers = max(layouts, key=lambda layout: layout[0])
-    return (family, diffusers) if state and known * 2 >= len(state) else None
+def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple[Family, bool] | None:
+    """(family, whether the keys are diffusers' already): the one whose table knows most keys.
+
+    None where it knows not even half of them, or where the layout is one that is known by name and the family does
+    not know every key of it. With `insisted`, only the side of its table is in question.
+    """
+    # Looking for entry points takes longer than all else here: only where no family at hand knows every key.
+    for packages in (False, True):
+        at_hand = [insisted] if insisted else list(families(packages=packages).values())
+        known, family, diffusers = max(
+            (
+                (table.known(state), family, diffusers)
+                for family in at_hand
+                for diffusers, table in ((False, family.keys), (True, family.keys.targets))
+            ),
+            key=lambda side: side[0],
+        )
+        if insisted or known == len(state):
+            return family, diffusers
+    return None if known * 2 < len(state) or named(state) else (family, diffusers)
 
 
 __all__ = ["Family", "Finding", "Findings", "State", "families", "named", "recognise", "register"]

@@ -20,12 +20,16 @@ class Finding:
 
 
 class Findings(dict[str, Finding]):
-    """Hyper-parameters by name. `given` are the user's words; they may not contradict what the file shows."""
+    """Hyper-parameters by name. `given` are the user's words; they may not contradict what the file shows.
+
+    `notes`: what a user should be told; `problems`: what stands against a conversion though every key has its row.
+    """
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         super().__init__()
         self.given = {name: value for name, value in given.items() if value is not None}
         self.notes: list[str] = []
+        self.problems: list[str] = []
 
     def file(self, name: str, value: Any, evidence: str) -> Any:
         """A value that the file shows (None: it should, and does not).

@@ -1,7 +1,7 @@
 """PixArt-alpha (arXiv 2310.00426) and PixArt-sigma (arXiv 2403.04692): original training code to diffusers.
 
 Symbols in the shape patterns: D hidden size, C latent channels, p patch size, K caption channels, L caption tokens,
-N positions, R rows of the output layer (patch^2 times output channels).
+N positions, F width of the feed-forward layers, R rows of the output layer (patch^2 times output channels).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ KEYS = KeyMapping({
     B + "cross_attn.q_linear [D D]":    T + "attn2.to_q",
     B + "cross_attn.kv_linear [2D D]":  (T + "attn2.to_k", T + "attn2.to_v"),
     B + "cross_attn.proj [D D]":        T + "attn2.to_out.0",
-    B + "mlp.fc1 [4D D]":               T + "ff.net.0.proj",
-    B + "mlp.fc2 [D 4D]":               T + "ff.net.2",
+    B + "mlp.fc1 [F D]":                T + "ff.net.0.proj",
+    B + "mlp.fc2 [D F]":                T + "ff.net.2",
     "final_layer.linear [R D]":         "proj_out",
     "final_layer.scale_shift_table [2 D]": "scale_shift_table",
     POSITIONS + " [1 N D]":             Computed(positions),
@@ -66,7 +66,9 @@ ROUNDING = 1e-5  # above the last bits of float32 sines, far below any other tab
 
 def config(found: Findings) -> dict[str, Any]:
     """`config.json` for `PixArtTransformer2DModel`: every field that diffusers would otherwise guess is written."""
-    hidden, heads, scale = (found.value(name) for name in ("hidden_size", "num_attention_heads", "interpolation_scale"))
+    # The size before the scale: where it is known, the scale often is.
+    names = ("hidden_size", "num_attention_heads", "image_size", "interpolation_scale")
+    hidden, heads, _, scale = (found.value(name) for name in names)
     return {
         "_class_name": "PixArtTransformer2DModel",
         "_diffusers_version": "0.42.1",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import isqrt
+from fractions import Fraction
+from math import inf, isqrt
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import InputError, UsageError, printable
 from ..mapping import Plan
 from .base import Findings, State
 from .sincos import scale_of
@@ -24,6 +25,16 @@ TOKENS = {120: "alpha", 300: "sigma"}  # caption length -> which PixArt
 # configs say 1.
 RELEASED = {("alpha", 256): 1.0, ("alpha", 512): 1.0, ("alpha", 1024): 2.0,
             ("sigma", 256): 0.5, ("sigma", 512): 1.0, ("sigma", 1024): 2.0, ("sigma", 2048): 4.0}  # fmt: skip
+# In a folder's config.json -> what the tensors show of it. A last block that is lost shows nowhere else.
+CONFIGURED = {
+    "num_layers": "depth",
+    "patch_size": "patch_size",
+    "in_channels": "in_channels",
+    "out_channels": "out_channels",
+    "caption_channels": "caption_channels",
+    "use_additional_conditions": MICRO,
+}
+CONFIG_LIMIT = 1 << 20  # far above any side, scale or number of heads
 HEAD_SIZE = 72  # 1152 / 16, in every released model
 # OneTrainer writes the table of this latent side and scale into every PixArt file, whatever the model is.
 PLACEHOLDER = (128, 1.0)
@@ -31,6 +42,18 @@ PLACEHOLDER = (128, 1.0)
 
 def describe(plan: Plan, state: State, found: Findings) -> None:
     """Fill `found`: first what names, shapes and the positional table show, then the user's word, then convention."""
+    _sizes(plan, found)
+    _features(plan, found)
+    _version(plan, found)
+    _heads(found, state.config)
+    _resolution(found, state.config, _read_table(plan, state, found))
+    for key, name in CONFIGURED.items():
+        said, shown = state.config.get(key), found.get(name)
+        if said is not None and shown and shown.source == "file" and said != shown.value:
+            found.problems.append(f"config.json: {key}: {printable(said)} contradicts the tensors: {shown.evidence}")
+
+
+def _sizes(plan: Plan, found: Findings) -> None:
     dims, evidence = plan.dims, plan.evidence
     for name, symbol in (
         ("hidden_size", "D"),
@@ -39,15 +62,26 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
         ("caption_channels", "K"),
     ):
         found.file(name, dims.get(symbol), evidence.get(symbol, "no tensor shows it"))
-    found.file("depth", plan.blocks, f"blocks 0 to {plan.blocks - 1}")
+    found.file("depth", plan.blocks or None, f"blocks 0 to {plan.blocks - 1}" if plan.blocks else "there are no blocks")
     if {"R", "p", "C"} <= dims.keys():
-        channels = dims["R"] // dims["p"] ** 2
-        found.file("out_channels", channels, f"{evidence['R']}: {dims['R']} rows / patch {dims['p']} squared")
-        found.file(
-            "pred_sigma",
-            channels == 2 * dims["C"],
-            f"{channels} output channels for {dims['C']} latent channels",
+        channels, latent = Fraction(dims["R"], dims["p"] ** 2), dims["C"]
+        counted = f"{evidence['R']}: {dims['R']} rows / patch {dims['p']} squared"
+        if channels in (latent, 2 * latent):
+            found.file("out_channels", int(channels), counted)
+            found.file("pred_sigma", channels > latent, f"{channels} output channels for {latent} latent channels")
+        else:
+            found.problems.append(f"{counted} are {channels} output channels: neither {latent} nor twice as many")
+    # What the original code lets a model choose and the diffusers class does not.
+    if {"F", "D"} <= dims.keys() and dims["F"] != 4 * dims["D"]:
+        found.problems.append(
+            f"its feed-forward layers are {dims['F'] / dims['D']:g} times as wide as the model, "
+            f"and the diffusers class is fixed at 4: {evidence['F']}"
         )
+    if dims.get("D", 0) % 4:
+        found.problems.append(f"hidden size {dims['D']}: sines and cosines on two axes need a multiple of 4")
+
+
+def _features(plan: Plan, found: Findings) -> None:
     there = "" if MICRO in plan.groups else "not "
     found.file(MICRO, MICRO in plan.groups, f"the embedders of size and aspect ratio are {there}there")
     found.file(QK_NORM, QK_NORM in plan.features, ", ".join(plan.features.get(QK_NORM, ["no query or key norms"])))
@@ -59,9 +93,14 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
         raise UsageError(
             "--kv_compress: stock diffusers' PixArt class cannot hold KV compression, so nothing is converted"
         )
-    _version(plan, found)
-    _heads(found, state.config)
-    _resolution(found, state.config, _read_table(plan, state, found))
+
+
+def _configured(config: dict[str, Any], name: str, *kinds: type) -> Any:
+    """A positive number from `config.json`, None where it does not say; anyone may have written that file."""
+    value = config.get(name)
+    if value is not None and (type(value) not in kinds or not 0 < value < CONFIG_LIMIT):
+        raise InputError(f"config.json: {name}: {printable(value)} is not a sensible positive {kinds[0].__name__}")
+    return value
 
 
 def _version(plan: Plan, found: Findings) -> None:
@@ -89,14 +128,16 @@ def _version(plan: Plan, found: Findings) -> None:
 
 def _heads(found: Findings, config: dict[str, Any]) -> None:
     name, hidden = "num_attention_heads", found["hidden_size"].value or 0
-    if name in config:
-        heads = found.file(name, config[name], "config.json")
+    configured = _configured(config, name, int)
+    if configured:
+        heads = found.file(name, configured, "config.json")
     elif hidden and hidden % HEAD_SIZE == 0:
         heads = found.settle(name, hidden // HEAD_SIZE, f"hidden {hidden} / {HEAD_SIZE}, as in the released models")
     else:
         heads = found.settle(name, None, f"a file does not show it, and hidden {hidden} / {HEAD_SIZE} is not whole")
     if heads is not None and hidden and (type(heads) is not int or heads < 1 or hidden % heads):
-        raise UsageError(f"--{name} {heads}: the hidden size {hidden} does not divide by it")
+        wrong = f"{heads}: the hidden size {hidden} does not divide by it"
+        raise InputError(f"config.json: {name} {wrong}") if configured else UsageError(f"--{name} {wrong}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,24 +169,32 @@ def _read_table(plan: Plan, state: State, found: Findings) -> _Table | None:
     return _Table(side * patch, scale, seen)
 
 
+def _doubt(table: _Table, found: Findings) -> str:
+    """Why a table is not believed; '' where it is."""
+    if not table.placeholder:
+        return ""
+    pixels = table.side * VAE_FACTOR
+    said = found.given.keys() & {"image_size", "interpolation_scale"}
+    return (
+        f"{table.seen}: scale {table.scale:g}, but every released {pixels} px model has "
+        f"{RELEASED['sigma', pixels]:g}, and OneTrainer writes this table into every file: "
+        + (
+            "what the flags say is taken instead"
+            if said
+            else "say what the model was trained with (--image_size, --interpolation_scale)"
+        )
+    )
+
+
 def _resolution(found: Findings, config: dict[str, Any], table: _Table | None) -> None:
     """`image_size` (pixels), `sample_size` (latent side) and `interpolation_scale`."""
-    doubt = ""
-    if table and table.placeholder:
-        doubt = (
-            f"{table.seen}: scale {table.scale:g}, but every released {table.side * VAE_FACTOR} px model has "
-            f"{RELEASED['sigma', table.side * VAE_FACTOR]:g}, and OneTrainer writes this table into every file: "
-            + (
-                "what the flags say is taken instead"
-                if found.given.keys() & {"image_size", "interpolation_scale"}
-                else "say what the model was trained with (--image_size, --interpolation_scale)"
-            )
-        )
+    doubt, latent = _doubt(table, found) if table else "", _configured(config, "sample_size", int)
+    if doubt:
         found.notes.append(doubt)
     if table and not doubt:
         found.file("image_size", table.side * VAE_FACTOR, table.seen)
-    elif "sample_size" in config:
-        found.file("image_size", config["sample_size"] * VAE_FACTOR, "config.json: sample_size")
+    elif latent:
+        found.file("image_size", latent * VAE_FACTOR, "config.json: sample_size")
     elif table and "interpolation_scale" in found.given:
         found.settle("image_size", table.side * VAE_FACTOR, table.seen)
     else:
@@ -154,13 +203,21 @@ def _resolution(found: Findings, config: dict[str, Any], table: _Table | None) -
             None,
             doubt or f"there is no usable {POSITIONS}, and nothing else in a file shows the resolution",
         )
-    pixels = found["image_size"].value
+    pixels, patch = found["image_size"].value, VAE_FACTOR * (found["patch_size"].value or 1)
+    if latent and pixels < patch:
+        raise InputError(f"config.json: sample_size: {latent} is less than a patch")
+    if found["image_size"].source == "given" and (pixels < 1 or pixels % patch):
+        raise UsageError(f"--image_size {pixels}: not a multiple of {patch}, the pixels that one patch covers")
     found["sample_size"] = replace(found["image_size"], value=pixels and pixels // VAE_FACTOR)
     _scale(found, config, pixels, None if doubt or not table else table)
 
 
 def _scale(found: Findings, config: dict[str, Any], pixels: int | None, table: _Table | None) -> None:
     name, version = "interpolation_scale", found["version"].value
+    latent, configured = _configured(config, "sample_size", int), _configured(config, name, float, int)
+    said = found.given.get(name)
+    if said is not None and not 0 < said < inf:
+        raise UsageError(f"--{name} {said}: a positive number is needed")
     if table and table.scale:
         found.file(name, table.scale, table.seen)
         usual = {scale for (_, size), scale in RELEASED.items() if size == pixels}
@@ -169,10 +226,10 @@ def _scale(found: Findings, config: dict[str, Any], pixels: int | None, table: _
                 f"{table.seen}: scale {table.scale:g}, where the released {pixels} px models have "
                 f"{' or '.join(f'{s:g}' for s in sorted(usual))}; the file decides"
             )
-    elif config.get(name) is not None:
-        found.file(name, config[name], "config.json")
-    elif "sample_size" in config:
-        found.settle(name, max(config["sample_size"] // 64, 1), "what diffusers takes where config.json does not say")
+    elif configured:
+        found.file(name, configured, "config.json")
+    elif latent:
+        found.settle(name, max(latent // 64, 1), "what diffusers takes where config.json does not say")
     elif pixels and (version, pixels) in RELEASED:
         found.settle(name, RELEASED[version, pixels], f"as in the released {version} {pixels} px models")
         if (version, pixels) == ("alpha", 256) and found[name].source == "assumed":
@@ -181,5 +238,5 @@ def _scale(found: Findings, config: dict[str, Any], pixels: int | None, table: _
                 "(another source says 0.5)"
             )
     else:
-        model = f"{version or '(version unknown)'} model at {pixels} px"
-        found.settle(name, None, f"no positional table shows it, and there is no released {model}")
+        model = f"no released {version or '(version unknown)'} model at {pixels} px" if pixels else "no image size"
+        found.settle(name, None, f"no positional table shows it, and there is {model} to tell it by")

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-_DIM = re.compile(r"(\d*)([A-Za-z]\w*)?(?:/([1-9]\d*))?")
+_DIM = re.compile(r"([1-9]\d*)?([A-Za-z]\w*)?(?:/([1-9]\d*))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Dim:
 
     def value(self, dims: dict[str, int]) -> int | None:
         """The size under these bindings; None where it is not known or not whole."""
-        if not self.symbol:
-            return int(self.factor)
-        size = self.factor * dims[self.symbol] if self.symbol in dims else Fraction(1, 2)
+        if self.symbol and self.symbol not in dims:
+            return None
+        size = self.factor * (dims[self.symbol] if self.symbol else 1)
         return int(size) if size.denominator == 1 else None
 
     def solve(self, size: int) -> int | None:
@@ -68,7 +68,7 @@ def bind(shapes: Iterable[tuple[str, Pattern, tuple[int, ...]]]) -> tuple[dict[s
             continue
         for dim, size in zip(pattern, shape, strict=True):
             value = dim.solve(size) if dim.symbol else None
-            if value is not None:
+            if value:  # an empty tensor shows nothing
                 votes.setdefault(dim.symbol, Counter())[value] += 1
                 first.setdefault((dim.symbol, value), f"{key} {list(shape)}")
     dims = {symbol: counter.most_common(1)[0][0] for symbol, counter in votes.items()}

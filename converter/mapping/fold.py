@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from ..errors import InputError, printable
 
 SHOWN = 12
+# Only an index as it is written: `blocks.01` is another key than `blocks.1` and must not be shown as that.
+_NUMBERED = re.compile(r"(|.*?\.)(0|[1-9]\d{0,17})(|\..*)", re.ASCII | re.DOTALL)
 
 
 def ranges(indices: Iterable[int]) -> str:
@@ -41,18 +43,18 @@ def folded(keys: Iterable[str]) -> dict[str, list[str]]:
     >>> list(folded(["blocks.0.a", "blocks.1.a", "b"]))
     ['blocks.{0..1}.a', 'b']
     """
-    groups: dict[tuple[str, str], dict[str, int]] = {}
+    groups: dict[tuple[str, str | None], dict[str, int]] = {}
     for key in keys:
-        match = re.fullmatch(r"(.*?\.)(\d{1,18})(\..*)", key, re.ASCII)
-        head, index, tail = (match[1], int(match[2]), match[3]) if match else (key, -1, "")
+        match = _NUMBERED.fullmatch(key)
+        head, index, tail = (match[1], int(match[2]), match[3]) if match else (key, -1, None)
         groups.setdefault((head, tail), {})[key] = index
-    return {
-        printable(
-            head + (f"{{{ranges(found.values())}}}" if len(found) > 1 else str(*found.values()) if tail else "") + tail,
-            160,
-        ): list(found)
-        for (head, tail), found in groups.items()
-    }
+    made: dict[str, list[str]] = {}
+    for (head, tail), found in groups.items():
+        indices = ranges(found.values())
+        pattern = head if tail is None else head + (f"{{{indices}}}" if len(found) > 1 else indices) + tail
+        # Long keys may look alike once they are cut.
+        made.setdefault(printable(pattern, 160), []).extend(found)
+    return made
 
 
 def fold(keys: Iterable[str]) -> list[str]:

@@ -72,9 +72,10 @@ class KeyMapping:
 
     @staticmethod
     def _check(rows: list[Row]) -> None:
+        strays = [r.value.stray for r in rows if isinstance(r.value, Extra) and r.value.stray]
         for what, paths in (
             ("sources", [r.source for r in rows]),
-            ("targets", [t for r in rows for t in r.targets]),
+            ("targets", [t for r in rows for t in r.targets] + strays),
         ):
             for one, other in combinations(paths, 2):
                 if overlap(one, other):
@@ -101,7 +102,7 @@ class KeyMapping:
             features={f: keys for f, (_, keys) in match.features().items()},
         )
         shapes = []
-        for position, found in sorted(match.found.items()):
+        for position, found in match.found.items():
             row = self.rows[position]
             for index, suffix in ((i, s) for i, suffixes in found.items() for s in sorted(suffixes, reverse=True)):
                 key = spell(row.source, index, suffix)
@@ -110,7 +111,7 @@ class KeyMapping:
                 if isinstance(row.value, Computed):
                     plan.computed[key] = row
                 elif isinstance(row.value, Extra):
-                    plan.extras[key] = row.name
+                    plan.extras[key] = spell(row.name, index, suffix)
                 elif row.targets:
                     plan.moves.append(Move((key,), tuple(spell(t, index, suffix) for t in row.targets), row))
         plan.dims, plan.evidence = bind(shapes)
@@ -138,12 +139,10 @@ class KeyMapping:
             row = origin[move.row.source]
             source = spell(row.source, index, suffix)
             back[source] = Move(tuple(spell(t, index, suffix) for t in row.targets), (source,), row)
-            shapes = {tuple(state[key].shape) for key in back[source].sources}
-            if len(shapes) > 1:
-                raise MappingError(
-                    [f"{', '.join(back[source].sources)} have different shapes: they are no equal parts of {source}"]
-                )
         plan.moves = list(back.values())
+        plan.problems = _not_parts(plan.moves, state)
+        if plan.problems:
+            raise MappingError(plan.problems)
         return plan
 
     @cached_property
@@ -182,17 +181,32 @@ class KeyMapping:
         return {key: state[key] for key in (*plan.computed, *plan.extras)}
 
     def inverse(self, state: Mapping[str, Any], left: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The way back: `inverse(KEYS(s), KEYS.left(s)) == s`."""
-        made = dict(left or {})
-        for move in self.plan_back(state).moves:
+        """The way back: `inverse(KEYS(s), KEYS.left(s)) == s`. Of an extra that is also a stray, `left` is believed."""
+        plan = self.plan_back(state)
+        made = {name: state[key] for key, name in plan.extras.items()} | dict(left or {})
+        for move in plan.moves:
             tensors = [state[key] for key in move.sources]
             made[move.targets[0]] = tensors[0] if len(tensors) == 1 else _concatenate(tensors)
+        self.plan(made)  # `left` is checked as strictly as the rest
         return made
 
     # Recognition.
     def known(self, state: Mapping[str, Any]) -> int:
         """How many keys some row matches; what a family is recognised by."""
         return len(state) - len(Matching(self.rows, state).unknown)
+
+
+def _not_parts(moves: list[Move], state: Mapping[str, Any]) -> list[str]:
+    """What keeps tensors of the target layout from being put together: one is absent, or their shapes differ."""
+    missing = [key for move in moves for key in move.sources if key not in state]
+    wrong: dict[str, list[str]] = {}
+    for move in moves:
+        shapes = [list(state[key].shape) for key in move.sources if key in state]
+        if len(move.sources) > 1 and ([] in shapes or shapes.count(shapes[0]) != len(shapes)):
+            wrong.setdefault(", ".join(map(str, shapes)), []).append(move.targets[0])
+    return [f"missing {key}" for key in fold(missing)] + [
+        f"{key} cannot be put together out of shapes {shapes}" for shapes, keys in wrong.items() for key in fold(keys)
+    ]
 
 
 def _concatenate(tensors: list[Any]) -> Any:

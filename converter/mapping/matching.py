@@ -28,6 +28,12 @@ class Matching:
                     break  # no second row can match: the table was checked for that
             else:
                 self.unknown.append(key)
+        # In the table's order, so that nothing depends on the order of the keys.
+        self.unknown.sort()
+        self.found = {
+            position: dict(sorted(self.found[position].items(), key=lambda hit: hit[0] or 0))
+            for position in sorted(self.found)
+        }
         self.groups = {rows[position].group for position in self.found} - {""}
         self.blocks = 1 + max(
             (
@@ -76,12 +82,15 @@ class Matching:
                 problems.append("missing " + row.source.replace("{}", f"{{{gaps}}}") + partly)
         # A path is a module with a weight and a bias, or itself a parameter: the same in every block.
         whole = {""} if any("" in suffixes for suffixes in found.values()) else {".weight", ".bias"}
-        for word, wrong in (
-            ("missing", {i: whole - s for i, s in found.items()}),
-            ("unexpected", {i: s - whole for i, s in found.items()}),
+        # A row that may be absent does not say how many blocks there are: the others do.
+        outside = {i: s for i, s in found.items() if self.blocks and i is not None and i >= self.blocks}
+        for word, wrong, why in (
+            ("missing", {i: whole - s for i, s in found.items()}, ""),
+            ("unexpected", {i: s - whole for i, s in found.items()}, ""),
+            ("unexpected", outside, f" (there are {self.blocks} blocks)"),
         ):
             problems += [
-                f"{word} {key}"
+                f"{word} {key}{why}"
                 for key in fold(spell(row.source, i, suffix) for i, s in wrong.items() for suffix in sorted(s))
             ]
         return problems

@@ -39,6 +39,10 @@ class Sparse:
     to: str | tuple[str, ...]
 
 
+# A block index has one spelling, so that no two keys can mean the same tensor.
+_INDEX = r"(0|[1-9]\d{0,17})"
+_PATH = re.compile(r"(?!.*\{\}.*\{\})(\w+|\{\})(\.(\w+|\{\}))*")
+
 Value = str | tuple[str, ...] | Sparse | Computed | Extra | Refused
 
 
@@ -65,10 +69,15 @@ class Row:
             raise ValueError(f"{text!r}: a shape pattern ends with ']'")
         to = value.to if isinstance(value, Sparse) else value
         targets = (to,) if isinstance(to, str) else to if isinstance(to, tuple) else ()
-        for path in (source, *targets):
-            if not re.fullmatch(r"(\w+|\{\})(\.(\w+|\{\}))*", path) or path.count("{}") > 1:
+        if not targets and not isinstance(value, Computed | Extra | Refused):
+            raise ValueError(
+                f"{source!r} becomes {to!r}: a row's value is a path, a tuple of paths, or Computed and the like"
+            )
+        stray = (value.stray,) if isinstance(value, Extra) and value.stray else ()
+        for path in (source, *targets, *stray):
+            if not isinstance(path, str) or not _PATH.fullmatch(path):
                 raise ValueError(f"{path!r} is not a dotted path with at most one {{}}")
-        if len({path.count("{}") for path in (source, *targets)}) > 1:
+        if len({path.count("{}") for path in (source, *targets, *stray)}) > 1:
             raise ValueError(f"{source!r}: an index on one side only cannot be undone")
         return cls(source, value, parse_pattern(pattern[:-1]) if pattern else (), group, source, targets)
 
@@ -93,10 +102,8 @@ class Row:
 def matcher(path: str) -> Callable[[str], tuple[int | None, str] | None]:
     """key -> (block index, '.weight' or '.bias' or '') where the key is this path, anchored at both ends; else None."""
     head, braces, tail = path.partition("{}")
-    # An index has one spelling, so that no two keys can mean the same tensor.
     regex = re.compile(
-        re.escape(head) + (r"(0|[1-9]\d{0,17})" if braces else "()") + re.escape(tail) + r"(\.weight|\.bias)?",
-        re.ASCII,
+        re.escape(head) + (_INDEX if braces else "()") + re.escape(tail) + r"(\.weight|\.bias)?", re.ASCII
     )
 
     def match(key: str) -> tuple[int | None, str] | None:
@@ -114,13 +121,11 @@ def spell(path: str, index: int | None, suffix: str = "") -> str:
 def overlap(one: str, other: str) -> bool:
     """Whether a key could match both paths (`a.{}` and `a.0` do; `a` and `a.weight` do, through the suffix)."""
 
-    def parts(path: str) -> list[str]:
-        return path.split(".")
+    def alike(a: str, b: str) -> bool:
+        number = b if a == "{}" else a if b == "{}" else ""
+        return a == b or re.fullmatch(_INDEX, number, re.ASCII) is not None
 
-    shorter, longer = sorted((parts(one), parts(other)), key=len)
+    shorter, longer = sorted((one.split("."), other.split(".")), key=len)
     if len(longer) == len(shorter) + 1 and longer[-1] in ("weight", "bias"):
         longer = longer[:-1]
-    return len(shorter) == len(longer) and all(
-        a == b or (a == "{}" and b.isdigit()) or (b == "{}" and a.isdigit())
-        for a, b in zip(shorter, longer, strict=True)
-    )
+    return len(shorter) == len(longer) and all(map(alike, shorter, longer))

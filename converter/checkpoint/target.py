@@ -1,0 +1,99 @@
+"""May a folder be made here, or replaced? Asked before a byte of the input is read, so that nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import UsageError, printable
+
+Allowed = Callable[[str], bool]  # may a file of this name in the target, "vae/config.json", be deleted?
+
+
+def refusal(path: Path, rule: str | OSError) -> UsageError:
+    """The error that names a path and why nothing can be written there."""
+    return UsageError(f"{printable(path)}: {rule.strerror if isinstance(rule, OSError) else rule}")
+
+
+def _same(one: Path, other: Path) -> bool:
+    with suppress(OSError):
+        return os.path.samefile(one, other)  # spelling says nothing where case or bind mounts play a part
+    return False
+
+
+def nearest(path: Path) -> Path:
+    """The path itself, or the closest parent that exists."""
+    return next(p for p in (path, *path.parents) if os.path.lexists(p) or p == p.parent)
+
+
+def refuse_foreign(target: Path, folder: Path, allowed: Allowed) -> None:
+    """Replacing `target`, now at `folder`, deletes it: all in it must be files as we write them."""
+    found: list[str] = [] if folder.is_dir() and not folder.is_symlink() else ["."]
+    waiting = [] if found else [""]
+    while waiting and len(found) < 4:  # a loop, not recursion: the depth is the user's
+        inside = waiting.pop()
+        entries = sorted(os.scandir(folder / inside), key=lambda entry: entry.name)
+        if inside and not entries:
+            found.append(inside)  # we never write an empty folder
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(f"{inside}{entry.name}/")
+            elif not entry.is_file(follow_symlinks=False) or not allowed(inside + entry.name):
+                found.append(inside + entry.name)
+    if found:
+        names = ", ".join(map(printable, found[:3])) + (" and more" if len(found) > 3 else "")
+        raise refusal(target, f"--overwrite would delete what this tool did not write: {names}")
+
+
+def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowed) -> Path:
+    """The real path to write to, or a `UsageError`; called before a byte of `source` is read.
+
+    >>> check_target(Path("out"), Path("a.pth"), overwrite=False, allowed=str.isascii).name
+    'out'
+    """
+    for path in (target, nearest(target)):  # a link that leads nowhere may also be among the parents
+        if os.path.islink(path) and not os.path.exists(path):
+            raise refusal(path, "is a dangling symbolic link")
+    real = Path(os.path.realpath(target))
+    if any(_same(path, source) for path in (real, *real.parents)):
+        raise refusal(target, "is the input or lies inside it; name a folder elsewhere")
+    parents = {*Path(os.path.abspath(source)).parents, *Path(os.path.realpath(source)).parents}
+    if any(_same(path, real) for path in parents):
+        raise refusal(target, "holds the input, which would be lost; name a folder elsewhere")
+    if os.path.exists(real) and not os.path.isdir(real):
+        raise refusal(target, "exists and is not a folder")
+    if os.path.ismount(real) or _same(real, Path()):
+        # The first cannot be renamed over, and the second would vanish from under the user's shell.
+        raise refusal(target, "is a mount point or the current folder; name a folder inside it")
+    parent = nearest(real.parent)
+    if not os.path.isdir(parent):
+        raise refusal(target, f"its parent {printable(parent)} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise refusal(target, f"its parent {printable(parent)} is not writable")
+    try:
+        if os.path.isdir(real) and any(real.iterdir()):
+            if not overwrite:
+                raise refusal(target, "exists and is not empty; use --overwrite to replace it")
+            refuse_foreign(target, real, allowed)
+            for folder, folders, files in os.walk(source):  # a cache of links may lead into the target
+                for path in (Path(folder, name) for name in folders + files):
+                    if path.is_symlink() and real in Path(os.path.realpath(path)).parents:
+                        raise refusal(target, f"holds what the input's {printable(path)} links to")
+    except OSError as error:
+        raise refusal(target, error) from error
+    return real
+
+
+def leftovers(target: Path) -> list[Path]:
+    """Siblings that a killed run (or one still running) left: to be named to the user, never touched.
+
+    A `.old` exists only where folders cannot be exchanged; if the target is missing, it is the old target.
+    """
+    real = Path(os.path.realpath(target))
+    form = re.compile(rf"\.{re.escape(real.name)}\.[0-9a-f]{{16}}\.(partial|old)")
+    with suppress(OSError):
+        return sorted(path for path in real.parent.iterdir() if form.fullmatch(path.name))
+    return []
