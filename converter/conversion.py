@@ -83,7 +83,7 @@ def convert(
     with open_checkpoint(source, weights) as checkpoint:
         looked = survey(checkpoint, given, family)
         maker = looked.require()
-        config = maker.config(looked.found)
+        config = looked.config()
         notes = _notes(checkpoint, looked)
         model = TensorFile(f"{maker.subfolder}/{WEIGHTS}", {"format": "pt"})
         extras = TensorFile(EXTRAS, None)

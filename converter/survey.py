@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import nan
 from typing import Any
 
 from .checkpoint import Checkpoint, LazyTensor
+from .checkpoint.tensor import Storage
 from .errors import InputError, UsageError, printable
 from .families import Family, Findings, families, named, recognise
 from .mapping import KeyMapping, MappingError, Plan, fold
@@ -48,6 +51,15 @@ class Survey:
             raise error
         return self.family
 
+    @cached_property
+    def state(self) -> _State:
+        return _State(self.checkpoint)
+
+    def config(self) -> dict[str, Any]:
+        """`config.json` of the converted model. Raises what stands against it, as `require()` does, or `UsageError`."""
+        with self.state.blaming():
+            return self.require().config(self.found)
+
 
 class _State:
     """The checkpoint as a family may see it."""
@@ -55,12 +67,25 @@ class _State:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config = checkpoint.config
         self._checkpoint = checkpoint
+        self._peeked: dict[int, Storage] = {}
 
     def elements(self, key: str, *positions: int) -> tuple[tuple[float, ...], float]:
         """Single elements, read in place without the CRC's proof; what they show is checked against the whole later."""
         tensor = self._checkpoint[key]
+        self._peeked[id(tensor.storage)] = tensor.storage
         form, rounding = _ELEMENT.get(tensor.dtype.code, ("", 0.0))
         return tuple(_element(tensor, position, form) for position in positions), rounding
+
+    @contextmanager
+    def blaming(self) -> Iterator[None]:
+        """Before the call is blamed for what single elements show, the file is: they may be damaged."""
+        try:
+            yield
+        except UsageError:
+            for storage in self._peeked.values():
+                for _ in storage.chunks():
+                    pass  # at the end it verifies the CRC
+            raise
 
 
 def _element(tensor: LazyTensor, position: int, form: str) -> float:
@@ -103,7 +128,8 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
         raise UsageError(
             f"{', '.join(f'--{name}' for name in sorted(unknown))}: not a flag of the family {made.family.name}"
         )
-    made.family.describe(made.plan, _State(checkpoint), made.found)
+    with made.state.blaming():
+        made.family.describe(made.plan, made.state, made.found)
     # What is said of the whole comes before what is said of single tensors.
     made.plan.problems[:0] = _flat(checkpoint, made.plan) + made.found.problems
     made.plan.problems += _not_weights(checkpoint)

@@ -5,6 +5,8 @@ place. So at any moment the target is the whole old folder or the whole new one,
 no file of the old one (say, a stale shard index) stays behind in the new one.
 
 >>> import tempfile
+>>> from converter.checkpoint.interrupt import interruptible
+>>> from converter.checkpoint.target import check_target
 >>> with tempfile.TemporaryDirectory() as folder:
 ...     target = check_target(Path(folder, "out"), Path("a.pth"), overwrite=False, allowed=str.isascii)
 ...     with interruptible(), Publication(target, needed_bytes=2) as out:

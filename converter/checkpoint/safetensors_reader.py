@@ -14,6 +14,8 @@ from .file import InputFile
 from .tensor import LazyTensor, Storage, checked, row_major
 
 HEADER_LIMIT = 25_000_000
+# An empty list takes three bytes of a file and seventy of memory; a tensor has one object and two lists.
+NODE_LIMIT = 500_000
 
 
 def read_header(file: InputFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
@@ -77,6 +79,8 @@ def parse_json(file: InputFile, what: str, data: bytes) -> Any:
     def constant(text: str) -> NoReturn:
         raise ValueError(f"{text} is not JSON")
 
+    if data.count(b"[") + data.count(b"{") > NODE_LIMIT:
+        raise file.error(what, f"more than {NODE_LIMIT} lists and objects")
     try:
         return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant)
     except RecursionError:

@@ -170,16 +170,14 @@ def checked(tensor: LazyTensor) -> LazyTensor:
     # The sizes other than 0 too must make a sound product: NumPy and torch compute it even for an empty tensor.
     if min(numbers) < 0 or max(numbers) >= 1 << 48 or prod(size or 1 for size in tensor.shape) >= 1 << 48:
         raise fail("a negative or absurd size, stride or offset")
-    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.strides, strict=True)):
+    axes = list(zip(tensor.shape, tensor.strides, strict=True))
+    if tensor.numel and any(stride == 0 and size > 1 for size, stride in axes):
         raise fail("a stride of 0 repeats elements (an expanded view): re-save it with .contiguous()")
     if tensor.numel and tensor.span[1] > tensor.storage.size:
         raise fail(f"its view ends at byte {tensor.span[1]} of a storage of {tensor.storage.size} bytes")
     if not tensor.contiguous:
-        reach, axes = (
-            1,
-            sorted((stride, size) for size, stride in zip(tensor.shape, tensor.strides, strict=True) if size > 1),
-        )
-        for stride, size in axes:
+        reach = 1
+        for stride, size in sorted((stride, size) for size, stride in axes if size > 1):
             if stride < reach:
                 raise fail("its view overlaps itself: re-save it with .contiguous()")
             reach = stride * (size - 1) + reach

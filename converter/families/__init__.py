@@ -69,9 +69,9 @@ def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple
             ),
             key=lambda side: side[0],
         )
-        if insisted or known == len(state):
+        if insisted or (state and known == len(state)):
             return family, diffusers
-    return None if known * 2 < len(state) or named(state) else (family, diffusers)
+    return None if not state or known * 2 < len(state) or named(state) else (family, diffusers)
 
 
 __all__ = ["Family", "Finding", "Findings", "State", "families", "named", "recognise", "register"]

@@ -61,8 +61,8 @@ def scale_of(sine: float, cosine: float, tolerance: float) -> float | None:
     2.0
     """
     angle = math.atan2(sine, cosine)
-    if angle <= 0 or not math.isfinite(angle):
-        return None
+    if not tolerance < angle < math.inf:
+        return None  # also where the sine is 0 but for rounding, which any large scale would explain
     for digits in range(7):
         scale = round(1 / angle, digits)
         if scale > 0 and max(abs(math.sin(1 / scale) - sine), abs(math.cos(1 / scale) - cosine)) <= tolerance:

@@ -1,0 +1,44 @@
+"""Rounding is torch's, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from converter.checkpoint.cast import round_to
+from converter.checkpoint.dtypes import BF16, F16, F32, F64, DType
+
+
+def by_torch(values: np.ndarray, dtype: DType) -> bytes:
+    made = torch.from_numpy(values.copy()).to(getattr(torch, dtype.name)).reshape(-1)
+    return made.view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64], ids=str)
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=50))
+@example([65504.0, 65519.996, 65520.0, -65520.0, 1e30])  # where float16 ends
+@example([2.0**-14, 2.0**-24, 2.0**-25, 1.5 * 2.0**-25, 2.0**-149, -0.0])  # below its normal range
+@example([3.3895313892515355e38, 3.3961775292304957e38, float("inf"), float("-inf")])  # where bfloat16 ends
+@settings(max_examples=300, deadline=None)
+def test_any_value(dtype: DType, values: list[float]) -> None:
+    made = np.array(values, np.float32)
+    assert round_to(made, dtype) == by_torch(made, dtype)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+def test_every_bit_pattern_of_the_upper_half_with_the_lower_at_its_edges(dtype: DType) -> None:
+    """All signs, exponents and kept places; ties, their neighbours, and the float16 ties inside the kept half."""
+    upper = np.arange(1 << 16, dtype=np.uint32) << 16
+    for lower in (0x0000, 0x0001, 0x0FFF, 0x1000, 0x1001, 0x2000, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
+        values = (upper | np.uint32(lower)).view(np.float32)
+        values = values[~np.isnan(values)]
+        assert round_to(values, dtype) == by_torch(values, dtype)
+
+
+def test_shape_and_order_do_not_matter() -> None:
+    values = np.arange(12, dtype=np.float32).reshape(3, 4).T / 7
+    for dtype in (F16, BF16, F32, F64):
+        assert round_to(values, dtype) == round_to(np.ascontiguousarray(values).reshape(-1), dtype)

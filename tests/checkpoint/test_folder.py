@@ -1,0 +1,239 @@
+"""Folders: every shard in its place, nothing outside, and the folders that only look like a model are named."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forge import SIX, Glob, assert_refused, call, read_all, refused, safetensors_file, save, tensor, torch_file, within
+from safetensors.torch import save_file
+
+from converter.checkpoint import open_checkpoint
+from converter.checkpoint.folder import model_folder, read_config, weight_files
+
+STEM = "diffusion_pytorch_model.safetensors"
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def shard(folder: Path, name: str, *keys: str, value: float = 1.0) -> None:
+    save_file({key: torch.full((2,), value) for key in keys}, folder / name)
+
+
+def index(folder: Path, weight_map: Any, stem: str = STEM) -> Path:
+    path = folder / f"{stem}.index.json"
+    path.write_text(json.dumps({"metadata": {"total_size": 16}, "weight_map": weight_map}))
+    return path
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    shard(folder, FIRST, "a", "b")
+    shard(folder, SECOND, "c", value=2.0)
+    index(folder, {"a": FIRST, "b": FIRST, "c": SECOND})
+    return folder
+
+
+@pytest.mark.parametrize("stem", [STEM, "diffusion_pytorch_model.bin", "model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("below", ["", "transformer"])
+def test_a_model_or_a_pipeline(tmp_path: Path, stem: str, below: str) -> None:
+    place = tmp_path / "folder" / below
+    place.mkdir(parents=True)
+    if stem.endswith(".bin"):
+        save(place, torch_file({"w": tensor()}, SIX), stem)
+    else:
+        save_file({"w": torch.arange(6.0).reshape(2, 3)}, place / stem)
+    (place / "config.json").write_text('{"num_layers": 2}')
+    assert read_all(tmp_path / "folder") == {"w": ("float32", (2, 3), SIX["0"])}
+    with open_checkpoint(tmp_path / "folder") as checkpoint:
+        assert checkpoint.config == {"num_layers": 2}
+        assert model_folder(tmp_path / "folder") == place
+
+
+def test_shards_are_one_state_dict(sharded: Path) -> None:
+    assert {key: value[2] for key, value in read_all(sharded).items()} == {
+        key: torch.full((2,), number).numpy().tobytes() for key, number in (("a", 1.0), ("b", 1.0), ("c", 2.0))
+    }
+    with open_checkpoint(sharded) as checkpoint:
+        assert checkpoint.container == "folder of safetensors, 2 shards"
+        assert checkpoint.size == sum((sharded / name).stat().st_size for name in (FIRST, SECOND))
+
+
+def test_many_equal_shards_are_no_expansion(tmp_path: Path) -> None:
+    names = [f"model-{n}.safetensors" for n in range(9)]
+    for n, name in enumerate(names):
+        save_file({f"w{n}": torch.ones(4096)}, tmp_path / name)
+    index(tmp_path, {f"w{n}": name for n, name in enumerate(names)})
+    assert len(read_all(tmp_path)) == 9
+
+
+def test_shards_may_be_links_as_the_hub_makes_them(sharded: Path) -> None:
+    (sharded / FIRST).rename(sharded.parent / "blob")
+    (sharded / FIRST).symlink_to("../blob")
+    assert len(read_all(sharded)) == 3
+
+
+@pytest.mark.parametrize("name", [
+    "../model.safetensors", "/etc/passwd", "..", ".", "", "sub/model.safetensors", "sub\\model.safetensors", ".hidden",
+    "model.safetensors\n", "model\0.safetensors", "C:model.safetensors", "\x1b[2J", "a b", "file:///etc/passwd",
+])  # fmt: skip
+def test_an_index_may_not_point_outside_its_folder(sharded: Path, name: str) -> None:
+    save_file({"c": torch.ones(2)}, sharded.parent / "model.safetensors")
+    path = index(sharded, {"a": FIRST, "b": FIRST, "c": name})
+    with within(5), refused(path, "weight_map", "an index may not point outside its folder"):
+        read_all(sharded)
+
+
+@pytest.mark.parametrize(
+    ("name", "fragment"),
+    [
+        ("missing.safetensors", "the shard missing.safetensors is missing"),
+        ("x" * 300, "is missing"),
+        ("dangling.safetensors", "the shard dangling.safetensors is missing"),
+        ("loop.safetensors", "loop.safetensors is missing"),
+    ],
+)
+def test_a_missing_shard(sharded: Path, name: str, fragment: str) -> None:
+    (sharded / "dangling.safetensors").symlink_to("nowhere")
+    (sharded / "loop.safetensors").symlink_to("loop.safetensors")
+    with refused(index(sharded, {"a": FIRST, "c": name}), "weight_map", fragment):
+        read_all(sharded)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder"])
+def test_a_shard_that_is_no_file(sharded: Path, kind: str) -> None:
+    (sharded / SECOND).unlink()
+    os.mkfifo(sharded / SECOND) if kind == "fifo" else (sharded / SECOND).mkdir()
+    assert_refused(sharded, SECOND, "not a regular file")
+
+
+@pytest.mark.parametrize(("weight_map", "fragments"), [
+    ({"a": FIRST, "b": SECOND, "c": SECOND}, (FIRST, "holds b, which the index does not place there")),
+    ({"a": FIRST, "c": SECOND}, (FIRST, "holds b, which the index does not place there")),
+    ({"a": FIRST, "b": FIRST, "c": SECOND, "d": SECOND}, (f"index: places d in {SECOND}, which does not hold it",)),
+    ({"a": FIRST, "b": FIRST, "c": SECOND, "\x1b": SECOND}, (r"places \x1b in",)),
+    ({}, ("weight_map", "missing, empty, or not a map")), ([FIRST], ("missing, empty, or not a map",)),
+    (None, ("missing, empty, or not a map",)), ({"a": 3}, ("not a map from keys to file names",)),
+    ({"a": [FIRST]}, ("not a map from keys to file names",)), (FIRST, ("not a map from keys to file names",)),
+])  # fmt: skip
+def test_the_index_says_exactly_what_the_shards_hold(
+    sharded: Path, weight_map: Any, fragments: tuple[str, ...]
+) -> None:
+    index(sharded, weight_map)
+    assert_refused(sharded, *fragments)
+
+
+def test_a_shard_that_the_index_does_not_name_is_not_read(sharded: Path) -> None:
+    index(sharded, {"a": FIRST, "b": FIRST})
+    assert set(read_all(sharded)) == {"a", "b"}
+
+
+def test_a_key_in_two_shards(sharded: Path) -> None:
+    shard(sharded, SECOND, "c", "b")
+    assert_refused(sharded, SECOND, "the key b is in two shards")
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("", "not valid JSON"),
+        ("[]", "weight_map"),
+        ("{", "not valid JSON"),
+        ('{"weight_map": {"a": "x", "a": "y"}}', "a duplicate key"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"weight_map": NaN}', "NaN is not JSON"),
+    ],
+)
+def test_an_index_that_is_none(sharded: Path, text: str, fragment: str) -> None:
+    path = sharded / f"{STEM}.index.json"
+    path.write_text(text)
+    with within(5), refused(path, fragment):
+        read_all(sharded)
+
+
+def test_a_stale_file_beside_an_index(sharded: Path) -> None:
+    shard(sharded, STEM, "a")
+    assert_refused(sharded, f"holds both {STEM} and an index of shards: one of them is stale")
+
+
+def test_torch_shards_keep_every_foreign_name_and_refuse_hostile_keys(tmp_path: Path) -> None:
+    stem, names = "pytorch_model.bin", ["pytorch_model-1.bin", "pytorch_model-2.bin"]
+    wrapped = {"state_dict": {"a": tensor()}, "optimizer": call(Glob("os", "system"), "true")}
+    save(tmp_path, torch_file(wrapped, SIX), names[0])
+    save(tmp_path, torch_file({"b": tensor()}, SIX), names[1])
+    index(tmp_path, {"a": names[0], "b": names[1]}, stem)
+    assert set(read_all(tmp_path)) == {"a", "b"}
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.foreign == [("os.system", True)]
+        assert len(checkpoint.others) == 1
+    for hostile in (b")" + b"2\x86" * 60, b"]", b")" + b"\x85" * 100_000, b"N"):
+        data = torch_file(b"\x80\x02}(" + hostile + tensor().emit() + b"u.", SIX)
+        save(tmp_path, data, names[1])
+        assert_refused(tmp_path, names[1], "a key that is not plain text")
+
+
+@pytest.mark.parametrize(("name", "fragment"), [
+    (".metadata", "a torch distributed checkpoint: merge it first"), ("__0_0.distcp", "dcp_to_torch"),
+    ("adapter_config.json", "a PEFT adapter (LoRA)"), ("optimizer.bin", "holds no weights: looked for"),
+])  # fmt: skip
+def test_folders_that_hold_something_else_are_named(tmp_path: Path, name: str, fragment: str) -> None:
+    (tmp_path / name).write_text("{}")
+    assert_refused(tmp_path, "folder", fragment)
+
+
+def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
+    assert_refused(tmp_path, "holds no weights: looked for", STEM, "pytorch_model.bin")
+    (tmp_path / STEM).symlink_to("nowhere")
+    assert_refused(tmp_path, "holds no weights")
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("[]", "not a JSON object"),
+        ("{", "not valid JSON"),
+        ('{"a": 1, "a": 2}', "a duplicate key"),
+        ("[" * 99_999, "nested too deeply"),
+        ('{"a": ' + "9" * 9999 + "}", "not valid JSON"),
+        ("\ufeff{}", "not valid JSON"),
+    ],
+)
+def test_a_hostile_config(tmp_path: Path, text: str, fragment: str) -> None:
+    shard(tmp_path, STEM, "a")
+    (tmp_path / "config.json").write_text(text)
+    with within(5), refused(tmp_path / "config.json", "file", fragment):
+        read_all(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", f"{STEM}.index.json"])
+@pytest.mark.parametrize("kind", ["fifo", "folder", "loop"])
+def test_a_config_or_index_that_is_no_file_never_blocks(tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / name
+    {"fifo": os.mkfifo, "folder": os.mkdir, "loop": lambda p: os.symlink(p, p)}[kind](path)
+    assert_refused(tmp_path)
+
+
+def test_a_config_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
+    shard(tmp_path, STEM, "a")
+    (tmp_path / "config.json").touch()
+    os.truncate(tmp_path / "config.json", 1 << 40)
+    with within(5), refused(tmp_path / "config.json", f"{1 << 40} bytes of JSON"):
+        read_all(tmp_path)
+
+
+def test_no_config_is_an_empty_one(tmp_path: Path) -> None:
+    assert read_config(tmp_path) == {}
+    save(tmp_path, safetensors_file({}), "model.safetensors")
+    assert weight_files(tmp_path) == ([tmp_path / "model.safetensors"], None)
+
+
+def test_a_refused_folder_leaves_no_descriptor_open(sharded: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    (sharded / SECOND).write_bytes(b"")
+    assert_refused(sharded, SECOND, "empty")
+    assert len(os.listdir("/proc/self/fd")) == before

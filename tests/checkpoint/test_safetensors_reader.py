@@ -1,0 +1,283 @@
+"""The header says where every byte belongs, or the file is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forge import assert_refused, read_all, refused, safetensors_file, save, within
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from converter.checkpoint import open_checkpoint
+from converter.checkpoint.file import InputFile
+from converter.checkpoint.safetensors_reader import HEADER_LIMIT, read_header
+from converter.errors import InputError
+
+SIX = struct.pack("<6f", *range(6))
+GOOD = {"w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
+
+
+def entry(**changes: Any) -> bytes:
+    return safetensors_file({"w": GOOD["w"] | changes}, SIX)
+
+
+def two(first: list[int], second: list[int], size: int = 24) -> bytes:
+    """Two tensors of bytes with these offsets, in a file with `size` bytes of data."""
+    return safetensors_file(
+        {
+            "a": {"dtype": "U8", "shape": [first[1] - first[0]], "data_offsets": first},
+            "b": {"dtype": "U8", "shape": [second[1] - second[0]], "data_offsets": second},
+        },
+        bytes(size),
+    )
+
+
+def text(body: str) -> bytes:
+    return safetensors_file(body.encode("utf-8", "surrogatepass"), SIX)
+
+
+ENTRY = "not an entry of dtype, shape and data_offsets"
+ONE = json.dumps(GOOD["w"])
+REFUSED: dict[str, tuple[bytes, tuple[str, ...]]] = {
+    # Bounds of the header
+    "header beyond the file": (safetensors_file(GOOD, SIX, 1000), ("header length", "1000 bytes in a file of")),
+    "header beyond the limit": (safetensors_file(GOOD, SIX, HEADER_LIMIT + 1), ("header length", "truncated, or not")),
+    "header of a terabyte": (safetensors_file(GOOD, SIX, (1 << 40) - 1), ("header length",)),
+    "header of 2^63": (safetensors_file(GOOD, SIX, 1 << 63), ("neither a torch archive nor a safetensors file",)),
+    "header too short": (safetensors_file(GOOD, SIX, 30), ("header", "not valid JSON")),
+    "header too long": (safetensors_file(GOOD, SIX, len(json.dumps(GOOD)) + 1), ("not valid JSON",)),
+    "empty header": ((0).to_bytes(8, "little") + b"{", ("header", "not valid JSON")),
+    "only a length": ((2).to_bytes(8, "little"), ("neither",)),
+    "no tensors": (safetensors_file({}), ("holds no tensors",)),
+    # JSON
+    "duplicate keys": (text(f'{{"w":{ONE},"w":{ONE}}}'), ("header", "a duplicate key")),
+    "duplicate keys, spelled differently": (text(f'{{"w":{ONE},"\\u0077":{ONE}}}'), ("a duplicate key",)),
+    "duplicate fields": (
+        text('{"w":{"dtype":"F32","shape":[6],"data_offsets":[0,24],"shape":[2,3]}}'),
+        ("a duplicate key",),
+    ),
+    "NaN": (entry(shape=[float("nan")]), ("NaN is not JSON",)),
+    "Infinity": (entry(shape=[float("inf")]), ("Infinity is not JSON",)),
+    "not UTF-8": (safetensors_file(b'{"\xff": 1}'), ("not valid JSON", "utf-8")),
+    "half a character": (text('{"\ud800": 1}'), ("not valid JSON",)),
+    "half an escaped character": (text(f'{{"\\ud800":{ONE}}}'), ("a key that is not plain text",)),
+    "bytes after the object": (text(f'{{"w":{ONE}}} x'), ("not valid JSON: Extra data",)),
+    "a control character": (text('{"\n": 1}'), (r"not valid JSON: Invalid control character",)),
+    "nested lists": (text('{"w":' + "[" * 200_000), ("header", "nested too deeply")),
+    "nested objects": (text('{"w":' * 200_000), ("nested too deeply",)),
+    "a huge integer": (
+        text('{"w":{"dtype":"F32","shape":[' + "9" * 100_000 + '],"data_offsets":[0,24]}}'),
+        ("header", "digits"),
+    ),
+    "a large integer": (entry(shape=[10**4000]), (ENTRY,)),
+    "a hostile key": (text('{"\\u001b[2J\\n":1}'), (r"\x1b[2J\n",)),
+    "a long key": (text('{"' + "k" * 100_000 + '":1}'), ("(100000 characters)",)),
+    # Entries
+    "a number": (safetensors_file({"w": 3}), ("w", ENTRY)),
+    "a list": (safetensors_file({"w": []}), (ENTRY,)),
+    "text": (safetensors_file({"w": "dtype shape data_offsets"}), (ENTRY,)),
+    "null": (safetensors_file({"w": None}), (ENTRY,)),
+    "no shape": (safetensors_file({"w": {"dtype": "F32", "data_offsets": [0, 24]}}), (ENTRY,)),
+    "a further field": (entry(strides=[3, 1]), (ENTRY,)),
+    "one offset": (entry(data_offsets=[0]), (ENTRY,)),
+    "three offsets": (entry(data_offsets=[0, 12, 24]), (ENTRY,)),
+    "text offsets": (entry(data_offsets="02"), (ENTRY,)),
+    "float offsets": (entry(data_offsets=[0, 24.0]), (ENTRY,)),
+    "bool offsets": (entry(data_offsets=[False, 24]), (ENTRY,)),
+    "null offsets": (entry(data_offsets=None), (ENTRY,)),
+    "negative offset": (entry(data_offsets=[-24, 0]), (ENTRY,)),
+    "backward offsets": (entry(data_offsets=[24, 0]), ("w", "-24 bytes, where float32 [2, 3] takes 24")),
+    "offsets of 2^64": (entry(data_offsets=[1 << 64, (1 << 64) + 24]), (ENTRY,)),
+    "negative size": (entry(shape=[-2, -3]), (ENTRY,)),
+    "float size": (entry(shape=[2.0, 3]), (ENTRY,)),
+    "bool size": (entry(shape=[True, 6]), (ENTRY,)),
+    "text shape": (entry(shape="23"), (ENTRY,)),
+    "empty text shape": (entry(shape=""), (ENTRY,)),
+    "object shape": (entry(shape={}), (ENTRY,)),
+    "nested shape": (entry(shape=[[2], 3]), (ENTRY,)),
+    "nine axes": (entry(shape=[1] * 9), (ENTRY,)),
+    "overflowing shape": (entry(shape=[1 << 32, 1 << 32, 6]), ("24 bytes, where float32",)),
+    "huge empty": (entry(shape=[0, 1 << 47, 1 << 47], data_offsets=[0, 0]), ("a negative or absurd size",)),
+    "another size": (entry(shape=[2, 2]), ("24 bytes, where float32 [2, 2] takes 16",)),
+    "unknown dtype": (entry(dtype="F8_E4M3"), ("dtype F8_E4M3 is not accepted",)),
+    "complex": (entry(dtype="C64"), ("dtype C64 is not accepted",)),
+    "a list for a dtype": (entry(dtype=["F32"]), ("is not accepted",)),
+    "a hostile dtype": (entry(dtype="\x1b[2J" * 99), (r"\x1b[2J",)),
+    "empty key": (safetensors_file({"": GOOD["w"]}, SIX), ("a key that is not plain text: ''",)),
+    "metadata that is no map": (safetensors_file({"__metadata__": [], **GOOD}, SIX), ("__metadata__", "not a map")),
+    "metadata of numbers": (
+        safetensors_file({"__metadata__": {"a": 1}, **GOOD}, SIX),
+        ("not a map from text to text",),
+    ),
+    "metadata of null": (safetensors_file({"__metadata__": None, **GOOD}, SIX), ("__metadata__", "not a map")),
+    # Where the data lies
+    "a hole": (two([0, 8], [16, 24]), ("b", "starts at 16, where 8 was expected (a hole or an overlap)")),
+    "a hole in front": (two([8, 16], [16, 24]), ("a", "starts at 8, where 0 was expected")),
+    "an overlap": (two([0, 16], [8, 24]), ("b", "starts at 8, where 16 was expected")),
+    "the same bytes": (two([0, 24], [0, 24]), ("b", "starts at 0, where 24 was expected")),
+    "an empty one inside another": (two([0, 24], [8, 8]), ("b", "starts at 8, where 24 was expected")),
+    "bytes at the end": (
+        two([0, 8], [8, 16]),
+        ("data", "24 bytes, where the header describes 16 (truncated or extended)"),
+    ),
+    "bytes missing": (two([0, 16], [16, 32]), ("data", "24 bytes, where the header describes 32")),
+    "a petabyte": (two([0, 8], [8, 1 << 50]), ("a negative or absurd size",)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_malformed_files_are_refused(tmp_path: Path, name: str) -> None:
+    data, fragments = REFUSED[name]
+    assert_refused(save(tmp_path, data, "hostile.safetensors"), *fragments)
+
+
+ACCEPTED: dict[str, bytes] = {
+    "plain": safetensors_file(GOOD, SIX),
+    "padded": safetensors_file(json.dumps(GOOD).encode() + b"  \n ", SIX),
+    "metadata": safetensors_file({"__metadata__": {"format": "pt", "\u202e": "\x1b"}, **GOOD}, SIX),
+    "an empty tensor at the same place": safetensors_file(
+        {"e": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}, **GOOD}, SIX),
+    "an empty tensor at the end": safetensors_file(
+        {"e": {"dtype": "F32", "shape": [3, 0], "data_offsets": [24, 24]}, **GOOD}, SIX),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_valid_files_are_read(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path, ACCEPTED[name], "good.safetensors")
+    assert read_all(path)["w"] == ("float32", (2, 3), SIX)
+    assert load_file(path)["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_the_order_is_that_of_the_header(tmp_path: Path) -> None:
+    data = safetensors_file({"b": {"dtype": "U8", "shape": [12], "data_offsets": [12, 24]},
+                             "a": {"dtype": "U8", "shape": [12], "data_offsets": [0, 12]}}, SIX)  # fmt: skip
+    with InputFile(save(tmp_path, data)) as file:
+        tensors, metadata = read_header(file)
+        assert list(tensors) == ["b", "a"]
+        assert metadata == {}
+        assert tensors["b"].read() == SIX[12:]
+
+
+DTYPES = [
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+]
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(categories=["L", "N", "P"]), min_size=1),
+        st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3)),
+        min_size=1,
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_what_safetensors_writes_is_what_it_reads(
+    tmp_path_factory: pytest.TempPathFactory, made: dict[str, Any]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.safetensors"
+    tensors = {key: torch.randint(0, 2, shape).to(dtype) for key, (dtype, shape) in made.items()}
+    save_file(tensors, path)
+    with open_checkpoint(path) as checkpoint:
+        prefix = checkpoint.prefix
+        assert {prefix + key for key in checkpoint} == set(tensors)
+        for key, value in checkpoint.items():
+            wanted = tensors[prefix + key]
+            assert value.torch().dtype == wanted.dtype
+            assert torch.equal(value.torch(), wanted)
+
+
+def test_a_header_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
+    path = save(tmp_path, safetensors_file(GOOD, SIX, HEADER_LIMIT + 1))
+    os.truncate(path, 2 * HEADER_LIMIT)
+    assert_refused(path, "header length")
+
+
+def test_a_header_of_brackets_takes_bounded_memory(tmp_path: Path) -> None:
+    import tracemalloc
+
+    path = save(tmp_path, safetensors_file(b'{"w":[' + b"[]," * 1_000_000 + b"[]]}"))
+    tracemalloc.start()
+    try:
+        assert_refused(path, "header")
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_truncation_at_every_byte_and_every_flip_in_the_header(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.float16)}
+    path = tmp_path / "small.safetensors"
+    save_file(tensors, path, {"format": "pt"})
+    data, truth = path.read_bytes(), read_all(path)
+    end = 8 + int.from_bytes(data[:8], "little")
+
+    def attempt() -> Any:
+        try:
+            return read_all(path)
+        except InputError as error:
+            line = str(error)
+        assert line.isprintable()
+        return None
+
+    with within(60), path.open("r+b", buffering=0) as file:
+        refusals = 0
+        for at in range(end):
+            for bit in range(8):
+                os.pwrite(file.fileno(), bytes([data[at] ^ (1 << bit)]), at)
+                found = attempt()
+                refusals += found is None
+                # No checksum: another key, or another dtype of the same size, is another valid file; never other bytes.
+                assert found is None or [v[2] for v in found.values()] == [v[2] for v in truth.values()]
+            os.pwrite(file.fileno(), data[at : at + 1], at)
+        assert refusals > 6 * end
+        for size in reversed(range(len(data))):
+            os.truncate(path, size)
+            assert attempt() is None, size
+
+
+@given(st.binary(max_size=120))
+@settings(max_examples=150, deadline=None)
+def test_random_headers(tmp_path_factory: pytest.TempPathFactory, body: bytes) -> None:
+    path = save(tmp_path_factory.getbasetemp(), safetensors_file(b"{" + body, SIX), "random.safetensors")
+    with refused(path):
+        read_all(path)
+
+
+JSONS = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-5, 1 << 65),
+        st.floats(),
+        st.text(max_size=3),
+        st.sampled_from(["F32", "U8"]),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+@given(JSONS, JSONS, JSONS)
+@settings(max_examples=300, deadline=None)
+def test_random_entries(tmp_path_factory: pytest.TempPathFactory, dtype: Any, shape: Any, offsets: Any) -> None:
+    body = {"w": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
+    path = save(tmp_path_factory.getbasetemp(), safetensors_file(body, SIX), "random.safetensors")
+    with refused(path):
+        read_all(path)

@@ -1,0 +1,252 @@
+"""Every byte arrives, once, where it is wanted, with its proof; and memory stays that of one tensor."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from forge import SIX, parts, pickled, refused, save, storage, tensor, torch_file, within, zip_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from converter.checkpoint import Checkpoint, open_checkpoint, transfer
+from converter.checkpoint.dtypes import BF16, BY_CODE, F16, F32, F64
+from converter.checkpoint.transfer import CHUNK, Delivery, Output, count_nonfinite, in_threads, verify, write_at
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path / "out", os.O_RDWR | os.O_CREAT)
+    yield fd
+    os.close(fd)
+
+
+def deliveries(checkpoint: Checkpoint, fd: int, splits: dict[str, int] | None = None) -> list[Delivery]:
+    """All tensors, one after the other, some in several equal parts."""
+    made, position = [], 0
+    for key, lazy in checkpoint.items():
+        count = (splits or {}).get(key, 1)
+        size = lazy.nbytes // count
+        outputs = [Output(f"{key}.{n}", lazy.dtype, size, fd, position + n * size) for n in range(count)]
+        made.append(Delivery(lazy, outputs))
+        position += lazy.nbytes
+    return made
+
+
+def check(checkpoint: Checkpoint, made: list[Delivery], fd: int) -> None:
+    for delivery in made:
+        for output in delivery.outputs:
+            data = os.pread(fd, output.nbytes, output.start)
+            assert output.sha256 == hashlib.sha256(data).hexdigest()
+            assert output.crc == zlib.crc32(data)
+        first = delivery.outputs[0]
+        assert os.pread(fd, delivery.tensor.nbytes, first.start) == delivery.tensor.read()
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_all_bytes_of_any_views_arrive(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    fused = torch.arange(data.draw(st.sampled_from([48, 12 * 50_000]))).float().reshape(12, -1)
+    views = {"q": fused[:4], "k": fused[4:8].T, "v": fused[8:, 1::2], "all": fused, "t": fused.T, "none": fused[:0],
+             "own": fused.clone(), "half": fused[:, :2].half(), "scalar": torch.tensor(7.0)}  # fmt: skip
+    chosen = data.draw(st.lists(st.sampled_from(sorted(views)), min_size=1, unique=True))
+    splits = {key: data.draw(st.sampled_from([1, 2, 4])) for key in chosen if key in ("q", "all", "t", "none", "own")}
+    path = folder / "views.pth"
+    torch.save({key: views[key] for key in chosen}, path)
+    read: list[int] = []
+    with open(folder / "out", "w+b") as file, open_checkpoint(path) as checkpoint:
+        made = deliveries(checkpoint, file.fileno(), splits)
+        transfer.transfer(made, read.append)
+        check(checkpoint, made, file.fileno())
+    assert sum(read) <= len(chosen) * fused.nbytes
+
+
+def test_a_storage_is_read_once_for_all_that_lie_in_it(
+    tmp_path: Path, out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = CHUNK  # 4 chunks
+    one = storage(count=count)
+    views = {f"w{n}": tensor((1000,), (1,), 1000 * n, source=one) for n in range(50)}
+    path = save(tmp_path, torch_file(views, {"0": np.arange(count, dtype="<f4").tobytes()}))
+    with open_checkpoint(path) as checkpoint:
+        made = deliveries(checkpoint, out)
+        read, preadv = [], os.preadv
+        monkeypatch.setattr(os, "preadv", lambda fd, views, at: read.append(len(views[0])) or preadv(fd, views, at))
+        transfer.transfer(made)
+        assert 4 * count <= sum(read) < 4 * count + 1000
+        check(checkpoint, made, out)
+
+
+def test_views_laid_out_anew_are_in_memory_one_at_a_time(tmp_path: Path, out: int) -> None:
+    """Many columns of one table: each reaches over all of it."""
+    rows, columns = 64 * 1024, 4
+    table = torch.arange(rows * columns, dtype=torch.float32).reshape(rows, columns)
+    torch.save({f"w{n}": table[:, n] for n in range(columns)} | {"own": table.clone().T}, tmp_path / "columns.pth")
+    with open_checkpoint(tmp_path / "columns.pth") as checkpoint:
+        made = deliveries(checkpoint, out)
+        tracemalloc.start()
+        try:
+            transfer.transfer(made)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        # Two workers, each with a chunk, a span, and the elements of that span in order.
+        assert peak < 2 * (CHUNK + 2 * table.nbytes) + CHUNK
+        check(checkpoint, made, out)
+
+
+def test_nothing_is_allocated_before_it_is_needed(tmp_path: Path, out: int) -> None:
+    table = torch.zeros(1 << 20).reshape(-1, 2)
+    torch.save({"w": table.T}, tmp_path / "w.pth")
+    with open_checkpoint(tmp_path / "w.pth") as checkpoint:
+        tracemalloc.start()
+        try:
+            deliveries(checkpoint, out)
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        finally:
+            tracemalloc.stop()
+
+
+# ---------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize("view", [tensor(), tensor((1,), (1,)), tensor((3, 2), (1, 3)), tensor((0,), (1,))],
+                         ids=["whole", "part", "transposed", "empty"])  # fmt: skip
+def test_damage_anywhere_in_a_storage_stops_the_transfer(tmp_path: Path, out: int, view: Any) -> None:
+    data = bytearray(zip_file(parts(pickled({"w": view}), SIX)))
+    data[data.index(SIX["0"]) + 21] ^= 4
+    path = save(tmp_path, bytes(data))
+    with within(20), open_checkpoint(path) as checkpoint, refused(path, "data/0", "CRC-32 mismatch"):
+        transfer.transfer(deliveries(checkpoint, out))
+
+
+def test_a_file_that_shrinks_stops_the_transfer(tmp_path: Path, out: int) -> None:
+    count = CHUNK
+    data = torch_file({"w": tensor((count,), (1,), source=storage(count=count))}, {"0": bytes(4 * count)})
+    path = save(tmp_path, data)
+    with open_checkpoint(path) as checkpoint:
+        made = deliveries(checkpoint, out)
+        start = checkpoint["w"].storage.start
+
+        def shrink(count: int) -> None:
+            os.truncate(path, start + CHUNK + 5)
+
+        with within(20), refused(path, "data/0", "it shrank while it was read"):
+            transfer.transfer(made, shrink)
+
+
+def test_a_full_disk_stops_the_transfer(tmp_path: Path, out: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path, torch_file({"w": tensor()}, SIX))
+
+    def full(*args: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with within(20), open_checkpoint(path) as checkpoint:
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space left"):
+            transfer.transfer(deliveries(checkpoint, out))
+
+
+def test_short_writes_are_continued(out: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, view, at: pwrite(fd, view[:7], at))
+    write_at(out, bytes(range(100)), 5)
+    assert os.pread(out, 200, 0) == bytes(5) + bytes(range(100))
+
+
+def test_the_first_failure_stops_the_other_worker() -> None:
+    begun, seen = threading.Event(), []
+
+    def work(job: int, stop: threading.Event) -> None:
+        seen.append(job)
+        if job == 0:
+            begun.wait(10)
+            raise RuntimeError("the first")
+        begun.set()
+        assert stop.wait(10), "not told to stop"
+
+    with within(20), pytest.raises(RuntimeError, match="the first"):
+        in_threads(range(100), work)
+    assert sorted(seen) == [0, 1]
+
+
+def test_an_interrupt_stops_the_workers() -> None:
+    begun, stopped = threading.Event(), []
+
+    def work(job: int, stop: threading.Event) -> None:
+        if job == 0:
+            begun.wait(10)
+            raise KeyboardInterrupt
+        begun.set()
+        stopped.append(stop.wait(10))
+
+    with within(20), pytest.raises(KeyboardInterrupt):
+        in_threads(range(2), work)
+    assert stopped == [True]
+
+
+def test_a_short_output_has_no_digest(out: int) -> None:
+    output = Output("w", F32, 8, out, 0)
+    output.write(memoryview(bytes(4)))
+    with pytest.raises(AssertionError, match="w: 4 of 8 bytes written"):
+        _ = output.sha256
+
+
+# ---------------------------------------------------------------- NaN and infinity
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64], ids=str)
+@given(st.binary(max_size=400))
+@settings(max_examples=100, deadline=None)
+def test_nonfinite_elements_are_counted_as_torch_counts_them(dtype: Any, raw: bytes) -> None:
+    raw += {2: b"\x80\x7f\x00\x7c\x80\xff\xff\xff", 4: b"\0\0\x80\x7f\1\0\x80\x7f", 8: b"\0\0\0\0\0\0\xf0\xff"}[
+        dtype.itemsize
+    ]
+    raw = raw[: len(raw) // dtype.itemsize * dtype.itemsize]
+    values = torch.frombuffer(bytearray(raw), dtype=getattr(torch, dtype.name))
+    assert count_nonfinite(memoryview(raw), dtype) == int((~torch.isfinite(values)).sum())
+
+
+@pytest.mark.parametrize("code", ["BOOL", "U8", "I8", "I16", "I32", "I64"])
+def test_integers_are_always_finite(code: str) -> None:
+    assert count_nonfinite(memoryview(b"\xff" * 64), BY_CODE[code]) == 0
+
+
+def test_nonfinite_elements_arrive_bit_for_bit_and_counted(tmp_path: Path, out: int) -> None:
+    raw = np.array([0x7FC00001, 0xFFC00000, 0x7F800001, 0x7F800000, 1, 2], "<u4").tobytes()
+    with open_checkpoint(save(tmp_path, torch_file({"w": tensor()}, {"0": raw}))) as checkpoint:
+        made = deliveries(checkpoint, out, {"w": 2})
+        transfer.transfer(made)
+        assert os.pread(out, 24, 0) == raw
+        assert [output.nonfinite for output in made[0].outputs] == [3, 1]
+
+
+# ---------------------------------------------------------------- reading back
+
+
+def test_verify_names_the_keys_whose_bytes_differ(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(3), "b": torch.zeros(CHUNK // 2), "c": torch.ones(0)}
+    save_file(tensors, tmp_path / "w.safetensors")
+    crcs = {key: zlib.crc32(value.numpy().tobytes()) for key, value in tensors.items()}
+    read: list[int] = []
+    with open_checkpoint(tmp_path / "w.safetensors") as checkpoint:
+        lazy = dict(checkpoint)
+        assert verify(lazy, crcs, read.append) == []
+        assert sum(read) == 12 + 2 * CHUNK
+        assert verify(lazy, crcs | {"c": 1, "a": 2}) == ["a", "c"]
+        with open(tmp_path / "w.safetensors", "r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\1")
+        assert verify(lazy, crcs) == ["b"]
