@@ -101,7 +101,7 @@ def convert(
         config_text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         needed = sum(f.layout.size for f in files) + len(config_text) + (1 << 20)
         with Publication(target, needed_bytes=needed, overwrite=overwrite, allowed=_ours) as out:
-            step = progress(2 * sum(f.layout.size for f in files)) if progress else lambda count: None
+            step = progress(sum(t.nbytes for f in files for t, _ in f.parts)) if progress else lambda count: None
             written = write_files(out, files, checkpoint.path, allow_nonfinite, step)
             if written.nonfinite:
                 notes.append(f"{nonfinite_words(written.nonfinite)}: converted as they are")

@@ -1,4 +1,4 @@
-"""Writing safetensors files out of lazy tensors: moved, searched for NaN, flushed, read back."""
+"""Writing safetensors files out of lazy tensors: the header first, then every tensor moved and proven."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from .checkpoint import LazyTensor, open_checkpoint
 from .checkpoint.publish import Publication
 from .checkpoint.safetensors_writer import Entry, Layout, lay_out_file
-from .checkpoint.transfer import Delivery, Output, Progress, transfer, verify, write_at
-from .errors import ConverterError, InputError, UsageError, printable
+from .checkpoint.transfer import Delivery, Output, Progress, transfer, write_at
+from .errors import InputError, UsageError, printable
 from .mapping import fold
+
+# Dirty bytes after which the disk is put to work, while there is still work for the processor.
+FLUSH_EVERY = 256 << 20
 
 
 @dataclass
@@ -32,14 +34,11 @@ class TensorFile:
             (entry for tensor, keys in self.parts for entry in split(tensor, keys)), self.metadata
         )
 
-    def deliveries(self, fd: int) -> list[Delivery]:
-        return [
-            Delivery(
-                tensor,
-                [Output(e.key, e.dtype, e.nbytes, fd, self.layout.starts[e.key]) for e in split(tensor, keys)],
-            )
-            for tensor, keys in self.parts
-        ]
+    def deliveries(self, fd: int, written: dict[str, LazyTensor]) -> list[Delivery]:
+        """What goes where; `written` is the new file as a strict reader sees it, data still to come."""
+        wanted = {e.key: (e.dtype, e.shape) for tensor, keys in self.parts for e in split(tensor, keys)}
+        assert {key: (tensor.dtype, tensor.shape) for key, tensor in written.items()} == wanted
+        return [Delivery(tensor, [Output(written[key], fd) for key in keys]) for tensor, keys in self.parts]
 
 
 def split(tensor: LazyTensor, keys: tuple[str, ...]) -> list[Entry]:
@@ -61,36 +60,35 @@ class Written:
 def write_files(
     out: Publication, files: list[TensorFile], source: str, allow_nonfinite: bool, step: Progress
 ) -> Written:
-    """Write the files into the folder in the making, and read them back.
+    """Write the files into the folder in the making; each tensor is read back and proven right after it was written.
 
     Raises: `InputError` where the source is damaged, or has NaN or infinity that are not allowed.
     """
     deliveries: list[Delivery] = []
-    fds: list[int] = []
-    try:
+    with ExitStack() as stack:
+        fds = []
         for file in files:
             fd = out.create(file.name)
+            stack.callback(os.close, fd)
             fds.append(fd)
             write_at(fd, file.layout.header, 0)
             os.ftruncate(fd, file.layout.size)
-            deliveries += file.deliveries(fd)
-        transfer(deliveries, step)
-        outputs = [output for delivery in deliveries for output in delivery.outputs]
-        bad = {output.key: output.nonfinite for output in outputs if output.nonfinite}
-        if bad and not allow_nonfinite:
-            raise InputError(
-                f"{printable(source)}: {nonfinite_words(bad)}; --allow_nonfinite converts them as they are"
-            )
-        # Flushing waits for the disk and reading back for the processor: side by side.
-        with _flushing(fds):
-            for file, fd in zip(files, fds, strict=True):
-                _read_back(out.path / file.name, file, {o.key: o.crc for o in outputs if o.fd == fd}, step)
-    finally:
-        for fd in fds:
-            os.close(fd)
+            opened = stack.enter_context(open_checkpoint(out.path / file.name))
+            deliveries += file.deliveries(fd, opened.selected.tensors)
+        with _flushing(fds) as moved:
+
+            def proven(count: int) -> None:
+                moved(count)
+                step(count)
+
+            transfer(deliveries, proven)
+    outputs = [output for delivery in deliveries for output in delivery.outputs]
+    bad = {output.tensor.key: output.nonfinite for output in outputs if output.nonfinite}
+    if bad and not allow_nonfinite:
+        raise InputError(f"{printable(source)}: {nonfinite_words(bad)}; --allow_nonfinite converts them as they are")
     return Written(
         {f.name: {"size": f.layout.size, "header_sha256": hashlib.sha256(f.layout.header).hexdigest()} for f in files},
-        {delivery.tensor.key: {o.key: o.sha256 for o in delivery.outputs} for delivery in deliveries},
+        {delivery.tensor.key: {o.tensor.key: o.sha256 for o in delivery.outputs} for delivery in deliveries},
         bad,
     )
 
@@ -100,38 +98,41 @@ def nonfinite_words(bad: dict[str, int]) -> str:
     return f"{sum(bad.values())} elements are NaN or infinite, in {', '.join(fold(bad)[:6])}"
 
 
-def _read_back(path: Path, file: TensorFile, crcs: dict[str, int], step: Progress) -> None:
-    """Open what was written as a stranger would, and compare keys, dtypes, shapes and bytes."""
-    with open_checkpoint(path) as written:
-        wanted = {e.key: (e.dtype, e.shape) for tensor, keys in file.parts for e in split(tensor, keys)}
-        tensors = dict(written.selected.tensors)
-        wrong = [key for key in wanted if key not in tensors or (tensors[key].dtype, tensors[key].shape) != wanted[key]]
-        wrong += [key for key in tensors if key not in wanted]
-        wrong = wrong or verify(tensors, crcs, step)
-    if wrong:
-        raise ConverterError(
-            f"{printable(path)}: what was read back is not what was written (a faulty disk?): "
-            + ", ".join(fold(wrong)[:6])
-        )
-
-
 @contextmanager
-def _flushing(fds: list[int]) -> Iterator[None]:
-    """Flush files to disk on another thread while the block runs; a failure to flush is raised at its end."""
+def _flushing(fds: list[int]) -> Iterator[Progress]:
+    """Flush files to disk from another thread while the block runs; at its end, everything that is left.
+
+    Yields what is to be told how many bytes were written. A failure to flush is raised at the end.
+    """
     failures: list[OSError] = []
+    wake, done, dirty = threading.Event(), threading.Event(), 0
 
     def flush() -> None:
         try:
-            for fd in fds:
-                os.fsync(fd)
+            last = False
+            while not last:
+                wake.wait()
+                wake.clear()
+                last = done.is_set()  # before flushing: what was written by then is flushed
+                for fd in fds:
+                    os.fsync(fd)
         except OSError as error:
             failures.append(error)
+
+    def moved(count: int) -> None:
+        nonlocal dirty
+        dirty += count  # from several threads: a lost update only moves the moment
+        if dirty >= FLUSH_EVERY:
+            dirty = 0
+            wake.set()
 
     thread = threading.Thread(target=flush)
     thread.start()
     try:
-        yield
+        yield moved
     finally:
+        done.set()
+        wake.set()
         thread.join()
     if failures:
         raise UsageError(f"the result cannot be written to disk: {failures[0].strerror}")

@@ -6,6 +6,7 @@ not a SIGBUS, and its pages are not counted as this process's memory.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from types import TracebackType
@@ -39,6 +40,10 @@ _FOREIGN = (
         "a tar archive: if torch before 0.4 wrote it, re-save it with a current torch, else unpack it",
     ),
 )
+
+
+# Between these two files, or on this system. Reading and writing takes over, and meets what was no such refusal again.
+_CANNOT_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EIO}
 
 
 class InputFile:
@@ -102,6 +107,23 @@ class InputFile:
             if count == 0:
                 raise self.error(what, f"the file ends at offset {offset + done}, it shrank while it was read")
             done += count
+
+    def copy_to(self, offset: int, count: int, fd: int, position: int, what: str = "file") -> bool:
+        """Let the system copy bytes to `position` of another descriptor; False, nothing promised, where it cannot."""
+        done = 0
+        while done < count:
+            try:
+                copied = os.copy_file_range(self._fd, fd, count - done, offset + done, position + done)
+            except AttributeError:
+                return False  # not a Linux
+            except OSError as error:
+                if error.errno in _CANNOT_COPY:
+                    return False
+                raise
+            if copied == 0:
+                raise self.error(what, f"the file ends at offset {offset + done}, it shrank while it was read")
+            done += copied
+        return True
 
     def close(self) -> None:
         if self._fd >= 0:

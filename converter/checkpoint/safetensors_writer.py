@@ -29,10 +29,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A safetensors file before its data: `header` (length and padding included), where each key starts, total size."""
+    """A safetensors file before its data: the bytes of its header, length and padding included, and its total size."""
 
     header: bytes
-    starts: dict[str, int]
     size: int
 
 
@@ -40,14 +39,12 @@ def lay_out_file(entries: Iterable[Entry], metadata: dict[str, str] | None = Non
     """The layout of a file that holds these tensors.
 
     >>> from converter.checkpoint.dtypes import F32
-    >>> lay_out_file([Entry("b", F32, (2,)), Entry("a", F32, ())]).starts
-    {'a': 120, 'b': 124}
+    >>> lay_out_file([Entry("b", F32, (2,)), Entry("a", F32, ())]).size
+    132
     """
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
-    relative: dict[str, int] = {}
     position = 0
     for entry in sorted(entries, key=lambda e: (-RANK[e.dtype], e.key)):
-        relative[entry.key] = position
         header[entry.key] = {
             "dtype": entry.dtype.code,
             "shape": list(entry.shape),
@@ -56,9 +53,4 @@ def lay_out_file(entries: Iterable[Entry], metadata: dict[str, str] | None = Non
         position += entry.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    data = 8 + len(text)
-    return Layout(
-        len(text).to_bytes(8, "little") + text,
-        {key: data + start for key, start in relative.items()},
-        data + position,
-    )
+    return Layout(len(text).to_bytes(8, "little") + text, 8 + len(text) + position)

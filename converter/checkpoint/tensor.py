@@ -38,6 +38,10 @@ class Storage:
     def crc(self) -> int | None:
         return self._archive.members[self.name].crc if self._archive else None
 
+    def copy_to(self, offset: int, count: int, fd: int, position: int) -> bool:
+        """Let the system copy `count` bytes from `offset` to `position` of another file; False where it cannot."""
+        return self.file.copy_to(self.start + offset, count, fd, position, self.name)
+
     def chunks(
         self, buffer: bytearray | None = None, span: tuple[int, int] | None = None
     ) -> Iterator[tuple[int, memoryview]]:

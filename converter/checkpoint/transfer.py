@@ -1,9 +1,11 @@
-"""Moving tensors: every storage is read once, front to back, and its bytes go to wherever they are wanted.
+"""Moving tensors, and proving that they arrived.
 
-One pass does everything that needs the bytes: the CRC of the storage, the SHA-256 and CRC of what is written, the
-search for NaN and infinity. Two threads take storages in turn (hashing and I/O release the interpreter's lock), so
-memory is two buffers, plus one tensor where a view has to be laid out anew. What was written is read back and its
-CRC compared: against a faulty disk or program that is proof enough, at a third of the cost of a second SHA-256.
+The system copies a storage that is one tensor (`copy_file_range`: no byte of it comes through this process); any
+other is read front to back, once, and its bytes go to wherever they are wanted. What was written is then read back,
+once, which proves both ends: the CRC-32 of what lies in the new file has to be the one that the archive gives for the
+source. SHA-256 and the search for NaN and infinity happen in that same pass. Two threads take storages in turn
+(hashing and I/O release the interpreter's lock), so memory is two buffers, plus one tensor where a view has to be
+laid out anew.
 """
 
 from __future__ import annotations
@@ -14,69 +16,59 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from ..errors import ConverterError, printable
 from .dtypes import DType
 from .tensor import CHUNK, LazyTensor, Storage
 
 WORKERS = 2
 # The exponent bits: all ones in NaN and infinity.
 _EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
+# One write at a time: two on one file only make the system spin for the file's lock.
+_writing = threading.Lock()
 
 Progress = Callable[[int], None]
 
 
 @dataclass
 class Output:
-    """A run of bytes of a file being written; bytes arrive in order. Knows its digests and its non-finite elements."""
+    """A tensor of a file being written: where it lies as a reader of that file sees it, and what was found there."""
 
-    key: str
-    dtype: DType
-    nbytes: int
+    tensor: LazyTensor
     fd: int
-    start: int
+    sha256: str = ""
     nonfinite: int = 0
-    crc: int = 0
-    _written: int = 0
-    _hash: Any = field(default_factory=hashlib.sha256, repr=False)
-
-    def write(self, view: memoryview, *, with_crc: bool = True) -> None:
-        self._hash.update(view)
-        if with_crc:
-            self.crc = zlib.crc32(view, self.crc)
-        self.nonfinite += count_nonfinite(view, self.dtype)
-        write_at(self.fd, view, self.start + self._written)
-        self._written += len(view)
-
-    def start_flushing(self) -> None:
-        """Let the disk begin now: this advice makes Linux write dirty pages out, so that fsync finds little to do."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.fd, self.start, self.nbytes, os.POSIX_FADV_DONTNEED)
-
-    @property
-    def sha256(self) -> str:
-        assert self._written == self.nbytes, f"{self.key}: {self._written} of {self.nbytes} bytes written"
-        return str(self._hash.hexdigest())
 
 
 class Delivery:
-    """One source tensor and the outputs that its row-major bytes fill, one after the other."""
+    """One source tensor and the outputs that its row-major bytes fill, one after the other.
+
+    `crc` is that of these bytes, and known once they are on their way: what has to be read back.
+    """
 
     def __init__(self, tensor: LazyTensor, outputs: list[Output]) -> None:
-        assert sum(output.nbytes for output in outputs) == tensor.nbytes, tensor.key
-        self.tensor, self.outputs = tensor, outputs
+        assert sum(output.tensor.nbytes for output in outputs) == tensor.nbytes, tensor.key
+        self.tensor, self.outputs, self.crc = tensor, outputs, 0
         self._start, self._stop = tensor.span
-        self._next = 0
-        # Where the output is the whole storage, the storage's own CRC is verified and need not be computed twice.
-        self._whole = (
-            len(outputs) == 1
-            and tensor.contiguous
-            and tensor.nbytes == tensor.storage.size
-            and tensor.storage.crc is not None
-        )
+        self._done = 0
         # A view that is not one run of bytes is collected, once its bytes arrive, and laid out anew.
         self._collected = bytearray()
+
+    def copied(self) -> bool:
+        """Let the system copy the bytes; False where it cannot, or where the storage is not exactly this tensor."""
+        tensor, storage = self.tensor, self.tensor.storage
+        if storage.crc is None or not tensor.contiguous or tensor.nbytes != storage.size:
+            return False
+        done = 0
+        for output in self.outputs:
+            with _writing:
+                if not storage.copy_to(done, output.tensor.nbytes, output.fd, output.tensor.storage.start):
+                    return False
+            done += output.tensor.nbytes
+        self.crc = storage.crc
+        return True
 
     def feed(self, offset: int, part: memoryview) -> None:
         """Bytes of the storage from `offset`; those that are not of this tensor are ignored."""
@@ -85,7 +77,7 @@ class Delivery:
             return
         wanted = part[low - offset : high - offset]
         if self.tensor.contiguous:
-            self._distribute(wanted)
+            self._write(wanted)
         else:
             self._collected = self._collected or bytearray(self._stop - self._start)
             self._collected[low - self._start : high - self._start] = wanted
@@ -93,21 +85,43 @@ class Delivery:
     def finish(self) -> None:
         if self._collected:
             data, self._collected = self.tensor.lay_out(self._collected), bytearray()
-            self._distribute(memoryview(data))
-        if self._whole:
-            self.outputs[0].crc = self.tensor.storage.crc or 0
-        for output in self.outputs:
-            output.start_flushing()
+            self._write(memoryview(data))
+        assert self._done == self.tensor.nbytes, f"{self.tensor.key}: {self._done} of {self.tensor.nbytes} bytes"
 
-    def _distribute(self, view: memoryview) -> None:
-        while len(view):
-            output = self.outputs[self._next]
-            room = output.nbytes - output._written
-            if room:
-                output.write(view[:room], with_crc=not self._whole)
-                view = view[room:]
-            else:
-                self._next += 1
+    def _write(self, view: memoryview) -> None:
+        """The next bytes of the tensor, to the outputs that they belong to."""
+        self.crc = zlib.crc32(view, self.crc)
+        start = 0
+        for output in self.outputs:
+            low, high = max(start, self._done), min(start + output.tensor.nbytes, self._done + len(view))
+            if low < high:
+                part = view[low - self._done : high - self._done]
+                with _writing:
+                    write_at(output.fd, part, output.tensor.storage.start + low - start)
+            start += output.tensor.nbytes
+        self._done += len(view)
+
+    def prove(self, buffer: bytearray, stop: threading.Event, progress: Progress) -> None:
+        """Read back what was written: its CRC has to be that of the source."""
+        crc = 0
+        for output in self.outputs:
+            digest = hashlib.sha256()
+            for _, part in output.tensor.storage.chunks(buffer):
+                if stop.is_set():
+                    return
+                crc = zlib.crc32(part, crc)
+                digest.update(part)
+                output.nonfinite += count_nonfinite(part, output.tensor.dtype)
+                progress(len(part))
+            output.sha256 = digest.hexdigest()
+        if crc != self.crc:
+            for _ in self.tensor.storage.chunks(buffer):
+                pass  # raises where it is the source that is damaged
+            where = self.outputs[0].tensor.storage.file.path
+            raise ConverterError(
+                f"{printable(where)}: {printable(self.outputs[0].tensor.key)}: what was read back is not what was "
+                "written (a faulty disk, or another program?)"
+            )
 
 
 def count_nonfinite(view: memoryview, dtype: DType) -> int:
@@ -159,9 +173,10 @@ def in_threads(jobs: Iterable[Any], work: Callable[[Any, threading.Event], None]
 
 
 def transfer(deliveries: Iterable[Delivery], progress: Progress = lambda count: None) -> None:
-    """Carry out all deliveries. `progress` is told of every run of bytes that was read.
+    """Carry out all deliveries and prove them. `progress` is told of every run of bytes that was proven.
 
-    Raises: `InputError` where a storage cannot be read whole or its CRC is wrong; `OSError` where writing fails.
+    Raises: `InputError` where a storage cannot be read whole or its CRC is wrong; `ConverterError` where reading back
+    gives something else than was written; `OSError` where writing fails.
     """
     by_storage: dict[int, tuple[Storage, list[Delivery]]] = {}
     for delivery in deliveries:
@@ -173,36 +188,24 @@ def transfer(deliveries: Iterable[Delivery], progress: Progress = lambda count: 
         storage, wanting = job
         if not hasattr(buffers, "buffer"):
             buffers.buffer = bytearray(CHUNK)
-        # One pass for all, but for views to be laid out anew: only one of them is in memory at a time.
-        anew = [delivery for delivery in wanting if not delivery.tensor.contiguous]
-        first = [delivery for delivery in wanting if delivery.tensor.contiguous] + anew[:1]
-        for group, span in [(first, None), *(([delivery], delivery.tensor.span) for delivery in anew[1:])]:
-            for offset, part in storage.chunks(buffers.buffer, span):
-                if stop.is_set():
-                    return
-                for delivery in group:
-                    delivery.feed(offset, part)
-                progress(len(part))
-            for delivery in group:
-                delivery.finish()
+        if not (len(wanting) == 1 and wanting[0].copied()):
+            _read_and_write(storage, wanting, buffers.buffer, stop)
+        for delivery in wanting:
+            delivery.prove(buffers.buffer, stop, progress)
 
     # In the order of the file, so that a disk reads forward.
     in_threads(sorted(by_storage.values(), key=lambda job: (job[0].file.path, job[0].start)), carry)
 
 
-def verify(tensors: dict[str, LazyTensor], crcs: dict[str, int], progress: Progress = lambda count: None) -> list[str]:
-    """Read tensors back; the keys whose bytes do not have the given CRC-32."""
-    wrong: list[str] = []
-
-    def check(tensor: LazyTensor, stop: threading.Event) -> None:
-        crc = 0
-        for _, part in tensor.chunks():
+def _read_and_write(storage: Storage, wanting: list[Delivery], buffer: bytearray, stop: threading.Event) -> None:
+    """One pass over a storage for all tensors in it; of views to be laid out anew, only one at a time is in memory."""
+    anew = [delivery for delivery in wanting if not delivery.tensor.contiguous]
+    first = [delivery for delivery in wanting if delivery.tensor.contiguous] + anew[:1]
+    for group, span in [(first, None), *(([delivery], delivery.tensor.span) for delivery in anew[1:])]:
+        for offset, part in storage.chunks(buffer, span):
             if stop.is_set():
                 return
-            crc = zlib.crc32(part, crc)
-            progress(len(part))
-        if crc != crcs[tensor.key]:
-            wrong.append(tensor.key)
-
-    in_threads(sorted(tensors.values(), key=lambda tensor: tensor.storage.start), check)
-    return sorted(wrong)
+            for delivery in group:
+                delivery.feed(offset, part)
+        for delivery in group:
+            delivery.finish()
