@@ -1,0 +1,36 @@
+"""What several test modules share: the command line inside this process, and the repository as the current folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # the package uninstalled, and `makers` from every test module
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`cli("convert-pixart", flag, ...)` inside this process: the same code from the first argument on."""
+    from converter.cli.main import convert, pixart, run
+
+    commands = {"convert-pixart": convert, "pixart": pixart}
+
+    def call(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        code = run(commands[name], name, [str(argument) for argument in arguments])
+        printed = capfd.readouterr()
+        return subprocess.CompletedProcess(name, code, printed.out, printed.err)
+
+    return call
+
+
+@pytest.fixture
+def in_root(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder is the repository's root, as the examples take it to be."""
+    monkeypatch.chdir(ROOT)
+    return ROOT

@@ -1,0 +1,211 @@
+"""Small checkpoints in the original layout, in every container and under every prefix that people have them in.
+
+And what is done with them: starting the command as a process of its own, comparing folders.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "fixtures" / "golden"
+HEADS = 4  # of every model made here, and of the golden ones: a file cannot tell
+
+_spec = importlib.util.spec_from_file_location("make_inventories", ROOT / "fixtures" / "make_inventories.py")
+assert _spec
+assert _spec.loader
+inventories = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(inventories)
+
+State = dict[str, torch.Tensor]
+SMALL: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 24,
+    "caption_channels": 16,
+    "tokens": 12,
+    "input_size": 16,
+}
+
+
+def sincos(hidden: int, side: int, scale: float) -> torch.Tensor:
+    """The positional table as the training code writes it down, by another road than the converter's."""
+    axis = np.arange(side, dtype=np.float32) / (side / side) / scale
+    width, height = np.meshgrid(axis, axis)  # width first
+    omega = np.arange(hidden // 4, dtype=np.float64)
+    omega /= hidden / 4.0
+    omega = 1.0 / 10000**omega
+    parts = []
+    for grid in (width, height):
+        angles = np.einsum("m,d->md", grid.reshape(-1), omega)
+        parts += [np.sin(angles), np.cos(angles)]
+    return torch.from_numpy(np.concatenate(parts, axis=1)).float()[None]
+
+
+def pixart(
+    *,
+    seed: int = 0,
+    scale: float = 1.0,
+    dtype: torch.dtype | Callable[[str], torch.dtype] = torch.float32,
+    **sizes: Any,
+) -> State:
+    """Random weights and a true `pos_embed`. `sizes` are `inventory`'s; `dtype` may depend on the key."""
+    sizes = SMALL | sizes
+    random = torch.Generator().manual_seed(seed)
+    side = sizes["input_size"] // sizes.get("patch_size", 2)
+    state = {}
+    for key, (_, shape) in inventories.inventory(**sizes).items():
+        if key == "pos_embed":
+            tensor = sincos(sizes["hidden_size"], side, scale)
+            assert list(tensor.shape) == shape
+        else:
+            tensor = torch.randn(shape, generator=random) * 0.1
+        state[key] = tensor.to(dtype(key) if callable(dtype) else dtype)
+    return state
+
+
+def diffusers_keyed(state: Mapping[str, torch.Tensor]) -> State:
+    """The same model under diffusers' keys; what has no home there is left out."""
+    made = {}
+    for key, tensor in state.items():
+        names = inventories.diffusers_names(key)
+        for name, part in zip(names, tensor.chunk(len(names)) if names else (), strict=True):
+            made[name] = part.clone()
+    return made
+
+
+def expected_weights(state: Mapping[str, torch.Tensor], path: Path) -> bytes:
+    """What `safetensors` itself writes for the converted state dict."""
+    save_file(diffusers_keyed(state), path, metadata={"format": "pt"})
+    return path.read_bytes()
+
+
+def raw_bytes(tensor: torch.Tensor) -> bytes:
+    """The elements in row-major order."""
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+# Containers: (state, path without suffix) -> the file or folder.
+
+
+def prefixed(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+def save(content: Any, path: Path) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def other(state: State) -> State:
+    """Weights that differ from `state` everywhere."""
+    return {key: tensor if key == "pos_embed" else tensor + 1 for key, tensor in state.items()}
+
+
+def training(raw: State, ema: State | None) -> dict[str, Any]:
+    """What the training code saves: a real optimizer's state, stepped once, and a real schedule's."""
+    parameters = [torch.nn.Parameter(t.float().clone()) for k, t in raw.items() if "pos_embed" not in k]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    optimizer.step()
+    schedule.step()
+    made: dict[str, Any] = {"state_dict": raw}
+    if ema is not None:
+        made["state_dict_ema"] = ema
+    return made | {"optimizer": optimizer.state_dict(), "scheduler": schedule.state_dict(), "epoch": 7}
+
+
+CONTAINERS: dict[str, Callable[[State], Any]] = {
+    "bare": lambda state: state,
+    "state_dict": lambda state: {"state_dict": state},
+    "model": lambda state: {"model": state},
+    "ema": lambda state: {"ema": state},
+    "training-alpha": lambda state: training(state, other(state)),
+    "training-sigma": lambda state: training(state, None),
+}
+PREFIXES = (
+    "",
+    "module.",
+    "model.",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "_orig_mod.",
+    "module._orig_mod.",
+    "_orig_mod.module.model.diffusion_model.",
+)
+
+
+def folder(
+    state: State, path: Path, config: Mapping[str, Any], *, shards: int = 1, suffix: str = "safetensors"
+) -> Path:
+    """A diffusers model folder, in one file or in shards with their index."""
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(dict(config)))
+    stem = "diffusion_pytorch_model"
+
+    def write(part: State, name: str) -> None:
+        if suffix == "safetensors":
+            save_file(part, path / name, metadata={"format": "pt"})
+        else:
+            torch.save(part, path / name)
+
+    if shards == 1:
+        write(state, f"{stem}.{suffix}")
+        return path
+    weight_map = {}
+    for i, keys in enumerate(_dealt(state, shards), 1):
+        name = f"{stem}-{i:05}-of-{shards:05}.{suffix}"
+        write({key: state[key] for key in keys}, name)
+        weight_map |= dict.fromkeys(keys, name)
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (path / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+    return path
+
+
+def _dealt(keys: Iterable[str], hands: int) -> list[list[str]]:
+    keys = list(keys)
+    return [keys[i::hands] for i in range(hands)]
+
+
+# Running the command, and looking at what it left.
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder: its relative path and its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+Result = subprocess.CompletedProcess[str]
+_ENTRY = "import sys; from converter.cli import {}; {}()"
+
+
+def start(name: str, *arguments: object, **options: Any) -> subprocess.Popen[Any]:
+    """`convert-pixart` or `pixart` as a process of its own."""
+    function = {"convert-pixart": "convert_main", "pixart": "main"}[name]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
+    command = [sys.executable, "-c", _ENTRY.format(function, function), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, **options)
+
+
+def launch(name: str, *arguments: object, **options: Any) -> Result:
+    """The same, carried out: its exit code and what it printed."""
+    pipe = subprocess.PIPE
+    process = start(name, *arguments, **({"stdout": pipe, "stderr": pipe, "text": True} | options))
+    try:
+        out, err = process.communicate(timeout=60)
+    except BaseException:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

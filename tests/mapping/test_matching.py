@@ -1,0 +1,128 @@
+"""Keys against rows: everything that does not fit is said, folded, and nothing else is."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import pytest
+
+from converter.mapping import Extra, Refused, Sparse
+from converter.mapping.matching import Matching
+from converter.mapping.rows import Row
+
+ROWS = [
+    Row.parse("embed", "e"),
+    Row.parse("blocks.{}.fc", "b.{}.fc"),
+    Row.parse("blocks.{}.table", "b.{}.table"),
+    Row.parse("blocks.{}.adapter", Sparse("b.{}.adapter")),
+    Row.parse("blocks.{}.norm", Refused("norms", "no home for them")),
+    Row.parse("null", Extra()),
+    Row.parse("size.0", "s.a", "sizes"),
+    Row.parse("size.2", "s.b", "sizes"),
+]
+
+
+def module(*paths: str) -> list[str]:
+    return [path + suffix for path in paths for suffix in (".weight", ".bias")]
+
+
+def net(depth: int = 3) -> list[str]:
+    keys = module("embed")
+    for i in range(depth):
+        keys += [*module(f"blocks.{i}.fc"), f"blocks.{i}.table"]
+    return keys
+
+
+def problems(keys: list[str]) -> list[str]:
+    return Matching(ROWS, keys).problems()
+
+
+def test_what_fits_has_no_problems() -> None:
+    match = Matching(ROWS, net())
+    assert match.problems() == []
+    assert (match.blocks, match.groups, match.unknown, match.features()) == (3, set(), [], {})
+
+
+def test_optional_parts_may_be_there() -> None:
+    match = Matching(ROWS, net() + module("size.0", "size.2", "blocks.1.adapter") + ["null"])
+    assert match.problems() == []
+    assert match.groups == {"sizes"}
+
+
+@pytest.mark.parametrize(
+    ("gone", "says"),
+    [
+        (module("embed"), ["missing embed"]),
+        (["embed.bias"], ["missing embed.bias"]),
+        (["blocks.1.fc.bias"], ["missing blocks.1.fc.bias"]),
+        (["blocks.0.fc.bias", "blocks.2.fc.bias"], ["missing blocks.{0,2}.fc.bias"]),
+        (["blocks.1.table"], ["missing blocks.{1}.table"]),
+        ([key for key in net() if ".1." in key], ["missing blocks.{1}.fc", "missing blocks.{1}.table"]),
+        ([key for key in net() if "table" in key], ["missing blocks.{0..2}.table"]),
+    ],
+)
+def test_what_is_missing_is_named(gone: list[str], says: list[str]) -> None:
+    assert problems([key for key in net() if key not in gone]) == says
+
+
+def test_an_empty_state_dict_misses_everything() -> None:
+    assert problems([]) == ["missing embed", "missing blocks.{0}.fc", "missing blocks.{0}.table"]
+
+
+def test_an_unknown_key_comes_with_the_nearest_row() -> None:
+    assert problems([*net(), "blocks.0.fcc.weight", "blocks.1.fcc.weight"]) == [
+        "unknown key blocks.{0..1}.fcc.weight (nearest row: blocks.{}.fc)"
+    ]
+    assert problems([*net(), "zzz"]) == ["unknown key zzz"]
+    assert problems([*net(), "blocks.01.fc.weight"])[0].startswith("unknown key blocks.01.fc.weight")
+
+
+def test_a_group_that_is_there_in_part() -> None:
+    assert problems(net() + module("size.2")) == ["missing size.0 (the sizes are there in part)"]
+    assert problems([*net(), *module("size.2"), "size.0.weight"]) == ["missing size.0.bias"]
+
+
+def test_a_path_is_a_module_or_a_parameter_and_the_same_in_every_block() -> None:
+    keys = [key for key in net() if key != "blocks.1.table"] + module("blocks.1.table")
+    assert problems(keys) == [
+        "missing blocks.1.table",
+        "unexpected blocks.1.table.bias",
+        "unexpected blocks.1.table.weight",
+    ]
+    assert problems([*net(), "embed"]) == ["unexpected embed.bias", "unexpected embed.weight"]
+
+
+def test_a_sparse_row_may_be_absent_but_is_whole_where_it_is() -> None:
+    assert problems([*net(), "blocks.2.adapter.weight"]) == ["missing blocks.2.adapter.bias"]
+
+
+def test_a_sparse_row_does_not_make_blocks() -> None:
+    assert problems(net() + module("blocks.2.adapter")) == []
+    assert problems(net() + module("blocks.3.adapter", "blocks.9.adapter")) == [
+        "unexpected blocks.{3,9}.adapter.bias (there are 3 blocks)",
+        "unexpected blocks.{3,9}.adapter.weight (there are 3 blocks)",
+    ]
+
+
+def test_a_refused_feature_is_named_with_its_reason_and_its_keys() -> None:
+    match = Matching(ROWS, net() + module("blocks.0.norm", "blocks.2.norm"))
+    assert match.problems() == ["norms: no home for them"]
+    assert match.features() == {
+        "norms": ("no home for them", ["blocks.{0,2}.norm.bias", "blocks.{0,2}.norm.weight"]),
+    }
+
+
+def test_the_order_of_the_keys_shows_nowhere() -> None:
+    keys = [*net(12), *module("blocks.2.norm", "blocks.10.norm", "blocks.11.adapter", "size.0"), "b", "a"]
+    one, other = Matching(ROWS, keys), Matching(ROWS, keys[::-1])
+    assert one.problems() == other.problems() != []
+    assert list(one.found.items()) == list(other.found.items())
+    assert [list(found) for found in one.found.values()] == [list(found) for found in other.found.values()]
+    assert one.features() == other.features()
+
+
+def test_an_absurd_index_costs_no_time() -> None:
+    started = perf_counter()
+    said = problems([*net(), f"blocks.{10**18 - 1}.table"])
+    assert said == [f"missing blocks.{{3..{10**18 - 1}}}.fc", f"missing blocks.{{3..{10**18 - 2}}}.table"]
+    assert perf_counter() - started < 1

@@ -1,0 +1,80 @@
+"""Whole models of which only names and shapes are there: the inventories, and what a family may see beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import cos, nan, sin
+from pathlib import Path
+from typing import Any
+
+import torch
+from makers import inventories
+
+ROOT = Path(__file__).resolve().parents[1]
+INVENTORIES: dict[str, dict[str, Any]] = {
+    path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "fixtures" / "inventories").glob("*.json"))
+}
+CONTROLNETS = ("delta-controlnet-1024", "delta-controlnet-512")
+DIFFUSERS = tuple(name for name, made in INVENTORIES.items() if made["layout"] == "diffusers")
+# What stock diffusers cannot hold -> the hyper-parameter that says so.
+REFUSED = {"sigma-1024-ms-qknorm": "qk_norm", "sigma-1024-ms-kvcompress": "kv_compress"}
+WHOLE = tuple(name for name in INVENTORIES if name not in (*CONTROLNETS, *DIFFUSERS, *REFUSED))
+assert len(WHOLE) == 10, "a released model is not tested"
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """A tensor of which only the shape is there."""
+
+    shape: tuple[int, ...]
+
+
+def shaped(shapes: Mapping[str, Iterable[int]]) -> dict[str, Shaped]:
+    return {key: Shaped(tuple(shape)) for key, shape in shapes.items()}
+
+
+def inventory(name: str) -> dict[str, Shaped]:
+    """The tensors of a released model."""
+    return shaped({key: shape for key, (_, shape) in INVENTORIES[name]["tensors"].items()})
+
+
+def small(**sizes: Any) -> dict[str, Shaped]:
+    """The tensors of a model of any sizes, in the original layout."""
+    return shaped({key: shape for key, (_, shape) in inventories.inventory(**sizes).items()})
+
+
+ROUNDING = {torch.float32: 2e-7, torch.float16: 2.5e-4, torch.bfloat16: 2e-3}
+
+
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """A float64 as the original stores it: float32, then the dtype of the file."""
+    return torch.tensor(value, dtype=torch.float64).float().to(dtype).item()
+
+
+class FakeState:
+    """What a family may see: token 1 of a sin-cos table of this scale (None: no such table), and a `config.json`."""
+
+    def __init__(
+        self,
+        scale: float | None = None,
+        config: Mapping[str, Any] | None = None,
+        hidden: int = 1152,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.config = dict(config or {})
+        self._scale, self._hidden, self._dtype = scale, hidden, dtype
+
+    def elements(self, key: str, *positions: int) -> tuple[tuple[float, ...], float]:
+        assert key == "pos_embed"
+        return tuple(self._element(position) for position in positions), ROUNDING[self._dtype]
+
+    def _element(self, position: int) -> float:
+        if self._scale is None:
+            return nan
+        token, channel = divmod(position, self._hidden)
+        assert token == 1, "only the second token of the first row can be told without knowing the side"
+        part, j = divmod(channel, self._hidden // 4)
+        angle = 1 / self._scale / 10000 ** (j / (self._hidden / 4))
+        return rounded((sin(angle), cos(angle), 0.0, 1.0)[part], self._dtype)
