@@ -8,12 +8,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from .checkpoint import LazyTensor, open_checkpoint
+from .checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from .checkpoint.publish import Publication
 from .checkpoint.safetensors_writer import Entry, Layout, lay_out_file
 from .checkpoint.transfer import Delivery, Output, Progress, transfer, write_at
-from .errors import InputError, UsageError, printable
+from .errors import ConverterError, InputError, UsageError, printable
 from .mapping import fold
 
 # Dirty bytes after which the disk is put to work, while there is still work for the processor.
@@ -73,7 +74,7 @@ def write_files(
             fds.append(fd)
             write_at(fd, file.layout.header, 0)
             os.ftruncate(fd, file.layout.size)
-            opened = stack.enter_context(open_checkpoint(out.path / file.name))
+            opened = stack.enter_context(_reopened(out.path / file.name, file.layout.header))
             deliveries += file.deliveries(fd, opened.selected.tensors)
         with _flushing(fds) as moved:
 
@@ -91,6 +92,22 @@ def write_files(
         {delivery.tensor.key: {o.tensor.key: o.sha256 for o in delivery.outputs} for delivery in deliveries},
         bad,
     )
+
+
+def _reopened(path: Path, header: bytes) -> Checkpoint:
+    """The new file as a strict reader sees it, its data still to come."""
+    wrong = ConverterError(
+        f"{printable(path)}: the header that was read back is not the one that was written "
+        "(a faulty disk, or another program?)"
+    )
+    try:
+        opened = open_checkpoint(path)
+    except InputError as error:  # no fault of the input
+        raise wrong from error
+    if opened.files[0].read(0, len(header)) != header:
+        opened.close()
+        raise wrong
+    return opened
 
 
 def nonfinite_words(bad: dict[str, int]) -> str:

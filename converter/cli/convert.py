@@ -77,9 +77,6 @@ def convert(
     from ..errors import UsageError
     from .printing import conversion_lines, print_json
 
-    scale = options["interpolation_scale"]
-    if scale is not None and not 0 < scale < float("inf"):
-        raise UsageError(f"--interpolation_scale {scale}: a positive number is needed")
     if not only_transformer:
         raise UsageError(
             "--only_transformer false: whole pipelines are not written yet; convert the transformer and pass it to "

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 # First match wins. (what a key must look like, what the file then is)
 _LAYOUTS = (
     (
-        r"lora_(A|B|up|down|unet|te)\b|lora_unet_|\.lora\.|\.dora_scale",
+        r"lora_(A|B|up|down)\b|lora_(unet|te\d?)_|\.lora\.|\.dora_scale",
         "LoRA or other adapter weights, not a whole transformer",
     ),
     (
@@ -19,7 +19,7 @@ _LAYOUTS = (
         r"blocks\.\d+\.adaLN_modulation\.1\.weight",
         "a class-conditional DiT (adaLN in every block, no captions), another model family",
     ),
-    (r"(_flat_param|flat_param)", "FSDP flat parameters: gather a full state dict first (FullStateDictConfig)"),
+    (r"flat_param", "FSDP flat parameters: gather a full state dict first (FullStateDictConfig)"),
     (
         r"(joint_blocks|double_blocks|single_transformer_blocks)\.\d+\.",
         "a multimodal transformer (SD3 or Flux), another model family",

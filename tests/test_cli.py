@@ -1,0 +1,724 @@
+"""The command line: flags, exit codes, what is printed where, and never more than one line of error."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from makers import CONTAINERS, GOLDEN, HEADS, Result, launch, pixart, save, start, tree
+from safetensors.torch import load_file
+
+import converter
+
+Cli = Callable[..., Result]
+SIGMA = GOLDEN / "sigma-ms.pth"
+LINE = re.compile(r"(pixart|convert-pixart): error: [^\n]+\n")
+
+
+def flags(source: object, out: object, *more: object) -> list[object]:
+    return ["--orig_ckpt_path", source, "--dump_path", out, "--num_attention_heads", HEADS, *more]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return tree(converter.convert(SIGMA, tmp_path_factory.mktemp("r") / "out", num_attention_heads=HEADS).path)
+
+
+# The same command, in both processes and under both names.
+
+
+def test_the_command_converts(tmp_path: Path, reference: dict[str, bytes]) -> None:
+    result = launch("convert-pixart", *flags(SIGMA, tmp_path / "out"))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert tree(tmp_path / "out") == reference
+    lines = result.stdout.splitlines()
+    assert lines[0] == "source: sigma-ms.pth, 813 kB, torch archive, bare state dict"
+    assert lines[-1].startswith("done: 62 tensors in ")
+    for name in ("transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"):
+        assert f"wrote: {tmp_path / 'out' / name} (" in result.stdout
+    assert all(re.match(r"[a-z ]+: \S", line) for line in lines)  # `name: value`, for a script to cut
+
+
+def test_pixart_convert_is_the_same_command(tmp_path: Path, reference: dict[str, bytes], cli: Cli) -> None:
+    result = cli("pixart", "convert", *flags(SIGMA, tmp_path / "out"))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert tree(tmp_path / "out") == reference
+
+
+def test_python_m_converter_is_pixart(tmp_path: Path) -> None:
+    import sys
+
+    from makers import ROOT
+
+    command = [sys.executable, "-m", "converter", "inspect", str(SIGMA)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == launch("pixart", "inspect", SIGMA).stdout
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    result = launch("convert-pixart", *flags(SIGMA, tmp_path / "out"), preexec_fn=lambda: os.umask(0o027) and None)
+    assert result.returncode == 0
+    modes = {p.stat().st_mode & 0o777 for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    folders = {p.stat().st_mode & 0o777 for p in (tmp_path / "out", tmp_path / "out/transformer")}
+    assert (modes, folders) == ({0o640}, {0o750})
+
+
+# Flags.
+
+SPELLINGS: dict[str, list[str]] = {
+    "hyphens": ["--orig-ckpt-path={s}", "--dump-path={o}", "--num-attention-heads=4"],
+    "hyphens, two words": ["--orig-ckpt-path", "{s}", "--dump-path", "{o}", "--num-attention-heads", "4"],
+    "mixed": ["--orig_ckpt-path", "{s}", "--dump_path={o}", "--num-attention_heads", "4"],
+    "the existing scripts' command line": [
+        "--image_size=512",
+        "--multi_scale_train=True",
+        "--version=sigma",
+        "--orig_ckpt_path={s}",
+        "--dump_path={o}",
+        "--only_transformer=True",
+        "--num_attention_heads=4",
+    ],
+    "booleans that are false": [
+        "--orig_ckpt_path={s}",
+        "--dump_path={o}",
+        "--num_attention_heads=4",
+        "--qk_norm=False",
+        "--kv-compress=no",
+        "--micro_condition=0",
+        "--only-transformer=yes",
+    ],
+    "a boolean before another flag": [
+        "--multi_scale_train",
+        "--orig_ckpt_path={s}",
+        "--dump_path={o}",
+        "--num_attention_heads=4",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_spellings(name: str, tmp_path: Path, reference: dict[str, bytes], cli: Cli) -> None:
+    result = cli("convert-pixart", *(word.format(s=SIGMA, o=tmp_path / "a-b_c") for word in SPELLINGS[name]))
+    assert (result.returncode, result.stderr) == (0, "")
+    made = tree(tmp_path / "a-b_c")
+    assert {k: v for k, v in made.items() if k != "conversion.json"} == {
+        k: v for k, v in reference.items() if k != "conversion.json"
+    }
+
+
+def test_values_keep_their_hyphens_and_underscores(tmp_path: Path, cli: Cli) -> None:
+    """Only names of flags are respelt: a path may look like one."""
+    odd = tmp_path / "--a-b"
+    odd.mkdir()
+    (odd / "x-y.pth").write_bytes(SIGMA.read_bytes())
+    command = ["--orig-ckpt-path", odd / "x-y.pth", f"--dump-path={odd / '--out-put'}", "--num-attention-heads", 4]
+    assert cli("convert-pixart", *command).returncode == 0
+    assert (odd / "--out-put").is_dir()
+
+
+@pytest.mark.parametrize(("flag", "value"), [("True", True), ("False", False), ("", True), ("no", False), ("1", True)])
+def test_real_booleans(flag: str, value: bool, tmp_path: Path, cli: Cli) -> None:
+    """`--micro_condition=False` means false: a file without micro-conditions agrees, and one with them does not."""
+    spelt = f"--micro_condition={flag}" if flag else "--micro_condition"
+    for name, there in (("sigma-ms.pth", False), ("alpha-ms.pth", True)):
+        result = cli("convert-pixart", *flags(GOLDEN / name, tmp_path / name, spelt))
+        assert result.returncode == (0 if there == value else 2)
+        if there != value:
+            assert f"--micro_condition {value} contradicts the file, which says {there}" in result.stderr
+            assert not (tmp_path / name).exists()
+
+
+def test_whole_pipelines_are_not_written_yet(tmp_path: Path, cli: Cli) -> None:
+    for value in ("False", "false", "0", "no"):
+        result = cli("convert-pixart", *flags(SIGMA, tmp_path / "out", f"--only_transformer={value}"))
+        assert result.returncode == 2
+        assert "whole pipelines are not written yet" in result.stderr
+        assert LINE.fullmatch(result.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ema_by_flag(tmp_path: Path, cli: Cli) -> None:
+    written = {}
+    for weights in ("raw", "ema"):
+        result = cli("convert-pixart", *flags(GOLDEN / "alpha-ms.pth", tmp_path / weights, "--weights", weights))
+        assert result.returncode == 0
+        assert f"weights: {weights} (state_dict" in result.stdout
+        written[weights] = tree(tmp_path / weights)["transformer/diffusion_pytorch_model.safetensors"]
+    assert written["raw"] != written["ema"]
+    result = cli("convert-pixart", *flags(GOLDEN / "alpha-ms.pth", tmp_path / "default"))
+    assert re.search(r"note: .*EMA weights are there too.*--weights ema", result.stdout)
+    assert tree(tmp_path / "default")["transformer/diffusion_pytorch_model.safetensors"] == written["raw"]
+
+
+# Help, cheaply.
+
+HEAVY = {"torch", "diffusers", "safetensors", "transformers", "numpy", "tqdm", "ctypes"}
+_WATCH = """
+import runpy, sys
+sys.argv = {argv!r}
+from converter.cli import {entry}
+try:
+    {entry}()
+finally:
+    print("IMPORTED", *sorted(set(sys.modules) & {heavy}))
+"""
+
+
+def imported(name: str, *arguments: object) -> tuple[int, str, set[str]]:
+    """(exit code, standard output, which of the heavy modules were imported)."""
+    import sys
+
+    from makers import ROOT
+
+    entry = {"convert-pixart": "convert_main", "pixart": "main"}[name]
+    code = _WATCH.format(argv=[name, *map(str, arguments)], entry=entry, heavy=HEAVY)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert result.stderr == ""
+    printed, _, modules = result.stdout.rpartition("IMPORTED")
+    return result.returncode, printed, set(modules.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("convert-pixart", "--help"), ("--orig_ckpt_path", "--dump_path", "--allow_nonfinite", "Exit codes:")),
+        (("pixart", "--help"), ("convert Convert", "inspect Say")),
+        (("pixart", "convert", "--help"), ("--orig_ckpt_path", "--weights")),
+        (("pixart", "inspect", "--help"), ("PATH", "--json")),
+        (("pixart", "--version"), (converter.__version__,)),
+    ],
+    ids=" ".join,
+)
+def test_help_is_complete_and_imports_nothing_heavy(command: tuple[str, ...], words: tuple[str, ...]) -> None:
+    code, printed, modules = imported(*command)
+    assert (code, modules) == (0, set())
+    assert all(word in " ".join(printed.split()) for word in words)
+
+
+def test_every_flag_has_a_help_text() -> None:
+    from converter.cli.main import convert, inspect
+
+    for command in (convert, inspect):
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert getattr(parameter, "help", None), parameter.name
+
+
+def test_converting_and_inspecting_import_neither_torch_nor_diffusers(tmp_path: Path) -> None:
+    code, _, modules = imported("convert-pixart", *flags(SIGMA, tmp_path / "out"))
+    assert code == 0
+    assert not modules & {"torch", "diffusers", "safetensors", "transformers", "tqdm"}
+    code, _, modules = imported("pixart", "inspect", SIGMA)
+    assert (code, modules) == (0, set())
+
+
+# Bad input: one line on standard error, the right exit code, nothing written.
+
+
+def text(content: bytes | str) -> Callable[[Path], Path]:
+    def make(place: Path) -> Path:
+        path = place / "made.pth"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return make
+
+
+def fifo(place: Path) -> Path:
+    os.mkfifo(place / "made.pth")
+    return place / "made.pth"
+
+
+def checkpoint(content: Any) -> Callable[[Path], Path]:
+    return lambda place: save(content, place / "made.pth")
+
+
+def no_input(place: Path) -> Path:
+    return place / "absent.pth"
+
+
+def loop(place: Path) -> Path:
+    (place / "made.pth").symlink_to("made.pth")
+    return place / "made.pth"
+
+
+def golden(place: Path) -> Path:
+    return SIGMA
+
+
+INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing": (no_input, "No such file"),
+    "a link to itself": (loop, "symbolic links"),
+    "an empty folder": (lambda place: place / "empty", "holds no weights"),
+    "a FIFO": (fifo, "not a regular file but a FIFO"),
+    "a device": (lambda place: Path("/dev/null"), "not a regular file but a device"),
+    "a name beyond all bounds": (lambda place: place / ("x" * 300), "File name too long"),
+    "empty": (text(""), "empty"),
+    "HTML": (text("<!DOCTYPE html><html>404"), "HTML"),
+    "JSON": (text('{"error": "not found"}'), "JSON"),
+    "a Git-LFS pointer": (text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n"), "git lfs pull"),
+    "a GGUF file": (text(b"GGUF\x03\0\0\0"), "GGUF"),
+    "zeros": (text(bytes(100)), "zeros"),
+    "noise": (text(bytes(range(100, 200))), "neither a torch archive nor a safetensors file"),
+    "truncated": (lambda place: text(SIGMA.read_bytes()[:-1000])(place), "truncated"),
+    "half": (lambda place: text(SIGMA.read_bytes()[:400_000])(place), "truncated"),
+    "a header and no more": (text(b"\x40\0\0\0\0\0\0\0{"), "header length"),
+    "a tensor": (checkpoint(torch.ones(3)), "not a dict of tensors"),
+    "a list": (checkpoint([1, 2]), "not a dict of tensors"),
+    "an optimizer": (checkpoint({"state": {}, "param_groups": []}), "optimizer"),
+    "no PixArt": (checkpoint({"conv.weight": torch.ones(2)}), "no model family"),
+    "a legacy file": (
+        lambda place: torch.save({"a": torch.ones(2)}, place / "made.pth", _use_new_zipfile_serialization=False)
+        or place / "made.pth",
+        "legacy torch file",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("command", ["convert", "inspect"])
+def test_bad_input(command: str, name: str, tmp_path: Path, cli: Cli) -> None:
+    if (command, name) == ("inspect", "no PixArt"):  # a sound file: described, with its problem
+        result = cli("pixart", "inspect", save({"conv.weight": torch.ones(2)}, tmp_path / "made.pth"))
+        assert result.returncode == 0
+        assert "problem: no model family" in result.stdout
+        assert result.stdout.endswith("convertible: no\n")
+        return
+    make, words = INPUTS[name]
+    (tmp_path / "empty").mkdir()
+    path = make(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    if command == "convert":
+        result = cli("convert-pixart", *flags(path, tmp_path / "out"))
+    else:
+        result = cli("pixart", "inspect", path)
+    assert result.returncode == 3
+    assert result.stdout == ""
+    assert LINE.fullmatch(result.stderr), result.stderr
+    assert words in result.stderr
+    assert str(path)[:60] in result.stderr  # names the file
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """The whole way to the exit code, which the table above takes in one process."""
+    for name in ("a FIFO", "HTML", "truncated"):
+        place = tmp_path / name
+        place.mkdir()
+        result = launch("convert-pixart", *flags(INPUTS[name][0](place), place / "out"))
+        assert (result.returncode, result.stdout) == (3, "")
+        assert LINE.fullmatch(result.stderr)
+
+
+USAGES: dict[str, tuple[list[str], str]] = {
+    "nothing": ([], "Missing option '--orig_ckpt_path'"),
+    "no target": (["--orig_ckpt_path={s}"], "Missing option '--dump_path'"),
+    "an unknown flag": (["--frobnicate"], "No such option"),
+    "a misspelt flag": (["--orig_ckpt_pth={s}"], "--orig_ckpt_path"),
+    "an argument too many": (["{base}", "extra"], "extra"),
+    "no number": (["{base}", "--image_size=big"], "--image_size"),
+    "too small": (["{base}", "--image_size=7"], "--image_size"),
+    "no heads": (["{base}", "--num_attention_heads=0"], "--num_attention_heads"),
+    "heads that do not divide": (["{base}", "--num_attention_heads=5"], "does not divide"),
+    "heads missing": (["--orig_ckpt_path={s}", "--dump_path={o}"], "--num_attention_heads is needed"),
+    "no such version": (["{base}", "--version=beta"], "--version"),
+    "no such weights": (["{base}", "--weights=best"], "--weights"),
+    "weights that are not there": (["{base}", "--weights=ema"], "holds only raw weights"),
+    "neither true nor false": (["{base}", "--only_transformer=perhaps"], "--only_transformer"),
+    "a boolean that is none": (["{base}", "--qk_norm=maybe"], "--qk_norm"),
+    "scale 0": (["{base}", "--interpolation_scale=0"], "positive number"),
+    "scale nan": (["{base}", "--interpolation_scale=nan"], "positive number"),
+    "scale inf": (["{base}", "--interpolation_scale=inf"], "positive number"),
+    "a contradicting scale": (["{base}", "--interpolation_scale=2"], "contradicts the file, which says 1"),
+    "a contradicting size": (["{base}", "--image_size=1024"], "contradicts the file, which says 512"),
+    "two contradictions": (["{base}", "--qk_norm", "--micro_condition"], "contradicts the file"),
+    "kv compression": (["{base}", "--kv_compress"], "--kv_compress"),
+    "no such family": (["{base}", "--family=unet"], "--family unet: unknown; there are pixart"),
+    "target is a file": (["--orig_ckpt_path={s}", "--dump_path={file}"], "not a folder"),
+    "target is a link to nowhere": (["--orig_ckpt_path={s}", "--dump_path={dangling}"], "dangling"),
+    "target is full": (["--orig_ckpt_path={s}", "--dump_path={full}"], "use --overwrite"),
+    "target holds other things": (["--orig_ckpt_path={s}", "--dump_path={full}", "--overwrite"], "would delete"),
+    "target is the input": (["--orig_ckpt_path={s}", "--dump_path={s}", "--overwrite"], "is the input"),
+    "target holds the input": (
+        ["--orig_ckpt_path={full}/mine.pth", "--dump_path={full}", "--overwrite"],
+        "holds the input",
+    ),
+    "target below a file": (["--orig_ckpt_path={s}", "--dump_path={file}/out"], "not a folder"),
+    "target cannot be written": (
+        ["--num_attention_heads=4", "--orig_ckpt_path={s}", "--dump_path=/proc/none/out"],
+        "/proc",
+    ),
+    "target is the current folder": (["--orig_ckpt_path={s}", "--dump_path="], "current folder"),
+}
+
+
+@pytest.mark.parametrize("name", USAGES)
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_bad_usage(as_json: bool, name: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words, message = USAGES[name]
+    places = {"s": SIGMA, "o": tmp_path / "out", "file": tmp_path / "file"}
+    places |= {"dangling": tmp_path / "dangling", "full": tmp_path / "full"}
+    places["file"].write_text("mine")
+    places["dangling"].symlink_to("nowhere")
+    places["full"].mkdir()
+    (places["full"] / "mine.pth").write_bytes(SIGMA.read_bytes())
+    before = tree(tmp_path)
+    arguments = [
+        part
+        for word in words
+        for part in (flags(SIGMA, tmp_path / "out") if word == "{base}" else [word.format(**places)])
+    ]
+    result = cli("convert-pixart", *arguments, *(["--json"] if as_json else []))
+    assert result.returncode == 2
+    assert LINE.fullmatch(result.stderr), result.stderr
+    assert message in result.stderr
+    assert tree(tmp_path) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "file", "full"]
+    if as_json:
+        error = result.stderr.removeprefix("convert-pixart: error: ").rstrip("\n")
+        assert json.loads(result.stdout) == {"ok": False, "exit_code": 2, "error": error}
+    else:
+        assert result.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [(), ("frobnicate",), ("inspect",), ("inspect", "a", "b"), ("--frob",)])
+def test_bad_usage_of_the_group(arguments: tuple[str, ...], cli: Cli) -> None:
+    result = cli("pixart", *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert LINE.fullmatch(result.stderr), result.stderr
+    assert "--help" in result.stderr  # says where to go on
+
+
+def test_a_fault_of_ours_is_one_line_too(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("two\nlines \x1b[31mred")
+
+    monkeypatch.setattr("converter.conversion.convert", broken)
+    result = cli("convert-pixart", *flags(SIGMA, tmp_path / "out"))
+    assert result.returncode == 5
+    assert LINE.fullmatch(result.stderr)
+    assert "internal error: RuntimeError" in result.stderr
+    assert "\x1b" not in result.stderr
+    monkeypatch.setenv("PIXART_DEBUG", "1")
+    with pytest.raises(RuntimeError):
+        cli("convert-pixart", *flags(SIGMA, tmp_path / "out"))
+
+
+# JSON, quiet, dry run.
+
+
+def test_json_is_one_object_with_the_record(tmp_path: Path) -> None:
+    result = launch("convert-pixart", *flags(SIGMA, tmp_path / "out", "--json"))
+    assert (result.returncode, result.stderr) == (0, "")
+    made = json.loads(result.stdout)
+    assert set(made) == {"ok", "path", "written", "record"}
+    assert (made["ok"], made["written"], made["path"]) == (True, True, str(tmp_path / "out"))
+    assert made["record"] == json.loads((tmp_path / "out" / "conversion.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["missing", "HTML", "truncated"])
+@pytest.mark.parametrize("command", ["convert", "inspect"])
+def test_json_of_a_failure(command: str, name: str, tmp_path: Path, cli: Cli) -> None:
+    path = INPUTS[name][0](tmp_path)
+    if command == "convert":
+        result = cli("convert-pixart", "--json", *flags(path, tmp_path / "out"))
+    else:
+        result = cli("pixart", "inspect", "--json", path)
+    made = json.loads(result.stdout)
+    assert set(made) == {"ok", "exit_code", "error"}
+    assert (made["ok"], made["exit_code"], result.returncode) == (False, 3, 3)
+    assert result.stderr.endswith(f"error: {made['error']}\n")
+
+
+def test_quiet_is_silent_and_errors_are_not(tmp_path: Path, reference: dict[str, bytes]) -> None:
+    result = launch("convert-pixart", *flags(SIGMA, tmp_path / "out", "--quiet"))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert tree(tmp_path / "out") == reference
+    result = launch("convert-pixart", *flags(SIGMA, tmp_path / "out", "--quiet"))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert LINE.fullmatch(result.stderr)
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_a_dry_run_tells_all_and_writes_nothing(as_json: bool, tmp_path: Path, cli: Cli) -> None:
+    more = ["--dry_run"] + (["--json"] if as_json else [])
+    result = cli("convert-pixart", *flags(SIGMA, tmp_path / "deep" / "out", *more))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    if as_json:
+        made = json.loads(result.stdout)
+        assert made["written"] is False
+        assert len(made["record"]["plan"]) == 62
+        assert made["record"]["hyper_parameters"]["depth"]["value"] == 3
+        return
+    split = "blocks.{0..2}.attn.qkv.weight [144, 48] -> split: transformer_blocks.{0..2}.attn1.to_q.weight, "
+    assert split in result.stdout
+    assert "pos_embed [1, 1024, 48] -> recompute" in result.stdout
+    assert "y_embedder.y_embedding [20, 32] -> sidecar: y_embedder.y_embedding" in result.stdout
+    assert re.search(r"hidden_size +48 +file +x_embedder.proj.weight \[48, 4, 2, 2\]", result.stdout)
+    assert "nothing was written" in result.stdout
+    assert "wrote:" not in result.stdout
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(tmp_path: Path, cli: Cli) -> None:
+    for source, code in ((GOLDEN / "sigma-qknorm.pth", 3), (tmp_path / "absent", 3)):
+        assert cli("convert-pixart", *flags(source, tmp_path / "out", "--dry_run")).returncode == code
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("")
+    assert cli("convert-pixart", *flags(SIGMA, tmp_path / "out", "--dry_run")).returncode == 2
+
+
+def test_overwrite_and_allow_nonfinite(tmp_path: Path, cli: Cli) -> None:
+    state = pixart()
+    state["final_layer.linear.bias"][3] = float("nan")
+    path = save(state, tmp_path / "made.pth")
+    result = cli("convert-pixart", *flags(path, tmp_path / "out"))
+    assert result.returncode == 3
+    assert "1 elements are NaN or infinite, in proj_out.bias; --allow_nonfinite" in result.stderr
+    assert not (tmp_path / "out").exists()
+    result = cli("convert-pixart", *flags(path, tmp_path / "out", "--allow-nonfinite"))
+    assert result.returncode == 0
+    assert "note: 1 elements are NaN or infinite" in result.stdout
+    assert torch.isnan(load_file(tmp_path / "out/transformer/diffusion_pytorch_model.safetensors")["proj_out.bias"][3])
+    assert cli("convert-pixart", *flags(SIGMA, tmp_path / "out", "--overwrite")).returncode == 0
+    assert json.loads((tmp_path / "out/transformer/config.json").read_text())["num_layers"] == 3
+
+
+# Inspect.
+
+
+def test_inspect_in_words(cli: Cli) -> None:
+    result = cli("pixart", "inspect", GOLDEN / "alpha-ms.pth")
+    assert (result.returncode, result.stderr) == (0, "")
+    for line in (
+        "source: alpha-ms.pth, 1.7 MB, torch archive, {state_dict, state_dict_ema, optimizer, scheduler, epoch}",
+        "weights: raw (state_dict)",
+        "also there: ema weights (state_dict_ema)",
+        "dropped: pos_embed",
+        "sidecar: y_embedder.y_embedding",
+        "convertible: with --num_attention_heads",
+    ):
+        assert line in result.stdout.splitlines()
+    assert re.search(r"^model: pixart, original layout, 0\.\d+ M parameters, float32 x 70$", result.stdout, re.M)
+    evidence = "the embedders of size and aspect ratio are there"
+    assert re.search(rf"^  micro_condition +True +file +{evidence}$", result.stdout, re.M)
+    result = cli("pixart", "inspect", GOLDEN / "alpha-ms.pth", "--weights", "ema")
+    assert "weights: ema (state_dict_ema)" in result.stdout
+    result = cli("pixart", "inspect", GOLDEN / "sigma-qknorm.pth")
+    assert result.returncode == 0
+    assert "features: qk_norm" in result.stdout
+    assert result.stdout.endswith("convertible: no\n")
+
+
+def test_inspect_as_json(cli: Cli) -> None:
+    made = json.loads(cli("pixart", "inspect", "--json", GOLDEN / "alpha-ms.pth").stdout)
+    assert made["ok"] is True
+    assert {key: value for key, value in made.items() if key != "ok"} == converter.inspect(GOLDEN / "alpha-ms.pth")
+    assert [c["weights"] for c in made["candidates"]] == ["raw", "ema"]
+    state = torch.load(GOLDEN / "alpha-ms.pth", weights_only=True)["state_dict"]
+    in_model = [t for k, t in state.items() if k not in ("pos_embed", "y_embedder.y_embedding")]
+    assert made["parameters"] == sum(t.numel() for t in in_model)
+    assert made["bytes"] == sum(t.numel() * 4 for t in state.values())
+    assert made["tensors"] == len(state)
+
+
+# What reaches a terminal.
+
+
+def on_a_terminal(*arguments: object) -> tuple[int, str, bytes]:
+    """(exit code, standard output, what a terminal of 80 columns got to see as standard error)."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    process = start("convert-pixart", *arguments, stdout=subprocess.PIPE, stderr=theirs, text=True)
+    os.close(theirs)
+    shown = b""
+    while select.select([ours], [], [], 60)[0]:
+        try:
+            part = os.read(ours, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(ours)
+    out, _ = process.communicate(timeout=60)
+    return process.returncode, out, shown
+
+
+def big(place: Path, bad: bool = False) -> Path:
+    """A checkpoint of a few megabytes."""
+    state = pixart(hidden_size=96, depth=4)
+    if bad:
+        state["final_layer.linear.bias"][0] = float("nan")
+    return save(state, place / "made.pth")
+
+
+def test_a_progress_bar_on_a_terminal(tmp_path: Path) -> None:
+    code, out, shown = on_a_terminal(*flags(big(tmp_path), tmp_path / "out"))
+    assert code == 0
+    assert re.match(rb"\rconverting: +0%\|.*B/s\]", shown)
+    assert re.search(rb"\r +\r$", shown)  # the bar is wiped in the end
+    assert out.startswith("source: made.pth")  # the result goes to standard output, without any bar
+    assert "%|" not in out
+
+
+def test_the_bar_is_wiped_before_an_error(tmp_path: Path) -> None:
+    code, out, shown = on_a_terminal(*flags(big(tmp_path, bad=True), tmp_path / "out"))
+    assert (code, out) == (3, "")
+    assert re.search(rb"\rconverting.*\r +\rconvert-pixart: error: [^\r\n]+\r\n$", shown)
+
+
+def test_no_progress_bar_elsewhere(tmp_path: Path) -> None:
+    path = big(tmp_path)
+    result = launch("convert-pixart", *flags(path, tmp_path / "out"))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert on_a_terminal(*flags(path, tmp_path / "quiet", "--quiet")) == (0, "", b"")
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    for name, command in (("pixart", ["inspect", GOLDEN / "alpha-ms.pth"]), ("convert-pixart", ["--help"])):
+        process = start(name, *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.close()  # before anything can have been written
+        process.stdout = None
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, b"")
+
+
+def test_a_full_or_closed_standard_output(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        result = launch("pixart", "inspect", SIGMA, stdout=full)
+    assert result.returncode == 5
+    assert LINE.fullmatch(result.stderr)
+    assert "No space left" in result.stderr
+    result = launch("convert-pixart", *flags(SIGMA, tmp_path / "out"), stdout=None, preexec_fn=lambda: os.close(1))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "out").is_dir()
+
+
+def test_text_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "größe-中.pth"
+    path.write_bytes(SIGMA.read_bytes())
+    for encoding in ("latin-1", "utf-8"):
+        options = {"env": {"PYTHONIOENCODING": encoding}, "encoding": encoding, "errors": "strict", "text": None}
+        for command in (("inspect", path), ("inspect", path, "--json"), ("inspect", path.with_suffix(".absent"))):
+            result = launch("pixart", *command, **options)
+            printed = result.stdout + result.stderr
+            assert result.returncode == (3 if "absent" in str(command) else 0)
+            assert "Traceback" not in printed
+            assert "internal error" not in printed
+            escaped = r"\u4e2d" in printed
+            assert escaped == (encoding != "utf-8" or "--json" in command)
+
+
+EVIL = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202e"
+
+
+def harmless(*texts: str) -> bool:
+    """No control characters but the ends of lines, and nothing that reverses what is read."""
+    return all(c.isprintable() or c == "\n" for t in texts for c in t)
+
+
+def test_control_characters_never_reach_the_terminal(tmp_path: Path, cli: Cli) -> None:
+    state = pixart()
+    evil = tmp_path / f"a{EVIL}b.pth"
+    save(state, tmp_path / "made.pth").rename(evil)
+    out = tmp_path / f"out{EVIL}"
+    commands: list[tuple[int, list[object]]] = [
+        (0, ["convert-pixart", *flags(evil, out)]),
+        (0, ["convert-pixart", *flags(evil, tmp_path / f"dry{EVIL}", "--dry_run")]),
+        (2, ["convert-pixart", *flags(evil, out)]),
+        (0, ["pixart", "inspect", evil]),
+        (3, ["pixart", "inspect", tmp_path / EVIL]),
+        (2, ["pixart", EVIL]),
+        (2, ["convert-pixart", f"--{EVIL}"]),
+        (2, ["convert-pixart", *flags(evil, tmp_path / "o", f"--version={EVIL}")]),
+        (2, ["convert-pixart", *flags(evil, tmp_path / "o", f"--family={EVIL}")]),
+        (2, ["convert-pixart", *flags(evil, tmp_path / "o", EVIL)]),
+    ]
+    for code, command in commands:
+        for more in ([], ["--json"]):
+            if more and command in (commands[0][1], ["pixart", EVIL]):
+                continue  # that target is taken by now, and the group has no --json
+            result = cli(*command, *more)
+            assert result.returncode == code, result
+            assert harmless(result.stdout, result.stderr), result
+            assert r"\x1b" in result.stdout + result.stderr or r"\u001b" in result.stdout
+
+
+def test_control_characters_in_a_file_never_reach_the_terminal(tmp_path: Path, cli: Cli) -> None:
+    state = pixart()
+    contents: dict[str, tuple[int, Any]] = {
+        "a key": (3, state | {f"blocks.0.{EVIL}.weight": torch.ones(2)}),
+        "a key of many": (3, {EVIL: torch.ones(2)}),
+        "a wrapper": (0, CONTAINERS["state_dict"](state) | {EVIL: EVIL, f"args{EVIL}": [1]}),
+        "no tensor": (3, {"state_dict": {EVIL: 3}}),
+    }
+    for name, (code, content) in contents.items():
+        path = save(content, tmp_path / f"{name}.pth")
+        for command in (["convert-pixart", *flags(path, tmp_path / "out" / name)], ["pixart", "inspect", path]):
+            result = cli(*command)
+            assert result.returncode == code, result
+            assert harmless(result.stdout, result.stderr), result
+
+
+# Signals.
+
+
+def stopped(number: int, place: Path, *command: object) -> Result:
+    """The command, sent a signal as soon as it has begun to write."""
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with start("convert-pixart", *command, **options) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while process.poll() is None and not list(place.glob(".out.*.partial")):
+                assert time.monotonic() < deadline
+            process.send_signal(number)
+            out, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)], ids=lambda v: str(int(v))
+)
+def test_a_signal_stops_it_and_nothing_is_left(number: int, code: int, overwrite: bool, tmp_path: Path) -> None:
+    path = save(pixart(hidden_size=144, depth=8), tmp_path / "made.pth")
+    place = tmp_path / "work"
+    place.mkdir()
+    for _ in range(20):  # on a busy machine it may be done before it is seen, or before the signal arrives
+        if overwrite:
+            converter.convert(SIGMA, place / "out", num_attention_heads=HEADS, overwrite=True)
+        result = stopped(number, place, *flags(path, place / "out", *(["--overwrite"] if overwrite else [])))
+        if result.returncode != 0:
+            break
+        shutil.rmtree(place / "out")
+    assert (result.returncode, result.stdout) == (code, "")
+    assert LINE.fullmatch(result.stderr), result.stderr
+    assert signal.Signals(number).name in result.stderr
+    if overwrite:  # the old result, whole
+        assert json.loads((place / "out/transformer/config.json").read_text())["num_layers"] == 3
+        assert [p.name for p in place.iterdir()] == ["out"]
+    else:
+        assert list(place.iterdir()) == []
+        assert launch("convert-pixart", *flags(SIGMA, place / "out")).returncode == 0

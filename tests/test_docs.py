@@ -1,0 +1,135 @@
+"""What the documentation shows works: every docstring example, the README's commands, Python, flags and links."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from makers import ROOT, launch
+
+import converter
+from converter import families
+from converter.families.pixart import KEYS
+
+README = ROOT / "README.md"
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(converter.__path__, "converter.")
+    if module.name != "converter.__main__"  # importing it would run it
+)
+WITH_EXAMPLES = [name for name in MODULES if ">>>" in Path(str(importlib.import_module(name).__file__)).read_text()]
+
+
+def ambient(tmp: Path) -> dict[str, Any]:
+    """The names that an example may use without importing them: the only ones, for every example."""
+    return {"np": np, "torch": torch, "tmp": tmp, "Path": Path, "KEYS": KEYS, "converter": converter}
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_docstring_examples(name: str, tmp_path: Path, in_root: Path) -> None:
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, extraglobs=ambient(tmp_path))
+    assert result.attempted > 0  # none is where doctest does not look
+    assert result.failed == 0
+
+
+def test_what_is_public_is_documented() -> None:
+    for name in converter.__all__:
+        public = getattr(converter, name)
+        if not isinstance(public, str):
+            assert (public.__doc__ or "").strip(), name
+    for name in MODULES:
+        if name.rpartition(".")[2].startswith("_"):
+            continue
+        assert (importlib.import_module(name).__doc__ or "").strip(), name
+    # The entry points of the library show an example each.
+    for function in (converter.convert, converter.inspect, converter.open_checkpoint, converter.KeyMapping):
+        assert ">>>" in (function.__doc__ or ""), function
+
+
+def test_a_wrong_example_would_be_found(tmp_path: Path) -> None:
+    module = ModuleType("wrong")
+    module.__doc__ = ">>> 1 + 1\n3\n"
+    report: list[str] = []
+    runner = doctest.DocTestRunner(verbose=False)
+    for test in doctest.DocTestFinder().find(module, "wrong", extraglobs=ambient(tmp_path)):
+        runner.run(test, out=report.append)
+    assert runner.summarize(verbose=False).failed == 1
+    assert report
+
+
+# The README.
+
+
+def sections() -> dict[str, str]:
+    """Its parts under headings of the second level, the beginning under ''."""
+    title, *rest = re.split(r"^## ", README.read_text(), flags=re.M)
+    return {"": title} | {part.partition("\n")[0]: part for part in rest}
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """(language, content) of every fenced block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.M | re.S)
+
+
+RUNNABLE = [name for name, text in (sections() if README.exists() else {}).items() if "```python" in text]
+
+
+def test_there_is_a_readme_with_examples() -> None:
+    assert len(RUNNABLE) >= 2
+    assert "As a library" in RUNNABLE
+
+
+@pytest.mark.parametrize("section", RUNNABLE, ids=lambda name: name or "beginning")
+def test_the_readme_can_be_followed(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each section from its top, in a fresh folder: the commands on files that ship, then the Python, one session."""
+    monkeypatch.setattr(families, "_REGISTERED", {})  # what an example registers is forgotten again
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
+    session = ambient(tmp_path)
+    for language, content in blocks(sections()[section]):
+        if language == "python":
+            exec(compile(content, f"README.md: {section or 'beginning'}", "exec"), session)
+        for line in content.splitlines() if language == "sh" else ():
+            program, *arguments = shlex.split(line, comments=True) or [""]
+            if program in ("bin/convert-pixart", "bin/pixart") and any("fixtures/" in word for word in arguments):
+                result = launch(program.removeprefix("bin/"), *arguments, cwd=tmp_path)
+                assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_flags_that_it_names_exist() -> None:
+    from converter.cli.main import convert, inspect
+
+    known = {flag for command in (convert, inspect) for parameter in command.params for flag in parameter.opts}
+    named = set(re.findall(r"(?<![\w-])--[a-z]\w*", README.read_text()))
+    assert named
+    assert named <= known | {"--help"}
+
+
+def test_the_files_that_it_names_exist() -> None:
+    text = README.read_text()
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    programs = re.findall(r"`?\b((?:bin|fixtures)/[\w./-]+\w)", text)
+    assert programs
+    assert [name for name in {*links, *programs} if not (ROOT / name).exists()] == []
+    assert (ROOT / ".ci/run").exists()
+
+
+def test_the_exit_codes_that_it_names_are_those_of_the_errors() -> None:
+    table = dict(re.findall(r"^\| (\d+) \| (.*?) \|$", README.read_text(), flags=re.M))
+    assert set(table) == {"0", "2", "3", "5"}
+    for error, word in (
+        (converter.UsageError, "call is wrong"),
+        (converter.InputError, "input is refused"),
+        (converter.ConverterError, "internal"),
+    ):
+        assert word in table[str(error.exit_code)]

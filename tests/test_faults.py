@@ -1,0 +1,487 @@
+"""Kills, full disks, damaged and shrinking files: the target is whole or absent, and nothing is converted wrongly."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from makers import HEADS, Result, State, expected_weights, launch, pixart, raw_bytes, save, sincos, start, tree
+
+import converter
+
+Cli = Callable[..., Result]
+# The system calls that write tensors.
+WRITING = [name for name in ("pwrite", "copy_file_range") if hasattr(os, name)]
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+def convert(source: Path, out: Path, **flags: Any) -> converter.Conversion:
+    return converter.convert(source, out, num_attention_heads=HEADS, **flags)
+
+
+def flags(source: Path, out: Path, *more: str) -> list[object]:
+    return ["--orig_ckpt_path", source, "--dump_path", out, "--num_attention_heads", HEADS, *more]
+
+
+def leftovers(target: Path) -> list[Path]:
+    """What a killed run left beside the target, whatever its name."""
+    return sorted(path for path in target.parent.iterdir() if path != target)
+
+
+# Kill -9 at any moment.
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, dict[str, bytes]]]:
+    """Two checkpoints of a few megabytes, each with what it becomes."""
+    place = tmp_path_factory.mktemp("two")
+    made = []
+    for seed in range(2):
+        path = save(pixart(hidden_size=96, depth=6, seed=seed), place / f"{seed}.pth")
+        made.append((path, tree(convert(path, place / f"out{seed}").path)))
+    return made
+
+
+def kill_while_writing(command: list[object], place: Path, delay: float) -> bool:
+    """Start the command, and kill it so long after its first trace on the disk; whether it was still running."""
+    process = start("convert-pixart", *command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    known = set(os.listdir(place))
+    deadline = time.monotonic() + 60
+    while process.poll() is None and set(os.listdir(place)) == known:
+        assert time.monotonic() < deadline
+    time.sleep(delay)
+    process.kill()
+    return process.wait() != 0
+
+
+def test_kill_at_random_moments(two: list[tuple[Path, dict[str, bytes]]], tmp_path: Path) -> None:
+    chance, (path, wanted) = random.Random(4), two[0]
+    duration, rounds = 0.05, 13
+    killed = partial = 0
+    for _ in range(rounds):
+        if kill_while_writing(flags(path, tmp_path / "out"), tmp_path, chance.uniform(0, duration)):
+            killed += 1
+        found = leftovers(tmp_path / "out")
+        partial += bool(found)
+        if (tmp_path / "out").exists():
+            assert tree(tmp_path / "out") == wanted
+        # The next run names what is left, takes nothing from it, and succeeds.
+        before = [tree(leftover) for leftover in found]
+        done = convert(path, tmp_path / "out", overwrite=True)
+        assert tree(done.path) == wanted
+        assert [tree(leftover) for leftover in found] == before
+        for leftover in found:
+            assert any(str(leftover) in note and "interrupted" in note for note in done.notes)
+        for folder in (*found, done.path):
+            remove(folder)
+        assert list(tmp_path.iterdir()) == []
+    assert killed >= rounds // 2
+    assert partial >= 2  # it was caught in the act
+
+
+def test_kill_while_overwriting(two: list[tuple[Path, dict[str, bytes]]], tmp_path: Path) -> None:
+    chance, rounds, seen = random.Random(5), 12, []
+    old = 0
+    convert(two[old][0], tmp_path / "out")
+    for _ in range(rounds):
+        path, wanted = two[1 - old]
+        kill_while_writing(flags(path, tmp_path / "out", "--overwrite"), tmp_path, chance.uniform(0, 0.06))
+        now = tree(tmp_path / "out")
+        assert now in (two[old][1], wanted)
+        seen.append(now == wanted)
+        old = 1 - old if now == wanted else old
+        for leftover in leftovers(tmp_path / "out"):
+            remove(leftover)
+        assert os.listdir(tmp_path) == ["out"]
+    assert not all(seen)  # at least one was killed in time
+
+
+def remove(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
+
+
+def test_the_next_run_says_what_a_killed_one_left(two: list[tuple[Path, dict[str, bytes]]], tmp_path: Path) -> None:
+    for name in (".out.0123456789abcdef.partial", ".out.0123456789abcdef.old", ".other.0123456789abcdef.partial"):
+        (tmp_path / name / "transformer").mkdir(parents=True)
+        (tmp_path / name / WEIGHTS).write_text("half")
+    result = launch("convert-pixart", *flags(two[0][0], tmp_path / "out"))
+    assert result.returncode == 0
+    notes = [line for line in result.stdout.splitlines() if line.startswith("note: ")]
+    (partial,) = [note for note in notes if ".out.0123456789abcdef.partial" in note]
+    (old,) = [note for note in notes if ".out.0123456789abcdef.old" in note]
+    assert "interrupted" in partial
+    assert "earlier result, whole" in old
+    assert not any(".other." in note for note in notes)
+    assert tree(tmp_path / "out") == two[0][1]
+    assert (tmp_path / ".out.0123456789abcdef.partial" / WEIGHTS).read_text() == "half"
+
+
+# A disk that is full or fails.
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save(pixart(), tmp_path / "made.pth")
+
+
+@pytest.fixture(params=["absent", "overwrite"])
+def target(request: pytest.FixtureRequest, tmp_path: Path, two: list[tuple[Path, dict[str, bytes]]]) -> Iterator[Path]:
+    """A target that after the test, which makes the conversion fail, must be as it was: absent, or the old one."""
+    place = tmp_path / "work"
+    place.mkdir()
+    if request.param == "overwrite":
+        convert(two[0][0], place / "out")
+    yield place / "out"
+    if request.param == "overwrite":
+        assert os.listdir(place) == ["out"]
+        assert tree(place / "out") == two[0][1]
+    else:
+        assert os.listdir(place) == []
+
+
+def failing(code: int, after: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Wraps system calls; from the so-many-th call on, counted over all of them, they fail."""
+    calls = itertools.count()
+
+    def wrap(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            if next(calls) >= after:
+                raise OSError(code, os.strerror(code))
+            return real(*arguments)
+
+        return call
+
+    return wrap
+
+
+@pytest.mark.parametrize("after", [0, 1, 7, 40])
+def test_a_disk_that_fills_up_while_writing(
+    after: int, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    for code, exit_code in ((errno.ENOSPC, 2), (errno.EDQUOT, 2), (errno.EIO, 5)):
+        with monkeypatch.context() as patch:
+            full = failing(code, after)
+            for name in WRITING:
+                patch.setattr(os, name, full(getattr(os, name)))
+            result = cli("convert-pixart", *flags(source, target, "--overwrite"))
+        assert result.returncode == exit_code
+        assert result.stderr.count("\n") == 1
+        assert os.strerror(code) in result.stderr
+
+
+def short(real: Callable[..., int]) -> Callable[..., int]:
+    """Copies at most 100 bytes at a time, as any system may."""
+    return lambda source, to, count, *places: real(source, to, min(count, 100), *places)
+
+
+def then_refusing(real: Callable[..., int]) -> Callable[..., int]:
+    """Copies half of the first file, and then finds that it cannot."""
+    return failing(errno.EXDEV, 1)(lambda source, to, count, *places: real(source, to, count // 2, *places))
+
+
+COPYING = ["another disk", "unsupported", "in small parts", "refusing half-way"]
+
+
+@pytest.mark.parametrize("kind", ["absent", *(COPYING if hasattr(os, "copy_file_range") else [])])
+def test_a_system_that_cannot_copy_by_itself(
+    kind: str, two: list[tuple[Path, dict[str, bytes]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, wanted = two[0]
+    calls: list[object] = []
+    if kind == "absent":
+        monkeypatch.delattr(os, "copy_file_range", raising=False)
+    else:
+        copy = {
+            "another disk": failing(errno.EXDEV, 0),
+            "unsupported": failing(errno.EOPNOTSUPP, 0),
+            "in small parts": short,
+            "refusing half-way": then_refusing,
+        }[kind](os.copy_file_range)
+        monkeypatch.setattr(os, "copy_file_range", lambda *arguments: calls.append(arguments) or copy(*arguments))
+    assert tree(convert(path, tmp_path / "out").path) == wanted
+    assert bool(calls) == (kind != "absent")
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_disk_that_cannot_flush(
+    after: int, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    for code in (errno.ENOSPC, errno.EIO):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", failing(code, after)(os.fsync))
+            result = cli("convert-pixart", *flags(source, target, "--overwrite"))
+        assert result.returncode == 2
+        assert result.stderr.count("\n") == 1
+        assert os.strerror(code) in result.stderr
+
+
+def test_a_disk_without_room_is_refused_before_writing(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    written: list[object] = []
+    for call in WRITING:
+        monkeypatch.setattr(os, call, lambda *arguments: written.append(arguments))
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=25, f_frsize=4096, f_blocks=100))
+    result = cli("convert-pixart", *flags(source, target, "--overwrite"))
+    assert result.returncode == 2
+    assert "not enough space on the disk" in result.stderr
+    assert "102 kB free" in result.stderr
+    assert written == []
+
+
+@pytest.mark.parametrize("name", ["config.json", "conversion.json"])
+def test_a_text_that_cannot_be_written(
+    name: str, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    monkeypatch.setattr(os, "write", failing(errno.ENOSPC, 1 if name == "conversion.json" else 0)(os.write))
+    result = cli("convert-pixart", *flags(source, target, "--overwrite"))
+    assert result.returncode == 2
+    assert "No space left" in result.stderr
+
+
+# A source that fails while it is read.
+
+
+def is_partial(fd: int) -> bool:
+    """Whether a descriptor is of a folder in the making."""
+    return ".partial/" in os.readlink(f"/proc/self/fd/{fd}")
+
+
+@pytest.mark.parametrize("after", [0, 3, 10, 60])
+def test_a_read_error(after: int, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    with monkeypatch.context() as patch:
+        broken = failing(errno.EIO, after)
+        real, count = os.preadv, broken(os.preadv)
+        patch.setattr(os, "preadv", lambda fd, *rest: (real if is_partial(fd) else count)(fd, *rest))
+        if hasattr(os, "copy_file_range"):
+            patch.setattr(os, "copy_file_range", broken(os.copy_file_range))
+        result = cli("convert-pixart", *flags(source, target, "--overwrite"))
+    assert result.returncode == 3
+    assert result.stderr.count("\n") == 1
+    assert os.strerror(errno.EIO) in result.stderr
+    assert str(source) in result.stderr
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.0])
+def test_a_source_that_shrinks_while_it_is_moved(share: float, target: Path, tmp_path: Path) -> None:
+    path = save(pixart(hidden_size=240, depth=4), tmp_path / "big.pth")
+    size = path.stat().st_size
+
+    def progress(total: int) -> Callable[[int], None]:
+        return lambda count: os.truncate(path, int(size * share))
+
+    with pytest.raises(converter.InputError, match=r"big\.pth: .*it shrank while it was read"):
+        convert(path, target, progress=progress, overwrite=True)
+
+
+def test_a_source_that_changes_while_it_is_moved(target: Path, tmp_path: Path) -> None:
+    path = save(pixart(hidden_size=240, depth=4), tmp_path / "big.pth")
+    size = path.stat().st_size
+
+    def progress(total: int) -> Callable[[int], None]:
+        def change(count: int) -> None:
+            with open(path, "r+b") as file:
+                file.seek(size * 3 // 4)
+                file.write(b"other")
+
+        return change
+
+    with pytest.raises(converter.InputError, match="CRC-32 mismatch"):
+        convert(path, target, progress=progress, overwrite=True)
+
+
+# A disk that does not give back what was written.
+
+
+def disk_that_gives_back(
+    change: Callable[[bytes, int], bytes], monkeypatch: pytest.MonkeyPatch, *, header: bool
+) -> list[int]:
+    """What is read of a new file's header, or of its tensors, comes back changed; where, as a list that fills."""
+    real, changed = os.preadv, []
+
+    def preadv(fd: int, buffers: list[Any], offset: int) -> int:
+        count = real(fd, buffers, offset)
+        if is_partial(fd):
+            data_starts = 8 + int.from_bytes(os.pread(fd, 8, 0), "little")
+            if (offset < data_starts and count > 8) if header else offset >= data_starts:
+                before = bytes(buffers[0][:count])
+                buffers[0][:count] = after = change(before, offset)
+                if after != before:
+                    changed.append(offset)
+        return count
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    return changed
+
+
+def test_what_is_read_back_wrong_is_never_published(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    chance = random.Random(6)
+    with converter.open_checkpoint(convert(source, target.with_name("other")).path / "transformer") as written:
+        starts = [tensor.storage.start for tensor in written.values()]
+    remove(target.with_name("other"))
+    for _ in range(10):
+        victim = chance.choice(starts)
+
+        def flip(data: bytes, offset: int, victim: int = victim) -> bytes:
+            place = chance.randrange(len(data))
+            flipped = bytes([data[place] ^ 1 << chance.randrange(8)])
+            return data[:place] + flipped + data[place + 1 :] if offset == victim else data
+
+        with monkeypatch.context() as patch:
+            changed = disk_that_gives_back(flip, patch, header=False)
+            result = cli("convert-pixart", *flags(source, target, "--overwrite"))
+        assert changed
+        assert result.returncode == 5
+        assert "what was read back is not what was written" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+HEADERS = {
+    "a key": (b'"proj_out.bias"', b'"proj_out.bims"'),
+    "a dtype": (b'"F32"', b'"I32"'),
+    "a shape": (b"[96,24]", b"[24,96]"),
+    "the metadata": (b'"format":"pt"', b'"format":"tf"'),
+    "no JSON": (b"{", b"["),
+}
+
+
+@pytest.mark.parametrize("damage", HEADERS)
+def test_a_header_that_is_read_back_wrong(
+    damage: str, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    old, new = HEADERS[damage]
+    with monkeypatch.context() as patch:
+        changed = disk_that_gives_back(lambda data, offset: data.replace(old, new, 1), patch, header=True)
+        result = cli("convert-pixart", *flags(source, target, "--overwrite"))
+    assert changed
+    assert result.returncode == 5
+    assert "the header that was read back is not the one that was written" in result.stderr
+
+
+# Damage to the source: every truncation, and a flipped bit in every byte.
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, dict[str, bytes]]:
+    """The smallest whole checkpoint, in its training container, and what it becomes."""
+    place = tmp_path_factory.mktemp("tiny")
+    state: State = pixart(
+        depth=1, hidden_size=12, caption_channels=4, tokens=2, input_size=8, dtype=torch.float16, pred_sigma=False
+    )
+    content = {"state_dict": state, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}}
+    path = save(content, place / "tiny.pth")
+    done = convert(path, place / "out")
+    assert (done.path / WEIGHTS).read_bytes() == expected_weights(state, place / "by-safetensors")
+    assert path.stat().st_size < 40_000
+    return path.read_bytes(), tree(done.path)
+
+
+@pytest.fixture
+def no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of conversions: what reaches the disk is tested above."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+
+def test_truncation_at_every_byte(tiny: tuple[bytes, dict[str, bytes]], tmp_path: Path) -> None:
+    whole, _ = tiny
+    path, out = tmp_path / "tiny.pth", tmp_path / "out"
+    path.write_bytes(whole)
+    with open(path, "r+b") as file:
+        for size in range(len(whole) - 1, -1, -1):
+            file.truncate(size)
+            with pytest.raises(converter.InputError) as raised:
+                convert(path, out)
+            assert str(path) in str(raised.value)
+    assert os.listdir(tmp_path) == ["tiny.pth"]
+
+
+def test_bytes_after_the_end(tiny: tuple[bytes, dict[str, bytes]], tmp_path: Path) -> None:
+    path = tmp_path / "tiny.pth"
+    for extra in (b"\0", b"x" * 22, tiny[0]):
+        path.write_bytes(tiny[0] + extra)
+        with pytest.raises(converter.InputError):
+            convert(path, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["tiny.pth"]
+
+
+def refusal(path: Path, out: Path, **options: Any) -> str:
+    """Why the input is refused; '' where it is converted. Any other error is one."""
+    try:
+        convert(path, out, **options)
+    except converter.InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.usefixtures("no_flushing")
+def test_flipped_bits_over_the_whole_file(tiny: tuple[bytes, dict[str, bytes]], tmp_path: Path) -> None:
+    """The result is the same, bit for bit, or there is none and exit code 3: never another one, never another error.
+
+    Every byte of the pickle and of the first positions, and one of FLIP_STEP elsewhere; FLIP_STEP=1 takes them all,
+    in minutes.
+    """
+    whole, wanted = tiny
+    step = int(os.environ.get("FLIP_STEP", "23"))
+    pickled = range(whole.index(b"data.pkl"), whole.index(b"PK\x07\x08"))
+    # The elements that tell the scale are read before their checksum is known.
+    table = whole.index(raw_bytes(sincos(12, 4, 1.0).half()))
+    places = sorted({*pickled, *range(table, table + 48), *range(0, len(whole), step)})
+    path, out = tmp_path / "tiny.pth", tmp_path / "out"
+    path.write_bytes(whole)
+    chance, same, refused = random.Random(7), 0, 0
+    with open(path, "r+b", buffering=0) as file:
+        for place in places:
+            os.pwrite(file.fileno(), bytes([whole[place] ^ 1 << chance.randrange(8)]), place)
+            error = refusal(path, out)
+            if error:
+                assert str(path) in error, place
+                assert not out.exists(), place
+                refused += 1
+            else:
+                assert tree(out) == wanted, place
+                remove(out)
+                same += 1
+            os.pwrite(file.fileno(), whole[place : place + 1], place)
+    assert os.listdir(tmp_path) == ["tiny.pth"]
+    # Nearly everything is under a checksum or compared; what is not (padding, dates, members not read) changes nothing.
+    assert refused > 3 * same > 0
+
+
+@pytest.mark.usefixtures("no_flushing")
+def test_a_cut_or_spoiled_safetensors(tiny: tuple[bytes, dict[str, bytes]], tmp_path: Path) -> None:
+    """It has no checksums; but its header is either the same or refused, and no length goes unnoticed."""
+    data = tiny[1][WEIGHTS]
+    header = 8 + int.from_bytes(data[:8], "little")
+    path, out = tmp_path / "made.safetensors", tmp_path / "out"
+    options = {"image_size": 64, "interpolation_scale": 1.0}
+    chance = random.Random(8)
+    path.write_bytes(data)
+    reference = tree(convert(path, out, **options).path)[WEIGHTS]
+    remove(out)
+    for size in range(0, len(data), 31):
+        path.write_bytes(data[:size])
+        with pytest.raises(converter.InputError):
+            convert(path, out, **options)
+    for place in range(0, header, 2):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :])
+        if refusal(path, out, **options):
+            assert not out.exists(), place
+        else:
+            # Only what means the same: a space for another, a letter in "format".
+            assert tree(out)[WEIGHTS] == reference, place
+            remove(out)
+    assert os.listdir(tmp_path) == ["made.safetensors"]

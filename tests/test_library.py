@@ -1,0 +1,426 @@
+"""The package as others use it: its names, lazy checkpoints, tables on live state dicts, families of their own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from makers import CONTAINERS, GOLDEN, HEADS, ROOT, diffusers_keyed, inventories, pixart, raw_bytes, save, tree
+from safetensors.torch import load_file
+
+import converter
+from converter import families
+from converter.families.pixart import KEYS
+
+ALPHA = GOLDEN / "alpha-ms.pth"
+SIGMA = GOLDEN / "sigma-ms.pth"
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+# What it exports.
+
+
+def test_importing_it_costs_nothing() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import converter; "
+        "print(*sorted({m.partition('.')[0] for m in set(sys.modules) - before if not m.startswith('converter')}))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-S", "-c", code], env=environment, capture_output=True, text=True)
+    assert result.stderr == ""
+    assert not set(result.stdout.split()) & {"torch", "numpy", "click", "diffusers", "safetensors", "tqdm", "json"}
+
+
+def test_every_name_that_it_promises_is_there() -> None:
+    assert sorted(converter.__all__) == converter.__all__
+    for name in converter.__all__:
+        assert getattr(converter, name) is not None
+    assert (Path(converter.__file__).parent / "py.typed").exists()
+    with pytest.raises(AttributeError, match="no attribute 'convertt'"):
+        _ = converter.convertt  # type: ignore[attr-defined]
+
+
+def test_the_errors() -> None:
+    assert issubclass(converter.UsageError, converter.ConverterError)
+    assert issubclass(converter.InputError, converter.ConverterError)
+    assert issubclass(converter.MappingError, converter.InputError)
+    codes = [e.exit_code for e in (converter.UsageError, converter.InputError, converter.ConverterError)]
+    assert codes == [2, 3, 5]
+
+
+# Checkpoints.
+
+
+def test_a_checkpoint_is_a_read_only_mapping_of_what_torch_loads() -> None:
+    loaded = torch.load(ALPHA, weights_only=True)
+    for weights, key in ((None, "state_dict"), ("raw", "state_dict"), ("ema", "state_dict_ema")):
+        with converter.open_checkpoint(ALPHA, weights=weights) as checkpoint:
+            assert isinstance(checkpoint, Mapping)
+            assert not hasattr(checkpoint, "__setitem__")
+            assert list(checkpoint) == list(loaded[key])
+            assert len(checkpoint) == len(loaded[key])
+            assert "pos_embed" in checkpoint
+            assert "module.pos_embed" not in checkpoint
+            with pytest.raises(KeyError):
+                checkpoint["nothing"]
+            for name, tensor in checkpoint.items():
+                wanted = loaded[key][name]
+                assert tensor.shape == tuple(wanted.shape)
+                assert tensor.dtype.name == str(wanted.dtype).removeprefix("torch.")
+                assert tensor.read() == raw_bytes(wanted)
+                assert torch.equal(tensor.torch(), wanted)
+                assert np.array_equal(tensor.numpy(), wanted.numpy())
+            assert "alpha-ms.pth" in repr(checkpoint)
+
+
+def test_a_tensor_of_a_closed_checkpoint_cannot_be_read(tmp_path: Path) -> None:
+    with converter.open_checkpoint(SIGMA) as checkpoint:
+        tensor = checkpoint["pos_embed"]
+    with pytest.raises(converter.InputError):
+        tensor.read()
+
+
+def test_opening_leaves_no_descriptor_behind(tmp_path: Path) -> None:
+    bad = save({"a": 1}, tmp_path / "bad.pth")
+    before = set(os.listdir("/proc/self/fd"))
+    for path in (SIGMA, bad, tmp_path / "absent", GOLDEN / "dit.pt", tmp_path):
+        for call in (converter.open_checkpoint, converter.inspect):
+            try:
+                opened = call(path)
+            except converter.InputError:
+                continue
+            if isinstance(opened, converter.Checkpoint):
+                opened.close()
+    converter.convert(SIGMA, tmp_path / "out", num_attention_heads=HEADS)
+    with pytest.raises(converter.InputError):
+        converter.convert(GOLDEN / "sigma-qknorm.pth", tmp_path / "no")
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_weights_that_do_not_exist_as_a_word() -> None:
+    with pytest.raises(ValueError, match="'best'"):
+        converter.open_checkpoint(SIGMA, weights="best")
+
+
+# Inspecting.
+
+
+def test_inspecting_reads_the_index_and_not_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(CONTAINERS["training-alpha"](pixart(hidden_size=120, depth=4)), tmp_path / "made.pth")
+    read = 0
+    real = os.preadv
+
+    def counting(fd: int, buffers: Any, offset: int) -> int:
+        nonlocal read
+        count = real(fd, buffers, offset)
+        read += count
+        return count
+
+    monkeypatch.setattr(os, "preadv", counting)
+    converter.inspect(path)
+    assert 0 < read < path.stat().st_size // 50
+
+
+def test_the_report_is_json(tmp_path: Path) -> None:
+    for name in ("alpha-ms.pth", "sigma-qknorm.pth", "dit.pt", "alpha-controlnet.pth"):
+        made = converter.inspect(GOLDEN / name)
+        assert json.loads(json.dumps(made)) == made
+        assert bool(made["problems"]) == (name != "alpha-ms.pth")
+
+
+def test_given_words_are_heard_by_inspect() -> None:
+    made = converter.inspect(ALPHA, given={"num_attention_heads": 4})
+    assert made["hyper_parameters"]["num_attention_heads"] == {
+        "value": 4,
+        "source": "given",
+        "evidence": "--num_attention_heads",
+    }
+    with pytest.raises(converter.UsageError, match="contradicts the file"):
+        converter.inspect(ALPHA, given={"image_size": 256})
+
+
+# Converting.
+
+
+def test_what_convert_returns(tmp_path: Path) -> None:
+    done = converter.convert(str(SIGMA), str(tmp_path / "out"), num_attention_heads=HEADS)
+    assert done.path == tmp_path / "out"
+    assert done.written
+    assert done.record["tensors"] == 62
+    planned = converter.convert(SIGMA, tmp_path / "other", num_attention_heads=HEADS, dry_run=True)
+    assert not planned.written
+    assert not (tmp_path / "other").exists()
+    assert [row["source"] for row in planned.record["plan"]] == [row["source"] for row in done.record["plan"]]
+
+
+def test_a_flag_that_no_family_has(tmp_path: Path) -> None:
+    with pytest.raises(converter.UsageError, match="--heads: not a flag of the family pixart"):
+        converter.convert(SIGMA, tmp_path / "out", heads=4)
+
+
+def test_progress_adds_up_to_what_it_announced(tmp_path: Path) -> None:
+    totals: list[int] = []
+    counts: list[int] = []
+    lock = threading.Lock()
+
+    def progress(total: int) -> Any:
+        totals.append(total)
+
+        def step(count: int) -> None:
+            with lock:
+                counts.append(count)
+
+        return step
+
+    converter.convert(SIGMA, tmp_path / "out", num_attention_heads=HEADS, progress=progress)
+    assert len(totals) == 1
+    # The headers are counted as bytes to come and are not read in parts: at most a few per cent.
+    assert 0.95 * totals[0] < sum(counts) <= totals[0]
+    assert all(count > 0 for count in counts)
+
+
+def test_an_exception_of_the_caller_passes_through_and_leaves_nothing(tmp_path: Path) -> None:
+    def progress(total: int) -> Any:
+        def step(count: int) -> None:
+            raise LookupError("mine")
+
+        return step
+
+    with pytest.raises(LookupError, match="mine"):
+        converter.convert(SIGMA, tmp_path / "out", num_attention_heads=HEADS, progress=progress)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_from_several_threads_at_once(tmp_path: Path) -> None:
+    outs = [tmp_path / str(i) for i in range(4)]
+
+    def work(out: Path) -> None:
+        converter.convert(SIGMA, out, num_attention_heads=HEADS)
+
+    threads = [threading.Thread(target=work, args=(out,)) for out in outs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({tuple(sorted(tree(out).items())) for out in outs}) == 1
+    assert len(tree(outs[0])) == 4
+
+
+def test_two_runs_into_one_target_leave_one_whole_result(tmp_path: Path) -> None:
+    out, failures = tmp_path / "out", []
+    wanted = tree(converter.convert(SIGMA, tmp_path / "wanted", num_attention_heads=HEADS).path)
+
+    def work() -> None:
+        try:
+            converter.convert(SIGMA, out, num_attention_heads=HEADS)
+        except converter.UsageError as error:
+            failures.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert tree(out) == wanted
+    assert len(failures) <= 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "wanted"]
+
+
+# Tables on live state dicts.
+
+
+@pytest.mark.parametrize("name", ["alpha-ms", "alpha-fixed", "sigma-ms"])
+def test_keys_there_and_back_with_torch(name: str) -> None:
+    loaded = torch.load(GOLDEN / f"{name}.pth", weights_only=True)
+    state = loaded.get("state_dict", loaded)
+    theirs = KEYS(state)
+    wanted = diffusers_keyed(state)
+    assert theirs.keys() == wanted.keys()
+    assert all(torch.equal(theirs[key], wanted[key]) for key in wanted)
+    left = KEYS.left(state)
+    assert set(left) == {"pos_embed", "y_embedder.y_embedding"}
+    back = KEYS.inverse(theirs, left)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+def test_keys_with_numpy_and_as_views() -> None:
+    state = {key: tensor.numpy() for key, tensor in pixart().items()}
+    theirs = KEYS(state)
+    assert np.shares_memory(theirs["transformer_blocks.0.attn1.to_k.weight"], state["blocks.0.attn.qkv.weight"])
+    back = KEYS.inverse(theirs)
+    assert back.keys() == state.keys() - {"pos_embed", "y_embedder.y_embedding"}
+    assert all(np.array_equal(back[key], state[key]) for key in back)
+
+
+def test_keys_on_a_lazy_checkpoint() -> None:
+    with converter.open_checkpoint(SIGMA) as checkpoint:
+        plan = KEYS.plan(checkpoint)
+        wanted = {name for key in checkpoint for name in inventories.diffusers_names(key)}
+        assert {target for move in plan.moves for target in move.targets} == wanted
+        assert plan.blocks == 3
+        assert plan.dims["D"] == 48
+
+
+def test_keys_list_everything_that_does_not_fit() -> None:
+    state = pixart()
+    del state["blocks.1.mlp.fc1.bias"]
+    state["blocks.0.attn.qvk.weight"] = state.pop("blocks.0.attn.qkv.weight")
+    with pytest.raises(converter.MappingError) as raised:
+        KEYS(state)
+    problems = raised.value.problems
+    assert "unknown key blocks.0.attn.qvk.weight (nearest row: blocks.{}.attn.qkv)" in problems
+    assert "missing blocks.0.attn.qkv.weight" in problems
+    assert "missing blocks.1.mlp.fc1.bias" in problems
+    assert len(problems) == 3
+
+
+# Families of others.
+
+
+def toy(name: str = "toy") -> converter.Family:
+    def describe(plan: Any, state: Any, found: converter.Findings) -> None:
+        found.file("width", plan.dims["W"], plan.evidence["W"])
+        found.settle("heads", None, "a file does not show them")
+
+    def config(found: converter.Findings) -> dict[str, Any]:
+        return {"_class_name": "Toy", "width": found.value("width"), "heads": found.value("heads")}
+
+    keys = converter.KeyMapping({
+        "stem [W 3]": "input.proj",
+        "layers.{}.kv [2W W]": ("layers.{}.k", "layers.{}.v"),
+        "token [W]": converter.Extra(),
+    })  # fmt: skip
+    return converter.Family(name, "Toy", keys, describe, config, ("heads", "width"), subfolder="prior")
+
+
+def toy_state() -> dict[str, torch.Tensor]:
+    made = {"stem.weight": torch.randn(5, 3), "stem.bias": torch.randn(5), "token": torch.randn(5)}
+    for i in range(3):
+        made |= {f"layers.{i}.kv.weight": torch.randn(10, 5), f"layers.{i}.kv.bias": torch.randn(10)}
+    return made
+
+
+@pytest.fixture
+def no_families(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test registers or installs is forgotten after it."""
+    monkeypatch.setattr(families, "_REGISTERED", {})
+    families._from_packages.cache_clear()
+    yield
+    families._from_packages.cache_clear()
+
+
+@pytest.mark.usefixtures("no_families")
+def test_a_registered_family_is_recognised_and_converted(tmp_path: Path) -> None:
+    path = save({"state_dict": {f"module.{k}": t for k, t in toy_state().items()}}, tmp_path / "toy.pth")
+    with pytest.raises(converter.InputError, match="no model family knows these keys"):
+        converter.convert(path, tmp_path / "out", heads=1)
+    converter.register(toy())
+    with pytest.raises(converter.UsageError, match="--heads is needed: a file does not show them"):
+        converter.convert(path, tmp_path / "out")
+    with pytest.raises(converter.UsageError, match="--width 6 contradicts the file, which says 5"):
+        converter.convert(path, tmp_path / "out", heads=1, width=6)
+    done = converter.convert(path, tmp_path / "out", heads=1)
+    config = json.loads((done.path / "prior" / "config.json").read_text())
+    assert config == {"_class_name": "Toy", "width": 5, "heads": 1}
+    written = load_file(done.path / "prior" / "diffusion_pytorch_model.safetensors")
+    state = {key.removeprefix("module."): t for key, t in torch.load(path, weights_only=True)["state_dict"].items()}
+    assert torch.equal(written["layers.2.v.weight"], state["layers.2.kv.weight"][5:])
+    assert len(written) == 2 + 3 * 4
+    assert torch.equal(load_file(done.path / "original_extras.safetensors")["token"], state["token"])
+    # Its result may be overwritten like any other, and PixArt is still recognised.
+    converter.convert(path, tmp_path / "out", heads=2, overwrite=True)
+    assert converter.inspect(SIGMA)["family"] == "pixart"
+    assert converter.inspect(path)["family"] == "toy"
+
+
+@pytest.mark.usefixtures("no_families")
+def test_insisting_on_a_family(tmp_path: Path) -> None:
+    path = save(toy_state(), tmp_path / "toy.pth")
+    with pytest.raises(converter.UsageError, match="--family toy: unknown; there are pixart"):
+        converter.convert(path, tmp_path / "out", family="toy")
+    converter.register(toy())
+    with pytest.raises(converter.InputError, match="not a PixArt that can be converted"):
+        converter.convert(path, tmp_path / "out", family="pixart")
+    assert converter.convert(path, tmp_path / "out", family="toy", heads=1).record["family"] == "toy"
+
+
+@pytest.mark.usefixtures("no_families")
+def test_a_family_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real installed distribution, as `importlib.metadata` finds it."""
+    monkeypatch.setitem(sys.modules, "toy_package", _module(FAMILY=toy("installed")))
+    _install(tmp_path / "site", "installed = toy_package:FAMILY", monkeypatch)
+    path = save(toy_state(), tmp_path / "toy.pth")
+    assert converter.inspect(path)["family"] == "installed"
+    # One that is registered by a call stands before it.
+    converter.register(toy("installed"))
+    assert families.families()["installed"] is families._REGISTERED["installed"]
+
+
+@pytest.mark.usefixtures("no_families")
+@pytest.mark.parametrize(
+    ("point", "words"),
+    [
+        ("broken = no_such_package:FAMILY", "the family broken (no_such_package:FAMILY) cannot be loaded"),
+        ("broken = toy_package:OTHER", "the entry point broken (toy_package:OTHER) is not a converter.families.Family"),
+    ],
+)
+def test_a_broken_package_is_named(point: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "toy_package", _module(OTHER="no family"))
+    _install(tmp_path / "site", point, monkeypatch)
+    with pytest.raises(converter.ConverterError) as raised:
+        converter.inspect(save(toy_state(), tmp_path / "toy.pth"))
+    assert words in str(raised.value)
+    assert raised.value.exit_code == 5
+
+
+def _module(**names: Any) -> Any:
+    from types import ModuleType
+
+    module = ModuleType("toy_package")
+    module.__dict__.update(names)
+    return module
+
+
+def _install(site: Path, point: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = site / "toy_package-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[converter.families]\n{point}\n")
+    monkeypatch.syspath_prepend(str(site))
+    assert importlib.metadata.version("toy-package") == "1.0"
+
+
+def test_only_families_are_registered() -> None:
+    with pytest.raises(TypeError, match="not dict"):
+        converter.register({})  # type: ignore[arg-type]
+
+
+def test_every_inventory_is_recognised_or_named() -> None:
+    """Names and shapes of every released model, through the table alone."""
+    for path in sorted((ROOT / "fixtures" / "inventories").glob("*.json")):
+        content = json.loads(path.read_text())
+        state = {key: np.broadcast_to(np.float32(0), shape) for key, (_, shape) in content["tensors"].items()}
+        table = KEYS if content["layout"] == "original" else KEYS.targets
+        problems = table.survey(state).problems
+        if "controlnet" in path.name:
+            assert "ControlNet" in families.named(state)
+        elif "qknorm" in path.name or "kvcompress" in path.name:
+            assert len(problems) == 1
+            assert "stock diffusers' PixArt class cannot hold" in problems[0]
+        else:
+            assert problems == []
+            assert table.survey(state).blocks == (42 if "900m" in path.name else 28)
+            if table is KEYS:
+                targets = {target for move in KEYS.plan(state).moves for target in move.targets}
+                assert targets == {name for key in state for name in inventories.diffusers_names(key)}
