@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +16,6 @@ from .checkpoint.safetensors_writer import Entry, Layout, lay_out_file
 from .checkpoint.transfer import Delivery, Output, Progress, transfer, write_at
 from .errors import ConverterError, InputError, UsageError, printable
 from .mapping import fold
-
-# Dirty bytes after which the disk is put to work, while there is still work for the processor.
-FLUSH_EVERY = 256 << 20
 
 
 @dataclass
@@ -76,13 +73,8 @@ def write_files(
             os.ftruncate(fd, file.layout.size)
             opened = stack.enter_context(_reopened(out.path / file.name, file.layout.header))
             deliveries += file.deliveries(fd, opened.selected.tensors)
-        with _flushing(fds) as moved:
-
-            def proven(count: int) -> None:
-                moved(count)
-                step(count)
-
-            transfer(deliveries, proven)
+        with _flushing(fds) as flush:
+            transfer(deliveries, step, flush)
     outputs = [output for delivery in deliveries for output in delivery.outputs]
     bad = {output.tensor.key: output.nonfinite for output in outputs if output.nonfinite}
     if bad and not allow_nonfinite:
@@ -116,40 +108,28 @@ def nonfinite_words(bad: dict[str, int]) -> str:
 
 
 @contextmanager
-def _flushing(fds: list[int]) -> Iterator[Progress]:
-    """Flush files to disk from another thread while the block runs; at its end, everything that is left.
+def _flushing(fds: list[int]) -> Iterator[Callable[[], None]]:
+    """Yields what starts to flush the files to disk, on another thread; at the end of the block they are flushed.
 
-    Yields what is to be told how many bytes were written. A failure to flush is raised at the end.
+    A failure to flush is raised at the end.
     """
     failures: list[OSError] = []
-    wake, done, dirty = threading.Event(), threading.Event(), 0
+    begin = threading.Event()
 
     def flush() -> None:
+        begin.wait()
         try:
-            last = False
-            while not last:
-                wake.wait()
-                wake.clear()
-                last = done.is_set()  # before flushing: what was written by then is flushed
-                for fd in fds:
-                    os.fsync(fd)
+            for fd in fds:
+                os.fsync(fd)
         except OSError as error:
             failures.append(error)
-
-    def moved(count: int) -> None:
-        nonlocal dirty
-        dirty += count  # from several threads: a lost update only moves the moment
-        if dirty >= FLUSH_EVERY:
-            dirty = 0
-            wake.set()
 
     thread = threading.Thread(target=flush)
     thread.start()
     try:
-        yield moved
+        yield begin.set
     finally:
-        done.set()
-        wake.set()
+        begin.set()
         thread.join()
     if failures:
         raise UsageError(f"the result cannot be written to disk: {failures[0].strerror}")

@@ -3,9 +3,9 @@
 The system copies a storage that is one tensor (`copy_file_range`: no byte of it comes through this process); any
 other is read front to back, once, and its bytes go to wherever they are wanted. What was written is then read back,
 once, which proves both ends: the CRC-32 of what lies in the new file has to be the one that the archive gives for the
-source. SHA-256 and the search for NaN and infinity happen in that same pass. Two threads take storages in turn
-(hashing and I/O release the interpreter's lock), so memory is two buffers, plus one tensor where a view has to be
-laid out anew.
+source. SHA-256 and the search for NaN and infinity happen in that same pass. One thread writes, since two on one file
+only wait for each other, a second proves what is there already, and in the end both do: hashing and I/O release the
+interpreter's lock. Memory is two buffers, plus one tensor where a view has to be laid out anew.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from queue import SimpleQueue
 
 from ..errors import ConverterError, printable
 from .dtypes import DType
 from .tensor import CHUNK, LazyTensor, Storage
 
-WORKERS = 2
 # The exponent bits: all ones in NaN and infinity.
 _EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
-# One write at a time: two on one file only make the system spin for the file's lock.
-_writing = threading.Lock()
 
 Progress = Callable[[int], None]
 
@@ -63,9 +60,8 @@ class Delivery:
             return False
         done = 0
         for output in self.outputs:
-            with _writing:
-                if not storage.copy_to(done, output.tensor.nbytes, output.fd, output.tensor.storage.start):
-                    return False
+            if not storage.copy_to(done, output.tensor.nbytes, output.fd, output.tensor.storage.start):
+                return False
             done += output.tensor.nbytes
         self.crc = storage.crc
         return True
@@ -96,8 +92,7 @@ class Delivery:
             low, high = max(start, self._done), min(start + output.tensor.nbytes, self._done + len(view))
             if low < high:
                 part = view[low - self._done : high - self._done]
-                with _writing:
-                    write_at(output.fd, part, output.tensor.storage.start + low - start)
+                write_at(output.fd, part, output.tensor.storage.start + low - start)
             start += output.tensor.nbytes
         self._done += len(view)
 
@@ -146,25 +141,19 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
-def in_threads(jobs: Iterable[Any], work: Callable[[Any, threading.Event], None]) -> None:
-    """Run `work(job, stop)` for every job on the workers. A failure or an interrupt stops all, then is raised."""
-    stop, pending = threading.Event(), iter(list(jobs))
-    lock = threading.Lock()
+def in_threads(*works: Callable[[threading.Event], None]) -> None:
+    """Run each `work(stop)` in a thread. The first failure, or an interrupt, stops all before it is raised."""
+    stop = threading.Event()
 
-    def worker() -> None:
+    def guarded(work: Callable[[threading.Event], None]) -> None:
         try:
-            while not stop.is_set():
-                with lock:
-                    job = next(pending, None)
-                if job is None:
-                    return
-                work(job, stop)
+            work(stop)
         except BaseException:
             stop.set()
             raise
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        futures = [pool.submit(worker) for _ in range(WORKERS)]
+    with ThreadPoolExecutor(len(works)) as pool:
+        futures = [pool.submit(guarded, work) for work in works]
         try:
             for future in futures:
                 future.result()
@@ -172,8 +161,15 @@ def in_threads(jobs: Iterable[Any], work: Callable[[Any, threading.Event], None]
             stop.set()
 
 
-def transfer(deliveries: Iterable[Delivery], progress: Progress = lambda count: None) -> None:
-    """Carry out all deliveries and prove them. `progress` is told of every run of bytes that was proven.
+def transfer(
+    deliveries: Iterable[Delivery],
+    progress: Progress = lambda count: None,
+    written: Callable[[], None] = lambda: None,
+) -> None:
+    """Carry out all deliveries and prove them.
+
+    `progress` is told of every run of bytes that was proven; `written` is called once, when all are written and many
+    are still to be proven: the moment to put the disk to work.
 
     Raises: `InputError` where a storage cannot be read whole or its CRC is wrong; `ConverterError` where reading back
     gives something else than was written; `OSError` where writing fails.
@@ -182,19 +178,35 @@ def transfer(deliveries: Iterable[Delivery], progress: Progress = lambda count: 
     for delivery in deliveries:
         storage = delivery.tensor.storage
         by_storage.setdefault(id(storage), (storage, []))[1].append(delivery)
-    buffers = threading.local()
-
-    def carry(job: tuple[Storage, list[Delivery]], stop: threading.Event) -> None:
-        storage, wanting = job
-        if not hasattr(buffers, "buffer"):
-            buffers.buffer = bytearray(CHUNK)
-        if not (len(wanting) == 1 and wanting[0].copied()):
-            _read_and_write(storage, wanting, buffers.buffer, stop)
-        for delivery in wanting:
-            delivery.prove(buffers.buffer, stop, progress)
-
     # In the order of the file, so that a disk reads forward.
-    in_threads(sorted(by_storage.values(), key=lambda job: (job[0].file.path, job[0].start)), carry)
+    jobs = sorted(by_storage.values(), key=lambda job: (job[0].file.path, job[0].start))
+    ready: SimpleQueue[Delivery | None] = SimpleQueue()  # None: there will be no more
+
+    def write(stop: threading.Event) -> None:
+        buffer = bytearray(CHUNK)
+        try:
+            for storage, wanting in jobs:
+                if stop.is_set():
+                    return
+                if not (len(wanting) == 1 and wanting[0].copied()):
+                    _read_and_write(storage, wanting, buffer, stop)
+                for delivery in wanting:
+                    ready.put(delivery)
+            written()
+        finally:
+            ready.put(None)
+            ready.put(None)
+
+    def prove(stop: threading.Event) -> None:
+        buffer = bytearray(CHUNK)
+        while (delivery := ready.get()) and not stop.is_set():
+            delivery.prove(buffer, stop, progress)
+
+    def write_then_prove(stop: threading.Event) -> None:
+        write(stop)
+        prove(stop)
+
+    in_threads(write_then_prove, prove)
 
 
 def _read_and_write(storage: Storage, wanting: list[Delivery], buffer: bytearray, stop: threading.Event) -> None:

@@ -260,35 +260,53 @@ def test_short_writes_are_continued(out: int, monkeypatch: pytest.MonkeyPatch) -
     assert os.pread(out, 200, 0) == bytes(5) + bytes(range(100))
 
 
-def test_the_first_failure_stops_the_other_worker() -> None:
-    begun, seen = threading.Event(), []
-
-    def work(job: int, stop: threading.Event) -> None:
-        seen.append(job)
-        if job == 0:
-            begun.wait(10)
-            raise RuntimeError("the first")
-        begun.set()
-        assert stop.wait(10), "not told to stop"
-
-    with within(20), pytest.raises(RuntimeError, match="the first"):
-        in_threads(range(100), work)
-    assert sorted(seen) == [0, 1]
-
-
-def test_an_interrupt_stops_the_workers() -> None:
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_the_first_failure_stops_the_other_thread(failure: type[BaseException]) -> None:
     begun, stopped = threading.Event(), []
 
-    def work(job: int, stop: threading.Event) -> None:
-        if job == 0:
-            begun.wait(10)
-            raise KeyboardInterrupt
+    def fails(stop: threading.Event) -> None:
+        begun.wait(10)
+        raise failure("the first")
+
+    def goes_on(stop: threading.Event) -> None:
         begun.set()
         stopped.append(stop.wait(10))
 
-    with within(20), pytest.raises(KeyboardInterrupt):
-        in_threads(range(2), work)
-    assert stopped == [True]
+    for works in ([fails, goes_on], [goes_on, fails]):
+        begun.clear()
+        with within(20), pytest.raises(failure, match="the first"):
+            in_threads(*works)
+    assert stopped == [True, True]
+
+
+def test_a_failure_in_proving_stops_the_writing(tmp_path: Path, out: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({f"w{n}": torch.ones(4) for n in range(200)}, tmp_path / "w.pth")
+    written: list[str] = []
+    with open_checkpoint(tmp_path / "w.pth") as checkpoint:
+        made = deliveries(checkpoint, out)
+        failed = threading.Event()
+
+        def fails(self: Delivery, *args: Any) -> None:
+            failed.set()
+            raise RuntimeError("the proof fails")
+
+        def slowly(self: Delivery) -> bool:
+            written.append(self.tensor.key)
+            return failed.wait(10)
+
+        monkeypatch.setattr(Delivery, "prove", fails)
+        monkeypatch.setattr(Delivery, "copied", slowly)
+        with within(20), pytest.raises(RuntimeError, match="the proof fails"):
+            transfer.transfer(made, written=lambda: written.append("all"))
+    assert "all" not in written
+
+
+def test_the_disk_is_put_to_work_once_all_is_written(tmp_path: Path, out: int) -> None:
+    torch.save({f"w{n}": torch.full((4,), float(n)) for n in range(20)}, tmp_path / "w.pth")
+    with open_checkpoint(tmp_path / "w.pth") as checkpoint:
+        seen: list[bytes] = []
+        transfer.transfer(deliveries(checkpoint, out), written=lambda: seen.append(os.pread(out, 1000, 0)))
+        assert seen == [b"".join(lazy.read() for lazy in checkpoint.values())]
 
 
 def test_a_tensor_that_arrives_in_part_is_noticed(tmp_path: Path, out: int) -> None:
