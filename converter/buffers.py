@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .checkpoint import LazyTensor
-from .checkpoint.cast import round_to
+from .checkpoint.cast import round_to, widen
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +44,10 @@ def compare(tensor: LazyTensor, table: Any) -> Comparison:
             equal = False
             item = tensor.dtype.itemsize
             stored, computed = (
-                _floats(part, tensor),
+                widen(part, tensor.dtype),
                 values.reshape(-1)[skip // item : skip // item + len(part) // item],
             )
             with np.errstate(invalid="ignore"):
                 apart = np.abs(stored.astype(np.float64) - computed)
             difference = max(difference, float(apart.max()) if np.isfinite(apart).all() else float("inf"))
     return Comparison(equal, difference, digest.hexdigest())
-
-
-def _floats(part: memoryview, tensor: LazyTensor) -> Any:
-    import numpy as np
-
-    if tensor.dtype.code == "BF16":
-        return (np.frombuffer(part, "<u2").astype("<u4") << 16).view("<f4")
-    return np.frombuffer(part, tensor.dtype.name)

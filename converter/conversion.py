@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ._version import __version__
 from .buffers import Comparison, compare
 from .checkpoint import Checkpoint, LazyTensor, open_checkpoint
+from .checkpoint.folder import beside, model_folder, read_json
 from .checkpoint.publish import Publication
 from .checkpoint.target import check_target, leftovers
 from .checkpoint.transfer import Progress
-from .errors import printable
+from .errors import ConverterError, printable
 from .inspection import report
 from .mapping import Computed, fold
 from .survey import Survey, survey
@@ -26,22 +26,18 @@ from .writing import TensorFile, nonfinite_words, write_files
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 EXTRAS = "original_extras.safetensors"
 RECORD = "conversion.json"
-# What a folder of ours may hold, so that --overwrite never deletes anything else.
-_OURS = re.compile(rf"\w+/(config\.json|diffusion_pytorch_model[\w.-]*)|{re.escape(EXTRAS)}|{re.escape(RECORD)}")
-
-
-def _ours(name: str) -> bool:
-    return _OURS.fullmatch(name) is not None
+TOOL = "convert-pixart"
 
 
 @dataclass
 class Conversion:
-    """What was done, or in a dry run would be: `record` is the content of `conversion.json`."""
+    """What was done, or in a dry run would be: `record` is the content of `conversion.json`, `files` the sizes."""
 
     path: Path
     record: dict[str, Any]
     notes: list[str]
     written: bool
+    files: dict[str, int] = field(default_factory=dict)
 
 
 def convert(
@@ -63,7 +59,7 @@ def convert(
         dump_path: the folder to make; it appears whole or not at all.
         weights: 'raw' or 'ema' where the file holds both (default: raw).
         family: insist on a model family instead of recognising it.
-        overwrite: replace a folder that an earlier conversion wrote.
+        overwrite: replace a folder that holds what an earlier conversion wrote, by its record, and nothing else.
         dry_run: plan, and write nothing.
         allow_nonfinite: let NaN and infinity through, bit for bit.
         progress: called with the number of bytes to come; returns what is called with each count of bytes done.
@@ -71,50 +67,107 @@ def convert(
 
     Returns: a `Conversion`.
 
-    Raises: `InputError` (exit code 3) for a file that is refused, `UsageError` (2) for a call that is.
+    Raises: `InputError` (exit code 3) for a file that is refused, `UsageError` (2) for a call that is,
+    `ConverterError` itself (5) where the disk fills up or fails.
 
     Example:
         >>> done = convert("fixtures/golden/sigma-ms.pth", tmp / "out", num_attention_heads=4)
         >>> sorted(p.name for p in done.path.rglob("*.*"))
         ['config.json', 'conversion.json', 'diffusion_pytorch_model.safetensors', 'original_extras.safetensors']
     """
-    source, target = Path(orig_ckpt_path), Path(dump_path)
-    target = check_target(target, source, overwrite=overwrite, allowed=_ours)
+    source = Path(orig_ckpt_path)
+    target = check_target(Path(dump_path), source, overwrite=overwrite, allowed=_ours)
     with open_checkpoint(source, weights) as checkpoint:
-        looked = survey(checkpoint, given, family)
-        maker = looked.require()
-        config = looked.config()
-        notes = _notes(checkpoint, looked)
-        model = TensorFile(f"{maker.subfolder}/{WEIGHTS}", {"format": "pt"})
-        extras = TensorFile(EXTRAS, None)
-        rows = _fill(looked, model, extras, notes)
-        files = [f for f in (model, extras) if f.parts]
-        for file in files:
-            file.plan()
-        record = report(looked) | {
-            "tool": {"name": "convert-pixart", "version": __version__},
-            "notes": notes,
-            "plan": rows,
-        }
-        if dry_run:
-            return Conversion(target, record, [*notes, *_leftovers(target)], False)
-        config_text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        needed = sum(f.layout.size for f in files) + len(config_text) + (1 << 20)
-        with Publication(target, needed_bytes=needed, overwrite=overwrite, allowed=_ours) as out:
-            step = progress(sum(t.nbytes for f in files for t, _ in f.parts)) if progress else lambda count: None
-            written = write_files(out, files, checkpoint.path, allow_nonfinite, step)
-            if written.nonfinite:
-                notes.append(f"{nonfinite_words(written.nonfinite)}: converted as they are")
-            for row in rows:
-                # The parts of a split tensor are, in order, its bytes: their digests are those of what was read.
-                row.setdefault("sha256", written.digests.get(row["source"]))
-            config_name = f"{maker.subfolder}/config.json"
-            out.write_text(config_name, config_text)
-            digest = hashlib.sha256(config_text.encode()).hexdigest()
-            record["written"] = written.files | {config_name: {"size": len(config_text), "sha256": digest}}
-            out.write_text(RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-            out.publish()
-        return Conversion(target, record, [*notes, *_leftovers(target)], True)
+        plan = _plan(survey(checkpoint, given, family))
+        sizes: dict[str, int] = {}
+        if not dry_run:
+            with Publication(target, needed_bytes=plan.size, overwrite=overwrite, allowed=_ours) as out:
+                sizes = _write(out, plan, checkpoint.path, allow_nonfinite, progress)
+                out.publish()
+        return Conversion(target, plan.record, [*plan.notes, *_leftovers(target)], not dry_run, sizes)
+
+
+def _ours(folder: Path) -> Set[str]:
+    """The files that our own record in a folder says we wrote, and the record; nothing where there is none."""
+    try:
+        record = read_json(folder / RECORD)
+        tool, written = record["tool"]["name"], record["written"]
+    except (ConverterError, TypeError, KeyError):
+        return frozenset()
+    return {*written, RECORD} if tool == TOOL and isinstance(written, dict) else frozenset()
+
+
+@dataclass
+class _Plan:
+    """What will be written, all but the bytes of the tensors. `notes` are part of the record, and grow with it."""
+
+    files: list[TensorFile]
+    config_name: str
+    config: str
+    record: dict[str, Any]
+    notes: list[str]
+
+    @property
+    def size(self) -> int:
+        """What it takes on the disk, the record generously."""
+        return sum(file.layout.size for file in self.files) + len(self.config) + (1 << 20)
+
+
+def _plan(looked: Survey) -> _Plan:
+    """Decide everything; the tensors that are recomputed are read and compared, no other is."""
+    maker, config = looked.require(), looked.config()
+    notes = _notes(looked.checkpoint, looked)
+    model = TensorFile(f"{maker.subfolder}/{WEIGHTS}", {"format": "pt"})
+    extras = TensorFile(EXTRAS, None)
+    rows = _fill(looked, model, extras, notes)
+    files = [file for file in (model, extras) if file.parts]
+    for file in files:
+        file.plan()
+    record = report(looked) | {
+        "sources": _sources(looked.checkpoint),
+        "tool": {"name": TOOL, "version": __version__},
+        "notes": notes,
+        "plan": rows,
+    }
+    config_text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    return _Plan(files, f"{maker.subfolder}/config.json", config_text, record, notes)
+
+
+def _write(
+    out: Publication,
+    plan: _Plan,
+    source: str,
+    allow_nonfinite: bool,
+    progress: Callable[[int], Progress] | None,
+) -> dict[str, int]:
+    """Write the tensors, the config and, last, the record, which tells what was found; returns the files' sizes."""
+    total = sum(tensor.nbytes for file in plan.files for tensor, _ in file.parts)
+    written = write_files(out, plan.files, source, allow_nonfinite, progress(total) if progress else lambda count: None)
+    if written.nonfinite:
+        plan.notes.append(f"{nonfinite_words(written.nonfinite)}: converted as they are")
+    for row in plan.record["plan"]:
+        # The parts of a split tensor are, in order, its bytes. What was read to compare it gives way to what was
+        # written: the file may have changed in between, and not every kind has checksums.
+        row["sha256"] = written.digests.get(row["source"], row.get("sha256"))
+    out.write_text(plan.config_name, plan.config)
+    plan.record["written"] = written.files | {plan.config_name: _digest(plan.config.encode())}
+    record = json.dumps(plan.record, indent=1, ensure_ascii=False) + "\n"
+    out.write_text(RECORD, record)
+    return {name: file["size"] for name, file in plan.record["written"].items()} | {RECORD: len(record.encode())}
+
+
+def _digest(data: bytes) -> dict[str, int | str]:
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:
+    """Of a folder, what was believed beside the weights, so that the record is enough to audit what it led to."""
+    path = Path(checkpoint.path)
+    if not path.is_dir():
+        return {}
+    place = model_folder(path)
+    found = beside(place, checkpoint.config)
+    return {(place / name).relative_to(path).as_posix(): _digest(data) for name, data in found.items()}
 
 
 def _leftovers(target: Path) -> list[str]:
@@ -134,21 +187,30 @@ def _notes(checkpoint: Checkpoint, looked: Survey) -> list[str]:
     if other and checkpoint.asked is None:
         notes.append(
             f"took the {chosen.weights} weights ({chosen.where}); {other[0].weights.upper()} weights are there too: "
-            f"choose them with --weights {other[0].weights}"
+            f"--weights {other[0].weights} takes those"
         )
     for name, danger in checkpoint.foreign:
         if danger:
             notes.append(f"the file asks to import {name}, which can run code in other readers; nothing of it ran here")
-    seen: set[tuple[int, tuple[int, int]]] = set()
-    shared = []
-    for key, tensor in checkpoint.items():
-        place = (id(tensor.storage), tensor.span)
-        if place in seen and tensor.nbytes:
-            shared.append(key)
-        seen.add(place)
-    if shared:
+    if shared := _sharing(checkpoint):
         notes.append(f"{', '.join(fold(shared)[:6])} share their storage with other keys: each gets its own copy")
     return notes
+
+
+def _sharing(checkpoint: Checkpoint) -> list[str]:
+    """The keys whose run of bytes overlaps with that of a key before them, be it in part."""
+    runs: dict[int, list[tuple[int, int, str]]] = {}
+    for key, tensor in checkpoint.items():
+        if tensor.nbytes:
+            runs.setdefault(id(tensor.storage), []).append((*tensor.span, key))
+    shared = set()
+    for run in runs.values():
+        reached = 0
+        for start, stop, key in sorted(run, key=lambda item: item[0]):  # of equal ones, the first stays the first
+            if start < reached:
+                shared.add(key)
+            reached = max(reached, stop)
+    return [key for key in checkpoint if key in shared]
 
 
 def _fill(looked: Survey, model: TensorFile, extras: TensorFile, notes: list[str]) -> list[dict[str, Any]]:

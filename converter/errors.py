@@ -1,6 +1,6 @@
 """The errors that a user can cause, and how untrusted text is made safe to print.
 
-Every error ends in one line and an exit code (0 done, 2 usage, 3 input rejected, 5 internal);
+Every error ends in one line and an exit code (0 done, 2 usage, 3 input rejected, 5 internal, or a disk that fails);
 the command line prints `str(error)` and nothing else.
 """
 
@@ -10,7 +10,7 @@ import os
 
 
 class ConverterError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of everything this package raises on purpose; itself, a fault of neither the call nor the input."""
 
     exit_code = 5
 
@@ -28,8 +28,8 @@ class InputError(ConverterError):
 
     @classmethod
     def at(cls, path: str | os.PathLike[str], where: object, rule: str) -> InputError:
-        """An error that names the file, the member or offset in it, and the rule it breaks."""
-        return cls(f"{printable(path)}: {printable(where)}: {rule}")
+        """An error that names the file, the member or offset in it ('' for the whole), and the rule it breaks."""
+        return cls(": ".join([printable(path), *([] if where == "" else [printable(where)]), rule]))
 
 
 def printable(text: object, limit: int = 200) -> str:

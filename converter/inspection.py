@@ -22,7 +22,7 @@ def inspect(
     """What a checkpoint is, as a JSON-ready dict. Reads its index, not its tensors.
 
     Raises: `InputError` for a malformed or unsafe file; a file that is sound but cannot be converted is described,
-    with the reasons under `problems`.
+    with the reasons under `problems`; what a conversion would ask for first is under `needs`, '' if nothing.
 
     Example:
         >>> inspect("fixtures/golden/alpha-ms.pth")["hyper_parameters"]["hidden_size"]["value"]
@@ -36,6 +36,7 @@ def inspect(
         made["dropped"] = sorted(plan.computed)
         made["sidecar"] = sorted(plan.extras)
         made["notes"] = list(looked.found.notes)
+        made["needs"] = looked.needs
         made["problems"] = ([looked.problem] if looked.problem else []) + plan.problems
         return made
 

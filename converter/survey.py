@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import nan
 from typing import Any
 
-from .checkpoint import Checkpoint, LazyTensor
+from .checkpoint import Checkpoint
 from .checkpoint.tensor import Storage
 from .errors import InputError, UsageError, printable
 from .families import Family, Findings, families, named, recognise
 from .mapping import KeyMapping, MappingError, Plan, fold
-
-# dtype -> (struct format, half of the last place of a value below 1 and a little more). F64: stored, computed as F32.
-_ELEMENT = {"F64": ("<d", 2e-7), "F32": ("<f", 2e-7), "F16": ("<e", 2.5e-4), "BF16": ("<H", 2e-3)}
+from .mapping.dims import Pattern, bind, mismatch
 
 
 @dataclass
@@ -25,7 +21,8 @@ class Survey:
     """The outcome of looking at a checkpoint.
 
     `family` is None where none knows the keys, and `problem` then says what the file is instead. `diffusers` tells
-    whether the keys are diffusers' already. `plan` may hold problems: `require()` raises them.
+    whether the keys are diffusers' already. `plan` may hold problems: `require()` raises them. `needs` is what a
+    conversion would ask for first, in words; '' where nothing is lacking, or problems come before it.
     """
 
     checkpoint: Checkpoint
@@ -34,6 +31,7 @@ class Survey:
     plan: Plan = field(default_factory=Plan)
     found: Findings = field(default_factory=lambda: Findings({}))
     problem: str = ""
+    needs: str = ""
 
     @property
     def table(self) -> KeyMapping:
@@ -57,8 +55,18 @@ class Survey:
 
     def config(self) -> dict[str, Any]:
         """`config.json` of the converted model. Raises what stands against it, as `require()` does, or `UsageError`."""
-        with self.state.blaming():
+        with self.state.blaming(), self.naming():
             return self.require().config(self.found)
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """A family sees the content of `config.json` and not where it lies: its errors are told that here."""
+        try:
+            yield
+        except InputError as error:
+            if not str(error).startswith("config.json:"):
+                raise
+            raise InputError(f"{printable(self.checkpoint.path)}: {error}") from error
 
 
 class _State:
@@ -73,8 +81,7 @@ class _State:
         """Single elements, read in place without the CRC's proof; what they show is checked against the whole later."""
         tensor = self._checkpoint[key]
         self._peeked[id(tensor.storage)] = tensor.storage
-        form, rounding = _ELEMENT.get(tensor.dtype.code, ("", 0.0))
-        return tuple(_element(tensor, position, form) for position in positions), rounding
+        return tensor.peek(*positions), tensor.dtype.rounding
 
     @contextmanager
     def blaming(self) -> Iterator[None]:
@@ -86,21 +93,6 @@ class _State:
                 for _ in storage.chunks():
                     pass  # at the end it verifies the CRC
             raise
-
-
-def _element(tensor: LazyTensor, position: int, form: str) -> float:
-    """One element by its row-major position; NaN outside the tensor and in one that holds no floats."""
-    if not form or position >= tensor.numel:
-        return nan
-    place = tensor.offset
-    for size, stride in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
-        position, along = divmod(position, size)
-        place += along * stride
-    storage, item = tensor.storage, tensor.dtype.itemsize
-    (value,) = struct.unpack(form, storage.file.read(storage.start + place * item, item, tensor.key))
-    if tensor.dtype.code == "BF16":
-        (value,) = struct.unpack("<f", struct.pack("<I", value << 16))
-    return float(value)
 
 
 def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, family: str | None = None) -> Survey:
@@ -118,7 +110,8 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
         kind = named(checkpoint)
         shown = fold(list(checkpoint)[:200])
         unknown_keys = ", ".join(shown[:4]) + (" ..." if len(shown) > 4 else "")
-        made.problem = f"this is {kind}" if kind else f"no model family knows these keys: {unknown_keys}"
+        mixed = f"; {checkpoint.mixed}" if checkpoint.mixed else ""
+        made.problem = f"this is {kind}" if kind else f"no model family knows these keys: {unknown_keys}{mixed}"
         return made
     made.family, made.diffusers = recognised
     made.plan = made.table.survey(checkpoint)
@@ -128,12 +121,45 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
         raise UsageError(
             f"{', '.join(f'--{name}' for name in sorted(unknown))}: not a flag of the family {made.family.name}"
         )
-    with made.state.blaming():
+    _check_types(made.family, made.found.given)
+    with made.state.blaming(), made.naming():
         made.family.describe(made.plan, made.state, made.found)
+        if not made.plan.problems:
+            made.needs = _hold_against_config(made.family, made.state.config, made.found)
     # What is said of the whole comes before what is said of single tensors.
-    made.plan.problems[:0] = _flat(checkpoint, made.plan) + made.found.problems
+    made.plan.problems[:0] = _flat(checkpoint, made.plan) + _misshapen(checkpoint, made.plan) + made.found.problems
     made.plan.problems += _not_weights(checkpoint)
+    if made.plan.problems and checkpoint.mixed:
+        made.plan.problems.insert(0, checkpoint.mixed)
+    if made.plan.problems:
+        made.needs = ""
     return made
+
+
+def _check_types(family: Family, given: Mapping[str, Any]) -> None:
+    """From Python anything may come: 'false' is true, and a size that is a string fails somewhere else."""
+    for name, kind in family.flags.items() if isinstance(family.flags, Mapping) else ():
+        value = given.get(name)
+        if value is not None and type(value) not in ((float, int) if kind is float else (kind,)):
+            raise UsageError(f"--{name} {printable(repr(value))}: not {kind.__name__} but {type(value).__name__}")
+
+
+def _hold_against_config(family: Family, said: Mapping[str, Any], found: Findings) -> str:
+    """Whatever the source's `config.json` says of the model has to be what ours will say; returns what ours lacks."""
+    if any(not problem.startswith("config.json: ") for problem in found.problems):
+        return ""
+    try:
+        config = family.config(found)
+    except UsageError as error:
+        return str(error)
+    for key, ours in config.items():
+        theirs, others = said.get(key), family.tolerated.get(key, ())
+        told = any(problem.startswith(f"config.json: {key}:") for problem in found.problems)
+        if theirs is not None and theirs != ours and others is not None and theirs not in others and not told:
+            found.problems.append(
+                f"config.json: {key}: {printable(theirs)}, and the converted model would have {printable(ours)}"
+            )
+    return ""
 
 
 def _insisted(name: str | None) -> Family | None:
@@ -155,11 +181,41 @@ def _not_weights(checkpoint: Checkpoint) -> list[str]:
     ]
 
 
+def _matrices(checkpoint: Checkpoint, plan: Plan) -> list[tuple[str, Pattern, tuple[int, ...]]]:
+    """Key, pattern and shape of every weight that ought to have more than one axis."""
+    return [
+        (key, move.row.pattern, tuple(checkpoint[key].shape))
+        for move in plan.moves
+        for key in move.sources
+        if len(move.row.pattern) > 1 and key.endswith(".weight")
+    ]
+
+
 def _flat(checkpoint: Checkpoint, plan: Plan) -> list[str]:
     """Whether every matrix has lost its shape."""
-    matrices = [
-        key for move in plan.moves for key in move.sources if len(move.row.pattern) > 1 and key.endswith(".weight")
-    ]
-    if not matrices or any(len(checkpoint[key].shape) != 1 for key in matrices):
+    matrices = _matrices(checkpoint, plan)
+    if not matrices or any(len(shape) != 1 for _, _, shape in matrices):
         return []
     return ["every weight is flat: this looks like an FSDP or ZeRO shard; gather a full state dict first"]
+
+
+def _misshapen(checkpoint: Checkpoint, plan: Plan) -> list[str]:
+    """Whether all matrices would fit the table if one and the same thing were undone in every one of them."""
+    matrices = [(k, p, s) for k, p, s in _matrices(checkpoint, plan) if len(p) == len(s) == 2]
+
+    def fits(undone: Callable[[int, int], tuple[int, int]]) -> bool:
+        shapes = [(key, pattern, undone(*shape)) for key, pattern, shape in matrices]
+        dims, _ = bind(shapes)
+        return not any(mismatch(pattern, shape, dims) for _, pattern, shape in shapes)
+
+    if not plan.problems or fits(lambda rows, columns: (rows, columns)):
+        return []
+    if fits(lambda rows, columns: (columns, rows)):
+        return ["every matrix has its axes the other way round: this looks like a transposed (Flax or JAX) export"]
+    for parts in range(2, 65):
+        if fits(lambda rows, columns, parts=parts: (rows * parts, columns)):  # type: ignore[misc]
+            return [
+                f"every matrix has 1/{parts} of its rows: this looks like one of {parts} tensor-parallel shards; "
+                "put them together first"
+            ]
+    return []

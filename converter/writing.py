@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .checkpoint import Checkpoint, LazyTensor, open_checkpoint
-from .checkpoint.publish import Publication
+from .checkpoint.publish import Publication, unwritten
 from .checkpoint.safetensors_writer import Entry, Layout, lay_out_file
 from .checkpoint.transfer import Delivery, Output, Progress, transfer, write_at
-from .errors import ConverterError, InputError, UsageError, printable
+from .errors import ConverterError, InputError, printable
 from .mapping import fold
 
 
@@ -73,7 +73,7 @@ def write_files(
             os.ftruncate(fd, file.layout.size)
             opened = stack.enter_context(_reopened(out.path / file.name, file.layout.header))
             deliveries += file.deliveries(fd, opened.selected.tensors)
-        with _flushing(fds) as flush:
+        with _flushing(fds, out.target) as flush:
             transfer(deliveries, step, flush)
     outputs = [output for delivery in deliveries for output in delivery.outputs]
     bad = {output.tensor.key: output.nonfinite for output in outputs if output.nonfinite}
@@ -96,19 +96,24 @@ def _reopened(path: Path, header: bytes) -> Checkpoint:
         opened = open_checkpoint(path)
     except InputError as error:  # no fault of the input
         raise wrong from error
-    if opened.files[0].read(0, len(header)) != header:
-        opened.close()
-        raise wrong
+    opened.files[0].ours = True
+    with ExitStack() as stack:
+        stack.callback(opened.close)
+        if opened.files[0].read(0, len(header)) != header:
+            raise wrong
+        stack.pop_all()
     return opened
 
 
 def nonfinite_words(bad: dict[str, int]) -> str:
     """How many elements are NaN or infinite, and where."""
-    return f"{sum(bad.values())} elements are NaN or infinite, in {', '.join(fold(bad)[:6])}"
+    total = sum(bad.values())
+    are = "1 element is" if total == 1 else f"{total} elements are"
+    return f"{are} NaN or infinite, in {', '.join(fold(bad)[:6])}"
 
 
 @contextmanager
-def _flushing(fds: list[int]) -> Iterator[Callable[[], None]]:
+def _flushing(fds: list[int], target: Path) -> Iterator[Callable[[], None]]:
     """Yields what starts to flush the files to disk, on another thread; at the end of the block they are flushed.
 
     A failure to flush is raised at the end.
@@ -132,4 +137,4 @@ def _flushing(fds: list[int]) -> Iterator[Callable[[], None]]:
         begin.set()
         thread.join()
     if failures:
-        raise UsageError(f"the result cannot be written to disk: {failures[0].strerror}")
+        raise unwritten(target, failures[0])

@@ -24,6 +24,7 @@ from makers import CONTAINERS, GOLDEN, HEADS, Result, launch, pixart, save, star
 from safetensors.torch import load_file
 
 import converter
+from converter.errors import human_bytes
 
 Cli = Callable[..., Result]
 SIGMA = GOLDEN / "sigma-ms.pth"
@@ -162,7 +163,8 @@ def test_ema_by_flag(tmp_path: Path, cli: Cli) -> None:
         written[weights] = tree(tmp_path / weights)["transformer/diffusion_pytorch_model.safetensors"]
     assert written["raw"] != written["ema"]
     result = cli("convert-pixart", *flags(GOLDEN / "alpha-ms.pth", tmp_path / "default"))
-    assert re.search(r"note: .*EMA weights are there too.*--weights ema", result.stdout)
+    note = "note: took the raw weights (state_dict); EMA weights are there too: --weights ema takes those"
+    assert note in result.stdout.splitlines()
     assert tree(tmp_path / "default")["transformer/diffusion_pytorch_model.safetensors"] == written["raw"]
 
 
@@ -285,8 +287,10 @@ INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an optimizer": (checkpoint({"state": {}, "param_groups": []}), "optimizer"),
     "no PixArt": (checkpoint({"conv.weight": torch.ones(2)}), "no model family"),
     "a legacy file": (
-        lambda place: torch.save({"a": torch.ones(2)}, place / "made.pth", _use_new_zipfile_serialization=False)
-        or place / "made.pth",
+        lambda place: (
+            torch.save({"a": torch.ones(2)}, place / "made.pth", _use_new_zipfile_serialization=False)
+            or place / "made.pth"
+        ),
         "legacy torch file",
     ),
 }
@@ -353,8 +357,8 @@ USAGES: dict[str, tuple[list[str], str]] = {
     "no such family": (["{base}", "--family=unet"], "--family unet: unknown; there are pixart"),
     "target is a file": (["--orig_ckpt_path={s}", "--dump_path={file}"], "not a folder"),
     "target is a link to nowhere": (["--orig_ckpt_path={s}", "--dump_path={dangling}"], "dangling"),
-    "target is full": (["--orig_ckpt_path={s}", "--dump_path={full}"], "use --overwrite"),
-    "target holds other things": (["--orig_ckpt_path={s}", "--dump_path={full}", "--overwrite"], "would delete"),
+    "target is full": (["--orig_ckpt_path={s}", "--dump_path={full}"], "has no record of, mine.pth"),
+    "target holds other things": (["--orig_ckpt_path={s}", "--dump_path={full}", "--overwrite"], "has no record"),
     "target is the input": (["--orig_ckpt_path={s}", "--dump_path={s}", "--overwrite"], "is the input"),
     "target holds the input": (
         ["--orig_ckpt_path={full}/mine.pth", "--dump_path={full}", "--overwrite"],
@@ -486,17 +490,39 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(tmp_path: Path, cli: Cli) -
     assert cli("convert-pixart", *flags(SIGMA, tmp_path / "out", "--dry_run")).returncode == 2
 
 
+def test_every_file_is_listed(tmp_path: Path, cli: Cli) -> None:
+    result = cli("convert-pixart", *flags(SIGMA, tmp_path / "out"))
+    listed = re.findall(r"^wrote: (.*) \((.*)\)$", result.stdout, re.M)
+    assert {name for name, _ in listed} == {str(p) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert listed[-1][0].endswith("conversion.json")
+    assert all(size == human_bytes(Path(name).stat().st_size) for name, size in listed)
+
+
+@pytest.mark.parametrize("name", ["missing", "a FIFO", "an empty folder"])
+def test_an_error_of_the_whole_file_names_it_and_no_place(name: str, tmp_path: Path, cli: Cli) -> None:
+    make, rule = {
+        "missing": (lambda p: None, "No such file or directory"),
+        "a FIFO": (os.mkfifo, "not a regular file"),
+        "an empty folder": (os.mkdir, "holds no weights"),
+    }[name]
+    path = tmp_path / "made.pth"
+    make(path)
+    result = cli("convert-pixart", *flags(path, tmp_path / "out"))
+    assert result.returncode == 3
+    assert result.stderr.startswith(f"convert-pixart: error: {path}: {rule}")
+
+
 def test_overwrite_and_allow_nonfinite(tmp_path: Path, cli: Cli) -> None:
     state = pixart()
     state["final_layer.linear.bias"][3] = float("nan")
     path = save(state, tmp_path / "made.pth")
     result = cli("convert-pixart", *flags(path, tmp_path / "out"))
     assert result.returncode == 3
-    assert "1 elements are NaN or infinite, in proj_out.bias; --allow_nonfinite" in result.stderr
+    assert "1 element is NaN or infinite, in proj_out.bias; --allow_nonfinite" in result.stderr
     assert not (tmp_path / "out").exists()
     result = cli("convert-pixart", *flags(path, tmp_path / "out", "--allow-nonfinite"))
     assert result.returncode == 0
-    assert "note: 1 elements are NaN or infinite" in result.stdout
+    assert "note: 1 element is NaN or infinite" in result.stdout
     assert torch.isnan(load_file(tmp_path / "out/transformer/diffusion_pytorch_model.safetensors")["proj_out.bias"][3])
     assert cli("convert-pixart", *flags(SIGMA, tmp_path / "out", "--overwrite")).returncode == 0
     assert json.loads((tmp_path / "out/transformer/config.json").read_text())["num_layers"] == 3

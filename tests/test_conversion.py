@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import converter
+from converter.conversion import survey
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 CONFIG = "transformer/config.json"
@@ -70,9 +72,7 @@ def reference(state: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("prefix", PREFIXES, ids=lambda prefix: prefix or "none")
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_every_container_and_prefix(
-    container: str, prefix: str, state: State, reference: Path, tmp_path: Path
-) -> None:
+def test_every_container_and_prefix(container: str, prefix: str, state: State, reference: Path, tmp_path: Path) -> None:
     wrapped = CONTAINERS[container](prefixed(state, prefix))
     done = convert(save(wrapped, tmp_path / "made.pth"), tmp_path / "out")
     assert transformer(done.path) == transformer(reference)
@@ -157,6 +157,38 @@ def test_a_storage_under_two_keys_is_copied_twice_and_noted(state: State, tmp_pa
     assert any("blocks.1.attn.proj.weight" in note and "own copy" in note for note in done.notes)
 
 
+@pytest.mark.parametrize(("one", "other", "noted"), [
+    (slice(0, 96), slice(96, 192), []),
+    (slice(0, 96), slice(95, 191), [1]),
+    (slice(50, 146), slice(0, 96), [0]),  # whichever starts later
+    (slice(0, 96), slice(0, 96), [1]),
+])  # fmt: skip
+def test_storages_that_overlap_in_part_are_noted_too(
+    one: slice, other: slice, noted: list[int], tmp_path: Path
+) -> None:
+    state, whole = pixart(), torch.randn(192)
+    keys = ["blocks.0.mlp.fc1.bias", "blocks.1.mlp.fc1.bias"]
+    state |= {keys[0]: whole[one], keys[1]: whole[other]}
+    done = convert(save(state, tmp_path / "made.pth"), tmp_path / "out")
+    (note,) = [note for note in done.record["notes"] if "own copy" in note] or [""]
+    assert [i for i, key in enumerate(keys) if key in note] == noted
+    written = load_file(done.path / WEIGHTS)
+    for i, key in enumerate(keys):
+        assert torch.equal(written[f"transformer_blocks.{i}.ff.net.0.proj.bias"], state[key])
+
+
+def test_storages_inside_another_are_noted_each(tmp_path: Path) -> None:
+    state, whole = pixart(), torch.randn(96)
+    inside = ["blocks.0.attn.proj.bias", "blocks.1.mlp.fc2.bias"]
+    state |= {"blocks.0.mlp.fc1.bias": whole, inside[0]: whole[:24], inside[1]: whole[50:74]}
+    done = convert(save(state, tmp_path / "made.pth"), tmp_path / "out")
+    (note,) = [note for note in done.record["notes"] if "own copy" in note]
+    # The first of them in the file is the one that the others share with.
+    assert "blocks.0.mlp.fc1.bias" in note
+    assert inside[1] in note
+    assert inside[0] not in note
+
+
 # Which weights.
 
 
@@ -197,9 +229,7 @@ DTYPES: dict[str, torch.dtype | Callable[[str], torch.dtype]] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
-    "mixed": lambda key: (
-        torch.float32 if "embed" in key else torch.float16 if len(key) % 2 else torch.bfloat16
-    ),
+    "mixed": lambda key: torch.float32 if "embed" in key else torch.float16 if len(key) % 2 else torch.bfloat16,
     "mixed, table in bfloat16": lambda key: torch.bfloat16 if key == "pos_embed" else torch.float32,
 }
 
@@ -524,6 +554,64 @@ def test_findings_carry_their_evidence(reference: Path) -> None:
     assert record["source"]["name"] == "bare.pth"
 
 
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("below", ["", "transformer/"])
+def test_the_record_has_digests_of_what_was_believed_beside_the_weights(
+    below: str, shards: int, tmp_path: Path
+) -> None:
+    config = {"sample_size": 16, "num_attention_heads": HEADS}
+    source = tmp_path / "source"
+    folder(diffusers_keyed(pixart()), source / below, config, shards=shards)
+    done = converter.convert(source, tmp_path / "out")
+    names = [f"{below}config.json"]
+    names += [f"{below}diffusion_pytorch_model.safetensors.index.json"] if shards > 1 else []
+    contents = {name: (source / name).read_bytes() for name in names}
+    assert json.loads((done.path / RECORD).read_text())["sources"] == {
+        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()
+    }
+    assert converter.convert(source, tmp_path / "dry", dry_run=True).record["sources"] == done.record["sources"]
+
+
+def test_a_file_has_nothing_beside_it(reference: Path) -> None:
+    assert json.loads((reference / RECORD).read_text())["sources"] == {}
+
+
+def test_a_config_that_changes_under_our_eyes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest must be that of what was believed."""
+    config = {"sample_size": 16, "num_attention_heads": HEADS}
+    source = folder(diffusers_keyed(pixart()), tmp_path / "source", config)
+
+    def meanwhile(*arguments: Any) -> Any:
+        looked = survey(*arguments)
+        (source / "config.json").write_text(json.dumps(config | {"sample_size": 32}))
+        return looked
+
+    monkeypatch.setattr("converter.conversion.survey", meanwhile)
+    with pytest.raises(converter.InputError, match=r"config\.json: it changed while it was read"):
+        converter.convert(source, tmp_path / "out")
+
+
+def test_the_digest_of_a_kept_table_is_that_of_what_was_written(tmp_path: Path) -> None:
+    """Also where it has changed, unseen for lack of a checksum, since it was compared."""
+    state = with_table(one_bit_off(), tokens=300)
+    path = tmp_path / "made.safetensors"
+    save_file(state, path)
+    with converter.open_checkpoint(path) as opened:
+        start, size = opened["pos_embed"].storage.start, opened["pos_embed"].nbytes
+
+    def progress(total: int) -> Callable[[int], None]:
+        with open(path, "r+b") as file:
+            file.seek(start + size - 4)
+            file.write(np.float32(0.5).tobytes())
+        return lambda count: None
+
+    done = convert(path, tmp_path / "out", progress=progress)
+    (row,) = [row for row in done.record["plan"] if row["source"] == "pos_embed"]
+    kept = raw_bytes(load_file(done.path / EXTRAS)["pos_embed"])
+    assert kept[-4:] == np.float32(0.5).tobytes()
+    assert row["sha256"] == {"pos_embed": hashlib.sha256(kept).hexdigest()}
+
+
 def test_the_same_input_gives_the_same_bytes(kept_table: tuple[Path, State], tmp_path: Path) -> None:
     """In another folder, at another time, over an old result, and beside what a killed run left."""
     path, _ = kept_table
@@ -601,7 +689,7 @@ def test_nan_in_the_sidecar_is_found_too(key: str, tmp_path: Path) -> None:
     state = pixart(tokens=300)
     state[key].view(-1)[-1] = float("nan")
     path = save(state, tmp_path / "made.pth")
-    with pytest.raises(converter.InputError, match=f"1 elements are NaN or infinite, in {key}"):
+    with pytest.raises(converter.InputError, match=f"1 element is NaN or infinite, in {key}"):
         convert(path, tmp_path / "out")
     done = convert(path, tmp_path / "out", allow_nonfinite=True)
     assert raw_bytes(load_file(done.path / EXTRAS)[key]) == raw_bytes(state[key])
@@ -618,7 +706,6 @@ def test_a_refused_file_leaves_the_old_result_alone(tmp_path: Path) -> None:
 
 def test_overwriting_leaves_nothing_of_the_old(tmp_path: Path) -> None:
     out = convert(save(pixart(), tmp_path / "one.pth"), tmp_path / "out").path
-    (out / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
     with pytest.raises(converter.UsageError, match="use --overwrite"):
         convert(tmp_path / "one.pth", out)
     state = pixart(seed=1)
@@ -626,6 +713,88 @@ def test_overwriting_leaves_nothing_of_the_old(tmp_path: Path) -> None:
     convert(save(state, tmp_path / "two.pth"), out, overwrite=True)
     assert set(tree(out)) == {WEIGHTS, CONFIG, RECORD}
     assert (out / WEIGHTS).read_bytes() == expected_weights(state, tmp_path / "by-safetensors")
+
+
+LOOKALIKES: dict[str, Callable[[Path], Any]] = {
+    "no record": lambda out: (out / RECORD).unlink(),
+    "a record cut short": lambda out: (out / RECORD).write_text((out / RECORD).read_text()[:-5]),
+    "another tool's": lambda out: edit(out, lambda record: record.update(tool={"name": "other"})),
+    "a tool that is no object": lambda out: edit(out, lambda record: record.update(tool="convert-pixart")),
+    "a list of what was written": lambda out: edit(out, lambda record: record.update(written=list(record["written"]))),
+    "of a dry run": lambda out: edit(out, lambda record: record.pop("written")),
+    "a list": lambda out: (out / RECORD).write_text("[]"),
+    "duplicate keys": lambda out: (out / RECORD).write_text(
+        (out / RECORD).read_text().replace('"written": {', '"written": {}, "written": {')
+    ),
+    "a link": lambda out: (out / RECORD).rename(out.parent / "kept.json") and (out / RECORD).symlink_to("../kept.json"),
+    "a FIFO": lambda out: (out / RECORD).unlink() or os.mkfifo(out / RECORD),
+    "a file more": lambda out: (out / "transformer" / "diffusion_pytorch_model.bin").write_text("mine"),
+    "a folder more": lambda out: save_file({"w": torch.ones(2)}, made(out / "vae") / Path(WEIGHTS).name),
+    "a file that the record leaves out": lambda out: edit(out, lambda record: record["written"].pop(EXTRAS)),
+}
+
+
+def edit(out: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    record = json.loads((out / RECORD).read_text())
+    change(record)
+    (out / RECORD).write_text(json.dumps(record))
+
+
+def made(place: Path) -> Path:
+    place.mkdir()
+    return place
+
+
+@pytest.mark.parametrize("name", LOOKALIKES)
+def test_overwrite_deletes_only_what_our_record_lists(name: str, tmp_path: Path) -> None:
+    path = save(pixart(), tmp_path / "made.pth")
+    out = convert(path, tmp_path / "out").path
+    LOOKALIKES[name](out)
+    before = sorted(out.rglob("*"))
+    for overwrite in (False, True):
+        with pytest.raises(converter.UsageError, match="has no record of") as raised:
+            convert(path, out, overwrite=overwrite)
+        assert "--overwrite" not in str(raised.value)
+    assert sorted(out.rglob("*")) == before
+
+
+def test_a_model_of_someone_else_is_never_overwritten(tmp_path: Path) -> None:
+    """It has the names that we write, and no record."""
+    mine = tmp_path / "mine" / "vae"
+    mine.mkdir(parents=True)
+    (mine / "config.json").write_text("{}")
+    save_file({"w": torch.ones(2)}, mine / "diffusion_pytorch_model.safetensors")
+    before = tree(tmp_path / "mine")
+    with pytest.raises(converter.UsageError, match=r"has no record of, vae/config\.json, vae/diffusion"):
+        convert(save(pixart(), tmp_path / "made.pth"), tmp_path / "mine", overwrite=True)
+    assert tree(tmp_path / "mine") == before
+
+
+def test_a_result_that_was_changed_may_be_overwritten(tmp_path: Path) -> None:
+    path = save(pixart(), tmp_path / "made.pth")
+    wanted = tree(convert(path, tmp_path / "out").path)
+    (tmp_path / "out" / CONFIG).write_text("{}")
+    (tmp_path / "out" / EXTRAS).unlink()
+    assert tree(convert(path, tmp_path / "out", overwrite=True).path) == wanted
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_file_that_comes_while_we_write_is_kept(
+    exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange:
+        monkeypatch.setattr("converter.checkpoint.publish._exchange", lambda one, other: False)
+    path = save(pixart(), tmp_path / "made.pth")
+    before = tree(convert(path, tmp_path / "out").path)
+
+    def progress(total: int) -> Callable[[int], None]:
+        (tmp_path / "out" / "transformer" / "mine.txt").write_text("precious")
+        return lambda count: None
+
+    with pytest.raises(converter.UsageError, match=r"has no record of, transformer/mine\.txt"):
+        convert(path, tmp_path / "out", overwrite=True, progress=progress)
+    assert tree(tmp_path / "out") == before | {"transformer/mine.txt": b"precious"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["made.pth", "out"]
 
 
 # State dicts that fit no table, and configs from strangers.

@@ -167,6 +167,20 @@ def test_flags_are_heard_and_contradictions_refused() -> None:
         inspect(GOLDEN / "sigma-ms.pth", given={"image_size": 256})
 
 
+def test_what_a_conversion_would_ask_for_is_in_the_report(tmp_path: Path) -> None:
+    heads = inspect(GOLDEN / "sigma-ms.pth")["needs"]
+    assert heads.startswith("--num_attention_heads is needed: a file does not show it")
+    with pytest.raises(UsageError) as caught:
+        converter.convert(GOLDEN / "sigma-ms.pth", tmp_path / "out")
+    assert str(caught.value) == heads
+    given = {"num_attention_heads": 4}
+    assert inspect(GOLDEN / "sigma-ms.pth", given=given)["needs"] == ""
+    path = save(pixart(pos_embed=False), tmp_path / "a.pth")
+    assert inspect(path, given=given)["needs"].startswith("--image_size is needed: ")
+    assert inspect(save(pixart() | {"more": torch.ones(1)}, path))["needs"] == ""  # the problem comes first
+    assert inspect(save({"a": torch.ones(1)}, path))["needs"] == ""
+
+
 def test_notes_are_in_the_report(tmp_path: Path) -> None:
     made = inspect(save(pixart(input_size=64, scale=2.0), tmp_path / "a.pth"))
     (note,) = made["notes"]

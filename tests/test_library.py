@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from makers import CONTAINERS, GOLDEN, HEADS, ROOT, diffusers_keyed, inventories, pixart, raw_bytes, save, tree
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import converter
 from converter import families
@@ -318,6 +319,75 @@ def no_families(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     families._from_packages.cache_clear()
     yield
     families._from_packages.cache_clear()
+
+
+@pytest.mark.usefixtures("no_families")
+def test_a_family_may_have_a_prefix_on_some_of_its_keys(tmp_path: Path) -> None:
+    """`model.embed` beside `lm_head`: to others a mixture, to it the names of its tensors."""
+    keys = converter.KeyMapping({"model.{}.fc [W W]": "layers.{}", "lm_head [V W]": "head"})
+    converter.register(replace(toy(), keys=keys))
+    state = {f"{name}.{part}": torch.randn(3, 3) if part == "weight" else torch.randn(3)
+             for name in ("model.0.fc", "model.1.fc", "lm_head") for part in ("weight", "bias")}  # fmt: skip
+    for made in (state, {f"module.{key}": tensor for key, tensor in state.items()}):
+        path = save(made, tmp_path / "toy.pth")
+        with converter.open_checkpoint(path) as checkpoint:
+            assert set(checkpoint) == set(state)
+        done = converter.convert(path, tmp_path / "out", heads=1, overwrite=True)
+        written = load_file(done.path / "prior" / "diffusion_pytorch_model.safetensors")
+        assert torch.equal(written["layers.1.weight"], state["model.1.fc.weight"])
+        assert len(written) == len(state)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
+def test_of_a_known_family_a_prefix_on_some_keys_is_refused_by_name(share: float, tmp_path: Path) -> None:
+    state = pixart()
+    some = list(state)[: round(len(state) * share)]
+    mixed = {f"module.{key}" if key in some else key: tensor for key, tensor in state.items()}
+    path = save(mixed, tmp_path / "mixed.pth")
+    says = rf"mixed\.pth: .*{len(some)} of {len(state)} keys carry the prefix 'module\.' .* mixed prefixes"
+    with pytest.raises(converter.InputError, match=says) as caught:
+        converter.convert(path, tmp_path / "out", num_attention_heads=HEADS)
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert any("mixed prefixes" in problem for problem in converter.inspect(path)["problems"])
+
+
+@pytest.mark.parametrize("path", ["final_layer.scale_shift_table", "x_embedder.proj", "blocks.{}.scale_shift_table"])
+def test_a_module_in_place_of_a_tensor_or_the_reverse_is_refused(path: str, tmp_path: Path) -> None:
+    """They would become keys that the diffusers class does not have, and `from_pretrained` would only warn."""
+    state = pixart()
+    depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    for stem in [path.replace("{}", str(i)) for i in range(depth if "{}" in path else 1)]:
+        if stem in state:
+            state |= {f"{stem}.weight": state.pop(stem), f"{stem}.bias": torch.zeros(6 if "blocks" in stem else 2)}
+        else:
+            state[stem] = state.pop(f"{stem}.weight")
+            del state[f"{stem}.bias"]
+    with pytest.raises(converter.InputError, match="unexpected "):
+        converter.convert(save(state, tmp_path / "made.pth"), tmp_path / "out", num_attention_heads=HEADS)
+    with pytest.raises(converter.MappingError, match="unexpected "):
+        KEYS(state)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_table_works_on_an_open_checkpoint_unread(suffix: str, tmp_path: Path) -> None:
+    state = pixart()
+    path = tmp_path / f"made.{suffix}"
+    save_file(state, path) if suffix == "safetensors" else save(state, path)
+    with converter.open_checkpoint(path) as checkpoint:
+        lazy = KEYS(checkpoint)
+        left = KEYS.left(checkpoint)
+        assert all(isinstance(tensor, converter.LazyTensor) for tensor in [*lazy.values(), *left.values()])
+        whole = KEYS(state)
+        assert lazy.keys() == whole.keys()
+        assert all(torch.equal(lazy[key].torch(), whole[key]) for key in whole)
+        with pytest.raises(TypeError, match=r"a LazyTensor cannot be concatenated: give arrays, such as its numpy\(\)"):
+            KEYS.inverse(lazy)
+        arrays = {key: tensor.numpy() for key, tensor in lazy.items()}
+        back = KEYS.inverse(arrays, {key: tensor.numpy() for key, tensor in left.items()})
+        assert back.keys() == state.keys()
+        assert all(np.array_equal(back[key], state[key].numpy()) for key in state)
 
 
 @pytest.mark.usefixtures("no_families")

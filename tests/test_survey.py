@@ -203,3 +203,61 @@ def test_a_damaged_file_is_blamed_before_the_call(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError, match="CRC-32 mismatch"):
         look(path, {"interpolation_scale": 1.0, "image_size": 256})
+
+
+def test_what_a_config_says_and_ours_would_not_is_a_problem(tmp_path: Path) -> None:
+    state = diffusers_keyed(pixart())
+    config: dict[str, Any] = {"sample_size": 16, "num_attention_heads": 4, "attention_head_dim": 6}
+    same = {"_class_name": "Transformer2DModel", "_diffusers_version": "0.22", "norm_num_groups": 8, "dropout": 0.1,
+            "upcast_attention": True, "norm_eps": None, "double_self_attention": False}  # fmt: skip
+    assert look(folder(state, tmp_path / "same", config | same)).plan.problems == []
+    changed = {"norm_eps": 1e-5, "activation_fn": "gelu", "norm_type": "layer_norm", "attention_head_dim": 99,
+               "_class_name": "MyNet", "attention_bias": False}  # fmt: skip
+    made = look(folder(state, tmp_path / "other", config | changed))
+    assert {problem.split(":")[1].strip() for problem in made.plan.problems} == changed.keys()
+    assert "config.json: norm_eps: 1e-05, and the converted model would have 1e-06" in made.plan.problems
+    with pytest.raises(
+        MappingError, match=r"other: not a PixArt that can be converted: config\.json: _class_name: MyN"
+    ):
+        made.require()
+    both = look(folder(state, tmp_path / "both", config | {"num_layers": 9, "norm_eps": 1e-5})).plan.problems
+    assert both[0] == "config.json: num_layers: 9 contradicts the tensors: blocks 0 to 1"
+    assert len(both) == 2
+
+
+def test_an_error_about_a_config_names_the_folder(tmp_path: Path) -> None:
+    path = folder(diffusers_keyed(pixart()), tmp_path / "model", {"sample_size": "64"})
+    with pytest.raises(InputError) as caught:
+        look(path)
+    assert str(caught.value).startswith(f"{path}: config.json: sample_size: 64 is not a sensible positive int")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("multi_scale_train", "false"), ("qk_norm", 0), ("image_size", 512.0), ("image_size", "512"),
+     ("num_attention_heads", True), ("interpolation_scale", "1"), ("interpolation_scale", True), ("version", 1)],
+)  # fmt: skip
+def test_a_word_of_another_type_is_refused(flag: str, value: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"^--{flag} .*: not (bool|int|float|str) but {type(value).__name__}$"):
+        looked(pixart(), tmp_path, **{flag: value})
+
+
+def test_a_whole_scale_may_be_an_int(tmp_path: Path) -> None:
+    made = looked(pixart(), tmp_path, interpolation_scale=1, image_size=128, multi_scale_train=False)
+    assert made.found["interpolation_scale"].value == 1
+
+
+def test_matrices_that_all_went_wrong_in_the_same_way(tmp_path: Path) -> None:
+    def turned(state: State, one: Any) -> State:
+        return {k: one(t) if t.ndim == 2 and k.endswith(".weight") else t for k, t in state.items()}
+
+    for state, size in ((pixart(), {}), (diffusers_keyed(pixart()), {"image_size": 128})):
+        first, *others = problems(turned(state, lambda t: t.T.contiguous()), tmp_path, **size)
+        assert first.endswith("this looks like a transposed (Flax or JAX) export")
+        assert any("has shape" in problem for problem in others)
+        for k in (2, 4):
+            first, *_ = problems(turned(state, lambda t, k=k: t[: len(t) // k].clone()), tmp_path, **size)
+            assert f"this looks like one of {k} tensor-parallel shards" in first
+    one = pixart() | {"blocks.0.mlp.fc1.weight": torch.ones(24, 96)}
+    assert not any("looks like" in problem for problem in problems(one, tmp_path))
+    assert not any("looks like" in problem for problem in problems(pixart() | {"more": torch.ones(1)}, tmp_path))

@@ -1,10 +1,24 @@
-"""Rounding float32 to another element type, as torch does: to nearest, ties to even."""
+"""Bytes to numbers and back: widening is exact, rounding is torch's (to nearest, ties to even)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .dtypes import DType
+
+
+def widen(data: bytes | memoryview, dtype: DType) -> Any:
+    """Little-endian elements as a flat NumPy array; bfloat16, which NumPy lacks, becomes float32 exactly.
+
+    >>> from converter.checkpoint.dtypes import BF16
+    >>> widen(bytes.fromhex("803f"), BF16).item()
+    1.0
+    """
+    import numpy as np
+
+    if dtype.code == "BF16":
+        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(data, dtype.name)
 
 
 def round_to(values: Any, dtype: DType) -> bytes:

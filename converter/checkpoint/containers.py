@@ -16,6 +16,7 @@ from .torchfile import TorchFile, is_tensor, kind_of
 WRAPPERS = {"state_dict": "raw", "model": "raw", "state_dict_ema": "ema", "ema": "ema"}
 # Longest first, because several may apply one after the other: `module._orig_mod.blocks...`.
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "_orig_mod.", "module.", "model.")
+TOP = "the top level"  # where the weights lie that no wrapper holds
 KEY_LIMIT = 1024  # characters
 # A view may be shared by many keys; more than this many times the file is an expansion, not sharing.
 EXPANSION_LIMIT = 4
@@ -35,8 +36,8 @@ class Candidate:
     items: Callable[[], Items] = field(repr=False)
 
     @cached_property
-    def keyed(self) -> tuple[str, dict[str, LazyTensor]]:
-        """(prefix, tensors by key without it). Every key and tensor is checked here, and only here."""
+    def keyed(self) -> tuple[str, str, dict[str, LazyTensor]]:
+        """(prefix, `mixed`, tensors by key without the prefix). Every key and tensor is checked here, and only here."""
         items = self.items()
         makers: dict[str, Callable[[str], LazyTensor]] = {}
         for key, make in items:
@@ -53,16 +54,21 @@ class Candidate:
             raise self.file.error(
                 self.where, f"its tensors add up to {total} bytes, of {size} in all: shared storages are expanded"
             )
-        prefix = common_prefix(self, list(tensors))
-        return prefix, {key[len(prefix) :]: tensor for key, tensor in tensors.items()}
+        prefix, mixed = common_prefix(self, list(tensors))
+        return prefix, mixed, {key[len(prefix) :]: tensor for key, tensor in tensors.items()}
 
     @property
     def prefix(self) -> str:
         return self.keyed[0]
 
     @property
-    def tensors(self) -> dict[str, LazyTensor]:
+    def mixed(self) -> str:
+        """Why these keys may be ones that nobody knows: only some of them carry a prefix. '' where that is not so."""
         return self.keyed[1]
+
+    @property
+    def tensors(self) -> dict[str, LazyTensor]:
+        return self.keyed[2]
 
 
 def at_hand(tensors: Mapping[str, LazyTensor]) -> Items:
@@ -74,8 +80,13 @@ def at_hand(tensors: Mapping[str, LazyTensor]) -> Items:
     return [(key, always(tensor)) for key, tensor in tensors.items()]
 
 
-def common_prefix(candidate: Candidate, keys: list[str]) -> str:
-    """The known prefix, possibly of several parts, that all keys carry; refused where only some do."""
+def common_prefix(candidate: Candidate, keys: list[str]) -> tuple[str, str]:
+    """(the known prefix, possibly of several parts, that all keys carry; in words, the one that only some carry).
+
+    What only some keys carry stays: it is a part of their names (`model.embed` beside `lm_head`), or else the file is
+    a mixture that no family will know. Two keys that differ in nothing else are refused here: each of them could
+    be the weight.
+    """
     prefix = ""
     while keys:
         for known in PREFIXES:
@@ -85,21 +96,27 @@ def common_prefix(candidate: Candidate, keys: list[str]) -> str:
                 prefix += known
                 break
             if carrying:
-                other = next(key for key in keys if not key.startswith(prefix + known) or key == prefix + known)
-                raise candidate.file.error(
-                    candidate.where,
-                    f"{len(carrying)} of {len(keys)} keys carry the prefix {known!r} and "
-                    f"the others do not ({printable(other)}): mixed prefixes cannot be told apart safely",
+                others = dict.fromkeys(keys)
+                for key in carrying:
+                    del others[key]
+                twins = [prefix + key[len(prefix + known) :] for key in carrying]
+                twin = next((key for key in twins if key in others), "")
+                mixed = (
+                    f"{len(carrying)} of {len(keys)} keys carry the prefix {known!r} and the others do not "
+                    f"({printable(twin or next(iter(others)))}): mixed prefixes cannot be told apart safely"
                 )
+                if twin:
+                    raise candidate.file.error(candidate.where, mixed)
+                return prefix, mixed
         else:
-            return prefix
-    return prefix
+            break
+    return prefix, ""
 
 
 def candidates(torch_file: TorchFile) -> tuple[list[Candidate], list[str]]:
     """(state dicts, other top-level entries in words) of a torch file."""
     file = torch_file.file
-    pairs = torch_file.pairs(torch_file.root, "the top level")
+    pairs = torch_file.pairs(torch_file.root, TOP)
     if pairs is None:
         raise file.error(
             "data.pkl",
@@ -113,14 +130,19 @@ def candidates(torch_file: TorchFile) -> tuple[list[Candidate], list[str]]:
     if not wrapped:
         if not any(is_tensor(node) for _, node in pairs):
             raise file.error("data.pkl", _no_weights([printable(key, 40) for key, _ in pairs if isinstance(key, str)]))
-        return [Candidate("raw", "the top level", file, partial(_lazy, torch_file, pairs))], []
+        return [Candidate("raw", TOP, file, partial(_lazy, torch_file, pairs))], []
     found = [
         Candidate(WRAPPERS[key], key, file, partial(_lazy, torch_file, torch_file.pairs(node, key) or []))
         for key, node in wrapped
     ]
     taken = {key for key, _ in wrapped}
-    others = [f"{shown(key)}: {kind_of(node)}" for key, node in pairs if not (isinstance(key, str) and key in taken)]
-    return found, others
+    rest = [(key, node) for key, node in pairs if not (isinstance(key, str) and key in taken)]
+    loose = [(key, node) for key, node in rest if isinstance(key, str) and is_tensor(node)]
+    # `{**weights, "ema": ...}`: weights have dotted names, and a lone `step` has not.
+    if any("." in key for key, _ in loose):
+        found.insert(0, Candidate("raw", TOP, file, partial(_lazy, torch_file, loose)))
+        rest = [(key, node) for key, node in rest if not (isinstance(key, str) and is_tensor(node))]
+    return found, [f"{shown(key)}: {kind_of(node)}" for key, node in rest]
 
 
 def shown(key: Any, form: Callable[[str], str] = str) -> str:

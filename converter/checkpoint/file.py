@@ -11,7 +11,7 @@ import os
 import stat
 from types import TracebackType
 
-from ..errors import InputError
+from ..errors import ConverterError, InputError
 
 # What people have under a checkpoint's name that is not one. (offset, magic bytes, what to say)
 _FOREIGN = (
@@ -51,6 +51,7 @@ class InputFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
+        self.ours = False  # written by this process: what cannot be read of it is no fault of the input
         self._fd = -1
         try:
             # Asked before opening too: merely opening a device can act on it. O_NONBLOCK: a FIFO must not block.
@@ -60,7 +61,7 @@ class InputFile:
             self._check_regular(status)
         except (OSError, ValueError) as error:
             self.close()
-            raise self.error("file", getattr(error, "strerror", None) or str(error)) from None
+            raise self.error("", getattr(error, "strerror", None) or str(error)) from None
         except InputError:
             self.close()
             raise
@@ -80,12 +81,16 @@ class InputFile:
                 ),
                 "a device",
             )
-            raise self.error("file", f"not a regular file but {kind}")
+            raise self.error("", f"not a regular file but {kind}")
 
     def error(self, where: object, rule: str) -> InputError:
         return InputError.at(self.path, where, rule)
 
-    def read(self, offset: int, count: int, what: str = "file") -> bytes:
+    def _unreadable(self, where: object, rule: str) -> ConverterError:
+        error = self.error(where, rule)
+        return ConverterError(f"{error} (a faulty disk, or another program?)") if self.ours else error
+
+    def read(self, offset: int, count: int, what: str = "") -> bytes:
         """Exactly `count` bytes from `offset`."""
         if offset < 0 or count < 0 or offset + count > self.size:
             raise self.error(
@@ -96,19 +101,19 @@ class InputFile:
         self.read_into(memoryview(data), offset, what)
         return bytes(data)
 
-    def read_into(self, view: memoryview, offset: int, what: str = "file") -> None:
+    def read_into(self, view: memoryview, offset: int, what: str = "") -> None:
         """Fill `view` from `offset`; a file that has become shorter is an error."""
         done = 0
         while done < len(view):
             try:
                 count = os.preadv(self._fd, [view[done:]], offset + done)
             except OSError as error:
-                raise self.error(what, f"offset {offset + done}: {error.strerror}") from None
+                raise self._unreadable(what, f"offset {offset + done}: {error.strerror}") from None
             if count == 0:
-                raise self.error(what, f"the file ends at offset {offset + done}, it shrank while it was read")
+                raise self._unreadable(what, f"the file ends at offset {offset + done}, it shrank while it was read")
             done += count
 
-    def copy_to(self, offset: int, count: int, fd: int, position: int, what: str = "file") -> bool:
+    def copy_to(self, offset: int, count: int, fd: int, position: int, what: str = "") -> bool:
         """Let the system copy bytes to `position` of another descriptor; False, nothing promised, where it cannot."""
         done = 0
         while done < count:
@@ -143,7 +148,7 @@ def container_of(file: InputFile) -> str:
     """'zip' or 'safetensors', told by the first bytes; anything else is refused under its own name."""
     head = file.read(0, min(file.size, 512))
     if not head:
-        raise file.error("file", "empty")
+        raise file.error("", "empty")
     if head.startswith(b"PK\x03\x04"):
         return "zip"
     # A safetensors file begins with the length of its header, and the header with '{'.

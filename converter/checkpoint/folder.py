@@ -25,12 +25,12 @@ def model_folder(folder: Path) -> Path:
     if (folder / ".metadata").exists() or any(folder.glob("__*_*.distcp")):
         raise InputError.at(
             folder,
-            "folder",
+            "",
             "a torch distributed checkpoint: merge it first with "
             "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`",
         )
     if (folder / "adapter_config.json").exists():
-        raise InputError.at(folder, "folder", "a PEFT adapter (LoRA), not a whole transformer")
+        raise InputError.at(folder, "", "a PEFT adapter (LoRA), not a whole transformer")
     return folder / "transformer" if (folder / "transformer").is_dir() else folder
 
 
@@ -38,28 +38,34 @@ def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a model folder, {} where there is none."""
     if not os.path.lexists(folder / "config.json"):
         return {}
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if not isinstance(config, dict):
-        raise InputError.at(folder / "config.json", "file", "not a JSON object")
+        raise InputError.at(folder / "config.json", "", "not a JSON object")
     return config
 
 
-def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """(files, key to file name where an index says so) of a model folder."""
+def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, list[str]]:
+    """(files, key to file name where an index says so, weights of other names passed over) of a model folder.
+
+    As in diffusers, safetensors come first.
+    """
     for stem in _STEMS:
         index = folder / f"{stem}.index.json"
         single = (folder / stem).exists()
+        if index.exists() or single:
+            later = [f"{s}{end}" for s in _STEMS[_STEMS.index(stem) + 1 :] for end in ("", ".index.json")]
+            passed_over = [name for name in later if (folder / name).exists()]
         if index.exists():
             if single:
-                raise InputError.at(folder, "folder", f"holds both {stem} and an index of shards: one of them is stale")
-            return _shards(index)
+                raise InputError.at(folder, "", f"holds both {stem} and an index of shards: one of them is stale")
+            return *_shards(index), passed_over
         if single:
-            return [folder / stem], None
-    raise InputError.at(folder, "folder", f"holds no weights: looked for {', '.join(_STEMS)} and their .index.json")
+            return [folder / stem], None, passed_over
+    raise InputError.at(folder, "", f"holds no weights: looked for {', '.join(_STEMS)} and their .index.json")
 
 
 def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
-    content = _json(index)
+    content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise InputError.at(index, "weight_map", "missing, empty, or not a map from keys to file names")
@@ -76,8 +82,25 @@ def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
     return [index.parent / name for name in names], weight_map
 
 
-def _json(path: Path) -> Any:
+def beside(folder: Path, config: dict[str, Any]) -> dict[str, bytes]:
+    """The files of a model folder that were believed beside its weights, by name: config.json and the index."""
+    index = next((f"{stem}.index.json" for stem in _STEMS if (folder / f"{stem}.index.json").exists()), "")
+    found = {}
+    for name in filter(None, ["config.json" if config or os.path.lexists(folder / "config.json") else "", index]):
+        with InputFile(folder / name) as file:
+            found[name] = _content(file)
+            if name == "config.json" and parse_json(file, "", found[name]) != config:
+                raise file.error("", "it changed while it was read")
+    return found
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file says, read strictly: no duplicate keys, nothing without bounds."""
     with InputFile(path) as file:
-        if file.size > JSON_LIMIT:
-            raise file.error("file", f"{file.size} bytes of JSON")
-        return parse_json(file, "file", file.read(0, file.size))
+        return parse_json(file, "", _content(file))
+
+
+def _content(file: InputFile) -> bytes:
+    if file.size > JSON_LIMIT:
+        raise file.error("", f"{file.size} bytes of JSON")
+    return file.read(0, file.size)

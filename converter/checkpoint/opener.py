@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import InputError, printable
-from .containers import Candidate, Items, at_hand, candidates, choose, shown
+from .containers import TOP, Candidate, Items, at_hand, candidates, choose, shown
 from .file import InputFile, container_of
 from .folder import model_folder, read_config, weight_files
 from .safetensors_reader import read_header
@@ -23,7 +23,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     Attributes: `path`, `asked` (the weights asked for, or None), `container` (in words), `candidates` (the state
     dicts in the file), `others` (what else it holds), `foreign` (globals that are not torch's, and whether they are
-    known to be dangerous), `config` (of a folder), `size` in bytes.
+    known to be dangerous), `config` (of a folder), `size` in bytes; of the state dict in use,
+    `prefix`, which all its keys had, and `mixed`, in words, where only some of them carry one, which they kept.
     """
 
     def __init__(self, path: str | os.PathLike[str], weights: str | None = None) -> None:
@@ -32,7 +33,6 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self.config: dict[str, Any] = {}
         self.others: list[str] = []
         self.foreign: list[tuple[str, bool]] = []
-        self.metadata: dict[str, str] = {}
         self.asked = weights
         try:
             if os.path.isdir(self.path):
@@ -54,8 +54,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
             self.foreign = sorted({*self.foreign, *torch_file.foreign()})
             names = [c.where for c in found] + [o.partition(":")[0] for o in others]
             wrapped = "{" + ", ".join(names[:8] + ["..."] * (len(names) > 8)) + "}"
-            return f"torch archive, {'bare state dict' if found[0].where == 'the top level' else wrapped}", found
-        tensors, self.metadata = read_header(file)
+            return f"torch archive, {'bare state dict' if [c.where for c in found] == [TOP] else wrapped}", found
+        tensors, _ = read_header(file)
         if not tensors:
             raise file.error("header", "holds no tensors")
         return "safetensors", [Candidate("raw", "the file", file, lambda: at_hand(tensors))]
@@ -63,7 +63,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     def _open_folder(self, folder: Path) -> None:
         place = model_folder(folder)
         self.config = read_config(place)
-        paths, weight_map = weight_files(place)
+        paths, weight_map, passed_over = weight_files(place)
+        self.others += [f"{name}: other weights in this folder, not read" for name in passed_over]
         opened = [(path.name, *self._open_file(path)) for path in paths]
         self.container = f"folder of {opened[0][1]}" + (f", {len(paths)} shards" if weight_map else "")
         if weight_map is None:
@@ -84,6 +85,10 @@ class Checkpoint(Mapping[str, LazyTensor]):
     @property
     def prefix(self) -> str:
         return self.selected.prefix
+
+    @property
+    def mixed(self) -> str:
+        return self.selected.mixed
 
     def __getitem__(self, key: str) -> LazyTensor:
         return self.selected.tensors[key]
@@ -139,7 +144,7 @@ def open_checkpoint(path: str | os.PathLike[str], weights: str | None = None) ->
         path: the file or folder; what it is is told by its bytes, not by its suffix.
         weights: 'raw' or 'ema' where a file holds both (default: raw).
 
-    Returns: a read-only mapping from keys (prefixes such as `module.` removed) to `LazyTensor`.
+    Returns: a read-only mapping from keys (a prefix such as `module.` that all have is removed) to `LazyTensor`.
 
     Raises: `InputError` for a file that breaks a rule, `UsageError` for weights that it does not hold.
 

@@ -8,7 +8,7 @@ no file of the old one (say, a stale shard index) stays behind in the new one.
 >>> from converter.checkpoint.interrupt import interruptible
 >>> from converter.checkpoint.target import check_target
 >>> with tempfile.TemporaryDirectory() as folder:
-...     target = check_target(Path(folder, "out"), Path("a.pth"), overwrite=False, allowed=str.isascii)
+...     target = check_target(Path(folder, "out"), Path("a.pth"), overwrite=False, allowed=lambda _: set())
 ...     with interruptible(), Publication(target, needed_bytes=2) as out:
 ...         out.write_text("vae/config.json", "{}")
 ...         os.listdir(folder) == [out.path.name]
@@ -32,7 +32,16 @@ from ..errors import ConverterError, human_bytes, printable
 from .interrupt import held, live
 from .target import Allowed, nearest, refusal, refuse_foreign
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # these come from writing, never from reading
+# A disk that is full or fails. In here these come from writing: what cannot be read is an error of its own.
+_NAMES = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE", "EREMOTEIO", "ENXIO", "ENODEV")
+_FAULTS = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}  # not every system knows all of them
+
+
+def unwritten(path: Path, error: OSError) -> ConverterError:
+    """The error that a path could not be written: the environment's fault where the disk is, else the call's."""
+    if error.errno in _FAULTS:
+        return ConverterError(f"{printable(path)}: cannot be written: {error.strerror}")
+    return refusal(path, error)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -74,7 +83,7 @@ class Publication:
     """
 
     def __init__(
-        self, target: Path, *, needed_bytes: int, overwrite: bool = False, allowed: Allowed = lambda _: False
+        self, target: Path, *, needed_bytes: int, overwrite: bool = False, allowed: Allowed = lambda _: frozenset()
     ) -> None:
         self.target = Path(os.path.realpath(target))
         self.path = self.target.with_name(f".{self.target.name}.{secrets.token_hex(8)}.partial")
@@ -102,14 +111,14 @@ class Publication:
         except BaseException as error:
             self.__exit__(None, error)
             if isinstance(error, OSError):
-                raise refusal(self.target, error) from error
+                raise unwritten(self.target, error) from error
             raise
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object = None) -> None:
         self.discard()
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise refusal(self.target, error) from error
+        if isinstance(error, OSError) and error.errno in _FAULTS:
+            raise unwritten(self.target, error) from error
 
     def discard(self) -> None:
         """Delete what is not, or no longer, wanted. What resists is left for `leftovers` to name."""
@@ -134,7 +143,7 @@ class Publication:
                         os.mkdir(folder)
             return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise refusal(path, error) from error
+            raise unwritten(path, error) from error
 
     def write_text(self, name: str, text: str) -> None:
         """Write the new file `name`, in UTF-8."""
@@ -158,7 +167,7 @@ class Publication:
                     _sync(path.parent)
                 self.discard()  # the old folder, now that the new one is sure to stay
         except OSError as error:
-            raise refusal(self.target, error) from error
+            raise unwritten(self.target, error) from error
 
     def _move(self) -> None:
         """Give the target's name to the new folder; `_doomed` is then the old one, where there was one."""

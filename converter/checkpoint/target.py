@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 from pathlib import Path
 
 from ..errors import UsageError, printable
 
-Allowed = Callable[[str], bool]  # may a file of this name in the target, "vae/config.json", be deleted?
+# The files of a folder, such as "vae/config.json", that may be deleted; empty where the folder is not ours at all.
+Allowed = Callable[[Path], Set[str]]
 
 
 def refusal(path: Path, rule: str | OSError) -> UsageError:
@@ -30,8 +31,9 @@ def nearest(path: Path) -> Path:
 
 
 def refuse_foreign(target: Path, folder: Path, allowed: Allowed) -> None:
-    """Replacing `target`, now at `folder`, deletes it: all in it must be files as we write them."""
+    """Replacing `target`, now at `folder`, deletes it: all in it must be files that we wrote."""
     found: list[str] = [] if folder.is_dir() and not folder.is_symlink() else ["."]
+    ours: Set[str] = frozenset() if found else allowed(folder)
     waiting = [] if found else [""]
     while waiting and len(found) < 4:  # a loop, not recursion: the depth is the user's
         inside = waiting.pop()
@@ -41,17 +43,17 @@ def refuse_foreign(target: Path, folder: Path, allowed: Allowed) -> None:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(f"{inside}{entry.name}/")
-            elif not entry.is_file(follow_symlinks=False) or not allowed(inside + entry.name):
+            elif not entry.is_file(follow_symlinks=False) or inside + entry.name not in ours:
                 found.append(inside + entry.name)
     if found:
         names = ", ".join(map(printable, found[:3])) + (" and more" if len(found) > 3 else "")
-        raise refusal(target, f"--overwrite would delete what this tool did not write: {names}")
+        raise refusal(target, f"is not empty, and is kept: this tool did not write, or has no record of, {names}")
 
 
 def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowed) -> Path:
     """The real path to write to, or a `UsageError`; called before a byte of `source` is read.
 
-    >>> check_target(Path("out"), Path("a.pth"), overwrite=False, allowed=str.isascii).name
+    >>> check_target(Path("out"), Path("a.pth"), overwrite=False, allowed=lambda _: set()).name
     'out'
     """
     for path in (target, nearest(target)):  # a link that leads nowhere may also be among the parents
@@ -75,9 +77,9 @@ def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowe
         raise refusal(target, f"its parent {printable(parent)} is not writable")
     try:
         if os.path.isdir(real) and any(real.iterdir()):
+            refuse_foreign(target, real, allowed)  # first: --overwrite is not to be advised where it cannot help
             if not overwrite:
                 raise refusal(target, "exists and is not empty; use --overwrite to replace it")
-            refuse_foreign(target, real, allowed)
             for folder, folders, files in os.walk(source):  # a cache of links may lead into the target
                 for path in (Path(folder, name) for name in folders + files):
                     if path.is_symlink() and real in Path(os.path.realpath(path)).parents:

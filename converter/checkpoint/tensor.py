@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
+from math import nan, prod
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import ConverterError
+from .cast import widen
 from .dtypes import DType
 from .file import InputFile
 
@@ -72,7 +74,8 @@ class LazyTensor:
     """A tensor of a checkpoint: dtype, shape and where its bytes lie. Strides and offset count elements.
 
     `read()` gives its elements in row-major order as bytes, `numpy()` and `torch()` as arrays;
-    the first that reads of a storage reads it whole and verifies its CRC, where it has one.
+    the first that reads of a storage reads it whole and verifies its CRC, where it has one. A slice of axis 0 is
+    another lazy tensor.
     """
 
     key: str
@@ -106,6 +109,37 @@ class LazyTensor:
             return start, start
         last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
         return start, (last + 1) * self.dtype.itemsize
+
+    def __getitem__(self, rows: slice) -> LazyTensor:
+        """A run of rows along axis 0, unread: `tensor[2:5]`."""
+        if not isinstance(rows, slice) or not self.shape:
+            raise TypeError(f"{self.key} {list(self.shape)}: a lazy tensor takes a slice of its axis 0; see numpy()")
+        start, stop, step = rows.indices(self.shape[0])
+        if step != 1:
+            raise ValueError("a lazy tensor is sliced in steps of 1")
+        size = max(0, stop - start)
+        # An empty run stays where it is, so that it never points behind the storage.
+        offset = self.offset + start * self.strides[0] * (size > 0)
+        return replace(self, shape=(size, *self.shape[1:]), offset=offset)
+
+    def peek(self, *positions: int) -> tuple[float, ...]:
+        """Single elements by their row-major position, read in place without the CRC's proof.
+
+        NaN for a position outside the tensor, and in a tensor that holds no floats.
+        """
+        return tuple(self._peek(position) for position in positions)
+
+    def _peek(self, position: int) -> float:
+        if not self.dtype.floating or not 0 <= position < self.numel:
+            return nan
+        place = self.offset
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            position, along = divmod(position, size)
+            place += along * stride
+        storage, item = self.storage, self.dtype.itemsize
+        data = storage.file.read(storage.start + place * item, item, self.key)
+        (value,) = struct.unpack(self.dtype.form, data.rjust(struct.calcsize(self.dtype.form), b"\0"))
+        return float(value)
 
     def chunks(self) -> Iterator[tuple[int, memoryview]]:
         """(offset in the tensor, bytes) of a contiguous tensor, in order; a laid-out-anew one comes whole."""
@@ -141,12 +175,7 @@ class LazyTensor:
 
     def numpy(self) -> Any:
         """The tensor as a NumPy array (bfloat16, which NumPy lacks, is widened to float32 exactly)."""
-        import numpy as np
-
-        data = self.read()
-        if self.dtype.code == "BF16":
-            return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").reshape(self.shape)
-        return np.frombuffer(data, dtype=self.dtype.name).reshape(self.shape)
+        return widen(self.read(), self.dtype).reshape(self.shape)
 
     def torch(self) -> Any:
         """The tensor as a torch tensor of its own dtype."""
@@ -165,7 +194,7 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 def checked(tensor: LazyTensor) -> LazyTensor:
     """The same tensor, once its view is known to lie inside its storage and to expand nothing."""
 
-    def fail(rule: str) -> InputError:
+    def fail(rule: str) -> ConverterError:
         return tensor.storage.file.error(tensor.key, rule)
 
     if len(tensor.shape) != len(tensor.strides) or len(tensor.shape) > 8:

@@ -23,9 +23,6 @@ from ..errors import ConverterError, printable
 from .dtypes import DType
 from .tensor import CHUNK, LazyTensor, Storage
 
-# The exponent bits: all ones in NaN and infinity.
-_EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
-
 Progress = Callable[[int], None]
 
 
@@ -121,8 +118,8 @@ class Delivery:
 
 def count_nonfinite(view: memoryview, dtype: DType) -> int:
     """How many elements are NaN or infinite."""
-    mask = _EXPONENT.get(dtype.code)
-    if mask is None:
+    mask = dtype.exponent
+    if not mask:
         return 0
     import numpy as np
 

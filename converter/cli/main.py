@@ -1,6 +1,6 @@
 """Entry points, exit codes, and how an error reaches a person: one line on standard error, never a traceback.
 
-Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal, 128 + n stopped by signal n.
+Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal or a disk that fails, 128 + n stopped by signal n.
 """
 
 from __future__ import annotations

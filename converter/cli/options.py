@@ -8,22 +8,16 @@ from typing import Any
 import click
 
 
-def underscored(arguments: list[str]) -> list[str]:
-    """`--dump-path=a-b` as `--dump_path=a-b`: the existing scripts' spelling is the canonical one."""
-    made: list[str] = []
-    for i, argument in enumerate(arguments):
-        if argument == "--":
-            return made + arguments[i:]
-        flag, equals, value = argument.partition("=")
-        made.append("--" + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else argument)
-    return made
+def underscored(name: str) -> str:
+    """`dump-path` as `dump_path`: the existing scripts' spelling is the canonical one."""
+    return name.replace("-", "_")
 
 
 class Command(click.Command):
-    """A command whose flags may be written with hyphens too."""
+    """A command whose flags may be written with hyphens too. Values stay as they are."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, underscored(args))
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        return super().make_context(*args, **{"token_normalize_func": underscored} | extra)
 
 
 class Group(click.Group):

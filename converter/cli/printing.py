@@ -60,17 +60,12 @@ def inspection_lines(made: dict[str, Any]) -> Iterator[str]:
         )
     yield from (f"note: {note}" for note in made["notes"])
     yield from (f"problem: {problem}" for problem in made["problems"])
-    yield "convertible: " + ("no" if made["problems"] else _missing(made) or "yes")
+    yield "convertible: " + ("no" if made["problems"] else _missing(made["needs"]) or "yes")
 
 
-def _missing(made: dict[str, Any]) -> str:
-    """The flags that a conversion would ask for."""
-    needed = [
-        f"--{name}"
-        for name in ("num_attention_heads", "image_size", "interpolation_scale")
-        if made["hyper_parameters"].get(name, {}).get("source") == "unknown"
-    ]
-    return f"with {', '.join(needed)}" if needed else ""
+def _missing(needs: str) -> str:
+    """What a conversion would ask for: the flag of "--flag is needed: why" (the reason stands with the evidence)."""
+    return f"with {printable(needs.partition(' is needed: ')[0])}" if needs else ""
 
 
 def conversion_lines(done: Conversion, seconds: float) -> Iterator[str]:
@@ -91,8 +86,8 @@ def conversion_lines(done: Conversion, seconds: float) -> Iterator[str]:
     if not done.written:
         yield f"dry run: nothing was written to {printable(done.path)}"
         return
-    for name, file in record["written"].items():
-        yield f"wrote: {printable(done.path / name)} ({human_bytes(file['size'])})"
+    for name, size in done.files.items():
+        yield f"wrote: {printable(done.path / name)} ({human_bytes(size)})"
     yield f"done: {record['tensors']} tensors in {seconds:.1f} s, read back and verified"
 
 

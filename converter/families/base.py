@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..errors import UsageError
@@ -22,7 +22,8 @@ class Finding:
 class Findings(dict[str, Finding]):
     """Hyper-parameters by name. `given` are the user's words; they may not contradict what the file shows.
 
-    `notes`: what a user should be told; `problems`: what stands against a conversion though every key has its row.
+    `notes`: what a user should be told; `problems`: what stands against a conversion though every key has its row;
+    `doubted`: stored buffers that are there and not believed -> why.
     """
 
     def __init__(self, given: Mapping[str, Any]) -> None:
@@ -30,6 +31,7 @@ class Findings(dict[str, Finding]):
         self.given = {name: value for name, value in given.items() if value is not None}
         self.notes: list[str] = []
         self.problems: list[str] = []
+        self.doubted: dict[str, str] = {}
 
     def file(self, name: str, value: Any, evidence: str) -> Any:
         """A value that the file shows (None: it should, and does not).
@@ -78,10 +80,14 @@ class Family:
         keys: the table from the original layout to diffusers'.
         describe: (plan, state, findings) -> None; fills the findings. `plan.dims` holds what the shape patterns say.
         config: findings -> `config.json` of the model class; raises `UsageError` where something is unknown.
-        flags: the hyper-parameters that a user may state.
+        flags: the hyper-parameters that a user may state, name -> type (an int is a float too, a bool is no int); or
+            their names alone, and `describe` checks the values.
         subfolder: where in the dump the model lies.
         unreproduced: (findings, largest difference) -> of a stored buffer that recomputing does not give bit for bit:
-            whether a conversion may go on without it (the original net does not use it), and what it is, in words.
+            whether a conversion may go on without it (the original net does not use it), and what it is, in words;
+            raises `UsageError` where what was read off the buffer has to be said instead.
+        tolerated: of a source folder's `config.json`, what may differ from ours: key -> the other values that mean
+            the same model (None: any value, it changes no output).
     """
 
     name: str
@@ -89,9 +95,10 @@ class Family:
     keys: KeyMapping
     describe: Callable[[Plan, State, Findings], None]
     config: Callable[[Findings], dict[str, Any]]
-    flags: tuple[str, ...] = ()
+    flags: Mapping[str, type] | tuple[str, ...] = ()
     subfolder: str = "transformer"
     unreproduced: Callable[[Findings, float], tuple[bool, str]] = lambda found, difference: (
         False,
         f"is not what the target computes (by up to {difference:.2g})",
     )
+    tolerated: Mapping[str, tuple[Any, ...] | None] = field(default_factory=lambda: {"_diffusers_version": None})

@@ -6,9 +6,11 @@ N positions, F width of the feed-forward layers, R rows of the output layer (pat
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
-from ..mapping import Computed, Extra, KeyMapping, Refused
+from ..errors import UsageError
+from ..mapping import Computed, Extra, KeyMapping, Parameter, Refused
 from .base import Family, Findings
 from .pixart_evidence import FLAGS, KV_COMPRESS, MICRO, POSITIONS, QK_NORM, REL_POS, describe
 from .sincos import SinCosTable
@@ -36,7 +38,7 @@ KEYS = KeyMapping({
     "t_embedder.mlp.0 [D 256]":         EMB + "timestep_embedder.linear_1",
     "t_embedder.mlp.2 [D D]":           EMB + "timestep_embedder.linear_2",
     "t_block.1 [6D D]":                 "adaln_single.linear",
-    B + "scale_shift_table [6 D]":      T + "scale_shift_table",
+    B + "scale_shift_table [6 D]":      Parameter(T + "scale_shift_table"),
     B + "attn.qkv [3D D]":              (T + "attn1.to_q", T + "attn1.to_k", T + "attn1.to_v"),
     B + "attn.proj [D D]":              T + "attn1.to_out.0",
     B + "cross_attn.q_linear [D D]":    T + "attn2.to_q",
@@ -45,7 +47,7 @@ KEYS = KeyMapping({
     B + "mlp.fc1 [F D]":                T + "ff.net.0.proj",
     B + "mlp.fc2 [D F]":                T + "ff.net.2",
     "final_layer.linear [R D]":         "proj_out",
-    "final_layer.scale_shift_table [2 D]": "scale_shift_table",
+    "final_layer.scale_shift_table [2 D]": Parameter("scale_shift_table"),
     POSITIONS + " [1 N D]":             Computed(positions),
     "y_embedder.y_embedding [L K]":     Extra(stray="caption_projection.y_embedding"),
     B + "attn.q_norm":                  _NO_QK_NORM,
@@ -100,15 +102,40 @@ def unreproduced(found: Findings, difference: float) -> tuple[bool, str]:
     """What a `pos_embed` is that recomputing does not give. Only the fixed-size class ever uses it."""
     if difference < ROUNDING:
         return True, f"is the sin-cos table up to rounding (by up to {difference:.2g})"
-    if found["sample_size"].source != "file":
-        return True, "is not the table of the size and scale that were given"
+    # The class before anything else: no word on the size makes a table superfluous that the net adds to its input.
     if found["multi_scale_train"].value:
-        return True, "is no sin-cos table, and the multi-scale class never uses it"
+        return True, _unused(found, difference)
+    doubted = POSITIONS in found.doubted
+    if doubted and found.given.keys() & {"image_size", "interpolation_scale"}:
+        return True, (
+            "is the table that OneTrainer writes into every file, and what the flags say is taken instead: if this "
+            "fixed-size model was trained with it, the converted model is another one"
+        )
+    what = "is not the table of the size and scale" if doubted else "is no sin-cos table of the original's kind"
     return False, (
-        "is no sin-cos table of the original's kind, and the fixed-size class uses it where diffusers "
-        "computes its own: the converted model would be another one (a multi-scale model never uses it: "
-        "--multi_scale_train true)"
+        f"{what}, and the fixed-size class uses it where diffusers computes its own: the converted model would be "
+        "another one (a multi-scale model never uses it: --multi_scale_train true)"
     )
 
 
-PIXART = Family("pixart", "PixArt", KEYS, describe, config, FLAGS, unreproduced=unreproduced)
+def _unused(found: Findings, difference: float) -> str:
+    """What the table of a multi-scale model is. The net does without it, but the scale may have been read off it."""
+    scale = found["interpolation_scale"]
+    if POSITIONS in found.doubted:
+        return "is not the table of the size and scale that were given, and the multi-scale class never uses it"
+    # An element that is not finite is refused for that, and shows nothing about the others.
+    if scale.source == "file" and "interpolation_scale" not in found.given and difference < inf:
+        raise UsageError(
+            f"--interpolation_scale is needed: {POSITIONS} only begins like the sin-cos table of scale "
+            f"{scale.value:g} and is off by up to {difference:.2g} further on, so it shows none"
+        )
+    return "is no sin-cos table, and the multi-scale class never uses it"
+
+
+# What changes no output: at most training, or a part that this class does not have.
+_INERT = ("_diffusers_version", "dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention")
+TOLERATED: dict[str, tuple[Any, ...] | None] = dict.fromkeys(_INERT) | {"_class_name": ("Transformer2DModel",)}
+
+PIXART = Family(
+    "pixart", "PixArt", KEYS, describe, config, FLAGS, unreproduced=unreproduced, tolerated=TOLERATED
+)  # fmt: skip

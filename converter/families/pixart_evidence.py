@@ -10,21 +10,16 @@ from typing import Any
 from ..errors import InputError, UsageError, printable
 from ..mapping import Plan
 from .base import Findings, State
+from .pixart_released import HEAD_SIZE, PLACEHOLDER, RELEASED, TOKENS, VAE_FACTOR, remarks
 from .sincos import scale_of
 
 POSITIONS = "pos_embed"
 MICRO, QK_NORM, KV_COMPRESS, REL_POS = "micro_condition", "qk_norm", "kv_compress", "use_rel_pos"
-FLAGS = (
-    "image_size", "version", "multi_scale_train", MICRO, QK_NORM, KV_COMPRESS, "num_attention_heads",
-    "interpolation_scale",
-)  # fmt: skip
+FLAGS = {
+    "image_size": int, "version": str, "multi_scale_train": bool, MICRO: bool, QK_NORM: bool, KV_COMPRESS: bool,
+    "num_attention_heads": int, "interpolation_scale": float,
+}  # fmt: skip
 
-VAE_FACTOR = 8  # pixels per latent position
-TOKENS = {120: "alpha", 300: "sigma"}  # caption length -> which PixArt
-# (version, pixels) -> positional scale of the released models. Sources disagree on alpha at 256: its training
-# configs say 1.
-RELEASED = {("alpha", 256): 1.0, ("alpha", 512): 1.0, ("alpha", 1024): 2.0,
-            ("sigma", 256): 0.5, ("sigma", 512): 1.0, ("sigma", 1024): 2.0, ("sigma", 2048): 4.0}  # fmt: skip
 # In a folder's config.json -> what the tensors show of it. A last block that is lost shows nowhere else.
 CONFIGURED = {
     "num_layers": "depth",
@@ -35,9 +30,6 @@ CONFIGURED = {
     "use_additional_conditions": MICRO,
 }
 CONFIG_LIMIT = 1 << 20  # far above any side, scale or number of heads
-HEAD_SIZE = 72  # 1152 / 16, in every released model
-# OneTrainer writes the table of this latent side and scale into every PixArt file, whatever the model is.
-PLACEHOLDER = (128, 1.0)
 
 
 def describe(plan: Plan, state: State, found: Findings) -> None:
@@ -47,6 +39,7 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
     _version(plan, found)
     _heads(found, state.config)
     _resolution(found, state.config, _read_table(plan, state, found))
+    found.notes += remarks(found, MICRO)
     for key, name in CONFIGURED.items():
         said, shown = state.config.get(key), found.get(name)
         if said is not None and shown and shown.source == "file" and said != shown.value:
@@ -134,7 +127,8 @@ def _heads(found: Findings, config: dict[str, Any]) -> None:
     elif hidden and hidden % HEAD_SIZE == 0:
         heads = found.settle(name, hidden // HEAD_SIZE, f"hidden {hidden} / {HEAD_SIZE}, as in the released models")
     else:
-        heads = found.settle(name, None, f"a file does not show it, and hidden {hidden} / {HEAD_SIZE} is not whole")
+        usual = f"; the released models have hidden size / {HEAD_SIZE}, and {hidden} does not divide by {HEAD_SIZE}"
+        heads = found.settle(name, None, "a file does not show it" + (usual if hidden else ""))
     if heads is not None and hidden and (type(heads) is not int or heads < 1 or hidden % heads):
         wrong = f"{heads}: the hidden size {hidden} does not divide by it"
         raise InputError(f"config.json: {name} {wrong}") if configured else UsageError(f"--{name} {wrong}")
@@ -190,6 +184,7 @@ def _resolution(found: Findings, config: dict[str, Any], table: _Table | None) -
     """`image_size` (pixels), `sample_size` (latent side) and `interpolation_scale`."""
     doubt, latent = _doubt(table, found) if table else "", _configured(config, "sample_size", int)
     if doubt:
+        found.doubted[POSITIONS] = doubt
         found.notes.append(doubt)
     if table and not doubt:
         found.file("image_size", table.side * VAE_FACTOR, table.seen)

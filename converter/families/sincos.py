@@ -2,6 +2,8 @@
 
 arXiv 2310.00426 and 2403.04692 (positions scaled by the resolution); layout measured on the original nets:
 a token at row h and column w holds [sin(w), cos(w), sin(h), cos(h)], a quarter of the hidden size each.
+Positions are float32 (at scale 3 or 2.02 the quotient is rounded), angles, sines and cosines float64, and the result
+is stored as float32: in the original's NumPy and in diffusers' torch alike, so that both have the same bits.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ class SinCosTable:
         """(side, hidden / 2) float32: [sin, cos] of the positions on one axis."""
         import numpy as np
 
-        # float64 inside and float32 at the end, as the original computes it: its bits are the specification.
-        positions = np.arange(self.side, dtype=np.float64) / self.scale
+        # float32 before the first product, float64 inside, float32 at the end: their bits are the specification.
+        positions = (np.arange(self.side, dtype=np.float32) / np.float32(self.scale)).astype(np.float64)
         frequencies = 1.0 / 10000 ** (np.arange(self.hidden // 4, dtype=np.float64) / (self.hidden / 4.0))
         angles = np.outer(positions, frequencies)
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)

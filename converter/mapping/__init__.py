@@ -2,6 +2,6 @@
 
 from .fold import MappingError, fold
 from .keymapping import KeyMapping, Move, Plan
-from .rows import Computed, Extra, Refused, Sparse
+from .rows import Computed, Extra, Parameter, Refused, Sparse
 
-__all__ = ["Computed", "Extra", "KeyMapping", "MappingError", "Move", "Plan", "Refused", "Sparse", "fold"]
+__all__ = ["Computed", "Extra", "KeyMapping", "MappingError", "Move", "Parameter", "Plan", "Refused", "Sparse", "fold"]

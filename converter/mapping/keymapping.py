@@ -49,9 +49,10 @@ class KeyMapping:
     """A bijection between two spellings of a state dict, as a table.
 
     Args:
-        table: source path, with an optional shape pattern, to what it becomes: a path (rename; carries `.weight`
-            and `.bias`), a tuple of paths (split on axis 0), `Computed`, `Extra`, `Refused` or `Sparse`.
-            `{}` is a block index.
+        table: source path, with an optional shape pattern, to what it becomes: a path (rename), a tuple of paths
+            (split on axis 0), `Parameter`, `Computed`, `Extra`, `Refused` or `Sparse`. A path is a module and stands
+            for its `.weight` and `.bias`, both of which must be there; one that is itself a tensor is written
+            `Parameter(path)`, or ends in `.weight` or `.bias`. `{}` is a block index.
         optional: name -> a table that a state dict holds whole or not at all.
 
     Raises: ValueError for a table whose rows overlap or cannot be undone.
@@ -150,7 +151,7 @@ class KeyMapping:
         """The table of the target layout alone: every target maps to itself, and strays to the sidecar."""
         made = object.__new__(KeyMapping)
         made.rows = [
-            Row(t, Sparse(t) if row.sparse else t, row.part_pattern, row.group, t, (t,))
+            Row(t, Sparse(t) if row.sparse else t, row.part_pattern, row.group, t, (t,), row.suffixes)
             for row in self.rows
             for t in row.targets
         ]
@@ -165,7 +166,7 @@ class KeyMapping:
     def __call__(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """A state dict of arrays (torch, NumPy, or anything that slices) in the target layout; splits are views.
 
-        What does not travel is given by `left(state)`.
+        What does not travel is given by `left(state)`. Of an open checkpoint the lazy tensors are split unread.
         """
         made = {}
         for move in self.plan(state).moves:
@@ -197,19 +198,26 @@ class KeyMapping:
 
 
 def _not_parts(moves: list[Move], state: Mapping[str, Any]) -> list[str]:
-    """What keeps tensors of the target layout from being put together: one is absent, or their shapes differ."""
+    """What keeps tensors of the target layout from being put together: one is absent, or they are not alike."""
     missing = [key for move in moves for key in move.sources if key not in state]
     wrong: dict[str, list[str]] = {}
     for move in moves:
         shapes = [list(state[key].shape) for key in move.sources if key in state]
         if len(move.sources) > 1 and ([] in shapes or shapes.count(shapes[0]) != len(shapes)):
-            wrong.setdefault(", ".join(map(str, shapes)), []).append(move.targets[0])
+            wrong.setdefault("shapes " + ", ".join(map(str, shapes)), []).append(move.targets[0])
+        # An array library would promote them without a word, and the way out would not give them back.
+        dtypes = [str(getattr(state[key], "dtype", "")) for key in move.sources if key in state]
+        if len(set(dtypes)) > 1:
+            wrong.setdefault("dtypes " + ", ".join(dtypes), []).append(move.targets[0])
     return [f"missing {key}" for key in fold(missing)] + [
-        f"{key} cannot be put together out of shapes {shapes}" for shapes, keys in wrong.items() for key in fold(keys)
+        f"{key} cannot be put together out of {unlike}" for unlike, keys in wrong.items() for key in fold(keys)
     ]
 
 
 def _concatenate(tensors: list[Any]) -> Any:
     """Concatenate on axis 0 with the arrays' own library, which is loaded already: the engine knows none."""
-    library = sys.modules[type(tensors[0]).__module__.partition(".")[0]]
+    kind = type(tensors[0])
+    library = sys.modules[kind.__module__.partition(".")[0]]
+    if not hasattr(library, "concatenate"):
+        raise TypeError(f"a {kind.__name__} cannot be concatenated: give arrays, such as its numpy() or torch()")
     return library.concatenate(tensors)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from .fold import fold, folded, holes
-from .rows import Refused, Row, spell
+from .rows import MODULE, PARAMETER, Refused, Row, spell
 
 
 class Matching:
@@ -80,8 +80,9 @@ class Matching:
             if gaps:
                 partly = f" (the {row.group} are there in part)" if row.group else ""
                 problems.append("missing " + row.source.replace("{}", f"{{{gaps}}}") + partly)
-        # A path is a module with a weight and a bias, or itself a parameter: the same in every block.
-        whole = {""} if any("" in suffixes for suffixes in found.values()) else {".weight", ".bias"}
+        # The row says whether its path is a module or a tensor itself. One that only keeps what it finds may be
+        # either, but the same in every block.
+        whole = row.suffixes or (PARAMETER if any("" in suffixes for suffixes in found.values()) else MODULE)
         # A row that may be absent does not say how many blocks there are: the others do.
         outside = {i: s for i, s in found.items() if self.blocks and i is not None and i >= self.blocks}
         for word, wrong, why in (

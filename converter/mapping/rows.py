@@ -12,7 +12,12 @@ from .dims import Dim, Pattern, parse_pattern
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A buffer that is recomputed: dropped on the way out, computed by `function` on the way back."""
+    """A buffer that the target computes for itself, so that it does not travel.
+
+    `function` takes the family's findings and gives the table that the target will compute; a conversion compares it
+    with what is stored. The table of keys never calls it: `inverse` restores the buffer from `left`, and without that
+    it is for whoever holds the config to recompute it.
+    """
 
     function: Callable[..., Any]
 
@@ -33,22 +38,34 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Sparse:
-    """A row of blocks that may be absent in some of them."""
+class Parameter:
+    """A path that is itself a tensor (an `nn.Parameter` or a buffer), not a module with a weight and a bias."""
 
     to: str | tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """A row of blocks that may be absent in some of them."""
+
+    to: str | tuple[str, ...] | Parameter
+
+
 # A block index has one spelling, so that no two keys can mean the same tensor.
 _INDEX = r"(0|[1-9]\d{0,17})"
+MODULE, PARAMETER = frozenset({".weight", ".bias"}), frozenset({""})
 _PATH = re.compile(r"(?!.*\{\}.*\{\})(\w+|\{\})(\.(\w+|\{\}))*")
 
-Value = str | tuple[str, ...] | Sparse | Computed | Extra | Refused
+Value = str | tuple[str, ...] | Parameter | Sparse | Computed | Extra | Refused
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table, read: `source` and `targets` are whole dotted paths with at most one `{}`."""
+    """One line of a table, read: `source` and `targets` are whole dotted paths with at most one `{}`.
+
+    `suffixes`: what every key of the row must end with: those of a module (`.weight` and `.bias`), or just '' where
+    the path is a tensor itself. None where nothing is written under the row's name: then it is either, as found.
+    """
 
     source: str
     value: Value
@@ -56,6 +73,7 @@ class Row:
     group: str = ""  # of an optional group: present whole or not at all
     name: str = ""  # of an Extra: its key in the sidecar
     targets: tuple[str, ...] = ()
+    suffixes: frozenset[str] | None = None
     match: Callable[[str], tuple[int | None, str] | None] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,10 +86,12 @@ class Row:
         if pattern and not pattern.endswith("]"):
             raise ValueError(f"{text!r}: a shape pattern ends with ']'")
         to = value.to if isinstance(value, Sparse) else value
+        bare = isinstance(to, Parameter)
+        to = to.to if isinstance(to, Parameter) else to
         targets = (to,) if isinstance(to, str) else to if isinstance(to, tuple) else ()
         if not targets and not isinstance(value, Computed | Extra | Refused):
             raise ValueError(
-                f"{source!r} becomes {to!r}: a row's value is a path, a tuple of paths, or Computed and the like"
+                f"{source!r} becomes {to!r}: a row's value is a path, a tuple of paths, or Parameter and the like"
             )
         stray = (value.stray,) if isinstance(value, Extra) and value.stray else ()
         for path in (source, *targets, *stray):
@@ -79,7 +99,9 @@ class Row:
                 raise ValueError(f"{path!r} is not a dotted path with at most one {{}}")
         if len({path.count("{}") for path in (source, *targets, *stray)}) > 1:
             raise ValueError(f"{source!r}: an index on one side only cannot be undone")
-        return cls(source, value, parse_pattern(pattern[:-1]) if pattern else (), group, source, targets)
+        bare = bare or any(path.endswith((".weight", ".bias")) for path in (source, *targets))
+        suffixes = (PARAMETER if bare else MODULE) if targets else None
+        return cls(source, value, parse_pattern(pattern[:-1]) if pattern else (), group, source, targets, suffixes)
 
     @property
     def sparse(self) -> bool:

@@ -8,8 +8,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from converter.checkpoint.cast import round_to
-from converter.checkpoint.dtypes import BF16, F16, F32, F64, DType
+from converter.checkpoint.cast import round_to, widen
+from converter.checkpoint.dtypes import BF16, BY_CODE, F16, F32, F64, DType
 
 
 def by_torch(values: np.ndarray, dtype: DType) -> bytes:
@@ -36,6 +36,31 @@ def test_every_bit_pattern_of_the_upper_half_with_the_lower_at_its_edges(dtype: 
         values = (upper | np.uint32(lower)).view(np.float32)
         values = values[~np.isnan(values)]
         assert round_to(values, dtype) == by_torch(values, dtype)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+def test_widening_is_exact_for_every_bit_pattern(dtype: DType) -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    wide = widen(memoryview(bits.tobytes()), dtype)
+    by_torch = torch.from_numpy(bits.copy()).view(getattr(torch, dtype.name)).float().numpy()
+    assert np.array_equal(wide.astype(np.float32), by_torch, equal_nan=True)
+    # What every bit pattern is known by: NaN and infinity have all ones in the exponent, and nothing else has.
+    assert np.array_equal(np.isfinite(wide), (bits & dtype.exponent) != dtype.exponent)
+    finite = wide[np.isfinite(wide)].astype(np.float32)
+    assert round_to(finite, dtype) == bits[np.isfinite(wide)].tobytes()
+
+
+@pytest.mark.parametrize("dtype", BY_CODE.values(), ids=str)
+def test_what_a_dtype_says_of_itself(dtype: DType) -> None:
+    theirs = getattr(torch, dtype.name)
+    assert (dtype.floating, dtype.itemsize) == (theirs.is_floating_point, theirs.itemsize)
+    assert bool(dtype.exponent) == bool(dtype.rounding) == dtype.floating
+    if dtype.floating:
+        infinity = torch.tensor(float("inf"), dtype=theirs).reshape(1).view(torch.uint8).numpy().tobytes()
+        assert int.from_bytes(infinity, "little") == dtype.exponent
+        computed = min(torch.finfo(theirs).eps, 2.0)  # the last place of 1; of a value below 1 it is half of that
+        computed = max(computed, torch.finfo(torch.float32).eps)
+        assert computed / 4 < dtype.rounding < 2 * computed
 
 
 def test_shape_and_order_do_not_matter() -> None:

@@ -124,10 +124,15 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "a long key": ({"w" * 2000: tensor()}, ("not plain text: 'wwww",)),
     "a long hostile key": ({"\x1b" * (1 << 20): tensor()}, (r"\x1b\x1b",)),
     # Prefixes
-    "mixed prefixes": ({"module.w": tensor(), "v": tensor()}, ("1 of 2 keys carry the prefix 'module.'", "(v)")),
-    "mixed inner prefixes": ({"module.model.w": tensor(), "module.v": tensor()}, ("the prefix 'model.'", "(module.v)")),
-    "collision": ({"module.w": tensor(), "w": tensor()}, ("mixed prefixes cannot be told apart",)),
-    "a key that is a prefix": ({"module.": tensor(), "module.w": tensor()}, ("mixed prefixes", "(module.)")),
+    "collision": ({"module.w": tensor(), "w": tensor()}, ("(w): mixed prefixes cannot be told apart",)),
+    "a later collision": (
+        {"v": tensor(), "module.u": tensor(), "w": tensor(), "module.w": tensor()},
+        ("the top level", "2 of 4 keys carry the prefix 'module.'", "(w): mixed prefixes"),
+    ),
+    "an inner collision": (
+        {"module.model.w": tensor(), "module.w": tensor(), "module.v": tensor()},
+        ("1 of 3 keys carry the prefix 'model.'", "(module.w)"),
+    ),
     # OrderedDict
     "items overridden": (build(ordered(("w", tensor())), {"items": call(Node(b"cbuiltins\nlist\n"))}), (OVERRIDDEN,)),
     "metadata and items": (build(ordered(("w", tensor())), {"_metadata": {}, "items": None}), (OVERRIDDEN,)),
@@ -155,6 +160,57 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
 def test_what_cannot_be_read_in_one_way_is_refused(tmp_path: Path, name: str) -> None:
     root, fragments = REFUSED[name]
     assert_refused(save(tmp_path, torch_file(pickled(root, 4), SIX)), *fragments)
+
+
+MIXED: dict[str, tuple[list[str], str, list[str], str]] = {
+    "a part of the names": (["model.embed", "lm_head"], "", ["model.embed", "lm_head"], "'model.' and"),
+    "half of the keys": (["module.w", "v"], "", ["module.w", "v"], "1 of 2 keys carry the prefix 'module.'"),
+    "inside": (["module.model.w", "module.v"], "module.", ["model.w", "v"], "'model.' and the others do not"),
+    "a key that is a prefix": (["module.", "module.w"], "", ["module.", "module.w"], "(module.): mixed prefixes"),
+    "all": (["module.w", "module.v"], "module.", ["w", "v"], ""),
+    "none": (["w", "v"], "", ["w", "v"], ""),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_prefix_of_only_some_keys_stays_and_is_said(tmp_path: Path, name: str) -> None:
+    """A family may have such keys. Where none has, `mixed` is the reason to give."""
+    keys, prefix, kept, says = MIXED[name]
+    with open_checkpoint(saved(tmp_path, {key: tensor() for key in keys})) as checkpoint:
+        assert (checkpoint.prefix, list(checkpoint)) == (prefix, kept)
+        assert says in checkpoint.mixed
+        assert bool(says) == bool(checkpoint.mixed) == ("cannot be told apart" in checkpoint.mixed)
+
+
+def test_what_is_said_of_a_mixture_is_printable_and_short(tmp_path: Path) -> None:
+    with open_checkpoint(saved(tmp_path, {"module.w": tensor(), "v" * 1000: tensor()})) as checkpoint:
+        assert checkpoint.mixed.isprintable()
+        assert len(checkpoint.mixed) < 500
+
+
+def test_weights_beside_a_wrapper_are_the_raw_ones(tmp_path: Path) -> None:
+    """`{**model.state_dict(), "ema": ema.state_dict()}`."""
+    root = {"a.w": tensor(), "table": tensor(), "ema": {"v": tensor()}, "epoch": 3}
+    path = saved(tmp_path, root)
+    assert list(read_all(path)) == list(read_all(path, "raw")) == ["a.w", "table"]
+    assert list(read_all(path, "ema")) == ["v"]
+    with open_checkpoint(path) as checkpoint:
+        assert [(c.weights, c.where) for c in checkpoint.candidates] == [("raw", "the top level"), ("ema", "ema")]
+        assert checkpoint.others == ["epoch: a value of type int"]
+        assert checkpoint.container == "torch archive, {the top level, ema, epoch}"
+    # Two sets of raw weights, and none is the one.
+    assert_refused(saved(tmp_path, root | {"model": {"w": tensor()}}), "several raw state dicts: the top level, model")
+    assert list(read_all(saved(tmp_path, root | {"model": {"w": tensor()}}), "ema")) == ["v"]
+    # Their keys are checked like any others.
+    twice = pairs(Node(b"}"), ("a.w", tensor()), ("ema", {"v": tensor()}), ("a.w", tensor()))
+    assert_refused(saved(tmp_path, twice), "the top level", "two entries have the key a.w")
+
+
+def test_a_lone_tensor_beside_a_wrapper_is_no_weight(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"step": tensor(), "ema": {"w": tensor()}, 5: tensor()})
+    with open_checkpoint(path) as checkpoint:
+        assert [c.where for c in checkpoint.candidates] == ["ema"]
+        assert [other.partition(":")[0] for other in checkpoint.others] == ["step", "a value of type int"]
 
 
 def test_a_key_that_is_nothing_but_a_prefix_keeps_its_name(tmp_path: Path) -> None:

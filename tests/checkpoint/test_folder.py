@@ -183,7 +183,7 @@ def test_torch_shards_keep_every_foreign_name_and_refuse_hostile_keys(tmp_path: 
 ])  # fmt: skip
 def test_folders_that_hold_something_else_are_named(tmp_path: Path, name: str, fragment: str) -> None:
     (tmp_path / name).write_text("{}")
-    assert_refused(tmp_path, "folder", fragment)
+    assert_refused(tmp_path, f"{tmp_path}: {'a torch' if name == '__0_0.distcp' else fragment}", fragment)
 
 
 def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
 def test_a_hostile_config(tmp_path: Path, text: str, fragment: str) -> None:
     shard(tmp_path, STEM, "a")
     (tmp_path / "config.json").write_text(text)
-    with within(5), refused(tmp_path / "config.json", "file", fragment):
+    with within(5), refused(tmp_path / "config.json", fragment):
         read_all(tmp_path)
 
 
@@ -229,7 +229,23 @@ def test_a_config_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
 def test_no_config_is_an_empty_one(tmp_path: Path) -> None:
     assert read_config(tmp_path) == {}
     save(tmp_path, safetensors_file({}), "model.safetensors")
-    assert weight_files(tmp_path) == ([tmp_path / "model.safetensors"], None)
+    assert weight_files(tmp_path) == ([tmp_path / "model.safetensors"], None, [])
+
+
+def test_weights_of_several_formats_are_not_silently_passed_over(tmp_path: Path, sharded: Path) -> None:
+    """As in diffusers, safetensors win; that other weights lie beside them is said."""
+    for folder in (tmp_path, sharded):
+        with open_checkpoint(sharded) as checkpoint:
+            assert checkpoint.others == []
+        shard(tmp_path, STEM, "w")
+        for name in ("diffusion_pytorch_model.bin", "model.safetensors.index.json"):
+            save(folder, b"never read", name)
+        with open_checkpoint(folder) as checkpoint:
+            assert list(checkpoint) == (["w"] if folder == tmp_path else ["a", "b", "c"])
+            assert checkpoint.others == [
+                "diffusion_pytorch_model.bin: other weights in this folder, not read",
+                "model.safetensors.index.json: other weights in this folder, not read",
+            ]
 
 
 def test_a_refused_folder_leaves_no_descriptor_open(sharded: Path) -> None:

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,8 +32,8 @@ NAMES = ("config.json", "vae/config.json", "weights.safetensors.index.json")
 STALE = "weights-00001-of-00002.safetensors"  # only the old folder has it
 
 
-def allowed(name: str) -> bool:
-    return name in NAMES or name == STALE
+def allowed(folder: Path) -> set[str]:
+    return {*NAMES, STALE}
 
 
 def write(out: Publication, generation: str) -> None:
@@ -171,6 +171,31 @@ def test_refuses_a_full_folder_and_names_the_flag(tmp_path: Path, source: Path) 
     make_old(tmp_path / "out")
     assert "--overwrite" in refused(tmp_path / "out", source, overwrite=False)
     check_target(tmp_path / "out", source, overwrite=True, allowed=allowed)
+    # The flag is not advised where it would be refused in its turn.
+    (tmp_path / "out" / "notes.txt").write_text("precious")
+    line = refused(tmp_path / "out", source, overwrite=False)
+    assert line == refused(tmp_path / "out", source, overwrite=True)
+    assert "notes.txt" in line
+    assert "--overwrite" not in line
+
+
+def test_what_may_be_deleted_is_asked_of_the_folder_where_it_is_by_now(tmp_path: Path, both_ways: str) -> None:
+    asked: list[Path] = []
+
+    def by_record(folder: Path) -> set[str]:
+        asked.append(folder)
+        return set((folder / "config.json").read_text().split())
+
+    make_old(tmp_path / "out")
+    for text in (" ".join(OLD), "config.json"):
+        (tmp_path / "out" / "config.json").write_text(text)
+        out = Publication(tmp_path / "out", needed_bytes=6, overwrite=True, allowed=by_record)
+        refusing = pytest.raises(UsageError, match="has no record of, ") if text == "config.json" else nullcontext()
+        with refusing:
+            convert(out)
+        assert asked.pop() == (out.path if both_ways == "exchange" else out.path.with_suffix(".old"))
+        assert contents(tmp_path / "out") == NEW | ({"config.json": text} if text == "config.json" else {})
+        assert os.listdir(tmp_path) == ["out"]
 
 
 def test_overwrite_refuses_to_delete_foreign_entries_and_names_three(tmp_path: Path, source: Path) -> None:
@@ -179,7 +204,7 @@ def test_overwrite_refuses_to_delete_foreign_entries_and_names_three(tmp_path: P
     for name in ("notes.txt", "vae/a\x1b[31m.txt", "vae/b.txt", "vae/c.txt"):
         (out / name).write_text("precious")
     line = refused(out, source)
-    assert line.endswith(r"did not write: notes.txt, vae/a\x1b[31m.txt, vae/b.txt and more")
+    assert line.endswith(r"has no record of, notes.txt, vae/a\x1b[31m.txt, vae/b.txt and more")
 
 
 @pytest.mark.parametrize("kind", ["empty folder", "link to a file", "link to a folder", "fifo", "deep"])
@@ -206,8 +231,8 @@ def test_overwrite_is_refused_exactly_when_something_foreign_is_there(names: set
             path = Path(folder, "out", name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("")
-        foreign = sorted(name for name in names if not allowed(name))
-        with pytest.raises(UsageError, match=r"did not write: \S") if foreign else nullcontext():
+        foreign = sorted(name for name in names if name not in allowed(Path()))
+        with pytest.raises(UsageError, match=r"has no record of, \S") if foreign else nullcontext():
             check_target(Path(folder, "out"), Path(folder, "a.pth"), overwrite=True, allowed=allowed)
 
 
@@ -434,7 +459,7 @@ def break_second_rename(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[],
     monkeypatch.setattr(publish, "_exchange", lambda one, other: False)
     rename, tries = os.rename, 0
 
-    def faulty(one: Path, other: Path) -> None:
+    def broken(one: Path, other: Path) -> None:
         nonlocal tries
         tries += Path(one).suffix == ".partial"
         if Path(one).suffix == ".partial" and tries == 2:
@@ -443,13 +468,13 @@ def break_second_rename(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[],
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         rename(one, other)
 
-    monkeypatch.setattr(os, "rename", faulty)
+    monkeypatch.setattr(os, "rename", broken)
 
 
 def test_a_failing_second_rename_puts_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_old(tmp_path / "out")
     break_second_rename(monkeypatch, lambda: None)
-    with pytest.raises(UsageError, match=r"out: Input/output error"):
+    with faulty(r"out: cannot be written: Input/output error"):
         convert(replacing(tmp_path / "out"))
     assert only_old(tmp_path)
 
@@ -509,7 +534,7 @@ def test_a_foreign_file_added_to_the_old_one_meanwhile_is_kept(tmp_path: Path) -
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_overwrite_without_a_predicate_deletes_nothing(tmp_path: Path) -> None:
+def test_overwrite_without_a_record_deletes_nothing(tmp_path: Path) -> None:
     make_old(tmp_path / "out")
     with (
         pytest.raises(UsageError, match="did not write"),
@@ -550,7 +575,16 @@ def test_a_file_system_that_tells_no_size_is_trusted(tmp_path: Path, monkeypatch
         pass
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@contextmanager
+def faulty(words: str) -> Iterator[None]:
+    """The block ends in the one error of a full or broken disk: neither the call's fault nor the input's."""
+    with pytest.raises(ConverterError, match=words) as caught:
+        yield
+    assert type(caught.value) is ConverterError
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
 @pytest.mark.parametrize("call", ["write", "fsync", "mkdir"])
 def test_a_disk_that_fills_up_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
@@ -558,7 +592,7 @@ def test_a_disk_that_fills_up_leaves_the_old_one(
     make_old(tmp_path / "out")
     real, calls = getattr(os, call), 0
 
-    def faulty(*args: Any, **kwargs: Any) -> Any:
+    def broken(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls > 1:  # a short write first, then nothing goes
@@ -566,20 +600,27 @@ def test_a_disk_that_fills_up_leaves_the_old_one(
         return real(args[0], args[1][:1]) if call == "write" else real(*args, **kwargs)
 
     def meanwhile() -> None:
-        monkeypatch.setattr(os, call, faulty)
+        monkeypatch.setattr(os, call, broken)
         out.write_text("unet/config.json", "new")
         out.write_text("text_encoder/config.json", "new")
 
     out = replacing(tmp_path / "out")
-    with pytest.raises(UsageError, match=os.strerror(code)):
+    with faulty(f"cannot be written: {os.strerror(code)}"):
         convert(out, meanwhile)
     monkeypatch.undo()
     assert only_old(tmp_path)
 
 
-def test_errors_of_reading_are_not_blamed_on_the_target(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="Input/output"), Publication(tmp_path / "out", needed_bytes=0):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_a_fault_of_the_disk_names_the_target(tmp_path: Path, code: int) -> None:
+    """What cannot be read is an error of its own kind; so these come from writing, wherever in the block."""
+    with faulty(f"out: cannot be written: {os.strerror(code)}"), Publication(tmp_path / "out", needed_bytes=0):
+        raise OSError(code, os.strerror(code))
+
+
+def test_what_is_no_fault_of_the_disk_is_not_blamed_on_the_target(tmp_path: Path) -> None:
+    with pytest.raises(BrokenPipeError), Publication(tmp_path / "out", needed_bytes=0):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))  # of whoever shows the progress
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

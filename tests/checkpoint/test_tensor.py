@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.checkpoint import open_checkpoint
+from converter.checkpoint.cast import round_to
 from converter.checkpoint.dtypes import BY_CODE, F32
 from converter.checkpoint.file import InputFile
 from converter.checkpoint.tensor import CHUNK, LazyTensor, Storage, checked, row_major
@@ -67,6 +69,83 @@ def test_every_dtype_reads_as_numpy(tmp_path: Path, code: str) -> None:
         if code == "BF16":
             wanted = np.ascontiguousarray(wanted.astype("<u4") << 16).view("<f4")
         assert (lazy.numpy() == wanted).all()
+
+
+@pytest.mark.parametrize("code", BY_CODE)
+def test_single_elements_are_read_in_place(tmp_path: Path, code: str) -> None:
+    dtype = BY_CODE[code]
+    values = np.array([0.5, -1, 2, 0, np.inf, 3.25, 9, 9], np.float32)
+    raw = round_to(values, dtype) if dtype.floating else bytes(8 * dtype.itemsize)
+    view = tensor((3, 2), (1, 3), 1, source=storage(kind=dtype.storage, count=8))
+    with open_checkpoint(save(tmp_path, torch_file({"w": view}, {"0": raw}))) as checkpoint:
+        lazy = checkpoint["w"]
+        seen = lazy.peek(*range(6))
+        if dtype.floating:
+            assert seen == tuple(lazy.numpy().reshape(-1).tolist()) == (-1, np.inf, 2, 3.25, 0, 9)
+        else:
+            assert all(map(math.isnan, seen))
+        assert all(map(math.isnan, lazy.peek(6, -1, 1 << 70)))
+        assert lazy.peek() == ()
+
+
+def test_peeking_reads_single_elements_only_and_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CRC stays unproven, so that a later reading still finds the damage."""
+    data = zip_file(parts(pickled({"w": tensor()}), SIX))
+    at = data.index(SIX["0"]) + 20
+    path = save(tmp_path, data[:at] + b"\1" + data[at + 1 :])
+    with open_checkpoint(path) as checkpoint:
+        lazy = checkpoint["w"]
+        read = []
+        preadv = os.preadv
+        lazy.peek(0)  # finds where the member lies
+        monkeypatch.setattr(os, "preadv", lambda fd, views, at: read.append(len(views[0])) or preadv(fd, views, at))
+        assert lazy.peek(1, 4) == (1.0, 4.0)
+        assert read == [4, 4]
+        with refused(path, "CRC-32 mismatch"):
+            lazy.read()
+
+
+ROWS = st.one_of(st.none(), st.integers(-7, 7))
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=3), st.booleans(), ROWS, ROWS, ROWS, ROWS)
+@settings(max_examples=200, deadline=None)
+def test_a_run_of_rows_is_what_numpy_says(
+    tmp_path_factory: pytest.TempPathFactory, shape: list[int], turned: bool, a: Any, b: Any, c: Any, d: Any
+) -> None:
+    raw = np.arange(math.prod(shape), dtype="<f4").reshape(shape)
+    strides = row_major(tuple(shape))
+    if turned:
+        raw, strides = raw.T, strides[::-1]
+    path = save(tmp_path_factory.getbasetemp(), np.ascontiguousarray(raw.T if turned else raw).tobytes() + b"....", "r")
+    with InputFile(path) as file:
+        whole = checked(LazyTensor("w", F32, raw.shape, Storage(file, "s", raw.nbytes), strides))
+        for lazy, wanted in ((whole[a:b], raw[a:b]), (whole[a:b][c:d], raw[a:b][c:d])):
+            assert checked(lazy) is lazy
+            assert (lazy.key, lazy.shape) == ("w", wanted.shape)
+            assert np.array_equal(lazy.numpy(), wanted)
+            assert b"".join(bytes(part) for _, part in lazy.chunks()) == wanted.tobytes()
+
+
+def test_a_slice_of_a_damaged_storage_is_found_out(tmp_path: Path) -> None:
+    data = zip_file(parts(pickled({"w": tensor()}), SIX))
+    at = data.index(SIX["0"]) + 20
+    path = save(tmp_path, data[:at] + b"\1" + data[at + 1 :])
+    with open_checkpoint(path) as checkpoint, refused(path, "CRC-32 mismatch"):
+        checkpoint["w"][:1].read()
+
+
+def test_other_ways_to_index_are_refused_in_words(tmp_path: Path) -> None:
+    path = save(tmp_path, torch_file({"w": tensor(), "s": tensor((), ())}, SIX))
+    with open_checkpoint(path) as checkpoint:
+        lazy: Any = checkpoint["w"]
+        for index in (0, (slice(1), slice(1)), ..., None, "w"):
+            with pytest.raises(TypeError, match=r"w \[2, 3\]: a lazy tensor takes a slice of its axis 0; see numpy"):
+                lazy[index]
+        with pytest.raises(ValueError, match="in steps of 1"):
+            lazy[::2]
+        with pytest.raises(TypeError, match=r"s \[\]"):
+            checkpoint["s"][:1]
 
 
 def test_row_major() -> None:

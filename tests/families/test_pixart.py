@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -274,13 +275,17 @@ def test_any_single_mutation_of_the_keys_is_refused(data: st.DataObject) -> None
         KEYS.plan(changed)
     shown = str(caught.value)
     stems = {form.rpartition(".")[0] for form in named if "." in form} | set(named)
-    assert any(fold([stem])[0] in shown or _braced(stem) in shown for stem in stems)
+    assert any(fold([stem])[0] in shown or _among(stem, shown) for stem in stems)
 
 
-def _braced(path: str) -> str:
-    head, _, rest = path.partition("blocks.")
-    index, _, tail = rest.partition(".")
-    return f"{head}blocks.{{{index}}}.{tail}"
+def _among(key: str, shown: str) -> bool:
+    """Whether a key is one of those that a message folds: `blocks.{0..1,4}.attn.qkv`."""
+    return any(
+        key == f"blocks.{index}{tail}"
+        for inside, tail in re.findall(r"\bblocks\.\{([\d.,]+)\}(\.[\w.]*\w)", shown)
+        for low, _, high in (run.partition("..") for run in inside.split(","))
+        for index in range(int(low), int(high or low) + 1)
+    )
 
 
 @settings(max_examples=100)
@@ -429,5 +434,33 @@ def test_what_a_stored_table_is_that_recomputing_does_not_give() -> None:
     placeholder = inventory("sigma-1024-ms")
     assert said(1.0, 1.0, placeholder, image_size=512) == (
         True,
-        "is not the table of the size and scale that were given",
+        "is not the table of the size and scale that were given, and the multi-scale class never uses it",
     )
+
+
+def test_a_fixed_size_net_keeps_its_table_whatever_size_is_said() -> None:
+    """No word on the size makes a table superfluous that the net adds to its input; OneTrainer's placeholder may be
+    one that it never had."""
+    for positions, words, dispensable in (
+        (50, {"image_size": 512}, False),
+        (1024, {"interpolation_scale": 1.0}, False),
+        (4096, {"interpolation_scale": 2.0}, True),
+        (4096, {"image_size": 512}, True),
+    ):
+        state = inventory("alpha-512") | {"pos_embed": Shaped((1, positions, 1152))}
+        found = Findings({"multi_scale_train": False} | words)
+        PIXART.describe(KEYS.plan(state), FakeState(1.0 if positions == 4096 else None), found)
+        said, what = unreproduced(found, 1.0)
+        assert said is dispensable
+        assert ("OneTrainer" if dispensable else "the fixed-size class uses it") in what
+
+
+def test_a_scale_is_not_read_off_a_table_that_only_begins_like_one() -> None:
+    found = Findings({})
+    PIXART.describe(KEYS.plan(inventory("sigma-1024-ms")), FakeState(2.0), found)
+    with pytest.raises(UsageError, match=r"^--interpolation_scale is needed: pos_embed only begins like .* scale 2 "):
+        unreproduced(found, 3.0)
+    assert unreproduced(found, 1e-7)[0]
+    said = Findings({"interpolation_scale": 2.0})
+    PIXART.describe(KEYS.plan(inventory("sigma-1024-ms")), FakeState(2.0), said)
+    assert unreproduced(said, 3.0) == (True, "is no sin-cos table, and the multi-scale class never uses it")

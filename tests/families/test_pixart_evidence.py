@@ -69,7 +69,8 @@ def test_every_hyper_parameter_of_every_inventory(name: str) -> None:
     assert told(found, "interpolation_scale") == (said["interpolation_scale"], "file" if table else "assumed")
     assert set(found) == {*file, "kv_compress", "num_attention_heads", "multi_scale_train", "image_size",
                           "sample_size", "interpolation_scale"}  # fmt: skip
-    assert (found.notes, found.problems) == ([], [])
+    assert (found.notes, found.problems) == ([note for note in found.notes if "PixArtAlphaPipeline" in note], [])
+    assert len(found.notes) == (name == "alpha-512-ms")
 
 
 @given(
@@ -168,7 +169,9 @@ def test_a_head_has_72_channels_by_convention(hidden: int) -> None:
 def test_no_convention_where_72_does_not_divide() -> None:
     found = look(small(hidden_size=96, depth=1), FakeState(1.0, hidden=96))
     assert told(found, "num_attention_heads") == (None, "unknown")
-    with pytest.raises(UsageError, match=r"--num_attention_heads is needed: .*hidden 96 / 72 is not whole"):
+    with pytest.raises(
+        UsageError, match=r"--num_attention_heads is needed: .*hidden size / 72, and 96 does not divide by 72$"
+    ):
         found.value("num_attention_heads")
     assert told(look(small(hidden_size=96, depth=1), num_attention_heads=8), "num_attention_heads") == (8, "given")
 
@@ -383,3 +386,33 @@ def test_a_file_without_any_of_the_keys() -> None:
     for name in ("hidden_size", "depth", "patch_size", "num_attention_heads", "image_size"):
         assert told(found, name) == (None, "unknown")
     assert found["depth"].evidence == "there are no blocks"
+
+
+# What is unlike every released model.
+@pytest.mark.parametrize(
+    ("tokens", "pixels", "micro", "lost"),
+    [(120, 1024, False, True), (120, 256, True, False), (120, 2048, True, False), (300, 768, False, False)],
+)
+def test_a_combination_that_was_never_released_is_noted(tokens: int, pixels: int, micro: bool, lost: bool) -> None:
+    sizes = {"hidden_size": 72, "tokens": tokens, "input_size": pixels // 8, "micro_conditions": micro}
+    found = look(small(**sizes), FakeState(0.5, hidden=72))
+    (note,) = [note for note in found.notes if note.startswith("no released")]
+    assert f"of {pixels} px is {'with' if micro else 'without'} micro-conditions" in note
+    assert ("part of the file may be missing" in note) is lost
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_released_width_with_another_depth_is_noted(name: str) -> None:
+    state, seen = inventory(name), FakeState(INVENTORIES[name]["interpolation_scale"])
+    parts = {key: key.split(".") for key in state}
+    cut = {key: state[key] for key, part in parts.items() if part[0] != "blocks" or int(part[1]) < 27}
+    (note,) = [note for note in look(cut, seen).notes if "blocks" in note]
+    assert note.startswith("it has 27 blocks, where the released models of hidden size 1152 have 28 or 42")
+    assert not any("blocks" in note for note in look(state, seen).notes)
+
+
+def test_micro_conditions_that_the_stock_pipeline_does_not_pass_on_are_noted() -> None:
+    (note,) = released("alpha-512-ms").notes
+    assert "PixArtAlphaPipeline" in note
+    assert "this model has 64" in note
+    assert released("alpha-1024-ms").notes == []

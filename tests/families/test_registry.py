@@ -20,6 +20,7 @@ import converter
 from converter import Computed, ConverterError, Extra, Family, Findings, InputError, KeyMapping, UsageError, families
 from converter.families.pixart import PIXART
 from converter.families.sincos import SinCosTable
+from converter.mapping import Parameter
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def table(found: Findings) -> SinCosTable:
 
 KEYS = KeyMapping({
     "net.{}.kv [2D D]": ("layers.{}.k", "layers.{}.v"),
-    "net.{}.gain [D]":  "layers.{}.gain",
+    "net.{}.gain [D]":  Parameter("layers.{}.gain"),
     "places [1 N D]":   Computed(table),
     "null [D]":         Extra(),
 })  # fmt: skip
@@ -237,7 +238,7 @@ def test_a_buffer_that_recomputing_does_not_give_is_refused_unless_the_family_sa
 
 
 def test_an_extra_of_every_block_is_kept_under_its_own_key(tmp_path: Path) -> None:
-    keys = KeyMapping({"net.{}.gain [D]": "g.{}", "net.{}.aside": Extra()})
+    keys = KeyMapping({"net.{}.gain [D]": Parameter("g.{}"), "net.{}.aside": Extra()})
     converter.register(Family("toy", "toy model", keys, describe, config))
     state = {f"net.{i}.gain": torch.full((4,), float(i)) for i in range(2)}
     state |= {

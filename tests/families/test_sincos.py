@@ -10,7 +10,7 @@ import torch
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from hypothesis import given
 from hypothesis import strategies as st
-from makers import GOLDEN
+from makers import GOLDEN, sincos
 from shaped import ROUNDING, rounded
 
 from converter import open_checkpoint
@@ -25,11 +25,13 @@ def whole(table: SinCosTable) -> np.ndarray:
 
 
 @pytest.mark.parametrize("pixels", [256, 512, 1024, 2048])
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", [*SCALES, 0.75, 1.5, 3.0, 2.02])  # at the last four the positions are rounded
 def test_bit_equal_to_the_table_of_diffusers(pixels: int, scale: float) -> None:
     hidden, side = (1152, pixels // 16) if pixels < 2048 else (72, 128)  # the large table, narrower
     theirs = get_2d_sincos_pos_embed(hidden, side, interpolation_scale=scale, base_size=side, output_type="pt").float()
-    assert torch.equal(torch.from_numpy(whole(SinCosTable(hidden, side, scale))), theirs)
+    ours = torch.from_numpy(whole(SinCosTable(hidden, side, scale)))
+    assert torch.equal(ours, theirs)
+    assert torch.equal(ours, sincos(hidden, side, scale)[0])  # the original's, by another road
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from converter.mapping import Computed, Extra, KeyMapping, MappingError, Refused, Sparse, fold
+from converter.mapping import Computed, Extra, KeyMapping, MappingError, Parameter, Refused, Sparse, fold
 from converter.mapping.dims import Dim
 
 DIMS = {"D": 4, "E": 3, "L": 5}
@@ -43,9 +43,9 @@ class Line:
     def text(self) -> str:
         return f"{self.source} [{self.pattern}]" if self.pattern else self.source
 
-    @property
-    def value(self) -> Any:
-        to = self.targets if len(self.targets) > 1 else "".join(self.targets)
+    def value(self, module: bool) -> Any:
+        path = self.targets if len(self.targets) > 1 else "".join(self.targets)
+        to = path if module else Parameter(path)
         return {
             "rename": to,
             "split": to,
@@ -62,7 +62,7 @@ class Line:
 
 @dataclass
 class Case:
-    """A random table and a state dict that fits it. `modules`: the lines that have a weight and a bias."""
+    """A random table and a state dict that fits it. `modules`: the sources that have a weight and a bias."""
 
     lines: list[Line]
     depth: int
@@ -73,11 +73,11 @@ class Case:
 
     @property
     def keys(self) -> KeyMapping:
-        table = {line.text: line.value for line in self.lines if not line.group}
+        table = {line.text: line.value(line.source in self.modules) for line in self.lines if not line.group}
         optional: dict[str, dict[str, Any]] = {}
         for line in self.lines:
             if line.group:
-                optional.setdefault(line.group, {})[line.text] = line.value
+                optional.setdefault(line.group, {})[line.text] = line.value(line.source in self.modules)
         return KeyMapping(table, optional)
 
     def suffixes(self, line: Line) -> tuple[str, ...]:
@@ -174,6 +174,8 @@ def fits(case: Case, keys: Iterable[str]) -> bool:
         if any(suffixes not in ({""}, {".weight", ".bias"}) for suffixes in found.values()):
             return False
         if len({"" in suffixes for suffixes in found.values()}) > 1:
+            return False
+        if line.targets and any(suffixes != set(case.suffixes(line)) for suffixes in found.values()):
             return False
         left -= {line.source.replace("{}", str(i)) + s for i, suffixes in found.items() for s in suffixes}
     return not left
@@ -379,7 +381,11 @@ def test_a_table_that_maps_two_rows_to_one_target_is_refused() -> None:
 
 
 # Single cases.
-KEYS = KeyMapping({"fc.{} [2D D]": ("a.{}", "b.{}"), "out [D]": "o", "null [L D]": Extra(stray="old.null")})
+KEYS = KeyMapping({
+    "fc.{} [2D D]": ("a.{}", "b.{}"),
+    "out [D]":      Parameter("o"),
+    "null [L D]":   Extra(stray="old.null"),
+})  # fmt: skip
 
 
 def state(depth: int = 2) -> dict[str, np.ndarray]:
@@ -411,20 +417,48 @@ def test_everything_that_is_wrong_is_in_one_error() -> None:
 
 
 def test_what_does_not_split_is_refused_without_a_pattern_too() -> None:
-    keys = KeyMapping({"q": ("x", "y", "z")})
+    keys = KeyMapping({"q": Parameter(("x", "y", "z"))})
     for shape in ((4,), (5, 3), ()):
         with pytest.raises(MappingError, match="which does not split into 3"):
             keys.plan({"q": np.zeros(shape)})
 
 
 def test_parts_that_cannot_be_put_together_are_refused() -> None:
-    keys = KeyMapping({"q.{}": ("x.{}", "y.{}")})
+    keys = KeyMapping({"q.{}": Parameter(("x.{}", "y.{}"))})
     with pytest.raises(MappingError, match=r"q\.\{0\.\.1\} cannot be put together out of shapes \[2\], \[3\]$"):
         keys.inverse({f"{part}.{i}": np.zeros(n) for i in range(2) for part, n in (("x", 2), ("y", 3))})
     with pytest.raises(MappingError, match=r"q\.0 cannot be put together out of shapes \[\], \[\]"):
         keys.inverse({"x.0": np.zeros(()), "y.0": np.zeros(())})
-    with pytest.raises(MappingError, match=r"missing y\.0\.weight"):  # x is a module and y a parameter
+    with pytest.raises(MappingError, match=r"unexpected x\.0\.weight"):  # x is a module and y a parameter
         keys.inverse({"x.0.weight": np.zeros(2), "x.0.bias": np.zeros(2), "y.0": np.zeros(2)})
+
+
+@pytest.mark.parametrize("library", [np, torch], ids=["numpy", "torch"])
+def test_parts_of_different_dtypes_are_not_promoted_without_a_word(library: Any) -> None:
+    keys = KeyMapping({"q.{} [3D]": Parameter(("x.{}", "y.{}", "z.{}"))})
+    parts = {f"{part}.{i}": library.zeros(2, dtype=library.float16) for part in "xyz" for i in range(2)}
+    assert keys.inverse(parts)["q.1"].dtype == library.float16
+    for i in range(2):
+        parts[f"y.{i}"] = library.zeros(2, dtype=library.float32)
+    says = r"q\.\{0\.\.1\} cannot be put together out of dtypes [a-z.]*float16, [a-z.]*float32, [a-z.]*float16$"
+    with pytest.raises(MappingError, match=says):
+        keys.inverse(parts)
+
+
+def test_parameters_and_modules_of_one_name_are_not_mistaken_for_each_other() -> None:
+    keys = KeyMapping({"fc [D D]": "a", "table [6 D]": Parameter("t"), "norm.weight [D]": "n.weight"})
+    sound = {"fc.weight": (2, 2), "fc.bias": (2,), "table": (6, 2), "norm.weight": (2,)}
+    made = {key: np.ones(shape) for key, shape in sound.items()}
+    assert sorted(keys(made)) == ["a.bias", "a.weight", "n.weight", "t"]
+    assert same(keys.inverse(keys(made)), made)
+    for wrong in ({"table.weight": (6, 2), "table.bias": (6,)}, {"fc": (2, 2)}, {"norm": (2,)}, {"norm.bias": (2,)}):
+        paths = {key.partition(".")[0] for key in wrong}
+        shapes = {k: s for k, s in sound.items() if k.partition(".")[0] not in paths} | wrong
+        with pytest.raises(MappingError, match=r"unexpected|unknown"):
+            keys.plan({key: np.ones(shape) for key, shape in shapes.items()})
+    with pytest.raises(MappingError, match=r"unexpected t\.weight"):
+        keys.inverse({"a.weight": np.ones((2, 2)), "a.bias": np.ones(2), "n.weight": np.ones(2),
+                      "t.weight": np.ones((6, 2)), "t.bias": np.ones(6)})  # fmt: skip
 
 
 def test_an_extra_that_strayed_into_the_target_comes_home() -> None:
@@ -436,7 +470,7 @@ def test_an_extra_that_strayed_into_the_target_comes_home() -> None:
 
 
 def test_extras_of_several_blocks_and_of_modules_have_keys_of_their_own() -> None:
-    keys = KeyMapping({"a": "x", "b.{}.n": Extra(stray="y.{}")})
+    keys = KeyMapping({"a": Parameter("x"), "b.{}.n": Extra(stray="y.{}")})
     made = {"a": np.zeros(1)} | {f"b.{i}.n.{part}": np.full(1, i) for i in range(2) for part in ("weight", "bias")}
     plan = keys.plan(made)
     assert plan.extras == {key: key for key in made if key != "a"}

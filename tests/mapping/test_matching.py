@@ -6,14 +6,14 @@ from time import perf_counter
 
 import pytest
 
-from converter.mapping import Extra, Refused, Sparse
+from converter.mapping import Extra, Parameter, Refused, Sparse
 from converter.mapping.matching import Matching
 from converter.mapping.rows import Row
 
 ROWS = [
     Row.parse("embed", "e"),
     Row.parse("blocks.{}.fc", "b.{}.fc"),
-    Row.parse("blocks.{}.table", "b.{}.table"),
+    Row.parse("blocks.{}.table", Parameter("b.{}.table")),
     Row.parse("blocks.{}.adapter", Sparse("b.{}.adapter")),
     Row.parse("blocks.{}.norm", Refused("norms", "no home for them")),
     Row.parse("null", Extra()),
@@ -82,14 +82,32 @@ def test_a_group_that_is_there_in_part() -> None:
     assert problems([*net(), *module("size.2"), "size.0.weight"]) == ["missing size.0.bias"]
 
 
-def test_a_path_is_a_module_or_a_parameter_and_the_same_in_every_block() -> None:
+def test_a_path_is_a_module_or_a_parameter_as_the_row_says() -> None:
     keys = [key for key in net() if key != "blocks.1.table"] + module("blocks.1.table")
     assert problems(keys) == [
         "missing blocks.1.table",
         "unexpected blocks.1.table.bias",
         "unexpected blocks.1.table.weight",
     ]
-    assert problems([*net(), "embed"]) == ["unexpected embed.bias", "unexpected embed.weight"]
+    assert problems([*net(), "embed"]) == ["unexpected embed"]
+    # The file alone, alike in every block, does not make it so.
+    assert problems([key for key in net() if not key.startswith("embed")] + ["embed"]) == [
+        "missing embed.bias",
+        "missing embed.weight",
+        "unexpected embed",
+    ]
+    keys = [key for key in net(2) if "table" not in key] + module("blocks.0.table", "blocks.1.table")
+    assert problems(keys) == [
+        "missing blocks.{0..1}.table",
+        "unexpected blocks.{0..1}.table.bias",
+        "unexpected blocks.{0..1}.table.weight",
+    ]
+
+
+def test_a_row_that_only_keeps_what_it_finds_takes_either_but_not_a_part_or_a_mixture() -> None:
+    assert problems([*net(), *module("null")]) == []
+    assert problems([*net(), "null.weight"]) == ["missing null.bias"]
+    assert problems([*net(), "null", "null.weight"]) == ["unexpected null.weight"]
 
 
 def test_a_sparse_row_may_be_absent_but_is_whole_where_it_is() -> None:

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from converter.mapping.dims import parse_pattern
-from converter.mapping.rows import Computed, Extra, Refused, Row, Sparse, matcher, overlap, spell
+from converter.mapping.rows import Computed, Extra, Parameter, Refused, Row, Sparse, matcher, overlap, spell
 
 # Words that a careless comparison takes for one another.
 WORDS = st.sampled_from(["a", "b", "0", "1", "10", "00", "01", "²", "weight", "bias", "{}"])
@@ -28,6 +28,30 @@ def test_a_rename() -> None:
     assert (row.source, row.targets, row.pattern) == ("a.{}.b", ("x.{}.y",), parse_pattern("3D D"))
     assert not row.sparse
     assert row.part_pattern == row.pattern
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "suffixes"),
+    [
+        ("a [D]", "x", {".weight", ".bias"}),
+        ("a", ("x", "y"), {".weight", ".bias"}),
+        ("a", Sparse("x"), {".weight", ".bias"}),
+        ("a.weights", "x.rebias", {".weight", ".bias"}),
+        ("a [6 D]", Parameter("x"), {""}),
+        ("a", Parameter(("x", "y")), {""}),
+        ("a", Sparse(Parameter("x")), {""}),
+        ("a.weight [D]", "x.weight", {""}),
+        ("a.bias", "x", {""}),
+        ("a", ("x", "y.weight"), {""}),
+        ("a", Extra("x"), None),
+        ("a", Computed(print), None),
+        ("a", Refused("f", "why"), None),
+    ],
+)
+def test_a_row_says_whether_its_path_is_a_module_or_a_parameter(text: str, value: Any, suffixes: set[str]) -> None:
+    row = Row.parse(text, value)
+    assert row.suffixes == suffixes
+    assert row.sparse is (suffixes is None or isinstance(value, Sparse))
 
 
 def test_a_split_shares_out_its_first_dimension() -> None:
@@ -71,6 +95,10 @@ def test_rows_that_may_be_absent(value: Any) -> None:
         ("a", ["x", "y"], "a row's value is"),
         ("a", None, "a row's value is"),
         ("a", Computed, "a row's value is"),
+        ("a", Parameter, "a row's value is"),
+        ("a", Parameter(()), "a row's value is"),
+        ("a", Parameter("x y"), "not a dotted path"),
+        ("a.{}", Parameter("x"), "on one side only"),
         ("a.{}", "x", "on one side only"),
         ("a", "x.{}", "on one side only"),
         ("a.{}", ("x.{}", "y"), "on one side only"),
