@@ -19,7 +19,7 @@ _FOREIGN = (
     (
         0,
         b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
-        "a legacy torch file (before 1.6): re-save it with a current torch: "
+        "a legacy torch file (the default before torch 1.6): re-save it with a current torch: "
         "torch.save(torch.load(PATH, weights_only=True, map_location='cpu'), NEW)",
     ),
     (0, b"\x80", "a bare pickle, not a torch archive: re-save it with torch.save"),

@@ -68,7 +68,9 @@ def convert(
     """Convert an original PixArt checkpoint to the diffusers layout.
 
     What the file can tell is read from it, with the evidence in DIR/conversion.json; a flag that contradicts the file
-    is an error. Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal, or a disk that fills up or fails.
+    is an error. The tool's own version: pixart --version.
+
+    Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal, or a disk that fills up or fails.
     """
     import time
 

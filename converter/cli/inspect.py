@@ -7,7 +7,7 @@ import click
 from .options import Command, json_option
 
 
-@click.command(cls=Command, short_help="Say what a checkpoint is, from its index alone.")
+@click.command(cls=Command, short_help="Say what a checkpoint is, from its index.")
 @click.argument("path")
 @click.option(
     "--weights",
@@ -17,7 +17,8 @@ from .options import Command, json_option
 @json_option
 def inspect(path: str, weights: str | None, as_json: bool) -> None:
     """Say what the checkpoint at PATH is: container, family, every hyper-parameter with its evidence, what a conversion
-    would drop or keep aside, and what stands against one. Reads the index of the file, not its tensors.
+    would drop or keep aside, and what stands against one. Of the tensors, only a few elements of the positional table
+    are read, and taken without the proof of their checksum; a conversion verifies them.
     """
     from ..inspection import inspect as run
     from .printing import inspection_lines, print_json

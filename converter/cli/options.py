@@ -13,15 +13,22 @@ def underscored(name: str) -> str:
     return name.replace("-", "_")
 
 
+# Flags with hyphens are understood too, and `-h`; values stay as they are.
+_SPELLING: dict[str, Any] = {"token_normalize_func": underscored, "help_option_names": ["-h", "--help"]}
+
+
 class Command(click.Command):
-    """A command whose flags may be written with hyphens too. Values stay as they are."""
+    """A command whose flags may be written with hyphens too."""
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        return super().make_context(*args, **{"token_normalize_func": underscored} | extra)
+        return super().make_context(*args, **_SPELLING | extra)
 
 
 class Group(click.Group):
     command_class = Command
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        return super().make_context(*args, **{"help_option_names": _SPELLING["help_option_names"]} | extra)
 
 
 def boolean(name: str, help: str) -> Callable[[Any], Any]:
