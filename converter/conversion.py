@@ -194,6 +194,9 @@ def _notes(checkpoint: Checkpoint, looked: Survey) -> list[str]:
             notes.append(f"the file asks to import {name}, which can run code in other readers; nothing of it ran here")
     if shared := _sharing(checkpoint):
         notes.append(f"{', '.join(fold(shared)[:6])} share their storage with other keys: each gets its own copy")
+    source = Path(checkpoint.path)
+    if source.is_dir() and any((folder / EXTRAS).exists() for folder in (source, source.absolute().parent)):
+        notes.append(f"the source is a conversion already: {EXTRAS} beside it is not carried over, keep it")
     return notes
 
 

@@ -119,6 +119,18 @@ def test_diffusers_folders(
     assert done.record["hyper_parameters"]["num_attention_heads"]["evidence"] == "config.json"
 
 
+@pytest.mark.parametrize("part", ["", "transformer"])
+def test_the_sidecar_of_a_conversion_is_not_dropped_in_silence(part: str, tmp_path: Path) -> None:
+    source = Path(__file__).parents[1] / "fixtures/golden/sigma-ms.pth"
+    converter.convert(source, tmp_path / "first", num_attention_heads=4)
+    again = converter.convert(tmp_path / "first" / part, tmp_path / "second")
+    assert transformer(tmp_path / "second") == transformer(tmp_path / "first")
+    assert any("original_extras.safetensors beside it is not carried over" in note for note in again.notes)
+    assert not any(
+        "not carried over" in note for note in converter.convert(source, tmp_path / "3", num_attention_heads=4).notes
+    )
+
+
 def test_an_old_diffusers_folder_with_a_stray(state: State, reference: Path, tmp_path: Path) -> None:
     config = {"sample_size": 16, "num_attention_heads": HEADS, "interpolation_scale": None}
     keyed = diffusers_keyed(state) | {"caption_projection.y_embedding": state["y_embedder.y_embedding"]}
