@@ -13,7 +13,7 @@ from typing import Any
 from ._version import __version__
 from .buffers import Comparison, compare
 from .checkpoint import Checkpoint, LazyTensor, open_checkpoint
-from .checkpoint.folder import beside, model_folder, read_json
+from .checkpoint.folder import CONFIG, WEIGHTS, beside, model_folder, read_json
 from .checkpoint.publish import Publication
 from .checkpoint.target import check_target, leftovers
 from .checkpoint.transfer import Progress
@@ -23,7 +23,6 @@ from .mapping import Computed, fold
 from .survey import Survey, survey
 from .writing import TensorFile, nonfinite_words, write_files
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 EXTRAS = "original_extras.safetensors"
 RECORD = "conversion.json"
 TOOL = "convert-pixart"
@@ -130,7 +129,7 @@ def _plan(looked: Survey) -> _Plan:
         "plan": rows,
     }
     config_text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    return _Plan(files, f"{maker.subfolder}/config.json", config_text, record, notes)
+    return _Plan(files, f"{maker.subfolder}/{CONFIG}", config_text, record, notes)
 
 
 def _write(

@@ -212,8 +212,12 @@ def _misshapen(checkpoint: Checkpoint, plan: Plan) -> list[str]:
         return []
     if fits(lambda rows, columns: (columns, rows)):
         return ["every matrix has its axes the other way round: this looks like a transposed (Flax or JAX) export"]
+
+    def joined(parts: int) -> Callable[[int, int], tuple[int, int]]:
+        return lambda rows, columns: (rows * parts, columns)
+
     for parts in range(2, 65):
-        if fits(lambda rows, columns, parts=parts: (rows * parts, columns)):  # type: ignore[misc]
+        if fits(joined(parts)):
             return [
                 f"every matrix has 1/{parts} of its rows: this looks like one of {parts} tensor-parallel shards; "
                 "put them together first"

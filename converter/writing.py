@@ -58,7 +58,7 @@ class Written:
 def write_files(
     out: Publication, files: list[TensorFile], source: str, allow_nonfinite: bool, step: Progress
 ) -> Written:
-    """Write the files into the folder in the making; each tensor is read back and proven right after it was written.
+    """Write the files into the folder in the making; every tensor is read back and proven.
 
     Raises: `InputError` where the source is damaged, or has NaN or infinity that are not allowed.
     """

@@ -12,8 +12,10 @@ from .file import InputFile
 from .safetensors_reader import parse_json
 
 JSON_LIMIT = 25_000_000
+# What diffusers calls the two files of a model.
+WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 _STEMS = (
-    "diffusion_pytorch_model.safetensors",
+    WEIGHTS,
     "diffusion_pytorch_model.bin",
     "model.safetensors",
     "pytorch_model.bin",
@@ -36,11 +38,11 @@ def model_folder(folder: Path) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a model folder, {} where there is none."""
-    if not os.path.lexists(folder / "config.json"):
+    if not os.path.lexists(folder / CONFIG):
         return {}
-    config = read_json(folder / "config.json")
+    config = read_json(folder / CONFIG)
     if not isinstance(config, dict):
-        raise InputError.at(folder / "config.json", "", "not a JSON object")
+        raise InputError.at(folder / CONFIG, "", "not a JSON object")
     return config
 
 
@@ -86,10 +88,10 @@ def beside(folder: Path, config: dict[str, Any]) -> dict[str, bytes]:
     """The files of a model folder that were believed beside its weights, by name: config.json and the index."""
     index = next((f"{stem}.index.json" for stem in _STEMS if (folder / f"{stem}.index.json").exists()), "")
     found = {}
-    for name in filter(None, ["config.json" if config or os.path.lexists(folder / "config.json") else "", index]):
+    for name in filter(None, [CONFIG if config or os.path.lexists(folder / CONFIG) else "", index]):
         with InputFile(folder / name) as file:
             found[name] = _content(file)
-            if name == "config.json" and parse_json(file, "", found[name]) != config:
+            if name == CONFIG and parse_json(file, "", found[name]) != config:
                 raise file.error("", "it changed while it was read")
     return found
 
