@@ -44,6 +44,21 @@ class Storage:
         """Let the system copy `count` bytes from `offset` to `position` of another file; False where it cannot."""
         return self.file.copy_to(self.start + offset, count, fd, position, self.name)
 
+    def read_into(self, into: memoryview, start: int) -> bool:
+        """Fill `into` with the bytes from `start` on, if that proves them or they were proven before; else False."""
+        if self._proven:
+            self.file.read_into(into, self.start + start, self.name)
+        elif (start, len(into)) == (0, self.size):
+            crc = 0
+            for offset in range(0, self.size, CHUNK):
+                part = into[offset : offset + CHUNK]
+                self.file.read_into(part, self.start + offset, self.name)
+                crc = zlib.crc32(part, crc)
+            self._prove(crc)
+        else:
+            return False
+        return True
+
     def chunks(
         self, buffer: bytearray | None = None, span: tuple[int, int] | None = None
     ) -> Iterator[tuple[int, memoryview]]:
@@ -64,9 +79,12 @@ class Storage:
                 crc = zlib.crc32(part, crc)
             yield offset, part
         if whole:
-            if crc != self.crc:
-                raise self.file.error(self.name, "CRC-32 mismatch: the file is damaged")
-            self._proven = True
+            self._prove(crc)
+
+    def _prove(self, crc: int) -> None:
+        if crc != self.crc:
+            raise self.file.error(self.name, "CRC-32 mismatch: the file is damaged")
+        self._proven = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +172,28 @@ class LazyTensor:
 
     def read(self) -> bytes:
         """All elements in row-major order, little-endian."""
+        data = bytearray(self.nbytes)
+        self.read_into(memoryview(data))
+        return bytes(data)
+
+    def read_into(self, into: memoryview) -> None:
+        """All elements in row-major order, into `nbytes` bytes that are there already."""
+        if not self.contiguous:
+            start, stop = self.span
+            span = bytearray(stop - start)
+            self._read_span(memoryview(span))
+            into[:] = self.lay_out(span)
+        elif self.numel:
+            self._read_span(into)
+
+    def _read_span(self, into: memoryview) -> None:
         start, stop = self.span
-        data = bytearray(stop - start)
-        for offset, part in self.storage.chunks(span=self.span):
+        if self.storage.read_into(into, start):
+            return
+        for offset, part in self.storage.chunks(span=(start, stop)):
             low, high = max(start, offset), min(stop, offset + len(part))
             if low < high:
-                data[low - start : high - start] = part[low - offset : high - offset]
-        return self.lay_out(data)
+                into[low - start : high - start] = part[low - offset : high - offset]
 
     def lay_out(self, span: bytes | bytearray) -> bytes:
         """The elements in row-major order, out of the bytes of `span`."""
@@ -177,13 +210,14 @@ class LazyTensor:
         """The tensor as a NumPy array (bfloat16, which NumPy lacks, is widened to float32 exactly)."""
         return widen(self.read(), self.dtype).reshape(self.shape)
 
-    def torch(self) -> Any:
-        """The tensor as a torch tensor of its own dtype."""
+    def torch(self, out: Any = None) -> Any:
+        """The tensor as a torch tensor of its own dtype, in `out` (contiguous, of that shape) where that is given."""
         import torch
 
-        if not self.numel:
-            return torch.empty(self.shape, dtype=getattr(torch, self.dtype.name))
-        return torch.frombuffer(bytearray(self.read()), dtype=getattr(torch, self.dtype.name)).reshape(self.shape)
+        made = torch.empty(self.shape, dtype=getattr(torch, self.dtype.name)) if out is None else out
+        array: Any = made.reshape(-1).view(torch.uint8).numpy()
+        self.read_into(memoryview(array))
+        return made
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:

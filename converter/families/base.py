@@ -88,6 +88,8 @@ class Family:
             raises `UsageError` where what was read off the buffer has to be said instead.
         tolerated: of a source folder's `config.json`, what may differ from ours: key -> the other values that mean
             the same model (None: any value, it changes no output).
+        parity: a `converter.parity.Model`, its nets to be compared, or where to import one from ("package.module:NAME",
+            so that describing a file loads no torch).
     """
 
     name: str
@@ -102,3 +104,4 @@ class Family:
         f"is not what the target computes (by up to {difference:.2g})",
     )
     tolerated: Mapping[str, tuple[Any, ...] | None] = field(default_factory=lambda: {"_diffusers_version": None})
+    parity: Any = None

@@ -137,5 +137,6 @@ _INERT = ("_diffusers_version", "dropout", "norm_num_groups", "num_embeds_ada_no
 TOLERATED: dict[str, tuple[Any, ...] | None] = dict.fromkeys(_INERT) | {"_class_name": ("Transformer2DModel",)}
 
 PIXART = Family(
-    "pixart", "PixArt", KEYS, describe, config, FLAGS, unreproduced=unreproduced, tolerated=TOLERATED
+    "pixart", "PixArt", KEYS, describe, config, FLAGS, unreproduced=unreproduced, tolerated=TOLERATED,
+    parity="converter.parity.pixart:PARITY",
 )  # fmt: skip

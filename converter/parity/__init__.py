@@ -1,0 +1,39 @@
+"""The parity checker: does a converted model compute the original's function, and if not, where does it go wrong?
+
+    from converter import parity
+
+    report = parity.check("PixArt.pth", "out")
+    print(report.verdict, report.reason)
+
+Everything is imported where it is first used: torch and diffusers only once nets are run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checker import check
+    from .faults import Fault
+    from .inputs import Case, noise
+    from .model import Model
+    from .report import Check, Phase, Report
+
+_HOMES = {
+    "checker": ("check",),
+    "faults": ("Fault",),
+    "inputs": ("Case", "noise"),
+    "model": ("Model",),
+    "report": ("Check", "Phase", "Report"),
+}
+
+__all__ = ["Case", "Check", "Fault", "Model", "Phase", "Report", "check", "noise"]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            from importlib import import_module
+
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,227 @@
+"""The weight audit, without a forward: the converted file, mapped back, is the original byte for byte.
+
+Running the nets cannot replace it: a bias that softmax does not see, or one last bit, changes no output.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from ..buffers import compare as compare_buffer
+from ..checkpoint.cast import round_to, widen
+from ..errors import printable
+from ..families import Family, Findings
+from ..mapping import Computed, KeyMapping, MappingError, Move, Plan, fold
+from .report import FAIL, PASS, Check, Phase
+
+WORKERS = 2  # reading, comparing and checksums run without the interpreter's lock
+Tensors = Mapping[str, Any]  # key -> something with `dtype`, `shape` and `read()` (a lazy tensor)
+
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class Room(threading.local):
+    """Memory of one thread to read tensors into, one side each, kept for the next: fresh memory costs more."""
+
+    def __init__(self) -> None:
+        self._kept = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
+
+    def read(self, side: int, tensor: Any) -> Bytes:
+        """The bytes of a tensor; the next call for that side overwrites them."""
+        if not hasattr(tensor, "read_into"):
+            return np.frombuffer(tensor.read(), np.uint8)
+        if len(self._kept[side]) < tensor.nbytes:
+            self._kept[side] = np.empty(tensor.nbytes, np.uint8)
+        data = self._kept[side][: tensor.nbytes]
+        into: Any = data
+        tensor.read_into(memoryview(into))
+        return data
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is audited: the original with its plan, the converted state dict, and what lies beside it.
+
+    `cast`: the dtype that the conversion was declared to round to, '' for none. `sidecar`: None where there is none.
+    """
+
+    family: Family
+    found: Findings
+    plan: Plan
+    original: Tensors
+    converted: Tensors
+    sidecar: Tensors | None = None
+    cast: str = ""
+    room: Room = field(default_factory=Room, repr=False)
+
+
+def audit(sides: Sides, step: Callable[[int], None] = lambda count: None) -> Phase:
+    """Every byte of the original accounted for: mapped, kept aside, or recomputed; and nothing else in the model.
+
+    Returns: the phase 'weights', with a check for every kind of finding and a first line for people.
+    """
+    checks, notes = [], []
+    try:
+        back = sides.family.keys.plan_back(sides.converted)
+    except MappingError as error:
+        return _failed([Check("keys", "bijection", None, None, False, problem) for problem in error.problems])
+    wanted = {move.sources[0]: move for move in sides.plan.moves}
+    held = {move.targets[0]: move for move in back.moves}
+    missing = [name for key in wanted.keys() - held.keys() for name in wanted[key].targets]
+    extra = [name for key in held.keys() - wanted.keys() for name in held[key].sources]
+    for what, names in (("missing", missing), ("extra", extra)):
+        checks += [Check("keys", "bijection", None, None, False, f"{what}: {name}") for name in fold(sorted(names))]
+    moves = [held[key] for key in wanted if key in held]
+    with ThreadPoolExecutor(WORKERS) as pool:
+        found = list(pool.map(lambda move: _counted(sides, move, step), moves))
+    wrong = [difference for difference in found if difference]
+    checks += list(_told(wrong))
+    more, said = _left(sides)
+    checks += more
+    notes += said
+    notes += [f"{key} is left over from an old conversion, and not used" for key in back.extras]
+    if failed := [check for check in checks if check.passed is False]:
+        return _failed(failed, notes)
+    kind = f"rounded to {sides.cast}" if sides.cast else "byte for byte"
+    total = sum(int(np.prod(sides.original[move.targets[0]].shape)) for move in moves)
+    words = (
+        f"all {len(moves)} tensors ({total / 1e6:.4g} M numbers) are the original's, {kind}; none missing, none extra"
+    )
+    checks.append(Check("weights", "bytes", None, None, True, words))
+    return Phase("weights", PASS, words, checks, notes)
+
+
+def _failed(checks: list[Check], notes: Iterable[str] = ()) -> Phase:
+    first = checks[0].words
+    more = f", and {len(checks) - 1} more" if len(checks) > 1 else ""
+    return Phase("weights", FAIL, f"the converted weights are not the original's: {first}{more}", checks, list(notes))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How one source tensor differs from what the converted file makes of it."""
+
+    key: str
+    targets: tuple[str, ...]
+    kind: str
+
+
+def _counted(sides: Sides, move: Move, step: Callable[[int], None]) -> Difference | None:
+    made = difference(sides, move)
+    step(1)
+    return made
+
+
+def difference(sides: Sides, move: Move) -> Difference | None:
+    """None where the converted tensors of a move, put together, are the source's bytes or its declared rounding.
+
+    Args:
+        move: of a way back: its sources are the converted keys, its target is the original one.
+    """
+    key = move.targets[0]
+    source, parts = sides.original[key], [sides.converted[name] for name in move.sources]
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if len(parts) > 1 else parts[0].shape
+    if tuple(shape) != tuple(source.shape):
+        return Difference(key, move.sources, f"has shape {list(shape)}, not {list(source.shape)}")
+    kinds = {part.dtype.name for part in parts}
+    rounded = sides.cast and kinds == {sides.cast} and source.dtype.name != sides.cast
+    if kinds != {source.dtype.name} and not rounded:
+        kind = "/".join(sorted(kinds))
+        hint = f"; --cast {kind} if that was meant" if len(kinds) == 1 and not sides.cast else ""
+        return Difference(key, move.sources, f"is {kind}, and the original is {source.dtype.name}{hint}")
+    data = sides.room.read(0, source)
+    if rounded:
+        data = np.frombuffer(round_to(widen(data.tobytes(), source.dtype), parts[0].dtype), np.uint8)
+    wrong: dict[str, Bytes] = {}
+    offset = 0
+    for name, part in zip(move.sources, parts, strict=True):
+        have = sides.room.read(1, part)
+        right = data[offset : offset + len(have)]
+        offset += len(have)
+        if not _equal(have, right):
+            wrong[name] = right.copy()
+    if not wrong:
+        return None
+    name, right = next(iter(wrong.items()))
+    return Difference(key, tuple(wrong), _describe(sides, name, right))
+
+
+def _equal(one: Bytes, other: Bytes) -> bool:
+    """Equality of bytes, eight at a time where that goes."""
+    if len(one) != len(other):
+        return False
+    kind = np.uint64 if len(one) % 8 == 0 and one.ctypes.data % 8 == other.ctypes.data % 8 == 0 else np.uint8
+    return bool((one.view(kind) == other.view(kind)).all())
+
+
+def _describe(sides: Sides, name: str, right: Bytes) -> str:
+    """What is in the place of the right bytes: those of another tensor, or how many elements of how much else."""
+    held = sides.converted[name]
+    have = np.frombuffer(held.read(), np.uint8)
+    for other, part in _parts(sides):
+        alike = other != name and tuple(part.shape) == tuple(held.shape) and part.dtype == held.dtype
+        if alike and _equal(np.frombuffer(part.read(), np.uint8), have):
+            return f"holds what belongs in {other}"
+    theirs, ours = (widen(data.tobytes(), held.dtype).astype(np.float64) for data in (have, right))
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(theirs - ours)
+    item = held.dtype.itemsize
+    bits = (have.reshape(-1, item) != right.reshape(-1, item)).any(axis=1)
+    bad = f", {int((~np.isfinite(theirs)).sum())} not finite" if not np.isfinite(theirs).all() else ""
+    worst = f", by up to {float(np.nanmax(apart)):.3g}" if np.isfinite(apart).any() else ""
+    return f"differs in {int(bits.sum())} of {bits.size} elements{worst}{bad}"
+
+
+def _parts(sides: Sides) -> Iterator[tuple[str, Any]]:
+    """Every converted key with the run of the original that belongs there."""
+    for move in sides.plan.moves:
+        tensor, count = sides.original[move.sources[0]], len(move.targets)
+        rows = tensor.shape[0] // count if count > 1 else 0
+        for i, target in enumerate(move.targets):
+            yield target, tensor[i * rows : (i + 1) * rows] if rows else tensor
+
+
+def _told(wrong: list[Difference]) -> Iterator[Check]:
+    """One check for every kind of difference, the keys folded over the blocks; kinds with numbers stay apart."""
+    by_kind = sorted(wrong, key=lambda difference: difference.kind)
+    for kind, group in groupby(by_kind, key=lambda difference: difference.kind):
+        for name in fold([target for difference in group for target in difference.targets]):
+            yield Check(name, "bytes", None, None, False, f"{name} {kind}")
+
+
+def _left(sides: Sides) -> tuple[list[Check], list[str]]:
+    """What does not travel: the sidecar's tensors against the original's, the buffers against their recomputation."""
+    checks, notes = [], []
+    for key, name in sides.plan.extras.items():
+        if sides.sidecar is None or name not in sides.sidecar:
+            notes.append(f"{key} has no home in the converted model, and no sidecar keeps it")
+            continue
+        kept = replace(sides, converted=sides.sidecar)
+        move = Move((name,), (key,), _row_of(sides.family.keys, key))
+        found = difference(kept, move)
+        words = f"{name} of the sidecar {found.kind}" if found else f"{name} is kept in the sidecar, byte for byte"
+        checks.append(Check(name, "bytes", None, None, found is None, words))
+    for key, row in sides.plan.computed.items():
+        if not isinstance(row.value, Computed):
+            continue
+        made = compare_buffer(sides.original[key], row.value.function(sides.found))
+        if made.equal:
+            checks.append(Check(key, "recomputed", None, None, True, f"{key} is what the target computes, bit for bit"))
+            continue
+        dispensable, what = sides.family.unreproduced(sides.found, made.difference)
+        words = f"{printable(key)} {what}"
+        checks.append(Check(key, "recomputed", made.difference, 0.0, None if dispensable else False, words))
+        notes += [words] if dispensable else []
+    return checks, notes
+
+
+def _row_of(keys: KeyMapping, key: str) -> Any:
+    return next(row for row in keys.rows if row.match(key))

@@ -1,0 +1,149 @@
+"""Several comparisons, one after the other: none of them stops the rest, and none is left out of the exit code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date
+from typing import Any
+
+from ..errors import ConverterError, InputError, UsageError, printable
+from .cache import Cache
+from .digests import key_of, stamp
+from .pairs import Pair
+from .report import EXIT_CODES, FAIL, INCONCLUSIVE, INTERNAL, PASS, REJECTED, Report
+from .waivers import Waiver
+
+Check = Callable[..., Report]
+# The first of these that occurs decides. A fault of the checker itself comes before whatever the others found.
+WORST_FIRST = (INTERNAL, FAIL, REJECTED, INCONCLUSIVE, PASS)
+
+
+def run(
+    pairs: Sequence[Pair],
+    *,
+    check: Check | None = None,
+    cache: Cache | None = None,
+    waivers: Sequence[Waiver] = (),
+    progress: Any = None,
+    started: Callable[[Pair], object] = lambda pair: None,
+    done: Callable[[Pair, Report], object] = lambda pair, report: None,
+    today: date | None = None,
+) -> list[Report]:
+    """Compare every pair, and return a report for each, in order.
+
+    Args:
+        pairs: what to compare, with the options of each.
+        check: makes one comparison; default: `converter.parity.check`.
+        cache: where reports of unchanged pairs are looked up and kept; its `notes` are for the caller to print.
+        waivers: passed on to `check`.
+        progress: passed on to `check`, where it is not None.
+        started, done: called before and after each comparison.
+        today: the day on which waivers have to hold.
+
+    Raises: `UsageError` of a pair that is the only one. Everything else that goes wrong is a report: `InputError` (and
+    a `UsageError` among several pairs) one of REJECTED, anything unexpected one of INTERNAL (raised as it is where
+    PIXART_DEBUG is set).
+
+    Example:
+        >>> reports = run([Pair("fixtures/golden/sigma-ms.pth", "no-such-folder")])
+        >>> print(outcome(reports[0]), exit_code(reports))
+        REJECTED: no converted folder at no-such-folder: convert it first 3
+    """
+    reports = []
+    for pair in pairs:
+        started(pair)
+        extra = {"waivers": list(waivers) or None, "progress": progress}
+        call = {name: value for name, value in extra.items() if value is not None} | dict(pair.options)
+        try:
+            report = _cached(pair, check, call, cache, waivers, today or date.today())
+        except UsageError as error:
+            if len(pairs) == 1:
+                raise
+            report = _failed(pair, REJECTED, f"the call is wrong: {error}")
+        except InputError as error:
+            report = _failed(pair, REJECTED, str(error))
+        except ConverterError as error:
+            report = _failed(pair, INTERNAL, str(error))
+        except Exception as error:
+            if os.environ.get("PIXART_DEBUG"):
+                raise
+            report = _failed(pair, INTERNAL, f"internal error: {type(error).__name__}: {printable(error)}")
+        reports.append(report)
+        done(pair, report)
+    return reports
+
+
+def exit_code(reports: Iterable[Report]) -> int:
+    """The exit code of all: 5 where anything went wrong inside, else 1, 3 or 4 for FAIL, REJECTED or INCONCLUSIVE.
+
+    >>> exit_code([Report("PASS", ""), Report("FAIL", "")]), exit_code([])
+    (1, 4)
+    """
+    verdicts = {report.verdict for report in reports}
+    if not verdicts:
+        return EXIT_CODES[INCONCLUSIVE]  # zero comparisons show nothing
+    if not verdicts <= set(WORST_FIRST):
+        return EXIT_CODES[INTERNAL]
+    return EXIT_CODES[next(verdict for verdict in WORST_FIRST if verdict in verdicts)]
+
+
+def outcome(report: Report) -> str:
+    """The verdict in one line, with the day since when nothing has changed where it was looked up.
+
+    >>> outcome(Report("PASS", "all is well", run={"cached": "2026-05-12"}))
+    'PASS: all is well (unchanged since 2026-05-12)'
+    """
+    cached = report.run.get("cached")
+    return f"{report.verdict}: {report.reason}" + (f" (unchanged since {cached})" if cached else "")
+
+
+def _cached(
+    pair: Pair, check: Check | None, call: dict[str, Any], cache: Cache | None, waivers: Sequence[Waiver], today: date
+) -> Report:
+    """The report of a pair, made or looked up; kept only if no file was touched while it was made."""
+    if not os.path.exists(pair.converted) and os.path.exists(pair.original):
+        raise InputError(f"no converted folder at {printable(pair.converted)}: convert it first")
+    if cache is None:
+        return _checker(check)(pair.original, pair.converted, **call)
+    before = _stamps(pair)
+    try:
+        key = key_of(pair.original, pair.converted, pair.options, waivers, today)
+    except InputError:
+        # `check` says what is wrong with it, in the words that it has without a cache too.
+        return _checker(check)(pair.original, pair.converted, **call)
+    kept = cache.get(key)
+    if kept is not None and not (kept.verdict == FAIL and pair.options.get("save_failing")):
+        cache.save()  # that it was asked for
+        return kept
+    report = _checker(check)(pair.original, pair.converted, **call)
+    if before is not None and _stamps(pair) == before:
+        cache.put(key, report, today)
+        cache.save()
+    return report
+
+
+def _stamps(pair: Pair) -> tuple[object, object] | None:
+    try:
+        return stamp(pair.original), stamp(pair.converted)
+    except InputError:
+        return None
+
+
+def _checker(check: Check | None) -> Check:
+    if check is not None:
+        return check
+    from .checker import check as ours  # imports torch, which a run that finds everything in its cache never needs
+
+    return ours
+
+
+def _failed(pair: Pair, verdict: str, reason: str) -> Report:
+    return Report(
+        verdict,
+        reason,
+        profile=str(pair.options.get("profile", "quick")),
+        original={"name": os.path.basename(os.path.abspath(pair.original))},
+        converted={"name": os.path.basename(os.path.abspath(pair.converted))},
+        run={"original": pair.original, "converted": pair.converted},
+    )

@@ -1,0 +1,161 @@
+"""`--cache FILE`: a comparison of the same bytes by the same program is looked up instead of made again.
+
+Only PASS and FAIL are kept; what was inconclusive, rejected or went wrong is always tried again. A cache never decides
+whether a run succeeds: one that cannot be read or written is said so, and everything is compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import stat
+from contextlib import suppress
+from datetime import date
+from typing import Any
+
+from ..checkpoint.file import InputFile
+from ..errors import InputError, printable
+from .digests import canonical
+from .report import FAIL, PASS, Report
+
+# The first bytes of every cache. A file that begins otherwise is somebody's, and is neither read nor written over.
+MARK = '{"format":"pixart parity cache","version":1,'
+KEPT_RUNS = 100  # an entry that so many runs have not asked for is dropped
+KEPT = 1000  # entries
+KEPT_BYTES = 64_000_000  # of reports
+
+
+class Cache:
+    """Reports by key. `get` and `put` work in memory, `save` writes; `notes` says what stood in the way.
+
+    >>> cache = Cache(tmp / "cache.json")
+    >>> cache.put("0" * 64, Report("PASS", "1.06 times the noise floor (limit 3)"), date(2026, 5, 12))
+    >>> cache.save()
+    >>> Cache(tmp / "cache.json").get("0" * 64).run["cached"]
+    '2026-05-12'
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.path.realpath(path)  # a link stays one
+        self.notes: list[str] = []
+        self._usable = True
+        self._seen: set[str] = set()
+        self._run, self._entries = self._read()
+        self._run += 1
+
+    def get(self, key: str) -> Report | None:
+        """The report that was kept, marked with the day of its run, or None."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        try:
+            if entry["sha256"] != _proof(key, entry["date"], entry["report"]):
+                raise ValueError
+            report = Report.from_dict(entry["report"])
+            if report.verdict not in (PASS, FAIL):
+                raise ValueError
+            report.run = {**report.run, "cached": date.fromisoformat(entry["date"]).isoformat()}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            del self._entries[key]
+            self._note("an entry is damaged: compared again")
+            return None
+        self._seen.add(key)
+        return report
+
+    def put(self, key: str, report: Report, day: date | None = None) -> None:
+        """Keep a report, if its verdict is one that a second run would come to as well."""
+        if report.verdict not in (PASS, FAIL):
+            return
+        content, when = report.as_dict(), (day or date.today()).isoformat()
+        self._entries[key] = {"date": when, "report": content, "sha256": _proof(key, when, content)}
+        self._seen.add(key)
+
+    def save(self) -> None:
+        """Write what is known, and what others have written since; the file is at all times an old or the new one.
+
+        Two runs that save at the same instant may lose each other's last entry, which is then compared once more.
+        """
+        if not self._usable:
+            return
+        run, entries = self._read()
+        self._run = max(self._run, run)
+        entries |= self._entries
+        for key in self._seen & entries.keys():
+            entries[key]["seen"] = self._run
+        content = f'{MARK}"runs":{self._run},"entries":{canonical(_pruned(entries, self._run))}}}\n'
+        partial = f"{self.path}.{secrets.token_hex(8)}.partial"
+        try:
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            # Not `tempfile`: the rights are those of any new file, so that a team can share it.
+            fd = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+            with open(fd, "w") as file:
+                file.write(content)
+            os.replace(partial, self.path)
+        except OSError as error:
+            self._note(f"not written: {error.strerror}")
+        finally:
+            with suppress(OSError):
+                os.unlink(partial)
+
+    def _read(self) -> tuple[int, dict[str, dict[str, Any]]]:
+        """(number of the last run, entries); an empty cache where there is none that can be believed."""
+        try:
+            if not stat.S_ISREG(os.stat(self.path).st_mode):
+                return self._leave("not a regular file")
+        except OSError as error:
+            return (0, {}) if isinstance(error, FileNotFoundError) else self._leave(error.strerror or str(error))
+        try:
+            with InputFile(self.path) as file:
+                start = file.read(0, min(file.size, len(MARK)))
+                if not MARK.encode().startswith(start):
+                    return self._leave("not a cache of this version; name another file, or delete it")
+                if file.size > 2 * KEPT_BYTES:
+                    raise ValueError
+                content = json.loads(file.read(0, file.size)) if file.size else {"runs": 0, "entries": {}}
+        except InputError:
+            return self._leave("cannot be read")
+        except (ValueError, RecursionError):
+            self._note("damaged: everything is compared, and it is written anew")
+            return 0, {}
+        entries = {key: entry for key, entry in _dict(content.get("entries")).items() if _whole(entry)}
+        return _count(content.get("runs")), entries
+
+    def _leave(self, why: str) -> tuple[int, dict[str, dict[str, Any]]]:
+        self._usable = False
+        self._note(f"{why}: it is left alone, and everything is compared")
+        return 0, {}
+
+    def _note(self, what: str) -> None:
+        note = f"cache {printable(self.path)}: {what}"
+        if note not in self.notes:
+            self.notes.append(note)
+
+
+def _proof(key: str, when: str, report: dict[str, Any]) -> str:
+    """Against a bit that flips in a verdict, and an entry that stands under another key."""
+    return hashlib.sha256(canonical([key, when, report]).encode()).hexdigest()
+
+
+def _pruned(entries: dict[str, dict[str, Any]], run: int) -> dict[str, dict[str, Any]]:
+    """The entries that were asked for most recently, within the limits."""
+    kept: dict[str, dict[str, Any]] = {}
+    size = 0
+    for key, entry in sorted(entries.items(), key=lambda item: (-_count(item[1].get("seen")), item[0])):
+        size += len(canonical(entry))
+        if run - _count(entry.get("seen")) < KEPT_RUNS and len(kept) < KEPT and size <= KEPT_BYTES:
+            kept[key] = entry
+    return kept
+
+
+def _whole(entry: Any) -> bool:
+    return isinstance(entry, dict) and {"date", "report", "sha256"} <= entry.keys()
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and 0 <= value < 1 << 53 else 0

@@ -1,0 +1,76 @@
+"""Saved inputs: a failing case is written down with its outputs, and can be run again on another machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..checkpoint.file import InputFile
+from ..checkpoint.safetensors_reader import read_header
+from ..errors import ConverterError, InputError, printable
+from .inputs import Array, Case
+
+if TYPE_CHECKING:
+    from .function import Outcome
+
+OUTPUT = "output"  # the first part of the names of what is no input
+
+
+def load_cases(path: Path, like: Case) -> list[Case]:
+    """The cases of a safetensors file with tensors `CASE.NAME`, such as `t999.latent`.
+
+    Args:
+        like: a case of the same model: its arrays say which there have to be, and of how many axes.
+
+    Raises: `InputError` for a file that is malformed, or of another model.
+    """
+    with InputFile(path) as file:
+        tensors, _ = read_header(file)
+        found: dict[str, dict[str, Array]] = {}
+        for key, tensor in tensors.items():
+            case, _, name = key.partition(".")
+            if name.startswith(OUTPUT):
+                continue
+            if name not in like.arrays or len(tensor.shape) != like.arrays[name].ndim or not tensor.dtype.floating:
+                wanted = ", ".join(f"{n} with {a.ndim} axes" for n, a in like.arrays.items())
+                raise file.error(
+                    key, f"{tensor.dtype} {list(tensor.shape)} is no input of this model: it takes {wanted}"
+                )
+            found.setdefault(case, {})[name] = np.array(tensor.numpy(), np.float32)
+    if not found:
+        raise InputError.at(path, "", "holds no cases: tensors are named CASE.NAME, such as t999.latent")
+    return [_checked(path, name, arrays, like) for name, arrays in found.items()]
+
+
+def _checked(path: Path, name: str, arrays: dict[str, Array], like: Case) -> Case:
+    missing = [wanted for wanted in like.arrays if wanted not in arrays and wanted != "caption_mask"]
+    if missing:
+        raise InputError.at(path, name, f"lacks {', '.join(missing)}")
+    batches = {array.shape[0] for array in arrays.values()}
+    if len(batches) != 1 or 0 in batches:
+        raise InputError.at(
+            path, name, f"batches of {', '.join(map(str, sorted(batches)))}: one and the same is needed"
+        )
+    return Case(printable(name, 60), arrays, f"from {printable(path.name)}")
+
+
+def save_outcome(folder: Path, outcome: Outcome) -> str:
+    """Write a case's inputs and outputs to `folder/CASE.safetensors`; returns what was written, in words."""
+    import torch
+    from safetensors.torch import save_file
+
+    case = outcome.case
+    tensors = {f"{case.name}.{name}": torch.from_numpy(np.array(array)) for name, array in case.arrays.items()}
+    for side, outputs in (("original", outcome.original), ("converted", outcome.converted)):
+        for precision, output in outputs.items():
+            tensors[f"{case.name}.{OUTPUT}.{side}.{precision}"] = output.clone().contiguous()
+    path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', case.name)}.safetensors"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path)
+    except OSError as error:
+        raise ConverterError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
+    return f"saved {printable(path)}: run it again with --cases"

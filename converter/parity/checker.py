@@ -1,0 +1,291 @@
+"""`check`: does the converted model compute the original's function? All phases, in order, and one verdict."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.folder import model_folder
+from ..errors import InputError, UsageError, printable
+from ..families import Family, Findings
+from ..survey import Survey, survey
+from . import configuration, provenance
+from .audit import Sides, audit
+from .model import Model
+from .report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
+
+PROFILES = ("quick", "standard", "full")
+PRECISIONS = ("float64", "float32", "float16", "bfloat16")
+DEFAULT = ("float64", "float32")
+SELF_TESTS = ("quick", "full")
+Progress = Callable[[int], None]
+
+
+def check(
+    original: str | os.PathLike[str],
+    converted: str | os.PathLike[str],
+    *,
+    profile: str = "quick",
+    family: str | None = None,
+    weights: str | None = None,
+    device: str = "cpu",
+    dtype: str | Sequence[str] | None = None,
+    cast: str | None = None,
+    cases: str | os.PathLike[str] | None = None,
+    save_failing: str | os.PathLike[str] | None = None,
+    self_test: str = "quick",
+    waivers: Sequence[Any] = (),
+    progress: Callable[[int], Progress] | None = None,
+    **given: Any,
+) -> Report:
+    """Compare a converted model with the checkpoint that it was made from.
+
+    Args:
+        original: the checkpoint in its original layout; `converted`: the folder made of it (or its `transformer/`).
+        profile: 'quick' (two cases), 'standard' or 'full' (more cases, sampler steps, the stock loader).
+        family: the family that the checkpoint has to be of.
+        weights: 'raw' or 'ema'; default: what the conversion record says was taken.
+        device: where the nets run.
+        dtype: one or several of 'float64', 'float32' (both by default), 'float16', 'bfloat16' (reported; the float64
+            gate is then run as well).
+        cast: the dtype that the conversion rounded to, where it did.
+        cases: a file of saved inputs to run instead of the profile's.
+        save_failing: a folder for the inputs and outputs of failing cases.
+        self_test: 'quick', or 'full' for the whole catalogue of deliberate faults.
+        waivers: `Waiver`s that are in force.
+        progress: called with the number of steps to come; returns what is called with each count of steps done.
+        given: hyper-parameters by flag name, such as `num_attention_heads=16`, in the user's words.
+
+    Returns: a `Report`; its `verdict` is PASS, FAIL or INCONCLUSIVE.
+
+    Raises: `InputError` for a file that is refused, `UsageError` for a call that is.
+
+    Example:
+        >>> made = converter.convert("fixtures/golden/sigma-ms.pth", tmp / "out", num_attention_heads=4)
+        >>> check("fixtures/golden/sigma-ms.pth", tmp / "out").verdict
+        'PASS'
+    """
+    started = time.monotonic()
+    precisions = _precisions(dtype)
+    for name, value, known in (("profile", profile, PROFILES), ("self_test", self_test, SELF_TESTS)):
+        if value not in known:
+            raise UsageError(f"--{name} {printable(value)}: one of {', '.join(known)}")
+    with ExitStack() as stack:
+        # Hashing needs no interpreter, and reading the same files to compare them finds them in memory.
+        hashed = stack.enter_context(ThreadPoolExecutor(2))
+        about = [hashed.submit(provenance.about, Path(path)) for path in (original, converted)]
+        pair = _open(stack, Path(original), Path(converted), family, weights, cast, given)
+        run = _Run(pair, profile, precisions, device, self_test, waivers, cases, save_failing, progress)
+        phases = run.phases(about[0])
+        report = Report(
+            verdict=PASS,
+            reason="",
+            family=pair.family.name,
+            profile=profile,
+            original=about[0].result() | pair.taken,
+            converted=about[1].result(),
+            environment=provenance.environment(device, precisions),
+            assumed=configuration.taken(pair.found, pair.borrowed),
+            notes=[*pair.notes, *run.notes],
+            phases=phases,
+        )
+    report.verdict, report.reason = _verdict(phases)
+    report.run = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 2),
+        "original": os.fspath(original),
+        "converted": os.fspath(converted),
+    }
+    return report
+
+
+def _precisions(dtype: str | Sequence[str] | None) -> tuple[str, ...]:
+    asked = DEFAULT if not dtype else (dtype,) if isinstance(dtype, str) else tuple(dtype)
+    for precision in asked:
+        if precision not in PRECISIONS:
+            raise UsageError(f"--dtype {printable(precision)}: one of {', '.join(PRECISIONS)}")
+    # Half precision cannot gate: its own noise is as large as a gross fault.
+    return asked if set(asked) & set(DEFAULT) else ("float64", *asked)
+
+
+def _verdict(phases: Sequence[Phase]) -> tuple[str, str]:
+    """The worst of the phases; never a PASS where no function was compared."""
+    for verdict in (FAIL, INCONCLUSIVE):
+        for phase in phases:
+            if phase.verdict == verdict:
+                return verdict, f"{phase.name}: {phase.words}"
+    by_name = {phase.name: phase for phase in phases}
+    for name in ("weights", "config", "function", "self-test"):
+        if by_name[name].verdict != PASS:
+            return INCONCLUSIVE, f"{name}: {by_name[name].words}"
+    return PASS, by_name["function"].words
+
+
+@dataclass
+class _Pair:
+    """Both sides, opened, and what is known of them."""
+
+    original: Checkpoint
+    converted: Checkpoint
+    folder: Path
+    sidecar: Checkpoint | None
+    looked: Survey
+    family: Family
+    model: Model
+    config: dict[str, Any]
+    borrowed: dict[str, Any]
+    cast: str
+    notes: list[str]
+
+    @property
+    def taken(self) -> dict[str, Any]:
+        """Of the original, what was read."""
+        return {"container": self.original.container, "weights": self.original.selected.weights}
+
+    @property
+    def found(self) -> Findings:
+        return self.looked.found
+
+    @property
+    def sides(self) -> Sides:
+        looked = self.looked
+        return Sides(self.family, looked.found, looked.plan, self.original, self.converted, self.sidecar, self.cast)
+
+
+def _open(
+    stack: ExitStack,
+    original: Path,
+    converted: Path,
+    family: str | None,
+    weights: str | None,
+    cast: str | None,
+    given: Mapping[str, Any],
+) -> _Pair:
+    record, notes = provenance.record_of(converted)
+    theirs = stack.enter_context(open_checkpoint(converted))
+    if not theirs.config:
+        raise InputError.at(converted, "", "holds no config.json: it is no folder that diffusers loads")
+    if weights is None:
+        weights = record.weights
+    ours = stack.enter_context(open_checkpoint(original, weights))
+    if record.size not in (None, ours.size):
+        notes.append("the conversion record is of another file (its size differs): what it says is not believed")
+        record = provenance.Record()
+    said = {**record.given, **{name: value for name, value in given.items() if value is not None}}
+    looked = survey(ours, said, family)
+    maker = looked.require()
+    if looked.diffusers:
+        raise UsageError(f"{printable(original)}: in diffusers' layout already; the original checkpoint is needed")
+    model = provenance.model_of(maker)
+    borrowed = _borrowed(looked, model, theirs.config)
+    if borrowed:
+        looked = survey(ours, {**said, **borrowed}, family)
+    sidecar = provenance.sidecar_of(converted)
+    return _Pair(
+        ours,
+        theirs,
+        model_folder(converted),
+        stack.enter_context(open_checkpoint(sidecar)) if sidecar else None,
+        looked,
+        maker,
+        model,
+        theirs.config,
+        borrowed,
+        cast or record.cast,
+        notes,
+    )
+
+
+def _borrowed(looked: Survey, model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the original does not show and nobody said, as the converted config has it: assumed, and said to be."""
+    unknown = [name for name, finding in looked.found.items() if finding.source == "unknown"]
+    if not unknown:
+        return {}
+    told = model.assume(config)
+    return {name: told[name] for name in unknown if told.get(name) is not None and name in looked.require().flags}
+
+
+class _Run:
+    """The phases of one comparison, each on its own, in their order."""
+
+    def __init__(
+        self,
+        pair: _Pair,
+        profile: str,
+        precisions: tuple[str, ...],
+        device: str,
+        self_test: str,
+        waivers: Sequence[Any],
+        cases: str | os.PathLike[str] | None,
+        save_failing: str | os.PathLike[str] | None,
+        progress: Callable[[int], Progress] | None,
+    ) -> None:
+        self.pair, self.profile, self.precisions, self.device = pair, profile, precisions, device
+        self.self_test, self.waivers, self.saved, self.save_failing = self_test, waivers, cases, save_failing
+        self.progress = progress
+        self.notes: list[str] = []
+
+    def phases(self, about: Future[dict[str, Any]]) -> list[Phase]:
+        """All of them. `about` is what there is to say of the original's bytes, in the making."""
+        pair = self.pair
+        step = self.progress(self._steps()) if self.progress else lambda count: None
+        with ThreadPoolExecutor(1) as beside:
+            # It imports the target's library, which takes about as long as the weights take.
+            configured = beside.submit(
+                configuration.audit, pair.family, pair.model, pair.found, pair.config, pair.borrowed
+            )
+            weights = audit(pair.sides, step)
+            config = configured.result()
+        made = [provenance.phase(about.result()), weights, config]
+        why_not = _unbuildable(weights, config)
+        if why_not:
+            return made + [Phase(name, NOT_RUN, why_not) for name in ("function", "trajectory", "self-test")]
+        from .session import Session
+
+        session = Session(pair.sides, pair.model, pair.config, pair.borrowed, self.device, about.result()["sha256"])
+        with provenance.deterministic():
+            cases = session.cases(self.profile, self.saved)
+            function = session.function(cases, self.precisions, self.waivers, self.notes, step)
+            made.append(function)
+            if self.save_failing and function.verdict == FAIL:
+                self.notes += session.save_failing(Path(self.save_failing))
+            if self.profile == "full" and function.verdict == PASS and pair.model.loaded and not pair.sides.cast:
+                session.stock_loader(function, pair.folder)
+            right = all(phase.verdict == PASS for phase in (weights, config, function))
+            made.append(session.trajectory(self.profile, right))
+            made.append(session.self_test(self.self_test, right, step))
+        return made
+
+    def _steps(self) -> int:
+        """About how many steps there will be: tensors to audit, stages to run, faults to try."""
+        blocks = self.pair.looked.plan.blocks + 4
+        cases = {"quick": 2, "standard": 9, "full": 10}[self.profile]
+        return len(self.pair.looked.plan.moves) + blocks * cases * (1 + len(self.precisions) * 2 - 1) + 12
+
+
+def _unbuildable(weights: Phase, config: Phase) -> str:
+    """Why the converted net cannot be run at all; '' where it can, be it wrong."""
+    structural = [check for check in weights.failed if check.statistic == "bijection" or " has shape " in check.words]
+    if structural:
+        return f"the weights are not those of the model: {structural[0].words}"
+    for check in config.failed:
+        if not _bounded(check.value, check.limit):
+            return f"config.json is not that of the model: {check.words}"
+    return ""
+
+
+def _bounded(theirs: Any, ours: Any) -> bool:
+    """Whether a wrong field still makes a net that can be built and run: nothing absurd is."""
+    try:
+        have, wanted = float(theirs), float(ours)
+    except (TypeError, ValueError):
+        return True  # words, and what is true or false
+    return 0 < have <= 4 * wanted

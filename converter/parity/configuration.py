@@ -1,0 +1,76 @@
+"""The config audit: what the converted model says of itself, against what the original file shows.
+
+Never against the converter's own word: what the original does not show, and nobody said, is listed as assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import UsageError, printable
+from ..families import Family, Findings
+from .model import Model
+from .report import FAIL, PASS, Check, Phase
+
+BORROWED = "the original does not show it and nobody said: taken as the converted model has it"
+
+
+def taken(found: Findings, names: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What nobody has evidence for, in words for the report."""
+    return [
+        {"name": name, "value": finding.value, "why": BORROWED if name in names else finding.evidence}
+        for name, finding in found.items()
+        if finding.source == "assumed" or name in names
+    ]
+
+
+def audit(
+    family: Family, model: Model, found: Findings, config: Mapping[str, Any], borrowed: Mapping[str, Any]
+) -> Phase:
+    """Every field of `config.json` as the target's code takes it, against what it has to be.
+
+    Args:
+        borrowed: flags whose value the converted config itself gave, for want of anything else.
+    """
+    try:
+        expected = family.config(found)
+    except UsageError as error:
+        return Phase("config", FAIL, f"what the model should be is not known: {error}")
+    have = model.effective(config)
+    checks, notes = [], []
+    for name, ours in expected.items():
+        theirs = have.get(name)
+        if name in family.tolerated and (family.tolerated[name] is None or theirs in (family.tolerated[name] or ())):
+            continue
+        same = (
+            type(theirs) in (type(ours), int, float)
+            and theirs == ours
+            and isinstance(theirs, bool) == isinstance(ours, bool)
+        )
+        finding = found.get(name)
+        evidence = _evidence(name, finding, borrowed)
+        words = f"{name} is {printable(theirs)}" + (
+            f": {evidence}" if same else f", and has to be {printable(ours)}: {evidence}"
+        )
+        if name not in config:
+            words += " (not written; the target's default)"
+        checks.append(Check(name, "config", printable(theirs), printable(ours), same, words))
+    unknown = [key for key in config if key not in have and not key.startswith("_")]
+    notes += [f"config.json: {printable(key)} means nothing to the target's code" for key in unknown]
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+        return Phase("config", FAIL, f"{failed[0].words}{more}", checks, notes)
+    count = len(checks)
+    return Phase("config", PASS, f"all {count} fields that matter are what the original shows or needs", checks, notes)
+
+
+def _evidence(name: str, finding: Any, borrowed: Mapping[str, Any]) -> str:
+    if name in borrowed:
+        return f"assumed ({BORROWED})"
+    if finding is None:
+        return "the original architecture has no other"
+    if finding.source == "assumed":
+        return f"assumed ({finding.evidence})"
+    return str(finding.evidence)

@@ -1,0 +1,257 @@
+"""Deliberate faults: what a wrong conversion does, done on purpose and in memory, out of the same table of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..mapping import Move, Plan
+from ..mapping.rows import Row
+from ..reference import Values
+
+WEIGHTS, CONFIG, FUNCTION = "weights", "config", "function"  # the phases that can kill a fault
+Change = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A wrong conversion.
+
+    Attributes:
+        name: what is wrong, as a person would say it.
+        expected: the phases that have to notice, each on its own.
+        weights: converted key -> (the key whose tensor is taken, what is done to it).
+        drop: converted keys that are not there.
+        config: config.json -> the wrong one.
+        inputs: the inputs of the converted net -> wrong ones.
+        stage, values: after this stage of the converted net its values are replaced by `values(values)`.
+        cheap: tried in every run, not in the whole catalogue only.
+    """
+
+    name: str
+    expected: frozenset[str]
+    weights: Mapping[str, tuple[str, Change | None]] = field(default_factory=dict)
+    drop: frozenset[str] = frozenset()
+    config: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    inputs: Callable[[Values], Values] | None = None
+    stage: str = ""
+    values: Callable[[Values], Values] | None = None
+    cheap: bool = False
+
+
+class Faulty(Mapping[str, Any]):
+    """A converted state dict with a fault in it; everything else is passed on unread."""
+
+    def __init__(self, state: Mapping[str, Any], fault: Fault) -> None:
+        self._state, self._fault = state, fault
+        self._keys = [key for key in state if key not in fault.drop]
+
+    def __getitem__(self, key: str) -> Any:
+        if key in self._fault.drop:
+            raise KeyError(key)
+        if key not in self._fault.weights:
+            return self._state[key]
+        origin, change = self._fault.weights[key]
+        return Altered(self._state[origin], change) if change else self._state[origin]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+class Altered:
+    """A lazy tensor with something done to it when it is read; its dtype and shape stay."""
+
+    def __init__(self, tensor: Any, change: Change) -> None:
+        self._tensor, self._change = tensor, change
+        self.dtype, self.shape = tensor.dtype, tensor.shape
+
+    def torch(self, out: Tensor | None = None) -> Tensor:
+        return self._change(self._tensor.torch()).contiguous()
+
+    def read(self) -> bytes:
+        return bytes(self.torch().flatten().view(torch.uint8).numpy())
+
+
+# What is done to a tensor.
+def scaled(tensor: Tensor) -> Tensor:
+    return tensor * 1.01
+
+
+def halved(tensor: Tensor) -> Tensor:
+    """Rounded to half precision and stored as before."""
+    return tensor.to(torch.float16 if tensor.dtype != torch.float16 else torch.bfloat16).to(tensor.dtype)
+
+
+def zeroed(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor)
+
+
+def last_bit(tensor: Tensor) -> Tensor:
+    """One element off by one unit in the last place."""
+    bits = tensor.clone().flatten()
+    whole = bits[:1].view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    whole ^= 1
+    return bits.reshape(tensor.shape)
+
+
+def not_a_number(tensor: Tensor) -> Tensor:
+    made = tensor.clone()
+    made.view(-1)[-1] = float("nan")
+    return made
+
+
+def drifted(tensor: Tensor) -> Tensor:
+    """As another moment of the training would be: every element off by about a thousandth."""
+    return tensor + 1e-3 * tensor.roll(1, dims=0)
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    return tensor.transpose(-1, -2)
+
+
+def exchanged(count: int, one: int, other: int) -> Change:
+    """Two of `count` equal runs of rows swapped."""
+
+    def change(tensor: Tensor) -> Tensor:
+        runs = list(tensor.chunk(count))
+        runs[one], runs[other] = runs[other], runs[one]
+        return torch.cat(runs)
+
+    return change
+
+
+def catalogue(plan: Plan, unseen: tuple[str, ...] = ()) -> list[Fault]:
+    """The faults that a table of keys has in it: whatever it splits, swapped; whatever it renames, mistaken.
+
+    Args:
+        plan: of the original state dict, with its moves and blocks.
+        unseen: ends of target paths whose bias no output depends on.
+    """
+    blocks = plan.blocks
+    last = max(blocks - 1, 0)
+    rows = _by_row(plan)
+    made: list[Fault] = []
+    for row, moves in rows.items():
+        made += _split_faults(row, moves, last)
+        made += _row_faults(row, moves, last, unseen)
+    made += _mistaken(rows, last)
+    if blocks > 1:
+        made += _block_faults(plan, blocks)
+    return made
+
+
+Rows = dict[Row, list[tuple[int | None, str, Move]]]
+BOTH = frozenset({WEIGHTS, FUNCTION})
+
+
+def _by_row(plan: Plan) -> Rows:
+    """The moves of each row, with block index and suffix."""
+    rows: Rows = {}
+    for move in plan.moves:
+        index, suffix = move.row.match(move.sources[0]) or (None, "")
+        rows.setdefault(move.row, []).append((index, suffix, move))
+    return rows
+
+
+def _at(moves: list[tuple[int | None, str, Move]], block: int) -> list[tuple[str, Move]]:
+    """(suffix, move) of one block, or of a row that is in no block."""
+    return [(suffix, move) for index, suffix, move in moves if index in (None, block)]
+
+
+def _where(row: Row, block: int) -> str:
+    return f"block {block}" if "{}" in row.source else "the model"
+
+
+def _short(path: str) -> str:
+    """A path without its block: `transformer_blocks.{}.attn1.to_q` is `attn1.to_q`."""
+    return path.partition("{}.")[2] or path
+
+
+def _split_faults(row: Row, moves: list[tuple[int | None, str, Move]], last: int) -> Iterator[Fault]:
+    """Parts of one tensor in each other's place."""
+    for i, j in combinations(range(len(row.targets)), 2):
+        names = f"{_short(row.targets[i])} and {_short(row.targets[j])} swapped in "
+        for where, chosen in ((_where(row, last), _at(moves, last)), ("all blocks", [(s, m) for _, s, m in moves])):
+            pairs = [(move.targets[i], move.targets[j]) for _, move in chosen]
+            swapped: dict[str, tuple[str, Change | None]] = {}
+            for a, b in pairs:
+                swapped |= {a: (b, None), b: (a, None)}
+            yield Fault(names + where, BOTH, swapped, cheap=where != "all blocks" and (i, j) == (0, 1))
+
+
+def _row_faults(
+    row: Row, moves: list[tuple[int | None, str, Move]], last: int, unseen: tuple[str, ...]
+) -> Iterator[Fault]:
+    """What can befall the tensors of a row by themselves."""
+    chosen, where = _at(moves, last), _where(row, last)
+    weights = [target for suffix, move in chosen if suffix != ".bias" for target in move.targets]
+    biases = [target for suffix, move in chosen if suffix == ".bias" for target in move.targets]
+    name = " and ".join(_short(target) for target in row.targets) if len(row.targets) < 2 else _short(row.targets[0])
+    yield Fault(f"{name} of {where} scaled by 1 %", BOTH, {weights[0]: (weights[0], scaled)})
+    yield Fault(f"{name} of {where} rounded to half", BOTH, {weights[0]: (weights[0], halved)})
+    yield Fault(f"last bit of {name} of {where}", frozenset({WEIGHTS}), {weights[0]: (weights[0], last_bit)})
+    for bias in biases:
+        short = _short(row.targets[biases.index(bias)])
+        seen = WEIGHTS_ONLY if any(bias.endswith(f"{end}.bias") for end in unseen) else BOTH
+        yield Fault(f"bias of {short} of {where} dropped", seen, {bias: (bias, zeroed)})
+        yield Fault(f"last bit of the bias of {short} of {where}", WEIGHTS_ONLY, {bias: (bias, last_bit)})
+    first = row.pattern[0] if row.pattern else None
+    count = int(first.factor) if first and first.factor == int(first.factor) else 1
+    if len(row.targets) == 1 and count > 1:
+        for i, j in sorted({(0, 1), (0, count // 2), (count - 2, count - 1)} - {(0, 0)}):
+            change = exchanged(count, i, j)
+            changed = {target: (target, change) for _, move in chosen for target in move.targets}
+            yield Fault(f"rows {i} and {j} of {count} of {name} of {where} swapped", BOTH, changed, cheap=count == 2)
+    if len(row.pattern) >= 2 and row.part_pattern[-1] == row.part_pattern[-2]:
+        what = "transposed" if len(row.pattern) == 2 else "with its last axes transposed"
+        yield Fault(f"{name} of {where} {what}", BOTH, {weights[0]: (weights[0], transposed)})
+
+
+WEIGHTS_ONLY = frozenset({WEIGHTS})
+
+
+def _mistaken(rows: Rows, last: int) -> Iterator[Fault]:
+    """Two rows of one shape in each other's place."""
+    for (one, moves), (other, others) in combinations(rows.items(), 2):
+        alike = one.pattern == other.pattern and ("{}" in one.source) == ("{}" in other.source)
+        if not alike or len(one.targets) != 1 or len(other.targets) != 1 or one.suffixes != other.suffixes:
+            continue
+        swapped: dict[str, tuple[str, Change | None]] = {}
+        theirs = dict(_at(others, last))
+        for suffix, move in _at(moves, last):
+            a, b = move.targets[0], theirs[suffix].targets[0]
+            swapped |= {a: (b, None), b: (a, None)}
+        name = f"{_short(one.targets[0])} and {_short(other.targets[0])}"
+        yield Fault(f"{name} of {_where(one, last)} swapped", BOTH, swapped)
+
+
+def _block_faults(plan: Plan, blocks: int) -> Iterator[Fault]:
+    """Whole blocks in the wrong place, lost, or of another moment of the training."""
+    by_block: dict[int, dict[str, str]] = {}
+    for move in plan.moves:
+        index, _ = move.row.match(move.sources[0]) or (None, "")
+        if index is not None:
+            for path, target in zip(move.row.targets, move.targets, strict=True):
+                by_block.setdefault(index, {})[path + target.removeprefix(path.replace("{}", str(index), 1))] = target
+
+    def moved(order: Mapping[int, int]) -> dict[str, tuple[str, Change | None]]:
+        return {by_block[i][name]: (by_block[j][name], None) for i, j in order.items() for name in by_block[i]}
+
+    yield Fault("blocks off by one", BOTH, moved({i: (i + 1) % blocks for i in range(blocks)}))
+    yield Fault(f"blocks 0 and {blocks - 1} swapped", BOTH, moved({0: blocks - 1, blocks - 1: 0}))
+    own = [target for target in by_block[blocks - 1].values()]
+    yield Fault(f"block {blocks - 1} of the EMA among raw weights", BOTH, {t: (t, drifted) for t in own}, cheap=True)
+    yield Fault(f"block {blocks - 1} lost", frozenset({WEIGHTS}), drop=frozenset(own))
+    yield Fault("one tensor lost", frozenset({WEIGHTS}), drop=frozenset(own[:1]))
+    yield Fault("a NaN in a weight", BOTH, {own[0]: (own[0], not_a_number)}, cheap=True)
+    every = [target for move in plan.moves for target in move.targets]
+    yield Fault("all weights rounded to half", BOTH, {t: (t, halved) for t in every})
+    yield Fault("all weights scaled by 1 %", BOTH, {t: (t, scaled) for t in every})

@@ -1,0 +1,235 @@
+"""Function: the original net and the converted one on the same fixed noise, judged by the original's own rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference import Net, Values
+from . import gates
+from .inputs import Case
+from .report import FAIL, INCONCLUSIVE, PASS, Check, Phase
+from .statistics import Statistics, compare, relative
+
+FLOAT64, FLOAT32 = "float64", "float32"
+HALF = ("float16", "bfloat16")
+TRACED = 1 << 22  # numbers of one stage's output up to which a case's stages are compared one by one
+Make = Callable[..., Net]  # (precision, rounded="") -> the net in it, of weights rounded first where that is asked
+
+
+@dataclass
+class Outcome:
+    """What a case gave: the outputs by precision, and what was found.
+
+    `truth`: the original in float64, by the precision that is held against it: in half precision of weights and inputs
+    that are rounded to it, else of the weights and inputs as they are.
+    """
+
+    case: Case
+    original: dict[str, Tensor] = field(default_factory=dict)
+    converted: dict[str, Tensor] = field(default_factory=dict)
+    truth: dict[str, Tensor] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        failed = any(check.passed is False and not check.waived for check in self.checks)
+        return FAIL if failed else INCONCLUSIVE if self.doubts else PASS
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How outputs are cut before they are compared: `parts` (name -> channels), side of a `patch`."""
+
+    parts: Mapping[str, slice]
+    patch: int
+
+    def judge(self, outcome: Outcome) -> None:
+        """Fill in the checks and doubts of an outcome out of its outputs."""
+        for part, channels in self.parts.items():
+            what = f"{outcome.case.name} / {part}"
+            for precision, output in outcome.converted.items():
+                truth = outcome.truth.get(precision, outcome.original[FLOAT64])
+                made = self._compare(output, truth, channels)
+                if self._unfit(outcome, what, precision, made):
+                    continue
+                if precision == FLOAT64:
+                    checks = list(gates.float64_checks(what, made))
+                    outcome.checks += [*checks, gates.smallest_passing(what, precision, checks)]
+                    outcome.checks += gates.shown(what, precision, made)
+                    continue
+                theirs = outcome.original[precision]
+                floor = gates.Floor(
+                    self._compare(theirs, truth, channels), made, self._compare(output, theirs, channels)
+                )
+                if precision in HALF:
+                    outcome.checks += gates.half_checks(what, precision, floor)
+                else:
+                    self._float32(outcome, what, floor)
+
+    def _compare(self, candidate: Tensor, reference: Tensor, channels: slice) -> Statistics:
+        return compare(candidate[:, channels], reference[:, channels], self.patch)
+
+    @staticmethod
+    def _unfit(outcome: Outcome, what: str, precision: str, made: Statistics) -> bool:
+        """Whether there is nothing to compare: not finite, or a reference that is zero everywhere."""
+        bad = gates.nonfinite(what, precision, made)
+        if bad:
+            outcome.checks.append(bad)
+            if bad.passed is None:
+                outcome.doubts.append(f"{what}: the original's own output is not finite in {precision}")
+        elif not made.scale:
+            outcome.doubts.append(f"{what}: the original's output is zero everywhere, which any zero would equal")
+        return bad is not None or not made.scale
+
+    @staticmethod
+    def _float32(outcome: Outcome, what: str, floor: gates.Floor) -> None:
+        own = floor.original.relative_l2
+        if not own <= gates.FLOOR_CAP:
+            outcome.doubts.append(
+                f"{what}: the original's own noise in float32 is {own:.2g}, above the cap of {gates.FLOOR_CAP:g}: "
+                "this machine's arithmetic is too coarse to compare by (is TF32 on?)"
+            )
+            return
+        checks = list(gates.float32_checks(what, floor))
+        outcome.checks += [*checks, gates.smallest_passing(what, FLOAT32, checks)]
+        outcome.checks += gates.shown(what, FLOAT32, floor.between)
+
+
+class Tracer:
+    """Follows one case stage by stage: how far each precision's values are from the original's in float64."""
+
+    def __init__(self) -> None:
+        self._truth: dict[str, Values] = {}
+        self.errors: dict[str, dict[str, float]] = {}
+
+    def truth(self, stage: str, made: Values) -> None:
+        if all(value.numel() <= TRACED for value in made.values()):
+            self._truth[stage] = {name: value.cpu() for name, value in made.items()}
+
+    def against(self, side: str) -> Callable[[str, Values], None]:
+        def watch(stage: str, made: Values) -> None:
+            if stage in self._truth:
+                truth = self._truth[stage]
+                self.errors.setdefault(side, {})[stage] = max(
+                    relative(value.cpu(), truth[name]) for name, value in made.items() if name in truth
+                )
+
+        return watch
+
+
+def run(
+    original: Make,
+    converted: Make,
+    cases: Sequence[Case],
+    precisions: Sequence[str],
+    judge: Judge,
+    device: str = "cpu",
+    step: Callable[[int], None] = lambda count: None,
+    keep: Callable[[str, Values], None] = lambda stage, made: None,
+) -> tuple[list[Outcome], dict[str, Any]]:
+    """Run every case through both nets.
+
+    Args:
+        original, converted: (precision, rounded) -> the net in it.
+        precisions: of 'float64', 'float32', 'float16', 'bfloat16'; the original always runs in float64 as well.
+        keep: told what comes of each stage of the original in float64, in the first case.
+
+    Returns: the outcomes, and what the pictures are made of.
+    """
+    outcomes, tracer = [], Tracer()
+    traced = FLOAT32 if FLOAT32 in precisions else precisions[0]
+    for number, case in enumerate(cases):
+        outcome, first = Outcome(case), number == 0
+        for precision in dict.fromkeys([FLOAT64, *precisions]):
+            inputs = case.tensors(getattr(torch, precision), device)
+            rounded = precision if precision in HALF else ""
+
+            def told(*watches: Callable[[str, Values], None], first: bool = first) -> Callable[[str, Values], None]:
+                return _together([lambda stage, made: step(1), *(watches if first else ())])
+
+            if precision == FLOAT64:
+                watch = told(tracer.truth, keep)
+            else:
+                watch = told(*[tracer.against("original")] * (precision == traced))
+            outcome.original[precision] = original(precision, rounded).forward(inputs, watch).cpu()
+            if rounded:
+                exact = {name: value.double() for name, value in inputs.items()}
+                outcome.truth[precision] = original(FLOAT64, rounded).forward(exact, told()).cpu()
+            if precision in precisions:
+                watch = told(*[tracer.against("converted")] * (precision == traced))
+                outcome.converted[precision] = converted(precision, rounded).forward(inputs, watch).cpu()
+        judge.judge(outcome)
+        outcomes.append(outcome)
+    return outcomes, _pictures(outcomes[0], tracer, traced, judge) if outcomes else {}
+
+
+def _together(watches: list[Callable[[str, Values], None]]) -> Callable[[str, Values], None]:
+    def watch(stage: str, made: Values) -> None:
+        for each in watches:
+            each(stage, made)
+
+    return watch
+
+
+def _pictures(first: Outcome, tracer: Tracer, precision: str, judge: Judge) -> dict[str, Any]:
+    """Error per stage with the floor, and a map of the differences per output channel."""
+    detail: dict[str, Any] = {}
+    ours, floor = tracer.errors.get("converted", {}), tracer.errors.get("original", {})
+    if ours:
+        detail["blocks"] = {
+            "case": first.case.name,
+            "precision": precision,
+            "stages": list(ours),
+            "converted": list(ours.values()),
+            "floor": [floor[stage] for stage in ours] if floor else None,
+            "limit": gates.FLOOR_LIMIT,
+        }
+    candidate, reference = first.converted[precision].double(), first.original[FLOAT64]
+    scale = float(reference.square().mean().sqrt()) or 1.0
+    apart = (candidate - reference).abs().mean(dim=0) / scale
+    names = [f"{part} {i}" for part, channels in judge.parts.items() for i in range(apart[channels].shape[0])]
+    detail["heat"] = {
+        "case": first.case.name,
+        "precision": precision,
+        "channels": names,
+        "rows": apart.shape[1],
+        "columns": apart.shape[2],
+        # Four digits are more than a colour shows.
+        "values": [[float(f"{value:.3e}") for value in channel.flatten().tolist()] for channel in apart],
+        "unit": "|difference| / RMS of the output, mean over the batch",
+    }
+    return detail
+
+
+def phase(outcomes: Sequence[Outcome], detail: dict[str, Any]) -> Phase:
+    """The phase 'function': the worst of its cases decides."""
+    checks = [check for outcome in outcomes for check in outcome.checks]
+    doubts = [doubt for outcome in outcomes for doubt in outcome.doubts]
+    gating = [check for check in checks if check.passed is not None]
+    failed = [check for check in gating if check.passed is False and not check.waived]
+    if failed:
+        worst = max(failed, key=_exhausted)
+        words = f"{len(failed)} of {len(gating)} checks failed; worst: {worst.what}, {worst.statistic}: {worst.words}"
+        return Phase("function", FAIL, words, checks, doubts, detail)
+    if doubts or not gating:
+        return Phase("function", INCONCLUSIVE, doubts[0] if doubts else "nothing was compared", checks, doubts, detail)
+    words = f"{len(outcomes)} cases, {len(gating)} checks"
+    for precision in (FLOAT32, FLOAT64):
+        mine = [check for check in gating if check.statistic == f"{precision} relative L2"]
+        if mine:
+            worst = max(mine, key=_exhausted)
+            words += f"; {precision}: at worst {worst.words}"
+    return Phase("function", PASS, words, checks, doubts, detail)
+
+
+def _exhausted(check: Check) -> float:
+    """How much of its limit a check uses."""
+    if not isinstance(check.value, float) or not isinstance(check.limit, float):
+        return 0.0
+    return check.value / check.limit if check.limit else float("inf")

@@ -1,0 +1,127 @@
+"""The tolerance: the original's own rounding noise, measured on the same inputs; nothing that a user could loosen.
+
+Two gates. In float64 the two nets differ by little more than the float32 islands that both have (the frequencies of
+the timestep, diffusers' table of positions). In float32 the converted net may be no further from the truth, which is
+the original in float64, than a small multiple of what the original itself is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
+
+from .report import Check
+from .statistics import Statistics
+
+FLOOR_LIMIT = 3.0  # times the noise floor; measured: a clean conversion has 1.0 to 1.3
+FLOOR_CAP = 1e-5  # a larger floor (TF32, a broken kernel) would widen its own tolerance
+FLOOR_LEAST = 2.0**-26  # half a last place of float32, below which no float32 output can be asked to be
+HALF_LIMIT = 1.25  # times the original's own error in half precision; reported
+# In float64: measured on clean conversions are 1e-8 and below (relative L2), 6e-8 (peak).
+FLOAT64 = {"relative L2": 1e-7, "max abs over RMS": 1e-6, "worst channel": 2e-7, "worst patch position": 2e-7}
+GATING = ("relative L2", "max abs over RMS", "worst channel", "worst patch position")
+
+
+def gated(made: Statistics) -> dict[str, float]:
+    """The statistics that gate, by name."""
+    return dict(zip(GATING, (made.relative_l2, made.peak, made.channel, made.position), strict=True))
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Of one output in float32 (or half precision): the original against the truth, the converted net against the
+    truth, and the converted net against the original."""
+
+    original: Statistics
+    converted: Statistics
+    between: Statistics
+
+
+def nonfinite(what: str, precision: str, made: Statistics) -> Check | None:
+    """A failed check where the converted output is not finite and the original's is; None where both are."""
+    ours, theirs = made.nonfinite
+    if not ours and not theirs:
+        return None
+    return Check(
+        what,
+        f"{precision} non-finite",
+        float(ours),
+        0.0,
+        False if not theirs else None,
+        f"{ours} elements are NaN or infinite, {theirs} in the original's output",
+    )
+
+
+def float64_checks(what: str, made: Statistics) -> Iterator[Check]:
+    """The float64 gate of one output."""
+    for name, value in gated(made).items():
+        limit = FLOAT64[name]
+        yield Check(
+            what, f"float64 {name}", value, limit, value <= limit, f"{_times(value / limit)} the limit of {limit:g}"
+        )
+
+
+def stage_check(what: str, error: float) -> Check:
+    """The float64 gate of one stage by itself."""
+    limit = FLOAT64["relative L2"]
+    words = f"{_times(error / limit)} the limit of {limit:g}"
+    return Check(what, "float64 relative L2", error, limit, error <= limit, words)
+
+
+def float32_checks(what: str, made: Floor) -> Iterator[Check]:
+    """The float32 gate of one output: against the truth and against the original, by the original's own noise."""
+    floors = gated(made.original)
+    for against, candidate in (("", made.converted), (" against the original's", made.between)):
+        for name, value in gated(candidate).items():
+            floor = max(floors[name], FLOOR_LEAST)
+            ratio = value / floor
+            yield Check(
+                what,
+                f"float32 {name}{against}",
+                value,
+                FLOOR_LIMIT * floor,
+                ratio <= FLOOR_LIMIT,
+                f"{ratio:.2f} times the noise floor (limit {FLOOR_LIMIT:g})" if ratio < inf else "not finite",
+            )
+
+
+def half_checks(what: str, precision: str, made: Floor) -> Iterator[Check]:
+    """Half precision is reported and gates nothing: its own noise is as large as a gross fault."""
+    own, theirs = made.original.relative_l2, made.converted.relative_l2
+    ratio = theirs / own if own else inf
+    verdict = "no worse" if ratio <= HALF_LIMIT else "WORSE"
+    yield Check(
+        what,
+        f"{precision} relative L2",
+        theirs,
+        HALF_LIMIT * own,
+        None,
+        f"{ratio:.2f} times the original's own error of {own:.2g} ({verdict} than {HALF_LIMIT:g} times it; reported)",
+    )
+
+
+def shown(what: str, precision: str, made: Statistics) -> Iterator[Check]:
+    """What people ask for besides; none of it can tell right from wrong on its own."""
+    for name, value, words in (
+        ("cosine", made.cosine, f"{made.cosine:.12f}"),
+        ("SQNR in dB", made.sqnr, f"{made.sqnr:.1f} dB"),
+        ("mean signed bias", made.bias, f"{made.bias:+.2g} of the RMS"),
+        ("quantile 50 %", made.q50, f"{made.q50:.2g} of the RMS"),
+        ("quantile 99 %", made.q99, f"{made.q99:.2g} of the RMS"),
+        ("worst index", made.worst, made.worst),
+    ):
+        yield Check(what, f"{precision} {name}", value, None, None, words)
+
+
+def smallest_passing(what: str, precision: str, checks: list[Check]) -> Check:
+    """By how much the largest of the checks exhausts its limit: 1 is the limit itself."""
+    numbers = [(c.value, c.limit) for c in checks if isinstance(c.value, float) and isinstance(c.limit, float)]
+    used = max((value / limit if limit else inf for value, limit in numbers), default=inf)
+    unit = FLOOR_LIMIT if precision == "float32" else 1.0
+    words = f"{used * unit:.2f} times the noise floor" if unit > 1 else f"{used:.3g} times the limits"
+    return Check(what, f"{precision} smallest passing tolerance", used * unit, None, None, words)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2g} times" if ratio < inf else "infinitely many times"

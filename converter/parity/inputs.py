@@ -1,0 +1,51 @@
+"""Fixed noise: the same numbers for every torch version, device and thread count, drawn on the CPU and hashed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..reference import Values
+
+SEED = 20231001
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def noise(seed: int, *shape: int) -> Array:
+    """N(0, 1) as float32 from a counter-based generator (Philox), which no earlier draw can shift.
+
+    >>> noise(1, 2, 3).shape
+    (2, 3)
+    """
+    return np.random.Generator(np.random.Philox(key=[SEED, seed])).standard_normal(shape, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of inputs: name -> array, float32, all with the batch as axis 0. `axes` says in words what it tries."""
+
+    name: str
+    arrays: Mapping[str, Array]
+    axes: str = ""
+
+    def tensors(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Values:
+        """The same numbers in another dtype, rounded once, from float32."""
+        import torch
+
+        return {name: torch.from_numpy(np.array(array)).to(device, dtype) for name, array in self.arrays.items()}
+
+    @property
+    def sha256(self) -> str:
+        """Of names, shapes and bytes."""
+        digest = hashlib.sha256()
+        for name, array in sorted(self.arrays.items()):
+            digest.update(f"{name}:{array.dtype.str}:{array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()

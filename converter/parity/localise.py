@@ -1,0 +1,120 @@
+"""Where it goes wrong: every converted stage is given the original's input, so that a faulty one stands out alone.
+
+Teacher-forced lockstep in float64: the error of a block, by the block's own update, is at rounding where the block is
+right, whatever went wrong before it; all faulty stages show in one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import printable
+from ..reference import Net, Stage, Values
+from .faults import Fault, Faulty
+from .inputs import Case
+from .statistics import relative
+
+# In float64; a right stage is at 1e-15, one with a float32 island at 3e-8.
+FAULTY = 1e-7
+TRIED = 64  # repairs tried on one stage
+
+
+def lockstep(original: Net, converted: Net, case: Case, device: str = "cpu") -> list[dict[str, Any]]:
+    """Each stage of the converted net on the original's values.
+
+    Returns: per stage its name, error and whether it is faulty; of a faulty one also the inside, as far as both sides
+    tell of it, in the order of the computation.
+    """
+    found = []
+    theirs = {stage.name: stage for stage in converted.stages}
+    with torch.inference_mode():
+        values: Values = case.tensors(torch.float64, device)
+        for stage in original.stages:
+            inside: dict[str, Tensor] = {}
+            made = stage.run(values, inside.__setitem__)
+            found.append(_compared(stage.name, theirs.get(stage.name), values, made, inside))
+            values = values | made
+    return found
+
+
+def _compared(name: str, stage: Stage | None, values: Values, made: Values, inside: Values) -> dict[str, Any]:
+    if stage is None:
+        return {"name": name, "error": float("inf"), "faulty": True, "inside": [], "why": "the converted net has none"}
+    heard: dict[str, Tensor] = {}
+    try:
+        candidate = stage.run(values, heard.__setitem__)
+    except Exception as failure:  # a net that is wrong may fail in any way
+        return {
+            "name": name,
+            "error": float("inf"),
+            "faulty": True,
+            "inside": [],
+            "why": f"{type(failure).__name__}: {printable(failure)}",
+        }
+    error = error_of(candidate, made, values)
+    row: dict[str, Any] = {"name": name, "error": error, "faulty": not error <= FAULTY}
+    if row["faulty"]:
+        row["inside"] = [
+            {"name": part, "error": apart, "faulty": not apart <= FAULTY}
+            for part, truth in inside.items()
+            if part in heard and heard[part].numel() == truth.numel()
+            for apart in [relative(heard[part].reshape(truth.shape), truth)]
+        ]
+    return row
+
+
+def error_of(candidate: Values, truth: Values, values: Values) -> float:
+    """The largest error of a stage's values; of one that it updates, by the update."""
+    errors = [
+        relative(candidate[name], right, values.get(name)) if name in candidate else float("inf")
+        for name, right in truth.items()
+    ]
+    return max(errors, default=0.0)
+
+
+def repairs(
+    original: Net,
+    make: Callable[[Mapping[str, Any]], Net],
+    state: Mapping[str, Any],
+    faults: Sequence[Fault],
+    stages: Sequence[str],
+    case: Case,
+    device: str = "cpu",
+) -> list[dict[str, Any]]:
+    """Which known fault, done once more, undoes it: a swap is its own repair.
+
+    Args:
+        make: converted state dict -> the converted net in float64.
+        faults: those that only exchange tensors; each is tried on the stages where it would change anything.
+        stages: the faulty ones.
+
+    Returns: what mends a stage, in words.
+    """
+    found = []
+    own = [fault for fault in faults if fault.weights and not fault.drop][:TRIED]
+    with torch.inference_mode():
+        values: Values = case.tensors(torch.float64, device)
+        for stage in original.stages:
+            made = stage.run(values, lambda name, value: None)
+            if stage.name in stages:
+                for fault in own:
+                    net = make(Faulty(state, fault))
+                    mended = next((s for s in net.stages if s.name == stage.name), None)
+                    if mended is None:
+                        continue
+                    error = error_of(mended.run(values, lambda name, value: None), made, values)
+                    if error <= FAULTY:
+                        found.append(
+                            {
+                                "words": f"{stage.name} is right again with {fault.name}",
+                                "stage": stage.name,
+                                "restores": True,
+                            }
+                        )
+                        break
+            values = values | made
+    return found

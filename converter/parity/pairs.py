@@ -1,0 +1,171 @@
+"""What is to be compared: pairs of an original checkpoint and a converted folder, out of globs, folders and templates.
+
+A list that comes out empty, or shorter than its author believes, is an error: zero comparisons never pass.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.folder import CONFIG, model_folder, weight_files
+from ..conversion import RECORD
+from ..errors import InputError, UsageError, printable
+
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+_PLACE = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One comparison to be made; `options` are keyword arguments of `converter.parity.check`."""
+
+    original: str
+    converted: str
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+def expand(original: str, converted: str, *, base: str = "", **options: Any) -> list[Pair]:
+    """The pairs that two texts of a user stand for, in natural order (epoch_9 before epoch_10).
+
+    Args:
+        original: a checkpoint, a glob such as 'runs/*/epoch_*.pth' ('**' goes through any number of folders), or a
+            folder of checkpoints. A model folder or pipeline is one checkpoint. As much of the path as exists
+            literally is taken literally, so that 'ckpt[1].pth' can be named.
+        converted: the converted folder; for several originals with {stem}, {name} or {parent}: the file's name
+            without and with its suffix, and the name of the folder that it lies in.
+        base: the folder that both are relative to, taken literally.
+        options: for `check`; None is what was not said.
+
+    Raises: `UsageError` where nothing matches, or where two originals would be held against one converted folder.
+
+    Example:
+        >>> for name in ("epoch_9.pth", "epoch_10.pth"):
+        ...     (tmp / name).touch()
+        >>> for pair in expand(f"{tmp}/epoch_*.pth", "converted/{stem}"):
+        ...     print(pair.converted)
+        converted/epoch_9
+        converted/epoch_10
+    """
+    for text, what in ((original, "original"), (converted, "converted")):
+        if not text or "\0" in text:
+            raise UsageError(f"the {what} path is {'not a path' if text else 'empty'}")
+    given = {name: value for name, value in options.items() if value is not None}
+    originals = _originals(os.path.join(base, original))
+    folders: dict[str, str] = {}
+    pairs = []
+    for path in originals:
+        folder = _filled(base, converted, path)
+        other = folders.setdefault(os.path.abspath(folder), path)
+        if other != path:
+            raise UsageError(
+                f"{printable(other)} and {printable(path)} would both be held against {printable(folder)}: "
+                "tell their converted folders apart with {stem}, {name} or {parent}"
+            )
+        pairs.append(Pair(path, folder, given))
+    return pairs
+
+
+def pair_up(originals: Sequence[str], converted: Sequence[str], **options: Any) -> list[Pair]:
+    """The pairs of flags that are given several times: the first original with the first converted folder, and so on.
+
+    >>> len(pair_up(["a.pth", "b.pth"], ["a", "b"]))
+    2
+    """
+    if len(originals) != len(converted):
+        raise UsageError(
+            f"--orig_ckpt_path is given {_times(originals)} and --converted_path {_times(converted)}: they are paired "
+            "in order, one with one"
+        )
+    return [pair for one, other in zip(originals, converted, strict=True) for pair in expand(one, other, **options)]
+
+
+def _times(given: Sequence[str]) -> str:
+    return {0: "not at all", 1: "once", 2: "twice"}.get(len(given), f"{len(given)} times")
+
+
+def natural(path: str) -> tuple[list[tuple[str, int, str]], str]:
+    """A sort key that reads runs of digits as numbers; paths that differ in leading zeros only are still told apart.
+
+    >>> sorted(["e10", "e9", "e09"], key=natural)
+    ['e09', 'e9', 'e10']
+    """
+    parts = re.split("([0-9]+)", path)
+    # A number as (count of digits, digits): int() would refuse one of thousands of digits.
+    numbers = [number.lstrip("0") for number in parts[1::2]] + [""]
+    return [(text, len(number), number) for text, number in zip(parts[::2], numbers, strict=True)], path
+
+
+def _originals(path: str) -> list[str]:
+    if os.path.isdir(path) and not is_model(Path(path)):
+        found = [entry.path for entry in os.scandir(path) if _is_checkpoint(entry)]
+        if not found:
+            raise UsageError(f"{printable(path)}: neither a model nor a folder with {', '.join(SUFFIXES)} files in it")
+    elif os.path.lexists(path) or not glob.has_magic(path):
+        return [path]  # where there is no such file, the reader says so
+    else:
+        # A folder among what matches lies on the way to checkpoints; it is one only if it is a model.
+        matches = glob.glob(_pattern(path), recursive=True)
+        found = [match for match in matches if not os.path.isdir(match) or is_model(Path(match))]
+        if not found:
+            only = ", only folders that are no models" if matches else ""
+            raise UsageError(f"{printable(path)}: matches no checkpoint{only}")
+    return sorted(set(found), key=natural)
+
+
+def _is_checkpoint(entry: os.DirEntry[str]) -> bool:
+    name = entry.name
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".") and not entry.is_dir()
+
+
+def _pattern(path: str) -> str:
+    """The glob of a path, in which the folders at its beginning that exist under just these names are no glob."""
+    literal = path
+    while literal and not os.path.lexists(literal):
+        parent = os.path.dirname(literal)
+        literal = "" if parent == literal else parent
+    return glob.escape(literal) + path[len(literal) :]
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is one model (or pipeline, or conversion), be it a broken one, and not a folder of models."""
+    if any((folder / name).exists() for name in (CONFIG, "model_index.json", RECORD)):
+        return True
+    try:
+        if model_folder(folder) != folder:
+            return True
+    except InputError:
+        return True  # a distributed checkpoint or an adapter: the reader says what stands against it
+    try:
+        weight_files(folder)
+    except InputError:
+        return any(folder.glob("*.index.json"))  # without an index, it is that there are no weights
+    return True
+
+
+def _filled(base: str, template: str, original: str) -> str:
+    if os.path.lexists(whole := os.path.join(base, template)):
+        return whole
+    path = Path(os.path.abspath(original))
+    values = {
+        "stem": path.name if path.is_dir() else path.stem,
+        "name": path.name,
+        "parent": path.parent.name,
+    }
+
+    def fill(place: re.Match[str]) -> str:
+        if place[1] not in values:
+            raise UsageError(
+                f"{printable(template)}: {{{printable(place[1])}}} is none of {{stem}}, {{name}}, {{parent}}"
+            )
+        if not values[place[1]]:
+            raise UsageError(f"{printable(template)}: {printable(original)} has no {place[1]}")
+        return values[place[1]]
+
+    # In one pass: braces in a checkpoint's own name are no places.
+    return os.path.join(base, _PLACE.sub(fill, template))

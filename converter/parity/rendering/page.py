@@ -1,0 +1,102 @@
+"""The HTML report: one file that opens offline, with pictures and without a script.
+
+What makes it safe to hold text from any file: jinja2 escapes every value, each is cleaned of control characters
+before, and a content security policy in the page forbids whatever might slip through to run or to load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from ...errors import UsageError, printable
+from ..report import NOT_RUN, Check, Phase, Report
+from . import facts
+from .figures import figures, localisation
+from .numbers import duration, show
+
+TEXT_LIMIT, NAME_LIMIT = 2000, 200
+NEEDS = "the HTML report needs jinja2: pip install 'convert-pixart[report]'"
+
+
+def page(reports: Sequence[Report]) -> str:
+    """The HTML of one or several reports. Raises: UsageError without jinja2, which is an extra."""
+    try:
+        import jinja2
+        from markupsafe import Markup
+    except ImportError as error:
+        raise UsageError(NEEDS) from error
+
+    made: str = _template(jinja2, Markup).render(
+        style=_read("report.css"),
+        verdict=facts.worst(reports),
+        views=[_view(report, i) for i, report in enumerate(reports, 1)],
+        marks=facts.MARKS,
+        meaning=facts.MEANING,
+    )
+    return made.rstrip() + "\n"
+
+
+@cache
+def _template(jinja2: Any, markup: type[str]) -> Any:
+    def cleaned(value: object) -> object:
+        """What every `{{ }}` of the template passes through. Only what this package has drawn is taken as markup."""
+        return value if isinstance(value, markup | jinja2.Undefined) else printable(value, TEXT_LIMIT)
+
+    environment = jinja2.Environment(autoescape=True, finalize=cleaned, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["show"] = show
+    environment.filters["brief"] = lambda value: printable(value, NAME_LIMIT)
+    environment.filters["drawn"] = markup
+    return environment.from_string(_read("report.html.j2"))
+
+
+def _read(name: str) -> str:
+    return files(__package__).joinpath(name).read_text("utf-8")
+
+
+def _view(report: Report, number: int) -> dict[str, Any]:
+    """A report as the template wants it."""
+    return {
+        "report": report,
+        "anchor": f"report-{number}",
+        "name": facts.name_of(report),
+        "numbers": facts.key_numbers(report),
+        "sides": [
+            {"label": label, "name": side.get("name") or "unnamed", "facts": facts.side_facts(side), "files": found}
+            for label, side in (("Original", report.original), ("Converted", report.converted))
+            if side
+            for found in [facts.files_of(side)]
+        ],
+        "phases": [_phase(phase) for phase in report.phases],
+        "waived": list(facts.waived(report)),
+        "environment": facts.environment_facts(report),
+        "took": duration(report.run.get("seconds")),
+    }
+
+
+def _phase(phase: Phase) -> dict[str, Any]:
+    decided = facts.gates(phase)
+    return {
+        "phase": phase,
+        "ran": phase.verdict != NOT_RUN,
+        "failed": list(phase.failed),
+        "passed": sum(bool(check.passed or check.waived) for check in decided),
+        "decided": len(decided),
+        "groups": list(_groups(phase)),
+        "where": list(localisation(phase)),
+        "figures": list(figures(phase)),
+        "repairs": facts.repairs(phase),
+        "mutants": sorted(decided, key=lambda check: bool(check.passed)) if phase.name == "self-test" else [],
+    }
+
+
+def _groups(phase: Phase) -> Iterator[tuple[str, list[Check]]]:
+    """The checks under what they are about, in the order in which the report has them."""
+    groups: dict[str, list[Check]] = {}
+    for check in phase.checks:
+        groups.setdefault(check.what, []).append(check)
+    if all(len(checks) == 1 for checks in groups.values()):
+        groups = {"": phase.checks} if phase.checks else {}
+    yield from groups.items()

@@ -1,0 +1,220 @@
+"""One pair under test: its nets in every precision, and the phases that run them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import printable
+from ..reference import Memory, Net, Values, Weights, unheard
+from . import function, gates, localise, selftest, trajectory
+from .audit import Sides
+from .cases import load_cases, save_outcome
+from .faults import Fault, catalogue
+from .function import FLOAT64, Judge, Outcome
+from .inputs import Case
+from .model import Model
+from .report import FAIL, NOT_RUN, PASS, Check, Phase
+from .stock import Streamed
+
+
+class Session:
+    """Runs the nets of one pair.
+
+    Args:
+        sides: the opened state dicts with their plan; `config`: the converted `config.json`.
+        borrowed: what of the hyper-parameters only that config shows.
+        digest: SHA-256 of the original, which a waiver may be bound to.
+    """
+
+    def __init__(
+        self,
+        sides: Sides,
+        model: Model,
+        config: Mapping[str, Any],
+        borrowed: Mapping[str, Any],
+        device: str,
+        digest: str = "",
+    ) -> None:
+        self.digest = digest
+        self.sides, self.model, self.config, self.borrowed, self.device = sides, model, config, borrowed, device
+        self.judge = Judge(model.parts(sides.found), model.patch(sides.found))
+        self.outcomes: list[Outcome] = []
+        self._memory = Memory()
+        self._net: Net | None = None
+        # The last two stages, for faults that cost no more than these, and what flows before them.
+        names = [stage.name for stage in self.original(FLOAT64).stages]
+        self._early, self._late = set(names[:-2]), names[-2:]
+        self._before: Values = {}
+
+    # Nets.
+    def original(self, precision: str, rounded: str = "") -> Net:
+        """The reference net; of weights that are rounded as the conversion was declared to."""
+        return self.model.reference(
+            self.sides.found, self._weights(self.sides.original, precision, rounded or self.sides.cast)
+        )
+
+    def converted(self, precision: str, rounded: str = "") -> Net:
+        return self._build(self.config, self.sides.converted, precision, rounded)
+
+    def _build(
+        self, config: Mapping[str, Any], state: Mapping[str, Any], precision: str = FLOAT64, rounded: str = ""
+    ) -> Net:
+        """The converted net of a config. A streamed one is built once and goes from one state dict to the next: only
+        one is in use at a time."""
+        weights = self._weights(state, precision, rounded)
+        if config is not self.config:
+            return self.model.converted(config, weights)
+        if isinstance(self._net, Streamed):
+            return self._net.on(weights)
+        self._net = self.model.converted(config, weights)
+        return self._net
+
+    def _weights(self, state: Mapping[str, Any], precision: str, rounded: str) -> Weights:
+        return Weights(
+            state, getattr(torch, precision), self.device, getattr(torch, rounded) if rounded else None, self._memory
+        )
+
+    # Phases.
+    def cases(self, profile: str, saved: Any = None) -> list[Case]:
+        """The inputs of a profile, or those of a file."""
+        left = {key: self.sides.original[key] for key in self.sides.plan.extras}
+        made = list(self.model.cases(self.sides.found, profile, left))
+        return load_cases(Path(saved), made[0]) if saved else made
+
+    def function(
+        self,
+        cases: Sequence[Case],
+        precisions: Sequence[str],
+        waivers: Sequence[Any],
+        notes: list[str],
+        step: Callable[[int], None],
+    ) -> Phase:
+        """Phase 3, with the place and the repair where it fails."""
+        try:
+            self.outcomes, detail = function.run(
+                self.original, self.converted, cases, precisions, self.judge, self.device, step, self._keep
+            )
+        except Exception as error:
+            if not self._converted_alone_fails(cases[0]):
+                raise
+            words = f"the converted net does not run: {type(error).__name__}: {printable(error)}"
+            return Phase("function", FAIL, words)
+        if waivers:
+            from .waivers import apply
+
+            checks = [check for outcome in self.outcomes for check in outcome.checks]
+            notes += apply(waivers, checks, checkpoint=self.digest)
+        self.outcomes[0].checks += self._lone_stages()
+        detail["cases"] = [{"name": c.name, "axes": c.axes, "sha256": c.sha256} for c in cases]
+        made = function.phase(self.outcomes, detail)
+        if made.verdict == FAIL:
+            self._localise(made)
+        return made
+
+    def _lone_stages(self) -> list[Check]:
+        """The stages that the family wants tried by themselves."""
+        made = []
+        for name, case in self.model.stages(self.sides.found):
+            values = case.tensors(torch.float64, self.device)
+            with torch.inference_mode():
+                ours, theirs = (
+                    next(stage for stage in net.stages if stage.name == name).run(values, unheard)
+                    for net in (self.original(FLOAT64), self.converted(FLOAT64))
+                )
+            made.append(gates.stage_check(f"{case.name} / {name}", localise.error_of(theirs, ours, values)))
+        return made
+
+    def _keep(self, stage: str, made: Values) -> None:
+        """Keep the original's values as they are before its last two stages."""
+        if stage in self._early:
+            self._before |= made
+
+    def _converted_alone_fails(self, case: Case) -> bool:
+        """Whether it is the converted net that raises, and not ours."""
+        try:
+            self.original(FLOAT64).forward(case.tensors(torch.float64, self.device))
+        except Exception:
+            return False
+        return True
+
+    def _localise(self, made: Phase) -> None:
+        worst = next(outcome for outcome in self.outcomes if outcome.verdict == FAIL)
+        stages = localise.lockstep(self.original(FLOAT64), self.converted(FLOAT64), worst.case, self.device)
+        faulty = [row["name"] for row in stages if row["faulty"]]
+        repairs = localise.repairs(
+            self.original(FLOAT64),
+            lambda state: self._build(self.config, state),
+            self.sides.converted,
+            self._catalogue(),
+            faulty,
+            worst.case,
+            self.device,
+        )
+        made.detail["localisation"] = {
+            "precision": FLOAT64, "case": worst.case.name, "stages": stages, "repairs": repairs
+        }  # fmt: skip
+        where = ", ".join(faulty[:6]) + (f" and {len(faulty) - 6} more" if len(faulty) > 6 else "")
+        made.words += f"; it goes wrong in {where}" if faulty else "; no single stage is wrong: look at the inputs"
+        made.notes += [row["words"] for row in repairs]
+
+    def trajectory(self, profile: str, right: bool) -> Phase:
+        """Phase 4, in the larger profiles."""
+        if profile == "quick":
+            return Phase("trajectory", NOT_RUN, "not part of the quick profile")
+        if not right:
+            return Phase("trajectory", NOT_RUN, "a phase before it has not passed")
+        channels = next(iter(self.judge.parts.values())).stop
+        case = next((outcome.case for outcome in self.outcomes if outcome.case.name == self.model.guided), None)
+        if case is None or channels is None:
+            return Phase("trajectory", NOT_RUN, "there is no case with a null caption to begin with")
+        return trajectory.run(self.original, self.converted, case, channels, self.device)
+
+    def stock_loader(self, made: Phase, folder: Path) -> None:
+        """Add to the function whether the target library's own loader makes the net that was run, to the last bit."""
+        what, first = f"{self.outcomes[0].case.name} / whole", self.outcomes[0]
+        inputs = first.case.tensors(torch.float32)
+        assert self.model.loaded
+        theirs = self.model.loaded(folder, inputs)
+        ours = self.converted("float32").forward(first.case.tensors(torch.float32, self.device)).cpu()
+        same = torch.equal(theirs, ours)
+        words = (
+            "from_pretrained gives the net that was compared, bit for bit"
+            if same
+            else "from_pretrained gives another net"
+        )
+        made.checks.append(Check(what, "float32 stock loader", None, None, same, words))
+        if not same:
+            made.verdict, made.words = FAIL, words
+
+    def _catalogue(self) -> list[Fault]:
+        return catalogue(self.sides.plan, self.model.unseen)
+
+    def self_test(self, kind: str, right: bool, step: Callable[[int], None]) -> Phase:
+        """Phase 5: the cheap faults on the end of the net, or the whole catalogue on all of it."""
+        if not right:
+            return Phase("self-test", NOT_RUN, "what has not passed cannot tell right from wrong")
+        faults = self._catalogue() + list(self.model.faults(self.sides.found, self.config, self.sides.plan))
+        tail = None
+        if kind == "quick":
+            faults = [fault for fault in faults if fault.cheap]
+            tail = (self._late[0], self._before)
+        bench = selftest.Bench(
+            self.sides,
+            self.model,
+            self.config,
+            self.borrowed,
+            self.judge,
+            self._build,
+            self.outcomes,
+            tail,
+            self.device,
+        )
+        return selftest.run(bench, faults, step)
+
+    def save_failing(self, folder: Path) -> list[str]:
+        """Write the inputs and outputs of every failing case; returns what is said of it."""
+        return [save_outcome(folder, outcome) for outcome in self.outcomes if outcome.verdict != PASS]

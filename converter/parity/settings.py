@@ -1,0 +1,133 @@
+"""`parity.toml`: the checkpoints that a team holds to parity, with what each is expected to be.
+
+profile = "quick"                        # defaults for all
+
+[[checkpoint]]
+original = "runs/*/epoch_*.pth"          # relative to this file
+converted = "converted/{stem}"
+family = "pixart"                        # another one is refused
+weights = "ema"
+given = { num_attention_heads = 16 }     # what a checkpoint does not show
+
+[[waiver]]                               # see waivers.py
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+from ..errors import UsageError, printable
+from .pairs import Pair, expand, pair_up
+from .tomlfile import Reader, one_of, read_toml, refusal, strict, tables, text
+from .waivers import Waiver, parse_waivers
+
+_DTYPE = one_of("float64", "float32", "float16", "bfloat16")
+# What `check` takes besides, which no hyper-parameter may be called.
+_RESERVED = ("original", "converted", "save_failing", "waivers", "progress", "base")
+
+
+def _dtypes(value: Any) -> Any:
+    """One dtype, or a list of those to run."""
+    if not isinstance(value, list):
+        return _DTYPE(value)
+    if not value:
+        raise ValueError("a dtype, or a list of them")
+    return [_DTYPE(item) for item in value]
+
+
+def _given(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("a table such as { num_attention_heads = 16 }")
+    for name, item in value.items():
+        if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in {*_RESERVED, *_CHECKPOINT}:
+            raise ValueError(f"names of hyper-parameters ({printable(name)} is none)")
+        if not isinstance(item, str | int | float) or (isinstance(item, float) and not math.isfinite(item)):
+            raise ValueError(f"one value each ({name})")
+    return value
+
+
+_OPTIONS: dict[str, Reader] = {
+    "profile": one_of("quick", "standard", "full"),
+    "family": text,
+    "weights": one_of("raw", "ema"),
+    "device": text,
+    "dtype": _dtypes,
+    "cast": _DTYPE,
+    "self_test": one_of("quick", "full"),
+    "given": _given,
+}
+_CHECKPOINT: dict[str, Reader] = {"original": text, "converted": text, **_OPTIONS, "cases": text}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The content of a `parity.toml`: `defaults` and each of `checkpoints` are flat options of `check`."""
+
+    path: str
+    defaults: dict[str, Any] = field(default_factory=dict)
+    checkpoints: list[dict[str, Any]] = field(default_factory=list)
+    waivers: list[Waiver] = field(default_factory=list)
+
+    def pairs(self, **flags: Any) -> list[Pair]:
+        """All that is listed. A flag that was given (is not None) fills what a [[checkpoint]] does not say."""
+        if not self.checkpoints:
+            raise refusal(self.path, "", "lists no [[checkpoint]]")
+        base = os.path.dirname(self.path)
+        pairs = []
+        for i, listed in enumerate(self.checkpoints, 1):
+            options = self.options(**flags) | listed
+            try:
+                pairs += expand(base=base, **options)
+            except UsageError as error:
+                raise refusal(self.path, f"[[checkpoint]] {i}", str(error)) from None
+        return pairs
+
+    def options(self, **flags: Any) -> dict[str, Any]:
+        """The defaults, under the flags that were given."""
+        return self.defaults | {name: value for name, value in flags.items() if value is not None}
+
+
+def load_settings(path: str | os.PathLike[str], today: date | None = None) -> Settings:
+    """Read a `parity.toml`; `UsageError` in one line for what it may not say.
+
+    >>> _ = (tmp / "parity.toml").write_text('weights = "ema"\\n[[checkpoint]]\\noriginal = "a"\\nconverted = "b"')
+    >>> load_settings(tmp / "parity.toml").checkpoints
+    [{'original': 'a', 'converted': 'b'}]
+    """
+    content = read_toml(path)
+    whole: dict[str, Reader] = _OPTIONS | {"checkpoint": lambda value: value, "waiver": lambda value: value}
+    defaults = strict(path, "", content, whole)
+    listed = []
+    for where, table in tables(path, content, "checkpoint"):
+        made = _flat(strict(path, where, table, _CHECKPOINT, ("original", "converted")))
+        if "cases" in made:
+            made["cases"] = os.path.join(os.path.dirname(os.fspath(path)), made["cases"])
+        listed.append(made)
+    own = _flat({key: value for key, value in defaults.items() if key in _OPTIONS})
+    return Settings(os.fspath(path), own, listed, parse_waivers(path, content, today))
+
+
+def chosen(
+    originals: Sequence[str], converted: Sequence[str], settings: Settings | None = None, **flags: Any
+) -> list[Pair]:
+    """The pairs of a command line: those that it names, else those of its `parity.toml`.
+
+    With both, the file gives defaults and waivers only, so that one checkpoint can be held to a team's settings.
+    """
+    if originals or converted:
+        return pair_up(originals, converted, **(settings or Settings("")).options(**flags))
+    if settings is None:
+        raise UsageError("nothing to compare: give --orig_ckpt_path and --converted_path, or --config parity.toml")
+    return settings.pairs(**flags)
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters of `given` as options beside the others, which is how `check` takes them."""
+    given: dict[str, Any] = options.get("given", {})
+    return {key: value for key, value in options.items() if key != "given"} | given

@@ -1,0 +1,112 @@
+"""How far apart two outputs are, in float64: one number each for the whole, the worst pixel, channel, patch position.
+
+Every error is relative to the reference: a norm to its norm, an extreme to its RMS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, sqrt
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A candidate against a reference, (batch, channels, height, width) each.
+
+    Attributes:
+        relative_l2: ||a - b|| / ||b||.
+        peak: max |a - b| / RMS(b): one bad pixel.
+        channel, position: RMS of the error in the worst channel, and at the worst place inside a patch, over RMS(b).
+        bias: mean (a - b) / RMS(b), with its sign.
+        q50, q99: quantiles of |a - b| / RMS(b).
+        cosine, sqnr: as people quote them, the latter in dB; shown, since neither can gate.
+        worst: the index of the largest error with both values.
+        nonfinite: elements that are NaN or infinite in the candidate and in the reference.
+        scale: RMS(b); 0 where there is nothing to be relative to.
+    """
+
+    relative_l2: float
+    peak: float
+    channel: float
+    position: float
+    bias: float
+    q50: float
+    q99: float
+    cosine: float
+    sqnr: float
+    worst: str
+    nonfinite: tuple[int, int]
+    scale: float
+
+
+def compare(candidate: Tensor, reference: Tensor, patch: int = 1) -> Statistics:
+    """Compare two outputs of one shape.
+
+    Args:
+        patch: side of a patch; the height and width are multiples of it.
+
+    Example:
+        >>> a = torch.ones(1, 2, 4, 4)
+        >>> compare(a * 1.5, a).relative_l2
+        0.5
+    """
+    if candidate.shape != reference.shape:
+        raise ValueError(f"shapes {list(candidate.shape)} and {list(reference.shape)} cannot be compared")
+    a, b = candidate.detach().cpu().double(), reference.detach().cpu().double()
+    nonfinite = tuple(int((~torch.isfinite(side)).sum()) for side in (a, b))
+    if any(nonfinite):
+        return Statistics(inf, inf, inf, inf, inf, inf, inf, -1.0, -inf, "", (nonfinite[0], nonfinite[1]), inf)
+    error, scale = a - b, float(b.square().mean().sqrt())
+    size = error.abs()
+    unit = scale or 1.0
+    index = tuple(int(i) for i in torch.unravel_index(size.argmax(), size.shape))
+    channel = error.square().mean(dim=(0, 2, 3)).sqrt().max()
+    n, c, h, w = error.shape
+    places = error.reshape(n, c, h // patch, patch, w // patch, patch).square().mean(dim=(0, 1, 2, 4)).sqrt().max()
+    quantiles = torch.quantile(_thinned(size), torch.tensor([0.5, 0.99], dtype=torch.float64))
+    norms = float(a.norm() * b.norm())
+    relative = float(error.norm() / (b.norm() if scale else 1.0))
+    return Statistics(
+        relative_l2=relative,
+        peak=float(size.max()) / unit,
+        channel=float(channel) / unit,
+        position=float(places) / unit,
+        bias=float(error.mean()) / unit,
+        q50=float(quantiles[0]) / unit,
+        q99=float(quantiles[1]) / unit,
+        cosine=float((a * b).sum()) / norms if norms else 0.0,
+        sqnr=-20 * _log10(relative),
+        worst=f"{list(index)}: {float(a[index]):.9g} for {float(b[index]):.9g}",
+        nonfinite=(0, 0),
+        scale=scale,
+    )
+
+
+def _thinned(values: Tensor, limit: int = 1 << 22) -> Tensor:
+    """At most `limit` of the values, evenly: quantiles are shown and gate nothing, and torch has a limit of its own."""
+    flat = values.flatten()
+    return flat[:: -(-flat.numel() // limit)]
+
+
+def _log10(value: float) -> float:
+    import math
+
+    return math.log10(value) if value > 0 else -inf
+
+
+def relative(candidate: Tensor, reference: Tensor, base: Tensor | None = None) -> float:
+    """||a - b|| / ||b||, or, of something that a block updates, / ||b - base||: the error by the block's own work."""
+    a, b = candidate.double(), reference.double()
+    work = b if base is None else b - base.double()
+    error, norm = float((a - b).norm()), float(work.norm())
+    if not (error < inf and norm < inf):
+        return inf  # NaN too
+    return error / norm if norm else (0.0 if error == 0 else inf)
+
+
+def noise_of(*errors: float) -> float:
+    """Errors that add up independently."""
+    return sqrt(sum(error**2 for error in errors))

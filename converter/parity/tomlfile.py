@@ -1,0 +1,103 @@
+"""TOML files that people write for the checker, read strictly: a key that is not known is an error, not a wish.
+
+A misspelt `profil = "full"` that is silently ignored is a nightly run that checks less than its owner believes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from ..checkpoint.file import InputFile
+from ..errors import InputError, UsageError, printable
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+LIMIT = 1_000_000  # bytes; people write some hundreds
+# Takes the value of a key and returns it, or raises `ValueError` with what is wanted instead.
+Reader = Callable[[Any], Any]
+
+
+def refusal(path: str | os.PathLike[str], where: str, rule: str) -> UsageError:
+    """The error that names the file, the table and key in it ('' for the whole), and the rule."""
+    return UsageError(": ".join(filter(None, [printable(path), where, rule])))
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The content of a TOML file, or a `UsageError` in one line."""
+    try:
+        with InputFile(path) as file:
+            if file.size > LIMIT:
+                raise refusal(path, "", f"{file.size} bytes, where {LIMIT} are allowed")
+            raw = file.read(0, file.size)
+    except InputError as error:
+        raise UsageError(str(error)) from None
+    try:
+        return tomllib.loads(raw.decode())
+    except RecursionError:
+        raise refusal(path, "", "not TOML that people write: nested too deeply") from None
+    except ValueError as error:  # of TOML, of UTF-8, of a number with thousands of digits
+        raise refusal(path, "", f"not TOML: {printable(error)}") from None
+
+
+def strict(
+    path: str | os.PathLike[str], where: str, table: Any, known: Mapping[str, Reader], needed: Collection[str] = ()
+) -> dict[str, Any]:
+    """The values of a table, each through its reader; every key has to be known, and the needed ones there.
+
+    >>> strict("parity.toml", "[[checkpoint]] 2", {"profil": "full"}, {"profile": text})
+    Traceback (most recent call last):
+    converter.errors.UsageError: parity.toml: [[checkpoint]] 2: profil: unknown; did you mean profile?
+    """
+    if not isinstance(table, dict):
+        raise refusal(path, where, f"a table, not {_shown(table)}")
+    made = {}
+    for key, value in table.items():
+        place = ": ".join(filter(None, [where, printable(key)]))
+        if key not in known:
+            alike = difflib.get_close_matches(key[:80], known, 1)
+            meant = f"did you mean {alike[0]}?" if alike else f"there are {', '.join(known)}"
+            raise refusal(path, place, f"unknown; {meant}")
+        try:
+            made[key] = known[key](value)
+        except ValueError as wanted:
+            raise refusal(path, place, f"{wanted}, not {_shown(value)}") from None
+    if missing := [key for key in needed if key not in made]:
+        raise refusal(path, where, f"{missing[0]} is missing")
+    return made
+
+
+def tables(path: str | os.PathLike[str], content: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
+    """The [[name]] tables of a file with what an error calls them, such as "[[waiver]] 2"."""
+    found = content.get(name, [])
+    if not isinstance(found, list):
+        raise refusal(path, name, f"written as [[{name}]], once for each")
+    return [(f"[[{name}]] {i}", table) for i, table in enumerate(found, 1)]
+
+
+def _shown(value: Any) -> str:
+    return printable(repr(value), 60)
+
+
+def text(value: Any) -> str:
+    """A reader of text that says something."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError("a text that is not empty")
+    return value
+
+
+def one_of(*choices: str) -> Reader:
+    """The reader of a word out of several."""
+
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return value
+
+    return read

@@ -1,0 +1,175 @@
+"""The PixArt nets, fixed and multi-scale, of the alpha and the sigma training code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .block import block, modulated_norm
+from .compression import Compression
+from .embeddings import embed_caption, embed_numbers, linear, position_table
+from .net import Probe, Stage, Staged, Values, Weights
+
+
+@dataclass(frozen=True)
+class PixArtShape:
+    """What the arguments of the original class fix and a state dict may not show.
+
+    Attributes:
+        depth: number of blocks.
+        hidden_size: D, channels of a token.
+        num_heads: of both attentions.
+        patch_size: side of a patch, in pixels of the latent.
+        in_channels: of the latent.
+        out_channels: of the output; twice those of the latent where the variance is predicted too.
+        input_size: side of the latents that the model was made for, in their pixels. The fixed class takes no other.
+        scale: positional interpolation scale (`lewei_scale`, `pe_interpolation`).
+        multi_scale: PixArtMS, which computes the positional table for each size of latent, and not PixArt, which
+            stores it as `pos_embed` (where the state dict lacks it, it is computed for `input_size`).
+        micro_condition: the timestep embedding includes the image's size and aspect ratio.
+        qk_norm: queries and keys of the self attention are normalised.
+        compression: of keys and values, in some blocks.
+    """
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+    patch_size: int
+    in_channels: int
+    out_channels: int
+    input_size: int
+    scale: float
+    multi_scale: bool
+    micro_condition: bool = False
+    qk_norm: bool = False
+    compression: Compression | None = None
+
+    def grid(self, latent: Tensor) -> tuple[int, int]:
+        """(rows, columns) of the patches of a latent (B, C, H, W)."""
+        height, width = latent.shape[-2:]
+        return height // self.patch_size, width // self.patch_size
+
+
+def pixart(weights: Weights, shape: PixArtShape) -> Staged:
+    """The net of a state dict in the original layout (arXiv 2310.00426, 2403.04692).
+
+    Its source is PixArt.py and PixArtMS.py in diffusion/model/nets of the PixArt-alpha and PixArt-sigma repositories.
+    Inputs are cast to the dtype of `weights` first, the timestep too, of which bfloat16 can represent every value only
+    up to 256: the original does the same. Weights are read when a stage runs.
+
+    Inputs: "latent" (B, C, H, W); "timestep" (B,), of 1000 steps; "caption" (B, L, K), text features; "caption_mask"
+    (B, L), nonzero where a token is kept, or absent to keep all; with micro-conditions "img_hw" (B, 2), height and
+    width in pixels, and "aspect_ratio" (B, 1), height over width.
+
+    Stages, and what they add:
+        "patch embedding": "x" (B, N, D), positional table included; N patches, row by row.
+        "timestep embedding": "t" (B, D), micro-conditions included, and "t0" (B, 6 * D), the output of `t_block`.
+        "caption embedding": "y" (B, L, D), padding included.
+        "block 0" and so on: "x".
+        "final layer": "output" (B, out_channels, H, W).
+
+    Example:
+        >>> state = torch.load("fixtures/golden/sigma-ms.pth", weights_only=True)
+        >>> shape = PixArtShape(depth=3, hidden_size=48, num_heads=4, patch_size=2, in_channels=4, out_channels=8,
+        ...                     input_size=64, scale=1.0, multi_scale=True)
+        >>> net = pixart(Weights(state, torch.float32), shape)
+        >>> [stage.name for stage in net.stages][2:5]
+        ['caption embedding', 'block 0', 'block 1']
+        >>> latent, timestep, caption = torch.zeros(1, 4, 16, 24), torch.tensor([500]), torch.zeros(1, 20, 32)
+        >>> net.forward({"latent": latent, "timestep": timestep, "caption": caption}).shape
+        torch.Size([1, 8, 16, 24])
+    """
+
+    def caption(values: Values) -> Tensor:
+        return embed_caption(weights.under("y_embedder.y_proj."), taken(weights, values["caption"]))
+
+    def numbered(i: int) -> Stage:
+        key = f"blocks.{i}."
+        return Stage(
+            f"block {i}", lambda values, probe: {"x": run_block(weights, shape, i, key, values["x"], values, probe)}
+        )
+
+    return Staged(
+        [
+            Stage("patch embedding", lambda values, probe: {"x": embed_patches(weights, shape, values["latent"])}),
+            Stage("timestep embedding", lambda values, probe: embed_timestep(weights, shape, values)),
+            Stage("caption embedding", lambda values, probe: {"y": caption(values)}),
+            *(numbered(i) for i in range(shape.depth)),
+            Stage("final layer", lambda values, probe: {"output": final_layer(weights, shape, values)}),
+        ]
+    )
+
+
+def taken(weights: Weights, tensor: Tensor) -> Tensor:
+    """A value in the net's dtype, on its device."""
+    return tensor.to(weights.device, weights.dtype)
+
+
+def embed_patches(weights: Weights, shape: PixArtShape, latent: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, N, D), a linear map of each patch plus its place in the positional table."""
+    kernel, bias = weights["x_embedder.proj.weight"], weights["x_embedder.proj.bias"]
+    patches = F.conv2d(taken(weights, latent), kernel, bias, stride=shape.patch_size)
+    return patches.flatten(2).transpose(1, 2) + _positions(weights, shape, shape.grid(latent))
+
+
+def _positions(weights: Weights, shape: PixArtShape, grid: tuple[int, int]) -> Tensor:
+    base = shape.input_size // shape.patch_size
+    if shape.multi_scale:
+        # Never the stored table: the class has one only because it inherits it.
+        return taken(weights, torch.from_numpy(position_table(grid, shape.hidden_size, base, shape.scale)))
+    if "pos_embed" in weights.state:
+        # A buffer and no weight: a conversion that rounds the weights drops it, and has it computed afresh.
+        table = Weights(weights.state, weights.dtype, weights.device)["pos_embed"]
+    else:
+        # The buffer is float32, and only then cast to what the model is.
+        table = torch.from_numpy(position_table((base, base), shape.hidden_size, base, shape.scale)).float()
+    rows, columns = grid
+    if table.shape[1] != rows * columns:
+        raise ValueError(f"the fixed class has {table.shape[1]} positions, and a grid of {rows} x {columns} was given")
+    return taken(weights, table)
+
+
+def embed_timestep(weights: Weights, shape: PixArtShape, values: Values) -> Values:
+    """ "t" (B, D), of the timestep and of the image's size, and "t0" (B, 6 * D), which all blocks are modulated by."""
+
+    def embedded(name: str, numbers: Tensor) -> Tensor:
+        return embed_numbers(weights.under(f"{name}."), taken(weights, numbers))
+
+    t = embedded("t_embedder", values["timestep"][:, None])
+    if shape.micro_condition:
+        sizes, ratio = embedded("csize_embedder", values["img_hw"]), embedded("ar_embedder", values["aspect_ratio"])
+        t = t + torch.cat([sizes, ratio], dim=1)
+    return {"t": t, "t0": linear(weights, "t_block.1", F.silu(t))}
+
+
+def run_block(
+    weights: Weights, shape: PixArtShape, index: int, key: str, x: Tensor, values: Values, probe: Probe
+) -> Tensor:
+    """Block `index`, or a copy of it, with the weights under `key`, on x (B, N, D)."""
+    how = shape.compression
+    return block(
+        weights.lend(key),
+        taken(weights, x),
+        taken(weights, values["y"]),
+        taken(weights, values["t0"]),
+        values.get("caption_mask"),
+        shape.grid(values["latent"]),
+        shape.num_heads,
+        shape.qk_norm,
+        how if how is not None and index in how.blocks else None,
+        probe,
+    )
+
+
+def final_layer(weights: Weights, shape: PixArtShape, values: Values) -> Tensor:
+    """(B, N, D) -> (B, out_channels, H, W), modulated by t itself and not by `t_block` of it."""
+    x, t = taken(weights, values["x"]), taken(weights, values["t"])
+    shift, scale = (weights["final_layer.scale_shift_table"][None] + t[:, None]).chunk(2, dim=1)
+    patches = linear(weights, "final_layer.linear", modulated_norm(x, shift, scale))
+    # The numbers of a token are its patch, pixel by pixel, the channels of a pixel side by side.
+    (rows, columns), side = shape.grid(values["latent"]), shape.patch_size
+    image = patches.reshape(len(x), rows, columns, side, side, shape.out_channels).permute(0, 5, 1, 3, 2, 4)
+    return image.reshape(len(x), shape.out_channels, rows * side, columns * side)

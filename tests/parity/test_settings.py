@@ -1,0 +1,176 @@
+"""parity.toml: what it says is what is run, and what it may not say is an error that names the place."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import pytest
+from makers import ROOT
+
+from converter.errors import UsageError
+from converter.parity.pairs import Pair
+from converter.parity.settings import Settings, chosen, load_settings
+
+TODAY = date(2026, 6, 1)
+WHOLE = """
+profile = "quick"
+given = { micro_condition = true, interpolation_scale = 2.0 }
+
+[[checkpoint]]
+original = "runs/*.pth"
+converted = "converted/{stem}"
+family = "pixart"
+weights = "ema"
+profile = "standard"
+cast = "float16"
+self_test = "full"
+dtype = ["float32", "bfloat16"]
+cases = "cases.safetensors"
+given = { num_attention_heads = 16, interpolation_scale = 1.0 }
+
+[[checkpoint]]
+original = "/elsewhere.pth"
+converted = "out"
+
+[[waiver]]
+case = "t999"
+statistic = "float32 relative L2"
+bound = 3.4
+reason = "fused attention"
+expires = 2027-01-31
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "parity.toml"
+    path.write_text(text)
+    return path
+
+
+def test_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for name in ("2.pth", "10.pth"):
+        (tmp_path / "runs" / name).touch()
+    settings = load_settings(write(tmp_path, WHOLE), TODAY)
+    listed = {
+        "profile": "standard",
+        "micro_condition": True,
+        "interpolation_scale": 1.0,
+        "family": "pixart",
+        "weights": "ema",
+        "cast": "float16",
+        "self_test": "full",
+        "dtype": ["float32", "bfloat16"],
+        "cases": str(tmp_path / "cases.safetensors"),
+        "num_attention_heads": 16,
+    }
+    assert settings.pairs() == [
+        Pair(str(tmp_path / "runs" / "2.pth"), str(tmp_path / "converted" / "2"), listed),
+        Pair(str(tmp_path / "runs" / "10.pth"), str(tmp_path / "converted" / "10"), listed),
+        Pair(
+            "/elsewhere.pth",
+            str(tmp_path / "out"),
+            {"profile": "quick", "micro_condition": True, "interpolation_scale": 2.0},
+        ),
+    ]
+    assert [waiver.case for waiver in settings.waivers] == ["t999"]
+
+
+def test_flags_fill_what_is_not_said(tmp_path: Path) -> None:
+    text = 'profile = "full"\nweights = "raw"\n[[checkpoint]]\noriginal = "a"\nconverted = "b"\nweights = "ema"'
+    (pair,) = load_settings(write(tmp_path, text)).pairs(
+        profile="standard", weights="raw", device=None, num_attention_heads=4
+    )
+    assert pair.options == {"profile": "standard", "weights": "ema", "num_attention_heads": 4}
+
+
+def test_a_file_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, '[[checkpoint]]\noriginal = "a.pth"\nconverted = "{stem}"')
+    assert load_settings("parity.toml").pairs() == [Pair("a.pth", "a")]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('profil = "quick"', "profil: unknown; did you mean profile?"),
+        ('profile = "fast"', "profile: one of quick, standard, full, not 'fast'"),
+        ("profile = 1", "profile: one of quick, standard, full, not 1"),
+        ("zzz = 1", "zzz: unknown; there are profile, family, weights"),
+        ('original = "a"', "original: unknown"),
+        ("[checkpoint]\n", "checkpoint: written as [[checkpoint]], once for each"),
+        ("[[checkpoint]]\n", "[[checkpoint]] 1: original is missing"),
+        ('[[checkpoint]]\noriginal = "a"', "[[checkpoint]] 1: converted is missing"),
+        ('[[checkpoint]]\noriginal = "a"\nconverted = ""', "[[checkpoint]] 1: converted: a text that is not empty"),
+        ('[[checkpoint]]\noriginal = ["a"]', "[[checkpoint]] 1: original: a text that is not empty, not ['a']"),
+        ("[[checkpoint]]\natol = 1", "[[checkpoint]] 1: atol: unknown"),
+        ("[[checkpoint]]\nself_test = false", "[[checkpoint]] 1: self_test: one of quick, full, not False"),
+        ("[[checkpoint]]\ndtype = []", "[[checkpoint]] 1: dtype: a dtype, or a list of them, not []"),
+        ('[[checkpoint]]\ndtype = ["int8"]', "[[checkpoint]] 1: dtype: one of float64"),
+        ("given = 16", "given: a table such as { num_attention_heads = 16 }, not 16"),
+        ("given = { heads = [1] }", "given: one value each (heads)"),
+        ("given = { scale = nan }", "given: one value each (scale)"),
+        ('given = { profile = "full" }', "given: names of hyper-parameters (profile is none)"),
+        ('given = { original = "x" }', "given: names of hyper-parameters (original is none)"),
+        ("given = { 'a-b' = 1 }", "given: names of hyper-parameters (a-b is none)"),
+        ("[[waiver]]\n", "[[waiver]] 1: case is missing"),
+        ('"\\u001b[31m" = 1', "\\x1b[31m: unknown"),
+        ("profile", "not TOML: "),
+    ],
+)
+def test_what_it_may_not_say(tmp_path: Path, text: str, words: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UsageError) as caught:
+        load_settings(path, TODAY)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: {words}")
+    assert message.isprintable()  # one line
+
+
+def test_what_is_wrong_with_the_files_names_the_table(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, '[[checkpoint]]\noriginal = "runs/*.pth"\nconverted = "{stem}"'))
+    with pytest.raises(UsageError, match=r"parity.toml: \[\[checkpoint\]\] 1: .*runs/\*.pth: matches no checkpoint"):
+        settings.pairs()
+
+
+def test_a_list_without_checkpoints(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, 'profile = "full"'))
+    with pytest.raises(UsageError, match=r"parity.toml: lists no \[\[checkpoint\]\]"):
+        settings.pairs()
+
+
+def test_what_the_command_line_names_comes_before_what_is_listed() -> None:
+    settings = Settings("parity.toml", {"profile": "full"}, [{"original": "a", "converted": "b"}])
+    assert chosen([], [], settings) == [Pair("a", "b", {"profile": "full"})]
+    assert chosen(["x"], ["y"], settings, weights="ema", dtype=None) == [
+        Pair("x", "y", {"profile": "full", "weights": "ema"})
+    ]
+    assert chosen(["x"], ["y"], weights="ema") == [Pair("x", "y", {"weights": "ema"})]
+    with pytest.raises(UsageError, match="nothing to compare"):
+        chosen([], [])
+    with pytest.raises(UsageError, match="once and --converted_path not at all"):
+        chosen(["x"], [], settings)
+
+
+def test_the_words_are_those_of_the_checker() -> None:
+    from converter.parity import checker, settings
+
+    for name, choices in (
+        ("profile", checker.PROFILES),
+        ("self_test", checker.SELF_TESTS),
+        ("dtype", checker.PRECISIONS),
+    ):
+        for choice in choices:
+            assert settings._OPTIONS[name](choice) == choice
+
+
+def test_reading_it_imports_neither_torch_nor_diffusers() -> None:
+    program = (
+        "import sys, converter.parity.settings, converter.parity.batch, converter.parity.digests as d; d.program();"
+        "print(*(m for m in ('torch', 'diffusers', 'numpy') if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("\n", "")

@@ -1,0 +1,226 @@
+"""Waivers: for noise, for a while, for one case, and never without a line that says so."""
+
+from __future__ import annotations
+
+import math
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from converter.errors import UsageError
+from converter.parity import waivers as module
+from converter.parity.report import Check
+from converter.parity.waivers import Waiver, apply, load_waivers
+
+TODAY = date(2026, 6, 1)
+FLOOR = 5e-7
+GOOD = {
+    "case": '"t999"',
+    "statistic": '"float32 relative L2"',
+    "bound": "3.4",
+    "reason": '"fused attention"',
+    "expires": "2027-01-31",
+}
+
+
+def waiver(**other: Any) -> Waiver:
+    return Waiver(**{"case": "t999", "statistic": "float32 relative L2", "bound": 3.4, "reason": "known",
+                     "expires": date(2027, 1, 31)} | other)  # fmt: skip
+
+
+def failed(times: float = 3.2, what: str = "t999 / epsilon", statistic: str = "float32 relative L2") -> Check:
+    """A check that measured so many times the noise floor."""
+    return Check(what, statistic, times * FLOOR, 3 * FLOOR, False, f"{times} times the noise floor (limit 3)")
+
+
+def write(folder: Path, **other: str) -> Path:
+    path = folder / "waivers.toml"
+    path.write_text("[[waiver]]\n" + "".join(f"{key} = {value}\n" for key, value in (GOOD | other).items() if value))
+    return path
+
+
+def test_a_file(tmp_path: Path) -> None:
+    assert load_waivers(write(tmp_path), TODAY) == [waiver(reason="fused attention")]
+    digest = "0123456789abcdef" * 4
+    assert load_waivers(write(tmp_path, checkpoint=f'"{digest}"'), TODAY)[0].checkpoint == digest
+    (tmp_path / "empty.toml").touch()
+    assert load_waivers(tmp_path / "empty.toml", TODAY) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        *((key, "", f"[[waiver]] 1: {key} is missing") for key in GOOD),
+        ("case", '""', "case: a text that is not empty"),
+        ("reason", '"  "', "reason: a text that is not empty"),
+        ("reason", "3", "reason: a text that is not empty, not 3"),
+        ("statistic", '"non-finite"', "one of the statistics that have a tolerance"),
+        ("statistic", '"float32 non-finite"', "one of the statistics that have a tolerance"),
+        ("statistic", '"bytes"', "one of the statistics that have a tolerance"),
+        ("statistic", '"config"', "one of the statistics that have a tolerance"),
+        ("statistic", '"killed by"', "one of the statistics that have a tolerance"),
+        ("statistic", "[]", "one of the statistics that have a tolerance"),
+        ("bound", "0", "bound: a number above zero, and no huge one, not 0"),
+        ("bound", "-1.0", "bound: a number above zero"),
+        ("bound", "inf", "bound: a number above zero, and no huge one, not inf"),
+        ("bound", "nan", "bound: a number above zero, and no huge one, not nan"),
+        ("bound", "true", "bound: a number above zero, and no huge one, not True"),
+        ("bound", '"3.4"', "bound: a number above zero, and no huge one, not '3.4'"),
+        ("bound", "3", "bound: more than 3 and at most 30 times the noise floor, not 3"),
+        ("bound", "5e-7", "bound: more than 3 and at most 30 times the noise floor"),
+        ("bound", "31", "bound: more than 3 and at most 30 times the noise floor"),
+        ("bound", "1" + "0" * 400, "bound: "),
+        ("expires", '"2027-01-31"', "expires: a day, written 2027-01-31 without quotes, not '2027-01-31'"),
+        ("expires", "2027-01-31T00:00:00", "expires: a day"),
+        ("expires", "2027-06-03", "expires: at most a year ahead, not 2027-06-03"),
+        ("checkpoint", '"abc"', "checkpoint: the 64 lower-case hexadecimal digits"),
+        ("atol", "1.0", "atol: unknown"),
+        ("statistc", '"x"', "statistc: unknown; did you mean statistic?"),
+    ],
+)
+def test_what_should_not_be_granted(tmp_path: Path, key: str, value: str, words: str) -> None:
+    path = write(tmp_path, **{key: value})
+    with pytest.raises(UsageError) as caught:
+        load_waivers(path, TODAY)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: [[waiver]] 1: ")
+    assert words in message
+    assert "\n" not in message
+
+
+def test_a_float64_bound_is_in_times_the_limit(tmp_path: Path) -> None:
+    statistic = '"float64 relative L2"'
+    assert load_waivers(write(tmp_path, statistic=statistic, bound="1.5"), TODAY)[0].bound == 1.5
+    with pytest.raises(UsageError, match="more than 1 and at most 10 times the limit, not 11"):
+        load_waivers(write(tmp_path, statistic=statistic, bound="11"), TODAY)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("atol = 1", "atol: unknown; a file of waivers holds"),
+        ("waiver = 1", r"waiver: written as \[\[waiver\]\]"),
+        ("waiver = [1]", r"\[\[waiver\]\] 1: a table, not 1"),
+        ("waiver", "not TOML"),
+        ("a = " + "[" * 100_000, "not TOML"),
+        ("a = " + "9" * 5000, "not TOML"),
+    ],
+)
+def test_a_file_that_is_none(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "w.toml").write_text(content)
+    with pytest.raises(UsageError, match=words):
+        load_waivers(tmp_path / "w.toml", TODAY)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"\xff = 1")
+    (tmp_path / "large").write_bytes(b"#" * 1_000_001)
+    for name, words in (("latin", "not TOML"), ("large", "1000001 bytes"), ("gone", "No such file"), (".", "a folder")):
+        with pytest.raises(UsageError, match=words):
+            load_waivers(tmp_path / name, TODAY)
+
+
+def test_twice_the_same(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(UsageError, match=r"\[\[waiver\]\] 2: the same case, statistic and checkpoint"):
+        load_waivers(path, TODAY)
+
+
+def test_a_use_is_printed() -> None:
+    checks = [failed(), failed(3.4, "t999"), failed(what="t321 / epsilon"), failed(what="t9990 / epsilon")]
+    lines = apply([waiver()], checks, TODAY)
+    assert [check.waived for check in checks] == ["known (until 2027-01-31)"] * 2 + [""] * 2
+    assert lines == [
+        "waived: t999 / epsilon, float32 relative L2: 3.2 times the noise floor (limit 3): known (until 2027-01-31)",
+        "waived: t999, float32 relative L2: 3.4 times the noise floor (limit 3): known (until 2027-01-31)",
+    ]
+    assert all(check.passed is False for check in checks)  # what was measured stays what it is
+
+
+def test_one_part_only() -> None:
+    checks = [failed(), failed(what="t999 / variance")]
+    apply([waiver(case="t999 / variance")], checks, TODAY)
+    assert [bool(check.waived) for check in checks] == [False, True]
+
+
+def test_over_the_bound() -> None:
+    check = failed(3.5)
+    lines = apply([waiver()], [check], TODAY)
+    assert not check.waived
+    assert lines == [
+        "waiver for t999, float32 relative L2: does not cover t999 / epsilon, float32 relative L2: 3.5, bound 3.4"
+    ]
+
+
+def test_expired_and_unused() -> None:
+    check = failed()
+    assert apply([waiver()], [check], date(2027, 2, 1)) == [
+        "waiver for t999, float32 relative L2: expired on 2027-01-31, not applied"
+    ]
+    assert not check.waived
+    assert apply([waiver(case="t1")], [check], TODAY) == ["waiver for t1, float32 relative L2: not needed here"]
+    assert apply([waiver()], [check], date(2027, 1, 31))  # its last day
+    assert check.waived
+
+
+def test_another_checkpoint() -> None:
+    check = failed()
+    assert apply([waiver(checkpoint="a" * 64)], [check], TODAY, checkpoint="b" * 64) == []
+    assert apply([waiver(checkpoint="a" * 64)], [check], TODAY) == []
+    assert not check.waived
+    apply([waiver(checkpoint="a" * 64)], [check], TODAY, checkpoint="a" * 64)
+    assert check.waived
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, None, "nan", "0", True, -1.0])
+@pytest.mark.parametrize("limit", [3 * FLOOR, 0.0, None, "x", math.inf, math.nan, True])
+def test_what_is_no_noise_is_never_waived(value: Any, limit: Any) -> None:
+    check = Check("t999 / epsilon", "float32 relative L2", value, limit, False, "")
+    apply([waiver()], [check], TODAY)
+    assert not check.waived
+
+
+STATISTIC = st.sampled_from(
+    [*module.WAIVABLE, "bytes", "config", "float32 non-finite", "killed by", "float16 relative L2"]
+)
+NUMBER = st.one_of(st.floats(), st.none(), st.text(max_size=3), st.booleans())
+
+
+@given(
+    st.builds(
+        Check,
+        st.sampled_from(["t999", "t999 / epsilon", "t999/x", "t99", "blocks.0.weight"]),
+        STATISTIC,
+        NUMBER,
+        NUMBER,
+        st.sampled_from([True, False, None]),
+        st.just("words"),
+    ),
+    STATISTIC,
+    st.floats(0.1, 30),
+)
+def test_only_a_failed_tolerance_within_the_bound_is_waived(check: Check, statistic: str, bound: float) -> None:
+    apply([waiver(statistic=statistic, bound=bound)], [check], TODAY)
+    if check.waived:
+        assert check.passed is False
+        assert check.what in ("t999", "t999 / epsilon")
+        assert check.statistic == statistic
+        assert check.statistic in module.WAIVABLE
+        assert type(check.value) is float
+        assert type(check.limit) is float
+        unit = 3 if "float32" in statistic else 1
+        assert unit < check.value / check.limit * unit <= min(bound, 10 * unit)
+
+
+def test_the_statistics_are_those_of_the_gates() -> None:
+    from converter.parity import gates
+
+    assert module.PRECISIONS == {"float64": 1.0, "float32": gates.FLOOR_LIMIT}
+    names = {f"float64 {name}" for name in gates.GATING}
+    names |= {f"float32 {name}{more}" for name in gates.GATING for more in ("", " against the original's")}
+    assert set(module.WAIVABLE) == names
