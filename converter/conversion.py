@@ -25,6 +25,7 @@ from .writing import TensorFile, nonfinite_words, write_files
 
 EXTRAS = "original_extras.safetensors"
 RECORD = "conversion.json"
+PARITY = "parity.json"  # what was found of the result, where it was asked for
 TOOL = "convert-pixart"
 
 
@@ -93,7 +94,7 @@ def _ours(folder: Path) -> Set[str]:
         tool, written = record["tool"]["name"], record["written"]
     except (ConverterError, TypeError, KeyError):
         return frozenset()
-    return {*written, RECORD} if tool == TOOL and isinstance(written, dict) else frozenset()
+    return {*written, RECORD, PARITY} if tool == TOOL and isinstance(written, dict) else frozenset()
 
 
 @dataclass

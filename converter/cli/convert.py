@@ -60,17 +60,28 @@ from .options import Command, boolean, json_option
 @click.option("--dry_run", is_flag=True, help="Print the plan and the evidence, write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that an earlier conversion wrote.")
 @click.option("--allow_nonfinite", is_flag=True, help="Let NaN and infinity through as they are.")
+@click.option("--parity", is_flag=True, help="Prove the result (quick profile): its verdict becomes the exit code.")
 @json_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.pass_context
 def convert(
-    orig_ckpt_path: str, dump_path: str, only_transformer: bool, as_json: bool, quiet: bool, **options: Any
+    context: click.Context,
+    /,
+    orig_ckpt_path: str,
+    dump_path: str,
+    only_transformer: bool,
+    parity: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """Convert an original PixArt checkpoint to the diffusers layout.
 
     What the file can tell is read from it, with the evidence in DIR/conversion.json; a flag that contradicts the file
     is an error. The tool's own version: pixart --version.
 
-    Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal, or a disk that fills up or fails.
+    Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal, or a disk that fills up or fails; with --parity also
+    1 FAIL and 4 INCONCLUSIVE.
     """
     import time
 
@@ -78,7 +89,10 @@ def convert(
     from ..conversion import convert as run
     from ..errors import UsageError
     from .printing import conversion_lines, print_json
+    from .progress import bar
 
+    if parity and options["dry_run"]:
+        raise UsageError("--parity --dry_run: nothing is written, so there is nothing to prove")
     if not only_transformer:
         raise UsageError(
             "--only_transformer false: whole pipelines are not written yet; convert the transformer and pass it to "
@@ -87,20 +101,23 @@ def convert(
     started = time.monotonic()
     # The bar is wiped before anything else is printed, an error too.
     with ExitStack() as shown, interruptible():
-        done = run(orig_ckpt_path, dump_path, progress=None if quiet else partial(_bar, shown), **options)
-    if as_json:
-        print_json({"ok": True, "path": str(done.path), "written": done.written, "record": done.record})
-    elif not quiet:
+        done = run(
+            orig_ckpt_path,
+            dump_path,
+            progress=None if quiet else partial(bar, shown, what="converting", unit="B", unit_scale=True),
+            **options,
+        )
+    made = {"path": str(done.path), "written": done.written, "record": done.record}
+    if not quiet and not as_json:
         for line in conversion_lines(done, time.monotonic() - started):
             click.echo(line)
+    code = 0
+    if parity and done.written:
+        from .reporting import prove
 
-
-def _bar(shown: ExitStack, total: int) -> Any:
-    """A progress bar on a terminal, until `shown` ends; nothing elsewhere."""
-    import sys
-
-    if not sys.stderr.isatty():
-        return lambda count: None
-    from tqdm import tqdm
-
-    return shown.enter_context(tqdm(total=total, unit="B", unit_scale=True, leave=False, desc="converting")).update
+        report = prove(orig_ckpt_path, done.path, context.obj, options["family"], quiet=quiet, silent=quiet or as_json)
+        made["parity"], code = report.as_dict(), report.exit_code
+    if as_json:
+        print_json({"ok": code == 0} | made)
+    if code:
+        raise click.exceptions.Exit(code)

@@ -1,6 +1,7 @@
 """Entry points, exit codes, and how an error reaches a person: one line on standard error, never a traceback.
 
-Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal or a disk that fails, 128 + n stopped by signal n.
+Exit codes: 0 done, 1 a comparison failed, 2 usage, 3 input rejected, 4 a comparison is inconclusive, 5 internal or a
+disk that fails, 128 + n stopped by signal n.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import sys
 
 import click
@@ -17,16 +19,18 @@ from ..errors import ConverterError, printable
 from .convert import convert
 from .inspect import inspect
 from .options import Group
+from .parity import parity
 
 
 @click.group(cls=Group, no_args_is_help=False)
 @click.version_option(__version__, prog_name="pixart")
 def pixart() -> None:
-    """Tools for PixArt checkpoints: convert them, look into them."""
+    """Tools for PixArt checkpoints: convert them, prove the result, look into them."""
 
 
 pixart.add_command(convert, "convert")
 pixart.add_command(inspect, "inspect")
+pixart.add_command(parity, "parity")
 
 
 def main() -> None:
@@ -47,7 +51,7 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         # Not `command.main`: it has opinions of its own on interrupts and broken pipes.
-        with command.make_context(name, list(arguments)) as context:
+        with command.make_context(name, list(arguments), obj=shlex.join([name, *arguments])) as context:
             command.invoke(context)
         if sys.stdout:  # None where it was closed before the start
             sys.stdout.flush()

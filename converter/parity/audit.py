@@ -89,7 +89,7 @@ def audit(sides: Sides, step: Callable[[int], None] = lambda count: None) -> Pha
     notes += said
     notes += [f"{key} is left over from an old conversion, and not used" for key in back.extras]
     if failed := [check for check in checks if check.passed is False]:
-        return _failed(failed, notes)
+        return _failed(failed, notes, f"{len(wrong)} of {len(moves)} tensors are not the original's" if wrong else "")
     kind = f"rounded to {sides.cast}" if sides.cast else "byte for byte"
     total = sum(int(np.prod(sides.original[move.targets[0]].shape)) for move in moves)
     words = (
@@ -99,10 +99,16 @@ def audit(sides: Sides, step: Callable[[int], None] = lambda count: None) -> Pha
     return Phase("weights", PASS, words, checks, notes)
 
 
-def _failed(checks: list[Check], notes: Iterable[str] = ()) -> Phase:
-    first = checks[0].words
+def _failed(checks: list[Check], notes: Iterable[str] = (), words: str = "") -> Phase:
+    words = words or "the converted weights are not the original's"
     more = f", and {len(checks) - 1} more" if len(checks) > 1 else ""
-    return Phase("weights", FAIL, f"the converted weights are not the original's: {first}{more}", checks, list(notes))
+    return Phase("weights", FAIL, f"{words}: {checks[0].words}{more}", checks, list(notes))
+
+
+def matches(sides: Sides, count: int = 3) -> bool:
+    """Whether the first few tensors are the original's: enough to tell one set of weights from another."""
+    moves = sides.family.keys.plan_back(sides.converted).moves[:count]
+    return bool(moves) and not any(difference(sides, move) for move in moves)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,10 @@ from ..errors import ConverterError, InputError, UsageError, printable
 from .cache import Cache
 from .digests import key_of, stamp
 from .pairs import Pair
-from .report import EXIT_CODES, FAIL, INCONCLUSIVE, INTERNAL, PASS, REJECTED, Report
+from .report import EXIT_CODES, FAIL, INTERNAL, REJECTED, Report, worst
 from .waivers import Waiver
 
 Check = Callable[..., Report]
-# The first of these that occurs decides. A fault of the checker itself comes before whatever the others found.
-WORST_FIRST = (INTERNAL, FAIL, REJECTED, INCONCLUSIVE, PASS)
 
 
 def run(
@@ -80,12 +78,7 @@ def exit_code(reports: Iterable[Report]) -> int:
     >>> exit_code([Report("PASS", ""), Report("FAIL", "")]), exit_code([])
     (1, 4)
     """
-    verdicts = {report.verdict for report in reports}
-    if not verdicts:
-        return EXIT_CODES[INCONCLUSIVE]  # zero comparisons show nothing
-    if not verdicts <= set(WORST_FIRST):
-        return EXIT_CODES[INTERNAL]
-    return EXIT_CODES[next(verdict for verdict in WORST_FIRST if verdict in verdicts)]
+    return EXIT_CODES[worst(reports)]
 
 
 def outcome(report: Report) -> str:

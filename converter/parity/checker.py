@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..errors import InputError, UsageError, printable
 from ..families import Family, Findings
 from ..survey import Survey, survey
 from . import configuration, provenance
-from .audit import Sides, audit
+from .audit import Sides, audit, matches
 from .model import Model
 from .report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 
@@ -188,7 +188,7 @@ def _open(
     borrowed = _borrowed(looked, model, theirs.config)
     if borrowed:
         looked = survey(ours, {**said, **borrowed}, family)
-    sidecar = provenance.sidecar_of(converted)
+    sidecar = provenance.sidecar_of(converted, record)
     return _Pair(
         ours,
         theirs,
@@ -244,6 +244,8 @@ class _Run:
             )
             weights = audit(pair.sides, step)
             config = configured.result()
+        if weights.verdict == FAIL and (other := self._other_weights()):
+            weights.words = f"{other}; {weights.words}"
         made = [provenance.phase(about.result()), weights, config]
         why_not = _unbuildable(weights, config)
         if why_not:
@@ -263,6 +265,17 @@ class _Run:
             made.append(session.trajectory(self.profile, right))
             made.append(session.self_test(self.self_test, right, step))
         return made
+
+    def _other_weights(self) -> str:
+        """Whether the converted weights are another set that the original file holds: the commonest mistake of all."""
+        pair = self.pair
+        for candidate in pair.original.candidates:
+            if candidate is not pair.original.selected:
+                with open_checkpoint(pair.original.path, candidate.weights) as other:
+                    if set(other) == set(pair.original) and matches(replace(pair.sides, original=other)):
+                        name = candidate.weights
+                        return f"the converted model has the {name} weights of the file (--weights {name})"
+        return ""
 
     def _steps(self) -> int:
         """About how many steps there will be: tensors to audit, stages to run, faults to try."""

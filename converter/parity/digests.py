@@ -46,7 +46,7 @@ def files_of(path: str | os.PathLike[str]) -> dict[str, Path]:
 
 def digest(path: str | os.PathLike[str]) -> dict[str, str]:
     """SHA-256 of every file that counts; `InputError` for what is no regular file, or no model folder."""
-    return {name: _sha256(file) for name, file in files_of(path).items()}
+    return {name: sha256(file) for name, file in files_of(path).items()}
 
 
 def stamp(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
@@ -59,7 +59,8 @@ def stamp(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
     return made
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a regular file, in pieces."""
     made, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
     with InputFile(path) as file:
         for start in range(0, file.size, _PIECE):

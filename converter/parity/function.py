@@ -219,7 +219,7 @@ def phase(outcomes: Sequence[Outcome], detail: dict[str, Any]) -> Phase:
         return Phase("function", FAIL, words, checks, doubts, detail)
     if doubts or not gating:
         return Phase("function", INCONCLUSIVE, doubts[0] if doubts else "nothing was compared", checks, doubts, detail)
-    words = f"{len(outcomes)} cases, {len(gating)} checks"
+    words = f"{len(outcomes)} case{'s' * (len(outcomes) > 1)}, {len(gating)} checks"
     for precision in (FLOAT32, FLOAT64):
         mine = [check for check in gating if check.statistic == f"{precision} relative L2"]
         if mine:

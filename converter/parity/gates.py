@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
+from typing import TYPE_CHECKING
 
 from .report import Check
-from .statistics import Statistics
+
+if TYPE_CHECKING:
+    from .statistics import Statistics
 
 FLOOR_LIMIT = 3.0  # times the noise floor; measured: a clean conversion has 1.0 to 1.3
 FLOOR_CAP = 1e-5  # a larger floor (TF32, a broken kernel) would widen its own tolerance

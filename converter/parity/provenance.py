@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..checkpoint.file import InputFile
 from ..checkpoint.folder import read_json
 from ..conversion import EXTRAS, RECORD, TOOL
 from ..errors import ConverterError, UsageError, printable
 from ..families import Family
+from .digests import files_of, sha256
 from .inputs import SEED
 from .model import Model
 from .report import PASS, Phase
-
-_CHUNK = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class Record:
     size: int | None = None
     cast: str = ""
     given: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 def record_of(converted: Path) -> tuple[Record, list[str]]:
@@ -41,7 +40,7 @@ def record_of(converted: Path) -> tuple[Record, list[str]]:
         if (folder / RECORD).is_file():
             try:
                 content = read_json(folder / RECORD)
-                if content["tool"]["name"] != TOOL:
+                if content["tool"]["name"] != TOOL or not _made(folder, converted, content["written"]):
                     continue
                 given = {
                     name: finding["value"]
@@ -49,60 +48,46 @@ def record_of(converted: Path) -> tuple[Record, list[str]]:
                     if finding["source"] == "given"
                 }
                 source = content["source"]
-                return Record(source["weights"], source["size"], content.get("cast") or "", given), []
+                return Record(source["weights"], source["size"], content.get("cast") or "", given, folder), []
             except (ConverterError, TypeError, KeyError, AttributeError):
                 return Record(), [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]
     return Record(), []
 
 
-def sidecar_of(converted: Path) -> Path | None:
-    """Where a conversion kept what the converted model has no place for."""
-    places = (converted, converted.absolute().parent)
+def _made(folder: Path, converted: Path, written: dict[str, Any]) -> bool:
+    """Whether the record in `folder` is of the converted model: what lies beside a folder may be of another one."""
+    inside = "" if folder == converted else f"{converted.absolute().name}/"
+    return any(name.startswith(inside) for name in written)
+
+
+def sidecar_of(converted: Path, record: Record) -> Path | None:
+    """Where a conversion kept what the converted model has no place for: in the folder, or beside its record."""
+    places = (converted, *([record.folder] if record.folder else []))
     return next((folder / EXTRAS for folder in places if (folder / EXTRAS).is_file()), None)
 
 
-def sha256(path: Path) -> tuple[int, str]:
-    """(size, SHA-256) of a regular file."""
-    digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
-    with InputFile(path) as file:
-        for offset in range(0, file.size, _CHUNK):
-            part = memoryview(buffer)[: min(_CHUNK, file.size - offset)]
-            file.read_into(part, offset, "")
-            digest.update(part)
-        return file.size, digest.hexdigest()
-
-
 def about(path: Path) -> dict[str, Any]:
-    """Name, size and digest of a checkpoint; of a folder, of all its files."""
-    if path.is_dir():
-        return about_folder(path)
-    size, digest = sha256(path)
-    return {"name": printable(path.name), "size": size, "sha256": digest}
-
-
-def about_folder(folder: Path) -> dict[str, Any]:
-    """Name, size and digest of every file of a folder, and one digest over them all."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = [path.relative_to(folder).as_posix() for path in files]
+    """Name, size and SHA-256 of a checkpoint; of a folder, of every file that it is read from, and of that list."""
+    files = files_of(path)
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(sha256, files))
-    listed = {
-        printable(name): {"size": size, "sha256": digest} for name, (size, digest) in zip(names, found, strict=True)
+        digests = list(pool.map(sha256, files.values()))
+    listed: dict[str, dict[str, Any]] = {
+        printable(name): {"size": os.path.getsize(file), "sha256": digest}
+        for (name, file), digest in zip(files.items(), digests, strict=True)
     }
-    whole = hashlib.sha256("".join(f"{row['sha256']}  {name}\n" for name, row in listed.items()).encode())
-    return {
-        "name": printable(folder.absolute().name),
-        "size": sum(size for size, _ in found),
-        "sha256": whole.hexdigest(),
-        "files": listed,
+    made: dict[str, Any] = {
+        "name": printable(path.absolute().name),
+        "size": sum(row["size"] for row in listed.values()),
     }
+    if not path.is_dir():
+        return made | {"sha256": digests[0]}
+    lines = "".join(f"{row['sha256']}  {name}\n" for name, row in sorted(listed.items()))
+    return made | {"sha256": hashlib.sha256(lines.encode()).hexdigest(), "files": listed}
 
 
 def phase(original: dict[str, Any]) -> Phase:
     """Phase 0: nothing is judged, all of it recorded."""
-    return Phase(
-        "provenance", PASS, f"{original['name']}, SHA-256 {original['sha256'][:12]}..., and every file beside it"
-    )
+    return Phase("provenance", PASS, f"both sides hashed; {original['name']} is {original['sha256'][:16]}...")
 
 
 def environment(device: str, precisions: Sequence[str]) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 REPORT_VERSION = 1
 PASS, FAIL, REJECTED, INCONCLUSIVE, INTERNAL = "PASS", "FAIL", "REJECTED", "INCONCLUSIVE", "INTERNAL"
 NOT_RUN = "NOT RUN"  # of a phase only: the profile leaves it out, or what it needs has failed
+FROM_BEST = (PASS, INCONCLUSIVE, REJECTED, FAIL, INTERNAL)
 EXIT_CODES = {PASS: 0, FAIL: 1, REJECTED: 3, INCONCLUSIVE: 4, INTERNAL: 5}
 
 
@@ -101,6 +102,18 @@ class Report:
             Phase(**phase | {"checks": [Check(**check) for check in phase["checks"]]}) for phase in content["phases"]
         ]
         return cls(**content)
+
+
+def worst(reports: Iterable[Report]) -> str:
+    """The verdict of several reports together: one failure outweighs any number of passes, and none is no pass.
+
+    >>> worst([Report(PASS, ""), Report(FAIL, "")]), worst([])
+    ('FAIL', 'INCONCLUSIVE')
+    """
+    verdicts = {report.verdict for report in reports}
+    if not verdicts <= set(FROM_BEST):
+        return INTERNAL
+    return max(verdicts, key=FROM_BEST.index, default=INCONCLUSIVE)
 
 
 def _plain(value: Any) -> Any:

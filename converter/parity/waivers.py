@@ -23,15 +23,15 @@ from datetime import date, datetime
 from typing import Any
 
 from ..errors import printable
+from .gates import FLOOR_LIMIT, GATING
 from .report import Check
 from .tomlfile import Reader, read_toml, refusal, strict, tables, text
 
-# The statistics that gate, as the report names them. (Spelled out: the gates themselves import torch.)
-PRECISIONS = {"float64": 1.0, "float32": 3.0}  # and the limit of each, in the unit that its words have
+PRECISIONS = {"float64": 1.0, "float32": FLOOR_LIMIT}  # the limit of each, in the unit that its words have
 WAIVABLE = tuple(
     f"{precision} {name}{against}"
     for precision, againsts in (("float64", ("",)), ("float32", ("", " against the original's")))
-    for name in ("relative L2", "max abs over RMS", "worst channel", "worst patch position")
+    for name in GATING
     for against in againsts
 )
 MOST = 10.0  # times the limit

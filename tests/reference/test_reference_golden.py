@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,8 +64,10 @@ class Lazy:
 
     def __init__(self, state: Noted, key: str) -> None:
         self.held, self.key = state, key
+        tensor = state.state[key]
+        self.shape, self.dtype = tensor.shape, SimpleNamespace(name=str(tensor.dtype).removeprefix("torch."))
 
-    def torch(self) -> torch.Tensor:
+    def torch(self, out: torch.Tensor | None = None) -> torch.Tensor:
         return self.held[self.key]
 
 

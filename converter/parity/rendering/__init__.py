@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from ..report import EXIT_CODES, REPORT_VERSION, Report
-from .facts import worst
+from ..report import EXIT_CODES, REPORT_VERSION, Report, worst
 from .junit import junit
 from .page import page
 from .summary import markdown

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, isnan
 from typing import Any
 
 from ...errors import human_bytes
+from ..gates import FLOOR_LIMIT
 from ..report import FAIL, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Check, Phase, Report
 from .numbers import mapping, number, positive, sequence, show, times
 
-FROM_BEST = (PASS, INCONCLUSIVE, REJECTED, FAIL, INTERNAL)
 MARKS = {PASS: "✓", FAIL: "✗", INCONCLUSIVE: "?", REJECTED: "⊘", INTERNAL: "!", NOT_RUN: "–"}
 MEANING = {
     PASS: "The converted model computes the original's function, and every one of its weights is accounted for.",
@@ -20,13 +20,6 @@ MEANING = {
     REJECTED: "An input is malformed or unsafe: it was not loaded, and nothing was compared.",
     INTERNAL: "The checker itself failed: this says nothing about the model.",
 }
-# Times the noise floor; used where the report's detail does not tell. That of `gates`, which would import torch.
-FLOOR_LIMIT = 3.0
-
-
-def worst(reports: Iterable[Report]) -> str:
-    """The verdict of several reports together: one failure outweighs any number of passes."""
-    return max((report.verdict for report in reports), key=FROM_BEST.index)
 
 
 def name_of(report: Report) -> str:

@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from ...errors import UsageError, printable
-from ..report import NOT_RUN, Check, Phase, Report
+from ..report import NOT_RUN, Check, Phase, Report, worst
 from . import facts
 from .figures import figures, localisation
 from .numbers import duration, show
@@ -31,7 +31,7 @@ def page(reports: Sequence[Report]) -> str:
 
     made: str = _template(jinja2, Markup).render(
         style=_read("report.css"),
-        verdict=facts.worst(reports),
+        verdict=worst(reports),
         views=[_view(report, i) for i, report in enumerate(reports, 1)],
         marks=facts.MARKS,
         meaning=facts.MEANING,

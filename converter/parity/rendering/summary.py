@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..report import FAIL, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Phase, Report
+from ..report import FAIL, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Phase, Report, worst
 from . import facts
 from .markdown_text import blocks, bullets, code, table, text
 from .numbers import duration, show
@@ -17,7 +17,7 @@ def markdown(reports: Sequence[Report]) -> str:
     """One or several reports. Several begin with a table of their verdicts."""
     parts: list[str] = []
     if len(reports) > 1:
-        verdict = facts.worst(reports)
+        verdict = worst(reports)
         passed = sum(report.verdict == PASS for report in reports)
         parts.append(f"# {ICONS[verdict]} {verdict}: {passed} of {len(reports)} models passed")
         rows = [[_verdict(r.verdict), code(facts.name_of(r)), text(r.reason), _worst(r)] for r in reports]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from ..facts import FLOOR_LIMIT
+from ...gates import FLOOR_LIMIT
 from ..numbers import broken, mapping, number, positive, sequence, show, times
 from .scales import Log, log_range
 from .svg import WIDTH, Figure, cross, label, legend, line, path, picture, tag, tooltip

@@ -1,0 +1,125 @@
+"""`pixart parity`: the comparison, its progress bar, the reports that it writes, and what is printed of it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+from .options import Command, json_option
+
+DTYPES = click.Choice(["float64", "float32", "float16", "bfloat16"])
+
+
+@click.command(cls=Command, short_help="Prove that a converted model computes the original's function.")
+@click.option(
+    "--orig_ckpt_path",
+    multiple=True,
+    metavar="PATH",
+    help="The original checkpoint, a glob, or a folder of checkpoints. Repeatable.",
+)
+@click.option(
+    "--converted_path",
+    multiple=True,
+    metavar="DIR",
+    help="The folder converted from it; {stem}, {name} and {parent} stand for the checkpoint's. One for each.",
+)
+@click.option("--config", metavar="TOML", help="A parity.toml that lists pairs, their options and waivers.")
+@click.option(
+    "--profile",
+    type=click.Choice(["quick", "standard", "full"]),
+    help="How much is tried. Default: quick, four samples.",
+)
+@click.option("--family", metavar="NAME", help="The model family that the checkpoint has to be of.")
+@click.option(
+    "--weights", type=click.Choice(["raw", "ema"]), help="Which weights. Default: what the conversion record says."
+)
+@click.option("--num_attention_heads", type=click.IntRange(min=1), metavar="N", help="Heads, in your word.")
+@click.option("--image_size", type=click.IntRange(min=8), metavar="PIXELS", help="Resolution, in your word.")
+@click.option("--interpolation_scale", type=float, metavar="X", help="Scale of the positions, in your word.")
+@click.option("--cast", type=DTYPES, help="The dtype that the conversion rounded the weights to, where it did.")
+@click.option("--device", metavar="NAME", help="Where the nets run: cpu (default), cuda, cuda:1, ...")
+@click.option(
+    "--dtype",
+    type=DTYPES,
+    multiple=True,
+    help="Precisions to run. Default: float64 and float32; half precision is reported and gates nothing. Repeatable.",
+)
+@click.option("--cases", metavar="FILE", help="Run saved inputs (.safetensors) instead of the profile's.")
+@click.option("--save_failing", metavar="DIR", help="Save the inputs and outputs of failing cases there.")
+@click.option(
+    "--self_test",
+    type=click.Choice(["quick", "full"]),
+    help="Deliberate faults that have to be noticed: some in every run (quick), or the whole catalogue.",
+)
+@click.option("--waivers", metavar="TOML", help="Reviewed exceptions: case, statistic, bound, reason, expiry.")
+@click.option("--cache", metavar="FILE", help="Keep results there, and run only what has changed since.")
+@click.option(
+    "--report", multiple=True, metavar="FILE", help="Write a report: .json, .xml (JUnit), .md or .html. Repeatable."
+)
+@click.option("--card", metavar="FILE", help="Write a verification card (Markdown) to publish beside the weights.")
+@json_option
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.pass_context
+def parity(
+    context: click.Context,
+    /,
+    orig_ckpt_path: tuple[str, ...],
+    converted_path: tuple[str, ...],
+    config: str | None,
+    waivers: str | None,
+    cache: str | None,
+    report: tuple[str, ...],
+    card: str | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Prove that a converted model computes the original's function, or say where it goes wrong.
+
+    The weights are compared byte by byte, the config with what the original shows, and both nets are run on fixed
+    noise; the tolerance is the original's own rounding noise. Neither net is in memory whole.
+
+    Exit codes: 0 PASS, 1 FAIL, 2 usage, 3 input rejected, 4 INCONCLUSIVE, 5 internal. Of several: the worst.
+    """
+    from ..errors import UsageError
+    from ..parity import batch
+    from ..parity.cache import Cache
+    from ..parity.settings import chosen, load_settings
+    from ..parity.waivers import load_waivers
+    from .printing import print_json
+    from .progress import bar
+    from .reporting import as_dict, lines, prepared, write_reports
+
+    settings = load_settings(config) if config else None
+    pairs = chosen(orig_ckpt_path, converted_path, settings, **options | {"dtype": options["dtype"] or None})
+    if card and len(pairs) > 1:
+        raise UsageError(f"--card: of one comparison, and there are {len(pairs)}")
+    prepared(report, card)
+    granted = [*(settings.waivers if settings else []), *(load_waivers(waivers) if waivers else [])]
+    kept = Cache(cache) if cache else None
+    with ExitStack() as shown:
+
+        def tell(pair: Any, made: Any) -> None:
+            shown.close()  # the bar is wiped before anything is printed
+            for line in [] if quiet or as_json else lines(pair, made):
+                click.echo(line)
+
+        reports = batch.run(
+            pairs,
+            cache=kept,
+            waivers=granted,
+            progress=None if quiet else lambda total: bar(shown, total, "comparing"),
+            done=tell,
+        )
+    for made in reports:
+        made.run["command"] = context.obj
+    write_reports(reports, report, card)
+    for note in kept.notes if kept else []:
+        click.echo(f"note: {note}", err=True)
+    code = batch.exit_code(reports)
+    if as_json:
+        print_json({"ok": code == 0} | as_dict(reports))
+    if code:
+        raise click.exceptions.Exit(code)

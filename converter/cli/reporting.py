@@ -1,0 +1,102 @@
+"""What `pixart parity` prints and writes of its reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..conversion import PARITY
+from ..errors import ConverterError, UsageError, printable
+from ..parity.batch import outcome
+from ..parity.pairs import Pair
+from ..parity.rendering import KINDS, card, render
+from ..parity.report import PASS, Report
+from .progress import bar
+
+SHOWN = 8  # failed checks that are printed; the reports have them all
+
+
+def lines(pair: Pair, report: Report) -> Iterator[str]:
+    """One comparison: its phases, what was assumed, and last the verdict in words."""
+    yield f"{printable(pair.original)} -> {printable(pair.converted)}"
+    for phase in report.phases:
+        yield f"  {phase.name:<10}  {phase.verdict:<12}  {phase.words}"
+        failed = [check for check in phase.failed if check.words not in phase.words]
+        yield from (f"    {check.what}, {check.statistic}: {check.words}" for check in failed[:SHOWN])
+        if len(failed) > SHOWN:
+            yield f"    and {len(failed) - SHOWN} more"
+        yield from (f"    {note}" for note in phase.notes)
+    for item in report.assumed:
+        yield f"assumed: {item['name']} = {item['value']} ({item['why']})"
+    yield from (f"note: {note}" for note in report.notes)
+    yield outcome(report)
+
+
+def prepared(reports: Sequence[str], card: str | None) -> None:
+    """Whether the reports can be written, asked before the work is done. Raises: `UsageError`."""
+    for path in map(Path, reports):
+        if path.suffix not in KINDS:
+            raise UsageError(f"--report {printable(path)}: its suffix has to be one of {', '.join(KINDS)}")
+        if path.suffix == ".html":
+            render([Report(PASS, "")], path.suffix)  # what it needs is installed
+    for path in map(Path, [*reports, *([card] if card else [])]):
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise UsageError(f"{printable(path)}: cannot be written there")
+
+
+def write_reports(reports: Sequence[Report], paths: Sequence[str], card_path: str | None) -> None:
+    """Write every file, each whole or not at all."""
+    for path in map(Path, paths):
+        write_text(path, render(reports, path.suffix))
+    if card_path:
+        write_text(Path(card_path), card(reports[0]))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file by way of another beside it, so that nobody ever reads half of it."""
+    try:
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        try:
+            with os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(name, 0o666 & ~umask)  # as any other new file; a temporary one is its owner's alone
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise ConverterError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
+
+
+def as_dict(reports: Sequence[Report]) -> dict[str, Any]:
+    """What the `.json` report holds."""
+    made: dict[str, Any] = json.loads(render(reports, ".json"))
+    return made
+
+
+def prove(original: str, folder: Path, command: str, family: str | None, *, quiet: bool, silent: bool) -> Report:
+    """What `--parity` does after a conversion: the quick profile, its report beside the record, its words printed.
+
+    Args:
+        folder: what the conversion made; its record says which weights were taken and what the user said.
+        quiet: no progress bar; `silent`: nothing printed.
+    """
+    from ..parity.checker import check
+
+    with ExitStack() as shown:
+        progress = None if quiet else (lambda total: bar(shown, total, "comparing"))
+        report = check(original, folder, family=family, progress=progress)
+    report.run["command"] = command
+    write_text(folder / PARITY, report.to_json())
+    for line in [] if silent else [*lines(Pair(original, str(folder)), report), f"wrote: {printable(folder / PARITY)}"]:
+        click.echo(line)
+    return report
