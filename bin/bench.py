@@ -1,4 +1,4 @@
-"""Measure the converter against `cp` of the same bytes, and against torch: one Markdown table.
+"""Measure the converter against `cp` and torch, and the parity checker against bare forwards: Markdown tables.
 
 Everything is a whole process measured from the outside: the interpreter's start counts, and so does bringing
 the result to the disk. The checkpoints are random weights in the names and shapes of a released model.
@@ -12,16 +12,15 @@ import os
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+import bench_parity
+from bench_common import ROOT, BenchError, Run, measure, memory, read_through, row, say, shown
+
 DEPTHS = {"full": 28, "small": 2}
 CONVERT_LIMIT, HELP_LIMIT, INSPECT_LIMIT = "1.5x (aim 1.15x), 60 MB", "0.2 s", "0.3 s"
 HEAD = ("measured", "wall s", "with sync s", "ratio to cp", "peak RSS MB", "limit")
@@ -31,40 +30,6 @@ the times with sync. `cp` copies the plain checkpoint in both parts, since of a 
 is to be converted. Peak RSS is `ru_maxrss` from `wait4`: mapped file pages count, page cache that is not
 mapped does not, and less than {floor:.0f} MB, the bench's own, cannot be seen. No time fails this run.
 """
-
-# A child is charged with the peak of the memory it was started from. After vfork that is all of this process,
-# after fork only what fork copies; for the same reason whatever imports much is imported late.
-subprocess._USE_VFORK = False
-
-
-class BenchError(Exception):
-    """A command that was to be measured is missing, or failed."""
-
-
-class Run(NamedTuple):
-    """One whole process: seconds until it ended, seconds until its bytes were on the disk, peak MB."""
-
-    wall: float
-    synced: float
-    rss: float
-
-
-def measure(command: list[str]) -> Run:
-    os.sync()  # what others left to write must not be paid for here
-    with tempfile.TemporaryFile() as errors:
-        started = time.perf_counter()
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": errors}
-        child = subprocess.Popen(command, **quiet)
-        _, status, usage = os.wait4(child.pid, 0)
-        wall = time.perf_counter() - started
-        os.sync()
-        synced = time.perf_counter() - started
-        child.returncode = os.waitstatus_to_exitcode(status)  # tells Popen that it has been reaped
-        if child.returncode:
-            errors.seek(0)
-            tail = errors.read().decode(errors="replace").strip()[-2000:]
-            raise BenchError(f"exit status {child.returncode}: {shlex.join(command)}\n{tail}")
-    return Run(wall, synced, usage.ru_maxrss * 1024 / 1e6)
 
 
 def torch_child(task: str, *arguments: object) -> list[str]:
@@ -136,29 +101,6 @@ def small_commands(source: Path, converter: list[str], pixart: list[str]) -> lis
     ]
 
 
-def row(what: str, runs: list[Run], ratio: float = 0, limit: str = "", synced: bool = True) -> tuple:
-    """Median times and the highest peak of all runs of one command."""
-    wall, disk, _ = (f"{median(column):.2f}" for column in zip(*runs, strict=True))
-    peak = f"{max(run.rss for run in runs):.0f}"
-    return what, wall, disk if synced else "", f"{ratio:.2f}" if ratio else "", peak, limit
-
-
-def shown(run: Run) -> str:
-    return f"{run.wall:.2f} s, {run.synced:.2f} s with sync, peak {run.rss:.0f} MB"
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def read_through(path: Path, look: Callable = len) -> None:
-    """Bring a file into the page cache, and show it to `look` piece by piece."""
-    buffer = memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(buffer):
-            look(buffer[:size])
-
-
 def weights_digest(folder: Path) -> str:
     """Of the largest safetensors file in a folder: the weights, whatever lies beside them."""
     files = sorted(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
@@ -167,11 +109,6 @@ def weights_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     read_through(files[-1], digest.update)
     return digest.hexdigest()
-
-
-def memory(field: str) -> int:
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 def header(work: Path) -> str:
@@ -196,12 +133,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5, help="of cp and convert (default: %(default)s)")
     parser.add_argument("--workdir", type=Path, default=Path(tempfile.gettempdir()) / "pixart-bench")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints for the next run")
+    parser.add_argument("--part", choices=("all", "convert", "parity"), default="all", help="what to measure")
     parser.add_argument("--skip-training", action="store_true", help="leave out the 10 GB training file")
     for name, default in (("converter", "convert-pixart"), ("pixart", "pixart")):
         command = shlex.quote(str(ROOT / "bin" / default))
         use = f"instead of bin/{default}"
         parser.add_argument(f"--{name}", metavar="CMD", type=shlex.split, default=command, help=use)
     return parser.parse_args(argv)
+
+
+def table(head: tuple, rows: list[tuple]) -> None:
+    for line in [head, ("---", *["--:"] * (len(head) - 2), "---"), *rows]:
+        print(f"| {' | '.join(line)} |")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -215,21 +158,24 @@ def main(argv: list[str] | None = None) -> int:
     work.mkdir(parents=True, exist_ok=True)
     plain, training = (work / f"{options.model}-{size}-{kind}.pth" for kind in ("plain", "training"))
     made = [path for path in (plain, training) if not path.exists()]
-    rows, largest = [], plain
+    rows, proofs, largest = [], [], plain
     try:
         if plain in made:
             make_checkpoint("plain", options.model, size, plain)
-        rows += contest("plain", plain, plain, work / "out", options.converter, options.pairs)
-        # torch.save wants all of it in memory at once.
-        if training in made and plain.stat().st_size * 4.2 > memory("MemAvailable"):
-            say("no training file: too little memory to make one")
-        elif not options.skip_training:
-            if training in made:
-                make_checkpoint("training", options.model, size, training)
-            pairs = min(options.pairs, 2)
-            rows += contest("training", training, plain, work / "out", options.converter, pairs)
-            largest = training
-        rows += small_commands(largest, options.converter, options.pixart)
+        if options.part != "parity":
+            rows += contest("plain", plain, plain, work / "out", options.converter, options.pairs)
+            # torch.save wants all of it in memory at once.
+            if training in made and plain.stat().st_size * 4.2 > memory("MemAvailable"):
+                say("no training file: too little memory to make one")
+            elif not options.skip_training:
+                if training in made:
+                    make_checkpoint("training", options.model, size, training)
+                pairs = min(options.pairs, 2)
+                rows += contest("training", training, plain, work / "out", options.converter, pairs)
+                largest = training
+            rows += small_commands(largest, options.converter, options.pixart)
+        if options.part != "convert":
+            proofs = bench_parity.contest(plain, work / "out", options.converter, options.pixart, options.pairs)
     finally:
         shutil.rmtree(work / "out", ignore_errors=True)
         for path in made:
@@ -237,9 +183,12 @@ def main(argv: list[str] | None = None) -> int:
             if not options.keep:
                 path.unlink(missing_ok=True)
     print(header(work), end="\n\n")
-    for line in [HEAD, ("---", *["--:"] * 4, "---"), *rows]:
-        print(f"| {' | '.join(line)} |")
-    print(NOTES.format(floor=measure(["true"]).rss))
+    if rows:
+        table(HEAD, rows)
+        print(NOTES.format(floor=measure(["true"]).rss))
+    if proofs:
+        table(bench_parity.HEAD, proofs)
+        print(bench_parity.NOTES)
     return 0
 
 

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -113,11 +112,10 @@ def matches(sides: Sides, count: int = 3) -> bool:
 
 @dataclass(frozen=True)
 class Difference:
-    """How one source tensor differs from what the converted file makes of it."""
+    """How one source tensor differs from what the converted file makes of it: converted key -> what is wrong there."""
 
     key: str
-    targets: tuple[str, ...]
-    kind: str
+    wrong: dict[str, str]
 
 
 def _counted(sides: Sides, move: Move, step: Callable[[int], None]) -> Difference | None:
@@ -136,28 +134,26 @@ def difference(sides: Sides, move: Move) -> Difference | None:
     source, parts = sides.original[key], [sides.converted[name] for name in move.sources]
     shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if len(parts) > 1 else parts[0].shape
     if tuple(shape) != tuple(source.shape):
-        return Difference(key, move.sources, f"has shape {list(shape)}, not {list(source.shape)}")
+        return Difference(key, dict.fromkeys(move.sources, f"has shape {list(shape)}, not {list(source.shape)}"))
     kinds = {part.dtype.name for part in parts}
     rounded = sides.cast and kinds == {sides.cast} and source.dtype.name != sides.cast
     if kinds != {source.dtype.name} and not rounded:
         kind = "/".join(sorted(kinds))
         hint = f"; --cast {kind} if that was meant" if len(kinds) == 1 and not sides.cast else ""
-        return Difference(key, move.sources, f"is {kind}, and the original is {source.dtype.name}{hint}")
+        words = f"is {kind}, and the original is {source.dtype.name}{hint}"
+        return Difference(key, dict.fromkeys(move.sources, words))
     data = sides.room.read(0, source)
     if rounded:
         data = np.frombuffer(round_to(widen(data.tobytes(), source.dtype), parts[0].dtype), np.uint8)
-    wrong: dict[str, Bytes] = {}
+    wrong: dict[str, str] = {}
     offset = 0
     for name, part in zip(move.sources, parts, strict=True):
         have = sides.room.read(1, part)
         right = data[offset : offset + len(have)]
         offset += len(have)
         if not _equal(have, right):
-            wrong[name] = right.copy()
-    if not wrong:
-        return None
-    name, right = next(iter(wrong.items()))
-    return Difference(key, tuple(wrong), _describe(sides, name, right))
+            wrong[name] = _describe(sides, name, right)
+    return Difference(key, wrong) if wrong else None
 
 
 def _equal(one: Bytes, other: Bytes) -> bool:
@@ -195,11 +191,14 @@ def _parts(sides: Sides) -> Iterator[tuple[str, Any]]:
             yield target, tensor[i * rows : (i + 1) * rows] if rows else tensor
 
 
-def _told(wrong: list[Difference]) -> Iterator[Check]:
+def _told(found: list[Difference]) -> Iterator[Check]:
     """One check for every kind of difference, the keys folded over the blocks; kinds with numbers stay apart."""
-    by_kind = sorted(wrong, key=lambda difference: difference.kind)
-    for kind, group in groupby(by_kind, key=lambda difference: difference.kind):
-        for name in fold([target for difference in group for target in difference.targets]):
+    by_kind: dict[str, list[str]] = {}
+    for each in found:
+        for name, kind in each.wrong.items():
+            by_kind.setdefault(kind, []).append(name)
+    for kind, names in by_kind.items():
+        for name in fold(names):
             yield Check(name, "bytes", None, None, False, f"{name} {kind}")
 
 
@@ -213,7 +212,9 @@ def _left(sides: Sides) -> tuple[list[Check], list[str]]:
         kept = replace(sides, converted=sides.sidecar)
         move = Move((name,), (key,), _row_of(sides.family.keys, key))
         found = difference(kept, move)
-        words = f"{name} of the sidecar {found.kind}" if found else f"{name} is kept in the sidecar, byte for byte"
+        words = (
+            f"{name} of the sidecar {found.wrong[name]}" if found else f"{name} is kept in the sidecar, byte for byte"
+        )
         checks.append(Check(name, "bytes", None, None, found is None, words))
     for key, row in sides.plan.computed.items():
         if not isinstance(row.value, Computed):

@@ -128,15 +128,16 @@ def exchanged(count: int, one: int, other: int) -> Change:
     return change
 
 
-def catalogue(plan: Plan, unseen: tuple[str, ...] = ()) -> list[Fault]:
+def catalogue(plan: Plan, unseen: tuple[str, ...] = (), block: int | None = None) -> list[Fault]:
     """The faults that a table of keys has in it: whatever it splits, swapped; whatever it renames, mistaken.
 
     Args:
         plan: of the original state dict, with its moves and blocks.
         unseen: ends of target paths whose bias no output depends on.
+        block: the one that single tensors are taken from; default: the last.
     """
     blocks = plan.blocks
-    last = max(blocks - 1, 0)
+    last = max(blocks - 1, 0) if block is None else block
     rows = _by_row(plan)
     made: list[Fault] = []
     for row, moves in rows.items():

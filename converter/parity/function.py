@@ -219,12 +219,14 @@ def phase(outcomes: Sequence[Outcome], detail: dict[str, Any]) -> Phase:
         return Phase("function", FAIL, words, checks, doubts, detail)
     if doubts or not gating:
         return Phase("function", INCONCLUSIVE, doubts[0] if doubts else "nothing was compared", checks, doubts, detail)
-    words = f"{len(outcomes)} case{'s' * (len(outcomes) > 1)}, {len(gating)} checks"
+    numbers = []
     for precision in (FLOAT32, FLOAT64):
         mine = [check for check in gating if check.statistic == f"{precision} relative L2"]
         if mine:
             worst = max(mine, key=_exhausted)
-            words += f"; {precision}: at worst {worst.words}"
+            numbers.append(f"at worst {worst.words} in {precision}")
+    words = f"the same function: {', '.join(numbers)}; {len(gating)} checks in {len(outcomes)} case"
+    words += "s" * (len(outcomes) > 1)
     return Phase("function", PASS, words, checks, doubts, detail)
 
 

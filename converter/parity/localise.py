@@ -6,6 +6,7 @@ right, whatever went wrong before it; all faulty stages show in one run.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from .statistics import relative
 
 # In float64; a right stage is at 1e-15, one with a float32 island at 3e-8.
 FAULTY = 1e-7
-TRIED = 64  # repairs tried on one stage
+MENDED, TRIED = 8, 96  # stages that repairs are tried on, and repairs of one
 
 
 def lockstep(original: Net, converted: Net, case: Case, device: str = "cpu") -> list[dict[str, Any]]:
@@ -80,7 +81,7 @@ def repairs(
     original: Net,
     make: Callable[[Mapping[str, Any]], Net],
     state: Mapping[str, Any],
-    faults: Sequence[Fault],
+    faults: Callable[[int | None], Sequence[Fault]],
     stages: Sequence[str],
     case: Case,
     device: str = "cpu",
@@ -89,19 +90,20 @@ def repairs(
 
     Args:
         make: converted state dict -> the converted net in float64.
-        faults: those that only exchange tensors; each is tried on the stages where it would change anything.
+        faults: block, or None, -> the known faults of its tensors.
         stages: the faulty ones.
 
     Returns: what mends a stage, in words.
     """
     found = []
-    own = [fault for fault in faults if fault.weights and not fault.drop][:TRIED]
     with torch.inference_mode():
         values: Values = case.tensors(torch.float64, device)
         for stage in original.stages:
             made = stage.run(values, lambda name, value: None)
-            if stage.name in stages:
-                for fault in own:
+            if stage.name in stages[:MENDED]:
+                number = re.search(r"\d+$", stage.name)
+                own = faults(int(number[0]) if number else None)
+                for fault in [fault for fault in own if fault.weights and not fault.drop][:TRIED]:
                     net = make(Faulty(state, fault))
                     mended = next((s for s in net.stages if s.name == stage.name), None)
                     if mended is None:

@@ -73,7 +73,7 @@ def converted(config: Mapping[str, Any], weights: Weights) -> Streamed:
     if model.caption_projection is not None:
         watched["caption embedding"] = ("caption_projection", lambda y: {"y": y})
     watched |= {f"block {i}": (f"transformer_blocks.{i}", lambda x: {"x": x}) for i in blocks}
-    return Streamed(model, parts, weights, _call, stages, watched)
+    return Streamed(model, parts, weights, call, stages, watched)
 
 
 def _skeleton(config: Mapping[str, Any]) -> Any:
@@ -88,7 +88,8 @@ def _skeleton(config: Mapping[str, Any]) -> Any:
     return model
 
 
-def _call(model: Any, inputs: Values) -> Tensor:
+def call(model: Any, inputs: Values) -> Tensor:
+    """The stock forward, whole, on a case's inputs."""
     output: Tensor = model(
         inputs["latent"],
         encoder_hidden_states=inputs["caption"],
@@ -148,4 +149,4 @@ def loaded(folder: Path, inputs: Values) -> Tensor:
 
     model = PixArtTransformer2DModel.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True)
     with torch.inference_mode():
-        return _call(model.eval(), inputs)
+        return call(model.eval(), inputs)

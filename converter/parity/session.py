@@ -149,7 +149,7 @@ class Session:
             self.original(FLOAT64),
             lambda state: self._build(self.config, state),
             self.sides.converted,
-            self._catalogue(),
+            self._catalogue,
             faulty,
             worst.case,
             self.device,
@@ -190,8 +190,9 @@ class Session:
         if not same:
             made.verdict, made.words = FAIL, words
 
-    def _catalogue(self) -> list[Fault]:
-        return catalogue(self.sides.plan, self.model.unseen)
+    def _catalogue(self, block: int | None = None) -> list[Fault]:
+        """The faults that the table has in it, of one block (default: the last)."""
+        return catalogue(self.sides.plan, self.model.unseen, block)
 
     def self_test(self, kind: str, right: bool, step: Callable[[int], None]) -> Phase:
         """Phase 5: the cheap faults on the end of the net, or the whole catalogue on all of it."""

@@ -1,0 +1,139 @@
+"""The part of `bin/bench` that measures the parity checker: against the bare forwards that it needs, and bare reading.
+
+Called by itself it is the work to compare with, in a process of its own:
+
+    bench_parity.py forwards ORIGINAL CONVERTED TIMES    the same forwards, whole nets in memory
+    bench_parity.py audit ORIGINAL CONVERTED TIMES       reading both files once, and the weight audit
+
+Both leave their seconds in the file TIMES, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+from bench_common import measure, read_through, say
+
+HEAD = ("measured", "s", "whole process s", "ratio", "peak RSS MB", "limit")
+NOTES = """
+`forwards` are those that the quick profile needs, four samples through both nets in float64 and float32, on nets that
+are whole in memory: their seconds alone, and the process with imports and loading. Ratios are medians over runs by
+turns. The audit runs in one process with the bare reading of both files, from the page cache.
+"""
+
+
+def contest(source: Path, out: Path, converter: list[str], pixart: list[str], pairs: int) -> list[tuple]:
+    """The quick profile and the bare forwards by turns."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    folder, times = out / "converted", out / "times.json"
+    measure([*converter, "--orig_ckpt_path", str(source), "--dump_path", str(folder), "--quiet"])
+    quick = [*pixart, "parity", "--orig_ckpt_path", str(source), "--converted_path", str(folder), "--quiet"]
+    seconds, bare, ours, audits = [], [], [], []
+    for pair in range(min(pairs, 3)):
+        for task in ("forwards", "audit"):
+            run = measure([sys.executable, __file__, task, str(source), str(folder), str(times)])
+            found = json.loads(times.read_text())
+            say(f"parity {pair + 1}, {task}: {found}, whole {run.wall:.1f} s, peak {run.rss:.0f} MB")
+            if task == "forwards":
+                seconds.append(found["forwards"])
+                bare.append(run)
+            else:
+                audits.append(found)
+        ours.append(measure(quick))
+        say(f"parity {pair + 1}, quick profile: {ours[-1].wall:.1f} s, peak {ours[-1].rss:.0f} MB")
+    alone = [run.wall / forwards for run, forwards in zip(ours, seconds, strict=True)]
+    whole = [run.wall / other.wall for run, other in zip(ours, bare, strict=True)]
+    ratio = [found["audit"] / found["read"] for found in audits]
+    return [
+        _row("bare forwards, whole nets in memory", median(seconds), median(r.wall for r in bare), "1", bare),
+        _row(
+            "**quick profile**",
+            0,
+            median(r.wall for r in ours),
+            f"{median(alone):.2f} of the forwards alone",
+            ours,
+            "1.3",
+        ),
+        _row("", 0, 0, f"{median(whole):.2f} of the process with the forwards", []),
+        _row("reading both files once", median(found["read"] for found in audits), 0, "1", []),
+        _row("**weight audit**", median(found["audit"] for found in audits), 0, f"{median(ratio):.2f}", [], "2"),
+    ]
+
+
+def _row(what: str, alone: float, whole: float, ratio: str, runs: list, limit: str = "") -> tuple:
+    peak = f"{max(run.rss for run in runs):.0f}" if runs else ""
+    return (what, *(f"{value:.1f}" if value else "" for value in (alone, whole)), ratio, peak, limit)
+
+
+def forwards(original: Path, converted: Path) -> dict[str, float]:
+    """The four forwards of the quick profile, one net after the other, each whole in memory."""
+    import torch
+    from diffusers import PixArtTransformer2DModel
+
+    from converter import open_checkpoint
+    from converter.parity.pixart import cases, shape
+    from converter.parity.pixart_stock import call
+    from converter.reference import Weights, pixart
+    from converter.survey import survey
+
+    class Held(Weights):
+        """Weights that are in memory already are lent as they are."""
+
+        def lend(self, prefix: str) -> dict:
+            return self.under(prefix)
+
+    with open_checkpoint(original) as checkpoint:
+        found = survey(checkpoint).found
+    case, spent = cases(found, "quick", {})[0], 0.0
+    with torch.inference_mode():
+        state = torch.load(original, weights_only=True)["state_dict"]
+        for dtype in (torch.float32, torch.float64):
+            state = {key: tensor.to(dtype) for key, tensor in state.items()}
+            net, inputs = pixart(Held(state, dtype), shape(found)), case.tensors(dtype)
+            started = time.perf_counter()
+            net.forward(inputs)
+            spent += time.perf_counter() - started
+        del state, net
+        model = PixArtTransformer2DModel.from_pretrained(converted, subfolder="transformer", low_cpu_mem_usage=False)
+        for dtype in (torch.float32, torch.float64):
+            model, inputs = model.to(dtype), case.tensors(dtype)
+            started = time.perf_counter()
+            call(model, inputs)
+            spent += time.perf_counter() - started
+    return {"forwards": spent}
+
+
+def audit(original: Path, converted: Path) -> dict[str, float]:
+    """Reading both files once, and the audit, from the page cache."""
+    from converter import open_checkpoint
+    from converter.families.pixart import PIXART
+    from converter.parity.audit import Sides
+    from converter.parity.audit import audit as run
+    from converter.survey import survey
+
+    files = [original, *converted.rglob("*.safetensors")]
+    for path in files:
+        read_through(path)
+    started = time.perf_counter()
+    for path in files:
+        read_through(path)
+    read = time.perf_counter() - started
+    with open_checkpoint(original) as ours, open_checkpoint(converted) as theirs:
+        looked = survey(ours)
+        started = time.perf_counter()
+        made = run(Sides(PIXART, looked.found, looked.plan, ours, theirs))
+        spent = time.perf_counter() - started
+    assert made.verdict == "PASS", made.words
+    return {"read": read, "audit": spent}
+
+
+if __name__ == "__main__":
+    task, original, converted, times = sys.argv[1:]
+    seconds = {"forwards": forwards, "audit": audit}[task](Path(original), Path(converted))
+    Path(times).write_text(json.dumps(seconds))
