@@ -107,9 +107,9 @@ def test_the_readme_can_be_followed(section: str, tmp_path: Path, monkeypatch: p
 
 
 def test_the_flags_that_it_names_exist() -> None:
-    from converter.cli.main import convert, inspect
+    from converter.cli.main import pixart
 
-    known = {flag for command in (convert, inspect) for parameter in command.params for flag in parameter.opts}
+    known = {flag for command in pixart.commands.values() for parameter in command.params for flag in parameter.opts}
     named = set(re.findall(r"(?<![\w-])--[a-z]\w*", README.read_text()))
     assert named
     assert named <= known | {"--help"}
@@ -126,7 +126,7 @@ def test_the_files_that_it_names_exist() -> None:
 
 def test_the_exit_codes_that_it_names_are_those_of_the_errors() -> None:
     table = dict(re.findall(r"^\| (\d+) \| (.*?) \|$", README.read_text(), flags=re.M))
-    assert set(table) == {"0", "2", "3", "5"}
+    assert set(table) == {"0", "1", "2", "3", "4", "5"}
     for error, word in (
         (converter.UsageError, "call is wrong"),
         (converter.InputError, "input is refused"),

@@ -49,10 +49,13 @@ def run(
         REJECTED: no converted folder at no-such-folder: convert it first 3
     """
     reports = []
-    for pair in pairs:
+    for number, pair in enumerate(pairs, 1):
         started(pair)
         extra = {"waivers": list(waivers) or None, "progress": progress}
         call = {name: value for name, value in extra.items() if value is not None} | dict(pair.options)
+        if len(pairs) > 1 and call.get("save_failing"):  # cases of the same names must not overwrite each other
+            place = f"{number}-{os.path.basename(os.path.abspath(pair.converted))}"
+            call["save_failing"] = os.path.join(call["save_failing"], place)
         try:
             report = _cached(pair, check, call, cache, waivers, today or date.today())
         except UsageError as error:

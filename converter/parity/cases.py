@@ -16,7 +16,7 @@ from .inputs import Array, Case
 if TYPE_CHECKING:
     from .function import Outcome
 
-OUTPUT = "output"  # the first part of the names of what is no input
+OUTPUT = "output"  # CASE.output.SIDE.PRECISION is no input
 
 
 def load_cases(path: Path, like: Case) -> list[Case]:
@@ -31,9 +31,9 @@ def load_cases(path: Path, like: Case) -> list[Case]:
         tensors, _ = read_header(file)
         found: dict[str, dict[str, Array]] = {}
         for key, tensor in tensors.items():
-            case, _, name = key.partition(".")
-            if name.startswith(OUTPUT):
+            if f".{OUTPUT}." in key:
                 continue
+            case, _, name = key.rpartition(".")  # a case's own name may have a dot in it, as t998-t431.5 has
             if name not in like.arrays or len(tensor.shape) != like.arrays[name].ndim or not tensor.dtype.floating:
                 wanted = ", ".join(f"{n} with {a.ndim} axes" for n, a in like.arrays.items())
                 raise file.error(

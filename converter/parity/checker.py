@@ -78,6 +78,9 @@ def check(
     for name, value, known in (("profile", profile, PROFILES), ("self_test", self_test, SELF_TESTS)):
         if value not in known:
             raise UsageError(f"--{name} {printable(value)}: one of {', '.join(known)}")
+    _known_device(device)
+    if cast and cast not in provenance.CASTS:
+        raise UsageError(f"--cast {printable(cast)}: one of {', '.join(provenance.CASTS)}")
     with ExitStack() as stack:
         # Hashing needs no interpreter, and reading the same files to compare them finds them in memory.
         hashed = stack.enter_context(ThreadPoolExecutor(2))
@@ -105,6 +108,18 @@ def check(
         "converted": os.fspath(converted),
     }
     return report
+
+
+def _known_device(device: str) -> None:
+    """Whether there is such a device; asked before anything is read, and torch only where it is not the CPU."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise UsageError(f"--device {printable(device)}: {printable(str(error).partition(chr(10))[0])}") from error
 
 
 def _precisions(dtype: str | Sequence[str] | None) -> tuple[str, ...]:

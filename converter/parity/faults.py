@@ -86,7 +86,9 @@ def scaled(tensor: Tensor) -> Tensor:
 
 
 def halved(tensor: Tensor) -> Tensor:
-    """Rounded to half precision and stored as before."""
+    """Rounded to half precision and stored as before; what is of bfloat16, which float16 holds, to half its digits."""
+    if tensor.dtype == torch.bfloat16:
+        return (tensor.view(torch.int16) & -16).view(torch.bfloat16)
     return tensor.to(torch.float16 if tensor.dtype != torch.float16 else torch.bfloat16).to(tensor.dtype)
 
 

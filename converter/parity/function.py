@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,9 @@ class Judge:
             for precision, output in outcome.converted.items():
                 truth = outcome.truth.get(precision, outcome.original[FLOAT64])
                 made = self._compare(output, truth, channels)
+                # Not finite where the original in this precision is not either is no fault of the conversion.
+                theirs = int((~torch.isfinite(outcome.original[precision][:, channels])).sum())
+                made = replace(made, nonfinite=(made.nonfinite[0], max(made.nonfinite[1], theirs)))
                 if self._unfit(outcome, what, precision, made):
                     continue
                 if precision == FLOAT64:
@@ -63,10 +66,8 @@ class Judge:
                     outcome.checks += [*checks, gates.smallest_passing(what, precision, checks)]
                     outcome.checks += gates.shown(what, precision, made)
                     continue
-                theirs = outcome.original[precision]
-                floor = gates.Floor(
-                    self._compare(theirs, truth, channels), made, self._compare(output, theirs, channels)
-                )
+                own = outcome.original[precision]
+                floor = gates.Floor(self._compare(own, truth, channels), made, self._compare(output, own, channels))
                 if precision in HALF:
                     outcome.checks += gates.half_checks(what, precision, floor)
                 else:
@@ -81,7 +82,7 @@ class Judge:
         bad = gates.nonfinite(what, precision, made)
         if bad:
             outcome.checks.append(bad)
-            if bad.passed is None:
+            if bad.passed is None and precision not in HALF:
                 outcome.doubts.append(f"{what}: the original's own output is not finite in {precision}")
         elif not made.scale:
             outcome.doubts.append(f"{what}: the original's output is zero everywhere, which any zero would equal")

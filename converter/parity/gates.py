@@ -84,7 +84,7 @@ def float32_checks(what: str, made: Floor) -> Iterator[Check]:
                 f"float32 {name}{against}",
                 value,
                 FLOOR_LIMIT * floor,
-                ratio <= FLOOR_LIMIT,
+                value <= FLOOR_LIMIT * floor,
                 f"{ratio:.2f} times the noise floor (limit {FLOOR_LIMIT:g})" if ratio < inf else "not finite",
             )
 

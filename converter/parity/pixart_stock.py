@@ -39,7 +39,8 @@ def effective(config: Mapping[str, Any]) -> dict[str, Any]:
     arguments = inspect.signature(PixArtTransformer2DModel.__init__).parameters
     made = {name: argument.default for name, argument in arguments.items() if name != "self"}
     made |= {name: value for name, value in config.items() if name in made or name.startswith("_")}
-    if made["interpolation_scale"] is None:
+    # Of a size that is no number the class makes nothing at all.
+    if made["interpolation_scale"] is None and isinstance(made["sample_size"], int | float):
         made["interpolation_scale"] = max(made["sample_size"] // 64, 1)
     if made["use_additional_conditions"] is None:
         made["use_additional_conditions"] = made["sample_size"] == 128

@@ -22,6 +22,8 @@ from .inputs import SEED
 from .model import Model
 from .report import PASS, Phase
 
+CASTS = ("float64", "float32", "float16", "bfloat16")  # what a conversion may round weights to
+
 
 @dataclass(frozen=True)
 class Record:
@@ -47,8 +49,10 @@ def record_of(converted: Path) -> tuple[Record, list[str]]:
                     for name, finding in content["hyper_parameters"].items()
                     if finding["source"] == "given"
                 }
-                source = content["source"]
-                return Record(source["weights"], source["size"], content.get("cast") or "", given, folder), []
+                source, cast = content["source"], content.get("cast") or ""
+                if source["weights"] not in ("raw", "ema") or cast not in ("", *CASTS):
+                    raise TypeError
+                return Record(source["weights"], source["size"], cast, given, folder), []
             except (ConverterError, TypeError, KeyError, AttributeError):
                 return Record(), [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]
     return Record(), []

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..errors import printable
+from ..errors import InputError, printable
 from ..reference import Memory, Net, Values, Weights, unheard
 from . import function, gates, localise, selftest, trajectory
 from .audit import Sides
@@ -45,6 +45,7 @@ class Session:
         self.outcomes: list[Outcome] = []
         self._memory = Memory()
         self._net: Net | None = None
+        self._saved: Any = None
         # The last two stages, for faults that cost no more than these, and what flows before them.
         names = [stage.name for stage in self.original(FLOAT64).stages]
         self._early, self._late = set(names[:-2]), names[-2:]
@@ -83,6 +84,7 @@ class Session:
         """The inputs of a profile, or those of a file."""
         left = {key: self.sides.original[key] for key in self.sides.plan.extras}
         made = list(self.model.cases(self.sides.found, profile, left))
+        self._saved = saved
         return load_cases(Path(saved), made[0]) if saved else made
 
     def function(
@@ -99,7 +101,10 @@ class Session:
                 self.original, self.converted, cases, precisions, self.judge, self.device, step, self._keep
             )
         except Exception as error:
-            if not self._converted_alone_fails(cases[0]):
+            if refused := self._refused(cases):
+                if self._saved:
+                    rule = f"the original net does not take it: {type(error).__name__}: {printable(error)}"
+                    raise InputError.at(self._saved, refused, rule) from error
                 raise
             words = f"the converted net does not run: {type(error).__name__}: {printable(error)}"
             return Phase("function", FAIL, words)
@@ -133,13 +138,14 @@ class Session:
         if stage in self._early:
             self._before |= made
 
-    def _converted_alone_fails(self, case: Case) -> bool:
-        """Whether it is the converted net that raises, and not ours."""
-        try:
-            self.original(FLOAT64).forward(case.tensors(torch.float64, self.device))
-        except Exception:
-            return False
-        return True
+    def _refused(self, cases: Sequence[Case]) -> str:
+        """The first case on which our own net raises too, so that it is no fault of the converted one; '' for none."""
+        for case in cases:
+            try:
+                self.original(FLOAT64).forward(case.tensors(torch.float64, self.device))
+            except Exception:
+                return case.name
+        return ""
 
     def _localise(self, made: Phase) -> None:
         worst = next(outcome for outcome in self.outcomes if outcome.verdict == FAIL)

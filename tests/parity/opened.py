@@ -1,0 +1,107 @@
+"""A checkpoint and the folder made of it, opened as the checker opens them, and ways to spoil what was opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from makers import GOLDEN, HEADS, SMALL, diffusers_keyed, pixart, raw_bytes
+from safetensors.torch import save_file
+
+from converter import convert
+from converter.checkpoint import open_checkpoint
+from converter.checkpoint.dtypes import BY_CODE, DType
+from converter.checkpoint.folder import read_json
+from converter.parity.audit import Sides
+from converter.parity.pixart import PARITY
+from converter.parity.session import Session
+from converter.survey import survey
+
+NAMES = ("alpha-ms", "sigma-ms", "alpha-fixed")  # the golden models that stock diffusers can hold
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+State = dict[str, torch.Tensor]
+_DTYPES = {dtype.name: dtype for dtype in BY_CODE.values()}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A checkpoint and the folder that was made of it."""
+
+    original: Path
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "transformer"
+
+
+def golden(name: str, at: Path) -> Pair:
+    """A golden model, converted."""
+    original = GOLDEN / f"{name}.pth"
+    convert(original, at / name, num_attention_heads=HEADS, multi_scale_train=name != "alpha-fixed")
+    return Pair(original, at / name)
+
+
+def small(at: Path, state: State | None = None, **options: Any) -> Pair:
+    """A small random model, converted."""
+    at.mkdir(parents=True, exist_ok=True)
+    save_file(pixart() if state is None else state, at / "model.safetensors")
+    size = 8 * SMALL["input_size"]
+    said = {"num_attention_heads": HEADS, "image_size": size, "multi_scale_train": True} | options
+    convert(at / "model.safetensors", at / "out", **said)
+    return Pair(at / "model.safetensors", at / "out")
+
+
+class Held:
+    """A lazy tensor whose bytes are in memory."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor.contiguous()
+        self.shape = tuple(tensor.shape)
+        self.dtype: DType = _DTYPES[str(tensor.dtype).removeprefix("torch.")]
+
+    def read(self) -> bytes:
+        return raw_bytes(self._tensor)
+
+    def torch(self, out: torch.Tensor | None = None) -> torch.Tensor:
+        return self._tensor if out is None else out.copy_(self._tensor)
+
+
+def held(state: Mapping[str, torch.Tensor]) -> dict[str, Held]:
+    return {key: Held(tensor) for key, tensor in state.items()}
+
+
+@contextmanager
+def sides(
+    original: Path, converted: Mapping[str, torch.Tensor], cast: str = "", sidecar: Any = None, **given: Any
+) -> Iterator[Sides]:
+    """A checkpoint against a state dict in memory."""
+    said = {"num_attention_heads": HEADS} | given
+    with open_checkpoint(original) as ours:
+        looked = survey(ours, said)
+        family = looked.require()
+        kept = held(sidecar) if sidecar is not None else None
+        yield Sides(family, looked.found, looked.plan, ours, held(converted), kept, cast)
+
+
+@contextmanager
+def session(pair: Pair, change: Any = None, config: Mapping[str, Any] | None = None, **given: Any) -> Iterator[Session]:
+    """The nets of a pair. `change` is made to the converted state dict, `config` to the fields of its config."""
+    with ExitStack() as stack:
+        ours = stack.enter_context(open_checkpoint(pair.original))
+        theirs = stack.enter_context(open_checkpoint(pair.folder))
+        looked = survey(ours, {"num_attention_heads": HEADS, "multi_scale_train": True} | given)
+        state = {key: tensor.torch().clone() for key, tensor in theirs.items()}
+        if change:
+            change(state)
+        made = Sides(looked.require(), looked.found, looked.plan, ours, held(state))
+        yield Session(made, PARITY, read_json(pair.model / "config.json") | dict(config or {}), {}, "cpu")
+
+
+def keyed(state: State) -> State:
+    """The same model as a right conversion has it."""
+    return diffusers_keyed(state)

@@ -1,0 +1,340 @@
+"""Judging outputs: parts, doubts, precisions; and the pictures made of them. On toy nets, so that errors are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import inf, nan
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from opened import Pair, golden, session
+from torch import Tensor
+
+from converter.parity import function, gates
+from converter.parity.function import Judge, Outcome
+from converter.parity.inputs import Case, noise
+from converter.parity.report import FAIL, INCONCLUSIVE, PASS, Check
+from converter.reference import Stage, Staged, Values
+
+PARTS = {"epsilon": slice(0, 4), "variance": slice(4, 8)}
+JUDGE = Judge(PARTS, 2)
+CASE = Case("t999", {"x": noise(1, 2, 8, 4, 6)})
+F64, F32, F16, BF16 = "float64", "float32", "float16", "bfloat16"
+FLOOR = 1e-7  # of the toy nets in float32, relative
+
+
+def truth() -> Tensor:
+    return torch.from_numpy(noise(2, 2, 8, 4, 6)).double()
+
+
+def off(by: float, seed: int = 3) -> Tensor:
+    """The truth with an error of this relative size."""
+    return truth() + by * torch.from_numpy(noise(seed, 2, 8, 4, 6)).double()
+
+
+def judged(converted: dict[str, Tensor], original: dict[str, Tensor] | None = None, **changes: object) -> Outcome:
+    made = Outcome(CASE, {F64: truth(), F32: off(FLOOR), F16: off(1e-3), BF16: off(1e-2)} | (original or {}), converted)
+    JUDGE.judge(replace(made, **changes) if changes else made)
+    return made
+
+
+def failed(outcome: Outcome) -> list[str]:
+    assert outcome.verdict == (FAIL if any(c.passed is False for c in outcome.checks) else outcome.verdict)
+    return [f"{check.what}: {check.statistic}" for check in outcome.checks if check.passed is False]
+
+
+# Right and wrong.
+
+
+def test_what_is_right_passes() -> None:
+    made = judged({F64: off(1e-9), F32: off(FLOOR, 4)})
+    assert (made.verdict, made.doubts, failed(made)) == (PASS, [], [])
+    gating = [check for check in made.checks if check.passed is not None]
+    assert len(gating) == 2 * (4 + 8)  # parts, statistics
+    assert {check.what for check in made.checks} == {"t999 / epsilon", "t999 / variance"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_is_gated_on_its_own(part: str) -> None:
+    """The variance is small in a trained model: an error in it must not drown in epsilon."""
+    wrong = off(1e-9)
+    wrong[:, PARTS[part]] = off(1e-6)[:, PARTS[part]]
+    made = judged({F64: wrong})
+    assert failed(made)
+    assert {line.partition(":")[0] for line in failed(made)} == {f"t999 / {part}"}
+
+
+def test_one_bad_pixel_fails_alone() -> None:
+    wrong = off(1e-9)
+    wrong[1, 2, 3, 4] += 1e-5
+    assert "t999 / epsilon: float64 max abs over RMS" in failed(judged({F64: wrong}))
+    assert not any("variance" in line for line in failed(judged({F64: wrong})))
+
+
+def test_float32_is_held_against_the_truth_and_against_the_original() -> None:
+    names = failed(judged({F32: off(10 * FLOOR, 4)}))
+    assert "t999 / epsilon: float32 relative L2" in names
+    assert "t999 / epsilon: float32 relative L2 against the original's" in names
+    # Twice as far as the original on the other side of the truth: the distance between them is what fails.
+    mirrored = truth() - 2.5 * (off(FLOOR) - truth())
+    names = failed(judged({F32: mirrored}))
+    assert names
+    assert all(name.endswith("against the original's") for name in names)
+
+
+def test_a_coarse_floor_is_no_licence() -> None:
+    """With TF32 on, everything would be within three times the noise."""
+    made = judged({F32: off(1e-4, 4)}, {F32: off(1e-4)})
+    assert made.verdict == INCONCLUSIVE
+    assert failed(made) == []
+    assert "above the cap of 1e-05" in made.doubts[0]
+    assert "TF32" in made.doubts[0]
+    assert len(made.doubts) == 2
+
+
+def test_the_cap_is_of_the_original_and_not_of_the_converted() -> None:
+    assert judged({F32: off(1e-4, 4)}).verdict == FAIL
+
+
+# Not finite, and zero.
+
+
+@pytest.mark.parametrize("bad", [nan, inf, -inf])
+@pytest.mark.parametrize("precision", [F64, F32])
+def test_not_finite_on_our_side_fails(precision: str, bad: float) -> None:
+    wrong = off(1e-9)
+    wrong[0, 5, 0, 0] = bad
+    made = judged({precision: wrong})
+    assert failed(made) == [f"t999 / variance: {precision} non-finite"]
+    assert made.verdict == FAIL
+
+
+def test_not_finite_on_both_sides_is_inconclusive() -> None:
+    bad = truth()
+    bad[0, 0, 0, 0] = nan
+    made = judged({F64: bad}, {F64: bad})
+    assert (made.verdict, failed(made)) == (INCONCLUSIVE, [])
+    assert made.doubts == ["t999 / epsilon: the original's own output is not finite in float64"]
+
+
+def test_overflow_on_both_sides_in_one_precision_is_inconclusive() -> None:
+    """Where float32 overflows and float64 does not, the conversion is not to blame."""
+    bad = off(FLOOR)
+    bad[0, 0, 0, 0] = inf
+    for converted in (bad, off(FLOOR, 4)):
+        made = judged({F32: converted}, {F32: bad})
+        assert (made.verdict, failed(made)) == (INCONCLUSIVE, [])
+        assert made.doubts == ["t999 / epsilon: the original's own output is not finite in float32"]
+
+
+def test_a_reference_of_zeros_is_inconclusive() -> None:
+    made = judged({F64: torch.zeros(2, 8, 4, 6)}, {F64: torch.zeros(2, 8, 4, 6)})
+    assert (made.verdict, failed(made)) == (INCONCLUSIVE, [])
+    assert "zero everywhere" in made.doubts[0]
+
+
+# Half precision.
+
+
+@pytest.mark.parametrize("precision", [F16, BF16])
+def test_half_never_gates(precision: str) -> None:
+    for error in (1e-3, 1.0):
+        made = judged({F64: off(1e-9), precision: off(error, 4)}, truth={precision: truth()})
+        assert made.verdict == PASS
+        (check, _) = [check for check in made.checks if check.statistic == f"{precision} relative L2"]
+        assert check.passed is None
+
+
+@pytest.mark.parametrize("precision", [F16, BF16])
+def test_half_that_overflows_on_both_sides_is_reported(precision: str) -> None:
+    bad = off(1e-3)
+    bad[0, 0, 0, 0] = inf
+    made = judged({F64: off(1e-9), precision: bad}, {precision: bad}, truth={precision: truth()})
+    assert made.verdict == PASS
+    assert [check.words for check in made.checks if "non-finite" in check.statistic]
+
+
+def test_half_is_held_against_the_truth_of_its_own_inputs() -> None:
+    """Against the float64 run of the same rounded weights and inputs, not of the exact ones."""
+    rounded = off(0.5, 9)
+    made = judged({BF16: rounded + 1e-3}, {BF16: rounded - 1e-3}, truth={BF16: rounded})
+    (check, _) = [check for check in made.checks if check.statistic == "bfloat16 relative L2"]
+    assert isinstance(check.value, float)
+    assert check.value < 2e-3
+    assert "1.00 times the original's own error" in check.words
+
+
+# Running.
+
+Run = Callable[[Values], Values]
+
+
+def toy(dtype: torch.dtype, factor: float = 2.0) -> Staged:
+    return Staged(
+        [
+            Stage("first", lambda v, probe: {"y": v["x"] * factor}),
+            Stage("last", lambda v, probe: {"output": v["y"] / 3}),
+        ]
+    )
+
+
+def nets(factor: float = 2.0, seen: list[tuple[str, str]] | None = None) -> Callable[..., Staged]:
+    def make(precision: str, rounded: str = "") -> Staged:
+        if seen is not None:
+            seen.append((precision, rounded))
+        return toy(getattr(torch, precision), factor)
+
+    return make
+
+
+def ran(factor: float = 2.0, precisions: tuple[str, ...] = (F64, F32), cases: int = 2) -> tuple[list[Outcome], dict]:
+    batch = [Case(f"c{i}", {"x": noise(i + 1, 2, 8, 4, 6)}) for i in range(cases)]
+    return function.run(nets(), nets(factor), batch, precisions, JUDGE)
+
+
+def test_a_run() -> None:
+    outcomes, detail = ran()
+    assert [outcome.verdict for outcome in outcomes] == [PASS, PASS]
+    made = function.phase(outcomes, detail)
+    assert made.verdict == PASS
+    assert made.words.startswith("the same function: at worst ")
+    assert "times the noise floor (limit 3) in float32" in made.words
+    assert made.words.endswith("checks in 2 cases")
+    assert made.detail["blocks"]["stages"] == ["first", "last"]
+    assert made.detail["blocks"]["floor"] == made.detail["blocks"]["converted"]
+    heat = made.detail["heat"]
+    assert heat["channels"] == [f"{part} {i}" for part in PARTS for i in range(4)]
+    assert np.array(heat["values"]).shape == (8, 24)
+    assert (heat["rows"], heat["columns"], heat["case"]) == (4, 6, "c0")
+
+
+def test_a_wrong_run() -> None:
+    outcomes, detail = ran(2.00001)
+    made = function.phase(outcomes, detail)
+    assert made.verdict == FAIL
+    failing = [check for check in made.checks if check.passed is False]
+    assert made.words.startswith(f"{len(failing)} of ")
+    errors = made.detail["blocks"]
+    assert max(errors["converted"]) > 30 * max(errors["floor"])
+
+
+def test_only_half_never_passes_by_itself() -> None:
+    """`check` adds float64; here nothing gated, and nothing passed."""
+    outcomes, detail = ran(precisions=(BF16,))
+    made = function.phase(outcomes, detail)
+    assert (made.verdict, made.words) == (INCONCLUSIVE, "nothing was compared")
+
+
+def test_no_case_is_no_pass() -> None:
+    outcomes, detail = ran(cases=0)
+    assert (outcomes, detail) == ([], {})
+    assert function.phase(outcomes, detail).verdict == INCONCLUSIVE
+
+
+def test_one_case_in_doubt_keeps_all_from_passing() -> None:
+    outcomes, detail = ran()
+    outcomes[1].doubts.append("c1: a doubt")
+    made = function.phase(outcomes, detail)
+    assert (made.verdict, made.words) == (INCONCLUSIVE, "c1: a doubt")
+    outcomes[0].checks.append(Check("c0", "float64 relative L2", 1.0, 1e-7, False, "much"))
+    assert function.phase(outcomes, detail).verdict == FAIL  # a failure outweighs a doubt
+    outcomes[0].checks[-1].waived = "reviewed"
+    assert function.phase(outcomes, detail).verdict == INCONCLUSIVE
+
+
+def test_the_worst_is_named() -> None:
+    outcomes, detail = ran()
+    outcomes[0].checks.append(Check("c0 / epsilon", "float64 relative L2", 2e-7, 1e-7, False, "twice"))
+    outcomes[1].checks.append(Check("c1 / epsilon", "float64 relative L2", 9e-7, 1e-7, False, "nine times"))
+    made = function.phase(outcomes, detail)
+    assert "2 of " in made.words
+    assert "worst: c1 / epsilon, float64 relative L2: nine times" in made.words
+
+
+def test_which_nets_are_made() -> None:
+    """Half precision rounds the weights first and has a truth of its own."""
+    ours: list[tuple[str, str]] = []
+    theirs: list[tuple[str, str]] = []
+    function.run(nets(seen=ours), nets(seen=theirs), [CASE], (F64, F32, BF16), JUDGE)
+    assert ours == [(F64, ""), (F32, ""), (BF16, BF16), (F64, BF16)]
+    assert theirs == [(F64, ""), (F32, ""), (BF16, BF16)]
+    ours.clear()
+    theirs.clear()
+    function.run(nets(seen=ours), nets(seen=theirs), [CASE], (F32,), JUDGE)
+    assert (ours, theirs) == ([(F64, ""), (F32, "")], [(F32, "")])
+
+
+def test_what_is_kept_and_told() -> None:
+    kept: list[str] = []
+    steps: list[int] = []
+    cases = [CASE, replace(CASE, name="b")]
+    function.run(nets(), nets(), cases, (F64, F32), JUDGE, step=steps.append, keep=lambda stage, made: kept.append(stage))
+    assert kept == ["first", "last"]  # of the original in float64, of the first case
+    assert len(steps) == 2 * 2 * 4
+
+
+# With a session around it.
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return golden("sigma-ms", tmp_path_factory.mktemp("function"))
+
+
+def run_on(pair: Pair, precisions: tuple[str, ...] = (F64, F32), **options: object) -> object:
+    with session(pair, **options) as opened:  # type: ignore[arg-type]
+        return opened.function(opened.cases("quick"), precisions, (), [], lambda count: None)
+
+
+def test_a_converted_net_that_does_not_run_fails(pair: Pair) -> None:
+    made = run_on(pair, config={"activation_fn": "nonsense"})
+    assert made.verdict == FAIL  # type: ignore[attr-defined]
+    assert made.words.startswith("the converted net does not run: ")  # type: ignore[attr-defined]
+
+
+def test_a_fault_of_our_own_is_not_called_a_fault_of_theirs(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    with session(pair) as opened:
+        cases = opened.cases("quick")
+        broken = Staged([Stage("x", lambda v, probe: {"output": v["nothing"]})])
+        monkeypatch.setattr(opened, "original", lambda *names: broken)
+        with pytest.raises(KeyError, match="nothing"):
+            opened.function(cases, (F64,), (), [], lambda count: None)
+
+
+def test_the_stored_table_of_the_native_size_is_tried_by_itself(pair: Pair) -> None:
+    made = run_on(pair, config={"sample_size": 32})
+    lone = [c for c in made.checks if c.what == "native / patch embedding"]  # type: ignore[attr-defined]
+    assert [check.passed for check in lone] == [False]
+    lone = [c for c in run_on(pair).checks if c.what == "native / patch embedding"]  # type: ignore[attr-defined]
+    assert [check.passed for check in lone] == [True]
+
+
+def test_half_precision_of_a_right_conversion(pair: Pair) -> None:
+    made = run_on(pair, (F64, F16, BF16))
+    assert made.verdict == PASS  # type: ignore[attr-defined]
+    words = [c.words for c in made.checks if c.statistic in (f"{F16} relative L2", f"{BF16} relative L2")]  # type: ignore[attr-defined]
+    assert len(words) == 4
+    assert all("no worse" in text for text in words)
+
+
+def test_saved_inputs_that_the_model_does_not_take(pair: Pair, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from converter.errors import InputError
+
+    with session(pair) as opened:
+        (like,) = opened.cases("quick")
+        tensors = {f"mine.{name}": torch.from_numpy(np.array(array)) for name, array in like.arrays.items()}
+        save_file(tensors | {"mine.latent": torch.zeros(4, 5, 8, 8)}, tmp_path / "cases.safetensors")
+        cases = opened.cases("quick", tmp_path / "cases.safetensors")
+        with pytest.raises(InputError, match=r"cases.safetensors: mine: the original net does not take it"):
+            opened.function(cases, (F64,), (), [], lambda count: None)
+
+
+def test_limits_are_those_of_the_gates() -> None:
+    assert gates.FLOOR_LIMIT * FLOOR > 2 * FLOOR
+    assert failed(judged({F64: off(0.9e-7)})) == []
+    assert failed(judged({F64: off(1.3e-7)}))

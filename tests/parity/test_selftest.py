@@ -1,0 +1,308 @@
+"""The self-test: the whole catalogue is killed on the golden models, and the self-test itself can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from makers import GOLDEN, HEADS, folder
+from opened import NAMES, Pair, golden, session
+from safetensors.torch import load_file, save_file
+
+from converter import convert
+from converter.parity import check, gates, selftest
+from converter.parity.faults import CONFIG, FUNCTION, WEIGHTS, Fault
+from converter.parity.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
+from converter.parity.session import Session
+
+QUIETLY = {"multi_scale_train": True, "num_attention_heads": HEADS}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    at = tmp_path_factory.mktemp("selftest")
+    return {name: golden(name, at) for name in NAMES}
+
+
+@pytest.fixture
+def ready(pairs: dict[str, Pair]) -> Iterator[Session]:
+    """A session whose nets were found to be right."""
+    with session(pairs["sigma-ms"]) as opened:
+        assert opened.function(opened.cases("quick"), ("float64", "float32"), (), [], lambda c: None).verdict == PASS
+        yield opened
+
+
+def bench(opened: Session, **changes: Any) -> selftest.Bench:
+    return selftest.Bench(
+        opened.sides,
+        opened.model,
+        opened.config,
+        opened.borrowed,
+        opened.judge,
+        opened._build,
+        opened.outcomes,
+        **changes,
+    )
+
+
+def lines(phase: Phase) -> dict[str, Check]:
+    assert len({check.what for check in phase.checks}) == len(phase.checks)
+    return {check.what: check for check in phase.checks}
+
+
+def survivors(phase: Phase) -> set[str]:
+    return {check.what for check in phase.checks if not check.passed}
+
+
+def identity(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.clone()
+
+
+# The whole catalogue.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_whole_catalogue_is_killed(pairs: dict[str, Pair], name: str) -> None:
+    """Every deliberate fault is noticed, and by each phase that has to, on its own."""
+    pair = pairs[name]
+    report = check(pair.original, pair.folder, self_test="full")
+    assert (report.verdict, report.exit_code) == (PASS, 0)
+    made = report.phase("self-test")
+    assert made
+    *faults, harmless = made.checks
+    assert harmless.what == selftest.BENIGN.name
+    assert harmless.words == "a harmless change passes"
+    assert len(faults) >= 60
+    assert len({check.what for check in faults}) == len(faults)
+    for line in faults:
+        assert line.passed, line.words
+        assert line.value, line.what
+        assert set(str(line.limit).split(", ")) <= set(str(line.value).split(", ")), line.what
+    killers = [phase for line in faults for phase in str(line.limit).split(", ")]
+    assert killers.count(FUNCTION) >= 60
+    assert killers.count(WEIGHTS) >= 60
+    assert killers.count(CONFIG) >= 10
+    assert made.words == f"all {len(faults)} deliberate faults were found, by the phases that have to"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_whole_catalogue_on_half_precision(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Checkpoints of half precision are common, and what changes nothing in one dtype does in another."""
+    state = torch.load(GOLDEN / "sigma-ms.pth", weights_only=True)
+    kept = {key: tensor if key == "pos_embed" else tensor.to(dtype) for key, tensor in state.items()}
+    torch.save(kept, tmp_path / "half.pth")
+    convert(tmp_path / "half.pth", tmp_path / "out", **QUIETLY)
+    report = check(tmp_path / "half.pth", tmp_path / "out", self_test="full")
+    assert (report.verdict, report.reason.partition(":")[0]) == (PASS, "the same function")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_quick_ones(pairs: dict[str, Pair], name: str) -> None:
+    report = check(pairs[name].original, pairs[name].folder)
+    made = report.phase("self-test")
+    assert made
+    assert made.verdict == PASS
+    assert 8 < len(made.checks) < 20
+
+
+def test_the_end_of_the_net_tells_as_much_as_all_of_it(ready: Session) -> None:
+    """A cheap fault run on the last stages only is killed as it is in the whole net."""
+    faults = [fault for fault in ready._catalogue() if fault.cheap]
+    faults += [f for f in ready.model.faults(ready.sides.found, ready.config, ready.sides.plan) if f.cheap]
+    tail = (ready._late[0], ready._before)
+    short, whole = (selftest.run(bench(ready, tail=end), faults) for end in (tail, None))
+    assert short.verdict == whole.verdict == PASS
+    assert [(c.what, c.value, c.passed) for c in short.checks] == [(c.what, c.value, c.passed) for c in whole.checks]
+
+
+def test_steps_are_told(ready: Session) -> None:
+    told: list[int] = []
+    faults = ready._catalogue()[:5]
+    selftest.run(bench(ready), faults, told.append)
+    assert told == [1] * 5
+
+
+# It can fail.
+
+
+def test_a_fault_that_is_none_is_inconclusive(ready: Session) -> None:
+    """What changes nothing cannot be noticed, and a self-test that says otherwise would be worth nothing."""
+    key = "proj_out.weight"
+    for expected in ({FUNCTION}, {WEIGHTS}, {WEIGHTS, FUNCTION}):
+        none = Fault("nothing at all", frozenset(expected), {key: (key, identity)})
+        made = selftest.run(bench(ready), [none])
+        assert made.verdict == INCONCLUSIVE
+        assert survivors(made) == {"nothing at all"}
+        assert lines(made)["nothing at all"].words.startswith("killed by nothing, NOT by function" if FUNCTION in expected
+                                                              else "killed by nothing, NOT by weights")  # fmt: skip
+        assert made.words.startswith("1 of 2 faults not told from a right conversion: nothing at all (killed by nothing")
+
+
+def test_the_other_kinds_of_nothing(ready: Session) -> None:
+    for number, none in enumerate(
+        [
+            Fault("config", frozenset({CONFIG}), config=dict),
+            Fault("inputs", frozenset({FUNCTION}), inputs=dict),
+            Fault("values", frozenset({FUNCTION}), stage="final layer", values=dict),
+            Fault("nobody has to notice", frozenset()),
+        ]
+    ):
+        made = selftest.run(bench(ready), [none])
+        assert made.verdict == INCONCLUSIVE, number
+        assert survivors(made) == {none.name}
+
+
+def test_one_phase_of_two_is_not_enough(ready: Session) -> None:
+    """A last bit is seen by the audit and by nothing else; whoever says otherwise is told."""
+    (right,) = [fault for fault in ready._catalogue() if fault.name == "last bit of proj_out of the model"]
+    assert selftest.run(bench(ready), [right]).verdict == PASS
+    wrong = Fault(right.name, frozenset({WEIGHTS, FUNCTION}), right.weights)
+    made = selftest.run(bench(ready), [wrong])
+    assert made.verdict == INCONCLUSIVE
+    assert lines(made)[right.name].words == "killed by weights, NOT by function"
+
+
+def test_without_its_limits_the_function_lets_faults_through(
+    ready: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in gates.FLOAT64:
+        monkeypatch.setitem(gates.FLOAT64, name, float("inf"))
+    faults = [fault for fault in ready._catalogue() if "block 2" in fault.name and FUNCTION in fault.expected]
+    made = selftest.run(bench(ready), faults)
+    assert made.verdict == INCONCLUSIVE
+    assert len(faults) > 30
+    assert survivors(made) == {fault.name for fault in faults}
+
+
+def test_with_a_loose_limit_the_fine_faults_survive(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the usual gates are worth: NMSE of 1e-2 and so a relative L2 of 0.1 lets most of them pass."""
+    for name in gates.FLOAT64:
+        monkeypatch.setitem(gates.FLOAT64, name, 0.1)
+    faults = [fault for fault in ready._catalogue() if fault.name.endswith(("rounded to half", "scaled by 1 %"))]
+    made = selftest.run(bench(ready), faults)
+    assert made.verdict == INCONCLUSIVE
+    assert len(survivors(made)) > len(faults) / 2
+
+
+def test_without_the_audit_the_last_bits_survive(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "difference", lambda sides, move: None)
+    faults = [fault for fault in ready._catalogue() if fault.expected == {WEIGHTS} and fault.weights]
+    made = selftest.run(bench(ready), faults)
+    assert made.verdict == INCONCLUSIVE
+    assert survivors(made) == {fault.name for fault in faults}
+
+
+def test_without_the_config_audit_what_is_missing_survives(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "config_audit", lambda *arguments: Phase("config", PASS, ""))
+    faults = [f for f in ready.model.faults(ready.sides.found, ready.config, ready.sides.plan) if f.config]
+    made = selftest.run(bench(ready), faults)
+    assert made.verdict == INCONCLUSIVE
+    assert survivors(made) == {fault.name for fault in faults}
+
+
+def test_a_gate_that_nothing_passes_is_noticed(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever calls everything wrong kills every fault, and the harmless change too."""
+    monkeypatch.setitem(gates.FLOAT64, "relative L2", 1e-300)
+    made = selftest.run(bench(ready), ready._catalogue()[:3])
+    assert made.verdict == INCONCLUSIVE
+    assert survivors(made) == {selftest.BENIGN.name}
+    assert "a harmless change is killed by function" in made.words
+
+
+def test_an_audit_that_nothing_passes_is_noticed(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "difference", lambda sides, move: "wrong")
+    made = selftest.run(bench(ready), [])
+    assert survivors(made) == {selftest.BENIGN.name}
+    assert "killed by weights" in made.words
+
+
+def test_a_gate_that_is_off_makes_the_whole_check_inconclusive(
+    pairs: dict[str, Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The conversion is right, and yet it must not say so: here it could not tell."""
+    for name in gates.FLOAT64:
+        monkeypatch.setitem(gates.FLOAT64, name, float("inf"))
+    report = check(pairs["sigma-ms"].original, pairs["sigma-ms"].folder)
+    assert (report.verdict, report.exit_code) == (INCONCLUSIVE, 4)
+    assert report.reason.startswith("self-test: ")
+    assert [phase.verdict for phase in report.phases if phase.name == "function"] == [PASS]
+
+
+# What changes nothing passes, from one end to the other.
+
+
+def verdict(pair: Pair, where: Path) -> str:
+    report = check(pair.original, where, **QUIETLY)
+    assert all(phase.verdict != FAIL for phase in report.phases), report.reason
+    return report.verdict
+
+
+def rewritten(pair: Pair, where: Path, **options: Any) -> Path:
+    import json
+
+    from opened import WEIGHTS as NAME
+
+    state = load_file(pair.model / NAME)
+    config = json.loads((pair.model / "config.json").read_text())
+    return folder(state, where, config, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"shards": 2}, {"suffix": "bin"}, {"shards": 2, "suffix": "bin"}])
+@pytest.mark.parametrize("name", ["alpha-ms", "sigma-ms"])
+def test_the_same_weights_in_another_file(
+    pairs: dict[str, Pair], tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    assert verdict(pairs[name], rewritten(pairs[name], tmp_path / "out", **options)) == PASS
+
+
+def test_keys_in_another_order(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    pair = pairs["sigma-ms"]
+    path = rewritten(pair, tmp_path / "out", suffix="bin") / "diffusion_pytorch_model.bin"
+    state = torch.load(path, weights_only=True)
+    torch.save({key: state[key] for key in reversed(state)}, path)
+    assert list(torch.load(path, weights_only=True)) == list(state)[::-1]
+    assert verdict(pair, path.parent) == PASS
+
+
+def test_loaded_and_saved_by_diffusers(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+
+    pair = pairs["alpha-ms"]
+    model = PixArtTransformer2DModel.from_pretrained(pair.model, low_cpu_mem_usage=False)
+    model.save_pretrained(tmp_path / "out")
+    assert verdict(pair, tmp_path / "out") == PASS
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="200KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    assert verdict(pair, tmp_path / "sharded") == PASS
+
+
+def test_views_of_one_storage(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    """Saved by torch as strided views, as a conversion in a few lines would."""
+    pair = pairs["sigma-ms"]
+    original = torch.load(pair.original, weights_only=True)
+    path = rewritten(pair, tmp_path / "out", suffix="bin") / "diffusion_pytorch_model.bin"
+    state = torch.load(path, weights_only=True)
+    for block in range(3):
+        parts = original[f"blocks.{block}.attn.qkv.weight"].chunk(3)
+        for name, part in zip("qkv", parts, strict=True):
+            state[f"transformer_blocks.{block}.attn1.to_{name}.weight"] = part
+    turned = state["proj_out.weight"].T.contiguous().T
+    assert not turned.is_contiguous()
+    state["proj_out.weight"] = turned
+    torch.save(state, path)
+    assert verdict(pair, path.parent) == PASS
+
+
+def test_and_the_same_with_one_bit_wrong_fails(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    """So that what passes above is not whatever lies in a folder."""
+    pair = pairs["sigma-ms"]
+    path = rewritten(pair, tmp_path / "out") / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    state["transformer_blocks.1.attn1.to_k.bias"].view(torch.int32)[3] ^= 1
+    save_file(state, path)
+    report = check(pair.original, tmp_path / "out", **QUIETLY)
+    assert (report.verdict, report.exit_code) == (FAIL, 1)
+    assert "transformer_blocks.1.attn1.to_k.bias differs in 1 of 48 elements" in report.reason
