@@ -130,11 +130,12 @@ def _flushing(fds: list[int], target: Path) -> Iterator[Callable[[], None]]:
             failures.append(error)
 
     thread = threading.Thread(target=flush)
-    thread.start()
     try:
+        thread.start()  # in here: an interrupt may arrive while it starts, and it must not wait for ever
         yield begin.set
     finally:
         begin.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
     if failures:
         raise unwritten(target, failures[0])

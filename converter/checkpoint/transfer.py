@@ -150,9 +150,8 @@ def in_threads(*works: Callable[[threading.Event], None]) -> None:
             raise
 
     with ThreadPoolExecutor(len(works)) as pool:
-        futures = [pool.submit(guarded, work) for work in works]
         try:
-            for future in futures:
+            for future in [pool.submit(guarded, work) for work in works]:
                 future.result()
         finally:
             stop.set()

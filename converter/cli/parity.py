@@ -83,6 +83,7 @@ def parity(
 
     Exit codes: 0 PASS, 1 FAIL, 2 usage, 3 input rejected, 4 INCONCLUSIVE, 5 internal. Of several: the worst.
     """
+    from ..checkpoint.interrupt import interruptible
     from ..errors import UsageError
     from ..parity import batch
     from ..parity.cache import Cache
@@ -90,21 +91,24 @@ def parity(
     from ..parity.waivers import load_waivers
     from .printing import print_json
     from .progress import bar
-    from .reporting import as_dict, lines, prepared, write_reports
+    from .reporting import as_dict, lines, prepared, refused, write_reports
 
     settings = load_settings(config) if config else None
     pairs = chosen(orig_ckpt_path, converted_path, settings, **options | {"dtype": options["dtype"] or None})
     if card and len(pairs) > 1:
         raise UsageError(f"--card: of one comparison, and there are {len(pairs)}")
-    prepared(report, card)
+    prepared(report, card, pairs)
     granted = [*(settings.waivers if settings else []), *(load_waivers(waivers) if waivers else [])]
     kept = Cache(cache) if cache else None
-    with ExitStack() as shown:
+    with ExitStack() as shown, interruptible():
 
         def tell(pair: Any, made: Any) -> None:
             shown.close()  # the bar is wiped before anything is printed
-            for line in [] if quiet or as_json else lines(pair, made):
-                click.echo(line)
+            if error := refused(pair, made, alone=len(pairs) == 1):
+                click.echo(f"{context.find_root().info_name}: error: {error}", err=True)
+            elif not quiet and not as_json:
+                for line in lines(pair, made):
+                    click.echo(line)
 
         reports = batch.run(
             pairs,
@@ -120,6 +124,7 @@ def parity(
         click.echo(f"note: {note}", err=True)
     code = batch.exit_code(reports)
     if as_json:
-        print_json({"ok": code == 0} | as_dict(reports))
+        error = refused(pairs[0], reports[0], alone=True) if len(pairs) == 1 else ""
+        print_json({"ok": code == 0} | as_dict(reports) | ({"error": error} if error else {}))
     if code:
         raise click.exceptions.Exit(code)

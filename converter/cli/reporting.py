@@ -15,9 +15,10 @@ import click
 from ..conversion import PARITY
 from ..errors import ConverterError, UsageError, printable
 from ..parity.batch import outcome
+from ..parity.digests import files_of
 from ..parity.pairs import Pair
 from ..parity.rendering import KINDS, card, render
-from ..parity.report import PASS, Report
+from ..parity.report import INTERNAL, PASS, REJECTED, Report
 from .progress import bar
 
 SHOWN = 8  # failed checks that are printed; the reports have them all
@@ -39,16 +40,49 @@ def lines(pair: Pair, report: Report) -> Iterator[str]:
     yield outcome(report)
 
 
-def prepared(reports: Sequence[str], card: str | None) -> None:
-    """Whether the reports can be written, asked before the work is done. Raises: `UsageError`."""
+def refused(pair: Pair, report: Report, *, alone: bool) -> str:
+    """What stands on standard error where nothing was compared, as in every command; '' where there is a result."""
+    if report.verdict not in (REJECTED, INTERNAL):
+        return ""
+    whose = "" if alone else f"{printable(pair.original)} -> {printable(pair.converted)}: "
+    return printable(" ".join(f"{whose}{report.reason}".split()), 4000)
+
+
+def prepared(reports: Sequence[str], card: str | None, pairs: Sequence[Pair]) -> None:
+    """Whether the reports can be written, and over nothing that is compared; asked before the work is done.
+
+    Raises: `UsageError`.
+    """
     for path in map(Path, reports):
         if path.suffix not in KINDS:
             raise UsageError(f"--report {printable(path)}: its suffix has to be one of {', '.join(KINDS)}")
         if path.suffix == ".html":
             render([Report(PASS, "")], path.suffix)  # what it needs is installed
-    for path in map(Path, [*reports, *([card] if card else [])]):
-        if path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise UsageError(f"{printable(path)}: cannot be written there")
+    targets = [Path(path) for path in (*reports, *([card] if card else []))]
+    if len({path.resolve() for path in targets}) < len(targets):
+        raise UsageError("--report, --card: two of them name the same file")
+    read = set(_read(pairs)) if any(path.exists() for path in targets) else set()
+    for path in targets:
+        if path.resolve() in read:
+            raise UsageError(f"{printable(path)}: is part of what is compared, and a report would overwrite it")
+        if path.is_dir():
+            raise UsageError(f"{printable(path)}: cannot be written there: it is a folder")
+        try:
+            # Tried, not asked: `os.access` knows nothing of a folder that is a file, and tells root what is not so.
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise UsageError(f"{printable(path)}: cannot be written there: {error.strerror or error}") from None
+
+
+def _read(pairs: Sequence[Pair]) -> Iterator[Path]:
+    """Every file that a comparison reads, as far as that can be told; what cannot is refused later."""
+    for pair in pairs:
+        for side in (pair.original, pair.converted):
+            try:
+                yield from (path.resolve() for path in files_of(side).values())
+            except ConverterError:
+                continue
 
 
 def write_reports(reports: Sequence[Report], paths: Sequence[str], card_path: str | None) -> None:

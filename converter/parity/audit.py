@@ -139,8 +139,12 @@ def difference(sides: Sides, move: Move) -> Difference | None:
     rounded = sides.cast and kinds == {sides.cast} and source.dtype.name != sides.cast
     if kinds != {source.dtype.name} and not rounded:
         kind = "/".join(sorted(kinds))
-        hint = f"; --cast {kind} if that was meant" if len(kinds) == 1 and not sides.cast else ""
+        floating = len(kinds) == 1 and parts[0].dtype.floating
+        hint = f"; --cast {kind} if that was meant" if floating and not sides.cast else ""
         words = f"is {kind}, and the original is {source.dtype.name}{hint}"
+        return Difference(key, dict.fromkeys(move.sources, words))
+    if sides.cast and kinds != {sides.cast}:
+        words = f"is {source.dtype.name} as in the original, and was declared to be rounded to {sides.cast}"
         return Difference(key, dict.fromkeys(move.sources, words))
     data = sides.room.read(0, source)
     if rounded:
@@ -178,7 +182,7 @@ def _describe(sides: Sides, name: str, right: Bytes) -> str:
     item = held.dtype.itemsize
     bits = (have.reshape(-1, item) != right.reshape(-1, item)).any(axis=1)
     bad = f", {int((~np.isfinite(theirs)).sum())} not finite" if not np.isfinite(theirs).all() else ""
-    worst = f", by up to {float(np.nanmax(apart)):.3g}" if np.isfinite(apart).any() else ""
+    worst = f", by up to {float(np.nanmax(apart)):.3g}" if (apart > 0).any() else ""
     return f"differs in {int(bits.sum())} of {bits.size} elements{worst}{bad}"
 
 
@@ -209,7 +213,9 @@ def _left(sides: Sides) -> tuple[list[Check], list[str]]:
         if sides.sidecar is None or name not in sides.sidecar:
             notes.append(f"{key} has no home in the converted model, and no sidecar keeps it")
             continue
-        kept = replace(sides, converted=sides.sidecar)
+        # A conversion that rounds the model may keep what travels beside it as it is.
+        as_it_is = sides.sidecar[name].dtype == sides.original[key].dtype
+        kept = replace(sides, converted=sides.sidecar, cast="" if as_it_is else sides.cast)
         move = Move((name,), (key,), _row_of(sides.family.keys, key))
         found = difference(kept, move)
         words = (

@@ -34,7 +34,12 @@ def load_cases(path: Path, like: Case) -> list[Case]:
             if f".{OUTPUT}." in key:
                 continue
             case, _, name = key.rpartition(".")  # a case's own name may have a dot in it, as t998-t431.5 has
-            if name not in like.arrays or len(tensor.shape) != like.arrays[name].ndim or not tensor.dtype.floating:
+            if (
+                not case
+                or name not in like.arrays
+                or len(tensor.shape) != like.arrays[name].ndim
+                or not tensor.dtype.floating
+            ):
                 wanted = ", ".join(f"{n} with {a.ndim} axes" for n, a in like.arrays.items())
                 raise file.error(
                     key, f"{tensor.dtype} {list(tensor.shape)} is no input of this model: it takes {wanted}"

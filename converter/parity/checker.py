@@ -10,11 +10,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..checkpoint.folder import model_folder
-from ..errors import InputError, UsageError, printable
+from ..checkpoint.folder import CONFIG, WEIGHTS, model_folder
+from ..errors import ConverterError, InputError, UsageError, printable
 from ..families import Family, Findings
 from ..survey import Survey, survey
 from . import configuration, provenance
@@ -50,7 +51,8 @@ def check(
 
     Args:
         original: the checkpoint in its original layout; `converted`: the folder made of it (or its `transformer/`).
-        profile: 'quick' (two cases), 'standard' or 'full' (more cases, sampler steps, the stock loader).
+        profile: 'quick' (one batch of four samples), 'standard' (more cases, and sampler steps) or 'full' (also the
+            model's own size and the stock loader).
         family: the family that the checkpoint has to be of.
         weights: 'raw' or 'ema'; default: what the conversion record says was taken.
         device: where the nets run.
@@ -75,16 +77,24 @@ def check(
     """
     started = time.monotonic()
     precisions = _precisions(dtype)
-    for name, value, known in (("profile", profile, PROFILES), ("self_test", self_test, SELF_TESTS)):
+    named: tuple[tuple[str, object, Sequence[str]], ...] = (
+        ("profile", profile, PROFILES),
+        ("self_test", self_test, SELF_TESTS),
+        ("weights", "raw" if weights is None else weights, ("raw", "ema")),
+    )
+    for name, value, known in named:
         if value not in known:
             raise UsageError(f"--{name} {printable(value)}: one of {', '.join(known)}")
     _known_device(device)
     if cast and cast not in provenance.CASTS:
         raise UsageError(f"--cast {printable(cast)}: one of {', '.join(provenance.CASTS)}")
+    if save_failing is not None and os.path.lexists(save_failing) and not os.path.isdir(save_failing):
+        raise UsageError(f"--save_failing {printable(save_failing)}: not a folder")
     with ExitStack() as stack:
         # Hashing needs no interpreter, and reading the same files to compare them finds them in memory.
-        hashed = stack.enter_context(ThreadPoolExecutor(2))
-        about = [hashed.submit(provenance.about, Path(path)) for path in (original, converted)]
+        hashed, enough = stack.enter_context(ThreadPoolExecutor(2)), Event()
+        stack.callback(enough.set)  # whoever refuses or interrupts does not wait for the rest of it
+        about = [hashed.submit(provenance.about, Path(path), enough) for path in (original, converted)]
         pair = _open(stack, Path(original), Path(converted), family, weights, cast, given)
         run = _Run(pair, profile, precisions, device, self_test, waivers, cases, save_failing, progress)
         phases = run.phases(about[0])
@@ -117,13 +127,13 @@ def _known_device(device: str) -> None:
     import torch
 
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, dtype=torch.float64, device=device).cpu()  # some have no float64, and one has no numbers at all
     except (RuntimeError, AssertionError, TypeError) as error:
         raise UsageError(f"--device {printable(device)}: {printable(str(error).partition(chr(10))[0])}") from error
 
 
 def _precisions(dtype: str | Sequence[str] | None) -> tuple[str, ...]:
-    asked = DEFAULT if not dtype else (dtype,) if isinstance(dtype, str) else tuple(dtype)
+    asked = DEFAULT if not dtype else tuple(dtype) if isinstance(dtype, list | tuple) else (dtype,)
     for precision in asked:
         if precision not in PRECISIONS:
             raise UsageError(f"--dtype {printable(precision)}: one of {', '.join(PRECISIONS)}")
@@ -188,26 +198,33 @@ def _open(
     theirs = stack.enter_context(open_checkpoint(converted))
     if not theirs.config:
         raise InputError.at(converted, "", "holds no config.json: it is no folder that diffusers loads")
-    if weights is None:
-        weights = record.weights
+    place = model_folder(converted)
+    if names := provenance.unloaded(place):
+        rule = f"its weights are {names}, which diffusers does not load: it looks for {WEIGHTS}"
+        raise InputError.at(place, "", rule)
     ours = stack.enter_context(open_checkpoint(original, weights))
     if record.size not in (None, ours.size):
         notes.append("the conversion record is of another file (its size differs): what it says is not believed")
         record = provenance.Record()
-    said = {**record.given, **{name: value for name, value in given.items() if value is not None}}
-    looked = survey(ours, said, family)
+    if weights is None and record.weights in {candidate.weights for candidate in ours.candidates}:
+        ours = stack.enter_context(open_checkpoint(original, record.weights))
+    said = {name: value for name, value in given.items() if value is not None}
+    looked, said = _look(ours, record, said, family, notes)
     maker = looked.require()
     if looked.diffusers:
         raise UsageError(f"{printable(original)}: in diffusers' layout already; the original checkpoint is needed")
     model = provenance.model_of(maker)
     borrowed = _borrowed(looked, model, theirs.config)
     if borrowed:
-        looked = survey(ours, {**said, **borrowed}, family)
+        try:
+            looked = survey(ours, {**said, **borrowed}, family)
+        except UsageError as error:  # nobody said it: the file did
+            raise InputError.at(place / CONFIG, "", f"what it says can be no such model: {error}") from error
     sidecar = provenance.sidecar_of(converted, record)
     return _Pair(
         ours,
         theirs,
-        model_folder(converted),
+        place,
         stack.enter_context(open_checkpoint(sidecar)) if sidecar else None,
         looked,
         maker,
@@ -217,6 +234,19 @@ def _open(
         cast or record.cast,
         notes,
     )
+
+
+def _look(
+    ours: Checkpoint, record: provenance.Record, said: dict[str, Any], family: str | None, notes: list[str]
+) -> tuple[Survey, dict[str, Any]]:
+    """What the original is, by the user's words, and by those that the record tells of unless they cannot be right."""
+    both = {**record.given, **said}
+    try:
+        return survey(ours, both, family), both
+    except UsageError:
+        looked = survey(ours, said, family)  # raises it again, if it is the call that is wrong
+        notes.append("the conversion record contradicts the original: what it says was given is not believed")
+        return looked, said
 
 
 def _borrowed(looked: Survey, model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,7 +292,7 @@ class _Run:
         if weights.verdict == FAIL and (other := self._other_weights()):
             weights.words = f"{other}; {weights.words}"
         made = [provenance.phase(about.result()), weights, config]
-        why_not = _unbuildable(weights, config)
+        why_not = _unbuildable(weights, config, pair.config)
         if why_not:
             return made + [Phase(name, NOT_RUN, why_not) for name in ("function", "trajectory", "self-test")]
         from .session import Session
@@ -273,7 +303,10 @@ class _Run:
             function = session.function(cases, self.precisions, self.waivers, self.notes, step)
             made.append(function)
             if self.save_failing and function.verdict == FAIL:
-                self.notes += session.save_failing(Path(self.save_failing))
+                try:
+                    self.notes += session.save_failing(Path(self.save_failing))
+                except ConverterError as error:  # what was found counts, whether or not it can be kept
+                    self.notes.append(f"--save_failing: {error}")
             if self.profile == "full" and function.verdict == PASS and pair.model.loaded and not pair.sides.cast:
                 session.stock_loader(function, pair.folder)
             right = all(phase.verdict == PASS for phase in (weights, config, function))
@@ -295,25 +328,26 @@ class _Run:
     def _steps(self) -> int:
         """About how many steps there will be: tensors to audit, stages to run, faults to try."""
         blocks = self.pair.looked.plan.blocks + 4
-        cases = {"quick": 2, "standard": 9, "full": 10}[self.profile]
+        cases = {"quick": 1, "standard": 8, "full": 9}[self.profile]
         return len(self.pair.looked.plan.moves) + blocks * cases * (1 + len(self.precisions) * 2 - 1) + 12
 
 
-def _unbuildable(weights: Phase, config: Phase) -> str:
+def _unbuildable(weights: Phase, config: Phase, said: Mapping[str, Any]) -> str:
     """Why the converted net cannot be run at all; '' where it can, be it wrong."""
     structural = [check for check in weights.failed if check.statistic == "bijection" or " has shape " in check.words]
     if structural:
         return f"the weights are not those of the model: {structural[0].words}"
     for check in config.failed:
-        if not _bounded(check.value, check.limit):
+        if not _bounded(said.get(check.what), check.limit):
             return f"config.json is not that of the model: {check.words}"
     return ""
 
 
 def _bounded(theirs: Any, ours: Any) -> bool:
     """Whether a wrong field still makes a net that can be built and run: nothing absurd is."""
+    if not isinstance(theirs, int | float) or isinstance(theirs, bool):
+        return True  # not written, words, and what is true or false
     try:
-        have, wanted = float(theirs), float(ours)
-    except (TypeError, ValueError):
-        return True  # words, and what is true or false
-    return 0 < have <= 4 * wanted
+        return 0 < theirs <= 4 * float(ours)
+    except ValueError:
+        return True

@@ -13,6 +13,8 @@ from ..families import Family, Findings
 from .model import Model
 from .report import FAIL, PASS, Check, Phase
 
+QUANTISED = "quantization_config"  # acted on by diffusers' loader, whatever the class
+MOST = 20  # unknown fields that are named
 BORROWED = "the original does not show it and nobody said: taken as the converted model has it"
 
 
@@ -50,14 +52,20 @@ def audit(
         )
         finding = found.get(name)
         evidence = _evidence(name, finding, borrowed)
-        words = f"{name} is {printable(theirs)}" + (
+        quoted = repr(theirs) if isinstance(theirs, str) and not isinstance(ours, str) else theirs
+        words = f"{name} is {printable(quoted)}" + (
             f": {evidence}" if same else f", and has to be {printable(ours)}: {evidence}"
         )
         if name not in config:
             words += " (not written; the target's default)"
         checks.append(Check(name, "config", printable(theirs), printable(ours), same, words))
-    unknown = [key for key in config if key not in have and not key.startswith("_")]
-    notes += [f"config.json: {printable(key)} means nothing to the target's code" for key in unknown]
+    if config.get(QUANTISED) is not None:
+        words = f"{QUANTISED} is there: diffusers would load other weights than these, quantised ones"
+        checks.append(Check(QUANTISED, "config", printable(config[QUANTISED]), None, False, words))
+    unknown = [key for key in config if key not in have and not key.startswith("_") and key != QUANTISED]
+    notes += [f"config.json: {printable(key)} means nothing to the target's code" for key in unknown[:MOST]]
+    if len(unknown) > MOST:
+        notes.append(f"config.json: {len(unknown) - MOST} more fields mean nothing to the target's code")
     failed = [check for check in checks if not check.passed]
     if failed:
         more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""

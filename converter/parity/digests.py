@@ -10,6 +10,7 @@ from dataclasses import asdict
 from datetime import date
 from functools import cache
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from .._version import __version__
@@ -59,11 +60,13 @@ def stamp(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
     return made
 
 
-def sha256(path: Path) -> str:
-    """Of a regular file, in pieces."""
+def sha256(path: Path, enough: Event | None = None) -> str:
+    """Of a regular file, in pieces; of as much of it as was read when `enough` was set."""
     made, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
     with InputFile(path) as file:
         for start in range(0, file.size, _PIECE):
+            if enough and enough.is_set():
+                break
             piece = buffer[: min(_PIECE, file.size - start)]
             file.read_into(piece, start)
             made.update(piece)

@@ -43,6 +43,12 @@ class Fault:
     values: Callable[[Values], Values] | None = None
     cheap: bool = False
 
+    @property
+    def undoes_itself(self) -> bool:
+        """Whether the same once more may mend it: an exchange of tensors or of rows, a transposition."""
+        lasting = (scaled, halved, zeroed, last_bit, not_a_number, drifted)
+        return bool(self.weights) and not any(change in lasting for _, change in self.weights.values())
+
 
 class Faulty(Mapping[str, Any]):
     """A converted state dict with a fault in it; everything else is passed on unread."""

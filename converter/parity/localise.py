@@ -103,7 +103,7 @@ def repairs(
             if stage.name in stages[:MENDED]:
                 number = re.search(r"\d+$", stage.name)
                 own = faults(int(number[0]) if number else None)
-                for fault in [fault for fault in own if fault.weights and not fault.drop][:TRIED]:
+                for fault in [fault for fault in own if fault.undoes_itself][:TRIED]:
                     net = make(Faulty(state, fault))
                     mended = next((s for s in net.stages if s.name == stage.name), None)
                     if mended is None:

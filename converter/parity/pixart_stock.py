@@ -38,6 +38,9 @@ def effective(config: Mapping[str, Any]) -> dict[str, Any]:
 
     arguments = inspect.signature(PixArtTransformer2DModel.__init__).parameters
     made = {name: argument.default for name, argument in arguments.items() if name != "self"}
+    unused = config.get("_use_default_values")  # what diffusers' own loader passes over
+    if isinstance(unused, list):
+        config = {name: value for name, value in config.items() if name not in unused}
     made |= {name: value for name, value in config.items() if name in made or name.startswith("_")}
     # Of a size that is no number the class makes nothing at all.
     if made["interpolation_scale"] is None and isinstance(made["sample_size"], int | float):

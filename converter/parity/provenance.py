@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from .._version import __version__
-from ..checkpoint.folder import read_json
+from ..checkpoint.folder import WEIGHTS, read_json, weight_files
 from ..conversion import EXTRAS, RECORD, TOOL
 from ..errors import ConverterError, UsageError, printable
 from ..families import Family
@@ -22,6 +23,7 @@ from .inputs import SEED
 from .model import Model
 from .report import PASS, Phase
 
+DIFFUSERS = (WEIGHTS, "diffusion_pytorch_model.bin")  # the names that it loads weights by, best first
 CASTS = ("float64", "float32", "float16", "bfloat16")  # what a conversion may round weights to
 
 
@@ -70,11 +72,22 @@ def sidecar_of(converted: Path, record: Record) -> Path | None:
     return next((folder / EXTRAS for folder in places if (folder / EXTRAS).is_file()), None)
 
 
-def about(path: Path) -> dict[str, Any]:
-    """Name, size and SHA-256 of a checkpoint; of a folder, of every file that it is read from, and of that list."""
+def unloaded(folder: Path) -> str:
+    """Names of weights under which diffusers looks for none (transformers does); '' where it finds some."""
+    if any((folder / f"{name}{end}").exists() for name in DIFFUSERS for end in ("", ".index.json")):
+        return ""
+    return ", ".join(printable(path.name) for path in weight_files(folder)[0][:4])
+
+
+def about(path: Path, enough: Event | None = None) -> dict[str, Any]:
+    """Name, size and SHA-256 of a checkpoint; of a folder, of every file that it is read from, and of that list.
+
+    Args:
+        enough: once it is set nobody wants to know any more, and no further byte is read.
+    """
     files = files_of(path)
     with ThreadPoolExecutor(2) as pool:
-        digests = list(pool.map(sha256, files.values()))
+        digests = list(pool.map(lambda file: sha256(file, enough), files.values()))
     listed: dict[str, dict[str, Any]] = {
         printable(name): {"size": os.path.getsize(file), "sha256": digest}
         for (name, file), digest in zip(files.items(), digests, strict=True)

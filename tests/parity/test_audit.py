@@ -17,6 +17,7 @@ from converter.errors import UsageError
 from converter.parity.audit import Sides, audit
 from converter.parity.report import FAIL, PASS, Check, Phase
 
+EXTRA = "y_embedder.y_embedding"
 LAST = f"transformer_blocks.{SMALL['depth'] - 1}."
 TOLD = {"image_size": 8 * SMALL["input_size"], "multi_scale_train": True}
 
@@ -292,6 +293,27 @@ def test_rounded_as_declared(state: State, tmp_path: Path, kind: str) -> None:
     assert line.words.startswith(f"proj_out.weight differs in 1 of {bits.numel()} elements")
 
 
+def test_declared_and_not_rounded(state: State, tmp_path: Path) -> None:
+    """Whole or in part: what was said of the conversion is not so."""
+    found = of(state, tmp_path / "a", keyed(state), "float16")
+    assert found.verdict == FAIL
+    assert "was declared to be rounded to float16" in found.words
+    converted = {key: tensor.half() for key, tensor in keyed(state).items()}
+    converted["proj_out.weight"] = keyed(state)["proj_out.weight"]
+    (line,) = of(state, tmp_path / "b", converted, "float16").failed
+    assert line.what == "proj_out.weight"
+
+
+def test_a_sidecar_beside_a_rounded_model(original: Path, state: State) -> None:
+    """It may be kept as it is, or rounded like the rest; never rounded otherwise."""
+    converted = {key: tensor.half() for key, tensor in keyed(state).items()}
+    for kept, verdict in ((state[EXTRA], PASS), (state[EXTRA].half(), PASS), (state[EXTRA].bfloat16(), FAIL)):
+        with sides(original, converted, "float16", {EXTRA: kept}, **TOLD) as made:
+            assert audit(made).verdict == verdict
+    with sides(original, converted, "float16", {EXTRA: state[EXTRA].half().float()}, **TOLD) as made:
+        assert audit(made).verdict == FAIL
+
+
 def test_truncated_and_not_rounded(state: State, tmp_path: Path) -> None:
     converted = {key: tensor.to(torch.bfloat16) for key, tensor in keyed(state).items()}
     bits = keyed(state)["proj_out.weight"].view(torch.int32) >> 16
@@ -314,9 +336,7 @@ def test_one_dtype_among_others(right: Sides, state: State) -> None:
     assert any("dtypes float32, float64, float32" in line for line in failed(right))
     put(right, key, keyed(state)[key])
     put(right, "proj_out.bias", keyed(state)["proj_out.bias"].double())
-    assert failed(right) == [
-        "proj_out.bias is float64, and the original is float32; --cast float64 if that was meant"
-    ]
+    assert failed(right) == ["proj_out.bias is float64, and the original is float32; --cast float64 if that was meant"]
 
 
 def test_a_half_original_is_held_to_its_own_bytes(state: State, tmp_path: Path) -> None:
@@ -326,8 +346,6 @@ def test_a_half_original_is_held_to_its_own_bytes(state: State, tmp_path: Path) 
 
 
 # What does not travel.
-
-EXTRA = "y_embedder.y_embedding"
 
 
 def test_the_sidecar(right: Sides, state: State) -> None:

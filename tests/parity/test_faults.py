@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from opened import NAMES, Held, State, golden, session
+from opened import NAMES, Held, State, golden, one_thread, session  # noqa: F401
 
 from converter.parity import faults as made
 from converter.parity.audit import Sides
@@ -19,7 +19,9 @@ from converter.parity.pixart import PARITY
 def catalogues(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Sides, list[Fault]]]:
     found = {}
     for name in NAMES:
-        with session(golden(name, tmp_path_factory.mktemp("faults")), multi_scale_train=name != "alpha-fixed") as opened:
+        with session(
+            golden(name, tmp_path_factory.mktemp("faults")), multi_scale_train=name != "alpha-fixed"
+        ) as opened:
             sides = opened.sides
             faults = made.catalogue(sides.plan, PARITY.unseen)
             found[name] = (sides, faults + list(PARITY.faults(sides.found, opened.config, sides.plan)))
@@ -118,7 +120,9 @@ def test_what_is_feared_is_in_it(catalogues: dict[str, tuple[Sides, list[Fault]]
     assert len(named(faults)) == len(faults)
     last = sides.plan.blocks - 1
     wanted = [text for texts in FEARED.values() for text in texts] + FEARED_OF[name]
-    wanted = [text.replace("block 2", f"block {last}").replace("blocks 0 and 2", f"blocks 0 and {last}") for text in wanted]
+    wanted = [
+        text.replace("block 2", f"block {last}").replace("blocks 0 and 2", f"blocks 0 and {last}") for text in wanted
+    ]
     wanted = [f"{text} dropped" if text.startswith("bias of") else text for text in wanted]
     assert sorted(set(wanted) - named(faults).keys()) == []
 
@@ -158,9 +162,7 @@ def test_faults_are_well_formed(catalogues: dict[str, tuple[Sides, list[Fault]]]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_fault_of_weights_changes_something(
-    catalogues: dict[str, tuple[Sides, list[Fault]]], name: str
-) -> None:
+def test_every_fault_of_weights_changes_something(catalogues: dict[str, tuple[Sides, list[Fault]]], name: str) -> None:
     """A fault that is none would be a hole in the self-test, or a false alarm of it."""
     sides, faults = catalogues[name]
     for fault in faults:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from opened import Pair, golden, session
+from opened import Pair, golden, one_thread, session  # noqa: F401
 from torch import Tensor
 
 from converter.parity import function, gates
@@ -271,7 +271,9 @@ def test_what_is_kept_and_told() -> None:
     kept: list[str] = []
     steps: list[int] = []
     cases = [CASE, replace(CASE, name="b")]
-    function.run(nets(), nets(), cases, (F64, F32), JUDGE, step=steps.append, keep=lambda stage, made: kept.append(stage))
+    function.run(
+        nets(), nets(), cases, (F64, F32), JUDGE, step=steps.append, keep=lambda stage, made: kept.append(stage)
+    )
     assert kept == ["first", "last"]  # of the original in float64, of the first case
     assert len(steps) == 2 * 2 * 4
 

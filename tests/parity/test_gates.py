@@ -117,7 +117,9 @@ def test_float32_words() -> None:
 # Half precision.
 
 
-@pytest.mark.parametrize(("error", "words"), [(1.24e-2, "no worse"), (1.25e-2, "no worse"), (1.0, "WORSE"), (inf, "WO")])
+@pytest.mark.parametrize(
+    ("error", "words"), [(1.24e-2, "no worse"), (1.25e-2, "no worse"), (1.0, "WORSE"), (inf, "WO")]
+)
 def test_half_never_gates(error: float, words: str) -> None:
     (check,) = gates.half_checks("a", "bfloat16", Floor(errors(1e-2), errors(error), errors(error)))
     assert check.passed is None

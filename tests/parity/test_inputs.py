@@ -55,7 +55,11 @@ def test_noise_is_standard_normal_float32() -> None:
 
 
 def test_the_first_numbers() -> None:
-    assert [float(x).hex() for x in noise(1, 3)] == ["-0x1.26d8820000000p+0", "-0x1.6310000000000p-1", "-0x1.d34bb20000000p-2"]
+    assert [float(x).hex() for x in noise(1, 3)] == [
+        "-0x1.26d8820000000p+0",
+        "-0x1.6310000000000p-1",
+        "-0x1.d34bb20000000p-2",
+    ]
 
 
 @pytest.mark.parametrize("name", PINNED)

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-from opened import Pair, State, golden, session
+from opened import Pair, State, golden, one_thread, session  # noqa: F401
 
 from converter.parity import localise
 from converter.parity.faults import Fault

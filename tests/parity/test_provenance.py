@@ -1,0 +1,299 @@
+"""Provenance: digests, records that are believed or not, and the switches that make a run repeatable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from makers import GOLDEN, HEADS
+from opened import Pair, golden, one_thread, small  # noqa: F401
+
+from converter.errors import InputError, UsageError
+from converter.families import Family
+from converter.families.pixart import PIXART
+from converter.mapping import KeyMapping
+from converter.parity import check
+from converter.parity.digests import sha256
+from converter.parity.inputs import SEED
+from converter.parity.provenance import (
+    Record,
+    about,
+    deterministic,
+    environment,
+    model_of,
+    phase,
+    record_of,
+    sidecar_of,
+)
+from converter.parity.report import PASS
+
+RECORD, EXTRAS = "conversion.json", "original_extras.safetensors"
+DISBELIEVED = [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Pair:
+    return golden("sigma-ms", tmp_path)
+
+
+def rewrite(pair: Pair, **change: Any) -> None:
+    path = pair.folder / RECORD
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+# Digests.
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, (1 << 22) - 1, 1 << 22, (1 << 22) + 1, 9_000_001])
+def test_sha256(tmp_path: Path, size: int) -> None:
+    """Of any size, in whatever pieces it is read."""
+    data = hashlib.shake_128(b"x").digest(size)
+    (tmp_path / "a").write_bytes(data)
+    assert sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+def test_sha256_of_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "absent", ""):
+        with pytest.raises(InputError):
+            sha256(tmp_path / name)
+
+
+def test_about_a_file(tmp_path: Path) -> None:
+    path = GOLDEN / "sigma-ms.pth"
+    data = path.read_bytes()
+    assert about(path) == {"name": "sigma-ms.pth", "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    hostile = tmp_path / "a\x1b[31m.pth"
+    hostile.write_bytes(b"x")
+    assert about(hostile)["name"] == "a\\x1b[31m.pth"
+
+
+def test_about_a_folder(pair: Pair) -> None:
+    made = about(pair.folder)
+    assert made["name"] == "sigma-ms"
+    assert set(made["files"]) == {
+        RECORD, EXTRAS, "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"
+    }  # fmt: skip
+    for name, row in made["files"].items():
+        data = (pair.folder / name).read_bytes()
+        assert row == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert made["size"] == sum(row["size"] for row in made["files"].values())
+    before = made["sha256"]
+    assert about(pair.folder)["sha256"] == before
+    for name in made["files"]:
+        path = pair.folder / name
+        data = path.read_bytes()
+        path.write_bytes(data + b" ")
+        assert about(pair.folder)["sha256"] != before, name
+        path.write_bytes(data)
+    (pair.folder / "transformer" / "notes.txt").write_text("of no account")
+    assert about(pair.folder)["sha256"] == before
+
+
+def test_the_phase_judges_nothing() -> None:
+    made = phase({"name": "a.pth", "sha256": "0123456789abcdef" + "f" * 48})
+    assert (made.verdict, made.checks) == (PASS, [])
+    assert "a.pth is 0123456789abcdef..." in made.words
+
+
+# Records.
+
+
+def test_a_record_is_taken(pair: Pair) -> None:
+    made, notes = record_of(pair.folder)
+    assert notes == []
+    assert made.weights == "raw"
+    assert made.size == pair.original.stat().st_size
+    assert made.given == {"num_attention_heads": HEADS, "multi_scale_train": True}
+    assert made.folder == pair.folder
+    inside, notes = record_of(pair.model)
+    assert (inside, notes) == (made, [])
+    assert sidecar_of(pair.folder, made) == sidecar_of(pair.model, made) == pair.folder / EXTRAS
+
+
+def test_no_record(pair: Pair) -> None:
+    (pair.folder / RECORD).unlink()
+    made, notes = record_of(pair.folder)
+    assert (made, notes) == (Record(), [])
+    assert sidecar_of(pair.folder, made) == pair.folder / EXTRAS  # in the folder itself
+    assert sidecar_of(pair.model, made) is None  # beside it, it may be anybody's
+
+
+def test_a_record_of_another_folder_beside_it_is_not_taken(pair: Pair) -> None:
+    other = pair.folder / "another"
+    (pair.model).rename(other)
+    assert record_of(other) == (Record(), [])
+
+
+def test_a_record_of_another_tool_is_passed_over(pair: Pair) -> None:
+    rewrite(pair, tool={"name": "somebody-else", "version": "1"})
+    assert record_of(pair.folder) == (Record(), [])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"{}",
+        b'{"tool": null}',
+        b'{"tool": {"name": null}}',
+        b"\xff\xfe",
+        b'{"a": 1, "a": 2}',
+        b"[" * 100_000,
+        b'{"tool": {"name": NaN}}',
+    ],
+)
+def test_a_corrupt_record_is_not_believed(pair: Pair, content: bytes) -> None:
+    (pair.folder / RECORD).write_bytes(content)
+    made, notes = record_of(pair.folder)
+    assert made == Record()
+    assert notes in ([], DISBELIEVED)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hyper_parameters": []},
+        {"hyper_parameters": {"a": 1}},
+        {"hyper_parameters": {"a": {}}},
+        {"source": None},
+        {"source": {}},
+        {"source": {"weights": "best", "size": 1}},
+        {"source": {"weights": ["raw"], "size": 1}},
+        {"source": {"weights": 5, "size": 1}},
+        {"cast": "float33"},
+        {"cast": 5},
+        {"cast": ["float16"]},
+        {"written": None},
+        {"written": 5},
+    ],
+)
+def test_a_record_with_anything_in_it_is_not_believed(pair: Pair, change: dict[str, Any]) -> None:
+    """And the comparison goes on without it."""
+    rewrite(pair, **change)
+    assert record_of(pair.folder) == (Record(), DISBELIEVED)
+    report = check(pair.original, pair.folder, num_attention_heads=HEADS)
+    assert report.verdict == PASS
+    assert DISBELIEVED[0] in report.notes
+
+
+def test_a_record_of_a_file_of_another_size_is_not_believed(pair: Pair) -> None:
+    content = json.loads((pair.folder / RECORD).read_text())
+    rewrite(pair, source=content["source"] | {"size": 1})
+    report = check(pair.original, pair.folder)
+    assert report.notes == ["the conversion record is of another file (its size differs): what it says is not believed"]
+    # Nobody has said how many heads there are, and the converted config is no witness of itself.
+    rows = {row["name"]: row["why"] for row in report.assumed}
+    assert "as the converted model has it" in rows["num_attention_heads"]
+
+
+def test_what_a_record_says_is_told_as_the_users_word(pair: Pair) -> None:
+    report = check(pair.original, pair.folder)
+    assert report.notes == []
+    assert "num_attention_heads" not in {row["name"] for row in report.assumed}
+
+
+def test_a_record_that_contradicts_the_config_fails(pair: Pair) -> None:
+    content = json.loads((pair.folder / RECORD).read_text())
+    heads = content["hyper_parameters"]["num_attention_heads"] | {"value": 8}
+    rewrite(pair, hyper_parameters=content["hyper_parameters"] | {"num_attention_heads": heads})
+    report = check(pair.original, pair.folder)
+    assert report.verdict == "FAIL"
+    assert "attention_head_dim is 12, and has to be 6" in report.reason
+    # The user's own word goes before it.
+    assert check(pair.original, pair.folder, num_attention_heads=HEADS).verdict == PASS
+
+
+def test_which_weights_a_record_says(tmp_path: Path) -> None:
+    from makers import pixart, training
+
+    raw = pixart()
+    torch.save(training(raw, pixart(seed=5)), tmp_path / "both.pth")
+    for weights in ("raw", "ema"):
+        from converter import convert
+
+        out = tmp_path / weights
+        convert(tmp_path / "both.pth", out, weights=weights, num_attention_heads=HEADS, image_size=128)
+        assert record_of(out)[0].weights == weights
+        report = check(tmp_path / "both.pth", out)
+        assert (report.verdict, report.original["weights"]) == (PASS, weights)
+        wrong = {"raw": "ema", "ema": "raw"}[weights]
+        report = check(tmp_path / "both.pth", out, weights=wrong)
+        assert report.verdict == "FAIL"
+        assert f"the converted model has the {weights} weights of the file (--weights {weights})" in report.reason
+
+
+def test_a_cast_that_is_none(pair: Pair) -> None:
+    with pytest.raises(UsageError, match="--cast float33: one of float64"):
+        check(pair.original, pair.folder, cast="float33")
+
+
+# Switches.
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_switches_are_put_back(before: bool) -> None:
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
+    kept = (matmul.allow_tf32, conv.allow_tf32, torch.are_deterministic_algorithms_enabled())
+    try:
+        matmul.allow_tf32 = conv.allow_tf32 = before
+        torch.use_deterministic_algorithms(before)
+        for fails in (False, True):
+            try:
+                with deterministic():
+                    assert (matmul.allow_tf32, conv.allow_tf32) == (False, False)
+                    assert torch.are_deterministic_algorithms_enabled()
+                    if fails:
+                        raise KeyError
+            except KeyError:
+                pass
+            assert (matmul.allow_tf32, conv.allow_tf32) == (before, before)
+            assert torch.are_deterministic_algorithms_enabled() == before
+    finally:
+        matmul.allow_tf32, conv.allow_tf32 = kept[:2]
+        torch.use_deterministic_algorithms(kept[2])
+
+
+def test_a_whole_check_leaves_the_switches_and_the_random_numbers(pair: Pair) -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.manual_seed(9)
+    state = torch.get_rng_state()
+    assert check(pair.original, pair.folder).verdict == PASS
+    assert torch.are_deterministic_algorithms_enabled() == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_environment() -> None:
+    import diffusers
+
+    made = environment("cpu", ("float64",))
+    assert (made["torch"], made["diffusers"]) == (torch.__version__.partition("+")[0], diffusers.__version__) or (
+        made["torch"] == torch.__version__
+    )
+    assert (made["device"], made["dtypes"], made["seed"]) == ("cpu", ["float64"], SEED)
+    assert made["threads"] == torch.get_num_threads()
+    json.dumps(made)
+
+
+# Families.
+
+
+def test_a_family_without_a_net() -> None:
+    bare = Family("bare", "Bare", KeyMapping({"a": "b"}), lambda *arguments: None, lambda found: {})
+    with pytest.raises(UsageError, match="the family bare brings no reference net"):
+        model_of(bare)
+    assert model_of(PIXART).parts
+
+
+def test_a_small_model_end_to_end(tmp_path: Path) -> None:
+    pair = small(tmp_path)
+    assert check(pair.original, pair.folder).verdict == PASS

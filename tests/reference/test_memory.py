@@ -1,0 +1,196 @@
+"""Memory that is lent over and over, and weights read into it: the same numbers as if each had its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from converter.checkpoint.dtypes import BY_CODE
+from converter.reference import Memory, Weights
+
+DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+class Lazy:
+    """A tensor that is read when it is asked for, as those of a checkpoint are; it counts how often."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor, self.reads, self.into = tensor, 0, 0
+        self.shape = tuple(tensor.shape)
+        self.dtype = BY_CODE[DTYPES[str(tensor.dtype).removeprefix("torch.")]]
+
+    def torch(self, out: torch.Tensor | None = None) -> torch.Tensor:
+        self.reads += 1
+        if out is None:
+            return self._tensor.clone()
+        self.into += 1
+        assert out.dtype == self._tensor.dtype
+        assert tuple(out.shape) == self.shape
+        return out.copy_(self._tensor)
+
+
+def state(dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    shapes = {"a.w": (5, 3), "a.b": (5,), "a.none": (0, 4), "a.one": (), "b.w": (7, 2, 2), "ab.w": (2,)}
+    return {key: torch.randn(shape, generator=draw).to(dtype) for key, shape in shapes.items()}
+
+
+def lazy(held: dict[str, torch.Tensor]) -> dict[str, Lazy]:
+    return {key: Lazy(tensor) for key, tensor in held.items()}
+
+
+# Memory.
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(
+                st.lists(st.integers(0, 5), max_size=3),
+                st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8]),
+            ),
+            max_size=6,
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(0, 200),
+)
+def test_what_is_lent_does_not_overlap(asked: list[list[tuple[list[int], torch.dtype]]], staging: int) -> None:
+    memory = Memory()
+    for room in asked:
+        *tensors, staged = memory.lend([(torch.Size(shape), dtype) for shape, dtype in room], staging)
+        assert [(list(t.shape), t.dtype) for t in tensors] == [(shape, dtype) for shape, dtype in room]
+        assert (len(staged), staged.dtype) == (staging, torch.uint8)
+        for tensor in tensors:
+            assert tensor.is_contiguous()
+            assert tensor.data_ptr() % tensor.element_size() == 0
+        for number, tensor in enumerate([*tensors, staged]):
+            tensor.fill_(number)
+        for number, tensor in enumerate([*tensors, staged]):
+            assert bool((tensor == number).all())
+
+
+def test_memory_is_the_same_until_more_is_asked_for() -> None:
+    memory, size = Memory(), torch.Size([100])
+    first, _ = memory.lend([(size, torch.float32)], 0)
+    again, _ = memory.lend([(size, torch.float32)], 0)
+    assert first.data_ptr() == again.data_ptr()
+    less, _ = memory.lend([(torch.Size([3]), torch.float64)], 0)
+    assert less.data_ptr() == first.data_ptr()
+    assert len(memory._bytes) == 448  # in steps of 64 bytes
+    more, _ = memory.lend([(torch.Size([1000]), torch.float32)], 64)
+    assert len(memory._bytes) == 4032 + 64
+    assert more.numel() == 1000
+
+
+# Weights.
+
+
+@pytest.mark.parametrize("kind", [lazy, dict])
+@pytest.mark.parametrize("stored", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rounded", [None, torch.float16, torch.bfloat16])
+def test_what_is_lent_is_what_is_read(
+    kind: Any, stored: torch.dtype, dtype: torch.dtype, rounded: torch.dtype | None
+) -> None:
+    held = state(stored)
+    weights = Weights(kind(held), dtype, rounded=rounded)
+    for prefix in ("a.", "b.", "a"):
+        lent, own = weights.lend(prefix), weights.under(prefix)
+        assert list(lent) == list(own)
+        for name, tensor in own.items():
+            right = held[prefix + name]
+            right = (right if rounded is None else right.to(rounded)).to(dtype)
+            for made in (tensor, lent[name]):
+                assert made.dtype == dtype
+                assert made.shape == right.shape
+                assert torch.equal(made, right)
+
+
+def test_a_prefix_is_all_of_it() -> None:
+    weights = Weights(state(), torch.float32)
+    assert set(weights.lend("a.")) == {"w", "b", "none", "one"}
+    assert set(weights.lend("a")) == {".w", ".b", ".none", ".one", "b.w"}
+    assert weights.lend("nothing.") == {}
+
+
+def test_lending_leaves_the_state_alone() -> None:
+    held = state()
+    copy = {key: tensor.clone() for key, tensor in held.items()}
+    for tensor in Weights(held, torch.float32).lend("a.").values():
+        tensor.zero_()
+    assert all(torch.equal(held[key], copy[key]) for key in copy)
+
+
+def test_valid_until_the_next() -> None:
+    """The same memory for the next block: that is the point of it."""
+    weights = Weights(lazy(state()), torch.float32)
+    first = weights.lend("a.")
+    kept = first["w"].clone()
+    second = weights.lend("b.")
+    assert first["w"].data_ptr() == second["w"].data_ptr()
+    assert not torch.equal(first["w"].flatten(), kept.flatten())
+    assert torch.equal(weights.lend("a.")["w"], kept)
+
+
+def test_two_state_dicts_in_one_memory() -> None:
+    memory = Memory()
+    one, other = (Weights(lazy(state(seed=seed)), torch.float32, memory=memory) for seed in (1, 2))
+    for _ in range(3):
+        assert torch.equal(one.lend("a.")["w"], state(seed=1)["a.w"])
+        assert torch.equal(other.lend("a.")["w"], state(seed=2)["a.w"])
+    assert one.memory is other.memory is memory
+    assert Weights({}, torch.float32).memory is not memory
+
+
+def test_memories_are_apart_where_nobody_shares() -> None:
+    one, other = (Weights(lazy(state(seed=seed)), torch.float32) for seed in (1, 2))
+    held = one.lend("a.")["w"]
+    other.lend("a.")
+    assert torch.equal(held, state(seed=1)["a.w"])
+
+
+def test_each_tensor_is_read_once_and_in_its_place() -> None:
+    held = lazy(state())
+    Weights(held, torch.float32).lend("a.")
+    for key, tensor in held.items():
+        assert tensor.reads == tensor.into == (1 if key.startswith("a.") else 0), key
+
+
+def test_a_slow_reader_does_not_get_what_another_tensor_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of another dtype pass through one staging area, one after the other."""
+    held = lazy(state(torch.float16))
+    lent = Weights(held, torch.float64).lend("a.")
+    for name, tensor in lent.items():
+        assert torch.equal(tensor, state(torch.float16)[f"a.{name}"].double())
+
+
+def test_a_lazy_tensor_that_hands_out_its_own() -> None:
+    """One that ignores where it was to be read into is copied all the same."""
+
+    class Own(Lazy):
+        def torch(self, out: torch.Tensor | None = None) -> torch.Tensor:
+            return self._tensor
+
+    held = state()
+    weights = Weights({key: Own(tensor) for key, tensor in held.items()}, torch.float32)
+    assert torch.equal(weights.lend("a.")["w"], held["a.w"])
+    assert weights.lend("a.")["w"].data_ptr() != held["a.w"].data_ptr()
+
+
+def test_a_mapping() -> None:
+    held = state()
+    weights = Weights(held, torch.float64)
+    assert list(weights) == list(held)
+    assert len(weights) == len(held)
+    assert "a.w" in weights
+    with pytest.raises(KeyError):
+        weights["nothing"]
+    assert torch.equal(weights["a.w"], held["a.w"].double())
+    assert torch.equal(Weights(held, torch.float32, rounded=torch.bfloat16)["a.w"], held["a.w"].bfloat16().float())
