@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import Command, json_option
+from .options import Command, boolean, json_option
 
 DTYPES = click.Choice(["float64", "float32", "float16", "bfloat16"])
 
@@ -38,6 +38,7 @@ DTYPES = click.Choice(["float64", "float32", "float16", "bfloat16"])
 @click.option("--num_attention_heads", type=click.IntRange(min=1), metavar="N", help="Heads, in your word.")
 @click.option("--image_size", type=click.IntRange(min=8), metavar="PIXELS", help="Resolution, in your word.")
 @click.option("--interpolation_scale", type=float, metavar="X", help="Scale of the positions, in your word.")
+@boolean("--multi_scale_train", "Whether the model is of the multi-scale class (PixArtMS), in your word.")
 @click.option("--cast", type=DTYPES, help="The dtype that the conversion rounded the weights to, where it did.")
 @click.option("--device", metavar="NAME", help="Where the nets run: cpu (default), cuda, cuda:1, ...")
 @click.option(

@@ -49,7 +49,11 @@ class Room(threading.local):
 class Sides:
     """What is audited: the original with its plan, the converted state dict, and what lies beside it.
 
-    `cast`: the dtype that the conversion was declared to round to, '' for none. `sidecar`: None where there is none.
+    Attributes:
+        cast: the dtype that the conversion was declared to round to, '' for none.
+        sidecar: None where there is none.
+        seen: the findings without what was borrowed from the converted config, where they differ: what the original
+            does not show cannot excuse a buffer.
     """
 
     family: Family
@@ -59,6 +63,7 @@ class Sides:
     converted: Tensors
     sidecar: Tensors | None = None
     cast: str = ""
+    seen: Findings | None = None
     room: Room = field(default_factory=Room, repr=False)
 
 
@@ -229,7 +234,7 @@ def _left(sides: Sides) -> tuple[list[Check], list[str]]:
         if made.equal:
             checks.append(Check(key, "recomputed", None, None, True, f"{key} is what the target computes, bit for bit"))
             continue
-        dispensable, what = sides.family.unreproduced(sides.found, made.difference)
+        dispensable, what = sides.family.unreproduced(sides.seen or sides.found, made.difference)
         words = f"{printable(key)} {what}"
         checks.append(Check(key, "recomputed", made.difference, 0.0, None if dispensable else False, words))
         notes += [words] if dispensable else []

@@ -16,7 +16,7 @@ from typing import Any
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.folder import CONFIG, WEIGHTS, model_folder
 from ..errors import ConverterError, InputError, UsageError, printable
-from ..families import Family, Findings
+from ..families import Family, Findings, families
 from ..survey import Survey, survey
 from . import configuration, provenance
 from .audit import Sides, audit, matches
@@ -102,7 +102,7 @@ def check(
             verdict=PASS,
             reason="",
             family=pair.family.name,
-            profile=profile,
+            profile="saved cases" if cases else profile,
             original=about[0].result() | pair.taken,
             converted=about[1].result(),
             environment=provenance.environment(device, precisions),
@@ -137,8 +137,8 @@ def _precisions(dtype: str | Sequence[str] | None) -> tuple[str, ...]:
     for precision in asked:
         if precision not in PRECISIONS:
             raise UsageError(f"--dtype {printable(precision)}: one of {', '.join(PRECISIONS)}")
-    # Half precision cannot gate: its own noise is as large as a gross fault.
-    return asked if set(asked) & set(DEFAULT) else ("float64", *asked)
+    # The float64 gate is the sharpest, and the one that the self-test vouches for; half precision gates nothing.
+    return tuple(dict.fromkeys(("float64", *asked)))
 
 
 def _verdict(phases: Sequence[Phase]) -> tuple[str, str]:
@@ -163,6 +163,7 @@ class _Pair:
     folder: Path
     sidecar: Checkpoint | None
     looked: Survey
+    seen: Findings
     family: Family
     model: Model
     config: dict[str, Any]
@@ -182,7 +183,9 @@ class _Pair:
     @property
     def sides(self) -> Sides:
         looked = self.looked
-        return Sides(self.family, looked.found, looked.plan, self.original, self.converted, self.sidecar, self.cast)
+        return Sides(
+            self.family, looked.found, looked.plan, self.original, self.converted, self.sidecar, self.cast, self.seen
+        )
 
 
 def _open(
@@ -206,15 +209,18 @@ def _open(
     if record.size not in (None, ours.size):
         notes.append("the conversion record is of another file (its size differs): what it says is not believed")
         record = provenance.Record()
-    if weights is None and record.weights in {candidate.weights for candidate in ours.candidates}:
-        ours = stack.enter_context(open_checkpoint(original, record.weights))
+    if weights is None and record.weights:
+        if record.weights in {candidate.weights for candidate in ours.candidates}:
+            ours = stack.enter_context(open_checkpoint(original, record.weights))
+        else:
+            notes.append(f"the conversion record names {record.weights} weights, which the original does not hold")
     said = {name: value for name, value in given.items() if value is not None}
     looked, said = _look(ours, record, said, family, notes)
     maker = looked.require()
     if looked.diffusers:
         raise UsageError(f"{printable(original)}: in diffusers' layout already; the original checkpoint is needed")
     model = provenance.model_of(maker)
-    borrowed = _borrowed(looked, model, theirs.config)
+    seen, borrowed = looked.found, _borrowed(looked, model, theirs.config)
     if borrowed:
         try:
             looked = survey(ours, {**said, **borrowed}, family)
@@ -227,6 +233,7 @@ def _open(
         place,
         stack.enter_context(open_checkpoint(sidecar)) if sidecar else None,
         looked,
+        seen,
         maker,
         model,
         theirs.config,
@@ -240,7 +247,9 @@ def _look(
     ours: Checkpoint, record: provenance.Record, said: dict[str, Any], family: str | None, notes: list[str]
 ) -> tuple[Survey, dict[str, Any]]:
     """What the original is, by the user's words, and by those that the record tells of unless they cannot be right."""
-    both = {**record.given, **said}
+    # A record tells of values that follow from a flag too; what counts are the flags.
+    flags = {flag for known in families().values() for flag in known.flags}
+    both = {**{name: value for name, value in record.given.items() if name in flags}, **said}
     try:
         return survey(ours, both, family), both
     except UsageError:

@@ -58,7 +58,9 @@ def audit(
         )
         if name not in config:
             words += " (not written; the target's default)"
-        checks.append(Check(name, "config", printable(theirs), printable(ours), same, words))
+        # What is held against itself shows nothing.
+        passed = None if same and name in borrowed else same
+        checks.append(Check(name, "config", printable(theirs), printable(ours), passed, words))
     if config.get(QUANTISED) is not None:
         words = f"{QUANTISED} is there: diffusers would load other weights than these, quantised ones"
         checks.append(Check(QUANTISED, "config", printable(config[QUANTISED]), None, False, words))
@@ -66,12 +68,14 @@ def audit(
     notes += [f"config.json: {printable(key)} means nothing to the target's code" for key in unknown[:MOST]]
     if len(unknown) > MOST:
         notes.append(f"config.json: {len(unknown) - MOST} more fields mean nothing to the target's code")
-    failed = [check for check in checks if not check.passed]
+    failed = [check for check in checks if check.passed is False]
     if failed:
         more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
         return Phase("config", FAIL, f"{failed[0].words}{more}", checks, notes)
-    count = len(checks)
-    return Phase("config", PASS, f"all {count} fields that matter are what the original shows or needs", checks, notes)
+    taken_over = [check.what for check in checks if check.passed is None]
+    words = f"all {len(checks) - len(taken_over)} fields that matter are what the original shows or needs"
+    words += f"; taken as they are: {', '.join(taken_over)}" if taken_over else ""
+    return Phase("config", PASS, words, checks, notes)
 
 
 def _evidence(name: str, finding: Any, borrowed: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ Every error is relative to the reference: a norm to its norm, an extreme to its 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf
 
 import torch
 from torch import Tensor
@@ -105,8 +105,3 @@ def relative(candidate: Tensor, reference: Tensor, base: Tensor | None = None) -
     if not (error < inf and norm < inf):
         return inf  # NaN too
     return error / norm if norm else (0.0 if error == 0 else inf)
-
-
-def noise_of(*errors: float) -> float:
-    """Errors that add up independently."""
-    return sqrt(sum(error**2 for error in errors))

@@ -24,8 +24,7 @@ class Streamed:
         parts: paths of the sub-modules whose parameters come and go together.
         weights: the state dict, by the module's own keys.
         call: (model, inputs) -> output: the library's own forward.
-        stages: (model) -> the same work in stages, for running one of them alone.
-        inside: probe name -> (path in the stage's module, whether its 'input' or 'output' is meant).
+        stages: the same work in stages, for running one of them alone.
         watched: stage name -> (path of the sub-module, its output -> the values that came of it).
     """
 

@@ -208,7 +208,7 @@ def test_guidance_begins_with_the_null_caption(name: str) -> None:
     assert not np.array_equal(caption[1], null.numpy())
     assert mask[0].all()  # unmasked, as it was in training
     assert not mask[1].all()
-    assert not np.array_equal(of(name)[PARITY.guided].arrays["caption"][0], null.numpy())
+    assert PARITY.guided not in of(name, "standard")  # without a null caption there is nothing to guide by
 
 
 def test_a_large_model_is_not_run_whole_in_the_standard_profile() -> None:
