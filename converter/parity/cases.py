@@ -55,6 +55,8 @@ def _checked(path: Path, name: str, arrays: dict[str, Array], like: Case) -> Cas
     if missing:
         raise InputError.at(path, name, f"lacks {', '.join(missing)}")
     batches = {array.shape[0] for array in arrays.values()}
+    if any(0 in array.shape[1:] for array in arrays.values()):
+        raise InputError.at(path, name, "holds nothing: one of its arrays has an axis of no length")
     if len(batches) != 1 or 0 in batches:
         raise InputError.at(
             path, name, f"batches of {', '.join(map(str, sorted(batches)))}: one and the same is needed"

@@ -7,20 +7,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ..checkpoint import Checkpoint, open_checkpoint
-from ..checkpoint.folder import CONFIG, WEIGHTS, model_folder
-from ..errors import ConverterError, InputError, UsageError, printable
-from ..families import Family, Findings, families
-from ..survey import Survey, survey
+from ..checkpoint import open_checkpoint
+from ..errors import ConverterError, UsageError, printable
 from . import configuration, provenance
-from .audit import Sides, audit, matches
-from .model import Model
+from .audit import audit, matches
+from .opening import Opened, open_pair
 from .report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 
 PROFILES = ("quick", "standard", "full")
@@ -95,7 +92,7 @@ def check(
         hashed, enough = stack.enter_context(ThreadPoolExecutor(2)), Event()
         stack.callback(enough.set)  # whoever refuses or interrupts does not wait for the rest of it
         about = [hashed.submit(provenance.about, Path(path), enough) for path in (original, converted)]
-        pair = _open(stack, Path(original), Path(converted), family, weights, cast, given)
+        pair = open_pair(stack, Path(original), Path(converted), family, weights, cast, given)
         run = _Run(pair, profile, precisions, device, self_test, waivers, cases, save_failing, progress)
         phases = run.phases(about[0])
         report = Report(
@@ -154,125 +151,12 @@ def _verdict(phases: Sequence[Phase]) -> tuple[str, str]:
     return PASS, by_name["function"].words
 
 
-@dataclass
-class _Pair:
-    """Both sides, opened, and what is known of them."""
-
-    original: Checkpoint
-    converted: Checkpoint
-    folder: Path
-    sidecar: Checkpoint | None
-    looked: Survey
-    seen: Findings
-    family: Family
-    model: Model
-    config: dict[str, Any]
-    borrowed: dict[str, Any]
-    cast: str
-    notes: list[str]
-
-    @property
-    def taken(self) -> dict[str, Any]:
-        """Of the original, what was read."""
-        return {"container": self.original.container, "weights": self.original.selected.weights}
-
-    @property
-    def found(self) -> Findings:
-        return self.looked.found
-
-    @property
-    def sides(self) -> Sides:
-        looked = self.looked
-        return Sides(
-            self.family, looked.found, looked.plan, self.original, self.converted, self.sidecar, self.cast, self.seen
-        )
-
-
-def _open(
-    stack: ExitStack,
-    original: Path,
-    converted: Path,
-    family: str | None,
-    weights: str | None,
-    cast: str | None,
-    given: Mapping[str, Any],
-) -> _Pair:
-    record, notes = provenance.record_of(converted)
-    theirs = stack.enter_context(open_checkpoint(converted))
-    if not theirs.config:
-        raise InputError.at(converted, "", "holds no config.json: it is no folder that diffusers loads")
-    place = model_folder(converted)
-    if names := provenance.unloaded(place):
-        rule = f"its weights are {names}, which diffusers does not load: it looks for {WEIGHTS}"
-        raise InputError.at(place, "", rule)
-    ours = stack.enter_context(open_checkpoint(original, weights))
-    if record.size not in (None, ours.size):
-        notes.append("the conversion record is of another file (its size differs): what it says is not believed")
-        record = provenance.Record()
-    if weights is None and record.weights:
-        if record.weights in {candidate.weights for candidate in ours.candidates}:
-            ours = stack.enter_context(open_checkpoint(original, record.weights))
-        else:
-            notes.append(f"the conversion record names {record.weights} weights, which the original does not hold")
-    said = {name: value for name, value in given.items() if value is not None}
-    looked, said = _look(ours, record, said, family, notes)
-    maker = looked.require()
-    if looked.diffusers:
-        raise UsageError(f"{printable(original)}: in diffusers' layout already; the original checkpoint is needed")
-    model = provenance.model_of(maker)
-    seen, borrowed = looked.found, _borrowed(looked, model, theirs.config)
-    if borrowed:
-        try:
-            looked = survey(ours, {**said, **borrowed}, family)
-        except UsageError as error:  # nobody said it: the file did
-            raise InputError.at(place / CONFIG, "", f"what it says can be no such model: {error}") from error
-    sidecar = provenance.sidecar_of(converted, record)
-    return _Pair(
-        ours,
-        theirs,
-        place,
-        stack.enter_context(open_checkpoint(sidecar)) if sidecar else None,
-        looked,
-        seen,
-        maker,
-        model,
-        theirs.config,
-        borrowed,
-        cast or record.cast,
-        notes,
-    )
-
-
-def _look(
-    ours: Checkpoint, record: provenance.Record, said: dict[str, Any], family: str | None, notes: list[str]
-) -> tuple[Survey, dict[str, Any]]:
-    """What the original is, by the user's words, and by those that the record tells of unless they cannot be right."""
-    # A record tells of values that follow from a flag too; what counts are the flags.
-    flags = {flag for known in families().values() for flag in known.flags}
-    both = {**{name: value for name, value in record.given.items() if name in flags}, **said}
-    try:
-        return survey(ours, both, family), both
-    except UsageError:
-        looked = survey(ours, said, family)  # raises it again, if it is the call that is wrong
-        notes.append("the conversion record contradicts the original: what it says was given is not believed")
-        return looked, said
-
-
-def _borrowed(looked: Survey, model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the original does not show and nobody said, as the converted config has it: assumed, and said to be."""
-    unknown = [name for name, finding in looked.found.items() if finding.source == "unknown"]
-    if not unknown:
-        return {}
-    told = model.assume(config)
-    return {name: told[name] for name in unknown if told.get(name) is not None and name in looked.require().flags}
-
-
 class _Run:
     """The phases of one comparison, each on its own, in their order."""
 
     def __init__(
         self,
-        pair: _Pair,
+        pair: Opened,
         profile: str,
         precisions: tuple[str, ...],
         device: str,

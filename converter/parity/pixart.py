@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..reference import Net, Weights
 
 AFFORDABLE = 1024  # tokens of one sample in the standard profile; the attention grows with their square
+LARGEST = 1024  # latent side that is believed of a config: a table of positions grows with its square
 GUIDED = "guidance"
 
 
@@ -177,7 +178,7 @@ def assume(config: Mapping[str, Any]) -> dict[str, Any]:
     side = made["sample_size"]
     return {
         "num_attention_heads": made["num_attention_heads"],
-        "image_size": side * VAE_FACTOR if isinstance(side, int) else None,
+        "image_size": side * VAE_FACTOR if isinstance(side, int) and side <= LARGEST else None,
         "interpolation_scale": made["interpolation_scale"],
         "multi_scale_train": True,
     }

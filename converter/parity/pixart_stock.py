@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +86,26 @@ def _skeleton(config: Mapping[str, Any]) -> Any:
     """The stock class with all parameters on the meta device, and the one buffer that it computes for itself."""
     from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 
-    with torch.device("meta"):
-        model = PixArtTransformer2DModel.from_config(dict(config))
-    with torch.random.fork_rng(devices=[]):  # making parameters draws numbers, which are the caller's
-        shell = PixArtTransformer2DModel.from_config(dict(config) | {"num_layers": 0, "caption_channels": None})
+    with _quiet():
+        with torch.device("meta"):
+            model = PixArtTransformer2DModel.from_config(dict(config))
+        with torch.random.fork_rng(devices=[]):  # making parameters draws numbers, which are the caller's
+            shell = PixArtTransformer2DModel.from_config(dict(config) | {"num_layers": 0, "caption_channels": None})
     model.pos_embed = shell.pos_embed
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what diffusers logs of a config that it does not understand: all of it, be it megabytes. The config is
+    audited, and the report tells of it."""
+    logger = logging.getLogger("diffusers")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def call(model: Any, inputs: Values) -> Tensor:
@@ -151,6 +167,7 @@ def loaded(folder: Path, inputs: Values) -> Tensor:
     """The output of what `from_pretrained` makes of a folder, whole in memory, in float32."""
     from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 
-    model = PixArtTransformer2DModel.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True)
+    with _quiet():
+        model = PixArtTransformer2DModel.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True)
     with torch.inference_mode():
         return call(model.eval(), inputs)

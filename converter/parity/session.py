@@ -182,7 +182,7 @@ class Session:
             return Phase("trajectory", NOT_RUN, "a phase before it has not passed")
         channels = next(iter(self.judge.parts.values())).stop
         case = next((outcome.case for outcome in self.outcomes if outcome.case.name == self.model.guided), None)
-        if case is None or channels is None:
+        if case is None or channels is None or len(case.arrays["latent"]) != 2:
             return Phase("trajectory", NOT_RUN, "there is no case with a null caption to begin with")
         return trajectory.run(self.original, self.converted, case, channels, self.device)
 

@@ -1,0 +1,132 @@
+"""Both sides of a comparison, opened, and what is known of them: from the file, from the user, or only assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.folder import CONFIG, WEIGHTS, model_folder
+from ..errors import InputError, UsageError, printable
+from ..families import Family, Findings, families
+from ..survey import Survey, survey
+from . import provenance
+from .audit import Sides
+from .model import Model
+
+
+@dataclass
+class Opened:
+    """Both sides, opened, and what is known of them."""
+
+    original: Checkpoint
+    converted: Checkpoint
+    folder: Path
+    sidecar: Checkpoint | None
+    looked: Survey
+    seen: Findings
+    family: Family
+    model: Model
+    config: dict[str, Any]
+    borrowed: dict[str, Any]
+    cast: str
+    notes: list[str]
+
+    @property
+    def taken(self) -> dict[str, Any]:
+        """Of the original, what was read."""
+        return {"container": self.original.container, "weights": self.original.selected.weights}
+
+    @property
+    def found(self) -> Findings:
+        return self.looked.found
+
+    @property
+    def sides(self) -> Sides:
+        looked = self.looked
+        return Sides(
+            self.family, looked.found, looked.plan, self.original, self.converted, self.sidecar, self.cast, self.seen
+        )
+
+
+def open_pair(
+    stack: ExitStack,
+    original: Path,
+    converted: Path,
+    family: str | None,
+    weights: str | None,
+    cast: str | None,
+    given: Mapping[str, Any],
+) -> Opened:
+    """Open both sides strictly, and say what the original is. Raises whatever stands against a comparison."""
+    record, notes = provenance.record_of(converted)
+    theirs = stack.enter_context(open_checkpoint(converted))
+    if not theirs.config:
+        raise InputError.at(converted, "", "holds no config.json: it is no folder that diffusers loads")
+    place = model_folder(converted)
+    if names := provenance.unloaded(place):
+        rule = f"its weights are {names}, which diffusers does not load: it looks for {WEIGHTS}"
+        raise InputError.at(place, "", rule)
+    ours = stack.enter_context(open_checkpoint(original, weights))
+    if record.size not in (None, ours.size):
+        notes.append("the conversion record is of another file (its size differs): what it says is not believed")
+        record = provenance.Record()
+    if weights is None and record.weights:
+        if record.weights in {candidate.weights for candidate in ours.candidates}:
+            ours = stack.enter_context(open_checkpoint(original, record.weights))
+        else:
+            notes.append(f"the conversion record names {record.weights} weights, which the original does not hold")
+    said = {name: value for name, value in given.items() if value is not None}
+    looked, said = _look(ours, record, said, family, notes)
+    maker = looked.require()
+    if looked.diffusers:
+        raise UsageError(f"{printable(original)}: in diffusers' layout already; the original checkpoint is needed")
+    model = provenance.model_of(maker)
+    seen, borrowed = looked.found, _borrowed(looked, model, theirs.config)
+    if borrowed:
+        try:
+            looked = survey(ours, {**said, **borrowed}, family)
+        except UsageError as error:  # nobody said it: the file did
+            raise InputError.at(place / CONFIG, "", f"what it says can be no such model: {error}") from error
+    sidecar = provenance.sidecar_of(converted, record)
+    return Opened(
+        ours,
+        theirs,
+        place,
+        stack.enter_context(open_checkpoint(sidecar)) if sidecar else None,
+        looked,
+        seen,
+        maker,
+        model,
+        theirs.config,
+        borrowed,
+        cast or record.cast,
+        notes,
+    )
+
+
+def _look(
+    ours: Checkpoint, record: provenance.Record, said: dict[str, Any], family: str | None, notes: list[str]
+) -> tuple[Survey, dict[str, Any]]:
+    """What the original is, by the user's words, and by those that the record tells of unless they cannot be right."""
+    # A record tells of values that follow from a flag too; what counts are the flags.
+    flags = {flag for known in families().values() for flag in known.flags}
+    both = {**{name: value for name, value in record.given.items() if name in flags}, **said}
+    try:
+        return survey(ours, both, family), both
+    except UsageError:
+        looked = survey(ours, said, family)  # raises it again, if it is the call that is wrong
+        notes.append("the conversion record contradicts the original: what it says was given is not believed")
+        return looked, said
+
+
+def _borrowed(looked: Survey, model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the original does not show and nobody said, as the converted config has it: assumed, and said to be."""
+    unknown = [name for name, finding in looked.found.items() if finding.source == "unknown"]
+    if not unknown:
+        return {}
+    told = model.assume(config)
+    return {name: told[name] for name in unknown if told.get(name) is not None and name in looked.require().flags}
