@@ -24,9 +24,13 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """A tensor without a home in the target: kept in a sidecar and restored. `stray`: where old conversions left it."""
+    """A tensor without a home in the target: kept in a sidecar and restored.
+
+    `stray`: where old conversions left it; `without`: in words, what it means to go back without it.
+    """
 
     stray: str = ""
+    without: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from typing import Any
 
 from .._version import __version__
 from ..checkpoint.folder import WEIGHTS, read_json, weight_files
-from ..conversion import EXTRAS, RECORD, TOOL
 from ..errors import ConverterError, UsageError, printable
 from ..families import Family
+from ..record import EXTRAS, RECORD, TOOL
 from .digests import files_of, sha256
 from .inputs import SEED
 from .model import Model
