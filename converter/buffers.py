@@ -71,6 +71,9 @@ class ComputedStorage(Storage):
     def crc(self) -> int | None:
         return None
 
+    def copy_to(self, offset: int, count: int, fd: int, position: int) -> bool:
+        return False
+
     def chunks(
         self, buffer: bytearray | None = None, span: tuple[int, int] | None = None
     ) -> Iterator[tuple[int, memoryview]]:

@@ -171,7 +171,9 @@ def _write(
 ) -> dict[str, int]:
     """Write the tensors, the texts and, last, the record, which tells what was found; returns the files' sizes."""
     total = sum(part.nbytes for part in plan.parts)
-    written = write_files(out, plan.files, plan.parts, progress(total) if progress else lambda count: None)
+    step = progress(total) if progress else lambda count: None
+    known = plan.arranged.promised | plan.arranged.remembered
+    written = write_files(out, plan.files, plan.parts, step, known)
     for bad, allowed, what, flag in (
         (written.nonfinite, allow_nonfinite, "NaN or infinite", "--allow_nonfinite converts them as they are"),
         (written.overflowed, allow_overflow, f"beyond {plan.arranged.cast}", "--allow_overflow makes them infinite"),

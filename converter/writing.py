@@ -47,15 +47,17 @@ class Part:
     def nbytes(self) -> int:
         return sum(entry.nbytes for entry in self.entries)
 
-    def deliveries(self, wholes: Mapping[str, Output]) -> list[Delivery]:
-        """What moves where; `wholes` are the tensors to be written, by key."""
+    def deliveries(self, wholes: Mapping[str, Output], digests: Mapping[str, str]) -> list[Delivery]:
+        """What moves where; `wholes` are the tensors to be written, by key, and `digests` what a record states of the
+        sources, by theirs."""
         if len(self.sources) == 1:
-            return [Delivery(self.sources[0], [wholes[key] for key in self.keys])]
+            first = self.sources[0]
+            return [Delivery(first, [wholes[key] for key in self.keys], digests.get(first.key, ""))]
         whole, made, row = wholes[self.keys[0]], [], 0
         for source in self.sources:
             rows = whole.tensor[row : row + source.shape[0]]
             row += source.shape[0]
-            made.append(Delivery(source, [Output(rows, whole.fd)]))
+            made.append(Delivery(source, [Output(rows, whole.fd)], digests.get(source.key, "")))
         return made
 
 
@@ -79,8 +81,13 @@ class Written:
     overflowed: dict[str, int]
 
 
-def write_files(out: Publication, files: Sequence[TensorFile], parts: Sequence[Part], step: Progress) -> Written:
+def write_files(
+    out: Publication, files: Sequence[TensorFile], parts: Sequence[Part], step: Progress, digests: Mapping[str, str]
+) -> Written:
     """Write the files into what is in the making; every tensor is read back and proven.
+
+    Args:
+        digests: key of a source -> the SHA-256 of its bytes that a record states, where there is one.
 
     Raises: `InputError` where the source is damaged, `ConverterError` where what is read back is not what was written.
     """
@@ -96,7 +103,7 @@ def write_files(out: Publication, files: Sequence[TensorFile], parts: Sequence[P
             os.ftruncate(fd, file.layout.size)
             opened = stack.enter_context(_reopened(out.path / file.name, file.layout, frame))
             wholes |= {tensor.key: Output(tensor, fd) for tensor in opened.values()}
-        deliveries = [delivery for part in parts for delivery in part.deliveries(wholes)]
+        deliveries = [delivery for part in parts for delivery in part.deliveries(wholes, digests)]
         with _flushing(fds, out.target) as flush:
             transfer(deliveries, step, flush)
         crcs: dict[str, int] = {}
