@@ -20,6 +20,7 @@ from .convert import convert
 from .inspect import inspect
 from .options import Group
 from .parity import parity
+from .revert import revert
 
 
 @click.group(cls=Group, no_args_is_help=False)
@@ -30,6 +31,7 @@ def pixart() -> None:
 
 pixart.add_command(convert, "convert")
 pixart.add_command(inspect, "inspect")
+pixart.add_command(revert, "revert")
 pixart.add_command(parity, "parity")
 
 

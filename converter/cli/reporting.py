@@ -13,9 +13,9 @@ from typing import Any
 import click
 
 from ..errors import ConverterError, UsageError, printable
+from ..pairs import Pair
 from ..parity.batch import outcome
 from ..parity.digests import files_of
-from ..parity.pairs import Pair
 from ..parity.rendering import KINDS, card, render
 from ..parity.report import INTERNAL, PASS, REJECTED, Report
 from ..record import PARITY

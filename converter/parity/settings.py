@@ -23,7 +23,7 @@ from datetime import date
 from typing import Any
 
 from ..errors import UsageError, printable
-from .pairs import Pair, expand, pair_up
+from ..pairs import Pair, expand, pair_up
 from .tomlfile import Reader, one_of, read_toml, refusal, strict, tables, text
 from .waivers import Waiver, parse_waivers
 
