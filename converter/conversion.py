@@ -146,8 +146,8 @@ def _write(
     if written.nonfinite:
         plan.notes.append(f"{nonfinite_words(written.nonfinite)}: converted as they are")
     for row in plan.record["plan"]:
-        # The parts of a split tensor are, in order, its bytes. What was read to compare it gives way to what was
-        # written: the file may have changed in between, and not every kind has checksums.
+        # The parts of a split tensor are, in order, its bytes, and every copy is all of them. What was read to compare
+        # it gives way to what was written: the file may have changed in between, and not every kind has checksums.
         row["sha256"] = written.digests.get(row["source"], row.get("sha256"))
     out.write_text(plan.config_name, plan.config)
     plan.record["written"] = written.files | {plan.config_name: _digest(plan.config.encode())}
@@ -219,13 +219,15 @@ def _sharing(checkpoint: Checkpoint) -> list[str]:
 def _fill(looked: Survey, model: TensorFile, extras: TensorFile, notes: list[str]) -> list[dict[str, Any]]:
     """Assign every source tensor to a file, or to nothing with the reason; returns the rows of the record."""
     checkpoint, plan = looked.checkpoint, looked.plan
-    targets = {move.sources[0]: move.targets for move in plan.moves}
+    moves = {move.sources[0]: move for move in plan.moves}
     rows = []
     for key, tensor in checkpoint.items():
         row: dict[str, Any] = {"source": key, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
-        if key in targets:
-            model.parts.append((tensor, targets[key]))
-            row |= {"operation": "split" if len(targets[key]) > 1 else "rename", "targets": list(targets[key])}
+        if key in moves:
+            targets, copies = moves[key].targets, moves[key].copies
+            model.parts += [(tensor, (target,)) for target in targets] if copies else [(tensor, targets)]
+            operation = "copy" if copies else "split" if len(targets) > 1 else "rename"
+            row |= {"operation": operation, "targets": list(targets)}
         elif key in plan.extras:
             extras.parts.append((tensor, (plan.extras[key],)))
             row |= {"operation": "sidecar", "sidecar": plan.extras[key]}

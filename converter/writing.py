@@ -76,12 +76,15 @@ def write_files(
         with _flushing(fds, out.target) as flush:
             transfer(deliveries, step, flush)
     outputs = [output for delivery in deliveries for output in delivery.outputs]
+    digests: dict[str, dict[str, str]] = {}
+    for delivery in deliveries:  # of a tensor that is written several times, several
+        digests.setdefault(delivery.tensor.key, {}).update({o.tensor.key: o.sha256 for o in delivery.outputs})
     bad = {output.tensor.key: output.nonfinite for output in outputs if output.nonfinite}
     if bad and not allow_nonfinite:
         raise InputError(f"{printable(source)}: {nonfinite_words(bad)}; --allow_nonfinite converts them as they are")
     return Written(
         {f.name: {"size": f.layout.size, "header_sha256": hashlib.sha256(f.layout.header).hexdigest()} for f in files},
-        {delivery.tensor.key: {o.tensor.key: o.sha256 for o in delivery.outputs} for delivery in deliveries},
+        digests,
         bad,
     )
 
