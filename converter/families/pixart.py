@@ -12,7 +12,8 @@ from typing import Any
 from ..errors import UsageError
 from ..mapping import Computed, Extra, KeyMapping, Parameter, Refused
 from .base import Family, Findings
-from .pixart_evidence import FLAGS, KV_COMPRESS, MICRO, POSITIONS, QK_NORM, REL_POS, describe
+from .evidence import POSITIONS
+from .pixart_evidence import FLAGS, KV_COMPRESS, MICRO, QK_NORM, REL_POS, describe
 from .sincos import SinCosTable
 
 B, T = "blocks.{}.", "transformer_blocks.{}."

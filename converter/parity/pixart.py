@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..families import Findings
+from ..families.evidence import VAE_FACTOR
 from ..families.pixart_evidence import MICRO
-from ..families.pixart_released import TOKENS, VAE_FACTOR
+from ..families.pixart_released import TOKENS
 from ..reference import Probe, Stage, Staged, Values
 from ..reference.pixart import PixArtShape, pixart
 from .inputs import Array, Case, noise
