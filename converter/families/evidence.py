@@ -12,9 +12,11 @@ from typing import Any
 from ..errors import InputError, UsageError, printable
 from ..mapping import Plan
 from .base import Findings, State
-from .sincos import scale_of
+from .sincos import SinCosTable, scale_of
 
+DIFFUSERS = "0.42.1"  # the release whose classes the configs are written for
 POSITIONS = "pos_embed"  # the stored table
+ROUNDING = 1e-5  # above the last bits of float32 sines, far below any other table
 VAE_FACTOR = 8  # pixels per latent position
 CONFIG_LIMIT = 1 << 20  # far above any side, scale or number of heads
 
@@ -132,3 +134,13 @@ def resolution(found: Findings, config: Mapping[str, Any], table: StoredTable | 
     if found["image_size"].source == "given" and (pixels < 1 or pixels % patch):
         raise UsageError(f"--image_size {pixels}: not a multiple of {patch}, the pixels that one patch covers")
     found["sample_size"] = replace(found["image_size"], value=pixels and pixels // VAE_FACTOR)
+
+
+def computed_table(found: Findings, scale: float) -> SinCosTable:
+    """The table that diffusers will compute from the config."""
+    return SinCosTable(found.value("hidden_size"), found.value("sample_size") // found.value("patch_size"), scale)
+
+
+def up_to_rounding(difference: float) -> str:
+    """What a stored table is that differs from the computed one in its last bits only; '' for any other."""
+    return f"is the sin-cos table up to rounding (by up to {difference:.2g})" if difference < ROUNDING else ""
