@@ -417,7 +417,7 @@ def test_a_registered_family_is_recognised_and_converted(tmp_path: Path) -> None
 @pytest.mark.usefixtures("no_families")
 def test_insisting_on_a_family(tmp_path: Path) -> None:
     path = save(toy_state(), tmp_path / "toy.pth")
-    with pytest.raises(converter.UsageError, match="--family toy: unknown; there are pixart"):
+    with pytest.raises(converter.UsageError, match="--family toy: unknown; there are dit, pixart"):
         converter.convert(path, tmp_path / "out", family="toy")
     converter.register(toy())
     with pytest.raises(converter.InputError, match="not a PixArt that can be converted"):

@@ -13,6 +13,7 @@ from ..families.evidence import VAE_FACTOR
 from ..families.pixart_evidence import MICRO
 from ..families.pixart_released import TOKENS
 from ..reference import Probe, Stage, Staged, Values
+from ..reference.patches import grid_of
 from ..reference.pixart import PixArtShape, pixart
 from .inputs import Array, Case, noise
 from .model import Model
@@ -55,7 +56,7 @@ def reference(found: Findings, weights: Weights) -> Net:
     own = (made.input_size // made.patch_size,) * 2
 
     def embed(values: Values, probe: Probe) -> Values:
-        return (first if made.grid(values["latent"]) == own else other).run(values, probe)
+        return (first if grid_of(made, values["latent"]) == own else other).run(values, probe)
 
     return Staged([Stage(first.name, embed), *rest])
 
