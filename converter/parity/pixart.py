@@ -15,7 +15,7 @@ from ..families.pixart_released import TOKENS
 from ..reference import Probe, Stage, Staged, Values
 from ..reference.patches import grid_of
 from ..reference.pixart import PixArtShape, pixart
-from .inputs import Array, Case, noise
+from .inputs import Array, Case, Draws
 from .model import Model
 from .pixart_faults import faults
 from .pixart_stock import converted, effective, loaded
@@ -61,19 +61,16 @@ def reference(found: Findings, weights: Weights) -> Net:
     return Staged([Stage(first.name, embed), *rest])
 
 
-class _Inputs:
-    """Makes cases for one model; every array of every case has a seed of its own."""
+class _Inputs(Draws):
+    """Makes cases for one model."""
 
     def __init__(self, found: Findings, null: Array | None = None) -> None:
-        self.found, self.null, self.seed = found, null, 0
+        super().__init__()
+        self.found, self.null = found, null
         finding = found.get("caption_tokens")
         by_version = {version: tokens for tokens, version in TOKENS.items()}
         self.tokens: int = (finding.value if finding else None) or by_version.get(found["version"].value, min(TOKENS))
         self.patch = found.value("patch_size")
-
-    def draw(self, *shape: int) -> Array:
-        self.seed += 1
-        return noise(self.seed, *shape)
 
     def latent(self, batch: int, rows: int, columns: int) -> Array:
         return self.draw(batch, self.found.value("in_channels"), rows * self.patch, columns * self.patch)

@@ -1,4 +1,4 @@
-"""A stock module whose parameters are read when a part of it runs and let go afterwards.
+"""A stock module, made of a `config.json`, whose parameters are read when a part of it runs and let go afterwards.
 
 The forward is the library's own, whole and untouched. All parameters stand on the meta device; hooks put those of a
 part in its place before it runs, strictly, and take them out after: a net of gigabytes runs in the memory of its
@@ -7,7 +7,11 @@ largest part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -125,3 +129,48 @@ def _hears_input(probe: Probe, name: str) -> Callable[[Any, Any], None]:
 
 def _hears_output(probe: Probe, name: str) -> Callable[[Any, Any, Any], None]:
     return lambda module, arguments, output: probe(name, output)
+
+
+def written_out(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model class of diffusers is given of a config: its own defaults, and over them what the config says."""
+    arguments = inspect.signature(kind.__init__).parameters
+    made = {name: argument.default for name, argument in arguments.items() if name != "self"}
+    unused = config.get("_use_default_values")  # what diffusers' own loader passes over
+    if isinstance(unused, list):
+        config = {name: value for name, value in config.items() if name not in unused}
+    return made | {name: value for name, value in config.items() if name in made or name.startswith("_")}
+
+
+def skeleton(kind: Any, config: Mapping[str, Any], little: Mapping[str, Any]) -> Any:
+    """A model class of diffusers with all parameters on the meta device, and with the one buffer that it computes for
+    itself, its `pos_embed`.
+
+    Args:
+        little: fields of a config that cost parameters, as small as they can be for the buffer's sake.
+    """
+    with _quiet():
+        with torch.device("meta"):
+            model = kind.from_config(dict(config))
+        with torch.random.fork_rng(devices=[]):  # making parameters draws numbers, which are the caller's
+            shell = kind.from_config(dict(config) | {"num_layers": 0} | dict(little))
+    model.pos_embed = shell.pos_embed
+    return model
+
+
+def from_folder(kind: Any, folder: Path) -> Any:
+    """What `from_pretrained` makes of a folder, whole in memory, in float32."""
+    with _quiet():
+        return kind.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True).eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what diffusers logs of a config that it does not understand: all of it, be it megabytes. The config is
+    audited, and the report tells of it."""
+    logger = logging.getLogger("diffusers")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
