@@ -10,24 +10,27 @@ import torch
 from torch import Tensor
 
 from ..reference import Probe, Stage, Values, Weights
-from .stock import Streamed, from_folder, listening, skeleton, written_out
+from .stock import (
+    FEED_FORWARD,
+    SELF_ATTENTION,
+    Streamed,
+    from_folder,
+    listening,
+    skeleton,
+    unpatchified,
+    written_out,
+)
 
 # What the reference tells of the inside of a block -> where the stock block has it.
 INSIDE = {
-    "norm1 modulated": ("attn1.to_q", "input"),
-    "attn1 q": ("attn1.to_q", "output"),
-    "attn1 k": ("attn1.to_k", "output"),
-    "attn1 v": ("attn1.to_v", "output"),
-    "attn1 out": ("attn1.to_out.0", "output"),
+    **SELF_ATTENTION,
     "after self-attention": ("attn2.to_q", "input"),
     "attn2 q": ("attn2.to_q", "output"),
     "attn2 k": ("attn2.to_k", "output"),
     "attn2 v": ("attn2.to_v", "output"),
     "attn2 out": ("attn2.to_out.0", "output"),
     "after cross-attention": ("norm2", "input"),
-    "norm2 modulated": ("ff.net.0.proj", "input"),
-    "ff hidden": ("ff.net.0.proj", "output"),
-    "ff out": ("ff.net.2", "output"),
+    **FEED_FORWARD,
 }
 
 
@@ -123,12 +126,9 @@ def _block(block: Any, values: Values, probe: Probe) -> Tensor:
 
 def _final(model: Any, values: Values) -> Tensor:
     """What the stock forward does after its blocks; it has no module of its own for it."""
-    patch, channels = model.config.patch_size, model.out_channels
-    height, width = (side // patch for side in values["latent"].shape[-2:])
     shift, scale = (model.scale_shift_table[None] + values["t"][:, None]).chunk(2, dim=1)
     x = model.proj_out(model.norm_out(values["x"]) * (1 + scale) + shift)
-    x = x.reshape(-1, height, width, patch, patch, channels)
-    return torch.einsum("nhwpqc->nchpwq", x).reshape(-1, channels, height * patch, width * patch)
+    return unpatchified(x, values["latent"], model.config.patch_size, model.out_channels)
 
 
 def loaded(folder: Path, inputs: Values) -> Tensor:

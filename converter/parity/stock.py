@@ -19,6 +19,20 @@ from torch import Tensor, nn
 
 from ..reference import Probe, Stage, Values, Weights, unheard
 
+# What the reference tells of the inside of a block -> where a stock block has it, of any family.
+SELF_ATTENTION = {
+    "norm1 modulated": ("attn1.to_q", "input"),
+    "attn1 q": ("attn1.to_q", "output"),
+    "attn1 k": ("attn1.to_k", "output"),
+    "attn1 v": ("attn1.to_v", "output"),
+    "attn1 out": ("attn1.to_out.0", "output"),
+}
+FEED_FORWARD = {
+    "norm2 modulated": ("ff.net.0.proj", "input"),
+    "ff hidden": ("ff.net.0.proj", "output"),
+    "ff out": ("ff.net.2", "output"),
+}
+
 
 class Streamed:
     """A stock module cut into stages, run on streamed weights.
@@ -121,6 +135,13 @@ def listening(module: nn.Module, inside: Mapping[str, tuple[str, str]], probe: P
         else:
             hooks.append(part.register_forward_hook(_hears_output(probe, name)))
     return hooks
+
+
+def unpatchified(patches: Tensor, latent: Tensor, patch: int, channels: int) -> Tensor:
+    """(B, N, patch^2 * channels) -> (B, channels, H, W), as the stock forwards do it after their last layer."""
+    height, width = (side // patch for side in latent.shape[-2:])
+    image = patches.reshape(-1, height, width, patch, patch, channels)
+    return torch.einsum("nhwpqc->nchpwq", image).reshape(-1, channels, height * patch, width * patch)
 
 
 def _hears_input(probe: Probe, name: str) -> Callable[[Any, Any], None]:
