@@ -74,6 +74,29 @@ def pixart(
     return state
 
 
+def dit(*, seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any) -> State:
+    """A class-conditional DiT, likewise. `sizes` are those of the generator's `dit`."""
+    sizes = {"depth": 2, "hidden_size": 24, "input_size": 16, "class_rows": 7} | sizes
+    random = torch.Generator().manual_seed(seed)
+    state = {
+        key: torch.randn(shape, generator=random) * 0.1
+        for key, (_, shape) in inventories.inventory(family="dit", **sizes).items()
+    }
+    state["pos_embed"] = sincos(sizes["hidden_size"], sizes["input_size"] // sizes.get("patch_size", 2), 1.0)
+    return {key: tensor.to(dtype) for key, tensor in state.items()}
+
+
+def dit_keyed(state: Mapping[str, torch.Tensor], depth: int) -> State:
+    """The same DiT under diffusers' keys, every copy a tensor of its own."""
+    made = {}
+    for key, tensor in state.items():
+        names, copies = inventories.dit_names(key, depth)
+        parts = [tensor] * len(names) if copies else tensor.chunk(len(names)) if names else ()
+        for name, part in zip(names, parts, strict=True):
+            made[name] = part.clone()
+    return made
+
+
 def diffusers_keyed(state: Mapping[str, torch.Tensor]) -> State:
     """The same model under diffusers' keys; what has no home there is left out."""
     made = {}

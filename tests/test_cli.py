@@ -354,7 +354,7 @@ USAGES: dict[str, tuple[list[str], str]] = {
     "a contradicting size": (["{base}", "--image_size=1024"], "contradicts the file, which says 512"),
     "two contradictions": (["{base}", "--qk_norm", "--micro_condition"], "contradicts the file"),
     "kv compression": (["{base}", "--kv_compress"], "--kv_compress"),
-    "no such family": (["{base}", "--family=unet"], "--family unet: unknown; there are pixart"),
+    "no such family": (["{base}", "--family=unet"], "--family unet: unknown; there are dit, pixart"),
     "target is a file": (["--orig_ckpt_path={s}", "--dump_path={file}"], "not a folder"),
     "target is a link to nowhere": (["--orig_ckpt_path={s}", "--dump_path={dangling}"], "dangling"),
     "target is full": (["--orig_ckpt_path={s}", "--dump_path={full}"], "has no record of, mine.pth"),

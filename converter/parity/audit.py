@@ -130,14 +130,16 @@ def _counted(sides: Sides, move: Move, step: Callable[[int], None]) -> Differenc
 
 
 def difference(sides: Sides, move: Move) -> Difference | None:
-    """None where the converted tensors of a move, put together, are the source's bytes or its declared rounding.
+    """None where the converted tensors of a move, put together, are the source's bytes or its declared rounding; of
+    copies, where each of them is.
 
     Args:
         move: of a way back: its sources are the converted keys, its target is the original one.
     """
     key = move.targets[0]
     source, parts = sides.original[key], [sides.converted[name] for name in move.sources]
-    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if len(parts) > 1 else parts[0].shape
+    split = len(parts) > 1 and not move.copies
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if split else parts[0].shape
     if tuple(shape) != tuple(source.shape):
         return Difference(key, dict.fromkeys(move.sources, f"has shape {list(shape)}, not {list(source.shape)}"))
     kinds = {part.dtype.name for part in parts}
@@ -159,7 +161,7 @@ def difference(sides: Sides, move: Move) -> Difference | None:
     for name, part in zip(move.sources, parts, strict=True):
         have = sides.room.read(1, part)
         right = data[offset : offset + len(have)]
-        offset += len(have)
+        offset += 0 if move.copies else len(have)
         if not _equal(have, right):
             wrong[name] = _describe(sides, name, right)
     return Difference(key, wrong) if wrong else None
@@ -194,8 +196,8 @@ def _describe(sides: Sides, name: str, right: Bytes) -> str:
 def _parts(sides: Sides) -> Iterator[tuple[str, Any]]:
     """Every converted key with the run of the original that belongs there."""
     for move in sides.plan.moves:
-        tensor, count = sides.original[move.sources[0]], len(move.targets)
-        rows = tensor.shape[0] // count if count > 1 else 0
+        tensor = sides.original[move.sources[0]]
+        rows = tensor.shape[0] // move.parts if move.parts > 1 else 0
         for i, target in enumerate(move.targets):
             yield target, tensor[i * rows : (i + 1) * rows] if rows else tensor
 

@@ -160,7 +160,7 @@ def run(
                 watch = told(*[tracer.against("original")] * (precision == traced))
             outcome.original[precision] = original(precision, rounded).forward(inputs, watch).cpu()
             if rounded:
-                exact = {name: value.double() for name, value in inputs.items()}
+                exact = {name: v.double() if v.is_floating_point() else v for name, v in inputs.items()}
                 outcome.truth[precision] = original(FLOAT64, rounded).forward(exact, told()).cpu()
             if precision in precisions:
                 watch = told(*[tracer.against("converted")] * (precision == traced))
