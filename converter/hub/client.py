@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from ..errors import ConverterError, InputError, printable
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+# Which of the two, the hub does not tell somebody who may not know.
+_NO_REPOSITORY = f"the hub has no such model repository, or it is private: {LOGIN}"
 
 
 @contextmanager
@@ -64,14 +66,14 @@ def failures() -> tuple[type[BaseException], ...]:
 
 def _hush(restored: ExitStack, *, bars: bool) -> None:
     from huggingface_hub import utils
+    from huggingface_hub.utils import logging as verbosity
 
     restored.enter_context(warnings.catch_warnings())
     # Those attributed to the client; what we call wrongly would be attributed to us.
     warnings.filterwarnings("ignore", module=r"huggingface_hub(\.|$)")
-    logger = logging.getLogger("huggingface_hub")
-    if logger.level == logging.WARNING:  # its default; whoever chose another wants to see it
-        logger.setLevel(logging.CRITICAL)
-        restored.callback(logger.setLevel, logging.WARNING)
+    if verbosity.get_verbosity() == logging.WARNING:  # its default; whoever chose another wants to see it
+        verbosity.set_verbosity(logging.CRITICAL)
+        restored.callback(verbosity.set_verbosity, logging.WARNING)
     if not bars and not utils.are_progress_bars_disabled():
         utils.disable_progress_bars()
         restored.callback(utils.enable_progress_bars)
@@ -103,7 +105,7 @@ def _explained(
     if isinstance(error, errors.GatedRepoError):
         kind, words = refusal, f"gated: ask for access on its page on the hub, and {LOGIN}"
     elif isinstance(error, errors.RepositoryNotFoundError):
-        kind, words = refusal, f"the hub has no such model repository, or it is private: {LOGIN}"
+        kind, words = refusal, _NO_REPOSITORY
     elif isinstance(error, errors.RevisionNotFoundError):
         kind, words = refusal, "the repository has no such branch, tag or commit"
     elif isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
@@ -118,9 +120,13 @@ def _explained(
 
 
 def _answered(error: BaseException) -> str:
+    from huggingface_hub import get_token
+
     status: int = error.response.status_code  # type: ignore[attr-defined]
     said = getattr(error, "server_message", None)
     words = f" ({printable(said)})" if said else ""
+    if status == 401 and not get_token():
+        return _NO_REPOSITORY
     if status == 401:
         return f"the hub does not accept the token{words}: {LOGIN}"
     if status == 403:

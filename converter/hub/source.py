@@ -42,11 +42,18 @@ def local(path: str | os.PathLike[str], *, quiet: bool = False) -> Path:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """One commit of a repository: the files it holds, how one is fetched, and whether these are all files."""
+    """One commit of a repository.
+
+    Attributes:
+        names: the files it holds; `whole`: whether these are all.
+        fetch: what fetches one of them.
+        remember: what lets the cache know, by way of one of them, that the revision asked for is this commit.
+    """
 
     names: Set[str]
-    fetch: Callable[[str], Path]
     whole: bool
+    fetch: Callable[[str], Path]
+    remember: Callable[[str], object]
 
 
 def _fetched(place: Place) -> Path:
@@ -62,6 +69,7 @@ def _fetched(place: Place) -> Path:
                 raise InputError.at(place.asked, choice.index, rule)
         for name in shards:
             snapshot.fetch(name)
+    snapshot.remember(choice.files[0])
     if choice.result in found:
         return found[choice.result]
     name, path = next(iter(found.items()))
@@ -79,12 +87,14 @@ def _snapshot(place: Place) -> _Snapshot:
         if folder is None:
             raise
         names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-        return _Snapshot(names, folder.joinpath, whole=False)
+        return _Snapshot(names, False, folder.joinpath, lambda name: None)
+
+    def fetch(name: str, revision: str | None = info.sha) -> Path:
+        return Path(hf_hub_download(place.repo, name, revision=revision))
+
     # Every file of the same commit, whatever is pushed meanwhile; of a commit, what is in the cache is not asked for.
     return _Snapshot(
-        {sibling.rfilename for sibling in info.siblings or ()},
-        lambda name: Path(hf_hub_download(place.repo, name, revision=info.sha)),
-        whole=True,
+        {sibling.rfilename for sibling in info.siblings or ()}, True, fetch, lambda name: fetch(name, place.revision)
     )
 
 

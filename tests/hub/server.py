@@ -72,6 +72,7 @@ class Hub:
         self.answer: Callable[[str, str], tuple[int, bytes] | None] = lambda method, path: (
             None
         )  # instead of the true one
+        self._held: tuple[int, threading.Event, threading.Event] | None = None
         self.on_commit: Callable[[Repo], None] = lambda repo: None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
@@ -90,6 +91,16 @@ class Hub:
         repo = self.repos[name] = Repo(**how)
         repo.commit({".gitattributes": b"", **files}, "initial commit")
         return repo
+
+    def hold_after(self, count: int) -> threading.Event:
+        """Send that much of a large file and no more until `release`; the event says that it is sent."""
+        self._held = count, threading.Event(), threading.Event()
+        return self._held[1]
+
+    def release(self) -> None:
+        assert self._held
+        self._held[2].set()
+        self._held = None
 
     def asked(self, method: str, part: str = "") -> list[str]:
         return [path for m, path, _ in self.log if m == method and part in path]
@@ -229,14 +240,19 @@ class _Handler(BaseHTTPRequestHandler):
         if found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
             start, status = int(found[1]), 206
             headers["Content_Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        if not self.hub.cuts:
+        held = self.hub._held
+        if not self.hub.cuts and not held:
             return self._send(status, data[start:], ETag=f'"{oid}"', **headers)
         self.send_response(status)
         self.send_header("Content-Length", str(len(data) - start))
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        self.wfile.write(data[start : start + self.hub.cuts.pop(0)])
+        self.wfile.write(data[start : start + (held[0] if held else self.hub.cuts.pop(0))])
+        if held:
+            self.wfile.flush()
+            held[1].set()
+            held[2].wait(60)
         self.close_connection = True
         return None
 
