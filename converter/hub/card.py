@@ -51,8 +51,9 @@ def card(
         base_model=place.repo if place else None,
         tags=[str(record["family"])],
     )
-    named = place.asked if place else record["source"]["name"]
-    parts = [*_head(record, named, repo, revision, class_name), *_made(record, named), *_shown(record)]
+    named = "/".join(filter(None, (f"hf://{place.repo}", place.path))) if place else record["source"]["name"]
+    made = _made(record, named, (place.revision if place else None) or "")
+    parts = [*_head(record, named, repo, revision, class_name), *made, *_shown(record)]
     return f"---\n{data.to_yaml()}\n---\n\n" + blocks([*parts, *_parity(parity)])
 
 
@@ -71,11 +72,12 @@ def _head(record: dict[str, Any], named: str, repo: str, revision: str | None, c
         yield fenced(f"from diffusers import {class_name}\n\n{load}", "python")
 
 
-def _made(record: dict[str, Any], named: str) -> Iterator[str]:
+def _made(record: dict[str, Any], named: str, revision: str) -> Iterator[str]:
     made, others = record["source"], [c for c in record["candidates"] if not c["selected"]]
     weights = {"raw": "raw", "ema": "EMA"}
     rows = [
         ["source", code(named)],
+        ["revision", code(revision)],
         ["file", code(made["name"] if made["name"] != named else "")],
         ["size", human_bytes(int(made["size"]))],
         ["container", text(made["container"])],

@@ -56,6 +56,8 @@ def choose(names: Set[str], place: Place, *, whole: bool = True) -> Choice:
         if single in names and index in names:
             raise InputError.at(place.asked, "", f"holds both {single} and an index of shards: one of them is stale")
         if single in names or index in names:
+            if not whole and f"{folder}{CONFIG}" not in names:  # other programs fetch by the file
+                raise InputError.at(place.asked, "", f"{folder}{CONFIG} {absent(whole)}")
             ours = (f"{root}{RECORD}", f"{root}{EXTRAS}") if f"{root}{RECORD}" in names else ()
             wanted = (*ours, f"{folder}{CONFIG}", index, single)
             return Choice(tuple(name for name in wanted if name in names), index if index in names else "", root)

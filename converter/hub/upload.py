@@ -79,6 +79,8 @@ def push(
     hold what its record says, `ConverterError` where the hub cannot be reached or breaks off. The repository is then
     as it was, or new and empty.
     """
+    from urllib.parse import quote
+
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     record, contents = _made(folder)
@@ -109,7 +111,8 @@ def push(
             parent_commit=there.commit,
         )
         _arrived(page.repo_id, contents, done.oid)
-    return Pushed(str(page) + (f"/tree/{revision}" if revision else ""), done.commit_url, [*contents], notes)
+    branch = f"/tree/{quote(revision, safe='')}" if revision else ""
+    return Pushed(f"{page}{branch}", done.commit_url, [*contents], notes)
 
 
 def _made(folder: Path) -> tuple[dict[str, Any], dict[str, Path | bytes]]:

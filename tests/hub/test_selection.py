@@ -98,6 +98,8 @@ def test_what_is_in_the_cache_may_not_be_all_there_is() -> None:
         assert choose(names, Place("", "o/n", None, name), whole=False).files == (name,)
     with pytest.raises(InputError, match="is not in the cache, and the hub is out of reach"):
         choose({"a.pth"}, Place("", "o/n", None, "b.pth"), whole=False)
+    with pytest.raises(InputError, match=r"transformer/config\.json is not in the cache"):
+        choose({f"{T}{W}.safetensors"}, place, whole=False)
     with pytest.raises(InputError, match="weights in it: is not in the cache"):
         choose({"config.json"}, place, whole=False)
 
