@@ -34,14 +34,10 @@ def talking(
 
     Raises: these; `ConverterError` itself where the disk, or the cache on it, fails.
     """
-    from huggingface_hub.errors import HFValidationError
-
     with ExitStack() as restored:
         _hush(restored, bars=not quiet and sys.stderr is not None and sys.stderr.isatty())
         try:
             yield
-        except HFValidationError:
-            raise refusal(f"{printable(name)}: not a name that the hub allows: OWNER/NAME") from None
         except failures() as error:
             raise _explained(name, error, before, refusal, failure) from error
         except RuntimeError as error:  # how an upload wraps what went wrong, and what the faster transfer raises
@@ -81,11 +77,13 @@ def _hush(restored: ExitStack, *, bars: bool) -> None:
 
 def unreachable(error: BaseException) -> bool:
     """Whether the hub did not answer at all, or only that it cannot now: what is in the cache may still serve."""
-    from huggingface_hub.errors import HfHubHTTPError
+    status = _status(error)
+    return status == 429 or status >= 500 if status else not _of_the_disk(error)
 
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return error.response.status_code == 429 or error.response.status_code >= 500
-    return not _of_the_disk(error)
+
+def _status(error: BaseException) -> int:
+    """The HTTP status that the hub answered with, 0 where it did not answer."""
+    return getattr(getattr(error, "response", None), "status_code", 0)
 
 
 def _of_the_disk(error: BaseException) -> bool:
@@ -110,8 +108,8 @@ def _explained(
         kind, words = refusal, "the repository has no such branch, tag or commit"
     elif isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         kind, words = refusal, "the repository holds no such file"
-    elif isinstance(error, errors.HfHubHTTPError) and error.response is not None:
-        kind, words = (failure if unreachable(error) else refusal), _answered(error)
+    elif status := _status(error):
+        kind, words = (failure if unreachable(error) else refusal), _answered(error, status)
     elif _of_the_disk(error):
         assert isinstance(error, OSError)
         where = f"{printable(error.filename)}: " if error.filename else ""
@@ -119,10 +117,9 @@ def _explained(
     return kind(f"{printable(name)}: {words}")
 
 
-def _answered(error: BaseException) -> str:
+def _answered(error: BaseException, status: int) -> str:
     from huggingface_hub import get_token
 
-    status: int = error.response.status_code  # type: ignore[attr-defined]
     said = getattr(error, "server_message", None)
     words = f" ({printable(said)})" if said else ""
     if status == 401 and not get_token():

@@ -43,7 +43,7 @@ def place_of(text: str) -> Place | None:
     # A `Path` has made one slash of two.
     if spelled := re.match("hf:/{1,2}", text):
         return _parsed(text, text[spelled.end() :])
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text, re.ASCII) or text.lower().endswith(SUFFIXES) or not _valid(text):
+    if text.count("/") != 1 or text.lower().endswith(SUFFIXES) or not valid(text):
         return None
     if os.path.isdir(os.path.dirname(text)):
         # A slip in a path is likelier, and must not fetch what somebody keeps under that name on the hub.
@@ -59,13 +59,20 @@ def _parsed(asked: str, rest: str) -> Place:
         raise UsageError(f"{printable(asked)}: {_OTHERS[kind]} on the hub; only model repositories are read")
     found = _PLACE.fullmatch(rest)
     path = (found["path"] or "").removesuffix("/") if found else ""
-    if not found or not _valid(found["repo"]) or not {"", ".", ".."}.isdisjoint(path.split("/") if path else []):
+    if not found or not valid(found["repo"]) or (path and not inside(path)):
         raise UsageError(f"{printable(asked)}: not a place on the hub: {FORM}")
     return Place(asked, found["repo"], unquote(found["revision"]) if found["revision"] else None, path)
 
 
-def _valid(repo: str) -> bool:
-    """Whether the hub could have a repository of that name."""
+def inside(name: str) -> bool:
+    """Whether a path in a repository, or in a folder, stays inside it."""
+    return not {"", ".", ".."} & {*name.split("/")}
+
+
+def valid(repo: str) -> bool:
+    """Whether the hub could have a repository of that name, OWNER/NAME or NAME."""
+    if not re.fullmatch(r"[\w./-]+", repo, re.ASCII):
+        return False
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..checkpoint.folder import read_json
 from ..errors import InputError, printable
 from .client import failures, talking, unreachable
-from .names import Place, place_of
+from .names import Place, inside, place_of
 from .selection import absent, choose
 
 
@@ -94,7 +94,10 @@ def _snapshot(place: Place) -> _Snapshot:
 
     # Every file of the same commit, whatever is pushed meanwhile; of a commit, what is in the cache is not asked for.
     return _Snapshot(
-        {sibling.rfilename for sibling in info.siblings or ()}, True, fetch, lambda name: fetch(name, place.revision)
+        {sibling.rfilename for sibling in info.siblings or () if inside(sibling.rfilename)},
+        True,
+        fetch,
+        lambda name: fetch(name, place.revision),
     )
 
 

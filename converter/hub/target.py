@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ..checkpoint.folder import _STEMS as STEMS
 from ..checkpoint.folder import read_json
 from ..conversion import PARITY, RECORD, TOOL
 from ..errors import ConverterError, UsageError, printable
+from .names import inside
 
 CARD = "README.md"
 # In every card that is generated, and in no other: one with it is replaced by the next push.
@@ -26,15 +27,10 @@ def listed(record: object) -> dict[str, dict[str, Any]]:
     """
     try:
         files: dict[str, dict[str, Any]] = {**record["written"]} if record["tool"]["name"] == TOOL else {}  # type: ignore[index]
-        sound = all(isinstance(about["size"], int) and _inside(name) for name, about in files.items())
+        sound = all(isinstance(about["size"], int) and inside(name) for name, about in files.items())
     except (TypeError, KeyError):
         return {}
     return files if sound else {}
-
-
-def _inside(name: str) -> bool:
-    """Whether a path stays inside the folder that it is relative to."""
-    return bool(name) and not PurePosixPath(name).is_absolute() and ".." not in name.split("/")
 
 
 @dataclass(frozen=True)

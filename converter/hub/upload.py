@@ -14,7 +14,7 @@ from ..checkpoint.folder import CONFIG, read_config, read_json
 from ..conversion import PARITY, RECORD, TOOL
 from ..errors import ConverterError, InputError, UsageError, printable
 from .client import LOGIN, talking
-from .names import place_of
+from .names import place_of, valid
 from .target import CARD, listed, target
 
 
@@ -37,10 +37,9 @@ def check(repo_id: str) -> None:
     Raises: `UsageError` for a name that cannot be, without a token that may write, or where the hub is out of reach.
     """
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.utils import validate_repo_id
 
+    _check_name(repo_id)
     with talking(repo_id, refusal=UsageError, failure=UsageError):
-        validate_repo_id(repo_id)
         if not get_token():
             raise UsageError(f"{printable(repo_id)}: publishing on the hub takes a token: {LOGIN}")
         whoami = HfApi().whoami()
@@ -83,6 +82,7 @@ def push(
 
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+    _check_name(repo_id)
     record, contents = _made(folder)
     parity = _parity(folder, contents)
     if parity is not None:
@@ -113,6 +113,11 @@ def push(
         _arrived(page.repo_id, contents, done.oid)
     branch = f"/tree/{quote(revision, safe='')}" if revision else ""
     return Pushed(f"{page}{branch}", done.commit_url, [*contents], notes)
+
+
+def _check_name(repo_id: str) -> None:
+    if not valid(repo_id):
+        raise UsageError(f"{printable(repo_id)}: not a name that the hub allows: OWNER/NAME")
 
 
 def _made(folder: Path) -> tuple[dict[str, Any], dict[str, Path | bytes]]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import PixArtTransformer2DModel
 from huggingface_hub import ModelCard, constants
 from makers import GOLDEN, HEADS, tree
 from server import Hub, Repo, sha256
@@ -95,6 +94,8 @@ def test_a_conversion_goes_to_the_hub_and_comes_back(hub: Hub, out: Path) -> Non
 
 
 def test_stock_diffusers_loads_it_as_the_card_says(hub: Hub, out: Path) -> None:
+    from diffusers import PixArtTransformer2DModel
+
     push(out, "owner/name")
     card = hub.repos["owner/name"].files[CARD].decode()
     (snippet,) = re.findall(r"^```python\n(.*?)^```$", card, flags=re.M | re.S)
