@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from server import Hub, Repo, sha256
 import converter
 from converter.errors import ConverterError, InputError, UsageError
 from converter.hub import Pushed, check, local, push
+from converter.hub.target import Target
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 PATHS = {WEIGHTS, "transformer/config.json", "original_extras.safetensors", "conversion.json"}
@@ -212,6 +214,19 @@ def test_other_weights_beside_ours_are_refused(record: bytes | None, hub: Hub, o
         push(out, "owner/name")
     assert len(repo.messages) == 1
     assert not hub.asked("PUT")
+
+
+@pytest.mark.parametrize("files", [{WEIGHTS}, {f"{WEIGHTS}.index.json", WEIGHTS.replace(".", "-00001-of-00001.")}])
+@pytest.mark.parametrize("other", [WEIGHTS, f"{WEIGHTS}.index.json", "transformer/model.safetensors"])
+def test_shards_beside_one_file_and_the_other_way_round(files: set[str], other: str) -> None:
+    there = Target("owner/name", "", False, {other, "vae/model.safetensors", CARD}, frozenset({CARD}))
+    assert there.stale(files) == set()  # a card is never deleted, whatever a record says
+    if other in files:
+        there.check(files, None)
+        return
+    with pytest.raises(UsageError, match="holds other weights"):
+        there.check(files, None)
+    replace(there, ours={other}).check(files, None)
 
 
 def test_weights_that_are_replaced_are_no_hindrance(hub: Hub, out: Path) -> None:
