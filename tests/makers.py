@@ -5,11 +5,16 @@ And what is done with them: starting the command as a process of its own, compar
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
+import pty
+import select
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -232,3 +237,23 @@ def launch(name: str, *arguments: object, **options: Any) -> Result:
         process.kill()
         raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def terminal(name: str, *arguments: object, **options: Any) -> tuple[int, str, bytes]:
+    """(exit code, standard output, what a terminal of 80 columns got to see as standard error)."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    process = start(name, *arguments, stdout=subprocess.PIPE, stderr=theirs, text=True, **options)
+    os.close(theirs)
+    shown = b""
+    while select.select([ours], [], [], 60)[0]:
+        try:
+            part = os.read(ours, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(ours)
+    out, _ = process.communicate(timeout=60)
+    return process.returncode, out, shown

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
 import re
-import select
 import shutil
 import signal
-import struct
 import subprocess
-import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from makers import CONTAINERS, GOLDEN, HEADS, Result, launch, pixart, save, start, tree
+from makers import CONTAINERS, GOLDEN, HEADS, Result, launch, pixart, save, start, terminal, tree
 from safetensors.torch import load_file
 
 import converter
@@ -570,23 +565,7 @@ def test_inspect_as_json(cli: Cli) -> None:
 
 
 def on_a_terminal(*arguments: object) -> tuple[int, str, bytes]:
-    """(exit code, standard output, what a terminal of 80 columns got to see as standard error)."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    process = start("convert-pixart", *arguments, stdout=subprocess.PIPE, stderr=theirs, text=True)
-    os.close(theirs)
-    shown = b""
-    while select.select([ours], [], [], 60)[0]:
-        try:
-            part = os.read(ours, 1 << 16)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        shown += part
-    os.close(ours)
-    out, _ = process.communicate(timeout=60)
-    return process.returncode, out, shown
+    return terminal("convert-pixart", *arguments)
 
 
 def big(place: Path, bad: bool = False) -> Path:
