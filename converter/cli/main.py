@@ -17,6 +17,7 @@ import click
 from .._version import __version__
 from ..errors import ConverterError, printable
 from .convert import convert
+from .diff import diff
 from .inspect import inspect
 from .options import Group
 from .parity import parity
@@ -25,10 +26,11 @@ from .parity import parity
 @click.group(cls=Group, no_args_is_help=False)
 @click.version_option(__version__, prog_name="pixart")
 def pixart() -> None:
-    """Tools for PixArt checkpoints: convert them, prove the result, look into them."""
+    """Tools for PixArt checkpoints: convert them, prove the result, look into them, compare them."""
 
 
 pixart.add_command(convert, "convert")
+pixart.add_command(diff, "diff")
 pixart.add_command(inspect, "inspect")
 pixart.add_command(parity, "parity")
 
