@@ -7,7 +7,7 @@ from functools import partial
 
 import click
 
-from .options import Command, json_option
+from .options import FOUND, Command, json_option
 
 WEIGHTS = click.Choice(["raw", "ema"])
 
@@ -59,6 +59,7 @@ def diff(
             progress=None if quiet else partial(bar, shown, what="comparing", unit="B", unit_scale=True),
         )
     same = found.same(rounding_ok=rounding_ok)
+    context.meta[FOUND] = 0 if same else 1
     if as_json:
         print_json({"ok": same} | found.as_dict())
     elif not quiet:

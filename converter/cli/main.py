@@ -19,7 +19,7 @@ from ..errors import ConverterError, printable
 from .convert import convert
 from .diff import diff
 from .inspect import inspect
-from .options import Group
+from .options import FOUND, Group
 from .parity import parity
 
 
@@ -67,8 +67,8 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
     except ConverterError as error:
         return _fail(name, str(error), error.exit_code, arguments)
     except BrokenPipeError:
-        _hush()  # the reader of our output has gone, and nothing more can be said to it
-        return 0
+        _hush()  # the reader of our output has gone, and nothing more can be said to it but what was found
+        return int(context.meta.get(FOUND, 0))
     except OSError as error:
         _hush()
         where = f"{printable(error.filename)}: " if error.filename else ""

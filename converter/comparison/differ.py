@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from ..checkpoint.folder import CONFIG
 from ..checkpoint.transfer import Progress
-from ..errors import printable
+from ..errors import InputError, printable
 from .elements import measure
 from .result import (
     DIFFERENT,
@@ -59,7 +61,7 @@ def diff(
     Example:
         >>> found = diff("fixtures/golden/alpha-ms.pth", "fixtures/golden/alpha-ms.pth", weights_b="ema")
         >>> found.words
-        'B is the EMA weights of A, byte for byte; raw: relative L2 0.014'
+        'B is the EMA weights of A, byte for byte; raw: relative L2 0.081'
     """
     with ExitStack() as stack:
         ones, others = open_side(stack, "A", a, weights_a), open_side(stack, "B", b, weights_b)
@@ -85,6 +87,7 @@ class _Pair:
     a: Side
     b: Side
     weights: tuple[Tensors, Tensors]
+    disagreements: list[Disagreement]
     notes: list[str]
 
     @classmethod
@@ -93,7 +96,11 @@ class _Pair:
         (one, notes), (other, more) = a.tensors(original), b.tensors(original)
         if not a.looked.family:
             more = [*more, "no model family knows these files: compared by key, where the keys are the same"]
-        return cls(a, b, (one, other), notes + more)
+        try:
+            apart = list(_disagreements(a, b))
+        except RecursionError:
+            raise InputError.at(a.path, CONFIG, "nested too deeply to be compared") from None
+        return cls(a, b, (one, other), apart, notes + more)
 
     @property
     def jobs(self) -> list[tuple[str, bool, Joined | None, Joined | None]]:
@@ -117,7 +124,7 @@ class _Pair:
             self.b.weights,
             [tensor for tensor in found if not tensor.homeless],
             [tensor for tensor in found if tensor.homeless],
-            list(_disagreements(self.a, self.b)),
+            self.disagreements,
             self.notes,
         )
 
@@ -149,6 +156,12 @@ def _disagreements(a: Side, b: Side) -> Iterator[Disagreement]:
     ours, theirs = a.checkpoint.config, b.checkpoint.config
     for name, value in ours.items():
         alike = family.tolerated.get(name, ())
-        inert = name.startswith("_") or alike is None or {*map(str, (value, theirs.get(name)))} & {*map(str, alike)}
+        inert = name.startswith("_") or alike is None or value in alike or theirs.get(name) in alike
         if name not in one and not inert and None not in (value, theirs.get(name)) and value != theirs[name]:
-            yield Disagreement(printable(name), value, theirs[name], "config.json", "config.json")
+            yield Disagreement(printable(name), _plain(value), _plain(theirs[name]), CONFIG, CONFIG)
+
+
+def _plain(value: Any) -> Any:
+    """A field of `config.json`, which may be anything; lists and the like as text."""
+    plain = isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else printable(value)

@@ -75,8 +75,10 @@ class Numbers:
 
 
 def relative(difference: float, *norms: float) -> float:
-    """A difference over the largest of some norms; 0 where there is none."""
-    return difference / max(norms) if difference else 0.0
+    """A difference over the largest of some norms: 0 where there is none, infinity where a norm is beyond float64."""
+    if not difference:
+        return 0.0
+    return difference / max(norms) if max(norms) < math.inf else math.inf
 
 
 def _norm(values: Any) -> float:

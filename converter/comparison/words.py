@@ -33,7 +33,7 @@ def _nearest(found: Diff) -> str:
     else:
         how = "byte for byte" if best.weights_verdict == IDENTICAL else _alike(best)
         said = f"{other} is the {names} weights of {both}, {'which are the same, ' if alike else ''}{how}"
-    return "; ".join([said, *apart, *_models(best)])
+    return "; ".join([said, *apart, *_beside(best)])
 
 
 def _kind(found: Diff, each: WeightsDiff) -> str:
@@ -55,7 +55,7 @@ def of_comparison(each: WeightsDiff) -> str:
         said = _tensors(each)
     else:
         said = f"the same {_alike(each)}"
-    return "; ".join([said, *_models(each)])
+    return "; ".join([said, *_beside(each)])
 
 
 def _hyper(each: WeightsDiff) -> str:
@@ -63,8 +63,13 @@ def _hyper(each: WeightsDiff) -> str:
     return ", ".join(pairs[:NAMED]) + (", ..." if len(pairs) > NAMED else "")
 
 
-def _models(each: WeightsDiff) -> list[str]:
-    return [f"but the models differ: {_hyper(each)}"] if each.disagreements else []
+def _beside(each: WeightsDiff) -> list[str]:
+    """What the tensors' distance does not show."""
+    numbers = [tensor.numbers for tensor in each.tensors if tensor.numbers]
+    counts = {"A": sum(n.nonfinite_a for n in numbers), "B": sum(n.nonfinite_b for n in numbers)}
+    broken = ", ".join(f"{count} in {letter}" for letter, count in counts.items() if count)
+    said = [f"elements that are not finite: {broken}"] if broken else []
+    return said + ([f"but the models differ: {_hyper(each)}"] if each.disagreements else [])
 
 
 def _tensors(each: WeightsDiff) -> str:
