@@ -541,6 +541,33 @@ def test_two_families_are_not_compared(monkeypatch: pytest.MonkeyPatch, state: S
     assert differing(diff(other_family, theirs)) == {"fc.0.bias": "different"}
 
 
+def test_every_copy_is_compared_with_what_it_is_a_copy_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    table = {"layers.{} [D D]": "to.{}", "emb [2 D]": converter.Copies(converter.Parameter("to.{}.emb"))}
+    toy = converter.Family("toy", "Toy", converter.KeyMapping(table), lambda *_: None, lambda found: {})
+    monkeypatch.setattr(converter.families, "_REGISTERED", {"toy": toy})
+    state = {
+        f"layers.{i}.{end}": torch.rand(*size) for i in range(3) for end, size in (("weight", (4, 4)), ("bias", [4]))
+    }
+    state["emb"] = torch.rand(2, 4)
+    keyed = toy.keys(state)
+    a, b = save(state, tmp_path / "a.pth"), save({k: t.clone() for k, t in keyed.items()}, tmp_path / "b.pth")
+    for pair in ((a, b), (b, a)):
+        found = diff(*pair)
+        assert found.words == "identical: all 9 tensors, byte for byte"
+    keyed["to.1.emb"] = keyed["to.1.emb"] + 1
+    del keyed["to.2.emb"]
+    found = diff(a, save(keyed, tmp_path / "c.pth"))
+    assert differing(found) == {"to.1.emb": "different", "to.2.emb": "only in A"}
+    assert {each.key for each in only(found).tensors if each.kind == "identical"} >= {"to.0.emb", "layers.2.bias"}
+
+
+def test_a_block_index_beyond_all_counting(state: State, tmp_path: Path) -> None:
+    far = f"transformer_blocks.{10**17}.attn1.to_q.weight"
+    b = folder(diffusers_keyed(state) | {far: torch.ones(24, 24)}, tmp_path / "b", CONFIG)
+    found = diff(save(state, tmp_path / "a.pth"), b)
+    assert differing(found) == {far: "only in B"}
+
+
 # Bad input.
 
 

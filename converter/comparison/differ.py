@@ -29,7 +29,7 @@ from .result import (
     WeightsDiff,
 )
 from .rounding import roundings
-from .sides import Joined, Side, Tensors, check_comparable, open_side
+from .sides import Joined, Side, Tensors, check_comparable, matched, open_side
 
 WORKERS = 2  # reading, comparing and checksums run without the interpreter's lock
 
@@ -93,14 +93,15 @@ class _Pair:
     @classmethod
     def of(cls, a: Side, b: Side) -> _Pair:
         original = a.looked.diffusers != b.looked.diffusers
-        (one, notes), (other, more) = a.tensors(original), b.tensors(original)
+        one, other = a.spelled(original), b.spelled(original)
+        notes = one.notes + other.notes
         if not a.looked.family:
-            more = [*more, "no model family knows these files: compared by key, where the keys are the same"]
+            notes.append("no model family knows these files: compared by key, where the keys are the same")
         try:
             apart = list(_disagreements(a, b))
         except RecursionError:
             raise InputError.at(a.path, CONFIG, "nested too deeply to be compared") from None
-        return cls(a, b, (one, other), apart, notes + more)
+        return cls(a, b, matched(one, other), apart, notes)
 
     @property
     def jobs(self) -> list[tuple[str, bool, Joined | None, Joined | None]]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
-from ..conversion import EXTRAS
 from ..errors import InputError, UsageError, printable
 from ..inspection import report
 from ..mapping import fold
+from ..record import record_beside, sidecar_beside
 from ..survey import Survey, survey
 
 
@@ -49,6 +49,27 @@ class Joined:
 
 
 Tensors = dict[str, Joined]
+
+
+@dataclass
+class Spelled:
+    """The tensors of one side, and in words what is odd about them. `copies`: keys of diffusers' layout, each of
+    which holds the whole tensor of the original's key that is given: each is compared with that."""
+
+    tensors: Tensors = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def matched(a: Spelled, b: Spelled) -> tuple[Tensors, Tensors]:
+    """Both sides' tensors, where a tensor of one side meets every copy that the other has of it."""
+    sides = dict(a.tensors), dict(b.tensors)
+    for copies, mine in ((b.copies, sides[0]), (a.copies, sides[1])):
+        found = {copy: mine[key] for copy, key in copies.items() if key in mine}
+        for key in {copies[copy] for copy in found}:
+            del mine[key]
+        mine.update(found)
+    return sides
 
 
 @dataclass
@@ -88,33 +109,33 @@ class Side:
         held = {name: self.checkpoint[key] for key, name in names.items()} | dict(self.sidecar or {})
         return {name: Joined((tensor,)) for name, tensor in held.items()}
 
-    def tensors(self, original: bool) -> tuple[Tensors, list[str]]:
-        """(all others by their keys, of diffusers' layout put together under the original's if that is asked for;
-        in words, what could not be).
+    def spelled(self, original: bool) -> Spelled:
+        """All other tensors, by their own keys, or by the original's if that is asked for.
 
         What has no place in the table, or cannot be put together, stays under its own key.
         """
-        plan, checkpoint = self.looked.plan, self.checkpoint
-        made: Tensors = {}
+        plan, checkpoint, made = self.looked.plan, self.checkpoint, Spelled()
         taken, apart = {*plan.computed, *plan.extras}, []
+        moves = []
         if original and self.looked.diffusers and self.looked.family:
-            for move in self.looked.family.keys.survey_back(checkpoint).moves:
-                parts = tuple(checkpoint[name] for name in move.sources if name in checkpoint)
-                if len(parts) == len(move.sources) and (len(parts) == 1 or _alike(parts)):
-                    made[move.targets[0]] = Joined(parts)
-                    taken.update(move.sources)
-                else:
-                    apart.append(move.targets[0])
+            moves = self.looked.family.keys.survey_back(checkpoint).moves
+        for move in moves:
+            (key,), parts = move.targets, tuple(checkpoint[name] for name in move.sources if name in checkpoint)
+            if move.copies:
+                made.copies |= dict.fromkeys(move.sources, key)
+            elif len(parts) == len(move.sources) and (len(parts) == 1 or _alike(parts)):
+                made.tensors[key] = Joined(parts)
+                taken.update(move.sources)
+            else:
+                apart.append(key)
         for key, tensor in checkpoint.items():
-            if key in taken:
-                continue
-            if key in made:
+            if key in made.tensors:
                 raise InputError.at(checkpoint.path, key, "the same tensor is there under diffusers' keys too")
-            made[key] = Joined((tensor,))
-        return made, [
-            f"{self.letter}: {key} cannot be put together: its parts are not all there, or unlike"
-            for key in fold(apart)
-        ]
+            if key not in taken:
+                made.tensors[key] = Joined((tensor,))
+        unlike = "cannot be put together: its parts are not all there, or unlike"
+        made.notes = [f"{self.letter}: {key} {unlike}" for key in fold(apart)]
+        return made
 
 
 def _alike(parts: tuple[LazyTensor, ...]) -> bool:
@@ -142,12 +163,11 @@ def open_side(stack: ExitStack, letter: str, path: str | os.PathLike[str], weigh
 
 
 def _sidecar(looked: Survey) -> Path | None:
-    """Where a conversion kept what its model has no place for: in the folder, or above it if it is the model's."""
+    """Where a conversion kept what the model of a folder has no place for."""
     path = Path(looked.checkpoint.path)
-    if not (looked.diffusers and looked.family and path.is_dir()):
+    if not (looked.diffusers and path.is_dir()):
         return None
-    above = [path.absolute().parent] if path.absolute().name == looked.family.subfolder else []
-    return next((folder / EXTRAS for folder in (path, *above) if (folder / EXTRAS).is_file()), None)
+    return sidecar_beside(path, record_beside(path))
 
 
 def check_comparable(a: Side, b: Side) -> None:
