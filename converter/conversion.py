@@ -158,9 +158,7 @@ class _Plan:
         return sum(file.layout.size for file in self.files) + sum(map(len, self.texts.values())) + (1 << 20)
 
 
-def _plan(
-    looked: Survey, wanted: Destination, null_caption: str | os.PathLike[str] | None, stack: ExitStack
-) -> _Plan:
+def _plan(looked: Survey, wanted: Destination, null_caption: str | os.PathLike[str] | None, stack: ExitStack) -> _Plan:
     """Decide everything; of the tensors, those that are recomputed or copies are read and compared, no other is."""
     maker, checkpoint, texts = looked.require(), looked.checkpoint, dict[str, str]()
     if wanted.folder:

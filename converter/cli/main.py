@@ -17,8 +17,9 @@ import click
 from .._version import __version__
 from ..errors import ConverterError, printable
 from .convert import convert
+from .diff import diff
 from .inspect import inspect
-from .options import Group
+from .options import FOUND, Group
 from .parity import parity
 from .revert import revert
 
@@ -26,10 +27,11 @@ from .revert import revert
 @click.group(cls=Group, no_args_is_help=False)
 @click.version_option(__version__, prog_name="pixart")
 def pixart() -> None:
-    """Tools for PixArt checkpoints: convert them, prove the result, look into them."""
+    """Tools for PixArt checkpoints: convert them, prove the result, look into them, compare them."""
 
 
 pixart.add_command(convert, "convert")
+pixart.add_command(diff, "diff")
 pixart.add_command(inspect, "inspect")
 pixart.add_command(revert, "revert")
 pixart.add_command(parity, "parity")
@@ -67,8 +69,8 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
     except ConverterError as error:
         return _fail(name, str(error), error.exit_code, arguments)
     except BrokenPipeError:
-        _hush()  # the reader of our output has gone, and nothing more can be said to it
-        return 0
+        _hush()  # the reader of our output has gone, and nothing more can be said to it but what was found
+        return int(context.meta.get(FOUND, 0))
     except OSError as error:
         _hush()
         where = f"{printable(error.filename)}: " if error.filename else ""

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def print_json(content: Any) -> None:
-    print(json.dumps(content, ensure_ascii=True))
+    # At once, so that a reader that has left is noticed here and not when Python ends.
+    print(json.dumps(content, ensure_ascii=True), flush=True)
 
 
 def _source_lines(record: dict[str, Any]) -> Iterator[str]:
