@@ -9,12 +9,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..checkpoint.folder import CONFIG
-from ..conversion import EXTRAS, PARITY, RECORD
 from ..errors import human_bytes
 from ..parity.rendering import facts
 from ..parity.rendering.markdown_text import blocks, bullets, code, fenced, table, text
 from ..parity.rendering.summary import ICONS
 from ..parity.report import Report
+from ..record import EXTRAS, PARITY, RECORD
 from .names import place_of
 from .target import MARK
 

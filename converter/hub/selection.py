@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..checkpoint.folder import _STEMS as STEMS
 from ..checkpoint.folder import CONFIG
-from ..conversion import EXTRAS, RECORD
 from ..errors import InputError, printable
+from ..record import EXTRAS, RECORD
 from .names import SUFFIXES, Place
 
 _SHOWN = 8

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..checkpoint.folder import _STEMS as STEMS
 from ..checkpoint.folder import read_json
-from ..conversion import PARITY, RECORD, TOOL
 from ..errors import ConverterError, UsageError, printable
+from ..record import PARITY, RECORD, TOOL
 from .names import inside
 
 CARD, INDEX = "README.md", ".index.json"

@@ -11,8 +11,8 @@ from typing import Any
 
 from .._version import __version__
 from ..checkpoint.folder import CONFIG, read_config, read_json
-from ..conversion import PARITY, RECORD, TOOL
 from ..errors import ConverterError, InputError, UsageError, printable
+from ..record import PARITY, RECORD, TOOL
 from .client import LOGIN, talking
 from .names import place_of, valid
 from .target import CARD, listed, target
