@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 
-from ..checkpoint.folder import _STEMS as STEMS
-from ..checkpoint.folder import CONFIG
+from ..checkpoint.folder import CONFIG, STEMS, weights_among
 from ..errors import InputError, printable
 from ..record import EXTRAS, RECORD
 from .names import SUFFIXES, Place
@@ -51,16 +50,16 @@ def choose(names: Set[str], place: Place, *, whole: bool = True) -> Choice:
         raise InputError.at(place.asked, "", f"the file or folder {absent(whole)}")
     inner = f"{root}transformer/"
     folder = inner if any(name.startswith(inner) for name in names) else root
-    for stem in STEMS:
-        single, index = f"{folder}{stem}", f"{folder}{stem}.index.json"
-        if single in names and index in names:
-            raise InputError.at(place.asked, "", f"holds both {single} and an index of shards: one of them is stale")
-        if single in names or index in names:
-            if not whole and f"{folder}{CONFIG}" not in names:  # other programs fetch by the file
-                raise InputError.at(place.asked, "", f"{folder}{CONFIG} {absent(whole)}")
-            ours = (f"{root}{RECORD}", f"{root}{EXTRAS}") if f"{root}{RECORD}" in names else ()
-            wanted = (*ours, f"{folder}{CONFIG}", index, single)
-            return Choice(tuple(name for name in wanted if name in names), index if index in names else "", root)
+    try:
+        found = weights_among({name.removeprefix(folder) for name in names if name.startswith(folder)})
+    except ValueError as error:
+        raise InputError.at(place.asked, folder, str(error)) from None
+    for single, index in found:
+        if not whole and f"{folder}{CONFIG}" not in names:  # other programs fetch by the file
+            raise InputError.at(place.asked, "", f"{folder}{CONFIG} {absent(whole)}")
+        ours = (f"{root}{RECORD}", f"{root}{EXTRAS}") if f"{root}{RECORD}" in names else ()
+        wanted = (*ours, f"{folder}{CONFIG}", *(f"{folder}{name}" for name in (index, single) if name))
+        return Choice(tuple(name for name in wanted if name in names), f"{folder}{index}" if index else "", root)
     only = _only(sorted(name for name in names if name.startswith(folder) and name.endswith(SUFFIXES)), place, whole)
     return Choice((only,), "", only)
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.folder import _STEMS as STEMS
-from ..checkpoint.folder import read_json
+from ..checkpoint.folder import STEMS, read_json
 from ..errors import ConverterError, UsageError, printable
 from ..record import PARITY, RECORD, TOOL
 from .names import inside

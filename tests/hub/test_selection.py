@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.checkpoint.folder import _STEMS, model_folder, weight_files
+from converter.checkpoint.folder import STEMS, model_folder, weight_files
 from converter.errors import InputError
 from converter.hub.names import Place
 from converter.hub.selection import Choice, choose
@@ -106,7 +106,7 @@ def test_what_is_in_the_cache_may_not_be_all_there_is() -> None:
 
 SHARD = "shard-1.safetensors"
 NAMES = [
-    *(f"{folder}{stem}{end}" for folder in ("", T) for stem in _STEMS for end in ("", ".index.json")),
+    *(f"{folder}{stem}{end}" for folder in ("", T) for stem in STEMS for end in ("", ".index.json")),
     *("config.json", f"{T}config.json", SHARD, f"{T}{SHARD}", "model_index.json", "a.pth", f"{T}{W}.fp16.safetensors"),
 ]
 
