@@ -10,15 +10,14 @@ import torch
 
 from ..errors import ConverterError, InputError, printable
 from ..reference import Memory, Net, Stage, Values, Weights, unheard
-from . import function, gates, localise, selftest, trajectory
+from . import function, gates, loading, localise, selftest, trajectory
 from .audit import Sides
 from .cases import load_cases, save_outcome
 from .faults import Fault, catalogue
 from .function import FLOAT64, Judge, Outcome
 from .inputs import Case
-from .model import Model, Remedy
+from .model import Model
 from .report import FAIL, NOT_RUN, PASS, Check, Phase
-from .statistics import relative
 from .stock import Streamed
 
 
@@ -127,30 +126,12 @@ class Session:
             except Exception as error:  # a net that is wrong may not have the parts to look into: the verdict stands
                 made.notes.append(f"where it goes wrong was not found: {type(error).__name__}: {printable(error)}")
         if self.remedy:
-            self._tell_of_loading(made, self.remedy)
-        return made
-
-    def _tell_of_loading(self, made: Phase, remedy: Remedy) -> None:
-        """Which of two nets was compared, as the loader makes it or amended, and what the other one gives."""
-        first, other = self.outcomes[0], self.as_loaded if self.remedied else remedy.model
-        trial = Outcome(first.case, first.original)
-        net = other.converted(self.config, self._weights(self.sides.converted, FLOAT64, ""))
-        trial.converted[FLOAT64] = net.forward(first.case.tensors(torch.float64, self.device)).cpu()
-        self.judge.judge(trial)
-        error, limit = relative(trial.converted[FLOAT64], trial.original[FLOAT64]), gates.FLOAT64["relative L2"]
-        how = "as from_pretrained alone loads it" if self.remedied else "with the line run on it"
-        words = f"{how}: {error:.2g} of the output apart in float64, where {limit:g} are allowed"
-        made.checks.append(Check(f"{first.case.name} / whole", f"float64 {how}", error, limit, None, words))
-        if self.remedied:
-            made.words += f"; of what from_pretrained loads once this was run on it: {remedy.line}"
-            made.notes.append(f"{words}: {remedy.why}" if trial.verdict == FAIL else f"{words}: the line is not needed")
-        elif made.verdict == FAIL and trial.verdict == PASS:
-            made.words += (
-                f". This is because {remedy.why}: it is the original's function ({error:.2g} of the output apart) once "
-                f"this is run on what from_pretrained loads: {remedy.line} (--{remedy.flag} true compares that)"
+            other = self.as_loaded if self.remedied else self.remedy.model
+            net = other.converted(self.config, self._weights(self.sides.converted, FLOAT64, ""))
+            loading.tell(
+                made, self.remedy, self.remedied, loading.tried(net, self.outcomes[0], self.judge, self.device)
             )
-        elif made.verdict == FAIL:
-            made.notes.append(f"{remedy.why}, but that is not all: {words}")
+        return made
 
     def _lone_stages(self) -> list[Check]:
         """The stages that the family wants tried by themselves."""

@@ -40,6 +40,11 @@ class DiTShape:
     multi_scale: bool = False
     scale: float = 1.0
 
+    @property
+    def float32_table(self) -> bool:
+        """As the original stores it, and as diffusers computes it."""
+        return True
+
 
 def dit(weights: Weights, shape: DiTShape) -> Staged:
     """The net of a state dict in the original layout (arXiv 2212.09748; facebookresearch/DiT, models.py).

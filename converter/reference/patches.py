@@ -27,6 +27,9 @@ class Patched(Protocol):
     def scale(self) -> float: ...
     @property
     def multi_scale(self) -> bool: ...
+    @property
+    def float32_table(self) -> bool:
+        """Whether the positional table is a buffer of float32, whatever the dtype of the model."""
 
 
 def grid_of(shape: Patched, latent: Tensor) -> tuple[int, int]:
@@ -49,15 +52,14 @@ def embed_patches(weights: Weights, shape: Patched, latent: Tensor) -> Tensor:
 
 def _positions(weights: Weights, shape: Patched, grid: tuple[int, int]) -> Tensor:
     base = shape.input_size // shape.patch_size
-    if shape.multi_scale:
-        # Never the stored table: the class has one only because it inherits it.
-        return taken(weights, torch.from_numpy(position_table(grid, shape.hidden_size, base, shape.scale)))
-    if "pos_embed" in weights.state:
+    if "pos_embed" in weights.state and not shape.multi_scale:
         # A buffer and no weight: a conversion that rounds the weights drops it, and has it computed afresh.
         table = Weights(weights.state, weights.dtype, weights.device)["pos_embed"]
     else:
-        # The buffer is float32, and only then cast to what the model is.
-        table = torch.from_numpy(position_table((base, base), shape.hidden_size, base, shape.scale)).float()
+        # Never the stored one of a multi-scale class, which has it only because it inherits it.
+        own = grid if shape.multi_scale else (base, base)
+        table = torch.from_numpy(position_table(own, shape.hidden_size, base, shape.scale))
+        table = table.float() if shape.float32_table else table
     rows, columns = grid
     if table.shape[1] != rows * columns:
         raise ValueError(f"the fixed class has {table.shape[1]} positions, and a grid of {rows} x {columns} was given")

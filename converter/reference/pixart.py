@@ -48,6 +48,11 @@ class PixArtShape:
     qk_norm: bool = False
     compression: Compression | None = None
 
+    @property
+    def float32_table(self) -> bool:
+        """The multi-scale class computes its table in float64, and casts it to the dtype of the model."""
+        return not self.multi_scale
+
 
 def pixart(weights: Weights, shape: PixArtShape) -> Staged:
     """The net of a state dict in the original layout (arXiv 2310.00426, 2403.04692).

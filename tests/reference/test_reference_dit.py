@@ -196,13 +196,23 @@ def one(number: float) -> formulae.Array:
     return sinusoid(torch.tensor([number], dtype=torch.float64))[0].numpy()
 
 
+def computed(shape: DiTShape, grid: tuple[int, int]) -> formulae.Array:
+    """The positional table of a grid, which is float32 as the stored one is."""
+    base = shape.input_size // shape.patch_size
+    rows, columns = (range(count) for count in grid)
+    places = [formulae.place(r, c, grid, shape.hidden_size, base, 1.0) for r in rows for c in columns]
+    return np.array(places).astype(np.float32).astype(np.float64)
+
+
 def forward(state: formulae.State, shape: DiTShape, inputs: formulae.State) -> formulae.Array:
     """Sample by sample (arXiv 2212.09748, figure 3, "DiT block with adaLN-Zero")."""
     made = []
     for latent, t, label in zip(inputs["latent"], inputs["timestep"], inputs["class_label"], strict=True):
         side = shape.patch_size
-        grid = latent.shape[1] // side, latent.shape[2] // side
-        x = formulae.patches(state, shape, latent, None if shape.multi_scale else state["pos_embed"][0])
+        grid = (latent.shape[1] // side, latent.shape[2] // side)
+        x = formulae.patches(
+            state, shape, latent, computed(shape, grid) if shape.multi_scale else state["pos_embed"][0]
+        )
         hidden = formulae.silu(formulae.affine(state, "t_embedder.mlp.0", one(float(t))))
         c = formulae.affine(state, "t_embedder.mlp.2", hidden) + state["y_embedder.embedding_table.weight"][int(label)]
         for i in range(shape.depth):
