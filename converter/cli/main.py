@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import sys
+from typing import Any
 
 import click
 
@@ -53,9 +54,11 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    found: dict[str, Any] = {}
     try:
         # Not `command.main`: it has opinions of its own on interrupts and broken pipes.
         with command.make_context(name, list(arguments), obj=shlex.join([name, *arguments])) as context:
+            found = context.meta
             command.invoke(context)
         if sys.stdout:  # None where it was closed before the start
             sys.stdout.flush()
@@ -70,7 +73,7 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
         return _fail(name, str(error), error.exit_code, arguments)
     except BrokenPipeError:
         _hush()  # the reader of our output has gone, and nothing more can be said to it but what was found
-        return int(context.meta.get(FOUND, 0))
+        return int(found.get(FOUND, 0))
     except OSError as error:
         _hush()
         where = f"{printable(error.filename)}: " if error.filename else ""

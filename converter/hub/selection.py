@@ -54,6 +54,8 @@ def choose(names: Set[str], place: Place, *, whole: bool = True) -> Choice:
         found = weights_among({name.removeprefix(folder) for name in names if name.startswith(folder)})
     except ValueError as error:
         raise InputError.at(place.asked, folder, str(error)) from None
+    if not whole:  # a variant is taken only where it is known to be all there is
+        found = [(file, index) for file, index in found if {file, index.removesuffix(".index.json")} & {*STEMS}]
     for single, index in found:
         if not whole and f"{folder}{CONFIG}" not in names:  # other programs fetch by the file
             raise InputError.at(place.asked, "", f"{folder}{CONFIG} {absent(whole)}")
