@@ -53,6 +53,7 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    context = None
     try:
         # Not `command.main`: it has opinions of its own on interrupts and broken pipes.
         with command.make_context(name, list(arguments), obj=shlex.join([name, *arguments])) as context:
@@ -70,7 +71,7 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
         return _fail(name, str(error), error.exit_code, arguments)
     except BrokenPipeError:
         _hush()  # the reader of our output has gone, and nothing more can be said to it but what was found
-        return int(context.meta.get(FOUND, 0))
+        return int(context.meta.get(FOUND, 0)) if context else 0
     except OSError as error:
         _hush()
         where = f"{printable(error.filename)}: " if error.filename else ""
