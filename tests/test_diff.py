@@ -515,7 +515,7 @@ def test_files_that_no_family_knows_are_compared_by_key(tmp_path: Path) -> None:
     assert differing(found) == {"encoder.mid.weight": "different", "old": "only in A", "new": "only in B"}
     assert only(found).notes == ["no model family knows these files: compared by key, where the keys are the same"]
     assert found.words == "1 of 2 tensors differ, relative L2 0.42 overall, 1 only in A, 1 only in B"
-    same = diff(GOLDEN / "dit.pt", GOLDEN / "dit.pt")
+    same = diff(GOLDEN / "alpha-controlnet.pth", GOLDEN / "alpha-controlnet.pth")
     assert same.same()
 
 
@@ -525,8 +525,10 @@ def test_files_with_nothing_in_common_are_refused(tmp_path: Path, state: State) 
         diff(model, vae)
     with pytest.raises(InputError, match=r"vae\.pth: this is a VAE, .*; .*a\.pth is a PixArt$"):
         diff(vae, model)
-    with pytest.raises(InputError, match=r"dit\.pt: this is a class-conditional DiT.*no key in common with .*vae"):
-        diff(vae, GOLDEN / "dit.pt")
+    with pytest.raises(InputError, match=r"net\.pth: this is a PixArt ControlNet.*no key in common with .*vae"):
+        diff(vae, GOLDEN / "alpha-controlnet.pth")
+    with pytest.raises(InputError, match=r"dit\.pt: this is a DiT, and .*a\.pth is a PixArt$"):
+        diff(model, GOLDEN / "dit.pt")
 
 
 def test_two_families_are_not_compared(monkeypatch: pytest.MonkeyPatch, state: State, tmp_path: Path) -> None:
