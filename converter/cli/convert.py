@@ -91,7 +91,7 @@ def convert(
     1 FAIL and 4 INCONCLUSIVE.
     """
     from ..errors import UsageError
-    from ..pairs import expand
+    from ..pairs import expand, told_apart
     from ..pairs import several as are_several
     from .converting import one, refused_together, several
 
@@ -114,7 +114,7 @@ def convert(
         return
     if push_to_hub:
         raise UsageError("--push_to_hub: of one conversion, and these may be several")
-    pairs: Iterable[Any] = [pair for path in orig_ckpt_path for pair in expand(path, dump_path)]
+    pairs: Iterable[Any] = told_apart([pair for path in orig_ckpt_path for pair in expand(path, dump_path)])
     if watch:
         from ..watch import watch as watching
 
