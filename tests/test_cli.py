@@ -356,7 +356,10 @@ USAGES: dict[str, tuple[list[str], str]] = {
     "target is a link to nowhere": (["--orig_ckpt_path={s}", "--dump_path={dangling}"], "dangling"),
     "target is full": (["--orig_ckpt_path={s}", "--dump_path={full}"], "has no record of, mine.pth"),
     "target holds other things": (["--orig_ckpt_path={s}", "--dump_path={full}", "--overwrite"], "has no record"),
-    "target is the input": (["--orig_ckpt_path={s}", "--dump_path={s}", "--to=original", "--overwrite"], "is the input"),
+    "target is the input": (
+        ["--orig_ckpt_path={s}", "--dump_path={s}", "--to=original", "--overwrite"],
+        "is the input",
+    ),
     "a file for a folder": (["--orig_ckpt_path={s}", "--dump_path={o}.pth"], "--to diffusers writes a folder"),
     "a folder for a file": (["--orig_ckpt_path={s}", "--dump_path={o}", "--to=original"], "ends in .pth or .pt"),
     "a torch file for ComfyUI": (

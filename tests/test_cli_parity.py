@@ -875,7 +875,7 @@ def test_the_verdict_is_the_exit_code(
         assert result.stdout.splitlines()[-2].startswith("FAIL: function: ")
     else:
         content = json.loads(result.stdout)
-        assert set(content) == {"ok", "path", "written", "record", "parity"}
+        assert set(content) == {"ok", "path", "written", "record", "parity", "notes"}
         assert (content["ok"], content["written"]) == (False, True)
         assert content["parity"] == report
 
