@@ -125,8 +125,8 @@ def test_any_size(
     seed: int,
 ) -> None:
     tmp = tmp_path_factory.mktemp("any")
-    sizes = {"depth": depth, "hidden_size": hidden, "tokens": tokens, "in_channels": channels, "micro_conditions": micro}
-    state = pixart(seed=seed, **sizes)
+    sizes = {"depth": depth, "hidden_size": hidden, "tokens": tokens, "in_channels": channels}
+    state = pixart(seed=seed, micro_conditions=micro, **sizes)
     same(there_and_back(save(state, tmp / "a.pth"), tmp), state)
 
 
