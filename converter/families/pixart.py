@@ -24,6 +24,7 @@ EMB = "adaln_single.emb."
 
 def positions(findings: Findings) -> SinCosTable:
     """The table that diffusers will compute from the config."""
+    findings.value("image_size")  # asked for first: where it is known, the scale often is
     return computed_table(findings, findings.value("interpolation_scale"))
 
 
