@@ -93,7 +93,7 @@ def _aside(made: Arrangement, tensor: LazyTensor, name: str) -> None:
 
 
 def _recomputed(made: Arrangement, looked: Survey, key: str, tensor: LazyTensor) -> None:
-    compared, why_kept = _compared(looked, key, tensor)
+    compared, why_kept = held_against_computed(looked, key, tensor)
     found = {"sha256": {key: compared.sha256}, "reproduced": compared.equal}
     made.row("recompute", tensor, **found, **({"sidecar": key} if why_kept else {}))
     if why_kept:
@@ -101,7 +101,7 @@ def _recomputed(made: Arrangement, looked: Survey, key: str, tensor: LazyTensor)
         made.aside.append(Part((tensor,), (key,), tensor.dtype))
 
 
-def _compared(looked: Survey, key: str, tensor: LazyTensor) -> tuple[Comparison, str]:
+def held_against_computed(looked: Survey, key: str, tensor: LazyTensor) -> tuple[Comparison, str]:
     """(the comparison with what is recomputed; why the stored buffer has to be kept, '' where it need not be)."""
     value = looked.plan.computed[key].value
     assert isinstance(value, Computed)

@@ -176,7 +176,8 @@ def _plan(looked: Survey, wanted: Destination, null_caption: str | os.PathLike[s
     around = look_beside(stack, looked, null_caption)
     with looked.state.blaming():
         arranged = arrange(looked, around, wanted.dtype)
-    notes = [*_notes(checkpoint, looked), *([around.record.odd] if around.record.odd else []), *arranged.notes]
+    odd = [around.record.odd] if around.record.odd else []
+    notes = [*looked.found.notes, *notes_on(checkpoint), *odd, *arranged.notes]
     if wanted.to == COMFYUI and maker.comfyui:
         notes += maker.comfyui(looked.found)
     model = wanted.spelt(arranged.model)
@@ -279,9 +280,9 @@ def _leftovers(target: Path) -> list[str]:
     ]
 
 
-def _notes(checkpoint: Checkpoint, looked: Survey) -> list[str]:
-    """What the user should know before the result is used."""
-    notes, chosen = list(looked.found.notes), checkpoint.selected
+def notes_on(checkpoint: Checkpoint) -> list[str]:
+    """What the user should know of what was read before the result is used."""
+    notes, chosen = list[str](), checkpoint.selected
     other = [c for c in checkpoint.candidates if c is not chosen]
     if other and checkpoint.asked is None:
         notes.append(

@@ -23,7 +23,7 @@ from .writing import Part, TensorFile
 
 DIFFUSERS, ORIGINAL, COMFYUI = LAYOUTS = ("diffusers", "original", "comfyui")
 CASTS = {name: BY_NAME[name] for name in ("float32", "float16", "bfloat16")}
-_SUFFIXES = {ORIGINAL: (".pth", ".pt", ".safetensors"), COMFYUI: (".safetensors",)}
+SUFFIXES = {ORIGINAL: (".pth", ".pt", ".safetensors"), COMFYUI: (".safetensors",)}
 _PREFIX = {COMFYUI: "model.diffusion_model."}
 _NAMED = {"fp16": F16, "bf16": BF16, "fp32": F32}  # variants whose name says what they hold
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -54,10 +54,10 @@ class Destination:
             raise UsageError(f"--to {printable(to)}: there are {', '.join(LAYOUTS)}")
         if dtype is not None and dtype not in CASTS:
             raise UsageError(f"--dtype {printable(dtype)}: there are {', '.join(CASTS)}")
-        target, suffixes = Path(path), _SUFFIXES.get(to)
+        target, suffixes = Path(path), SUFFIXES.get(to)
         if suffixes and target.suffix.lower() not in suffixes:
             raise UsageError(f"{printable(target)}: --to {to} writes a file that ends in {' or '.join(suffixes)}")
-        if not suffixes and target.suffix.lower() in _SUFFIXES[ORIGINAL]:
+        if not suffixes and target.suffix.lower() in SUFFIXES[ORIGINAL]:
             raise UsageError(f"{printable(target)}: --to diffusers writes a folder; --to original or comfyui a file")
         if suffixes and (max_shard_size is not None or variant):
             flag = "max_shard_size" if max_shard_size is not None else "variant"

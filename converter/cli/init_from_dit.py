@@ -47,7 +47,10 @@ from .options import Command, boolean, json_option
 @click.option("--overwrite", is_flag=True, help="Replace a file, or a folder that an earlier run wrote.")
 @json_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.pass_context
 def init_from_dit(
+    context: click.Context,
+    /,
     orig_ckpt_path: str,
     dump_path: str,
     weights: str | None,
@@ -67,42 +70,53 @@ def init_from_dit(
     and whatever the caption, every block computes what the DiT's does. That is proven on both nets before anything is
     written. A report shows how far apart they are at other timesteps.
 
-    Exit codes: 0 done, 1 the proof failed (nothing is written), 2 usage, 3 input rejected, 5 internal.
+    Exit codes: 0 done, 1 the proof failed, 4 it could not be made (in both nothing is written), 2 usage, 3 input
+    rejected, 5 internal, or a disk that fills up or fails.
     """
     from ..checkpoint.interrupt import interruptible
     from ..errors import UsageError, human_bytes, printable
     from ..initialisation import Options
     from ..initialisation import init_from_dit as run
-    from ..initialisation import report as reports
+    from ..initialisation.report import KINDS, render
     from .printing import print_json
     from .progress import bar
-    from .reporting import write_text
+    from .reporting import writable, write_text
 
     if version and caption_tokens:
         raise UsageError("--version, --caption_tokens: one of the two")
-    for path in map(Path, report):
-        if path.suffix not in reports.KINDS:
-            raise UsageError(f"--report {printable(path)}: its suffix has to be one of {', '.join(reports.KINDS)}")
+    reports = [Path(path) for path in report]
+    for path in reports:
+        if path.suffix not in KINDS:
+            raise UsageError(f"--report {printable(path)}: its suffix has to be one of {', '.join(KINDS)}")
+    writable(reports, [orig_ckpt_path, dump_path], "--report")
     tokens = caption_tokens or {"alpha": 120, "sigma": 300}[version or "alpha"]
     options = Options(caption_tokens=tokens, micro_condition=bool(micro_condition), **chosen)
     with ExitStack() as shown, interruptible():
         done = run(
-            orig_ckpt_path, dump_path, options, num_attention_heads=num_attention_heads, weights=weights,
-            overwrite=overwrite, timesteps=bool(report),
+            orig_ckpt_path,
+            dump_path,
+            options,
+            num_attention_heads=num_attention_heads,
+            weights=weights,
+            overwrite=overwrite,
+            timesteps=bool(reports),
             progress=None if quiet else partial(bar, shown, what="writing", unit="B", unit_scale=True),
-        )  # fmt: skip
-    reports.write(done, Path(orig_ckpt_path).name, report, write_text)
-    lines = [*(f"note: {note}" for note in done.notes), f"proof: {reports.words(done.proof)}"]
-    lines += [reports.nearness(done.proof)] if report else []
+        )
+    for path in reports:
+        write_text(path, render(done, Path(orig_ckpt_path).name, path.suffix))
+    proof = done.proof
+    lines = [*(f"note: {note}" for note in done.notes), f"proof: {proof.words}"]
+    lines += [proof.distances.words] if proof.distances else []
     for name, size in done.files.items():
         where = done.path / name if done.path.is_dir() else done.path
         lines.append(f"wrote: {printable(where)} ({human_bytes(size)})")
-    lines += [f"wrote: {printable(path)}" for path in report]
+    lines += [f"wrote: {printable(path)}" for path in reports]
     for line in [] if quiet or as_json else lines:
         click.echo(line)
+    error = {} if done.written else {"exit_code": proof.exit_code, "error": f"{proof.words}; nothing was written"}
     if as_json:
-        print_json({"ok": done.written, "path": str(done.path), "files": done.files, "proof": done.proof})
-    if not done.written:
-        if quiet:
-            click.echo(f"pixart: error: {reports.words(done.proof)}; nothing was written", err=True)
-        raise click.exceptions.Exit(1)
+        made = {"path": str(done.path), "files": done.files, "notes": done.notes, "proof": proof.as_dict()}
+        print_json({"ok": done.written} | error | made)
+    if error:
+        click.echo(f"{context.find_root().info_name}: error: {error['error']}", err=True)
+        raise click.exceptions.Exit(proof.exit_code)

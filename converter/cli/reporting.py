@@ -59,9 +59,20 @@ def prepared(reports: Sequence[str], card: str | None, pairs: Sequence[Pair]) ->
         if path.suffix == ".html":
             render([Report(PASS, "")], path.suffix)  # what it needs is installed
     targets = [Path(path) for path in (*reports, *([card] if card else []))]
+    writable(targets, [side for pair in pairs for side in (pair.original, pair.converted)], "--report, --card")
+
+
+def writable(targets: Sequence[Path], sources: Sequence[str], flags: str) -> None:
+    """Whether files can be written there, and over nothing of the sources, which are read.
+
+    Args:
+        flags: that name the targets.
+
+    Raises: `UsageError`.
+    """
     if len({path.resolve() for path in targets}) < len(targets):
-        raise UsageError("--report, --card: two of them name the same file")
-    read = set(_read(pairs)) if any(path.exists() for path in targets) else set()
+        raise UsageError(f"{flags}: two of them name the same file")
+    read = set(_read(sources)) if any(path.exists() for path in targets) else set()
     for path in targets:
         if path.resolve() in read:
             raise UsageError(f"{printable(path)}: is part of what is compared, and a report would overwrite it")
@@ -75,14 +86,13 @@ def prepared(reports: Sequence[str], card: str | None, pairs: Sequence[Pair]) ->
             raise UsageError(f"{printable(path)}: cannot be written there: {error.strerror or error}") from None
 
 
-def _read(pairs: Sequence[Pair]) -> Iterator[Path]:
-    """Every file that a comparison reads, as far as that can be told; what cannot is refused later."""
-    for pair in pairs:
-        for side in (pair.original, pair.converted):
-            try:
-                yield from (path.resolve() for path in files_of(side).values())
-            except ConverterError:
-                continue
+def _read(sources: Sequence[str]) -> Iterator[Path]:
+    """Every file of them, as far as that can be told; what cannot is refused later."""
+    for source in sources:
+        try:
+            yield from (path.resolve() for path in files_of(source).values())
+        except ConverterError:
+            continue
 
 
 def write_reports(reports: Sequence[Report], paths: Sequence[str], card_path: str | None) -> None:

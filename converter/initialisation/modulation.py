@@ -6,16 +6,20 @@ embedding. PixArt modulates it by S_i + W silu(e(t)) + b, with W and b (`t_block
 
     S_i = m_i(500) - W silu(e(500)) - b
 
-whatever W and b are. The final layer is modulated by two vectors, in a DiT W_f silu(e(t) + y) + b_f, in PixArt its
-own table plus e(t) itself, so that table is the difference of those. The order (shift, scale, gate of the attention,
-then of the MLP; shift, scale of the final layer) is the same in both. Everything is computed in float64, of one block
-at a time.
+whatever W and b are. Of another t nothing is promised: there they are apart by
+
+    (W - W_i) (silu(e(t)) - silu(e(500))) + W_i (silu(e(t)) - silu(e(500)) - silu(e(t) + y) + silu(e(500) + y)),
+
+of which the first part is smallest, over all blocks together, where W is the mean of the W_i. The final layer is
+modulated by two vectors, in a DiT W_f silu(e(t) + y) + b_f, in PixArt its own table plus e(t) itself and not `t_block`
+of it, so that table is m_f(500) - e(500). The order (shift, scale, gate of the attention, then of the MLP; shift, scale
+of the final layer) is the same in both. Everything is computed in float64, a run of rows of one block at a time.
 Source: arXiv 2310.00426, section 2.3, "Re-parameterization"; arXiv 2212.09748, section 3.2, for m_i.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,9 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..reference import Weights
-from ..reference.embeddings import embed_sinusoids, linear, sinusoid
+from ..reference.embeddings import embed_sinusoids, sinusoid
 from .draws import EMBEDDER
 from .options import MEAN, TIMESTEP, ZERO, Options
+
+LAYER, FINAL = "blocks.{}.adaLN_modulation.1", "final_layer.adaLN_modulation.1"
+CLASSES = "y_embedder.embedding_table.weight"
+ROWS = 256  # of a layer that are widened to float64 at once
 
 
 @dataclass(frozen=True)
@@ -49,54 +57,62 @@ class Modulation:
     options: Options
 
     @cached_property
-    def weights(self) -> Weights:
-        return Weights(self.state, torch.float64)
-
-    @cached_property
     def embedded(self) -> Tensor:
         """e(500), (D,). Sinusoids are float32, as in both nets, so that both have the same bits."""
-        return embed_sinusoids(self.weights.under("t_embedder."), sinusoid(torch.tensor([float(TIMESTEP)])).double())[0]
+        weights = Weights(self.state, torch.float64).under("t_embedder.")
+        return embed_sinusoids(weights, sinusoid(torch.tensor([float(TIMESTEP)])).double())[0]
 
     @cached_property
     def condition(self) -> Tensor:
         """e(500) + y, (D,)."""
         if self.options.none == ZERO:
             return self.embedded
-        return self.embedded + self.weights["y_embedder.embedding_table.weight"][-1]
+        return self.embedded + self._rows(CLASSES, self.state[CLASSES].shape[0] - 1)[0]
 
     def wanted(self, index: int) -> Tensor:
-        """m_i(500), (6, D)."""
-        return linear(self.weights, f"blocks.{index}.adaLN_modulation.1", F.silu(self.condition)).reshape(6, -1)
+        """m_i(500), (6, D) in float64."""
+        return self._applied(LAYER.format(index)).reshape(6, -1)
 
     @cached_property
     def t_block(self) -> tuple[Tensor, Tensor]:
         """The shared layer as it is stored, (6 D, D) and (6 D,) in float32."""
-        first = self.weights["blocks.0.adaLN_modulation.1.bias"]
+        rows, columns = self.state[f"{LAYER.format(0)}.weight"].shape
         if self.options.t_block != MEAN:
-            shape = (len(first), len(first) // 6)
-            return torch.from_numpy(EMBEDDER(self.options.seed, "t_block.1.weight", shape)), torch.zeros(len(first))
-
-        def mean(of: Callable[[int], Tensor]) -> Tensor:
-            total = of(0)
-            for i in range(1, self.depth):
-                total += of(i)
-            return (total / self.depth).float()
-
-        layers = [f"blocks.{i}.adaLN_modulation.1" for i in range(self.depth)]
-        return mean(lambda i: self.weights[f"{layers[i]}.weight"]), mean(lambda i: self.weights[f"{layers[i]}.bias"])
+            drawn = EMBEDDER(self.options.seed, "t_block.1.weight", (rows, columns))
+            return torch.from_numpy(drawn), torch.zeros(rows)
+        made = torch.empty(rows, columns), torch.empty(rows)
+        for whole, end in zip(made, (".weight", ".bias"), strict=True):
+            for start in range(0, rows, ROWS):
+                layers = (self._rows(f"{LAYER.format(i)}{end}", start, start + ROWS) for i in range(self.depth))
+                total = next(layers)
+                for layer in layers:
+                    total += layer
+                whole[start : start + ROWS] = total / self.depth
+        return made
 
     @cached_property
     def _shared(self) -> Tensor:
         """What `t_block`, as it is stored, gives at t = 500: (6, D)."""
         weight, bias = self.t_block
-        return F.linear(F.silu(self.embedded), weight.double(), bias.double()).reshape(6, -1)
+        made = [row.double() @ F.silu(self.embedded) for row in weight.split(ROWS)]
+        return (torch.cat(made) + bias.double()).reshape(6, -1)
 
     def table(self, index: int) -> Tensor:
-        """`scale_shift_table` of block `index`, (6, D) in float32."""
-        return (self.wanted(index) - self._shared).float()
+        """`scale_shift_table` of block `index`, (6, D) in float64; it is stored in float32."""
+        return self.wanted(index) - self._shared
 
     @cached_property
     def final_table(self) -> Tensor:
-        """`scale_shift_table` of the final layer, (2, D) in float32."""
-        wanted = linear(self.weights, "final_layer.adaLN_modulation.1", F.silu(self.condition)).reshape(2, -1)
-        return (wanted - self.embedded).float()
+        """`scale_shift_table` of the final layer, (2, D) in float64; it is stored in float32."""
+        return self._applied(FINAL).reshape(2, -1) - self.embedded
+
+    def _applied(self, layer: str) -> Tensor:
+        """A layer of the DiT on silu(e(500) + y)."""
+        count, heard = self.state[f"{layer}.weight"].shape[0], F.silu(self.condition)
+        made = [self._rows(f"{layer}.weight", start, start + ROWS) @ heard for start in range(0, count, ROWS)]
+        return torch.cat(made) + self._rows(f"{layer}.bias", 0, count)
+
+    def _rows(self, key: str, start: int, stop: int | None = None) -> Tensor:
+        """Rows of a tensor in float64, the only ones that are read."""
+        held = self.state[key][start:stop]
+        return (held if isinstance(held, Tensor) else held.torch()).double()

@@ -1,0 +1,194 @@
+"""What a DiT becomes: the tensors that are carried over, those that are re-parameterised, those that are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..arrangement import held_against_computed
+from ..buffers import computed
+from ..buffers import made as made_on_demand
+from ..checkpoint import LazyTensor
+from ..checkpoint.cast import count_nonfinite
+from ..checkpoint.dtypes import F32
+from ..errors import InputError, UsageError, printable
+from ..families.dit import DIT
+from ..families.evidence import VAE_FACTOR
+from ..families.pixart import PIXART
+from ..families.pixart_evidence import MICRO
+from ..families.pixart_released import RELEASED, TOKENS
+from ..families.sincos import SinCosTable
+from ..mapping import Computed, Extra, KeyMapping, Parameter, Refused
+from ..mapping.rows import PARAMETER, Row, Value, spell
+from ..survey import Survey
+from ..writing import counted
+from . import draws
+from .options import Options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .modulation import Modulation
+
+# What of a PixArt is drawn, by its path. The embedders of micro-conditions end in zero, so that they add nothing at
+# first: anything else would move the timestep's embedding, and with it every modulation.
+DRAWN: dict[str, draws.Draw] = {
+    "y_embedder.y_proj.fc1": draws.EMBEDDER,
+    "y_embedder.y_proj.fc2": draws.EMBEDDER,
+    "y_embedder.y_embedding": draws.NULL_CAPTION,
+    "blocks.{}.cross_attn.q_linear": draws.xavier,
+    "blocks.{}.cross_attn.kv_linear": draws.xavier,
+    "blocks.{}.cross_attn.proj": draws.zeros,
+    "csize_embedder.mlp.0": draws.EMBEDDER,
+    "csize_embedder.mlp.2": draws.zeros,
+    "ar_embedder.mlp.0": draws.EMBEDDER,
+    "ar_embedder.mlp.2": draws.zeros,
+}
+T_BLOCK, TABLE, FINAL_TABLE = "t_block.1", "blocks.{}.scale_shift_table", "final_layer.scale_shift_table"
+
+
+def _becomes(row: Row, theirs: dict[str, Row]) -> Value:
+    """What a row of the DiT's table is to the PixArt: the same tensor, a buffer to be computed anew, or what goes into
+    the re-parameterisation."""
+    if isinstance(row.value, Computed):
+        return row.value
+    own = theirs.get(row.source)
+    if own is None or own.pattern != row.pattern:
+        return Extra()
+    return Parameter(row.source) if row.suffixes == PARAMETER else row.source
+
+
+# From the DiT's original layout to the PixArt's: what both have under one path and in one shape is carried over.
+KEYS = KeyMapping({
+    f"{row.source} [{' '.join(map(str, row.pattern))}]": _becomes(row, {row.source: row for row in PIXART.keys.rows})
+    for row in DIT.keys.rows
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A DiT that was looked at, and what is to be made of it.
+
+    Raises: `UsageError` for choices that this DiT does not allow for.
+    """
+
+    looked: Survey
+    options: Options
+
+    @property
+    def depth(self) -> int:
+        return self.looked.plan.blocks
+
+    @property
+    def image_size(self) -> int:
+        """Of the PixArt, in pixels."""
+        size: int = self.options.image_size or self.looked.found.value("image_size")
+        return size
+
+    @property
+    def side(self) -> int:
+        """Of the latents that the PixArt is made for."""
+        return self.image_size // VAE_FACTOR
+
+    @property
+    def version(self) -> str:
+        return TOKENS.get(self.options.caption_tokens, "")
+
+    @property
+    def scale(self) -> float:
+        """Of the positions: in the user's word, of the released model, or 1 as in a DiT."""
+        return self.options.interpolation_scale or RELEASED.get((self.version, self.image_size), 1.0)
+
+    @cached_property
+    def same_positions(self) -> bool:
+        """Whether the DiT's file holds the very table of positions that the PixArt is to have.
+
+        Raises: `InputError` where the DiT was trained with other positions than all of it is computed with here.
+        """
+        held = False
+        for key in self.looked.plan.computed:
+            tensor = self.looked.checkpoint[key]
+            compared, _ = held_against_computed(self.looked, key, tensor)
+            held = compared.equal and tensor.dtype.itemsize >= F32.itemsize  # in fewer bits it is equal once rounded
+        return held and (self.image_size, self.scale) == (self.looked.found.value("image_size"), 1.0)
+
+    @cached_property
+    def dims(self) -> dict[str, int]:
+        """The sizes of the PixArt, by the symbols of its table."""
+        patch = self.looked.plan.dims["p"]
+        if self.image_size % (patch * VAE_FACTOR):
+            rule = f"not a multiple of {patch * VAE_FACTOR}, the pixels that one patch covers"
+            raise UsageError(f"--image_size {self.image_size}: {rule}")
+        tokens, channels = self.options.caption_tokens, self.options.caption_channels
+        return self.looked.plan.dims | {"L": tokens, "K": channels, "N": (self.side // patch) ** 2}
+
+    @cached_property
+    def modulation(self) -> Modulation:
+        from .modulation import Modulation
+
+        return Modulation(self.looked.checkpoint, self.depth, self.options)
+
+    def with_t_block(self, choice: str) -> Origin:
+        """The same with another start of the shared layer."""
+        return self if choice == self.options.t_block else replace(self, options=replace(self.options, t_block=choice))
+
+    def state(self) -> dict[str, LazyTensor]:
+        """The PixArt's state dict, every row of its table filled, nothing read or drawn before it is asked for.
+
+        Raises: `MappingError` where a key of the DiT has no place, or the PixArt lacks one, which is a mistake of this
+        module.
+        """
+        carried = KEYS(self.looked.checkpoint)
+        state = {key: replace(tensor, key=key) for key, tensor in carried.items()}
+        for row in PIXART.keys.rows:
+            if isinstance(row.value, Refused) or (row.group == MICRO and not self.options.micro_condition):
+                continue
+            for index in range(self.depth) if "{}" in row.source else (None,):
+                for suffix in sorted(row.suffixes or {""}, reverse=True):
+                    key = spell(row.source, index, suffix)
+                    if key not in state:
+                        state[key] = self._made(row, key, index, suffix)
+        PIXART.keys.plan(state)
+        return state
+
+    def tables(self) -> dict[str, Tensor]:
+        """The tables of the blocks and of the final layer by their keys, in float64, before they are rounded."""
+        made = {spell(TABLE, index): self.modulation.table(index) for index in range(self.depth)}
+        return made | {FINAL_TABLE: self.modulation.final_table}
+
+    def refuse_nonfinite(self) -> None:
+        """Raises: `InputError` that names the tensors of the DiT that hold NaN or infinity, if any do."""
+        bad = {}
+        for key, tensor in self.looked.checkpoint.items():
+            if count := sum(count_nonfinite(part, tensor.dtype) for _, part in tensor.chunks()):
+                bad[key] = count
+        if bad:
+            raise InputError(f"{printable(self.looked.checkpoint.path)}: {counted(bad, 'NaN or infinite')}")
+
+    def _made(self, row: Row, key: str, index: int | None, suffix: str) -> LazyTensor:
+        """A tensor that the DiT does not have, made when it is asked for."""
+        if isinstance(row.value, Computed):
+            return computed(key, SinCosTable(self.dims["D"], self.side // self.dims["p"], self.scale), F32)
+        shape = tuple(dim.value(self.dims) or 0 for dim in row.shape_pattern(suffix))
+        if 0 in shape:
+            what = f"--{row.group}: " if row.group else ""
+            raise UsageError(f"{what}{row.source} needs a hidden size that divides, and this DiT has {self.dims['D']}")
+        how = self._how(row.source, key, index, suffix, shape)
+
+        def pieces() -> Iterator[bytes]:
+            yield how().astype("<f4", copy=False).tobytes()
+
+        return made_on_demand(key, F32, shape, pieces)
+
+    def _how(self, path: str, key: str, index: int | None, suffix: str, shape: tuple[int, ...]) -> Callable[[], Any]:
+        """What makes a tensor: the re-parameterisation, or a draw (of a bias: zero)."""
+        if path == T_BLOCK:
+            return lambda: self.modulation.t_block[suffix == ".bias"].numpy()
+        if path == TABLE:
+            return lambda: self.modulation.table(index or 0).numpy()
+        if path == FINAL_TABLE:
+            return lambda: self.modulation.final_table.numpy()
+        draw = draws.zeros if suffix == ".bias" else DRAWN[path]
+        return lambda: draw(self.options.seed, key, shape)

@@ -1,0 +1,110 @@
+"""The proof as a page: one HTML file that opens offline, with pictures and without a script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..parity.gates import FLOOR_LIMIT
+from ..parity.rendering.facts import MARKS
+from ..parity.rendering.figures import Figure
+from ..parity.rendering.figures.stages import blocks
+from ..parity.rendering.figures.svg import escaped, tag
+from ..parity.rendering.numbers import show
+from ..parity.rendering.page import style
+from .assemble import Initialisation
+from .picture import STYLE, drawn
+from .verdict import Proof
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+EXPLAINED = (
+    "Both nets were run on the same noise, the DiT without a class. What the caption says does not matter yet: the "
+    "cross attention adds zero until it is trained. What is promised is promised at t = 500 only."
+)
+
+
+def page(done: Initialisation, source: str) -> str:
+    """The HTML. All texts are escaped, and a content security policy forbids whatever might slip through to run."""
+    proof, title = done.proof, f"PixArt initialised from {source}"
+    head = (
+        '<meta charset="utf-8">'
+        + f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        + '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        + '<meta name="color-scheme" content="light dark">'
+        + tag("title", escaped(title))
+        + tag("style", style(), STYLE)
+    )
+    body = [tag("p", escaped(title), class_="brand"), _hero(proof), _tiles(proof)]
+    if notes := [*done.notes, *proof.doubts]:
+        listed = "".join(tag("li", escaped(note, 2000)) for note in notes)
+        body.append(_card("Notes", tag("ul", listed, class_="notes")))
+    if proof.failed:
+        rows = [(c.what, c.statistic, show(c.value), show(c.limit), c.words) for c in proof.failed[:50]]
+        body.append(_card("What failed", _table(("what", "statistic", "value", "limit", "in words"), rows)))
+    body += [_figure(figure) for figure in _figures(proof)]
+    body.append(_card("Block by block at t = 500", _stages(proof)))
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>{"".join(body)}</main></body></html>\n'
+
+
+def _hero(proof: Proof) -> str:
+    words = tag("p", escaped(proof.verdict), class_="verdict") + tag("h1", escaped(proof.words, 2000))
+    if proof.distances:
+        words += tag("p", escaped(f"{proof.distances.words}.", 2000))
+    seal = tag("div", escaped(MARKS[proof.verdict]), class_="seal", aria_hidden="true")
+    meta = tag("p", escaped(EXPLAINED, 2000), class_="meta")
+    return tag("section", seal, tag("div", words, meta), class_=f"hero v-{proof.verdict.lower()}")
+
+
+def _tiles(proof: Proof) -> str:
+    decided = [check for check in proof.checks if check.passed is not None]
+    tiles = [("Checks passed", f"{len(decided) - len(proof.failed)} of {len(decided)}", "that decide the verdict")]
+    if proof.stages:
+        limit = f"the DiT's own rounding (limit {show(FLOOR_LIMIT)})"
+        tiles.append(("Worst in float32", f"{proof.worst.times:.2f}×", limit))
+        exact = max(stage.exact for stage in proof.stages)
+        tiles.append(("Worst in float64", show(exact), "relative L2, tables not rounded yet"))
+    if proof.distances:
+        mean, nearer = proof.distances.mean, proof.distances.nearer
+        tiles.append(("Nearer at other timesteps", f"--t_block {nearer}", f"{show(mean[nearer])} apart on average"))
+    made = (
+        tag("div", *(tag("span", escaped(t), class_=c) for t, c in zip(tile, _TILE, strict=True)), class_="tile")
+        for tile in tiles
+    )
+    return tag("section", *made, class_="tiles")
+
+
+_TILE = ("label", "value", "mute")
+
+
+def _figures(proof: Proof) -> Iterable[Figure]:
+    if proof.distances:
+        yield drawn(proof.distances)
+    detail = {
+        "stages": [stage.name for stage in proof.stages],
+        "converted": [stage.error for stage in proof.stages],
+        "floor": [stage.floor for stage in proof.stages],
+        "limit": FLOOR_LIMIT,
+    }
+    yield from blocks(detail, ("PixArt", "noise floor: the DiT's own rounding"))
+
+
+def _figure(figure: Figure) -> str:
+    drawing = tag("div", figure.svg, class_="scroll plot")
+    made = tag("figure", tag("figcaption", escaped(figure.caption, 2000)), drawing, class_=figure.kind)
+    return _card(figure.title, made)
+
+
+def _stages(proof: Proof) -> str:
+    header = ("after", "case", "PixArt, float32", "DiT, float32", "times the DiT's", "float64, tables unrounded")
+    rows = [(s.name, s.case, show(s.error), show(s.floor), f"{s.times:.2f}", show(s.exact)) for s in proof.stages]
+    words = "Relative L2 against the DiT in float64, of the case that uses most of the limit."
+    return tag("p", escaped(words), class_="mute") + _table(header, rows)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = tag("thead", tag("tr", *(tag("th", escaped(name)) for name in header)))
+    body = tag("tbody", *(tag("tr", *(tag("td", escaped(cell, 400)) for cell in row)) for row in rows))
+    return tag("div", tag("table", head, body), class_="scroll")
+
+
+def _card(title: str, content: str) -> str:
+    return tag("section", tag("h3", escaped(title)), content, class_="card")

@@ -1,0 +1,71 @@
+"""How far a PixArt is from the DiT that it begins as, at timesteps where nothing holds them together."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..parity.statistics import relative
+from .nets import Inputs, Nets
+from .options import T_BLOCKS
+
+if TYPE_CHECKING:
+    from .origin import Origin
+
+STEPS = (*range(0, 1000, 50), 999)
+GRID = (12, 8)  # patches
+BATCH = 7  # timesteps that are run at once
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Relative L2 of the output, in float32, on one latent.
+
+    Attributes:
+        timesteps: where it was measured; `distances`: by what `t_block` starts as, one for each of them.
+    """
+
+    timesteps: tuple[int, ...]
+    distances: dict[str, list[float]]
+
+    @property
+    def mean(self) -> dict[str, float]:
+        return {choice: sum(values) / len(values) for choice, values in self.distances.items()}
+
+    @property
+    def nearer(self) -> str:
+        """The choice that is nearer to the DiT over all timesteps."""
+        mean = self.mean
+        return min(mean, key=mean.__getitem__)
+
+    @property
+    def words(self) -> str:
+        """Which choice is nearer, in one line."""
+        mean, nearer = self.mean, self.nearer
+        others = ", ".join(f"with {choice} {value:.3g}" for choice, value in mean.items() if choice != nearer)
+        return (
+            f"over {len(self.timesteps)} timesteps --t_block {nearer} is nearer to the DiT: its output is on average "
+            f"{mean[nearer]:.3g} apart (relative L2), {others}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self) | {"mean": self.mean, "nearer": self.nearer, "nearer_words": self.words}
+
+
+def measure(origin: Origin) -> Distances:
+    """Both nets at other timesteps, the PixArt with each `t_block` that can be chosen."""
+    inputs, apart = Inputs(origin), {choice: list[float]() for choice in T_BLOCKS}
+    whole = inputs.case("timesteps", *GRID, list(STEPS), alike=True)
+    others = {choice: origin.with_t_block(choice) for choice in T_BLOCKS}
+    nets = {choice: Nets(other, other.state()) for choice, other in others.items()}
+    for start in range(0, len(STEPS), BATCH):
+        case = replace(whole, arrays={name: array[start : start + BATCH] for name, array in whole.arrays.items()})
+        given = case.tensors(torch.float32)
+        theirs = Nets(origin, {}).dit(torch.float32).forward(given)
+        for choice in T_BLOCKS:
+            ours = nets[choice].pixart(torch.float32).forward(given)
+            apart[choice] += [relative(one, other) for one, other in zip(ours, theirs, strict=True)]
+    return Distances(STEPS, apart)
