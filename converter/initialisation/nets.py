@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,16 +38,18 @@ class Nets:
 
     Args:
         origin: of the DiT; `state`: of the PixArt, key -> tensor or lazy tensor.
+        memory: what both read their blocks into: only one stage runs at a time.
     """
 
     origin: Origin
     state: Mapping[str, Any]
+    memory: Memory = field(default_factory=Memory)
 
     def dit(self, dtype: torch.dtype, *, stored: bool = False) -> Net:
         """The DiT. On latents of any size, with positions that are scaled as the PixArt's; or with the table that its
         file holds, where it has the PixArt's size and scale (`stored`)."""
         shape = DiTShape(input_size=self.origin.side, scale=self.origin.scale, multi_scale=not stored, **self._sizes)
-        return dit(Weights(self._without_class, dtype, memory=Memory()), shape)
+        return dit(Weights(self._without_class, dtype, memory=self.memory), shape)
 
     def pixart(self, dtype: torch.dtype, *, stored: bool = False) -> Net:
         """The PixArt, on latents of any size, or with the table of positions that it is to be stored with."""
@@ -59,7 +61,7 @@ class Nets:
             micro_condition=self.origin.options.micro_condition,
             **self._sizes,
         )
-        return pixart(Weights(self.state, dtype, memory=Memory()), shape)
+        return pixart(Weights(self.state, dtype, memory=self.memory), shape)
 
     @property
     def _sizes(self) -> dict[str, Any]:

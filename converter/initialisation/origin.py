@@ -149,10 +149,11 @@ class Origin:
                 for suffix in sorted(row.suffixes or {""}, reverse=True):
                     key = spell(row.source, index, suffix)
                     if key not in state:
-                        state[key] = self._made(row, key, index, suffix)
+                        state[key] = self._made(row, key, suffix)
         PIXART.keys.plan(state)
         return state
 
+    @cached_property
     def tables(self) -> dict[str, Tensor]:
         """The tables of the blocks and of the final layer by their keys, in float64, before they are rounded."""
         made = {spell(TABLE, index): self.modulation.table(index) for index in range(self.depth)}
@@ -167,7 +168,7 @@ class Origin:
         if bad:
             raise InputError(f"{printable(self.looked.checkpoint.path)}: {counted(bad, 'NaN or infinite')}")
 
-    def _made(self, row: Row, key: str, index: int | None, suffix: str) -> LazyTensor:
+    def _made(self, row: Row, key: str, suffix: str) -> LazyTensor:
         """A tensor that the DiT does not have, made when it is asked for."""
         if isinstance(row.value, Computed):
             return computed(key, SinCosTable(self.dims["D"], self.side // self.dims["p"], self.scale), F32)
@@ -175,20 +176,18 @@ class Origin:
         if 0 in shape:
             what = f"--{row.group}: " if row.group else ""
             raise UsageError(f"{what}{row.source} needs a hidden size that divides, and this DiT has {self.dims['D']}")
-        how = self._how(row.source, key, index, suffix, shape)
+        how = self._how(row.source, key, suffix, shape)
 
         def pieces() -> Iterator[bytes]:
             yield how().astype("<f4", copy=False).tobytes()
 
         return made_on_demand(key, F32, shape, pieces)
 
-    def _how(self, path: str, key: str, index: int | None, suffix: str, shape: tuple[int, ...]) -> Callable[[], Any]:
+    def _how(self, path: str, key: str, suffix: str, shape: tuple[int, ...]) -> Callable[[], Any]:
         """What makes a tensor: the re-parameterisation, or a draw (of a bias: zero)."""
         if path == T_BLOCK:
             return lambda: self.modulation.t_block[suffix == ".bias"].numpy()
-        if path == TABLE:
-            return lambda: self.modulation.table(index or 0).numpy()
-        if path == FINAL_TABLE:
-            return lambda: self.modulation.final_table.numpy()
+        if path in (TABLE, FINAL_TABLE):
+            return lambda: self.tables[key].numpy()
         draw = draws.zeros if suffix == ".bias" else DRAWN[path]
         return lambda: draw(self.options.seed, key, shape)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .origin import Origin
 
 EXACT = 1e-12  # measured: 1e-15 and below
-GRIDS = {"square": (8, 8), "not square": (12, 8)}  # of patches, two different samples each
+GRIDS = {"square": (6, 6), "not square": (8, 4)}  # of patches, two different samples each
 
 
 def prove(origin: Origin, state: Mapping[str, Any]) -> Proof:
@@ -44,8 +44,8 @@ def prove(origin: Origin, state: Mapping[str, Any]) -> Proof:
 
     Raises: `InputError` where the DiT holds numbers that are not finite.
     """
-    nets, tables = Nets(origin, state), origin.tables()
-    exact = Nets(origin, {key: state[key] for key in state} | tables)
+    nets, tables = Nets(origin, state), origin.tables
+    exact = Nets(origin, {key: state[key] for key in state} | tables, nets.memory)
     checks, doubts, stages = list(_rounded(state, tables)), list[str](), dict[str, Stage]()
     inputs, judge = Inputs(origin), Judge(parts(origin.looked.found), origin.dims["p"])
     cases = [inputs.case(name, *grid, [TIMESTEP] * 2) for name, grid in GRIDS.items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from .origin import Origin
 
 STEPS = (*range(0, 1000, 50), 999)
-GRID = (12, 8)  # patches
-BATCH = 7  # timesteps that are run at once
+GRID = (8, 4)  # patches
 
 
 @dataclass(frozen=True)
@@ -57,15 +56,12 @@ class Distances:
 
 def measure(origin: Origin) -> Distances:
     """Both nets at other timesteps, the PixArt with each `t_block` that can be chosen."""
-    inputs, apart = Inputs(origin), {choice: list[float]() for choice in T_BLOCKS}
-    whole = inputs.case("timesteps", *GRID, list(STEPS), alike=True)
-    others = {choice: origin.with_t_block(choice) for choice in T_BLOCKS}
-    nets = {choice: Nets(other, other.state()) for choice, other in others.items()}
-    for start in range(0, len(STEPS), BATCH):
-        case = replace(whole, arrays={name: array[start : start + BATCH] for name, array in whole.arrays.items()})
-        given = case.tensors(torch.float32)
-        theirs = Nets(origin, {}).dit(torch.float32).forward(given)
-        for choice in T_BLOCKS:
-            ours = nets[choice].pixart(torch.float32).forward(given)
-            apart[choice] += [relative(one, other) for one, other in zip(ours, theirs, strict=True)]
+    case = Inputs(origin).case("timesteps", *GRID, list(STEPS), alike=True)
+    given = case.tensors(torch.float32)
+    theirs = Nets(origin, {}).dit(torch.float32).forward(given)
+    apart = {}
+    for choice in T_BLOCKS:
+        other = origin.with_t_block(choice)
+        ours = Nets(other, other.state()).pixart(torch.float32).forward(given)
+        apart[choice] = [relative(one, truth) for one, truth in zip(ours, theirs, strict=True)]
     return Distances(STEPS, apart)
