@@ -105,7 +105,7 @@ def init_from_dit(
     for path in reports:
         write_text(path, render(done, Path(orig_ckpt_path).name, path.suffix))
     proof = done.proof
-    lines = [*(f"note: {note}" for note in done.notes), f"proof: {proof.words}"]
+    lines = [f"note: {note}" for note in done.notes] + ([f"proof: {proof.words}"] if proof.passed else [])
     lines += [proof.distances.words] if proof.distances else []
     for name, size in done.files.items():
         where = done.path / name if done.path.is_dir() else done.path
@@ -115,7 +115,13 @@ def init_from_dit(
         click.echo(line)
     error = {} if done.written else {"exit_code": proof.exit_code, "error": f"{proof.words}; nothing was written"}
     if as_json:
-        made = {"path": str(done.path), "files": done.files, "notes": done.notes, "proof": proof.as_dict()}
+        made = {
+            "path": str(done.path),
+            "files": done.files,
+            "choices": done.choices,
+            "notes": done.notes,
+            "proof": proof.as_dict(),
+        }
         print_json({"ok": done.written} | error | made)
     if error:
         click.echo(f"{context.find_root().info_name}: error: {error['error']}", err=True)

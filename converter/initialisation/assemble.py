@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Initialisation:
-    """What was made: where, of what, and the proof. Of a proof that failed nothing is written."""
+    """What was made: where, by which choices, and the proof. Of a proof that failed nothing is written."""
 
     path: Path
+    choices: dict[str, Any]
     notes: list[str]
     proof: Proof
     written: bool = False
@@ -92,7 +93,7 @@ def init_from_dit(
         looked.config()  # all that a DiT has to show, or an error that says what is missing
         origin = Origin(looked, options or Options())
         state = origin.state()
-        done = Initialisation(wanted.path, notes(origin, wanted), prove(origin, state))
+        done = Initialisation(wanted.path, origin.choices, notes(origin, wanted), prove(origin, state))
         if timesteps:
             done.proof.distances = measure(origin)
         if done.proof.passed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,12 @@ class Origin:
     def side(self) -> int:
         """Of the latents that the PixArt is made for."""
         return self.image_size // VAE_FACTOR
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The options, with what they come to for this DiT."""
+        made = {"image_size": self.image_size, "interpolation_scale": self.scale}
+        return asdict(self.options) | made | {"num_attention_heads": self.looked.found.value("num_attention_heads")}
 
     @property
     def version(self) -> str:

@@ -22,7 +22,7 @@ svg .dot.second { fill: var(--s1); } svg .meet { stroke: var(--floor); stroke-wi
 
 def drawn(found: Distances) -> Figure:
     """The picture with its words."""
-    caption = f"Relative L2 of the output, float32, one latent. {found.words[:1].upper()}{found.words[1:]}."
+    caption = "Relative L2 of the output against the DiT's, in float32, on one latent: what training starts from."
     return Figure("Distance at other timesteps", caption, _draw(found))
 
 

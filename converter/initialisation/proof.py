@@ -23,6 +23,7 @@ from ..parity import gates
 from ..parity.function import FLOAT32, FLOAT64, Judge, Outcome
 from ..parity.inputs import Case
 from ..parity.latents import parts
+from ..parity.rendering.numbers import times
 from ..parity.report import Check
 from ..parity.statistics import relative
 from .nets import OUTPUT, PATCHES, Inputs, Nets, embedded, followed
@@ -129,5 +130,5 @@ def _checks(stage: Stage) -> Iterator[Check]:
     yield Check(what, "float64 relative L2", stage.exact, EXACT, stage.exact <= EXACT, words)
     floor = max(stage.floor, gates.FLOOR_LEAST)
     for against, value in (("", stage.error), (" against the DiT's", stage.apart)):
-        words = f"{value / floor:.2f} times the DiT's own rounding (limit {limit:g})"
+        words = f"{times(value / floor)} times the DiT's own rounding (limit {limit:g})"
         yield Check(what, f"float32 relative L2{against}", value, limit * floor, value <= limit * floor, words)

@@ -9,7 +9,7 @@ from ..parity.rendering.markdown_text import blocks, bullets, code, table, text
 from ..parity.rendering.numbers import show
 from ..parity.rendering.summary import ICONS
 from .assemble import Initialisation
-from .page import page
+from .page import FAILED_ROWS, MEASURED, STAGES, page, stage_rows
 from .verdict import Proof
 
 REPORT_VERSION = 1
@@ -26,8 +26,8 @@ def render(done: Initialisation, source: str, suffix: str) -> str:
 
 
 def _json(done: Initialisation, source: str) -> str:
-    made = {"version": REPORT_VERSION, "source": source, "written": done.written, "notes": done.notes}
-    return json.dumps(made | done.proof.as_dict(), indent=1) + "\n"
+    made = {"version": REPORT_VERSION, "source": source, "choices": done.choices, "notes": done.notes}
+    return json.dumps(made | done.proof.as_dict(), indent=1, allow_nan=False) + "\n"
 
 
 def _markdown(done: Initialisation, source: str) -> str:
@@ -39,21 +39,21 @@ def _markdown(done: Initialisation, source: str) -> str:
     if proof.distances:
         parts.append(text(proof.distances.words))
     parts += [bullets(map(text, [*done.notes, *proof.doubts])), *_failed(proof), "### Block by block at t = 500"]
-    header = ["after", "PixArt, float32", "DiT, float32", "times the DiT's", "float64, tables unrounded"]
-    rows = [[s.name, show(s.error), show(s.floor), f"{s.times:.2f}", show(s.exact)] for s in proof.stages]
-    parts.append(table(header, rows))
+    parts += [MEASURED, table(STAGES, stage_rows(proof))]
     if proof.distances:
         choices, steps = proof.distances.distances, proof.distances.timesteps
         parts += ["### At other timesteps", "Relative L2 of the output, by what `t_block` starts as."]
         rows = [[str(step), *(show(values[i]) for values in choices.values())] for i, step in enumerate(steps)]
         parts.append(table(["t", *choices], rows))
+    rows = [[code(name), code(show(value))] for name, value in done.choices.items()]
+    parts += ["### Choices", table(["name", "value"], rows)]
     return blocks(parts)
 
 
 def _failed(proof: Proof) -> list[str]:
     if not proof.failed:
         return []
-    rows = [[text(check.what), text(check.statistic), text(check.words)] for check in proof.failed[:50]]
+    rows = [[text(check.what), text(check.statistic), text(check.words)] for check in proof.failed[:FAILED_ROWS]]
     return ["### What failed", table(["what", "statistic", "in words"], rows)]
 
 

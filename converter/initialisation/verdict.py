@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..parity import gates
-from ..parity.report import EXIT_CODES, FAIL, INCONCLUSIVE, PASS, Check
+from ..parity.rendering.numbers import times as spell
+from ..parity.report import EXIT_CODES, FAIL, INCONCLUSIVE, PASS, Check, as_json
 from .options import TIMESTEP
 from .timesteps import Distances
 
@@ -34,9 +35,14 @@ class Stage:
     exact: float
 
     @property
+    def distance(self) -> float:
+        """In float32, from the DiT in float64 or from the DiT in float32, whichever is farther."""
+        return max(self.error, self.apart)
+
+    @property
     def times(self) -> float:
-        """By how much the DiT's own rounding is exceeded, at most 3 times."""
-        return max(self.error, self.apart) / max(self.floor, gates.FLOOR_LEAST)
+        """The distance in multiples of the DiT's own rounding; 3 are allowed."""
+        return self.distance / max(self.floor, gates.FLOOR_LEAST)
 
 
 @dataclass
@@ -78,7 +84,7 @@ class Proof:
             return words + ("" if self._mathematics else f". {TOO_COARSE}")
         if not self.passed:
             return f"whether it computes at t = {TIMESTEP} what the DiT does cannot be told: {self.doubts[0]}"
-        times = f"at worst {self.worst.times:.2f} times the DiT's own rounding (limit {gates.FLOOR_LIMIT:g})"
+        times = f"at worst {spell(self.worst.times)} times the DiT's own rounding (limit {gates.FLOOR_LIMIT:g})"
         exact = max(stage.exact for stage in self.stages)
         return (
             f"at t = {TIMESTEP} it computes what the DiT does, block by block: {times} in float32; in float64, before "
@@ -91,7 +97,7 @@ class Proof:
         return any(not check.statistic.startswith("float32") for check in self.failed)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """JSON-ready: numbers that JSON lacks are spelled 'nan', 'inf' and '-inf'."""
         made = {
             "verdict": self.verdict,
             "passed": self.passed,
@@ -102,4 +108,5 @@ class Proof:
             "checks": [asdict(check) for check in self.checks],
             "doubts": self.doubts,
         }
-        return made | (self.distances.as_dict() if self.distances else {})
+        plain: dict[str, Any] = as_json(made | (self.distances.as_dict() if self.distances else {}))
+        return plain

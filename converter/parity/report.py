@@ -87,7 +87,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: numbers that JSON lacks are spelled 'nan', 'inf' and '-inf'."""
         made = {"version": REPORT_VERSION, "exit_code": self.exit_code} | asdict(self)
-        plain: dict[str, Any] = _plain(made)
+        plain: dict[str, Any] = as_json(made)
         return plain
 
     def to_json(self) -> str:
@@ -116,11 +116,12 @@ def worst(reports: Iterable[Report]) -> str:
     return max(verdicts, key=FROM_BEST.index, default=INCONCLUSIVE)
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """The same, with numbers that JSON lacks spelled 'nan', 'inf' and '-inf'."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [as_json(item) for item in value]
     return value
