@@ -22,7 +22,7 @@ MEASURED = (
 )
 STAGES = ("after", "case", "PixArt to DiT in float64", "to DiT in float32", "DiT's rounding", "times that", "float64")
 FAILED_ROWS = 12
-NUMBER = re.compile(r"[-−]?(\d+(\.\d+)?(e-?\d+)?|∞)|NaN|–")
+NUMBER = re.compile(r"[-−]?([\d,]+(\.\d+)?(e-?\d+)?|∞)|NaN|–")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 EXPLAINED = (
     "Both nets were run on the same noise, the DiT without a class. What the caption says does not matter yet: the "
