@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from ..parity.choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
 from .options import Command, boolean, json_option
 
-DTYPES = click.Choice(["float64", "float32", "float16", "bfloat16"])
+DTYPES = click.Choice(PRECISIONS)
 
 
 @click.command(cls=Command, short_help="Prove that a converted model computes the original's function.")
@@ -28,19 +29,23 @@ DTYPES = click.Choice(["float64", "float32", "float16", "bfloat16"])
 @click.option("--config", metavar="TOML", help="A parity.toml that lists pairs, their options and waivers.")
 @click.option(
     "--profile",
-    type=click.Choice(["quick", "standard", "full"]),
+    type=click.Choice(PROFILES),
     help="How much is tried. Default: quick, four samples.",
 )
 @click.option("--family", metavar="NAME", help="The model family that the checkpoint has to be of.")
-@click.option(
-    "--weights", type=click.Choice(["raw", "ema"]), help="Which weights. Default: what the conversion record says."
-)
+@click.option("--weights", type=click.Choice(WEIGHTS), help="Which weights. Default: what the conversion record says.")
 @click.option("--num_attention_heads", type=click.IntRange(min=1), metavar="N", help="Heads, in your word.")
 @click.option("--image_size", type=click.IntRange(min=8), metavar="PIXELS", help="Resolution, in your word.")
 @click.option("--interpolation_scale", type=float, metavar="X", help="Scale of the positions, in your word.")
 @boolean("--multi_scale_train", "Whether the model is of the multi-scale class (PixArtMS), in your word.")
 @click.option("--cast", type=DTYPES, help="The dtype that the conversion rounded the weights to, where it did.")
 @click.option("--device", metavar="NAME", help="Where the nets run: cpu (default), cuda, cuda:1, ...")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, MOST_THREADS),
+    metavar="N",
+    help="Of the CPU, for the whole run. Default: as many as torch would use.",
+)
 @click.option(
     "--dtype",
     type=DTYPES,
@@ -51,7 +56,7 @@ DTYPES = click.Choice(["float64", "float32", "float16", "bfloat16"])
 @click.option("--save_failing", metavar="DIR", help="Save the inputs and outputs of failing cases there.")
 @click.option(
     "--self_test",
-    type=click.Choice(["quick", "full"]),
+    type=click.Choice(SELF_TESTS),
     help="Deliberate faults that have to be noticed: some in every run (quick), or the whole catalogue.",
 )
 @click.option("--waivers", metavar="TOML", help="Reviewed exceptions: case, statistic, bound, reason, expiry.")

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from ..reference import Net, Values
 from . import gates
+from .choices import FLOAT32, FLOAT64, HALF
 from .inputs import Case
 from .report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from .statistics import Statistics, compare, relative
 
-FLOAT64, FLOAT32 = "float64", "float32"
-HALF = ("float16", "bfloat16")
 TRACED = 1 << 22  # numbers of one stage's output up to which a case's stages are compared one by one
 Make = Callable[..., Net]  # (precision, rounded="") -> the net in it, of weights rounded first where that is asked
 
@@ -90,11 +89,10 @@ class Judge:
 
     @staticmethod
     def _float32(outcome: Outcome, what: str, floor: gates.Floor) -> None:
-        own = floor.original.relative_l2
-        if not own <= gates.FLOOR_CAP:
+        if above := gates.above_cap(floor.original):
             outcome.doubts.append(
-                f"{what}: the original's own noise in float32 is {own:.2g}, above the cap of {gates.FLOOR_CAP:g}: "
-                "this machine's arithmetic is too coarse to compare by (is TF32 on?)"
+                f"{what}: the original's own noise in float32 is {above}: this machine's arithmetic is too coarse to "
+                "compare by (TF32, or a faulty kernel?)"
             )
             return
         checks = list(gates.float32_checks(what, floor))

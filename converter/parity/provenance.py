@@ -1,30 +1,27 @@
-"""What is compared, and on what: digests of both sides, versions, threads, and the switches that make it repeatable."""
+"""What is compared: digests of both sides, the record of the conversion, what lies beside it, the family's nets."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from .._version import __version__
-from ..checkpoint.folder import WEIGHTS, read_json, weight_files
+from ..checkpoint.folder import WEIGHTS as WEIGHTS_FILE
+from ..checkpoint.folder import read_json, weight_files
 from ..conversion import EXTRAS, RECORD, TOOL
 from ..errors import ConverterError, UsageError, printable
 from ..families import Family
+from .choices import PRECISIONS, WEIGHTS
 from .digests import files_of, sha256
-from .inputs import SEED
 from .model import Model
 from .report import PASS, Phase
 
-DIFFUSERS = (WEIGHTS, "diffusion_pytorch_model.bin")  # the names that it loads weights by, best first
-CASTS = ("float64", "float32", "float16", "bfloat16")  # what a conversion may round weights to
+DIFFUSERS = (WEIGHTS_FILE, "diffusion_pytorch_model.bin")  # the names that it loads weights by, best first
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def record_of(converted: Path) -> tuple[Record, list[str]]:
                     if finding["source"] == "given"
                 }
                 source, cast = content["source"], content.get("cast") or ""
-                if source["weights"] not in ("raw", "ema") or cast not in ("", *CASTS):
+                if source["weights"] not in WEIGHTS or cast not in ("", *PRECISIONS):
                     raise TypeError
                 return Record(source["weights"], source["size"], cast, given, folder), []
             except (ConverterError, TypeError, KeyError, AttributeError):
@@ -102,48 +99,14 @@ def about(path: Path, enough: Event | None = None) -> dict[str, Any]:
     return made | {"sha256": hashlib.sha256(lines.encode()).hexdigest(), "files": listed}
 
 
-def phase(original: dict[str, Any]) -> Phase:
+def phase(original: Mapping[str, Any], environment: Mapping[str, Any]) -> Phase:
     """Phase 0: nothing is judged, all of it recorded."""
-    return Phase("provenance", PASS, f"both sides hashed; {original['name']} is {original['sha256'][:16]}...")
-
-
-def environment(device: str, precisions: Sequence[str]) -> dict[str, Any]:
-    """Versions and settings that could change a last bit."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
-    made: dict[str, Any] = {"tool": __version__, "python": platform.python_version()}
-    for name in ("torch", "diffusers", "numpy"):
-        try:
-            made[name] = version(name)
-        except PackageNotFoundError:
-            made[name] = "not installed"
-    return made | {
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "tf32": False,
-        "deterministic_algorithms": True,
-        "dtypes": list(precisions),
-        "seed": SEED,
-    }
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """TF32 off and deterministic algorithms on, as they were afterwards."""
-    import torch
-
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA has no deterministic products
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = (matmul.allow_tf32, conv.allow_tf32, torch.are_deterministic_algorithms_enabled())
-    matmul.allow_tf32 = conv.allow_tf32 = False
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, conv.allow_tf32 = before[:2]
-        torch.use_deterministic_algorithms(before[2])
+    words = (
+        f"both sides hashed, {original['name']} is {original['sha256'][:16]}...; "
+        f"{'' if environment['deterministic_algorithms'] else 'NOT '}deterministic, "
+        f"TF32 {'ON' if environment['tf32'] else 'off'}, threads: {environment['threads']}, seed: {environment['seed']}"
+    )
+    return Phase("provenance", PASS, words)
 
 
 def model_of(family: Family) -> Model:

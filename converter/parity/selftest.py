@@ -14,9 +14,10 @@ from ..families import Family, Findings
 from ..mapping import MappingError, Move
 from ..reference import Net, Values, unheard
 from .audit import Sides, difference
+from .choices import FLOAT64
 from .configuration import audit as config_audit
 from .faults import CONFIG, FUNCTION, WEIGHTS, Fault, Faulty
-from .function import FLOAT64, Judge, Outcome
+from .function import Judge, Outcome
 from .model import Model
 from .report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 

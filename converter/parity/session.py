@@ -13,8 +13,9 @@ from ..reference import Memory, Net, Stage, Values, Weights, unheard
 from . import function, gates, localise, selftest, trajectory
 from .audit import Sides
 from .cases import load_cases, save_outcome
+from .choices import FLOAT64
 from .faults import Fault, catalogue
-from .function import FLOAT64, Judge, Outcome
+from .function import Judge, Outcome
 from .inputs import Case
 from .model import Model
 from .report import FAIL, NOT_RUN, PASS, Check, Phase

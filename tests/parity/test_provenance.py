@@ -19,12 +19,9 @@ from converter.families.pixart import PIXART
 from converter.mapping import KeyMapping
 from converter.parity import check
 from converter.parity.digests import sha256
-from converter.parity.inputs import SEED
 from converter.parity.provenance import (
     Record,
     about,
-    deterministic,
-    environment,
     model_of,
     phase,
     record_of,
@@ -96,7 +93,8 @@ def test_about_a_folder(pair: Pair) -> None:
 
 
 def test_the_phase_judges_nothing() -> None:
-    made = phase({"name": "a.pth", "sha256": "0123456789abcdef" + "f" * 48})
+    switches = {"deterministic_algorithms": True, "tf32": False, "threads": 2, "seed": 1}
+    made = phase({"name": "a.pth", "sha256": "0123456789abcdef" + "f" * 48}, switches)
     assert (made.verdict, made.checks) == (PASS, [])
     assert "a.pth is 0123456789abcdef..." in made.words
 
@@ -235,53 +233,6 @@ def test_which_weights_a_record_says(tmp_path: Path) -> None:
 def test_a_cast_that_is_none(pair: Pair) -> None:
     with pytest.raises(UsageError, match="--cast float33: one of float64"):
         check(pair.original, pair.folder, cast="float33")
-
-
-# Switches.
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_switches_are_put_back(before: bool) -> None:
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
-    kept = (matmul.allow_tf32, conv.allow_tf32, torch.are_deterministic_algorithms_enabled())
-    try:
-        matmul.allow_tf32 = conv.allow_tf32 = before
-        torch.use_deterministic_algorithms(before)
-        for fails in (False, True):
-            try:
-                with deterministic():
-                    assert (matmul.allow_tf32, conv.allow_tf32) == (False, False)
-                    assert torch.are_deterministic_algorithms_enabled()
-                    if fails:
-                        raise KeyError
-            except KeyError:
-                pass
-            assert (matmul.allow_tf32, conv.allow_tf32) == (before, before)
-            assert torch.are_deterministic_algorithms_enabled() == before
-    finally:
-        matmul.allow_tf32, conv.allow_tf32 = kept[:2]
-        torch.use_deterministic_algorithms(kept[2])
-
-
-def test_a_whole_check_leaves_the_switches_and_the_random_numbers(pair: Pair) -> None:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.manual_seed(9)
-    state = torch.get_rng_state()
-    assert check(pair.original, pair.folder).verdict == PASS
-    assert torch.are_deterministic_algorithms_enabled() == before
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_the_environment() -> None:
-    import diffusers
-
-    made = environment("cpu", ("float64",))
-    assert (made["torch"], made["diffusers"]) == (torch.__version__.partition("+")[0], diffusers.__version__) or (
-        made["torch"] == torch.__version__
-    )
-    assert (made["device"], made["dtypes"], made["seed"]) == ("cpu", ["float64"], SEED)
-    assert made["threads"] == torch.get_num_threads()
-    json.dumps(made)
 
 
 # Families.

@@ -168,8 +168,8 @@ def test_one_phase_of_two_is_not_enough(ready: Session) -> None:
 
 
 def test_without_its_limits_the_function_lets_faults_through(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in gates.FLOAT64:
-        monkeypatch.setitem(gates.FLOAT64, name, float("inf"))
+    for name in gates.LIMITS:
+        monkeypatch.setitem(gates.LIMITS, name, float("inf"))
     faults = [fault for fault in ready._catalogue() if "block 2" in fault.name and FUNCTION in fault.expected]
     made = selftest.run(bench(ready), faults)
     assert made.verdict == INCONCLUSIVE
@@ -179,8 +179,8 @@ def test_without_its_limits_the_function_lets_faults_through(ready: Session, mon
 
 def test_with_a_loose_limit_the_fine_faults_survive(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the usual gates are worth: NMSE of 1e-2 and so a relative L2 of 0.1 lets most of them pass."""
-    for name in gates.FLOAT64:
-        monkeypatch.setitem(gates.FLOAT64, name, 0.1)
+    for name in gates.LIMITS:
+        monkeypatch.setitem(gates.LIMITS, name, 0.1)
     faults = [fault for fault in ready._catalogue() if fault.name.endswith(("rounded to half", "scaled by 1 %"))]
     made = selftest.run(bench(ready), faults)
     assert made.verdict == INCONCLUSIVE
@@ -205,7 +205,7 @@ def test_without_the_config_audit_what_is_missing_survives(ready: Session, monke
 
 def test_a_gate_that_nothing_passes_is_noticed(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever calls everything wrong kills every fault, and the harmless change too."""
-    monkeypatch.setitem(gates.FLOAT64, "relative L2", 1e-300)
+    monkeypatch.setitem(gates.LIMITS, "relative L2", 1e-300)
     made = selftest.run(bench(ready), ready._catalogue()[:3])
     assert made.verdict == INCONCLUSIVE
     assert survivors(made) == {selftest.BENIGN.name}
@@ -223,8 +223,8 @@ def test_a_gate_that_is_off_makes_the_whole_check_inconclusive(
     pairs: dict[str, Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The conversion is right, and yet it must not say so: here it could not tell."""
-    for name in gates.FLOAT64:
-        monkeypatch.setitem(gates.FLOAT64, name, float("inf"))
+    for name in gates.LIMITS:
+        monkeypatch.setitem(gates.LIMITS, name, float("inf"))
     report = check(pairs["sigma-ms"].original, pairs["sigma-ms"].folder)
     assert (report.verdict, report.exit_code) == (INCONCLUSIVE, 4)
     assert report.reason.startswith("self-test: ")
