@@ -31,6 +31,7 @@ class Fault:
         inputs: the inputs of the converted net -> wrong ones.
         stage, values: after this stage of the converted net its values are replaced by `values(values)`.
         cheap: tried in every run, not in the whole catalogue only.
+        faint: in a layer that hardly acts, it may change the output by less than any tolerance.
     """
 
     name: str
@@ -42,12 +43,20 @@ class Fault:
     stage: str = ""
     values: Callable[[Values], Values] | None = None
     cheap: bool = False
+    faint: bool = False
 
     @property
     def undoes_itself(self) -> bool:
         """Whether the same once more may mend it: an exchange of tensors or of rows, a transposition."""
         lasting = (scaled, halved, zeroed, last_bit, not_a_number, drifted)
         return bool(self.weights) and not any(change in lasting for _, change in self.weights.values())
+
+
+def idle(fault: Fault, state: Mapping[str, Any]) -> bool:
+    """Whether a fault drops only what is zero already, so that it is none."""
+    return bool(fault.weights) and all(
+        change is zeroed and not state[origin].torch().any() for origin, change in fault.weights.values()
+    )
 
 
 class Faulty(Mapping[str, Any]):
@@ -92,10 +101,13 @@ def scaled(tensor: Tensor) -> Tensor:
 
 
 def halved(tensor: Tensor) -> Tensor:
-    """Rounded to half precision and stored as before; what is of bfloat16, which float16 holds, to half its digits."""
-    if tensor.dtype == torch.bfloat16:
-        return (tensor.view(torch.int16) & -16).view(torch.bfloat16)
-    return tensor.to(torch.float16 if tensor.dtype != torch.float16 else torch.bfloat16).to(tensor.dtype)
+    """Rounded to half precision and stored as before: to the first kind that does not hold it already, as float16
+    does what was trained in it; what all of them hold, to half the digits of bfloat16."""
+    for half in (torch.float16, torch.bfloat16):
+        rounded = tensor.to(half).to(tensor.dtype)
+        if not torch.equal(rounded, tensor):
+            return rounded
+    return (tensor.to(torch.bfloat16).view(torch.int16) & -16).view(torch.bfloat16).to(tensor.dtype)
 
 
 def zeroed(tensor: Tensor) -> Tensor:
@@ -205,12 +217,12 @@ def _row_faults(
     biases = [target for suffix, move in chosen if suffix == ".bias" for target in move.targets]
     name = " and ".join(_short(target) for target in row.targets) if len(row.targets) < 2 else _short(row.targets[0])
     yield Fault(f"{name} of {where} scaled by 1 %", BOTH, {weights[0]: (weights[0], scaled)})
-    yield Fault(f"{name} of {where} rounded to half", BOTH, {weights[0]: (weights[0], halved)})
+    yield Fault(f"{name} of {where} rounded to half", BOTH, {weights[0]: (weights[0], halved)}, faint=True)
     yield Fault(f"last bit of {name} of {where}", frozenset({WEIGHTS}), {weights[0]: (weights[0], last_bit)})
     for bias in biases:
         short = _short(row.targets[biases.index(bias)])
         seen = WEIGHTS_ONLY if any(bias.endswith(f"{end}.bias") for end in unseen) else BOTH
-        yield Fault(f"bias of {short} of {where} dropped", seen, {bias: (bias, zeroed)})
+        yield Fault(f"bias of {short} of {where} dropped", seen, {bias: (bias, zeroed)}, faint=True)
         yield Fault(f"last bit of the bias of {short} of {where}", WEIGHTS_ONLY, {bias: (bias, last_bit)})
     first = row.pattern[0] if row.pattern else None
     count = int(first.factor) if first and first.factor == int(first.factor) else 1

@@ -14,7 +14,7 @@ from . import function, gates, localise, selftest, trajectory
 from .audit import Sides
 from .cases import load_cases, save_outcome
 from .choices import FLOAT64
-from .faults import Fault, catalogue
+from .faults import Fault, catalogue, idle
 from .function import Judge, Outcome
 from .inputs import Case
 from .model import Model
@@ -47,6 +47,7 @@ class Session:
         self._memory = Memory()
         self._net: Net | None = None
         self._saved: Any = None
+        self._waivers: Sequence[Any] = ()
         # The last two stages, for faults that cost no more than these, and what flows before them.
         names = [stage.name for stage in self.original(FLOAT64).stages]
         self._early, self._late = set(names[:-2]), names[-2:]
@@ -110,11 +111,8 @@ class Session:
                 raise
             words = f"the converted net does not run: {type(error).__name__}: {printable(error)}"
             return Phase("function", FAIL, words)
-        if waivers:
-            from .waivers import apply
-
-            checks = [check for outcome in self.outcomes for check in outcome.checks]
-            notes += apply(waivers, checks, checkpoint=self.digest)
+        self._waivers = waivers
+        notes += self._waive([check for outcome in self.outcomes for check in outcome.checks])
         self.outcomes[0].checks += alone
         detail["cases"] = [{"name": c.name, "axes": c.axes, "sha256": c.sha256} for c in cases]
         made = function.phase(self.outcomes, detail)
@@ -124,6 +122,14 @@ class Session:
             except Exception as error:  # a net that is wrong may not have the parts to look into: the verdict stands
                 made.notes.append(f"where it goes wrong was not found: {type(error).__name__}: {printable(error)}")
         return made
+
+    def _waive(self, checks: Sequence[Check]) -> list[str]:
+        """Let pass what the waivers in force are for; returns what is said of it."""
+        if not self._waivers:
+            return []
+        from .waivers import apply
+
+        return apply(self._waivers, checks, checkpoint=self.digest)
 
     def _lone_stages(self) -> list[Check]:
         """The stages that the family wants tried by themselves."""
@@ -218,6 +224,8 @@ class Session:
         if kind == "quick":
             faults = [fault for fault in faults if fault.cheap]
             tail = (self._late[0], self._before)
+        nothing = [fault.name for fault in faults if idle(fault, self.sides.converted)]
+        faults = [fault for fault in faults if fault.name not in nothing]
         bench = selftest.Bench(
             self.sides,
             self.model,
@@ -228,8 +236,13 @@ class Session:
             self.outcomes,
             tail,
             self.device,
+            self._waive,
+            bool(self._saved),
         )
-        return selftest.run(bench, faults, step)
+        made = selftest.run(bench, faults, step)
+        if nothing:
+            made.notes.append(f"not tried, since it is zero already and so no fault: {', '.join(nothing)}")
+        return made
 
     def save_failing(self, folder: Path) -> list[str]:
         """Write the inputs and outputs of every failing case; returns what is said of it."""
