@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from ..buffers import compare as compare_buffer
+from ..checkpoint.dtypes import BY_CODE
 from ..errors import printable
 from ..families import Family, Findings
 from ..mapping import Computed, KeyMapping, MappingError, Move, Plan, fold
 from .belonging import Bytes, Places, describe, equal, kept_as
 from .report import FAIL, PASS, Check, Phase
 
+BY_NAME = {dtype.name: dtype for dtype in BY_CODE.values()}
 WORKERS = 2  # reading, comparing and checksums run without the interpreter's lock
 Tensors = Mapping[str, Any]  # key -> something with `dtype`, `shape` and `read()` (a lazy tensor)
 
@@ -64,6 +66,13 @@ class Sides:
     room: Room = field(default_factory=Room, repr=False)
     places: Places = field(default_factory=Places, repr=False)
 
+    @property
+    def rounded(self) -> bool:
+        """Whether the declared cast loses anything: to a wider dtype it does not."""
+        kinds = {self.original[move.sources[0]].dtype for move in self.plan.moves}
+        target = BY_NAME.get(self.cast)
+        return target is not None and any(kind != target and kind.itemsize >= target.itemsize for kind in kinds)
+
 
 def audit(sides: Sides, step: Callable[[int], None] = lambda count: None, only: Collection[str] | None = None) -> Phase:
     """Every byte of the original accounted for: mapped, kept aside, or recomputed; and nothing else in the model.
@@ -95,7 +104,7 @@ def audit(sides: Sides, step: Callable[[int], None] = lambda count: None, only: 
     notes += [f"{key} is left over from an old conversion, and not used" for key in back.extras]
     if failed := [check for check in checks if check.passed is False]:
         return _failed(failed, notes, f"{len(wrong)} of {len(moves)} tensors are not the original's" if wrong else "")
-    kind = f"rounded to {sides.cast}" if sides.cast else "byte for byte"
+    kind = f"{'rounded' if sides.rounded else 'widened'} to {sides.cast}" if sides.cast else "byte for byte"
     total = sum(int(np.prod(sides.original[move.targets[0]].shape)) for move in moves)
     words = (
         f"all {len(moves)} tensors ({total / 1e6:.4g} M numbers) are the original's, {kind}; none missing, none extra"

@@ -203,7 +203,7 @@ class _Run:
                 self.notes += session.save_failing(Path(self.save_failing))
             except ConverterError as error:  # what was found counts, whether or not it can be kept
                 self.notes.append(f"--save_failing: {error}")
-        if self.profile == "full" and function.verdict == PASS and pair.model.loaded and not pair.sides.cast:
+        if self.profile == "full" and function.verdict == PASS and pair.model.loaded:
             session.stock_loader(function, pair.folder)
         right = all(phase.verdict == PASS for phase in (weights, config, function))
         made.append(session.trajectory(self.profile, right))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoint.dtypes import DType
 from ..mapping import Move, Plan
 from ..mapping.rows import Row
 from ..reference import Values
@@ -82,11 +83,11 @@ class Faulty(Mapping[str, Any]):
 
 
 class Altered:
-    """A lazy tensor with something done to it when it is read; its dtype and shape stay."""
+    """A lazy tensor with something done to it when it is read; its shape stays, and its dtype where none is said."""
 
-    def __init__(self, tensor: Any, change: Change) -> None:
+    def __init__(self, tensor: Any, change: Change, dtype: DType | None = None) -> None:
         self._tensor, self._change = tensor, change
-        self.dtype, self.shape = tensor.dtype, tensor.shape
+        self.dtype, self.shape = dtype or tensor.dtype, tensor.shape
 
     def torch(self, out: Tensor | None = None) -> Tensor:
         return self._change(self._tensor.torch()).contiguous()

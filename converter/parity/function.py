@@ -206,8 +206,8 @@ def _pictures(first: Outcome, tracer: Tracer, precision: str, judge: Judge) -> d
     return detail
 
 
-def phase(outcomes: Sequence[Outcome], detail: dict[str, Any]) -> Phase:
-    """The phase 'function': the worst of its cases decides."""
+def phase(outcomes: Sequence[Outcome], detail: dict[str, Any], what: str = "") -> Phase:
+    """The phase 'function': the worst of its cases decides. `what` says of which weights, if not those of the file."""
     checks = [check for outcome in outcomes for check in outcome.checks]
     doubts = [doubt for outcome in outcomes for doubt in outcome.doubts]
     gating = [check for check in checks if check.passed is not None]
@@ -224,7 +224,7 @@ def phase(outcomes: Sequence[Outcome], detail: dict[str, Any]) -> Phase:
         if mine:
             worst = max(mine, key=_exhausted)
             numbers.append(f"at worst {worst.words} in {precision}")
-    words = f"the same function: {', '.join(numbers)}; {len(gating)} checks in {len(outcomes)} case"
+    words = f"the same function{what}: {', '.join(numbers)}; {len(gating)} checks in {len(outcomes)} case"
     words += "s" * (len(outcomes) > 1)
     return Phase("function", PASS, words, checks, doubts, detail)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ import torch
 from ..errors import ConverterError, InputError, printable
 from ..reference import Memory, Net, Stage, Values, Weights, unheard
 from . import function, gates, localise, selftest, trajectory
-from .audit import Sides
+from .audit import BY_NAME, Sides
 from .cases import load_cases, save_outcome
-from .choices import FLOAT64
-from .faults import Fault, catalogue, idle
+from .choices import FLOAT32, FLOAT64, HALF
+from .faults import Altered, Fault, catalogue, idle
 from .function import Judge, Outcome
 from .inputs import Case
 from .model import Model
 from .report import FAIL, NOT_RUN, PASS, Check, Phase
+from .statistics import relative
 from .stock import Streamed
 
 
@@ -53,12 +55,27 @@ class Session:
         self._early, self._late = set(names[:-2]), names[-2:]
         self._before: Values = {}
 
+    @cached_property
+    def _source(self) -> Mapping[str, Any]:
+        """What the converted net is held against: the original's weights, rounded as the conversion was declared to.
+
+        What does not travel, such as a table that the target computes, is as the original has it.
+        """
+        sides = self.sides
+        if not sides.cast:
+            return sides.original
+        torch_dtype, dtype = getattr(torch, sides.cast), BY_NAME[sides.cast]
+        moved = {move.sources[0] for move in sides.plan.moves}
+        return {
+            key: Altered(held, lambda tensor: tensor.to(torch_dtype), dtype) if key in moved else held
+            for key, held in sides.original.items()
+        }
+
     # Nets.
-    def original(self, precision: str, rounded: str = "") -> Net:
-        """The reference net; of weights that are rounded as the conversion was declared to."""
-        return self.model.reference(
-            self.sides.found, self._weights(self.sides.original, precision, rounded or self.sides.cast)
-        )
+    def original(self, precision: str, rounded: str = "", as_stored: bool = False) -> Net:
+        """The reference net; of weights that are rounded as the conversion was declared to, unless `as_stored`."""
+        state = self.sides.original if as_stored else self._source
+        return self.model.reference(self.sides.found, self._weights(state, precision, rounded))
 
     def converted(self, precision: str, rounded: str = "") -> Net:
         return self._build(self.config, self.sides.converted, precision, rounded)
@@ -114,8 +131,9 @@ class Session:
         self._waivers = waivers
         notes += self._waive([check for outcome in self.outcomes for check in outcome.checks])
         self.outcomes[0].checks += alone
+        what = self._rounded_to(notes)
         detail["cases"] = [{"name": c.name, "axes": c.axes, "sha256": c.sha256} for c in cases]
-        made = function.phase(self.outcomes, detail)
+        made = function.phase(self.outcomes, detail, what)
         if made.verdict == FAIL:
             try:
                 self._localise(made)
@@ -146,6 +164,26 @@ class Session:
                 theirs = _stage(self.converted(FLOAT64), name).run(values, unheard)
             made.append(gates.stage_check(f"{case.name} / {name}", localise.error_of(theirs, ours, values)))
         return made
+
+    def _rounded_to(self, notes: list[str]) -> str:
+        """What is compared where a cast was declared, in words for the phase; what the cast itself does is reported."""
+        cast, first = self.sides.cast, self.outcomes[0]
+        if not self.sides.rounded:
+            return ""
+        # Half precision loses far more than float32 does by running in it.
+        precision = FLOAT32 if cast in HALF else FLOAT64
+        inputs = first.case.tensors(getattr(torch, precision), self.device)
+        output = self.original(precision, as_stored=True).forward(inputs).cpu()
+        for part, channels in self.judge.parts.items():
+            apart = relative(first.original[FLOAT64][:, channels], output[:, channels])
+            words = f"rounding the weights to {cast} changes the output by {apart:.2g} (reported)"
+            first.checks.append(Check(f"{first.case.name} / {part}", f"cast to {cast}", apart, None, None, words))
+        apart = relative(first.original[FLOAT64], output)
+        notes.append(
+            f"the weights were rounded to {cast}, as declared, which changes the output by {apart:.2g} (relative L2); "
+            f"both nets are compared with the rounded weights"
+        )
+        return f" as that of the original's weights rounded to {cast}"
 
     def _keep(self, stage: str, made: Values) -> None:
         """Keep the original's values as they are before its last two stages."""
