@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .errors import ConverterError, InputError, UsageError
     from .families import Family, Finding, Findings, register
     from .inspection import inspect
-    from .mapping import Computed, Extra, KeyMapping, MappingError, Parameter, Refused, Sparse
+    from .mapping import Computed, Copies, Extra, KeyMapping, MappingError, Parameter, Refused, Sparse
 
 _HOMES = {
     "checkpoint": ("Checkpoint", "LazyTensor", "open_checkpoint"),
@@ -30,7 +30,7 @@ _HOMES = {
     "errors": ("ConverterError", "InputError", "UsageError"),
     "families": ("Family", "Finding", "Findings", "register"),
     "inspection": ("inspect",),
-    "mapping": ("Computed", "Extra", "KeyMapping", "MappingError", "Parameter", "Refused", "Sparse"),
+    "mapping": ("Computed", "Copies", "Extra", "KeyMapping", "MappingError", "Parameter", "Refused", "Sparse"),
 }
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "Computed",
     "Conversion",
     "ConverterError",
+    "Copies",
     "Extra",
     "Family",
     "Finding",

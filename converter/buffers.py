@@ -1,13 +1,16 @@
-"""Does recomputing a buffer give what the file holds, bit for bit?"""
+"""Buffers that are recomputed: does that give what a file holds, bit for bit? And as tensors to be written."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
-from .checkpoint import LazyTensor
+from .checkpoint import DType, LazyTensor
 from .checkpoint.cast import round_to, widen
+from .checkpoint.tensor import CHUNK, Storage, row_major
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +54,46 @@ def compare(tensor: LazyTensor, table: Any) -> Comparison:
                 apart = np.abs(stored.astype(np.float64) - computed)
             difference = max(difference, float(apart.max()) if np.isfinite(apart).all() else float("inf"))
     return Comparison(equal, difference, digest.hexdigest())
+
+
+class ComputedStorage(Storage):
+    """The bytes of a computed table, as if they lay in a file: made a run of rows at a time, never all in memory."""
+
+    def __init__(self, name: str, table: Any, dtype: DType) -> None:
+        self.name, self.size = name, prod(table.shape) * dtype.itemsize
+        self._table, self._dtype = table, dtype
+
+    @property
+    def place(self) -> tuple[str, int]:
+        return "", 0
+
+    @property
+    def crc(self) -> int | None:
+        return None
+
+    def copy_to(self, offset: int, count: int, fd: int, position: int) -> bool:
+        return False
+
+    def chunks(
+        self, buffer: bytearray | None = None, span: tuple[int, int] | None = None
+    ) -> Iterator[tuple[int, memoryview]]:
+        """(offset, bytes) of all rows, whatever the span: a consumer takes what is of it."""
+        axis, (_, count, channels) = self._table.axis(), self._table.shape
+        width = channels * self._dtype.itemsize
+        step = max(CHUNK // width, 1)
+        for row in range(0, count, step):
+            rows = self._table.rows(row, min(row + step, count), axis)
+            yield row * width, memoryview(round_to(rows, self._dtype))
+
+    def read_into(self, into: memoryview, start: int) -> bool:
+        return False  # nothing is at hand: it comes by `chunks`
+
+
+def computed(key: str, table: Any, dtype: DType) -> LazyTensor:
+    """A buffer to be written though no file holds it.
+
+    Args:
+        table: as for `compare`.
+        dtype: what its float32 values are rounded to.
+    """
+    return LazyTensor(key, dtype, table.shape, ComputedStorage(key, table, dtype), row_major(table.shape))

@@ -1,115 +1,180 @@
-"""Writing safetensors files out of lazy tensors: the header first, then every tensor moved and proven."""
+"""Writing files out of lazy tensors: what frames them first, then every tensor moved, cast and proven."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from .checkpoint import Checkpoint, LazyTensor, open_checkpoint
+from .checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
+from .checkpoint.crc import combine
+from .checkpoint.layout import Entry, Layout
 from .checkpoint.publish import Publication, unwritten
-from .checkpoint.safetensors_writer import Entry, Layout, lay_out_file
 from .checkpoint.transfer import Delivery, Output, Progress, transfer, write_at
 from .errors import ConverterError, InputError, printable
 from .mapping import fold
 
 
-@dataclass
+@dataclass(frozen=True)
+class Part:
+    """Source tensors and the keys that they are written under, in `dtype`.
+
+    One tensor under several keys is shared out among them along axis 0, several tensors under one key are put
+    together along axis 0. A tensor that is written several times is as many parts: it is read once all the same.
+    """
+
+    sources: tuple[LazyTensor, ...]
+    keys: tuple[str, ...]
+    dtype: DType
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        first = self.sources[0].shape
+        if len(self.sources) > 1:
+            shape = (sum(source.shape[0] for source in self.sources), *first[1:])
+        elif len(self.keys) > 1:
+            shape = (first[0] // len(self.keys), *first[1:])
+        else:
+            shape = first
+        return [Entry(key, self.dtype, shape) for key in self.keys]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.entries)
+
+    def deliveries(self, wholes: Mapping[str, Output], digests: Mapping[str, str]) -> list[Delivery]:
+        """What moves where; `wholes` are the tensors to be written, by key, and `digests` what a record states of the
+        sources, by theirs."""
+        if len(self.sources) == 1:
+            first = self.sources[0]
+            return [Delivery(first, [wholes[key] for key in self.keys], digests.get(first.key, ""))]
+        whole, made, row = wholes[self.keys[0]], [], 0
+        for source in self.sources:
+            rows = whole.tensor[row : row + source.shape[0]]
+            row += source.shape[0]
+            made.append(Delivery(source, [Output(rows, whole.fd)], digests.get(source.key, "")))
+        return made
+
+
+@dataclass(frozen=True)
 class TensorFile:
-    """A safetensors file in the making: which source tensors go into it, under which keys."""
+    """A file to be written: its name in the folder, and where every tensor lies in it."""
 
     name: str
-    metadata: dict[str, str] | None
-    parts: list[tuple[LazyTensor, tuple[str, ...]]] = field(default_factory=list)
-    layout: Layout = field(init=False)
-
-    def plan(self) -> None:
-        self.layout = lay_out_file(
-            (entry for tensor, keys in self.parts for entry in split(tensor, keys)), self.metadata
-        )
-
-    def deliveries(self, fd: int, written: dict[str, LazyTensor]) -> list[Delivery]:
-        """What goes where; `written` is the new file as a strict reader sees it, data still to come."""
-        wanted = {e.key: (e.dtype, e.shape) for tensor, keys in self.parts for e in split(tensor, keys)}
-        assert {key: (tensor.dtype, tensor.shape) for key, tensor in written.items()} == wanted
-        return [Delivery(tensor, [Output(written[key], fd) for key in keys]) for tensor, keys in self.parts]
-
-
-def split(tensor: LazyTensor, keys: tuple[str, ...]) -> list[Entry]:
-    """What a tensor becomes: itself under one key, or equal parts of its first axis under several."""
-    if len(keys) == 1:
-        return [Entry(keys[0], tensor.dtype, tensor.shape)]
-    return [Entry(key, tensor.dtype, (tensor.shape[0] // len(keys), *tensor.shape[1:])) for key in keys]
+    layout: Layout
 
 
 @dataclass
 class Written:
-    """What was written: per file its size and the digest of its header; per source key the SHA-256 of each part."""
+    """What was written: per file its size and the digest of what frames its tensors; per source key the SHA-256 of
+    each run of bytes, under the key that it went to; per key, how many elements are not finite, and how many a cast
+    made infinite."""
 
     files: dict[str, dict[str, int | str]]
     digests: dict[str, dict[str, str]]
     nonfinite: dict[str, int]
+    overflowed: dict[str, int]
 
 
 def write_files(
-    out: Publication, files: list[TensorFile], source: str, allow_nonfinite: bool, step: Progress
+    out: Publication, files: Sequence[TensorFile], parts: Sequence[Part], step: Progress, digests: Mapping[str, str]
 ) -> Written:
-    """Write the files into the folder in the making; every tensor is read back and proven.
+    """Write the files into what is in the making; every tensor is read back and proven.
 
-    Raises: `InputError` where the source is damaged, or has NaN or infinity that are not allowed.
+    Args:
+        digests: key of a source -> the SHA-256 of its bytes that a record states, where there is one.
+
+    Raises: `InputError` where the source is damaged, `ConverterError` where what is read back is not what was written.
     """
-    deliveries: list[Delivery] = []
     with ExitStack() as stack:
-        fds = []
+        fds: list[int] = []
+        wholes: dict[str, Output] = {}
         for file in files:
-            fd = out.create(file.name)
+            fds.append(fd := out.create(file.name))
             stack.callback(os.close, fd)
-            fds.append(fd)
-            write_at(fd, file.layout.header, 0)
+            frame = file.layout.frame({})
+            for offset, data in frame:
+                write_at(fd, data, offset)
             os.ftruncate(fd, file.layout.size)
-            opened = stack.enter_context(_reopened(out.path / file.name, file.layout.header))
-            deliveries += file.deliveries(fd, opened.selected.tensors)
+            opened = stack.enter_context(_reopened(out.path / file.name, file.layout, frame))
+            wholes |= {tensor.key: Output(tensor, fd) for tensor in opened.values()}
+        deliveries = [delivery for part in parts for delivery in part.deliveries(wholes, digests)]
         with _flushing(fds, out.target) as flush:
             transfer(deliveries, step, flush)
-    outputs = [output for delivery in deliveries for output in delivery.outputs]
-    bad = {output.tensor.key: output.nonfinite for output in outputs if output.nonfinite}
-    if bad and not allow_nonfinite:
-        raise InputError(f"{printable(source)}: {nonfinite_words(bad)}; --allow_nonfinite converts them as they are")
-    return Written(
-        {f.name: {"size": f.layout.size, "header_sha256": hashlib.sha256(f.layout.header).hexdigest()} for f in files},
-        {delivery.tensor.key: {o.tensor.key: o.sha256 for o in delivery.outputs} for delivery in deliveries},
-        bad,
-    )
+        crcs: dict[str, int] = {}
+        for output in (output for delivery in deliveries for output in delivery.outputs):
+            crcs[output.tensor.key] = combine(crcs.get(output.tensor.key, 0), output.crc, output.tensor.nbytes)
+        made: dict[str, dict[str, int | str]] = {}
+        for file, fd in zip(files, fds, strict=True):
+            framed = _complete(out.path / file.name, fd, file.layout, crcs)
+            made[file.name] = {"size": file.layout.size, "header_sha256": hashlib.sha256(framed).hexdigest()}
+    return _found(made, deliveries)
 
 
-def _reopened(path: Path, header: bytes) -> Checkpoint:
-    """The new file as a strict reader sees it, its data still to come."""
-    wrong = ConverterError(
+def _found(files: dict[str, dict[str, int | str]], deliveries: list[Delivery]) -> Written:
+    found = Written(files, {}, {}, {})
+    for delivery in deliveries:
+        key, outputs = delivery.tensor.key, delivery.outputs
+        found.digests.setdefault(key, {}).update({output.tensor.key: output.sha256 for output in outputs})
+        bad = {output.tensor.key: output.nonfinite for output in outputs}
+        if delivery.overflowed:  # which of the outputs they are in was not counted
+            found.overflowed[key] = delivery.overflowed
+            bad = {key: sum(bad.values()) - delivery.overflowed}
+        found.nonfinite |= {name: count for name, count in bad.items() if count}
+    return found
+
+
+def _complete(path: Path, fd: int, layout: Layout, crcs: dict[str, int]) -> bytes:
+    """Put the checksums, where the format has any, into what frames the tensors; returns all of that."""
+    frame = layout.frame(crcs)
+    if frame != layout.frame({}):
+        for offset, data in frame:
+            write_at(fd, data, offset)
+        with _reopened(path, layout, frame) as opened:
+            if any(tensor.storage.crc != crcs[tensor.key] for tensor in opened.values()):
+                raise _unlike(path)
+    return b"".join(data for _, data in frame)
+
+
+def _unlike(path: Path) -> ConverterError:
+    return ConverterError(
         f"{printable(path)}: the header that was read back is not the one that was written "
         "(a faulty disk, or another program?)"
     )
+
+
+def _reopened(path: Path, layout: Layout, frame: list[tuple[int, bytes]]) -> Checkpoint:
+    """The new file as a strict reader sees it, its data still to come."""
     try:
         opened = open_checkpoint(path)
     except InputError as error:  # no fault of the input
-        raise wrong from error
-    opened.files[0].ours = True
+        raise _unlike(path) from error
+    file = opened.files[0]
+    file.ours = True
     with ExitStack() as stack:
         stack.callback(opened.close)
-        if opened.files[0].read(0, len(header)) != header:
-            raise wrong
+        if any(file.read(offset, len(data)) != data for offset, data in frame):
+            raise _unlike(path)
+        wanted = {entry.key: (entry.dtype, entry.shape) for entry in layout.entries}
+        assert {tensor.key: (tensor.dtype, tensor.shape) for tensor in opened.values()} == wanted
         stack.pop_all()
     return opened
 
 
-def nonfinite_words(bad: dict[str, int]) -> str:
-    """How many elements are NaN or infinite, and where."""
-    total = sum(bad.values())
-    are = "1 element is" if total == 1 else f"{total} elements are"
-    return f"{are} NaN or infinite, in {', '.join(fold(bad)[:6])}"
+def counted(bad: dict[str, int], what: str) -> str:
+    """How many elements are `what`, and where.
+
+    >>> counted({"blocks.0.a": 2, "blocks.1.a": 1}, "NaN or infinite")
+    '3 elements are NaN or infinite, in blocks.{0..1}.a'
+    """
+    total, names = sum(bad.values()), fold(bad)
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return f"{total} element{'s are' if total > 1 else ' is'} {what}, in {', '.join(names[:6])}{more}"
 
 
 @contextmanager

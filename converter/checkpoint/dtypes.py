@@ -46,6 +46,7 @@ _RANKED = (
 )
 
 BY_CODE = {d.code: d for d in _RANKED}
+BY_NAME = {d.name: d for d in _RANKED}
 BY_STORAGE = {d.storage: d for d in _RANKED}
 RANK = {d: i for i, d in enumerate(_RANKED)}
 F16, BF16, F32, F64 = (BY_CODE[c] for c in ("F16", "BF16", "F32", "F64"))

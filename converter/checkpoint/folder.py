@@ -14,6 +14,7 @@ from .safetensors_reader import parse_json
 JSON_LIMIT = 25_000_000
 # What diffusers calls the two files of a model.
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
+INDEX = f"{WEIGHTS}.index.json"
 _STEMS = (
     WEIGHTS,
     "diffusion_pytorch_model.bin",
@@ -46,24 +47,55 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def with_variant(name: str, variant: str) -> str:
+    """A file's name with that of a variant put in, as diffusers does (`utils/hub_utils.py`, `_add_variant`).
+
+    >>> with_variant(WEIGHTS, "fp16"), with_variant(INDEX, "fp16")[-16:]
+    ('diffusion_pytorch_model.fp16.safetensors', '.index.fp16.json')
+    """
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}.{variant}.{suffix}" if variant else name
+
+
+def variants(folder: Path) -> list[str]:
+    """The variants that diffusers-named weights in a folder are of, such as 'fp16'."""
+    found = set()
+    for name in _STEMS:
+        for whole in (name, f"{name}.index.json"):
+            stem, _, suffix = whole.rpartition(".")
+            form = re.compile(rf"{re.escape(stem)}\.([\w-]+?)\.{suffix}")
+            found |= {match[1] for path in folder.iterdir() if (match := form.fullmatch(path.name))}
+    return sorted(v for v in found if not re.search(r"-\d{5}-of-\d{5}$", v))
+
+
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, list[str]]:
     """(files, key to file name where an index says so, weights of other names passed over) of a model folder.
 
-    As in diffusers, safetensors come first.
+    As in diffusers, safetensors come first. A variant is read where it is all there is.
     """
-    for stem in _STEMS:
-        index = folder / f"{stem}.index.json"
-        single = (folder / stem).exists()
-        if index.exists() or single:
-            later = [f"{s}{end}" for s in _STEMS[_STEMS.index(stem) + 1 :] for end in ("", ".index.json")]
-            passed_over = [name for name in later if (folder / name).exists()]
-        if index.exists():
-            if single:
-                raise InputError.at(folder, "", f"holds both {stem} and an index of shards: one of them is stale")
-            return *_shards(index), passed_over
-        if single:
-            return [folder / stem], None, passed_over
-    raise InputError.at(folder, "", f"holds no weights: looked for {', '.join(_STEMS)} and their .index.json")
+    there = {name: found for name in _STEMS if (found := _there(folder, name, ""))}
+    if not there and len(kinds := variants(folder)) > 1:
+        rule = f"holds several variants ({', '.join(map(printable, kinds))}) and no weights without one"
+        raise InputError.at(folder, "", f"{rule}: copy the one that is meant, with {CONFIG}, to a folder of its own")
+    elif not there and kinds:
+        there = {name: found for name in _STEMS if (found := _there(folder, name, kinds[0]))}
+    if not there:
+        raise InputError.at(folder, "", f"holds no weights: looked for {', '.join(_STEMS)} and their .index.json")
+    (single, index), *later = there.values()
+    passed_over = [path.name for pair in later for path in pair if path]
+    if index is None:
+        assert single
+        return [single], None, passed_over
+    if single:
+        raise InputError.at(folder, "", f"holds both {single.name} and an index of shards: one of them is stale")
+    return *_shards(index), passed_over
+
+
+def _there(folder: Path, name: str, variant: str) -> tuple[Path | None, Path | None] | None:
+    """(the file of weights, the index of its shards), as far as they are there; None where neither is."""
+    single, index = (folder / with_variant(each, variant) for each in (name, f"{name}.index.json"))
+    found = single if single.exists() else None, index if index.exists() else None
+    return found if any(found) else None
 
 
 def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
@@ -86,7 +118,9 @@ def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
 
 def beside(folder: Path, config: dict[str, Any]) -> dict[str, bytes]:
     """The files of a model folder that were believed beside its weights, by name: config.json and the index."""
-    index = next((f"{stem}.index.json" for stem in _STEMS if (folder / f"{stem}.index.json").exists()), "")
+    kinds = ["", *variants(folder)]
+    names = [with_variant(f"{stem}.index.json", kind) for kind in kinds for stem in _STEMS]
+    index = next((name for name in names if (folder / name).exists()), "")
     found = {}
     for name in filter(None, [CONFIG if config or os.path.lexists(folder / CONFIG) else "", index]):
         with InputFile(folder / name) as file:

@@ -1,4 +1,4 @@
-"""Write a folder that appears whole or not at all.
+"""Write a folder, or a file, that appears whole or not at all.
 
 Everything goes into a sibling `.NAME.<random>.partial` folder, is flushed to disk, and is renamed into
 place. So at any moment the target is the whole old folder or the whole new one, also after a crash, and
@@ -26,7 +26,6 @@ import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import final
 
 from ..errors import ConverterError, human_bytes, printable
 from .interrupt import held, live
@@ -72,7 +71,6 @@ def _sync(path: Path) -> None:
             raise
 
 
-@final
 class Publication:
     """A folder that appears whole, by `publish()`; leaving the `with` without it removes everything.
 
@@ -203,3 +201,23 @@ class Publication:
         except OSError as error:
             raise refusal(old, "is the old target, whole: it could not be put back") from error
         self._doomed = self.path
+
+
+class FilePublication(Publication):
+    """A single file that appears whole, by `publish()`: it is written in the `.partial` folder, under its own name."""
+
+    def _move(self) -> None:
+        made = self.path / self.target.name
+        if self._overwrite:
+            os.replace(made, self.target)
+            return
+        try:
+            os.link(made, self.target)  # unlike a rename, never over a file that came in the meantime
+        except FileExistsError as error:
+            raise refusal(self.target, "was created by someone else in the meantime") from error
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+                raise
+            if os.path.lexists(self.target):
+                raise refusal(self.target, "was created by someone else in the meantime") from error
+            os.rename(made, self.target)  # a file system without hard links

@@ -1,4 +1,4 @@
-"""Where each tensor of a safetensors file will lie, decided before a byte is written.
+"""A safetensors file before its data.
 
 The same order, alignment and spelling as `safetensors.torch.save_file`: by dtype rank from high to low, then by
 name; compact JSON padded with spaces to 8 bytes. Format: huggingface/safetensors, `safetensors/src/tensor.rs`.
@@ -8,43 +8,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
-from math import prod
 
-from .dtypes import RANK, DType
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor to be written: its key, dtype and shape."""
-
-    key: str
-    dtype: DType
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
+from .dtypes import RANK
+from .layout import Entry, Layout
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """A safetensors file before its data: the bytes of its header, length and padding included, and its total size."""
-
-    header: bytes
-    size: int
-
-
-def lay_out_file(entries: Iterable[Entry], metadata: dict[str, str] | None = None) -> Layout:
-    """The layout of a file that holds these tensors.
+def lay_out_safetensors(entries: Iterable[Entry], metadata: dict[str, str] | None = None) -> Layout:
+    """The layout of a file that holds these tensors. It has no checksums.
 
     >>> from converter.checkpoint.dtypes import F32
-    >>> lay_out_file([Entry("b", F32, (2,)), Entry("a", F32, ())]).size
+    >>> lay_out_safetensors([Entry("b", F32, (2,)), Entry("a", F32, ())]).size
     132
     """
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
-    position = 0
-    for entry in sorted(entries, key=lambda e: (-RANK[e.dtype], e.key)):
+    position, ordered = 0, tuple(sorted(entries, key=lambda e: (-RANK[e.dtype], e.key)))
+    for entry in ordered:
         header[entry.key] = {
             "dtype": entry.dtype.code,
             "shape": list(entry.shape),
@@ -53,4 +31,5 @@ def lay_out_file(entries: Iterable[Entry], metadata: dict[str, str] | None = Non
         position += entry.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return Layout(len(text).to_bytes(8, "little") + text, 8 + len(text) + position)
+    head = len(text).to_bytes(8, "little") + text
+    return Layout(ordered, len(head) + position, lambda crcs: [(0, head)])

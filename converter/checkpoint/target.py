@@ -1,10 +1,10 @@
-"""May a folder be made here, or replaced? Asked before a byte of the input is read, so that nothing is lost."""
+"""May a folder or file be made here, or replaced? Asked before a byte of the input is read, so that nothing is lost."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,18 +50,37 @@ def refuse_foreign(target: Path, folder: Path, allowed: Allowed) -> None:
         raise refusal(target, f"is not empty, and is kept: this tool did not write, or has no record of, {names}")
 
 
-def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowed) -> Path:
-    """The real path to write to, or a `UsageError`; called before a byte of `source` is read.
-
-    >>> check_target(Path("out"), Path("a.pth"), overwrite=False, allowed=lambda _: set()).name
-    'out'
-    """
+def _place(target: Path, source: Path) -> Path:
+    """The real path of a target of either kind; called before a byte of `source` is read. Raises: `UsageError`."""
     for path in (target, nearest(target)):  # a link that leads nowhere may also be among the parents
         if os.path.islink(path) and not os.path.exists(path):
             raise refusal(path, "is a dangling symbolic link")
     real = Path(os.path.realpath(target))
     if any(_same(path, source) for path in (real, *real.parents)):
-        raise refusal(target, "is the input or lies inside it; name a folder elsewhere")
+        raise refusal(target, "is the input or lies inside it; name a place elsewhere")
+    parent = nearest(real.parent)
+    if not os.path.isdir(parent):
+        raise refusal(target, f"its parent {printable(parent)} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise refusal(target, f"its parent {printable(parent)} is not writable")
+    return real
+
+
+def _links_of(source: Path) -> Iterator[tuple[Path, Path]]:
+    """The links in a folder (a cache is full of them), and what they lead to."""
+    for folder, folders, files in os.walk(source):
+        for path in (Path(folder, name) for name in folders + files):
+            if path.is_symlink():
+                yield path, Path(os.path.realpath(path))
+
+
+def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowed) -> Path:
+    """The real path of the folder to write, or a `UsageError`; called before a byte of `source` is read.
+
+    >>> check_target(Path("out"), Path("a.pth"), overwrite=False, allowed=lambda _: set()).name
+    'out'
+    """
+    real = _place(target, source)
     parents = {*Path(os.path.abspath(source)).parents, *Path(os.path.realpath(source)).parents}
     if any(_same(path, real) for path in parents):
         raise refusal(target, "holds the input, which would be lost; name a folder elsewhere")
@@ -70,22 +89,36 @@ def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowe
     if os.path.ismount(real) or _same(real, Path()):
         # The first cannot be renamed over, and the second would vanish from under the user's shell.
         raise refusal(target, "is a mount point or the current folder; name a folder inside it")
-    parent = nearest(real.parent)
-    if not os.path.isdir(parent):
-        raise refusal(target, f"its parent {printable(parent)} is not a folder")
-    if not os.access(parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise refusal(target, f"its parent {printable(parent)} is not writable")
     try:
         if os.path.isdir(real) and any(real.iterdir()):
             refuse_foreign(target, real, allowed)  # first: --overwrite is not to be advised where it cannot help
             if not overwrite:
                 raise refusal(target, "exists and is not empty; use --overwrite to replace it")
-            for folder, folders, files in os.walk(source):  # a cache of links may lead into the target
-                for path in (Path(folder, name) for name in folders + files):
-                    if path.is_symlink() and real in Path(os.path.realpath(path)).parents:
-                        raise refusal(target, f"holds what the input's {printable(path)} links to")
+            for path, leads_to in _links_of(source):
+                if real in leads_to.parents:
+                    raise refusal(target, f"holds what the input's {printable(path)} links to")
     except OSError as error:
         raise refusal(target, error) from error
+    return real
+
+
+def check_file(target: Path, source: Path, *, overwrite: bool) -> Path:
+    """The real path of the file to write, or a `UsageError`; called before a byte of `source` is read.
+
+    >>> check_file(Path("new.pth"), Path("a.pth"), overwrite=False).name
+    'new.pth'
+    """
+    real = _place(target, source)
+    if os.path.isdir(real):
+        raise refusal(target, "is a folder; name the file to write")
+    if os.path.exists(real):
+        if not os.path.isfile(real):
+            raise refusal(target, "exists and is no regular file")
+        if not overwrite:
+            raise refusal(target, "exists; use --overwrite to replace it")
+        for path, leads_to in _links_of(source):
+            if _same(real, leads_to):
+                raise refusal(target, f"is what the input's {printable(path)} links to")
     return real
 
 

@@ -37,6 +37,11 @@ class Storage:
         return self._archive.locate(self.name) if self._archive else self._start
 
     @property
+    def place(self) -> tuple[str, int]:
+        """What storages are read in the order of, so that a disk reads forward."""
+        return self.file.path, self.start
+
+    @property
     def crc(self) -> int | None:
         return self._archive.members[self.name].crc if self._archive else None
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from ..errors import ConverterError, printable
-from .dtypes import DType
+from .cast import cast, count_nonfinite
+from .crc import combine
 from .tensor import CHUNK, LazyTensor, Storage
 
 Progress = Callable[[int], None]
@@ -28,23 +29,38 @@ Progress = Callable[[int], None]
 
 @dataclass
 class Output:
-    """A tensor of a file being written: where it lies as a reader of that file sees it, and what was found there."""
+    """A tensor, or rows of one, of a file being written: where it lies as a reader of that file sees it, and what was
+    found there. `nonfinite` counts elements."""
 
     tensor: LazyTensor
     fd: int
     sha256: str = ""
+    crc: int = 0
     nonfinite: int = 0
+
+    @property
+    def start(self) -> int:
+        """Offset in the file."""
+        return self.tensor.storage.start + self.tensor.span[0]
 
 
 class Delivery:
     """One source tensor and the outputs that its row-major bytes fill, one after the other.
 
-    `crc` is that of these bytes, and known once they are on their way: what has to be read back.
+    Where the outputs are of another dtype, its elements are rounded to that on the way, and `overflowed` counts those
+    that became infinite. `crc` is that of the bytes to be written, and known once they are on their way: what has to
+    be read back. Only where the system copied them out of a file that has no checksums it is None.
+
+    Args:
+        digest: the SHA-256 that a record states of the tensor's bytes: what was copied and has it needs no other proof.
     """
 
-    def __init__(self, tensor: LazyTensor, outputs: list[Output]) -> None:
-        assert sum(output.tensor.nbytes for output in outputs) == tensor.nbytes, tensor.key
-        self.tensor, self.outputs, self.crc = tensor, outputs, 0
+    def __init__(self, tensor: LazyTensor, outputs: list[Output], digest: str = "") -> None:
+        self.dtype = outputs[0].tensor.dtype
+        self.size = tensor.numel * self.dtype.itemsize
+        assert sum(output.tensor.nbytes for output in outputs) == self.size, tensor.key
+        self.tensor, self.outputs, self.digest, self.overflowed = tensor, outputs, digest, 0
+        self.crc: int | None = 0
         self._start, self._stop = tensor.span
         self._done = 0
         # A view that is not one run of bytes is collected, once its bytes arrive, and laid out anew.
@@ -53,11 +69,12 @@ class Delivery:
     def copied(self) -> bool:
         """Let the system copy the bytes; False where it cannot, or where the storage is not exactly this tensor."""
         tensor, storage = self.tensor, self.tensor.storage
-        if storage.crc is None or not tensor.contiguous or tensor.nbytes != storage.size:
+        whole = tensor.contiguous and tensor.nbytes == storage.size
+        if not whole or self.dtype != tensor.dtype or (storage.crc is None and not self.digest):
             return False
         done = 0
         for output in self.outputs:
-            if not storage.copy_to(done, output.tensor.nbytes, output.fd, output.tensor.storage.start):
+            if not storage.copy_to(done, output.tensor.nbytes, output.fd, output.start):
                 return False
             done += output.tensor.nbytes
         self.crc = storage.crc
@@ -70,43 +87,59 @@ class Delivery:
             return
         wanted = part[low - offset : high - offset]
         if self.tensor.contiguous:
-            self._write(wanted)
+            self._emit(wanted)
         else:
             self._collected = self._collected or bytearray(self._stop - self._start)
             self._collected[low - self._start : high - self._start] = wanted
 
     def finish(self) -> None:
         if self._collected:
-            data, self._collected = self.tensor.lay_out(self._collected), bytearray()
+            data, self._collected = memoryview(self.tensor.lay_out(self._collected)), bytearray()
+            for start in range(0, len(data), CHUNK):
+                self._emit(data[start : start + CHUNK])
+        assert self._done == self.size, f"{self.tensor.key}: {self._done} of {self.size} bytes"
+
+    def _emit(self, view: memoryview) -> None:
+        """The next elements of the tensor: rounded where that is wanted, and written."""
+        if self.dtype == self.tensor.dtype:
+            self._write(view)
+        else:
+            data, overflowed = cast(view, self.tensor.dtype, self.dtype)
+            self.overflowed += overflowed
             self._write(memoryview(data))
-        assert self._done == self.tensor.nbytes, f"{self.tensor.key}: {self._done} of {self.tensor.nbytes} bytes"
 
     def _write(self, view: memoryview) -> None:
-        """The next bytes of the tensor, to the outputs that they belong to."""
-        self.crc = zlib.crc32(view, self.crc)
+        """The next bytes, to the outputs that they belong to."""
+        self.crc = zlib.crc32(view, self.crc or 0)
         start = 0
         for output in self.outputs:
             low, high = max(start, self._done), min(start + output.tensor.nbytes, self._done + len(view))
             if low < high:
-                part = view[low - self._done : high - self._done]
-                write_at(output.fd, part, output.tensor.storage.start + low - start)
+                write_at(output.fd, view[low - self._done : high - self._done], output.start + low - start)
             start += output.tensor.nbytes
         self._done += len(view)
 
     def prove(self, buffer: bytearray, stop: threading.Event, progress: Progress) -> None:
-        """Read back what was written: its CRC has to be that of the source."""
-        crc = 0
+        """Read back what was written: its CRC has to be that of the source, or of what was made of it."""
+        found = 0
         for output in self.outputs:
-            digest = hashlib.sha256()
-            for _, part in output.tensor.storage.chunks(buffer):
+            file, size, digest = output.tensor.storage.file, output.tensor.nbytes, hashlib.sha256()
+            for offset in range(0, size, len(buffer)):
                 if stop.is_set():
                     return
-                crc = zlib.crc32(part, crc)
+                part = memoryview(buffer)[: min(len(buffer), size - offset)]
+                file.read_into(part, output.start + offset, output.tensor.key)
+                output.crc = zlib.crc32(part, output.crc)
                 digest.update(part)
                 output.nonfinite += count_nonfinite(part, output.tensor.dtype)
                 progress(len(part))
             output.sha256 = digest.hexdigest()
-        if crc != self.crc:
+            found = combine(found, output.crc, size)
+        if self.crc is None and [output.sha256 for output in self.outputs] != [self.digest]:
+            self.crc = 0
+            for _, part in self.tensor.chunks():  # it has changed since it was recorded, which is no fault
+                self.crc = zlib.crc32(part, self.crc)
+        if self.crc not in (found, None):
             for _ in self.tensor.storage.chunks(buffer):
                 pass  # raises where it is the source that is damaged
             where = self.outputs[0].tensor.storage.file.path
@@ -114,20 +147,6 @@ class Delivery:
                 f"{printable(where)}: {printable(self.outputs[0].tensor.key)}: what was read back is not what was "
                 "written (a faulty disk, or another program?)"
             )
-
-
-def count_nonfinite(view: memoryview, dtype: DType) -> int:
-    """How many elements are NaN or infinite."""
-    mask = dtype.exponent
-    if not mask:
-        return 0
-    import numpy as np
-
-    # Where NumPy has the type, its test for all of them is twice as fast as counting.
-    if dtype.itemsize >= 4 and np.isfinite(np.frombuffer(view, dtype.name)).all():
-        return 0
-    bits = np.frombuffer(view, f"<u{dtype.itemsize}")
-    return int(np.count_nonzero((bits & bits.dtype.type(mask)) == mask))
 
 
 def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
@@ -175,7 +194,7 @@ def transfer(
         storage = delivery.tensor.storage
         by_storage.setdefault(id(storage), (storage, []))[1].append(delivery)
     # In the order of the file, so that a disk reads forward.
-    jobs = sorted(by_storage.values(), key=lambda job: (job[0].file.path, job[0].start))
+    jobs = sorted(by_storage.values(), key=lambda job: job[0].place)
     ready: SimpleQueue[Delivery | None] = SimpleQueue()  # None: there will be no more
 
     def write(stop: threading.Event) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 
 import click
 
-from ..conversion import PARITY
 from ..errors import ConverterError, UsageError, printable
 from ..parity.batch import outcome
 from ..parity.digests import files_of
 from ..parity.pairs import Pair
 from ..parity.rendering import KINDS, card, render
 from ..parity.report import INTERNAL, PASS, REJECTED, Report
+from ..record import PARITY
 from .progress import bar
 
 SHOWN = 8  # failed checks that are printed; the reports have them all

@@ -88,6 +88,10 @@ class Family:
             raises `UsageError` where what was read off the buffer has to be said instead.
         tolerated: of a source folder's `config.json`, what may differ from ours: key -> the other values that mean
             the same model (None: any value, it changes no output).
+        uncast: ends of paths in the target, such as "norm1", whose tensors keep their dtype when a model is cast,
+            because the target's class keeps them so.
+        comfyui: findings -> what ComfyUI would take this model for that it is not, in words; None where it does not
+            know the family at all.
         parity: a `converter.parity.Model`, its nets to be compared, or where to import one from ("package.module:NAME",
             so that describing a file loads no torch).
     """
@@ -104,4 +108,6 @@ class Family:
         f"is not what the target computes (by up to {difference:.2g})",
     )
     tolerated: Mapping[str, tuple[Any, ...] | None] = field(default_factory=lambda: {"_diffusers_version": None})
+    uncast: tuple[str, ...] = ()
+    comfyui: Callable[[Findings], list[str]] | None = None
     parity: Any = None

@@ -6,12 +6,14 @@ N positions, F width of the feed-forward layers, R rows of the output layer (pat
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
 from typing import Any
 
 from ..errors import UsageError
 from ..mapping import Computed, Extra, KeyMapping, Parameter, Refused
 from .base import Family, Findings
+from .pixart_comfyui import misread
 from .pixart_evidence import FLAGS, KV_COMPRESS, MICRO, POSITIONS, QK_NORM, REL_POS, describe
 from .sincos import SinCosTable
 
@@ -31,6 +33,11 @@ _NO_QK_NORM = Refused(
 _NO_KV = Refused(KV_COMPRESS, "this model compresses keys and values, which stock diffusers' PixArt class cannot hold")
 _NO_REL_POS = Refused(REL_POS, "this model has relative positions, which stock diffusers' PixArt class cannot hold")
 
+NO_CAPTION = (
+    "the null caption, which the model saw in training in place of a dropped caption: the original's guidance and "
+    "training need it, and nothing else holds it (--null_caption FILE gives it; diffusers encodes an empty prompt)"
+)
+
 KEYS = KeyMapping({
     "x_embedder.proj [D C p p]":        "pos_embed.proj",
     "y_embedder.y_proj.fc1 [D K]":      "caption_projection.linear_1",
@@ -49,7 +56,7 @@ KEYS = KeyMapping({
     "final_layer.linear [R D]":         "proj_out",
     "final_layer.scale_shift_table [2 D]": Parameter("scale_shift_table"),
     POSITIONS + " [1 N D]":             Computed(positions),
-    "y_embedder.y_embedding [L K]":     Extra(stray="caption_projection.y_embedding"),
+    "y_embedder.y_embedding [L K]":     Extra("caption_projection.y_embedding", NO_CAPTION),
     B + "attn.q_norm":                  _NO_QK_NORM,
     B + "attn.k_norm":                  _NO_QK_NORM,
     B + "attn.sr":                      _NO_KV,
@@ -138,5 +145,5 @@ TOLERATED: dict[str, tuple[Any, ...] | None] = dict.fromkeys(_INERT) | {"_class_
 
 PIXART = Family(
     "pixart", "PixArt", KEYS, describe, config, FLAGS, unreproduced=unreproduced, tolerated=TOLERATED,
-    parity="converter.parity.pixart:PARITY",
+    comfyui=partial(misread, micro=MICRO), parity="converter.parity.pixart:PARITY",
 )  # fmt: skip

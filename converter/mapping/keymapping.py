@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any
 
 from .dims import bind, mismatch
 from .fold import MappingError, fold
+from .joining import concatenate, disagreeing, unlike
 from .matching import Matching
+from .plan import Move, Plan
 from .rows import Computed, Extra, Row, Sparse, Value, overlap, spell
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Source tensors and what becomes of them: one to several is a split on axis 0, the reverse a concatenation."""
-
-    sources: tuple[str, ...]
-    targets: tuple[str, ...]
-    row: Row
-
-
-@dataclass
-class Plan:
-    """What a table makes of a state dict, complete and checked.
-
-    `moves`: tensors that go on; `extras`: source key -> key in the sidecar; `computed`: source key -> its row;
-    `dims`, `evidence`: what the shape patterns say (symbol -> size, symbol -> the tensor that shows it);
-    `blocks`: how many blocks; `groups`: the optional groups that are there; `features`: refused features that are
-    there -> the keys that show it; `problems`: everything that does not fit (none in a plan that was not refused).
-    """
-
-    moves: list[Move] = field(default_factory=list)
-    extras: dict[str, str] = field(default_factory=dict)
-    computed: dict[str, Row] = field(default_factory=dict)
-    dims: dict[str, int] = field(default_factory=dict)
-    evidence: dict[str, str] = field(default_factory=dict)
-    blocks: int = 0
-    groups: set[str] = field(default_factory=set)
-    features: dict[str, list[str]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
 
 
 class KeyMapping:
@@ -50,8 +21,8 @@ class KeyMapping:
 
     Args:
         table: source path, with an optional shape pattern, to what it becomes: a path (rename), a tuple of paths
-            (split on axis 0), `Parameter`, `Computed`, `Extra`, `Refused` or `Sparse`. A path is a module and stands
-            for its `.weight` and `.bias`, both of which must be there; one that is itself a tensor is written
+            (split on axis 0), `Parameter`, `Computed`, `Copies`, `Extra`, `Refused` or `Sparse`. A path is a module and
+            stands for its `.weight` and `.bias`, both of which must be there; one that is itself a tensor is written
             `Parameter(path)`, or ends in `.weight` or `.bias`. `{}` is a block index.
         optional: name -> a table that a state dict holds whole or not at all.
 
@@ -81,6 +52,10 @@ class KeyMapping:
             for one, other in combinations(paths, 2):
                 if overlap(one, other):
                     raise ValueError(f"the {what} {one!r} and {other!r} match the same keys")
+        counted = {row.group for row in rows if "{}" in row.source and not row.sparse}
+        for row in rows:
+            if row.spread and not counted & {"", row.group}:
+                raise ValueError(f"{row.source!r} has a copy in every block, and no row says how many blocks there are")
 
     # Plans.
     def plan(self, state: Mapping[str, Any]) -> Plan:
@@ -102,6 +77,8 @@ class KeyMapping:
             blocks=match.blocks,
             features={f: keys for f, (_, keys) in match.features().items()},
         )
+        # With holes, which are problems, an index may be as high as 10**18: no copies are counted up to that.
+        blocks = plan.blocks if plan.blocks <= len(state) else 0
         shapes = []
         for position, found in match.found.items():
             row = self.rows[position]
@@ -114,7 +91,7 @@ class KeyMapping:
                 elif isinstance(row.value, Extra):
                     plan.extras[key] = spell(row.name, index, suffix)
                 elif row.targets:
-                    plan.moves.append(Move((key,), tuple(spell(t, index, suffix) for t in row.targets), row))
+                    plan.moves.append(Move((key,), row.written(index, suffix, blocks), row, row.copies))
         plan.dims, plan.evidence = bind(shapes)
         wrong: dict[str, list[str]] = {}
         for key, pattern, shape in shapes:
@@ -122,7 +99,7 @@ class KeyMapping:
             if wanted:
                 wrong.setdefault(f"has shape {list(shape)}, not {wanted}", []).append(key)
         for move in plan.moves:
-            parts, shape = len(move.targets), tuple(state[move.sources[0]].shape)
+            parts, shape = move.parts, tuple(state[move.sources[0]].shape)
             if parts > 1 and (not shape or shape[0] % parts):
                 wrong.setdefault(f"has shape {list(shape)}, which does not split into {parts}", []).append(
                     move.sources[0]
@@ -138,10 +115,11 @@ class KeyMapping:
         for move in plan.moves:
             index, suffix = move.row.match(move.sources[0]) or (None, "")
             row = origin[move.row.source]
+            index = None if row.spread else index  # a copy in a block is of a tensor that is in none
             source = spell(row.source, index, suffix)
-            back[source] = Move(tuple(spell(t, index, suffix) for t in row.targets), (source,), row)
+            back[source] = Move(row.written(index, suffix, plan.blocks), (source,), row, row.copies)
         plan.moves = list(back.values())
-        plan.problems = _not_parts(plan.moves, state)
+        plan.problems = unlike(plan.moves, state)
         if plan.problems:
             raise MappingError(plan.problems)
         return plan
@@ -164,13 +142,14 @@ class KeyMapping:
 
     # Live state dicts.
     def __call__(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """A state dict of arrays (torch, NumPy, or anything that slices) in the target layout; splits are views.
+        """A state dict of arrays (torch, NumPy, or anything that slices) in the target layout; splits are views, and
+        all copies of a tensor are that tensor.
 
         What does not travel is given by `left(state)`. Of an open checkpoint the lazy tensors are split unread.
         """
         made = {}
         for move in self.plan(state).moves:
-            tensor, parts = state[move.sources[0]], len(move.targets)
+            tensor, parts = state[move.sources[0]], move.parts
             step = tensor.shape[0] // parts if parts > 1 else 0
             for i, target in enumerate(move.targets):
                 made[target] = tensor[i * step : (i + 1) * step] if step else tensor
@@ -182,12 +161,20 @@ class KeyMapping:
         return {key: state[key] for key in (*plan.computed, *plan.extras)}
 
     def inverse(self, state: Mapping[str, Any], left: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The way back: `inverse(KEYS(s), KEYS.left(s)) == s`. Of an extra that is also a stray, `left` is believed."""
+        """The way back: `inverse(KEYS(s), KEYS.left(s)) == s`. Of an extra that is also a stray, `left` is believed.
+
+        Raises: `MappingError`, as `plan_back` does, and where the copies of a tensor differ in a single bit.
+        """
         plan = self.plan_back(state)
         made = {name: state[key] for key, name in plan.extras.items()} | dict(left or {})
+        problems: list[str] = []
         for move in plan.moves:
             tensors = [state[key] for key in move.sources]
-            made[move.targets[0]] = tensors[0] if len(tensors) == 1 else _concatenate(tensors)
+            if move.copies:
+                problems += disagreeing(move, tensors)
+            made[move.targets[0]] = tensors[0] if move.copies or len(tensors) == 1 else concatenate(tensors)
+        if problems:
+            raise MappingError(problems)
         self.plan(made)  # `left` is checked as strictly as the rest
         return made
 
@@ -195,29 +182,3 @@ class KeyMapping:
     def known(self, state: Mapping[str, Any]) -> int:
         """How many keys some row matches; what a family is recognised by."""
         return len(state) - len(Matching(self.rows, state).unknown)
-
-
-def _not_parts(moves: list[Move], state: Mapping[str, Any]) -> list[str]:
-    """What keeps tensors of the target layout from being put together: one is absent, or they are not alike."""
-    missing = [key for move in moves for key in move.sources if key not in state]
-    wrong: dict[str, list[str]] = {}
-    for move in moves:
-        shapes = [list(state[key].shape) for key in move.sources if key in state]
-        if len(move.sources) > 1 and ([] in shapes or shapes.count(shapes[0]) != len(shapes)):
-            wrong.setdefault("shapes " + ", ".join(map(str, shapes)), []).append(move.targets[0])
-        # An array library would promote them without a word, and the way out would not give them back.
-        dtypes = [str(getattr(state[key], "dtype", "")) for key in move.sources if key in state]
-        if len(set(dtypes)) > 1:
-            wrong.setdefault("dtypes " + ", ".join(dtypes), []).append(move.targets[0])
-    return [f"missing {key}" for key in fold(missing)] + [
-        f"{key} cannot be put together out of {unlike}" for unlike, keys in wrong.items() for key in fold(keys)
-    ]
-
-
-def _concatenate(tensors: list[Any]) -> Any:
-    """Concatenate on axis 0 with the arrays' own library, which is loaded already: the engine knows none."""
-    kind = type(tensors[0])
-    library = sys.modules[kind.__module__.partition(".")[0]]
-    if not hasattr(library, "concatenate"):
-        raise TypeError(f"a {kind.__name__} cannot be concatenated: give arrays, such as its numpy() or torch()")
-    return library.concatenate(tensors)

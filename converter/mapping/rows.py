@@ -24,9 +24,13 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """A tensor without a home in the target: kept in a sidecar and restored. `stray`: where old conversions left it."""
+    """A tensor without a home in the target: kept in a sidecar and restored.
+
+    `stray`: where old conversions left it; `without`: in words, what it means to go back without it.
+    """
 
     stray: str = ""
+    without: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +55,27 @@ class Sparse:
     to: str | tuple[str, ...] | Parameter
 
 
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """A tensor that the target holds several times, each time whole: under each of several paths and, where a path
+    has a `{}` and the source none, in every block. On the way back all copies have to be there, and to agree."""
+
+    to: str | tuple[str, ...] | Parameter
+
+
 # A block index has one spelling, so that no two keys can mean the same tensor.
 _INDEX = r"(0|[1-9]\d{0,17})"
 MODULE, PARAMETER = frozenset({".weight", ".bias"}), frozenset({""})
 _PATH = re.compile(r"(?!.*\{\}.*\{\})(\w+|\{\})(\.(\w+|\{\}))*")
 
-Value = str | tuple[str, ...] | Parameter | Sparse | Computed | Extra | Refused
+Value = str | tuple[str, ...] | Parameter | Sparse | Copies | Computed | Extra | Refused
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of a table, read: `source` and `targets` are whole dotted paths with at most one `{}`.
 
+    `copies`: every target is the whole tensor, and no part of it.
     `suffixes`: what every key of the row must end with: those of a module (`.weight` and `.bias`), or just '' where
     the path is a tensor itself. None where nothing is written under the row's name: then it is either, as found.
     """
@@ -74,6 +87,7 @@ class Row:
     name: str = ""  # of an Extra: its key in the sidecar
     targets: tuple[str, ...] = ()
     suffixes: frozenset[str] | None = None
+    copies: bool = False
     match: Callable[[str], tuple[int | None, str] | None] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -85,7 +99,8 @@ class Row:
         source, _, pattern = text.partition(" [")
         if pattern and not pattern.endswith("]"):
             raise ValueError(f"{text!r}: a shape pattern ends with ']'")
-        to = value.to if isinstance(value, Sparse) else value
+        copies = isinstance(value, Copies)
+        to = value.to if isinstance(value, Sparse | Copies) else value
         bare = isinstance(to, Parameter)
         to = to.to if isinstance(to, Parameter) else to
         targets = (to,) if isinstance(to, str) else to if isinstance(to, tuple) else ()
@@ -97,11 +112,15 @@ class Row:
         for path in (source, *targets, *stray):
             if not isinstance(path, str) or not _PATH.fullmatch(path):
                 raise ValueError(f"{path!r} is not a dotted path with at most one {{}}")
-        if len({path.count("{}") for path in (source, *targets, *stray)}) > 1:
+        spread = copies and "{}" not in source
+        if not spread and len({path.count("{}") for path in (source, *targets, *stray)}) > 1:
             raise ValueError(f"{source!r}: an index on one side only cannot be undone")
+        if copies and len(targets) == 1 and not (spread and "{}" in targets[0]):
+            raise ValueError(f"{source!r}: a single copy is a rename")
         bare = bare or any(path.endswith((".weight", ".bias")) for path in (source, *targets))
         suffixes = (PARAMETER if bare else MODULE) if targets else None
-        return cls(source, value, parse_pattern(pattern[:-1]) if pattern else (), group, source, targets, suffixes)
+        shape = parse_pattern(pattern[:-1]) if pattern else ()
+        return cls(source, value, shape, group, source, targets, suffixes, copies)
 
     @property
     def sparse(self) -> bool:
@@ -110,11 +129,24 @@ class Row:
 
     @property
     def part_pattern(self) -> Pattern:
-        """The pattern of each target: the first dimension is shared out."""
-        if not self.pattern or len(self.targets) < 2:
+        """The pattern of each target: the first dimension is shared out, unless each is the whole."""
+        if not self.pattern or len(self.targets) < 2 or self.copies:
             return self.pattern
         first, *rest = self.pattern
         return (Dim(first.symbol, first.factor / len(self.targets)), *rest)
+
+    @property
+    def spread(self) -> bool:
+        """Whether one tensor, of no block, has a copy in every block."""
+        return "{}" not in self.source and any("{}" in target for target in self.targets)
+
+    def written(self, index: int | None, suffix: str, blocks: int) -> tuple[str, ...]:
+        """The target keys of one source tensor; a copy in every block is as many keys as there are blocks."""
+        return tuple(
+            spell(target, i, suffix)
+            for target in self.targets
+            for i in (range(blocks) if index is None and "{}" in target else (index,))
+        )
 
     def shape_pattern(self, suffix: str) -> Pattern:
         """The pattern of a tensor of this row: of a bias, only the first dimension."""

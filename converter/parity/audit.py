@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from ..buffers import compare as compare_buffer
-from ..checkpoint.dtypes import BY_CODE
+from ..checkpoint.dtypes import BY_NAME
 from ..errors import printable
 from ..families import Family, Findings
 from ..mapping import Computed, KeyMapping, MappingError, Move, Plan, fold
 from .belonging import Bytes, Places, describe, equal, kept_as
 from .report import FAIL, PASS, Check, Phase
 
-BY_NAME = {dtype.name: dtype for dtype in BY_CODE.values()}
 WORKERS = 2  # reading, comparing and checksums run without the interpreter's lock
 Tensors = Mapping[str, Any]  # key -> something with `dtype`, `shape` and `read()` (a lazy tensor)
 
@@ -143,11 +142,13 @@ def difference(sides: Sides, move: Move) -> Difference | None:
     """None where the converted tensors of a move, put together, are the source's bytes or its declared rounding.
 
     Args:
-        move: of a way back: its sources are the converted keys, its target is the original one.
+        move: of a way back: its sources are the converted keys, its target is the original one. Of copies each has to
+            be the source.
     """
     key = move.targets[0]
     source, parts = sides.original[key], [sides.converted[name] for name in move.sources]
-    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if len(parts) > 1 else parts[0].shape
+    split = len(parts) > 1 and not move.copies
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if split else parts[0].shape
     if tuple(shape) != tuple(source.shape):
         return Difference(key, dict.fromkeys(move.sources, f"has shape {list(shape)}, not {list(source.shape)}"))
     kinds = {part.dtype.name for part in parts}
@@ -169,7 +170,7 @@ def difference(sides: Sides, move: Move) -> Difference | None:
     for name, part in zip(move.sources, parts, strict=True):
         have = sides.room.read(1, part)
         right = data[offset : offset + len(have)]
-        offset += len(have)
+        offset += len(have) if split else 0
         if not equal(have, right):
             wrong[name] = describe(sides, name, right)
     return Difference(key, wrong) if wrong else None

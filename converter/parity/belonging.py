@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checkpoint.cast import round_to, widen
-from ..checkpoint.dtypes import F64, DType
+from ..checkpoint.dtypes import DType
 
 if TYPE_CHECKING:
     from .audit import Sides
@@ -27,18 +27,8 @@ def equal(one: Bytes, other: Bytes) -> bool:
 
 
 def kept_as(data: Bytes | bytes, source: DType, target: DType) -> Bytes:
-    """The bytes that elements of one dtype become in another, rounded to nearest; in the same, the bytes themselves.
-
-    As torch does it: float64 becomes half precision by way of float32, which in a few elements of a million rounds
-    twice, and whoever calls `.half()` on a model gets that.
-    """
-    if source == target:
-        return np.frombuffer(data, np.uint8)
-    values = widen(bytes(data), source)
-    if source == F64 and target.itemsize == 2:
-        with np.errstate(over="ignore"):
-            values = values.astype(np.float32)
-    return np.frombuffer(round_to(values, target), np.uint8)
+    """The bytes that elements of one dtype become in another, as torch rounds; in the same, the bytes themselves."""
+    return np.frombuffer(data if source == target else round_to(widen(bytes(data), source), target), np.uint8)
 
 
 class Places:
@@ -73,7 +63,7 @@ def _head(tensor: Any) -> Any:
 def _parts(sides: Sides) -> Iterator[tuple[str, Any]]:
     """Every converted key with the run of the original that belongs there."""
     for move in sides.plan.moves:
-        tensor, count = sides.original[move.sources[0]], len(move.targets)
+        tensor, count = sides.original[move.sources[0]], move.parts
         rows = tensor.shape[0] // count if count > 1 else 0
         for i, target in enumerate(move.targets):
             yield target, tensor[i * rows : (i + 1) * rows] if rows else tensor

@@ -16,7 +16,7 @@ from typing import Any
 from .._version import __version__
 from ..checkpoint.file import InputFile
 from ..checkpoint.folder import CONFIG, model_folder, weight_files
-from ..conversion import EXTRAS, RECORD
+from ..record import EXTRAS, RECORD
 from .report import REPORT_VERSION
 from .waivers import Waiver
 

@@ -199,7 +199,7 @@ def _short(path: str) -> str:
 
 def _split_faults(row: Row, moves: list[tuple[int | None, str, Move]], last: int) -> Iterator[Fault]:
     """Parts of one tensor in each other's place."""
-    for i, j in combinations(range(len(row.targets)), 2):
+    for i, j in combinations(range(0 if row.copies else len(row.targets)), 2):
         names = f"{_short(row.targets[i])} and {_short(row.targets[j])} swapped in "
         for where, chosen in ((_where(row, last), _at(moves, last)), ("all blocks", [(s, m) for _, s, m in moves])):
             pairs = [(move.targets[i], move.targets[j]) for _, move in chosen]
@@ -220,8 +220,8 @@ def _row_faults(
     yield Fault(f"{name} of {where} scaled by 1 %", BOTH, {weights[0]: (weights[0], scaled)})
     yield Fault(f"{name} of {where} rounded to half", BOTH, {weights[0]: (weights[0], halved)}, faint=True)
     yield Fault(f"last bit of {name} of {where}", frozenset({WEIGHTS}), {weights[0]: (weights[0], last_bit)})
-    for bias in biases:
-        short = _short(row.targets[biases.index(bias)])
+    for i, bias in enumerate(biases):
+        short = _short(row.targets[i] if i < len(row.targets) else bias.removesuffix(".bias"))
         seen = WEIGHTS_ONLY if any(bias.endswith(f"{end}.bias") for end in unseen) else BOTH
         yield Fault(f"bias of {short} of {where} dropped", seen, {bias: (bias, zeroed)}, faint=True)
         yield Fault(f"last bit of the bias of {short} of {where}", WEIGHTS_ONLY, {bias: (bias, last_bit)})

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.folder import CONFIG, model_folder, weight_files
-from ..conversion import RECORD
 from ..errors import InputError, UsageError, printable
+from ..record import RECORD
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _PLACE = re.compile(r"\{(\w+)\}")

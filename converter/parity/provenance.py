@@ -12,10 +12,11 @@ from threading import Event
 from typing import Any
 
 from ..checkpoint.folder import WEIGHTS as WEIGHTS_FILE
-from ..checkpoint.folder import read_json, weight_files
-from ..conversion import EXTRAS, RECORD, TOOL
-from ..errors import ConverterError, UsageError, printable
+from ..checkpoint.folder import weight_files
+from ..errors import UsageError, printable
 from ..families import Family
+from ..record import RECORD, record_beside, sidecar_beside
+from ..record import Record as Found
 from .choices import PRECISIONS, WEIGHTS
 from .digests import files_of, sha256
 from .model import Model
@@ -37,36 +38,27 @@ class Record:
 
 def record_of(converted: Path) -> tuple[Record, list[str]]:
     """The record of the conversion that made a folder, if it lies in it or beside it; and what is odd about it."""
-    for folder in (converted, converted.absolute().parent):
-        if (folder / RECORD).is_file():
-            try:
-                content = read_json(folder / RECORD)
-                if content["tool"]["name"] != TOOL or not _made(folder, converted, content["written"]):
-                    continue
-                given = {
-                    name: finding["value"]
-                    for name, finding in content["hyper_parameters"].items()
-                    if finding["source"] == "given"
-                }
-                source, cast = content["source"], content.get("cast") or ""
-                if source["weights"] not in WEIGHTS or cast not in ("", *PRECISIONS):
-                    raise TypeError
-                return Record(source["weights"], source["size"], cast, given, folder), []
-            except (ConverterError, TypeError, KeyError, AttributeError):
-                return Record(), [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]
-    return Record(), []
-
-
-def _made(folder: Path, converted: Path, written: dict[str, Any]) -> bool:
-    """Whether the record in `folder` is of the converted model: what lies beside a folder may be of another one."""
-    inside = "" if folder == converted else f"{converted.absolute().name}/"
-    return any(name.startswith(inside) for name in written)
+    found = record_beside(converted)
+    if not found.folder:
+        return Record(), [found.odd] if found.odd else []
+    try:
+        content = found.content
+        given = {
+            name: finding["value"]
+            for name, finding in content["hyper_parameters"].items()
+            if finding["source"] == "given"
+        }
+        source, cast = content["source"], content.get("cast") or ""
+        if source["weights"] not in WEIGHTS or cast not in ("", *PRECISIONS):
+            raise TypeError
+        return Record(source["weights"], source["size"], cast, given, found.folder), []
+    except (TypeError, KeyError, AttributeError):
+        return Record(), [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]
 
 
 def sidecar_of(converted: Path, record: Record) -> Path | None:
     """Where a conversion kept what the converted model has no place for: in the folder, or beside its record."""
-    places = (converted, *([record.folder] if record.folder else []))
-    return next((folder / EXTRAS for folder in places if (folder / EXTRAS).is_file()), None)
+    return sidecar_beside(converted, Found(folder=record.folder))
 
 
 def unloaded(folder: Path) -> str:

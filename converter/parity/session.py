@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from ..checkpoint.dtypes import BY_NAME
 from ..errors import ConverterError, InputError, printable
 from ..reference import Memory, Net, Stage, Values, Weights, unheard
 from . import function, gates, localise, selftest, trajectory
-from .audit import BY_NAME, Sides
+from .audit import Sides
 from .cases import load_cases, save_outcome
 from .choices import FLOAT32, FLOAT64, HALF
 from .faults import Altered, Fault, catalogue, idle

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from converter.checkpoint.dtypes import BY_CODE
-from converter.checkpoint.safetensors_writer import Entry, lay_out_file
+from converter.checkpoint.layout import Entry
+from converter.checkpoint.safetensors_writer import lay_out_safetensors
 
 CODES = {dtype.name: dtype for dtype in BY_CODE.values()}
 TENSORS = st.tuples(st.sampled_from(sorted(CODES)), st.lists(st.integers(0, 5), max_size=4), st.integers(0, 1 << 30))
@@ -22,12 +23,14 @@ KEYS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(lam
 
 
 def write(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None) -> bytes:
-    layout = lay_out_file([Entry(k, CODES[str(t.dtype)[6:]], tuple(t.shape)) for k, t in tensors.items()], metadata)
+    entries = [Entry(k, CODES[str(t.dtype)[6:]], tuple(t.shape)) for k, t in tensors.items()]
+    layout = lay_out_safetensors(entries, metadata)
+    ((_, header),) = layout.frame({})
     made = bytearray(layout.size)
-    made[: len(layout.header)] = layout.header
-    header = json.loads(layout.header[8:])
+    made[: len(header)] = header
+    told = json.loads(header[8:])
     for key, value in tensors.items():
-        start, stop = (len(layout.header) + offset for offset in header[key]["data_offsets"])
+        start, stop = (len(header) + offset for offset in told[key]["data_offsets"])
         made[start:stop] = value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
     return bytes(made)
 
@@ -64,6 +67,7 @@ def test_all_dtypes_at_once(tmp_path: Path) -> None:
 
 def test_the_data_is_aligned() -> None:
     for count in range(40):
-        layout = lay_out_file([Entry("k" * (count + 1), BY_CODE["F64"], (1,))])
-        assert len(layout.header) % 8 == 0
-        assert layout.size == len(layout.header) + 8
+        layout = lay_out_safetensors([Entry("k" * (count + 1), BY_CODE["F64"], (1,))])
+        ((_, header),) = layout.frame({})
+        assert len(header) % 8 == 0
+        assert layout.size == len(header) + 8

@@ -20,10 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.checkpoint import Checkpoint, open_checkpoint, transfer
+from converter.checkpoint.cast import count_nonfinite
 from converter.checkpoint.dtypes import BF16, BY_CODE, F16, F32, F64
 from converter.checkpoint.file import InputFile
 from converter.checkpoint.tensor import LazyTensor, Storage, row_major
-from converter.checkpoint.transfer import CHUNK, Delivery, Output, count_nonfinite, in_threads, write_at
+from converter.checkpoint.transfer import CHUNK, Delivery, Output, in_threads, write_at
 from converter.errors import ConverterError, InputError
 
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from converter.mapping import Computed, Extra, KeyMapping, MappingError, Parameter, Refused, Sparse, fold
+from converter.mapping import Computed, Copies, Extra, KeyMapping, MappingError, Parameter, Refused, Sparse, fold
 from converter.mapping.dims import Dim
 
 DIMS = {"D": 4, "E": 3, "L": 5}
@@ -24,7 +24,7 @@ ANCHOR = "anchor [D D D D E E E E]"  # so that one wrong shape is outvoted
 class Line:
     """A row of a random table, said once more in plain words: what the engine is held against."""
 
-    kind: str  # rename, split, sparse, computed, extra, refused
+    kind: str  # rename, split, copies, sparse, computed, extra, refused
     source: str
     targets: tuple[str, ...] = ()
     pattern: str = ""
@@ -37,7 +37,12 @@ class Line:
 
     @property
     def required(self) -> bool:
-        return self.kind in ("rename", "split")
+        return self.kind in ("rename", "split", "copies")
+
+    @property
+    def spread(self) -> bool:
+        """Whether it has a copy in every block, and is in none."""
+        return not self.indexed and any("{}" in target for target in self.targets)
 
     @property
     def text(self) -> str:
@@ -49,6 +54,7 @@ class Line:
         return {
             "rename": to,
             "split": to,
+            "copies": Copies(to),
             "sparse": Sparse(to),
             "computed": Computed(len),
             "extra": Extra(self.stray),
@@ -56,7 +62,8 @@ class Line:
         }[self.kind]
 
     def shape(self, suffix: str) -> tuple[int, ...]:
-        sizes = tuple(Dim.parse(part).value(DIMS) or 1 for part in self.pattern.split()) or (len(self.targets) or 1, 2)
+        parts = len(self.targets) if self.kind != "copies" else 3
+        sizes = tuple(Dim.parse(part).value(DIMS) or 1 for part in self.pattern.split()) or (parts or 1, 2)
         return sizes[:1] if suffix == ".bias" else sizes
 
 
@@ -89,7 +96,16 @@ class Case:
             shape = line.shape(suffix)
             start = 1000 * len(self.state)
             self.state[key] = np.arange(start, start + int(np.prod(shape))).reshape(shape)
-            self.becomes[key] = tuple(target.replace("{}", str(index)) + suffix for target in line.targets)
+            blocks = range(self.depth) if line.spread else (index,)
+            # A copy that is in no block is one and not one for every block.
+            names = [t.replace("{}", str(i)) + suffix for t in line.targets for i in blocks]
+            self.becomes[key] = tuple(dict.fromkeys(names))
+
+    @property
+    def copied(self) -> set[str]:
+        """The keys that the target holds several times."""
+        lines = [line for line in self.lines if line.kind == "copies"]
+        return {key for key in self.becomes if any(_match(line, key) for line in lines)}
 
 
 WORDS = st.sampled_from(["a", "b", "mlp", "attn", "0", "2", "proj"])
@@ -108,22 +124,31 @@ def lines(draw: st.DrawFn) -> list[Line]:
         path = ".".join([*words[:place], f"s{n}", *words[place:]])
         path = (draw(st.sampled_from(["{}.", "blocks.{}.", "x.blocks.{}."])) if indexed else "") + path
         kind = draw(
-            st.sampled_from(["rename", "rename", "split", "sparse", "sparse split", "computed", "extra", "refused"])
+            st.sampled_from(
+                ["rename", "rename", "split", "copies", "sparse", "sparse split", "computed", "extra", "refused"]
+            )
         )
         parts = draw(st.integers(2, 3)) if "split" in kind else 1 if kind in ("rename", "sparse") else 0
-        head = draw(st.sampled_from(["{}.", "t.{}."])) if indexed else draw(st.sampled_from(["", "t."]))
-        targets = tuple(f"{head}t{n}" + (f".{'qkv'[part]}" if parts > 1 else "") for part in range(parts))
+        if kind == "copies":
+            parts = draw(st.integers(2 if indexed else 1, 3))
+        heads = [draw(st.sampled_from(["{}.", "t.{}."] if indexed else ["", "t."]))] * parts
+        if kind == "copies" and not indexed:  # in every block, or in none
+            heads = [draw(st.sampled_from(["{}.", "t.{}.", ""])) for _ in range(parts)]
+            heads[0] = heads[0] or "{}." if parts == 1 else heads[0]
+        targets = tuple(f"{head}t{n}" + (f".{'qkv'[part]}" if parts > 1 else "") for part, head in enumerate(heads))
         pattern = ""
         if draw(st.booleans()):
             first = (
                 f"{parts * draw(st.integers(1, 2))}{draw(st.sampled_from('DE'))}"
-                if parts > 1
+                if "split" in kind
                 else draw(st.sampled_from(SIZES))
             )
             pattern = " ".join([first, *draw(st.lists(st.sampled_from(SIZES), max_size=2))])
         group = draw(st.sampled_from(["", "", "", "g", "h"])) if kind != "refused" else ""
-        stray = f"{head}stray{n}" if kind == "extra" and draw(st.booleans()) else ""
+        stray = f"{'t.{}.' if indexed else ''}stray{n}" if kind == "extra" and draw(st.booleans()) else ""
         made.append(Line(kind.split()[0], path, targets, pattern, group, stray))
+    if any(line.spread for line in made):  # something has to say how many blocks there are
+        made.append(Line("rename", "counted.{}.n", ("t.{}.counted",)))
     return made
 
 
@@ -229,10 +254,42 @@ def test_invertible(case: Case) -> None:
 def test_a_split_gives_the_rows_in_order(case: Case) -> None:
     made = case.keys(case.state)
     for key, targets in case.becomes.items():
-        if targets:
+        if targets and key not in case.copied:
             assert np.array_equal(np.concatenate([made[target] for target in targets]), case.state[key])
             assert len({made[target].shape for target in targets}) == 1
             assert all(np.shares_memory(made[target], case.state[key]) for target in targets)
+
+
+@given(cases())
+def test_every_copy_is_the_whole_tensor_and_a_plan_says_so(case: Case) -> None:
+    keys = case.keys
+    made = keys(case.state)
+    assert all(made[target] is case.state[key] for key in case.copied for target in case.becomes[key])
+    for move in keys.plan(case.state).moves:
+        assert move.copies == (move.sources[0] in case.copied)
+    for move in keys.plan_back(made).moves:
+        assert move.copies == (move.targets[0] in case.copied)
+
+
+@given(st.data())
+def test_any_copy_that_differs_is_refused_and_named(data: st.DataObject) -> None:
+    case = data.draw(cases())
+    assume(case.copied)
+    keys = case.keys
+    made = keys(case.state)
+    key = data.draw(st.sampled_from(sorted(case.copied)))
+    copies = case.becomes[key]
+    part = data.draw(st.sampled_from(copies))
+    changed = made[part].copy()
+    changed.reshape(-1)[data.draw(st.integers(0, changed.size - 1))] += 1
+    if len(copies) == 1:  # of one block there is one copy: it may be anything
+        assert np.array_equal(keys.inverse(made | {part: changed})[key], changed)
+        return
+    with pytest.raises(MappingError) as caught:
+        keys.inverse(made | {part: changed})
+    # Of two, nobody can say which one is wrong: both are named, and the second is said to differ.
+    strange, usual = (copies[1], copies[0]) if len(copies) == 2 else (part, copies[part == copies[0]])
+    assert caught.value.problems == [f"{strange} is not what {usual} is, and both have to be copies of {key}"]
 
 
 @st.composite
@@ -328,6 +385,7 @@ def test_the_way_back_refuses_what_is_missing_strange_or_of_unequal_parts(data: 
     case = data.draw(cases())
     keys = case.keys
     made = keys(case.state)
+    # Of copies too, none may be missing or of another shape.
     splits = {target: key for key, targets in case.becomes.items() if len(targets) > 1 for target in targets}
     kind = data.draw(st.sampled_from(["drop", "add", "part"] if splits else ["drop", "add"]))
     if kind == "add":

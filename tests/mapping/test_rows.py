@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from converter.mapping.dims import parse_pattern
-from converter.mapping.rows import Computed, Extra, Parameter, Refused, Row, Sparse, matcher, overlap, spell
+from converter.mapping.rows import Computed, Copies, Extra, Parameter, Refused, Row, Sparse, matcher, overlap, spell
 
 # Words that a careless comparison takes for one another.
 WORDS = st.sampled_from(["a", "b", "0", "1", "10", "00", "01", "²", "weight", "bias", "{}"])
@@ -40,6 +40,9 @@ def test_a_rename() -> None:
         ("a [6 D]", Parameter("x"), {""}),
         ("a", Parameter(("x", "y")), {""}),
         ("a", Sparse(Parameter("x")), {""}),
+        ("a", Copies(("x", "y")), {".weight", ".bias"}),
+        ("a [D E]", Copies(Parameter("x.{}")), {""}),
+        ("a.weight", Copies("x.{}.weight"), {""}),
         ("a.weight [D]", "x.weight", {""}),
         ("a.bias", "x", {""}),
         ("a", ("x", "y.weight"), {""}),
@@ -59,6 +62,17 @@ def test_a_split_shares_out_its_first_dimension() -> None:
     assert Row.parse("a [2D]", ("x", "y", "z")).part_pattern == parse_pattern("2D/3")
     assert Row.parse("a [6 D]", ("x", "y")).part_pattern == parse_pattern("3 D")
     assert Row.parse("a", ("x", "y")).part_pattern == ()
+    assert Row.parse("a [3D D]", Copies(("x", "y"))).part_pattern == parse_pattern("3D D")
+
+
+def test_copies_are_written_in_every_block_where_the_source_is_in_none() -> None:
+    row = Row.parse("a", Copies(("x.{}.y", "z")))
+    assert (row.copies, row.spread, row.sparse) == (True, True, False)
+    assert row.written(None, ".bias", 2) == ("x.0.y.bias", "x.1.y.bias", "z.bias")
+    row = Row.parse("a.{}", Copies(("x.{}", "y.{}.z")))
+    assert (row.copies, row.spread) == (True, False)
+    assert row.written(3, "", 9) == ("x.3", "y.3.z")
+    assert not Row.parse("a", "x").copies
 
 
 def test_a_pattern_is_of_the_weight_and_a_bias_has_its_first_dimension() -> None:
@@ -89,6 +103,12 @@ def test_rows_that_may_be_absent(value: Any) -> None:
         ("a", "x y", "not a dotted path"),
         ("a", ("x", "y."), "not a dotted path"),
         ("a", ("x", 1), "not a dotted path"),
+        ("a", Copies("x"), "a single copy is a rename"),
+        ("a.{}", Copies(Parameter("x.{}")), "a single copy is a rename"),
+        ("a", Copies(()), "a row's value is"),
+        ("a", Copies("x y"), "not a dotted path"),
+        ("a.{}", Copies(("x.{}", "y")), "on one side only"),
+        ("a", Sparse(Copies(("x", "y"))), "a row's value is"),
         ("a", "", "not a dotted path"),
         ("a", (), "a row's value is"),
         ("a", Sparse(()), "a row's value is"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ from safetensors.torch import save_file
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import UsageError
+from converter.families import Family, Findings
+from converter.mapping import Copies, KeyMapping
 from converter.parity import belonging
 from converter.parity.audit import Sides, audit
 from converter.parity.belonging import equal
+from converter.parity.faults import Faulty, catalogue
 from converter.parity.report import FAIL, PASS, Check, Phase
 
 EXTRA = "y_embedder.y_embedding"
@@ -480,3 +484,31 @@ def test_no_table(state: State, tmp_path: Path) -> None:
     found = of(bare, tmp_path / "a", interpolation_scale=1.0)
     assert found.verdict == PASS
     assert all(check.statistic != "recomputed" for check in found.checks)
+
+
+# Copies.
+
+
+def test_every_copy_has_to_be_the_original(tmp_path: Path) -> None:
+    """A family may keep one tensor in every block of the target: one copy that is wrong is named, by itself."""
+    keys = KeyMapping(
+        {"t_block [6D D]": Copies("layers.{}.table"), "blocks.{}.qkv [3D D]": tuple(f"layers.{{}}.{n}" for n in "qkv")}
+    )
+    state = {"t_block.weight": torch.randn(12, 2), "t_block.bias": torch.randn(12)}
+    for i in range(3):
+        state |= {f"blocks.{i}.qkv.weight": torch.randn(6, 2), f"blocks.{i}.qkv.bias": torch.randn(6)}
+    family = Family("copies", "Copies", keys, lambda *arguments: None, lambda found: {})
+    save_file(state, tmp_path / "a.safetensors")
+    with open_checkpoint(tmp_path / "a.safetensors") as original:
+        plan = keys.plan(original)
+        made = Sides(family, Findings({}), plan, original, held(keys(state)))
+        assert audit(made).verdict == PASS
+        put(made, "layers.1.table.weight", state["t_block.weight"] + 1)
+        (line,) = audit(made).failed
+        assert line.words.startswith("layers.1.table.weight differs in 24 of 24 elements")
+        put(made, "layers.1.table.weight", state["t_block.weight"])
+        faults = catalogue(plan)
+        assert len({fault.name for fault in faults}) == len(faults)
+        for fault in faults:
+            wrong = replace(made, converted=Faulty(made.converted, fault))
+            assert (audit(wrong).verdict == FAIL) == ("weights" in fault.expected), fault.name

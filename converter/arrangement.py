@@ -1,0 +1,109 @@
+"""What goes where: every tensor of a checkpoint, in diffusers' layout, and nothing without a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .beside import Beside
+from .buffers import Comparison, compare
+from .checkpoint import DType, LazyTensor
+from .errors import printable
+from .families import Family
+from .mapping import Computed, Move
+from .record import EXTRAS
+from .survey import Survey
+from .writing import Part
+
+
+@dataclass
+class Arrangement:
+    """Tensors of the model and of the sidecar, the rows of the record, what the user should know.
+
+    `promised`: key of a source -> the SHA-256 that an earlier record states of what has to be just that; `remembered`:
+    of what may have been trained since.
+    """
+
+    model: list[Part] = field(default_factory=list)
+    aside: list[Part] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    promised: dict[str, str] = field(default_factory=dict)
+    remembered: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def cast(self) -> str:
+        """The dtype that something of the model is rounded to, '' where nothing is."""
+        return next((part.dtype.name for part in self.model if part.dtype != part.sources[0].dtype), "")
+
+    def row(self, operation: str, *sources: LazyTensor, **more: Any) -> None:
+        """A row of the record. What is written of it is hashed later."""
+        first = sources[0]
+        several = {"sources": [tensor.key for tensor in sources]} if len(sources) > 1 else {}
+        about = {"source": first.key, "dtype": first.dtype.name, "shape": list(first.shape), "operation": operation}
+        self.rows.append(about | several | more)
+
+
+def cast_part(
+    family: Family, dtype: DType | None, sources: Iterable[LazyTensor], keys: Iterable[str], names: Iterable[str]
+) -> Part:
+    """Tensors of the model, cast where that is asked for; `names` are their keys in the target's own library."""
+    sources, ends = tuple(sources), tuple(f".{end}" for end in family.uncast)
+    uncast = bool(ends) and any(f".{name}".rpartition(".")[0].endswith(ends) for name in names)
+    return Part(sources, tuple(keys), sources[0].dtype if uncast or dtype is None else dtype)
+
+
+def to_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arrangement:
+    """Every tensor of the model under its diffusers key, cast to `dtype` if that is given; what has no home there goes
+    to the sidecar as it is. The tensors that are recomputed are read and compared, no other is."""
+    family, plan, made = looked.require(), looked.plan, Arrangement()
+    moves = {move.sources[0]: move for move in plan.moves}
+    there = beside.kept | beside.given
+    for key, tensor in looked.checkpoint.items():
+        if key in moves:
+            _moved(made, family, dtype, tensor, moves[key])
+        elif key in plan.extras and plan.extras[key] in there:
+            made.notes.append(f"{key} is a stray copy; what lies beside the model is believed")
+        elif key in plan.extras:
+            _aside(made, tensor, plan.extras[key])
+        else:
+            _recomputed(made, looked, key, tensor)
+    for key, tensor in there.items():
+        _aside(made, tensor, key)
+    return made
+
+
+def _moved(made: Arrangement, family: Family, dtype: DType | None, tensor: LazyTensor, move: Move) -> None:
+    targets = move.targets
+    groups = [(target,) for target in targets] if move.copies else [targets]
+    made.model += [cast_part(family, dtype, [tensor], group, group) for group in groups]
+    operation = "copy" if move.copies else "split" if len(targets) > 1 else "rename"
+    made.row(operation, tensor, targets=list(targets))
+
+
+def _aside(made: Arrangement, tensor: LazyTensor, name: str) -> None:
+    made.aside.append(Part((tensor,), (name,), tensor.dtype))
+    made.row("sidecar", tensor, sidecar=name)
+
+
+def _recomputed(made: Arrangement, looked: Survey, key: str, tensor: LazyTensor) -> None:
+    compared, why_kept = _compared(looked, key, tensor)
+    found = {"sha256": {key: compared.sha256}, "reproduced": compared.equal}
+    made.row("recompute", tensor, **found, **({"sidecar": key} if why_kept else {}))
+    if why_kept:
+        made.notes.append(why_kept)
+        made.aside.append(Part((tensor,), (key,), tensor.dtype))
+
+
+def _compared(looked: Survey, key: str, tensor: LazyTensor) -> tuple[Comparison, str]:
+    """(the comparison with what is recomputed; why the stored buffer has to be kept, '' where it need not be)."""
+    value = looked.plan.computed[key].value
+    assert isinstance(value, Computed)
+    compared = compare(tensor, value.function(looked.found))
+    if compared.equal:
+        return compared, ""
+    dispensable, what = looked.require().unreproduced(looked.found, compared.difference)
+    if not dispensable:
+        raise tensor.storage.file.error(key, what)
+    return compared, f"{printable(key)} {what}: kept in {EXTRAS}"

@@ -1,0 +1,80 @@
+"""What a model in diffusers' layout has no place for, found again: in the sidecar, or in a file that the user names."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .checkpoint import LazyTensor, open_checkpoint
+from .errors import InputError, UsageError, printable
+from .mapping import Computed, Extra
+from .mapping.dims import bind, mismatch
+from .mapping.rows import Row
+from .record import EXTRAS, Record, record_beside, sidecar_beside
+from .survey import Survey
+
+
+@dataclass
+class Beside:
+    """The record of the conversion that made a model, and tensors by their original key: `kept` in the sidecar, or
+    `given` by the user.
+    """
+
+    record: Record = field(default_factory=Record)
+    kept: dict[str, LazyTensor] = field(default_factory=dict)
+    given: dict[str, LazyTensor] = field(default_factory=dict)
+
+
+def rows_of(looked: Survey, kind: type) -> list[Row]:
+    """The rows of the family's table that have this kind of value."""
+    return [row for row in looked.require().keys.rows if isinstance(row.value, kind)]
+
+
+def look_beside(stack: ExitStack, looked: Survey, null_caption: str | os.PathLike[str] | None) -> Beside:
+    """Open what lies beside a checkpoint, and what the user says is its null caption.
+
+    Raises: `InputError` for a sidecar, or a null caption, that is not of this model; `UsageError` for a null caption
+    where none is wanted.
+    """
+    path, found = Path(looked.checkpoint.path), Beside()
+    if looked.diffusers and path.is_dir():
+        found.record = record_beside(path)
+        if sidecar := sidecar_beside(path, found.record):
+            tensors = stack.enter_context(open_checkpoint(sidecar))
+            for key, tensor in tensors.items():
+                if not any(row.match(key) for kind in (Extra, Computed) for row in rows_of(looked, kind)):
+                    raise InputError.at(sidecar, key, f"nothing that a {looked.require().title} keeps in {EXTRAS}")
+                found.kept[key] = _fitting(looked, key, tensor)
+    if null_caption is not None:
+        found.given = _given(stack, looked, null_caption)
+        there = sorted(found.given.keys() & looked.checkpoint.keys())
+        if there and not looked.diffusers:
+            raise UsageError(f"--null_caption {printable(null_caption)}: the checkpoint has its own, {there[0]}")
+    return found
+
+
+def _given(stack: ExitStack, looked: Survey, path: str | os.PathLike[str]) -> dict[str, LazyTensor]:
+    """The null caption of a file: under its own key, or the only tensor there is."""
+    rows, family = rows_of(looked, Extra), looked.require()
+    if not rows:
+        raise UsageError(f"--null_caption: a {family.title} has none")
+    tensors = stack.enter_context(open_checkpoint(path))
+    found = {key: tensor for key, tensor in tensors.items() if any(row.match(key) for row in rows)}
+    if not found and len(tensors) == len(rows) == 1:
+        found = {rows[0].source: next(iter(tensors.values()))}
+    if not found:
+        raise InputError.at(path, "", f"holds no {rows[0].source}, and more than one tensor: which one is meant?")
+    return {key: _fitting(looked, key, tensor) for key, tensor in found.items()}
+
+
+def _fitting(looked: Survey, key: str, tensor: LazyTensor) -> LazyTensor:
+    """The tensor, if it has the shape that the table says, with the sizes of this model."""
+    row = next(row for kind in (Extra, Computed) for row in rows_of(looked, kind) if row.match(key))
+    dims = bind([(key, row.pattern, tensor.shape)])[0] | looked.plan.dims
+    wanted = mismatch(row.pattern, tensor.shape, dims) if row.pattern else ""
+    if wanted or not tensor.dtype.floating:
+        kind = f"{tensor.dtype} {list(tensor.shape)}"
+        raise tensor.storage.file.error(tensor.key, f"{kind} is not the {key} of this model: {wanted or 'no floats'}")
+    return tensor

@@ -1,0 +1,121 @@
+"""The way back: every tensor in the original layout, buffers included, in the order that the original file had."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from .arrangement import Arrangement, cast_part
+from .beside import Beside, rows_of
+from .buffers import computed
+from .checkpoint import DType, LazyTensor
+from .checkpoint.dtypes import BY_NAME, F32
+from .errors import InputError, printable
+from .mapping import Computed, Extra, MappingError, Move
+from .mapping.joining import disagreeing
+from .survey import Survey
+from .writing import Part
+
+
+def to_original(looked: Survey, beside: Beside, dtype: DType | None) -> Arrangement:
+    """Every tensor under its original key, cast to `dtype` if that is given, but for buffers that are computed.
+
+    Raises: `InputError` for a model that cannot be put together, `UsageError` where a buffer is to be computed and
+    what it depends on is not known.
+    """
+    return (_from_diffusers if looked.diffusers else _as_it_is)(looked, beside, dtype)
+
+
+def _as_it_is(looked: Survey, beside: Beside, dtype: DType | None) -> Arrangement:
+    """The same layout in another container, or in another dtype."""
+    family, made = looked.require(), Arrangement()
+    names = {move.sources[0]: move.targets for move in looked.plan.moves}
+    for key, tensor in (dict(looked.checkpoint) | beside.given).items():
+        rounded = None if key in looked.plan.computed else dtype
+        made.model.append(cast_part(family, rounded, [tensor], [key], names.get(key, ())))
+        made.row("keep", tensor, targets=[key])
+    return made
+
+
+def _from_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arrangement:
+    family, checkpoint, made = looked.require(), looked.checkpoint, Arrangement()
+    recorded, parts = beside.record.rows, dict[str, Part]()
+    try:
+        moves = family.keys.plan_back(checkpoint).moves
+    except MappingError as error:
+        raise InputError(f"{printable(checkpoint.path)}: {error}") from error
+    for move in moves:
+        sources = [checkpoint[key] for key in move.sources]
+        if move.copies:
+            _agree(checkpoint.path, move, sources)
+        used = sources[:1] if move.copies else sources
+        parts[move.targets[0]] = cast_part(family, dtype, used, move.targets, move.sources)
+    strays = {name: checkpoint[key] for key, name in looked.plan.extras.items()}
+    for name, tensor in (strays | beside.kept | beside.given).items():
+        rounded = None if any(row.match(name) for row in rows_of(looked, Computed)) else dtype
+        parts[name] = cast_part(family, rounded, [tensor], [name], ())
+    if beside.record.cast:
+        made.notes.append(f"its weights were rounded to {beside.record.cast} when it was converted: bits are lost")
+    made.notes += _lost(looked, recorded, parts)
+    buffers = _buffers(looked, recorded, parts, made.notes)
+    parts |= buffers
+    # In the order of the file that all this once came from, where that is known.
+    for key in [*(key for key in recorded if key in parts), *(key for key in parts if key not in recorded)]:
+        part = parts[key]
+        made.model.append(part)
+        operation = "recompute" if key in buffers else "concatenate" if len(part.sources) > 1 else "rename"
+        made.row(operation, *part.sources, targets=[key])
+    for key, row in recorded.items():
+        digests = row.get("sha256") or {}
+        if key in buffers or (key in beside.kept and key not in beside.given):
+            made.promised |= digests
+        else:
+            made.remembered |= digests
+    return made
+
+
+def _agree(path: str, move: Move, sources: list[LazyTensor]) -> None:
+    """Copies of one tensor are read and compared, by their digests: one run of bytes in memory at a time."""
+    import numpy as np
+
+    digests = []
+    for tensor in sources:
+        digest = hashlib.sha256()
+        for _, part in tensor.chunks():
+            digest.update(part)
+        digests.append(np.frombuffer(digest.digest(), np.uint8))
+    if strange := disagreeing(move, digests):
+        raise InputError(f"{printable(path)}: {MappingError(strange)}")
+
+
+def _lost(looked: Survey, recorded: dict[str, Any], parts: dict[str, Part]) -> list[str]:
+    """In words, what diffusers has no home for and nothing beside the model holds: it is left out, never invented."""
+    notes = []
+    for row in rows_of(looked, Extra):
+        if any(row.match(key) for key in parts):
+            continue
+        if recorded and not any(row.match(key) for key in recorded):
+            notes.append(f"{row.source}: the original had none either")
+        else:
+            assert isinstance(row.value, Extra)
+            notes.append(f"left out: {row.source}" + (f", {row.value.without}" if row.value.without else ""))
+    return notes
+
+
+def _buffers(looked: Survey, recorded: dict[str, Any], parts: dict[str, Part], notes: list[str]) -> dict[str, Part]:
+    """What the target computes for itself and the original layout stores: computed, in the dtype that it had."""
+    made = {}
+    for row in rows_of(looked, Computed):
+        key = row.source
+        if key in parts:
+            continue
+        if recorded and key not in recorded:
+            notes.append(f"{key}: the original had none, so none is written")
+            continue
+        assert isinstance(row.value, Computed)
+        table = row.value.function(looked.found)
+        dtype = BY_NAME.get(recorded[key]["dtype"], F32) if key in recorded else F32
+        made[key] = Part((computed(key, table, dtype),), (key,), dtype)
+        if not recorded:
+            notes.append(f"{key}: computed, since diffusers stores none")
+    return made
