@@ -144,7 +144,7 @@ def is_model(folder: Path) -> bool:
     try:
         weight_files(folder)
     except InputError:
-        return any(folder.glob("*.index.json"))  # without an index, it is that there are no weights
+        return any(folder.glob("*.index*.json"))  # without an index, it is that there are no weights
     return True
 
 

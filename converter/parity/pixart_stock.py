@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..reference import Probe, Stage, Values, Weights
+from . import provenance
 from .stock import Streamed, listening
 
 # What the reference tells of the inside of a block -> where the stock block has it.
@@ -97,15 +98,20 @@ def _skeleton(config: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what diffusers logs of a config that it does not understand: all of it, be it megabytes. The config is
-    audited, and the report tells of it."""
+    """Without bars, and without what diffusers logs of a config that it does not understand: all of it, be it
+    megabytes. The config is audited, and the report tells of it."""
+    from diffusers.utils import logging as bars
+
     logger = logging.getLogger("diffusers")
-    before = logger.level
+    before, shown = logger.level, bars.is_progress_bar_enabled()
     logger.setLevel(logging.CRITICAL)
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         logger.setLevel(before)
+        if shown:
+            bars.enable_progress_bar()
 
 
 def call(model: Any, inputs: Values) -> Tensor:
@@ -164,10 +170,14 @@ def _final(model: Any, values: Values) -> Tensor:
 
 
 def loaded(folder: Path, inputs: Values) -> Tensor:
-    """The output of what `from_pretrained` makes of a folder, whole in memory, in float32."""
+    """The output of what `from_pretrained` makes of a folder, whole in memory, in float32.
+
+    A variant, or shards of the older kind, are asked for where there is nothing else.
+    """
     from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 
     with _quiet():
-        model = PixArtTransformer2DModel.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True)
+        told, _ = provenance.loading(folder)
+        model = PixArtTransformer2DModel.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True, **told)
     with torch.inference_mode():
         return call(model.eval(), inputs)
