@@ -22,6 +22,7 @@ from .checkpoint.target import leftovers
 from .checkpoint.transfer import Progress
 from .destination import COMFYUI, Destination
 from .errors import InputError, UsageError, printable
+from .existing import holds
 from .inspection import report
 from .mapping import fold
 from .record import EXTRAS, RECORD, TOOL
@@ -105,6 +106,34 @@ def convert(
                 sizes = _write(out, plan, allow_nonfinite, allow_overflow, progress)
                 out.publish()
         return Conversion(wanted.path, plan.record, [*plan.notes, *_leftovers(wanted.path)], not dry_run, sizes)
+
+
+def is_done(
+    orig_ckpt_path: str | os.PathLike[str],
+    dump_path: str | os.PathLike[str],
+    *,
+    to: str = "diffusers",
+    dtype: str | None = None,
+    max_shard_size: str | int | None = None,
+    variant: str | None = None,
+    null_caption: str | os.PathLike[str] | None = None,
+    weights: str | None = None,
+    family: str | None = None,
+    **given: Any,
+) -> bool:
+    """Whether `dump_path` holds already what `convert` with the same words would write there, to the last bit.
+
+    Both sides are read and hashed. Words that change nothing of the result are accepted and ignored.
+    """
+    wanted = Destination.of(dump_path, to, dtype, max_shard_size, variant)
+    given = {name: value for name, value in given.items() if name not in _OF_WRITING}
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(open_checkpoint(orig_ckpt_path, weights))
+        plan = _plan(survey(checkpoint, given, family), wanted, null_caption, stack)
+        return holds(wanted.path if wanted.folder else wanted.path.parent, plan.files, plan.parts, plan.texts)
+
+
+_OF_WRITING = ("overwrite", "dry_run", "allow_nonfinite", "allow_overflow", "progress")
 
 
 @dataclass

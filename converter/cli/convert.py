@@ -1,39 +1,39 @@
-"""`convert-pixart`: the conversion, its progress bar, and what is printed of it."""
+"""`convert-pixart`: to a layout of the user's choice, one checkpoint, many, or those of a running job."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 
-from .options import Command, boolean, json_option
+from .conversion_flags import hyper_parameters, together, writing
+from .options import Command
 
 
-@click.command(cls=Command, short_help="Convert an original checkpoint to a diffusers folder.")
+@click.command(cls=Command, short_help="Convert a checkpoint to a diffusers folder, or to another layout.")
 @click.option(
     "--orig_ckpt_path",
+    multiple=True,
+    metavar="PATH",
+    help="The checkpoint: .pth, .pt, .bin, .safetensors, a diffusers folder, a hub id or hf://owner/name/file; "
+    "or a glob. Repeatable.",
+)
+@click.option(
+    "--dump_path",
     required=True,
     metavar="PATH",
-    help="The checkpoint: .pth, .pt, .bin, .safetensors, or a diffusers folder.",
-)
-@click.option("--dump_path", required=True, metavar="DIR", help="The folder to make. It appears whole or not at all.")
-@click.option(
-    "--image_size",
-    type=click.IntRange(min=8),
-    metavar="PIXELS",
-    help="Resolution. Read from the file where it can be.",
+    help="What to make; it appears whole or not at all. Of several checkpoints, with {stem}, {name} or {parent}.",
 )
 @click.option(
-    "--version",
-    type=click.Choice(["alpha", "sigma"]),
-    help="Which PixArt. Read from the file where it can be.",
+    "--to",
+    type=click.Choice(["diffusers", "original", "comfyui"]),
+    default="diffusers",
+    help="The layout: a diffusers folder (default), a .pth or .safetensors in the original layout, or a .safetensors "
+    "as ComfyUI reads it.",
 )
-@boolean("--multi_scale_train", "Whether the model is of the multi-scale class (PixArtMS).")
-@boolean("--micro_condition", "Insist that the model has micro-conditions (size, aspect ratio), or has none.")
-@boolean("--qk_norm", "Insist that the model normalises queries and keys, or does not.")
-@boolean("--kv_compress", "Say that the model compresses keys and values.")
 @click.option(
     "--only_transformer",
     type=click.BOOL,
@@ -41,83 +41,102 @@ from .options import Command, boolean, json_option
     metavar="BOOL",
     help="Only true for now: whole pipelines are not written yet.",
 )
-@click.option(
-    "--num_attention_heads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Heads. Default: hidden size / 72 where that is whole.",
+@together(
+    click.option(
+        "--weights", type=click.Choice(["raw", "ema"]), help="Which weights, where a file has both. Default: raw."
+    ),
+    hyper_parameters,
+    click.option("--max_shard_size", metavar="SIZE", help="Write larger models as several files, such as 5GB each."),
+    click.option("--variant", metavar="NAME", help="Put this into the names of the weights, such as fp16."),
+    writing,
 )
-@click.option(
-    "--interpolation_scale",
-    type=float,
-    metavar="X",
-    help="Scale of the positions. Read from the file where it can be.",
-)
-@click.option(
-    "--weights", type=click.Choice(["raw", "ema"]), help="Which weights, where a file has both. Default: raw."
-)
-@click.option("--family", metavar="NAME", help="Insist on a model family instead of recognising it.")
-@click.option("--dry_run", is_flag=True, help="Print the plan and the evidence, write nothing.")
-@click.option("--overwrite", is_flag=True, help="Replace a folder that an earlier conversion wrote.")
-@click.option("--allow_nonfinite", is_flag=True, help="Let NaN and infinity through as they are.")
 @click.option("--parity", is_flag=True, help="Prove the result (quick profile): its verdict becomes the exit code.")
-@json_option
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--push_to_hub", metavar="REPO", help="Publish the result there (owner/name), with a model card.")
+@click.option("--private", is_flag=True, help="If --push_to_hub makes the repository, make it a private one.")
+@click.option("--watch", metavar="DIR", help="Convert every checkpoint that comes into a folder, once it is complete.")
+@click.option(
+    "--watch_idle", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop when nothing came for so long."
+)
+@click.option(
+    "--watch_settle",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    metavar="SECONDS",
+    help="How long a file must not have grown. Default: 5.",
+)
 @click.pass_context
 def convert(
     context: click.Context,
     /,
-    orig_ckpt_path: str,
+    orig_ckpt_path: tuple[str, ...],
     dump_path: str,
     only_transformer: bool,
     parity: bool,
+    push_to_hub: str | None,
+    private: bool,
+    watch: str | None,
+    watch_idle: float | None,
+    watch_settle: float,
     as_json: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Convert an original PixArt checkpoint to the diffusers layout.
+    """Convert a PixArt checkpoint: to the diffusers layout, or to another with --to.
 
     What the file can tell is read from it, with the evidence in DIR/conversion.json; a flag that contradicts the file
-    is an error. The tool's own version: pixart --version.
+    is an error. Of several checkpoints, those whose target holds the result already are skipped, and one that fails
+    does not stop the rest. The tool's own version: pixart --version.
 
     Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal, or a disk that fills up or fails; with --parity also
     1 FAIL and 4 INCONCLUSIVE.
     """
-    import time
-
-    from ..checkpoint.interrupt import interruptible
-    from ..conversion import convert as run
     from ..errors import UsageError
-    from .printing import conversion_lines, print_json
-    from .progress import bar
+    from ..pairs import expand
+    from ..pairs import several as are_several
+    from .converting import one, refused_together, several
 
-    if parity and options["dry_run"]:
-        raise UsageError("--parity --dry_run: nothing is written, so there is nothing to prove")
+    refused_together(options | {"parity": parity, "push_to_hub": push_to_hub, "watch": watch}, orig_ckpt_path)
     if not only_transformer:
         raise UsageError(
             "--only_transformer false: whole pipelines are not written yet; convert the transformer and pass it to "
             "PixArtAlphaPipeline or PixArtSigmaPipeline.from_pretrained(..., transformer=...)"
         )
-    started = time.monotonic()
-    # The bar is wiped before anything else is printed, an error too.
-    with ExitStack() as shown, interruptible():
-        done = run(
-            orig_ckpt_path,
-            dump_path,
-            progress=None if quiet else partial(bar, shown, what="converting", unit="B", unit_scale=True),
-            **options,
-        )
-    made = {"path": str(done.path), "written": done.written, "record": done.record}
-    if not quiet and not as_json:
-        for line in conversion_lines(done, time.monotonic() - started):
-            click.echo(line)
-    code = 0
-    if parity and done.written:
+    shown: dict[str, Any] = {"quiet": quiet, "as_json": as_json, "prove": None}
+    if parity:
         from .reporting import prove
 
-        report = prove(orig_ckpt_path, done.path, context.obj, options["family"], quiet=quiet, silent=quiet or as_json)
-        made["parity"], code = report.as_dict(), report.exit_code
-    if as_json:
-        print_json({"ok": code == 0} | made)
-    if code:
-        raise click.exceptions.Exit(code)
+        silent = quiet or as_json
+        how: dict[str, Any] = {"command": context.obj, "family": options["family"], "quiet": quiet, "silent": silent}
+        shown["prove"] = partial(prove, **how)
+    if not watch and not are_several(orig_ckpt_path, dump_path):
+        one(orig_ckpt_path[0], dump_path, options, publish=_publisher(push_to_hub, private, shown), **shown)
+        return
+    if push_to_hub:
+        raise UsageError("--push_to_hub: of one conversion, and these may be several")
+    pairs: Iterable[Any] = [pair for path in orig_ckpt_path for pair in expand(path, dump_path)]
+    if watch:
+        from ..watch import watch as watching
+
+        pairs = watching(watch, dump_path, settle=watch_settle, idle=watch_idle, say=_say)
+    several(pairs, options, str(context.find_root().info_name), **shown)
+
+
+def _say(words: str) -> None:
+    click.echo(f"note: {words}", err=True)
+
+
+def _publisher(repo: str | None, private: bool, shown: dict[str, Any]) -> Any:
+    """What publishes a folder, if that is wanted: whether it could is asked before anything is done."""
+    if not repo:
+        return None
+    from .. import hub
+
+    hub.check(repo)
+
+    def publish(folder: Path) -> dict[str, Any]:
+        pushed = hub.push(folder, repo, private=private or None, quiet=shown["quiet"])
+        if not shown["quiet"] and not shown["as_json"]:
+            click.echo(f"published: {pushed.url}")
+        return {"published": pushed.url}
+
+    return publish

@@ -20,6 +20,7 @@ from .convert import convert
 from .inspect import inspect
 from .options import Group
 from .parity import parity
+from .revert import revert
 
 
 @click.group(cls=Group, no_args_is_help=False)
@@ -30,6 +31,7 @@ def pixart() -> None:
 
 pixart.add_command(convert, "convert")
 pixart.add_command(inspect, "inspect")
+pixart.add_command(revert, "revert")
 pixart.add_command(parity, "parity")
 
 
@@ -72,7 +74,8 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
         where = f"{printable(error.filename)}: " if error.filename else ""
         return _fail(name, f"{where}{error.strerror or error}", 5, arguments)
     except KeyboardInterrupt as error:
-        return _fail(name, f"{error or 'interrupted'}; no part of a result was left behind", _code(error), arguments)
+        left = getattr(error, "left", "nothing half-finished was left behind")
+        return _fail(name, f"{error or 'interrupted'}; {left}", _code(error), arguments)
     except Exception as error:
         if os.environ.get("PIXART_DEBUG"):
             raise

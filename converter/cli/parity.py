@@ -123,9 +123,9 @@ def parity(
             progress=None if quiet else lambda total: bar(shown, total, "comparing"),
             done=tell,
         )
-    for made in reports:
-        made.run["command"] = context.obj
-    write_reports(reports, report, card)
+        for made in reports:
+            made.run["command"] = context.obj
+        write_reports(reports, report, card)
     for note in kept.notes if kept else []:
         click.echo(f"note: {note}", err=True)
     code = batch.exit_code(reports)

@@ -87,8 +87,10 @@ def conversion_lines(done: Conversion, seconds: float) -> Iterator[str]:
         yield f"dry run: nothing was written to {printable(done.path)}"
         return
     for name, size in done.files.items():
-        yield f"wrote: {printable(done.path / name)} ({human_bytes(size)})"
-    yield f"done: {record['tensors']} tensors in {seconds:.1f} s, read back and verified"
+        where = done.path / name if done.path.is_dir() else done.path
+        yield f"wrote: {printable(where)} ({human_bytes(size)})"
+    cast = f", rounded to {record['cast']}" if record["cast"] else ""
+    yield f"done: {record['tensors']} tensors{cast} in {seconds:.1f} s, read back and verified"
 
 
 def _plan_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -103,6 +105,5 @@ def _plan_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
             strict=True,
         )
         to = ", ".join(name for part in parts for name in fold(part))
-        yield f"  {', '.join(fold(row['source'] for row in members))} {shape} -> {operation}" + (
-            f": {to}" if to else ""
-        )
+        sources = ", ".join(fold(name for row in members for name in row.get("sources", [row["source"]])))
+        yield f"  {sources} {shape} -> {operation}" + (f": {to}" if to else "")

@@ -8,9 +8,9 @@ from datetime import date
 from typing import Any
 
 from ..errors import ConverterError, InputError, UsageError, printable
+from ..pairs import Pair
 from .cache import Cache
 from .digests import key_of, stamp
-from .pairs import Pair
 from .report import EXIT_CODES, FAIL, INTERNAL, REJECTED, Report, worst
 from .waivers import Waiver
 

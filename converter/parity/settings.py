@@ -23,8 +23,8 @@ from datetime import date
 from typing import Any
 
 from ..errors import UsageError, printable
+from ..pairs import Pair, expand, pair_up
 from .choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
-from .pairs import Pair, expand, pair_up
 from .tomlfile import Reader, one_of, read_toml, refusal, strict, tables, text
 from .waivers import Waiver, parse_waivers
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import converter
 from converter.checkpoint.folder import CONFIG, WEIGHTS
+from converter.pairs import Pair
 from converter.parity import batch
-from converter.parity.pairs import Pair
 from converter.parity.report import FAIL, INCONCLUSIVE, PASS, REJECTED, Report
 
 SIGMA = GOLDEN / "sigma-ms.pth"

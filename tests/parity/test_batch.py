@@ -11,9 +11,9 @@ import pytest
 
 from converter.checkpoint.interrupt import Interrupted
 from converter.errors import ConverterError, InputError, UsageError
+from converter.pairs import Pair
 from converter.parity.batch import exit_code, outcome, run
 from converter.parity.cache import Cache
-from converter.parity.pairs import Pair
 from converter.parity.report import Report
 from converter.parity.waivers import Waiver
 

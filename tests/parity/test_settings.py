@@ -11,7 +11,7 @@ import pytest
 from makers import ROOT
 
 from converter.errors import UsageError
-from converter.parity.pairs import Pair
+from converter.pairs import Pair
 from converter.parity.settings import Settings, chosen, load_settings
 
 TODAY = date(2026, 6, 1)

@@ -1,4 +1,4 @@
-"""What is to be compared: pairs of an original checkpoint and a converted folder, out of globs, folders and templates.
+"""What is to be converted or compared: pairs of a checkpoint and its conversion, out of globs, folders and templates.
 
 A list that comes out empty, or shorter than its author believes, is an error: zero comparisons never pass.
 """
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.folder import CONFIG, model_folder, weight_files
-from ..errors import InputError, UsageError, printable
-from ..record import RECORD
+from .checkpoint.folder import CONFIG, model_folder, weight_files
+from .errors import InputError, UsageError, printable
+from .record import RECORD
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _PLACE = re.compile(r"\{(\w+)\}")
@@ -23,7 +23,7 @@ _PLACE = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison to be made; `options` are keyword arguments of `converter.parity.check`."""
+    """A checkpoint and its conversion; `options` are keyword arguments of what is to be done with the pair."""
 
     original: str
     converted: str
@@ -40,9 +40,9 @@ def expand(original: str, converted: str, *, base: str = "", **options: Any) -> 
         converted: the converted folder; for several originals with {stem}, {name} or {parent}: the file's name
             without and with its suffix, and the name of the folder that it lies in.
         base: the folder that both are relative to, taken literally.
-        options: for `check`; None is what was not said.
+        options: of what is to be done; None is what was not said.
 
-    Raises: `UsageError` where nothing matches, or where two originals would be held against one converted folder.
+    Raises: `UsageError` where nothing matches, or where two originals would go to one place.
 
     Example:
         >>> for name in ("epoch_9.pth", "epoch_10.pth"):
@@ -64,8 +64,8 @@ def expand(original: str, converted: str, *, base: str = "", **options: Any) -> 
         other = folders.setdefault(os.path.abspath(folder), path)
         if other != path:
             raise UsageError(
-                f"{printable(other)} and {printable(path)} would both be held against {printable(folder)}: "
-                "tell their converted folders apart with {stem}, {name} or {parent}"
+                f"{printable(other)} and {printable(path)} would both go with {printable(folder)}: "
+                "tell their conversions apart with {stem}, {name} or {parent}"
             )
         pairs.append(Pair(path, folder, given))
     return pairs
@@ -103,7 +103,7 @@ def natural(path: str) -> tuple[list[tuple[str, int, str]], str]:
 
 def _originals(path: str) -> list[str]:
     if os.path.isdir(path) and not is_model(Path(path)):
-        found = [entry.path for entry in os.scandir(path) if _is_checkpoint(entry)]
+        found = in_folder(path)
         if not found:
             raise UsageError(f"{printable(path)}: neither a model nor a folder with {', '.join(SUFFIXES)} files in it")
     elif os.path.lexists(path) or not glob.has_magic(path):
@@ -116,6 +116,18 @@ def _originals(path: str) -> list[str]:
             only = ", only folders that are no models" if matches else ""
             raise UsageError(f"{printable(path)}: matches no checkpoint{only}")
     return sorted(set(found), key=natural)
+
+
+def in_folder(path: str) -> list[str]:
+    """The checkpoints in a folder, told by their names, in natural order."""
+    return sorted((entry.path for entry in os.scandir(path) if _is_checkpoint(entry)), key=natural)
+
+
+def several(originals: Sequence[str], converted: str) -> bool:
+    """Whether these words may stand for more than one checkpoint: then each is taken for itself, and none stops the
+    rest."""
+    globs = any(glob.has_magic(path) and not os.path.lexists(path) for path in originals)
+    return len(originals) > 1 or globs or (bool(_PLACE.search(converted)) and not os.path.lexists(converted))
 
 
 def _is_checkpoint(entry: os.DirEntry[str]) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.errors import UsageError
-from converter.parity.pairs import Pair, expand, is_model, natural, pair_up
+from converter.pairs import Pair, expand, is_model, natural, pair_up
 
 
 @pytest.fixture
@@ -116,9 +116,9 @@ def test_braces_in_a_name_are_no_places(here: Path) -> None:
         ("runs/*.ckpt", "{stem}", "runs/*.ckpt: matches no checkpoint"),
         ("runs/em*", "{stem}", "runs/em*: matches no checkpoint, only folders that are no models"),
         ("runs/empty", "{stem}", "neither a model nor a folder with .pth"),
-        ("runs/*.pth", "out", "runs/1.pth and runs/2.pth would both be held against out"),
-        ("runs/*.pth", "out/{parent}", "would both be held against out/runs"),
-        ("runs/*.pth", "out/{parent}/../{parent}", "would both be held against"),
+        ("runs/*.pth", "out", "runs/1.pth and runs/2.pth would both go with out"),
+        ("runs/*.pth", "out/{parent}", "would both go with out/runs"),
+        ("runs/*.pth", "out/{parent}/../{parent}", "would both go with"),
         ("runs/*.pth", "out/{step}", "{step} is none of {stem}, {name}, {parent}"),
         ("/no-such.pth", "{parent}", "/no-such.pth has no parent"),
         ("", "out", "the original path is empty"),

@@ -1,0 +1,72 @@
+"""The flags that `convert` and `revert` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from .options import boolean, json_option
+
+Decorator = Callable[[Any], Any]
+
+
+def together(*decorators: Decorator) -> Decorator:
+    """Several decorators as one, in the order in which `--help` lists them."""
+
+    def decorate(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+hyper_parameters = together(
+    click.option(
+        "--image_size",
+        type=click.IntRange(min=8),
+        metavar="PIXELS",
+        help="Resolution. Read from the file where it can be.",
+    ),
+    click.option(
+        "--version",
+        type=click.Choice(["alpha", "sigma"]),
+        help="Which PixArt. Read from the file where it can be.",
+    ),
+    boolean("--multi_scale_train", "Whether the model is of the multi-scale class (PixArtMS)."),
+    boolean("--micro_condition", "Insist that the model has micro-conditions (size, aspect ratio), or has none."),
+    boolean("--qk_norm", "Insist that the model normalises queries and keys, or does not."),
+    boolean("--kv_compress", "Say that the model compresses keys and values."),
+    click.option(
+        "--num_attention_heads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Heads. Default: hidden size / 72 where that is whole.",
+    ),
+    click.option(
+        "--interpolation_scale",
+        type=float,
+        metavar="X",
+        help="Scale of the positions. Read from the file where it can be.",
+    ),
+    click.option("--family", metavar="NAME", help="Insist on a model family instead of recognising it."),
+)
+
+writing = together(
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float16", "bfloat16"]),
+        help="Round the weights to this, to nearest. Default: as they are.",
+    ),
+    click.option(
+        "--null_caption", metavar="FILE", help="A file that holds the null caption, where the source does not."
+    ),
+    click.option("--dry_run", is_flag=True, help="Print the plan and the evidence, write nothing."),
+    click.option("--overwrite", is_flag=True, help="Replace a file, or a folder that an earlier conversion wrote."),
+    click.option("--allow_nonfinite", is_flag=True, help="Let NaN and infinity through as they are."),
+    click.option("--allow_overflow", is_flag=True, help="Let what is beyond the range of --dtype become infinity."),
+    json_option,
+    click.option("--quiet", is_flag=True, help="Print nothing but errors."),
+)

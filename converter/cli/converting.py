@@ -1,0 +1,136 @@
+"""What `convert` and `revert` do once their flags are read: one conversion or several, and what is printed of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .progress import bar
+
+if TYPE_CHECKING:
+    from ..many import Outcome
+    from ..pairs import Pair
+    from ..parity.report import Report
+
+Prove = Callable[[str, Path], "Report"]  # (original, folder) -> what the comparison says
+
+
+def refused_together(words: Mapping[str, Any], originals: Sequence[str]) -> None:
+    """Flags that do not go together. Raises: `UsageError`."""
+    from ..errors import UsageError
+
+    if bool(originals) == bool(words["watch"]):
+        what = "not both" if originals else "which checkpoint?"
+        raise UsageError(f"--orig_ckpt_path or --watch is needed: {what}")
+    after = [flag for flag in ("parity", "push_to_hub") if words[flag]]
+    if after and words["dry_run"]:
+        raise UsageError(f"--{after[0]} --dry_run: nothing is written, so there is nothing to do it with")
+    if after and words["to"] != "diffusers":
+        raise UsageError(f"--{after[0]} --to {words['to']}: it takes a diffusers folder")
+
+
+def _bar(shown: ExitStack, quiet: bool) -> Any:
+    return None if quiet else partial(bar, shown, what="converting", unit="B", unit_scale=True)
+
+
+def one(
+    source: str,
+    target: str,
+    options: dict[str, Any],
+    *,
+    prove: Prove | None = None,
+    publish: Callable[[Path], dict[str, Any]] | None = None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """One conversion, and what it says of itself; its errors are the command's.
+
+    Args:
+        prove, publish: what is done with the folder afterwards, if that is wanted.
+        quiet: nothing is printed but errors.
+    """
+    from ..checkpoint.interrupt import interruptible
+    from ..conversion import convert
+    from .printing import conversion_lines, print_json
+
+    started, code = time.monotonic(), 0
+    # The bar is wiped before anything else is printed, an error too.
+    with ExitStack() as shown, interruptible():
+        done = convert(source, target, progress=_bar(shown, quiet), **options)
+    made = {"path": str(done.path), "written": done.written, "record": done.record, "notes": done.notes}
+    for line in [] if quiet or as_json else conversion_lines(done, time.monotonic() - started):
+        click.echo(line)
+    if prove:
+        report = prove(source, done.path)
+        made["parity"], code = report.as_dict(), report.exit_code
+    if publish and not code:
+        made |= publish(done.path)
+    if as_json:
+        print_json({"ok": code == 0} | made)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def several(
+    pairs: Iterable[Pair],
+    options: dict[str, Any],
+    name: str,
+    *,
+    prove: Prove | None = None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Several conversions, a line for each as it is done, and a summary.
+
+    Args:
+        name: what error lines begin with.
+    """
+    from ..checkpoint.interrupt import interruptible
+    from ..errors import ConverterError, printable
+    from ..many import CONVERTED, FAILED, UNCHANGED, convert_all, worst
+    from ..record import PARITY
+    from .printing import print_json
+
+    made: list[dict[str, Any]] = []
+    codes: list[int] = []
+
+    def finished(outcome: Outcome) -> None:
+        shown.close()  # the bar is wiped before anything is printed
+        pair, code = outcome.pair, outcome.exit_code
+        row: dict[str, Any] = {"original": pair.original, "path": pair.converted, "status": outcome.status}
+        if outcome.status == FAILED:
+            row["error"] = outcome.words
+            click.echo(f"{name}: error: {printable(outcome.words, 4000)}", err=True)
+        elif not quiet and not as_json:
+            click.echo(f"{outcome.status}: {printable(pair.original)} -> {printable(pair.converted)}")
+        if outcome.conversion:
+            row |= {"record": outcome.conversion.record, "notes": outcome.conversion.notes}
+            for note in [] if quiet or as_json else outcome.conversion.notes:
+                click.echo(f"  note: {note}")
+        folder = Path(pair.converted)
+        if prove and (outcome.status == CONVERTED or (outcome.status == UNCHANGED and not (folder / PARITY).exists())):
+            try:
+                report = prove(pair.original, folder)
+                row["parity"], code = report.as_dict(), report.exit_code
+            except ConverterError as error:  # of this one: the others go on
+                row["error"], code = str(error), error.exit_code
+                click.echo(f"{name}: error: {printable(error, 4000)}", err=True)
+        made.append(row)
+        codes.append(code)
+
+    with ExitStack() as shown, interruptible():
+        convert_all(pairs, finished=finished, progress=_bar(shown, quiet), **options)
+    counts = {status: sum(row["status"] == status for row in made) for status in (CONVERTED, UNCHANGED, FAILED)}
+    code = worst(codes)
+    if as_json:
+        print_json({"ok": code == 0, "conversions": made, "summary": counts})
+    elif not quiet:
+        click.echo("summary: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    if code:
+        raise click.exceptions.Exit(code)

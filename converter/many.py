@@ -1,0 +1,77 @@
+"""Many conversions, one after the other: none of them stops the rest, and what is done already is not done again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .conversion import Conversion, convert, is_done
+from .errors import ConverterError, printable
+from .pairs import Pair
+
+CONVERTED, UNCHANGED, FAILED = "converted", "unchanged", "failed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one checkpoint: `status` is 'converted', 'unchanged' or 'failed', `words` say why it failed."""
+
+    pair: Pair
+    status: str
+    conversion: Conversion | None = None
+    words: str = ""
+    exit_code: int = 0
+
+
+def convert_all(
+    pairs: Iterable[Pair], *, finished: Callable[[Outcome], object] = lambda outcome: None, **options: Any
+) -> list[Outcome]:
+    """Convert every pair's original to its converted path.
+
+    A target that holds already what would be written, to the last bit, is left alone and reported as unchanged.
+
+    Args:
+        pairs: may be made as they are asked for, as `watch` does.
+        finished: called with each outcome as it comes.
+        options: of `convert`.
+
+    Returns: an outcome for every pair, in order. Errors in single conversions are outcomes, not exceptions.
+
+    Example:
+        >>> from converter.pairs import expand
+        >>> pairs = expand("fixtures/golden/sigma-*.pth", f"{tmp}/{{stem}}")
+        >>> [(o.pair.original[16:], o.status) for o in convert_all(pairs, num_attention_heads=4)][0]
+        ('sigma-kvcompress.pth', 'failed')
+        >>> [o.status for o in convert_all(pairs, num_attention_heads=4)]
+        ['failed', 'unchanged', 'failed']
+    """
+    outcomes = []
+    for pair in pairs:
+        outcome = _one(pair, options | dict(pair.options))
+        outcomes.append(outcome)
+        finished(outcome)
+    return outcomes
+
+
+def _one(pair: Pair, options: dict[str, Any]) -> Outcome:
+    try:
+        if os.path.lexists(pair.converted) and is_done(pair.original, pair.converted, **options):
+            return Outcome(pair, UNCHANGED)
+        return Outcome(pair, CONVERTED, convert(pair.original, pair.converted, **options))
+    except ConverterError as error:
+        return Outcome(pair, FAILED, words=str(error), exit_code=error.exit_code)
+    except OSError as error:
+        where = f"{printable(error.filename)}: " if error.filename else ""
+        return Outcome(pair, FAILED, words=f"{where}{error.strerror or error}", exit_code=5)
+    except Exception as error:
+        if os.environ.get("PIXART_DEBUG"):
+            raise
+        return Outcome(pair, FAILED, words=f"internal error: {type(error).__name__}: {printable(error)}", exit_code=5)
+
+
+def worst(codes: Iterable[int]) -> int:
+    """The exit code of several: internal before a wrong result, before a refused input, before the rest."""
+    order = (5, 1, 3, 2, 4, 0)
+    return min(codes, key=order.index, default=0)
