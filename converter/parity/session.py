@@ -140,7 +140,25 @@ class Session:
                 self._localise(made)
             except Exception as error:  # a net that is wrong may not have the parts to look into: the verdict stands
                 made.notes.append(f"where it goes wrong was not found: {type(error).__name__}: {printable(error)}")
+        else:
+            made.notes += self._worse_in_half()
         return made
+
+    def _worse_in_half(self) -> list[str]:
+        """Of half precision, which decides nothing: which stages stand out, where the whole is worse than it may be."""
+        said = []
+        for precision in HALF:
+            for outcome in self.outcomes:
+                names = (f"{outcome.case.name} / {part}" for part in self.judge.parts)
+                mine = [c for c in outcome.checks if c.statistic == f"{precision} relative L2" and c.what in names]
+                if any(isinstance(c.value, float) and isinstance(c.limit, float) and c.value > c.limit for c in mine):
+                    _, faulty = self._lockstep(outcome.case, precision)
+                    where = ", ".join(faulty) or "no single stage"
+                    said.append(
+                        f"{precision}, {outcome.case.name}: worse than the original; {where} stands out by itself"
+                    )
+                    break
+        return said
 
     def _waive(self, checks: Sequence[Check]) -> list[str]:
         """Let pass what the waivers in force are for; returns what is said of it."""
@@ -200,10 +218,27 @@ class Session:
                 return case.name
         return ""
 
+    def _lockstep(self, case: Case, precision: str) -> tuple[list[dict[str, Any]], list[str]]:
+        """What `localise.lockstep` finds in a precision, and the names of the stages that are faulty."""
+        rounded = precision if precision in HALF else ""
+        stages = localise.lockstep(
+            self.original(precision, rounded),
+            self.converted(precision, rounded),
+            case,
+            self.device,
+            getattr(torch, precision),
+            None if precision == FLOAT64 else self.original(FLOAT64, rounded),
+        )
+        return stages, [row["name"] for row in stages if row["faulty"]]
+
     def _localise(self, made: Phase) -> None:
         worst = next(outcome for outcome in self.outcomes if outcome.verdict == FAIL)
-        stages = localise.lockstep(self.original(FLOAT64), self.converted(FLOAT64), worst.case, self.device)
-        faulty = [row["name"] for row in stages if row["faulty"]]
+        precision = FLOAT64
+        stages, faulty = self._lockstep(worst.case, precision)
+        if not faulty and FLOAT32 in worst.converted:  # right in float64, it can be wrong below that only
+            below, faulty = self._lockstep(worst.case, FLOAT32)
+            if faulty:
+                precision, stages = FLOAT32, below
         repairs = localise.repairs(
             self.original(FLOAT64),
             lambda state: self._build(self.config, state),
@@ -214,9 +249,10 @@ class Session:
             self.device,
         )
         made.detail["localisation"] = {
-            "precision": FLOAT64, "case": worst.case.name, "stages": stages, "repairs": repairs
+            "precision": precision, "case": worst.case.name, "stages": stages, "repairs": repairs
         }  # fmt: skip
         where = ", ".join(faulty[:6]) + (f" and {len(faulty) - 6} more" if len(faulty) > 6 else "")
+        where += "" if precision == FLOAT64 else f", in {precision} only"
         made.words += f"; it goes wrong in {where}" if faulty else "; no single stage is wrong: look at the inputs"
         made.notes += [row["words"] for row in repairs]
 
