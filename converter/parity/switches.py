@@ -38,8 +38,11 @@ def deterministic(device: str = "cpu", threads: int | None = None) -> Iterator[N
         undo.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
         cudnn.benchmark = False
         undo.callback(_exact_float32())
-        undo.enter_context(torch.autocast(torch.device(device).type, enabled=False))
-        if device != "cpu":
+        own = torch.device(device).type
+        for kind in {"cpu", own}:
+            if torch.is_autocast_enabled(kind):
+                undo.enter_context(torch.autocast(kind, enabled=False))
+        if own != "cpu":
             undo.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
 
