@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..checkpoint.dtypes import BY_NAME
 from ..errors import ConverterError, InputError, printable
-from ..reference import Memory, Net, Stage, Values, Weights, unheard
+from ..reference import Memory, Values, Weights, unheard
 from . import function, gates, localise, selftest, trajectory
 from .audit import Sides
 from .cases import load_cases, save_outcome
 from .choices import FLOAT32, FLOAT64, HALF
-from .faults import Altered, Fault, catalogue, idle
+from .faults import Fault, catalogue, idle
 from .function import Judge, Outcome
 from .inputs import Case
 from .model import Model
+from .nets import Nets, stage_of
 from .report import FAIL, NOT_RUN, PASS, Check, Phase
 from .statistics import relative
-from .stock import Streamed
 
 
-class Session:
+class Session(Nets):
     """Runs the nets of one pair.
 
     Args:
-        sides: the opened state dicts with their plan; `config`: the converted `config.json`.
+        sides, model, config: as of `Nets`.
         borrowed: what of the hyper-parameters only that config shows.
         digest: SHA-256 of the original, which a waiver may be bound to.
     """
@@ -43,61 +41,16 @@ class Session:
         device: str,
         digest: str = "",
     ) -> None:
-        self.digest = digest
-        self.sides, self.model, self.config, self.borrowed, self.device = sides, model, config, borrowed, device
+        super().__init__(sides, model, config, device)
+        self.borrowed, self.digest = borrowed, digest
         self.judge = Judge(model.parts(sides.found), model.patch(sides.found))
         self.outcomes: list[Outcome] = []
-        self._memory = Memory()
-        self._net: Net | None = None
         self._saved: Any = None
         self._waivers: Sequence[Any] = ()
         # The last two stages, for faults that cost no more than these, and what flows before them.
         names = [stage.name for stage in self.original(FLOAT64).stages]
         self._early, self._late = set(names[:-2]), names[-2:]
         self._before: Values = {}
-
-    @cached_property
-    def _source(self) -> Mapping[str, Any]:
-        """What the converted net is held against: the original's weights, rounded as the conversion was declared to.
-
-        What does not travel, such as a table that the target computes, is as the original has it.
-        """
-        sides = self.sides
-        if not sides.cast:
-            return sides.original
-        torch_dtype, dtype = getattr(torch, sides.cast), BY_NAME[sides.cast]
-        moved = {move.sources[0] for move in sides.plan.moves}
-        return {
-            key: Altered(held, lambda tensor: tensor.to(torch_dtype), dtype) if key in moved else held
-            for key, held in sides.original.items()
-        }
-
-    # Nets.
-    def original(self, precision: str, rounded: str = "", as_stored: bool = False) -> Net:
-        """The reference net; of weights that are rounded as the conversion was declared to, unless `as_stored`."""
-        state = self.sides.original if as_stored else self._source
-        return self.model.reference(self.sides.found, self._weights(state, precision, rounded))
-
-    def converted(self, precision: str, rounded: str = "") -> Net:
-        return self._build(self.config, self.sides.converted, precision, rounded)
-
-    def _build(
-        self, config: Mapping[str, Any], state: Mapping[str, Any], precision: str = FLOAT64, rounded: str = ""
-    ) -> Net:
-        """The converted net of a config. A streamed one is built once and goes from one state dict to the next: only
-        one is in use at a time."""
-        weights = self._weights(state, precision, rounded)
-        if config is not self.config:
-            return self.model.converted(config, weights)
-        if isinstance(self._net, Streamed):
-            return self._net.on(weights)
-        self._net = self.model.converted(config, weights)
-        return self._net
-
-    def _weights(self, state: Mapping[str, Any], precision: str, rounded: str) -> Weights:
-        return Weights(
-            state, getattr(torch, precision), self.device, getattr(torch, rounded) if rounded else None, self._memory
-        )
 
     # Phases.
     def cases(self, profile: str, saved: Any = None) -> list[Case]:
@@ -149,10 +102,10 @@ class Session:
         said = []
         for precision in HALF:
             for outcome in self.outcomes:
-                names = (f"{outcome.case.name} / {part}" for part in self.judge.parts)
+                names = {f"{outcome.case.name} / {part}" for part in self.judge.parts}
                 mine = [c for c in outcome.checks if c.statistic == f"{precision} relative L2" and c.what in names]
                 if any(isinstance(c.value, float) and isinstance(c.limit, float) and c.value > c.limit for c in mine):
-                    _, faulty = self._lockstep(outcome.case, precision)
+                    _, faulty = self.lockstep(outcome.case, precision)
                     where = ", ".join(faulty) or "no single stage"
                     said.append(
                         f"{precision}, {outcome.case.name}: worse than the original; {where} stands out by itself"
@@ -175,12 +128,12 @@ class Session:
             values = case.tensors(torch.float64, self.device)
             with torch.inference_mode():
                 try:
-                    ours = _stage(self.original(FLOAT64), name).run(values, unheard)
+                    ours = stage_of(self.original(FLOAT64), name).run(values, unheard)
                 except ValueError as error:  # no fault of the converted net
                     doubt = f"{case.name} / {name}: the original net does not take it: {printable(error)}"
                     self.outcomes[0].doubts.append(doubt)
                     continue
-                theirs = _stage(self.converted(FLOAT64), name).run(values, unheard)
+                theirs = stage_of(self.converted(FLOAT64), name).run(values, unheard)
             made.append(gates.stage_check(f"{case.name} / {name}", localise.error_of(theirs, ours, values)))
         return made
 
@@ -218,30 +171,17 @@ class Session:
                 return case.name
         return ""
 
-    def _lockstep(self, case: Case, precision: str) -> tuple[list[dict[str, Any]], list[str]]:
-        """What `localise.lockstep` finds in a precision, and the names of the stages that are faulty."""
-        rounded = precision if precision in HALF else ""
-        stages = localise.lockstep(
-            self.original(precision, rounded),
-            self.converted(precision, rounded),
-            case,
-            self.device,
-            getattr(torch, precision),
-            None if precision == FLOAT64 else self.original(FLOAT64, rounded),
-        )
-        return stages, [row["name"] for row in stages if row["faulty"]]
-
     def _localise(self, made: Phase) -> None:
         worst = next(outcome for outcome in self.outcomes if outcome.verdict == FAIL)
         precision = FLOAT64
-        stages, faulty = self._lockstep(worst.case, precision)
+        stages, faulty = self.lockstep(worst.case, precision)
         if not faulty and FLOAT32 in worst.converted:  # right in float64, it can be wrong below that only
-            below, faulty = self._lockstep(worst.case, FLOAT32)
+            below, faulty = self.lockstep(worst.case, FLOAT32)
             if faulty:
                 precision, stages = FLOAT32, below
         repairs = localise.repairs(
             self.original(FLOAT64),
-            lambda state: self._build(self.config, state),
+            lambda state: self.build(self.config, state),
             self.sides.converted,
             self._catalogue,
             faulty,
@@ -307,7 +247,7 @@ class Session:
             self.config,
             self.borrowed,
             self.judge,
-            self._build,
+            self.build,
             self.outcomes,
             tail,
             self.device,
@@ -325,7 +265,3 @@ class Session:
             return [save_outcome(folder, outcome) for outcome in self.outcomes if outcome.verdict != PASS]
         except ConverterError as error:  # the verdict is worth more than its evidence
             return [f"--save_failing: {error}"]
-
-
-def _stage(net: Net, name: str) -> Stage:
-    return next(stage for stage in net.stages if stage.name == name)

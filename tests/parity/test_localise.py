@@ -192,7 +192,7 @@ def test_a_fault_stands_out_in_every_precision(pair: Pair, precision: str) -> No
     """Even where the whole output could not tell it from rounding."""
     for change, wanted in ((None, []), (swap(f"{T}1.attn1.to_q", f"{T}1.attn1.to_k"), ["block 1"])):
         with session(pair, change) as opened:
-            stages, faulty = opened._lockstep(opened.cases("quick")[0], precision)
+            stages, faulty = opened.lockstep(opened.cases("quick")[0], precision)
             assert faulty == wanted
             assert all(("floor" in row) == (precision != "float64") for row in stages)
             for row in stages:

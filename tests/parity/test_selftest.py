@@ -44,7 +44,7 @@ def bench(opened: Session, **changes: Any) -> selftest.Bench:
         opened.config,
         opened.borrowed,
         opened.judge,
-        opened._build,
+        opened.build,
         opened.outcomes,
         **changes,
     )
