@@ -30,7 +30,10 @@ def lines(pair: Pair, report: Report) -> Iterator[str]:
     for phase in report.phases:
         yield f"  {phase.name:<10}  {phase.verdict:<12}  {phase.words}"
         failed = [check for check in phase.failed if check.words not in phase.words]
-        yield from (f"    {check.what}, {check.statistic}: {check.words}" for check in failed[:SHOWN])
+        for check in failed[:SHOWN]:
+            # A line that begins with the key needs no heading that says it again.
+            heading = "" if check.words.startswith(check.what) else f"{check.what}, {check.statistic}: "
+            yield f"    {heading}{check.words}"
         if len(failed) > SHOWN:
             yield f"    and {len(failed) - SHOWN} more"
         yield from (f"    {note}" for note in phase.notes)

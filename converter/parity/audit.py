@@ -102,7 +102,8 @@ def audit(sides: Sides, step: Callable[[int], None] = lambda count: None, only: 
     notes += said
     notes += [f"{key} is left over from an old conversion, and not used" for key in back.extras]
     if failed := [check for check in checks if check.passed is False]:
-        return _failed(failed, notes, f"{len(wrong)} of {len(moves)} tensors are not the original's" if wrong else "")
+        bad, total = sum(len(each.wrong) for each in wrong), sum(len(move.sources) for move in moves)
+        return _failed(failed, notes, f"{bad} of {total} converted tensors are not the original's" if wrong else "")
     kind = f"{'rounded' if sides.rounded else 'widened'} to {sides.cast}" if sides.cast else "byte for byte"
     total = sum(int(np.prod(sides.original[move.targets[0]].shape)) for move in moves)
     words = (

@@ -95,7 +95,7 @@ def float32_checks(what: str, made: Floor) -> Iterator[Check]:
                 value,
                 FLOOR_LIMIT * floor,
                 value <= FLOOR_LIMIT * floor,
-                f"{ratio:.2f} times the noise floor (limit {FLOOR_LIMIT:g})" if ratio < inf else "not finite",
+                f"{_times(ratio, '.2f')} the noise floor (limit {FLOOR_LIMIT:g})" if ratio < inf else "not finite",
             )
 
 
@@ -136,5 +136,10 @@ def smallest_passing(what: str, precision: str, checks: list[Check]) -> Check:
     return Check(what, f"{precision} smallest passing tolerance", used * unit, None, None, words)
 
 
-def _times(ratio: float) -> str:
-    return f"{ratio:.2g} times" if ratio < inf else "infinitely many times"
+def _times(ratio: float, digits: str = ".2g") -> str:
+    """A multiple in words: '1.2 times', '530,000 times'."""
+    if not ratio < inf:
+        return "infinitely many times"
+    if ratio >= 1e7:
+        return f"{ratio:.1e} times"
+    return f"{float(f'{ratio:.3g}'):,.0f} times" if ratio >= 100 else f"{ratio:{digits}} times"

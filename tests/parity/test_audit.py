@@ -132,7 +132,7 @@ def test_how_much_is_wrong(right: Sides, state: State) -> None:
     put(right, "proj_out.weight", tensor)
     found = audit(right)
     assert found.words == (
-        f"1 of {len(right.plan.moves)} tensors are not the original's: "
+        f"1 of {len(right.converted)} converted tensors are not the original's: "
         f"proj_out.weight differs in 3 of {tensor.numel()} elements, by up to 0.25"
     )
 

@@ -63,6 +63,15 @@ def test_float64_words() -> None:
     assert next(gates.float64_checks("a", errors(inf))).words.startswith("infinitely many times")
 
 
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [(0.1234, "0.12"), (9.96, "10"), (99, "99"), (530_214, "530,000"), (123.4, "123"), (2.5e9, "2.5e+09")],
+)
+def test_multiples_in_words(times: float, words: str) -> None:
+    made = next(gates.float64_checks("a", errors(times * LIMITS["relative L2"], "relative L2")))
+    assert made.words == f"{words} times the limit of 1e-07"
+
+
 def test_a_lone_stage() -> None:
     assert gates.stage_check("native / patch embedding", 1e-7).passed
     wrong = gates.stage_check("native / patch embedding", nextafter(1e-7, 1))
