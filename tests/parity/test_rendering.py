@@ -512,7 +512,7 @@ def test_the_diagnosis() -> None:
 
 def test_what_comes_after_the_first_wrong_part_inherits_its_error() -> None:
     def named(*wrong: str) -> list[str]:
-        names = "norm1 modulated, attn1 q, attn1 k, attn1 v, attn1 out, attn2 q, ff hidden, ff out".split(", ")
+        names = ["norm1 modulated", "attn1 q", "attn1 k", "attn1 v", "attn1 out", "attn2 q", "ff hidden", "ff out"]
         inside = [{"name": name, "faulty": name in wrong} for name in names]
         stages = [{"name": "block 2", "faulty": True, "inside": inside}]
         return facts.faulty(Phase("function", "FAIL", "", detail={"localisation": {"stages": stages}}))
