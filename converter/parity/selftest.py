@@ -20,6 +20,7 @@ from .model import Model
 from .report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from .statistics import relative
 
+Tail = tuple[str, Values]  # (stage at which to begin, values before it)
 Build = Callable[[Mapping[str, Any], Mapping[str, Any]], Net]  # (config, converted state dict) -> the converted net
 
 
@@ -33,8 +34,8 @@ class Bench:
     Attributes:
         build: makes the converted net in float64.
         outcomes: what the right nets gave; a fault is tried on one case after the other until one kills it.
-        tail: (stage at which to begin, values before it) of the first case: so that a cheap fault near the end costs
-            a stage or two and not the whole net; None to run whole nets.
+        tail: where to begin in the first case, so that a cheap fault near the end costs a stage or two and not the
+            whole net; None to run whole nets.
         waive: lets failed checks pass as the waivers in force do, so that no fault survives by them unnoticed.
         saved: whether the inputs are a user's own, and not those of the profile.
     """
@@ -46,7 +47,7 @@ class Bench:
     judge: Judge
     build: Build
     outcomes: Sequence[Outcome]
-    tail: tuple[str, Values] | None = None
+    tail: Tail | None = None
     device: str = "cpu"
     waive: Callable[[Sequence[Check]], object] = lambda checks: None
     saved: bool = False
@@ -157,9 +158,12 @@ def tried(bench: Bench, fault: Fault) -> Trial:
 
 
 def _run_nets(bench: Bench, fault: Fault, config: Mapping[str, Any], state: Mapping[str, Any], trial: Trial) -> None:
-    for number, right in enumerate(bench.outcomes):
-        tail = None if number else bench.tail
-        right = _pair(right) if tail else right
+    attempts: list[tuple[Outcome, Tail | None]] = [(right, None) for right in bench.outcomes]
+    if bench.tail:
+        # One sample shows most faults, at the cost of one; what it does not show is tried on all, then on whole nets.
+        first = bench.outcomes[0]
+        attempts[:1] = [(_one(first), bench.tail), (first, bench.tail)]
+    for right, tail in attempts:
         made = Outcome(right.case, right.original)
         try:
             net = bench.build(config, state)
@@ -181,14 +185,14 @@ def _run_nets(bench: Bench, fault: Fault, config: Mapping[str, Any], state: Mapp
             return  # nothing is going to notice it, and what is left are whole nets
 
 
-def _pair(outcome: Outcome) -> Outcome:
-    """The first two samples, which differ in everything: enough to tell a fault by, at the cost of two."""
-    case = replace(outcome.case, arrays={name: array[:2] for name, array in outcome.case.arrays.items()})
-    original, converted = ({p: made[:2] for p, made in side.items()} for side in (outcome.original, outcome.converted))
+def _one(outcome: Outcome) -> Outcome:
+    """The first sample alone."""
+    case = replace(outcome.case, arrays={name: array[:1] for name, array in outcome.case.arrays.items()})
+    original, converted = ({p: made[:1] for p, made in side.items()} for side in (outcome.original, outcome.converted))
     return Outcome(case, original, converted)
 
 
-def _output(net: Net, fault: Fault, right: Outcome, tail: tuple[str, Values] | None, device: str) -> Tensor:
+def _output(net: Net, fault: Fault, right: Outcome, tail: Tail | None, device: str) -> Tensor:
     """The output of a faulty net: from the inputs, or from the values before one of its last stages."""
     inputs = right.case.tensors(torch.float64, device)
     if fault.inputs:
@@ -196,7 +200,8 @@ def _output(net: Net, fault: Fault, right: Outcome, tail: tuple[str, Values] | N
     if tail is None and not fault.values:
         return net.forward(inputs).cpu()
     first, before = tail if tail else (net.stages[0].name, {})
-    values = {name: value[:2] for name, value in before.items()} | inputs
+    count = len(next(iter(inputs.values())))
+    values = {name: value[:count] for name, value in before.items()} | inputs
     going = False
     with torch.inference_mode():
         for stage in net.stages:

@@ -278,6 +278,11 @@ def test_saved_inputs_that_cannot_show_a_fault(pairs: dict[str, Pair], tmp_path:
     }
     save_file(one | two, tmp_path / "both.safetensors")
     assert check(pair.original, pair.folder, cases=tmp_path / "both.safetensors", **QUIETLY).verdict == PASS
+    # Or with a mask in any sample, be it not the first.
+    mask[0] = 1
+    three = {f"three.{name}": torch.from_numpy(array) for name, array in (arrays | {"caption_mask": mask}).items()}
+    save_file(three, tmp_path / "both.safetensors")
+    assert check(pair.original, pair.folder, cases=tmp_path / "both.safetensors", **QUIETLY).verdict == PASS
 
 
 # What a model may be like.
