@@ -97,9 +97,7 @@ def parity(
     from ..parity.waivers import load_waivers
     from .printing import print_json
     from .progress import bar
-    from .reporting import as_dict, lines, prepared, refused, spare_collections, write_reports
-
-    spare_collections()
+    from .reporting import as_dict, lines, prepared, refused, write_reports
 
     settings = load_settings(config) if config else None
     pairs = chosen(orig_ckpt_path, converted_path, settings, **options | {"dtype": options["dtype"] or None})

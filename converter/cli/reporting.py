@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import tempfile
@@ -121,12 +120,6 @@ def as_dict(reports: Sequence[Report]) -> dict[str, Any]:
     return made
 
 
-def spare_collections() -> None:
-    """Let the collector look for cycles less often: it goes through the million objects of torch and diffusers over and
-    over while they are imported, which takes a quarter of that time and finds nothing."""
-    gc.set_threshold(100_000)
-
-
 class Unproven(KeyboardInterrupt):
     """An interrupt of the comparison after a conversion: what was converted stays, and that is said."""
 
@@ -146,7 +139,6 @@ def prove(original: str, folder: Path, command: str, family: str | None, *, quie
     from ..checkpoint.interrupt import interruptible
     from ..parity.checker import check
 
-    spare_collections()
     try:
         with ExitStack() as shown, interruptible():
             progress = None if quiet else (lambda total: bar(shown, total, "comparing"))

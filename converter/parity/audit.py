@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,22 +23,23 @@ from .belonging import Bytes, Places, describe, equal, kept_as
 from .report import FAIL, PASS, Check, Phase
 
 WORKERS = 2  # reading, comparing and checksums run without the interpreter's lock
+FEW = 32  # tensors, of which reading is not worth a thread
 Tensors = Mapping[str, Any]  # key -> something with `dtype`, `shape` and `read()` (a lazy tensor)
 
 
 class Room(threading.local):
-    """Memory of one thread to read tensors into, one side each, kept for the next: fresh memory costs more."""
+    """Memory of one thread to read tensors into, kept for the next: fresh memory costs more."""
 
     def __init__(self) -> None:
-        self._kept = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
+        self._kept = np.empty(0, np.uint8)
 
-    def read(self, side: int, tensor: Any) -> Bytes:
-        """The bytes of a tensor; the next call for that side overwrites them."""
+    def read(self, tensor: Any) -> Bytes:
+        """The bytes of a tensor; the next call overwrites them."""
         if not hasattr(tensor, "read_into"):
             return np.frombuffer(tensor.read(), np.uint8)
-        if len(self._kept[side]) < tensor.nbytes:
-            self._kept[side] = np.empty(tensor.nbytes, np.uint8)
-        data = self._kept[side][: tensor.nbytes]
+        if len(self._kept) < tensor.nbytes:
+            self._kept = np.empty(tensor.nbytes, np.uint8)
+        data = self._kept[: tensor.nbytes]
         into: Any = data
         tensor.read_into(memoryview(into))
         return data
@@ -93,8 +95,11 @@ def audit(sides: Sides, step: Callable[[int], None] = lambda count: None, only: 
     for what, names in (("missing", missing), ("extra", extra)):
         checks += [Check("keys", "bijection", None, None, False, f"{what}: {name}") for name in fold(sorted(names))]
     moves = [held[key] for key in wanted if key in held and (only is None or not {*only}.isdisjoint(held[key].sources))]
-    with ThreadPoolExecutor(WORKERS) as pool:
-        found = list(pool.map(lambda move: _counted(sides, move, step), moves))
+    if len(moves) < FEW:  # threads have each their own room to read into, and take a while to let go of it
+        found = [_counted(sides, move, step) for move in moves]
+    else:
+        with ThreadPoolExecutor(WORKERS) as pool:
+            found = list(pool.map(lambda move: _counted(sides, move, step), moves))
     wrong = [difference for difference in found if difference]
     checks += list(_told(wrong))
     more, said = _left(sides) if only is None else ([], [])
@@ -163,18 +168,24 @@ def difference(sides: Sides, move: Move) -> Difference | None:
     if sides.cast and kinds != {sides.cast}:
         words = f"is {source.dtype.name} as in the original, and was declared to be rounded to {sides.cast}"
         return Difference(key, dict.fromkeys(move.sources, words))
-    data = sides.room.read(0, source)
+    data = sides.room.read(source)
     if rounded:
         data = kept_as(data, source.dtype, parts[0].dtype)
     wrong: dict[str, str] = {}
     offset = 0
     for name, part in zip(move.sources, parts, strict=True):
-        have = sides.room.read(1, part)
-        right = data[offset : offset + len(have)]
-        offset += len(have) if split else 0
-        if not equal(have, right):
+        size = prod(part.shape) * part.dtype.itemsize
+        right = data[offset : offset + size]
+        offset += size if split else 0
+        if not _holds(part, right):
             wrong[name] = describe(sides, name, right)
     return Difference(key, wrong) if wrong else None
+
+
+def _holds(part: Any, right: Bytes) -> bool:
+    """Whether a tensor has these bytes, piece by piece: what was just read is still in the processor's cache."""
+    pieces = part.chunks() if hasattr(part, "chunks") else [(0, part.read())]
+    return all(equal(np.frombuffer(piece, np.uint8), right[start : start + len(piece)]) for start, piece in pieces)
 
 
 def _told(found: list[Difference]) -> Iterator[Check]:

@@ -309,6 +309,14 @@ def test_the_card_lets_anybody_repeat_the_check(name: str) -> None:
     assert report.run["original"] not in made, "a path of somebody's computer is not published"
 
 
+def test_the_card_says_what_the_same_bytes_take() -> None:
+    report = samples.passing()
+    threads = report.environment["threads"]
+    assert f"With another number of cores that takes `--threads {threads}`" in card(report)
+    report.run["command"] += f" --threads {threads}"
+    assert "With another number of cores" not in card(report)
+
+
 def test_the_card_of_nothing() -> None:
     made = card(samples.internal())
     assert "The command was not recorded." in made
