@@ -22,7 +22,8 @@ import bench_parity
 from bench_common import ROOT, BenchError, Run, measure, memory, read_through, row, say, shown
 
 DEPTHS = {"full": 28, "small": 2}
-CONVERT_LIMIT, HELP_LIMIT, INSPECT_LIMIT = "1.5x (aim 1.15x), 60 MB", "0.2 s", "0.3 s"
+CONVERT_LIMIT, CAST_LIMIT = "1.5x (aim 1.15x), 60 MB", "2x, 150 MB"
+HELP_LIMIT, INSPECT_LIMIT = "0.2 s", "0.3 s"
 HEAD = ("measured", "wall s", "with sync s", "ratio to cp", "peak RSS MB", "limit")
 NOTES = """
 Each run starts with an empty target, its source in the page cache and nothing left to sync; the ratio is of
@@ -42,28 +43,54 @@ def make_checkpoint(kind: str, model: str, size: str, target: Path) -> None:
     say(f"made {target.name}, {target.stat().st_size / 1e9:.2f} GB: {shown(run)}")
 
 
-def contest(kind: str, source: Path, plain: Path, out: Path, converter: list[str], pairs: int) -> list[tuple]:
-    """`cp` and the converter by turns, so that a machine that slows down slows both; then torch."""
+def ways_out(source: Path, out: Path, converter: list[str]) -> dict[str, list[str]]:
+    """Our conversion, and those that people write around torch."""
     flags = ["--orig_ckpt_path", str(source), "--dump_path", str(out / "converted"), "--quiet"]
     commands = {
-        "cp": ["cp", str(plain), str(out / "copy.pth")],
         "convert": [*converter, *flags],
         "torch.load(mmap=True) + save_file": torch_child("torch-mmap", source, out / "torch.safetensors"),
         "torch.load + save_file": torch_child("torch", source, out / "torch.safetensors"),
     }
     if source.stat().st_size * 1.2 > memory("MemAvailable"):
-        say(f"{kind}: torch.load without mmap left out, it needs memory for the whole file")
+        say(f"{source.name}: torch.load without mmap left out, it needs memory for the whole file")
         del commands["torch.load + save_file"]
+    return commands
+
+
+def casts(source: Path, out: Path, converter: list[str]) -> dict[str, list[str]]:
+    """The same, rounded to half precision."""
+    flags = ["--orig_ckpt_path", str(source), "--dump_path", str(out / "converted"), "--quiet"]
+    return {
+        "convert --dtype float16": [*converter, *flags, "--dtype", "float16"],
+        "convert --dtype bfloat16": [*converter, *flags, "--dtype", "bfloat16"],
+        "torch.load(mmap=True) + half + save_file": torch_child("half", source, out / "torch.safetensors"),
+    }
+
+
+def ways_back(folder: Path, out: Path, model: str, pixart: list[str]) -> dict[str, list[str]]:
+    """The way back of a conversion to a `.pth`."""
+    weights, inventory = heaviest(folder), ROOT / "fixtures" / "inventories" / f"{model}.json"
+    flags = ["--converted_path", str(folder), "--dump_path", str(out / "back.pth"), "--quiet"]
+    return {
+        "revert": [*pixart, "revert", *flags],
+        "load_file + torch.save": torch_child("back", weights, inventory, out / "torch.pth"),
+    }
+
+
+def contest(kind: str, source: Path, copied: Path, out: Path, commands: dict, pairs: int, limit: str) -> list[tuple]:
+    """`cp` of `copied` and the first of `commands` by turns, so that a machine that slows down slows both; then the
+    rest, each in every round."""
+    ours, commands = next(iter(commands)), {"cp": ["cp", str(copied), str(out / f"copy{copied.suffix}")], **commands}
     runs: dict[str, list[Run]] = {name: [] for name in commands}
     digests: dict[str, str] = {}
     for pair in range(pairs):
         order = list(commands)
         if pair % 2:  # neither always goes first
-            order[:2] = "convert", "cp"
+            order[:2] = ours, "cp"
         for name in order:
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
-            read_through(plain if name == "cp" else source)
+            read_through(copied if name == "cp" else source)
             run = measure(commands[name])
             say(f"{kind} {pair + 1}, {name}: {shown(run)}")
             runs[name].append(run)
@@ -71,16 +98,16 @@ def contest(kind: str, source: Path, plain: Path, out: Path, converter: list[str
                 digests[name] = weights_digest(out)
     ratios = {n: [a.synced / b.synced for a, b in zip(runs[n], runs["cp"], strict=True)] for n in runs}
     rows = []
-    for i, ratio in enumerate(ratios["convert"]):
+    for i, ratio in enumerate(ratios[ours]):
         rows.append(row(f"{kind}, pair {i + 1}: cp", [runs["cp"][i]]))
-        rows.append(row(f"{kind}, pair {i + 1}: convert", [runs["convert"][i]], ratio))
+        rows.append(row(f"{kind}, pair {i + 1}: {ours}", [runs[ours][i]], ratio))
     for name in commands:
         what = f"{kind}, median of {pairs}: {name}"
-        if name == "convert":
-            rows.append(row(f"**{what}**", runs[name], median(ratios[name]), CONVERT_LIMIT))
+        if name == ours:
+            rows.append(row(f"**{what}**", runs[name], median(ratios[name]), limit))
         elif name != "cp":
-            same = "same bytes" if digests[name] == digests["convert"] else "other bytes"
-            rows.append(row(f"{what} ({same})", runs[name], median(ratios[name])))
+            same = f" ({'same' if digests[name] == digests[ours] else 'other'} bytes)" if digests[name] else ""
+            rows.append(row(f"{what}{same}", runs[name], median(ratios[name])))
     return rows
 
 
@@ -101,13 +128,17 @@ def small_commands(source: Path, converter: list[str], pixart: list[str]) -> lis
     ]
 
 
+def heaviest(folder: Path) -> Path:
+    """The largest safetensors file in a folder: the weights, whatever lies beside them."""
+    return max(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+
+
 def weights_digest(folder: Path) -> str:
-    """Of the largest safetensors file in a folder: the weights, whatever lies beside them."""
-    files = sorted(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
-    if not files:
-        return "no file"
+    """Of the weights in a folder; '' where there is no safetensors file (archives differ in more than weights)."""
+    if not any(folder.rglob("*.safetensors")):
+        return ""
     digest = hashlib.sha256()
-    read_through(files[-1], digest.update)
+    read_through(heaviest(folder), digest.update)
     return digest.hexdigest()
 
 
@@ -133,7 +164,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5, help="of cp and convert (default: %(default)s)")
     parser.add_argument("--workdir", type=Path, default=Path(tempfile.gettempdir()) / "pixart-bench")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints for the next run")
-    parser.add_argument("--part", choices=("all", "convert", "parity"), default="all", help="what to measure")
+    parts = ("all", "convert", "cast", "back", "parity")
+    parser.add_argument("--part", choices=parts, default=parts[0], help="what to measure")
     parser.add_argument("--skip-training", action="store_true", help="leave out the 10 GB training file")
     for name, default in (("converter", "convert-pixart"), ("pixart", "pixart")):
         command = shlex.quote(str(ROOT / "bin" / default))
@@ -162,22 +194,32 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if plain in made:
             make_checkpoint("plain", options.model, size, plain)
-        if options.part != "parity":
-            rows += contest("plain", plain, plain, work / "out", options.converter, options.pairs)
+        out, pairs = work / "out", options.pairs
+        if options.part in ("all", "cast"):
+            rows += contest("cast", plain, plain, out, casts(plain, out, options.converter), pairs, CAST_LIMIT)
+        if options.part in ("all", "back"):
+            folder = work / "converted"
+            shutil.rmtree(folder, ignore_errors=True)
+            measure([*options.converter, "--orig_ckpt_path", str(plain), "--dump_path", str(folder), "--quiet"])
+            commands = ways_back(folder, out, options.model, options.pixart)
+            rows += contest("back", heaviest(folder), heaviest(folder), out, commands, pairs, CONVERT_LIMIT)
+        if options.part in ("all", "convert"):
+            rows += contest("plain", plain, plain, out, ways_out(plain, out, options.converter), pairs, CONVERT_LIMIT)
             # torch.save wants all of it in memory at once.
             if training in made and plain.stat().st_size * 4.2 > memory("MemAvailable"):
                 say("no training file: too little memory to make one")
             elif not options.skip_training:
                 if training in made:
                     make_checkpoint("training", options.model, size, training)
-                pairs = min(options.pairs, 2)
-                rows += contest("training", training, plain, work / "out", options.converter, pairs)
+                commands = ways_out(training, out, options.converter)
+                rows += contest("training", training, plain, out, commands, min(pairs, 2), CONVERT_LIMIT)
                 largest = training
             rows += small_commands(largest, options.converter, options.pixart)
-        if options.part != "convert":
+        if options.part in ("all", "parity"):
             proofs = bench_parity.contest(plain, work / "out", options.converter, options.pixart, options.pairs)
     finally:
-        shutil.rmtree(work / "out", ignore_errors=True)
+        for folder in ("out", "converted"):
+            shutil.rmtree(work / folder, ignore_errors=True)
         for path in made:
             path.with_name(path.name + ".partial").unlink(missing_ok=True)
             if not options.keep:

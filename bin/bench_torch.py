@@ -5,6 +5,8 @@ its parent held when it was started.
 
     bench_torch.py make plain|training INVENTORY DEPTH TARGET    write a checkpoint
     bench_torch.py torch|torch-mmap SOURCE TARGET                convert one the usual way, for comparison
+    bench_torch.py half SOURCE TARGET                            the same, rounded to float16
+    bench_torch.py back SOURCE INVENTORY TARGET                     and the way back, buffers left out
 """
 
 from __future__ import annotations
@@ -89,7 +91,7 @@ def make(kind: str, inventory: str, depth: str, target: str) -> None:
     partial.replace(target)
 
 
-def convert(source: str, target: str, mmap: bool) -> None:
+def convert(source: str, target: str, mmap: bool, half: bool = False) -> None:
     """The least that a script has to do around `torch.load`: rename, split, save."""
     from safetensors.torch import save_file
 
@@ -97,13 +99,28 @@ def convert(source: str, target: str, mmap: bool) -> None:
     tensors = {}
     for key, tensor in checkpoint["state_dict"].items():
         names = diffusers_names(key)
-        tensors.update(zip(names, tensor.chunk(len(names)) if names else (), strict=True))
+        parts = (tensor.half() if half else tensor).chunk(len(names)) if names else ()
+        tensors.update(zip(names, parts, strict=True))
     save_file(tensors, target, metadata={"format": "pt"})
+
+
+def back(source: str, inventory: str, target: str) -> None:
+    """The least that a script has to do on the way back; what diffusers does not hold stays away."""
+    from safetensors.torch import load_file
+
+    tensors, made = load_file(source), OrderedDict()
+    for key in json.loads(Path(inventory).read_text())["tensors"]:
+        names = [name for name in diffusers_names(key) if name in tensors]
+        if names:
+            made[key] = torch.cat([tensors[name] for name in names]) if len(names) > 1 else tensors[names[0]]
+    torch.save({"state_dict": made}, target)
 
 
 if __name__ == "__main__":
     task, *arguments = sys.argv[1:]
     if task == "make":
         make(*arguments)
+    elif task == "back":
+        back(*arguments)
     else:
-        convert(*arguments, mmap=task == "torch-mmap")
+        convert(*arguments, mmap=task != "torch", half=task == "half")

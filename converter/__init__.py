@@ -18,6 +18,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, LazyTensor, open_checkpoint
+    from .comparison import Diff, diff
     from .conversion import Conversion, convert
     from .errors import ConverterError, InputError, UsageError
     from .families import Family, Finding, Findings, register
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "checkpoint": ("Checkpoint", "LazyTensor", "open_checkpoint"),
+    "comparison": ("Diff", "diff"),
     "conversion": ("Conversion", "convert"),
     "errors": ("ConverterError", "InputError", "UsageError"),
     "families": ("Family", "Finding", "Findings", "register"),
@@ -39,6 +41,7 @@ __all__ = [
     "Conversion",
     "ConverterError",
     "Copies",
+    "Diff",
     "Extra",
     "Family",
     "Finding",
@@ -53,6 +56,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "convert",
+    "diff",
     "inspect",
     "open_checkpoint",
     "register",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .beside import Beside
@@ -45,6 +45,11 @@ class Arrangement:
         self.rows.append(about | several | more)
 
 
+def named(checkpoint: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Its tensors under the keys that the table knows, so that records agree: a prefix of all keys is not in them."""
+    return {key: replace(tensor, key=key) for key, tensor in checkpoint.items()}
+
+
 def cast_part(
     family: Family, dtype: DType | None, sources: Iterable[LazyTensor], keys: Iterable[str], names: Iterable[str]
 ) -> Part:
@@ -60,7 +65,7 @@ def to_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arrange
     family, plan, made = looked.require(), looked.plan, Arrangement()
     moves = {move.sources[0]: move for move in plan.moves}
     there = beside.kept | beside.given
-    for key, tensor in looked.checkpoint.items():
+    for key, tensor in named(looked.checkpoint).items():
         if key in moves:
             _moved(made, family, dtype, tensor, moves[key])
         elif key in plan.extras and plan.extras[key] in there:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .checkpoint import LazyTensor, open_checkpoint
@@ -70,11 +70,11 @@ def _given(stack: ExitStack, looked: Survey, path: str | os.PathLike[str]) -> di
 
 
 def _fitting(looked: Survey, key: str, tensor: LazyTensor) -> LazyTensor:
-    """The tensor, if it has the shape that the table says, with the sizes of this model."""
+    """The tensor under this key, if it has the shape that the table says, with the sizes of this model."""
     row = next(row for kind in (Extra, Computed) for row in rows_of(looked, kind) if row.match(key))
     dims = bind([(key, row.pattern, tensor.shape)])[0] | looked.plan.dims
     wanted = mismatch(row.pattern, tensor.shape, dims) if row.pattern else ""
     if wanted or not tensor.dtype.floating:
         kind = f"{tensor.dtype} {list(tensor.shape)}"
         raise tensor.storage.file.error(tensor.key, f"{kind} is not the {key} of this model: {wanted or 'no floats'}")
-    return tensor
+    return replace(tensor, key=key)

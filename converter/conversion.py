@@ -23,6 +23,7 @@ from .checkpoint.transfer import Progress
 from .destination import COMFYUI, Destination
 from .errors import InputError, UsageError, printable
 from .existing import holds
+from .hub import local
 from .inspection import report
 from .mapping import fold
 from .record import EXTRAS, RECORD, TOOL
@@ -64,7 +65,7 @@ def convert(
     """Convert a checkpoint of any accepted kind to the diffusers layout, or back to the original one.
 
     Args:
-        orig_ckpt_path: any accepted file or folder.
+        orig_ckpt_path: any accepted file or folder, a hub id, or `hf://owner/name/file`.
         dump_path: what to make; it appears whole or not at all.
         to: 'diffusers' (a folder), 'original' (a `.pth`, `.pt` or `.safetensors`) or 'comfyui' (a `.safetensors` with
             the original's keys, prefixed as ComfyUI reads them).
@@ -95,11 +96,16 @@ def convert(
         >>> back.record["plan"][0]["targets"]
         ['pos_embed']
     """
-    source = Path(orig_ckpt_path)
-    wanted = Destination.of(dump_path, to, dtype, max_shard_size, variant).check(source, overwrite=overwrite)
+    wanted = Destination.of(dump_path, to, dtype, max_shard_size, variant)
+    # Asked before anything is fetched, and once more when it is known where the source lies.
+    wanted.check(Path(orig_ckpt_path), overwrite=overwrite)
+    source = local(orig_ckpt_path, quiet=progress is None)
+    wanted = wanted.check(source, overwrite=overwrite)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source, weights))
         plan = _plan(survey(checkpoint, given, family), wanted, null_caption, stack)
+        if source != Path(orig_ckpt_path):  # in the cache it has a name that says nothing
+            plan.record["source"]["name"] = printable(orig_ckpt_path)
         sizes: dict[str, int] = {}
         if not dry_run:
             with wanted.publication(plan.size, overwrite=overwrite) as out:
@@ -127,8 +133,9 @@ def is_done(
     """
     wanted = Destination.of(dump_path, to, dtype, max_shard_size, variant)
     given = {name: value for name, value in given.items() if name not in _OF_WRITING}
+    source = local(orig_ckpt_path, quiet=True)
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(orig_ckpt_path, weights))
+        checkpoint = stack.enter_context(open_checkpoint(source, weights))
         plan = _plan(survey(checkpoint, given, family), wanted, null_caption, stack)
         return holds(wanted.path if wanted.folder else wanted.path.parent, plan.files, plan.parts, plan.texts)
 

@@ -56,19 +56,22 @@ def expand(original: str, converted: str, *, base: str = "", **options: Any) -> 
         if not text or "\0" in text:
             raise UsageError(f"the {what} path is {'not a path' if text else 'empty'}")
     given = {name: value for name, value in options.items() if value is not None}
-    originals = _originals(os.path.join(base, original))
-    folders: dict[str, str] = {}
-    pairs = []
-    for path in originals:
-        folder = _filled(base, converted, path)
-        other = folders.setdefault(os.path.abspath(folder), path)
-        if other != path:
+    return told_apart(
+        [Pair(path, _filled(base, converted, path), given) for path in _originals(os.path.join(base, original))]
+    )
+
+
+def told_apart(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs, each once. Raises: `UsageError` where two originals would go to one place."""
+    places: dict[str, str] = {}
+    for pair in pairs:
+        other = places.setdefault(os.path.abspath(pair.converted), pair.original)
+        if other != pair.original:
             raise UsageError(
-                f"{printable(other)} and {printable(path)} would both go with {printable(folder)}: "
+                f"{printable(other)} and {printable(pair.original)} would both go with {printable(pair.converted)}: "
                 "tell their conversions apart with {stem}, {name} or {parent}"
             )
-        pairs.append(Pair(path, folder, given))
-    return pairs
+    return list({pair.original: pair for pair in pairs}.values())
 
 
 def pair_up(originals: Sequence[str], converted: Sequence[str], **options: Any) -> list[Pair]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from .arrangement import Arrangement, cast_part
+from .arrangement import Arrangement, cast_part, named
 from .beside import Beside, rows_of
 from .buffers import computed
 from .checkpoint import DType, LazyTensor
@@ -30,7 +30,7 @@ def _as_it_is(looked: Survey, beside: Beside, dtype: DType | None) -> Arrangemen
     """The same layout in another container, or in another dtype."""
     family, made = looked.require(), Arrangement()
     names = {move.sources[0]: move.targets for move in looked.plan.moves}
-    for key, tensor in (dict(looked.checkpoint) | beside.given).items():
+    for key, tensor in (named(looked.checkpoint) | beside.given).items():
         rounded = None if key in looked.plan.computed else dtype
         made.model.append(cast_part(family, rounded, [tensor], [key], names.get(key, ())))
         made.row("keep", tensor, targets=[key])
@@ -38,16 +38,17 @@ def _as_it_is(looked: Survey, beside: Beside, dtype: DType | None) -> Arrangemen
 
 
 def _from_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arrangement:
-    family, checkpoint, made = looked.require(), looked.checkpoint, Arrangement()
+    family, path, made = looked.require(), looked.checkpoint.path, Arrangement()
+    checkpoint = named(looked.checkpoint)
     recorded, parts = beside.record.rows, dict[str, Part]()
     try:
         moves = family.keys.plan_back(checkpoint).moves
     except MappingError as error:
-        raise InputError(f"{printable(checkpoint.path)}: {error}") from error
+        raise InputError(f"{printable(path)}: {error}") from error
     for move in moves:
         sources = [checkpoint[key] for key in move.sources]
         if move.copies:
-            _agree(checkpoint.path, move, sources)
+            _agree(path, move, sources)
         used = sources[:1] if move.copies else sources
         parts[move.targets[0]] = cast_part(family, dtype, used, move.targets, move.sources)
     strays = {name: checkpoint[key] for key, name in looked.plan.extras.items()}

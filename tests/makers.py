@@ -5,11 +5,16 @@ And what is done with them: starting the command as a process of its own, compar
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
+import pty
+import select
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +77,29 @@ def pixart(
             tensor = torch.randn(shape, generator=random) * 0.1
         state[key] = tensor.to(dtype(key) if callable(dtype) else dtype)
     return state
+
+
+def dit(*, seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any) -> State:
+    """A class-conditional DiT, likewise. `sizes` are those of the generator's `dit`."""
+    sizes = {"depth": 2, "hidden_size": 24, "input_size": 16, "class_rows": 7} | sizes
+    random = torch.Generator().manual_seed(seed)
+    state = {
+        key: torch.randn(shape, generator=random) * 0.1
+        for key, (_, shape) in inventories.inventory(family="dit", **sizes).items()
+    }
+    state["pos_embed"] = sincos(sizes["hidden_size"], sizes["input_size"] // sizes.get("patch_size", 2), 1.0)
+    return {key: tensor.to(dtype) for key, tensor in state.items()}
+
+
+def dit_keyed(state: Mapping[str, torch.Tensor], depth: int) -> State:
+    """The same DiT under diffusers' keys, every copy a tensor of its own."""
+    made = {}
+    for key, tensor in state.items():
+        names, copies = inventories.dit_names(key, depth)
+        parts = [tensor] * len(names) if copies else tensor.chunk(len(names)) if names else ()
+        for name, part in zip(names, parts, strict=True):
+            made[name] = part.clone()
+    return made
 
 
 def diffusers_keyed(state: Mapping[str, torch.Tensor]) -> State:
@@ -209,3 +237,23 @@ def launch(name: str, *arguments: object, **options: Any) -> Result:
         process.kill()
         raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def terminal(name: str, *arguments: object, **options: Any) -> tuple[int, str, bytes]:
+    """(exit code, standard output, what a terminal of 80 columns got to see as standard error)."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    process = start(name, *arguments, stdout=subprocess.PIPE, stderr=theirs, text=True, **options)
+    os.close(theirs)
+    shown = b""
+    while select.select([ours], [], [], 60)[0]:
+        try:
+            part = os.read(ours, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(ours)
+    out, _ = process.communicate(timeout=60)
+    return process.returncode, out, shown

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
 import re
-import select
 import shutil
 import signal
-import struct
 import subprocess
-import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from makers import CONTAINERS, GOLDEN, HEADS, Result, launch, pixart, save, start, tree
+from makers import CONTAINERS, GOLDEN, HEADS, Result, launch, pixart, save, start, terminal, tree
 from safetensors.torch import load_file
 
 import converter
@@ -138,11 +133,12 @@ def test_real_booleans(flag: str, value: bool, tmp_path: Path, cli: Cli) -> None
     """`--micro_condition=False` means false: a file without micro-conditions agrees, and one with them does not."""
     spelt = f"--micro_condition={flag}" if flag else "--micro_condition"
     for name, there in (("sigma-ms.pth", False), ("alpha-ms.pth", True)):
-        result = cli("convert-pixart", *flags(GOLDEN / name, tmp_path / name, spelt))
+        out = tmp_path / Path(name).stem
+        result = cli("convert-pixart", *flags(GOLDEN / name, out, spelt))
         assert result.returncode == (0 if there == value else 2)
         if there != value:
             assert f"--micro_condition {value} contradicts the file, which says {there}" in result.stderr
-            assert not (tmp_path / name).exists()
+            assert not out.exists()
 
 
 def test_whole_pipelines_are_not_written_yet(tmp_path: Path, cli: Cli) -> None:
@@ -332,7 +328,8 @@ def test_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 USAGES: dict[str, tuple[list[str], str]] = {
-    "nothing": ([], "Missing option '--orig_ckpt_path'"),
+    "nothing": ([], "Missing option '--dump_path'"),
+    "no checkpoint": (["--dump_path={o}"], "--orig_ckpt_path or --watch is needed: which checkpoint?"),
     "no target": (["--orig_ckpt_path={s}"], "Missing option '--dump_path'"),
     "an unknown flag": (["--frobnicate"], "No such option"),
     "a misspelt flag": (["--orig_ckpt_pth={s}"], "--orig_ckpt_path"),
@@ -354,12 +351,42 @@ USAGES: dict[str, tuple[list[str], str]] = {
     "a contradicting size": (["{base}", "--image_size=1024"], "contradicts the file, which says 512"),
     "two contradictions": (["{base}", "--qk_norm", "--micro_condition"], "contradicts the file"),
     "kv compression": (["{base}", "--kv_compress"], "--kv_compress"),
-    "no such family": (["{base}", "--family=unet"], "--family unet: unknown; there are pixart"),
+    "no such family": (["{base}", "--family=unet"], "--family unet: unknown; there are dit, pixart"),
     "target is a file": (["--orig_ckpt_path={s}", "--dump_path={file}"], "not a folder"),
     "target is a link to nowhere": (["--orig_ckpt_path={s}", "--dump_path={dangling}"], "dangling"),
     "target is full": (["--orig_ckpt_path={s}", "--dump_path={full}"], "has no record of, mine.pth"),
     "target holds other things": (["--orig_ckpt_path={s}", "--dump_path={full}", "--overwrite"], "has no record"),
-    "target is the input": (["--orig_ckpt_path={s}", "--dump_path={s}", "--overwrite"], "is the input"),
+    "target is the input": (
+        ["--orig_ckpt_path={s}", "--dump_path={s}", "--to=original", "--overwrite"],
+        "is the input",
+    ),
+    "a file for a folder": (["--orig_ckpt_path={s}", "--dump_path={o}.pth"], "--to diffusers writes a folder"),
+    "a folder for a file": (["--orig_ckpt_path={s}", "--dump_path={o}", "--to=original"], "ends in .pth or .pt"),
+    "a torch file for ComfyUI": (
+        ["--orig_ckpt_path={s}", "--dump_path={o}.pth", "--to=comfyui"],
+        "ends in .safetensors",
+    ),
+    "shards of a file": (
+        ["--orig_ckpt_path={s}", "--dump_path={o}.pth", "--to=original", "--max_shard_size=1GB"],
+        "--max_shard_size: only diffusers",
+    ),
+    "no size": (["{base}", "--max_shard_size=much"], "--max_shard_size much: a size such as 5GB"),
+    "no name of a variant": (["{base}", "--variant=a/b"], "--variant a/b: letters"),
+    "a variant that is something else": (["{base}", "--variant=fp16"], "--dtype float16 rounds them to that"),
+    "a null caption of a file that has one": (["{base}", "--null_caption={s}"], "the checkpoint has its own"),
+    "nothing to prove": (["{base}", "--parity", "--dry_run"], "--parity --dry_run: nothing is written"),
+    "a file to prove": (
+        ["--orig_ckpt_path={s}", "--dump_path={o}.pth", "--to=original", "--parity"],
+        "--parity --to original: it takes a diffusers folder",
+    ),
+    "a checkpoint and a job": (["{base}", "--watch={full}"], "not both"),
+    "one target of several": (
+        ["--orig_ckpt_path={s}", "--orig_ckpt_path={full}/mine.pth", "--dump_path={o}"],
+        "would both go with",
+    ),
+    "a glob of nothing": (["--orig_ckpt_path={full}/*.bin", "--dump_path={o}/{{stem}}"], "matches no checkpoint"),
+    "a job without names": (["--watch={full}", "--dump_path={o}"], "has to tell checkpoints apart"),
+    "a job in no folder": (["--watch={file}", "--dump_path={o}/{{stem}}"], "not a folder"),
     "target holds the input": (
         ["--orig_ckpt_path={full}/mine.pth", "--dump_path={full}", "--overwrite"],
         "holds the input",
@@ -433,7 +460,7 @@ def test_json_is_one_object_with_the_record(tmp_path: Path) -> None:
     result = launch("convert-pixart", *flags(SIGMA, tmp_path / "out", "--json"))
     assert (result.returncode, result.stderr) == (0, "")
     made = json.loads(result.stdout)
-    assert set(made) == {"ok", "path", "written", "record"}
+    assert set(made) == {"ok", "path", "written", "record", "notes"}
     assert (made["ok"], made["written"], made["path"]) == (True, True, str(tmp_path / "out"))
     assert made["record"] == json.loads((tmp_path / "out" / "conversion.json").read_text())
 
@@ -570,23 +597,7 @@ def test_inspect_as_json(cli: Cli) -> None:
 
 
 def on_a_terminal(*arguments: object) -> tuple[int, str, bytes]:
-    """(exit code, standard output, what a terminal of 80 columns got to see as standard error)."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    process = start("convert-pixart", *arguments, stdout=subprocess.PIPE, stderr=theirs, text=True)
-    os.close(theirs)
-    shown = b""
-    while select.select([ours], [], [], 60)[0]:
-        try:
-            part = os.read(ours, 1 << 16)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        shown += part
-    os.close(ours)
-    out, _ = process.communicate(timeout=60)
-    return process.returncode, out, shown
+    return terminal("convert-pixart", *arguments)
 
 
 def big(place: Path, bad: bool = False) -> Path:

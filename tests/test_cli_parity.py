@@ -574,11 +574,11 @@ def test_an_unexpected_family_is_refused(made: tuple[Path, Path], tmp_path: Path
     result = cli("pixart", "parity", "--config", tmp_path / "parity.toml")
     assert (result.returncode, result.stdout) == (2, "")
     assert "--family unet: unknown" in result.stderr
-    (tmp_path / "parity.toml").write_text(table + table.replace("unet", "dit"))
+    (tmp_path / "parity.toml").write_text(table + table.replace("unet", "vae"))
     result = cli("pixart", "parity", "--config", tmp_path / "parity.toml")
     assert (result.returncode, result.stdout) == (3, "")  # of several, it is one of the results
     assert len(result.stderr.splitlines()) == 2
-    assert "the call is wrong: --family dit: unknown" in result.stderr
+    assert "the call is wrong: --family vae: unknown" in result.stderr
 
 
 def test_a_config_with_wrong_content(runs: Path, checker: Checker, cli: Cli) -> None:
@@ -876,7 +876,7 @@ def test_the_verdict_is_the_exit_code(
         assert result.stdout.splitlines()[-2].startswith("FAIL: function: ")
     else:
         content = json.loads(result.stdout)
-        assert set(content) == {"ok", "path", "written", "record", "notes", "parity"}
+        assert set(content) == {"ok", "path", "written", "record", "parity", "notes"}
         assert (content["ok"], content["written"]) == (False, True)
         assert content["parity"] == report
 

@@ -52,7 +52,8 @@ def test_what_is_public_is_documented() -> None:
             continue
         assert (importlib.import_module(name).__doc__ or "").strip(), name
     # The entry points of the library show an example each.
-    for function in (converter.convert, converter.inspect, converter.open_checkpoint, converter.KeyMapping):
+    functions = (converter.convert, converter.diff, converter.inspect, converter.open_checkpoint, converter.KeyMapping)
+    for function in functions:
         assert ">>>" in (function.__doc__ or ""), function
 
 

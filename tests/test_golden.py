@@ -165,7 +165,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "qk-norm, golden": (lambda: GOLDEN / "sigma-qknorm.pth", "normalises queries and keys"),
     "kv-compress, golden": (lambda: GOLDEN / "sigma-kvcompress.pth", "compresses keys and values"),
     "controlnet, golden": (lambda: GOLDEN / "alpha-controlnet.pth", "ControlNet"),
-    "dit, golden": (lambda: GOLDEN / "dit.pt", "class-conditional DiT"),
     "qk-norm in one block": (
         lambda: pixart() | {f"blocks.1.attn.{n}_norm.{s}": torch.ones(24) for n in "qk" for s in ("weight", "bias")},
         "normalises queries and keys",

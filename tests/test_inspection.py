@@ -69,13 +69,10 @@ def test_golden_files(name: str) -> None:
     assert json.loads(json.dumps(made)) == made
 
 
-@pytest.mark.parametrize(
-    ("name", "says"), [("alpha-controlnet.pth", "a PixArt ControlNet"), ("dit.pt", "a class-conditional DiT")]
-)
-def test_a_golden_file_of_another_kind_is_described_with_its_keys(name: str, says: str) -> None:
-    made = inspect(GOLDEN / name)
+def test_a_golden_file_of_another_kind_is_described_with_its_keys() -> None:
+    made = inspect(GOLDEN / "alpha-controlnet.pth")
     (problem,) = made["problems"]
-    assert problem.startswith(f"this is {says}")
+    assert problem.startswith("this is a PixArt ControlNet")
     assert (made["family"], made["layout"], made["hyper_parameters"]) == (None, None, {})
     assert any("blocks.{0.." in key for key in made["keys"])
     assert made["parameters"] * 4 == made["bytes"]

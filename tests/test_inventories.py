@@ -45,6 +45,9 @@ def asked(name: str) -> dict[str, Any]:
     with safe_open(GOLDEN / f"{name}.golden.safetensors", "np") as file:
         metadata = file.metadata()
     said = json.loads(metadata["hyperparameters"])
+    if metadata["model"] == "DiT":
+        sizes = {key: said[key] for key in ("depth", "hidden_size", "input_size", "patch_size")}
+        return {"family": "dit", "class_rows": said["num_classes"] + 1} | sizes  # and one for no class
     multi = metadata["model"] == "PixArtMS"
     return {
         "depth": said["depth"],
@@ -59,9 +62,12 @@ def asked(name: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in GOLDEN.glob("*.pth")))
+CHECKPOINTS = {path.stem: path for path in sorted([*GOLDEN.glob("*.pth"), *GOLDEN.glob("*.pt")])}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
 def test_keys_shapes_and_order_are_those_of_the_original_nets(name: str) -> None:
-    saved = torch.load(GOLDEN / f"{name}.pth", weights_only=True, map_location="cpu")
+    saved = torch.load(CHECKPOINTS[name], weights_only=True, map_location="cpu")
     state = saved.get("state_dict", saved)
     made = inventories.inventory(**asked(name))
     assert list(made.items()) == [(key, ["F32", list(tensor.shape)]) for key, tensor in state.items()]
@@ -69,7 +75,7 @@ def test_keys_shapes_and_order_are_those_of_the_original_nets(name: str) -> None
 
 
 def test_the_goldens_cover_every_switch_of_the_generator() -> None:
-    settings = [asked(path.stem) for path in GOLDEN.glob("*.pth")]
+    settings = [asked(name) for name in CHECKPOINTS if name != "dit"]
     for switch in ("micro_conditions", "qk_norm", "kv_compress", "copied_blocks"):
         assert {bool(setting[switch]) for setting in settings} == {True, False}, switch
 
@@ -84,3 +90,16 @@ def test_the_order_of_diffusers_is_its_own() -> None:
     shapes = {key: shape for key, (_, shape) in inventories.inventory(depth=12, micro_conditions=True).items()}
     made = inventories.to_diffusers(shapes)
     assert list(made.items()) == [(key, list(tensor.shape)) for key, tensor in model.state_dict().items()]
+
+
+@pytest.mark.parametrize("patch", [2, 4, 8])
+def test_a_dit_in_diffusers_is_what_diffusers_has(patch: int) -> None:
+    from diffusers import DiTTransformer2DModel
+
+    with torch.device("meta"):
+        model = DiTTransformer2DModel(num_layers=3, out_channels=8, patch_size=patch)
+    made = {}
+    for key, (_, shape) in inventories.inventory(family="dit", depth=3, patch_size=patch).items():
+        names, copies = inventories.dit_names(key, 3)
+        made |= dict.fromkeys(names, shape if copies else [shape[0] // max(len(names), 1), *shape[1:]])
+    assert made == {key: list(tensor.shape) for key, tensor in model.state_dict().items()}

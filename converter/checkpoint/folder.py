@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ JSON_LIMIT = 25_000_000
 # What diffusers calls the two files of a model.
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 INDEX = f"{WEIGHTS}.index.json"
-_STEMS = (
+STEMS = (
     WEIGHTS,
     "diffusion_pytorch_model.bin",
     "model.safetensors",
@@ -57,45 +58,53 @@ def with_variant(name: str, variant: str) -> str:
     return f"{stem}.{variant}.{suffix}" if variant else name
 
 
-def variants(folder: Path) -> list[str]:
-    """The variants that diffusers-named weights in a folder are of, such as 'fp16'."""
+def variants(names: Collection[str]) -> list[str]:
+    """The variants that weights under these names are of, such as 'fp16'."""
     found = set()
-    for name in _STEMS:
-        for whole in (name, f"{name}.index.json"):
-            stem, _, suffix = whole.rpartition(".")
-            form = re.compile(rf"{re.escape(stem)}\.([\w-]+?)\.{suffix}")
-            found |= {match[1] for path in folder.iterdir() if (match := form.fullmatch(path.name))}
-    return sorted(v for v in found if not re.search(r"-\d{5}-of-\d{5}$", v))
+    for name in (*STEMS, *(f"{stem}.index.json" for stem in STEMS)):
+        stem, _, suffix = name.rpartition(".")
+        form = re.compile(rf"{re.escape(stem)}\.([\w-]+)\.{suffix}")
+        found |= {match[1] for match in map(form.fullmatch, names) if match}
+    return sorted(found - {variant for variant in found if re.search(r"-\d{5}-of-\d{5}$", variant)})
+
+
+def weights_among(names: Collection[str]) -> list[tuple[str, str]]:
+    """(file of weights, index of its shards) out of the names in a folder, best first, '' for the one that is absent.
+
+    As in diffusers, safetensors come first. A variant is taken where it is all there is.
+
+    Raises: ValueError for several variants, and for a file beside an index of the same name.
+    """
+    found = _pairs(names, "")
+    if not found and len(kinds := variants(names)) > 1:
+        raise ValueError(f"holds several variants ({', '.join(map(printable, kinds))}) and no weights without one")
+    elif not found and kinds:
+        found = _pairs(names, kinds[0])
+    if found and all(found[0]):
+        raise ValueError(f"holds both {found[0][0]} and an index of shards: one of them is stale")
+    return found
+
+
+def _pairs(names: Collection[str], variant: str) -> list[tuple[str, str]]:
+    pairs = ((with_variant(stem, variant), with_variant(f"{stem}.index.json", variant)) for stem in STEMS)
+    found = [(single if single in names else "", index if index in names else "") for single, index in pairs]
+    return [pair for pair in found if any(pair)]
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, list[str]]:
-    """(files, key to file name where an index says so, weights of other names passed over) of a model folder.
-
-    As in diffusers, safetensors come first. A variant is read where it is all there is.
-    """
-    there = {name: found for name in _STEMS if (found := _there(folder, name, ""))}
-    if not there and len(kinds := variants(folder)) > 1:
-        rule = f"holds several variants ({', '.join(map(printable, kinds))}) and no weights without one"
-        raise InputError.at(folder, "", f"{rule}: copy the one that is meant, with {CONFIG}, to a folder of its own")
-    elif not there and kinds:
-        there = {name: found for name in _STEMS if (found := _there(folder, name, kinds[0]))}
-    if not there:
-        raise InputError.at(folder, "", f"holds no weights: looked for {', '.join(_STEMS)} and their .index.json")
-    (single, index), *later = there.values()
-    passed_over = [path.name for pair in later for path in pair if path]
-    if index is None:
-        assert single
-        return [single], None, passed_over
-    if single:
-        raise InputError.at(folder, "", f"holds both {single.name} and an index of shards: one of them is stale")
-    return *_shards(index), passed_over
-
-
-def _there(folder: Path, name: str, variant: str) -> tuple[Path | None, Path | None] | None:
-    """(the file of weights, the index of its shards), as far as they are there; None where neither is."""
-    single, index = (folder / with_variant(each, variant) for each in (name, f"{name}.index.json"))
-    found = single if single.exists() else None, index if index.exists() else None
-    return found if any(found) else None
+    """(files, key to file name where an index says so, weights of other names passed over) of a model folder, by the
+    rules of `weights_among`."""
+    try:
+        found = weights_among({path.name for path in folder.iterdir() if path.exists()})
+    except ValueError as error:
+        raise InputError.at(folder, "", str(error)) from None
+    except OSError as error:
+        raise InputError.at(folder, "", error.strerror or str(error)) from error
+    if not found:
+        raise InputError.at(folder, "", f"holds no weights: looked for {', '.join(STEMS)} and their .index.json")
+    (single, index), *later = found
+    passed_over = [name for pair in later for name in pair if name]
+    return (*_shards(folder / index), passed_over) if index else ([folder / single], None, passed_over)
 
 
 def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
@@ -118,9 +127,7 @@ def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
 
 def beside(folder: Path, config: dict[str, Any]) -> dict[str, bytes]:
     """The files of a model folder that were believed beside its weights, by name: config.json and the index."""
-    kinds = ["", *variants(folder)]
-    names = [with_variant(f"{stem}.index.json", kind) for kind in kinds for stem in _STEMS]
-    index = next((name for name in names if (folder / name).exists()), "")
+    index = next((index for _, index in weights_among(set(os.listdir(folder)))), "")
     found = {}
     for name in filter(None, [CONFIG if config or os.path.lexists(folder / CONFIG) else "", index]):
         with InputFile(folder / name) as file:

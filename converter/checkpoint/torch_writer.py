@@ -64,8 +64,8 @@ def lay_out_torch(entries: Iterable[Entry]) -> Layout:
 
     >>> from converter.checkpoint.dtypes import F32
     >>> layout = lay_out_torch([Entry("a", F32, (2, 3))])
-    >>> [offset % 64 for offset, _ in layout.frame({})][1] == 0, layout.size
-    (False, 1020)
+    >>> layout.size - sum(len(data) for _, data in layout.frame({})) == 2 * 3 * 4
+    True
     """
     ordered = tuple(entries)
     members: list[_Member] = []
@@ -110,8 +110,9 @@ def lay_out_torch(entries: Iterable[Entry]) -> Layout:
 def pickled(entries: Iterable[Entry]) -> bytes:
     """`data.pkl`, in protocol 2: what `torch.save({"state_dict": OrderedDict(...)})` means, tensor i in `data/i`.
 
-    >>> import pickletools
-    >>> pickletools.dis(pickled([]), out=open("/dev/null", "w"))
+    >>> from pickle import loads
+    >>> loads(pickled([]))
+    {'state_dict': OrderedDict()}
     """
     made = [b"\x80\x02}", _text("state_dict"), _ORDERED, b"("]
     for i, entry in enumerate(entries):

@@ -195,22 +195,38 @@ def transfer(
         by_storage.setdefault(id(storage), (storage, []))[1].append(delivery)
     # In the order of the file, so that a disk reads forward.
     jobs = sorted(by_storage.values(), key=lambda job: job[0].place)
+    # Rounding is work for both threads, and only copying is not: two writers on one file wait for each other. A view
+    # that is laid out anew takes memory for a whole tensor, of which there is to be one at a time.
+    casts = any(d.dtype != d.tensor.dtype for _, wanting in jobs for d in wanting)
+    writers = 2 if casts and all(d.tensor.contiguous for _, wanting in jobs for d in wanting) else 1
+    waiting, unwritten, turn = iter(jobs), [None] * writers, threading.Lock()
     ready: SimpleQueue[Delivery | None] = SimpleQueue()  # None: there will be no more
 
     def write(stop: threading.Event) -> None:
         buffer = bytearray(CHUNK)
         try:
-            for storage, wanting in jobs:
-                if stop.is_set():
-                    return
+            while not stop.is_set():
+                with turn:
+                    job = next(waiting, None)
+                if job is None:
+                    break
+                storage, wanting = job
                 if not (len(wanting) == 1 and wanting[0].copied()):
                     _read_and_write(storage, wanting, buffer, stop)
                 for delivery in wanting:
                     ready.put(delivery)
-            written()
+        except BaseException:
+            stop.set()
+            raise
         finally:
-            ready.put(None)
-            ready.put(None)
+            with turn:
+                unwritten.pop()
+                last = not unwritten
+            if last:
+                if not stop.is_set():
+                    written()
+                ready.put(None)
+                ready.put(None)
 
     def prove(stop: threading.Event) -> None:
         buffer = bytearray(CHUNK)
@@ -221,7 +237,7 @@ def transfer(
         write(stop)
         prove(stop)
 
-    in_threads(write_then_prove, prove)
+    in_threads(write_then_prove, write_then_prove if writers == 2 else prove)
 
 
 def _read_and_write(storage: Storage, wanting: list[Delivery], buffer: bytearray, stop: threading.Event) -> None:

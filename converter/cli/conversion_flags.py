@@ -43,7 +43,7 @@ hyper_parameters = together(
         "--num_attention_heads",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Heads. Default: hidden size / 72 where that is whole.",
+        help="Heads. Default: as in the released models of this width, where there are any.",
     ),
     click.option(
         "--interpolation_scale",
@@ -51,6 +51,7 @@ hyper_parameters = together(
         metavar="X",
         help="Scale of the positions. Read from the file where it can be.",
     ),
+    boolean("--exact_timesteps", "Of a DiT: say that the line which its conversion's note gives will be run on it."),
     click.option("--family", metavar="NAME", help="Insist on a model family instead of recognising it."),
 )
 

@@ -91,7 +91,7 @@ def convert(
     1 FAIL and 4 INCONCLUSIVE.
     """
     from ..errors import UsageError
-    from ..pairs import expand
+    from ..pairs import expand, told_apart
     from ..pairs import several as are_several
     from .converting import one, refused_together, several
 
@@ -109,11 +109,12 @@ def convert(
         how: dict[str, Any] = {"command": context.obj, "family": options["family"], "quiet": quiet, "silent": silent}
         shown["prove"] = partial(prove, **how)
     if not watch and not are_several(orig_ckpt_path, dump_path):
-        one(orig_ckpt_path[0], dump_path, options, publish=_publisher(push_to_hub, private, shown), **shown)
+        (source,) = orig_ckpt_path
+        one(source, dump_path, options, publish=_publisher(push_to_hub, private, source, shown), **shown)
         return
     if push_to_hub:
         raise UsageError("--push_to_hub: of one conversion, and these may be several")
-    pairs: Iterable[Any] = [pair for path in orig_ckpt_path for pair in expand(path, dump_path)]
+    pairs: Iterable[Any] = told_apart([pair for path in orig_ckpt_path for pair in expand(path, dump_path)])
     if watch:
         from ..watch import watch as watching
 
@@ -125,7 +126,7 @@ def _say(words: str) -> None:
     click.echo(f"note: {words}", err=True)
 
 
-def _publisher(repo: str | None, private: bool, shown: dict[str, Any]) -> Any:
+def _publisher(repo: str | None, private: bool, source: str, shown: dict[str, Any]) -> Any:
     """What publishes a folder, if that is wanted: whether it could is asked before anything is done."""
     if not repo:
         return None
@@ -134,9 +135,9 @@ def _publisher(repo: str | None, private: bool, shown: dict[str, Any]) -> Any:
     hub.check(repo)
 
     def publish(folder: Path) -> dict[str, Any]:
-        pushed = hub.push(folder, repo, private=private or None, quiet=shown["quiet"])
-        if not shown["quiet"] and not shown["as_json"]:
-            click.echo(f"published: {pushed.url}")
+        pushed = hub.push(folder, repo, private=private or None, source=source, quiet=shown["quiet"])
+        for line in [] if shown["quiet"] or shown["as_json"] else [*pushed.notes, f"published: {pushed.url}"]:
+            click.echo(line)
         return {"published": pushed.url}
 
     return publish

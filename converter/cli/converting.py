@@ -124,13 +124,20 @@ def several(
         made.append(row)
         codes.append(code)
 
-    with ExitStack() as shown, interruptible():
-        convert_all(pairs, finished=finished, progress=_bar(shown, quiet), **options)
-    counts = {status: sum(row["status"] == status for row in made) for status in (CONVERTED, UNCHANGED, FAILED)}
-    code = worst(codes)
+    def summary() -> dict[str, int]:
+        counts = {status: sum(row["status"] == status for row in made) for status in (CONVERTED, UNCHANGED, FAILED)}
+        if not quiet and not as_json:
+            click.echo("summary: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+        return counts
+
+    try:
+        with ExitStack() as shown, interruptible():
+            convert_all(pairs, finished=finished, progress=_bar(shown, quiet), **options)
+    except KeyboardInterrupt:  # how a watch usually ends
+        summary()
+        raise
+    code, counts = worst(codes), summary()
     if as_json:
         print_json({"ok": code == 0, "conversions": made, "summary": counts})
-    elif not quiet:
-        click.echo("summary: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     if code:
         raise click.exceptions.Exit(code)

@@ -19,11 +19,18 @@ def inspect(path: str, weights: str | None, as_json: bool) -> None:
     """Say what the checkpoint at PATH is: container, family, every hyper-parameter with its evidence, what a conversion
     would drop or keep aside, and what stands against one. Of the tensors, only a few elements of the positional table
     are read, and taken without the proof of their checksum; a conversion verifies them.
+
+    PATH is a file or a folder; where nothing is there, hf://OWNER/NAME[@REVISION][/FILE] or OWNER/NAME on the hub.
     """
+    from ..errors import printable
+    from ..hub import local
     from ..inspection import inspect as run
     from .printing import inspection_lines, print_json
 
-    made = run(path, weights=weights)
+    place = local(path)
+    made = run(place, weights=weights)
+    if str(place) != path:
+        made["source"]["name"] = printable(path)  # in the cache, a folder is called after its commit
     if as_json:
         print_json({"ok": True} | made)
     else:

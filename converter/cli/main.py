@@ -11,14 +11,16 @@ import json
 import os
 import shlex
 import sys
+from typing import Any
 
 import click
 
 from .._version import __version__
 from ..errors import ConverterError, printable
 from .convert import convert
+from .diff import diff
 from .inspect import inspect
-from .options import Group
+from .options import FOUND, Group
 from .parity import parity
 from .revert import revert
 
@@ -26,10 +28,11 @@ from .revert import revert
 @click.group(cls=Group, no_args_is_help=False)
 @click.version_option(__version__, prog_name="pixart")
 def pixart() -> None:
-    """Tools for PixArt checkpoints: convert them, prove the result, look into them."""
+    """Tools for PixArt checkpoints: convert them, prove the result, look into them, compare them."""
 
 
 pixart.add_command(convert, "convert")
+pixart.add_command(diff, "diff")
 pixart.add_command(inspect, "inspect")
 pixart.add_command(revert, "revert")
 pixart.add_command(parity, "parity")
@@ -51,9 +54,11 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    found: dict[str, Any] = {}
     try:
         # Not `command.main`: it has opinions of its own on interrupts and broken pipes.
         with command.make_context(name, list(arguments), obj=shlex.join([name, *arguments])) as context:
+            found = context.meta
             command.invoke(context)
         if sys.stdout:  # None where it was closed before the start
             sys.stdout.flush()
@@ -67,8 +72,8 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
     except ConverterError as error:
         return _fail(name, str(error), error.exit_code, arguments)
     except BrokenPipeError:
-        _hush()  # the reader of our output has gone, and nothing more can be said to it
-        return 0
+        _hush()  # the reader of our output has gone, and nothing more can be said to it but what was found
+        return int(found.get(FOUND, 0))
     except OSError as error:
         _hush()
         where = f"{printable(error.filename)}: " if error.filename else ""

@@ -38,6 +38,7 @@ DTYPES = click.Choice(PRECISIONS)
 @click.option("--image_size", type=click.IntRange(min=8), metavar="PIXELS", help="Resolution, in your word.")
 @click.option("--interpolation_scale", type=float, metavar="X", help="Scale of the positions, in your word.")
 @boolean("--multi_scale_train", "Whether the model is of the multi-scale class (PixArtMS), in your word.")
+@boolean("--exact_timesteps", "Of a DiT: compare the model with the line run on it that its conversion's note gives.")
 @click.option("--cast", type=DTYPES, help="The dtype that the conversion rounded the weights to, where it did.")
 @click.option("--device", metavar="NAME", help="Where the nets run: cpu (default), cuda, cuda:1, ...")
 @click.option(

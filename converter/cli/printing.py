@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..errors import human_bytes, printable
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def print_json(content: Any) -> None:
-    print(json.dumps(content, ensure_ascii=True))
+    # At once, so that a reader that has left is noticed here and not when Python ends.
+    print(json.dumps(content, ensure_ascii=True), flush=True)
 
 
 def _source_lines(record: dict[str, Any]) -> Iterator[str]:
@@ -100,10 +102,9 @@ def _plan_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
         alike = (row["operation"], str(row["shape"]), re.sub(r"\.\d+\.", ".{}.", row["source"], count=1))
         groups.setdefault(alike, []).append(row)
     for (operation, shape, _), members in groups.items():
-        parts = zip(
-            *(row.get("targets", [row["sidecar"]] if "sidecar" in row else []) for row in members),
-            strict=True,
-        )
+        targets = [row.get("targets", [row["sidecar"]] if "sidecar" in row else []) for row in members]
+        # A part of each is one name; of copies there are as many as blocks.
+        parts: Iterable[Iterable[str]] = [chain(*targets)] if operation == "copy" else zip(*targets, strict=True)
         to = ", ".join(name for part in parts for name in fold(part))
         sources = ", ".join(fold(name for row in members for name in row.get("sources", [row["source"]])))
         yield f"  {sources} {shape} -> {operation}" + (f": {to}" if to else "")

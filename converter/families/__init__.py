@@ -47,9 +47,10 @@ def _from_packages() -> dict[str, Family]:
 
 def families(*, packages: bool = True) -> dict[str, Family]:
     """Every family by name, built-in ones first; one registered under the same name takes its place."""
+    from .dit import DIT
     from .pixart import PIXART
 
-    return {PIXART.name: PIXART} | (_from_packages() if packages else {}) | _REGISTERED
+    return {family.name: family for family in (PIXART, DIT)} | (_from_packages() if packages else {}) | _REGISTERED
 
 
 def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple[Family, bool] | None:

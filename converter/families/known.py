@@ -15,10 +15,6 @@ _LAYOUTS = (
         r"controlnet\.\d+\.(before_proj|after_proj|copied_block)\.",
         "a PixArt ControlNet (base_model. and controlnet. keys), which stock diffusers has no class for",
     ),
-    (
-        r"blocks\.\d+\.adaLN_modulation\.1\.weight",
-        "a class-conditional DiT (adaLN in every block, no captions), another model family",
-    ),
     (r"flat_param", "FSDP flat parameters: gather a full state dict first (FullStateDictConfig)"),
     (
         r"(joint_blocks|double_blocks|single_transformer_blocks)\.\d+\.",

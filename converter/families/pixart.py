@@ -13,8 +13,9 @@ from typing import Any
 from ..errors import UsageError
 from ..mapping import Computed, Extra, KeyMapping, Parameter, Refused
 from .base import Family, Findings
+from .evidence import DIFFUSERS, POSITIONS, computed_table, up_to_rounding
 from .pixart_comfyui import misread
-from .pixart_evidence import FLAGS, KV_COMPRESS, MICRO, POSITIONS, QK_NORM, REL_POS, describe
+from .pixart_evidence import FLAGS, KV_COMPRESS, MICRO, QK_NORM, REL_POS, describe
 from .sincos import SinCosTable
 
 B, T = "blocks.{}.", "transformer_blocks.{}."
@@ -23,8 +24,8 @@ EMB = "adaln_single.emb."
 
 def positions(findings: Findings) -> SinCosTable:
     """The table that diffusers will compute from the config."""
-    side = findings.value("sample_size") // findings.value("patch_size")
-    return SinCosTable(findings.value("hidden_size"), side, findings.value("interpolation_scale"))
+    findings.value("image_size")  # asked for first: where it is known, the scale often is
+    return computed_table(findings, findings.value("interpolation_scale"))
 
 
 _NO_QK_NORM = Refused(
@@ -70,8 +71,6 @@ KEYS = KeyMapping({
     "ar_embedder.mlp.2 [D/3 D/3]":      EMB + "aspect_ratio_embedder.linear_2",
 }})  # fmt: skip
 
-ROUNDING = 1e-5  # above the last bits of float32 sines, far below any other table
-
 
 def config(found: Findings) -> dict[str, Any]:
     """`config.json` for `PixArtTransformer2DModel`: every field that diffusers would otherwise guess is written."""
@@ -80,7 +79,7 @@ def config(found: Findings) -> dict[str, Any]:
     hidden, heads, _, scale = (found.value(name) for name in names)
     return {
         "_class_name": "PixArtTransformer2DModel",
-        "_diffusers_version": "0.42.1",
+        "_diffusers_version": DIFFUSERS,
         "activation_fn": "gelu-approximate",
         "attention_bias": True,
         "attention_head_dim": hidden // heads,
@@ -107,8 +106,8 @@ def config(found: Findings) -> dict[str, Any]:
 
 def unreproduced(found: Findings, difference: float) -> tuple[bool, str]:
     """What a `pos_embed` is that recomputing does not give. Only the fixed-size class ever uses it."""
-    if difference < ROUNDING:
-        return True, f"is the sin-cos table up to rounding (by up to {difference:.2g})"
+    if rounded := up_to_rounding(difference):
+        return True, rounded
     # The class before anything else: no word on the size makes a table superfluous that the net adds to its input.
     if found["multi_scale_train"].value:
         return True, _unused(found, difference)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .base import Findings
 
-VAE_FACTOR = 8  # pixels per latent position
 TOKENS = {120: "alpha", 300: "sigma"}  # caption length -> which PixArt
 # (version, pixels) -> positional scale of the released models. Sources disagree on alpha at 256: its training
 # configs say 1.

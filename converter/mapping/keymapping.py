@@ -77,8 +77,7 @@ class KeyMapping:
             blocks=match.blocks,
             features={f: keys for f, (_, keys) in match.features().items()},
         )
-        # With holes, which are problems, an index may be as high as 10**18: no copies are counted up to that.
-        blocks = plan.blocks if plan.blocks <= len(state) else 0
+        blocks = _countable(plan, state)
         shapes = []
         for position, found in match.found.items():
             row = self.rows[position]
@@ -109,19 +108,26 @@ class KeyMapping:
 
     def plan_back(self, state: Mapping[str, Any]) -> Plan:
         """The plan for a state dict in the target layout: the same rows, read from right to left."""
-        plan = self.targets.plan(state)
+        plan = self.survey_back(state)
+        if plan.problems:
+            raise MappingError(plan.problems)
+        return plan
+
+    def survey_back(self, state: Mapping[str, Any]) -> Plan:
+        """The same plan, with what does not fit under `problems` instead of raised. The sources of a move may be
+        there in part, and unlike each other: see what it says of them."""
+        plan = self.targets.survey(state)
         origin = {target: row for row in self.rows for target in row.targets}
+        blocks = _countable(plan, state)
         back: dict[str, Move] = {}
         for move in plan.moves:
             index, suffix = move.row.match(move.sources[0]) or (None, "")
             row = origin[move.row.source]
             index = None if row.spread else index  # a copy in a block is of a tensor that is in none
             source = spell(row.source, index, suffix)
-            back[source] = Move(row.written(index, suffix, plan.blocks), (source,), row, row.copies)
+            back[source] = Move(row.written(index, suffix, blocks), (source,), row, row.copies)
         plan.moves = list(back.values())
-        plan.problems = unlike(plan.moves, state)
-        if plan.problems:
-            raise MappingError(plan.problems)
+        plan.problems = plan.problems or unlike(plan.moves, state)
         return plan
 
     @cached_property
@@ -182,3 +188,9 @@ class KeyMapping:
     def known(self, state: Mapping[str, Any]) -> int:
         """How many keys some row matches; what a family is recognised by."""
         return len(state) - len(Matching(self.rows, state).unknown)
+
+
+def _countable(plan: Plan, state: Mapping[str, Any]) -> int:
+    """How many copies there are of what is in every block. With holes, which are problems, an index may be as high as
+    10**18: none are counted up to that."""
+    return plan.blocks if plan.blocks <= len(state) else 0

@@ -145,11 +145,11 @@ def _counted(sides: Sides, move: Move, step: Callable[[int], None]) -> Differenc
 
 
 def difference(sides: Sides, move: Move) -> Difference | None:
-    """None where the converted tensors of a move, put together, are the source's bytes or its declared rounding.
+    """None where the converted tensors of a move, put together, are the source's bytes or its declared rounding; of
+    copies, where each of them is.
 
     Args:
-        move: of a way back: its sources are the converted keys, its target is the original one. Of copies each has to
-            be the source.
+        move: of a way back: its sources are the converted keys, its target is the original one.
     """
     key = move.targets[0]
     source, parts = sides.original[key], [sides.converted[name] for name in move.sources]

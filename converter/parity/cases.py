@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..checkpoint.dtypes import DType
 from ..checkpoint.file import InputFile
 from ..checkpoint.safetensors_reader import read_header
 from ..errors import ConverterError, InputError, printable
@@ -35,20 +36,21 @@ def load_cases(path: Path, like: Case) -> list[Case]:
             if f".{OUTPUT}." in key:
                 continue
             case, _, name = key.rpartition(".")  # a case's own name may have a dot in it, as t998-t431.5 has
-            if (
-                not case
-                or name not in like.arrays
-                or len(tensor.shape) != like.arrays[name].ndim
-                or not tensor.dtype.floating
-            ):
+            own = like.arrays.get(name)
+            if not case or own is None or len(tensor.shape) != own.ndim or not _of_kind(tensor.dtype, own):
                 wanted = ", ".join(f"{n} with {a.ndim} axes" for n, a in like.arrays.items())
                 raise file.error(
                     key, f"{tensor.dtype} {list(tensor.shape)} is no input of this model: it takes {wanted}"
                 )
-            found.setdefault(case, {})[name] = np.array(tensor.numpy(), np.float32)
+            found.setdefault(case, {})[name] = np.array(tensor.numpy(), own.dtype)
     if not found:
         raise InputError.at(path, "", "holds no cases: tensors are named CASE.NAME, such as t999.latent")
     return [_checked(path, name, arrays, like) for name, arrays in found.items()]
+
+
+def _of_kind(dtype: DType, own: Array) -> bool:
+    """Whether both are of floating point, or both whole numbers."""
+    return dtype.floating if own.dtype.kind == "f" else dtype.name == own.dtype.name
 
 
 def _checked(path: Path, name: str, arrays: dict[str, Array], like: Case) -> Case:

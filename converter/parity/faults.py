@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -162,7 +162,7 @@ def catalogue(plan: Plan, unseen: tuple[str, ...] = (), block: int | None = None
     rows = _by_row(plan)
     made: list[Fault] = []
     for row, moves in rows.items():
-        made += _split_faults(row, moves, last)
+        made += _copy_faults(row, moves, last) if row.copies else _split_faults(row, moves, last)
         made += _row_faults(row, moves, last, unseen)
     made += _mistaken(rows, last)
     if blocks > 1:
@@ -171,7 +171,7 @@ def catalogue(plan: Plan, unseen: tuple[str, ...] = (), block: int | None = None
 
 
 Rows = dict[Row, list[tuple[int | None, str, Move]]]
-BOTH = frozenset({WEIGHTS, FUNCTION})
+BOTH, WEIGHTS_ONLY = frozenset({WEIGHTS, FUNCTION}), frozenset({WEIGHTS})
 
 
 def _by_row(plan: Plan) -> Rows:
@@ -199,7 +199,7 @@ def _short(path: str) -> str:
 
 def _split_faults(row: Row, moves: list[tuple[int | None, str, Move]], last: int) -> Iterator[Fault]:
     """Parts of one tensor in each other's place."""
-    for i, j in combinations(range(0 if row.copies else len(row.targets)), 2):
+    for i, j in combinations(range(len(row.targets)), 2):
         names = f"{_short(row.targets[i])} and {_short(row.targets[j])} swapped in "
         for where, chosen in ((_where(row, last), _at(moves, last)), ("all blocks", [(s, m) for _, s, m in moves])):
             pairs = [(move.targets[i], move.targets[j]) for _, move in chosen]
@@ -209,48 +209,62 @@ def _split_faults(row: Row, moves: list[tuple[int | None, str, Move]], last: int
             yield Fault(names + where, BOTH, swapped, cheap=where != "all blocks" and (i, j) == (0, 1))
 
 
+def _copy_faults(row: Row, moves: list[tuple[int | None, str, Move]], last: int) -> Iterator[Fault]:
+    """One copy that is not what the others are, as after further training in the target."""
+    for suffix, move in _at(moves, last):
+        copy = move.targets[-1]
+        for what, change, seen in (("scaled by 1 %", scaled, BOTH), ("off by a last bit", last_bit, WEIGHTS_ONLY)):
+            kind = "bias" if suffix == ".bias" else "weight"
+            yield Fault(f"{kind} {what} in one of {len(move.targets)} copies: {copy}", seen, {copy: (copy, change)})
+
+
 def _row_faults(
     row: Row, moves: list[tuple[int | None, str, Move]], last: int, unseen: tuple[str, ...]
 ) -> Iterator[Fault]:
-    """What can befall the tensors of a row by themselves."""
+    """What can befall the tensors of a row by themselves; of copies, all of them alike."""
+
+    def changed(targets: Sequence[str], change: Change) -> dict[str, tuple[str, Change | None]]:
+        return {target: (target, change) for target in targets}
+
+    def separate(move: Move) -> Sequence[Sequence[str]]:
+        """The target keys that are spoilt each by itself, or together where they are the same tensor."""
+        return [move.targets] if row.copies else [(target,) for target in move.targets]
+
     chosen, where = _at(moves, last), _where(row, last)
-    weights = [target for suffix, move in chosen if suffix != ".bias" for target in move.targets]
-    biases = [target for suffix, move in chosen if suffix == ".bias" for target in move.targets]
-    name = " and ".join(_short(target) for target in row.targets) if len(row.targets) < 2 else _short(row.targets[0])
-    yield Fault(f"{name} of {where} scaled by 1 %", BOTH, {weights[0]: (weights[0], scaled)})
-    yield Fault(f"{name} of {where} rounded to half", BOTH, {weights[0]: (weights[0], halved)}, faint=True)
-    yield Fault(f"last bit of {name} of {where}", frozenset({WEIGHTS}), {weights[0]: (weights[0], last_bit)})
-    for i, bias in enumerate(biases):
-        short = _short(row.targets[i] if i < len(row.targets) else bias.removesuffix(".bias"))
-        seen = WEIGHTS_ONLY if any(bias.endswith(f"{end}.bias") for end in unseen) else BOTH
-        yield Fault(f"bias of {short} of {where} dropped", seen, {bias: (bias, zeroed)}, faint=True)
-        yield Fault(f"last bit of the bias of {short} of {where}", WEIGHTS_ONLY, {bias: (bias, last_bit)})
-    first = row.pattern[0] if row.pattern else None
-    count = int(first.factor) if first and first.factor == int(first.factor) else 1
+    name = _short(row.targets[0])
+    first = separate(next(move for suffix, move in chosen if suffix != ".bias"))[0]
+    yield Fault(f"{name} of {where} scaled by 1 %", BOTH, changed(first, scaled))
+    yield Fault(f"{name} of {where} rounded to half", BOTH, changed(first, halved), faint=True)
+    yield Fault(f"last bit of {name} of {where}", WEIGHTS_ONLY, changed(first, last_bit))
+    for biases in [separate(move) for suffix, move in chosen if suffix == ".bias"]:
+        for path, bias in zip(row.targets, biases, strict=False):
+            seen = WEIGHTS_ONLY if any(bias[0].endswith(f"{end}.bias") for end in unseen) else BOTH
+            yield Fault(f"bias of {_short(path)} of {where} dropped", seen, changed(bias, zeroed), faint=True)
+            yield Fault(f"last bit of the bias of {_short(path)} of {where}", WEIGHTS_ONLY, changed(bias, last_bit))
+    rows = row.pattern[0] if row.pattern else None
+    count = int(rows.factor) if rows and rows.factor == int(rows.factor) else 1
     if len(row.targets) == 1 and count > 1:
         for i, j in sorted({(0, 1), (0, count // 2), (count - 2, count - 1)} - {(0, 0)}):
-            change = exchanged(count, i, j)
-            changed = {target: (target, change) for _, move in chosen for target in move.targets}
-            yield Fault(f"rows {i} and {j} of {count} of {name} of {where} swapped", BOTH, changed, cheap=count == 2)
+            swapped = [target for _, move in chosen for target in move.targets]
+            title = f"rows {i} and {j} of {count} of {name} of {where} swapped"
+            yield Fault(title, BOTH, changed(swapped, exchanged(count, i, j)), cheap=count == 2)
     if len(row.pattern) >= 2 and row.part_pattern[-1] == row.part_pattern[-2]:
         what = "transposed" if len(row.pattern) == 2 else "with its last axes transposed"
-        yield Fault(f"{name} of {where} {what}", BOTH, {weights[0]: (weights[0], transposed)})
-
-
-WEIGHTS_ONLY = frozenset({WEIGHTS})
+        yield Fault(f"{name} of {where} {what}", BOTH, changed(first, transposed))
 
 
 def _mistaken(rows: Rows, last: int) -> Iterator[Fault]:
     """Two rows of one shape in each other's place."""
     for (one, moves), (other, others) in combinations(rows.items(), 2):
         alike = one.pattern == other.pattern and ("{}" in one.source) == ("{}" in other.source)
-        if not alike or len(one.targets) != 1 or len(other.targets) != 1 or one.suffixes != other.suffixes:
+        single = len(one.targets) == len(other.targets) == 1 and one.copies == other.copies
+        if not alike or not single or one.suffixes != other.suffixes:
             continue
         swapped: dict[str, tuple[str, Change | None]] = {}
         theirs = dict(_at(others, last))
         for suffix, move in _at(moves, last):
-            a, b = move.targets[0], theirs[suffix].targets[0]
-            swapped |= {a: (b, None), b: (a, None)}
+            for a, b in zip(move.targets, theirs[suffix].targets, strict=True):
+                swapped |= {a: (b, None), b: (a, None)}
         name = f"{_short(one.targets[0])} and {_short(other.targets[0])}"
         yield Fault(f"{name} of {_where(one, last)} swapped", BOTH, swapped)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..reference import Net, Values
 from . import gates
 from .choices import FLOAT32, FLOAT64, HALF
-from .inputs import Case
+from .inputs import Case, exact
 from .report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from .statistics import Statistics, compare, relative
 
@@ -158,8 +158,7 @@ def run(
                 watch = told(*[tracer.against("original")] * (precision == traced))
             outcome.original[precision] = original(precision, rounded).forward(inputs, watch).cpu()
             if rounded:
-                exact = {name: value.double() for name, value in inputs.items()}
-                outcome.truth[precision] = original(FLOAT64, rounded).forward(exact, told()).cpu()
+                outcome.truth[precision] = original(FLOAT64, rounded).forward(exact(inputs), told()).cpu()
             if precision in precisions:
                 watch = told(*[tracer.against("converted")] * (precision == traced))
                 outcome.converted[precision] = converted(precision, rounded).forward(inputs, watch).cpu()

@@ -27,19 +27,34 @@ def noise(seed: int, *shape: int) -> Array:
     return np.random.Generator(np.random.Philox(key=[SEED, seed])).standard_normal(shape, dtype=np.float32)
 
 
+class Draws:
+    """Noise without end: every array has a seed of its own, so that no two cases share numbers."""
+
+    def __init__(self) -> None:
+        self._seed = 0
+
+    def draw(self, *shape: int) -> Array:
+        self._seed += 1
+        return noise(self._seed, *shape)
+
+
 @dataclass(frozen=True)
 class Case:
-    """One set of inputs: name -> array, float32, all with the batch as axis 0. `axes` says in words what it tries."""
+    """One set of inputs: name -> array, all with the batch as axis 0. `axes` says in words what it tries.
+
+    The arrays are float32, or int64 where they count something (a class) and must not be rounded with the rest.
+    """
 
     name: str
     arrays: Mapping[str, Array]
     axes: str = ""
 
     def tensors(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Values:
-        """The same numbers in another dtype, rounded once, from float32."""
+        """The same numbers in another dtype, rounded once, from float32; whole ones as they are."""
         import torch
 
-        return {name: torch.from_numpy(np.array(array)).to(device, dtype) for name, array in self.arrays.items()}
+        tensors = {name: torch.from_numpy(np.array(array)).to(device) for name, array in self.arrays.items()}
+        return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
     @property
     def sha256(self) -> str:
@@ -49,3 +64,8 @@ class Case:
             digest.update(f"{name}:{array.dtype.str}:{array.shape}\n".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+
+def exact(values: Values) -> Values:
+    """The same numbers in float64; whole ones as they are."""
+    return {name: value.double() if value.is_floating_point() else value for name, value in values.items()}

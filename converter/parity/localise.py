@@ -19,6 +19,7 @@ from ..reference import Net, Stage, Values
 from .faults import Fault, Faulty
 from .gates import FLOOR_LEAST, FLOOR_LIMIT
 from .inputs import Case
+from .inputs import exact as as_float64
 from .statistics import relative
 
 # In float64; a right stage is at 1e-15, one with a float32 island at 3e-8. Below it the limit is that of the gates, in
@@ -55,7 +56,7 @@ def lockstep(
             right, floors = made, None
             if stage.name in truths:
                 own, inside = inside, {}
-                right = truths[stage.name].run({n: v.double() for n, v in values.items()}, inside.__setitem__)
+                right = truths[stage.name].run(as_float64(values), inside.__setitem__)
                 floors = {part: relative(own[part], truth) for part, truth in inside.items() if part in own}
                 floors[""] = error_of(made, right, values)
             found.append(_compared(stage.name, theirs.get(stage.name), values, right, inside, floors))

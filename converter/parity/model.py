@@ -37,6 +37,7 @@ class Model:
         stages: (findings) -> stages to be tried by themselves too, in float64, on inputs too large for whole nets.
         guided: the case that sampler steps begin with: a null caption in its first sample, a text in its second.
         loaded: (folder, inputs) -> the output of the net as the target library's own loader makes it.
+        remedy: where the target's own code computes something else than the original whatever the weights are.
     """
 
     reference: Callable[[Findings, Weights], Net]
@@ -51,3 +52,24 @@ class Model:
     stages: Callable[[Findings], Sequence[tuple[str, Case]]] = lambda found: ()
     guided: str = ""
     loaded: Callable[[Path, Values], Tensor] | None = None
+    remedy: Remedy | None = None
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What mends a net of the target's own code, after it was loaded, that is not the original's function otherwise.
+
+    A comparison is of what the target's loader makes, and fails then; it says that the remedy mends it, if it does. Of
+    the mended net it is only where the user says that this is how the model is loaded.
+
+    Attributes:
+        flag: the user's word that it is, one of the family's flags.
+        why: what the target's code does otherwise, in words.
+        line: the code to be run on the loaded model, as it is told.
+        model: what is compared where it is run.
+    """
+
+    flag: str
+    why: str
+    line: str
+    model: Model

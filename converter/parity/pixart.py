@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..families import Findings
+from ..families.evidence import VAE_FACTOR
 from ..families.pixart_evidence import MICRO
-from ..families.pixart_released import TOKENS, VAE_FACTOR
-from ..reference import Probe, Stage, Staged, Values
+from ..families.pixart_released import TOKENS
 from ..reference.pixart import PixArtShape, pixart
-from .inputs import Array, Case, noise
+from .inputs import Array, Case, Draws
+from .latents import AFFORDABLE, believed_size, of_any_size, parts
 from .model import Model
 from .pixart_faults import faults
 from .pixart_stock import converted, effective, loaded
@@ -21,8 +22,6 @@ from .pixart_stock import converted, effective, loaded
 if TYPE_CHECKING:
     from ..reference import Net, Weights
 
-AFFORDABLE = 1024  # tokens of one sample in the standard profile; the attention grows with their square
-LARGEST = 1024  # latent side that is believed of a config: a table of positions grows with its square
 GUIDED = "guidance"
 
 
@@ -47,31 +46,19 @@ def reference(found: Findings, weights: Weights) -> Net:
     table of that size, as in the multi-scale class, and the stored table is tried by itself (`stages`)."""
     made = shape(found)
     net = pixart(weights, made)
-    if made.multi_scale:
-        return net
-    first, *rest = net.stages
-    other = pixart(weights, replace(made, multi_scale=True)).stages[0]
-    own = (made.input_size // made.patch_size,) * 2
-
-    def embed(values: Values, probe: Probe) -> Values:
-        return (first if made.grid(values["latent"]) == own else other).run(values, probe)
-
-    return Staged([Stage(first.name, embed), *rest])
+    return net if made.multi_scale else of_any_size(net, pixart(weights, replace(made, multi_scale=True)), made)
 
 
-class _Inputs:
-    """Makes cases for one model; every array of every case has a seed of its own."""
+class _Inputs(Draws):
+    """Makes cases for one model."""
 
     def __init__(self, found: Findings, null: Array | None = None) -> None:
-        self.found, self.null, self.seed = found, null, 0
+        super().__init__()
+        self.found, self.null = found, null
         finding = found.get("caption_tokens")
         by_version = {version: tokens for tokens, version in TOKENS.items()}
         self.tokens: int = (finding.value if finding else None) or by_version.get(found["version"].value, min(TOKENS))
         self.patch = found.value("patch_size")
-
-    def draw(self, *shape: int) -> Array:
-        self.seed += 1
-        return noise(self.seed, *shape)
 
     def latent(self, batch: int, rows: int, columns: int) -> Array:
         return self.draw(batch, self.found.value("in_channels"), rows * self.patch, columns * self.patch)
@@ -166,19 +153,12 @@ def stages(found: Findings) -> list[tuple[str, Case]]:
     return [("patch embedding", Case("native", {"latent": make.latent(1, side, side)}, "the model's own size"))]
 
 
-def parts(found: Findings) -> dict[str, slice]:
-    """The halves of the output: the noise, and the variance where the net predicts it."""
-    channels, out = found.value("in_channels"), found.value("out_channels")
-    return {"epsilon": slice(0, channels)} | ({"variance": slice(channels, out)} if out > channels else {})
-
-
 def assume(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a `config.json` says of what an original file may not show, by flag name."""
     made = effective(config)
-    side = made["sample_size"]
     return {
         "num_attention_heads": made["num_attention_heads"],
-        "image_size": side * VAE_FACTOR if isinstance(side, int) and side <= LARGEST else None,
+        "image_size": believed_size(made["sample_size"]),
         "interpolation_scale": made["interpolation_scale"],
         "multi_scale_train": True,
     }

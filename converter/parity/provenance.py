@@ -12,7 +12,7 @@ from threading import Event
 from typing import Any
 
 from ..checkpoint.folder import WEIGHTS as WEIGHTS_FILE
-from ..checkpoint.folder import variants, weight_files, with_variant
+from ..checkpoint.folder import variants, weight_files, weights_among, with_variant
 from ..errors import UsageError, printable
 from ..families import Family
 from ..record import RECORD, record_beside, sidecar_beside
@@ -64,18 +64,17 @@ def sidecar_of(converted: Path, record: Record) -> Path | None:
 def loading(folder: Path) -> tuple[dict[str, Any], str]:
     """(what `from_pretrained` has to be told to find the weights, nothing as a rule; names of weights that it would
     not find at all, as of those that transformers loads, '' where it finds some)."""
-    chosen = [path.name for path in weight_files(folder)[0]]
-    for variant in ("", *variants(folder)):
-        if variant and not chosen[0].startswith(DIFFUSERS[0].partition(".")[0]):
-            break  # what was chosen, and is compared, is no variant
-        told: dict[str, Any] = {"variant": variant} if variant else {}
+    names = {path.name for path in folder.iterdir() if path.exists()}
+    single, index = weights_among(names)[0]
+    for variant in ("", *variants(names)):
         for name in DIFFUSERS:
-            single, index = ((folder / with_variant(each, variant)).exists() for each in (name, f"{name}.index.json"))
+            if (single or index) not in (with_variant(name, variant), with_variant(f"{name}.index.json", variant)):
+                continue
+            told: dict[str, Any] = {"variant": variant} if variant else {}
             if index and name != WEIGHTS_FILE:
                 told["use_safetensors"] = False  # else it looks for shards of the other kind, or for one file
-            if single or index:
-                return told, ""
-    return {}, ", ".join(map(printable, chosen[:4]))
+            return told, ""
+    return {}, ", ".join(printable(path.name) for path in weight_files(folder)[0][:4])
 
 
 def about(path: Path, enough: Event | None = None) -> dict[str, Any]:

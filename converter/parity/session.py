@@ -10,7 +10,7 @@ import torch
 
 from ..errors import ConverterError, InputError, printable
 from ..reference import Memory, Values, Weights, unheard
-from . import function, gates, localise, selftest, trajectory
+from . import function, gates, loading, localise, selftest, trajectory
 from .audit import Sides
 from .cases import load_cases, save_outcome
 from .choices import FLOAT32, FLOAT64, HALF
@@ -41,7 +41,9 @@ class Session(Nets):
         device: str,
         digest: str = "",
     ) -> None:
-        super().__init__(sides, model, config, device)
+        self.remedy, self.as_loaded = model.remedy, model
+        self.remedied = model.remedy is not None and bool(sides.found[model.remedy.flag].value)
+        super().__init__(sides, model.remedy.model if model.remedy and self.remedied else model, config, device)
         self.borrowed, self.digest = borrowed, digest
         self.judge = Judge(model.parts(sides.found), model.patch(sides.found))
         self.outcomes: list[Outcome] = []
@@ -95,6 +97,12 @@ class Session(Nets):
                 made.notes.append(f"where it goes wrong was not found: {type(error).__name__}: {printable(error)}")
         else:
             made.notes += self._worse_in_half()
+        if self.remedy:
+            other = self.as_loaded if self.remedied else self.remedy.model
+            net = other.converted(self.config, self._weights(self.sides.converted, FLOAT64, ""))
+            loading.tell(
+                made, self.remedy, self.remedied, loading.tried(net, self.outcomes[0], self.judge, self.device)
+            )
         return made
 
     def _worse_in_half(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""A stock module whose parameters are read when a part of it runs and let go afterwards.
+"""A stock module, made of a `config.json`, whose parameters are read when a part of it runs and let go afterwards.
 
 The forward is the library's own, whole and untouched. All parameters stand on the meta device; hooks put those of a
 part in its place before it runs, strictly, and take them out after: a net of gigabytes runs in the memory of its
@@ -7,13 +7,32 @@ largest part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..reference import Probe, Stage, Values, Weights, unheard
+from . import provenance
+
+# What the reference tells of the inside of a block -> where a stock block has it, of any family.
+SELF_ATTENTION = {
+    "norm1 modulated": ("attn1.to_q", "input"),
+    "attn1 q": ("attn1.to_q", "output"),
+    "attn1 k": ("attn1.to_k", "output"),
+    "attn1 v": ("attn1.to_v", "output"),
+    "attn1 out": ("attn1.to_out.0", "output"),
+}
+FEED_FORWARD = {
+    "norm2 modulated": ("ff.net.0.proj", "input"),
+    "ff hidden": ("ff.net.0.proj", "output"),
+    "ff out": ("ff.net.2", "output"),
+}
 
 
 class Streamed:
@@ -119,9 +138,70 @@ def listening(module: nn.Module, inside: Mapping[str, tuple[str, str]], probe: P
     return hooks
 
 
+def unpatchified(patches: Tensor, latent: Tensor, patch: int, channels: int) -> Tensor:
+    """(B, N, patch^2 * channels) -> (B, channels, H, W), as the stock forwards do it after their last layer."""
+    height, width = (side // patch for side in latent.shape[-2:])
+    image = patches.reshape(-1, height, width, patch, patch, channels)
+    return torch.einsum("nhwpqc->nchpwq", image).reshape(-1, channels, height * patch, width * patch)
+
+
 def _hears_input(probe: Probe, name: str) -> Callable[[Any, Any], None]:
     return lambda module, arguments: probe(name, arguments[0])
 
 
 def _hears_output(probe: Probe, name: str) -> Callable[[Any, Any, Any], None]:
     return lambda module, arguments, output: probe(name, output)
+
+
+def written_out(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model class of diffusers is given of a config: its own defaults, and over them what the config says."""
+    arguments = inspect.signature(kind.__init__).parameters
+    made = {name: argument.default for name, argument in arguments.items() if name != "self"}
+    unused = config.get("_use_default_values")  # what diffusers' own loader passes over
+    if isinstance(unused, list):
+        config = {name: value for name, value in config.items() if name not in unused}
+    return made | {name: value for name, value in config.items() if name in made or name.startswith("_")}
+
+
+def skeleton(kind: Any, config: Mapping[str, Any], little: Mapping[str, Any]) -> Any:
+    """A model class of diffusers with all parameters on the meta device, and with the one buffer that it computes for
+    itself, its `pos_embed`.
+
+    Args:
+        little: fields of a config that cost parameters, as small as they can be for the buffer's sake.
+    """
+    with _quiet():
+        with torch.device("meta"):
+            model = kind.from_config(dict(config))
+        with torch.random.fork_rng(devices=[]):  # making parameters draws numbers, which are the caller's
+            shell = kind.from_config(dict(config) | {"num_layers": 0} | dict(little))
+    model.pos_embed = shell.pos_embed
+    return model
+
+
+def from_folder(kind: Any, folder: Path) -> Any:
+    """What `from_pretrained` makes of a folder, whole in memory, in float32.
+
+    A variant, or shards of the older kind, are asked for where there is nothing else.
+    """
+    told, _ = provenance.loading(folder)
+    with _quiet():
+        return kind.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True, **told).eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without bars, and without what diffusers logs of a config that it does not understand: all of it, be it
+    megabytes. The config is audited, and the report tells of it."""
+    from diffusers.utils import logging as bars
+
+    logger = logging.getLogger("diffusers")
+    before, shown = logger.level, bars.is_progress_bar_enabled()
+    logger.setLevel(logging.CRITICAL)
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        if shown:
+            bars.enable_progress_bar()

@@ -2,11 +2,13 @@
 
 from .compression import Compression
 from .controlnet import controlnet
+from .dit import DiTShape, dit
 from .net import Memory, Net, Probe, Stage, Staged, Values, Weights, unheard
 from .pixart import PixArtShape, pixart
 
 __all__ = [
     "Compression",
+    "DiTShape",
     "Memory",
     "Net",
     "PixArtShape",
@@ -16,6 +18,7 @@ __all__ = [
     "Values",
     "Weights",
     "controlnet",
+    "dit",
     "pixart",
     "unheard",
 ]

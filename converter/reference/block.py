@@ -23,6 +23,15 @@ def below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key[len(prefix) :]: tensor for key, tensor in weights.items() if key.startswith(prefix)}
 
 
+def feed_forward(weights: Mapping[str, Tensor], x: Tensor, probe: Probe = unheard) -> Tensor:
+    """`mlp.fc1`, tanh GELU, `mlp.fc2` on (B, N, D). `probe` is told "ff hidden", before the GELU, and "ff out"."""
+    hidden = linear(weights, "mlp.fc1", x)
+    probe("ff hidden", hidden)
+    out = linear(weights, "mlp.fc2", F.gelu(hidden, approximate="tanh"))
+    probe("ff out", out)
+    return out
+
+
 def block(
     weights: Mapping[str, Tensor],
     x: Tensor,
@@ -66,8 +75,4 @@ def block(
 
     modulated = modulated_norm(x, shift_mlp, scale_mlp)
     probe("norm2 modulated", modulated)
-    hidden = linear(weights, "mlp.fc1", modulated)
-    probe("ff hidden", hidden)
-    out = linear(weights, "mlp.fc2", F.gelu(hidden, approximate="tanh"))
-    probe("ff out", out)
-    return x + gate_mlp * out
+    return x + gate_mlp * feed_forward(weights, modulated, probe)

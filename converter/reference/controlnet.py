@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from .embeddings import linear
 from .net import Probe, Stage, Staged, Values, Weights, unheard
-from .pixart import PixArtShape, embed_patches, pixart, run_block, taken
+from .patches import embed_patches, taken
+from .pixart import PixArtShape, pixart, run_block
 
 
 def controlnet(weights: Weights, shape: PixArtShape, copied_blocks: int) -> Staged:

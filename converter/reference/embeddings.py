@@ -47,8 +47,12 @@ def embed_numbers(weights: Mapping[str, Tensor], numbers: Tensor) -> Tensor:
 
     Returns: (B, n * width of the MLP).
     """
-    hidden = F.silu(linear(weights, "mlp.0", sinusoid(numbers.flatten())))
-    return linear(weights, "mlp.2", hidden).reshape(len(numbers), -1)
+    return embed_sinusoids(weights, sinusoid(numbers.flatten())).reshape(len(numbers), -1)
+
+
+def embed_sinusoids(weights: Mapping[str, Tensor], waves: Tensor) -> Tensor:
+    """(n, 256) -> (n, width of the MLP): `mlp.0`, SiLU, `mlp.2`."""
+    return linear(weights, "mlp.2", F.silu(linear(weights, "mlp.0", waves)))
 
 
 def embed_caption(weights: Mapping[str, Tensor], caption: Tensor) -> Tensor:

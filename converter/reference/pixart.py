@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .block import block, modulated_norm
 from .compression import Compression
-from .embeddings import embed_caption, embed_numbers, linear, position_table
+from .embeddings import embed_caption, embed_numbers, linear
 from .net import Probe, Stage, Staged, Values, Weights
+from .patches import embed_patches, grid_of, taken, unpatchify
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class PixArtShape:
     qk_norm: bool = False
     compression: Compression | None = None
 
-    def grid(self, latent: Tensor) -> tuple[int, int]:
-        """(rows, columns) of the patches of a latent (B, C, H, W)."""
-        height, width = latent.shape[-2:]
-        return height // self.patch_size, width // self.patch_size
+    @property
+    def float32_table(self) -> bool:
+        """The multi-scale class computes its table in float64, and casts it to the dtype of the model."""
+        return not self.multi_scale
 
 
 def pixart(weights: Weights, shape: PixArtShape) -> Staged:
@@ -103,35 +104,6 @@ def pixart(weights: Weights, shape: PixArtShape) -> Staged:
     )
 
 
-def taken(weights: Weights, tensor: Tensor) -> Tensor:
-    """A value in the net's dtype, on its device."""
-    return tensor.to(weights.device, weights.dtype)
-
-
-def embed_patches(weights: Weights, shape: PixArtShape, latent: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, N, D), a linear map of each patch plus its place in the positional table."""
-    kernel, bias = weights["x_embedder.proj.weight"], weights["x_embedder.proj.bias"]
-    patches = F.conv2d(taken(weights, latent), kernel, bias, stride=shape.patch_size)
-    return patches.flatten(2).transpose(1, 2) + _positions(weights, shape, shape.grid(latent))
-
-
-def _positions(weights: Weights, shape: PixArtShape, grid: tuple[int, int]) -> Tensor:
-    base = shape.input_size // shape.patch_size
-    if shape.multi_scale:
-        # Never the stored table: the class has one only because it inherits it.
-        return taken(weights, torch.from_numpy(position_table(grid, shape.hidden_size, base, shape.scale)))
-    if "pos_embed" in weights.state:
-        # A buffer and no weight: a conversion that rounds the weights drops it, and has it computed afresh.
-        table = Weights(weights.state, weights.dtype, weights.device)["pos_embed"]
-    else:
-        # The buffer is float32, and only then cast to what the model is.
-        table = torch.from_numpy(position_table((base, base), shape.hidden_size, base, shape.scale)).float()
-    rows, columns = grid
-    if table.shape[1] != rows * columns:
-        raise ValueError(f"the fixed class has {table.shape[1]} positions, and a grid of {rows} x {columns} was given")
-    return taken(weights, table)
-
-
 def embed_timestep(weights: Weights, shape: PixArtShape, values: Values) -> Values:
     """ "t" (B, D), of the timestep and of the image's size, and "t0" (B, 6 * D), which all blocks are modulated by."""
 
@@ -156,7 +128,7 @@ def run_block(
         taken(weights, values["y"]),
         taken(weights, values["t0"]),
         values.get("caption_mask"),
-        shape.grid(values["latent"]),
+        grid_of(shape, values["latent"]),
         shape.num_heads,
         shape.qk_norm,
         how if how is not None and index in how.blocks else None,
@@ -169,7 +141,4 @@ def final_layer(weights: Weights, shape: PixArtShape, values: Values) -> Tensor:
     x, t = taken(weights, values["x"]), taken(weights, values["t"])
     shift, scale = (weights["final_layer.scale_shift_table"][None] + t[:, None]).chunk(2, dim=1)
     patches = linear(weights, "final_layer.linear", modulated_norm(x, shift, scale))
-    # The numbers of a token are its patch, pixel by pixel, the channels of a pixel side by side.
-    (rows, columns), side = shape.grid(values["latent"]), shape.patch_size
-    image = patches.reshape(len(x), rows, columns, side, side, shape.out_channels).permute(0, 5, 1, 3, 2, 4)
-    return image.reshape(len(x), shape.out_channels, rows * side, columns * side)
+    return unpatchify(shape, patches, values["latent"])

@@ -8,8 +8,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from converter.checkpoint.cast import round_to, widen
-from converter.checkpoint.dtypes import BF16, BY_CODE, F16, F32, F64, DType
+from converter.checkpoint.cast import cast, round_to, widen
+from converter.checkpoint.dtypes import BF16, BY_CODE, BY_NAME, F16, F32, F64, DType
 
 
 def by_torch(values: np.ndarray, dtype: DType) -> bytes:
@@ -67,3 +67,36 @@ def test_shape_and_order_do_not_matter() -> None:
     values = np.arange(12, dtype=np.float32).reshape(3, 4).T / 7
     for dtype in (F16, BF16, F32, F64):
         assert round_to(values, dtype) == round_to(np.ascontiguousarray(values).reshape(-1), dtype)
+
+
+HALVES = np.arange(1 << 16, dtype=np.uint16)
+# All 65,536 upper halves of a float32, with the lower halves at which rounding turns: ties, and just beside them.
+LOWER = (0, 1, 0x0FFF, 0x1000, 0x1001, 0x1FFF, 0x2000, 0x7FFF, 0x8000, 0x8001, 0xFFFF)
+
+
+def _source(name: str) -> torch.Tensor:
+    if name in ("float16", "bfloat16"):
+        return torch.from_numpy(HALVES.view(np.int16).copy()).view(getattr(torch, name))
+    wide = np.concatenate([(HALVES.astype(np.uint32) << 16) | low for low in LOWER]).view(np.float32)
+    if name == "float32":
+        return torch.from_numpy(wide.copy())
+    with np.errstate(invalid="ignore"):
+        double = wide.astype(np.float64)
+    # Beside every float32, what a rounding by way of float32 takes for it.
+    return torch.from_numpy(np.concatenate([double, np.nextafter(double, np.inf), double * (1 + 2**-30)]))
+
+
+@pytest.mark.parametrize("target", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("source", ["float64", "float32", "float16", "bfloat16"])
+def test_every_cast_is_torchs(source: str, target: str) -> None:
+    values = _source(source)
+    wanted = values.to(getattr(torch, target))
+    data = values.view(torch.uint8).numpy().tobytes()
+    made, overflowed = cast(data, BY_NAME[source], BY_NAME[target])
+    mine = torch.frombuffer(bytearray(made), dtype=wanted.dtype)
+    nan = torch.isnan(values)
+    assert torch.equal(torch.isnan(mine), nan)
+    bits = {2: torch.int16, 4: torch.int32}[wanted.element_size()]
+    assert torch.equal(mine[~nan].view(bits), wanted[~nan].view(bits))
+    assert torch.equal(torch.signbit(mine[nan]), torch.signbit(values[nan]))
+    assert overflowed == int((torch.isinf(wanted) & ~torch.isinf(values)).sum())

@@ -14,10 +14,11 @@ import pytest
 import torch
 from makers import inventories, pixart, save
 from safetensors.torch import load_file
-from shaped import DIFFUSERS, WHOLE, inventory
+from shaped import DIFFUSERS, DITS, WHOLE, inventory
 
 import converter
 from converter import Computed, ConverterError, Extra, Family, Findings, InputError, KeyMapping, UsageError, families
+from converter.families.dit import DIT
 from converter.families.pixart import PIXART
 from converter.families.sincos import SinCosTable
 from converter.mapping import Parameter
@@ -90,13 +91,16 @@ def bring(monkeypatch: pytest.MonkeyPatch, *points: Any) -> None:
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
 
 
-def test_pixart_is_built_in() -> None:
-    assert families.families() == {"pixart": PIXART}
+BUILT_IN = {"pixart": PIXART, "dit": DIT}
+
+
+def test_what_is_built_in() -> None:
+    assert families.families() == BUILT_IN
 
 
 def test_what_is_registered_stands_beside_it_or_instead() -> None:
     converter.register(TOY)
-    assert families.families() == {"pixart": PIXART, "toy": TOY}
+    assert families.families() == BUILT_IN | {"toy": TOY}
     other = Family("pixart", "another", KEYS, describe, config)
     converter.register(other)
     assert families.families()["pixart"] is other
@@ -120,7 +124,7 @@ def test_a_package_brings_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_real_entry_point_is_loaded_by_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("copy", "converter.families.pixart:PIXART", "converter.families")
     bring(monkeypatch, point)
-    assert families.families() == {"pixart": PIXART}
+    assert families.families() == BUILT_IN
     bring(monkeypatch, EntryPoint("gone", "converter.families.pixart:NOTHING", "converter.families"))
     families._from_packages.cache_clear()
     with pytest.raises(ConverterError, match=r"the family gone .*NOTHING.* cannot be loaded"):
@@ -178,6 +182,15 @@ def _shapes(name: str) -> dict[str, list[int]]:
 
 def test_the_model_that_was_trained_in_diffusers() -> None:
     assert families.recognise(inventory(*DIFFUSERS)) == (PIXART, True)
+
+
+@pytest.mark.parametrize("name", DITS)
+def test_both_layouts_of_a_dit_are_recognised(name: str) -> None:
+    state = inventory(name)
+    theirs = [target for move in DIT.keys.plan(state).moves for target in move.targets]
+    for keys, diffusers in ((list(state), False), (theirs, True)):
+        assert families.recognise(dict.fromkeys(keys)) == (DIT, diffusers)
+        assert families.recognise(dict.fromkeys([*keys, "one.more"])) == (DIT, diffusers)
 
 
 def test_half_of_the_keys_is_enough_and_less_is_not() -> None:
@@ -259,7 +272,7 @@ def test_a_flag_of_another_family_is_refused(tmp_path: Path) -> None:
 def test_insisting_on_a_family(tmp_path: Path) -> None:
     converter.register(TOY)
     path = save(pixart(), tmp_path / "pixart.pth")
-    with pytest.raises(UsageError, match=r"--family nonsense: unknown; there are pixart, toy"):
+    with pytest.raises(UsageError, match=r"--family nonsense: unknown; there are dit, pixart, toy"):
         converter.convert(path, tmp_path / "out", family="nonsense")
     with pytest.raises(UsageError, match="--family : unknown"):
         converter.convert(path, tmp_path / "out", family="")

@@ -474,6 +474,20 @@ def test_everything_that_is_wrong_is_in_one_error() -> None:
     assert KEYS.survey(wrong).problems == caught.value.problems
 
 
+def test_the_way_back_of_a_state_dict_that_is_not_whole() -> None:
+    """A survey says what is there, and what is wrong; a plan is refused for it."""
+    made = KEYS(state()) | {"spare": np.ones(1)}
+    whole = KEYS.survey_back(KEYS(state()))
+    assert whole.problems == []
+    assert [move.targets for move in whole.moves] == [move.targets for move in KEYS.plan_back(KEYS(state())).moves]
+    del made["b.1.weight"]
+    looked = KEYS.survey_back(made)
+    assert looked.problems == ["unknown key spare", "missing b.1.weight"]
+    assert {move.targets[0]: move.sources for move in looked.moves}["fc.1.weight"] == ("a.1.weight", "b.1.weight")
+    with pytest.raises(MappingError, match=r"unknown key spare; missing b\.1\.weight"):
+        KEYS.plan_back(made)
+
+
 def test_what_does_not_split_is_refused_without_a_pattern_too() -> None:
     keys = KeyMapping({"q": Parameter(("x", "y", "z"))})
     for shape in ((4,), (5, 3), ()):

@@ -18,7 +18,7 @@ import converter
 from converter.checkpoint.folder import CONFIG, WEIGHTS
 from converter.pairs import Pair
 from converter.parity import batch
-from converter.parity.report import FAIL, INCONCLUSIVE, PASS, REJECTED, Report
+from converter.parity.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, REJECTED, Report
 
 SIGMA = GOLDEN / "sigma-ms.pth"
 ROW = "transformer_blocks.1.attn1.to_q.weight"
@@ -140,11 +140,18 @@ def test_a_shard_that_is_not_there_is_refused(out: Path) -> None:
     assert (report.verdict, report.exit_code) == (REJECTED, 3)
 
 
-@pytest.mark.parametrize("name", ["dit.pt", "alpha-controlnet.pth", "sigma-qknorm.pth", "sigma-kvcompress.pth"])
+@pytest.mark.parametrize("name", ["alpha-controlnet.pth", "sigma-qknorm.pth", "sigma-kvcompress.pth"])
 def test_another_family_is_refused(out: Path, name: str) -> None:
     report = compared(GOLDEN / name, out)
     assert (report.verdict, report.exit_code) == (REJECTED, 3)
     assert name in report.reason
+
+
+def test_the_conversion_of_another_family_is_no_conversion_of_this(out: Path) -> None:
+    report = compared(GOLDEN / "dit.pt", out, num_attention_heads=HEADS)
+    assert (report.verdict, report.exit_code) == (FAIL, 1)
+    assert report.reason.startswith("weights: the converted weights are not the original's: unknown key ")
+    assert {phase.name: phase.verdict for phase in report.phases}["function"] == NOT_RUN
 
 
 def test_the_two_sides_exchanged_are_refused(out: Path) -> None:

@@ -206,7 +206,7 @@ def test_a_record_that_contradicts_the_config_fails(pair: Pair) -> None:
     rewrite(pair, hyper_parameters=content["hyper_parameters"] | {"num_attention_heads": heads})
     report = check(pair.original, pair.folder)
     assert report.verdict == "FAIL"
-    assert "attention_head_dim is 12, and has to be 6" in report.reason
+    assert "num_attention_heads is 4, and has to be 8" in report.reason
     # The user's own word goes before it.
     assert check(pair.original, pair.folder, num_attention_heads=HEADS).verdict == PASS
 

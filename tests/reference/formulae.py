@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from converter.reference import PixArtShape
+from converter.reference import DiTShape, PixArtShape
 
 Array = np.ndarray[Any, np.dtype[Any]]
 State = Mapping[str, Array]
@@ -48,7 +48,7 @@ def place(row: int, column: int, grid: tuple[int, int], hidden: int, base: int, 
     return np.array(made)
 
 
-def patches(state: State, shape: PixArtShape, image: Array, table: Array | None) -> Array:
+def patches(state: State, shape: PixArtShape | DiTShape, image: Array, table: Array | None) -> Array:
     """The tokens of one image (C, H, W)."""
     side, kernel = shape.patch_size, state["x_embedder.proj.weight"]
     rows, columns = image.shape[1] // side, image.shape[2] // side
@@ -124,6 +124,20 @@ def block(state: State, shape: PixArtShape, index: int, x: Array, y: Array, t0: 
     return x + rows[5] * affine(state, "mlp.fc2", gelu(affine(state, "mlp.fc1", hidden)))
 
 
+def image(tokens: Array, grid: tuple[int, int], side: int, channels: int) -> Array:
+    """The output (C, H, W) of tokens that are patches, pixel by pixel."""
+    rows, columns = grid
+    made = np.zeros((channels, rows * side, columns * side))
+    for row in range(rows):
+        for column in range(columns):
+            for p in range(side):
+                for q in range(side):
+                    first = (p * side + q) * channels
+                    pixel = tokens[row * columns + column][first : first + channels]
+                    made[:, row * side + p, column * side + q] = pixel
+    return made
+
+
 def forward(
     state: State,
     shape: PixArtShape,
@@ -140,7 +154,7 @@ def forward(
     made = []
     for i, latent in enumerate(inputs["latent"]):
         side = shape.patch_size
-        grid = rows, columns = latent.shape[1] // side, latent.shape[2] // side
+        grid = latent.shape[1] // side, latent.shape[2] // side
         x = patches(base, shape, latent, None if shape.multi_scale else base["pos_embed"][0])
         t = number("t_embedder", inputs["timestep"][i])
         if shape.micro_condition:
@@ -162,13 +176,5 @@ def forward(
 
         shift, scale = base["final_layer.scale_shift_table"] + t
         tokens = affine(base, "final_layer.linear", norm(x, 1e-6) * (1 + scale) + shift)
-        image = np.zeros((shape.out_channels, rows * side, columns * side))
-        for row in range(rows):
-            for column in range(columns):
-                for p in range(side):
-                    for q in range(side):
-                        first = (p * side + q) * shape.out_channels
-                        pixel = tokens[row * columns + column][first : first + shape.out_channels]
-                        image[:, row * side + p, column * side + q] = pixel
-        made.append(image)
+        made.append(image(tokens, grid, side, shape.out_channels))
     return np.array(made)

@@ -1,0 +1,183 @@
+"""Both sides of a comparison: opened, recognised, and under one spelling of their keys. No tensor is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
+from ..errors import InputError, UsageError, printable
+from ..inspection import report
+from ..mapping import fold
+from ..record import record_beside, sidecar_beside
+from ..survey import Survey, survey
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A tensor of the common spelling: one of the file, or several alike put together on axis 0, unread."""
+
+    parts: tuple[LazyTensor, ...]
+
+    @property
+    def dtype(self) -> DType:
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first = self.parts[0].shape
+        return (len(self.parts) * first[0], *first[1:]) if len(self.parts) > 1 else first
+
+    @property
+    def numel(self) -> int:
+        return sum(part.numel for part in self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Its bytes in row-major order; each chunk is valid until the next is taken."""
+        for part in self.parts:
+            for _, chunk in part.chunks():
+                yield chunk
+
+
+Tensors = dict[str, Joined]
+
+
+@dataclass
+class Spelled:
+    """The tensors of one side, and in words what is odd about them. `copies`: keys of diffusers' layout, each of
+    which holds the whole tensor of the original's key that is given: each is compared with that."""
+
+    tensors: Tensors = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def matched(a: Spelled, b: Spelled) -> tuple[Tensors, Tensors]:
+    """Both sides' tensors, where a tensor of one side meets every copy that the other has of it."""
+    sides = dict(a.tensors), dict(b.tensors)
+    for copies, mine in ((b.copies, sides[0]), (a.copies, sides[1])):
+        found = {copy: mine[key] for copy, key in copies.items() if key in mine}
+        for key in {copies[copy] for copy in found}:
+            del mine[key]
+        mine.update(found)
+    return sides
+
+
+@dataclass
+class Side:
+    """One set of weights: what it is, and what was found beside it. `letter` is A or B."""
+
+    letter: str
+    looked: Survey
+    sidecar: Checkpoint | None = None
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.looked.checkpoint
+
+    @property
+    def path(self) -> str:
+        return printable(self.checkpoint.path)
+
+    @property
+    def weights(self) -> str:
+        return self.checkpoint.selected.weights
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What it is, as `inspect` says it."""
+        made = report(self.looked)
+        return {name: made[name] for name in ("source", "family", "layout", "parameters", "dtypes")}
+
+    @cached_property
+    def buffers(self) -> Tensors:
+        """What diffusers' layout has no home for, by the original's keys: from the file, and from a sidecar.
+
+        Of a tensor that is in both, the sidecar's is believed, as on the way back.
+        """
+        plan = self.looked.plan
+        names = dict(zip(plan.computed, plan.computed, strict=True)) | plan.extras
+        held = {name: self.checkpoint[key] for key, name in names.items()} | dict(self.sidecar or {})
+        return {name: Joined((tensor,)) for name, tensor in held.items()}
+
+    def spelled(self, original: bool) -> Spelled:
+        """All other tensors, by their own keys, or by the original's if that is asked for.
+
+        What has no place in the table, or cannot be put together, stays under its own key.
+        """
+        plan, checkpoint, made = self.looked.plan, self.checkpoint, Spelled()
+        taken, apart = {*plan.computed, *plan.extras}, []
+        moves = []
+        if original and self.looked.diffusers and self.looked.family:
+            moves = self.looked.family.keys.survey_back(checkpoint).moves
+        for move in moves:
+            (key,), parts = move.targets, tuple(checkpoint[name] for name in move.sources if name in checkpoint)
+            if move.copies:
+                made.copies |= dict.fromkeys(move.sources, key)
+            elif len(parts) == len(move.sources) and (len(parts) == 1 or _alike(parts)):
+                made.tensors[key] = Joined(parts)
+                taken.update(move.sources)
+            else:
+                apart.append(key)
+        for key, tensor in checkpoint.items():
+            if key in made.tensors:
+                raise InputError.at(checkpoint.path, key, "the same tensor is there under diffusers' keys too")
+            if key not in taken:
+                made.tensors[key] = Joined((tensor,))
+        unlike = "cannot be put together: its parts are not all there, or unlike"
+        made.notes = [f"{self.letter}: {key} {unlike}" for key in fold(apart)]
+        return made
+
+
+def _alike(parts: tuple[LazyTensor, ...]) -> bool:
+    return len({(part.dtype, part.shape) for part in parts}) == 1 and bool(parts[0].shape)
+
+
+def open_side(stack: ExitStack, letter: str, path: str | os.PathLike[str], weights: str | None) -> list[Side]:
+    """One side: the weights asked for, else every set of weights that the file holds, raw ones first.
+
+    Raises: `InputError` for a file that is refused, `UsageError` for weights that it does not hold.
+    """
+    opened = stack.enter_context(open_checkpoint(path, weights))
+    kinds = sorted({candidate.weights for candidate in opened.candidates}, reverse=True)
+    if weights and weights not in kinds:
+        raise UsageError(
+            f"--weights_{letter.lower()} {weights}: {printable(path)} holds only {', '.join(kinds)} weights"
+        )
+    found = [opened]
+    if not weights and len(kinds) > 1:
+        found = [stack.enter_context(open_checkpoint(path, kind)) for kind in kinds]
+    looks = [survey(checkpoint) for checkpoint in found]
+    sidecar = _sidecar(looks[0])
+    kept = stack.enter_context(open_checkpoint(sidecar)) if sidecar else None
+    return [Side(letter, looked, kept) for looked in looks]
+
+
+def _sidecar(looked: Survey) -> Path | None:
+    """Where a conversion kept what the model of a folder has no place for."""
+    path = Path(looked.checkpoint.path)
+    if not (looked.diffusers and path.is_dir()):
+        return None
+    return sidecar_beside(path, record_beside(path))
+
+
+def check_comparable(a: Side, b: Side) -> None:
+    """Raises `InputError` where there is nothing to compare: two families, or one and none, or no common key."""
+    titles = {side.letter: side.looked.family.title if side.looked.family else "" for side in (a, b)}
+    if all(titles.values()):
+        if titles["A"] != titles["B"]:
+            raise InputError(f"{b.path}: this is a {titles['B']}, and {a.path} is a {titles['A']}")
+    elif any(titles.values()):
+        known, unknown = (a, b) if titles["A"] else (b, a)
+        raise InputError(f"{unknown.path}: {unknown.looked.problem}; {known.path} is a {titles[known.letter]}")
+    elif not any(key in b.checkpoint for key in a.checkpoint):
+        raise InputError(f"{b.path}: {b.looked.problem}; and it has no key in common with {a.path}")

@@ -1,0 +1,139 @@
+"""DiT brought to be compared: its reference net, stock diffusers as loaded or amended, and inputs on every axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..families import Findings
+from ..families.dit import EXACT, EXACT_LINE, OTHERWISE
+from ..families.evidence import VAE_FACTOR
+from ..reference.dit import DiTShape, dit
+from . import dit_stock
+from .dit_faults import faults
+from .inputs import Case, Draws
+from .latents import AFFORDABLE, believed_size, of_any_size, parts
+from .model import Model, Remedy
+
+if TYPE_CHECKING:
+    from ..reference import Net, Weights
+
+GUIDED = "guidance"
+SMALL = 8  # patches on a side of a latent that most cases have; stock diffusers makes squares of any size
+
+
+def shape(found: Findings) -> DiTShape:
+    """The architecture, from what the original file shows."""
+    return DiTShape(
+        depth=found.value("depth"),
+        hidden_size=found.value("hidden_size"),
+        num_heads=found.value("num_attention_heads"),
+        patch_size=found.value("patch_size"),
+        out_channels=found.value("out_channels"),
+        input_size=found.value("sample_size"),
+    )
+
+
+def reference(found: Findings, weights: Weights) -> Net:
+    """The original net, and on latents of another size than its own what it would be with the table of that size."""
+    made = shape(found)
+    return of_any_size(dit(weights, made), dit(weights, replace(made, multi_scale=True)), made)
+
+
+class _Inputs(Draws):
+    """Makes cases for one model."""
+
+    def __init__(self, found: Findings) -> None:
+        super().__init__()
+        self.patch, self.channels = found.value("patch_size"), found.value("in_channels")
+        self.null = found.value("num_classes")
+        self.side = found.value("sample_size") // self.patch
+
+    def latent(self, batch: int, side: int) -> Any:
+        return self.draw(batch, self.channels, side * self.patch, side * self.patch)
+
+    def case(
+        self,
+        name: str,
+        axes: str,
+        timesteps: Sequence[int] = (999, 321),
+        labels: Sequence[int] = (3, -1),
+        side: int = 0,
+        amplitude: float = 1.0,
+        outliers: bool = False,
+    ) -> Case:
+        """A batch of different samples, one per timestep. `labels` count from the last, which is no class, if they are
+        negative, and begin anew behind it; `side` counts patches (0: as most cases have)."""
+        latent = self.latent(len(timesteps), side or min(self.side, SMALL)) * np.float32(amplitude)
+        if outliers:
+            latent[:, 0] *= 10
+        arrays = {
+            "latent": latent,
+            "timestep": np.array(timesteps, np.int64),
+            "class_label": np.array(labels, np.int64) % (self.null + 1),
+        }
+        return Case(name, arrays, axes)
+
+
+def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
+    """The inputs of a profile."""
+    make = _Inputs(found)
+    # One batch of four: every weight is read once for all of them.
+    words = "timesteps 999 and 321, each with a class and with none"
+    made = [make.case("t999-t321", words, (999, 321, 999, 321), (3, -1, -1, 3))]
+    if profile == "quick":
+        return made
+    made += [
+        make.case("t0-t1", "timesteps 0 and 1, the first class and the last", (0, 1), (0, -2)),
+        make.case("t20-t500", "a quarter of the latents' side", (20, 500), (-1, 7), max(min(make.side, SMALL) // 4, 1)),
+        make.case("t998-t431", "two classes far apart", (998, 431), (1, make.null // 2)),
+        make.case("x3", "latents of three times the amplitude", amplitude=3.0),
+        make.case("outliers", "a channel far above the others", outliers=True),
+        make.case(GUIDED, "no class, and a class, as for guidance", labels=(-1, 3)),
+    ]
+    if make.side > SMALL and (make.side**2 <= AFFORDABLE or profile == "full"):
+        pixels = make.side * make.patch * VAE_FACTOR
+        made.append(make.case("native", f"the model's own size, {pixels} px", (600, 40), side=make.side))
+    return made
+
+
+def stages(found: Findings) -> list[tuple[str, Case]]:
+    """The patches of a latent of the model's own size: the table that the original stores, at the cost of no block."""
+    make = _Inputs(found)
+    return [("patch embedding", Case("native", {"latent": make.latent(1, make.side)}, "the model's own size"))]
+
+
+def assume(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `config.json` says of what an original file may not show, by flag name."""
+    made = dit_stock.effective(config)
+    return {
+        "num_attention_heads": made["num_attention_heads"],
+        "image_size": believed_size(made["sample_size"]),
+    }
+
+
+AS_LOADED = Model(
+    reference=reference,
+    converted=dit_stock.converted,
+    cases=cases,
+    parts=parts,
+    patch=lambda found: int(found.value("patch_size")),
+    effective=dit_stock.effective,
+    assume=assume,
+    faults=faults,
+    # A shift of all keys by one vector changes every score of a query alike, and softmax none of them.
+    unseen=("attn1.to_k",),
+    stages=stages,
+    guided=GUIDED,
+    loaded=dit_stock.loaded,
+)
+AMENDED = replace(
+    AS_LOADED,
+    converted=partial(dit_stock.converted, amend=dit_stock.exact),
+    loaded=partial(dit_stock.loaded, amend=dit_stock.exact),
+)
+PARITY = replace(AS_LOADED, remedy=Remedy(EXACT, OTHERWISE, EXACT_LINE, AMENDED))

@@ -1,0 +1,157 @@
+"""What is fetched of a repository: what the reader would take of the whole of it, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from converter.checkpoint.folder import STEMS, model_folder, weight_files
+from converter.errors import InputError
+from converter.hub.names import Place
+from converter.hub.selection import Choice, choose
+
+T, W = "transformer/", "diffusion_pytorch_model"
+PIPELINE = ["model_index.json", "README.md", "vae/config.json", f"vae/{W}.safetensors", f"{T}config.json"]
+# files in the repository, path asked for, what is fetched, index, what is opened
+CHOICES = {
+    "a pipeline": ([*PIPELINE, f"{T}{W}.safetensors"], "", [f"{T}config.json", f"{T}{W}.safetensors"], "", ""),
+    "its transformer": (
+        [*PIPELINE, f"{T}{W}.safetensors"],
+        "transformer",
+        [f"{T}config.json", f"{T}{W}.safetensors"],
+        "",
+        T,
+    ),
+    "its VAE": ([*PIPELINE, f"{T}{W}.safetensors"], "vae", ["vae/config.json", f"vae/{W}.safetensors"], "", "vae/"),
+    "every kind of weights": (
+        [*PIPELINE, f"{T}{W}.safetensors", f"{T}{W}.bin", f"{T}{W}.fp16.safetensors", "original.pth"],
+        "",
+        [f"{T}config.json", f"{T}{W}.safetensors"],
+        "",
+        "",
+    ),
+    "pickles only": ([f"{T}{W}.bin", f"{T}{W}.fp16.safetensors"], "", [f"{T}{W}.bin"], "", ""),
+    "a model": (["config.json", f"{W}.safetensors"], "", ["config.json", f"{W}.safetensors"], "", ""),
+    "shards": (
+        ["config.json", f"{W}.safetensors.index.json", f"{W}-00001-of-00001.safetensors"],
+        "",
+        ["config.json", f"{W}.safetensors.index.json"],
+        f"{W}.safetensors.index.json",
+        "",
+    ),
+    "our own": (
+        ["conversion.json", "original_extras.safetensors", "parity.json", "README.md", f"{T}{W}.safetensors"],
+        "",
+        ["conversion.json", "original_extras.safetensors", f"{T}{W}.safetensors"],
+        "",
+        "",
+    ),
+    "extras of somebody": (["original_extras.safetensors", f"{W}.bin"], "", [f"{W}.bin"], "", ""),
+    "one variant": (
+        [*PIPELINE, f"{T}{W}.fp16.safetensors"],
+        "",
+        [f"{T}config.json", f"{T}{W}.fp16.safetensors"],
+        "",
+        "",
+    ),
+    "one original": (["README.md", "runs/epoch_5.pth", "epoch.txt"], "", ["runs/epoch_5.pth"], "", "one"),
+    "a file": (["a.pth", "b.pth"], "b.pth", ["b.pth"], "", "one"),
+    "a folder with one": (["x/a.pth", "y/b.pth"], "y", ["y/b.pth"], "", "one"),
+}
+REFUSED = {
+    "several": (["a.pth", "b.pth", "c.txt"], "", r"several checkpoints: name one of hf://o/n/a.pth, hf://o/n/b.pth$"),
+    "many": ([f"{i}.pth" for i in range(20)], "", r"hf://o/n/15.pth and 12 more$"),
+    "none": (["README.md"], "", "holds no weights: looked for"),
+    "nothing at all": ([], "", "is not in the repository"),
+    "no such file": (["a.pth"], "b.pth", "the file or folder is not in the repository"),
+    "part of a name": (["abc/a.pth"], "ab", "the file or folder is not in the repository"),
+    "both": ([f"{W}.bin", f"{W}.bin.index.json"], "", "one of them is stale"),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices(name: str) -> None:
+    names, path, files, index, result = CHOICES[name]
+    made = choose({*names}, Place("o/n", "o/n", None, path))
+    assert made == Choice(tuple(files), index, files[0] if result == "one" else result)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name: str) -> None:
+    names, path, words = REFUSED[name]
+    with pytest.raises(InputError, match=f"^hf://o/n.*: .*{words}"):
+        choose({*names}, Place(f"hf://o/n/{path}", "o/n", None, path))
+
+
+def test_the_revision_is_named_too() -> None:
+    with pytest.raises(InputError, match=r"hf://o/n@v1/a\.pth"):
+        choose({"a.pth", "b.pth"}, Place("hf://o/n@v1", "o/n", "v1"))
+
+
+def test_what_is_in_the_cache_may_not_be_all_there_is() -> None:
+    """A checkpoint that was fetched by its name is not thereby the only one of its repository."""
+    place = Place("o/n", "o/n")
+    for names in ({"a.pth"}, {f"{T}{W}.fp16.safetensors"}):
+        assert choose(names, place).files[-1:] == (*names,)
+        with pytest.raises(InputError, match="the cache does not tell: name one of hf://o/n/"):
+            choose(names, place, whole=False)
+        (name,) = names
+        assert choose(names, Place("", "o/n", None, name), whole=False).files == (name,)
+    with pytest.raises(InputError, match="is not in the cache, and the hub is out of reach"):
+        choose({"a.pth"}, Place("", "o/n", None, "b.pth"), whole=False)
+    with pytest.raises(InputError, match=r"transformer/config\.json is not in the cache"):
+        choose({f"{T}{W}.safetensors"}, place, whole=False)
+    with pytest.raises(InputError, match="weights in it: is not in the cache"):
+        choose({"config.json"}, place, whole=False)
+
+
+SHARD = "shard-1.safetensors"
+NAMES = [
+    *(f"{folder}{stem}{end}" for folder in ("", T) for stem in STEMS for end in ("", ".index.json")),
+    *("config.json", f"{T}config.json", SHARD, f"{T}{SHARD}", "model_index.json", "a.pth", f"{T}{W}.fp16.safetensors"),
+]
+
+
+def outcome(whole: Path) -> tuple[set[str], bool, str]:
+    """What the reader takes of a folder: the files of weights, whether an index says so; or the rule it breaks."""
+    try:
+        files, index, _ = weight_files(model_folder(whole))
+    except InputError as error:
+        return set(), False, str(error)
+    return {path.relative_to(whole).as_posix() for path in files}, index is not None, ""
+
+
+@given(st.sets(st.sampled_from(NAMES), max_size=8))
+def test_it_is_what_the_reader_takes_of_the_whole_repository(names: set[str]) -> None:
+    """The oracle is the reader of folders, on a repository that was fetched as a whole."""
+    with tempfile.TemporaryDirectory() as made:
+        whole = Path(made)
+        for name in names:
+            path = whole / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps({"weight_map": {"key": SHARD}}) if name.endswith("index.json") else "")
+        read, index, rule = outcome(whole)
+    if "is missing" in rule:  # a shard, which only the index tells
+        return
+    if rule:
+        chosen, words = None, ""
+        try:
+            chosen = choose(names, Place("o/n", "o/n"))
+        except InputError as error:
+            words = str(error)
+        assert ("stale" in words) == ("stale" in rule)
+        assert chosen is None or chosen.result in names  # the only checkpoint, which is no folder of a model
+        return
+    chosen = choose(names, Place("o/n", "o/n"))
+    assert chosen.result == ""
+    assert bool(index) == bool(chosen.index)
+    fetched = {*chosen.files} | ({chosen.index[: chosen.index.rfind("/") + 1] + SHARD} if index else set())
+    config = {name for name in fetched if name.endswith("config.json")}
+    assert fetched == read | config | ({chosen.index} if index else set())
+    place = T if any(name.startswith(T) for name in names) else ""
+    assert config == {f"{place}config.json"} & names

@@ -1,0 +1,136 @@
+"""`pixart revert`: what it prints, and how it ends where it cannot go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from makers import GOLDEN, HEADS, Result, launch, pixart, save, tree
+
+import converter
+
+Cli = Callable[..., Result]
+LINE = re.compile(r"pixart: error: [^\n]+\n")
+
+
+@pytest.fixture
+def converted(tmp_path: Path) -> Path:
+    converter.convert(save(pixart(), tmp_path / "a.pth"), tmp_path / "out", num_attention_heads=HEADS)
+    return tmp_path / "out"
+
+
+def test_a_process_of_its_own(converted: Path) -> None:
+    target = converted.parent / "back.pth"
+    done = launch("pixart", "revert", "--converted-path", converted, "--dump-path", target)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"wrote: {target} (" in done.stdout
+    assert "note: all 57 tensors are what conversion.json says was converted" in done.stdout
+    assert re.search(r"done: \d+ tensors in [\d.]+ s, read back and verified", done.stdout)
+    state = torch.load(target, weights_only=True, mmap=True)["state_dict"]
+    assert all(torch.equal(tensor, pixart()[key]) for key, tensor in state.items())
+    assert not [name for name in os.listdir(converted.parent) if name.startswith(".")]
+
+
+def test_it_needs_no_torch(converted: Path) -> None:
+    code = "import sys; import converter; converter.convert({!r}, {!r}, to='original', dtype='float16'); "
+    code += "sys.exit('torch' in sys.modules)"
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", code.format(str(converted), str(converted.parent / "back.pth"))])
+    assert done.returncode == 0
+
+
+def test_json_and_quiet(converted: Path, cli: Cli) -> None:
+    call = ["revert", "--converted_path", converted, "--dump_path", converted.parent / "back.pth"]
+    made = json.loads(cli("pixart", *call, "--json").stdout)
+    assert (made["ok"], made["written"], made["record"]["to"]) == (True, True, "original")
+    rows = {row["targets"][0]: row for row in made["record"]["plan"]}
+    assert rows["blocks.0.attn.qkv.weight"]["operation"] == "concatenate"
+    assert len(rows["blocks.0.attn.qkv.weight"]["sha256"]) == 3
+    assert rows["pos_embed"]["operation"] == "recompute"
+    done = cli("pixart", *call, "--quiet", "--overwrite")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_dry_run_writes_nothing(converted: Path, cli: Cli) -> None:
+    before = tree(converted.parent)
+    call = ["--converted_path", converted, "--dump_path", converted.parent / "b.pth"]
+    done = cli("pixart", "revert", *call, "--dry_run")
+    assert done.returncode == 0
+    assert "transformer_blocks.{0..1}.attn1.to_k.weight" in done.stdout
+    assert "-> concatenate: blocks.{0..1}.attn.qkv.weight" in done.stdout
+    assert tree(converted.parent) == before
+
+
+def test_comfyui_warnings_are_printed(tmp_path: Path, cli: Cli) -> None:
+    converter.convert(GOLDEN / "alpha-fixed.pth", tmp_path / "out", num_attention_heads=4)
+    call = ["--converted_path", tmp_path / "out", "--dump_path", tmp_path / "c.safetensors", "--to", "comfyui"]
+    done = cli("pixart", "revert", *call)
+    assert done.returncode == 0
+    assert "note: ComfyUI guesses the scale of the positions" in done.stdout
+    converter.convert(GOLDEN / "dit.pt", tmp_path / "dit", num_attention_heads=4)
+    done = cli("pixart", "revert", "--converted_path", tmp_path / "dit", *call[2:], "--overwrite")
+    assert done.returncode == 2
+    assert "ComfyUI knows no DiT" in done.stderr
+
+
+BAD = {
+    "no such folder": (["--converted_path={t}/none", "--dump_path={t}/b.pth"], 3, "No such file"),
+    "no model": (["--converted_path={t}", "--dump_path=/tmp/none/b.pth"], 3, "holds no weights"),
+    "a folder for a file": (["--converted_path={o}", "--dump_path={t}/b"], 2, "ends in .pth"),
+    "into itself": (["--converted_path={o}", "--dump_path={o}/b.pth"], 2, "lies inside it"),
+    "over its weights": (["--converted_path={w}", "--dump_path={w}", "--overwrite"], 2, "is the input"),
+    "over another": (["--converted_path={o}", "--dump_path={t}/a.pth"], 2, "use --overwrite"),
+    "a disk that is none": (["--converted_path={o}", "--dump_path=/proc/none/b.pth"], 2, "/proc"),
+    "weights without a config": (["--converted_path={w}", "--dump_path={t}/b.pth"], 2, "--image_size is needed"),
+    "a null caption that is a page": (
+        ["--converted_path={o}", "--dump_path={t}/b.pth", "--null_caption={t}/page"],
+        3,
+        "HTML",
+    ),
+    "a contradiction": (["--converted_path={o}", "--dump_path={t}/b.pth", "--image_size=512"], 2, "contradicts the"),
+    "no such option": (["--converted_path={o}", "--dump_path={t}/b.pth", "--weights=ema"], 2, "--weights"),
+    "to diffusers": (["--converted_path={o}", "--dump_path={t}/b.pth", "--to=diffusers"], 2, "--to"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(name: str, converted: Path, cli: Cli) -> None:
+    words, code, message = BAD[name]
+    (converted.parent / "page").write_text("<html>")
+    places = {"o": converted, "t": converted.parent, "w": converted / "transformer/diffusion_pytorch_model.safetensors"}
+    before = tree(converted.parent)
+    done = cli("pixart", "revert", *(word.format(**places) for word in words))
+    assert done.returncode == code, done.stderr
+    assert LINE.fullmatch(done.stderr), done.stderr
+    assert message in done.stderr
+    assert tree(converted.parent) == before
+    assert sorted(os.listdir(converted.parent)) == ["a.pth", "out", "page"]
+
+
+@pytest.mark.parametrize("cut", [1, 1000])
+def test_truncated_weights(cut: int, converted: Path, cli: Cli) -> None:
+    path = converted / "transformer/diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-cut])
+    done = cli("pixart", "revert", "--converted_path", converted, "--dump_path", converted.parent / "b.pth")
+    assert done.returncode == 3
+    assert "truncated or extended" in done.stderr
+    assert not (converted.parent / "b.pth").exists()
+
+
+def test_a_missing_tensor(converted: Path, cli: Cli) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = converted / "transformer/diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    del tensors["transformer_blocks.1.attn1.to_k.weight"]
+    save_file(tensors, path)
+    done = cli("pixart", "revert", "--converted_path", converted, "--dump_path", converted.parent / "b.pth")
+    assert done.returncode == 3
+    assert "missing transformer_blocks.1.attn1.to_k.weight" in done.stderr

@@ -1,0 +1,233 @@
+"""The golden DiT: converted whole, byte for byte; and stock diffusers computes its function with one line more."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel
+from makers import GOLDEN, HEADS, dit, dit_keyed, folder, save, tree
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_golden import TOLERANCE, WEIGHTS, recorded
+
+import converter
+from converter.families.dit import EXACT_LINE
+
+DEPTH = 3
+STATE: dict[str, torch.Tensor] = torch.load(GOLDEN / "dit.pt", weights_only=True)
+CASES = recorded("dit")[1]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("golden") / "dit"
+    converter.convert(GOLDEN / "dit.pt", folder, num_attention_heads=HEADS)
+    return folder
+
+
+def load(place: Path) -> Any:
+    """The model as stock diffusers loads it, nothing missing or left over."""
+    model, info = DiTTransformer2DModel.from_pretrained(
+        place, subfolder="transformer", output_loading_info=True, low_cpu_mem_usage=False
+    )
+    assert {name: list(keys) for name, keys in info.items() if keys} == {}
+    return model.eval()
+
+
+def exact(model: Any) -> Any:
+    exec(EXACT_LINE, {"model": model})
+    return model
+
+
+def run(model: Any, case: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        output: torch.Tensor = model(case["latent"], timestep=case["timestep"], class_labels=case["class_label"]).sample
+    return output
+
+
+def relative(output: torch.Tensor, truth: torch.Tensor) -> float:
+    return float((output - truth).norm() / truth.norm())
+
+
+def test_every_recorded_output_is_reproduced_with_the_line_that_the_note_gives(out: Path) -> None:
+    model = exact(load(out))
+    assert len(CASES) == 2
+    for case in CASES:
+        assert float((run(model, case) - case["output"]).abs().max()) < TOLERANCE
+        assert relative(run(model, case), case["output"]) < 3e-7
+
+
+def test_without_it_stock_diffusers_is_another_function(out: Path) -> None:
+    """If this fails diffusers has changed: then neither the note nor the flag is needed any more."""
+    model = load(out)
+    assert {block.norm1.emb.time_proj.downscale_freq_shift for block in model.transformer_blocks} == {1}
+    by_timestep = {
+        int(case["timestep"][i]): relative(run(model, case)[i], case["output"][i])
+        for case in CASES
+        for i in range(len(case["timestep"]))
+    }
+    assert by_timestep[999] == pytest.approx(0.216, abs=0.001)
+    assert by_timestep[500] == pytest.approx(0.17, abs=0.02)
+    assert by_timestep[10] == pytest.approx(0.0043, abs=0.0002)
+
+
+def test_no_weights_could_make_up_for_it() -> None:
+    """The best linear map from the one set of sinusoids to the other, over all timesteps, leaves most of the way."""
+    t, j = torch.arange(1000.0, dtype=torch.float64)[:, None], torch.arange(128.0, dtype=torch.float64)
+
+    def sinusoids(last: int) -> torch.Tensor:
+        angles = t * 10000 ** (-j / last)
+        return torch.cat([angles.cos(), angles.sin(), torch.ones_like(t)], dim=1)
+
+    ours, theirs = sinusoids(128), sinusoids(127)
+    best = theirs @ torch.linalg.lstsq(theirs, ours, driver="gelsd").solution
+    assert float((best - ours).square().mean().sqrt()) > 0.1
+    assert float((theirs - ours).square().mean().sqrt()) == pytest.approx(0.456, abs=0.001)
+
+
+def test_the_stock_default_of_the_norms_is_not_the_originals(out: Path) -> None:
+    model = exact(load(out))
+    other = exact(DiTTransformer2DModel.from_config(dict(model.config) | {"norm_eps": 1e-5}).eval())
+    other.load_state_dict(model.state_dict())
+    errors = [[relative(run(m.double(), _wide(case)), case["output"]) for case in CASES] for m in (model, other)]
+    assert all(right < 3e-7 < wrong for right, wrong in zip(*errors, strict=True)), errors
+
+
+def _wide(case: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return case | {"latent": case["latent"].double()}
+
+
+def test_the_config_is_what_the_original_net_was_made_of(out: Path) -> None:
+    settings = recorded("dit")[0]
+    config = json.loads((out / "transformer/config.json").read_text())
+    wanted = {
+        "_class_name": "DiTTransformer2DModel",
+        "num_layers": settings["depth"],
+        "num_attention_heads": settings["num_heads"],
+        "attention_head_dim": settings["hidden_size"] // settings["num_heads"],
+        "sample_size": settings["input_size"],
+        "patch_size": settings["patch_size"],
+        "num_embeds_ada_norm": settings["num_classes"],
+        "in_channels": 4,
+        "out_channels": 8,
+        "norm_eps": 1e-6,
+    }
+    assert {key: config[key] for key in wanted} == wanted
+    written = {key for key in config if not key.startswith("_")}
+    assert written == set(signature(DiTTransformer2DModel.__init__).parameters) - {"self"}
+
+
+def test_the_weights_are_the_bytes_that_safetensors_writes(out: Path, tmp_path: Path) -> None:
+    save_file(dit_keyed(STATE, DEPTH), tmp_path / "by-safetensors", metadata={"format": "pt"})
+    assert (out / WEIGHTS).read_bytes() == (tmp_path / "by-safetensors").read_bytes()
+    assert not (out / "original_extras.safetensors").exists()
+    loaded, by_hand = load(out).state_dict(), dit_keyed(STATE, DEPTH)
+    assert loaded.keys() == by_hand.keys()
+    assert all(torch.equal(loaded[key], by_hand[key]) for key in by_hand)
+
+
+def test_the_record_says_that_a_tensor_was_copied_and_proves_every_copy(out: Path) -> None:
+    record = json.loads((out / "conversion.json").read_text())
+    rows = {row["source"]: row for row in record["plan"]}
+    assert {key for key, row in rows.items() if row["operation"] == "copy"} == {
+        *(f"t_embedder.mlp.{i}.{part}" for i in (0, 2) for part in ("weight", "bias")),
+        "y_embedder.embedding_table.weight",
+    }
+    row = rows["y_embedder.embedding_table.weight"]
+    assert len(row["targets"]) == DEPTH
+    assert list(row["sha256"]) == row["targets"]
+    assert len(set(row["sha256"].values())) == 1
+    assert rows["pos_embed"] | {"operation": "recompute", "reproduced": True} == rows["pos_embed"]
+    assert any(EXACT_LINE in note for note in record["notes"])
+
+
+def test_the_way_back_of_the_converted_file(out: Path) -> None:
+    keys = converter.families.families()["dit"].keys
+    with safe_open(out / WEIGHTS, "pt") as file:
+        theirs = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    back = keys.inverse(theirs, {"pos_embed": STATE["pos_embed"]})
+    assert back.keys() == STATE.keys()
+    assert all(torch.equal(back[key], STATE[key]) for key in STATE)
+
+
+def test_the_training_file_of_the_original_code(tmp_path: Path) -> None:
+    raw, ema = dit(hidden_size=24), dit(hidden_size=24, seed=1)
+    path = save(
+        {"model": raw, "ema": ema, "opt": {"state": {}}, "args": Namespace(model="DiT-XL/2")}, tmp_path / "0.pt"
+    )
+    for weights, state in ((None, raw), ("raw", raw), ("ema", ema)):
+        done = converter.convert(path, tmp_path / str(weights), weights=weights, num_attention_heads=2, family="dit")
+        made, by_hand = load_file(done.path / WEIGHTS), dit_keyed(state, 2)
+        assert made.keys() == by_hand.keys()
+        assert all(torch.equal(made[key], by_hand[key]) for key in by_hand)
+        assert any("--weights ema" in note for note in done.notes) == (weights is None)
+
+
+@pytest.mark.parametrize("sizes", [{"patch_size": 4}, {"patch_size": 8, "learn_sigma": False}, {"class_rows": 1}])
+def test_other_sizes_load(sizes: dict[str, Any], tmp_path: Path) -> None:
+    state = dit(**sizes)
+    converter.convert(save(state, tmp_path / "a.pt"), tmp_path / "out", num_attention_heads=2)
+    loaded, by_hand = load(tmp_path / "out").state_dict(), dit_keyed(state, 2)
+    assert all(torch.equal(loaded[key], by_hand[key]) for key in by_hand)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_moved_as_it_is(dtype: torch.dtype, tmp_path: Path) -> None:
+    state = dit(dtype=dtype)
+    converter.convert(save(state, tmp_path / "a.pt"), tmp_path / "out", num_attention_heads=2)
+    made = load_file(tmp_path / "out" / WEIGHTS)
+    assert all(torch.equal(made[key], tensor) for key, tensor in dit_keyed(state, 2).items())
+
+
+def test_copies_of_views_that_share_one_storage_or_are_laid_out_anew(tmp_path: Path) -> None:
+    state = dit()
+    both = torch.cat([state["t_embedder.mlp.2.weight"], state["t_embedder.mlp.2.weight"] * 2])
+    state["t_embedder.mlp.2.weight"] = both[:24]
+    state["y_embedder.embedding_table.weight"] = state["y_embedder.embedding_table.weight"].T.contiguous().T
+    converter.convert(save(state, tmp_path / "a.pt"), tmp_path / "out", num_attention_heads=2)
+    made = load_file(tmp_path / "out" / WEIGHTS)
+    assert all(torch.equal(made[key], tensor) for key, tensor in dit_keyed(state, 2).items())
+
+
+def test_a_diffusers_folder_is_taken_too(out: Path, tmp_path: Path) -> None:
+    config = json.loads((out / "transformer/config.json").read_text())
+    source = folder(dit_keyed(STATE, DEPTH), tmp_path / "source", config, shards=3)
+    converter.convert(source, tmp_path / "again")
+    assert (tmp_path / "again" / WEIGHTS).read_bytes() == (out / WEIGHTS).read_bytes()
+    assert (tmp_path / "again/transformer/config.json").read_bytes() == (out / "transformer/config.json").read_bytes()
+
+
+def test_a_table_of_positions_that_diffusers_does_not_compute_is_refused(tmp_path: Path, cli: Any) -> None:
+    for name, changed, says in (
+        ("scaled", dit(input_size=16)["pos_embed"].roll(1, dims=1), "no sin-cos table"),
+        ("end", _ended(), "is not the sin-cos table of its size"),
+    ):
+        path = save(dit() | {"pos_embed": changed}, tmp_path / f"{name}.pt")
+        before = tree(tmp_path)
+        result = cli(
+            "convert-pixart", "--orig_ckpt_path", path, "--dump_path", tmp_path / "o", "--num_attention_heads=2"
+        )
+        assert (result.returncode, result.stderr.count("\n")) == (3, 1)
+        assert says in result.stderr
+        assert tree(tmp_path) == before
+
+
+def _ended() -> torch.Tensor:
+    table = dit()["pos_embed"].clone()
+    table[0, -1] += 1
+    return table
+
+
+def test_the_plan_in_a_dry_run_folds_the_copies(tmp_path: Path, cli: Any) -> None:
+    flags = ["--orig_ckpt_path", GOLDEN / "dit.pt", "--dump_path", tmp_path / "out", "--num_attention_heads=4"]
+    result = cli("convert-pixart", *flags, "--dry_run")
+    line = "y_embedder.embedding_table.weight [11, 48] -> copy: transformer_blocks.{0..2}.norm1.emb.class_embedder"
+    assert line in result.stdout
+    assert cli("convert-pixart", *flags, "--family=dit", "--dry_run").stdout == result.stdout
+    assert cli("convert-pixart", *flags, "--family=pixart").returncode == 3

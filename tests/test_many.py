@@ -1,0 +1,140 @@
+"""Many conversions: what is done is left alone, what fails stops nothing, and what differs is told by content."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from makers import HEADS, pixart, save, tree
+
+from converter.conversion import is_done
+from converter.existing import holds
+from converter.many import convert_all, worst
+from converter.pairs import Pair, expand
+
+Cli = Callable[..., object]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    for i in (9, 10):
+        save(pixart(seed=i), folder / f"epoch_{i}.pth")
+    (folder / "epoch_11.pth").write_bytes(b"<html>")
+    return folder
+
+
+def statuses(runs: Path, **options: object) -> list[str]:
+    pairs = expand(f"{runs}/*.pth", f"{runs.parent}/out/{{stem}}")
+    return [o.status for o in convert_all(pairs, num_attention_heads=HEADS, **options)]
+
+
+def test_one_failure_does_not_stop_the_rest(runs: Path) -> None:
+    (runs / "epoch_12.pth").write_bytes((runs / "epoch_9.pth").read_bytes())
+    assert statuses(runs) == ["converted", "converted", "failed", "converted"]
+    assert sorted(p.name for p in (runs.parent / "out").iterdir()) == ["epoch_10", "epoch_12", "epoch_9"]
+
+
+def test_done_ones_are_left_alone(runs: Path) -> None:
+    assert statuses(runs) == ["converted", "converted", "failed"]
+    before = {path: path.stat().st_mtime_ns for path in (runs.parent / "out").rglob("*")}
+    for path in runs.iterdir():
+        os.utime(path)  # by content, not by date
+    assert statuses(runs) == ["unchanged", "unchanged", "failed"]
+    assert statuses(runs, overwrite=True) == ["unchanged", "unchanged", "failed"]
+    assert before == {path: path.stat().st_mtime_ns for path in (runs.parent / "out").rglob("*")}
+
+
+def test_another_epoch_under_the_same_name_is_another_conversion(runs: Path) -> None:
+    statuses(runs)
+    state = pixart(seed=9)
+    state["blocks.1.mlp.fc2.bias"].view(torch.int32)[3] ^= 1  # one bit
+    save(state, runs / "epoch_9.pth")
+    before = tree(runs.parent / "out")
+    assert statuses(runs) == ["failed", "unchanged", "failed"]  # nothing is replaced without being asked
+    assert tree(runs.parent / "out") == before
+    assert statuses(runs, overwrite=True) == ["converted", "unchanged", "failed"]
+    assert statuses(runs) == ["unchanged", "unchanged", "failed"]
+
+
+def test_another_dtype_is_another_conversion(runs: Path) -> None:
+    statuses(runs)
+    assert statuses(runs, dtype="float16") == ["failed", "failed", "failed"]
+    assert statuses(runs, dtype="float16", overwrite=True) == ["converted", "converted", "failed"]
+    assert statuses(runs, dtype="float16") == ["unchanged", "unchanged", "failed"]
+
+
+@pytest.mark.parametrize("to", ["diffusers", "original", "comfyui"])
+def test_every_byte_of_a_result_counts(to: str, tmp_path: Path) -> None:
+    """Mutation: wherever a byte of what matters is changed, the result is no longer the one that would be written."""
+    source = save(pixart(), tmp_path / "a.pth")
+    name = {"diffusers": "out", "original": "out.pth", "comfyui": "out.safetensors"}[to]
+    target, options = tmp_path / name, {"to": to, "num_attention_heads": HEADS}
+    (outcome,) = convert_all([Pair(str(source), str(target))], **options)
+    assert outcome.status == "converted", outcome.words
+    assert is_done(source, target, **options)
+    files = [path for path in (target.rglob("*") if target.is_dir() else [target]) if path.is_file()]
+    assert files
+    for path in files:
+        if path.name == "conversion.json":  # it tells of the result, and is none
+            continue
+        data = path.read_bytes()
+        for position in (0, len(data) // 3, len(data) // 2, len(data) - 9):
+            changed = bytearray(data)
+            changed[position] ^= 0x10
+            path.write_bytes(changed)
+            same = is_done(source, target, **options)
+            if same:  # a byte between members, or in a header that says the same
+                assert path.suffix == ".pth"
+                assert _same_tensors(changed, data, tmp_path)
+        path.write_bytes(data[:-1])
+        assert not is_done(source, target, **options)
+        path.unlink()
+        assert not is_done(source, target, **options)
+        path.write_bytes(data)
+    assert is_done(source, target, **options)
+
+
+def _same_tensors(changed: bytes, data: bytes, tmp: Path) -> bool:
+    states = []
+    for i, content in enumerate((changed, data)):
+        path = tmp / f"{i}.compare.pth"
+        path.write_bytes(content)
+        states.append(torch.load(path, weights_only=True)["state_dict"])
+    return all(torch.equal(states[0][key], tensor) for key, tensor in states[1].items())
+
+
+def test_nothing_to_hold_is_no_proof(tmp_path: Path) -> None:
+    assert not is_done(save(pixart(), tmp_path / "a.pth"), tmp_path / "nowhere", num_attention_heads=HEADS)
+    assert holds(tmp_path, [], [], {})  # vacuous: a conversion always writes something
+
+
+def test_the_worst_code() -> None:
+    cases = {(): 0, (0,): 0, (0, 3): 3, (3, 2): 3, (4, 0): 4, (4, 2): 2, (1, 3): 1, (5, 1): 5}
+    assert {codes: worst(codes) for codes in cases} == cases
+
+
+def test_the_command(runs: Path, cli: Cli) -> None:
+    call = ["--orig_ckpt_path", f"{runs}/epoch_*.pth", "--dump_path", f"{runs.parent}/out/{{stem}}"]
+    call += ["--num_attention_heads", "4"]
+    done = cli("convert-pixart", *call)
+    lines = done.stdout.splitlines()  # type: ignore[attr-defined]
+    assert lines[0] == f"converted: {runs}/epoch_9.pth -> {runs.parent}/out/epoch_9"
+    assert lines[-1] == "summary: 2 converted, 0 unchanged, 1 failed"
+    assert done.returncode == 3  # type: ignore[attr-defined]
+    assert "epoch_11.pth: offset 0: this is an HTML or XML page" in done.stderr  # type: ignore[attr-defined]
+    (runs / "epoch_11.pth").unlink()
+    done = cli("convert-pixart", *call, "--json")
+    made = json.loads(done.stdout)  # type: ignore[attr-defined]
+    assert (done.returncode, made["ok"]) == (0, True)  # type: ignore[attr-defined]
+    assert made["summary"] == {"converted": 0, "unchanged": 2, "failed": 0}
+    shutil.rmtree(runs.parent / "out" / "epoch_9")
+    done = cli("convert-pixart", *call, "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")  # type: ignore[attr-defined]
+    assert (runs.parent / "out" / "epoch_9").is_dir()
