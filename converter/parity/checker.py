@@ -190,6 +190,10 @@ class _Run:
             weights.words = f"{other}; {weights.words}"
         made = [provenance.phase(about.result(), made_on), weights, config]
         why_not = _unbuildable(weights, config, pair.config)
+        if pair.model is provenance.UNAVAILABLE:
+            why_not = (
+                f"the family {pair.family.name} brings no reference net (`parity`): what it computes was not compared"
+            )
         if why_not:
             return made + [Phase(name, NOT_RUN, why_not) for name in ("function", "trajectory", "self-test")]
         from .session import Session

@@ -90,3 +90,9 @@ class Nets:
 def stage_of(net: Net, name: str) -> Stage:
     """The stage of that name."""
     return next(stage for stage in net.stages if stage.name == name)
+
+
+def of_the_machine(error: Exception) -> bool:
+    """Whether something went wrong that says nothing of either net: no room for them, or a library that is broken."""
+    room = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return room or isinstance(error, ImportError)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..checkpoint.folder import WEIGHTS as WEIGHTS_FILE
 from ..checkpoint.folder import variants, weight_files, weights_among, with_variant
-from ..errors import UsageError, printable
+from ..errors import printable
 from ..families import Family
 from ..record import RECORD, record_beside, sidecar_beside
 from ..record import Record as Found
@@ -110,14 +110,19 @@ def phase(original: Mapping[str, Any], environment: Mapping[str, Any]) -> Phase:
     return Phase("provenance", PASS, words)
 
 
+def _unavailable(*_: Any) -> Any:
+    raise NotImplementedError
+
+
+UNAVAILABLE = Model(reference=_unavailable, converted=_unavailable, cases=_unavailable)  # weights and config only
+
+
 def model_of(family: Family) -> Model:
-    """The nets that a family brings; imported where they are needed."""
+    """The nets that a family brings, imported where they are needed; `UNAVAILABLE` where it brings none."""
     made = family.parity
     if isinstance(made, str):
         from importlib import import_module
 
         module, _, name = made.partition(":")
         made = getattr(import_module(module), name)
-    if not isinstance(made, Model):
-        raise UsageError(f"the family {family.name} brings no reference net (`parity`), so nothing can be compared")
-    return made
+    return made if isinstance(made, Model) else UNAVAILABLE

@@ -17,6 +17,7 @@ from .configuration import audit as config_audit
 from .faults import CONFIG, FUNCTION, WEIGHTS, Fault, Faulty
 from .function import Judge, Outcome
 from .model import Model
+from .nets import of_the_machine
 from .report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from .statistics import relative
 
@@ -168,7 +169,9 @@ def _run_nets(bench: Bench, fault: Fault, config: Mapping[str, Any], state: Mapp
         try:
             net = bench.build(config, state)
             made.converted[FLOAT64] = _output(net, fault, right, tail, bench.device)
-        except Exception:
+        except Exception as error:
+            if of_the_machine(error):
+                return
             if fault.config or fault.weights:  # a net that is wrong may fail in any way, and has been noticed then
                 trial.killers.add(FUNCTION)
                 return

@@ -18,8 +18,8 @@ from .faults import Fault, catalogue, idle
 from .function import Judge, Outcome
 from .inputs import Case
 from .model import Model
-from .nets import Nets, stage_of
-from .report import FAIL, NOT_RUN, PASS, Check, Phase
+from .nets import Nets, of_the_machine, stage_of
+from .report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase
 from .statistics import relative
 
 
@@ -77,13 +77,14 @@ class Session(Nets):
             )
             alone = self._lone_stages()
         except Exception as error:
+            if of_the_machine(error):
+                return Phase("function", INCONCLUSIVE, f"this machine cannot run the nets: {_told(error)}")
             if refused := self._refused(cases):
                 if self._saved:
-                    rule = f"the original net does not take it: {type(error).__name__}: {printable(error)}"
+                    rule = f"the original net does not take it: {_told(error)}"
                     raise InputError.at(self._saved, refused, rule) from error
                 raise
-            words = f"the converted net does not run: {type(error).__name__}: {printable(error)}"
-            return Phase("function", FAIL, words)
+            return Phase("function", FAIL, f"the converted net does not run: {_told(error)}")
         self._waivers = waivers
         notes += self._waive([check for outcome in self.outcomes for check in outcome.checks])
         self.outcomes[0].checks += alone
@@ -94,7 +95,7 @@ class Session(Nets):
             try:
                 self._localise(made)
             except Exception as error:  # a net that is wrong may not have the parts to look into: the verdict stands
-                made.notes.append(f"where it goes wrong was not found: {type(error).__name__}: {printable(error)}")
+                made.notes.append(f"where it goes wrong was not found: {_told(error)}")
         else:
             made.notes += self._worse_in_half()
         if self.remedy:
@@ -224,7 +225,7 @@ class Session(Nets):
         try:
             theirs = self.model.loaded(folder, inputs)
         except Exception as error:
-            same, words = False, f"from_pretrained does not load it: {type(error).__name__}: {printable(error)}"
+            same, words = False, f"from_pretrained does not load it: {_told(error)}"
         else:
             # Both on the CPU: no two devices agree to the last bit.
             weights = Weights(self.sides.converted, torch.float32, "cpu", None, Memory())
@@ -273,3 +274,7 @@ class Session(Nets):
             return [save_outcome(folder, outcome) for outcome in self.outcomes if outcome.verdict != PASS]
         except ConverterError as error:  # the verdict is worth more than its evidence
             return [f"--save_failing: {error}"]
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {printable(error)}"

@@ -96,7 +96,7 @@ def blocks_stay() -> None:
 
 def table_stays() -> None:
     """A positional table, which is made on the CPU."""
-    module = importlib.import_module("converter.reference.pixart")
+    module = importlib.import_module("converter.reference.patches")
     right = module.taken
 
     def taken(weights: Any, tensor: torch.Tensor) -> torch.Tensor:
@@ -137,8 +137,12 @@ def main(original: str, converted: str, leak: str, *options: str) -> None:
     said: dict[str, Any] = dict(option.split("=") for option in options)
     said["dtype"] = said["dtype"].split(",") if "dtype" in said else None
     LEAKS[leak]()
+    if "exact_timesteps" in said:
+        said["exact_timesteps"] = True
+    else:
+        said["multi_scale_train"] = True
     with Pretended():
-        report = check(original, converted, device=f"{NAME}:0", num_attention_heads=4, multi_scale_train=True, **said)
+        report = check(original, converted, device=f"{NAME}:0", num_attention_heads=4, **said)
     print(report.to_json())
 
 

@@ -17,6 +17,7 @@ from pretended import LEAKS
 from safetensors.torch import load_file, save_file
 from torch.utils import backend_registration
 
+from converter import convert
 from converter.parity import check
 from converter.parity.report import FAIL, PASS
 
@@ -73,6 +74,15 @@ def test_no_tensor_stays_behind(pairs: dict[str, Pair], name: str, options: dict
     ran = {phase["name"]: phase["verdict"] for phase in report["phases"]}
     assert ran["trajectory"] == (PASS if "profile" in options else "NOT RUN")
     assert ran["self-test"] == PASS
+
+
+@needs_pretending
+def test_nor_does_one_of_a_dit(tmp_path: Path) -> None:
+    """Of which whole numbers are an input, and every block has embedders of its own."""
+    original = ROOT / "fixtures/golden/dit.pt"
+    convert(original, tmp_path / "out", num_attention_heads=4)
+    report = pretended(Pair(original, tmp_path / "out"), exact_timesteps="true", dtype="float32,bfloat16")
+    assert report["verdict"] == PASS, report["reason"]
 
 
 @needs_pretending

@@ -20,6 +20,7 @@ from converter.mapping import KeyMapping
 from converter.parity import check
 from converter.parity.digests import sha256
 from converter.parity.provenance import (
+    UNAVAILABLE,
     Record,
     about,
     model_of,
@@ -240,9 +241,61 @@ def test_a_cast_that_is_none(pair: Pair) -> None:
 
 def test_a_family_without_a_net() -> None:
     bare = Family("bare", "Bare", KeyMapping({"a": "b"}), lambda *arguments: None, lambda found: {})
-    with pytest.raises(UsageError, match="the family bare brings no reference net"):
-        model_of(bare)
+    assert model_of(bare) is UNAVAILABLE
     assert model_of(PIXART).parts
+
+
+def test_without_a_net_only_bytes_and_fields_are_compared(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is no proof of what it computes, but can be one that it is another model."""
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.setattr("converter.parity.provenance.model_of", lambda family: UNAVAILABLE)
+    report = check(pair.original, pair.folder)
+    assert (report.verdict, report.exit_code) == ("INCONCLUSIVE", 4)
+    assert report.reason == (
+        "function: the family pixart brings no reference net (`parity`): what it computes was not compared"
+    )
+    verdicts = {phase.name: phase.verdict for phase in report.phases}
+    assert verdicts["weights"] == verdicts["config"] == PASS
+    assert verdicts["function"] == verdicts["self-test"] == "NOT RUN"
+    path = pair.model / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    state["proj_out.bias"] += 1
+    save_file(state, path, metadata={"format": "pt"})
+    report = check(pair.original, pair.folder)
+    assert (report.verdict, report.exit_code) == ("FAIL", 1)
+
+
+# A machine that is too small.
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+        ImportError("libcudnn.so: cannot open shared object file"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_the_machine_lacks_is_no_fault_of_the_model(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("converter.parity.stock.Streamed.forward", fails)
+        report = check(pair.original, pair.folder)
+    assert (report.verdict, report.exit_code) == ("INCONCLUSIVE", 4)
+    assert report.reason.startswith(f"function: this machine cannot run the nets: {type(error).__name__}")
+    # Nor has a fault been noticed by it.
+    with monkeypatch.context() as patched:
+        patched.setattr("converter.parity.selftest._output", fails)
+        report = check(pair.original, pair.folder)
+    assert (report.verdict, report.exit_code) == ("INCONCLUSIVE", 4)
+    assert report.reason.startswith("self-test: ")
 
 
 def test_a_small_model_end_to_end(tmp_path: Path) -> None:
