@@ -22,9 +22,7 @@ from converter.errors import UsageError
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(1, 300))
 @settings(deadline=None)
-def test_shards_are_the_hubs(
-    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], limit: int
-) -> None:
+def test_shards_are_the_hubs(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], limit: int) -> None:
     from converter.checkpoint import LazyTensor
     from converter.checkpoint.tensor import row_major
     from converter.writing import Part

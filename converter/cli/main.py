@@ -81,7 +81,8 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
         where = f"{printable(error.filename)}: " if error.filename else ""
         return _fail(name, f"{where}{error.strerror or error}", 5, arguments)
     except KeyboardInterrupt as error:
-        return _fail(name, f"{error or 'interrupted'}; no part of a result was left behind", _code(error), arguments)
+        left = getattr(error, "left", "nothing half-finished was left behind")
+        return _fail(name, f"{error or 'interrupted'}; {left}", _code(error), arguments)
     except Exception as error:
         if os.environ.get("PIXART_DEBUG"):
             raise

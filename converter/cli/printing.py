@@ -107,6 +107,4 @@ def _plan_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
         parts: Iterable[Iterable[str]] = [chain(*targets)] if operation == "copy" else zip(*targets, strict=True)
         to = ", ".join(name for part in parts for name in fold(part))
         sources = ", ".join(fold(name for row in members for name in row.get("sources", [row["source"]])))
-        yield f"  {sources} {shape} -> {operation}" + (
-            f": {to}" if to else ""
-        )
+        yield f"  {sources} {shape} -> {operation}" + (f": {to}" if to else "")

@@ -39,7 +39,7 @@ def files_of(path: str | os.PathLike[str]) -> dict[str, Path]:
     beside = [folder / name for folder in (root, place) for name in (CONFIG, RECORD, EXTRAS)]
     # Of `out/transformer`, the record and the sidecar are looked for in `out` too.
     beside += [root.absolute().parent / name for name in (RECORD, EXTRAS)]
-    beside += sorted(place.glob("*.index.json")) if index else []
+    beside += sorted(place.glob("*.index*.json")) if index else []
     # Weights that are passed over count too: stock diffusers may choose otherwise.
     found = [*weights, *(place / name for name in passed_over), *(file for file in beside if os.path.lexists(file))]
     return {os.path.relpath(file, root): file for file in found}

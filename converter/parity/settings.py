@@ -24,10 +24,11 @@ from typing import Any
 
 from ..errors import UsageError, printable
 from ..pairs import Pair, expand, pair_up
+from .choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
 from .tomlfile import Reader, one_of, read_toml, refusal, strict, tables, text
 from .waivers import Waiver, parse_waivers
 
-_DTYPE = one_of("float64", "float32", "float16", "bfloat16")
+_DTYPE = one_of(*PRECISIONS)
 # What `check` takes besides, which no hyper-parameter may be called.
 _RESERVED = ("original", "converted", "save_failing", "waivers", "progress", "base")
 
@@ -39,6 +40,12 @@ def _dtypes(value: Any) -> Any:
     if not value:
         raise ValueError("a dtype, or a list of them")
     return [_DTYPE(item) for item in value]
+
+
+def _threads(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MOST_THREADS:
+        raise ValueError(f"a whole number from 1 to {MOST_THREADS}")
+    return value
 
 
 def _given(value: Any) -> dict[str, Any]:
@@ -53,13 +60,14 @@ def _given(value: Any) -> dict[str, Any]:
 
 
 _OPTIONS: dict[str, Reader] = {
-    "profile": one_of("quick", "standard", "full"),
+    "profile": one_of(*PROFILES),
     "family": text,
-    "weights": one_of("raw", "ema"),
+    "weights": one_of(*WEIGHTS),
     "device": text,
     "dtype": _dtypes,
     "cast": _DTYPE,
-    "self_test": one_of("quick", "full"),
+    "self_test": one_of(*SELF_TESTS),
+    "threads": _threads,
     "given": _given,
 }
 _CHECKPOINT: dict[str, Reader] = {"original": text, "converted": text, **_OPTIONS, "cases": text}
