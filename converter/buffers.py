@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -56,12 +56,15 @@ def compare(tensor: LazyTensor, table: Any) -> Comparison:
     return Comparison(equal, difference, digest.hexdigest())
 
 
-class ComputedStorage(Storage):
-    """The bytes of a computed table, as if they lay in a file: made a run of rows at a time, never all in memory."""
+class MadeStorage(Storage):
+    """Bytes that are made when they are asked for, as if they lay in a file.
 
-    def __init__(self, name: str, table: Any, dtype: DType) -> None:
-        self.name, self.size = name, prod(table.shape) * dtype.itemsize
-        self._table, self._dtype = table, dtype
+    Args:
+        pieces: gives them from the first to the last, anew each time, in pieces of whole elements.
+    """
+
+    def __init__(self, name: str, size: int, pieces: Callable[[], Iterator[bytes]]) -> None:
+        self.name, self.size, self._pieces = name, size, pieces
 
     @property
     def place(self) -> tuple[str, int]:
@@ -77,23 +80,33 @@ class ComputedStorage(Storage):
     def chunks(
         self, buffer: bytearray | None = None, span: tuple[int, int] | None = None
     ) -> Iterator[tuple[int, memoryview]]:
-        """(offset, bytes) of all rows, whatever the span: a consumer takes what is of it."""
-        axis, (_, count, channels) = self._table.axis(), self._table.shape
-        width = channels * self._dtype.itemsize
-        step = max(CHUNK // width, 1)
-        for row in range(0, count, step):
-            rows = self._table.rows(row, min(row + step, count), axis)
-            yield row * width, memoryview(round_to(rows, self._dtype))
+        """(offset, bytes) of everything, whatever the span: a consumer takes what is of it."""
+        offset = 0
+        for piece in self._pieces():
+            yield offset, memoryview(piece)
+            offset += len(piece)
 
     def read_into(self, into: memoryview, start: int) -> bool:
         return False  # nothing is at hand: it comes by `chunks`
 
 
+def made(key: str, dtype: DType, shape: tuple[int, ...], pieces: Callable[[], Iterator[bytes]]) -> LazyTensor:
+    """A tensor to be written though no file holds it: `pieces` give its elements in row-major order, little-endian."""
+    return LazyTensor(key, dtype, shape, MadeStorage(key, prod(shape) * dtype.itemsize, pieces), row_major(shape))
+
+
 def computed(key: str, table: Any, dtype: DType) -> LazyTensor:
-    """A buffer to be written though no file holds it.
+    """A buffer that is computed a run of rows at a time, never all in memory.
 
     Args:
         table: as for `compare`.
         dtype: what its float32 values are rounded to.
     """
-    return LazyTensor(key, dtype, table.shape, ComputedStorage(key, table, dtype), row_major(table.shape))
+
+    def rows() -> Iterator[bytes]:
+        axis, (_, count, channels) = table.axis(), table.shape
+        step = max(CHUNK // (channels * dtype.itemsize), 1)
+        for row in range(0, count, step):
+            yield round_to(table.rows(row, min(row + step, count), axis), dtype)
+
+    return made(key, dtype, table.shape, rows)

@@ -19,6 +19,7 @@ from .._version import __version__
 from ..errors import ConverterError, printable
 from .convert import convert
 from .diff import diff
+from .init_from_dit import init_from_dit
 from .inspect import inspect
 from .options import FOUND, Group
 from .parity import parity
@@ -34,6 +35,7 @@ def pixart() -> None:
 pixart.add_command(convert, "convert")
 pixart.add_command(diff, "diff")
 pixart.add_command(inspect, "inspect")
+pixart.add_command(init_from_dit, "init-from-dit")
 pixart.add_command(revert, "revert")
 pixart.add_command(parity, "parity")
 

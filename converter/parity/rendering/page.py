@@ -30,7 +30,7 @@ def page(reports: Sequence[Report]) -> str:
         raise UsageError(NEEDS) from error
 
     made: str = _template(jinja2, Markup).render(
-        style=_read("report.css"),
+        style=style(),
         verdict=worst(reports),
         views=[_view(report, i) for i, report in enumerate(reports, 1)],
         marks=facts.MARKS,
@@ -51,6 +51,11 @@ def _template(jinja2: Any, markup: type[str]) -> Any:
     environment.filters["brief"] = lambda value: printable(value, NAME_LIMIT)
     environment.filters["drawn"] = markup
     return environment.from_string(_read("report.html.j2"))
+
+
+def style() -> str:
+    """The style sheet, which pages of others may share."""
+    return _read("report.css")
 
 
 def _read(name: str) -> str:

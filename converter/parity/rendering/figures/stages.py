@@ -37,23 +37,26 @@ class Curve:
         return [i == first for i in range(len(self.names))]
 
 
-def blocks(detail: Any) -> Iterator[Figure]:
-    """The error of every stage of the net, from `detail["blocks"]` of the function phase."""
+WORDS = ("converted", "noise floor: the original's own rounding")
+
+
+def blocks(detail: Any, words: tuple[str, str] = WORDS) -> Iterator[Figure]:
+    """The error of every stage of the net, from `detail["blocks"]` of the function phase; `words` name its lines."""
     about = mapping(detail)
     names, errors = [str(name) for name in sequence(about.get("stages"))], sequence(about.get("converted"))
     limit = positive(about.get("limit")) or FLOOR_LIMIT
     floors = sequence(about.get("floor"))
-    curve = _curve(names, errors, floors, limit, ("converted", "noise floor: the original's own rounding"))
+    curve = _curve(names, errors, floors, limit, words)
     svg = _draw(curve, "error of every stage of the net") if curve else ""
     if curve and svg:
         over = [curve.names[i] for i in range(len(curve.names)) if curve.over(i)]
         where = f"Case {about['case']}, {about.get('precision', '')}. " if about.get("case") else ""
-        words = (
+        said = (
             f"The line leaves what is allowed at {over[0]}."
             if over
             else "What lies in the shaded area would still pass."
         )
-        yield Figure("Error along the net", f"{where}Relative L2 after each stage, log scale. {words}", svg)
+        yield Figure("Error along the net", f"{where}Relative L2 after each stage, log scale. {said}", svg)
 
 
 def trajectory(detail: dict[str, Any]) -> Iterator[Figure]:

@@ -1,0 +1,108 @@
+"""`pixart init-from-dit`: a PixArt that begins as a DiT."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import Command, boolean, json_option
+
+
+@click.command("init-from-dit", cls=Command, short_help="Initialise a PixArt from a class-conditional DiT.")
+@click.option("--orig_ckpt_path", required=True, metavar="PATH", help="The DiT in its original layout, or a hub name.")
+@click.option(
+    "--dump_path",
+    required=True,
+    metavar="PATH",
+    help="A .pth or .safetensors in PixArt's original layout, or a folder for diffusers.",
+)
+@click.option("--weights", type=click.Choice(["raw", "ema"]), help="Which weights, where a file has both.")
+@click.option(
+    "--none",
+    type=click.Choice(["unconditional", "zero"]),
+    default="unconditional",
+    help="What stands for no class: the last class embedding (default), or zero.",
+)
+@click.option(
+    "--t_block",
+    type=click.Choice(["mean", "paper"]),
+    default="mean",
+    help="What the shared layer starts as: the mean of the blocks' own (default), or random as in the paper's code.",
+)
+@click.option("--image_size", type=click.IntRange(min=8), metavar="PIXELS", help="Default: the DiT's own.")
+@click.option(
+    "--interpolation_scale", type=float, metavar="X", help="Of the positions. Default: the released model's, or 1."
+)
+@click.option("--version", type=click.Choice(["alpha", "sigma"]), help="120 caption tokens (default), or 300.")
+@click.option("--caption_tokens", type=click.IntRange(min=1), metavar="L", help="In place of --version.")
+@click.option("--caption_channels", type=click.IntRange(min=1), default=4096, metavar="K", help="Default: 4096, of T5.")
+@boolean("--micro_condition", "Add embedders of size and aspect ratio, which start by adding nothing.")
+@click.option("--num_attention_heads", type=click.IntRange(min=1), metavar="N", help="Default: of the published size.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what is drawn. Default: 0.")
+@click.option("--report", multiple=True, metavar="FILE", help="Write a report: .json, .md or .html. Repeatable.")
+@click.option("--overwrite", is_flag=True, help="Replace a file, or a folder that an earlier run wrote.")
+@json_option
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def init_from_dit(
+    orig_ckpt_path: str,
+    dump_path: str,
+    weights: str | None,
+    version: str | None,
+    caption_tokens: int | None,
+    micro_condition: bool | None,
+    num_attention_heads: int | None,
+    report: tuple[str, ...],
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    **chosen: Any,
+) -> None:
+    """Write a PixArt that begins as the DiT at PATH (arXiv 2310.00426, section 2.3).
+
+    The class branch is removed; the shared t_block and the blocks' tables are set so that at t = 500, without a class
+    and whatever the caption, every block computes what the DiT's does. That is proven on both nets before anything is
+    written. A report shows how far apart they are at other timesteps.
+
+    Exit codes: 0 done, 1 the proof failed (nothing is written), 2 usage, 3 input rejected, 5 internal.
+    """
+    from ..checkpoint.interrupt import interruptible
+    from ..errors import UsageError, human_bytes, printable
+    from ..initialisation import Options
+    from ..initialisation import init_from_dit as run
+    from ..initialisation import report as reports
+    from .printing import print_json
+    from .progress import bar
+    from .reporting import write_text
+
+    if version and caption_tokens:
+        raise UsageError("--version, --caption_tokens: one of the two")
+    for path in map(Path, report):
+        if path.suffix not in reports.KINDS:
+            raise UsageError(f"--report {printable(path)}: its suffix has to be one of {', '.join(reports.KINDS)}")
+    tokens = caption_tokens or {"alpha": 120, "sigma": 300}[version or "alpha"]
+    options = Options(caption_tokens=tokens, micro_condition=bool(micro_condition), **chosen)
+    with ExitStack() as shown, interruptible():
+        done = run(
+            orig_ckpt_path, dump_path, options, num_attention_heads=num_attention_heads, weights=weights,
+            overwrite=overwrite, timesteps=bool(report),
+            progress=None if quiet else partial(bar, shown, what="writing", unit="B", unit_scale=True),
+        )  # fmt: skip
+    reports.write(done, Path(orig_ckpt_path).name, report, write_text)
+    lines = [*(f"note: {note}" for note in done.notes), f"proof: {reports.words(done.proof)}"]
+    lines += [reports.nearness(done.proof)] if report else []
+    for name, size in done.files.items():
+        where = done.path / name if done.path.is_dir() else done.path
+        lines.append(f"wrote: {printable(where)} ({human_bytes(size)})")
+    lines += [f"wrote: {printable(path)}" for path in report]
+    for line in [] if quiet or as_json else lines:
+        click.echo(line)
+    if as_json:
+        print_json({"ok": done.written, "path": str(done.path), "files": done.files, "proof": done.proof})
+    if not done.written:
+        if quiet:
+            click.echo(f"pixart: error: {reports.words(done.proof)}; nothing was written", err=True)
+        raise click.exceptions.Exit(1)

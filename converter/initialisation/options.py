@@ -1,0 +1,46 @@
+"""What a user may choose of a PixArt that begins as a DiT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import UsageError
+
+UNCONDITIONAL, ZERO = NONES = ("unconditional", "zero")
+MEAN, PAPER = T_BLOCKS = ("mean", "paper")
+TIMESTEP = 500  # at which the two agree (arXiv 2310.00426, section 2.3)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Choices, with the defaults of the paper's code where it has any.
+
+    Attributes:
+        none: which class embedding stands for "no class": the unconditional one, the last of the table, or zero.
+        t_block: what the shared layer starts as: the mean of the blocks' own layers, or random as in the paper's code.
+        image_size: pixels; None for the DiT's own. interpolation_scale: None for the released model's of that size.
+        caption_tokens: L, 120 in alpha and 300 in sigma. caption_channels: of the text encoder.
+        micro_condition: embedders of size and aspect ratio, which start by adding nothing.
+        seed: of what is random.
+    """
+
+    none: str = UNCONDITIONAL
+    t_block: str = MEAN
+    image_size: int | None = None
+    interpolation_scale: float | None = None
+    caption_tokens: int = 120
+    caption_channels: int = 4096
+    micro_condition: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("none", self.none, NONES), ("t_block", self.t_block, T_BLOCKS)):
+            if value not in choices:
+                raise UsageError(f"--{name} {value}: there are {', '.join(choices)}")
+        for name, number in (("caption_tokens", self.caption_tokens), ("caption_channels", self.caption_channels)):
+            if not 0 < number < 1 << 20:
+                raise UsageError(f"--{name} {number}: not a sensible positive number")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"--seed {self.seed}: a whole number from 0 on")
+        if self.interpolation_scale is not None and not 0 < self.interpolation_scale < float("inf"):
+            raise UsageError(f"--interpolation_scale {self.interpolation_scale}: a positive number is needed")
