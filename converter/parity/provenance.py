@@ -11,8 +11,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from ..checkpoint.folder import STEMS, variants, weight_files, weights_among, with_variant
 from ..checkpoint.folder import WEIGHTS as WEIGHTS_FILE
-from ..checkpoint.folder import variants, weight_files, weights_among, with_variant
 from ..errors import printable
 from ..families import Family
 from ..record import RECORD, record_beside, sidecar_beside
@@ -22,7 +22,7 @@ from .digests import files_of, sha256
 from .model import Model
 from .report import PASS, Phase
 
-DIFFUSERS = (WEIGHTS_FILE, "diffusion_pytorch_model.bin")  # the names that it loads weights by, best first
+DIFFUSERS = STEMS[:2]  # the names that it loads weights by, best first; the others are those of transformers
 
 
 @dataclass(frozen=True)
