@@ -20,6 +20,7 @@ from ..errors import ConverterError, printable
 from .convert import convert
 from .diff import diff
 from .inspect import inspect
+from .new_family import new_family
 from .options import FOUND, Group
 from .parity import parity
 from .revert import revert
@@ -34,6 +35,7 @@ def pixart() -> None:
 pixart.add_command(convert, "convert")
 pixart.add_command(diff, "diff")
 pixart.add_command(inspect, "inspect")
+pixart.add_command(new_family, "new-family")
 pixart.add_command(revert, "revert")
 pixart.add_command(parity, "parity")
 

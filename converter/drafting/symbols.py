@@ -17,26 +17,22 @@ class Symbols:
     """Symbols for the sizes of a net. `dims`: symbol -> size; `first`: symbol -> the path that it was first seen at.
 
     D is the size that most axes of matrices have; a multiple of it is written as that where rows have it (`3D`). C
-    and p are the channels and the side of a patch's kernel, N what a table of positions has. A symbol stands for a
-    size and not for a meaning: two that are equal by chance share one.
+    and p are the channels and the side of a patch's kernel, N what a table of positions has. Another symbol stands for
+    a size in one part of the net, its first segment: there, two sizes that are equal by chance share one.
     """
 
     def __init__(self, places: Iterable[Place]) -> None:
         self.dims: dict[str, int] = {}
         self.first: dict[str, str] = {}
+        self._letters: dict[tuple[str, int], str] = {}
         places = list(places)
         votes = Counter(size for place in places if len(place.shape) > 1 for size in place.shape if size > 1)
-        if votes:
-            self._name("D", votes.most_common(1)[0][0], "")
-        width = self.dims.get("D", 0)
+        self._width = votes.most_common(1)[0][0] if votes else 0
         self._multiples = {
-            place.shape[0]
+            (_part(place), place.shape[0])
             for place in places
-            if len(place.shape) > 1 and width and place.shape[0] // width in _MULTIPLES and not place.shape[0] % width
+            if len(place.shape) > 1 and self._width and place.shape[0] in {m * self._width for m in _MULTIPLES}
         }
-        for place in places:
-            if width in place.shape:
-                self.first["D"] = self.first.get("D") or place.path
         # Named in the order of the places, so that the same file gives the same letters.
         self._patterns = {place: self._pattern(place) for place in places}
 
@@ -45,32 +41,35 @@ class Symbols:
         return " ".join(self._patterns[place])
 
     def _pattern(self, place: Place) -> list[str]:
-        shape = place.shape
-        if len(shape) > 3:  # a kernel: rows, channels, and its sides
-            return [self._size(shape[0], place), self._size(shape[1], place, "C")] + [
-                self._size(size, place, "p") for size in shape[2:]
-            ]
-        if len(shape) == 3 and shape[0] == 1:
-            return ["1", self._size(shape[1], place, "N"), self._size(shape[2], place)]
-        return [self._size(size, place) for size in shape]
+        if len(place.shape) > 3:  # a kernel: rows, channels, and its sides
+            meant = ["", "C", *["p"] * (len(place.shape) - 2)]
+        elif len(place.shape) == 3 and place.shape[0] == 1:
+            meant = ["", "N", ""]
+        else:
+            meant = [""] * len(place.shape)
+        return [self._size(size, place, letter) for size, letter in zip(place.shape, meant, strict=True)]
 
-    def _size(self, size: int, place: Place, letter: str = "") -> str:
-        width = self.dims.get("D", 0)
-        if size == width and width:
-            return "D"
-        if not letter and size in self._multiples:
-            return f"{size // width}D"
-        if size < 1 or (not letter and (size < _SMALL or size == _FREQUENCIES)) or (size == 1 and letter):
+    def _size(self, size: int, place: Place, letter: str) -> str:
+        part = _part(place)
+        if size == self._width:
+            return self._name("D", size, place)
+        if size > 1 and letter and self.dims.get(letter, size) == size:
+            return self._name(letter, size, place)
+        if (part, size) in self._multiples:
+            return f"{size // self._width}D"
+        if size < _SMALL or size == _FREQUENCIES:
             return str(max(size, 1))
-        wanted = (letter, *_LETTERS) if letter else tuple(_LETTERS)
-        known = next((name for name, value in self.dims.items() if value == size and (not letter or name == letter)), "")
-        if known:
-            return known
-        name = next((name for name in wanted if name not in self.dims), "")
-        if not name:  # more sizes than letters
+        known = self._letters.get((part, size)) or next((one for one in _LETTERS if one not in self.dims), "")
+        if not known:  # more sizes than letters
             return str(size)
-        self._name(name, size, place.path)
-        return name
+        self._letters[part, size] = known
+        return self._name(known, size, place)
 
-    def _name(self, symbol: str, size: int, path: str) -> None:
-        self.dims[symbol], self.first[symbol] = size, path
+    def _name(self, symbol: str, size: int, place: Place) -> str:
+        self.dims[symbol] = size
+        self.first.setdefault(symbol, place.path)
+        return symbol
+
+
+def _part(place: Place) -> str:
+    return place.path.partition(".")[0]
