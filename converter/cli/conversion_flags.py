@@ -23,6 +23,12 @@ def together(*decorators: Decorator) -> Decorator:
     return decorate
 
 
+insisted = click.option(
+    "--family",
+    metavar="NAME",
+    help="Insist on a model family instead of recognising it: its name, or a file of yours that makes it (NAME.py).",
+)
+
 hyper_parameters = together(
     click.option(
         "--image_size",
@@ -51,7 +57,7 @@ hyper_parameters = together(
         metavar="X",
         help="Scale of the positions. Read from the file where it can be.",
     ),
-    click.option("--family", metavar="NAME", help="Insist on a model family instead of recognising it."),
+    insisted,
 )
 
 writing = together(

@@ -31,7 +31,9 @@ DTYPES = click.Choice(["float64", "float32", "float16", "bfloat16"])
     type=click.Choice(["quick", "standard", "full"]),
     help="How much is tried. Default: quick, four samples.",
 )
-@click.option("--family", metavar="NAME", help="The model family that the checkpoint has to be of.")
+@click.option(
+    "--family", metavar="NAME", help="The model family that the checkpoint has to be of, or a file that makes it."
+)
 @click.option(
     "--weights", type=click.Choice(["raw", "ema"]), help="Which weights. Default: what the conversion record says."
 )

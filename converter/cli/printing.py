@@ -118,7 +118,7 @@ def _plan_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
 def draft_lines(path: Path, draft: Draft) -> Iterator[str]:
     """What `pixart new-family` prints."""
     for row in draft.rows:
-        if not row.sure:
+        if row.doubt:
             yield f"? {row.source} [{row.pattern}] -> {', '.join(row.targets) or row.kind}: {row.doubt}"
     for what, paths in (("no row yet", draft.unmatched_source), ("no source yet", draft.unmatched_target)):
         yield from (f"{what}: {printable(path)}" for path in paths)

@@ -22,7 +22,7 @@ MOST = 600  # distinct paths of one list, far above any net with numbered blocks
 @dataclass(frozen=True)
 class DraftRow:
     """One row: `source [pattern]` becomes `targets` by way of `kind` ('rename', 'split', 'copies', 'computed' or
-    'kept aside'). `sure`, or `doubt` says what has to be looked at."""
+    'kept aside'). `sure`, or `doubt` says what has to be looked at, if it is of this row alone."""
 
     source: str
     pattern: str
@@ -74,7 +74,7 @@ def draft(source: KeyList, target: KeyList | None = None) -> Draft:
     for place in ours.places:
         pattern = symbols.pattern(place)
         if theirs is None:
-            rows.append(_row(place, pattern, RENAME, (place.path,), doubt="its path in the target?"))
+            rows.append(_row(place, pattern, RENAME, (place.path,)))
         elif place in paired:
             rows.append(_paired(paired[place], pattern))
         elif place.bare:
@@ -83,7 +83,7 @@ def draft(source: KeyList, target: KeyList | None = None) -> Draft:
             lost.append(place.path)
     reached = {target for made in paired.values() for target in made.pairing.targets}
     missed = [place.path for place in theirs.places if place not in reached] if theirs else []
-    notes = []
+    notes = [] if theirs else ["no target was given, so every path becomes itself: write in what it is called there"]
     if theirs and ours.blocks != theirs.blocks:
         notes.append(f"{ours.blocks} blocks there and {theirs.blocks} in the target: they are not the same model")
     return Draft(

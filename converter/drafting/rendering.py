@@ -67,7 +67,7 @@ def _head(title: str, draft: Draft) -> Iterator[str]:
 def _table(draft: Draft) -> Iterator[str]:
     yield "KEYS = KeyMapping({"
     for row in draft.rows:
-        yield from (line for line in _comment(f"? {row.doubt}", "    ") if not row.sure)
+        yield from _comment(f"? {row.doubt}", "    ") if row.doubt else ()
         yield from _line(row)
     for what, paths in (("no row yet", draft.unmatched_source), ("no source yet", draft.unmatched_target)):
         for path in paths:
