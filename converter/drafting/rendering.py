@@ -21,6 +21,7 @@ _FIELDS = {
     "hidden_size": ("hidden_size", "inner_dim", "width", "model_dim", "cross_attention_dim"),
     "in_channels": ("in_channels",),
     "patch_size": ("patch_size",),
+    "sample_size": ("sample_size",),
     "depth": ("num_layers", "depth", "n_layers", "num_blocks"),
     _HEADS: (_HEADS, "num_heads", "n_heads", "heads"),
 }
@@ -28,7 +29,8 @@ _TABLE = '''
 
 def positions(found: converter.Findings) -> SinCosTable:
     """The table that the target computes."""
-    return SinCosTable(found.value("hidden_size"), found.value("positions_side"), 1.0)  # ?
+    side = found.value("sample_size") // {patch}
+    return SinCosTable(found.value("hidden_size"), side, 1.0)  # ?
 '''
 
 
@@ -60,8 +62,11 @@ def _head(title: str, draft: Draft) -> Iterator[str]:
     yield from (["from math import isqrt"] if computed else [])
     yield from ["from typing import Any", "", "import converter"]
     yield f"from converter import {', '.join(sorted(names))}"
-    yield from (["from converter.families.sincos import SinCosTable"] if computed else [])
-    yield from _TABLE.split("\n") if computed else [""]
+    if computed:
+        yield "from converter.families.evidence import configured"
+        yield "from converter.families.sincos import SinCosTable"
+    patch = 'found.value("patch_size")' if "p" in draft.dims else "1"
+    yield from _TABLE.format(patch=patch).split("\n") if computed else [""]
 
 
 def _table(draft: Draft) -> Iterator[str]:
@@ -87,7 +92,8 @@ def _line(row: DraftRow) -> Iterator[str]:
         lines = [f"    {key}: {before}({end}", *parts, f"    {after[after.rindex(')') :]},"]
     else:
         lines = [f"    {key}: ({end}", f"        {value}", "    ),"]
-    yield from (line if len(line) <= _WIDTH else f"{line}  # noqa: E501" for line in lines)
+    for line in lines:  # a linter says nothing of a line that is one word
+        yield line if len(line) <= _WIDTH or " " not in line.strip() else f"{line}  # noqa: E501"
 
 
 def _value(row: DraftRow) -> str:
@@ -115,8 +121,9 @@ def _describe(draft: Draft) -> Iterator[str]:
     if draft.blocks:
         yield '    found.file("depth", plan.blocks or None, f"{plan.blocks} blocks")'
     if any(row.kind == COMPUTED for row in draft.rows):
-        yield '    side = isqrt(plan.dims.get("N", 0))'
-        yield '    found.file("positions_side", side or None, plan.evidence.get("N", "there is no table of positions"))'
+        side = 'isqrt(plan.dims.get("N", 0))' + (' * plan.dims.get("p", 1)' if "p" in draft.dims else "")
+        yield f'    side = {side} or configured(state.config, "sample_size", int)'
+        yield '    found.file("sample_size", side, plan.evidence.get("N", "config.json: sample_size"))'
     yield f'    found.settle("{_HEADS}", None, "a file does not show it")'
     yield ""
 
@@ -125,6 +132,8 @@ def _config(title: str, draft: Draft) -> Iterator[str]:
     said = {key: value for key, value in draft.config.items() if key != "_name_or_path"}
     known: dict[str, Any] = {_SYMBOLS[s]: size for s, size in draft.dims.items() if s in _SYMBOLS}
     known |= {"depth": draft.blocks} if draft.blocks else {}
+    if any(row.kind == COMPUTED for row in draft.rows):
+        known["sample_size"] = math.isqrt(draft.dims["N"]) * draft.dims.get("p", 1)
     yield from ["", "def config(found: converter.Findings) -> dict[str, Any]:"]
     yield '    """`config.json` of the target\'s class."""'
     yield "    return {"
