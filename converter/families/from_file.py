@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from traceback import extract_tb
@@ -21,7 +22,8 @@ def is_file(name: str) -> bool:
 def load(name: str, registry: dict[str, Family]) -> Family:
     """The family that a file registers, else its `FAMILY`, else the only one in it. It is in the registry afterwards.
 
-    The file is run once, and again when it has changed.
+    The file is run once, and again when it has changed. Modules that lie beside it can be imported, by itself and
+    by what it names to be imported later (`parity="my_parity:PARITY"`); none of them hides another of that name.
 
     Raises: `UsageError` for a file that is not there, does not run, or makes no family or several.
     """
@@ -30,6 +32,8 @@ def load(name: str, registry: dict[str, Family]) -> Family:
         status = os.stat(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"--family {printable(name)}: {getattr(error, 'strerror', '') or error}") from None
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     stamp = (status.st_mtime_ns, status.st_size)
     if path not in _LOADED or _LOADED[path][0] != stamp:
         _LOADED[path] = stamp, _run(path, name, registry)

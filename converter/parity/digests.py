@@ -87,7 +87,9 @@ def key_of(
     if "cases" in mattering:
         mattering["cases"] = digest(mattering["cases"])
     if is_file(mattering.get("family", "")):
-        mattering["family"] = digest(mattering["family"])
+        # Its nets may lie beside it.
+        beside = sorted(Path(mattering["family"]).absolute().parent.glob("*.py"))
+        mattering["family"] = [mattering["family"], {path.name: sha256(path) for path in beside}]
     content = {
         # Names too: they stand in the report.
         "original": [os.path.basename(os.path.abspath(original)), digest(original)],

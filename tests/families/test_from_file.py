@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,7 @@ FAMILY = converter.Family(
 def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(families, "_REGISTERED", {})
     monkeypatch.setattr(from_file, "_LOADED", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 @pytest.fixture
@@ -75,6 +77,13 @@ def test_what_a_file_registers_counts_before_what_it_calls_family(tmp_path: Path
     text = MINE + "from dataclasses import replace\nconverter.register(replace(FAMILY, title='Other'))\n"
     assert families.find(written(tmp_path / "mine.py", text)).title == "Other"
     assert families.families()["mine"].title == "Other"
+
+
+def test_it_may_import_what_lies_beside_it(tmp_path: Path) -> None:
+    written(tmp_path / "beside_a_family.py", "TITLE = 'Beside'\n")
+    text = "from beside_a_family import TITLE\n" + MINE.replace('"Mine",', "TITLE,")
+    assert families.find(written(tmp_path / "mine.py", text)).title == "Beside"
+    del sys.modules["beside_a_family"]
 
 
 def test_it_is_run_once_and_again_when_it_has_changed(tmp_path: Path) -> None:
@@ -134,7 +143,10 @@ def test_a_comparison_depends_on_what_the_file_says(tmp_path: Path, source: Path
     before = key_of(str(source), str(source), options)
     assert key_of(str(source), str(source), options) == before
     written(tmp_path / "mine.py", MINE + "# changed\n")
-    assert key_of(str(source), str(source), options) != before
+    after = key_of(str(source), str(source), options)
+    assert after != before
+    written(tmp_path / "nets.py", "# what it may import")
+    assert key_of(str(source), str(source), options) not in (before, after)
 
 
 def test_settings_name_it_relative_to_themselves(tmp_path: Path) -> None:
