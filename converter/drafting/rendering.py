@@ -31,6 +31,7 @@ def positions(found: converter.Findings) -> SinCosTable:
     """The table that the target computes."""
     side = found.value("sample_size") // {patch}
     return SinCosTable(found.value("hidden_size"), side, 1.0)  # ?
+
 '''
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 # What a tensor is part of. Whole segments of a path, in any spelling; the first group that speaks decides.
 _AREAS = (
     {
-        "cross attention": r"cross|cross_?attn\d?|cross_?attention|attn2|xattn|encoder_attn|multihead_attn|context_attn",
+        "cross attention": r"cross(_?attn\d?|_?attention)?|attn2|xattn|encoder_attn|multihead_attn|context_attn",
         "self attention": r"attn|attn1|self_?attn|attention|self_?attention",
     },
     {
