@@ -32,7 +32,9 @@ DTYPES = click.Choice(PRECISIONS)
     type=click.Choice(PROFILES),
     help="How much is tried. Default: quick, four samples.",
 )
-@click.option("--family", metavar="NAME", help="The model family that the checkpoint has to be of.")
+@click.option(
+    "--family", metavar="NAME", help="The model family that the checkpoint has to be of, or a file that makes it."
+)
 @click.option("--weights", type=click.Choice(WEIGHTS), help="Which weights. Default: what the conversion record says.")
 @click.option("--num_attention_heads", type=click.IntRange(min=1), metavar="N", help="Heads, in your word.")
 @click.option("--image_size", type=click.IntRange(min=8), metavar="PIXELS", help="Resolution, in your word.")

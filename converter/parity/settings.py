@@ -23,6 +23,7 @@ from datetime import date
 from typing import Any
 
 from ..errors import UsageError, printable
+from ..families.from_file import is_file
 from ..pairs import Pair, expand, pair_up
 from .choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
 from .tomlfile import Reader, one_of, read_toml, refusal, strict, tables, text
@@ -113,11 +114,11 @@ def load_settings(path: str | os.PathLike[str], today: date | None = None) -> Se
     defaults = strict(path, "", content, whole)
     listed = []
     for where, table in tables(path, content, "checkpoint"):
-        made = _flat(strict(path, where, table, _CHECKPOINT, ("original", "converted")))
+        made = _located(path, _flat(strict(path, where, table, _CHECKPOINT, ("original", "converted"))))
         if "cases" in made:
             made["cases"] = os.path.join(os.path.dirname(os.fspath(path)), made["cases"])
         listed.append(made)
-    own = _flat({key: value for key, value in defaults.items() if key in _OPTIONS})
+    own = _located(path, _flat({key: value for key, value in defaults.items() if key in _OPTIONS}))
     return Settings(os.fspath(path), own, listed, parse_waivers(path, content, today))
 
 
@@ -133,6 +134,13 @@ def chosen(
     if settings is None:
         raise UsageError("nothing to compare: give --orig_ckpt_path and --converted_path, or --config parity.toml")
     return settings.pairs(**flags)
+
+
+def _located(path: str | os.PathLike[str], options: dict[str, Any]) -> dict[str, Any]:
+    """A family that is named by its file lies where the settings say, as all their paths do."""
+    if is_file(options.get("family", "")):
+        options["family"] = os.path.join(os.path.dirname(os.fspath(path)), options["family"])
+    return options
 
 
 def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
