@@ -120,6 +120,8 @@ def _paired(made: Drafted, pattern: str) -> DraftRow:
     doubt = "or " + "; or ".join(others) if others else "nothing else has its shape, and the names do not say so"
     if pairing.kind == COPIES:
         doubt = "a copy in every block: is each the whole tensor?" + (f" {doubt}" if others else "")
+    elif made.why:
+        doubt = made.why + (f"; {doubt}" if others else "")
     elif len(pairing.targets) > 1 and not made.sure:
         doubt = f"in this order? {doubt}" if others else "in this order?"
     paths = tuple(target.path for target in pairing.targets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from .order import unspoken
 from .places import Layout, Place
 from .words import Words, alike, spelling, words
 
@@ -31,11 +32,13 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Drafted:
-    """A pairing that was chosen; `sure`, or `others`: what else its source may become, best first."""
+    """A pairing that was chosen; `sure`, or `others`: what else its source may become, best first; or `why` it cannot
+    be sure although nothing else has its shape."""
 
     pairing: Pairing
     sure: bool
     others: tuple[Pairing, ...]
+    why: str = ""
 
 
 def match(source: Layout, target: Layout) -> list[Drafted]:
@@ -60,7 +63,8 @@ def match(source: Layout, target: Layout) -> list[Drafted]:
         near = [other for place in (pairing.source, *pairing.targets) for other in by_place[place]]
         rivals = [other for other in near if pairing.rivals(other)]
         others = tuple(other for other in by_place[pairing.source] if other is not pairing)
-        made.append(Drafted(pairing, _sure(pairing, rivals), others))
+        why = unspoken(pairing.source, pairing.targets, source, target)
+        made.append(Drafted(pairing, not why and _sure(pairing, rivals), others, why))
     return sorted(made, key=lambda drafted: drafted.pairing.source.order)
 
 
