@@ -12,6 +12,7 @@ from diffusers.loaders import single_file_utils
 from shaped import shaped
 from strangers import NETS, Shapes, Stranger, stranger
 
+from converter import families
 from converter.drafting import Draft, KeyList, draft, render
 from converter.drafting.order import BESIDE, FINAL, FUSED
 from converter.mapping import KeyMapping
@@ -22,6 +23,11 @@ SURE = {
     "sana": 17, "sd3": 15, "flux": 6, "mochi": 13, "hunyuan-video": 6, "wan": 23, "auraflow": 6, "ltx": 21,
 }  # fmt: skip
 known = cache(stranger)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "_REGISTERED", {})
 
 
 @pytest.fixture(params=NETS)
