@@ -1,8 +1,8 @@
 """A reader who does what a page says: runs its commands and its Python, writes its files, and compares what it prints.
 
 What the blocks mean:
-    python  a file, where its first line is `# NAME.py`; shown out of one, where that is `# from NAME.py` (`...` for what
-            is left out); else it is run
+    python  a file, where its first line is `# NAME.py`; shown out of one, where it is `# from NAME.py` (`...` for
+            what is left out); else it is run
     toml    a file, `# NAME.toml`
     sh      commands; a comment may say the exit code
     text    what the commands before it printed, with `...` for what differs from machine to machine
