@@ -1,9 +1,12 @@
 """A reader who does what a page says: runs its commands and its Python, writes its files, and compares what it prints.
 
-What the blocks mean: `python` whose first line is `# NAME.py` (or `toml`, `# NAME.toml`) is a file, and with
-`# from NAME.py` shown out of one (`...` for what is left out), other `python` is run; `sh` is commands, and a comment
-may say the exit code; `text` is what the block before it printed, with `...` for what differs; `diff` is a change to a
-file, its parts separated by `@@`.
+What the blocks mean:
+    python  a file, where its first line is `# NAME.py`; shown out of one, where it is `# from NAME.py` (`...` for
+            what is left out); else it is run
+    toml    a file, `# NAME.toml`
+    sh      commands; a comment may say the exit code
+    text    what the commands before it printed, with `...` for what differs from machine to machine
+    diff    a change to a file, its parts separated by `@@`
 """
 
 from __future__ import annotations

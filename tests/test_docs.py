@@ -104,14 +104,15 @@ def test_the_tutorial_can_be_followed(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(families, "_REGISTERED", {})
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
     text = TUTORIAL.read_text()
     reader = Reader(TUTORIAL.name, tmp_path, ambient(tmp_path))
     shown = re.findall(r"^(```text|# from \w+\.py)$", text, flags=re.M)
     try:
         assert reader.follow(text) == len(shown) > 5
-    finally:  # its own modules are forgotten again
-        for name, module in list(sys.modules.items()):
-            if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+    finally:
+        for name in set(sys.modules) - before:
+            if str(tmp_path) in (getattr(sys.modules[name], "__file__", None) or ""):
                 del sys.modules[name]
 
 

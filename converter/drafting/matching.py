@@ -95,7 +95,9 @@ def _joined(targets: tuple[Place, ...]) -> Words:
     """What several targets are together."""
     found = [words(target.path) for target in targets]
     areas = {word.area for word in found}
-    return Words(areas.pop() if len(areas) == 1 else "", "".join(word.part for word in found))
+    return Words(
+        areas.pop() if len(areas) == 1 else "", "".join(word.part for word in found), any(word.text for word in found)
+    )
 
 
 def _possible(source: Layout, target: Layout) -> Iterator[Pairing]:
@@ -127,7 +129,13 @@ def _groups(places: Iterable[Place]) -> Iterator[tuple[Place, ...]]:
     for place in places:
         if place.module or not place.bare:
             parent = place.parent if place.module else place.parent.rpartition(".")[0]
-            key = (parent, place.path.rpartition(".")[2] if not place.module else "", place.shape, place.sparse)
+            key = (
+                parent,
+                place.path.rpartition(".")[2] if not place.module else "",
+                place.shape,
+                place.sparse,
+                words(place.path).text,
+            )
             siblings.setdefault(key, []).append(place)
     for group in siblings.values():
         ordered = sorted(group, key=lambda place: (_ORDER.get(words(place.path).part, 3), place.order))
@@ -141,6 +149,9 @@ def _scored(source: Place, targets: tuple[Place, ...], kind: str, lengths: tuple
     said, told = words(source.path), _joined(targets)
     near = 1 - abs(source.order / lengths[0] - targets[0].order / lengths[1])
     looks = max(spelling(source.path, target.path) for target in targets)
-    score = 0.35 * alike(said.area, told.area) + 0.35 * alike(said.part, told.part) + 0.2 * looks + 0.1 * near
-    contradicted = any(a and b and a != b for a, b in ((said.area, told.area), (said.part, told.part)))
+    score = 0.25 * alike(said.area, told.area) + 0.25 * alike(said.part, told.part) + 0.2 * (said.text == told.text)
+    score += 0.2 * looks + 0.1 * near
+    contradicted = said.text != told.text or any(
+        a and b and a != b for a, b in ((said.area, told.area), (said.part, told.part))
+    )
     return Pairing(source, targets, kind, score * (0.8 if kind == COPIES else 1), contradicted)

@@ -26,7 +26,8 @@ class Symbols:
         self.first: dict[str, str] = {}
         self._letters: dict[tuple[str, int], str] = {}
         places = list(places)
-        votes = Counter(size for place in places if len(place.shape) > 1 for size in place.shape if size > 1)
+        axes = [place.shape[:1] if len(place.shape) > 3 else place.shape for place in places if len(place.shape) > 1]
+        votes = Counter(size for sizes in axes for size in sizes if size > 1)
         self._width = votes.most_common(1)[0][0] if votes else 0
         self._multiples = {
             (_part(place), place.shape[0])
@@ -51,10 +52,10 @@ class Symbols:
 
     def _size(self, size: int, place: Place, letter: str) -> str:
         part = _part(place)
-        if size == self._width:
-            return self._name("D", size, place)
         if size > 1 and letter and self.dims.get(letter, size) == size:
             return self._name(letter, size, place)
+        if size == self._width:
+            return self._name("D", size, place)
         if (part, size) in self._multiples:
             return f"{size // self._width}D"
         if size < _SMALL or size == _FREQUENCIES:

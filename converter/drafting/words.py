@@ -11,7 +11,7 @@ from functools import lru_cache
 _AREAS = (
     {
         "cross attention": r"cross(_?attn\d?|_?attention)?|attn2|xattn|encoder_attn|multihead_attn|context_attn",
-        "self attention": r"attn|attn1|self_?attn|attention|self_?attention",
+        "self attention": r"(img_|txt_)?attn|attn1|self_?attn|attention|self_?attention",
     },
     {
         "time": r"t_embedder|time_?embed\w*|timestep_embed\w*|time_in|time_mlp|t_emb|time_proj\w*",
@@ -21,31 +21,40 @@ _AREAS = (
         "aspect": r"ar_embedder|aspect_ratio_embed\w*",
         "patch": r"x_embedder|patch_embed\w*|patchify|img_in|patch_proj|pos_embed\.proj|conv_in|x_proj",
     },
-    {"caption": r"y_embedder", "modulation": r"t_block|ada_?ln_(?!single\.emb)\w+|\w*modulation|norm\d?\.linear"},
+    {
+        "caption": r"y_embedder",
+        "modulation": r"t_block|(img_|txt_)?mod|ada_?ln_(?!single\.emb)\w+|\w*modulation|norm\d?(_context)?\.linear",
+    },
     {"output": r"final\w*|proj_out\w*|output_proj\w*|out_layer|conv_out|head|linear_out"},
-    {"feed-forward": r"mlp|ff|ffn|feed_?forward"},
+    {"feed-forward": r"(img_|txt_)?mlp|ff|ff_context|ffn|feed_?forward"},
 )
 # Which of its tensors. Tried from left to right at the end of the path.
 _PARTS = (
     ("qkv", r"\w*qkv\w*|in_proj\w*"),
     ("kv", r"(to_)?kv(_\w+)?|w_?kv|kv"),
-    ("q", r"(to_)?q|q_(linear|proj|lin)|wq|query|q_norm|norm_q"),
-    ("k", r"(to_)?k|k_(linear|proj|lin)|wk|key|k_norm|norm_k"),
-    ("v", r"(to_)?v|v_(linear|proj|lin)|wv|value"),
+    ("q", r"(to_)?q|(add_)?q_(linear|proj|lin)|wq|query|q_norm|norm_q"),
+    ("k", r"(to_)?k|(add_)?k_(linear|proj|lin)|wk|key|k_norm|norm_k"),
+    ("v", r"(to_)?v|(add_)?v_(linear|proj|lin)|wv|value"),
     ("table", r"scale_shift_table|modulation_table"),
-    ("out", r"to_out\.0|to_out|out_proj|o_proj|wo|out|o"),
-    ("first", r"fc_?1|net\.0\.proj|linear_?1|w_?1|up|up_proj|lin_?1|c_fc|in_layer|(mlp|net|ff|layers)\.0"),
-    ("second", r"fc_?2|net\.2|linear_?2|w_?2|down|down_proj|lin_?2|c_proj|out_layer|(mlp|net|ff|layers)\.[23]"),
+    ("out", r"to_out\.0|to_out|to_add_out|out_proj|o_proj|wo|out|o"),
+    ("first", r"fc_?1|net\.0\.proj|linear_?1|w_?1|up|up_proj|lin_?1|c_fc|in_layer|((img_|txt_)?mlp|net|ff|layers)\.0"),
+    (
+        "second",
+        r"fc_?2|net\.2|linear_?2|w_?2|down|down_proj|lin_?2|c_proj|out_layer|((img_|txt_)?mlp|net|ff|layers)\.[23]",
+    ),
 )
+# In blocks with two streams, what belongs to that of the text.
+_TEXT = r"context_block|txt_\w+|add_\w+|\w+_context|to_add_\w+|norm_added_\w+|\w+_added_\w+"
 _POSITIONS = r"pos\w*|\w*positions?|\w*pos_emb\w*|rope\w*|freqs\w*|\w*grid\w*"
 
 
 @dataclass(frozen=True)
 class Words:
-    """What a path means; '' where it does not say."""
+    """What a path means; '' where it does not say. `text`: of two streams in a block, it is of that one."""
 
     area: str
     part: str
+    text: bool = False
 
 
 @lru_cache(maxsize=1 << 14)
@@ -53,7 +62,7 @@ def words(path: str) -> Words:
     """What is known of a path.
 
     >>> words("blocks.{}.cross_attn.kv_linear")
-    Words(area='cross attention', part='kv')
+    Words(area='cross attention', part='kv', text=False)
     """
     path = re.sub(r"\.(weight|bias)$", "", path)
     areas = (area for group in _AREAS for area, spelt in group.items() if _has(path, spelt))
@@ -61,7 +70,7 @@ def words(path: str) -> Words:
     part = next((part for part, spelt in _PARTS if _has(path, spelt, end=True)), "")
     if area.endswith("attention") and not part and _has(path, r"proj|linear|dense", end=True):
         part = "out"
-    return Words(area, part)
+    return Words(area, part, "{}" in path and _has(path, _TEXT))
 
 
 def _has(path: str, spelt: str, end: bool = False) -> bool:

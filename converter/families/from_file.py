@@ -6,7 +6,6 @@ import os
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from traceback import extract_tb
 
 from ..errors import ConverterError, UsageError, printable
 from .base import Family
@@ -44,6 +43,8 @@ def load(name: str, registry: dict[str, Family]) -> Family:
 
 def _run(path: Path, name: str, registry: dict[str, Family]) -> Family:
     """Run it. What it registers besides the family is forgotten again, as all of it is where it fails."""
+    from traceback import extract_tb
+
     spec = spec_from_file_location(f"converter_family_{path.stem}", path)
     assert spec
     assert spec.loader
