@@ -20,7 +20,7 @@ from converter.mapping.rows import matcher, spell
 
 # How many of the rows are sure, at least: what a draft is worth on names that nobody prepared it for.
 SURE = {
-    "sana": 17, "sd3": 15, "flux": 6, "mochi": 13, "hunyuan-video": 6, "wan": 23, "auraflow": 6, "ltx": 21,
+    "sana": 17, "sd3": 17, "flux": 16, "mochi": 11, "hunyuan-video": 11, "wan": 23, "auraflow": 6, "ltx": 21,
 }  # fmt: skip
 known = cache(stranger)
 
