@@ -137,12 +137,13 @@ def prove(original: str, folder: Path, command: str, family: str | None, *, quie
         quiet: no progress bar; `silent`: nothing printed.
     """
     from ..checkpoint.interrupt import interruptible
+    from ..hub import local
     from ..parity.checker import check
 
     try:
         with ExitStack() as shown, interruptible():
             progress = None if quiet else (lambda total: bar(shown, total, "comparing"))
-            report = check(original, folder, family=family, progress=progress)
+            report = check(local(original, quiet=True), folder, family=family, progress=progress)
             report.run["command"] = command
             write_text(folder / PARITY, report.to_json())
     except KeyboardInterrupt as stop:
