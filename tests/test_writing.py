@@ -8,6 +8,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,19 @@ def test_a_header_that_arrives_changed_is_found(
     assert type(caught.value) is ConverterError
     assert caught.value.exit_code == 5
     assert sorted(os.listdir(tmp_path)) == [source.name]
+
+
+def test_checksums_that_are_not_those_of_the_tensors_are_found(
+    source: Path, tmp_path: Path, opened: Callable[[Path], Checkpoint]
+) -> None:
+    """Even where they arrive as they were written: the reader's word is taken, not the writer's."""
+    part = Part((opened(source)["q"],), ("q",), F32)
+    right = lay_out_torch(part.entries)
+    wrong = replace(right, frame=lambda crcs: right.frame({key: crc ^ 1 for key, crc in crcs.items()}))
+    with Publication(tmp_path / "out", needed_bytes=0) as out:
+        with pytest.raises(ConverterError, match="the header that was read back is not the one that was written"):
+            write_files(out, [TensorFile("a.pth", wrong)], [part], lambda count: None, {})
+        write_files(out, [TensorFile("b.pth", right)], [part], lambda count: None, {})
 
 
 def test_a_damaged_source_is_blamed_and_nothing_stays(state: State, tmp_path: Path) -> None:
