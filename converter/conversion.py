@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -11,25 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ._version import __version__
-from .arrangement import Arrangement, to_diffusers
-from .beside import look_beside
-from .checkpoint import Checkpoint, open_checkpoint
-from .checkpoint.folder import CONFIG, beside, model_folder
+from .checkpoint import open_checkpoint
 from .checkpoint.publish import Publication
-from .checkpoint.safetensors_writer import lay_out_safetensors
 from .checkpoint.target import leftovers
 from .checkpoint.transfer import Progress
-from .destination import COMFYUI, Destination
-from .errors import InputError, UsageError, printable
+from .destination import Destination
+from .errors import InputError, printable
 from .existing import holds
 from .hub import local
-from .inspection import report
-from .mapping import fold
-from .record import EXTRAS, RECORD, TOOL
-from .survey import Survey, survey
-from .way_back import to_original
-from .writing import Part, TensorFile, Written, counted, write_files
+from .planning import Blueprint, digest_of, draw_up
+from .record import EXTRAS, RECORD
+from .survey import survey
+from .writing import Written, counted, write_files
 
 
 @dataclass
@@ -103,7 +95,7 @@ def convert(
     wanted = wanted.check(source, overwrite=overwrite)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source, weights))
-        plan = _plan(survey(checkpoint, given, family), wanted, null_caption, stack)
+        plan = draw_up(survey(checkpoint, given, family), wanted, null_caption, stack)
         if source != Path(orig_ckpt_path):  # in the cache it has a name that says nothing
             plan.record["source"]["name"] = printable(orig_ckpt_path)
         sizes: dict[str, int] = {}
@@ -136,70 +128,16 @@ def is_done(
     source = local(orig_ckpt_path, quiet=True)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source, weights))
-        plan = _plan(survey(checkpoint, given, family), wanted, null_caption, stack)
+        plan = draw_up(survey(checkpoint, given, family), wanted, null_caption, stack)
         return holds(wanted.path if wanted.folder else wanted.path.parent, plan.files, plan.parts, plan.texts)
 
 
 _OF_WRITING = ("overwrite", "dry_run", "allow_nonfinite", "allow_overflow", "progress")
 
 
-@dataclass
-class _Plan:
-    """What will be written, all but the bytes of the tensors. `notes` are part of the record, and grow with it.
-
-    `texts`: text files by name; `recorded`: whether the record is written beside them.
-    """
-
-    source: str
-    arranged: Arrangement
-    parts: list[Part]
-    files: list[TensorFile]
-    texts: dict[str, str]
-    record: dict[str, Any]
-    recorded: bool
-    notes: list[str]
-
-    @property
-    def size(self) -> int:
-        """What it takes on the disk, the record generously."""
-        return sum(file.layout.size for file in self.files) + sum(map(len, self.texts.values())) + (1 << 20)
-
-
-def _plan(looked: Survey, wanted: Destination, null_caption: str | os.PathLike[str] | None, stack: ExitStack) -> _Plan:
-    """Decide everything; of the tensors, those that are recomputed or copies are read and compared, no other is."""
-    maker, checkpoint, texts = looked.require(), looked.checkpoint, dict[str, str]()
-    if wanted.folder:
-        texts[f"{maker.subfolder}/{CONFIG}"] = json.dumps(looked.config(), indent=2, sort_keys=True) + "\n"
-    if wanted.to == COMFYUI and maker.comfyui is None:
-        raise UsageError(f"--to comfyui: ComfyUI knows no {maker.title} that would be read from such a file")
-    arrange = to_diffusers if wanted.folder else to_original
-    around = look_beside(stack, looked, null_caption)
-    with looked.state.blaming():
-        arranged = arrange(looked, around, wanted.dtype)
-    odd = [around.record.odd] if around.record.odd else []
-    notes = [*looked.found.notes, *notes_on(checkpoint), *odd, *arranged.notes]
-    if wanted.to == COMFYUI and maker.comfyui:
-        notes += maker.comfyui(looked.found)
-    model = wanted.spelt(arranged.model)
-    files, more = wanted.files(model, maker.subfolder)
-    if arranged.aside:
-        entries = (entry for part in arranged.aside for entry in part.entries)
-        files.append(TensorFile(EXTRAS, lay_out_safetensors(entries)))
-    record = report(looked) | {
-        "sources": _sources(checkpoint),
-        "tool": {"name": TOOL, "version": __version__},
-        "to": wanted.to,
-        "cast": arranged.cast,
-        "notes": notes,
-        "plan": arranged.rows,
-    }
-    parts = [*model, *arranged.aside]
-    return _Plan(checkpoint.path, arranged, parts, files, texts | more, record, wanted.folder, notes)
-
-
 def _write(
     out: Publication,
-    plan: _Plan,
+    plan: Blueprint,
     allow_nonfinite: bool,
     allow_overflow: bool,
     progress: Callable[[int], Progress] | None,
@@ -229,7 +167,7 @@ def _write(
             row["sha256"] = {key: next(iter(found.values())) for key, found in zip(keys, digests, strict=True)}
     for name, text in plan.texts.items():
         out.write_text(name, text)
-    plan.record["written"] = written.files | {name: _digest(text.encode()) for name, text in plan.texts.items()}
+    plan.record["written"] = written.files | {name: digest_of(text.encode()) for name, text in plan.texts.items()}
     sizes = {name: int(file["size"]) for name, file in plan.record["written"].items()}
     if plan.recorded:
         record = json.dumps(plan.record, indent=1, ensure_ascii=False) + "\n"
@@ -238,7 +176,7 @@ def _write(
     return sizes
 
 
-def _as_promised(plan: _Plan, written: Written) -> list[str]:
+def _as_promised(plan: Blueprint, written: Written) -> list[str]:
     """What the record of the conversion that made the source says of what was now written out of it, in words.
 
     Raises: `InputError` where what nobody trains is not what it was.
@@ -256,20 +194,6 @@ def _as_promised(plan: _Plan, written: Written) -> list[str]:
     return [f"all {len(held)} tensors are what {RECORD} says was converted"] if held else []
 
 
-def _digest(data: bytes) -> dict[str, int | str]:
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:
-    """Of a folder, what was believed beside the weights, so that the record is enough to audit what it led to."""
-    path = Path(checkpoint.path)
-    if not path.is_dir():
-        return {}
-    place = model_folder(path)
-    found = beside(place, checkpoint.config)
-    return {(place / name).relative_to(path).as_posix(): _digest(data) for name, data in found.items()}
-
-
 def _leftovers(target: Path) -> list[str]:
     """What lies beside the target; it is no part of the record, which depends on the input alone."""
     return [
@@ -278,36 +202,3 @@ def _leftovers(target: Path) -> list[str]:
         else f"{printable(path)} is an earlier result, whole: a run was interrupted while replacing it"
         for path in leftovers(target)
     ]
-
-
-def notes_on(checkpoint: Checkpoint) -> list[str]:
-    """What the user should know of what was read before the result is used."""
-    notes, chosen = list[str](), checkpoint.selected
-    other = [c for c in checkpoint.candidates if c is not chosen]
-    if other and checkpoint.asked is None:
-        notes.append(
-            f"took the {chosen.weights} weights ({chosen.where}); {other[0].weights.upper()} weights are there too: "
-            f"--weights {other[0].weights} takes those"
-        )
-    for name, danger in checkpoint.foreign:
-        if danger:
-            notes.append(f"the file asks to import {name}, which can run code in other readers; nothing of it ran here")
-    if shared := _sharing(checkpoint):
-        notes.append(f"{', '.join(fold(shared)[:6])} share their storage with other keys: each gets its own copy")
-    return notes
-
-
-def _sharing(checkpoint: Checkpoint) -> list[str]:
-    """The keys whose run of bytes overlaps with that of a key before them, be it in part."""
-    runs: dict[int, list[tuple[int, int, str]]] = {}
-    for key, tensor in checkpoint.items():
-        if tensor.nbytes:
-            runs.setdefault(id(tensor.storage), []).append((*tensor.span, key))
-    shared = set()
-    for run in runs.values():
-        reached = 0
-        for start, stop, key in sorted(run, key=lambda item: item[0]):  # of equal ones, the first stays the first
-            if start < reached:
-                shared.add(key)
-            reached = max(reached, stop)
-    return [key for key in checkpoint if key in shared]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .checkpoint import DType
 from .checkpoint.dtypes import BF16, BY_NAME, F16, F32
-from .checkpoint.folder import INDEX, WEIGHTS, read_json, with_variant
+from .checkpoint.folder import INDEX, WEIGHTS, is_shard, read_json, with_variant
 from .checkpoint.layout import Entry
 from .checkpoint.publish import FilePublication, Publication
 from .checkpoint.safetensors_writer import lay_out_safetensors
@@ -62,8 +62,8 @@ class Destination:
         if suffixes and (max_shard_size is not None or variant):
             flag = "max_shard_size" if max_shard_size is not None else "variant"
             raise UsageError(f"--{flag}: only diffusers has files of that kind")
-        if variant and not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", variant, re.ASCII):
-            raise UsageError(f"--variant {printable(variant)}: letters, digits, '_' and '-' only")
+        if variant and (not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", variant) or is_shard(variant)):
+            raise UsageError(f"--variant {printable(variant)}: letters, digits, '_' and '-', and no shard's number")
         shard = 0 if max_shard_size is None else bytes_of(max_shard_size)
         return cls(target, to, CASTS[dtype] if dtype else None, shard, variant or "")
 
@@ -147,8 +147,10 @@ def bytes_of(size: str | int) -> int:
     >>> bytes_of("5GB")
     5000000000
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", str(size).strip().upper(), re.ASCII)
-    made = int(float(match[1]) * _UNITS.get(match[2] or "", 1)) if match else 0
+    match = re.fullmatch(r"(\d{1,19})(\.\d+)?\s*([KMGT]B)?", str(size).strip().upper(), re.ASCII)
+    whole, fraction, unit = match.groups() if match else ("0", "", "")
+    count = float(whole + fraction) if fraction else int(whole)
+    made = int(count * _UNITS.get(unit or "", 1))
     if made < 1:
         raise UsageError(f"--max_shard_size {printable(size)}: a size such as 5GB, 500MB or 100000 (bytes)")
     return made

@@ -17,9 +17,18 @@ REPORT_VERSION = 1
 
 
 def inspect(
-    path: str | os.PathLike[str], *, weights: str | None = None, given: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    *,
+    weights: str | None = None,
+    family: str | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint is, as a JSON-ready dict. Reads its index, not its tensors.
+
+    Args:
+        weights: 'raw' or 'ema' where the file holds both (default: raw).
+        family: insist on a model family, by its name or its file (NAME.py), instead of recognising it.
+        given: hyper-parameters by flag name, in the user's words.
 
     Raises: `InputError` for a malformed or unsafe file; a file that is sound but cannot be converted is described,
     with the reasons under `problems`; what a conversion would ask for first is under `needs`, '' if nothing.
@@ -29,7 +38,7 @@ def inspect(
         48
     """
     with open_checkpoint(path, weights) as checkpoint:
-        looked = survey(checkpoint, given)
+        looked = survey(checkpoint, given, family)
         made = report(looked)
         plan = looked.plan
         made["features"] = sorted(plan.features)

@@ -56,9 +56,9 @@ def expand(original: str, converted: str, *, base: str = "", **options: Any) -> 
         if not text or "\0" in text:
             raise UsageError(f"the {what} path is {'not a path' if text else 'empty'}")
     given = {name: value for name, value in options.items() if value is not None}
-    return told_apart([
-        Pair(path, _filled(base, converted, path), given) for path in _originals(os.path.join(base, original))
-    ])
+    return told_apart(
+        [Pair(path, _filled(base, converted, path), given) for path in _originals(os.path.join(base, original))]
+    )
 
 
 def told_apart(pairs: Sequence[Pair]) -> list[Pair]:
@@ -159,7 +159,7 @@ def is_model(folder: Path) -> bool:
     try:
         weight_files(folder)
     except InputError:
-        return any(folder.glob("*.index.json"))  # without an index, it is that there are no weights
+        return any(folder.glob("*.index*.json"))  # without an index, it is that there are no weights
     return True
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from .checkpoint import Checkpoint
 from .checkpoint.tensor import Storage
 from .errors import InputError, UsageError, printable
-from .families import Family, Findings, families, named, recognise
+from .families import Family, Findings, find, named, recognise
 from .mapping import KeyMapping, MappingError, Plan, fold
 from .mapping.dims import Pattern, bind, mismatch
 
@@ -100,12 +100,12 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
 
     Args:
         given: hyper-parameters in the user's words, by the family's flag names.
-        family: insist on this family.
+        family: insist on this family: its name, or the file (NAME.py) that makes it.
 
     Raises: `InputError` for a malformed state dict, `UsageError` for a word that contradicts the file.
     """
     made = Survey(checkpoint)
-    recognised = recognise(checkpoint, _insisted(family))
+    recognised = recognise(checkpoint, None if family is None else find(family))
     if recognised is None:
         kind = named(checkpoint)
         shown = fold(list(checkpoint)[:200])
@@ -160,13 +160,6 @@ def _hold_against_config(family: Family, said: Mapping[str, Any], found: Finding
                 f"config.json: {key}: {printable(theirs)}, and the converted model would have {printable(ours)}"
             )
     return ""
-
-
-def _insisted(name: str | None) -> Family | None:
-    known = families() if name is not None else {}
-    if name is not None and name not in known:
-        raise UsageError(f"--family {printable(name)}: unknown; there are {', '.join(sorted(known))}")
-    return known[name] if name is not None else None
 
 
 def _not_weights(checkpoint: Checkpoint) -> list[str]:

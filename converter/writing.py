@@ -125,7 +125,9 @@ def _found(files: dict[str, dict[str, int | str]], deliveries: list[Delivery]) -
         if delivery.overflowed:  # which of the outputs they are in was not counted
             found.overflowed[key] = delivery.overflowed
             bad = {key: sum(bad.values()) - delivery.overflowed}
-        found.nonfinite |= {name: count for name, count in bad.items() if count}
+        for name, count in bad.items():  # a tensor that is put together has several deliveries
+            if count:
+                found.nonfinite[name] = found.nonfinite.get(name, 0) + count
     return found
 
 

@@ -16,7 +16,8 @@ from makers import raw_bytes, save, sincos
 from safetensors.torch import save_file
 
 from converter import InputError, open_checkpoint
-from converter.buffers import Comparison, compare
+from converter.buffers import Comparison, compare, computed
+from converter.checkpoint.dtypes import BY_NAME
 from converter.checkpoint.tensor import CHUNK
 from converter.families.sincos import SinCosTable
 
@@ -137,3 +138,59 @@ def test_a_damaged_file_is_an_error_and_no_difference(table: SinCosTable, tmp_pa
     path.write_bytes(content)
     with pytest.raises(InputError, match="CRC-32 mismatch"):
         compared(path, table)
+
+
+# A table as a tensor to be written, though no file holds it.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_computed_tensor_has_the_bytes_of_one_in_a_file(dtype: str, files: dict[str, Path]) -> None:
+    made = computed("pos_embed", TABLE, BY_NAME[dtype])
+    with open_checkpoint(files[dtype]) as checkpoint:
+        there = checkpoint["pos_embed"]
+        assert (made.key, made.dtype, made.shape, made.nbytes) == (there.key, there.dtype, there.shape, there.nbytes)
+        assert made.read() == there.read() == raw_bytes(stored(dtype))
+        assert torch.equal(made.torch(), there.torch())
+        assert np.array_equal(made.numpy(), there.numpy())
+    assert (made.storage.crc, made.contiguous) == (None, True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_it_comes_in_runs_of_whole_rows_in_order(dtype: str) -> None:
+    made, expected = computed("pos_embed", TABLE, BY_NAME[dtype]), raw_bytes(stored(dtype))
+    pieces = [(offset, bytes(part)) for offset, part in made.storage.chunks()]
+    assert b"".join(part for _, part in pieces) == expected
+    assert [offset for offset, _ in pieces] == [sum(len(part) for _, part in pieces[:n]) for n in range(len(pieces))]
+    assert all(0 < len(part) <= CHUNK and len(part) % (HIDDEN * DTYPES[dtype]) == 0 for _, part in pieces)
+    assert len(pieces) == -(-len(expected) // (CHUNK // (HIDDEN * DTYPES[dtype]) * HIDDEN * DTYPES[dtype]))
+
+
+def test_a_run_of_its_only_row_is_all_of_it_or_nothing() -> None:
+    made = computed("pos_embed", TABLE, BY_NAME["float32"])
+    assert made[0:1].read() == raw_bytes(stored("float32"))
+    assert made[1:].read() == b""
+
+
+def test_rows_wider_than_a_chunk_come_one_by_one() -> None:
+    class Wide:
+        """Any table: what is asked of it is said of `compare`."""
+
+        shape = (1, 3, CHUNK // 4 + 5)
+
+        def axis(self) -> float:
+            return 0.5
+
+        def rows(self, start: int, stop: int, axis: float) -> np.ndarray:
+            return np.full((stop - start, self.shape[2]), start + axis, np.float32)
+
+    made = computed("wide", Wide(), BY_NAME["float32"])
+    assert [(offset, len(part)) for offset, part in made.storage.chunks()] == [
+        (n * (CHUNK + 20), CHUNK + 20) for n in range(3)
+    ]
+    assert np.array_equal(made.numpy()[0], np.repeat([[0.5], [1.5], [2.5]], CHUNK // 4 + 5, axis=1))
+
+
+def test_compared_with_what_it_is_computed_from_it_is_equal() -> None:
+    for dtype in DTYPES:
+        digest = hashlib.sha256(raw_bytes(stored(dtype))).hexdigest()
+        assert compare(computed("pos_embed", TABLE, BY_NAME[dtype]), TABLE) == Comparison(True, 0.0, digest)

@@ -10,6 +10,7 @@ import re
 import resource
 import select
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 import converter
 from converter.errors import ConverterError, InputError, UsageError
-from converter.parity.gates import FLOAT64
+from converter.parity.gates import LIMITS
 from converter.parity.report import EXIT_CODES, FAIL, FROM_BEST, NOT_RUN, PASS, Check, Phase, Report
 
 Cli = Callable[..., Result]
@@ -863,7 +864,7 @@ def test_an_error_on_a_terminal_is_one_line(made: tuple[Path, Path], tmp_path: P
 def test_the_verdict_is_the_exit_code(
     how: str, made: tuple[Path, Path], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(FLOAT64, "relative L2", 1e-30)  # as no two nets agree
+    monkeypatch.setitem(LIMITS, "relative L2", 1e-30)  # as no two nets agree
     result = cli("convert-pixart", *converting(made[0], tmp_path / "out", *([] if how == "text" else [f"--{how}"])))
     assert (result.returncode, result.stderr) == (1, "")
     report = json.loads((tmp_path / "out/parity.json").read_text())
@@ -912,6 +913,28 @@ def test_a_checker_that_fails_after_a_conversion(
     assert LINE.fullmatch(result.stderr)
     assert checker.calls[0][2] == {"family": "pixart"}
     assert tree(tmp_path / "out") == tree(made[1])  # the conversion is done, and no verdict lies in it
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"])
+def test_a_signal_during_the_comparison_says_what_stays(
+    number: int, code: int, made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The conversion was finished before: to say that nothing is left would not be true."""
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = ["convert-pixart", *converting(made[0], tmp_path / "out"), "--quiet"]
+    with start(*command, **options) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "out").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+        time.sleep(0.3)  # in the imports, most likely
+        process.send_signal(number)
+        out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, "")
+    assert LINE.fullmatch(errors), errors
+    named = f"{signal.Signals(number).name}; {tmp_path / 'out'} is converted, whole, and was not compared"
+    assert named in errors
+    assert tree(tmp_path / "out") == tree(made[1])
 
 
 # In a process of its own, help, and documents.

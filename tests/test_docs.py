@@ -6,7 +6,7 @@ import doctest
 import importlib
 import pkgutil
 import re
-import shlex
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from makers import ROOT, launch
+from followed import Reader
+from makers import ROOT
 
 import converter
 from converter import families
 from converter.families.pixart import KEYS
 
 README = ROOT / "README.md"
+TUTORIAL = ROOT / "docs" / "new-family.md"
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(converter.__path__, "converter.")
@@ -77,11 +79,6 @@ def sections() -> dict[str, str]:
     return {"": title} | {part.partition("\n")[0]: part for part in rest}
 
 
-def blocks(text: str) -> list[tuple[str, str]]:
-    """(language, content) of every fenced block."""
-    return re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.M | re.S)
-
-
 RUNNABLE = [name for name, text in (sections() if README.exists() else {}).items() if "```python" in text]
 
 
@@ -96,22 +93,41 @@ def test_the_readme_can_be_followed(section: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(families, "_REGISTERED", {})  # what an example registers is forgotten again
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
-    session = ambient(tmp_path)
-    for language, content in blocks(sections()[section]):
-        if language == "python":
-            exec(compile(content, f"README.md: {section or 'beginning'}", "exec"), session)
-        for line in content.splitlines() if language == "sh" else ():
-            program, *arguments = shlex.split(line, comments=True) or [""]
-            if program in ("bin/convert-pixart", "bin/pixart") and any("fixtures/" in word for word in arguments):
-                result = launch(program.removeprefix("bin/"), *arguments, cwd=tmp_path)
-                assert (result.returncode, result.stderr) == (0, "")
+    reader = Reader(f"README.md: {section or 'beginning'}", tmp_path, ambient(tmp_path))
+    programs = ("bin/convert-pixart", "bin/pixart")
+    reader.follow(sections()[section], lambda line: line.startswith(programs) and "fixtures/" in line)
+
+
+@pytest.mark.slow
+def test_the_tutorial_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its first block to its last, in an empty folder; and what it shows is what is printed."""
+    monkeypatch.setattr(families, "_REGISTERED", {})
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    text = TUTORIAL.read_text()
+    reader = Reader(TUTORIAL.name, tmp_path, ambient(tmp_path))
+    shown = re.findall(r"^(```text|# from \w+\.py)$", text, flags=re.M)
+    try:
+        assert reader.follow(text) == len(shown) > 5
+    finally:
+        for name in set(sys.modules) - before:
+            if str(tmp_path) in (getattr(sys.modules[name], "__file__", None) or ""):
+                del sys.modules[name]
+
+
+@pytest.mark.parametrize("wrong", ["```sh\npython -c 1\n```\n```text\nno\n```\n", "```diff\n--- a\n-b\n+c\n```\n"])
+def test_a_page_that_is_wrong_would_be_found(wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a\n")
+    with pytest.raises(AssertionError):
+        Reader("wrong", tmp_path, {}).follow(wrong)
 
 
 def test_the_flags_that_it_names_exist() -> None:
     from converter.cli.main import pixart
 
     known = {flag for command in pixart.commands.values() for parameter in command.params for flag in parameter.opts}
-    named = set(re.findall(r"(?<![\w-])--[a-z]\w*", README.read_text()))
+    named = set(re.findall(r"(?<![\w-])--[a-z]\w*", README.read_text() + TUTORIAL.read_text()))
     assert named
     assert named <= known | {"--help"}
 

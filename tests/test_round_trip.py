@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from makers import GOLDEN, HEADS, State, diffusers_keyed, folder, pixart, prefixed, raw_bytes, save
+from makers import GOLDEN, HEADS, State, diffusers_keyed, folder, other, pixart, prefixed, raw_bytes, save, training
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -309,3 +309,35 @@ def test_a_cast_does_not_make_nan_an_overflow(tmp_path: Path) -> None:
     with pytest.raises(converter.InputError, match=r"1 element is NaN or infinite, in proj_out\.weight"):
         converter.convert(source, tmp_path / "out", allow_overflow=True, **said)
     converter.convert(source, tmp_path / "out", allow_nonfinite=True, **said)
+
+
+CONFIG = {"sample_size": 16, "num_attention_heads": HEADS, "interpolation_scale": 1.0}
+SOURCES: dict[str, Any] = {
+    "sharded": lambda s, t: folder(diffusers_keyed(s), t / "in", CONFIG, shards=3),
+    "bin": lambda s, t: folder(diffusers_keyed(s), t / "in", CONFIG, suffix="bin"),
+    "bin, sharded": lambda s, t: folder(diffusers_keyed(s), t / "in", CONFIG, suffix="bin", shards=2),
+    "Transformer2DModel": lambda s, t: folder(
+        diffusers_keyed(s), t / "in", CONFIG | {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single"}
+    ),
+    "pipeline": lambda s, t: folder(diffusers_keyed(s), t / "in" / "transformer", CONFIG).parent,
+    "FSDP": lambda s, t: save(diffusers_keyed(s), t / "in.bin"),
+    "training file": lambda s, t: save(training(s, other(s)), t / "in.pth"),
+    "safetensors": lambda s, t: save_file(s, t / "in.safetensors") or t / "in.safetensors",
+    "prefixed": lambda s, t: save(prefixed(s, "module."), t / "in.pth"),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_any_source_to_any_layout(kind: str, tmp_path: Path) -> None:
+    state = pixart()
+    source = SOURCES[kind](state, tmp_path)
+    said = {"image_size": 128, "interpolation_scale": 1.0} if kind == "FSDP" else {}
+    theirs = kind in ("training file", "safetensors", "prefixed")  # what diffusers' layout has no place for
+    wanted = {key: tensor for key, tensor in state.items() if theirs or key != CAPTION}
+    for name in ("a.pth", "a.safetensors"):
+        made = converter.convert(source, tmp_path / name, to="original", **said)
+        same(read(made.path), wanted, ordered=False)
+    made = converter.convert(source, tmp_path / "c.safetensors", to="comfyui", **said)
+    same(read(made.path), prefixed(wanted, "model.diffusion_model."), ordered=False)
+    made = converter.convert(source, tmp_path / "out", num_attention_heads=HEADS, **said)
+    same(read(made.path / "transformer/diffusion_pytorch_model.safetensors"), diffusers_keyed(state), ordered=False)

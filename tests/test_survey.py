@@ -167,7 +167,7 @@ def test_what_is_known_by_name(tmp_path: Path) -> None:
 # What the user insists on.
 def test_an_unknown_family_and_a_foreign_flag(tmp_path: Path) -> None:
     path = save(pixart(), tmp_path / "a.pth")
-    with pytest.raises(UsageError, match=r"--family unet: unknown; there are dit, pixart$"):
+    with pytest.raises(UsageError, match=r"--family unet: unknown; there are dit, pixart, or a file"):
         look(path, family="unet")
     with pytest.raises(UsageError, match=r"^--colour, --size: not a flag of the family pixart$"):
         look(path, {"size": 3, "colour": "red", "image_size": 128})

@@ -65,7 +65,12 @@ def variants(names: Collection[str]) -> list[str]:
         stem, _, suffix = name.rpartition(".")
         form = re.compile(rf"{re.escape(stem)}\.([\w-]+)\.{suffix}")
         found |= {match[1] for match in map(form.fullmatch, names) if match}
-    return sorted(found - {variant for variant in found if re.search(r"-\d{5}-of-\d{5}$", variant)})
+    return sorted(variant for variant in found if not is_shard(variant))
+
+
+def is_shard(variant: str) -> bool:
+    """Whether what looks like a variant's name is that of one of its shards, such as 'fp16-00001-of-00002'."""
+    return re.search(r"-\d{5}-of-\d{5}$", variant) is not None
 
 
 def weights_among(names: Collection[str]) -> list[tuple[str, str]]:

@@ -223,10 +223,12 @@ def transfer(
                 unwritten.pop()
                 last = not unwritten
             if last:
-                if not stop.is_set():
-                    written()
-                ready.put(None)
-                ready.put(None)
+                try:
+                    if not stop.is_set():
+                        written()
+                finally:
+                    ready.put(None)
+                    ready.put(None)
 
     def prove(stop: threading.Event) -> None:
         buffer = bytearray(CHUNK)

@@ -23,6 +23,12 @@ def together(*decorators: Decorator) -> Decorator:
     return decorate
 
 
+insisted = click.option(
+    "--family",
+    metavar="NAME",
+    help="Insist on a model family instead of recognising it: its name, or a file of yours that makes it (NAME.py).",
+)
+
 hyper_parameters = together(
     click.option(
         "--image_size",
@@ -52,7 +58,7 @@ hyper_parameters = together(
         help="Scale of the positions. Read from the file where it can be.",
     ),
     boolean("--exact_timesteps", "Of a DiT: say that the line which its conversion's note gives will be run on it."),
-    click.option("--family", metavar="NAME", help="Insist on a model family instead of recognising it."),
+    insisted,
 )
 
 writing = together(

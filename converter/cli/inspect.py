@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .conversion_flags import insisted
 from .options import Command, json_option
 
 
@@ -14,8 +15,9 @@ from .options import Command, json_option
     type=click.Choice(["raw", "ema"]),
     help="Which weights to look at, where a file has both. Default: raw.",
 )
+@insisted
 @json_option
-def inspect(path: str, weights: str | None, as_json: bool) -> None:
+def inspect(path: str, weights: str | None, family: str | None, as_json: bool) -> None:
     """Say what the checkpoint at PATH is: container, family, every hyper-parameter with its evidence, what a conversion
     would drop or keep aside, and what stands against one. Of the tensors, only a few elements of the positional table
     are read, and taken without the proof of their checksum; a conversion verifies them.
@@ -28,7 +30,7 @@ def inspect(path: str, weights: str | None, as_json: bool) -> None:
     from .printing import inspection_lines, print_json
 
     place = local(path)
-    made = run(place, weights=weights)
+    made = run(place, weights=weights, family=family)
     if str(place) != path:
         made["source"]["name"] = printable(path)  # in the cache, a folder is called after its commit
     if as_json:

@@ -21,6 +21,7 @@ from .convert import convert
 from .diff import diff
 from .init_from_dit import init_from_dit
 from .inspect import inspect
+from .new_family import new_family
 from .options import FOUND, Group
 from .parity import parity
 from .revert import revert
@@ -36,6 +37,7 @@ pixart.add_command(convert, "convert")
 pixart.add_command(diff, "diff")
 pixart.add_command(inspect, "inspect")
 pixart.add_command(init_from_dit, "init-from-dit")
+pixart.add_command(new_family, "new-family")
 pixart.add_command(revert, "revert")
 pixart.add_command(parity, "parity")
 
@@ -81,7 +83,8 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
         where = f"{printable(error.filename)}: " if error.filename else ""
         return _fail(name, f"{where}{error.strerror or error}", 5, arguments)
     except KeyboardInterrupt as error:
-        return _fail(name, f"{error or 'interrupted'}; no part of a result was left behind", _code(error), arguments)
+        left = getattr(error, "left", "nothing half-finished was left behind")
+        return _fail(name, f"{error or 'interrupted'}; {left}", _code(error), arguments)
     except Exception as error:
         if os.environ.get("PIXART_DEBUG"):
             raise

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from ..parity.choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
 from .options import Command, boolean, json_option
 
-DTYPES = click.Choice(["float64", "float32", "float16", "bfloat16"])
+DTYPES = click.Choice(PRECISIONS)
 
 
 @click.command(cls=Command, short_help="Prove that a converted model computes the original's function.")
@@ -28,13 +29,13 @@ DTYPES = click.Choice(["float64", "float32", "float16", "bfloat16"])
 @click.option("--config", metavar="TOML", help="A parity.toml that lists pairs, their options and waivers.")
 @click.option(
     "--profile",
-    type=click.Choice(["quick", "standard", "full"]),
+    type=click.Choice(PROFILES),
     help="How much is tried. Default: quick, four samples.",
 )
-@click.option("--family", metavar="NAME", help="The model family that the checkpoint has to be of.")
 @click.option(
-    "--weights", type=click.Choice(["raw", "ema"]), help="Which weights. Default: what the conversion record says."
+    "--family", metavar="NAME", help="The model family that the checkpoint has to be of, or a file that makes it."
 )
+@click.option("--weights", type=click.Choice(WEIGHTS), help="Which weights. Default: what the conversion record says.")
 @click.option("--num_attention_heads", type=click.IntRange(min=1), metavar="N", help="Heads, in your word.")
 @click.option("--image_size", type=click.IntRange(min=8), metavar="PIXELS", help="Resolution, in your word.")
 @click.option("--interpolation_scale", type=float, metavar="X", help="Scale of the positions, in your word.")
@@ -42,6 +43,12 @@ DTYPES = click.Choice(["float64", "float32", "float16", "bfloat16"])
 @boolean("--exact_timesteps", "Of a DiT: compare the model with the line run on it that its conversion's note gives.")
 @click.option("--cast", type=DTYPES, help="The dtype that the conversion rounded the weights to, where it did.")
 @click.option("--device", metavar="NAME", help="Where the nets run: cpu (default), cuda, cuda:1, ...")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, MOST_THREADS),
+    metavar="N",
+    help="Of the CPU, for the whole run. Default: as many as torch would use.",
+)
 @click.option(
     "--dtype",
     type=DTYPES,
@@ -52,7 +59,7 @@ DTYPES = click.Choice(["float64", "float32", "float16", "bfloat16"])
 @click.option("--save_failing", metavar="DIR", help="Save the inputs and outputs of failing cases there.")
 @click.option(
     "--self_test",
-    type=click.Choice(["quick", "full"]),
+    type=click.Choice(SELF_TESTS),
     help="Deliberate faults that have to be noticed: some in every run (quick), or the whole catalogue.",
 )
 @click.option("--waivers", metavar="TOML", help="Reviewed exceptions: case, statistic, bound, reason, expiry.")
@@ -119,9 +126,9 @@ def parity(
             progress=None if quiet else lambda total: bar(shown, total, "comparing"),
             done=tell,
         )
-    for made in reports:
-        made.run["command"] = context.obj
-    write_reports(reports, report, card)
+        for made in reports:
+            made.run["command"] = context.obj
+        write_reports(reports, report, card)
     for note in kept.notes if kept else []:
         click.echo(f"note: {note}", err=True)
     code = batch.exit_code(reports)

@@ -12,7 +12,10 @@ from ..errors import human_bytes, printable
 from ..mapping import fold
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..conversion import Conversion
+    from ..drafting import Draft
 
 
 def print_json(content: Any) -> None:
@@ -107,6 +110,15 @@ def _plan_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
         parts: Iterable[Iterable[str]] = [chain(*targets)] if operation == "copy" else zip(*targets, strict=True)
         to = ", ".join(name for part in parts for name in fold(part))
         sources = ", ".join(fold(name for row in members for name in row.get("sources", [row["source"]])))
-        yield f"  {sources} {shape} -> {operation}" + (
-            f": {to}" if to else ""
-        )
+        yield f"  {sources} {shape} -> {operation}" + (f": {to}" if to else "")
+
+
+def draft_lines(path: Path, draft: Draft) -> Iterator[str]:
+    """What `pixart new-family` prints."""
+    for row in draft.rows:
+        if row.doubt:
+            yield f"? {row.source} [{row.pattern}] -> {', '.join(row.targets) or row.kind}: {row.doubt}"
+    for what, paths in (("no row yet", draft.unmatched_source), ("no source yet", draft.unmatched_target)):
+        yield from (f"{what}: {printable(path)}" for path in paths)
+    yield from (f"note: {note}" for note in draft.notes)
+    yield f"wrote: {printable(path)}, {len(draft.rows)} rows, {draft.unsure} of them to be looked at (# ?)"

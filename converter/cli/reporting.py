@@ -30,7 +30,10 @@ def lines(pair: Pair, report: Report) -> Iterator[str]:
     for phase in report.phases:
         yield f"  {phase.name:<10}  {phase.verdict:<12}  {phase.words}"
         failed = [check for check in phase.failed if check.words not in phase.words]
-        yield from (f"    {check.what}, {check.statistic}: {check.words}" for check in failed[:SHOWN])
+        for check in failed[:SHOWN]:
+            # A line that begins with the key needs no heading that says it again.
+            heading = "" if check.words.startswith(check.what) else f"{check.what}, {check.statistic}: "
+            yield f"    {heading}{check.words}"
         if len(failed) > SHOWN:
             yield f"    and {len(failed) - SHOWN} more"
         yield from (f"    {note}" for note in phase.notes)
@@ -127,6 +130,15 @@ def as_dict(reports: Sequence[Report]) -> dict[str, Any]:
     return made
 
 
+class Unproven(KeyboardInterrupt):
+    """An interrupt of the comparison after a conversion: what was converted stays, and that is said."""
+
+    def __init__(self, stop: KeyboardInterrupt, folder: Path) -> None:
+        super().__init__(str(stop) or "interrupted")
+        self.exit_code = getattr(stop, "exit_code", 130)
+        self.left = f"{printable(folder)} is converted, whole, and was not compared"
+
+
 def prove(original: str, folder: Path, command: str, family: str | None, *, quiet: bool, silent: bool) -> Report:
     """What `--parity` does after a conversion: the quick profile, its report beside the record, its words printed.
 
@@ -134,13 +146,18 @@ def prove(original: str, folder: Path, command: str, family: str | None, *, quie
         folder: what the conversion made; its record says which weights were taken and what the user said.
         quiet: no progress bar; `silent`: nothing printed.
     """
+    from ..checkpoint.interrupt import interruptible
+    from ..hub import local
     from ..parity.checker import check
 
-    with ExitStack() as shown:
-        progress = None if quiet else (lambda total: bar(shown, total, "comparing"))
-        report = check(original, folder, family=family, progress=progress)
-    report.run["command"] = command
-    write_text(folder / PARITY, report.to_json())
+    try:
+        with ExitStack() as shown, interruptible():
+            progress = None if quiet else (lambda total: bar(shown, total, "comparing"))
+            report = check(local(original, quiet=True), folder, family=family, progress=progress)
+            report.run["command"] = command
+            write_text(folder / PARITY, report.to_json())
+    except KeyboardInterrupt as stop:
+        raise Unproven(stop, folder) from stop
     for line in [] if silent else [*lines(Pair(original, str(folder)), report), f"wrote: {printable(folder / PARITY)}"]:
         click.echo(line)
     return report

@@ -1,4 +1,4 @@
-"""The registry of model families: built in, registered by a call, or brought by another package.
+"""The registry of model families: built in, registered by a call, in a file of the user, or brought by another package.
 
 Another package adds a family by an entry point:
 
@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from ..errors import ConverterError, printable
+from ..errors import ConverterError, UsageError, printable
+from . import from_file
 from .base import Family, Finding, Findings, State
 from .known import named
 
@@ -53,6 +54,20 @@ def families(*, packages: bool = True) -> dict[str, Family]:
     return {family.name: family for family in (PIXART, DIT)} | (_from_packages() if packages else {}) | _REGISTERED
 
 
+def find(name: str) -> Family:
+    """The family of that name or, where it ends in `.py`, the one in that file: the user's own code, which is run.
+
+    Raises: `UsageError` where there is none.
+    """
+    if from_file.is_file(name):
+        return from_file.load(name, _REGISTERED)
+    known = families()
+    if name not in known:
+        there = ", ".join(sorted(known))
+        raise UsageError(f"--family {printable(name)}: unknown; there are {there}, or a file NAME.py of yours")
+    return known[name]
+
+
 def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple[Family, bool] | None:
     """(family, whether the keys are diffusers' already): the one whose table knows most keys.
 
@@ -75,4 +90,4 @@ def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple
     return None if not state or known * 2 < len(state) or named(state) else (family, diffusers)
 
 
-__all__ = ["Family", "Finding", "Findings", "State", "families", "named", "recognise", "register"]
+__all__ = ["Family", "Finding", "Findings", "State", "families", "find", "named", "recognise", "register"]

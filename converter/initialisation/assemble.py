@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import LazyTensor, open_checkpoint
 from ..checkpoint.publish import Publication
 from ..checkpoint.transfer import Progress
-from ..conversion import convert, notes_on
+from ..conversion import convert
 from ..destination import DIFFUSERS, ORIGINAL, SUFFIXES, Destination
 from ..errors import InputError, printable
 from ..families.dit import DIT
 from ..families.pixart_released import HEAD_SIZE, PLACEHOLDER, TOKENS
 from ..hub import local
+from ..planning import notes_on
 from ..survey import survey
 from ..writing import Part, counted, write_files
 from .options import ZERO, Options
@@ -73,6 +74,7 @@ def init_from_dit(
         >>> done.proof.verdict
         'PASS'
     """
+    from ..parity.switches import deterministic
     from .proof import prove
     from .timesteps import measure
 
@@ -93,9 +95,10 @@ def init_from_dit(
         looked.config()  # all that a DiT has to show, or an error that says what is missing
         origin = Origin(looked, options or Options())
         state = origin.state()
-        done = Initialisation(wanted.path, origin.choices, notes(origin, wanted), prove(origin, state))
-        if timesteps:
-            done.proof.distances = measure(origin)
+        with deterministic():
+            done = Initialisation(wanted.path, origin.choices, notes(origin, wanted), prove(origin, state))
+            if timesteps:
+                done.proof.distances = measure(origin)
         if done.proof.passed:
             done.files = _write(origin, state, wanted, overwrite, progress)
             done.written = True

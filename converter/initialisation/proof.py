@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ..parity import gates
-from ..parity.function import FLOAT32, FLOAT64, Judge, Outcome
+from ..parity.choices import FLOAT32, FLOAT64
+from ..parity.function import Judge, Outcome
 from ..parity.inputs import Case
 from ..parity.latents import parts
 from ..parity.rendering.numbers import times
@@ -33,6 +34,7 @@ from .verdict import Proof, Stage
 if TYPE_CHECKING:
     from .origin import Origin
 
+COARSE = gates.CAPS["relative L2"]  # a rounding that is larger would widen its own tolerance
 EXACT = 1e-12  # measured: 1e-15 and below
 GRIDS = {"square": (6, 6), "not square": (8, 4)}  # of patches, two different samples each
 
@@ -60,6 +62,9 @@ def prove(origin: Origin, state: Mapping[str, Any]) -> Proof:
         for name in runs.truth:
             stage = runs.stage(name)
             checks += _checks(stage)
+            if not stage.floor <= COARSE:
+                why = f"the DiT's own rounding is {stage.floor:.2g}, above the cap of {COARSE:g}"
+                doubts.append(f"{case.name} / {name}: {why}: this machine's arithmetic is too coarse to compare by")
             if name not in stages or stage.times > stages[name].times:
                 stages[name] = stage
         if OUTPUT in runs.truth:

@@ -6,40 +6,40 @@ Running the nets cannot replace it: a bias that softmax does not see, or one las
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from ..buffers import compare as compare_buffer
-from ..checkpoint.cast import round_to, widen
+from ..checkpoint.dtypes import BY_NAME
 from ..errors import printable
 from ..families import Family, Findings
 from ..mapping import Computed, KeyMapping, MappingError, Move, Plan, fold
+from .belonging import Bytes, Places, describe, equal, kept_as
 from .report import FAIL, PASS, Check, Phase
 
 WORKERS = 2  # reading, comparing and checksums run without the interpreter's lock
+FEW = 32  # tensors, of which reading is not worth a thread
 Tensors = Mapping[str, Any]  # key -> something with `dtype`, `shape` and `read()` (a lazy tensor)
 
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-
-
 class Room(threading.local):
-    """Memory of one thread to read tensors into, one side each, kept for the next: fresh memory costs more."""
+    """Memory of one thread to read tensors into, kept for the next: fresh memory costs more."""
 
     def __init__(self) -> None:
-        self._kept = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
+        self._kept = np.empty(0, np.uint8)
 
-    def read(self, side: int, tensor: Any) -> Bytes:
-        """The bytes of a tensor; the next call for that side overwrites them."""
+    def read(self, tensor: Any) -> Bytes:
+        """The bytes of a tensor; the next call overwrites them."""
         if not hasattr(tensor, "read_into"):
             return np.frombuffer(tensor.read(), np.uint8)
-        if len(self._kept[side]) < tensor.nbytes:
-            self._kept[side] = np.empty(tensor.nbytes, np.uint8)
-        data = self._kept[side][: tensor.nbytes]
+        if len(self._kept) < tensor.nbytes:
+            self._kept = np.empty(tensor.nbytes, np.uint8)
+        data = self._kept[: tensor.nbytes]
         into: Any = data
         tensor.read_into(memoryview(into))
         return data
@@ -65,10 +65,21 @@ class Sides:
     cast: str = ""
     seen: Findings | None = None
     room: Room = field(default_factory=Room, repr=False)
+    places: Places = field(default_factory=Places, repr=False)
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the declared cast loses anything: to a wider dtype it does not."""
+        kinds = {self.original[move.sources[0]].dtype for move in self.plan.moves}
+        target = BY_NAME.get(self.cast)
+        return target is not None and any(kind != target and kind.itemsize >= target.itemsize for kind in kinds)
 
 
-def audit(sides: Sides, step: Callable[[int], None] = lambda count: None) -> Phase:
+def audit(sides: Sides, step: Callable[[int], None] = lambda count: None, only: Collection[str] | None = None) -> Phase:
     """Every byte of the original accounted for: mapped, kept aside, or recomputed; and nothing else in the model.
+
+    Args:
+        only: the converted keys whose bytes are compared, where all others were before; default: everything.
 
     Returns: the phase 'weights', with a check for every kind of finding and a first line for people.
     """
@@ -83,18 +94,22 @@ def audit(sides: Sides, step: Callable[[int], None] = lambda count: None) -> Pha
     extra = [name for key in held.keys() - wanted.keys() for name in held[key].sources]
     for what, names in (("missing", missing), ("extra", extra)):
         checks += [Check("keys", "bijection", None, None, False, f"{what}: {name}") for name in fold(sorted(names))]
-    moves = [held[key] for key in wanted if key in held]
-    with ThreadPoolExecutor(WORKERS) as pool:
-        found = list(pool.map(lambda move: _counted(sides, move, step), moves))
+    moves = [held[key] for key in wanted if key in held and (only is None or not {*only}.isdisjoint(held[key].sources))]
+    if len(moves) < FEW:  # threads have each their own room to read into, and take a while to let go of it
+        found = [_counted(sides, move, step) for move in moves]
+    else:
+        with ThreadPoolExecutor(WORKERS) as pool:
+            found = list(pool.map(lambda move: _counted(sides, move, step), moves))
     wrong = [difference for difference in found if difference]
     checks += list(_told(wrong))
-    more, said = _left(sides)
+    more, said = _left(sides) if only is None else ([], [])
     checks += more
     notes += said
     notes += [f"{key} is left over from an old conversion, and not used" for key in back.extras]
     if failed := [check for check in checks if check.passed is False]:
-        return _failed(failed, notes, f"{len(wrong)} of {len(moves)} tensors are not the original's" if wrong else "")
-    kind = f"rounded to {sides.cast}" if sides.cast else "byte for byte"
+        bad, total = sum(len(each.wrong) for each in wrong), sum(len(move.sources) for move in moves)
+        return _failed(failed, notes, f"{bad} of {total} converted tensors are not the original's" if wrong else "")
+    kind = f"{'rounded' if sides.rounded else 'widened'} to {sides.cast}" if sides.cast else "byte for byte"
     total = sum(int(np.prod(sides.original[move.targets[0]].shape)) for move in moves)
     words = (
         f"all {len(moves)} tensors ({total / 1e6:.4g} M numbers) are the original's, {kind}; none missing, none extra"
@@ -153,53 +168,24 @@ def difference(sides: Sides, move: Move) -> Difference | None:
     if sides.cast and kinds != {sides.cast}:
         words = f"is {source.dtype.name} as in the original, and was declared to be rounded to {sides.cast}"
         return Difference(key, dict.fromkeys(move.sources, words))
-    data = sides.room.read(0, source)
+    data = sides.room.read(source)
     if rounded:
-        data = np.frombuffer(round_to(widen(data.tobytes(), source.dtype), parts[0].dtype), np.uint8)
+        data = kept_as(data, source.dtype, parts[0].dtype)
     wrong: dict[str, str] = {}
     offset = 0
     for name, part in zip(move.sources, parts, strict=True):
-        have = sides.room.read(1, part)
-        right = data[offset : offset + len(have)]
-        offset += 0 if move.copies else len(have)
-        if not _equal(have, right):
-            wrong[name] = _describe(sides, name, right)
+        size = prod(part.shape) * part.dtype.itemsize
+        right = data[offset : offset + size]
+        offset += size if split else 0
+        if not _holds(part, right):
+            wrong[name] = describe(sides, name, right)
     return Difference(key, wrong) if wrong else None
 
 
-def _equal(one: Bytes, other: Bytes) -> bool:
-    """Equality of bytes, eight at a time where that goes."""
-    if len(one) != len(other):
-        return False
-    kind = np.uint64 if len(one) % 8 == 0 and one.ctypes.data % 8 == other.ctypes.data % 8 == 0 else np.uint8
-    return bool((one.view(kind) == other.view(kind)).all())
-
-
-def _describe(sides: Sides, name: str, right: Bytes) -> str:
-    """What is in the place of the right bytes: those of another tensor, or how many elements of how much else."""
-    held = sides.converted[name]
-    have = np.frombuffer(held.read(), np.uint8)
-    for other, part in _parts(sides):
-        alike = other != name and tuple(part.shape) == tuple(held.shape) and part.dtype == held.dtype
-        if alike and _equal(np.frombuffer(part.read(), np.uint8), have):
-            return f"holds what belongs in {other}"
-    theirs, ours = (widen(data.tobytes(), held.dtype).astype(np.float64) for data in (have, right))
-    with np.errstate(invalid="ignore", over="ignore"):
-        apart = np.abs(theirs - ours)
-    item = held.dtype.itemsize
-    bits = (have.reshape(-1, item) != right.reshape(-1, item)).any(axis=1)
-    bad = f", {int((~np.isfinite(theirs)).sum())} not finite" if not np.isfinite(theirs).all() else ""
-    worst = f", by up to {float(np.nanmax(apart)):.3g}" if (apart > 0).any() else ""
-    return f"differs in {int(bits.sum())} of {bits.size} elements{worst}{bad}"
-
-
-def _parts(sides: Sides) -> Iterator[tuple[str, Any]]:
-    """Every converted key with the run of the original that belongs there."""
-    for move in sides.plan.moves:
-        tensor = sides.original[move.sources[0]]
-        rows = tensor.shape[0] // move.parts if move.parts > 1 else 0
-        for i, target in enumerate(move.targets):
-            yield target, tensor[i * rows : (i + 1) * rows] if rows else tensor
+def _holds(part: Any, right: Bytes) -> bool:
+    """Whether a tensor has these bytes, piece by piece: what was just read is still in the processor's cache."""
+    pieces = part.chunks() if hasattr(part, "chunks") else [(0, part.read())]
+    return all(equal(np.frombuffer(piece, np.uint8), right[start : start + len(piece)]) for start, piece in pieces)
 
 
 def _told(found: list[Difference]) -> Iterator[Check]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,9 +78,14 @@ def save_outcome(folder: Path, outcome: Outcome) -> str:
         for precision, output in outputs.items():
             tensors[f"{case.name}.{OUTPUT}.{side}.{precision}"] = output.clone().contiguous()
     path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', case.name)}.safetensors"
+    partial = folder / f".{path.name}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path)
+        try:
+            save_file(tensors, partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)  # whatever stopped it: nobody ever reads half of a case
     except OSError as error:
         raise ConverterError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
     return f"saved {printable(path)}: run it again with --cases"

@@ -17,13 +17,11 @@ from ..checkpoint import open_checkpoint
 from ..errors import ConverterError, UsageError, printable
 from . import configuration, provenance
 from .audit import audit, matches
+from .choices import FLOAT64, GATING_PRECISIONS, MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
 from .opening import Opened, open_pair
 from .report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
+from .switches import deterministic, environment
 
-PROFILES = ("quick", "standard", "full")
-PRECISIONS = ("float64", "float32", "float16", "bfloat16")
-DEFAULT = ("float64", "float32")
-SELF_TESTS = ("quick", "full")
 Progress = Callable[[int], None]
 
 
@@ -40,6 +38,7 @@ def check(
     cases: str | os.PathLike[str] | None = None,
     save_failing: str | os.PathLike[str] | None = None,
     self_test: str = "quick",
+    threads: int | None = None,
     waivers: Sequence[Any] = (),
     progress: Callable[[int], Progress] | None = None,
     **given: Any,
@@ -59,6 +58,7 @@ def check(
         cases: a file of saved inputs to run instead of the profile's.
         save_failing: a folder for the inputs and outputs of failing cases.
         self_test: 'quick', or 'full' for the whole catalogue of deliberate faults.
+        threads: of the CPU, for the whole run; default: as many as torch would use. They are part of the report.
         waivers: `Waiver`s that are in force.
         progress: called with the number of steps to come; returns what is called with each count of steps done.
         given: hyper-parameters by flag name, such as `num_attention_heads=16`, in the user's words.
@@ -77,14 +77,16 @@ def check(
     named: tuple[tuple[str, object, Sequence[str]], ...] = (
         ("profile", profile, PROFILES),
         ("self_test", self_test, SELF_TESTS),
-        ("weights", "raw" if weights is None else weights, ("raw", "ema")),
+        ("weights", WEIGHTS[0] if weights is None else weights, WEIGHTS),
     )
     for name, value, known in named:
         if value not in known:
             raise UsageError(f"--{name} {printable(value)}: one of {', '.join(known)}")
     _known_device(device)
-    if cast and cast not in provenance.CASTS:
-        raise UsageError(f"--cast {printable(cast)}: one of {', '.join(provenance.CASTS)}")
+    if cast and cast not in PRECISIONS:
+        raise UsageError(f"--cast {printable(cast)}: one of {', '.join(PRECISIONS)}")
+    if threads is not None and not 0 < threads <= MOST_THREADS:
+        raise UsageError(f"--threads {printable(threads)}: from 1 to {MOST_THREADS}")
     if save_failing is not None and os.path.lexists(save_failing) and not os.path.isdir(save_failing):
         raise UsageError(f"--save_failing {printable(save_failing)}: not a folder")
     with ExitStack() as stack:
@@ -94,7 +96,9 @@ def check(
         about = [hashed.submit(provenance.about, Path(path), enough) for path in (original, converted)]
         pair = open_pair(stack, Path(original), Path(converted), family, weights, cast, given)
         run = _Run(pair, profile, precisions, device, self_test, waivers, cases, save_failing, progress)
-        phases = run.phases(about[0])
+        with deterministic(device, threads):
+            made_on = environment(device, precisions)
+            phases = run.phases(about[0], made_on)
         report = Report(
             verdict=PASS,
             reason="",
@@ -102,7 +106,7 @@ def check(
             profile="saved cases" if cases else profile,
             original=about[0].result() | pair.taken,
             converted=about[1].result(),
-            environment=provenance.environment(device, precisions),
+            environment=made_on,
             assumed=configuration.taken(pair.found, pair.borrowed),
             notes=[*pair.notes, *run.notes],
             phases=phases,
@@ -130,12 +134,12 @@ def _known_device(device: str) -> None:
 
 
 def _precisions(dtype: str | Sequence[str] | None) -> tuple[str, ...]:
-    asked = DEFAULT if not dtype else tuple(dtype) if isinstance(dtype, list | tuple) else (dtype,)
+    asked = GATING_PRECISIONS if not dtype else tuple(dtype) if isinstance(dtype, list | tuple) else (dtype,)
     for precision in asked:
         if precision not in PRECISIONS:
             raise UsageError(f"--dtype {printable(precision)}: one of {', '.join(PRECISIONS)}")
     # The float64 gate is the sharpest, and the one that the self-test vouches for; half precision gates nothing.
-    return tuple(dict.fromkeys(("float64", *asked)))
+    return tuple(dict.fromkeys((FLOAT64, *asked)))
 
 
 def _verdict(phases: Sequence[Phase]) -> tuple[str, str]:
@@ -171,8 +175,8 @@ class _Run:
         self.progress = progress
         self.notes: list[str] = []
 
-    def phases(self, about: Future[dict[str, Any]]) -> list[Phase]:
-        """All of them. `about` is what there is to say of the original's bytes, in the making."""
+    def phases(self, about: Future[dict[str, Any]], made_on: Mapping[str, Any]) -> list[Phase]:
+        """All of them. `about` will be what there is to say of the original's bytes; `made_on` is the machine."""
         pair = self.pair
         step = self.progress(self._steps()) if self.progress else lambda count: None
         with ThreadPoolExecutor(1) as beside:
@@ -184,27 +188,30 @@ class _Run:
             config = configured.result()
         if weights.verdict == FAIL and (other := self._other_weights()):
             weights.words = f"{other}; {weights.words}"
-        made = [provenance.phase(about.result()), weights, config]
+        made = [provenance.phase(about.result(), made_on), weights, config]
         why_not = _unbuildable(weights, config, pair.config)
+        if pair.model is provenance.UNAVAILABLE:
+            why_not = (
+                f"the family {pair.family.name} brings no reference net (`parity`): what it computes was not compared"
+            )
         if why_not:
             return made + [Phase(name, NOT_RUN, why_not) for name in ("function", "trajectory", "self-test")]
         from .session import Session
 
         session = Session(pair.sides, pair.model, pair.config, pair.borrowed, self.device, about.result()["sha256"])
-        with provenance.deterministic():
-            cases = session.cases(self.profile, self.saved)
-            function = session.function(cases, self.precisions, self.waivers, self.notes, step)
-            made.append(function)
-            if self.save_failing and function.verdict == FAIL:
-                try:
-                    self.notes += session.save_failing(Path(self.save_failing))
-                except ConverterError as error:  # what was found counts, whether or not it can be kept
-                    self.notes.append(f"--save_failing: {error}")
-            if self.profile == "full" and function.verdict == PASS and pair.model.loaded and not pair.sides.cast:
-                session.stock_loader(function, pair.folder)
-            right = all(phase.verdict == PASS for phase in (weights, config, function))
-            made.append(session.trajectory(self.profile, right))
-            made.append(session.self_test(self.self_test, right, step))
+        cases = session.cases(self.profile, self.saved)
+        function = session.function(cases, self.precisions, self.waivers, self.notes, step)
+        made.append(function)
+        if self.save_failing and function.verdict == FAIL:
+            try:
+                self.notes += session.save_failing(Path(self.save_failing))
+            except ConverterError as error:  # what was found counts, whether or not it can be kept
+                self.notes.append(f"--save_failing: {error}")
+        if self.profile == "full" and function.verdict == PASS and pair.model.loaded:
+            session.stock_loader(function, pair.folder)
+        right = all(phase.verdict == PASS for phase in (weights, config, function))
+        made.append(session.trajectory(self.profile, right))
+        made.append(session.self_test(self.self_test, right, step))
         return made
 
     def _other_weights(self) -> str:

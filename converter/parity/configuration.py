@@ -14,6 +14,7 @@ from .model import Model
 from .report import FAIL, PASS, Check, Phase
 
 QUANTISED = "quantization_config"  # acted on by diffusers' loader, whatever the class
+CLASS = "_class_name"
 MOST = 20  # unknown fields that are named
 BORROWED = "the original does not show it and nobody said: taken as the converted model has it"
 
@@ -69,6 +70,8 @@ def audit(
     if len(unknown) > MOST:
         notes.append(f"config.json: {len(unknown) - MOST} more fields mean nothing to the target's code")
     failed = [check for check in checks if check.passed is False]
+    # First what it is at all, then what somebody has evidence for: the rest may only follow from that.
+    failed.sort(key=lambda check: (check.what != CLASS, found.get(check.what) is None))
     if failed:
         more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
         return Phase("config", FAIL, f"{failed[0].words}{more}", checks, notes)

@@ -16,6 +16,7 @@ from typing import Any
 from .._version import __version__
 from ..checkpoint.file import InputFile
 from ..checkpoint.folder import CONFIG, model_folder, weight_files
+from ..families.from_file import is_file
 from ..record import EXTRAS, RECORD
 from .report import REPORT_VERSION
 from .waivers import Waiver
@@ -39,7 +40,7 @@ def files_of(path: str | os.PathLike[str]) -> dict[str, Path]:
     beside = [folder / name for folder in (root, place) for name in (CONFIG, RECORD, EXTRAS)]
     # Of `out/transformer`, the record and the sidecar are looked for in `out` too.
     beside += [root.absolute().parent / name for name in (RECORD, EXTRAS)]
-    beside += sorted(place.glob("*.index.json")) if index else []
+    beside += sorted(place.glob("*.index*.json")) if index else []
     # Weights that are passed over count too: stock diffusers may choose otherwise.
     found = [*weights, *(place / name for name in passed_over), *(file for file in beside if os.path.lexists(file))]
     return {os.path.relpath(file, root): file for file in found}
@@ -85,6 +86,10 @@ def key_of(
     mattering = {k: v for k, v in options.items() if v is not None and k not in _IRRELEVANT}
     if "cases" in mattering:
         mattering["cases"] = digest(mattering["cases"])
+    if is_file(mattering.get("family", "")):
+        # Its nets may lie beside it.
+        beside = sorted(Path(mattering["family"]).absolute().parent.glob("*.py"))
+        mattering["family"] = [mattering["family"], {path.name: sha256(path) for path in beside}]
     content = {
         # Names too: they stand in the report.
         "original": [os.path.basename(os.path.abspath(original)), digest(original)],

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoint.dtypes import DType
 from ..mapping import Move, Plan
 from ..mapping.rows import Row
 from ..reference import Values
@@ -31,6 +32,7 @@ class Fault:
         inputs: the inputs of the converted net -> wrong ones.
         stage, values: after this stage of the converted net its values are replaced by `values(values)`.
         cheap: tried in every run, not in the whole catalogue only.
+        faint: in a layer that hardly acts, it may change the output by less than any tolerance.
     """
 
     name: str
@@ -42,12 +44,20 @@ class Fault:
     stage: str = ""
     values: Callable[[Values], Values] | None = None
     cheap: bool = False
+    faint: bool = False
 
     @property
     def undoes_itself(self) -> bool:
         """Whether the same once more may mend it: an exchange of tensors or of rows, a transposition."""
         lasting = (scaled, halved, zeroed, last_bit, not_a_number, drifted)
         return bool(self.weights) and not any(change in lasting for _, change in self.weights.values())
+
+
+def idle(fault: Fault, state: Mapping[str, Any]) -> bool:
+    """Whether a fault drops only what is zero already, so that it is none."""
+    return bool(fault.weights) and all(
+        change is zeroed and not state[origin].torch().any() for origin, change in fault.weights.values()
+    )
 
 
 class Faulty(Mapping[str, Any]):
@@ -73,11 +83,11 @@ class Faulty(Mapping[str, Any]):
 
 
 class Altered:
-    """A lazy tensor with something done to it when it is read; its dtype and shape stay."""
+    """A lazy tensor with something done to it when it is read; its shape stays, and its dtype where none is said."""
 
-    def __init__(self, tensor: Any, change: Change) -> None:
+    def __init__(self, tensor: Any, change: Change, dtype: DType | None = None) -> None:
         self._tensor, self._change = tensor, change
-        self.dtype, self.shape = tensor.dtype, tensor.shape
+        self.dtype, self.shape = dtype or tensor.dtype, tensor.shape
 
     def torch(self, out: Tensor | None = None) -> Tensor:
         return self._change(self._tensor.torch()).contiguous()
@@ -92,10 +102,13 @@ def scaled(tensor: Tensor) -> Tensor:
 
 
 def halved(tensor: Tensor) -> Tensor:
-    """Rounded to half precision and stored as before; what is of bfloat16, which float16 holds, to half its digits."""
-    if tensor.dtype == torch.bfloat16:
-        return (tensor.view(torch.int16) & -16).view(torch.bfloat16)
-    return tensor.to(torch.float16 if tensor.dtype != torch.float16 else torch.bfloat16).to(tensor.dtype)
+    """Rounded to half precision and stored as before: to the first kind that does not hold it already, as float16
+    does what was trained in it; what all of them hold, to half the digits of bfloat16."""
+    for half in (torch.float16, torch.bfloat16):
+        rounded = tensor.to(half).to(tensor.dtype)
+        if not torch.equal(rounded, tensor):
+            return rounded
+    return (tensor.to(torch.bfloat16).view(torch.int16) & -16).view(torch.bfloat16).to(tensor.dtype)
 
 
 def zeroed(tensor: Tensor) -> Tensor:
@@ -221,12 +234,12 @@ def _row_faults(
     name = _short(row.targets[0])
     first = separate(next(move for suffix, move in chosen if suffix != ".bias"))[0]
     yield Fault(f"{name} of {where} scaled by 1 %", BOTH, changed(first, scaled))
-    yield Fault(f"{name} of {where} rounded to half", BOTH, changed(first, halved))
+    yield Fault(f"{name} of {where} rounded to half", BOTH, changed(first, halved), faint=True)
     yield Fault(f"last bit of {name} of {where}", WEIGHTS_ONLY, changed(first, last_bit))
     for biases in [separate(move) for suffix, move in chosen if suffix == ".bias"]:
         for path, bias in zip(row.targets, biases, strict=False):
             seen = WEIGHTS_ONLY if any(bias[0].endswith(f"{end}.bias") for end in unseen) else BOTH
-            yield Fault(f"bias of {_short(path)} of {where} dropped", seen, changed(bias, zeroed))
+            yield Fault(f"bias of {_short(path)} of {where} dropped", seen, changed(bias, zeroed), faint=True)
             yield Fault(f"last bit of the bias of {_short(path)} of {where}", WEIGHTS_ONLY, changed(bias, last_bit))
     rows = row.pattern[0] if row.pattern else None
     count = int(rows.factor) if rows and rows.factor == int(rows.factor) else 1

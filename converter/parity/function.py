@@ -11,12 +11,11 @@ from torch import Tensor
 
 from ..reference import Net, Values
 from . import gates
-from .inputs import Case
+from .choices import FLOAT32, FLOAT64, HALF
+from .inputs import Case, exact
 from .report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from .statistics import Statistics, compare, relative
 
-FLOAT64, FLOAT32 = "float64", "float32"
-HALF = ("float16", "bfloat16")
 TRACED = 1 << 22  # numbers of one stage's output up to which a case's stages are compared one by one
 Make = Callable[..., Net]  # (precision, rounded="") -> the net in it, of weights rounded first where that is asked
 
@@ -90,11 +89,10 @@ class Judge:
 
     @staticmethod
     def _float32(outcome: Outcome, what: str, floor: gates.Floor) -> None:
-        own = floor.original.relative_l2
-        if not own <= gates.FLOOR_CAP:
+        if above := gates.above_cap(floor.original):
             outcome.doubts.append(
-                f"{what}: the original's own noise in float32 is {own:.2g}, above the cap of {gates.FLOOR_CAP:g}: "
-                "this machine's arithmetic is too coarse to compare by (is TF32 on?)"
+                f"{what}: the original's own noise in float32 is {above}: this machine's arithmetic is too coarse to "
+                "compare by (TF32, or a faulty kernel?)"
             )
             return
         checks = list(gates.float32_checks(what, floor))
@@ -160,8 +158,7 @@ def run(
                 watch = told(*[tracer.against("original")] * (precision == traced))
             outcome.original[precision] = original(precision, rounded).forward(inputs, watch).cpu()
             if rounded:
-                exact = {name: v.double() if v.is_floating_point() else v for name, v in inputs.items()}
-                outcome.truth[precision] = original(FLOAT64, rounded).forward(exact, told()).cpu()
+                outcome.truth[precision] = original(FLOAT64, rounded).forward(exact(inputs), told()).cpu()
             if precision in precisions:
                 watch = told(*[tracer.against("converted")] * (precision == traced))
                 outcome.converted[precision] = converted(precision, rounded).forward(inputs, watch).cpu()
@@ -208,8 +205,8 @@ def _pictures(first: Outcome, tracer: Tracer, precision: str, judge: Judge) -> d
     return detail
 
 
-def phase(outcomes: Sequence[Outcome], detail: dict[str, Any]) -> Phase:
-    """The phase 'function': the worst of its cases decides."""
+def phase(outcomes: Sequence[Outcome], detail: dict[str, Any], what: str = "") -> Phase:
+    """The phase 'function': the worst of its cases decides. `what` says of which weights, if not those of the file."""
     checks = [check for outcome in outcomes for check in outcome.checks]
     doubts = [doubt for outcome in outcomes for doubt in outcome.doubts]
     gating = [check for check in checks if check.passed is not None]
@@ -222,11 +219,12 @@ def phase(outcomes: Sequence[Outcome], detail: dict[str, Any]) -> Phase:
         return Phase("function", INCONCLUSIVE, doubts[0] if doubts else "nothing was compared", checks, doubts, detail)
     numbers = []
     for precision in (FLOAT32, FLOAT64):
-        mine = [check for check in gating if check.statistic == f"{precision} relative L2"]
+        # Whichever statistic is the worst, as the reports' pictures show it.
+        mine = [check for check in gating if check.statistic.startswith(f"{precision} ") and check.limit]
         if mine:
             worst = max(mine, key=_exhausted)
             numbers.append(f"at worst {worst.words} in {precision}")
-    words = f"the same function: {', '.join(numbers)}; {len(gating)} checks in {len(outcomes)} case"
+    words = f"the same function{what}: {', '.join(numbers)}; {len(gating)} checks in {len(outcomes)} case"
     words += "s" * (len(outcomes) > 1)
     return Phase("function", PASS, words, checks, doubts, detail)
 

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from .statistics import Statistics
 
 FLOOR_LIMIT = 3.0  # times the noise floor; measured: a clean conversion has 1.0 to 1.3
-FLOOR_CAP = 1e-5  # a larger floor (TF32, a broken kernel) would widen its own tolerance
 FLOOR_LEAST = 2.0**-26  # half a last place of float32, below which no float32 output can be asked to be
 HALF_LIMIT = 1.25  # times the original's own error in half precision; reported
 # In float64: measured on clean conversions are 1e-8 and below (relative L2), 6e-8 (peak).
-FLOAT64 = {"relative L2": 1e-7, "max abs over RMS": 1e-6, "worst channel": 2e-7, "worst patch position": 2e-7}
-GATING = ("relative L2", "max abs over RMS", "worst channel", "worst patch position")
+LIMITS = {"relative L2": 1e-7, "max abs over RMS": 1e-6, "worst channel": 2e-7, "worst patch position": 2e-7}
+# Of the float32 floor, in the same proportions: a larger one (TF32, a broken kernel) would widen its own tolerance.
+CAPS = {"relative L2": 1e-5, "max abs over RMS": 1e-4, "worst channel": 2e-5, "worst patch position": 2e-5}
+AGAINST = " against the original's"  # of a statistic: held against the original in the same precision
+GATING = tuple(LIMITS)
 
 
 def gated(made: Statistics) -> dict[str, float]:
@@ -56,10 +58,18 @@ def nonfinite(what: str, precision: str, made: Statistics) -> Check | None:
     )
 
 
+def above_cap(floor: Statistics) -> str:
+    """What of the original's own noise in float32 is more than rounding explains, in words; '' where nothing is."""
+    for name, value in gated(floor).items():
+        if not value <= CAPS[name]:
+            return f"{value:.2g} ({name}), above the cap of {CAPS[name]:g}"
+    return ""
+
+
 def float64_checks(what: str, made: Statistics) -> Iterator[Check]:
     """The float64 gate of one output."""
     for name, value in gated(made).items():
-        limit = FLOAT64[name]
+        limit = LIMITS[name]
         yield Check(
             what, f"float64 {name}", value, limit, value <= limit, f"{_times(value / limit)} the limit of {limit:g}"
         )
@@ -67,7 +77,7 @@ def float64_checks(what: str, made: Statistics) -> Iterator[Check]:
 
 def stage_check(what: str, error: float) -> Check:
     """The float64 gate of one stage by itself."""
-    limit = FLOAT64["relative L2"]
+    limit = LIMITS["relative L2"]
     words = f"{_times(error / limit)} the limit of {limit:g}"
     return Check(what, "float64 relative L2", error, limit, error <= limit, words)
 
@@ -75,7 +85,7 @@ def stage_check(what: str, error: float) -> Check:
 def float32_checks(what: str, made: Floor) -> Iterator[Check]:
     """The float32 gate of one output: against the truth and against the original, by the original's own noise."""
     floors = gated(made.original)
-    for against, candidate in (("", made.converted), (" against the original's", made.between)):
+    for against, candidate in (("", made.converted), (AGAINST, made.between)):
         for name, value in gated(candidate).items():
             floor = max(floors[name], FLOOR_LEAST)
             ratio = value / floor
@@ -85,7 +95,7 @@ def float32_checks(what: str, made: Floor) -> Iterator[Check]:
                 value,
                 FLOOR_LIMIT * floor,
                 value <= FLOOR_LIMIT * floor,
-                f"{ratio:.2f} times the noise floor (limit {FLOOR_LIMIT:g})" if ratio < inf else "not finite",
+                f"{_times(ratio, '.2f')} the noise floor (limit {FLOOR_LIMIT:g})" if ratio < inf else "not finite",
             )
 
 
@@ -126,5 +136,10 @@ def smallest_passing(what: str, precision: str, checks: list[Check]) -> Check:
     return Check(what, f"{precision} smallest passing tolerance", used * unit, None, None, words)
 
 
-def _times(ratio: float) -> str:
-    return f"{ratio:.2g} times" if ratio < inf else "infinitely many times"
+def _times(ratio: float, digits: str = ".2g") -> str:
+    """A multiple in words: '1.2 times', '530,000 times'."""
+    if not ratio < inf:
+        return "infinitely many times"
+    if ratio >= 1e7:
+        return f"{ratio:.1e} times"
+    return f"{float(f'{ratio:.3g}'):,.0f} times" if ratio >= 100 else f"{ratio:{digits}} times"

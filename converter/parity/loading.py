@@ -6,7 +6,8 @@ import torch
 
 from ..reference import Net
 from . import gates
-from .function import FLOAT64, Judge, Outcome
+from .choices import FLOAT64
+from .function import Judge, Outcome
 from .model import Remedy
 from .report import FAIL, PASS, Check, Phase
 from .statistics import relative
@@ -27,7 +28,7 @@ def tell(phase: Phase, remedy: Remedy, remedied: bool, other: Outcome) -> None:
         remedied: whether it was the mended one.
         other: the outcome of the other one.
     """
-    error, limit = relative(other.converted[FLOAT64], other.original[FLOAT64]), gates.FLOAT64["relative L2"]
+    error, limit = relative(other.converted[FLOAT64], other.original[FLOAT64]), gates.LIMITS["relative L2"]
     how = "as from_pretrained alone loads it" if remedied else "with the line run on it"
     words = f"{how}: {error:.2g} of the output apart in float64, where {limit:g} are allowed"
     phase.checks.append(Check(f"{other.case.name} / whole", f"float64 {how}", error, limit, None, words))

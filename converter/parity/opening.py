@@ -67,9 +67,13 @@ def open_pair(
     if not theirs.config:
         raise InputError.at(converted, "", "holds no config.json: it is no folder that diffusers loads")
     place = model_folder(converted)
-    if names := provenance.unloaded(place):
-        rule = f"its weights are {names}, which diffusers does not load: it looks for {WEIGHTS}"
+    told, unloaded = provenance.loading(place)
+    if unloaded:
+        rule = f"its weights are {unloaded}, which diffusers does not load: it looks for {WEIGHTS}"
         raise InputError.at(place, "", rule)
+    if told:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in told.items())
+        notes.append(f"diffusers loads its weights only when told to: from_pretrained(..., {printable(arguments)})")
     ours = stack.enter_context(open_checkpoint(original, weights))
     if record.size not in (None, ours.size):
         notes.append("the conversion record is of another file (its size differs): what it says is not believed")

@@ -132,7 +132,10 @@ def _final(model: Any, values: Values) -> Tensor:
 
 
 def loaded(folder: Path, inputs: Values) -> Tensor:
-    """The output of what `from_pretrained` makes of a folder, whole in memory, in float32."""
+    """The output of what `from_pretrained` makes of a folder, whole in memory, in float32.
+
+    A variant, or shards of the older kind, are asked for where there is nothing else.
+    """
     from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 
     model = from_folder(PixArtTransformer2DModel, folder)

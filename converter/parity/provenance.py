@@ -1,30 +1,28 @@
-"""What is compared, and on what: digests of both sides, versions, threads, and the switches that make it repeatable."""
+"""What is compared: digests of both sides, the record of the conversion, what lies beside it, the family's nets."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from .._version import __version__
-from ..checkpoint.folder import WEIGHTS, read_json, weight_files
-from ..errors import ConverterError, UsageError, printable
+from ..checkpoint.folder import STEMS, variants, weight_files, weights_among, with_variant
+from ..checkpoint.folder import WEIGHTS as WEIGHTS_FILE
+from ..errors import printable
 from ..families import Family
-from ..record import EXTRAS, RECORD, TOOL
+from ..record import RECORD, record_beside, sidecar_beside
+from ..record import Record as Found
+from .choices import PRECISIONS, WEIGHTS
 from .digests import files_of, sha256
-from .inputs import SEED
 from .model import Model
 from .report import PASS, Phase
 
-DIFFUSERS = (WEIGHTS, "diffusion_pytorch_model.bin")  # the names that it loads weights by, best first
-CASTS = ("float64", "float32", "float16", "bfloat16")  # what a conversion may round weights to
+DIFFUSERS = STEMS[:2]  # the names that it loads weights by, best first; the others are those of transformers
 
 
 @dataclass(frozen=True)
@@ -40,43 +38,43 @@ class Record:
 
 def record_of(converted: Path) -> tuple[Record, list[str]]:
     """The record of the conversion that made a folder, if it lies in it or beside it; and what is odd about it."""
-    for folder in (converted, converted.absolute().parent):
-        if (folder / RECORD).is_file():
-            try:
-                content = read_json(folder / RECORD)
-                if content["tool"]["name"] != TOOL or not _made(folder, converted, content["written"]):
-                    continue
-                given = {
-                    name: finding["value"]
-                    for name, finding in content["hyper_parameters"].items()
-                    if finding["source"] == "given"
-                }
-                source, cast = content["source"], content.get("cast") or ""
-                if source["weights"] not in ("raw", "ema") or cast not in ("", *CASTS):
-                    raise TypeError
-                return Record(source["weights"], source["size"], cast, given, folder), []
-            except (ConverterError, TypeError, KeyError, AttributeError):
-                return Record(), [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]
-    return Record(), []
-
-
-def _made(folder: Path, converted: Path, written: dict[str, Any]) -> bool:
-    """Whether the record in `folder` is of the converted model: what lies beside a folder may be of another one."""
-    inside = "" if folder == converted else f"{converted.absolute().name}/"
-    return any(name.startswith(inside) for name in written)
+    found = record_beside(converted)
+    if not found.folder:
+        return Record(), [found.odd] if found.odd else []
+    try:
+        content = found.content
+        given = {
+            name: finding["value"]
+            for name, finding in content["hyper_parameters"].items()
+            if finding["source"] == "given"
+        }
+        source, cast = content["source"], content.get("cast") or ""
+        if source["weights"] not in WEIGHTS or cast not in ("", *PRECISIONS):
+            raise TypeError
+        return Record(source["weights"], source["size"], cast, given, found.folder), []
+    except (TypeError, KeyError, AttributeError):
+        return Record(), [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]
 
 
 def sidecar_of(converted: Path, record: Record) -> Path | None:
     """Where a conversion kept what the converted model has no place for: in the folder, or beside its record."""
-    places = (converted, *([record.folder] if record.folder else []))
-    return next((folder / EXTRAS for folder in places if (folder / EXTRAS).is_file()), None)
+    return sidecar_beside(converted, Found(folder=record.folder))
 
 
-def unloaded(folder: Path) -> str:
-    """Names of weights under which diffusers looks for none (transformers does); '' where it finds some."""
-    if any((folder / f"{name}{end}").exists() for name in DIFFUSERS for end in ("", ".index.json")):
-        return ""
-    return ", ".join(printable(path.name) for path in weight_files(folder)[0][:4])
+def loading(folder: Path) -> tuple[dict[str, Any], str]:
+    """(what `from_pretrained` has to be told to find the weights, nothing as a rule; names of weights that it would
+    not find at all, as of those that transformers loads, '' where it finds some)."""
+    names = {path.name for path in folder.iterdir() if path.exists()}
+    single, index = weights_among(names)[0]
+    for variant in ("", *variants(names)):
+        for name in DIFFUSERS:
+            if (single or index) not in (with_variant(name, variant), with_variant(f"{name}.index.json", variant)):
+                continue
+            told: dict[str, Any] = {"variant": variant} if variant else {}
+            if index and name != WEIGHTS_FILE:
+                told["use_safetensors"] = False  # else it looks for shards of the other kind, or for one file
+            return told, ""
+    return {}, ", ".join(printable(path.name) for path in weight_files(folder)[0][:4])
 
 
 def about(path: Path, enough: Event | None = None) -> dict[str, Any]:
@@ -102,58 +100,29 @@ def about(path: Path, enough: Event | None = None) -> dict[str, Any]:
     return made | {"sha256": hashlib.sha256(lines.encode()).hexdigest(), "files": listed}
 
 
-def phase(original: dict[str, Any]) -> Phase:
+def phase(original: Mapping[str, Any], environment: Mapping[str, Any]) -> Phase:
     """Phase 0: nothing is judged, all of it recorded."""
-    return Phase("provenance", PASS, f"both sides hashed; {original['name']} is {original['sha256'][:16]}...")
+    words = (
+        f"both sides hashed, {original['name']} is {original['sha256'][:16]}...; "
+        f"{'' if environment['deterministic_algorithms'] else 'NOT '}deterministic, "
+        f"TF32 {'ON' if environment['tf32'] else 'off'}, threads: {environment['threads']}, seed: {environment['seed']}"
+    )
+    return Phase("provenance", PASS, words)
 
 
-def environment(device: str, precisions: Sequence[str]) -> dict[str, Any]:
-    """Versions and settings that could change a last bit."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
-    made: dict[str, Any] = {"tool": __version__, "python": platform.python_version()}
-    for name in ("torch", "diffusers", "numpy"):
-        try:
-            made[name] = version(name)
-        except PackageNotFoundError:
-            made[name] = "not installed"
-    return made | {
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "tf32": False,
-        "deterministic_algorithms": True,
-        "dtypes": list(precisions),
-        "seed": SEED,
-    }
+def _unavailable(*_: Any) -> Any:
+    raise NotImplementedError
 
 
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """TF32 off and deterministic algorithms on, as they were afterwards."""
-    import torch
-
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA has no deterministic products
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = (matmul.allow_tf32, conv.allow_tf32, torch.are_deterministic_algorithms_enabled())
-    matmul.allow_tf32 = conv.allow_tf32 = False
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, conv.allow_tf32 = before[:2]
-        torch.use_deterministic_algorithms(before[2])
+UNAVAILABLE = Model(reference=_unavailable, converted=_unavailable, cases=_unavailable)  # weights and config only
 
 
 def model_of(family: Family) -> Model:
-    """The nets that a family brings; imported where they are needed."""
+    """The nets that a family brings, imported where they are needed; `UNAVAILABLE` where it brings none."""
     made = family.parity
     if isinstance(made, str):
         from importlib import import_module
 
         module, _, name = made.partition(":")
         made = getattr(import_module(module), name)
-    if not isinstance(made, Model):
-        raise UsageError(f"the family {family.name} brings no reference net (`parity`), so nothing can be compared")
-    return made
+    return made if isinstance(made, Model) else UNAVAILABLE

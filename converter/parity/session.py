@@ -9,23 +9,25 @@ from typing import Any
 import torch
 
 from ..errors import ConverterError, InputError, printable
-from ..reference import Memory, Net, Stage, Values, Weights, unheard
+from ..reference import Memory, Values, Weights, unheard
 from . import function, gates, loading, localise, selftest, trajectory
 from .audit import Sides
 from .cases import load_cases, save_outcome
-from .faults import Fault, catalogue
-from .function import FLOAT64, Judge, Outcome
+from .choices import FLOAT32, FLOAT64, HALF
+from .faults import Fault, catalogue, idle
+from .function import Judge, Outcome
 from .inputs import Case
 from .model import Model
-from .report import FAIL, NOT_RUN, PASS, Check, Phase
-from .stock import Streamed
+from .nets import Nets, of_the_machine, stage_of
+from .report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase
+from .statistics import relative
 
 
-class Session:
+class Session(Nets):
     """Runs the nets of one pair.
 
     Args:
-        sides: the opened state dicts with their plan; `config`: the converted `config.json`.
+        sides, model, config: as of `Nets`.
         borrowed: what of the hyper-parameters only that config shows.
         digest: SHA-256 of the original, which a waiver may be bound to.
     """
@@ -39,48 +41,18 @@ class Session:
         device: str,
         digest: str = "",
     ) -> None:
-        self.digest = digest
         self.remedy, self.as_loaded = model.remedy, model
         self.remedied = model.remedy is not None and bool(sides.found[model.remedy.flag].value)
-        self.model = model.remedy.model if model.remedy and self.remedied else model
-        self.sides, self.config, self.borrowed, self.device = sides, config, borrowed, device
+        super().__init__(sides, model.remedy.model if model.remedy and self.remedied else model, config, device)
+        self.borrowed, self.digest = borrowed, digest
         self.judge = Judge(model.parts(sides.found), model.patch(sides.found))
         self.outcomes: list[Outcome] = []
-        self._memory = Memory()
-        self._net: Net | None = None
         self._saved: Any = None
+        self._waivers: Sequence[Any] = ()
         # The last two stages, for faults that cost no more than these, and what flows before them.
         names = [stage.name for stage in self.original(FLOAT64).stages]
         self._early, self._late = set(names[:-2]), names[-2:]
         self._before: Values = {}
-
-    # Nets.
-    def original(self, precision: str, rounded: str = "") -> Net:
-        """The reference net; of weights that are rounded as the conversion was declared to."""
-        return self.model.reference(
-            self.sides.found, self._weights(self.sides.original, precision, rounded or self.sides.cast)
-        )
-
-    def converted(self, precision: str, rounded: str = "") -> Net:
-        return self._build(self.config, self.sides.converted, precision, rounded)
-
-    def _build(
-        self, config: Mapping[str, Any], state: Mapping[str, Any], precision: str = FLOAT64, rounded: str = ""
-    ) -> Net:
-        """The converted net of a config. A streamed one is built once and goes from one state dict to the next: only
-        one is in use at a time."""
-        weights = self._weights(state, precision, rounded)
-        if config is not self.config:
-            return self.model.converted(config, weights)
-        if isinstance(self._net, Streamed):
-            return self._net.on(weights)
-        self._net = self.model.converted(config, weights)
-        return self._net
-
-    def _weights(self, state: Mapping[str, Any], precision: str, rounded: str) -> Weights:
-        return Weights(
-            state, getattr(torch, precision), self.device, getattr(torch, rounded) if rounded else None, self._memory
-        )
 
     # Phases.
     def cases(self, profile: str, saved: Any = None) -> list[Case]:
@@ -105,26 +77,27 @@ class Session:
             )
             alone = self._lone_stages()
         except Exception as error:
+            if of_the_machine(error):
+                return Phase("function", INCONCLUSIVE, f"this machine cannot run the nets: {_told(error)}")
             if refused := self._refused(cases):
                 if self._saved:
-                    rule = f"the original net does not take it: {type(error).__name__}: {printable(error)}"
+                    rule = f"the original net does not take it: {_told(error)}"
                     raise InputError.at(self._saved, refused, rule) from error
                 raise
-            words = f"the converted net does not run: {type(error).__name__}: {printable(error)}"
-            return Phase("function", FAIL, words)
-        if waivers:
-            from .waivers import apply
-
-            checks = [check for outcome in self.outcomes for check in outcome.checks]
-            notes += apply(waivers, checks, checkpoint=self.digest)
+            return Phase("function", FAIL, f"the converted net does not run: {_told(error)}")
+        self._waivers = waivers
+        notes += self._waive([check for outcome in self.outcomes for check in outcome.checks])
         self.outcomes[0].checks += alone
+        what = self._rounded_to(notes)
         detail["cases"] = [{"name": c.name, "axes": c.axes, "sha256": c.sha256} for c in cases]
-        made = function.phase(self.outcomes, detail)
+        made = function.phase(self.outcomes, detail, what)
         if made.verdict == FAIL:
             try:
                 self._localise(made)
             except Exception as error:  # a net that is wrong may not have the parts to look into: the verdict stands
-                made.notes.append(f"where it goes wrong was not found: {type(error).__name__}: {printable(error)}")
+                made.notes.append(f"where it goes wrong was not found: {_told(error)}")
+        else:
+            made.notes += self._worse_in_half()
         if self.remedy:
             other = self.as_loaded if self.remedied else self.remedy.model
             net = other.converted(self.config, self._weights(self.sides.converted, FLOAT64, ""))
@@ -133,6 +106,30 @@ class Session:
             )
         return made
 
+    def _worse_in_half(self) -> list[str]:
+        """Of half precision, which decides nothing: which stages stand out, where the whole is worse than it may be."""
+        said = []
+        for precision in HALF:
+            for outcome in self.outcomes:
+                names = {f"{outcome.case.name} / {part}" for part in self.judge.parts}
+                mine = [c for c in outcome.checks if c.statistic == f"{precision} relative L2" and c.what in names]
+                if any(isinstance(c.value, float) and isinstance(c.limit, float) and c.value > c.limit for c in mine):
+                    _, faulty = self.lockstep(outcome.case, precision)
+                    where = ", ".join(faulty) or "no single stage"
+                    said.append(
+                        f"{precision}, {outcome.case.name}: worse than the original; {where} stands out by itself"
+                    )
+                    break
+        return said
+
+    def _waive(self, checks: Sequence[Check]) -> list[str]:
+        """Let pass what the waivers in force are for; returns what is said of it."""
+        if not self._waivers:
+            return []
+        from .waivers import apply
+
+        return apply(self._waivers, checks, checkpoint=self.digest)
+
     def _lone_stages(self) -> list[Check]:
         """The stages that the family wants tried by themselves."""
         made = []
@@ -140,14 +137,34 @@ class Session:
             values = case.tensors(torch.float64, self.device)
             with torch.inference_mode():
                 try:
-                    ours = _stage(self.original(FLOAT64), name).run(values, unheard)
+                    ours = stage_of(self.original(FLOAT64), name).run(values, unheard)
                 except ValueError as error:  # no fault of the converted net
                     doubt = f"{case.name} / {name}: the original net does not take it: {printable(error)}"
                     self.outcomes[0].doubts.append(doubt)
                     continue
-                theirs = _stage(self.converted(FLOAT64), name).run(values, unheard)
+                theirs = stage_of(self.converted(FLOAT64), name).run(values, unheard)
             made.append(gates.stage_check(f"{case.name} / {name}", localise.error_of(theirs, ours, values)))
         return made
+
+    def _rounded_to(self, notes: list[str]) -> str:
+        """What is compared where a cast was declared, in words for the phase; what the cast itself does is reported."""
+        cast, first = self.sides.cast, self.outcomes[0]
+        if not self.sides.rounded:
+            return ""
+        # Half precision loses far more than float32 does by running in it.
+        precision = FLOAT32 if cast in HALF else FLOAT64
+        inputs = first.case.tensors(getattr(torch, precision), self.device)
+        output = self.original(precision, as_stored=True).forward(inputs).cpu()
+        for part, channels in self.judge.parts.items():
+            apart = relative(first.original[FLOAT64][:, channels], output[:, channels])
+            words = f"rounding the weights to {cast} changes the output by {apart:.2g} (reported)"
+            first.checks.append(Check(f"{first.case.name} / {part}", f"cast to {cast}", apart, None, None, words))
+        apart = relative(first.original[FLOAT64], output)
+        notes.append(
+            f"the weights were rounded to {cast}, as declared, which changes the output by {apart:.2g} (relative L2); "
+            f"both nets are compared with the rounded weights"
+        )
+        return f" as that of the original's weights rounded to {cast}"
 
     def _keep(self, stage: str, made: Values) -> None:
         """Keep the original's values as they are before its last two stages."""
@@ -165,11 +182,15 @@ class Session:
 
     def _localise(self, made: Phase) -> None:
         worst = next(outcome for outcome in self.outcomes if outcome.verdict == FAIL)
-        stages = localise.lockstep(self.original(FLOAT64), self.converted(FLOAT64), worst.case, self.device)
-        faulty = [row["name"] for row in stages if row["faulty"]]
+        precision = FLOAT64
+        stages, faulty = self.lockstep(worst.case, precision)
+        if not faulty and FLOAT32 in worst.converted:  # right in float64, it can be wrong below that only
+            below, faulty = self.lockstep(worst.case, FLOAT32)
+            if faulty:
+                precision, stages = FLOAT32, below
         repairs = localise.repairs(
             self.original(FLOAT64),
-            lambda state: self._build(self.config, state),
+            lambda state: self.build(self.config, state),
             self.sides.converted,
             self._catalogue,
             faulty,
@@ -177,9 +198,10 @@ class Session:
             self.device,
         )
         made.detail["localisation"] = {
-            "precision": FLOAT64, "case": worst.case.name, "stages": stages, "repairs": repairs
+            "precision": precision, "case": worst.case.name, "stages": stages, "repairs": repairs
         }  # fmt: skip
         where = ", ".join(faulty[:6]) + (f" and {len(faulty) - 6} more" if len(faulty) > 6 else "")
+        where += "" if precision == FLOAT64 else f", in {precision} only"
         made.words += f"; it goes wrong in {where}" if faulty else "; no single stage is wrong: look at the inputs"
         made.notes += [row["words"] for row in repairs]
 
@@ -203,7 +225,7 @@ class Session:
         try:
             theirs = self.model.loaded(folder, inputs)
         except Exception as error:
-            same, words = False, f"from_pretrained does not load it: {type(error).__name__}: {printable(error)}"
+            same, words = False, f"from_pretrained does not load it: {_told(error)}"
         else:
             # Both on the CPU: no two devices agree to the last bit.
             weights = Weights(self.sides.converted, torch.float32, "cpu", None, Memory())
@@ -226,18 +248,25 @@ class Session:
         if kind == "quick":
             faults = [fault for fault in faults if fault.cheap]
             tail = (self._late[0], self._before)
+        nothing = [fault.name for fault in faults if idle(fault, self.sides.converted)]
+        faults = [fault for fault in faults if fault.name not in nothing]
         bench = selftest.Bench(
             self.sides,
             self.model,
             self.config,
             self.borrowed,
             self.judge,
-            self._build,
+            self.build,
             self.outcomes,
             tail,
             self.device,
+            self._waive,
+            bool(self._saved),
         )
-        return selftest.run(bench, faults, step)
+        made = selftest.run(bench, faults, step)
+        if nothing:
+            made.notes.append(f"not tried, since it is zero already and so no fault: {', '.join(nothing)}")
+        return made
 
     def save_failing(self, folder: Path) -> list[str]:
         """Write the inputs and outputs of every failing case; returns what is said of it."""
@@ -247,5 +276,5 @@ class Session:
             return [f"--save_failing: {error}"]
 
 
-def _stage(net: Net, name: str) -> Stage:
-    return next(stage for stage in net.stages if stage.name == name)
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {printable(error)}"

@@ -23,11 +23,13 @@ from datetime import date
 from typing import Any
 
 from ..errors import UsageError, printable
+from ..families.from_file import is_file
 from ..pairs import Pair, expand, pair_up
+from .choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
 from .tomlfile import Reader, one_of, read_toml, refusal, strict, tables, text
 from .waivers import Waiver, parse_waivers
 
-_DTYPE = one_of("float64", "float32", "float16", "bfloat16")
+_DTYPE = one_of(*PRECISIONS)
 # What `check` takes besides, which no hyper-parameter may be called.
 _RESERVED = ("original", "converted", "save_failing", "waivers", "progress", "base")
 
@@ -39,6 +41,12 @@ def _dtypes(value: Any) -> Any:
     if not value:
         raise ValueError("a dtype, or a list of them")
     return [_DTYPE(item) for item in value]
+
+
+def _threads(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MOST_THREADS:
+        raise ValueError(f"a whole number from 1 to {MOST_THREADS}")
+    return value
 
 
 def _given(value: Any) -> dict[str, Any]:
@@ -53,13 +61,14 @@ def _given(value: Any) -> dict[str, Any]:
 
 
 _OPTIONS: dict[str, Reader] = {
-    "profile": one_of("quick", "standard", "full"),
+    "profile": one_of(*PROFILES),
     "family": text,
-    "weights": one_of("raw", "ema"),
+    "weights": one_of(*WEIGHTS),
     "device": text,
     "dtype": _dtypes,
     "cast": _DTYPE,
-    "self_test": one_of("quick", "full"),
+    "self_test": one_of(*SELF_TESTS),
+    "threads": _threads,
     "given": _given,
 }
 _CHECKPOINT: dict[str, Reader] = {"original": text, "converted": text, **_OPTIONS, "cases": text}
@@ -105,11 +114,11 @@ def load_settings(path: str | os.PathLike[str], today: date | None = None) -> Se
     defaults = strict(path, "", content, whole)
     listed = []
     for where, table in tables(path, content, "checkpoint"):
-        made = _flat(strict(path, where, table, _CHECKPOINT, ("original", "converted")))
+        made = _located(path, _flat(strict(path, where, table, _CHECKPOINT, ("original", "converted"))))
         if "cases" in made:
             made["cases"] = os.path.join(os.path.dirname(os.fspath(path)), made["cases"])
         listed.append(made)
-    own = _flat({key: value for key, value in defaults.items() if key in _OPTIONS})
+    own = _located(path, _flat({key: value for key, value in defaults.items() if key in _OPTIONS}))
     return Settings(os.fspath(path), own, listed, parse_waivers(path, content, today))
 
 
@@ -125,6 +134,13 @@ def chosen(
     if settings is None:
         raise UsageError("nothing to compare: give --orig_ckpt_path and --converted_path, or --config parity.toml")
     return settings.pairs(**flags)
+
+
+def _located(path: str | os.PathLike[str], options: dict[str, Any]) -> dict[str, Any]:
+    """A family that is named by its file lies where the settings say, as all their paths do."""
+    if is_file(options.get("family", "")):
+        options["family"] = os.path.join(os.path.dirname(os.fspath(path)), options["family"])
+    return options
 
 
 def _flat(options: Mapping[str, Any]) -> dict[str, Any]:

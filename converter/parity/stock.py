@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..reference import Probe, Stage, Values, Weights, unheard
+from . import provenance
 
 # What the reference tells of the inside of a block -> where a stock block has it, of any family.
 SELF_ATTENTION = {
@@ -179,19 +180,28 @@ def skeleton(kind: Any, config: Mapping[str, Any], little: Mapping[str, Any]) ->
 
 
 def from_folder(kind: Any, folder: Path) -> Any:
-    """What `from_pretrained` makes of a folder, whole in memory, in float32."""
+    """What `from_pretrained` makes of a folder, whole in memory, in float32.
+
+    A variant, or shards of the older kind, are asked for where there is nothing else.
+    """
+    told, _ = provenance.loading(folder)
     with _quiet():
-        return kind.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True).eval()
+        return kind.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True, **told).eval()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what diffusers logs of a config that it does not understand: all of it, be it megabytes. The config is
-    audited, and the report tells of it."""
+    """Without bars, and without what diffusers logs of a config that it does not understand: all of it, be it
+    megabytes. The config is audited, and the report tells of it."""
+    from diffusers.utils import logging as bars
+
     logger = logging.getLogger("diffusers")
-    before = logger.level
+    before, shown = logger.level, bars.is_progress_bar_enabled()
     logger.setLevel(logging.CRITICAL)
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         logger.setLevel(before)
+        if shown:
+            bars.enable_progress_bar()

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..reference import Net, Values
-from .gates import FLOOR_CAP, FLOOR_LIMIT
+from .choices import FLOAT32, FLOAT64
+from .gates import FLOOR_LIMIT, LIMITS
 from .inputs import Case
 from .report import FAIL, INCONCLUSIVE, PASS, Phase
 from .statistics import relative
@@ -66,7 +67,7 @@ def run(
         truth.append(x.cpu())
         return True
 
-    sample(original("float64"), case, channels, torch.float64, device, remember)
+    sample(original(FLOAT64), case, channels, torch.float64, device, remember)
     errors: dict[str, list[float]] = {"floor": [], "error": []}
     for side, make in (("floor", original), ("error", converted)):
 
@@ -74,7 +75,7 @@ def run(
             found.append(relative(x.cpu(), truth[len(found)]))
             return found[-1] <= DIVERGED
 
-        sample(make("float32"), case, channels, torch.float32, device, seen)
+        sample(make(FLOAT32), case, channels, torch.float32, device, seen)
     steps = [
         {"step": number + 1, "timestep": timestep, "error": error, "floor": floor}
         for number, (timestep, error, floor) in enumerate(zip(STEPS, errors["error"], errors["floor"], strict=False))
@@ -86,7 +87,7 @@ def run(
     if len(steps) < len(STEPS) or not last["error"] <= DIVERGED:
         words = f"the two part at step {len(steps)} (timestep {last['timestep']}): {last['error']:.2g} of the latents"
         return Phase("trajectory", FAIL, words, detail=detail)
-    ratio = float(last["error"]) / max(float(last["floor"]), FLOOR_CAP * 1e-3)
+    ratio = float(last["error"]) / max(float(last["floor"]), LIMITS["relative L2"] / 10)
     words = f"after {len(steps)} steps the latents are {last['error']:.2g} apart, {ratio:.2f} times the noise floor"
     return Phase(
         "trajectory",

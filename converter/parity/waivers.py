@@ -23,14 +23,15 @@ from datetime import date, datetime
 from typing import Any
 
 from ..errors import printable
-from .gates import FLOOR_LIMIT, GATING
+from .choices import FLOAT32, FLOAT64
+from .gates import AGAINST, FLOOR_LIMIT, GATING
 from .report import Check
 from .tomlfile import Reader, read_toml, refusal, strict, tables, text
 
-PRECISIONS = {"float64": 1.0, "float32": FLOOR_LIMIT}  # the limit of each, in the unit that its words have
+PRECISIONS = {FLOAT64: 1.0, FLOAT32: FLOOR_LIMIT}  # the limit of each, in the unit that its words have
 WAIVABLE = tuple(
     f"{precision} {name}{against}"
-    for precision, againsts in (("float64", ("",)), ("float32", ("", " against the original's")))
+    for precision, againsts in ((FLOAT64, ("",)), (FLOAT32, ("", AGAINST)))
     for name in GATING
     for against in againsts
 )

@@ -10,10 +10,22 @@ from typing import Any
 import pytest
 import torch
 from forge import SIX, Glob, assert_refused, call, read_all, refused, safetensors_file, save, tensor, torch_file, within
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.folder import model_folder, read_config, weight_files
+from converter.checkpoint.folder import (
+    STEMS,
+    beside,
+    model_folder,
+    read_config,
+    variants,
+    weight_files,
+    weights_among,
+    with_variant,
+)
+from converter.errors import InputError
 
 STEM = "diffusion_pytorch_model.safetensors"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -253,3 +265,129 @@ def test_a_refused_folder_leaves_no_descriptor_open(sharded: Path) -> None:
     (sharded / SECOND).write_bytes(b"")
     assert_refused(sharded, SECOND, "empty")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---------------------------------------------------------------- variants
+
+
+FP16 = "diffusion_pytorch_model.fp16.safetensors"
+
+
+@pytest.mark.parametrize("name", [
+    *STEMS, *(f"{stem}.index.json" for stem in STEMS), "diffusion_pytorch_model-00001-of-00002.safetensors",
+])  # fmt: skip
+@pytest.mark.parametrize("variant", ["", "fp16", "non_ema"])
+def test_a_variant_is_named_as_diffusers_names_it(name: str, variant: str) -> None:
+    from diffusers.utils.hub_utils import _add_variant
+
+    assert with_variant(name, variant) == _add_variant(name, variant or None)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_variant_is_taken_where_it_is_all_there_is(tmp_path: Path, stem: str) -> None:
+    name = with_variant(stem, "fp16")
+    if name.endswith(".bin"):
+        save(tmp_path, torch_file({"w": tensor()}, SIX), name)
+    else:
+        save_file({"w": torch.arange(6.0).reshape(2, 3)}, tmp_path / name)
+    assert read_all(tmp_path) == {"w": ("float32", (2, 3), SIX["0"])}
+    assert weight_files(tmp_path) == ([tmp_path / name], None, [])
+
+
+def test_weights_without_a_variant_go_first(tmp_path: Path) -> None:
+    shard(tmp_path, FP16, "w", value=2.0)
+    shard(tmp_path, STEM, "w", value=1.0)
+    index(tmp_path, {"w": FIRST}, "diffusion_pytorch_model.non_ema.safetensors")
+    assert read_all(tmp_path)["w"][2] == torch.ones(2).numpy().tobytes()
+
+
+def test_of_one_variant_in_two_formats_safetensors_win_and_the_other_is_named(tmp_path: Path) -> None:
+    shard(tmp_path, FP16, "w")
+    save(tmp_path, b"never read", "diffusion_pytorch_model.fp16.bin")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert list(checkpoint) == ["w"]
+        assert checkpoint.others == ["diffusion_pytorch_model.fp16.bin: other weights in this folder, not read"]
+
+
+@pytest.mark.parametrize(("names", "kinds"), [
+    ([FP16, "diffusion_pytorch_model.bf16.safetensors"], "bf16, fp16"),
+    ([FP16, "diffusion_pytorch_model.ema.bin"], "ema, fp16"),
+    ([FP16, "model.bf16.safetensors", "pytorch_model.fp32.bin"], "bf16, fp16, fp32"),
+    ([FP16, "diffusion_pytorch_model.safetensors.index.non_ema.json"], "fp16, non_ema"),
+])  # fmt: skip
+def test_several_variants_are_refused_by_name(tmp_path: Path, names: list[str], kinds: str) -> None:
+    for name in names:
+        shard(tmp_path, name, "w")
+    with pytest.raises(InputError, match=rf"holds several variants \({kinds}\) and no weights without one$"):
+        read_all(tmp_path)
+
+
+def sharded_variant(folder: Path, variant: str) -> None:
+    stem = f"diffusion_pytorch_model.{variant}"
+    names = [f"{stem}-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    shard(folder, names[0], "a")
+    shard(folder, names[1], "b", value=2.0)
+    weight_map = {"a": names[0], "b": names[1]}
+    (folder / f"{STEM}.index.{variant}.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def test_a_variant_in_shards(tmp_path: Path) -> None:
+    """Its shards are not taken for variants of their own."""
+    sharded_variant(tmp_path, "fp16")
+    assert {key: value[2] for key, value in read_all(tmp_path).items()} == {
+        "a": torch.ones(2).numpy().tobytes(), "b": torch.full((2,), 2.0).numpy().tobytes()}  # fmt: skip
+    assert variants({path.name for path in tmp_path.iterdir()}) == ["fp16"]
+    assert set(beside(tmp_path, {})) == {f"{STEM}.index.fp16.json"}
+    sharded_variant(tmp_path, "bf16")
+    with pytest.raises(InputError, match=r"several variants \(bf16, fp16\)"):
+        read_all(tmp_path)
+
+
+def test_a_stale_file_beside_the_index_of_a_variant(tmp_path: Path) -> None:
+    sharded_variant(tmp_path, "fp16")
+    shard(tmp_path, FP16, "a")
+    assert_refused(tmp_path, f"holds both {FP16} and an index of shards: one of them is stale")
+    # Beside weights that have no variant, nobody asks it.
+    shard(tmp_path, STEM, "w")
+    assert set(read_all(tmp_path)) == {"w"}
+
+
+def test_a_shard_of_a_variant_without_its_index_is_no_weights(tmp_path: Path) -> None:
+    shard(tmp_path, "diffusion_pytorch_model.fp16-00001-of-00002.safetensors", "a")
+    assert_refused(tmp_path, "holds no weights: looked for")
+
+
+def test_a_missing_shard_of_a_variant_is_named(tmp_path: Path) -> None:
+    sharded_variant(tmp_path, "fp16")
+    (tmp_path / "diffusion_pytorch_model.fp16-00002-of-00002.safetensors").unlink()
+    with within(5), refused(tmp_path / f"{STEM}.index.fp16.json", "-00002-of-00002.safetensors is missing"):
+        read_all(tmp_path)
+
+
+@pytest.mark.parametrize("name", [
+    "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.a b.safetensors", "diffusion_pytorch_model..bin",
+    "xdiffusion_pytorch_model.fp16.bin", "diffusion_pytorch_model.fp16.safetensors.tmp", "optimizer.fp16.bin",
+    "diffusion_pytorch_model.a.b.safetensors", "diffusion_pytorch_model.safetensors.index.json", "model.fp16.bin",
+])  # fmt: skip
+def test_what_is_no_variant(name: str) -> None:
+    assert variants({name}) == []
+
+
+@given(st.sets(st.sampled_from([with_variant(name, variant) for variant in ("", "fp16", "ema")
+                                for stem in STEMS[:2] for name in (stem, f"{stem}.index.json")])))  # fmt: skip
+def test_the_choice_among_any_names(names: set[str]) -> None:
+    """Stated another way: of the first group that has any, the first kind of file."""
+    groups = {variant: [name for stem in STEMS for name in (stem, f"{stem}.index.json")
+                        if with_variant(name, variant) in names] for variant in ("", "ema", "fp16")}  # fmt: skip
+    if not groups[""] and groups["ema"] and groups["fp16"]:
+        with pytest.raises(ValueError, match=r"several variants \(ema, fp16\)"):
+            weights_among(names)
+        return
+    variant = next((variant for variant, found in groups.items() if found), "")
+    found = groups[variant]
+    if found and {found[0], f"{found[0]}.index.json"} <= set(found):
+        with pytest.raises(ValueError, match="one of them is stale"):
+            weights_among(names)
+        return
+    chosen = weights_among(names)
+    assert [name for pair in chosen for name in pair if name] == [with_variant(name, variant) for name in found]

@@ -9,6 +9,7 @@ import threading
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,19 @@ import torch
 from forge import SIX, parts, pickled, refused, save, storage, tensor, torch_file, within, zip_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makers import raw_bytes, sincos
+from safetensors.torch import save_file
 
+from converter.buffers import computed
 from converter.checkpoint import Checkpoint, open_checkpoint, transfer
 from converter.checkpoint.cast import count_nonfinite
-from converter.checkpoint.dtypes import BF16, BY_CODE, F16, F32, F64
+from converter.checkpoint.crc import combine
+from converter.checkpoint.dtypes import BF16, BY_CODE, F16, F32, F64, DType
 from converter.checkpoint.file import InputFile
 from converter.checkpoint.tensor import LazyTensor, Storage, row_major
 from converter.checkpoint.transfer import CHUNK, Delivery, Output, in_threads, write_at
 from converter.errors import ConverterError, InputError
+from converter.families.sincos import SinCosTable
 
 
 @pytest.fixture
@@ -293,7 +299,7 @@ def test_a_failure_in_proving_stops_the_writing(tmp_path: Path, out: int, monkey
 
         def slowly(self: Delivery) -> bool:
             written.append(self.tensor.key)
-            return failed.wait(10)
+            return len(written) > 1 and failed.wait(10)  # the first has to arrive, or there is nothing to prove
 
         monkeypatch.setattr(Delivery, "prove", fails)
         monkeypatch.setattr(Delivery, "copied", slowly)
@@ -345,3 +351,373 @@ def test_nonfinite_elements_arrive_bit_for_bit_and_counted(tmp_path: Path, out: 
         transfer.transfer(made)
         assert os.pread(out, 24, 0) == raw
         assert [output.nonfinite for output in made[0].outputs] == [3, 1]
+
+
+# ---------------------------------------------------------------- casts
+
+
+def places(fd: int, *wanted: tuple[tuple[int, ...], DType]) -> list[LazyTensor]:
+    """Where new tensors of these shapes and dtypes lie in the file, one after the other."""
+    position, made = os.fstat(fd).st_size, []
+    for n, (shape, dtype) in enumerate(wanted):
+        size = prod(shape) * dtype.itemsize
+        made.append((f"out.{n}", dtype, shape, position, size))
+        position += size
+    os.ftruncate(fd, position)
+    OPENED.append(file := InputFile(f"/dev/fd/{fd}"))
+    return [
+        LazyTensor(name, dtype, shape, Storage(file, name, size, start=start), row_major(shape))
+        for name, dtype, shape, start, size in made
+    ]
+
+
+def there(fd: int, output: LazyTensor) -> torch.Tensor:
+    raw = os.pread(fd, output.nbytes, output.storage.start + output.span[0])
+    assert len(raw) == output.nbytes
+    dtype = getattr(torch, output.dtype.name)
+    return (torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype)).reshape(output.shape)
+
+
+def identical(one: torch.Tensor, other: torch.Tensor) -> bool:
+    same = one.dtype == other.dtype and one.shape == other.shape
+    return same and raw_bytes(one) == raw_bytes(other)
+
+
+LENGTH = CHUNK // 4 * 2 + 12_345  # elements: several chunks of every dtype, and none of them whole
+
+
+@pytest.mark.parametrize("source", [F16, BF16, F32, F64], ids=str)
+@pytest.mark.parametrize("target", [F16, BF16, F32], ids=str)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_cast_is_torchs_across_chunks(tmp_path: Path, out: int, source: DType, target: DType, suffix: str) -> None:
+    values = (torch.randn(LENGTH, generator=torch.Generator().manual_seed(3)) * 1000).to(getattr(torch, source.name))
+    values[[0, CHUNK // source.itemsize - 1, CHUNK // source.itemsize, -1]] = 7e4 if source != F16 else float("inf")
+    path = tmp_path / f"w.{suffix}"
+    save_file({"w": values}, path) if suffix == "safetensors" else torch.save({"w": values}, path)
+    read: list[int] = []
+    with open_checkpoint(path) as checkpoint:
+        (place,) = places(out, ((LENGTH,), target))
+        delivery = Delivery(checkpoint["w"], [Output(place, out)])
+        transfer.transfer([delivery], read.append)
+        expected = values.to(getattr(torch, target.name))
+        assert identical(there(out, place), expected)
+        assert sum(read) == place.nbytes == delivery.size
+        assert delivery.outputs[0].sha256 == hashlib.sha256(raw_bytes(expected)).hexdigest()
+        assert delivery.outputs[0].nonfinite == int((~torch.isfinite(expected)).sum())
+        assert delivery.overflowed == int((torch.isfinite(values) & torch.isinf(expected)).sum())
+        assert (delivery.overflowed > 0) == (target == F16 and source != F16)
+        if source != target:
+            assert delivery.crc == zlib.crc32(raw_bytes(expected))
+
+
+def test_casts_of_views_split_and_beside_what_is_not_cast(tmp_path: Path, out: int) -> None:
+    """Transposed, strided, shared, split into rows, and one tensor in three dtypes at once."""
+    random = torch.Generator().manual_seed(1)
+    fused = torch.randn(12, 30_011, generator=random) * 1e5
+    views = {"t": fused.T, "every": fused[:, 1::2], "rows": fused[4:8], "all": fused, "none": fused[:0],
+             "one": fused[0, 0]}  # fmt: skip
+    torch.save(views, tmp_path / "w.pth")
+    with open_checkpoint(tmp_path / "w.pth") as checkpoint:
+        made, expected = [], []
+        for key, view in views.items():
+            for dtype in (F16, BF16, F32):
+                count = 2 if view.ndim and view.shape[0] in (4, 12) else 1
+                shape = (view.shape[0] // count, *view.shape[1:]) if count > 1 else tuple(view.shape)
+                outputs = places(out, *[(shape, dtype)] * count)
+                made.append(Delivery(checkpoint[key], [Output(place, out) for place in outputs]))
+                rounded = view.to(getattr(torch, dtype.name))
+                expected.append(list(zip(outputs, rounded.chunk(count) if count > 1 else [rounded], strict=True)))
+        transfer.transfer(made)
+        for delivery, pairs in zip(made, expected, strict=True):
+            assert all(identical(there(out, place), wanted) for place, wanted in pairs)
+            infinite = sum(int(torch.isinf(wanted).sum()) for _, wanted in pairs)
+            assert delivery.overflowed == sum(o.nonfinite for o in delivery.outputs) == infinite
+        assert sum(delivery.overflowed for delivery in made) > 0
+
+
+@pytest.mark.parametrize("casting", [True, False])
+def test_two_write_where_there_is_rounding_to_do_and_else_one(
+    tmp_path: Path, out: int, monkeypatch: pytest.MonkeyPatch, casting: bool
+) -> None:
+    values = {f"w{n}": torch.randn(50_000, generator=torch.Generator().manual_seed(n)) for n in range(40)}
+    torch.save(values, tmp_path / "w.pth")
+    writers, real, met = set(), Delivery.feed, threading.Barrier(2)
+
+    def feed(self: Delivery, *args: Any) -> None:
+        if casting and threading.get_ident() not in writers:
+            writers.add(threading.get_ident())
+            met.wait(20)  # both have to be at it at the same time
+        writers.add(threading.get_ident())
+        real(self, *args)
+
+    monkeypatch.setattr(Delivery, "feed", feed)
+    monkeypatch.setattr(os, "copy_file_range", no_copying)
+    dtype = BF16 if casting else F32
+    with within(30), open_checkpoint(tmp_path / "w.pth") as checkpoint:
+        outputs = places(out, *[((50_000,), dtype)] * 40)
+        deliveries = [Delivery(checkpoint[f"w{n}"], [Output(place, out)]) for n, place in enumerate(outputs)]
+        seen: list[bool] = []
+
+        def written() -> None:
+            seen.append(all(there(out, p).any() for p in outputs))
+
+        transfer.transfer(deliveries, written=written)
+        for n, place in enumerate(outputs):
+            assert identical(there(out, place), values[f"w{n}"].to(getattr(torch, dtype.name)))
+    assert len(writers) == (2 if casting else 1)
+    assert seen == [True]  # once, by whoever was last
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_a_writer_that_fails_stops_the_other(
+    tmp_path: Path, out: int, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    torch.save({f"w{n}": torch.randn(1000) for n in range(count)}, tmp_path / "w.pth")
+    real, calls, told = transfer.cast, [], []
+
+    def fails(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) > count // 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args)
+
+    monkeypatch.setattr(transfer, "cast", fails)
+    with within(20), open_checkpoint(tmp_path / "w.pth") as checkpoint:
+        outputs = places(out, *[((1000,), F16)] * count)
+        made = [Delivery(checkpoint[f"w{n}"], [Output(place, out)]) for n, place in enumerate(outputs)]
+        with pytest.raises(OSError, match="No space left"):
+            transfer.transfer(made, written=lambda: told.append(1))
+    assert told == []
+
+
+def test_a_failure_of_who_is_told_that_all_is_written_is_raised(tmp_path: Path, out: int) -> None:
+    """And nobody waits for ever for what is never handed on."""
+
+    def fails() -> None:
+        raise RuntimeError("no flushing")
+
+    torch.save({"w": torch.ones(1000)}, tmp_path / "w.pth")
+    for dtype in (F32, F16):
+        with within(20), open_checkpoint(tmp_path / "w.pth") as checkpoint:
+            (place,) = places(out, ((1000,), dtype))
+            with pytest.raises(RuntimeError, match="no flushing"):
+                transfer.transfer([Delivery(checkpoint["w"], [Output(place, out)])], written=fails)
+
+
+@pytest.mark.parametrize("target", [F32, F16], ids=str)
+def test_damage_is_found_on_the_way_through_a_cast(tmp_path: Path, out: int, target: DType) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"w": torch.arange(300_000).double()}, path)
+    content = bytearray(path.read_bytes())
+    with open_checkpoint(path) as checkpoint:
+        content[checkpoint["w"].storage.start + 1_500_000] ^= 1
+    path.write_bytes(content)
+    with within(20), open_checkpoint(path) as checkpoint, refused(path, "data/0", "CRC-32 mismatch"):
+        (place,) = places(out, ((300_000,), target))
+        transfer.transfer([Delivery(checkpoint["w"], [Output(place, out)])])
+
+
+@pytest.mark.parametrize("source", ["pth", "safetensors", "computed"])
+@pytest.mark.parametrize("target", [F32, F16], ids=str)
+def test_a_byte_changed_on_the_way_to_the_disk_is_found(
+    tmp_path: Path, out: int, monkeypatch: pytest.MonkeyPatch, source: str, target: DType
+) -> None:
+    """Whatever the source can say of itself: a cast has no checksum from it, nor has a safetensors file."""
+    table = SinCosTable(16, 40, 1.0)
+    values = torch.randn(1, 1600, 16)
+    path = tmp_path / f"w.{source}"
+    save_file({"w": values}, path) if source == "safetensors" else torch.save({"w": values}, path)
+    real = transfer.write_at
+
+    def wrong(fd: int, data: memoryview, offset: int) -> None:
+        real(fd, data, offset)
+        if offset <= 900 < offset + len(data):
+            os.pwrite(fd, bytes([os.pread(fd, 1, 900)[0] ^ 16]), 900)
+
+    monkeypatch.setattr(os, "copy_file_range", no_copying)
+    monkeypatch.setattr(transfer, "write_at", wrong)
+    with within(20), open_checkpoint(path) as checkpoint:
+        tensor = computed("w", table, target) if source == "computed" else checkpoint["w"]
+        (place,) = places(out, ((1, 1600, 16), target))
+        with pytest.raises(ConverterError, match=r"out\.0: what was read back is not what was written") as caught:
+            transfer.transfer([Delivery(tensor, [Output(place, out)])])
+    assert caught.value.exit_code == 5
+
+
+# ---------------------------------------------------------------- several sources, several parts, no source
+
+
+@pytest.mark.parametrize("dtype", [F32, F16], ids=str)
+def test_several_sources_are_put_together_along_the_rows(tmp_path: Path, out: int, dtype: DType) -> None:
+    """Of different heights, one of them a transposed view, one empty, over more than a chunk."""
+    wide = 70_001
+    sources = [torch.randn(rows, wide) for rows in (3, 5, 0, 1)]
+    sources[1] = torch.randn(wide, 5).T
+    torch.save({f"w{n}": values for n, values in enumerate(sources)}, tmp_path / "w.pth")
+    with open_checkpoint(tmp_path / "w.pth") as checkpoint:
+        before, whole = places(out, ((7,), F64), ((9, wide), dtype))
+        made, row = [], 0
+        for n, values in enumerate(sources):
+            made.append(Delivery(checkpoint[f"w{n}"], [Output(whole[row : row + len(values)], out)]))
+            row += len(values)
+        transfer.transfer(made)
+        expected = torch.cat(sources).to(getattr(torch, dtype.name))
+        assert identical(there(out, whole), expected)
+        assert not there(out, before).any()
+        for delivery, values in zip(made, sources, strict=True):
+            rounded = raw_bytes(values.to(getattr(torch, dtype.name)))
+            assert delivery.outputs[0].sha256 == hashlib.sha256(rounded).hexdigest()
+        crc = 0
+        for delivery in made:
+            crc = combine(crc, delivery.outputs[0].crc, delivery.size)
+        assert crc == zlib.crc32(raw_bytes(expected))
+
+
+def test_a_source_is_read_once_however_often_it_is_written(
+    tmp_path: Path, out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = torch.randn(6, 100_000)
+    torch.save({"w": values}, tmp_path / "w.pth")
+    read, preadv = [], os.preadv
+    with open_checkpoint(tmp_path / "w.pth") as checkpoint:
+        source = checkpoint.files[0]._fd
+
+        def counting(fd: int, views: Any, at: int) -> int:
+            read.extend([len(views[0])] * (fd == source))
+            return preadv(fd, views, at)
+
+        specs = [((6, 100_000), F32), ((6, 100_000), F16), *[((2, 100_000), BF16)] * 3, *[((3, 100_000), F32)] * 2]
+        outputs = places(out, *specs)
+        groups = [outputs[:1], outputs[1:2], outputs[2:5], outputs[5:]]
+        made = [Delivery(checkpoint["w"], [Output(place, out) for place in group]) for group in groups]
+        monkeypatch.setattr(os, "preadv", counting)
+        transfer.transfer(made)
+        monkeypatch.undo()
+        # Its headers are read a second time, to find where it lies.
+        assert values.nbytes <= sum(read) < values.nbytes + 1000
+        for group in groups:
+            joined = torch.cat([there(out, place) for place in group])
+            assert identical(joined, values.to(getattr(torch, group[0].dtype.name)))
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64], ids=str)
+def test_a_computed_table_is_written_like_one_of_a_file(tmp_path: Path, out: int, dtype: DType) -> None:
+    """Whole, in halves at once, and beside a file's tensors; no chunk ends where a row does."""
+    table, expected = SinCosTable(48, 80, 2.0), sincos(48, 80, 2.0).to(getattr(torch, dtype.name))
+    lazy = computed("pos_embed", table, dtype)
+    torch.save({"w": torch.ones(4)}, tmp_path / "w.pth")
+    with open_checkpoint(tmp_path / "w.pth") as checkpoint:
+        one, other, beside = places(out, ((1, 6400, 48), dtype), ((6400, 48), dtype), ((4,), F16))
+        halves = [Output(other[:3200], out), Output(other[3200:], out)]
+        made = [Delivery(lazy, [Output(one, out)]), Delivery(lazy, halves),
+                Delivery(checkpoint["w"], [Output(beside, out)])]  # fmt: skip
+        transfer.transfer(made)
+    assert identical(there(out, one), expected)
+    assert identical(there(out, other), expected[0])
+    assert identical(there(out, beside), torch.ones(4).half())
+    assert made[0].outputs[0].sha256 == hashlib.sha256(raw_bytes(expected)).hexdigest()
+    assert made[0].crc == made[1].crc == zlib.crc32(raw_bytes(expected))
+
+
+# ---------------------------------------------------------------- the digest of a record, in place of a checksum
+
+
+class Watched:
+    """Which files were read while a transfer ran."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint) -> None:
+        self.read, preadv, fd = 0, os.preadv, checkpoint.files[0]._fd
+
+        def counting(number: int, views: Any, at: int) -> int:
+            self.read += len(views[0]) * (number == fd)
+            return preadv(number, views, at)
+
+        monkeypatch.setattr(os, "preadv", counting)
+
+
+@pytest.fixture
+def unchecked(tmp_path: Path) -> Path:
+    """A tensor in a file without checksums, of more than a chunk."""
+    save_file({"w": torch.arange(400_000.0).reshape(4, -1)}, tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors"
+
+
+needs_copying = pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="this system copies nothing by itself")
+
+
+@needs_copying
+@pytest.mark.parametrize("said", ["right", "wrong", "upper case", "nothing"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_was_copied_and_has_the_recorded_digest_is_proven(
+    unchecked: Path, out: int, monkeypatch: pytest.MonkeyPatch, said: str, count: int
+) -> None:
+    """Without reading the source at all; where the digest is another (it was trained since), by reading it."""
+    with open_checkpoint(unchecked) as checkpoint:
+        lazy = checkpoint["w"]
+        right = hashlib.sha256(lazy.read()).hexdigest()
+        digest = {"right": right, "wrong": "0" * 64, "upper case": right.upper(), "nothing": ""}[said]
+        outputs = places(out, *[((4 // count, 100_000), F32)] * count)
+        delivery = Delivery(lazy, [Output(place, out) for place in outputs], digest)
+        watched = Watched(monkeypatch, checkpoint)
+        transfer.transfer([delivery])
+        monkeypatch.undo()
+        assert torch.cat([there(out, place) for place in outputs]).equal(lazy.torch())
+        assert watched.read == (0 if said == "right" and count == 1 else lazy.nbytes)
+        assert delivery.crc in ([None] if watched.read == 0 else [zlib.crc32(lazy.read())])
+
+
+@needs_copying
+@pytest.mark.parametrize("said", ["right", "wrong"])
+def test_a_copy_that_arrives_changed_is_found_whatever_the_record_says(
+    unchecked: Path, out: int, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    real = Storage.copy_to
+
+    def wrong(self: Storage, offset: int, count: int, fd: int, position: int) -> bool:
+        done = real(self, offset, count, fd, position)
+        os.pwrite(fd, b"\x55", position + count // 2)
+        return done
+
+    monkeypatch.setattr(Storage, "copy_to", wrong)
+    with within(20), open_checkpoint(unchecked) as checkpoint:
+        right = hashlib.sha256(checkpoint["w"].read()).hexdigest()
+        (place,) = places(out, ((4, 100_000), F32))
+        delivery = Delivery(checkpoint["w"], [Output(place, out)], right if said == "right" else "f" * 64)
+        with pytest.raises(ConverterError, match="what was read back is not what was written"):
+            transfer.transfer([delivery])
+
+
+@needs_copying
+def test_a_digest_that_the_damage_fits_does_not_pass_for_the_source(unchecked: Path, out: int) -> None:
+    """The record speaks of the bytes that lie in the source: a changed source has another digest, and is read."""
+    with open_checkpoint(unchecked) as checkpoint:
+        old = hashlib.sha256(checkpoint["w"].read()).hexdigest()
+    trained = torch.arange(400_000.0).reshape(4, -1) + 1
+    save_file({"w": trained}, unchecked)
+    with open_checkpoint(unchecked) as checkpoint:
+        (place,) = places(out, ((4, 100_000), F32))
+        delivery = Delivery(checkpoint["w"], [Output(place, out)], old)
+        transfer.transfer([delivery])
+        assert identical(there(out, place), trained)
+        assert delivery.outputs[0].sha256 == hashlib.sha256(raw_bytes(trained)).hexdigest() != old
+
+
+def test_a_digest_proves_nothing_of_a_cast_and_costs_nothing(
+    unchecked: Path, out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_checkpoint(unchecked) as checkpoint:
+        lazy = checkpoint["w"]
+        (place,) = places(out, ((4, 100_000), BF16))
+        delivery = Delivery(lazy, [Output(place, out)], hashlib.sha256(lazy.read()).hexdigest())
+        watched = Watched(monkeypatch, checkpoint)
+        transfer.transfer([delivery])
+        assert watched.read == lazy.nbytes
+        assert identical(there(out, place), lazy.torch().bfloat16())
+
+
+def test_outputs_that_do_not_add_up_are_no_delivery(tmp_path: Path, out: int) -> None:
+    torch.save({"w": torch.ones(6)}, tmp_path / "w.pth")
+    with open_checkpoint(tmp_path / "w.pth") as checkpoint:
+        (place,) = places(out, ((5,), F32))
+        with pytest.raises(AssertionError, match="w"):
+            Delivery(checkpoint["w"], [Output(place, out)])

@@ -418,6 +418,7 @@ def test_ambiguous_tables_are_refused_at_construction(case: Case, data: st.DataO
         to = "fresh"
     if twin == "target":
         to = data.draw(st.sampled_from(line.targets))
+        source = "fresh.{}" if "{}" in to else "fresh"  # of a copy in every block only the target has an index
     elif twin == "stray":
         to = line.stray
     # The very same text twice is one key of a dict; in a group it is two.

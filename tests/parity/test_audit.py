@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,12 @@ from safetensors.torch import save_file
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import UsageError
+from converter.families import Family, Findings
+from converter.mapping import Copies, KeyMapping
+from converter.parity import belonging
 from converter.parity.audit import Sides, audit
+from converter.parity.belonging import equal
+from converter.parity.faults import Faulty, catalogue
 from converter.parity.report import FAIL, PASS, Check, Phase
 
 EXTRA = "y_embedder.y_embedding"
@@ -126,7 +132,7 @@ def test_how_much_is_wrong(right: Sides, state: State) -> None:
     put(right, "proj_out.weight", tensor)
     found = audit(right)
     assert found.words == (
-        f"1 of {len(right.plan.moves)} tensors are not the original's: "
+        f"1 of {len(right.converted)} converted tensors are not the original's: "
         f"proj_out.weight differs in 3 of {tensor.numel()} elements, by up to 0.25"
     )
 
@@ -175,6 +181,32 @@ def test_the_same_fault_in_all_blocks_is_one_line(right: Sides, state: State) ->
     lines = failed(right)
     assert len(lines) <= SMALL["depth"]
     assert all("ff.net.2.bias differs in 24 of 24 elements" in line for line in lines)
+
+
+def test_many_wrong_tensors_are_not_each_held_against_all_others(
+    right: Sides, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the wrong set of weights every tensor of a large model is wrong; reading all of it for each takes hours."""
+    compared = []
+    monkeypatch.setattr(belonging, "equal", lambda one, other: compared.append(1) or equal(one, other))
+    for key, tensor in keyed(state).items():
+        put(right, key, tensor + 1)
+    assert len(failed(right)) > 20
+    assert len(compared) < len(right.converted)
+    put(right, "proj_out.weight", keyed(state)["proj_out.weight"])
+    swapped = f"{LAST}attn1.to_q.weight"
+    put(right, swapped, keyed(state)[f"{LAST}attn1.to_k.weight"])
+    assert f"{swapped} holds what belongs in {LAST}attn1.to_k.weight" in failed(right)
+
+
+def test_only_some_keys(right: Sides, state: State) -> None:
+    """What was compared before need not be again, but keys have to be there all the same."""
+    one, other = f"{LAST}attn1.to_q.weight", "proj_out.weight"
+    put(right, one, keyed(state)[one] + 1)
+    assert audit(right, only={other}).verdict == PASS
+    assert [check.what for check in audit(right, only={one, other}).failed] == [one]
+    del right.converted[other]  # type: ignore[attr-defined]
+    assert audit(right, only=set()).verdict == FAIL
 
 
 def test_signs_of_zero_are_bits(state: State, tmp_path: Path) -> None:
@@ -291,6 +323,37 @@ def test_rounded_as_declared(state: State, tmp_path: Path, kind: str) -> None:
     wrong["proj_out.weight"] = bits.view(dtype)
     (line,) = of(state, tmp_path / "a", wrong, kind).failed
     assert line.words.startswith(f"proj_out.weight differs in 1 of {bits.numel()} elements")
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32"])
+def test_float64_is_rounded_as_torch_rounds_it(tmp_path: Path, kind: str) -> None:
+    """By way of float32, which of a few elements in a million gives the other neighbour."""
+    dtype = getattr(torch, kind)
+    exact = {k: t.double() for k, t in pixart(seed=3).items()}
+    numbers = exact["blocks.0.mlp.fc1.weight"]
+    tie = 1 + {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}[kind]
+    numbers.view(-1)[:2] = torch.tensor([tie, tie + 2.0**-40], dtype=torch.float64)
+    exact["blocks.0.mlp.fc2.weight"].view(-1)[0] = 1e300  # beyond any of them
+    converted = {key: tensor.to(dtype) for key, tensor in keyed(exact).items()}
+    found = of(exact, tmp_path / "a", converted, kind)
+    assert found.verdict == PASS, found.words
+    assert converted["transformer_blocks.0.ff.net.2.weight"].isinf().any()
+
+
+def test_swapped_and_rounded(state: State, tmp_path: Path) -> None:
+    converted = {key: tensor.half() for key, tensor in keyed(state).items()}
+    one, other = f"{LAST}attn1.to_q.weight", f"{LAST}attn1.to_k.weight"
+    converted[one], converted[other] = converted[other], converted[one]
+    words = [check.words for check in of(state, tmp_path / "a", converted, "float16").failed]
+    assert sorted(words) == sorted([f"{one} holds what belongs in {other}", f"{other} holds what belongs in {one}"])
+
+
+def test_what_is_zero_is_no_other_tensor(state: State, tmp_path: Path) -> None:
+    zeros = state | {"blocks.0.mlp.fc2.bias": torch.zeros(SMALL["hidden_size"])}
+    wrong = keyed(zeros) | {f"{LAST}ff.net.2.bias": torch.zeros(SMALL["hidden_size"])}
+    (line,) = of(zeros, tmp_path / "a", wrong).failed
+    assert line.words.startswith(f"{LAST}ff.net.2.bias differs in 24 of 24 elements, by up to ")
+    assert line.words.endswith("; it is zero everywhere")
 
 
 def test_declared_and_not_rounded(state: State, tmp_path: Path) -> None:
@@ -421,3 +484,31 @@ def test_no_table(state: State, tmp_path: Path) -> None:
     found = of(bare, tmp_path / "a", interpolation_scale=1.0)
     assert found.verdict == PASS
     assert all(check.statistic != "recomputed" for check in found.checks)
+
+
+# Copies.
+
+
+def test_every_copy_has_to_be_the_original(tmp_path: Path) -> None:
+    """A family may keep one tensor in every block of the target: one copy that is wrong is named, by itself."""
+    keys = KeyMapping(
+        {"t_block [6D D]": Copies("layers.{}.table"), "blocks.{}.qkv [3D D]": tuple(f"layers.{{}}.{n}" for n in "qkv")}
+    )
+    state = {"t_block.weight": torch.randn(12, 2), "t_block.bias": torch.randn(12)}
+    for i in range(3):
+        state |= {f"blocks.{i}.qkv.weight": torch.randn(6, 2), f"blocks.{i}.qkv.bias": torch.randn(6)}
+    family = Family("copies", "Copies", keys, lambda *arguments: None, lambda found: {})
+    save_file(state, tmp_path / "a.safetensors")
+    with open_checkpoint(tmp_path / "a.safetensors") as original:
+        plan = keys.plan(original)
+        made = Sides(family, Findings({}), plan, original, held(keys(state)))
+        assert audit(made).verdict == PASS
+        put(made, "layers.1.table.weight", state["t_block.weight"] + 1)
+        (line,) = audit(made).failed
+        assert line.words.startswith("layers.1.table.weight differs in 24 of 24 elements")
+        put(made, "layers.1.table.weight", state["t_block.weight"])
+        faults = catalogue(plan)
+        assert len({fault.name for fault in faults}) == len(faults)
+        for fault in faults:
+            wrong = replace(made, converted=Faulty(made.converted, fault))
+            assert (audit(wrong).verdict == FAIL) == ("weights" in fault.expected), fault.name

@@ -90,6 +90,14 @@ def test_every_wrong_field_is_told() -> None:
     assert found.words.endswith(", and 2 more")
 
 
+def test_the_first_is_the_one_that_the_others_follow_from() -> None:
+    """Of a wrong head count the width of a head is wrong too, and nobody has said anything of that."""
+    found = audited(attention_head_dim=6, num_attention_heads=8)
+    assert found.words.startswith("num_attention_heads is 8, and has to be 4: ")
+    found = audited(attention_head_dim=6, num_attention_heads=8, _class_name="AutoencoderKL")
+    assert found.words.startswith("_class_name is AutoencoderKL, and has to be PixArtTransformer2DModel: ")
+
+
 # Missing fields.
 
 

@@ -95,6 +95,15 @@ def test_a_coarse_floor_is_no_licence() -> None:
     assert len(made.doubts) == 2
 
 
+def test_one_bad_pixel_of_the_original_is_no_licence_for_another() -> None:
+    """Its own float32 is wrong in one place, by too little for the whole to show it."""
+    spoilt = off(1e-7)
+    spoilt[0, 0, 0, 0] += 1.3e-4 * truth()[:, :4].square().mean().sqrt()
+    made = judged({F32: spoilt.clone()}, {F32: spoilt})
+    assert made.verdict == INCONCLUSIVE
+    assert "(max abs over RMS), above the cap of 0.0001" in made.doubts[0]
+
+
 def test_the_cap_is_of_the_original_and_not_of_the_converted() -> None:
     assert judged({F32: off(1e-4, 4)}).verdict == FAIL
 

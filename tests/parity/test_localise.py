@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +13,10 @@ from opened import Pair, State, golden, one_thread, session  # noqa: F401
 from converter.parity import localise
 from converter.parity.faults import Fault
 from converter.parity.inputs import Case, noise
+from converter.parity.pixart import PARITY
 from converter.parity.report import FAIL, PASS, Phase
-from converter.reference import Stage, Staged
+from converter.parity.session import Session
+from converter.reference import Stage, Staged, Weights
 
 T = "transformer_blocks."
 Change = Callable[[State], None]
@@ -178,6 +182,62 @@ def test_transposed_once_more(pair: Pair) -> None:
         state[key] = state[key].T.contiguous()
 
     assert compared(pair, change).notes == ["block 1 is right again with attn1.to_out.0 of block 1 transposed"]
+
+
+# In other precisions.
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "float16", "bfloat16"])
+def test_a_fault_stands_out_in_every_precision(pair: Pair, precision: str) -> None:
+    """Even where the whole output could not tell it from rounding."""
+    for change, wanted in ((None, []), (swap(f"{T}1.attn1.to_q", f"{T}1.attn1.to_k"), ["block 1"])):
+        with session(pair, change) as opened:
+            stages, faulty = opened.lockstep(opened.cases("quick")[0], precision)
+            assert faulty == wanted
+            assert all(("floor" in row) == (precision != "float64") for row in stages)
+            for row in stages:
+                if row["faulty"]:
+                    inside = [part["name"] for part in row["inside"] if part["faulty"]]
+                    assert inside[:2] == ["attn1 q", "attn1 k"]
+                elif precision != "float64":
+                    assert row["error"] <= 2 * max(row["floor"], 1e-7)
+
+
+@contextmanager
+def bent(pair: Pair, wrong_in: str, by: float) -> Iterator[Session]:
+    """A converted net that is right but for block 1 in one precision, as a kernel may be."""
+
+    def converted(config: Any, weights: Weights) -> Staged:
+        def stage(right: Stage) -> Stage:
+            def run(values: Any, probe: Any) -> Any:
+                made = right.run(values, probe)
+                wrong = right.name == "block 1" and str(weights.dtype) == f"torch.{wrong_in}"
+                return {name: value * (1 + by) if wrong else value for name, value in made.items()}
+
+            return Stage(right.name, run)
+
+        return Staged([stage(right) for right in PARITY.converted(config, weights).stages])
+
+    with session(pair) as opened:
+        opened.model = replace(PARITY, converted=converted)
+        yield opened
+
+
+def test_what_is_wrong_in_float32_only_is_found_there(pair: Pair) -> None:
+    with bent(pair, "float32", 1e-5) as opened:
+        made = opened.function(opened.cases("quick"), ("float64", "float32"), (), [], lambda count: None)
+    assert made.verdict == FAIL
+    assert made.words.endswith("; it goes wrong in block 1, in float32 only")
+    assert all(check.statistic.startswith("float32") for check in made.failed)
+    assert made.detail["localisation"]["precision"] == "float32"
+    assert faulty(made).keys() == {"block 1"}
+
+
+def test_what_is_worse_in_half_precision_is_told_and_decides_nothing(pair: Pair) -> None:
+    with bent(pair, "bfloat16", 0.5) as opened:
+        made = opened.function(opened.cases("quick"), ("float64", "bfloat16"), (), [], lambda count: None)
+    assert made.verdict == PASS
+    assert made.notes == ["bfloat16, t999-t321: worse than the original; block 1 stands out by itself"]
 
 
 # On toy nets.

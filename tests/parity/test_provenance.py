@@ -19,12 +19,10 @@ from converter.families.pixart import PIXART
 from converter.mapping import KeyMapping
 from converter.parity import check
 from converter.parity.digests import sha256
-from converter.parity.inputs import SEED
 from converter.parity.provenance import (
+    UNAVAILABLE,
     Record,
     about,
-    deterministic,
-    environment,
     model_of,
     phase,
     record_of,
@@ -96,7 +94,8 @@ def test_about_a_folder(pair: Pair) -> None:
 
 
 def test_the_phase_judges_nothing() -> None:
-    made = phase({"name": "a.pth", "sha256": "0123456789abcdef" + "f" * 48})
+    switches = {"deterministic_algorithms": True, "tf32": False, "threads": 2, "seed": 1}
+    made = phase({"name": "a.pth", "sha256": "0123456789abcdef" + "f" * 48}, switches)
     assert (made.verdict, made.checks) == (PASS, [])
     assert "a.pth is 0123456789abcdef..." in made.words
 
@@ -208,7 +207,7 @@ def test_a_record_that_contradicts_the_config_fails(pair: Pair) -> None:
     rewrite(pair, hyper_parameters=content["hyper_parameters"] | {"num_attention_heads": heads})
     report = check(pair.original, pair.folder)
     assert report.verdict == "FAIL"
-    assert "attention_head_dim is 12, and has to be 6" in report.reason
+    assert "num_attention_heads is 4, and has to be 8" in report.reason
     # The user's own word goes before it.
     assert check(pair.original, pair.folder, num_attention_heads=HEADS).verdict == PASS
 
@@ -237,61 +236,66 @@ def test_a_cast_that_is_none(pair: Pair) -> None:
         check(pair.original, pair.folder, cast="float33")
 
 
-# Switches.
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_switches_are_put_back(before: bool) -> None:
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
-    kept = (matmul.allow_tf32, conv.allow_tf32, torch.are_deterministic_algorithms_enabled())
-    try:
-        matmul.allow_tf32 = conv.allow_tf32 = before
-        torch.use_deterministic_algorithms(before)
-        for fails in (False, True):
-            try:
-                with deterministic():
-                    assert (matmul.allow_tf32, conv.allow_tf32) == (False, False)
-                    assert torch.are_deterministic_algorithms_enabled()
-                    if fails:
-                        raise KeyError
-            except KeyError:
-                pass
-            assert (matmul.allow_tf32, conv.allow_tf32) == (before, before)
-            assert torch.are_deterministic_algorithms_enabled() == before
-    finally:
-        matmul.allow_tf32, conv.allow_tf32 = kept[:2]
-        torch.use_deterministic_algorithms(kept[2])
-
-
-def test_a_whole_check_leaves_the_switches_and_the_random_numbers(pair: Pair) -> None:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.manual_seed(9)
-    state = torch.get_rng_state()
-    assert check(pair.original, pair.folder).verdict == PASS
-    assert torch.are_deterministic_algorithms_enabled() == before
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_the_environment() -> None:
-    import diffusers
-
-    made = environment("cpu", ("float64",))
-    assert (made["torch"], made["diffusers"]) == (torch.__version__.partition("+")[0], diffusers.__version__) or (
-        made["torch"] == torch.__version__
-    )
-    assert (made["device"], made["dtypes"], made["seed"]) == ("cpu", ["float64"], SEED)
-    assert made["threads"] == torch.get_num_threads()
-    json.dumps(made)
-
-
 # Families.
 
 
 def test_a_family_without_a_net() -> None:
     bare = Family("bare", "Bare", KeyMapping({"a": "b"}), lambda *arguments: None, lambda found: {})
-    with pytest.raises(UsageError, match="the family bare brings no reference net"):
-        model_of(bare)
+    assert model_of(bare) is UNAVAILABLE
     assert model_of(PIXART).parts
+
+
+def test_without_a_net_only_bytes_and_fields_are_compared(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is no proof of what it computes, but can be one that it is another model."""
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.setattr("converter.parity.provenance.model_of", lambda family: UNAVAILABLE)
+    report = check(pair.original, pair.folder)
+    assert (report.verdict, report.exit_code) == ("INCONCLUSIVE", 4)
+    assert report.reason == (
+        "function: the family pixart brings no reference net (`parity`): what it computes was not compared"
+    )
+    verdicts = {phase.name: phase.verdict for phase in report.phases}
+    assert verdicts["weights"] == verdicts["config"] == PASS
+    assert verdicts["function"] == verdicts["self-test"] == "NOT RUN"
+    path = pair.model / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    state["proj_out.bias"] += 1
+    save_file(state, path, metadata={"format": "pt"})
+    report = check(pair.original, pair.folder)
+    assert (report.verdict, report.exit_code) == ("FAIL", 1)
+
+
+# A machine that is too small.
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+        ImportError("libcudnn.so: cannot open shared object file"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_the_machine_lacks_is_no_fault_of_the_model(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("converter.parity.stock.Streamed.forward", fails)
+        report = check(pair.original, pair.folder)
+    assert (report.verdict, report.exit_code) == ("INCONCLUSIVE", 4)
+    assert report.reason.startswith(f"function: this machine cannot run the nets: {type(error).__name__}")
+    # Nor has a fault been noticed by it.
+    with monkeypatch.context() as patched:
+        patched.setattr("converter.parity.selftest._output", fails)
+        report = check(pair.original, pair.folder)
+    assert (report.verdict, report.exit_code) == ("INCONCLUSIVE", 4)
+    assert report.reason.startswith("self-test: ")
 
 
 def test_a_small_model_end_to_end(tmp_path: Path) -> None:

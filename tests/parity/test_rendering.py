@@ -309,6 +309,14 @@ def test_the_card_lets_anybody_repeat_the_check(name: str) -> None:
     assert report.run["original"] not in made, "a path of somebody's computer is not published"
 
 
+def test_the_card_says_what_the_same_bytes_take() -> None:
+    report = samples.passing()
+    threads = report.environment["threads"]
+    assert f"With another number of cores that takes `--threads {threads}`" in card(report)
+    report.run["command"] += f" --threads {threads}"
+    assert "With another number of cores" not in card(report)
+
+
 def test_the_card_of_nothing() -> None:
     made = card(samples.internal())
     assert "The command was not recorded." in made
@@ -470,6 +478,58 @@ def test_html_needs_jinja2(monkeypatch: pytest.MonkeyPatch) -> None:
         render([samples.tiny()], ".html")
     for suffix in (".json", ".xml", ".md"):
         render([samples.tiny()], suffix)
+
+
+def test_a_page_says_what_is_wrong_at_the_top_and_explains_its_words() -> None:
+    """Whoever sees one for the first time: the cause under the verdict, what each phase does, what the terms mean."""
+    report = samples.failing()
+    function = report.phase("function")
+    assert function
+    mended = "swapping attn1.to_q and attn1.to_k of block 14 restores 1.1 times the noise floor"
+    function.notes = [mended, "something else"]
+    function.detail["cases"] = [{"name": "t999", "axes": "timestep 999 <b>"}, {"name": "t0", "axes": "timestep 0"}]
+    made = render([report], ".html")
+    hero = made.partition('<section class="hero')[2].partition("</section>")[0]
+    assert f'<p class="diagnosis">{mended}</p>' in hero
+    assert made.count(mended) == 2, "there and under what would mend it, and not once more among the notes"
+    assert "something else" in made
+    for words in facts.ABOUT.values():
+        assert (words.replace("'", "&#39;") in made) == (
+            words != facts.ABOUT["trajectory"] and words != facts.ABOUT["self-test"]
+        )
+    assert "The 2 cases, and what each tries" in made
+    assert "timestep 999 &lt;b&gt;" in made
+    for term, words in facts.GLOSSARY.items():
+        assert f"<dt>{term}</dt>" in made
+        assert words.replace("'", "&#39;") in made
+    passed = render([samples.passing()], ".html")
+    assert 'class="diagnosis"' not in passed
+    assert "How to read this report" not in render([samples.rejected()], ".html")
+
+
+def test_the_diagnosis() -> None:
+    report = samples.failing(faulty=(3, 14))
+    function = report.phase("function")
+    assert function
+    function.detail["localisation"]["repairs"] = []
+    assert facts.diagnosis(report) == ["It goes wrong in block 3 (attn1 q, attn1 k), block 14 (attn1 q, attn1 k)"]
+    function.detail["localisation"]["stages"] = []
+    assert facts.diagnosis(report) == []
+    assert facts.diagnosis(samples.passing()) == facts.diagnosis(samples.rejected()) == []
+
+
+def test_what_comes_after_the_first_wrong_part_inherits_its_error() -> None:
+    def named(*wrong: str) -> list[str]:
+        names = ["norm1 modulated", "attn1 q", "attn1 k", "attn1 v", "attn1 out", "attn2 q", "ff hidden", "ff out"]
+        inside = [{"name": name, "faulty": name in wrong} for name in names]
+        stages = [{"name": "block 2", "faulty": True, "inside": inside}]
+        return facts.faulty(Phase("function", "FAIL", "", detail={"localisation": {"stages": stages}}))
+
+    assert named("attn1 q", "attn1 k", "attn1 out", "attn2 q", "ff out") == ["block 2 (attn1 q, attn1 k)"]
+    assert named("attn1 v", "attn1 out", "attn2 q") == ["block 2 (attn1 v)"]
+    assert named("ff hidden", "ff out") == ["block 2 (ff hidden)"]
+    assert named("norm1 modulated", "attn1 q") == ["block 2 (norm1 modulated)"]
+    assert named() == ["block 2"]
 
 
 # -- the numbers behind it

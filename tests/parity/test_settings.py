@@ -156,12 +156,13 @@ def test_what_the_command_line_names_comes_before_what_is_listed() -> None:
 
 
 def test_the_words_are_those_of_the_checker() -> None:
-    from converter.parity import checker, settings
+    from converter.parity import settings
+    from converter.parity.choices import PRECISIONS, PROFILES, SELF_TESTS
 
     for name, choices in (
-        ("profile", checker.PROFILES),
-        ("self_test", checker.SELF_TESTS),
-        ("dtype", checker.PRECISIONS),
+        ("profile", PROFILES),
+        ("self_test", SELF_TESTS),
+        ("dtype", PRECISIONS),
     ):
         for choice in choices:
             assert settings._OPTIONS[name](choice) == choice

@@ -13,6 +13,28 @@ from ..report import FAIL, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Chec
 from .numbers import mapping, number, positive, sequence, show, times
 
 MARKS = {PASS: "✓", FAIL: "✗", INCONCLUSIVE: "?", REJECTED: "⊘", INTERNAL: "!", NOT_RUN: "–"}
+# What each phase does, for whoever reads a report for the first time.
+ABOUT = {
+    "provenance": "what was compared, and on what",
+    "weights": "the converted file, mapped back, byte by byte against the original",
+    "config": "every field that matters, against what the original shows",
+    "function": "both nets on the same fixed noise",
+    "trajectory": "a few sampler steps from the same noise, each net on its own latents",
+    "self-test": "deliberate faults, done on purpose: were one not noticed, a PASS would be worth nothing",
+}
+GLOSSARY = {
+    "noise floor": "How far the original's own float32 output is from its float64 output on the same inputs. Rounding "
+    "alone puts a right conversion at about once the floor; three times is the limit.",
+    "float64 limit": "In float64 rounding is next to nothing, so both nets have to agree to seven digits: the sharpest "
+    "test of what they compute.",
+    "relative L2": "The size of the difference by the size of the output. Beside it the worst pixel, the worst channel "
+    "and the worst place inside a patch have limits of their own, since a small fault may hide in an average.",
+    "epsilon, variance": "The two halves of the output: the predicted noise, and the predicted variance.",
+    "case": "One set of inputs, such as t999-t321: timesteps 999 and 321. The table of cases says what each tries.",
+    "where it goes wrong": "Every stage of the converted net is given what the original's stage got. A right one then "
+    "gives what the original's gives, whatever went wrong before it.",
+    "self-test": "The same checks on conversions that are wrong on purpose: q and k swapped, a mask ignored, and more.",
+}
 MEANING = {
     PASS: "The converted model computes the original's function, and every one of its weights is accounted for.",
     FAIL: "The converted model is not the original: do not use it in its place.",
@@ -164,11 +186,33 @@ def repairs(phase: Phase) -> list[tuple[str, bool]]:
 
 
 def faulty(phase: Phase) -> list[str]:
-    """The stages that differ on their own, with the faulty parts inside: 'block 14 (attn1 q, attn1 k)'."""
+    """The stages that differ on their own, with what is wrong in them first: 'block 14 (attn1 q, attn1 k)'."""
     made = []
     for stage in sequence(mapping(phase.detail.get("localisation")).get("stages")):
         if mapping(stage).get("faulty"):
-            inside = [mapping(part) for part in sequence(stage.get("inside"))]
-            named = ", ".join(str(part.get("name", "")) for part in inside if part.get("faulty"))
+            named = ", ".join(_first([mapping(part) for part in sequence(stage.get("inside"))]))
             made.append(f"{stage.get('name', '')} ({named})" if named else str(stage.get("name", "")))
     return made
+
+
+def _first(inside: Sequence[dict[str, Any]]) -> list[str]:
+    """The first part that is wrong, and its siblings ("attn1 q", "attn1 k"): what comes after inherits the error."""
+    wrong = [str(part.get("name", "")) for part in inside if part.get("faulty")]
+    group, _, letter = wrong[0].rpartition(" ") if wrong else ("", "", "")
+    return [name for i, name in enumerate(wrong) if i == 0 or (len(letter) == 1 and _sibling(name, group))]
+
+
+def _sibling(name: str, group: str) -> bool:
+    return name.startswith(f"{group} ") and len(name) == len(group) + 2
+
+
+def diagnosis(report: Report) -> list[str]:
+    """What a FAIL comes down to, as far as that was found: what would mend it, else where it goes wrong."""
+    function = report.phase("function")
+    if report.verdict != FAIL or function is None:
+        return []
+    mended = [words for words, restores in repairs(function) if restores]
+    found = faulty(function)
+    return mended or (
+        [f"It goes wrong in {', '.join(found[:6])}" + (" and more" if len(found) > 6 else "")] if found else []
+    )

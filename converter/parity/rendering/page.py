@@ -15,7 +15,7 @@ from ...errors import UsageError, printable
 from ..report import NOT_RUN, Check, Phase, Report, worst
 from . import facts
 from .figures import figures, localisation
-from .numbers import duration, show
+from .numbers import duration, mapping, sequence, show
 
 TEXT_LIMIT, NAME_LIMIT = 2000, 200
 NEEDS = "the HTML report needs jinja2: pip install 'convert-pixart[report]'"
@@ -35,6 +35,7 @@ def page(reports: Sequence[Report]) -> str:
         views=[_view(report, i) for i, report in enumerate(reports, 1)],
         marks=facts.MARKS,
         meaning=facts.MEANING,
+        glossary=facts.GLOSSARY.items(),
     )
     return made.rstrip() + "\n"
 
@@ -68,6 +69,7 @@ def _view(report: Report, number: int) -> dict[str, Any]:
         "anchor": f"report-{number}",
         "name": facts.name_of(report),
         "numbers": facts.key_numbers(report),
+        "diagnosis": facts.diagnosis(report),
         "sides": [
             {"label": label, "name": side.get("name") or "unnamed", "facts": facts.side_facts(side), "files": found}
             for label, side in (("Original", report.original), ("Converted", report.converted))
@@ -82,7 +84,8 @@ def _view(report: Report, number: int) -> dict[str, Any]:
 
 
 def _phase(phase: Phase) -> dict[str, Any]:
-    decided = facts.gates(phase)
+    decided, repairs = facts.gates(phase), facts.repairs(phase)
+    said = {words for words, _ in repairs}
     return {
         "phase": phase,
         "ran": phase.verdict != NOT_RUN,
@@ -92,7 +95,10 @@ def _phase(phase: Phase) -> dict[str, Any]:
         "groups": list(_groups(phase)),
         "where": list(localisation(phase)),
         "figures": list(figures(phase)),
-        "repairs": facts.repairs(phase),
+        "about": facts.ABOUT.get(phase.name, ""),
+        "cases": [mapping(case) for case in sequence(phase.detail.get("cases"))],
+        "notes": [note for note in phase.notes if note not in said],
+        "repairs": repairs,
         "mutants": sorted(decided, key=lambda check: bool(check.passed)) if phase.name == "self-test" else [],
     }
 

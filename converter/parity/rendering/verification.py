@@ -68,6 +68,9 @@ def _repeat(report: Report) -> Iterator[str]:
     yield fenced(command, "sh") if command else "The command was not recorded."
     expected = "It exits with 0 and says PASS." if report.verdict == PASS else f"It exits with {report.exit_code}."
     yield f"{expected} Its JSON report is the same, byte for byte, but for the block `run`: date, duration and paths."
+    threads = report.environment.get("threads")
+    if isinstance(threads, int) and "--threads" not in str(command):
+        yield f"With another number of cores that takes `--threads {threads}`; another processor may round otherwise."
 
 
 def _took(report: Report) -> str:

@@ -29,14 +29,16 @@ def localisation(phase: Phase) -> Iterator[Figure]:
         )
         at_fault = f" At fault: {names}." if faulty else ""
         caption = (
-            f"{where}Every stage is fed what the original's got, so an error does not spread, log scale.{at_fault}"
+            f"{where}Every stage is given what the original's got, so that no error spreads; by what the stage itself "
+            f"changes, log scale.{at_fault}"
         )
         yield Figure("Where it goes wrong", caption, svg)
     inside = [stage for stage in faulty if sequence(stage.get("inside"))]
     for stage in inside[:MOST]:
         rows = _rows([mapping(part) for part in sequence(stage.get("inside"))])
         if rows:
-            yield Figure(f"Inside {stage.get('name', 'it')}", "Local error of each part, log scale.", rows, "small")
+            words = "In the order of the computation: the first red part is where it begins, those below inherit it."
+            yield Figure(f"Inside {stage.get('name', 'it')}", words, rows, "small")
 
 
 def _bars(stages: list[dict[str, Any]]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ...gates import AGAINST as BETWEEN
+from ...gates import GATING
 from ...report import Check, Phase
 from ..facts import floor_limit, gates, margin, precision_of
 from ..numbers import broken, show, times
@@ -13,8 +15,7 @@ from .svg import WIDTH, Figure, cross, label, legend, line, picture, tag, toolti
 
 LEFT, GAP, RIGHT, TOP, ROW = 212.0, 34.0, 14.0, 70.0, 20.0
 MOST = 60  # rows; of more cases those that use most of their limits are drawn
-SERIES = ("relative L2", "max abs over RMS", "worst channel", "worst patch position")
-BETWEEN = " against the original's"
+SERIES = GATING
 
 
 @dataclass

@@ -1,0 +1,55 @@
+"""`pixart new-family`: a first draft of a model family, out of two lists of keys."""
+
+from __future__ import annotations
+
+import keyword
+from pathlib import Path
+
+import click
+
+from .options import Command, json_option
+
+
+@click.command(cls=Command, short_help="Draft a model family from a checkpoint and its target.")
+@click.argument("name")
+@click.argument("file")
+@click.option(
+    "--target",
+    metavar="PATH",
+    help="What it is to become: a diffusers folder, any checkpoint in that layout, or a .json of keys and shapes. "
+    "Default: every path becomes itself, to be filled in.",
+)
+@click.option("--out", metavar="FILE.py", help="The module to write. Default: NAME.py.")
+@click.option("--overwrite", is_flag=True, help="Replace that file if it is there.")
+@json_option
+def new_family(name: str, file: str, target: str | None, out: str | None, overwrite: bool, as_json: bool) -> None:
+    """Draft the model family NAME for the checkpoint FILE (or a .json of keys and shapes): a module with the table of
+    keys, what the file shows, and the config.
+
+    Keys are paired by block, shape and name. What is not certain ends in `# ?`, with what else it may be in the comment
+    above it; what has no partner is listed. The draft is used by its path: pixart inspect FILE --family NAME.py.
+    """
+    from dataclasses import asdict
+
+    from ..drafting import draft, read_keys, render
+    from ..errors import UsageError, printable
+    from ..hub import local
+    from .printing import draft_lines, print_json
+    from .reporting import write_text
+
+    if not name.isascii() or not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():
+        raise UsageError(f"NAME {printable(name)}: lower-case letters, digits and underscores, such as my_dit")
+    path = Path(out or f"{name}.py")
+    if path.suffix != ".py":
+        raise UsageError(f"--out {printable(path)}: a module of Python, which ends in .py")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"{printable(path)}: cannot be written there")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{printable(path)}: there already; --overwrite replaces it")
+    made = draft(read_keys(local(file)), read_keys(local(target)) if target else None)
+    write_text(path, render(name, made))
+    if as_json:
+        print_json({"ok": True, "path": str(path), "unsure": made.unsure} | asdict(made))
+        return
+    for line in draft_lines(path, made):
+        click.echo(line)

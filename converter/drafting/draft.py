@@ -1,0 +1,137 @@
+"""`draft`: the rows of a table for two lists of keys, each sure or marked, and what is left of either list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isqrt
+from typing import Any
+
+from ..errors import InputError
+from .keylist import KeyList
+from .matching import COPIES, RENAME, Drafted, match
+from .places import Layout, Place, layout
+from .symbols import Symbols
+from .words import positional
+
+COMPUTED, KEPT = "computed", "kept aside"
+SHOWN = 3  # of what else a row may be
+MOST = 600  # distinct paths of one list, far above any net with numbered blocks
+
+
+@dataclass(frozen=True)
+class DraftRow:
+    """One row: `source [pattern]` becomes `targets` by way of `kind` ('rename', 'split', 'copies', 'computed' or
+    'kept aside'). `sure`, or `doubt` says what has to be looked at, if it is of this row alone."""
+
+    source: str
+    pattern: str
+    kind: str
+    targets: tuple[str, ...]
+    bare: bool
+    sparse: bool
+    sure: bool
+    doubt: str = ""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A drafted table. `unmatched_source`, `unmatched_target`: paths without a partner, those of keys that no row can
+    spell among them; `dims`: symbol -> size, `first`: symbol -> where it was seen; `notes`: what else to look at."""
+
+    rows: tuple[DraftRow, ...]
+    unmatched_source: tuple[str, ...]
+    unmatched_target: tuple[str, ...]
+    dims: Mapping[str, int]
+    first: Mapping[str, str]
+    blocks: int
+    source: str
+    target: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def unsure(self) -> int:
+        return sum(not row.sure for row in self.rows)
+
+
+def draft(source: KeyList, target: KeyList | None = None) -> Draft:
+    """Draft a table from the original layout to the target's; without a target, every path becomes itself.
+
+    Raises: `InputError` for a list that is not of a net with numbered blocks.
+
+    Example:
+        >>> made = draft(KeyList("a", {"stem.weight": (8, 3, 2, 2)}), KeyList("b", {"embed.weight": (8, 3, 2, 2)}))
+        >>> made.rows[0].source, made.rows[0].pattern, made.rows[0].targets, made.rows[0].sure
+        ('stem.weight', 'D C p p', ('embed.weight',), True)
+    """
+    ours = _layout(source)
+    theirs = _layout(target) if target else None
+    symbols = Symbols(ours.places)
+    paired = {made.pairing.source: made for made in (match(ours, theirs) if theirs else ())}
+    rows: list[DraftRow] = []
+    lost: list[str] = []
+    for place in ours.places:
+        pattern = symbols.pattern(place)
+        if theirs is None:
+            rows.append(_row(place, pattern, RENAME, (place.path,)))
+        elif place in paired:
+            rows.append(_paired(paired[place], pattern))
+        elif place.bare:
+            rows.append(_left(place, pattern))
+        else:
+            lost.append(place.path)
+    reached = {target for made in paired.values() for target in made.pairing.targets}
+    missed = [place.path for place in theirs.places if place not in reached] if theirs else []
+    notes = [] if theirs else ["no target was given, so every path becomes itself: write in what it is called there"]
+    if theirs and ours.blocks != theirs.blocks:
+        notes.append(f"{ours.blocks} blocks there and {theirs.blocks} in the target: they are not the same model")
+    return Draft(
+        tuple(rows),
+        (*lost, *ours.odd),
+        (*missed, *(theirs.odd if theirs else ())),
+        symbols.dims,
+        symbols.first,
+        ours.blocks,
+        source.name,
+        target.name if target else "",
+        target.config if target else {},
+        tuple(notes),
+    )
+
+
+def _layout(keys: KeyList) -> Layout:
+    made = layout(keys.shapes)
+    if len(made.places) > MOST:
+        raise InputError.at(keys.name, "", f"{len(made.places)} different paths, and {MOST} are drafted at most")
+    return made
+
+
+def _row(
+    place: Place, pattern: str, kind: str, targets: tuple[str, ...], *, sure: bool = False, doubt: str = ""
+) -> DraftRow:
+    bare = not place.module and not any(path.endswith((".weight", ".bias")) for path in (place.path, *targets))
+    return DraftRow(place.path, pattern, kind, targets, bare, place.sparse, sure, doubt)
+
+
+def _paired(made: Drafted, pattern: str) -> DraftRow:
+    pairing = made.pairing
+    others = [", ".join(target.path for target in other.targets) for other in made.others[:SHOWN]]
+    doubt = "or " + "; or ".join(others) if others else "nothing else has its shape, and the names do not say so"
+    if pairing.kind == COPIES:
+        doubt = "a copy in every block: is each the whole tensor?" + (f" {doubt}" if others else "")
+    elif made.why:
+        doubt = made.why + (f"; {doubt}" if others else "")
+    elif len(pairing.targets) > 1 and not made.sure:
+        doubt = f"in this order? {doubt}" if others else "in this order?"
+    paths = tuple(target.path for target in pairing.targets)
+    return _row(pairing.source, pattern, pairing.kind, paths, sure=made.sure, doubt="" if made.sure else doubt)
+
+
+def _left(place: Place, pattern: str) -> DraftRow:
+    """A tensor by itself that the target has no place for: a table that it computes, or something to keep aside."""
+    grid = place.shape[1] if len(place.shape) == 3 and place.shape[0] == 1 else 0
+    square = grid > 0 and isqrt(grid) ** 2 == grid and place.shape[2] % 4 == 0
+    if positional(place.path) and square and pattern == "1 N D":
+        return _row(place, pattern, COMPUTED, (), doubt="a sin-cos table of positions? a conversion compares them")
+    return _row(place, pattern, KEPT, (), doubt="no tensor of the target: kept aside; or Computed, or what is it?")

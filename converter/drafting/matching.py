@@ -1,0 +1,157 @@
+"""Which paths of one layout become which of another: by block, shape, words, and the order in which they appear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from .order import unspoken
+from .places import Layout, Place
+from .words import Words, alike, spelling, words
+
+RENAME, SPLIT, COPIES = "rename", "split", "copies"
+# By so much a pair has to be better than every other one that either side could be in, to be sure.
+MARGIN = 0.12
+_ORDER = {"q": 0, "k": 1, "v": 2}
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """A source and what it may become. `score`: 0 to 1; `contradicted`: the words of both sides speak against it."""
+
+    source: Place
+    targets: tuple[Place, ...]
+    kind: str
+    score: float
+    contradicted: bool
+
+    def rivals(self, other: Pairing) -> bool:
+        """Whether only one of both can be."""
+        return self is not other and (self.source is other.source or bool({*self.targets} & {*other.targets}))
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """A pairing that was chosen; `sure`, or `others`: what else its source may become, best first; or `why` it cannot
+    be sure although nothing else has its shape."""
+
+    pairing: Pairing
+    sure: bool
+    others: tuple[Pairing, ...]
+    why: str = ""
+
+
+def match(source: Layout, target: Layout) -> list[Drafted]:
+    """Pair two layouts, every path in one pair at most; in the order of the source.
+
+    A pair is sure where its words are understood and no other is possible, or it is clearly the best on both sides; a
+    kernel also where it is the only one of its shape. Copies never are, and nothing is against which the words speak.
+    """
+    pairings = sorted(_possible(source, target), key=lambda pair: (-pair.score, pair.source.order))
+    chosen: list[Pairing] = []
+    taken: set[Place] = set()
+    for pairing in pairings:
+        if not taken & {pairing.source, *pairing.targets}:
+            chosen.append(pairing)
+            taken |= {pairing.source, *pairing.targets}
+    by_place: dict[Place, list[Pairing]] = {}
+    for pairing in pairings:
+        for place in (pairing.source, *pairing.targets):
+            by_place.setdefault(place, []).append(pairing)
+    made = []
+    for pairing in chosen:
+        near = [other for place in (pairing.source, *pairing.targets) for other in by_place[place]]
+        rivals = [other for other in near if pairing.rivals(other)]
+        others = tuple(other for other in by_place[pairing.source] if other is not pairing)
+        why = unspoken(pairing.source, pairing.targets, source, target)
+        made.append(Drafted(pairing, not why and _sure(pairing, rivals), others, why))
+    return sorted(made, key=lambda drafted: drafted.pairing.source.order)
+
+
+def _sure(pairing: Pairing, rivals: Iterable[Pairing]) -> bool:
+    if pairing.kind == COPIES or pairing.contradicted:
+        return False
+    if pairing.kind == SPLIT and not _spelt_out(pairing):
+        return False
+    best = max((rival.score for rival in rivals), default=None)
+    if not _understood(pairing):
+        return best is None and len(pairing.source.shape) > 2  # a matrix may be as large as another by chance
+    return best is None or pairing.score >= best + MARGIN
+
+
+def _spelt_out(pairing: Pairing) -> bool:
+    """Whether the fused tensor's own name says which parts it has, and in which order, as `qkv` and `kv` do."""
+    return words(pairing.source.path).part == "".join(words(target.path).part for target in pairing.targets)
+
+
+def _understood(pairing: Pairing) -> bool:
+    """Whether both sides say the same of what they are, and not only look alike; or are spelt the same."""
+    said, told = words(pairing.source.path), _joined(pairing.targets)
+    last = pairing.source.path.rpartition(".")[2] == pairing.targets[0].path.rpartition(".")[2]
+    return bool(said.area and said.area == told.area) or bool(said.part and said.part == told.part) or last
+
+
+def _joined(targets: tuple[Place, ...]) -> Words:
+    """What several targets are together."""
+    found = [words(target.path) for target in targets]
+    areas = {word.area for word in found}
+    return Words(
+        areas.pop() if len(areas) == 1 else "", "".join(word.part for word in found), any(word.text for word in found)
+    )
+
+
+def _possible(source: Layout, target: Layout) -> Iterator[Pairing]:
+    """Every pair whose shapes allow it."""
+    whole: dict[tuple[int, ...], list[tuple[Place, ...]]] = {}
+    for place in target.places:
+        whole.setdefault(place.shape, []).append((place,))
+    for group in _groups(target.places):
+        rows, *rest = group[0].shape
+        whole.setdefault((rows * len(group), *rest), []).append(group)
+    lengths = len(source.places), len(target.places)
+    for place in source.places:
+        for targets in whole.get(place.shape, ()):
+            first = targets[0]
+            kind = SPLIT if len(targets) > 1 else RENAME if place.indexed == first.indexed else COPIES
+            split_up = kind == SPLIT and place.indexed != first.indexed
+            if split_up or place.module != first.module or place.sparse != first.sparse:
+                continue
+            if kind == COPIES and (place.indexed or first.sparse):
+                continue  # one tensor for many, not many for one
+            if place.indexed and source.blocks != target.blocks:
+                continue
+            yield _scored(place, targets, kind, lengths)
+
+
+def _groups(places: Iterable[Place]) -> Iterator[tuple[Place, ...]]:
+    """Two or three neighbours of one shape that a fused tensor may hold; queries, keys and values in that order."""
+    siblings: dict[tuple[object, ...], list[Place]] = {}
+    for place in places:
+        if place.module or not place.bare:
+            parent = place.parent if place.module else place.parent.rpartition(".")[0]
+            key = (
+                parent,
+                place.path.rpartition(".")[2] if not place.module else "",
+                place.shape,
+                place.sparse,
+                words(place.path).text,
+            )
+            siblings.setdefault(key, []).append(place)
+    for group in siblings.values():
+        ordered = sorted(group, key=lambda place: (_ORDER.get(words(place.path).part, 3), place.order))
+        for size in (2, 3):
+            for start in range(len(ordered) - size + 1):
+                if ordered[start].shape:
+                    yield tuple(ordered[start : start + size])
+
+
+def _scored(source: Place, targets: tuple[Place, ...], kind: str, lengths: tuple[int, int]) -> Pairing:
+    said, told = words(source.path), _joined(targets)
+    near = 1 - abs(source.order / lengths[0] - targets[0].order / lengths[1])
+    looks = max(spelling(source.path, target.path) for target in targets)
+    score = 0.25 * alike(said.area, told.area) + 0.25 * alike(said.part, told.part) + 0.2 * (said.text == told.text)
+    score += 0.2 * looks + 0.1 * near
+    contradicted = said.text != told.text or any(
+        a and b and a != b for a, b in ((said.area, told.area), (said.part, told.part))
+    )
+    return Pairing(source, targets, kind, score * (0.8 if kind == COPIES else 1), contradicted)

@@ -1,0 +1,76 @@
+"""Shape patterns out of shapes: which sizes are the width of the net and its multiples, and letters for the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from .places import Place
+
+_MULTIPLES = (2, 3, 4, 6, 8, 9)
+_FREQUENCIES = 256  # what sines and cosines of the timestep are as a rule: a constant of the code
+_SMALL = 8  # below it, the rows of a table and axes of length one: as they are
+_LETTERS = "FKLRSUVWGHJMPQTXYZABE"
+
+
+class Symbols:
+    """Symbols for the sizes of a net. `dims`: symbol -> size; `first`: symbol -> the path that it was first seen at.
+
+    D is the size that most axes of matrices have; a multiple of it is written as that where rows have it (`3D`). C
+    and p are the channels and the side of a patch's kernel, N what a table of positions has. Another symbol stands for
+    a size in one part of the net, its first segment: there, two sizes that are equal by chance share one.
+    """
+
+    def __init__(self, places: Iterable[Place]) -> None:
+        self.dims: dict[str, int] = {}
+        self.first: dict[str, str] = {}
+        self._letters: dict[tuple[str, int], str] = {}
+        places = list(places)
+        axes = [place.shape[:1] if len(place.shape) > 3 else place.shape for place in places if len(place.shape) > 1]
+        votes = Counter(size for sizes in axes for size in sizes if size > 1)
+        self._width = votes.most_common(1)[0][0] if votes else 0
+        self._multiples = {
+            (_part(place), place.shape[0])
+            for place in places
+            if len(place.shape) > 1 and self._width and place.shape[0] in {m * self._width for m in _MULTIPLES}
+        }
+        # Named in the order of the places, so that the same file gives the same letters.
+        self._patterns = {place: self._pattern(place) for place in places}
+
+    def pattern(self, place: Place) -> str:
+        """`3D D` for a place that was among those given."""
+        return " ".join(self._patterns[place])
+
+    def _pattern(self, place: Place) -> list[str]:
+        if len(place.shape) > 3:  # a kernel: rows, channels, and its sides
+            meant = ["", "C", *["p"] * (len(place.shape) - 2)]
+        elif len(place.shape) == 3 and place.shape[0] == 1:
+            meant = ["", "N", ""]
+        else:
+            meant = [""] * len(place.shape)
+        return [self._size(size, place, letter) for size, letter in zip(place.shape, meant, strict=True)]
+
+    def _size(self, size: int, place: Place, letter: str) -> str:
+        part = _part(place)
+        if size > 1 and letter and self.dims.get(letter, size) == size:
+            return self._name(letter, size, place)
+        if size == self._width:
+            return self._name("D", size, place)
+        if (part, size) in self._multiples:
+            return f"{size // self._width}D"
+        if size < _SMALL or size == _FREQUENCIES:
+            return str(max(size, 1))
+        known = self._letters.get((part, size)) or next((one for one in _LETTERS if one not in self.dims), "")
+        if not known:  # more sizes than letters
+            return str(size)
+        self._letters[part, size] = known
+        return self._name(known, size, place)
+
+    def _name(self, symbol: str, size: int, place: Place) -> str:
+        self.dims[symbol] = size
+        self.first.setdefault(symbol, place.path)
+        return symbol
+
+
+def _part(place: Place) -> str:
+    return place.path.partition(".")[0]

@@ -1,0 +1,135 @@
+"""What a conversion will write, decided before a byte of it is: the tensors, the texts, the record and its notes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ._version import __version__
+from .arrangement import Arrangement, to_diffusers
+from .beside import look_beside
+from .checkpoint import Checkpoint
+from .checkpoint.folder import CONFIG, beside, model_folder
+from .checkpoint.safetensors_writer import lay_out_safetensors
+from .destination import COMFYUI, Destination
+from .errors import UsageError
+from .inspection import report
+from .mapping import fold
+from .record import EXTRAS, TOOL
+from .survey import Survey
+from .way_back import to_original
+from .writing import Part, TensorFile
+
+
+@dataclass
+class Blueprint:
+    """What will be written, all but the bytes of the tensors. `notes` are part of the record, and grow with it.
+
+    `texts`: text files by name; `recorded`: whether the record is written beside them.
+    """
+
+    source: str
+    arranged: Arrangement
+    parts: list[Part]
+    files: list[TensorFile]
+    texts: dict[str, str]
+    record: dict[str, Any]
+    recorded: bool
+    notes: list[str]
+
+    @property
+    def size(self) -> int:
+        """What it takes on the disk, the record generously."""
+        return sum(file.layout.size for file in self.files) + sum(map(len, self.texts.values())) + (1 << 20)
+
+
+def draw_up(
+    looked: Survey, wanted: Destination, null_caption: str | os.PathLike[str] | None, stack: ExitStack
+) -> Blueprint:
+    """Decide everything; of the tensors, those that are recomputed or copies are read and compared, no other is.
+
+    Args:
+        stack: keeps open what lies beside the source, until it is written.
+
+    Raises: `InputError` and `UsageError`, whatever stands against the conversion.
+    """
+    maker, checkpoint, texts = looked.require(), looked.checkpoint, dict[str, str]()
+    if wanted.folder:
+        texts[f"{maker.subfolder}/{CONFIG}"] = json.dumps(looked.config(), indent=2, sort_keys=True) + "\n"
+    if wanted.to == COMFYUI and maker.comfyui is None:
+        raise UsageError(f"--to comfyui: ComfyUI knows no {maker.title} that would be read from such a file")
+    arrange = to_diffusers if wanted.folder else to_original
+    around = look_beside(stack, looked, null_caption)
+    with looked.state.blaming():
+        arranged = arrange(looked, around, wanted.dtype)
+    odd = [around.record.odd] if around.record.odd else []
+    notes = [*looked.found.notes, *notes_on(checkpoint), *odd, *arranged.notes]
+    if wanted.to == COMFYUI and maker.comfyui:
+        notes += maker.comfyui(looked.found)
+    model = wanted.spelt(arranged.model)
+    files, more = wanted.files(model, maker.subfolder)
+    if arranged.aside:
+        entries = (entry for part in arranged.aside for entry in part.entries)
+        files.append(TensorFile(EXTRAS, lay_out_safetensors(entries)))
+    record = report(looked) | {
+        "sources": _sources(checkpoint),
+        "tool": {"name": TOOL, "version": __version__},
+        "to": wanted.to,
+        "cast": arranged.cast,
+        "notes": notes,
+        "plan": arranged.rows,
+    }
+    parts = [*model, *arranged.aside]
+    return Blueprint(checkpoint.path, arranged, parts, files, texts | more, record, wanted.folder, notes)
+
+
+def digest_of(data: bytes) -> dict[str, int | str]:
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:
+    """Of a folder, what was believed beside the weights, so that the record is enough to audit what it led to."""
+    path = Path(checkpoint.path)
+    if not path.is_dir():
+        return {}
+    place = model_folder(path)
+    found = beside(place, checkpoint.config)
+    return {(place / name).relative_to(path).as_posix(): digest_of(data) for name, data in found.items()}
+
+
+def notes_on(checkpoint: Checkpoint) -> list[str]:
+    """What the user should know of what was read before the result is used."""
+    notes, chosen = list[str](), checkpoint.selected
+    other = [c for c in checkpoint.candidates if c is not chosen]
+    if other and checkpoint.asked is None:
+        notes.append(
+            f"took the {chosen.weights} weights ({chosen.where}); {other[0].weights.upper()} weights are there too: "
+            f"--weights {other[0].weights} takes those"
+        )
+    for name, danger in checkpoint.foreign:
+        if danger:
+            notes.append(f"the file asks to import {name}, which can run code in other readers; nothing of it ran here")
+    if shared := _sharing(checkpoint):
+        notes.append(f"{', '.join(fold(shared)[:6])} share their storage with other keys: each gets its own copy")
+    return notes
+
+
+def _sharing(checkpoint: Checkpoint) -> list[str]:
+    """The keys whose run of bytes overlaps with that of a key before them, be it in part."""
+    runs: dict[int, list[tuple[int, int, str]]] = {}
+    for key, tensor in checkpoint.items():
+        if tensor.nbytes:
+            runs.setdefault(id(tensor.storage), []).append((*tensor.span, key))
+    shared = set()
+    for run in runs.values():
+        reached = 0
+        for start, stop, key in sorted(run, key=lambda item: item[0]):  # of equal ones, the first stays the first
+            if start < reached:
+                shared.add(key)
+            reached = max(reached, stop)
+    return [key for key in checkpoint if key in shared]

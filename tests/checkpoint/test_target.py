@@ -1,0 +1,145 @@
+"""Where a single file may be written: refused before anything is read, and nothing that is there is touched."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from converter.checkpoint.target import check_file, nearest
+from converter.errors import UsageError
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in" / "model.pth"
+    path.parent.mkdir()
+    path.write_bytes(b"weights")
+    return path
+
+
+def refused(target: Path, source: Path, *, overwrite: bool = True) -> str:
+    """The rule, without the path that stands before it."""
+    with pytest.raises(UsageError) as caught:
+        check_file(target, source, overwrite=overwrite)
+    line = str(caught.value)
+    assert caught.value.exit_code == 2
+    assert line.isprintable()
+    path, colon, rule = line.partition(": ")
+    assert colon
+    assert path
+    return rule
+
+
+def test_accepts_what_is_not_there_and_makes_nothing(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "link").symlink_to("in")
+    before = sorted(tmp_path.rglob("*"))
+    for name, real in (("out.pth", "out.pth"), ("a/b/out.pth", "a/b/out.pth"), ("link/out.pth", "in/out.pth"),
+                       ("in/../out.pth", "out.pth"), ("in/other.pth", "in/other.pth")):  # fmt: skip
+        for overwrite in (False, True):
+            assert check_file(tmp_path / name, source, overwrite=overwrite) == Path(os.path.realpath(tmp_path)) / real
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(tmp_path: Path, source: Path) -> None:
+    target = tmp_path / "out.pth"
+    target.write_text("old")
+    assert refused(target, source, overwrite=False) == "exists; use --overwrite to replace it"
+    assert check_file(target, source, overwrite=True).name == "out.pth"
+    assert target.read_text() == "old"
+
+
+def test_a_link_is_followed(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "real.pth").write_text("old")
+    (tmp_path / "link.pth").symlink_to("real.pth")
+    assert "--overwrite" in refused(tmp_path / "link.pth", source, overwrite=False)
+    assert check_file(tmp_path / "link.pth", source, overwrite=True).name == "real.pth"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_refuses_what_is_no_file(tmp_path: Path, source: Path, overwrite: bool) -> None:
+    (tmp_path / "folder.pth").mkdir()
+    (tmp_path / "link.pth").symlink_to("folder.pth")
+    os.mkfifo(tmp_path / "fifo.pth")
+    for name in ("folder.pth", "link.pth", "folder.pth/"):
+        assert refused(tmp_path / name, source, overwrite=overwrite) == "is a folder; name the file to write"
+    assert refused(tmp_path / "fifo.pth", source, overwrite=overwrite) == "exists and is no regular file"
+    assert refused(Path("/dev/null"), source, overwrite=overwrite) == "exists and is no regular file"
+
+
+def test_refuses_a_socket(
+    source: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("s"))  # the name of a socket has to be short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("s.pth")
+        assert refused(Path("s.pth"), source) == "exists and is no regular file"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_refuses_the_input_under_any_name(tmp_path: Path, source: Path, overwrite: bool) -> None:
+    (tmp_path / "link.pth").symlink_to(source)
+    (tmp_path / "hard.pth").hardlink_to(source)
+    (tmp_path / "alias").symlink_to("in")
+    for path in (source, tmp_path / "link.pth", tmp_path / "hard.pth", tmp_path / "in/../in/model.pth",
+                 tmp_path / "alias" / "model.pth"):  # fmt: skip
+        assert refused(path, source, overwrite=overwrite).startswith("is the input")
+        assert refused(path, tmp_path / "link.pth", overwrite=overwrite).startswith("is the input")
+
+
+def test_refuses_a_place_inside_the_input_folder(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "alias").symlink_to("in")
+    for path in (source, source.parent / "new.pth", tmp_path / "alias" / "new.pth", source.parent / "a" / "new.pth",
+                 source.parent):  # fmt: skip
+        assert "lies inside it" in refused(path, source.parent)
+    assert "lies inside it" in refused(source / "new.pth", source)
+
+
+def test_refuses_what_links_in_the_input_lead_to(tmp_path: Path, source: Path) -> None:
+    """A snapshot in a cache is a folder of links; replacing what one leads to would change the input."""
+    (tmp_path / "snapshot" / "transformer").mkdir(parents=True)
+    (tmp_path / "blob.pth").write_text("weights")
+    (tmp_path / "snapshot" / "transformer" / "weights.bin").symlink_to("../../blob.pth")
+    rule = refused(tmp_path / "blob.pth", tmp_path / "snapshot")
+    assert rule == f"is what the input's {tmp_path}/snapshot/transformer/weights.bin links to"
+    (tmp_path / "hard.pth").hardlink_to(tmp_path / "blob.pth")
+    assert "links to" in refused(tmp_path / "hard.pth", tmp_path / "snapshot")
+    (tmp_path / "beside.pth").write_text("")
+    check_file(tmp_path / "beside.pth", tmp_path / "snapshot", overwrite=True)
+
+
+@pytest.mark.parametrize("below", ["", "deep/out.pth"])
+def test_refuses_a_dangling_link_also_among_the_parents(tmp_path: Path, source: Path, below: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert refused(tmp_path / "link" / below, source) == "is a dangling symbolic link"
+    (tmp_path / "loop").symlink_to("loop")
+    assert refused(tmp_path / "loop" / below, source) == "is a dangling symbolic link"
+
+
+def test_refuses_a_parent_that_is_a_file_or_may_not_be_written(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert "is not a folder" in refused(tmp_path / "file" / "out.pth", source)
+    assert "is not a folder" in refused(tmp_path / "file" / "deep" / "out.pth", source)
+    (tmp_path / "locked").mkdir(mode=0o555)
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: not mode & os.W_OK)
+    monkeypatch.setattr(os, "supports_effective_ids", {os.access})
+    assert refused(tmp_path / "locked" / "out.pth", source).endswith("locked is not writable")
+
+
+def test_names_that_are_not_plain_text_are_shown_safely(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "a\x1b[31m\n.pth").write_text("")
+    with pytest.raises(UsageError, match=r"a\\x1b\[31m\\n\.pth: exists; use --overwrite") as caught:
+        check_file(tmp_path / "a\x1b[31m\n.pth", source, overwrite=False)
+    assert str(caught.value).isprintable()
+
+
+def test_the_nearest_that_exists(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    assert nearest(tmp_path / "a" / "b") == tmp_path
+    assert nearest(tmp_path / "link" / "b") == tmp_path / "link"
+    assert nearest(Path("/nowhere/at/all")) == Path("/")
+    assert nearest(Path("nowhere/at/all")) == Path()

@@ -1,0 +1,153 @@
+"""A device that there is not: its tensors are on the CPU, and refuse to meet any that do not say they are on it.
+
+Run by itself it compares a checkpoint with the folder made of it there, with one of the LEAKS put in:
+
+    pretended.py ORIGINAL CONVERTED LEAK OPTION=VALUE ...
+
+and prints the report as JSON, or the error that a real accelerator would raise as well. What it cannot show is the
+arithmetic of one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+NAME = "pretended"
+# What makes up nearly all the work: on the device, or the device is not used at all.
+WORK = ("addmm", "bmm", "convolution", "gelu", "layer_norm", "linear", "mm", "scaled_dot_product_attention")
+MOVES = ("aten::_to_copy", "aten::copy_", "aten::to")
+
+
+class Remote(torch.Tensor):
+    """A tensor that says it is on the device."""
+
+    inner: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> Remote:
+        made: Remote = torch.Tensor._make_wrapper_subclass(
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=torch.device(NAME, 0),
+        )
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return carry_out(function, args, kwargs or {})
+
+    def tolist(self) -> Any:  # of a subclass torch refuses it; of a device it copies
+        return self.inner.tolist()
+
+
+def carry_out(function: Any, args: Any, kwargs: Any) -> Any:
+    name, leaves = function.name().partition(".")[0], tree_leaves((args, kwargs))
+    devices = [leaf for leaf in leaves if isinstance(leaf, torch.device)]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    remote = [tensor for tensor in tensors if isinstance(tensor, Remote)]
+    local = [tensor for tensor in tensors if not isinstance(tensor, Remote) and tensor.dim()]
+    if remote and local and name not in MOVES:
+        raise RuntimeError(f"{name}: expected all tensors to be on the same device, found {NAME}:0 and cpu")
+    if not remote and name.removeprefix("aten::").removeprefix("native_") in WORK:
+        raise RuntimeError(f"{name}: on the CPU, and meant to be on {NAME}:0")
+
+    def plain(leaf: Any) -> Any:
+        if isinstance(leaf, torch.device) and leaf.type == NAME:
+            return torch.device("cpu")
+        return leaf.inner if isinstance(leaf, Remote) else leaf
+
+    made = function(*tree_map(plain, args), **tree_map(plain, kwargs))
+    if name == "aten::copy_":
+        return args[0]
+    there = devices[0].type == NAME if devices else bool(remote)
+
+    def placed(leaf: Any) -> Any:
+        return Remote(leaf) if there and isinstance(leaf, torch.Tensor) and not isinstance(leaf, Remote) else leaf
+
+    return tree_map(placed, made)
+
+
+class Pretended(TorchDispatchMode):
+    """While it is on, what is made for the device is on it."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return carry_out(function, args, kwargs or {})
+
+
+def blocks_stay() -> None:
+    """The weights of a block, which are lent."""
+    from converter.reference import Weights
+
+    right = Weights.lend
+    Weights.lend = lambda self, prefix: {k: t.cpu() for k, t in right(self, prefix).items()}  # type: ignore[method-assign]
+
+
+def table_stays() -> None:
+    """A positional table, which is made on the CPU."""
+    module = importlib.import_module("converter.reference.patches")
+    right = module.taken
+
+    def taken(weights: Any, tensor: torch.Tensor) -> torch.Tensor:
+        is_table = tensor.dim() == 3 and len(tensor) == 1
+        return tensor if is_table else right(weights, tensor)
+
+    module.taken = taken  # type: ignore[attr-defined]
+
+
+def everything_stays() -> None:
+    """No leak in one place: the device is not used at all."""
+    from converter.parity.session import Session
+
+    right = Session.__init__
+
+    def on_the_cpu(self: Session, sides: Any, model: Any, config: Any, borrowed: Any, device: str, *more: Any) -> None:
+        right(self, sides, model, config, borrowed, "cpu", *more)
+
+    Session.__init__ = on_the_cpu  # type: ignore[method-assign, assignment]
+
+
+LEAKS: dict[str, Callable[[], None]] = {
+    "none": lambda: None,
+    "blocks": blocks_stay,
+    "table": table_stays,
+    "everything": everything_stays,
+}
+
+
+def main(original: str, converted: str, leak: str, *options: str) -> None:
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+    _setup_privateuseone_for_python_backend(NAME)
+    torch.inference_mode = torch.no_grad  # type: ignore[misc, assignment]  # it and subclasses do not go together
+    torch.set_num_threads(1)
+    from converter.parity import check
+
+    said: dict[str, Any] = dict(option.split("=") for option in options)
+    said["dtype"] = said["dtype"].split(",") if "dtype" in said else None
+    LEAKS[leak]()
+    if "exact_timesteps" in said:
+        said["exact_timesteps"] = True
+    else:
+        said["multi_scale_train"] = True
+    with Pretended():
+        report = check(original, converted, device=f"{NAME}:0", num_attention_heads=4, **said)
+    print(report.to_json())
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except RuntimeError as error:
+        print(json.dumps({"error": str(error)}))
