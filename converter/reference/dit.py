@@ -28,7 +28,7 @@ class DiTShape:
         input_size: side of the latents that the model was made for, in their pixels. The original takes no other.
         multi_scale: latents of any size, with the positional table computed for each (as diffusers does, and the
             original does not) and not the stored one.
-        scale: of the positions; always 1.
+        scale: of the positions; 1 in the original, which knows no other.
     """
 
     depth: int
