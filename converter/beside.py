@@ -49,6 +49,11 @@ def look_beside(stack: ExitStack, looked: Survey, null_caption: str | os.PathLik
                 found.kept[key] = _fitting(looked, key, tensor)
     if null_caption is not None:
         found.given = _given(stack, looked, null_caption)
+        for key, tensor in found.given.items():
+            recorded = found.record.rows.get(key, {}).get("shape", list(tensor.shape))
+            if recorded != list(tensor.shape):
+                rule = f"has shape {list(tensor.shape)}, and the original's {key} had {recorded}"
+                raise InputError.at(null_caption, tensor.key, rule)
         there = sorted(found.given.keys() & looked.checkpoint.keys())
         if there and not looked.diffusers:
             raise UsageError(f"--null_caption {printable(null_caption)}: the checkpoint has its own, {there[0]}")

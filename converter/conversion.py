@@ -14,8 +14,8 @@ from .checkpoint import open_checkpoint
 from .checkpoint.publish import Publication
 from .checkpoint.target import leftovers
 from .checkpoint.transfer import Progress
-from .destination import Destination
-from .errors import InputError, printable
+from .destination import Destination, ours
+from .errors import InputError, UsageError, printable
 from .existing import holds
 from .hub import local
 from .planning import Blueprint, digest_of, draw_up
@@ -91,6 +91,10 @@ def convert(
     wanted = Destination.of(dump_path, to, dtype, max_shard_size, variant)
     # Asked before anything is fetched, and once more when it is known where the source lies.
     wanted.check(Path(orig_ckpt_path), overwrite=overwrite)
+    if not wanted.folder and wanted.path.name == EXTRAS:
+        raise UsageError(f"{printable(wanted.path)}: is the name of a conversion's sidecar; take another")
+    if null_caption is not None and os.path.realpath(null_caption) == os.path.realpath(wanted.path):
+        raise UsageError(f"{printable(wanted.path)}: is the null caption that is to be read; name a place elsewhere")
     source = local(orig_ckpt_path, quiet=progress is None)
     wanted = wanted.check(source, overwrite=overwrite)
     with ExitStack() as stack:
@@ -126,6 +130,9 @@ def is_done(
     wanted = Destination.of(dump_path, to, dtype, max_shard_size, variant)
     given = {name: value for name, value in given.items() if name not in _OF_WRITING}
     source = local(orig_ckpt_path, quiet=True)
+    wanted = wanted.check(source, overwrite=True)
+    if wanted.folder and not ours(wanted.path):
+        return False  # without a record it is not what we would write
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source, weights))
         plan = draw_up(survey(checkpoint, given, family), wanted, null_caption, stack)

@@ -29,7 +29,12 @@ def holds(folder: Path, files: Sequence[TensorFile], parts: Sequence[Part], text
                     return False
             for made in files:
                 opened = stack.enter_context(open_checkpoint(folder / made.name))
-                there |= {tensor.key: tensor for tensor in opened.values()}
+                found = {tensor.key: tensor for tensor in opened.values()}
+                frame = made.layout.frame({key: tensor.storage.crc or 0 for key, tensor in found.items()})
+                file = opened.files[0]
+                if file.size != made.layout.size or any(file.read(at, len(data)) != data for at, data in frame):
+                    return False  # another container, or more than these tensors
+                there |= found
         except InputError:
             return False  # absent, or no checkpoint
         wanted = {e.key: (e.dtype, e.shape) for part in parts for e in part.entries}

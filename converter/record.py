@@ -50,12 +50,19 @@ def record_beside(model: Path) -> Record:
             inside = "" if folder == model else f"{model.absolute().name}/"
             if content["tool"]["name"] != TOOL or not any(name.startswith(inside) for name in written):
                 continue
-            if not all(isinstance(row["source"], str) and isinstance(row["dtype"], str) for row in rows):
+            if not all(map(_sound, rows)):
                 raise TypeError
         except (ConverterError, TypeError, KeyError, AttributeError):
             return Record(odd=f"{RECORD} cannot be read as a record of a conversion, and is not believed")
         return Record(content, folder)
     return Record()
+
+
+def _sound(row: Any) -> bool:
+    """Whether a row of a plan is of the types that are relied on."""
+    digests = row.get("sha256") or {}
+    texts = isinstance(digests, dict) and all(isinstance(text, str) for text in digests.values())
+    return isinstance(row["source"], str) and isinstance(row["dtype"], str) and texts
 
 
 def sidecar_beside(model: Path, record: Record) -> Path | None:

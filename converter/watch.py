@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .checkpoint import open_checkpoint
 from .errors import InputError, UsageError, printable
-from .pairs import Pair, expand, in_folder
+from .pairs import SUFFIXES, Pair, expand, in_folder
 
 POLL = 1.0  # seconds at the most between two looks
 
@@ -39,7 +39,12 @@ def watch(
     """
     if not os.path.isdir(folder):
         raise UsageError(f"--watch {printable(folder)}: not a folder")
-    _paired(Path(folder, "a.pth"), converted)  # a template that cannot be filled is an error now, not in an hour
+    if not settle >= 0 or not (idle is None or idle >= 0):  # NaN too
+        raise UsageError("--watch_settle, --watch_idle: seconds, 0 or more")
+    # A template that cannot be filled, or that feeds the watch with its own results, is an error now, not in an hour.
+    place = _paired(Path(folder, "a.pth"), converted).converted
+    if place.lower().endswith(SUFFIXES) and os.path.realpath(os.path.dirname(place) or ".") == os.path.realpath(folder):
+        raise UsageError(f"--dump_path {printable(converted)}: its files would be taken for checkpoints of the job")
     seen: dict[str, tuple[tuple[int, int], float]] = {}  # path -> (size and time, since when)
     settled: dict[str, tuple[int, int]] = {}  # taken, or found incomplete
     incomplete: dict[str, str] = {}

@@ -76,9 +76,8 @@ def lay_out_torch(entries: Iterable[Entry]) -> Layout:
         members.append(_Member(raw, header, least + -least % ALIGNMENT, size, content, key))
 
     for name, content in (
+        # Not `.format_version`: from it torch may calculate where storages lie, as its own writer lays them out.
         ("data.pkl", pickled(ordered)),
-        (".format_version", b"1"),
-        (".storage_alignment", str(ALIGNMENT).encode()),
         ("byteorder", b"little"),
     ):
         add(name, len(content), content)

@@ -84,7 +84,7 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
         return _fail(name, f"{where}{error.strerror or error}", 5, arguments)
     except KeyboardInterrupt as error:
         left = getattr(error, "left", "nothing half-finished was left behind")
-        return _fail(name, f"{error or 'interrupted'}; {left}", _code(error), arguments)
+        return _fail(name, f"{str(error) or 'interrupted'}; {left}", _code(error), arguments)
     except Exception as error:
         if os.environ.get("PIXART_DEBUG"):
             raise
