@@ -64,7 +64,7 @@ def to_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arrange
     to the sidecar as it is. The tensors that are recomputed are read and compared, no other is."""
     family, plan, made = looked.require(), looked.plan, Arrangement()
     moves = {move.sources[0]: move for move in plan.moves}
-    there = beside.kept | beside.given
+    there = beside.tensors
     for key, tensor in named(looked.checkpoint).items():
         if key in moves:
             _moved(made, family, dtype, tensor, moves[key])
@@ -76,6 +76,7 @@ def to_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arrange
             _recomputed(made, looked, key, tensor)
     for key, tensor in there.items():
         _aside(made, tensor, key)
+    made.promised |= beside.promised(beside.record.rows)
     return made
 
 

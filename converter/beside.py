@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from .checkpoint import LazyTensor, open_checkpoint
 from .errors import InputError, UsageError, printable
@@ -25,6 +26,23 @@ class Beside:
     record: Record = field(default_factory=Record)
     kept: dict[str, LazyTensor] = field(default_factory=dict)
     given: dict[str, LazyTensor] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, LazyTensor]:
+        """All of them: what the user gives is believed before what is kept."""
+        return self.kept | self.given
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of it."""
+        odd = [self.record.odd] if self.record.odd else []
+        displaced = sorted(self.kept.keys() & self.given.keys())
+        return odd + [f"{key}: the one that was given takes the place of that in {EXTRAS}" for key in displaced]
+
+    def promised(self, rows: dict[str, dict[str, Any]]) -> dict[str, str]:
+        """What the rows of the record say of what was kept, and is taken from there: its SHA-256 by key."""
+        kept = self.kept.keys() - self.given.keys()
+        return {key: digest for name in kept for key, digest in (rows.get(name, {}).get("sha256") or {}).items()}
 
 
 def rows_of(looked: Survey, kind: type) -> list[Row]:

@@ -19,7 +19,7 @@ from .errors import InputError, UsageError, printable
 from .existing import holds
 from .hub import local
 from .planning import Blueprint, digest_of, draw_up
-from .record import EXTRAS, RECORD
+from .record import EXTRAS, PARITY, RECORD
 from .survey import survey
 from .writing import Written, counted, write_files
 
@@ -131,11 +131,12 @@ def is_done(
     given = {name: value for name, value in given.items() if name not in _OF_WRITING}
     source = local(orig_ckpt_path, quiet=True)
     wanted = wanted.check(source, overwrite=True)
-    if wanted.folder and not ours(wanted.path):
-        return False  # without a record it is not what we would write
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source, weights))
         plan = draw_up(survey(checkpoint, given, family), wanted, null_caption, stack)
+        names = {RECORD, PARITY, *plan.texts, *(file.name for file in plan.files)}
+        if wanted.folder and ours(wanted.path) != names:
+            return False  # without its record, or with more than we would write, it is another result
         return holds(wanted.path if wanted.folder else wanted.path.parent, plan.files, plan.parts, plan.texts)
 
 

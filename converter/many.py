@@ -11,12 +11,13 @@ from .conversion import Conversion, convert, is_done
 from .errors import ConverterError, printable
 from .pairs import Pair
 
-CONVERTED, UNCHANGED, FAILED = "converted", "unchanged", "failed"
+CONVERTED, PLANNED, UNCHANGED, FAILED = STATUSES = ("converted", "planned", "unchanged", "failed")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one checkpoint: `status` is 'converted', 'unchanged' or 'failed', `words` say why it failed."""
+    """What became of one checkpoint: `status` is 'converted' ('planned' in a dry run), 'unchanged' or 'failed', and
+    `words` say why it failed."""
 
     pair: Pair
     status: str
@@ -59,7 +60,8 @@ def _one(pair: Pair, options: dict[str, Any]) -> Outcome:
     try:
         if os.path.lexists(pair.converted) and is_done(pair.original, pair.converted, **options):
             return Outcome(pair, UNCHANGED)
-        return Outcome(pair, CONVERTED, convert(pair.original, pair.converted, **options))
+        done = convert(pair.original, pair.converted, **options)
+        return Outcome(pair, CONVERTED if done.written else PLANNED, done)
     except ConverterError as error:
         return Outcome(pair, FAILED, words=str(error), exit_code=error.exit_code)
     except OSError as error:

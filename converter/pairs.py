@@ -61,6 +61,15 @@ def expand(original: str, converted: str, *, base: str = "", **options: Any) -> 
     )
 
 
+def paired(original: str, converted: str, base: str = "") -> Pair:
+    """One checkpoint, under just this name, with its converted path.
+
+    Args:
+        converted: a path, or a template with {stem}, {name} or {parent}.
+    """
+    return Pair(original, _filled(base, converted, original))
+
+
 def told_apart(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs, each once. Raises: `UsageError` where two originals would go to one place."""
     places: dict[str, str] = {}

@@ -67,8 +67,7 @@ def draw_up(
     around = look_beside(stack, looked, null_caption)
     with looked.state.blaming():
         arranged = arrange(looked, around, wanted.dtype)
-    odd = [around.record.odd] if around.record.odd else []
-    notes = [*looked.found.notes, *notes_on(checkpoint), *odd, *arranged.notes]
+    notes = [*looked.found.notes, *notes_on(checkpoint), *around.notes, *arranged.notes]
     if wanted.to == COMFYUI and maker.comfyui:
         notes += maker.comfyui(looked.found)
     model = wanted.spelt(arranged.model)

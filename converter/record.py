@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .checkpoint.dtypes import BY_NAME
 from .checkpoint.folder import read_json
 from .errors import ConverterError
 
@@ -50,7 +51,7 @@ def record_beside(model: Path) -> Record:
             inside = "" if folder == model else f"{model.absolute().name}/"
             if content["tool"]["name"] != TOOL or not any(name.startswith(inside) for name in written):
                 continue
-            if not all(map(_sound, rows)):
+            if not all(map(_sound, rows)) or (content.get("cast") or "float32") not in BY_NAME:
                 raise TypeError
         except (ConverterError, TypeError, KeyError, AttributeError):
             return Record(odd=f"{RECORD} cannot be read as a record of a conversion, and is not believed")
@@ -59,10 +60,12 @@ def record_beside(model: Path) -> Record:
 
 
 def _sound(row: Any) -> bool:
-    """Whether a row of a plan is of the types that are relied on."""
-    digests = row.get("sha256") or {}
-    texts = isinstance(digests, dict) and all(isinstance(text, str) for text in digests.values())
-    return isinstance(row["source"], str) and isinstance(row["dtype"], str) and texts
+    """Whether a row of a plan is of the types that are relied on: anyone may have written it."""
+    digests, shape = row.get("sha256") or {}, row.get("shape", [])
+    if not (isinstance(digests, dict) and isinstance(shape, list)):
+        return False
+    texts = isinstance(row["source"], str) and all(isinstance(text, str) for text in digests.values())
+    return texts and BY_NAME[row["dtype"]].floating and all(type(size) is int for size in shape)
 
 
 def sidecar_beside(model: Path, record: Record) -> Path | None:

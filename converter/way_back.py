@@ -52,7 +52,7 @@ def _from_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arra
         used = sources[:1] if move.copies else sources
         parts[move.targets[0]] = cast_part(family, dtype, used, move.targets, move.sources)
     strays = {name: checkpoint[key] for key, name in looked.plan.extras.items()}
-    for name, tensor in (strays | beside.kept | beside.given).items():
+    for name, tensor in (strays | beside.tensors).items():
         rounded = None if any(row.match(name) for row in rows_of(looked, Computed)) else dtype
         parts[name] = cast_part(family, rounded, [tensor], [name], ())
     if beside.record.cast:
@@ -66,12 +66,10 @@ def _from_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arra
         made.model.append(part)
         operation = "recompute" if key in buffers else "concatenate" if len(part.sources) > 1 else "rename"
         made.row(operation, *part.sources, targets=[key])
+    made.promised |= beside.promised(recorded)
     for key, row in recorded.items():
-        digests = row.get("sha256") or {}
-        if key in buffers or (key in beside.kept and key not in beside.given):
-            made.promised |= digests
-        else:
-            made.remembered |= digests
+        digests = {name: text for name, text in (row.get("sha256") or {}).items() if name not in made.promised}
+        (made.promised if key in buffers else made.remembered).update(digests)
     return made
 
 
@@ -115,7 +113,7 @@ def _buffers(looked: Survey, recorded: dict[str, Any], parts: dict[str, Part], n
             continue
         assert isinstance(row.value, Computed)
         table = row.value.function(looked.found)
-        dtype = BY_NAME.get(recorded[key]["dtype"], F32) if key in recorded else F32
+        dtype = BY_NAME[recorded[key]["dtype"]] if key in recorded else F32
         made[key] = Part((computed(key, table, dtype),), (key,), dtype)
         if not recorded:
             notes.append(f"{key}: computed, since diffusers stores none")

@@ -152,18 +152,17 @@ def _unlike(path: Path) -> ConverterError:
 
 def _reopened(path: Path, layout: Layout, frame: list[tuple[int, bytes]]) -> Checkpoint:
     """The new file as a strict reader sees it, its data still to come."""
-    try:
-        opened = open_checkpoint(path)
-    except InputError as error:  # no fault of the input
-        raise _unlike(path) from error
-    file = opened.files[0]
-    file.ours = True
+    wanted = {entry.key: (entry.dtype, entry.shape) for entry in layout.entries}
     with ExitStack() as stack:
-        stack.callback(opened.close)
-        if any(file.read(offset, len(data)) != data for offset, data in frame):
-            raise _unlike(path)
-        wanted = {entry.key: (entry.dtype, entry.shape) for entry in layout.entries}
-        assert {tensor.key: (tensor.dtype, tensor.shape) for tensor in opened.values()} == wanted
+        try:
+            opened = stack.enter_context(open_checkpoint(path))
+            file = opened.files[0]
+            file.ours = True
+            found = {tensor.key: (tensor.dtype, tensor.shape) for tensor in opened.values() if tensor.storage.start}
+            if found != wanted or any(file.read(offset, len(data)) != data for offset, data in frame):
+                raise _unlike(path)
+        except InputError as error:  # no fault of the input
+            raise _unlike(path) from error
         stack.pop_all()
     return opened
 

@@ -138,3 +138,29 @@ def test_the_command(runs: Path, cli: Cli) -> None:
     done = cli("convert-pixart", *call, "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")  # type: ignore[attr-defined]
     assert (runs.parent / "out" / "epoch_9").is_dir()
+
+
+def test_a_dry_run_says_so(runs: Path, cli: Cli) -> None:
+    call = ["--orig_ckpt_path", f"{runs}/epoch_*.pth", "--dump_path", f"{runs.parent}/out/{{stem}}", "--dry_run"]
+    done = cli("convert-pixart", *call, "--num_attention_heads", "4")
+    assert done.stdout.splitlines()[0].startswith("planned: ")  # type: ignore[attr-defined]
+    assert done.stdout.endswith("summary: 2 planned, 0 unchanged, 1 failed\n")  # type: ignore[attr-defined]
+    assert not (runs.parent / "out").exists()
+
+
+def test_unchanged_ones_keep_their_verdict_and_nothing_but_a_pass_is_kept(runs: Path, cli: Cli) -> None:
+    (runs / "epoch_11.pth").unlink()
+    call = ["--orig_ckpt_path", f"{runs}/epoch_*.pth", "--dump_path", f"{runs.parent}/out/{{stem}}", "--parity"]
+    call += ["--num_attention_heads", "4", "--json"]
+    first = cli("convert-pixart", *call)
+    assert first.returncode == 0, first.stdout  # type: ignore[attr-defined]
+    verdicts = [row["parity"]["verdict"] for row in json.loads(first.stdout)["conversions"]]  # type: ignore[attr-defined]
+    assert verdicts == ["PASS", "PASS"]
+    report = runs.parent / "out" / "epoch_10" / "parity.json"
+    kept = report.read_text()
+    for spoilt in (kept.replace('"verdict": "PASS"', '"verdict": "FAIL"'), "[]", "{", '{"verdict": "PASS"}'):
+        report.write_text(spoilt)
+        again = json.loads(cli("convert-pixart", *call).stdout)  # type: ignore[attr-defined]
+        assert [row["status"] for row in again["conversions"]] == ["unchanged", "unchanged"]
+        assert again["conversions"][0]["parity"] == json.loads(first.stdout)["conversions"][0]["parity"]  # type: ignore[attr-defined]
+        assert json.loads(report.read_text())["verdict"] == "PASS"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,53 @@ def test_another_sidecar(converted: Path) -> None:
 def test_a_foreign_tensor_in_the_sidecar(converted: Path) -> None:
     save_file(load_file(converted / EXTRAS) | {"lora": torch.zeros(2)}, converted / EXTRAS)
     refused(converted, "lora: nothing that a PixArt keeps")
+
+
+def test_another_sidecar_on_the_way_to_another_dtype(converted: Path) -> None:
+    """From diffusers to diffusers too: it would travel on, and be believed there."""
+    tensors = load_file(converted / EXTRAS)
+    tensors[CAPTION][0, 0] += 1
+    save_file(tensors, converted / EXTRAS)
+    with pytest.raises(converter.InputError, match="y_embedding: is not what conversion.json says"):
+        converter.convert(converted, converted.parent / "half", dtype="float16")
+    assert sorted(os.listdir(converted.parent)) == ["a.pth", "out"]
+
+
+def test_a_null_caption_that_takes_the_place_of_the_sidecars_is_said(converted: Path) -> None:
+    other = save_file({CAPTION: load_file(converted / EXTRAS)[CAPTION] + 1}, converted.parent / "null.safetensors")
+    assert other is None
+    caption = converted.parent / "null.safetensors"
+    done = converter.convert(converted, converted.parent / "back.pth", to="original", null_caption=caption)
+    assert f"{CAPTION}: the one that was given takes the place of that in {EXTRAS}" in done.notes
+    wanted = pixart()
+    wanted[CAPTION] += 1
+    same(read(done.path), wanted)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"dtype": "int64"}, {"dtype": "\x1b[2J"}, {"dtype": ["float32"]}, {"shape": 3}, {"shape": [1, "16", 24]},
+        {"sha256": "ff"}, {"sha256": {"pos_embed": 1}}, {"source": 1},
+    ],
+)  # fmt: skip
+def test_a_record_with_a_hostile_row_is_not_believed(row: dict[str, object], converted: Path) -> None:
+    record = json.loads((converted / RECORD).read_text())
+    (place,) = (i for i, old in enumerate(record["plan"]) if old["source"] == "pos_embed")
+    record["plan"][place] |= row
+    (converted / RECORD).write_text(json.dumps(record))
+    done = converter.convert(converted, converted.parent / "back.pth", to="original")
+    assert any("is not believed" in note for note in done.notes)
+    same(read(done.path), pixart(), ordered=False)
+
+
+@pytest.mark.parametrize("cast", ["\x1b[2J", ["float16"], 16])
+def test_a_record_with_a_hostile_cast_is_not_believed(cast: object, converted: Path) -> None:
+    record = json.loads((converted / RECORD).read_text())
+    (converted / RECORD).write_text(json.dumps(record | {"cast": cast}))
+    done = converter.convert(converted, converted.parent / "back.pth", to="original")
+    assert any("is not believed" in note for note in done.notes)
+    assert not any("rounded" in note for note in done.notes)
 
 
 def test_a_record_that_is_none(converted: Path) -> None:

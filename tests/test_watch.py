@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from makers import ROOT, pixart, save
@@ -69,8 +70,46 @@ def test_an_archive_that_stopped_growing_and_is_not_complete(folder: Path, data:
     assert job.said[0].startswith("waiting for the rest: ")
     path.write_bytes(data[:-100])
     job = Job(folder, {})
-    assert job.run() == []
-    assert [words.split(":")[0] for words in job.said] == ["waiting for the rest", "never completed"]
+    assert job.run() == [("epoch_1.pth", 13)]  # at the end, as it is: its reader says what is wrong with it
+    assert [words.split(":")[0] for words in job.said] == ["waiting for the rest"]
+
+
+def test_one_that_never_completes_and_goes_is_nobodys(folder: Path, data: bytes) -> None:
+    (folder / "epoch_1.pth").write_bytes(data[:-100])
+    assert Job(folder, {6: (folder / "epoch_1.pth").unlink}).run() == []
+
+
+def test_one_that_goes_and_comes_back_is_taken_again(folder: Path, data: bytes) -> None:
+    path, other = folder / "last.pth", folder.parent / "other"
+    for file in (path, other):
+        file.write_bytes(data)
+        os.utime(file, ns=(1, 1))
+    job = Job(folder, {6: lambda: os.replace(other, path)})  # of the same size and time
+    assert [name for name, _ in job.run()] == ["last.pth", "last.pth"]
+    job = Job(folder, {6: path.unlink, 7: lambda: (path.write_bytes(data), os.utime(path, ns=(1, 1)))})
+    assert [name for name, _ in job.run()] == ["last.pth", "last.pth"]
+
+
+def test_a_folder_whose_name_looks_like_a_glob(tmp_path: Path, data: bytes) -> None:
+    folder = tmp_path / "runs[1]"
+    folder.mkdir()
+    (folder / "epoch[2].pth").write_bytes(data)
+    assert Job(folder, {}).run() == [("epoch[2].pth", 3)]
+
+
+def test_what_is_there_is_taken_without_any_wait(folder: Path, data: bytes) -> None:
+    (folder / "epoch_1.pth").write_bytes(data)
+    assert Job(folder, {}).run(idle=0, settle=0) == [("epoch_1.pth", 0)]
+
+
+def test_one_that_never_completed_is_a_failure(folder: Path, data: bytes, cli: Callable[..., Any]) -> None:
+    (folder / "a.pth").write_bytes(data)
+    (folder / "b.pth").write_bytes(data[:-100])
+    call = ["--watch", folder, "--dump_path", f"{folder.parent}/out/{{stem}}", "--num_attention_heads", "4"]
+    done = cli("convert-pixart", *call, "--watch_settle", "0", "--watch_idle", "0")
+    assert done.returncode == 3
+    assert done.stdout.endswith("summary: 1 converted, 0 unchanged, 1 failed\n")
+    assert f"error: {folder}/b.pth: " in done.stderr
 
 
 def test_a_file_that_is_written_again_is_taken_again(folder: Path, data: bytes) -> None:

@@ -261,6 +261,29 @@ def test_a_header_that_arrives_changed_is_found(
     assert sorted(os.listdir(tmp_path)) == [source.name]
 
 
+@pytest.mark.parametrize("at", ["local header", "central directory", "end"])
+def test_any_part_of_an_archives_frame_that_arrives_changed_is_no_fault_of_the_input(
+    source: Path, tmp_path: Path, opened: Callable[[Path], Checkpoint], monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Also what a reader looks at only when it comes to a tensor."""
+    part = Part((opened(source)["q"],), ("q",), F32)
+    layout = lay_out_torch(part.entries)
+    magic = {"local header": b"PK\3\4", "central directory": b"PK\1\2", "end": b"PK\5\6"}[at]
+    (piece,) = [offset for offset, data in layout.frame({}) if magic in data and b"data/0" in data or at == "end"][-1:]
+
+    def wrong(fd: int, data: bytes | memoryview, offset: int) -> None:
+        changed = bytearray(data)
+        if offset == piece:
+            changed[changed.rindex(magic)] ^= 1
+        write_at(fd, changed, offset)
+
+    monkeypatch.setattr(writing, "write_at", wrong)
+    with Publication(tmp_path / "out", needed_bytes=0) as out:
+        with pytest.raises(ConverterError, match="the header that was read back is not the one") as caught:
+            write_files(out, [TensorFile("a.pth", layout)], [part], lambda count: None, {})
+    assert caught.value.exit_code == 5
+
+
 def test_checksums_that_are_not_those_of_the_tensors_are_found(
     source: Path, tmp_path: Path, opened: Callable[[Path], Checkpoint]
 ) -> None:

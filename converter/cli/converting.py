@@ -93,9 +93,9 @@ def several(
     """
     from ..checkpoint.interrupt import interruptible
     from ..errors import ConverterError, printable
-    from ..many import CONVERTED, FAILED, UNCHANGED, convert_all, worst
-    from ..record import PARITY
+    from ..many import CONVERTED, FAILED, PLANNED, STATUSES, UNCHANGED, convert_all, worst
     from .printing import print_json
+    from .reporting import passed_before
 
     made: list[dict[str, Any]] = []
     codes: list[int] = []
@@ -114,9 +114,10 @@ def several(
             for note in [] if quiet or as_json else outcome.conversion.notes:
                 click.echo(f"  note: {note}")
         folder = Path(pair.converted)
-        if prove and (outcome.status == CONVERTED or (outcome.status == UNCHANGED and not (folder / PARITY).exists())):
+        if prove and outcome.status != FAILED:
             try:
-                report = prove(pair.original, folder)
+                passed = passed_before(folder) if outcome.status == UNCHANGED else None
+                report = passed or prove(pair.original, folder)
                 row["parity"], code = report.as_dict(), report.exit_code
             except ConverterError as error:  # of this one: the others go on
                 row["error"], code = str(error), error.exit_code
@@ -125,7 +126,8 @@ def several(
         codes.append(code)
 
     def summary() -> dict[str, int]:
-        counts = {status: sum(row["status"] == status for row in made) for status in (CONVERTED, UNCHANGED, FAILED)}
+        wanted = [status for status in STATUSES if status != (CONVERTED if options["dry_run"] else PLANNED)]
+        counts = {status: sum(row["status"] == status for row in made) for status in wanted}
         if not quiet and not as_json:
             click.echo("summary: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
         return counts

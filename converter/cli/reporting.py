@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from ..checkpoint.folder import read_json
 from ..errors import ConverterError, UsageError, printable
 from ..pairs import Pair
 from ..parity.batch import outcome
@@ -128,6 +129,19 @@ def as_dict(reports: Sequence[Report]) -> dict[str, Any]:
     """What the `.json` report holds."""
     made: dict[str, Any] = json.loads(render(reports, ".json"))
     return made
+
+
+def passed_before(folder: Path) -> Report | None:
+    """The report that an earlier `--parity` left in a folder, if it is a PASS; whatever else lies there proves nothing.
+
+    Only for a folder that was just found to hold, to the last bit, what would be written now: the report goes when the
+    folder is replaced.
+    """
+    try:
+        report = Report.from_dict(read_json(folder / PARITY))
+    except (ConverterError, TypeError, KeyError, AttributeError):
+        return None
+    return report if report.verdict == PASS else None
 
 
 class Unproven(KeyboardInterrupt):
