@@ -74,6 +74,11 @@ def test_comfyui_warnings_are_printed(tmp_path: Path, cli: Cli) -> None:
     done = cli("pixart", "revert", *call)
     assert done.returncode == 0
     assert "note: ComfyUI guesses the scale of the positions" in done.stdout
+    assert "note: if this is an alpha, which nothing in the model shows (--version): ComfyUI takes" in done.stdout
+    for version, said in (("alpha", True), ("sigma", False)):
+        done = cli("pixart", "revert", *call, "--overwrite", "--version", version)
+        assert ("note: ComfyUI takes an alpha without micro-conditions for a sigma" in done.stdout) is said
+        assert "if this is an alpha" not in done.stdout
     converter.convert(GOLDEN / "dit.pt", tmp_path / "dit", num_attention_heads=4)
     done = cli("pixart", "revert", "--converted_path", tmp_path / "dit", *call[2:], "--overwrite")
     assert done.returncode == 2

@@ -227,7 +227,7 @@ def test_another_sidecar_on_the_way_to_another_dtype(converted: Path) -> None:
     tensors = load_file(converted / EXTRAS)
     tensors[CAPTION][0, 0] += 1
     save_file(tensors, converted / EXTRAS)
-    with pytest.raises(converter.InputError, match="y_embedding: is not what conversion.json says"):
+    with pytest.raises(converter.InputError, match=r"y_embedding: is not what conversion\.json says"):
         converter.convert(converted, converted.parent / "half", dtype="float16")
     assert sorted(os.listdir(converted.parent)) == ["a.pth", "out"]
 

@@ -18,7 +18,7 @@ DIFFUSERS = "0.42.1"  # the release whose classes the configs are written for
 POSITIONS = "pos_embed"  # the stored table
 ROUNDING = 1e-5  # above the last bits of float32 sines, far below any other table
 VAE_FACTOR = 8  # pixels per latent position
-CONFIG_LIMIT = 1 << 20  # far above any side, scale or number of heads
+LIMIT = 1 << 20  # far above any side, scale or number of heads, and its inverse far below any scale
 
 
 def sizes(plan: Plan, found: Findings, more: Mapping[str, str] | None = None) -> None:
@@ -59,10 +59,15 @@ def held_against(config: Mapping[str, Any], found: Findings, fields: Mapping[str
             found.problems.append(f"config.json: {key}: {printable(said)} contradicts the tensors: {shown.evidence}")
 
 
+def sensible(value: float) -> bool:
+    """Whether a positive number can be a side, a scale or a count at all."""
+    return 1 / LIMIT < value < LIMIT
+
+
 def configured(config: Mapping[str, Any], name: str, *kinds: type) -> Any:
     """A positive number from `config.json`, None where it does not say; anyone may have written that file."""
     value = config.get(name)
-    if value is not None and (type(value) not in kinds or not 0 < value < CONFIG_LIMIT):
+    if value is not None and (type(value) not in kinds or not sensible(value)):
         raise InputError(f"config.json: {name}: {printable(value)} is not a sensible positive {kinds[0].__name__}")
     return value
 

@@ -9,7 +9,14 @@ from __future__ import annotations
 from .base import Findings
 
 # What its detection does not read off a file but takes for granted.
-_FIXED = {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 2, "in_channels": 4, "caption_channels": 4096}
+_FIXED = {
+    "hidden_size": 1152,
+    "num_attention_heads": 16,
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 8,  # the variance too
+    "caption_channels": 4096,
+}
 _NATIVE = 64  # latent side whose scale it takes for 1; other scales are whole multiples
 
 
@@ -20,9 +27,11 @@ def misread(found: Findings, micro: str) -> list[str]:
         micro: the name of the hyper-parameter that says whether there are micro-conditions.
     """
     warnings = []
-    if found["version"].value == "alpha" and not found[micro].value:
+    version = found["version"].value
+    if version != "sigma" and not found[micro].value:
         warnings.append(
-            "ComfyUI takes an alpha without micro-conditions for a sigma, and so its latents for SDXL's (scaling "
+            ("" if version else "if this is an alpha, which nothing in the model shows (--version): ")
+            + "ComfyUI takes an alpha without micro-conditions for a sigma, and so its latents for SDXL's (scaling "
             "0.13025 in place of 0.18215): images will be wrong until that is overridden there"
         )
     side, scale = found["sample_size"].value, found["interpolation_scale"].value

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from math import inf
 from typing import Any
 
 from ..errors import UsageError
 from ..mapping import Plan
 from .base import Findings, State
-from .evidence import POSITIONS, VAE_FACTOR, StoredTable, configured, heads, held_against, read_table, resolution, sizes
+from .evidence import (
+    POSITIONS,
+    VAE_FACTOR,
+    StoredTable,
+    configured,
+    heads,
+    held_against,
+    read_table,
+    resolution,
+    sensible,
+    sizes,
+)
 from .pixart_released import HEAD_SIZE, PLACEHOLDER, RELEASED, TOKENS, remarks
 
 MICRO, QK_NORM, KV_COMPRESS, REL_POS = "micro_condition", "qk_norm", "kv_compress", "use_rel_pos"
@@ -115,8 +125,8 @@ def _scale(found: Findings, config: dict[str, Any], pixels: int | None, table: S
     name, version = "interpolation_scale", found["version"].value
     latent, written = configured(config, "sample_size", int), configured(config, name, float, int)
     said = found.given.get(name)
-    if said is not None and not 0 < said < inf:
-        raise UsageError(f"--{name} {said}: a positive number is needed")
+    if said is not None and not sensible(said):
+        raise UsageError(f"--{name} {said}: not a sensible positive number")
     if table and table.scale:
         found.file(name, table.scale, table.seen)
         usual = {scale for (_, size), scale in RELEASED.items() if size == pixels}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from ..families.evidence import sensible
 
 UNCONDITIONAL, ZERO = NONES = ("unconditional", "zero")
 MEAN, PAPER = T_BLOCKS = ("mean", "paper")
@@ -37,10 +38,9 @@ class Options:
         for name, value, choices in (("none", self.none, NONES), ("t_block", self.t_block, T_BLOCKS)):
             if value not in choices:
                 raise UsageError(f"--{name} {value}: there are {', '.join(choices)}")
-        for name, number in (("caption_tokens", self.caption_tokens), ("caption_channels", self.caption_channels)):
-            if not 0 < number < 1 << 20:
+        for name in ("caption_tokens", "caption_channels", "interpolation_scale"):
+            number = getattr(self, name)
+            if number is not None and not sensible(number):
                 raise UsageError(f"--{name} {number}: not a sensible positive number")
         if not 0 <= self.seed < 1 << 63:
             raise UsageError(f"--seed {self.seed}: a whole number from 0 on")
-        if self.interpolation_scale is not None and not 0 < self.interpolation_scale < float("inf"):
-            raise UsageError(f"--interpolation_scale {self.interpolation_scale}: a positive number is needed")
