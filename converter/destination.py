@@ -32,13 +32,14 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 @dataclass(frozen=True)
 class Destination:
     """What is to be written: where, in which layout, in which dtype (None: as it is), in how large shards (0: in one
-    file), under which variant's name."""
+    file), under which variant's name; `suffix` is what the user calls a file, wherever a link of that name leads."""
 
     path: Path
     to: str = DIFFUSERS
     dtype: DType | None = None
     shard: int = 0
     variant: str = ""
+    suffix: str = ""
 
     @classmethod
     def of(
@@ -55,9 +56,10 @@ class Destination:
         if dtype is not None and dtype not in CASTS:
             raise UsageError(f"--dtype {printable(dtype)}: there are {', '.join(CASTS)}")
         target, suffixes = Path(path), SUFFIXES.get(to)
-        if suffixes and target.suffix.lower() not in suffixes:
+        suffix = target.suffix.lower()
+        if suffixes and suffix not in suffixes:
             raise UsageError(f"{printable(target)}: --to {to} writes a file that ends in {' or '.join(suffixes)}")
-        if not suffixes and target.suffix.lower() in SUFFIXES[ORIGINAL]:
+        if not suffixes and suffix in SUFFIXES[ORIGINAL]:
             raise UsageError(f"{printable(target)}: --to diffusers writes a folder; --to original or comfyui a file")
         if suffixes and (max_shard_size is not None or variant):
             flag = "max_shard_size" if max_shard_size is not None else "variant"
@@ -65,7 +67,7 @@ class Destination:
         if variant and (not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", variant) or is_shard(variant)):
             raise UsageError(f"--variant {printable(variant)}: letters, digits, '_' and '-', and no shard's number")
         shard = 0 if max_shard_size is None else bytes_of(max_shard_size)
-        return cls(target, to, CASTS[dtype] if dtype else None, shard, variant or "")
+        return cls(target, to, CASTS[dtype] if dtype else None, shard, variant or "", suffix)
 
     @property
     def folder(self) -> bool:
@@ -92,8 +94,8 @@ class Destination:
         """(the files that the model's tensors go to, text files by name: the index of shards, if there is one)."""
         entries = [entry for part in parts for entry in part.entries]
         if not self.folder:
-            torch_file = self.path.suffix.lower() != ".safetensors"
-            layout = lay_out_torch(entries) if torch_file else lay_out_safetensors(entries, {"format": "pt"})
+            safe = self.suffix == ".safetensors"
+            layout = lay_out_safetensors(entries, {"format": "pt"}) if safe else lay_out_torch(entries)
             return [TensorFile(self.path.name, layout)], {}
         self._named_rightly(entries)
         name, shards = with_variant(WEIGHTS, self.variant), _shards(entries, self.shard)

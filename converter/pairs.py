@@ -131,8 +131,11 @@ def _originals(path: str) -> list[str]:
 
 
 def in_folder(path: str) -> list[str]:
-    """The checkpoints in a folder, told by their names, in natural order."""
-    return sorted((entry.path for entry in os.scandir(path) if _is_checkpoint(entry)), key=natural)
+    """The checkpoints in a folder, told by their names, in natural order. Raises: `InputError` if it cannot be read."""
+    try:
+        return sorted((entry.path for entry in os.scandir(path) if _is_checkpoint(entry)), key=natural)
+    except OSError as error:
+        raise InputError.at(path, "", error.strerror or str(error)) from error
 
 
 def several(originals: Sequence[str], converted: str) -> bool:

@@ -79,11 +79,7 @@ def watch(
 
 
 def _states(folder: str | os.PathLike[str]) -> Iterator[tuple[str, State]]:
-    try:
-        paths = in_folder(os.fspath(folder))
-    except OSError as error:
-        raise UsageError(f"--watch {printable(folder)}: {error.strerror}") from error
-    for path in paths:
+    for path in in_folder(os.fspath(folder)):
         try:
             status = os.stat(path)
         except OSError:

@@ -36,6 +36,21 @@ def part(*keys: str, rows: int = 4, width: int = 1, dtype: Any = U8) -> Part:
     return Part((LazyTensor(keys[0], dtype, shape, place, row_major(shape)),), keys, dtype)
 
 
+def test_a_link_decides_where_a_file_lies_and_not_what_it_is(tmp_path: Path) -> None:
+    """As in a cache, where names are links to blobs."""
+    source = save(pixart(), tmp_path / "a.pth")
+    for name in ("b.safetensors", "b.pth"):
+        (tmp_path / "blob").write_bytes(b"old")
+        (tmp_path / name).symlink_to("blob")
+        words: dict[str, Any] = {"to": "original", "num_attention_heads": HEADS, "overwrite": True}
+        converter.convert(source, tmp_path / name, **words)
+        assert (tmp_path / name).is_symlink()
+        state = load_file(tmp_path / name) if name == "b.safetensors" else torch.load(tmp_path / name)
+        state = state.get("state_dict", state)
+        assert state.keys() == pixart().keys()
+        assert all(torch.equal(state[key], tensor) for key, tensor in pixart().items())
+
+
 # Shards.
 
 

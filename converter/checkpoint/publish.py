@@ -29,7 +29,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import ConverterError, human_bytes, printable
 from .interrupt import held, live
-from .target import Allowed, nearest, refusal, refuse_foreign
+from .target import Allowed, hidden, nearest, refusal, refuse_foreign
 
 # A disk that is full or fails. In here these come from writing: what cannot be read is an error of its own.
 _NAMES = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE", "EREMOTEIO", "ENXIO", "ENODEV")
@@ -84,7 +84,7 @@ class Publication:
         self, target: Path, *, needed_bytes: int, overwrite: bool = False, allowed: Allowed = lambda _: frozenset()
     ) -> None:
         self.target = Path(os.path.realpath(target))
-        self.path = self.target.with_name(f".{self.target.name}.{secrets.token_hex(8)}.partial")
+        self.path = self.target.with_name(f"{hidden(self.target)}.{secrets.token_hex(8)}.partial")
         self.published = False
         self._needed, self._overwrite, self._allowed = needed_bytes, overwrite, allowed
         self._parents: list[Path] = []  # those that we made, outermost first
@@ -216,8 +216,9 @@ class FilePublication(Publication):
         except FileExistsError as error:
             raise refusal(self.target, "was created by someone else in the meantime") from error
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+            if error.errno in _FAULTS:
                 raise
+            # A file system without hard links says so in many ways.
             if os.path.lexists(self.target):
                 raise refusal(self.target, "was created by someone else in the meantime") from error
-            os.rename(made, self.target)  # a file system without hard links
+            os.rename(made, self.target)

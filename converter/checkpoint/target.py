@@ -63,6 +63,12 @@ def _place(target: Path, source: Path) -> Path:
         raise refusal(target, f"its parent {printable(parent)} is not a folder")
     if not os.access(parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise refusal(target, f"its parent {printable(parent)} is not writable")
+    try:
+        os.lstat(real)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a name that is too long is one only when it is used, hours later
+        raise refusal(target, error) from error
     return real
 
 
@@ -122,13 +128,18 @@ def check_file(target: Path, source: Path, *, overwrite: bool) -> Path:
     return real
 
 
+def hidden(target: Path) -> str:
+    """What the names of siblings begin with that a target is made in: a long name leaves no room for more of it."""
+    return f".{target.name[:50]}"
+
+
 def leftovers(target: Path) -> list[Path]:
     """Siblings that a killed run (or one still running) left: to be named to the user, never touched.
 
     A `.old` exists only where folders cannot be exchanged; if the target is missing, it is the old target.
     """
     real = Path(os.path.realpath(target))
-    form = re.compile(rf"\.{re.escape(real.name)}\.[0-9a-f]{{16}}\.(partial|old)")
+    form = re.compile(rf"{re.escape(hidden(real))}\.[0-9a-f]{{16}}\.(partial|old)")
     with suppress(OSError):
         return sorted(path for path in real.parent.iterdir() if form.fullmatch(path.name))
     return []

@@ -226,8 +226,9 @@ class LazyTensor:
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides of a contiguous tensor, in elements: (2, 3, 4) gives (12, 4, 1)."""
-    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    """The strides of a contiguous tensor, in elements: (2, 3, 4) gives (12, 4, 1). An axis of 0 counts as 1, as in
+    torch."""
+    return tuple(prod(size or 1 for size in shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def checked(tensor: LazyTensor) -> LazyTensor:

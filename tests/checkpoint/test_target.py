@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.checkpoint.target import check_file, nearest
+from converter.checkpoint.target import check_file, check_target, nearest
 from converter.errors import UsageError
 
 
@@ -128,6 +128,15 @@ def test_refuses_a_parent_that_is_a_file_or_may_not_be_written(
     monkeypatch.setattr(os, "access", lambda path, mode, **_: not mode & os.W_OK)
     monkeypatch.setattr(os, "supports_effective_ids", {os.access})
     assert refused(tmp_path / "locked" / "out.pth", source).endswith("locked is not writable")
+
+
+@pytest.mark.parametrize("suffix", ["", ".pth"])
+def test_refuses_a_name_that_is_too_long_before_anything_is_done(suffix: str, tmp_path: Path, source: Path) -> None:
+    target = tmp_path / ("x" * 256 + suffix)
+    with pytest.raises(UsageError, match="File name too long"):
+        check_target(target, source, overwrite=False, allowed=lambda _: set())
+    with pytest.raises(UsageError, match="File name too long"):
+        check_file(target, source, overwrite=False)
 
 
 def test_names_that_are_not_plain_text_are_shown_safely(tmp_path: Path, source: Path) -> None:
