@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -100,3 +102,17 @@ def test_every_cast_is_torchs(source: str, target: str) -> None:
     assert torch.equal(mine[~nan].view(bits), wanted[~nan].view(bits))
     assert torch.equal(torch.signbit(mine[nan]), torch.signbit(values[nan]))
     assert overflowed == int((torch.isinf(wanted) & ~torch.isinf(values)).sum())
+
+
+@pytest.mark.parametrize("target", [F16, BF16, F32], ids=str)
+@pytest.mark.parametrize("source", [F16, BF16, F32, F64], ids=str)
+def test_nothing_becomes_nothing(source: DType, target: DType) -> None:
+    made, overflowed = cast(b"", source, target)
+    assert (bytes(made), overflowed) == (b"", 0)
+
+
+def test_every_thread_has_a_result_of_its_own() -> None:
+    values = [np.full(1 << 16, i, np.float32) for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda value: bytes(cast(value.tobytes(), F32, F16)[0]), values))
+    assert made == [value.astype(np.float16).tobytes() for value in values]
