@@ -12,9 +12,9 @@ from __future__ import annotations
 import bisect
 import re
 import struct
-import zlib
 from dataclasses import dataclass
 
+from .crc import crc32
 from .file import InputFile
 
 _END, _END64, _LOCATOR64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q"), struct.Struct("<4sIQI")
@@ -236,6 +236,6 @@ class Archive:
         if member.size > limit:
             raise self.file.error(name, f"{member.size} bytes, more than the {limit} that are accepted")
         data = self.file.read(self.locate(name), member.size, name)
-        if zlib.crc32(data) != member.crc:
+        if crc32(data) != member.crc:
             raise self.file.error(name, "CRC-32 mismatch: the file is damaged")
         return data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConverterError
 from .cast import widen
+from .crc import crc32
 from .dtypes import DType
 from .file import InputFile
 
@@ -58,7 +58,7 @@ class Storage:
             for offset in range(0, self.size, CHUNK):
                 part = into[offset : offset + CHUNK]
                 self.file.read_into(part, self.start + offset, self.name)
-                crc = zlib.crc32(part, crc)
+                crc = crc32(part, crc)
             self._prove(crc)
         else:
             return False
@@ -81,7 +81,7 @@ class Storage:
             part = view[: min(len(view), stop - offset)]
             self.file.read_into(part, self.start + offset, self.name)
             if whole:
-                crc = zlib.crc32(part, crc)
+                crc = crc32(part, crc)
             yield offset, part
         if whole:
             self._prove(crc)
@@ -164,13 +164,17 @@ class LazyTensor:
         (value,) = struct.unpack(self.dtype.form, data.rjust(struct.calcsize(self.dtype.form), b"\0"))
         return float(value)
 
-    def chunks(self) -> Iterator[tuple[int, memoryview]]:
-        """(offset in the tensor, bytes) of a contiguous tensor, in order; a laid-out-anew one comes whole."""
+    def chunks(self, buffer: bytearray | None = None) -> Iterator[tuple[int, memoryview]]:
+        """(offset in the tensor, bytes) of a contiguous tensor, in order; a laid-out-anew one comes whole.
+
+        Args:
+            buffer: to read into, for who reads many tensors; each view is valid until the next is taken.
+        """
         if not self.contiguous:
             yield 0, memoryview(self.read())
             return
         start, stop = self.span
-        for offset, part in self.storage.chunks(span=self.span):
+        for offset, part in self.storage.chunks(buffer, self.span):
             low, high = max(start, offset), min(stop, offset + len(part))
             if low < high:
                 yield low - start, part[low - offset : high - offset]

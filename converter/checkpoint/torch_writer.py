@@ -8,10 +8,10 @@ CRC-32 stand in the local headers, where every other tool looks for them too.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from .crc import crc32
 from .layout import Entry, Layout
 from .tensor import row_major
 
@@ -35,7 +35,7 @@ class _Member:
     key: str = ""
 
     def crc(self, crcs: Mapping[str, int]) -> int:
-        return zlib.crc32(self.content) if self.content is not None else crcs.get(self.key, 0)
+        return crc32(self.content) if self.content is not None else crcs.get(self.key, 0)
 
     def local(self, crcs: Mapping[str, int]) -> bytes:
         """The local header and, up to the data, its extra fields."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from queue import SimpleQueue
 
 from ..errors import ConverterError, printable
 from .cast import cast, count_nonfinite
-from .crc import combine
+from .crc import combine, crc32
 from .tensor import CHUNK, LazyTensor, Storage
 
 Progress = Callable[[int], None]
@@ -110,7 +109,7 @@ class Delivery:
 
     def _write(self, view: memoryview) -> None:
         """The next bytes, to the outputs that they belong to."""
-        self.crc = zlib.crc32(view, self.crc or 0)
+        self.crc = crc32(view, self.crc or 0)
         start = 0
         for output in self.outputs:
             low, high = max(start, self._done), min(start + output.tensor.nbytes, self._done + len(view))
@@ -129,7 +128,7 @@ class Delivery:
                     return
                 part = memoryview(buffer)[: min(len(buffer), size - offset)]
                 file.read_into(part, output.start + offset, output.tensor.key)
-                output.crc = zlib.crc32(part, output.crc)
+                output.crc = crc32(part, output.crc)
                 digest.update(part)
                 output.nonfinite += count_nonfinite(part, output.tensor.dtype)
                 progress(len(part))
@@ -138,7 +137,7 @@ class Delivery:
         if self.crc is None and [output.sha256 for output in self.outputs] != [self.digest]:
             self.crc = 0
             for _, part in self.tensor.chunks():  # it has changed since it was recorded, which is no fault
-                self.crc = zlib.crc32(part, self.crc)
+                self.crc = crc32(part, self.crc)
         if self.crc not in (found, None):
             for _ in self.tensor.storage.chunks(buffer):
                 pass  # raises where it is the source that is damaged

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..buffers import compare as compare_buffer
 from ..checkpoint.dtypes import BY_NAME
+from ..checkpoint.tensor import CHUNK
 from ..errors import printable
 from ..families import Family, Findings
 from ..mapping import Computed, KeyMapping, MappingError, Move, Plan, fold
@@ -28,9 +29,13 @@ Tensors = Mapping[str, Any]  # key -> something with `dtype`, `shape` and `read(
 
 
 class Room(threading.local):
-    """Memory of one thread to read tensors into, kept for the next: fresh memory costs more."""
+    """Memory of one thread to read tensors into, kept for the next: fresh memory costs more.
+
+    `buffers`: two, to read as many tensors a piece at a time.
+    """
 
     def __init__(self) -> None:
+        self.buffers = bytearray(CHUNK), bytearray(CHUNK)
         self._kept = np.empty(0, np.uint8)
 
     def read(self, tensor: Any) -> Bytes:
@@ -54,6 +59,7 @@ class Sides:
         sidecar: None where there is none.
         seen: the findings without what was borrowed from the converted config, where they differ: what the original
             does not show cannot excuse a buffer.
+        brief: it is enough that a tensor differs, and not looked for what it holds instead.
     """
 
     family: Family
@@ -64,6 +70,7 @@ class Sides:
     sidecar: Tensors | None = None
     cast: str = ""
     seen: Findings | None = None
+    brief: bool = False
     room: Room = field(default_factory=Room, repr=False)
     places: Places = field(default_factory=Places, repr=False)
 
@@ -168,6 +175,9 @@ def difference(sides: Sides, move: Move) -> Difference | None:
     if sides.cast and kinds != {sides.cast}:
         words = f"is {source.dtype.name} as in the original, and was declared to be rounded to {sides.cast}"
         return Difference(key, dict.fromkeys(move.sources, words))
+    mine, theirs = sides.room.buffers
+    if not rounded and not move.copies and _equal(_pieces([source], mine), _pieces(parts, theirs)):
+        return None
     data = sides.room.read(source)
     if rounded:
         data = kept_as(data, source.dtype, parts[0].dtype)
@@ -177,15 +187,30 @@ def difference(sides: Sides, move: Move) -> Difference | None:
         size = prod(part.shape) * part.dtype.itemsize
         right = data[offset : offset + size]
         offset += size if split else 0
-        if not _holds(part, right):
-            wrong[name] = describe(sides, name, right)
+        if not _equal(_pieces([part], theirs), iter([right])):
+            wrong[name] = "differs" if sides.brief else describe(sides, name, right)
     return Difference(key, wrong) if wrong else None
 
 
-def _holds(part: Any, right: Bytes) -> bool:
-    """Whether a tensor has these bytes, piece by piece: what was just read is still in the processor's cache."""
-    pieces = part.chunks() if hasattr(part, "chunks") else [(0, part.read())]
-    return all(equal(np.frombuffer(piece, np.uint8), right[start : start + len(piece)]) for start, piece in pieces)
+def _equal(one: Iterator[Bytes], other: Iterator[Bytes]) -> bool:
+    """Whether two runs of bytes are the same, a piece of each at a time: both are still in the processor's cache. Where
+    they are, each was read to its end, and so its checksum was verified."""
+    mine, theirs = next(one, None), next(other, None)
+    while mine is not None and theirs is not None:
+        count = min(len(mine), len(theirs))
+        if not equal(mine[:count], theirs[:count]):
+            return False
+        mine, theirs = mine[count:], theirs[count:]
+        mine = mine if len(mine) else next(one, None)
+        theirs = theirs if len(theirs) else next(other, None)
+    return mine is theirs is None
+
+
+def _pieces(tensors: Iterable[Any], buffer: bytearray) -> Iterator[Bytes]:
+    """The bytes of tensors, one after the other; a piece is valid until the next."""
+    for tensor in tensors:
+        for _, piece in tensor.chunks(buffer) if hasattr(tensor, "chunks") else [(0, tensor.read())]:
+            yield np.frombuffer(piece, np.uint8)
 
 
 def _told(found: list[Difference]) -> Iterator[Check]:

@@ -148,7 +148,7 @@ def tried(bench: Bench, fault: Fault) -> Trial:
     if fault.weights or fault.drop or fault is BENIGN:
         # All else was audited before, and is the same.
         touched = fault.weights.keys() or fault.drop or set(list(state)[:1])
-        if audit(replace(bench.sides, converted=state), only=touched).verdict == FAIL:
+        if audit(replace(bench.sides, converted=state, brief=True), only=touched).verdict == FAIL:
             trial.killers.add(WEIGHTS)
     config = fault.config(dict(bench.config)) if fault.config else bench.config
     if fault.config and config_audit(bench.family, bench.model, bench.found, config, bench.borrowed).verdict == FAIL:

@@ -1,4 +1,4 @@
-"""CRCs put together, against zlib over the whole."""
+"""CRCs, and CRCs put together, against Python's own over the whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ import zlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.checkpoint.crc import combine
+from converter.checkpoint.crc import combine, crc32
+
+
+@given(st.binary(max_size=5000), st.integers(0, 2**32 - 1), st.integers(0, 20))
+def test_it_is_pythons(data: bytes, start: int, offset: int) -> None:
+    """Of every kind of buffer, wherever in memory it begins."""
+    for view in (data[offset:], bytearray(data[offset:]), memoryview(bytearray(data))[offset:]):
+        assert crc32(view, start) == zlib.crc32(view, start)
+        assert crc32(view) == zlib.crc32(view)
+
+
+def test_a_large_piece_is_pythons() -> None:
+    data = bytes(range(256)) * 40_000
+    for view in (memoryview(data), memoryview(data)[3:-5]):
+        assert crc32(view, 7) == zlib.crc32(view, 7)
 
 
 @given(st.lists(st.binary(max_size=300), max_size=6))
