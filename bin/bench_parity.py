@@ -3,9 +3,10 @@
 Called by itself it is the work to compare with, in a process of its own:
 
     bench_parity.py forwards ORIGINAL CONVERTED TIMES    the same forwards, whole nets in memory
+    bench_parity.py quick ORIGINAL CONVERTED TIMES       the quick profile, once its libraries are imported
     bench_parity.py audit ORIGINAL CONVERTED TIMES       reading both files once, and the weight audit
 
-Both leave their seconds in the file TIMES, as JSON.
+All leave their seconds in the file TIMES, as JSON.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from bench_common import measure, read_through, say
 HEAD = ("measured", "s", "whole process s", "ratio", "peak RSS MB", "limit")
 NOTES = """
 `forwards` are those that the quick profile needs, four samples through both nets in float64 and float32, on nets that
-are whole in memory: their seconds alone, and the process with imports and loading. Ratios are medians over runs by
-turns. The audit runs in one process with the bare reading of both files, from the page cache.
+are whole in memory already. They and the quick profile are timed twice: in a process that has imported torch and
+diffusers, without that, and as whole processes, with imports and, of the forwards, loading. Ratios are medians over
+runs by turns. The audit runs in one process with the bare reading of both files, from the page cache.
 """
 
 
@@ -34,41 +36,37 @@ def contest(source: Path, out: Path, converter: list[str], pixart: list[str], pa
     folder, times = out / "converted", out / "times.json"
     measure([*converter, "--orig_ckpt_path", str(source), "--dump_path", str(folder), "--quiet"])
     quick = [*pixart, "parity", "--orig_ckpt_path", str(source), "--converted_path", str(folder), "--quiet"]
-    seconds, bare, ours, audits = [], [], [], []
+    found: dict[str, list[dict[str, float]]] = {"forwards": [], "quick": [], "audit": []}
+    bare, inside, ours = [], [], []
     for pair in range(min(pairs, 3)):
-        for task in ("forwards", "audit"):
+        for task, made in found.items():
             run = measure([sys.executable, __file__, task, str(source), str(folder), str(times)])
-            found = json.loads(times.read_text())
-            say(f"parity {pair + 1}, {task}: {found}, whole {run.wall:.1f} s, peak {run.rss:.0f} MB")
-            if task == "forwards":
-                seconds.append(found["forwards"])
-                bare.append(run)
-            else:
-                audits.append(found)
+            made.append(json.loads(times.read_text()))
+            say(f"parity {pair + 1}, {task}: {made[-1]}, whole {run.wall:.1f} s, peak {run.rss:.0f} MB")
+            if task != "audit":
+                (bare if task == "forwards" else inside).append(run)
         ours.append(measure(quick))
         say(f"parity {pair + 1}, quick profile: {ours[-1].wall:.1f} s, peak {ours[-1].rss:.0f} MB")
-    alone = [run.wall / forwards for run, forwards in zip(ours, seconds, strict=True)]
-    whole = [run.wall / other.wall for run, other in zip(ours, bare, strict=True)]
-    ratio = [found["audit"] / found["read"] for found in audits]
+    forwards, check = ([row[task] for row in found[task]] for task in ("forwards", "quick"))
+    read, audit = ([row[name] for row in found["audit"]] for name in ("read", "audit"))
+    whole, other = [run.wall for run in ours], [run.wall for run in bare]
     return [
-        _row("bare forwards, whole nets in memory", median(seconds), median(r.wall for r in bare), "1", bare),
-        _row(
-            "**quick profile**",
-            0,
-            median(r.wall for r in ours),
-            f"{median(alone):.2f} of the forwards alone",
-            ours,
-            "1.3",
-        ),
-        _row("", 0, 0, f"{median(whole):.2f} of the process with the forwards", []),
-        _row("reading both files once", median(found["read"] for found in audits), 0, "1", []),
-        _row("**weight audit**", median(found["audit"] for found in audits), 0, f"{median(ratio):.2f}", [], "2"),
+        _row("bare forwards, whole nets in memory", median(forwards), median(other), "1", bare),
+        _row("**quick profile**", median(check), median(whole), f"**{_ratio(check, forwards)}**", ours + inside, "1.3"),
+        _row("", 0, 0, f"{_ratio(whole, other)} of the process with the forwards", []),
+        _row("", 0, 0, f"{_ratio(whole, forwards)}: its whole process, of the forwards alone", []),
+        _row("reading both files once", median(read), 0, "1", []),
+        _row("**weight audit**", median(audit), 0, f"**{_ratio(audit, read)}**", [], "2"),
     ]
+
+
+def _ratio(some: list[float], others: list[float]) -> str:
+    return f"{median(one / other for one, other in zip(some, others, strict=True)):.2f}"
 
 
 def _row(what: str, alone: float, whole: float, ratio: str, runs: list, limit: str = "") -> tuple:
     peak = f"{max(run.rss for run in runs):.0f}" if runs else ""
-    return (what, *(f"{value:.1f}" if value else "" for value in (alone, whole)), ratio, peak, limit)
+    return (what, *(f"{value:.3g}" if value else "" for value in (alone, whole)), ratio, peak, limit)
 
 
 def forwards(original: Path, converted: Path) -> dict[str, float]:
@@ -109,6 +107,20 @@ def forwards(original: Path, converted: Path) -> dict[str, float]:
     return {"forwards": spent}
 
 
+def quick(original: Path, converted: Path) -> dict[str, float]:
+    """The quick profile as a library call, in a process that has imported what it runs."""
+    import diffusers.models.transformers.pixart_transformer_2d  # noqa: F401
+    import torch  # noqa: F401
+
+    from converter.parity import check
+
+    started = time.perf_counter()
+    made = check(original, converted)
+    spent = time.perf_counter() - started
+    assert made.verdict == "PASS", made.reason
+    return {"quick": spent}
+
+
 def audit(original: Path, converted: Path) -> dict[str, float]:
     """Reading both files once, and the audit, from the page cache."""
     from converter import open_checkpoint
@@ -135,5 +147,5 @@ def audit(original: Path, converted: Path) -> dict[str, float]:
 
 if __name__ == "__main__":
     task, original, converted, times = sys.argv[1:]
-    seconds = {"forwards": forwards, "audit": audit}[task](Path(original), Path(converted))
+    seconds = {"forwards": forwards, "quick": quick, "audit": audit}[task](Path(original), Path(converted))
     Path(times).write_text(json.dumps(seconds))
