@@ -52,22 +52,27 @@ def expand(original: str, converted: str, *, base: str = "", **options: Any) -> 
         converted/epoch_9
         converted/epoch_10
     """
-    for text, what in ((original, "original"), (converted, "converted")):
-        if not text or "\0" in text:
-            raise UsageError(f"the {what} path is {'not a path' if text else 'empty'}")
+    _paths(original, converted)
     given = {name: value for name, value in options.items() if value is not None}
     return told_apart(
         [Pair(path, _filled(base, converted, path), given) for path in _originals(os.path.join(base, original))]
     )
 
 
-def paired(original: str, converted: str, base: str = "") -> Pair:
+def paired(original: str, converted: str) -> Pair:
     """One checkpoint, under just this name, with its converted path.
 
     Args:
         converted: a path, or a template with {stem}, {name} or {parent}.
     """
-    return Pair(original, _filled(base, converted, original))
+    _paths(original, converted)
+    return Pair(original, _filled("", converted, original))
+
+
+def _paths(original: str, converted: str) -> None:
+    for text, what in ((original, "original"), (converted, "converted")):
+        if not text or "\0" in text:
+            raise UsageError(f"the {what} path is {'not a path' if text else 'empty'}")
 
 
 def told_apart(pairs: Sequence[Pair]) -> list[Pair]:
@@ -161,7 +166,7 @@ def _pattern(path: str) -> str:
 
 def is_model(folder: Path) -> bool:
     """Whether a folder is one model (or pipeline, or conversion), be it a broken one, and not a folder of models."""
-    if any((folder / name).exists() for name in (CONFIG, "model_index.json", RECORD)):
+    if any(os.path.exists(folder / name) for name in (CONFIG, "model_index.json", RECORD)):
         return True
     try:
         if model_folder(folder) != folder:
@@ -180,7 +185,7 @@ def _filled(base: str, template: str, original: str) -> str:
         return whole
     path = Path(os.path.abspath(original))
     values = {
-        "stem": path.name if path.is_dir() else path.stem,
+        "stem": path.name if os.path.isdir(path) else path.stem,
         "name": path.name,
         "parent": path.parent.name,
     }

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 from .checkpoint import open_checkpoint
 from .errors import InputError, UsageError, printable
-from .pairs import SUFFIXES, Pair, in_folder, paired
+from .pairs import SUFFIXES, Pair, in_folder, natural, paired
 
 POLL = 1.0  # seconds at the most between two looks
 
-State = tuple[int, int, int]  # size, time and inode: a file that is replaced is another, though it look the same
+State = tuple[int, int, int]  # size and both times: the second is another for a file that is replaced by its like
 
 
 def watch(
@@ -71,10 +71,11 @@ def watch(
                 else:
                     yield paired(path, converted)
                     last = clock()
-        if idle is not None and clock() - last >= idle + settle:
+        waited = idle is not None and clock() - last >= idle + settle
+        if waited and all(settled.get(path) == state for path, (state, _) in seen.items()):
             break
         sleep(min(POLL, settle or POLL))
-    for path in sorted(incomplete):
+    for path in sorted(incomplete, key=natural):
         yield paired(path, converted)
 
 
@@ -84,7 +85,7 @@ def _states(folder: str | os.PathLike[str]) -> Iterator[tuple[str, State]]:
             status = os.stat(path)
         except OSError:
             continue  # it went while we looked
-        yield path, (status.st_size, status.st_mtime_ns, status.st_ino)
+        yield path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _unfinished(path: str) -> str:

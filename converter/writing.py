@@ -158,7 +158,9 @@ def _reopened(path: Path, layout: Layout, frame: list[tuple[int, bytes]]) -> Che
             opened = stack.enter_context(open_checkpoint(path))
             file = opened.files[0]
             file.ours = True
-            found = {tensor.key: (tensor.dtype, tensor.shape) for tensor in opened.values() if tensor.storage.start}
+            for tensor in opened.values():
+                tensor.storage.locate()
+            found = {tensor.key: (tensor.dtype, tensor.shape) for tensor in opened.values()}
             if found != wanted or any(file.read(offset, len(data)) != data for offset, data in frame):
                 raise _unlike(path)
         except InputError as error:  # no fault of the input

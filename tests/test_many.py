@@ -158,9 +158,22 @@ def test_unchanged_ones_keep_their_verdict_and_nothing_but_a_pass_is_kept(runs: 
     assert verdicts == ["PASS", "PASS"]
     report = runs.parent / "out" / "epoch_10" / "parity.json"
     kept = report.read_text()
-    for spoilt in (kept.replace('"verdict": "PASS"', '"verdict": "FAIL"'), "[]", "{", '{"verdict": "PASS"}'):
+    whole = json.loads(kept)
+    deep: object = []
+    for _ in range(900):
+        deep = [deep]
+    for spoilt in (
+        kept.replace('"verdict": "PASS"', '"verdict": "FAIL"'), "[]", "{", '{"verdict": "PASS"}',
+        '{"verdict": "PASS", "reason": "", "phases": []}', json.dumps(whole | {"phases": []}),
+        json.dumps(whole | {"phases": [whole["phases"][0] | {"verdict": "FAIL"}, *whole["phases"][1:]]}),
+        json.dumps(whole | {"original": whole["original"] | {"sha256": "0" * 64}}),
+        json.dumps(whole | {"converted": whole["converted"] | {"sha256": "0" * 64}}),
+        json.dumps(whole | {"run": whole["run"] | {"program": {"torch": "1.0"}}}),
+        json.dumps({"verdict": "PASS", "reason": "", "phases": [], "original": deep}),
+    ):  # fmt: skip
         report.write_text(spoilt)
         again = json.loads(cli("convert-pixart", *call).stdout)  # type: ignore[attr-defined]
         assert [row["status"] for row in again["conversions"]] == ["unchanged", "unchanged"]
         assert again["conversions"][0]["parity"] == json.loads(first.stdout)["conversions"][0]["parity"]  # type: ignore[attr-defined]
-        assert json.loads(report.read_text())["verdict"] == "PASS"
+        made = json.loads(report.read_text())
+        assert (made["verdict"], made["original"], len(made["phases"])) == ("PASS", whole["original"], 6)

@@ -102,6 +102,25 @@ def test_what_is_there_is_taken_without_any_wait(folder: Path, data: bytes) -> N
     assert Job(folder, {}).run(idle=0, settle=0) == [("epoch_1.pth", 0)]
 
 
+@pytest.mark.parametrize("settle", [0.0, 1.5, 1.7, 2.5, 5.0])
+def test_a_slow_look_ends_no_watch_before_what_is_there_was_taken(folder: Path, data: bytes, settle: float) -> None:
+    (folder / "epoch_1.pth").write_bytes(data)
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 0.3
+        return now[0]
+
+    pairs = watch(folder, "out/{stem}", settle=settle, idle=0, clock=clock, sleep=lambda seconds: None)
+    assert [Path(pair.original).name for pair in pairs] == ["epoch_1.pth"]
+
+
+def test_what_never_completed_comes_in_natural_order(folder: Path, data: bytes) -> None:
+    for name in ("epoch_10.pth", "epoch_9.pth"):
+        (folder / name).write_bytes(data[:-100])
+    assert [name for name, _ in Job(folder, {}).run()] == ["epoch_9.pth", "epoch_10.pth"]
+
+
 def test_one_that_never_completed_is_a_failure(folder: Path, data: bytes, cli: Callable[..., Any]) -> None:
     (folder / "a.pth").write_bytes(data)
     (folder / "b.pth").write_bytes(data[:-100])

@@ -38,7 +38,8 @@ def round_to(values: Any, dtype: DType) -> bytes:
 def cast(data: bytes | memoryview, source: DType, target: DType) -> tuple[memoryview, int]:
     """(the elements in another dtype, how many finite ones became infinite).
 
-    What is returned lies in memory of this thread that the next cast uses again: fresh memory costs more than rounding.
+    What is returned may lie in memory of this thread that the next cast uses again, or be `data`: fresh memory costs
+    more than rounding.
 
     >>> from converter.checkpoint.dtypes import F16, F32
     >>> cast(b"\\0\\0\\x80\\x3f\\0\\0\\x80\\x7e", F32, F16)[1]  # 1.0 and 2**126
@@ -67,6 +68,9 @@ def _largest(bits: Any) -> int:
     return found
 
 
+_MOST = 1 << 19  # elements that are rounded at once: the room for it is kept
+
+
 class _Room(threading.local):
     """Memory of one thread for the steps of a rounding."""
 
@@ -92,11 +96,20 @@ def _rounded(values: Any, dtype: DType) -> Any:
     with np.errstate(over="ignore", invalid="ignore"):  # invalid: what a signalling NaN becomes is still a NaN
         if dtype.itemsize != 2:
             return np.ascontiguousarray(values, dtype.name).reshape(-1)
-        # From float64 torch goes by way of float32, and so rounds twice.
-        wide = np.ascontiguousarray(values, "<f4").reshape(-1)
+        flat = np.ascontiguousarray(values).reshape(-1)
+        if 0 < len(flat) <= _MOST:
+            return _halved(flat, dtype)
+        made = np.empty(len(flat), "<u2")
+        for start in range(0, len(flat), _MOST):
+            made[start : start + _MOST] = _halved(flat[start : start + _MOST], dtype)
+    return made
+
+
+def _halved(values: Any, dtype: DType) -> Any:
+    """At least one and at most `_MOST` floats in a dtype of two bytes, as its bits, in the room of this thread."""
+    # From float64 torch goes by way of float32, and so rounds twice.
+    wide = values.astype("<f4", copy=False)
     bits = wide.view("<u4")
-    if not len(bits):
-        return bits.view("<u2")
     largest, infinity = _largest(bits), 0x7F800000
     made = _bfloat16(bits) if dtype.code == "BF16" else _float16(wide, bits, largest)
     if largest > infinity:  # the sums may have carried a NaN out of them

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 from ..errors import UsageError, printable
@@ -129,8 +130,10 @@ def check_file(target: Path, source: Path, *, overwrite: bool) -> Path:
 
 
 def hidden(target: Path) -> str:
-    """What the names of siblings begin with that a target is made in: a long name leaves no room for more of it."""
-    return f".{target.name[:50]}"
+    """What the names of siblings begin with that a target is made in. A long name leaves no room for all of it, and is
+    told from others by a digest."""
+    name = target.name
+    return f".{name}" if len(name) <= 50 else f".{name[:40]}~{sha256(os.fsencode(name)).hexdigest()[:16]}"
 
 
 def leftovers(target: Path) -> list[Path]:

@@ -36,6 +36,10 @@ class Storage:
         """Offset in the file; for a member of an archive, only once its headers were found to agree."""
         return self._archive.locate(self.name) if self._archive else self._start
 
+    def locate(self) -> None:
+        """Find it now, and whether its headers agree."""
+        _ = self.start
+
     @property
     def place(self) -> tuple[str, int]:
         """What storages are read in the order of, so that a disk reads forward."""

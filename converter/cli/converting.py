@@ -116,7 +116,7 @@ def several(
         folder = Path(pair.converted)
         if prove and outcome.status != FAILED:
             try:
-                passed = passed_before(folder) if outcome.status == UNCHANGED else None
+                passed = passed_before(pair.original, folder) if outcome.status == UNCHANGED else None
                 report = passed or prove(pair.original, folder)
                 row["parity"], code = report.as_dict(), report.exit_code
             except ConverterError as error:  # of this one: the others go on

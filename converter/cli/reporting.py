@@ -14,11 +14,12 @@ import click
 
 from ..checkpoint.folder import read_json
 from ..errors import ConverterError, UsageError, printable
+from ..hub import local
 from ..pairs import Pair
 from ..parity.batch import outcome
-from ..parity.digests import files_of
+from ..parity.digests import files_of, program
 from ..parity.rendering import KINDS, card, render
-from ..parity.report import INTERNAL, PASS, REJECTED, Report
+from ..parity.report import INTERNAL, NOT_RUN, PASS, REJECTED, Report
 from ..record import PARITY
 from .progress import bar
 
@@ -131,17 +132,25 @@ def as_dict(reports: Sequence[Report]) -> dict[str, Any]:
     return made
 
 
-def passed_before(folder: Path) -> Report | None:
-    """The report that an earlier `--parity` left in a folder, if it is a PASS; whatever else lies there proves nothing.
+def passed_before(original: str, folder: Path) -> Report | None:
+    """The report that an earlier `--parity` left in a folder, if it is a PASS that this very program came to on the
+    very bytes of both sides; whatever else lies there proves nothing. Both sides are hashed."""
+    from ..parity.provenance import about
 
-    Only for a folder that was just found to hold, to the last bit, what would be written now: the report goes when the
-    folder is replaced.
-    """
     try:
         report = Report.from_dict(read_json(folder / PARITY))
-    except (ConverterError, TypeError, KeyError, AttributeError):
+        report.as_dict()
+        verdicts = {phase.verdict for phase in report.phases}
+        if report.verdict != PASS or PASS not in verdicts or verdicts - {PASS, NOT_RUN}:
+            return None
+        if report.run["program"] != program():
+            return None
+        for side, path in ((report.original, local(original, quiet=True)), (report.converted, folder)):
+            if side["sha256"] != about(path)["sha256"]:
+                return None
+    except (ConverterError, TypeError, KeyError, AttributeError, ValueError, RecursionError):
         return None
-    return report if report.verdict == PASS else None
+    return report
 
 
 class Unproven(KeyboardInterrupt):
@@ -161,14 +170,13 @@ def prove(original: str, folder: Path, command: str, family: str | None, *, quie
         quiet: no progress bar; `silent`: nothing printed.
     """
     from ..checkpoint.interrupt import interruptible
-    from ..hub import local
     from ..parity.checker import check
 
     try:
         with ExitStack() as shown, interruptible():
             progress = None if quiet else (lambda total: bar(shown, total, "comparing"))
             report = check(local(original, quiet=True), folder, family=family, progress=progress)
-            report.run["command"] = command
+            report.run |= {"command": command, "program": program()}
             write_text(folder / PARITY, report.to_json())
     except KeyboardInterrupt as stop:
         raise Unproven(stop, folder) from stop

@@ -187,7 +187,7 @@ def difference(sides: Sides, move: Move) -> Difference | None:
         size = prod(part.shape) * part.dtype.itemsize
         right = data[offset : offset + size]
         offset += size if split else 0
-        if not _equal(_pieces([part], theirs), iter([right])):
+        if not _equal(_pieces([part], theirs), iter([right] if len(right) else [])):
             wrong[name] = "differs" if sides.brief else describe(sides, name, right)
     return Difference(key, wrong) if wrong else None
 
@@ -210,7 +210,8 @@ def _pieces(tensors: Iterable[Any], buffer: bytearray) -> Iterator[Bytes]:
     """The bytes of tensors, one after the other; a piece is valid until the next."""
     for tensor in tensors:
         for _, piece in tensor.chunks(buffer) if hasattr(tensor, "chunks") else [(0, tensor.read())]:
-            yield np.frombuffer(piece, np.uint8)
+            if len(piece):
+                yield np.frombuffer(piece, np.uint8)
 
 
 def _told(found: list[Difference]) -> Iterator[Check]:

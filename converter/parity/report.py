@@ -62,7 +62,7 @@ class Report:
         reason: the verdict in one line.
         original, converted: what was compared: name, size, sha256, ...
         assumed: hyper-parameters without evidence: name, value, why.
-        run: what may differ between two runs on the same inputs: date, seconds, command, paths.
+        run: what may differ between two runs on the same inputs: date, seconds, command, program, paths.
     """
 
     verdict: str

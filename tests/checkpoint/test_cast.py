@@ -10,6 +10,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from converter.checkpoint import cast as casting
 from converter.checkpoint.cast import cast, round_to, widen
 from converter.checkpoint.dtypes import BF16, BY_CODE, BY_NAME, F16, F32, F64, DType
 
@@ -109,6 +110,21 @@ def test_every_cast_is_torchs(source: str, target: str) -> None:
 def test_nothing_becomes_nothing(source: DType, target: DType) -> None:
     made, overflowed = cast(b"", source, target)
     assert (bytes(made), overflowed) == (b"", 0)
+
+
+@pytest.mark.parametrize("source", [F16, BF16, F32, F64], ids=str)
+@pytest.mark.parametrize("target", [F16, BF16], ids=str)
+def test_more_than_is_rounded_at_once(source: DType, target: DType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Piece by piece, the same; and what room is kept does not grow with the tensor."""
+    monkeypatch.setattr(casting, "_MOST", 100)
+    monkeypatch.setattr(casting, "_ROOM", casting._Room())
+    values = torch.linspace(-70000, 70000, 1234, dtype=torch.float64).to(getattr(torch, source.name))
+    data = values.view(torch.uint8).numpy().tobytes()
+    made, overflowed = cast(data, source, target)
+    wanted = values.to(getattr(torch, target.name))
+    assert bytes(made) == wanted.view(torch.uint8).numpy().tobytes()
+    assert overflowed == int((torch.isinf(wanted) & ~torch.isinf(values)).sum())
+    assert casting._ROOM._kept.size <= 300
 
 
 def test_every_thread_has_a_result_of_its_own() -> None:

@@ -374,6 +374,12 @@ def test_a_parents_name_that_is_too_long_leaves_no_parents(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_long_names_that_begin_alike_are_told_apart(tmp_path: Path) -> None:
+    one, other = (tmp_path / ("a_run_of_a_team_that_likes_to_give_its_runs_long_names_epoch_" + end) for end in "12")
+    with Publication(one, needed_bytes=0) as out:
+        assert (leftovers(one), leftovers(other)) == ([out.path], [])
+
+
 @pytest.mark.parametrize("name", ["x" * 255, "\N{SNOWMAN}" * 85])
 def test_a_name_as_long_as_it_can_be(name: str, tmp_path: Path) -> None:
     with Publication(tmp_path / name, needed_bytes=6) as out:
