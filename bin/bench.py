@@ -24,6 +24,7 @@ from bench_common import ROOT, BenchError, Run, measure, memory, read_through, r
 DEPTHS = {"full": 28, "small": 2}
 CONVERT_LIMIT, CAST_LIMIT = "1.5x (aim 1.15x), 60 MB", "2x, 150 MB"
 HELP_LIMIT, INSPECT_LIMIT = "0.2 s", "0.3 s"
+REST = 2  # seconds: a virtual machine hands back what the run before has freed, and has to get it again
 HEAD = ("measured", "wall s", "with sync s", "ratio to cp", "peak RSS MB", "limit")
 NOTES = """
 Each run starts with an empty target, its source in the page cache and nothing left to sync; the ratio is of
@@ -91,6 +92,8 @@ def contest(kind: str, source: Path, copied: Path, out: Path, commands: dict, pa
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
             read_through(copied if name == "cp" else source)
+            os.sync()
+            time.sleep(REST)
             run = measure(commands[name])
             say(f"{kind} {pair + 1}, {name}: {shown(run)}")
             runs[name].append(run)
