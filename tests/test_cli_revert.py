@@ -85,6 +85,17 @@ def test_comfyui_warnings_are_printed(tmp_path: Path, cli: Cli) -> None:
     assert "ComfyUI knows no DiT" in done.stderr
 
 
+@pytest.mark.parametrize("pred_sigma", [True, False])
+def test_comfyui_takes_every_model_for_one_that_predicts_the_variance(
+    pred_sigma: bool, tmp_path: Path, cli: Cli
+) -> None:
+    converter.convert(save(pixart(pred_sigma=pred_sigma), tmp_path / "a.pth"), tmp_path / "out", num_attention_heads=4)
+    call = ["--converted_path", tmp_path / "out", "--dump_path", tmp_path / "c.safetensors", "--to", "comfyui"]
+    done = cli("pixart", "revert", *call)
+    assert done.returncode == 0
+    assert ("ComfyUI has out_channels = 8 fixed, and this model has 4" in done.stdout) is not pred_sigma
+
+
 BAD = {
     "no such folder": (["--converted_path={t}/none", "--dump_path={t}/b.pth"], 3, "No such file"),
     "no model": (["--converted_path={t}", "--dump_path=/tmp/none/b.pth"], 3, "holds no weights"),
