@@ -11,6 +11,7 @@ All leave their seconds in the file TIMES, as JSON.
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sys
@@ -109,11 +110,10 @@ def forwards(original: Path, converted: Path) -> dict[str, float]:
 
 def quick(original: Path, converted: Path) -> dict[str, float]:
     """The quick profile as a library call, in a process that has imported what it runs."""
-    import diffusers.models.transformers.pixart_transformer_2d  # noqa: F401
-    import torch  # noqa: F401
-
     from converter.parity import check
 
+    for library in ("torch", "diffusers.models.transformers.pixart_transformer_2d"):
+        importlib.import_module(library)
     started = time.perf_counter()
     made = check(original, converted)
     spent = time.perf_counter() - started

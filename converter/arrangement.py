@@ -76,7 +76,7 @@ def to_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arrange
             _recomputed(made, looked, key, tensor)
     for key, tensor in there.items():
         _aside(made, tensor, key)
-    made.promised |= beside.promised(beside.record.rows)
+    made.promised |= beside.promised
     return made
 
 

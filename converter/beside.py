@@ -6,7 +6,6 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from .checkpoint import LazyTensor, open_checkpoint
 from .errors import InputError, UsageError, printable
@@ -39,9 +38,10 @@ class Beside:
         displaced = sorted(self.kept.keys() & self.given.keys())
         return odd + [f"{key}: the one that was given takes the place of that in {EXTRAS}" for key in displaced]
 
-    def promised(self, rows: dict[str, dict[str, Any]]) -> dict[str, str]:
-        """What the rows of the record say of what was kept, and is taken from there: its SHA-256 by key."""
-        kept = self.kept.keys() - self.given.keys()
+    @property
+    def promised(self) -> dict[str, str]:
+        """What the record says of what was kept, and is taken from there: its SHA-256 by key."""
+        rows, kept = self.record.rows, self.kept.keys() - self.given.keys()
         return {key: digest for name in kept for key, digest in (rows.get(name, {}).get("sha256") or {}).items()}
 
 

@@ -48,7 +48,7 @@ def test_every_name_that_it_promises_is_there() -> None:
         assert getattr(converter, name) is not None
     assert (Path(converter.__file__).parent / "py.typed").exists()
     with pytest.raises(AttributeError, match="no attribute 'convertt'"):
-        _ = converter.convertt  # type: ignore[attr-defined]
+        _ = converter.convertt
 
 
 def test_the_errors() -> None:
@@ -473,7 +473,7 @@ def _install(site: Path, point: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_families_are_registered() -> None:
     with pytest.raises(TypeError, match="not dict"):
-        converter.register({})  # type: ignore[arg-type]
+        converter.register({})
 
 
 def test_every_inventory_is_recognised_or_named() -> None:

@@ -124,27 +124,27 @@ def test_the_command(runs: Path, cli: Cli) -> None:
     call = ["--orig_ckpt_path", f"{runs}/epoch_*.pth", "--dump_path", f"{runs.parent}/out/{{stem}}"]
     call += ["--num_attention_heads", "4"]
     done = cli("convert-pixart", *call)
-    lines = done.stdout.splitlines()  # type: ignore[attr-defined]
+    lines = done.stdout.splitlines()
     assert lines[0] == f"converted: {runs}/epoch_9.pth -> {runs.parent}/out/epoch_9"
     assert lines[-1] == "summary: 2 converted, 0 unchanged, 1 failed"
-    assert done.returncode == 3  # type: ignore[attr-defined]
-    assert "epoch_11.pth: offset 0: this is an HTML or XML page" in done.stderr  # type: ignore[attr-defined]
+    assert done.returncode == 3
+    assert "epoch_11.pth: offset 0: this is an HTML or XML page" in done.stderr
     (runs / "epoch_11.pth").unlink()
     done = cli("convert-pixart", *call, "--json")
-    made = json.loads(done.stdout)  # type: ignore[attr-defined]
-    assert (done.returncode, made["ok"]) == (0, True)  # type: ignore[attr-defined]
+    made = json.loads(done.stdout)
+    assert (done.returncode, made["ok"]) == (0, True)
     assert made["summary"] == {"converted": 0, "unchanged": 2, "failed": 0}
     shutil.rmtree(runs.parent / "out" / "epoch_9")
     done = cli("convert-pixart", *call, "--quiet")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")  # type: ignore[attr-defined]
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (runs.parent / "out" / "epoch_9").is_dir()
 
 
 def test_a_dry_run_says_so(runs: Path, cli: Cli) -> None:
     call = ["--orig_ckpt_path", f"{runs}/epoch_*.pth", "--dump_path", f"{runs.parent}/out/{{stem}}", "--dry_run"]
     done = cli("convert-pixart", *call, "--num_attention_heads", "4")
-    assert done.stdout.splitlines()[0].startswith("planned: ")  # type: ignore[attr-defined]
-    assert done.stdout.endswith("summary: 2 planned, 0 unchanged, 1 failed\n")  # type: ignore[attr-defined]
+    assert done.stdout.splitlines()[0].startswith("planned: ")
+    assert done.stdout.endswith("summary: 2 planned, 0 unchanged, 1 failed\n")
     assert not (runs.parent / "out").exists()
 
 
@@ -153,8 +153,8 @@ def test_unchanged_ones_keep_their_verdict_and_nothing_but_a_pass_is_kept(runs: 
     call = ["--orig_ckpt_path", f"{runs}/epoch_*.pth", "--dump_path", f"{runs.parent}/out/{{stem}}", "--parity"]
     call += ["--num_attention_heads", "4", "--json"]
     first = cli("convert-pixart", *call)
-    assert first.returncode == 0, first.stdout  # type: ignore[attr-defined]
-    verdicts = [row["parity"]["verdict"] for row in json.loads(first.stdout)["conversions"]]  # type: ignore[attr-defined]
+    assert first.returncode == 0, first.stdout
+    verdicts = [row["parity"]["verdict"] for row in json.loads(first.stdout)["conversions"]]
     assert verdicts == ["PASS", "PASS"]
     report = runs.parent / "out" / "epoch_10" / "parity.json"
     kept = report.read_text()
@@ -172,8 +172,8 @@ def test_unchanged_ones_keep_their_verdict_and_nothing_but_a_pass_is_kept(runs: 
         json.dumps({"verdict": "PASS", "reason": "", "phases": [], "original": deep}),
     ):  # fmt: skip
         report.write_text(spoilt)
-        again = json.loads(cli("convert-pixart", *call).stdout)  # type: ignore[attr-defined]
+        again = json.loads(cli("convert-pixart", *call).stdout)
         assert [row["status"] for row in again["conversions"]] == ["unchanged", "unchanged"]
-        assert again["conversions"][0]["parity"] == json.loads(first.stdout)["conversions"][0]["parity"]  # type: ignore[attr-defined]
+        assert again["conversions"][0]["parity"] == json.loads(first.stdout)["conversions"][0]["parity"]
         made = json.loads(report.read_text())
         assert (made["verdict"], made["original"], len(made["phases"])) == ("PASS", whole["original"], 6)

@@ -207,7 +207,7 @@ with open_checkpoint({str(path)!r}) as checkpoint:
 print(open("/proc/self/status").read())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    peak = int(re.search(r"VmHWM:\s*(\d+) kB", done.stdout)[1])  # type: ignore[index]
+    peak = int(re.search(r"VmHWM:\s*(\d+) kB", done.stdout)[1])
     assert peak < 40_000
 
 

@@ -198,7 +198,7 @@ def quantised() -> torch.Tensor:
 
 def with_attribute() -> torch.nn.Parameter:
     made = torch.nn.Parameter(torch.ones(2))
-    made.data_parallel = True  # type: ignore[attr-defined]
+    made.data_parallel = True
     return made
 
 

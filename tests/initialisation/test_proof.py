@@ -117,13 +117,13 @@ def _rows(order: list[int]) -> Spoil:
 
 
 def _final_rows(patch: pytest.MonkeyPatch) -> None:
-    made = Modulation.final_table.func  # type: ignore[attr-defined]
+    made = Modulation.final_table.func
     patch.setattr(Modulation, "final_table", property(lambda self: made(self).flip(0)))
 
 
 def _final_of_t_block(patch: pytest.MonkeyPatch) -> None:
     """As if the final layer heard `t_block` and not the timestep."""
-    made = Modulation.final_table.func  # type: ignore[attr-defined]
+    made = Modulation.final_table.func
     patch.setattr(Modulation, "final_table", property(lambda self: made(self) + self.embedded - self._shared[:2]))
 
 
@@ -134,7 +134,7 @@ def _next_block(patch: pytest.MonkeyPatch) -> None:
 
 def _of_an_unrounded_t_block(patch: pytest.MonkeyPatch) -> None:
     """Tables that fit another shared layer than the one that is stored."""
-    shared = Modulation._shared.func  # type: ignore[attr-defined]
+    shared = Modulation._shared.func
     patch.setattr(Modulation, "_shared", property(lambda self: shared(self) * (1 + 1e-6)))
 
 
@@ -221,7 +221,7 @@ def test_a_case_that_is_wrong_is_not_hidden_by_one_that_is_not() -> None:
                 check for check in proof.checks
                 if check.what.endswith(f"/ {stage.name}") and check.statistic.startswith("float32 relative L2")
             ]  # fmt: skip
-            used = max(float(check.value) / float(check.limit) for check in mine)  # type: ignore[arg-type]
+            used = max(float(check.value) / float(check.limit) for check in mine)
             assert stage.times == pytest.approx(3 * used)
 
 

@@ -91,7 +91,7 @@ def blocks_stay() -> None:
     from converter.reference import Weights
 
     right = Weights.lend
-    Weights.lend = lambda self, prefix: {k: t.cpu() for k, t in right(self, prefix).items()}  # type: ignore[method-assign]
+    Weights.lend = lambda self, prefix: {k: t.cpu() for k, t in right(self, prefix).items()}
 
 
 def table_stays() -> None:
@@ -103,7 +103,7 @@ def table_stays() -> None:
         is_table = tensor.dim() == 3 and len(tensor) == 1
         return tensor if is_table else right(weights, tensor)
 
-    module.taken = taken  # type: ignore[attr-defined]
+    module.taken = taken
 
 
 def everything_stays() -> None:
@@ -115,7 +115,7 @@ def everything_stays() -> None:
     def on_the_cpu(self: Session, sides: Any, model: Any, config: Any, borrowed: Any, device: str, *more: Any) -> None:
         right(self, sides, model, config, borrowed, "cpu", *more)
 
-    Session.__init__ = on_the_cpu  # type: ignore[method-assign, assignment]
+    Session.__init__ = on_the_cpu
 
 
 LEAKS: dict[str, Callable[[], None]] = {
@@ -130,7 +130,7 @@ def main(original: str, converted: str, leak: str, *options: str) -> None:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend(NAME)
-    torch.inference_mode = torch.no_grad  # type: ignore[misc, assignment]  # it and subclasses do not go together
+    torch.inference_mode = torch.no_grad  # it and subclasses do not go together
     torch.set_num_threads(1)
     from converter.parity import check
 

@@ -49,7 +49,7 @@ def right(original: Path, state: State) -> Iterator[Sides]:
 
 
 def put(made: Sides, key: str, tensor: torch.Tensor) -> None:
-    made.converted[key] = Held(tensor)  # type: ignore[index]
+    made.converted[key] = Held(tensor)
 
 
 def failed(made: Sides) -> list[str]:
@@ -205,7 +205,7 @@ def test_only_some_keys(right: Sides, state: State) -> None:
     put(right, one, keyed(state)[one] + 1)
     assert audit(right, only={other}).verdict == PASS
     assert [check.what for check in audit(right, only={one, other}).failed] == [one]
-    del right.converted[other]  # type: ignore[attr-defined]
+    del right.converted[other]
     assert audit(right, only=set()).verdict == FAIL
 
 
@@ -237,7 +237,7 @@ def test_nans_are_compared_as_bits(state: State, tmp_path: Path) -> None:
 
 
 def test_one_missing(right: Sides) -> None:
-    del right.converted["proj_out.bias"]  # type: ignore[attr-defined]
+    del right.converted["proj_out.bias"]
     lines = failed(right)
     assert len(lines) == 1
     assert "proj_out.bias" in lines[0]
@@ -246,7 +246,7 @@ def test_one_missing(right: Sides) -> None:
 
 def test_one_part_missing(right: Sides) -> None:
     key = f"{LAST}attn1.to_k.weight"
-    del right.converted[key]  # type: ignore[attr-defined]
+    del right.converted[key]
     assert any("missing" in line and key in line for line in failed(right))
 
 
@@ -269,7 +269,7 @@ def test_a_group_that_the_original_does_not_have(state: State, tmp_path: Path) -
 def test_the_last_block_lost(right: Sides) -> None:
     """A shorter model is consistent in itself."""
     for key in [key for key in right.converted if key.startswith(LAST)]:
-        del right.converted[key]  # type: ignore[attr-defined]
+        del right.converted[key]
     lines = failed(right)
     assert lines
     assert all(line.startswith("missing: ") and LAST in line for line in lines)
@@ -417,16 +417,16 @@ def test_the_sidecar(right: Sides, state: State) -> None:
     assert "kept in the sidecar, byte for byte" in found.words
     wrong = state[EXTRA].clone()
     wrong[3, 3] += 1e-6
-    right.sidecar[EXTRA] = Held(wrong)  # type: ignore[index]
+    right.sidecar[EXTRA] = Held(wrong)
     assert [line.partition(",")[0] for line in failed(right)] == [
         f"{EXTRA} of the sidecar differs in 1 of {wrong.numel()} elements"
     ]
-    right.sidecar[EXTRA] = Held(wrong[:5])  # type: ignore[index]
+    right.sidecar[EXTRA] = Held(wrong[:5])
     assert failed(right) == [f"{EXTRA} of the sidecar has shape [5, 16], not [12, 16]"]
 
 
 def test_no_sidecar_is_said_and_no_failure(right: Sides, original: Path, state: State) -> None:
-    del right.sidecar[EXTRA]  # type: ignore[attr-defined,union-attr]
+    del right.sidecar[EXTRA]
     wanted = [f"{EXTRA} has no home in the converted model, and no sidecar keeps it"]
     found = audit(right)
     assert (found.verdict, found.notes) == (PASS, wanted)

@@ -296,14 +296,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def run_on(pair: Pair, precisions: tuple[str, ...] = (F64, F32), **options: object) -> object:
-    with session(pair, **options) as opened:  # type: ignore[arg-type]
+    with session(pair, **options) as opened:
         return opened.function(opened.cases("quick"), precisions, (), [], lambda count: None)
 
 
 def test_a_converted_net_that_does_not_run_fails(pair: Pair) -> None:
     made = run_on(pair, config={"activation_fn": "nonsense"})
-    assert made.verdict == FAIL  # type: ignore[attr-defined]
-    assert made.words.startswith("the converted net does not run: ")  # type: ignore[attr-defined]
+    assert made.verdict == FAIL
+    assert made.words.startswith("the converted net does not run: ")
 
 
 def test_a_fault_of_our_own_is_not_called_a_fault_of_theirs(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,16 +317,16 @@ def test_a_fault_of_our_own_is_not_called_a_fault_of_theirs(pair: Pair, monkeypa
 
 def test_the_stored_table_of_the_native_size_is_tried_by_itself(pair: Pair) -> None:
     made = run_on(pair, config={"sample_size": 32})
-    lone = [c for c in made.checks if c.what == "native / patch embedding"]  # type: ignore[attr-defined]
+    lone = [c for c in made.checks if c.what == "native / patch embedding"]
     assert [check.passed for check in lone] == [False]
-    lone = [c for c in run_on(pair).checks if c.what == "native / patch embedding"]  # type: ignore[attr-defined]
+    lone = [c for c in run_on(pair).checks if c.what == "native / patch embedding"]
     assert [check.passed for check in lone] == [True]
 
 
 def test_half_precision_of_a_right_conversion(pair: Pair) -> None:
     made = run_on(pair, (F64, F16, BF16))
-    assert made.verdict == PASS  # type: ignore[attr-defined]
-    words = [c.words for c in made.checks if c.statistic in (f"{F16} relative L2", f"{BF16} relative L2")]  # type: ignore[attr-defined]
+    assert made.verdict == PASS
+    words = [c.words for c in made.checks if c.statistic in (f"{F16} relative L2", f"{BF16} relative L2")]
     assert len(words) == 4
     assert all("no worse" in text for text in words)
 

@@ -201,7 +201,7 @@ def test_guidance_begins_with_the_null_caption(name: str) -> None:
     null = state(name)["y_embedder.y_embedding"]
     left = held({"y_embedder.y_embedding": null})
     for tensor in left.values():
-        tensor.numpy = lambda: null.numpy()  # type: ignore[attr-defined]
+        tensor.numpy = lambda: null.numpy()
     made = of(name, "standard", left)[PARITY.guided]
     caption, mask = made.arrays["caption"], made.arrays["caption_mask"]
     assert np.array_equal(caption[0], null.numpy())
