@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -74,8 +75,9 @@ class Hub:
         )  # instead of the true one
         self._held: tuple[int, threading.Event, threading.Event] | None = None
         self.on_commit: Callable[[Repo], None] = lambda repo: None
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        self._server.daemon_threads = True
+        self.failures: list[BaseException] = []  # of this server itself
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._server.hub = self
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -86,6 +88,7 @@ class Hub:
     def __exit__(self, *how: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+        assert not self.failures
 
     def add(self, name: str, files: Files, **how: Any) -> Repo:
         repo = self.repos[name] = Repo(**how)
@@ -108,6 +111,17 @@ class Hub:
     def downloads(self) -> Counter[str]:
         """How often each large file, or a part of it, was sent."""
         return Counter(self.asked("GET", "/cdn/"))
+
+
+class _Server(ThreadingHTTPServer):
+    hub: Hub
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Kept for the end of the test: printed from a thread, it would end in whatever a test is capturing then."""
+        error = sys.exc_info()[1]
+        if error and not isinstance(error, ConnectionError):  # clients may hang up when they like
+            self.hub.failures.append(error)
 
 
 class _Handler(BaseHTTPRequestHandler):

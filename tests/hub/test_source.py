@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -306,13 +307,11 @@ def test_no_hub_at_all(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_hub_that_does_not_answer(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
-
-    def slow(method: str, path: str) -> None:
-        time.sleep(1)
-
-    hub.answer = slow
+    over = threading.Event()
+    hub.answer = lambda method, path: (503, b"too late") if over.wait(60) else None
     with pytest.raises(InputError, match=r"cannot be reached, or broke off: .*[Tt]imed out"):
         local("owner/name")
+    over.set()
 
 
 @pytest.mark.parametrize("name", ["../../evil.pth", "/evil.pth", "a/../../../../evil.pth"])
