@@ -11,11 +11,13 @@ import json
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +259,19 @@ def terminal(name: str, *arguments: object, **options: Any) -> tuple[int, str, b
     os.close(ours)
     out, _ = process.communicate(timeout=60)
     return process.returncode, out, shown
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """A block that must not block: neither in a system call nor in a loop."""
+
+    def expired(number: int, frame: Any) -> None:
+        raise AssertionError(f"still busy after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -59,7 +59,7 @@ def test_a_link_decides_where_a_file_lies_and_not_what_it_is(tmp_path: Path) -> 
 @example([30, 1, 30, 1], 5, "")
 @example([5], 5, "")
 @example([1, 6, 1], 5, "")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_cut_as_huggingface_hub_cuts(sizes: list[int], limit: int, variant: str) -> None:
     """The same names, the same tensors in each, the same index."""
     tensors = {f"w{(n * 7) % 41:02}": torch.zeros(size, dtype=torch.uint8) for n, size in enumerate(sizes)}

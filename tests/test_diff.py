@@ -637,7 +637,7 @@ def models(draw: st.DrawFn) -> State:
     return made
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(a=models(), b=models(), keyed=st.booleans())
 def test_laws(a: State, b: State, keyed: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
     """What is compared with itself is identical, and both directions say the same."""

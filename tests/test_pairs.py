@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.errors import UsageError
@@ -169,7 +169,6 @@ def test_natural_order_is_total(names: list[str]) -> None:
 _NAME = st.text(alphabet="ab01[]{}*?.-", min_size=1, max_size=6).filter(lambda name: name.strip("."))
 
 
-@settings(deadline=None)  # it writes files
 @given(st.sets(_NAME, min_size=1, max_size=6))
 def test_a_folder_gives_every_checkpoint_once(tmp_path_factory: pytest.TempPathFactory, names: set[str]) -> None:
     folder = tmp_path_factory.mktemp("r")

@@ -115,7 +115,7 @@ def test_views_are_laid_out_anew(tmp_path: Path) -> None:
     micro=st.booleans(),
     seed=st.integers(0, 1 << 20),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_size(
     tmp_path_factory: pytest.TempPathFactory,
     depth: int,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import struct
 import zlib
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from makers import within
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import InputError
@@ -254,19 +254,3 @@ def refused(path: Any, *fragments: str) -> Iterator[None]:
 def assert_refused(path: Any, *fragments: str) -> None:
     with within(20), refused(path, *fragments):
         read_all(path)
-
-
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """A block that must not block: neither in a system call nor in a loop."""
-
-    def expired(number: int, frame: Any) -> None:
-        raise AssertionError(f"still busy after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

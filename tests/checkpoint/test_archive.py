@@ -27,11 +27,11 @@ from forge import (
     storage,
     tensor,
     torch_file,
-    within,
     zip_file,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makers import within
 
 from converter.checkpoint import archive, open_checkpoint
 from converter.checkpoint.archive import Archive
@@ -409,7 +409,7 @@ def look(path: Path, data: bytes) -> Any:
 
 
 @given(st.binary(max_size=200), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_random_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes, ended: bool) -> None:
     path = tmp_path_factory.getbasetemp() / "random.zip"
     look(path, data + (struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 1, 1, len(data), 0, 0) if ended else b""))

@@ -20,8 +20,8 @@ from forge import (
     storage,
     tensor,
     torch_file,
-    within,
 )
+from makers import within
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import UsageError

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from forge import SIX, Glob, assert_refused, call, read_all, refused, safetensors_file, save, tensor, torch_file, within
+from forge import SIX, Glob, assert_refused, call, read_all, refused, safetensors_file, save, tensor, torch_file
 from hypothesis import given
 from hypothesis import strategies as st
+from makers import within
 from safetensors.torch import save_file
 
 from converter.checkpoint import open_checkpoint

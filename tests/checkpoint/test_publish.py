@@ -224,7 +224,7 @@ def test_overwrite_refuses_what_is_not_a_file_of_ours(tmp_path: Path, source: Pa
 
 
 @given(st.sets(st.sampled_from([*NAMES, STALE, "vae/notes.txt", "notes.txt", "a/b/c", ".git"]), min_size=1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_overwrite_is_refused_exactly_when_something_foreign_is_there(names: set[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
@@ -925,7 +925,7 @@ def test_leftovers_are_named_and_never_adopted_or_deleted(tmp_path: Path) -> Non
 
 
 @given(st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_leftovers_are_found_whatever_the_name(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if name in (".", ".."):

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from forge import assert_refused, read_all, refused, safetensors_file, save, within
+from forge import assert_refused, read_all, refused, safetensors_file, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makers import within
 from safetensors.torch import load_file, save_file
 
 from converter.checkpoint import open_checkpoint
@@ -187,7 +188,7 @@ DTYPES = [
         min_size=1,
     )
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_safetensors_writes_is_what_it_reads(
     tmp_path_factory: pytest.TempPathFactory, made: dict[str, Any]
 ) -> None:
@@ -253,7 +254,7 @@ def test_truncation_at_every_byte_and_every_flip_in_the_header(tmp_path: Path) -
 
 
 @given(st.binary(max_size=120))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_random_headers(tmp_path_factory: pytest.TempPathFactory, body: bytes) -> None:
     path = save(tmp_path_factory.getbasetemp(), safetensors_file(b"{" + body, SIX), "random.safetensors")
     with refused(path):
@@ -275,7 +276,7 @@ JSONS = st.recursive(
 
 
 @given(JSONS, JSONS, JSONS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_random_entries(tmp_path_factory: pytest.TempPathFactory, dtype: Any, shape: Any, offsets: Any) -> None:
     body = {"w": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
     path = save(tmp_path_factory.getbasetemp(), safetensors_file(body, SIX), "random.safetensors")

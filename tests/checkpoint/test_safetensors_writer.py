@@ -44,7 +44,7 @@ def write(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None) -> 
 @example(
     {'\x7f\x1f\b\f\n\r\t/"\\': ("float32", [1], 0), "é": ("float32", [1], 1), "\U0001f600": ("int64", [], 2)}, None
 )
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_identical_to_save_file(
     tmp_path_factory: pytest.TempPathFactory, made: dict[str, Any], metadata: dict[str, str] | None
 ) -> None:

@@ -7,16 +7,16 @@ import os
 import re
 import subprocess
 import sys
-import time
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from forge import SIX, assert_refused, parts, pickled, refused, save, storage, tensor, torch_file, within, zip_file
+from forge import SIX, assert_refused, parts, pickled, refused, save, storage, tensor, torch_file, zip_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makers import within
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.cast import round_to
@@ -27,7 +27,7 @@ from converter.errors import InputError
 
 
 @given(st.lists(st.integers(0, 4), max_size=4), st.lists(st.integers(0, 9), max_size=4), st.integers(0, 9))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_view_is_accepted_only_inside_its_storage_and_without_repeats(
     tmp_path_factory: pytest.TempPathFactory, shape: list[int], strides: list[int], offset: int
 ) -> None:
@@ -109,7 +109,7 @@ ROWS = st.one_of(st.none(), st.integers(-7, 7))
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=3), st.booleans(), ROWS, ROWS, ROWS, ROWS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_run_of_rows_is_what_numpy_says(
     tmp_path_factory: pytest.TempPathFactory, shape: list[int], turned: bool, a: Any, b: Any, c: Any, d: Any
 ) -> None:
@@ -232,8 +232,6 @@ def test_many_tensors_open_in_linear_time(tmp_path: Path) -> None:
         for n in range(many)
     )
     path = save(tmp_path, torch_file(b"\x80\x02" + memo + b"}(" + views + b"u.", SIX))
-    started = time.process_time()
     with within(30), open_checkpoint(path) as checkpoint:
         assert len(checkpoint) == many
         assert checkpoint["w7"].read() == SIX["0"][:4]
-    assert time.process_time() - started < 15

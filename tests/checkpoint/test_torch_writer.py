@@ -69,7 +69,7 @@ def random_tensors(made: dict[str, Any]) -> dict[str, torch.Tensor]:
 @given(st.dictionaries(KEYS, TENSORS, max_size=8))
 @example({})
 @example({"a": ("float32", [], 0), "é/../x": ("bfloat16", [0, 3], 1), "\U0001f600": ("bool", [2], 2)})
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_torch_and_zipfile_read_it(tmp_path_factory: pytest.TempPathFactory, made: dict[str, Any]) -> None:
     path, tensors = tmp_path_factory.getbasetemp() / "written.pth", random_tensors(made)
     write(tensors, path)

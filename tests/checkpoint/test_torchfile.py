@@ -28,10 +28,10 @@ from forge import (
     storage,
     tensor,
     torch_file,
-    within,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makers import within
 from test_unpickle import payloads
 
 from converter.checkpoint import open_checkpoint
@@ -141,7 +141,7 @@ def states(draw: st.DrawFn) -> Any:
 
 
 @given(states(), st.integers(2, 5), st.sampled_from([None, "state_dict", "model"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_state_dict_is_what_torch_loads(
     tmp_path_factory: pytest.TempPathFactory, state: Any, protocol: int, wrapper: str | None
 ) -> None:

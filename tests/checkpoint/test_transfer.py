@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forge import SIX, parts, pickled, refused, save, storage, tensor, torch_file, within, zip_file
+from forge import SIX, parts, pickled, refused, save, storage, tensor, torch_file, zip_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from makers import raw_bytes, sincos
+from makers import raw_bytes, sincos, within
 from safetensors.torch import save_file
 
 from converter.buffers import computed
@@ -85,7 +85,7 @@ def no_copying(*args: Any) -> int:
 
 @pytest.mark.parametrize("copying", [True, False])
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_all_bytes_of_any_views_arrive(
     tmp_path_factory: pytest.TempPathFactory, copying: bool, data: st.DataObject
 ) -> None:
@@ -329,7 +329,7 @@ def test_a_tensor_that_arrives_in_part_is_noticed(tmp_path: Path, out: int) -> N
 
 @pytest.mark.parametrize("dtype", [F16, BF16, F32, F64], ids=str)
 @given(st.binary(max_size=400))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_nonfinite_elements_are_counted_as_torch_counts_them(dtype: Any, raw: bytes) -> None:
     raw += {2: b"\x80\x7f\x00\x7c\x80\xff\xff\xff", 4: b"\0\0\x80\x7f\1\0\x80\x7f", 8: b"\0\0\0\0\0\0\xf0\xff"}[
         dtype.itemsize

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forge import Glob, Node, assembled, build, call, pairs, pickled, stack_glob, within
+from forge import Glob, Node, assembled, build, call, pairs, pickled, stack_glob
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from makers import within
 
 from converter.checkpoint import unpickle
 from converter.checkpoint.unpickle import Call, Dict, Global, PersistentId, PickleError, Set, load
@@ -67,7 +68,7 @@ def plain(node: Any) -> Any:
 
 
 @given(VALUES, st.integers(2, 5), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_plain_values_are_what_pickle_reads(value: Any, protocol: int, optimised: bool) -> None:
     data = pickle.dumps(value, protocol)
     found, _ = load(pickletools.optimize(data) if optimised else data)
@@ -325,7 +326,7 @@ def try_load(data: bytes) -> Any:
 
 @given(st.binary(max_size=300))
 @example(b"N.")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_random_bytes(data: bytes) -> None:
     try_load(data)
     try_load(b"\x80\x04" + data)

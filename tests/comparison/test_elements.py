@@ -47,7 +47,7 @@ def agree(made: Numbers, right: Numbers) -> None:
         assert getattr(made, name) == pytest.approx(getattr(right, name), rel=1e-12, abs=0), name
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data(), chunks=st.tuples(st.integers(1, 50), st.integers(1, 50)))
 def test_any_two_tensors(data: st.DataObject, chunks: tuple[int, int]) -> None:
     a = data.draw(tensors(finite=False))
@@ -55,7 +55,7 @@ def test_any_two_tensors(data: st.DataObject, chunks: tuple[int, int]) -> None:
     agree(measure(Held(a, chunks[0]), Held(b, chunks[1])), by_torch(a, b))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_it_is_the_same_from_either_side(data: st.DataObject) -> None:
     a = data.draw(tensors(finite=False))

@@ -62,7 +62,7 @@ def test_two_roundings_of_a_third_are_none_of_each_other() -> None:
     assert roundings(Held(a.half()), Held(a.bfloat16())) == ()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data(), to=st.sampled_from(TARGETS))
 def test_whatever_torch_makes_of_it(data: st.DataObject, to: torch.dtype) -> None:
     a = data.draw(tensors())
@@ -72,7 +72,7 @@ def test_whatever_torch_makes_of_it(data: st.DataObject, to: torch.dtype) -> Non
     assert way("A", to) in roundings(Held(b), Held(a))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_it_is_only_said_where_torch_makes_it_so(data: st.DataObject) -> None:
     a = data.draw(tensors())

@@ -105,7 +105,7 @@ def _module(key: str) -> tuple[str, str]:
     return (stem, dot + last) if last in ("weight", "bias") else (key, "")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.randoms(use_true_random=False))
 def test_names_that_say_nothing_are_never_sure(shuffle: random.Random) -> None:
     """Where only shapes could tell, and several are alike, no row may pretend to know."""

@@ -91,7 +91,7 @@ def test_the_way_back_of_whole_models(name: str) -> None:
     assert KEYS.plan_back(dict(list(target.items())[::-1])) == back
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.fixed_dictionaries({
         "depth": st.integers(1, 3), "hidden_size": st.sampled_from([8, 24]), "patch_size": st.sampled_from([2, 4, 8]),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants, file_download
-from makers import GOLDEN, HEADS, Result, diffusers_keyed, folder, launch, pixart, start, terminal, tree
+from makers import GOLDEN, HEADS, Result, diffusers_keyed, folder, launch, pixart, start, terminal, tree, within
 from server import Hub, sha256
 
 import converter
@@ -297,12 +297,9 @@ def test_a_private_repository_with_a_token(hub: Hub, monkeypatch: pytest.MonkeyP
 
 def test_no_hub_at_all(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    started = time.monotonic()
-    with pytest.raises(
-        InputError, match=r"^owner/name: not in the cache, and the hub at http://127\.0\.0\.1:9 cannot be"
-    ):
+    words = r"^owner/name: not in the cache, and the hub at http://127\.0\.0\.1:9 cannot be"
+    with within(30), pytest.raises(InputError, match=words):
         local("owner/name")
-    assert time.monotonic() - started < 5
 
 
 def test_a_hub_that_does_not_answer(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

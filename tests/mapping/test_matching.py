@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from time import perf_counter
-
 import pytest
+from makers import within
 
 from converter.mapping import Extra, Parameter, Refused, Sparse
 from converter.mapping.matching import Matching
@@ -140,7 +139,6 @@ def test_the_order_of_the_keys_shows_nowhere() -> None:
 
 
 def test_an_absurd_index_costs_no_time() -> None:
-    started = perf_counter()
-    said = problems([*net(), f"blocks.{10**18 - 1}.table"])
+    with within(30):
+        said = problems([*net(), f"blocks.{10**18 - 1}.table"])
     assert said == [f"missing blocks.{{3..{10**18 - 1}}}.fc", f"missing blocks.{{3..{10**18 - 2}}}.table"]
-    assert perf_counter() - started < 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.errors import InputError
@@ -308,7 +308,6 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(deadline=None)  # it reads and writes files
 @given(st.data())
 def test_no_damage_makes_it_lie(two: Path, data: st.DataObject) -> None:
     content = bytearray(two.read_bytes())

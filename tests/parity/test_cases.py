@@ -65,7 +65,7 @@ def test_every_case_comes_back_to_the_last_bit(tmp_path: Path) -> None:
         assert torch.equal(held[f"{case.name}.output.converted.float32"], output)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.text(min_size=1, max_size=20, alphabet=st.characters(codec="utf-8", exclude_characters="\0")))
 def test_any_name(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     at = tmp_path_factory.mktemp("names")

@@ -21,7 +21,7 @@ def numbers(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shapes, st.integers(0, 2**32 - 1), st.floats(-9, 1), st.floats(-4, 4))
 def test_against_numpy(sizes: tuple[int, int, int, int, int], seed: int, error: float, scale: float) -> None:
     n, c, rows, columns, patch = sizes
@@ -153,7 +153,7 @@ def test_quantiles_of_more_numbers_than_torch_takes() -> None:
 # Errors by a stage's own work.
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.floats(-6, 6))
 def test_relative_by_the_update(seed: int, size: float) -> None:
     """A block that adds little to a large stream is judged by what it adds."""

@@ -43,7 +43,7 @@ def by_loops(weights: dict[str, torch.Tensor], tokens: torch.Tensor, grid: tuple
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(factor=st.integers(1, 4), rows=st.integers(1, 4), columns=st.integers(1, 4), seed=st.integers(0, 99))
 def test_like_the_loop(sampling: Any, factor: int, rows: int, columns: int, seed: int) -> None:
     how, grid = Compression(sampling, factor, frozenset()), (rows * factor, columns * factor)

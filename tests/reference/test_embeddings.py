@@ -55,7 +55,7 @@ def test_table_as_the_training_code_stores_it(side: int, scale: float) -> None:
     assert torch.equal(made.float(), sincos(48, side, scale))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.integers(1, 12),
     columns=st.integers(1, 12),

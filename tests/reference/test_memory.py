@@ -46,7 +46,7 @@ def lazy(held: dict[str, torch.Tensor]) -> dict[str, Lazy]:
 # Memory.
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.lists(
