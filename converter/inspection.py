@@ -44,7 +44,7 @@ def inspect(
         made["features"] = sorted(plan.features)
         made["dropped"] = sorted(plan.computed)
         made["sidecar"] = sorted(plan.extras)
-        made["notes"] = list(looked.found.notes)
+        made["notes"] = [*looked.found.notes, *looked.found.stock]
         made["needs"] = looked.needs
         made["problems"] = ([looked.problem] if looked.problem else []) + plan.problems
         return made

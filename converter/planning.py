@@ -67,9 +67,11 @@ def draw_up(
     around = look_beside(stack, looked, null_caption)
     with looked.state.blaming():
         arranged = arrange(looked, around, wanted.dtype)
-    notes = [*looked.found.notes, *notes_on(checkpoint), *around.notes, *arranged.notes]
+    found = looked.found
+    notes = [*found.notes, *(found.stock if wanted.folder else []), *notes_on(checkpoint)]
+    notes += [*around.notes, *arranged.notes]
     if wanted.to == COMFYUI and maker.comfyui:
-        notes += maker.comfyui(looked.found)
+        notes += maker.comfyui(found)
     model = wanted.spelt(arranged.model)
     files, more = wanted.files(model, maker.subfolder)
     if arranged.aside:
@@ -83,6 +85,8 @@ def draw_up(
         "notes": notes,
         "plan": arranged.rows,
     }
+    if wanted.folder:
+        record |= around.record.passed_on(arranged.cast)
     parts = [*model, *arranged.aside]
     return Blueprint(checkpoint.path, arranged, parts, files, texts | more, record, wanted.folder, notes)
 

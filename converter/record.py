@@ -14,6 +14,7 @@ EXTRAS = "original_extras.safetensors"
 RECORD = "conversion.json"
 PARITY = "parity.json"  # what was found of the result, where it was asked for
 TOOL = "convert-pixart"
+ASIDE = ("sidecar", "recompute")  # the operations on what is no weight of the model, which no cast touches
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,40 @@ class Record:
     odd: str = ""
 
     @property
-    def rows(self) -> dict[str, dict[str, Any]]:
-        """Of a conversion out of the original layout: the rows of its plan by the original key, in the file's order."""
-        if self.content.get("layout") != "original":
-            return {}
-        return {row["source"]: row for row in self.content["plan"]}
+    def origin(self) -> dict[str, Any]:
+        """What is known of the conversion out of the original layout: this one, or one that its source had been through
+        before; empty where neither was one."""
+        return self.content if self.content.get("layout") == "original" else self.content.get("origin") or {}
 
     @property
-    def cast(self) -> str:
-        """The dtype that weights were rounded to on the way out; '' where none was."""
-        return str(self.content.get("cast") or "")
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The rows of the plan of that conversion by the original key, in the original file's order."""
+        return {row["source"]: row for row in self.origin.get("plan", ())}
+
+    @property
+    def casts(self) -> list[str]:
+        """The dtypes that weights were rounded to on the way out, one after the other."""
+        last = self.content.get("cast")
+        return [*(self.content.get("origin") or {}).get("casts", ()), *([last] if last else [])]
+
+    def passed_on(self, cast: str) -> dict[str, Any]:
+        """The origin as the record of a conversion of this model holds it, so that the way back stays exact.
+
+        Args:
+            cast: what the weights are rounded to in that conversion; their digests are not passed on then.
+        """
+        if not self.origin:
+            return {}
+        kept = {name: self.origin[name] for name in ("source", "layout", "hyper_parameters") if name in self.origin}
+        rows = [
+            {
+                name: value
+                for name, value in row.items()
+                if not cast or name != "sha256" or row.get("operation") in ASIDE
+            }
+            for row in self.origin["plan"]
+        ]
+        return {"origin": kept | {"casts": self.casts, "plan": rows}}
 
 
 def record_beside(model: Path) -> Record:
@@ -51,7 +76,9 @@ def record_beside(model: Path) -> Record:
             inside = "" if folder == model else f"{model.absolute().name}/"
             if content["tool"]["name"] != TOOL or not any(name.startswith(inside) for name in written):
                 continue
-            if not all(map(_sound, rows)) or (content.get("cast") or "float32") not in BY_NAME:
+            origin = content.get("origin") or {"plan": [], "casts": []}
+            casts = [content.get("cast") or "float32", *origin["casts"]]
+            if not all(map(_sound, [*rows, *origin["plan"]])) or not all(cast in BY_NAME for cast in casts):
                 raise TypeError
         except (ConverterError, TypeError, KeyError, AttributeError):
             return Record(odd=f"{RECORD} cannot be read as a record of a conversion, and is not believed")

@@ -61,6 +61,39 @@ def test_dit(tmp_path: Path) -> None:
     same(there_and_back(GOLDEN / "dit.pt", tmp_path), torch.load(GOLDEN / "dit.pt", weights_only=True))
 
 
+@pytest.mark.parametrize("kind", ["the table alone in half", "blocks in half"])
+def test_by_way_of_several_conversions(kind: str, tmp_path: Path) -> None:
+    """What the first one knew travels along: order, dtype of the buffers, digests."""
+    state = dict(reversed(pixart(**KINDS[kind]).items()))
+    converter.convert(save(state, tmp_path / "a.pth"), tmp_path / "first", num_attention_heads=HEADS)
+    converter.convert(tmp_path / "first", tmp_path / "second", max_shard_size="20KB")
+    same(there_and_back(tmp_path / "second", tmp_path), state)
+
+
+def test_a_later_cast_is_as_good_as_one_at_once(tmp_path: Path) -> None:
+    source, backs = save(pixart(), tmp_path / "a.pth"), {}
+    converter.convert(source, tmp_path / "exact", num_attention_heads=HEADS)
+    converter.convert(tmp_path / "exact", tmp_path / "later", dtype="float16")
+    converter.convert(tmp_path / "later", tmp_path / "widened", dtype="float32")
+    converter.convert(source, tmp_path / "at once", dtype="float16", num_attention_heads=HEADS)
+    for name in ("later", "widened", "at once"):
+        backs[name] = converter.convert(tmp_path / name, tmp_path / f"{name}.pth", to="original")
+        casts = "float16 and then to float32" if name == "widened" else "float16"
+        assert f"its weights were rounded to {casts} when it was converted: bits are lost" in backs[name].notes
+        assert not any("trained since" in note for note in backs[name].notes)
+    assert (tmp_path / "later.pth").read_bytes() == (tmp_path / "at once.pth").read_bytes()
+    same(read(tmp_path / "widened.pth"), {key: value.float() for key, value in read(tmp_path / "later.pth").items()})
+
+
+@pytest.mark.parametrize(("name", "words"), [("dit.pt", "this is run on it"), ("alpha-ms.pth", "added_cond_kwargs")])
+def test_what_stock_diffusers_does_is_said_of_what_is_made_for_it(name: str, words: str, tmp_path: Path) -> None:
+    there = converter.convert(GOLDEN / name, tmp_path / "out", num_attention_heads=HEADS)
+    back = converter.convert(there.path, tmp_path / "back.pth", to="original")
+    for notes, said in ((there.notes, True), (there.record["notes"], True), (back.notes, False)):
+        assert any(words in note for note in notes) == said
+    assert any(words in note for note in converter.inspect(tmp_path / "back.pth")["notes"])
+
+
 def test_ema_is_what_comes_back_if_it_went_out(tmp_path: Path) -> None:
     wanted = torch.load(GOLDEN / "alpha-ms.pth", weights_only=True)["state_dict_ema"]
     same(there_and_back(GOLDEN / "alpha-ms.pth", tmp_path, weights="ema"), wanted)
@@ -267,6 +300,21 @@ def test_a_record_with_a_hostile_cast_is_not_believed(cast: object, converted: P
     done = converter.convert(converted, converted.parent / "back.pth", to="original")
     assert any("is not believed" in note for note in done.notes)
     assert not any("rounded" in note for note in done.notes)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [[], "plan", {"plan": []}, {"casts": []}, {"casts": "float16", "plan": []}, {"casts": [16], "plan": []},
+     {"casts": ["int4"], "plan": []}, {"casts": [], "plan": [{"source": 1}]}, {"casts": [], "plan": {"a": "b"}}],
+)  # fmt: skip
+def test_a_record_with_a_hostile_origin_is_not_believed(origin: object, converted: Path) -> None:
+    converter.convert(converted, converted.parent / "again")
+    record = json.loads((converted.parent / "again" / RECORD).read_text())
+    assert record["origin"]["plan"]
+    (converted.parent / "again" / RECORD).write_text(json.dumps(record | {"origin": origin}))
+    done = converter.convert(converted.parent / "again", converted.parent / "back.pth", to="original")
+    assert any("is not believed" in note for note in done.notes) == (origin != [])
+    same(read(done.path), pixart(), ordered=False)
 
 
 def test_a_record_that_is_none(converted: Path) -> None:

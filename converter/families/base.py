@@ -22,14 +22,16 @@ class Finding:
 class Findings(dict[str, Finding]):
     """Hyper-parameters by name. `given` are the user's words; they may not contradict what the file shows.
 
-    `notes`: what a user should be told; `problems`: what stands against a conversion though every key has its row;
-    `doubted`: stored buffers that are there and not believed -> why.
+    `notes`: what a user should be told; `stock`: what only those should be told who use diffusers' own classes and
+    pipelines; `problems`: what stands against a conversion though every key has its row; `doubted`: stored buffers
+    that are there and not believed -> why.
     """
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         super().__init__()
         self.given = {name: value for name, value in given.items() if value is not None}
         self.notes: list[str] = []
+        self.stock: list[str] = []
         self.problems: list[str] = []
         self.doubted: dict[str, str] = {}
 

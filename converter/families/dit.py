@@ -85,7 +85,7 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
         seen = f"{table.seen}: scale {table.scale:g}" if table.scale else table.seen
         found.problems.append(f"{seen}, and the diffusers class computes that of scale 1 and has no room for another")
     found.settle(EXACT, False, "as from_pretrained loads it, without the line that the note gives")
-    found.notes.append(
+    found.stock.append(
         f"{OTHERWISE}, which no weights can make up for: what from_pretrained loads is the original's function once "
         f"this is run on it: {EXACT_LINE}"
     )
@@ -98,7 +98,7 @@ def _classes(plan: Plan, found: Findings) -> None:
     counted = f"{shown}: a row for each class, and the last for none, as diffusers counts"
     found.file("num_classes", rows - 1 if rows else None, counted if rows else shown)
     if rows and rows != PIPELINE_NULL + 1:
-        found.notes.append(
+        found.stock.append(
             f"its class table has {rows} rows, so that {rows - 1} is the label of no class (if it was trained to have "
             f"one); the stock DiTPipeline takes {PIPELINE_NULL} for it and cannot guide this model"
         )

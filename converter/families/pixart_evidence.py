@@ -19,7 +19,7 @@ from .evidence import (
     sensible,
     sizes,
 )
-from .pixart_released import HEAD_SIZE, PLACEHOLDER, RELEASED, TOKENS, remarks
+from .pixart_released import HEAD_SIZE, PLACEHOLDER, RELEASED, TOKENS, remarks, stock
 
 MICRO, QK_NORM, KV_COMPRESS, REL_POS = "micro_condition", "qk_norm", "kv_compress", "use_rel_pos"
 FLAGS = {
@@ -46,6 +46,7 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
     heads(found, state.config, *_usual_heads(found["hidden_size"].value or 0))
     _resolution(found, state.config, read_table(plan, state, found))
     found.notes += remarks(found, MICRO)
+    found.stock += stock(found, MICRO)
     held_against(state.config, found, CONFIGURED)
 
 

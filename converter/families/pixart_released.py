@@ -25,7 +25,7 @@ def remarks(found: Findings, micro: str) -> list[str]:
         micro: the name of the hyper-parameter that says whether there are micro-conditions.
     """
     notes = []
-    version, pixels, side, depth = (found[name].value for name in ("version", "image_size", "sample_size", "depth"))
+    version, pixels, depth = (found[name].value for name in ("version", "image_size", "depth"))
     conditioned = found[micro].value
     if version and pixels and (version, pixels) not in (WITH_MICRO if conditioned else WITHOUT_MICRO):
         notes.append(
@@ -37,9 +37,15 @@ def remarks(found: Findings, micro: str) -> list[str]:
             f"it has {depth} blocks, where the released models of hidden size {WIDTH} have "
             f"{' or '.join(map(str, DEPTHS))}: blocks at the end may be missing"
         )
-    if conditioned and side and side != PIPELINE_SIDE:
-        notes.append(
-            f"the stock PixArtAlphaPipeline passes micro-conditions on at sample_size {PIPELINE_SIDE} only, and this "
-            f"model has {side}: it has to be called with added_cond_kwargs by other means"
-        )
     return notes
+
+
+def stock(found: Findings, micro: str) -> list[str]:
+    """What diffusers' own pipelines do with such a model."""
+    side = found["sample_size"].value
+    if not found[micro].value or side in (None, PIPELINE_SIDE):
+        return []
+    return [
+        f"the stock PixArtAlphaPipeline passes micro-conditions on at sample_size {PIPELINE_SIDE} only, and this "
+        f"model has {side}: it has to be called with added_cond_kwargs by other means"
+    ]

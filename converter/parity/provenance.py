@@ -37,18 +37,20 @@ class Record:
 
 
 def record_of(converted: Path) -> tuple[Record, list[str]]:
-    """The record of the conversion that made a folder, if it lies in it or beside it; and what is odd about it."""
+    """The record of the conversion that made a folder, if it lies in it or beside it; and what is odd about it. Of a
+    conversion of a conversion, what it passes on of the first one counts."""
     found = record_beside(converted)
     if not found.folder:
         return Record(), [found.odd] if found.odd else []
     try:
-        content = found.content
+        content = found.origin or found.content
         given = {
             name: finding["value"]
-            for name, finding in content["hyper_parameters"].items()
+            for record in (content, found.content)
+            for name, finding in record["hyper_parameters"].items()
             if finding["source"] == "given"
         }
-        source, cast = content["source"], content.get("cast") or ""
+        source, cast = content["source"], found.casts[-1] if found.casts else ""
         if source["weights"] not in WEIGHTS or cast not in ("", *PRECISIONS):
             raise TypeError
         return Record(source["weights"], source["size"], cast, given, found.folder), []

@@ -158,7 +158,7 @@ def test_the_released_models_are_described_without_a_flag(name: str) -> None:
     found = look(inventory(name))
     assert told(found, "image_size") == (INVENTORIES[name]["image_size"], "file")
     assert DIT.config(found)["num_embeds_ada_norm"] == 1000
-    assert not any("DiTPipeline" in note or "missing" in note for note in found.notes)
+    assert not any("DiTPipeline" in note or "missing" in note for note in [*found.notes, *found.stock])
 
 
 def test_without_a_predicted_variance() -> None:
@@ -174,7 +174,7 @@ def test_the_classes_are_one_less_than_the_rows_and_the_pipeline_knows_one_numbe
     found = look(state)
     assert told(found, "num_classes") == (rows - 1, "file")
     assert f"[{rows}, 384]" in found["num_classes"].evidence
-    (note,) = [note for note in found.notes if "DiTPipeline" in note]
+    (note,) = [note for note in found.stock if "DiTPipeline" in note]
     assert f"{rows} rows" in note
     assert built(DIT.config(found)) == produced(KEYS.plan(state), state)
 
@@ -235,7 +235,7 @@ def test_whoever_loads_it_is_told_the_line_that_makes_it_exact() -> None:
     for said, told_as in ((None, (False, "assumed")), (True, (True, "given"))):
         found = look(state, exact_timesteps=said)
         assert told(found, "exact_timesteps") == told_as
-        (note,) = [note for note in found.notes if EXACT_LINE in note]
+        (note,) = [note for note in found.stock if EXACT_LINE in note]
         assert "127" in note
 
 

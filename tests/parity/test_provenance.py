@@ -13,6 +13,7 @@ import torch
 from makers import GOLDEN, HEADS
 from opened import Pair, golden, one_thread, small  # noqa: F401
 
+from converter import convert
 from converter.errors import InputError, UsageError
 from converter.families import Family
 from converter.families.pixart import PIXART
@@ -201,6 +202,17 @@ def test_what_a_record_says_is_told_as_the_users_word(pair: Pair) -> None:
     assert "num_attention_heads" not in {row["name"] for row in report.assumed}
 
 
+def test_what_the_first_conversion_was_told_travels_along(pair: Pair, tmp_path: Path) -> None:
+    """Though the record of the second one is of a folder, and not of the original."""
+    again = convert(pair.folder, tmp_path / "again", dtype="float16").path
+    made, notes = record_of(again)
+    assert (made.size, made.cast, notes) == (os.path.getsize(pair.original), "float16", [])
+    assert made.given["num_attention_heads"] == HEADS
+    report = check(pair.original, again)
+    assert report.verdict == PASS
+    assert "num_attention_heads" not in {row["name"] for row in report.assumed}
+
+
 def test_a_record_that_contradicts_the_config_fails(pair: Pair) -> None:
     content = json.loads((pair.folder / RECORD).read_text())
     heads = content["hyper_parameters"]["num_attention_heads"] | {"value": 8}
@@ -218,8 +230,6 @@ def test_which_weights_a_record_says(tmp_path: Path) -> None:
     raw = pixart()
     torch.save(training(raw, pixart(seed=5)), tmp_path / "both.pth")
     for weights in ("raw", "ema"):
-        from converter import convert
-
         out = tmp_path / weights
         convert(tmp_path / "both.pth", out, weights=weights, num_attention_heads=HEADS, image_size=128)
         assert record_of(out)[0].weights == weights
