@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import GOLDEN, HEADS, Result, launch, pixart, save, tree
+from makers import GOLDEN, HEADS, Result, diffusers_keyed, launch, pixart, raw_bytes, save, training, tree
+from safetensors.torch import load_file
 
 import converter
 
@@ -56,6 +57,21 @@ def test_json_and_quiet(converted: Path, cli: Cli) -> None:
     assert rows["pos_embed"]["operation"] == "recompute"
     done = cli("pixart", *call, "--quiet", "--overwrite")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_which_weights_of_a_training_file(weights: str, tmp_path: Path, cli: Cli) -> None:
+    """With diffusers' keys, and a note that names the flag where it is not given."""
+    state = {"raw": pixart(), "ema": pixart(seed=5)}
+    both = save(training(*map(diffusers_keyed, state.values())), tmp_path / "both.pth")
+    call = ["revert", "--converted_path", both, "--num_attention_heads", HEADS, "--image_size", 128]
+    call += ["--interpolation_scale", 1]
+    done = cli("pixart", *call, "--dump_path", tmp_path / "back.safetensors", "--weights", weights)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--weights" not in done.stdout
+    wanted = {key: raw_bytes(value) for key, value in state[weights].items() if key != "y_embedder.y_embedding"}
+    assert {key: raw_bytes(value) for key, value in load_file(tmp_path / "back.safetensors").items()} == wanted
+    assert "--weights ema takes those" in cli("pixart", *call, "--dump_path", tmp_path / "x.pth", "--dry_run").stdout
 
 
 def test_a_dry_run_writes_nothing(converted: Path, cli: Cli) -> None:

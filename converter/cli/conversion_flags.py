@@ -1,4 +1,4 @@
-"""The flags that `convert` and `revert` share."""
+"""The flags that commands share which read a checkpoint, and those of the ones that write one."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ def together(*decorators: Decorator) -> Decorator:
 
     return decorate
 
+
+which = click.option(
+    "--weights", type=click.Choice(["raw", "ema"]), help="Which weights, where a file has both. Default: raw."
+)
 
 insisted = click.option(
     "--family",

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .conversion_flags import hyper_parameters, together, writing
+from .conversion_flags import hyper_parameters, together, which, writing
 from .options import Command
 
 
@@ -42,9 +42,7 @@ from .options import Command
     help="Only true for now: whole pipelines are not written yet.",
 )
 @together(
-    click.option(
-        "--weights", type=click.Choice(["raw", "ema"]), help="Which weights, where a file has both. Default: raw."
-    ),
+    which,
     hyper_parameters,
     click.option("--max_shard_size", metavar="SIZE", help="Write larger models as several files, such as 5GB each."),
     click.option("--variant", metavar="NAME", help="Put this into the names of the weights, such as fp16."),

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from .conversion_flags import which
 from .options import Command, boolean, json_option
 
 
@@ -20,7 +21,7 @@ from .options import Command, boolean, json_option
     metavar="PATH",
     help="A .pth or .safetensors in PixArt's original layout, or a folder for diffusers.",
 )
-@click.option("--weights", type=click.Choice(["raw", "ema"]), help="Which weights, where a file has both.")
+@which
 @click.option(
     "--none",
     type=click.Choice(["unconditional", "zero"]),

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import click
 
-from .conversion_flags import insisted
+from .conversion_flags import insisted, which
 from .options import Command, json_option
 
 
 @click.command(cls=Command, short_help="Say what a checkpoint is, from its index.")
 @click.argument("path")
-@click.option(
-    "--weights",
-    type=click.Choice(["raw", "ema"]),
-    help="Which weights to look at, where a file has both. Default: raw.",
-)
+@which
 @insisted
 @json_option
 def inspect(path: str, weights: str | None, family: str | None, as_json: bool) -> None:

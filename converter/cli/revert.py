@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .conversion_flags import hyper_parameters, together, writing
+from .conversion_flags import hyper_parameters, together, which, writing
 from .options import Command
 
 
@@ -21,7 +21,7 @@ from .options import Command
     default="original",
     help="The original layout (default), or a .safetensors as ComfyUI reads it.",
 )
-@together(writing, hyper_parameters)
+@together(which, writing, hyper_parameters)
 def revert(converted_path: str, dump_path: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Write a converted model in the original layout again, bit for bit, buffers included.
 
