@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,16 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # the package uninstalle
 # examples are the same each time.
 settings.register_profile("untimed", settings(), deadline=None)
 settings.load_profile("untimed")
+
+# In the background of a script, or under nohup, these are ignored, and so they would be by every process started here.
+for _number, _action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _action)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first: at the end, nothing would be left to run beside them."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture
