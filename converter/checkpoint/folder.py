@@ -68,6 +68,12 @@ def variants(names: Collection[str]) -> list[str]:
     return sorted(variant for variant in found if not is_shard(variant))
 
 
+def unread_variants(folder: Path) -> list[str]:
+    """The variants of weights that lie in a folder beside those without one, which are read."""
+    names = {path.name for path in folder.iterdir() if path.exists()}
+    return variants(names) if _pairs(names, "") else []
+
+
 def is_shard(variant: str) -> bool:
     """Whether what looks like a variant's name is that of one of its shards, such as 'fp16-00001-of-00002'."""
     return re.search(r"-\d{5}-of-\d{5}$", variant) is not None

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import InputError, printable
 from .containers import TOP, Candidate, Items, at_hand, candidates, choose, shown
 from .file import InputFile, container_of
-from .folder import model_folder, read_config, weight_files
+from .folder import model_folder, read_config, unread_variants, weight_files
 from .safetensors_reader import read_header
 from .tensor import LazyTensor
 from .torchfile import TorchFile
@@ -65,6 +65,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self.config = read_config(place)
         paths, weight_map, passed_over = weight_files(place)
         self.others += [f"{name}: other weights in this folder, not read" for name in passed_over]
+        self.others += [f"{printable(name)}: a variant of the weights, not read" for name in unread_variants(place)]
         opened = [(path.name, *self._open_file(path)) for path in paths]
         self.container = f"folder of {opened[0][1]}" + (f", {len(paths)} shards" if weight_map else "")
         if weight_map is None:

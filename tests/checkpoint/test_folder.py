@@ -298,8 +298,10 @@ def test_a_variant_is_taken_where_it_is_all_there_is(tmp_path: Path, stem: str) 
 def test_weights_without_a_variant_go_first(tmp_path: Path) -> None:
     shard(tmp_path, FP16, "w", value=2.0)
     shard(tmp_path, STEM, "w", value=1.0)
-    index(tmp_path, {"w": FIRST}, "diffusion_pytorch_model.non_ema.safetensors")
+    index(tmp_path, {"w": FIRST}).rename(tmp_path / with_variant(f"{STEM}.index.json", "non_ema"))
     assert read_all(tmp_path)["w"][2] == torch.ones(2).numpy().tobytes()
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.others == [f"{name}: a variant of the weights, not read" for name in ("fp16", "non_ema")]
 
 
 def test_of_one_variant_in_two_formats_safetensors_win_and_the_other_is_named(tmp_path: Path) -> None:
