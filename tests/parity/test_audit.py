@@ -20,7 +20,8 @@ from converter.mapping import Copies, KeyMapping
 from converter.parity import belonging
 from converter.parity.audit import Sides, audit
 from converter.parity.belonging import equal
-from converter.parity.faults import Faulty, catalogue
+from converter.parity.catalogue import catalogue
+from converter.parity.faults import Faulty
 from converter.parity.report import FAIL, PASS, Check, Phase
 
 EXTRA = "y_embedder.y_embedding"
