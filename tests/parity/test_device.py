@@ -57,6 +57,7 @@ def pretended(pair: Pair, leak: str = "none", **options: str) -> dict[str, Any]:
     return made
 
 
+@pytest.mark.slow
 @needs_pretending
 @pytest.mark.parametrize(
     ("name", "options"),
