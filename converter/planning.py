@@ -86,7 +86,7 @@ def draw_up(
         "plan": arranged.rows,
     }
     if wanted.folder:
-        record |= around.record.passed_on(arranged.cast)
+        record |= around.record.passed_on(arranged.cast, around.given)
     parts = [*model, *arranged.aside]
     return Blueprint(checkpoint.path, arranged, parts, files, texts | more, record, wanted.folder, notes)
 

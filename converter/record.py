@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,23 +46,21 @@ class Record:
         last = self.content.get("cast")
         return [*(self.content.get("origin") or {}).get("casts", ()), *([last] if last else [])]
 
-    def passed_on(self, cast: str) -> dict[str, Any]:
+    def passed_on(self, cast: str, displaced: Collection[str]) -> dict[str, Any]:
         """The origin as the record of a conversion of this model holds it, so that the way back stays exact.
 
         Args:
             cast: what the weights are rounded to in that conversion; their digests are not passed on then.
+            displaced: original keys whose tensors are other ones from then on.
         """
         if not self.origin:
             return {}
+
+        def holds(row: dict[str, Any]) -> bool:
+            return row["source"] not in displaced and (not cast or row.get("operation") in ASIDE)
+
         kept = {name: self.origin[name] for name in ("source", "layout", "hyper_parameters") if name in self.origin}
-        rows = [
-            {
-                name: value
-                for name, value in row.items()
-                if not cast or name != "sha256" or row.get("operation") in ASIDE
-            }
-            for row in self.origin["plan"]
-        ]
+        rows = [row if holds(row) else row | {"sha256": None} for row in self.origin["plan"]]
         return {"origin": kept | {"casts": self.casts, "plan": rows}}
 
 

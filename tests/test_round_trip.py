@@ -70,6 +70,16 @@ def test_by_way_of_several_conversions(kind: str, tmp_path: Path) -> None:
     same(there_and_back(tmp_path / "second", tmp_path), state)
 
 
+def test_a_null_caption_given_on_the_way_is_what_comes_back(converted: Path) -> None:
+    wanted = pixart()
+    wanted[CAPTION] += 1
+    save_file({CAPTION: wanted[CAPTION]}, caption := converted.parent / "null.safetensors")
+    converter.convert(converted, converted.parent / "again", null_caption=caption)
+    done = converter.convert(converted.parent / "again", converted.parent / "back.pth", to="original")
+    assert "all 57 tensors are what conversion.json says was converted" in done.notes
+    same(read(done.path), wanted)
+
+
 def test_a_later_cast_is_as_good_as_one_at_once(tmp_path: Path) -> None:
     source, backs = save(pixart(), tmp_path / "a.pth"), {}
     converter.convert(source, tmp_path / "exact", num_attention_heads=HEADS)
