@@ -178,10 +178,18 @@ def _write(
     plan.record["written"] = written.files | {name: digest_of(text.encode()) for name, text in plan.texts.items()}
     sizes = {name: int(file["size"]) for name, file in plan.record["written"].items()}
     if plan.recorded:
+        made_anew = _cast(plan) | plan.around.given.keys()
+        shas = {key: sha for name in made_anew for key, sha in written.digests.get(name, {}).items()}
+        plan.record |= plan.around.record.passed_on(shas)
         record = json.dumps(plan.record, indent=1, ensure_ascii=False) + "\n"
         out.write_text(RECORD, record)
         sizes[RECORD] = len(record.encode())
     return sizes
+
+
+def _cast(plan: Blueprint) -> set[str]:
+    """The keys of the sources that are rounded."""
+    return {tensor.key for part in plan.parts for tensor in part.sources if tensor.dtype != part.dtype}
 
 
 def _as_promised(plan: Blueprint, written: Written) -> list[str]:
@@ -189,7 +197,7 @@ def _as_promised(plan: Blueprint, written: Written) -> list[str]:
 
     Raises: `InputError` where what nobody trains is not what it was.
     """
-    arranged, cast = plan.arranged, {t.key for p in plan.parts for t in p.sources if t.dtype != p.dtype}
+    arranged, cast = plan.arranged, _cast(plan)
     found = {key: next(iter(made.values())) for key, made in written.digests.items() if key not in cast}
     for key, promised in arranged.promised.items():
         if found.get(key, promised) != promised:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ._version import __version__
 from .arrangement import Arrangement, to_diffusers
-from .beside import look_beside
+from .beside import Beside, look_beside
 from .checkpoint import Checkpoint
 from .checkpoint.folder import CONFIG, beside, model_folder
 from .checkpoint.safetensors_writer import lay_out_safetensors
@@ -34,6 +34,7 @@ class Blueprint:
     """
 
     source: str
+    around: Beside
     arranged: Arrangement
     parts: list[Part]
     files: list[TensorFile]
@@ -85,10 +86,8 @@ def draw_up(
         "notes": notes,
         "plan": arranged.rows,
     }
-    if wanted.folder:
-        record |= around.record.passed_on(arranged.cast, around.given)
     parts = [*model, *arranged.aside]
-    return Blueprint(checkpoint.path, arranged, parts, files, texts | more, record, wanted.folder, notes)
+    return Blueprint(checkpoint.path, around, arranged, parts, files, texts | more, record, wanted.folder, notes)
 
 
 def digest_of(data: bytes) -> dict[str, int | str]:

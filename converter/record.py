@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ EXTRAS = "original_extras.safetensors"
 RECORD = "conversion.json"
 PARITY = "parity.json"  # what was found of the result, where it was asked for
 TOOL = "convert-pixart"
-ASIDE = ("sidecar", "recompute")  # the operations on what is no weight of the model, which no cast touches
+_PLAIN = (bool, int, float, str, type(None))  # what a hyper-parameter may be
 
 
 @dataclass(frozen=True)
@@ -44,24 +44,34 @@ class Record:
     def casts(self) -> list[str]:
         """The dtypes that weights were rounded to on the way out, one after the other."""
         last = self.content.get("cast")
-        return [*(self.content.get("origin") or {}).get("casts", ()), *([last] if last else [])]
+        return [*self.content.get("earlier_casts", ()), *([last] if last else [])]
 
-    def passed_on(self, cast: str, displaced: Collection[str]) -> dict[str, Any]:
-        """The origin as the record of a conversion of this model holds it, so that the way back stays exact.
+    @property
+    def given(self) -> dict[str, Any]:
+        """Hyper-parameters in the user's words, at the first conversion and at this one."""
+        return {
+            name: finding["value"]
+            for told in (self.origin, self.content)
+            for name, finding in told.get("hyper_parameters", {}).items()
+            if finding["source"] == "given"
+        }
+
+    def passed_on(self, digests: Mapping[str, str]) -> dict[str, Any]:
+        """What the record of a conversion of this model says of what was before it, so that the way back stays exact.
 
         Args:
-            cast: what the weights are rounded to in that conversion; their digests are not passed on then.
-            displaced: original keys whose tensors are other ones from then on.
+            digests: SHA-256 of what that conversion made anew, by the key in the model or the sidecar.
         """
+        made: dict[str, Any] = {"earlier_casts": self.casts} if self.casts else {}
         if not self.origin:
-            return {}
-
-        def holds(row: dict[str, Any]) -> bool:
-            return row["source"] not in displaced and (not cast or row.get("operation") in ASIDE)
-
-        kept = {name: self.origin[name] for name in ("source", "layout", "hyper_parameters") if name in self.origin}
-        rows = [row if holds(row) else row | {"sha256": None} for row in self.origin["plan"]]
-        return {"origin": kept | {"casts": self.casts, "plan": rows}}
+            return made
+        source, rows = self.origin["source"], []
+        for row in self.rows.values():
+            shas = {key: digests.get(key, digest) for key, digest in (row.get("sha256") or {}).items()}
+            rows.append({name: row[name] for name in ("source", "dtype", "shape")} | {"sha256": shas})
+        given = {name: {"value": value, "source": "given"} for name, value in self.given.items()}
+        about = {"weights": source["weights"], "size": source["size"]}
+        return made | {"origin": {"source": about, "hyper_parameters": given, "plan": rows}}
 
 
 def record_beside(model: Path) -> Record:
@@ -71,13 +81,12 @@ def record_beside(model: Path) -> Record:
             continue
         try:
             content = read_json(folder / RECORD)
-            written, rows = content["written"], content["plan"]
             inside = "" if folder == model else f"{model.absolute().name}/"
-            if content["tool"]["name"] != TOOL or not any(name.startswith(inside) for name in written):
+            if content["tool"]["name"] != TOOL or not any(name.startswith(inside) for name in content["written"]):
                 continue
-            origin = content.get("origin") or {"plan": [], "casts": []}
-            casts = [content.get("cast") or "float32", *origin["casts"]]
-            if not all(map(_sound, [*rows, *origin["plan"]])) or not all(cast in BY_NAME for cast in casts):
+            casts = [content.get("cast") or "float32", *_listed(content.get("earlier_casts", []))]
+            known = [content, *([content["origin"]] if content.get("origin") else [])]
+            if not all(map(_sound, known)) or not all(BY_NAME[cast].floating for cast in casts):
                 raise TypeError
         except (ConverterError, TypeError, KeyError, AttributeError):
             return Record(odd=f"{RECORD} cannot be read as a record of a conversion, and is not believed")
@@ -85,9 +94,26 @@ def record_beside(model: Path) -> Record:
     return Record()
 
 
-def _sound(row: Any) -> bool:
-    """Whether a row of a plan is of the types that are relied on: anyone may have written it."""
-    digests, shape = row.get("sha256") or {}, row.get("shape", [])
+def _sound(told: Any) -> bool:
+    """Whether all that is relied on is of the types that it ought to be: anyone may have written it."""
+    keys = [row["source"] for row in _listed(told["plan"]) if _sound_row(row)]
+    source, findings = told["source"], told["hyper_parameters"].values()
+    return (
+        len(set(keys)) == len(told["plan"])
+        and isinstance(source["weights"], str)
+        and type(source["size"]) is int
+        and all(isinstance(finding["value"], _PLAIN) and finding["source"] for finding in findings)
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError
+    return value
+
+
+def _sound_row(row: Any) -> bool:
+    digests, shape = row.get("sha256") or {}, row["shape"]
     if not (isinstance(digests, dict) and isinstance(shape, list)):
         return False
     texts = isinstance(row["source"], str) and all(isinstance(text, str) for text in digests.values())

@@ -263,7 +263,7 @@ def terminal(name: str, *arguments: object, **options: Any) -> tuple[int, str, b
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """A block that must not block: neither in a system call nor in a loop."""
+    """A block that must not block: neither in a system call nor in a loop. Not to be nested."""
 
     def expired(number: int, frame: Any) -> None:
         raise AssertionError(f"still busy after {seconds} s")

@@ -81,18 +81,40 @@ def test_a_null_caption_given_on_the_way_is_what_comes_back(converted: Path) -> 
 
 
 def test_a_later_cast_is_as_good_as_one_at_once(tmp_path: Path) -> None:
-    source, backs = save(pixart(), tmp_path / "a.pth"), {}
-    converter.convert(source, tmp_path / "exact", num_attention_heads=HEADS)
+    """The bytes, what is said of them, and the proof that they are what was written."""
+    source, said = save(pixart(), tmp_path / "a.pth"), {"num_attention_heads": HEADS}
+    converter.convert(source, tmp_path / "exact", **said)
     converter.convert(tmp_path / "exact", tmp_path / "later", dtype="float16")
+    converter.convert(tmp_path / "later", tmp_path / "resharded", max_shard_size="20KB")
     converter.convert(tmp_path / "later", tmp_path / "widened", dtype="float32")
-    converter.convert(source, tmp_path / "at once", dtype="float16", num_attention_heads=HEADS)
-    for name in ("later", "widened", "at once"):
-        backs[name] = converter.convert(tmp_path / name, tmp_path / f"{name}.pth", to="original")
+    converter.convert(source, tmp_path / "at once", dtype="float16", **said)
+    for name in ("later", "resharded", "widened", "at once"):
         casts = "float16 and then to float32" if name == "widened" else "float16"
-        assert f"its weights were rounded to {casts} when it was converted: bits are lost" in backs[name].notes
-        assert not any("trained since" in note for note in backs[name].notes)
-    assert (tmp_path / "later.pth").read_bytes() == (tmp_path / "at once.pth").read_bytes()
+        assert converter.convert(tmp_path / name, tmp_path / f"{name}.pth", to="original").notes == [
+            f"its weights were rounded to {casts} when it was converted: bits are lost",
+            "all 57 tensors are what conversion.json says was converted",
+        ]
+    for name in ("later", "resharded"):
+        assert (tmp_path / f"{name}.pth").read_bytes() == (tmp_path / "at once.pth").read_bytes()
     same(read(tmp_path / "widened.pth"), {key: value.float() for key, value in read(tmp_path / "later.pth").items()})
+
+
+def test_what_was_trained_after_a_later_cast_is_noticed(converted: Path) -> None:
+    half = converter.convert(converted, converted.parent / "half", dtype="float16").path
+    weights = half / "transformer/diffusion_pytorch_model.safetensors"
+    save_file(load_file(weights) | {"proj_out.bias": torch.ones(32, dtype=torch.float16)}, weights, {"format": "pt"})
+    for source in (half, converter.convert(half, converted.parent / "again", max_shard_size="20KB").path):
+        done = converter.convert(source, converted.parent / "back.pth", to="original", overwrite=True)
+        assert "1 of 57 tensors are not what conversion.json says was converted (trained since?)" in done.notes
+
+
+def test_casts_are_remembered_though_the_first_conversion_is_not(converted: Path, tmp_path: Path) -> None:
+    config = json.loads((converted / "transformer/config.json").read_text())
+    found = folder(diffusers_keyed(pixart()), tmp_path / "found", config)
+    converter.convert(found, tmp_path / "half", dtype="float16")
+    converter.convert(tmp_path / "half", tmp_path / "again")
+    done = converter.convert(tmp_path / "again", tmp_path / "back.pth", to="original")
+    assert "its weights were rounded to float16 when it was converted: bits are lost" in done.notes
 
 
 @pytest.mark.parametrize(("name", "words"), [("dit.pt", "this is run on it"), ("alpha-ms.pth", "added_cond_kwargs")])
@@ -312,19 +334,44 @@ def test_a_record_with_a_hostile_cast_is_not_believed(cast: object, converted: P
     assert not any("rounded" in note for note in done.notes)
 
 
-@pytest.mark.parametrize(
-    "origin",
-    [[], "plan", {"plan": []}, {"casts": []}, {"casts": "float16", "plan": []}, {"casts": [16], "plan": []},
-     {"casts": ["int4"], "plan": []}, {"casts": [], "plan": [{"source": 1}]}, {"casts": [], "plan": {"a": "b"}}],
-)  # fmt: skip
-def test_a_record_with_a_hostile_origin_is_not_believed(origin: object, converted: Path) -> None:
-    converter.convert(converted, converted.parent / "again")
-    record = json.loads((converted.parent / "again" / RECORD).read_text())
+ROW = {"source": POSITIONS, "dtype": "float32", "shape": [1, 256, 24]}
+ORIGIN: dict[str, Any] = {"source": {"weights": "raw", "size": 1}, "hyper_parameters": {}, "plan": [ROW]}
+HOSTILE: dict[str, dict[str, Any]] = {
+    "no object": {"origin": "plan"},
+    "no plan": {"origin": {"source": ORIGIN["source"], "hyper_parameters": {}}},
+    "no source": {"origin": {"hyper_parameters": {}, "plan": [ROW]}},
+    "no hyper-parameters": {"origin": {"source": ORIGIN["source"], "plan": [ROW]}},
+    "a plan that is no list": {"origin": ORIGIN | {"plan": {}}},
+    "a plan that is text": {"origin": ORIGIN | {"plan": ""}},
+    "a row of another kind": {"origin": ORIGIN | {"plan": [ROW | {"source": 1}]}},
+    "a row twice": {"origin": ORIGIN | {"plan": [ROW, ROW]}},
+    "a size in words": {"origin": ORIGIN | {"source": {"weights": "raw", "size": "1"}}},
+    "a hyper-parameter that is a list": {
+        "origin": ORIGIN | {"hyper_parameters": {"a": {"value": [], "source": "given"}}}
+    },
+    "a hyper-parameter from nowhere": {"origin": ORIGIN | {"hyper_parameters": {"a": {"value": 1}}}},
+    "casts that are text": {"earlier_casts": "float16"},
+    "casts that are none": {"earlier_casts": {"float16": 1}},
+    "a cast to a number": {"earlier_casts": [16]},
+    "a cast to integers": {"earlier_casts": ["int8"]},
+    "infinity": {"more": 12345},
+    "half a character": {"more": "\ud800"},
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_record_of_a_hostile_past_is_not_believed(kind: str, converted: Path) -> None:
+    """And nothing of it is passed on."""
+    again = converter.convert(converted, converted.parent / "again").path
+    record = json.loads((again / RECORD).read_text())
     assert record["origin"]["plan"]
-    (converted.parent / "again" / RECORD).write_text(json.dumps(record | {"origin": origin}))
-    done = converter.convert(converted.parent / "again", converted.parent / "back.pth", to="original")
-    assert any("is not believed" in note for note in done.notes) == (origin != [])
+    (again / RECORD).write_text(json.dumps(record | HOSTILE[kind]).replace("12345", "1e999"))
+    done = converter.convert(again, converted.parent / "back.pth", to="original")
+    assert any("is not believed" in note for note in done.notes)
     same(read(done.path), pixart(), ordered=False)
+    last = converter.convert(again, converted.parent / "last")
+    assert any("is not believed" in note for note in last.notes)
+    assert not {"origin", "earlier_casts"} & last.record.keys()
 
 
 def test_a_record_that_is_none(converted: Path) -> None:

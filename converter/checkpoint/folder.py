@@ -68,10 +68,10 @@ def variants(names: Collection[str]) -> list[str]:
     return sorted(variant for variant in found if not is_shard(variant))
 
 
-def unread_variants(folder: Path) -> list[str]:
-    """The variants of weights that lie in a folder beside those without one, which are read."""
+def unread_variants(folder: Path, read: Collection[Path]) -> list[str]:
+    """The variants of weights that lie in a folder beside those without one, whose files are `read`."""
     names = {path.name for path in folder.iterdir() if path.exists()}
-    return variants(names) if _pairs(names, "") else []
+    return variants(names - {path.name for path in read}) if _pairs(names, "") else []
 
 
 def is_shard(variant: str) -> bool:

@@ -65,7 +65,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self.config = read_config(place)
         paths, weight_map, passed_over = weight_files(place)
         self.others += [f"{name}: other weights in this folder, not read" for name in passed_over]
-        self.others += [f"{printable(name)}: a variant of the weights, not read" for name in unread_variants(place)]
+        self.others += [f"{name}: a variant of the weights, not read" for name in unread_variants(place, paths)]
         opened = [(path.name, *self._open_file(path)) for path in paths]
         self.container = f"folder of {opened[0][1]}" + (f", {len(paths)} shards" if weight_map else "")
         if weight_map is None:

@@ -6,6 +6,7 @@ Format: huggingface/safetensors README ("Format"): u64 header length, JSON, data
 from __future__ import annotations
 
 import json
+from math import isfinite
 from typing import Any, NoReturn
 
 from ..errors import printable
@@ -68,7 +69,7 @@ def _entry(file: InputFile, key: str, entry: Any, base: int) -> tuple[int, int, 
 
 
 def parse_json(file: InputFile, what: str, data: bytes) -> Any:
-    """Strict JSON: no duplicate keys, no NaN, no runaway nesting."""
+    """Strict JSON: no duplicate keys, no NaN or infinity, no half characters, no runaway nesting."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
@@ -79,10 +80,16 @@ def parse_json(file: InputFile, what: str, data: bytes) -> Any:
     def constant(text: str) -> NoReturn:
         raise ValueError(f"{text} is not JSON")
 
+    def number(text: str) -> float:
+        return value if isfinite(value := float(text)) else constant(text)
+
     if data.count(b"[") + data.count(b"{") > NODE_LIMIT:
         raise file.error(what, f"more than {NODE_LIMIT} lists and objects")
     try:
-        return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant)
+        made = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant, parse_float=number)
+        if b"\\ud" in data.lower():
+            json.dumps(made, ensure_ascii=False).encode()  # half of a surrogate pair is no text, and raises
+        return made
     except RecursionError:
         raise file.error(what, "nested too deeply") from None
     except ValueError as error:

@@ -43,17 +43,12 @@ def record_of(converted: Path) -> tuple[Record, list[str]]:
     if not found.folder:
         return Record(), [found.odd] if found.odd else []
     try:
-        content = found.origin or found.content
-        given = {
-            name: finding["value"]
-            for record in (content, found.content)
-            for name, finding in record["hyper_parameters"].items()
-            if finding["source"] == "given"
-        }
-        source, cast = content["source"], found.casts[-1] if found.casts else ""
+        source, cast = (found.origin or found.content)["source"], found.casts[-1] if found.casts else ""
         if source["weights"] not in WEIGHTS or cast not in ("", *PRECISIONS):
             raise TypeError
-        return Record(source["weights"], source["size"], cast, given, found.folder), []
+        casts = " and then to ".join(found.casts)
+        notes = [f"by its record the weights were rounded to {casts}, and not once"] if len(found.casts) > 1 else []
+        return Record(source["weights"], source["size"], cast, found.given, found.folder), notes
     except (TypeError, KeyError, AttributeError):
         return Record(), [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]
 

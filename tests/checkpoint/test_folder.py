@@ -304,6 +304,14 @@ def test_weights_without_a_variant_go_first(tmp_path: Path) -> None:
         assert checkpoint.others == [f"{name}: a variant of the weights, not read" for name in ("fp16", "non_ema")]
 
 
+def test_a_shard_of_an_odd_name_is_no_variant(tmp_path: Path) -> None:
+    odd = "diffusion_pytorch_model.part1.safetensors"
+    shard(tmp_path, odd, "w")
+    index(tmp_path, {"w": odd})
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert (list(checkpoint), checkpoint.others) == (["w"], [])
+
+
 def test_of_one_variant_in_two_formats_safetensors_win_and_the_other_is_named(tmp_path: Path) -> None:
     shard(tmp_path, FP16, "w")
     save(tmp_path, b"never read", "diffusion_pytorch_model.fp16.bin")

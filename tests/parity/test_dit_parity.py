@@ -26,9 +26,10 @@ from converter.mapping import fold
 from converter.parity import check, dit_stock
 from converter.parity import dit as brought
 from converter.parity.audit import Sides
+from converter.parity.catalogue import catalogue
 from converter.parity.dit import AMENDED, AS_LOADED, PARITY, cases, shape
 from converter.parity.dit_faults import UNHEEDED, faults
-from converter.parity.faults import CONFIG, FUNCTION, WEIGHTS, catalogue
+from converter.parity.faults import CONFIG, FUNCTION, WEIGHTS
 from converter.parity.inputs import Case
 from converter.parity.provenance import model_of
 from converter.parity.report import Report

@@ -211,6 +211,9 @@ def test_what_the_first_conversion_was_told_travels_along(pair: Pair, tmp_path: 
     report = check(pair.original, again)
     assert report.verdict == PASS
     assert "num_attention_heads" not in {row["name"] for row in report.assumed}
+    widened = check(pair.original, convert(again, tmp_path / "widened", dtype="float32").path)
+    assert widened.verdict == "FAIL"
+    assert "by its record the weights were rounded to float16 and then to float32, and not once" in widened.notes
 
 
 def test_a_record_that_contradicts_the_config_fails(pair: Pair) -> None:
