@@ -88,9 +88,11 @@ def parse_json(file: InputFile, what: str, data: bytes) -> Any:
     try:
         made = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant, parse_float=number)
         if b"\\ud" in data.lower():
-            json.dumps(made, ensure_ascii=False).encode()  # half of a surrogate pair is no text, and raises
+            json.dumps(made, ensure_ascii=False).encode()
         return made
     except RecursionError:
         raise file.error(what, "nested too deeply") from None
+    except UnicodeEncodeError:
+        raise file.error(what, "not valid JSON: half of a surrogate pair, which is no text") from None
     except ValueError as error:
         raise file.error(what, f"not valid JSON: {printable(error, 120)}") from None
