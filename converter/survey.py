@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 from .checkpoint import Checkpoint
@@ -137,7 +138,11 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
 
 
 def _check_types(family: Family, given: Mapping[str, Any]) -> None:
-    """From Python anything may come: 'false' is true, and a size that is a string fails somewhere else."""
+    """From Python anything may come: 'false' is true, and a size that is a string fails somewhere else; JSON has no
+    word for infinity."""
+    for name, value in given.items():
+        if isinstance(value, float) and not isfinite(value):
+            raise UsageError(f"--{name} {value}: not a finite number")
     for name, kind in family.flags.items() if isinstance(family.flags, Mapping) else ():
         value = given.get(name)
         if value is not None and type(value) not in ((float, int) if kind is float else (kind,)):

@@ -391,7 +391,7 @@ def test_bad_usage_before_any_work(as_json: bool, name: str, runs: Path, checker
 def test_bad_usage_that_the_checkpoint_shows(made: tuple[Path, Path], cli: Cli) -> None:
     for more, words in (
         (["--num_attention_heads", 5], "does not divide"),
-        (["--interpolation_scale", "nan"], "positive number"),
+        (["--interpolation_scale", "nan"], "finite number"),
         (["--image_size", 1024], "contradicts the file"),
         (["--weights", "ema"], "holds only raw weights"),
         (["--family", "unet"], "--family unet: unknown"),

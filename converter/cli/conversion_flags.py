@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .given import given
 from .options import boolean, json_option
 
 Decorator = Callable[[Any], Any]
@@ -63,6 +64,7 @@ hyper_parameters = together(
     ),
     boolean("--exact_timesteps", "Of a DiT: say that the line which its conversion's note gives will be run on it."),
     insisted,
+    given,
 )
 
 writing = together(

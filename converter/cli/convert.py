@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from .conversion_flags import hyper_parameters, together, which, writing
+from .given import beside
 from .options import Command
 
 
@@ -88,11 +89,13 @@ def convert(
     Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal, or a disk that fills up or fails; with --parity also
     1 FAIL and 4 INCONCLUSIVE.
     """
+    from .. import conversion
     from ..errors import UsageError
     from ..pairs import expand, told_apart
     from ..pairs import several as are_several
     from .converting import one, refused_together, several
 
+    options = beside(options, conversion.convert)
     refused_together(options | {"parity": parity, "push_to_hub": push_to_hub, "watch": watch}, orig_ckpt_path)
     if not only_transformer:
         raise UsageError(

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..parity.choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
+from .given import beside, given
 from .options import Command, boolean, json_option
 
 DTYPES = click.Choice(PRECISIONS)
@@ -41,6 +42,7 @@ DTYPES = click.Choice(PRECISIONS)
 @click.option("--interpolation_scale", type=float, metavar="X", help="Scale of the positions, in your word.")
 @boolean("--multi_scale_train", "Whether the model is of the multi-scale class (PixArtMS), in your word.")
 @boolean("--exact_timesteps", "Of a DiT: compare the model with the line run on it that its conversion's note gives.")
+@given
 @click.option("--cast", type=DTYPES, help="The dtype that the conversion rounded the weights to, where it did.")
 @click.option("--device", metavar="NAME", help="Where the nets run: cpu (default), cuda, cuda:1, ...")
 @click.option(
@@ -94,7 +96,7 @@ def parity(
     """
     from ..checkpoint.interrupt import interruptible
     from ..errors import UsageError
-    from ..parity import batch
+    from ..parity import batch, check
     from ..parity.cache import Cache
     from ..parity.settings import chosen, load_settings
     from ..parity.waivers import load_waivers
@@ -102,6 +104,7 @@ def parity(
     from .progress import bar
     from .reporting import as_dict, lines, prepared, refused, write_reports
 
+    options = beside(options, check)
     settings = load_settings(config) if config else None
     pairs = chosen(orig_ckpt_path, converted_path, settings, **options | {"dtype": options["dtype"] or None})
     if card and len(pairs) > 1:

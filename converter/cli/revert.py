@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .conversion_flags import hyper_parameters, together, which, writing
+from .given import beside
 from .options import Command
 
 
@@ -31,6 +32,7 @@ def revert(converted_path: str, dump_path: str, as_json: bool, quiet: bool, **op
 
     Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal, or a disk that fills up or fails.
     """
+    from ..conversion import convert
     from .converting import one
 
-    one(converted_path, dump_path, options, quiet=quiet, as_json=as_json)
+    one(converted_path, dump_path, beside(options, convert), quiet=quiet, as_json=as_json)

@@ -1,0 +1,108 @@
+"""`--given NAME=VALUE`: hyper-parameters of a family by others, on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from makers import Result
+
+Cli = Callable[..., Result]
+FAMILY = """
+import converter
+
+
+def describe(plan, state, found):
+    found.file("hidden_size", plan.dims["D"], plan.evidence["D"])
+    for name, default in (("num_heads", 8), ("rate", 0.5), ("causal", False), ("kind", "plain")):
+        found.settle(name, default, "as ever")
+
+
+def config(found):
+    return {"_class_name": "Toy", **{name: found.value(name) for name in ("num_heads", "rate", "causal", "kind")}}
+
+
+FAMILY = converter.Family(
+    name="toy",
+    title="Toy",
+    keys=converter.KeyMapping({"stem [D 4]": "embed", "layers.{}.mix [D D]": "blocks.{}.mix"}),
+    describe=describe,
+    config=config,
+    flags={"num_heads": int, "rate": float, "causal": bool, "kind": str},
+)
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a checkpoint and the family that it is of."""
+    from converter import families
+
+    monkeypatch.setattr(families, "_REGISTERED", {})
+    (tmp_path / "toyfamily.py").write_text(FAMILY)
+    sizes = {"stem.weight": (6, 4), "stem.bias": (6,), "layers.0.mix.weight": (6, 6), "layers.0.mix.bias": (6,)}
+    torch.save({key: torch.randn(size) for key, size in sizes.items()}, tmp_path / "toy.pth")
+    return tmp_path
+
+
+def convert(cli: Cli, toy: Path, *words: str) -> Result:
+    call = ["--orig_ckpt_path", toy / "toy.pth", "--dump_path", toy / "out", "--family", toy / "toyfamily.py"]
+    return cli("convert-pixart", *call, "--overwrite", *(part for word in words for part in ("--given", word)))
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "value"),
+    [
+        ("num_heads=4", "num_heads", 4), ("num-heads=4", "num_heads", 4), ("rate=0.25", "rate", 0.25),
+        ("rate=1", "rate", 1), ("causal=true", "causal", True), ("causal=False", "causal", False),
+        ("kind=a=b", "kind", "a=b"), ("kind=[1]", "kind", "[1]"), ("kind=", "kind", ""), ("kind=NaN", "kind", "NaN"),
+    ],
+)  # fmt: skip
+def test_what_is_given_is_in_the_config(word: str, name: str, value: object, toy: Path, cli: Cli) -> None:
+    done = convert(cli, toy, word)
+    assert (done.returncode, done.stderr) == (0, "")
+    config = json.loads((toy / "out/transformer/config.json").read_text())
+    assert (config[name], type(config[name])) == (value, type(value))
+    # And on the way back, and in a comparison, it has to be the same.
+    back = ["--dump_path", toy / "back.pth", "--family", toy / "toyfamily.py", "--given", word]
+    assert cli("pixart", "revert", "--converted_path", toy / "out", *back).returncode == 0
+    other = ["--family", toy / "toyfamily.py", "--given", "num_heads=3"]
+    compared = cli("pixart", "parity", "--orig_ckpt_path", toy / "toy.pth", "--converted_path", toy / "out", *other)
+    assert compared.returncode == 1
+    assert "num_heads is" in compared.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["num_heads"], "num_heads is not of the form NAME=VALUE"),
+        (["=4"], "=4 is not of the form NAME=VALUE"),
+        (["Num Heads=4"], "Num Heads=4 is not of the form NAME=VALUE"),
+        (["num_heads=4", "num-heads=5"], "num_heads is there twice"),
+        (["num_heads=four"], "--num_heads 'four': not int but str"),
+        (["num_heads=true"], "--num_heads True: not int but bool"),
+        (["rate=1e999"], "--rate inf: not a finite number"),
+        (["heads=4"], "--heads: not a flag of the family toy"),
+        (["dtype=float16"], "--given dtype: say --dtype"),
+        (["image_size=512"], "--given image_size: say --image_size"),
+        (["progress=1"], "--given progress: not the name of a hyper-parameter"),
+    ],
+    ids=str,
+)
+def test_what_is_misspelt_is_one_line(words: list[str], said: str, toy: Path, cli: Cli) -> None:
+    done = convert(cli, toy, *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (toy / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["original", "converted", "base", "progress", "profile"])
+def test_a_comparison_has_other_words_of_its_own(name: str, toy: Path, cli: Cli) -> None:
+    paths = ["--orig_ckpt_path", toy / "toy.pth", "--converted_path", toy / "out"]
+    done = cli("pixart", "parity", *paths, "--given", f"{name}=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"pixart: error: --given {name}: ")
