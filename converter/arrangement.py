@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .beside import Beside
-from .buffers import Comparison, compare
+from .beside import CHANGED, Beside, rows_of
+from .buffers import Comparison, compare, computed
 from .checkpoint import DType, LazyTensor
-from .errors import printable
+from .checkpoint.dtypes import BY_NAME
+from .errors import InputError, printable
 from .families import Family
 from .mapping import Computed, Move
 from .record import EXTRAS
@@ -77,7 +79,25 @@ def to_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arrange
     for key, tensor in there.items():
         _aside(made, tensor, key)
     made.promised |= beside.promised
+    _hold_to_record(looked, beside)
     return made
+
+
+def _hold_to_record(looked: Survey, beside: Beside) -> None:
+    """Of a converted model, what was left to be computed is still what the original held; it may have another config.
+
+    Raises: `InputError` where it is not.
+    """
+    recorded = beside.record.rows if looked.diffusers else {}
+    for row in rows_of(looked, Computed):
+        key = row.source
+        wanted = (recorded.get(key, {}).get("sha256") or {}).get(key)
+        if not wanted or key in beside.tensors:
+            continue
+        assert isinstance(row.value, Computed)
+        table = computed(key, row.value.function(looked.found), BY_NAME[recorded[key]["dtype"]])
+        if hashlib.sha256(table.read()).hexdigest() != wanted:
+            raise InputError.at(looked.checkpoint.path, key, CHANGED)
 
 
 def _moved(made: Arrangement, family: Family, dtype: DType | None, tensor: LazyTensor, move: Move) -> None:

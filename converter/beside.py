@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from .checkpoint import LazyTensor, open_checkpoint
+from .checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from .errors import InputError, UsageError, printable
 from .mapping import Computed, Extra
 from .mapping.dims import bind, mismatch
 from .mapping.rows import Row
-from .record import EXTRAS, Record, record_beside, sidecar_beside
-from .survey import Survey
+from .record import EXTRAS, RECORD, Record, record_beside, sidecar_beside
+from .survey import Survey, survey
+
+CHANGED = f"is not what {RECORD} says that the original held: was the config or {EXTRAS} changed?"
 
 
 @dataclass
@@ -43,6 +47,19 @@ class Beside:
         """What the record says of what was kept, and is taken from there: its SHA-256 by key."""
         rows, kept = self.record.rows, self.kept.keys() - self.given.keys()
         return {key: digest for name in kept for key, digest in (rows.get(name, {}).get("sha256") or {}).items()}
+
+
+def survey_again(checkpoint: Checkpoint, given: Mapping[str, Any], family: str | None) -> Survey:
+    """`survey`, and where a converted folder by itself does not suffice, with what its record says that was given."""
+    looked, path = survey(checkpoint, given, family), Path(checkpoint.path)
+    if not looked.family or not looked.diffusers or not path.is_dir() or not (looked.plan.problems or looked.needs):
+        return looked
+    told = {name: value for name, value in record_beside(path).given.items() if name in looked.family.flags}
+    try:
+        again = survey(checkpoint, told | {name: said for name, said in given.items() if said is not None}, family)
+    except UsageError:
+        return looked  # the folder is another one by now
+    return looked if again.plan.problems or again.needs else again
 
 
 def rows_of(looked: Survey, kind: type) -> list[Row]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .beside import CHANGED, survey_again
 from .checkpoint import open_checkpoint
 from .checkpoint.publish import Publication
 from .checkpoint.target import leftovers
@@ -20,7 +21,6 @@ from .existing import holds
 from .hub import local
 from .planning import Blueprint, digest_of, draw_up
 from .record import EXTRAS, PARITY, RECORD
-from .survey import survey
 from .writing import Written, counted, write_files
 
 
@@ -99,7 +99,7 @@ def convert(
     wanted = wanted.check(source, overwrite=overwrite)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source, weights))
-        plan = draw_up(survey(checkpoint, given, family), wanted, null_caption, stack)
+        plan = draw_up(survey_again(checkpoint, given, family), wanted, null_caption, stack)
         if source != Path(orig_ckpt_path):  # in the cache it has a name that says nothing
             plan.record["source"]["name"] = printable(orig_ckpt_path)
         sizes: dict[str, int] = {}
@@ -133,7 +133,7 @@ def is_done(
     wanted = wanted.check(source, overwrite=True)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source, weights))
-        plan = draw_up(survey(checkpoint, given, family), wanted, null_caption, stack)
+        plan = draw_up(survey_again(checkpoint, given, family), wanted, null_caption, stack)
         names = {RECORD, PARITY, *plan.texts, *(file.name for file in plan.files)}
         if wanted.folder and ours(wanted.path) != names:
             return False  # without its record, or with more than we would write, it is another result
@@ -201,8 +201,7 @@ def _as_promised(plan: Blueprint, written: Written) -> list[str]:
     found = {key: next(iter(made.values())) for key, made in written.digests.items() if key not in cast}
     for key, promised in arranged.promised.items():
         if found.get(key, promised) != promised:
-            rule = f"is not what {RECORD} says that the original held: was the config or {EXTRAS} changed?"
-            raise InputError.at(plan.source, key, rule)
+            raise InputError.at(plan.source, key, CHANGED)
     held = [key for key in arranged.remembered if key in found]
     changed = [key for key in held if found[key] != arranged.remembered[key]]
     if changed:

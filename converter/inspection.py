@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .beside import survey_again
 from .checkpoint import open_checkpoint
 from .errors import printable
 from .mapping import fold
-from .survey import Survey, survey
+from .survey import Survey
 
 REPORT_VERSION = 1
 
@@ -31,14 +32,15 @@ def inspect(
         given: hyper-parameters by flag name, in the user's words.
 
     Raises: `InputError` for a malformed or unsafe file; a file that is sound but cannot be converted is described,
-    with the reasons under `problems`; what a conversion would ask for first is under `needs`, '' if nothing.
+    with the reasons under `problems`; what a conversion would ask for first is under `needs`, '' if nothing, and
+    what else might be told it under `unknown`.
 
     Example:
         >>> inspect("fixtures/golden/alpha-ms.pth")["hyper_parameters"]["hidden_size"]["value"]
         48
     """
     with open_checkpoint(path, weights) as checkpoint:
-        looked = survey(checkpoint, given, family)
+        looked = survey_again(checkpoint, given or {}, family)
         made = report(looked)
         plan = looked.plan
         made["features"] = sorted(plan.features)
@@ -46,6 +48,8 @@ def inspect(
         made["sidecar"] = sorted(plan.extras)
         made["notes"] = [*looked.found.notes, *looked.found.stock]
         made["needs"] = looked.needs
+        flags = looked.family.flags if looked.family else ()
+        made["unknown"] = [name for name, found in looked.found.items() if found.source == "unknown" and name in flags]
         made["problems"] = ([looked.problem] if looked.problem else []) + plan.problems
         return made
 

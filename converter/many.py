@@ -63,7 +63,8 @@ def _one(pair: Pair, options: dict[str, Any]) -> Outcome:
         done = convert(pair.original, pair.converted, **options)
         return Outcome(pair, CONVERTED if done.written else PLANNED, done)
     except ConverterError as error:
-        return Outcome(pair, FAILED, words=str(error), exit_code=error.exit_code)
+        about = "" if pair.original in str(error) else f"{printable(pair.original)}: "
+        return Outcome(pair, FAILED, words=f"{about}{error}", exit_code=error.exit_code)
     except OSError as error:
         where = f"{printable(error.filename)}: " if error.filename else ""
         return Outcome(pair, FAILED, words=f"{where}{error.strerror or error}", exit_code=5)

@@ -70,6 +70,8 @@ def draw_up(
         arranged = arrange(looked, around, wanted.dtype)
     found = looked.found
     notes = [*found.notes, *(found.stock if wanted.folder else []), *notes_on(checkpoint)]
+    if looked.diffusers and Path(checkpoint.path).is_dir() and not checkpoint.config:
+        notes.append(f"the folder holds no {CONFIG}: what it would say is given or assumed")
     notes += [*around.notes, *arranged.notes]
     if wanted.to == COMFYUI and maker.comfyui:
         notes += maker.comfyui(found)

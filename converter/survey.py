@@ -120,7 +120,8 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
     unknown = set(made.found.given) - set(made.family.flags)
     if unknown:
         raise UsageError(
-            f"{', '.join(f'--{name}' for name in sorted(unknown))}: not a flag of the family {made.family.name}"
+            f"{', '.join(f'--{name}' for name in sorted(unknown))}: not a flag of the family {made.family.name}, "
+            f"which has {', '.join(f'--{name}' for name in made.family.flags) or 'none'}"
         )
     _check_types(made.family, made.found.given)
     with made.state.blaming(), made.naming():

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from makers import CONTAINERS, GOLDEN, HEADS, Result, launch, pixart, save, start, terminal, tree
+from makers import CONTAINERS, GOLDEN, HEADS, Result, diffusers_keyed, launch, pixart, save, start, terminal, tree
 from safetensors.torch import load_file
 
 import converter
@@ -336,6 +336,8 @@ USAGES: dict[str, tuple[list[str], str]] = {
     "an argument too many": (["{base}", "extra"], "extra"),
     "no number": (["{base}", "--image_size=big"], "--image_size"),
     "too small": (["{base}", "--image_size=7"], "--image_size"),
+    "private, and published nowhere": (["{base}", "--private"], "--private: nothing without --push_to_hub"),
+    "an idle watch of nothing": (["{base}", "--watch_idle=3"], "--watch_idle: nothing without --watch"),
     "no heads": (["{base}", "--num_attention_heads=0"], "--num_attention_heads"),
     "heads that do not divide": (["{base}", "--num_attention_heads=5"], "does not divide"),
     "heads missing": (["--orig_ckpt_path={s}", "--dump_path={o}"], "--num_attention_heads is needed"),
@@ -556,6 +558,13 @@ def test_overwrite_and_allow_nonfinite(tmp_path: Path, cli: Cli) -> None:
 
 
 # Inspect.
+
+
+def test_inspect_names_all_that_a_conversion_may_ask_for(tmp_path: Path, cli: Cli) -> None:
+    result = cli("pixart", "inspect", save(diffusers_keyed(pixart()), tmp_path / "made.safetensors"))
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("convertible: with --num_attention_heads, and perhaps --")
+    assert {"--image_size", "--interpolation_scale"} <= set(last.replace(",", "").split())
 
 
 def test_inspect_in_words(cli: Cli) -> None:

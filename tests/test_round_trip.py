@@ -275,6 +275,24 @@ def test_another_scale_in_the_config(converted: Path) -> None:
     refused(converted, "pos_embed: is not what conversion.json says that the original held")
 
 
+@pytest.mark.parametrize("change", ["another scale", "no config"])
+def test_another_config_on_the_way_to_shards(change: str, converted: Path) -> None:
+    """From diffusers to diffusers too: what the original held is known, and the result would be another model."""
+    path = converted / "transformer/config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"interpolation_scale": 2}))
+    said: dict[str, Any] = {}
+    if change == "no config":
+        path.unlink()
+        said = {"num_attention_heads": HEADS, "image_size": 8 * config["sample_size"], "interpolation_scale": 2.0}
+    with pytest.raises(converter.InputError, match=r"pos_embed: is not what conversion\.json says"):
+        converter.convert(converted, converted.parent / "shards", max_shard_size="20KB", **said)
+    assert sorted(os.listdir(converted.parent)) == ["a.pth", "out"]
+    if said:
+        done = converter.convert(converted, converted.parent / "shards", **said | {"interpolation_scale": 1.0})
+        assert "the folder holds no config.json: what it would say is given or assumed" in done.notes
+
+
 def test_another_sidecar(converted: Path) -> None:
     tensors = load_file(converted / EXTRAS)
     tensors[CAPTION][0, 0] += 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from makers import ROOT, pixart, save
+from makers import ROOT, pixart, save, within
 
 from converter.errors import UsageError
 from converter.watch import watch
@@ -169,11 +169,12 @@ def test_the_command_ends_with_its_job(folder: Path, data: bytes, tmp_path: Path
                 file.flush()
                 time.sleep(0.2)
                 assert not (tmp_path / "out" / "epoch_1").exists()
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "out" / "epoch_1").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        assert process.stdout
+        with within(120):
+            printed = process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        printed, errors = process.communicate(timeout=60)
+        rest, errors = process.communicate(timeout=60)
+        printed += rest
     finally:
         process.kill()
     assert process.returncode == 130

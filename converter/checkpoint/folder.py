@@ -16,6 +16,7 @@ JSON_LIMIT = 25_000_000
 # What diffusers calls the two files of a model.
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 INDEX = f"{WEIGHTS}.index.json"
+CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 STEMS = (
     WEIGHTS,
     "diffusion_pytorch_model.bin",
@@ -112,7 +113,9 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, list[
     except OSError as error:
         raise InputError.at(folder, "", error.strerror or str(error)) from error
     if not found:
-        raise InputError.at(folder, "", f"holds no weights: looked for {', '.join(STEMS)} and their .index.json")
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in CHECKPOINTS)
+        hint = f"; there is {printable(others[0])}: name a file, or a glob" if others else ""
+        raise InputError.at(folder, "", f"holds no weights: looked for {', '.join(STEMS)} and their .index.json{hint}")
     (single, index), *later = found
     passed_over = [name for pair in later for name in pair if name]
     return (*_shards(folder / index), passed_over) if index else ([folder / single], None, passed_over)

@@ -96,7 +96,8 @@ def convert(
     from .converting import one, refused_together, several
 
     options = beside(options, conversion.convert)
-    refused_together(options | {"parity": parity, "push_to_hub": push_to_hub, "watch": watch}, orig_ckpt_path)
+    hub = {"push_to_hub": push_to_hub, "private": private}
+    refused_together(options | hub | {"parity": parity, "watch": watch, "watch_idle": watch_idle}, orig_ckpt_path)
     if not only_transformer:
         raise UsageError(
             "--only_transformer false: whole pipelines are not written yet; convert the transformer and pass it to "

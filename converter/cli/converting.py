@@ -28,6 +28,9 @@ def refused_together(words: Mapping[str, Any], originals: Sequence[str]) -> None
     if bool(originals) == bool(words["watch"]):
         what = "not both" if originals else "which checkpoint?"
         raise UsageError(f"--orig_ckpt_path or --watch is needed: {what}")
+    for flag, other in (("private", "push_to_hub"), ("watch_idle", "watch")):
+        if words[flag] and not words[other]:
+            raise UsageError(f"--{flag}: nothing without --{other}")
     after = [flag for flag in ("parity", "push_to_hub") if words[flag]]
     if after and words["dry_run"]:
         raise UsageError(f"--{after[0]} --dry_run: nothing is written, so there is nothing to do it with")
@@ -104,6 +107,7 @@ def several(
         shown.close()  # the bar is wiped before anything is printed
         pair, code = outcome.pair, outcome.exit_code
         row: dict[str, Any] = {"original": pair.original, "path": pair.converted, "status": outcome.status}
+        made.append(row)  # it is done, and counts, whatever comes in between now
         if outcome.status == FAILED:
             row["error"] = outcome.words
             click.echo(f"{name}: error: {printable(outcome.words, 4000)}", err=True)
@@ -122,7 +126,6 @@ def several(
             except ConverterError as error:  # of this one: the others go on
                 row["error"], code = str(error), error.exit_code
                 click.echo(f"{name}: error: {printable(error, 4000)}", err=True)
-        made.append(row)
         codes.append(code)
 
     def summary() -> dict[str, int]:

@@ -46,7 +46,7 @@ given = click.option(
     multiple=True,
     callback=_read,
     metavar="NAME=VALUE",
-    help="A hyper-parameter that a family of others calls its own. Repeatable.",
+    help="A hyper-parameter of the family that has no flag here, such as num_heads=4. Repeatable.",
 )
 
 

@@ -85,6 +85,8 @@ def init_from_dit(
 
     if version and caption_tokens:
         raise UsageError("--version, --caption_tokens: one of the two")
+    if version == "sigma" and micro_condition:
+        raise UsageError("--version sigma, --micro_condition: sigma has none (--caption_tokens 300 if that is meant)")
     reports = [Path(path) for path in report]
     for path in reports:
         if path.suffix not in KINDS:

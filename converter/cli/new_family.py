@@ -33,12 +33,15 @@ def new_family(name: str, file: str, target: str | None, out: str | None, overwr
 
     from ..drafting import draft, read_keys, render
     from ..errors import UsageError, printable
+    from ..families import families
     from ..hub import local
     from .printing import draft_lines, print_json
     from .reporting import write_text
 
     if not name.isascii() or not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():
         raise UsageError(f"NAME {printable(name)}: lower-case letters, digits and underscores, such as my_dit")
+    if name in families():
+        raise UsageError(f"NAME {name}: there is a family of that name; take another")
     path = Path(out or f"{name}.py")
     if path.suffix != ".py":
         raise UsageError(f"--out {printable(path)}: a module of Python, which ends in .py")

@@ -65,12 +65,15 @@ def inspection_lines(made: dict[str, Any]) -> Iterator[str]:
         )
     yield from (f"note: {note}" for note in made["notes"])
     yield from (f"problem: {problem}" for problem in made["problems"])
-    yield "convertible: " + ("no" if made["problems"] else _missing(made["needs"]) or "yes")
+    yield "convertible: " + ("no" if made["problems"] else _missing(made["needs"], made["unknown"]) or "yes")
 
 
-def _missing(needs: str) -> str:
+def _missing(needs: str, unknown: list[str]) -> str:
     """What a conversion would ask for: the flag of "--flag is needed: why" (the reason stands with the evidence)."""
-    return f"with {printable(needs.partition(' is needed: ')[0])}" if needs else ""
+    first = needs.partition(" is needed: ")[0]
+    more = [flag for name in unknown if (flag := f"--{name}") != first]
+    words = f", and perhaps {', '.join(more)}" if more else ""
+    return f"with {printable(first)}{words}" if needs else ""
 
 
 def conversion_lines(done: Conversion, seconds: float) -> Iterator[str]:

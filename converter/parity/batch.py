@@ -70,6 +70,8 @@ def run(
             if os.environ.get("PIXART_DEBUG"):
                 raise
             report = _failed(pair, INTERNAL, f"internal error: {type(error).__name__}: {printable(error)}")
+        if len(pairs) > 1:  # their names alone may all be the same, such as epoch_1
+            report.run["converted_path"] = printable(pair.converted)
         reports.append(report)
         done(pair, report)
     return reports

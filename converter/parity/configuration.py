@@ -85,7 +85,7 @@ def _evidence(name: str, finding: Any, borrowed: Mapping[str, Any]) -> str:
     if name in borrowed:
         return f"assumed ({BORROWED})"
     if finding is None:
-        return "the original architecture has no other"
+        return "the original has no other, or none that anybody said"
     if finding.source == "assumed":
         return f"assumed ({finding.evidence})"
     return str(finding.evidence)

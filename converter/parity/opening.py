@@ -11,7 +11,7 @@ from typing import Any
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.folder import CONFIG, WEIGHTS, model_folder
 from ..errors import InputError, UsageError, printable
-from ..families import Family, Findings, families
+from ..families import Family, Findings, families, find
 from ..survey import Survey, survey
 from . import provenance
 from .audit import Sides
@@ -117,7 +117,7 @@ def _look(
 ) -> tuple[Survey, dict[str, Any]]:
     """What the original is, by the user's words, and by those that the record tells of unless they cannot be right."""
     # A record tells of values that follow from a flag too; what counts are the flags.
-    flags = {flag for known in families().values() for flag in known.flags}
+    flags = {flag for known in (*families().values(), *([find(family)] if family else [])) for flag in known.flags}
     both = {**{name: value for name, value in record.given.items() if name in flags}, **said}
     try:
         return survey(ours, both, family), both

@@ -268,6 +268,12 @@ def test_a_refused_folder_leaves_no_descriptor_open(sharded: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_folder_of_checkpoints_is_none(tmp_path: Path) -> None:
+    for name in ("epoch_2.pth", "epoch_1.pth"):
+        save(tmp_path, b"never read", name)
+    assert_refused(tmp_path, "holds no weights", "there is epoch_1.pth: name a file, or a glob")
+
+
 # ---------------------------------------------------------------- variants
 
 

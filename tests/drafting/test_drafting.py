@@ -332,6 +332,7 @@ def test_a_list_without_blocks_is_not_compared_for_ever() -> None:
     [
         (("Mine", "k.json"), "NAME Mine: lower-case"),
         (("class", "k.json"), "NAME class: lower-case"),
+        (("pixart", "k.json"), "NAME pixart: there is a family of that name"),
         (("mine", "k.json", "--out", "mine.txt"), "a module of Python"),
         (("mine", "k.json", "--out", "nowhere/mine.py"), "cannot be written there"),
         (("there", "k.json"), "--overwrite replaces it"),

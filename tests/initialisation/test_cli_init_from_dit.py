@@ -92,6 +92,7 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "half a patch": (["--image_size=136"], 2, "not a multiple of 16"),
     "no whole latent": (["--image_size=130"], 2, "not a multiple of 16"),
     "no scale": (["--interpolation_scale=-1"], 2, "not a sensible positive number"),
+    "a sigma with sizes": (["--version=sigma", "--micro_condition"], 2, "sigma has none"),
     "two lengths": (["--version=alpha", "--caption_tokens=3"], 2, "one of the two"),
     "no such start": (["--t_block=median"], 2, "--t_block"),
     "an odd report": (["--report=r.pdf"], 2, "its suffix has to be one of .json, .md, .html"),

@@ -14,6 +14,7 @@ from converter.errors import ConverterError, InputError, UsageError
 from converter.pairs import Pair
 from converter.parity.batch import exit_code, outcome, run
 from converter.parity.cache import Cache
+from converter.parity.rendering.facts import name_of
 from converter.parity.report import Report
 from converter.parity.waivers import Waiver
 
@@ -72,7 +73,9 @@ def test_each_with_its_options(folder: Path) -> None:
         str(folder / "a"),
         {"profile": "full", "num_attention_heads": 4, "waivers": [waiver], "progress": print},
     )
-    run(pairs(folder, "a"), check=check)
+    assert [name_of(report) for report in reports] == [str(folder / name) for name in "abc"]
+    (alone,) = run(pairs(folder, "a"), check=check)
+    assert "converted_path" not in alone.run
     assert check.calls[-1][2] == {}  # nothing was said, so the checker's own defaults hold
 
 

@@ -39,14 +39,15 @@ MEANING = {
     PASS: "The converted model computes the original's function, and every one of its weights is accounted for.",
     FAIL: "The converted model is not the original: do not use it in its place.",
     INCONCLUSIVE: "Nothing wrong was found, but the evidence does not suffice to say that the two are the same.",
-    REJECTED: "An input is malformed or unsafe: it was not loaded, and nothing was compared.",
+    REJECTED: "An input is missing, malformed, unsafe or of another kind: nothing was compared.",
     INTERNAL: "The checker itself failed: this says nothing about the model.",
 }
 
 
 def name_of(report: Report) -> str:
-    """What a report is about, in a few words: the converted model's name, or the original's."""
-    names = (side.get("name") for side in (report.converted, report.original))
+    """What a report is about, in a few words: the converted model's name, its path where it is one of several, or the
+    original's name."""
+    names = (report.run.get("converted_path"), report.converted.get("name"), report.original.get("name"))
     return next((str(name) for name in names if name), "unnamed")
 
 
@@ -117,7 +118,7 @@ def key_numbers(report: Report) -> list[KeyNumber]:
     mutants = gates(phase) if (phase := report.phase("self-test")) else []
     if mutants:
         killed = sum(bool(check.passed) for check in mutants)
-        words = "deliberate faults caught by the checks"
+        words = "caught by the checks: deliberate faults; let pass: a harmless change"
         made.append(KeyNumber("Self-test", f"{killed} of {len(mutants)}", words, killed == len(mutants)))
     return made
 
