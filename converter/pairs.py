@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .checkpoint.folder import CONFIG, model_folder, weight_files
+from .checkpoint.folder import CONFIG, SUFFIXES, model_folder, weight_files
 from .errors import InputError, UsageError, printable
 from .record import RECORD
 
-SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _PLACE = re.compile(r"\{(\w+)\}")
 
 

@@ -47,6 +47,11 @@ class Record:
         return [*self.content.get("earlier_casts", ()), *([last] if last else [])]
 
     @property
+    def rounding(self) -> str:
+        """The casts in words, '' for none."""
+        return " and then to ".join(self.casts)
+
+    @property
     def given(self) -> dict[str, Any]:
         """Hyper-parameters in the user's words, at the first conversion and at this one."""
         return {

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from .checkpoint import open_checkpoint
+from .checkpoint.folder import SUFFIXES
 from .errors import InputError, UsageError, printable
-from .pairs import SUFFIXES, Pair, in_folder, natural, paired
+from .pairs import Pair, in_folder, natural, paired
 
 POLL = 1.0  # seconds at the most between two looks
 

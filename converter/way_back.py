@@ -55,8 +55,8 @@ def _from_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arra
     for name, tensor in (strays | beside.tensors).items():
         rounded = None if any(row.match(name) for row in rows_of(looked, Computed)) else dtype
         parts[name] = cast_part(family, rounded, [tensor], [name], ())
-    if casts := " and then to ".join(beside.record.casts):
-        made.notes.append(f"its weights were rounded to {casts} when it was converted: bits are lost")
+    if rounding := beside.record.rounding:
+        made.notes.append(f"its weights were rounded to {rounding} when it was converted: bits are lost")
     made.notes += _lost(looked, recorded, parts)
     buffers = _buffers(looked, recorded, parts, made.notes)
     parts |= buffers

@@ -13,10 +13,10 @@ from .file import InputFile
 from .safetensors_reader import parse_json
 
 JSON_LIMIT = 25_000_000
+SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # of files that may be checkpoints
 # What diffusers calls the two files of a model.
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 INDEX = f"{WEIGHTS}.index.json"
-CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 STEMS = (
     WEIGHTS,
     "diffusion_pytorch_model.bin",
@@ -113,7 +113,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, list[
     except OSError as error:
         raise InputError.at(folder, "", error.strerror or str(error)) from error
     if not found:
-        others = sorted(path.name for path in folder.iterdir() if path.suffix in CHECKPOINTS)
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)
         hint = f"; there is {printable(others[0])}: name a file, or a glob" if others else ""
         raise InputError.at(folder, "", f"holds no weights: looked for {', '.join(STEMS)} and their .index.json{hint}")
     (single, index), *later = found

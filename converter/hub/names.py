@@ -6,10 +6,9 @@ import os
 import re
 from dataclasses import dataclass
 
+from ..checkpoint.folder import SUFFIXES
 from ..errors import InputError, UsageError, printable
 
-# Of single checkpoints. A name that ends so is a path here, if nothing else is said.
-SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 FORM = "hf://OWNER/NAME[@REVISION][/FILE]"
 # Of the revisions with a slash, the hub's own client spells these as they are; in others the slash is %2F.
 _PLACE = re.compile(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 
-from ..checkpoint.folder import CONFIG, STEMS, weights_among
+from ..checkpoint.folder import CONFIG, STEMS, SUFFIXES, weights_among
 from ..errors import InputError, printable
 from ..record import EXTRAS, RECORD
-from .names import SUFFIXES, Place
+from .names import Place
 
 _SHOWN = 8
 

@@ -46,8 +46,8 @@ def record_of(converted: Path) -> tuple[Record, list[str]]:
         source, cast = (found.origin or found.content)["source"], found.casts[-1] if found.casts else ""
         if source["weights"] not in WEIGHTS or cast not in ("", *PRECISIONS):
             raise TypeError
-        casts = " and then to ".join(found.casts)
-        notes = [f"by its record the weights were rounded to {casts}, and not once"] if len(found.casts) > 1 else []
+        twice = f"by its record the weights were rounded to {found.rounding}, and not once"
+        notes = [twice] if len(found.casts) > 1 else []
         return Record(source["weights"], source["size"], cast, found.given, found.folder), notes
     except (TypeError, KeyError, AttributeError):
         return Record(), [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]

@@ -1,16 +1,7 @@
-"""One thread for nets of a few thousand numbers: several wait for each other more than they compute."""
+"""Small nets run in one thread."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import makers
 
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = makers.one_thread

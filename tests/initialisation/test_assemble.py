@@ -22,7 +22,7 @@ from converter.initialisation import Options, assemble, init_from_dit
 def case_at_500() -> dict[str, torch.Tensor]:
     """The golden case at t = 500, of the samples without a class."""
     with safe_open(GOLDEN / "dit.golden.safetensors", "pt") as file:
-        case = {key[6:]: file.get_tensor(key) for key in file.keys() if key.startswith("case1.")}  # noqa: SIM118
+        case = {key[6:]: file.get_tensor(key) for key in sorted(file.keys()) if key.startswith("case1.")}
     assert set(case["timestep"].tolist()) == {500}
     none = case["class_label"] == 10
     assert none.any()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from makers import GOLDEN, HEADS, SMALL, diffusers_keyed, pixart, raw_bytes
 from safetensors.torch import save_file
@@ -25,15 +24,6 @@ from converter.survey import survey
 NAMES = ("alpha-ms", "sigma-ms", "alpha-fixed")  # the golden models that stock diffusers can hold
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 State = dict[str, torch.Tensor]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """In a module that imports it: threads of nets as small as these wait for each other more than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 _DTYPES = {dtype.name: dtype for dtype in BY_CODE.values()}

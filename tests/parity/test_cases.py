@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import GOLDEN, HEADS
-from opened import one_thread  # noqa: F401
 from safetensors.torch import load_file, save_file
 
 from converter.checkpoint import open_checkpoint

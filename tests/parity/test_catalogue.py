@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from opened import NAMES, Held, State, golden, one_thread, session  # noqa: F401
+from opened import NAMES, State, golden, session
 
 from converter.parity.audit import Sides
 from converter.parity.catalogue import catalogue

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from makers import GOLDEN, HEADS
-from opened import WEIGHTS, Pair, State, one_thread  # noqa: F401
+from opened import WEIGHTS, Pair, State
 from safetensors.torch import load_file, save_file
 
 from converter import convert

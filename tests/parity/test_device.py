@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from makers import ROOT
-from opened import WEIGHTS, Pair, golden, one_thread  # noqa: F401
+from opened import WEIGHTS, Pair, golden
 from pretended import LEAKS
 from safetensors.torch import load_file, save_file
 from torch.utils import backend_registration

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from makers import GOLDEN, HEADS, dit, save
-from opened import Pair, held, one_thread  # noqa: F401
+from opened import Pair, held
 from safetensors.torch import load_file, save_file
 
 from converter import UsageError, convert

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from opened import Pair, golden, one_thread, session  # noqa: F401
+from opened import Pair, golden, session
 from torch import Tensor
 
 from converter.parity import function, gates

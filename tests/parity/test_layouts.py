@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opened import Pair, golden, one_thread, session  # noqa: F401
+from opened import Pair, golden, session
 from safetensors.torch import load_file, save_file
 
 from converter.errors import InputError

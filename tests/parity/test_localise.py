@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from opened import Pair, State, golden, one_thread, session  # noqa: F401
+from opened import Pair, State, golden, session
 
 from converter.parity import localise
 from converter.parity.faults import Fault

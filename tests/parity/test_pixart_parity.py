@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from makers import GOLDEN, HEADS
-from opened import NAMES, held, one_thread  # noqa: F401
+from opened import NAMES, held
 
 from converter.checkpoint import open_checkpoint
 from converter.families import Findings

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from makers import GOLDEN, HEADS
-from opened import Pair, golden, one_thread, small  # noqa: F401
+from opened import Pair, golden, small
 
 from converter import convert
 from converter.errors import InputError, UsageError

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from makers import GOLDEN, HEADS, folder
-from opened import NAMES, Pair, golden, one_thread, session  # noqa: F401
+from opened import NAMES, Pair, golden, session
 from safetensors.torch import load_file, save_file
 
 from converter import convert

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from makers import HEADS
-from opened import NAMES, Held, Pair, golden, held, one_thread  # noqa: F401
+from opened import NAMES, Held, Pair, golden, held
 from safetensors.torch import load_file
 
 from converter.checkpoint import open_checkpoint

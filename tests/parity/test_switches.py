@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from opened import Pair, golden, one_thread  # noqa: F401
+from opened import Pair, golden
 
 from converter.errors import UsageError
 from converter.parity import check, switches

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from opened import Pair, State, golden, one_thread, session  # noqa: F401
+from opened import Pair, State, golden, session
 from torch import Tensor
 
 from converter.parity import trajectory
