@@ -31,7 +31,7 @@ def read(path: Path) -> State:
     content = torch.load(path, mmap=True, weights_only=True)
     assert list(content) == ["state_dict"]
     for tensor in content["state_dict"].values():
-        assert tensor.untyped_storage().data_ptr() % 8 == 0
+        assert tensor.untyped_storage().data_ptr() % 64 == 0
     return dict(content["state_dict"])
 
 
