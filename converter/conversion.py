@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from .beside import CHANGED, survey_again
-from .checkpoint import open_checkpoint
 from .checkpoint.publish import Publication
 from .checkpoint.target import leftovers
 from .checkpoint.transfer import Progress
@@ -21,6 +20,7 @@ from .existing import holds
 from .hub import local
 from .planning import Blueprint, digest_of, draw_up
 from .record import EXTRAS, PARITY, RECORD
+from .survey import open_model
 from .writing import Written, counted, write_files
 
 
@@ -46,6 +46,7 @@ def convert(
     variant: str | None = None,
     null_caption: str | os.PathLike[str] | None = None,
     weights: str | None = None,
+    state_dict_key: str | None = None,
     family: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -66,6 +67,7 @@ def convert(
         variant: put this into the names of the weights, as in `diffusion_pytorch_model.fp16.safetensors`.
         null_caption: a file that holds the null caption, where the source does not.
         weights: 'raw' or 'ema' where the file holds both (default: raw).
+        state_dict_key: where in the file the weights lie, such as 'app.model', where it holds several state dicts.
         family: insist on a model family instead of recognising it.
         overwrite: replace a file, or a folder that holds what an earlier conversion wrote, by its record, and nothing
             else.
@@ -98,7 +100,7 @@ def convert(
     source = local(orig_ckpt_path, quiet=progress is None)
     wanted = wanted.check(source, overwrite=overwrite)
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(source, weights))
+        checkpoint = stack.enter_context(open_model(source, weights, state_dict_key, family))
         plan = draw_up(survey_again(checkpoint, given, family), wanted, null_caption, stack)
         if source != Path(orig_ckpt_path):  # in the cache it has a name that says nothing
             plan.record["source"]["name"] = printable(orig_ckpt_path)
@@ -120,6 +122,7 @@ def is_done(
     variant: str | None = None,
     null_caption: str | os.PathLike[str] | None = None,
     weights: str | None = None,
+    state_dict_key: str | None = None,
     family: str | None = None,
     **given: Any,
 ) -> bool:
@@ -132,7 +135,7 @@ def is_done(
     source = local(orig_ckpt_path, quiet=True)
     wanted = wanted.check(source, overwrite=True)
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(source, weights))
+        checkpoint = stack.enter_context(open_model(source, weights, state_dict_key, family))
         plan = draw_up(survey_again(checkpoint, given, family), wanted, null_caption, stack)
         names = {RECORD, PARITY, *plan.texts, *(file.name for file in plan.files)}
         if wanted.folder and ours(wanted.path) != names:

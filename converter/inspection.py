@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .beside import survey_again
-from .checkpoint import open_checkpoint
 from .errors import printable
 from .mapping import fold
-from .survey import Survey
+from .survey import Survey, open_model
 
 REPORT_VERSION = 1
 
@@ -21,6 +20,7 @@ def inspect(
     path: str | os.PathLike[str],
     *,
     weights: str | None = None,
+    state_dict_key: str | None = None,
     family: str | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -28,6 +28,7 @@ def inspect(
 
     Args:
         weights: 'raw' or 'ema' where the file holds both (default: raw).
+        state_dict_key: where in the file the weights lie, where it holds several state dicts.
         family: insist on a model family, by its name or its file (NAME.py), instead of recognising it.
         given: hyper-parameters by flag name, in the user's words.
 
@@ -39,7 +40,7 @@ def inspect(
         >>> inspect("fixtures/golden/alpha-ms.pth")["hyper_parameters"]["hidden_size"]["value"]
         48
     """
-    with open_checkpoint(path, weights) as checkpoint:
+    with open_model(path, weights, state_dict_key, family) as checkpoint:
         looked = survey_again(checkpoint, given or {}, family)
         made = report(looked)
         plan = looked.plan
@@ -69,10 +70,9 @@ def report(looked: Survey) -> dict[str, Any]:
             "where": chosen.where,
             "prefix": chosen.prefix,
         },
-        "candidates": [
-            {"weights": c.weights, "where": c.where, "selected": c is chosen} for c in checkpoint.candidates
-        ],
-        "other_entries": checkpoint.others,
+        "candidates": [{"weights": c.weights, "where": c.where, "selected": c is chosen} for c in checkpoint.likely],
+        "other_entries": [*checkpoint.others, *checkpoint.nameless],
+        "left_out": list(checkpoint.left_out),
         "foreign_objects": [{"name": name, "dangerous": danger} for name, danger in checkpoint.foreign],
         "family": family.name if family else None,
         "layout": ("diffusers" if looked.diffusers else "original") if family else None,

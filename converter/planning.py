@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from ._version import __version__
 from .arrangement import Arrangement, to_diffusers
 from .beside import Beside, look_beside
 from .checkpoint import Checkpoint
-from .checkpoint.folder import CONFIG, beside, model_folder
+from .checkpoint.folder import CONFIG, beside
+from .checkpoint.meaning import UNKNOWN
 from .checkpoint.safetensors_writer import lay_out_safetensors
 from .destination import COMFYUI, Destination
-from .errors import UsageError
+from .errors import UsageError, printable
 from .inspection import report
 from .mapping import fold
 from .record import EXTRAS, TOOL
@@ -98,29 +100,50 @@ def digest_of(data: bytes) -> dict[str, int | str]:
 
 def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:
     """Of a folder, what was believed beside the weights, so that the record is enough to audit what it led to."""
-    path = Path(checkpoint.path)
-    if not path.is_dir():
+    path, place = Path(checkpoint.path), checkpoint.place
+    if place is None:
         return {}
-    place = model_folder(path)
     found = beside(place, checkpoint.config)
-    return {(place / name).relative_to(path).as_posix(): digest_of(data) for name, data in found.items()}
+    return {Path(os.path.relpath(place / name, path)).as_posix(): digest_of(data) for name, data in found.items()}
 
 
 def notes_on(checkpoint: Checkpoint) -> list[str]:
     """What the user should know of what was read before the result is used."""
     notes, chosen = list[str](), checkpoint.selected
-    other = [c for c in checkpoint.candidates if c is not chosen]
-    if other and checkpoint.asked is None:
-        notes.append(
-            f"took the {chosen.weights} weights ({chosen.where}); {other[0].weights.upper()} weights are there too: "
-            f"--weights {other[0].weights} takes those"
-        )
+    others = [candidate for candidate in checkpoint.likely if candidate is not chosen]
+    if chosen.why:
+        notes.append(f"{chosen.where}: {chosen.why}")
+    if others and checkpoint.asked is None and checkpoint.asked_key is None:
+        other = others[0]
+        kind, flag = f"{other.weights.upper()} weights", f"--weights {other.weights}"
+        if other.weights == UNKNOWN:
+            kind, flag = f"other weights ({other.where})", f"--state_dict_key {other.where}"
+        notes.append(f"took the {chosen.weights} weights ({chosen.where}); {kind} are there too: {flag} takes those")
+    if checkpoint.left_out:
+        notes.append(f"left out, as no part of the model: {summed_up(checkpoint.left_out)}")
     for name, danger in checkpoint.foreign:
         if danger:
             notes.append(f"the file asks to import {name}, which can run code in other readers; nothing of it ran here")
     if shared := _sharing(checkpoint):
         notes.append(f"{', '.join(fold(shared)[:6])} share their storage with other keys: each gets its own copy")
     return notes
+
+
+def summed_up(keys: Sequence[str]) -> str:
+    """Many keys in a few words: how many there are behind each first part.
+
+    >>> summed_up(["betas", "vae.encoder.conv_in.weight", "vae.encoder.conv_in.bias"])
+    'betas, vae.* (2 keys)'
+    """
+    counts: dict[str, int] = {}
+    for key in keys:
+        head, dot, _ = key.partition(".")
+        counts[head + dot] = counts.get(head + dot, 0) + 1
+    shown = [
+        printable(head, 80) + (f"* ({n} key{'s' * (n > 1)})" if head.endswith(".") else "")
+        for head, n in counts.items()
+    ]
+    return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
 
 
 def _sharing(checkpoint: Checkpoint) -> list[str]:

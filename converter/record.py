@@ -75,7 +75,7 @@ class Record:
             shas = {key: digests.get(key, digest) for key, digest in (row.get("sha256") or {}).items()}
             rows.append({name: row[name] for name in ("source", "dtype", "shape")} | {"sha256": shas})
         given = {name: {"value": value, "source": "given"} for name, value in self.given.items()}
-        about = {"weights": source["weights"], "size": source["size"]}
+        about = {name: source[name] for name in ("weights", "where", "size") if name in source}
         return made | {"origin": {"source": about, "hyper_parameters": given, "plan": rows}}
 
 
@@ -106,6 +106,7 @@ def _sound(told: Any) -> bool:
     return (
         len(set(keys)) == len(told["plan"])
         and isinstance(source["weights"], str)
+        and isinstance(source.get("where", ""), str)
         and type(source["size"]) is int
         and all(isinstance(finding["value"], _PLAIN) and finding["source"] for finding in findings)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,10 +10,11 @@ from functools import cached_property
 from math import isfinite
 from typing import Any
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.tensor import Storage
 from .errors import InputError, UsageError, printable
-from .families import Family, Findings, find, named, recognise
+from .families import Family, Findings, find, named, recognise, tables
+from .families.known import adds
 from .mapping import KeyMapping, MappingError, Plan, fold
 from .mapping.dims import Pattern, bind, mismatch
 
@@ -70,6 +72,21 @@ class Survey:
             raise InputError(f"{printable(self.checkpoint.path)}: {error}") from error
 
 
+def open_model(
+    path: str | os.PathLike[str],
+    weights: str | None = None,
+    state_dict_key: str | None = None,
+    family: str | None = None,
+) -> Checkpoint:
+    """Open a checkpoint as `open_checkpoint` does, its weights found by the names that the families know: at any place
+    in the file, behind any prefix, beside whatever else.
+
+    Args:
+        family: only by the names of this one.
+    """
+    return open_checkpoint(path, weights, state_dict_key, tables(None if family is None else find(family)))
+
+
 class _State:
     """The checkpoint as a family may see it."""
 
@@ -108,11 +125,7 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
     made = Survey(checkpoint)
     recognised = recognise(checkpoint, None if family is None else find(family))
     if recognised is None:
-        kind = named(checkpoint)
-        shown = fold(list(checkpoint)[:200])
-        unknown_keys = ", ".join(shown[:4]) + (" ..." if len(shown) > 4 else "")
-        mixed = f"; {checkpoint.mixed}" if checkpoint.mixed else ""
-        made.problem = f"this is {kind}" if kind else f"no model family knows these keys: {unknown_keys}{mixed}"
+        made.problem = _unrecognised(checkpoint, family)
         return made
     made.family, made.diffusers = recognised
     made.plan = made.table.survey(checkpoint)
@@ -131,11 +144,32 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
     # What is said of the whole comes before what is said of single tensors.
     made.plan.problems[:0] = _flat(checkpoint, made.plan) + _misshapen(checkpoint, made.plan) + made.found.problems
     made.plan.problems += _not_weights(checkpoint)
+    if kind := adds(checkpoint.left_out):
+        made.plan.problems.insert(0, f"beside the model there is {kind}")
     if made.plan.problems and checkpoint.mixed:
         made.plan.problems.insert(0, checkpoint.mixed)
     if made.plan.problems:
         made.needs = ""
     return made
+
+
+def _unrecognised(checkpoint: Checkpoint, family: str | None) -> str:
+    """What a state dict is that no family knows, or which keys are the ones that are not known."""
+    if kind := named(checkpoint):
+        return f"this is {kind}"
+    (known, unknown) = max(
+        (
+            (table.known(checkpoint), [key for key in checkpoint if table.row_of(key) is None])
+            for batch in tables(None if family is None else find(family))()
+            for table in batch
+        ),
+        key=lambda found: found[0],
+    )
+    shown = fold(unknown[:200])
+    keys = ", ".join(shown[:4]) + (" ..." if len(shown) > 4 else "")
+    count = f" (the other {known} of {len(checkpoint)} are known)" if known else ""
+    mixed = f"; {checkpoint.mixed}" if checkpoint.mixed else ""
+    return f"no model family knows these keys: {keys}{count}{mixed}"
 
 
 def _check_types(family: Family, given: Mapping[str, Any]) -> None:

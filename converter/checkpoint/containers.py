@@ -1,23 +1,24 @@
-"""Where in a file the weights lie: wrapper dicts, raw and EMA copies, and the prefixes that trainers put on keys."""
+"""The state dicts of a file: found by looking, each with where it lies; one of them is chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
 from ..errors import InputError, UsageError, printable
 from .file import InputFile
+from .meaning import EMA, RAW, meaning
+from .names import Spelling, Tables, spellings
 from .tensor import LazyTensor
 from .torchfile import TorchFile, is_tensor, kind_of
+from .tree import Found, look, pairs_of
 
-# Wrapper key -> which weights it holds.
-WRAPPERS = {"state_dict": "raw", "model": "raw", "state_dict_ema": "ema", "ema": "ema"}
-# Longest first, because several may apply one after the other: `module._orig_mod.blocks...`.
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "_orig_mod.", "module.", "model.")
 TOP = "the top level"  # where the weights lie that no wrapper holds
+FILE = "the file"  # of a format without wrappers
 KEY_LIMIT = 1024  # characters
+MOST_SHOWN = 12
 # A view may be shared by many keys; more than this many times the file is an expansion, not sharing.
 EXPANSION_LIMIT = 4
 
@@ -28,25 +29,29 @@ Items = list[tuple[Any, Callable[[str], LazyTensor]]]
 
 @dataclass
 class Candidate:
-    """One state dict of a file: which weights it holds (raw or ema), where it lies, and its tensors, read lazily."""
+    """One model's weights in a file: which they are ('raw', 'ema' or 'unknown'), where they lie, what tells which they
+    are where that is not just the place, and their tensors, read lazily. In a file that is not opened, it has none."""
 
     weights: str
     where: str
     file: InputFile
     items: Callable[[], Items] = field(repr=False)
+    spelling: Spelling = field(repr=False)
+    why: str = ""
 
     @cached_property
-    def keyed(self) -> tuple[str, str, dict[str, LazyTensor]]:
-        """(prefix, `mixed`, tensors by key without the prefix). Every key and tensor is checked here, and only here."""
-        items = self.items()
+    def tensors(self) -> dict[str, LazyTensor]:
+        """The tensors by the model's names. Every key and tensor is checked here, and only here."""
         makers: dict[str, Callable[[str], LazyTensor]] = {}
-        for key, make in items:
+        for key, make in self.items():
             if not isinstance(key, str) or not key or len(key) > KEY_LIMIT or not key.isprintable():
                 raise self.file.error(self.where, f"a key that is not plain text: {shown(key, repr)}")
             if key in makers:
                 raise self.file.error(self.where, f"two entries have the key {printable(key)}")
             makers[key] = make
-        tensors = {key: make(key) for key, make in makers.items()}
+        if self.spelling.clash:
+            raise self.file.error(self.where, self.spelling.clash)
+        tensors = {name: makers[key](key) for name, key in self.spelling.keys.items()}
         # What has to be read for a view counts, not only what it shows.
         total = sum(max(t.nbytes, t.span[1] - t.span[0]) for t in tensors.values())
         size = sum({t.storage.file.path: t.storage.file.size for t in tensors.values()}.values())
@@ -54,21 +59,24 @@ class Candidate:
             raise self.file.error(
                 self.where, f"its tensors add up to {total} bytes, of {size} in all: shared storages are expanded"
             )
-        prefix, mixed = common_prefix(self, list(tensors))
-        return prefix, mixed, {key[len(prefix) :]: tensor for key, tensor in tensors.items()}
+        return tensors
 
     @property
     def prefix(self) -> str:
-        return self.keyed[0]
+        return self.spelling.prefix
 
     @property
-    def mixed(self) -> str:
-        """Why these keys may be ones that nobody knows: only some of them carry a prefix. '' where that is not so."""
-        return self.keyed[1]
+    def named(self) -> str:
+        """Where it lies and which weights it holds, for a list to choose from."""
+        return f"{self.where} ({self.weights}{f': {self.why}' if self.why else ''})"
 
-    @property
-    def tensors(self) -> dict[str, LazyTensor]:
-        return self.keyed[2]
+    def same(self, other: Candidate) -> bool:
+        """Whether it is the other one under a second name: the very same tensors, not merely equal ones."""
+
+        def places(candidate: Candidate) -> dict[str, Any]:
+            return {n: (id(t.storage), t.offset, t.shape, t.strides) for n, t in candidate.tensors.items()}
+
+        return places(self) == places(other)
 
 
 def at_hand(tensors: Mapping[str, LazyTensor]) -> Items:
@@ -80,69 +88,55 @@ def at_hand(tensors: Mapping[str, LazyTensor]) -> Items:
     return [(key, always(tensor)) for key, tensor in tensors.items()]
 
 
-def common_prefix(candidate: Candidate, keys: list[str]) -> tuple[str, str]:
-    """(the known prefix, possibly of several parts, that all keys carry; in words, the one that only some carry).
+def split(
+    path: Sequence[str],
+    file: InputFile,
+    keys: Sequence[Any],
+    items: Callable[[], Items],
+    tables: Tables | None,
+    *,
+    top: str = TOP,
+    beside: Mapping[str, Any] | None = None,
+) -> list[Candidate]:
+    """The candidates in one state dict: as a rule one; several where models lie in it behind prefixes of their own.
 
-    What only some keys carry stays: it is a part of their names (`model.embed` beside `lm_head`), or else the file is
-    a mixture that no family will know. Two keys that differ in nothing else are refused here: each of them could
-    be the weight.
+    Args:
+        path: the keys that lead to it; `top`: what a path without any is called.
+        keys: those of the state dict, of any type.
+        beside: the entries at the top level of the file, by which some writers are told.
     """
-    prefix = ""
-    while keys:
-        for known in PREFIXES:
-            # A key that is nothing but a prefix does not carry it: none may be left empty.
-            carrying = [key for key in keys if key.startswith(prefix + known) and key != prefix + known]
-            if len(carrying) == len(keys):
-                prefix += known
-                break
-            if carrying:
-                others = dict.fromkeys(keys)
-                for key in carrying:
-                    del others[key]
-                twins = [prefix + key[len(prefix + known) :] for key in carrying]
-                twin = next((key for key in twins if key in others), "")
-                mixed = (
-                    f"{len(carrying)} of {len(keys)} keys carry the prefix {known!r} and the others do not "
-                    f"({printable(twin or next(iter(others)))}): mixed prefixes cannot be told apart safely"
-                )
-                if twin:
-                    raise candidate.file.error(candidate.where, mixed)
-                return prefix, mixed
-        else:
-            break
-    return prefix, ""
+    plain = list(dict.fromkeys(key for key in keys if isinstance(key, str) and len(key) <= KEY_LIMIT))
+    found = spellings(plain, tables)
+    made = []
+    for spelling in found:
+        inner = spelling.prefix.rstrip(".")
+        place = [*path, *inner.split(".")] if len(found) > 1 and inner else path
+        weights, why = meaning(place, spelling.prefix, beside or {})
+        made.append(Candidate(weights, ".".join(place) or top, file, items, spelling, why))
+    return made
 
 
-def candidates(torch_file: TorchFile) -> tuple[list[Candidate], list[str]]:
-    """(state dicts, other top-level entries in words) of a torch file."""
-    file = torch_file.file
-    pairs = torch_file.pairs(torch_file.root, TOP)
-    if pairs is None:
-        raise file.error(
-            "data.pkl",
-            f"holds {kind_of(torch_file.root)}, not a dict of tensors"
-            + (" (a whole pickled model? save model.state_dict() instead)" if not is_tensor(torch_file.root) else ""),
-        )
-    seen = [(key, node) for key, node in pairs if isinstance(key, str) and key in WRAPPERS]
-    if len(seen) != len({key for key, _ in seen}):
-        raise file.error("data.pkl", "two entries have the same wrapper key")
-    wrapped = [(key, node) for key, node in seen if torch_file.pairs(node, key) is not None]
-    if not wrapped:
-        if not any(is_tensor(node) for _, node in pairs):
-            raise file.error("data.pkl", _no_weights([printable(key, 40) for key, _ in pairs if isinstance(key, str)]))
-        return [Candidate("raw", TOP, file, partial(_lazy, torch_file, pairs))], []
-    found = [
-        Candidate(WRAPPERS[key], key, file, partial(_lazy, torch_file, torch_file.pairs(node, key) or []))
-        for key, node in wrapped
+def candidates(torch_file: TorchFile, tables: Tables | None = None) -> tuple[list[Candidate], list[str], list[str]]:
+    """(state dicts, other top-level entries in words, weights without names in words) of a torch file."""
+    file, root = torch_file.file, torch_file.root
+    seen = look(root)
+    if not seen.dicts:
+        raise file.error("data.pkl", _no_weights(root, seen))
+    made: list[Candidate] = []
+    for path, node, entries in seen.dicts:
+        where = tuple(printable(part, 80) for part in path)
+        if any(path[: len(twice)] == twice for twice in seen.twice):
+            raise file.error("data.pkl", f"two entries have the same wrapper key ({'.'.join(where)})")
+        items = partial(_lazy, torch_file, node, entries, ".".join(where) or TOP)
+        made += split(where, file, [key for key, _ in entries], items, tables, beside=seen.top)
+    taken = {path[0] for path, _, _ in seen.dicts if path}
+    loose = {id(node) for path, _, entries in seen.dicts if not path for _, node in entries}
+    rest = [
+        f"{shown(key)}: {kind_of(node)}"
+        for key, node in seen.pairs
+        if not (isinstance(key, str) and key in taken) and id(node) not in loose
     ]
-    taken = {key for key, _ in wrapped}
-    rest = [(key, node) for key, node in pairs if not (isinstance(key, str) and key in taken)]
-    loose = [(key, node) for key, node in rest if isinstance(key, str) and is_tensor(node)]
-    # `{**weights, "ema": ...}`: weights have dotted names, and a lone `step` has not.
-    if any("." in key for key, _ in loose):
-        found.insert(0, Candidate("raw", TOP, file, partial(_lazy, torch_file, loose)))
-        rest = [(key, node) for key, node in rest if not (isinstance(key, str) and is_tensor(node))]
-    return found, [f"{shown(key)}: {kind_of(node)}" for key, node in rest]
+    return made, rest, seen.hints
 
 
 def shown(key: Any, form: Callable[[str], str] = str) -> str:
@@ -150,34 +144,88 @@ def shown(key: Any, form: Callable[[str], str] = str) -> str:
     return printable(form(key[:41]), 40) if isinstance(key, str) else kind_of(key)
 
 
-def _lazy(torch_file: TorchFile, pairs: list[tuple[Any, Any]]) -> Items:
-    return [(key, partial(torch_file.tensor, node=node)) for key, node in pairs]
+def _lazy(torch_file: TorchFile, node: Any, entries: list[tuple[Any, Any]], where: str) -> Items:
+    torch_file.pairs(node, where)  # a dict that its attributes change when it is loaded is refused
+    return [(key, partial(torch_file.tensor, node=value)) for key, value in entries]
 
 
-def _no_weights(keys: list[str]) -> str:
-    if {"optimizer", "param_groups", "optimizer_state_dict"} & set(keys):
+def _no_weights(root: Any, seen: Found) -> str:
+    if seen.hints:
+        return seen.hints[0]
+    if pairs_of(root) is None:
+        whole = "" if is_tensor(root) else " (a whole pickled model? save model.state_dict() instead)"
+        return f"holds {kind_of(root)}, not a dict of tensors{whole}"
+    keys = [printable(key, 40) for key, _ in seen.pairs if isinstance(key, str)]
+    if seen.optimizer:
         return "holds an optimizer's state but no weights: take the checkpoint that was saved beside it"
     if any(key.startswith(("shard", "_flat_param", "flat_param")) for key in keys):
         return "an FSDP shard: gather a full state dict first (FullStateDictConfig)"
     return f"holds no state dict; its top-level keys are: {', '.join(keys[:8]) or 'none'}"
 
 
-def choose(found: list[Candidate], weights: str | None) -> Candidate:
-    """The state dict asked for: raw unless the file has only EMA weights or `weights` says 'ema'."""
-    by_kind: dict[str, list[Candidate]] = {}
-    for candidate in found:
-        by_kind.setdefault(candidate.weights, []).append(candidate)
-    wanted = weights or ("raw" if "raw" in by_kind else "ema")
-    chosen = by_kind.get(wanted, [])
-    if not chosen:
-        raise UsageError(
-            f"{printable(found[0].file.path)}: --weights {wanted}, but the file holds only "
-            + ", ".join(f"{c.weights} weights ({c.where})" for c in found)
-        )
+def choose(
+    found: Sequence[Candidate], weights: str | None, state_dict_key: str | None = None, hints: Sequence[str] = ()
+) -> Candidate:
+    """The candidate that was asked for; else raw weights where there is one such and all others are its EMA; else the
+    only one.
+
+    Args:
+        hints: weights that cannot be read, in words.
+
+    Raises: `UsageError` for what the file does not hold, `InputError` where several may be meant.
+    """
+    path = found[0].file.path
+    if state_dict_key is not None:
+        chosen = [candidate for candidate in found if candidate.where == state_dict_key]
+        if not chosen:
+            raise UsageError(
+                f"{printable(path)}: --state_dict_key {printable(state_dict_key)}: there is {_list(found)}"
+            )
+        return chosen[0]
+    pool = likely(found)
+    kinds = {kind: [c for c in pool if c.weights == kind] for kind in (RAW, EMA)}
+    if weights:
+        chosen = kinds[weights]
+        if not chosen:
+            kind = "/".join(dict.fromkeys(c.weights for c in pool))
+            more = "".join(f"; {hint}" for hint in hints)
+            raise UsageError(
+                f"{printable(path)}: --weights {weights}, but the file holds only {kind} weights "
+                f"({', '.join(c.where for c in pool[:MOST_SHOWN])}){more}"
+            )
+    else:
+        chosen = kinds[RAW] if kinds[RAW] and len(kinds[RAW]) + len(kinds[EMA]) == len(pool) else pool
+    chosen = _distinct(chosen)
     if len(chosen) > 1:
+        kind = f"{chosen[0].weights} " if len({c.weights for c in chosen}) == 1 else ""
         raise InputError.at(
-            chosen[0].file.path,
-            "data.pkl",
-            f"several {wanted} state dicts: {', '.join(c.where for c in chosen)}",
+            path,
+            "",
+            f"several {kind}state dicts: {_list(chosen)}: --state_dict_key says which one is meant, such as "
+            f"--state_dict_key {_quoted(chosen[0].where)}",
         )
     return chosen[0]
+
+
+def likely(found: Sequence[Candidate]) -> list[Candidate]:
+    """Those that a kind of model fits, or that are not opened yet; where none fits, the large ones."""
+    most = max(len(candidate.spelling.keys) for candidate in found)
+    fits = any(candidate.spelling.fits for candidate in found)
+    return [c for c in found if not c.spelling.keys or (c.spelling.fits if fits else 2 * len(c.spelling.keys) >= most)]
+
+
+def _distinct(found: list[Candidate]) -> list[Candidate]:
+    made: list[Candidate] = []
+    for candidate in found:
+        if len(found) == 1 or not any(candidate.same(other) for other in made):
+            made.append(candidate)
+    return made
+
+
+def _list(found: Sequence[Candidate]) -> str:
+    more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
+    return ", ".join(candidate.named for candidate in found[:MOST_SHOWN]) + more
+
+
+def _quoted(where: str) -> str:
+    return f"'{where}'" if " " in where else where

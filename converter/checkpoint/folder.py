@@ -36,7 +36,32 @@ def model_folder(folder: Path) -> Path:
         )
     if (folder / "adapter_config.json").exists():
         raise InputError.at(folder, "", "a PEFT adapter (LoRA), not a whole transformer")
-    return folder / "transformer" if (folder / "transformer").is_dir() else folder
+    if (folder / "transformer").is_dir():
+        return folder / "transformer"
+    inner = [folder / name for name in ("model", f"transformer{_AVERAGED}", f"model{_AVERAGED}")]
+    there = [place for place in inner if _holds_weights(place)]
+    return there[0] if there and not _holds_weights(folder) else folder
+
+
+_AVERAGED = "_ema"  # what diffusers' training scripts put behind the name of the folder that their EMA is saved in
+
+
+def is_averaged(place: Path) -> bool:
+    """Whether a model folder is called one of averaged weights."""
+    return place.absolute().name.endswith(_AVERAGED)
+
+
+def averaged_beside(place: Path) -> Path | None:
+    """The folder of the averaged weights that lies beside a model folder, None where there is none."""
+    place = place.absolute()
+    return found if _holds_weights(found := place.with_name(place.name + _AVERAGED)) else None
+
+
+def _holds_weights(place: Path) -> bool:
+    try:
+        return bool(_pairs(names := {path.name for path in place.iterdir() if path.exists()}, "") or variants(names))
+    except OSError:
+        return False
 
 
 def read_config(folder: Path) -> dict[str, Any]:

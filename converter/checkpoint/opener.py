@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import InputError, printable
-from .containers import TOP, Candidate, Items, at_hand, candidates, choose, shown
+from ..errors import InputError, UsageError, printable
+from .containers import FILE, TOP, Candidate, Items, at_hand, candidates, choose, likely, shown, split
 from .file import InputFile, container_of
-from .folder import model_folder, read_config, unread_variants, weight_files
+from .folder import averaged_beside, is_averaged, model_folder, read_config, unread_variants, weight_files
+from .meaning import EMA, RAW
+from .names import Spelling, Tables
 from .safetensors_reader import read_header
 from .tensor import LazyTensor
 from .torchfile import TorchFile
@@ -21,36 +23,47 @@ from .torchfile import TorchFile
 class Checkpoint(Mapping[str, LazyTensor]):
     """The state dict of a checkpoint, keys without prefix, tensors unread; close it, or use it in a `with`.
 
-    Attributes: `path`, `asked` (the weights asked for, or None), `container` (in words), `candidates` (the state
-    dicts in the file), `others` (what else it holds), `foreign` (globals that are not torch's, and whether they are
-    known to be dangerous), `config` (of a folder), `size` in bytes; of the state dict in use,
-    `prefix`, which all its keys had, and `mixed`, in words, where only some of them carry one, which they kept.
+    Attributes: `path`, `asked` (the weights asked for, or None), `asked_key` (the state dict asked for), `container`
+    (in words), `candidates` (the state dicts in the file), `others` (what else it holds), `nameless` (weights that
+    have no names), `foreign` (globals that are not torch's, and whether they are known to be dangerous); of a folder,
+    `place`, where the weights in use lie, and `config`; `size` in bytes; of the state dict in use, `prefix`, which all
+    its keys had, `left_out`, keys that are no part of the model, and `mixed`, in words, where only some of them carry
+    a prefix, which they kept.
     """
 
-    def __init__(self, path: str | os.PathLike[str], weights: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        weights: str | None = None,
+        state_dict_key: str | None = None,
+        tables: Tables | None = None,
+    ) -> None:
         self.path = os.fspath(path)
         self.files: list[InputFile] = []
         self.config: dict[str, Any] = {}
         self.others: list[str] = []
+        self.nameless: list[str] = []
         self.foreign: list[tuple[str, bool]] = []
-        self.asked = weights
+        self.asked, self.asked_key = weights, state_dict_key
+        self.place: Path | None = None
         try:
             if os.path.isdir(self.path):
-                self._open_folder(Path(self.path))
+                self._open_folder(Path(self.path), tables)
             else:
-                self.container, self.candidates = self._open_file(self.path)
+                self.container, self.candidates = self._open_file(self.path, tables)
         except BaseException:
             self.close()
             raise
 
-    def _open_file(self, path: str | os.PathLike[str]) -> tuple[str, list[Candidate]]:
+    def _open_file(self, path: str | os.PathLike[str], tables: Tables | None) -> tuple[str, list[Candidate]]:
         file = InputFile(path)
         self.files.append(file)
         if container_of(file) == "zip":
             torch_file = TorchFile(file)
-            found, others = candidates(torch_file)
+            found, others, nameless = candidates(torch_file, tables)
             # Shards add up: what one of them asks to import is said even if the next is clean.
             self.others += others
+            self.nameless += nameless
             self.foreign = sorted({*self.foreign, *torch_file.foreign()})
             names = [c.where for c in found] + [o.partition(":")[0] for o in others]
             wrapped = "{" + ", ".join(names[:8] + ["..."] * (len(names) > 8)) + "}"
@@ -58,21 +71,32 @@ class Checkpoint(Mapping[str, LazyTensor]):
         tensors, _ = read_header(file)
         if not tensors:
             raise file.error("header", "holds no tensors")
-        return "safetensors", [Candidate("raw", "the file", file, lambda: at_hand(tensors))]
+        return "safetensors", split((), file, list(tensors), lambda: at_hand(tensors), tables, top=FILE)
 
-    def _open_folder(self, folder: Path) -> None:
+    def _open_folder(self, folder: Path, tables: Tables | None) -> None:
         place = model_folder(folder)
-        self.config = read_config(place)
+        averaged = averaged_beside(place)
+        if averaged and (self.asked == EMA or self.asked_key == averaged.name):
+            place, averaged = averaged, place
+        self.config, self.place = read_config(place), place
         paths, weight_map, passed_over = weight_files(place)
         self.others += [f"{name}: other weights in this folder, not read" for name in passed_over]
         self.others += [f"{name}: a variant of the weights, not read" for name in unread_variants(place, paths)]
-        opened = [(path.name, *self._open_file(path)) for path in paths]
-        self.container = f"folder of {opened[0][1]}" + (f", {len(paths)} shards" if weight_map else "")
         if weight_map is None:
-            self.candidates = opened[0][2]
-            return
-        found = [(name, choose(parts, None)) for name, _, parts in opened]
-        self.candidates = [Candidate("raw", "the shards", self.files[0], lambda: _merged(place, found, weight_map))]
+            words, self.candidates = self._open_file(paths[0], tables)
+            self.container = f"folder of {words}"
+        else:
+            opened = [(path.name, *self._open_file(path, None)) for path in paths]
+            self.container = f"folder of {opened[0][1]}, {len(paths)} shards"
+            found = [(name, choose(parts, None)) for name, _, parts in opened]
+            items = partial(_merged, place, found, weight_map)
+            self.candidates = split((), self.files[0], list(weight_map), items, tables, top="the shards")
+        if is_averaged(place) or averaged:
+            for candidate in self.candidates:
+                candidate.weights, candidate.where = (EMA if is_averaged(place) else RAW), place.name
+        if averaged:  # opened only where it is asked for
+            kind = EMA if is_averaged(averaged) else RAW
+            self.candidates.append(Candidate(kind, averaged.name, self.files[0], list, Spelling("", {})))
 
     @property
     def size(self) -> int:
@@ -81,7 +105,12 @@ class Checkpoint(Mapping[str, LazyTensor]):
     @cached_property
     def selected(self) -> Candidate:
         """The state dict in use: the one that `weights` asked for."""
-        return choose(self.candidates, self.asked)
+        return choose(self.candidates, self.asked, self.asked_key, self.nameless)
+
+    @property
+    def likely(self) -> list[Candidate]:
+        """The state dicts that may be meant: those that a kind of model fits, if one does."""
+        return likely(self.candidates)
 
     @property
     def prefix(self) -> str:
@@ -89,7 +118,11 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     @property
     def mixed(self) -> str:
-        return self.selected.mixed
+        return self.selected.spelling.mixed
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        return self.selected.spelling.left_out
 
     def __getitem__(self, key: str) -> LazyTensor:
         return self.selected.tensors[key]
@@ -138,12 +171,20 @@ def _merged(folder: Path, shards: list[tuple[str, Candidate]], weight_map: dict[
     return at_hand(items)
 
 
-def open_checkpoint(path: str | os.PathLike[str], weights: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    weights: str | None = None,
+    state_dict_key: str | None = None,
+    tables: Tables | None = None,
+) -> Checkpoint:
     """Open a checkpoint (`.pth`, `.pt`, `.bin`, `.safetensors`, or a diffusers folder) without reading its tensors.
 
     Args:
         path: the file or folder; what it is is told by its bytes, not by its suffix.
         weights: 'raw' or 'ema' where a file holds both (default: raw).
+        state_dict_key: where in the file the weights lie, such as 'state_dict_ema' or 'app.model', where it holds
+            several.
+        tables: the names that kinds of models have, by which the weights are found behind any prefix.
 
     Returns: a read-only mapping from keys (a prefix such as `module.` that all have is removed) to `LazyTensor`.
 
@@ -154,6 +195,8 @@ def open_checkpoint(path: str | os.PathLike[str], weights: str | None = None) ->
         ...     checkpoint["x_embedder.proj.weight"].shape
         (48, 4, 2, 2)
     """
-    if weights not in (None, "raw", "ema"):
+    if weights not in (None, RAW, EMA):
         raise ValueError(f"weights is 'raw', 'ema' or None, not {weights!r}")
-    return Checkpoint(path, weights)
+    if weights and state_dict_key:
+        raise UsageError("--weights, --state_dict_key: each of them says which weights are meant; give one")
+    return Checkpoint(path, weights, state_dict_key, tables)

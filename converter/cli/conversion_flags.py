@@ -24,8 +24,15 @@ def together(*decorators: Decorator) -> Decorator:
     return decorate
 
 
-which = click.option(
-    "--weights", type=click.Choice(["raw", "ema"]), help="Which weights, where a file has both. Default: raw."
+which = together(
+    click.option(
+        "--weights", type=click.Choice(["raw", "ema"]), help="Which weights, where a file has both. Default: raw."
+    ),
+    click.option(
+        "--state_dict_key",
+        metavar="PATH",
+        help="Where in the file the weights lie, such as app.model, where it holds several state dicts.",
+    ),
 )
 
 insisted = click.option(

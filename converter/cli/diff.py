@@ -17,6 +17,10 @@ WEIGHTS = click.Choice(["raw", "ema"])
 @click.argument("b")
 @click.option("--weights_a", type=WEIGHTS, help="Which weights of A, where it has both. Default: both are compared.")
 @click.option("--weights_b", type=WEIGHTS, help="Which weights of B, where it has both. Default: both are compared.")
+@click.option(
+    "--state_dict_key_a", metavar="PATH", help="Where in A the weights lie, where it holds several state dicts."
+)
+@click.option("--state_dict_key_b", metavar="PATH", help="Where in B, likewise.")
 @click.option("--rounding_ok", is_flag=True, help="Exit with 0 also where one is the other rounded to fewer bits.")
 @click.option("--all", "everything", is_flag=True, help="List every tensor that differs, each on its own line.")
 @json_option
@@ -29,6 +33,8 @@ def diff(
     b: str,
     weights_a: str | None,
     weights_b: str | None,
+    state_dict_key_a: str | None,
+    state_dict_key_b: str | None,
     rounding_ok: bool,
     everything: bool,
     as_json: bool,
@@ -56,6 +62,8 @@ def diff(
             b,
             weights_a=weights_a,
             weights_b=weights_b,
+            state_dict_key_a=state_dict_key_a,
+            state_dict_key_b=state_dict_key_b,
             progress=None if quiet else partial(bar, shown, what="comparing", unit="B", unit_scale=True),
         )
     same = found.same(rounding_ok=rounding_ok)

@@ -13,7 +13,7 @@ from .options import Command, json_option
 @which
 @insisted
 @json_option
-def inspect(path: str, weights: str | None, family: str | None, as_json: bool) -> None:
+def inspect(path: str, weights: str | None, state_dict_key: str | None, family: str | None, as_json: bool) -> None:
     """Say what the checkpoint at PATH is: container, family, every hyper-parameter with its evidence, what a conversion
     would drop or keep aside, and what stands against one. Of the tensors, only a few elements of the positional table
     are read, and taken without the proof of their checksum; a conversion verifies them.
@@ -26,7 +26,7 @@ def inspect(path: str, weights: str | None, family: str | None, as_json: bool) -
     from .printing import inspection_lines, print_json
 
     place = local(path)
-    made = run(place, weights=weights, family=family)
+    made = run(place, weights=weights, state_dict_key=state_dict_key, family=family)
     if str(place) != path:
         made["source"]["name"] = printable(path)  # in the cache, a folder is called after its commit
     if as_json:

@@ -37,6 +37,11 @@ DTYPES = click.Choice(PRECISIONS)
     "--family", metavar="NAME", help="The model family that the checkpoint has to be of, or a file that makes it."
 )
 @click.option("--weights", type=click.Choice(WEIGHTS), help="Which weights. Default: what the conversion record says.")
+@click.option(
+    "--state_dict_key",
+    metavar="PATH",
+    help="Where in the original the weights lie, where it holds several state dicts.",
+)
 @click.option("--num_attention_heads", type=click.IntRange(min=1), metavar="N", help="Heads, in your word.")
 @click.option("--image_size", type=click.IntRange(min=8), metavar="PIXELS", help="Resolution, in your word.")
 @click.option("--interpolation_scale", type=float, metavar="X", help="Scale of the positions, in your word.")

@@ -40,6 +40,8 @@ def diff(
     *,
     weights_a: str | None = None,
     weights_b: str | None = None,
+    state_dict_key_a: str | None = None,
+    state_dict_key_b: str | None = None,
     progress: Callable[[int], Progress] | None = None,
 ) -> Diff:
     """Compare two checkpoints, tensor by tensor, in whichever layouts they are.
@@ -51,6 +53,7 @@ def diff(
         a, b: any accepted file or folder.
         weights_a, weights_b: 'raw' or 'ema', where a file holds both. Where it is not said, both are compared with
             the other file's, or like with like if that holds both too.
+        state_dict_key_a, state_dict_key_b: where in a file the weights lie, where it holds several state dicts.
         progress: called with the number of bytes to come, of both sides; returns what is called with each count done.
 
     Returns: a `Diff`.
@@ -64,7 +67,8 @@ def diff(
         'B is the EMA weights of A, byte for byte; raw: relative L2 0.081'
     """
     with ExitStack() as stack:
-        ones, others = open_side(stack, "A", a, weights_a), open_side(stack, "B", b, weights_b)
+        ones = open_side(stack, "A", a, weights_a, state_dict_key_a)
+        others = open_side(stack, "B", b, weights_b, state_dict_key_b)
         check_comparable(ones[0], others[0])
         like_with_like = len(ones) > 1 and len(others) > 1
         pairs = list(zip(ones, others, strict=True)) if like_with_like else list(product(ones, others))

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
+from ..checkpoint.meaning import EMA, RAW
 from ..errors import InputError, UsageError, printable
 from ..inspection import report
 from ..mapping import fold
 from ..record import record_beside, sidecar_beside
-from ..survey import Survey, survey
+from ..survey import Survey, open_model, survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,20 +143,22 @@ def _alike(parts: tuple[LazyTensor, ...]) -> bool:
     return len({(part.dtype, part.shape) for part in parts}) == 1 and bool(parts[0].shape)
 
 
-def open_side(stack: ExitStack, letter: str, path: str | os.PathLike[str], weights: str | None) -> list[Side]:
+def open_side(
+    stack: ExitStack, letter: str, path: str | os.PathLike[str], weights: str | None, state_dict_key: str | None = None
+) -> list[Side]:
     """One side: the weights asked for, else every set of weights that the file holds, raw ones first.
 
     Raises: `InputError` for a file that is refused, `UsageError` for weights that it does not hold.
     """
-    opened = stack.enter_context(open_checkpoint(path, weights))
-    kinds = sorted({candidate.weights for candidate in opened.candidates}, reverse=True)
+    opened = stack.enter_context(open_model(path, weights, state_dict_key))
+    kinds = sorted({candidate.weights for candidate in opened.likely}, reverse=True)
     if weights and weights not in kinds:
         raise UsageError(
             f"--weights_{letter.lower()} {weights}: {printable(path)} holds only {', '.join(kinds)} weights"
         )
     found = [opened]
-    if not weights and len(kinds) > 1:
-        found = [stack.enter_context(open_checkpoint(path, kind)) for kind in kinds]
+    if not weights and not state_dict_key and kinds == [RAW, EMA]:
+        found = [stack.enter_context(open_model(path, kind)) for kind in kinds]
     looks = [survey(checkpoint) for checkpoint in found]
     sidecar = _sidecar(looks[0])
     kept = stack.enter_context(open_checkpoint(sidecar)) if sidecar else None

@@ -7,7 +7,7 @@ from .result import DIFFERENT, IDENTICAL, MODELS, ONLY_A, ONLY_B, ROUNDED, SAME,
 from .rounding import Rounding
 
 NAMED = 4  # hyper-parameters in one line
-SPOKEN = {"raw": "raw", "ema": "EMA"}
+SPOKEN = {"raw": "raw", "ema": "EMA", "unknown": "chosen"}
 
 
 def of_diff(found: Diff) -> str:

@@ -9,14 +9,17 @@ Another package adds a family by an entry point:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from ..errors import ConverterError, UsageError, printable
+from ..mapping import KeyMapping
 from . import from_file
 from .base import Family, Finding, Findings, State
 from .known import named
+
+Tables = Callable[[], Iterator[list[KeyMapping]]]  # gives tables of names, a batch at a time
 
 _REGISTERED: dict[str, Family] = {}
 
@@ -68,6 +71,18 @@ def find(name: str) -> Family:
     return known[name]
 
 
+def tables(insisted: Family | None = None) -> Tables:
+    """The names of all families, or of the one insisted on: first of those at hand, then of those in packages too."""
+
+    def batches() -> Iterator[list[KeyMapping]]:
+        # Looking for entry points takes longer than all else here.
+        for packages in (False,) if insisted else (False, True):
+            at_hand = [insisted] if insisted else list(families(packages=packages).values())
+            yield [table for family in at_hand for table in (family.keys, family.keys.targets)]
+
+    return batches
+
+
 def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple[Family, bool] | None:
     """(family, whether the keys are diffusers' already): the one whose table knows most keys.
 
@@ -90,4 +105,4 @@ def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple
     return None if not state or known * 2 < len(state) or named(state) else (family, diffusers)
 
 
-__all__ = ["Family", "Finding", "Findings", "State", "families", "find", "named", "recognise", "register"]
+__all__ = ["Family", "Finding", "Findings", "State", "families", "find", "named", "recognise", "register", "tables"]

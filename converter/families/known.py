@@ -26,6 +26,12 @@ _LAYOUTS = (
 )  # fmt: skip
 
 
+def adds(keys: Iterable[str]) -> str:
+    """What keys beside a model are that change what it computes: an adapter or a ControlNet; '' where there is none."""
+    kind = named(keys)
+    return kind if kind in (_LAYOUTS[0][1], _LAYOUTS[1][1]) else ""
+
+
 def named(keys: Iterable[str]) -> str:
     """What a state dict with these keys is, if it is one of the layouts known by name; else ''."""
     keys = list(keys)

@@ -74,7 +74,7 @@ def _head(record: dict[str, Any], named: str, repo: str, revision: str | None, c
 
 def _made(record: dict[str, Any], named: str, revision: str) -> Iterator[str]:
     made, others = record["source"], [c for c in record["candidates"] if not c["selected"]]
-    weights = {"raw": "raw", "ema": "EMA"}
+    weights = {"raw": "raw", "ema": "EMA", "unknown": "other"}
     rows = [
         ["source", code(named)],
         ["revision", code(revision)],

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import LazyTensor, open_checkpoint
+from ..checkpoint import LazyTensor
 from ..checkpoint.publish import Publication
 from ..checkpoint.transfer import Progress
 from ..conversion import convert
@@ -19,7 +19,7 @@ from ..families.dit import DIT
 from ..families.pixart_released import HEAD_SIZE, PLACEHOLDER, TOKENS
 from ..hub import local
 from ..planning import notes_on
-from ..survey import survey
+from ..survey import open_model, survey
 from ..writing import Part, counted, write_files
 from .options import ZERO, Options
 from .origin import Origin
@@ -47,6 +47,7 @@ def init_from_dit(
     *,
     num_attention_heads: int | None = None,
     weights: str | None = None,
+    state_dict_key: str | None = None,
     overwrite: bool = False,
     timesteps: bool = False,
     progress: Callable[[int], Progress] | None = None,
@@ -60,6 +61,7 @@ def init_from_dit(
         options: see `Options`.
         num_attention_heads: where hidden size and depth are none of the published DiTs'.
         weights: 'raw' or 'ema' where the file holds both.
+        state_dict_key: where in the file the weights lie, where it holds several state dicts.
         overwrite: replace what is there, as `convert` does.
         timesteps: measure how far apart the two are at other timesteps too, for a report.
         progress: as of `convert`.
@@ -84,7 +86,7 @@ def init_from_dit(
     source = local(orig_ckpt_path, quiet=progress is None)
     wanted = wanted.check(source, overwrite=overwrite)
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(source, weights))
+        checkpoint = stack.enter_context(open_model(source, weights, state_dict_key))
         looked = survey(checkpoint, {"num_attention_heads": num_attention_heads})
         family = looked.require()
         if family.name != DIT.name:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
@@ -185,9 +185,28 @@ class KeyMapping:
         return made
 
     # Recognition.
-    def known(self, state: Mapping[str, Any]) -> int:
+    def known(self, state: Iterable[str]) -> int:
         """How many keys some row matches; what a family is recognised by."""
-        return len(state) - len(Matching(self.rows, state).unknown)
+        return sum(self.row_of(key) is not None for key in state)
+
+    def row_of(self, key: str) -> int | None:
+        """The position of the row that matches a key, None where none does."""
+        by_head = self._by_head
+        rows = (*by_head.get(key.partition(".")[0], ()), *by_head.get("{}", ()))
+        return next((position for position, row in rows if row.match(key)), None)
+
+    @cached_property
+    def _by_head(self) -> dict[str, list[tuple[int, Row]]]:
+        """The rows by the first part of their path: few are left to be tried for a key."""
+        made: dict[str, list[tuple[int, Row]]] = {}
+        for position, row in enumerate(self.rows):
+            made.setdefault(row.source.partition(".")[0], []).append((position, row))
+        return made
+
+    @cached_property
+    def required(self) -> frozenset[int]:
+        """The positions of the rows without which no state dict is whole."""
+        return frozenset(i for i, row in enumerate(self.rows) if not row.sparse and not row.group)
 
 
 def _countable(plan: Plan, state: Mapping[str, Any]) -> int:

@@ -13,8 +13,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ..checkpoint import open_checkpoint
+from ..checkpoint.meaning import UNKNOWN
 from ..errors import ConverterError, UsageError, printable
+from ..survey import open_model
 from . import configuration, provenance
 from .audit import audit, matches
 from .choices import FLOAT64, GATING_PRECISIONS, MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
@@ -32,6 +33,7 @@ def check(
     profile: str = "quick",
     family: str | None = None,
     weights: str | None = None,
+    state_dict_key: str | None = None,
     device: str = "cpu",
     dtype: str | Sequence[str] | None = None,
     cast: str | None = None,
@@ -51,6 +53,7 @@ def check(
             model's own size and the stock loader).
         family: the family that the checkpoint has to be of.
         weights: 'raw' or 'ema'; default: what the conversion record says was taken.
+        state_dict_key: where in the original the weights lie, where it holds several state dicts; default likewise.
         device: where the nets run.
         dtype: one or several of 'float64', 'float32' (both by default), 'float16', 'bfloat16' (reported; the float64
             gate is then run as well).
@@ -94,7 +97,7 @@ def check(
         hashed, enough = stack.enter_context(ThreadPoolExecutor(2)), Event()
         stack.callback(enough.set)  # whoever refuses or interrupts does not wait for the rest of it
         about = [hashed.submit(provenance.about, Path(path), enough) for path in (original, converted)]
-        pair = open_pair(stack, Path(original), Path(converted), family, weights, cast, given)
+        pair = open_pair(stack, Path(original), Path(converted), family, weights, state_dict_key, cast, given)
         run = _Run(pair, profile, precisions, device, self_test, waivers, cases, save_failing, progress)
         with deterministic(device, threads):
             made_on = environment(device, precisions)
@@ -217,12 +220,13 @@ class _Run:
     def _other_weights(self) -> str:
         """Whether the converted weights are another set that the original file holds: the commonest mistake of all."""
         pair = self.pair
-        for candidate in pair.original.candidates:
+        for candidate in pair.original.likely:
             if candidate is not pair.original.selected:
-                with open_checkpoint(pair.original.path, candidate.weights) as other:
+                with open_model(pair.original.path, state_dict_key=candidate.where) as other:
                     if set(other) == set(pair.original) and matches(replace(pair.sides, original=other)):
-                        name = candidate.weights
-                        return f"the converted model has the {name} weights of the file (--weights {name})"
+                        name, where = candidate.weights, printable(candidate.where)
+                        flag = f"--state_dict_key {where}" if name == UNKNOWN else f"--weights {name}"
+                        return f"the converted model has the {name} weights of the file, {where} ({flag})"
         return ""
 
     def _steps(self) -> int:

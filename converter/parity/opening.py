@@ -12,7 +12,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.folder import CONFIG, WEIGHTS, model_folder
 from ..errors import InputError, UsageError, printable
 from ..families import Family, Findings, families, find
-from ..survey import Survey, survey
+from ..survey import Survey, open_model, survey
 from . import provenance
 from .audit import Sides
 from .model import Model
@@ -38,7 +38,8 @@ class Opened:
     @property
     def taken(self) -> dict[str, Any]:
         """Of the original, what was read."""
-        return {"container": self.original.container, "weights": self.original.selected.weights}
+        chosen = self.original.selected
+        return {"container": self.original.container, "weights": chosen.weights, "where": chosen.where}
 
     @property
     def found(self) -> Findings:
@@ -58,6 +59,7 @@ def open_pair(
     converted: Path,
     family: str | None,
     weights: str | None,
+    state_dict_key: str | None,
     cast: str | None,
     given: Mapping[str, Any],
 ) -> Opened:
@@ -74,15 +76,16 @@ def open_pair(
     if told:
         arguments = ", ".join(f"{name}={value!r}" for name, value in told.items())
         notes.append(f"diffusers loads its weights only when told to: from_pretrained(..., {printable(arguments)})")
-    ours = stack.enter_context(open_checkpoint(original, weights))
+    ours = stack.enter_context(open_model(original, weights, state_dict_key, family))
     if record.size not in (None, ours.size):
         notes.append("the conversion record is of another file (its size differs): what it says is not believed")
         record = provenance.Record()
-    if weights is None and record.weights:
-        if record.weights in {candidate.weights for candidate in ours.candidates}:
-            ours = stack.enter_context(open_checkpoint(original, record.weights))
+    if weights is None and state_dict_key is None and record.where:
+        if record.where in {candidate.where for candidate in ours.candidates}:
+            ours = stack.enter_context(open_model(original, None, record.where, family))
         else:
-            notes.append(f"the conversion record names {record.weights} weights, which the original does not hold")
+            named = f"{record.weights} weights ({printable(record.where)})"
+            notes.append(f"the conversion record names {named}, which the original does not hold")
     said = {name: value for name, value in given.items() if value is not None}
     looked, said = _look(ours, record, said, family, notes)
     maker = looked.require()

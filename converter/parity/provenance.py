@@ -13,6 +13,7 @@ from typing import Any
 
 from ..checkpoint.folder import STEMS, variants, weight_files, weights_among, with_variant
 from ..checkpoint.folder import WEIGHTS as WEIGHTS_FILE
+from ..checkpoint.meaning import UNKNOWN
 from ..errors import printable
 from ..families import Family
 from ..record import RECORD, record_beside, sidecar_beside
@@ -30,6 +31,7 @@ class Record:
     """What a conversion record says that parity takes from it: which weights, which cast, and the user's own words."""
 
     weights: str | None = None
+    where: str = ""
     size: int | None = None
     cast: str = ""
     given: dict[str, Any] = field(default_factory=dict)
@@ -44,11 +46,12 @@ def record_of(converted: Path) -> tuple[Record, list[str]]:
         return Record(), [found.odd] if found.odd else []
     try:
         source, cast = (found.origin or found.content)["source"], found.casts[-1] if found.casts else ""
-        if source["weights"] not in WEIGHTS or cast not in ("", *PRECISIONS):
+        where = source.get("where", "")
+        if source["weights"] not in (*WEIGHTS, UNKNOWN) or cast not in ("", *PRECISIONS):
             raise TypeError
         twice = f"by its record the weights were rounded to {found.rounding}, and not once"
         notes = [twice] if len(found.casts) > 1 else []
-        return Record(source["weights"], source["size"], cast, found.given, found.folder), notes
+        return Record(source["weights"], where, source["size"], cast, found.given, found.folder), notes
     except (TypeError, KeyError, AttributeError):
         return Record(), [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]
 

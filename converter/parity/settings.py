@@ -64,6 +64,7 @@ _OPTIONS: dict[str, Reader] = {
     "profile": one_of(*PROFILES),
     "family": text,
     "weights": one_of(*WEIGHTS),
+    "state_dict_key": text,
     "device": text,
     "dtype": _dtypes,
     "cast": _DTYPE,

@@ -1,0 +1,65 @@
+"""Which weights a state dict holds, raw or averaged: by its place in the file, and by what is known of the writer.
+
+The name of a key alone misleads: two frameworks keep the average under `state_dict` and the raw weights elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+RAW, EMA, UNKNOWN = "raw", "ema", "unknown"
+
+# Words of a place that tell. `online` comes first: ema-pytorch keeps `online_model` inside of its EMA.
+_RAW_WORDS = {"online", "raw", "current"}
+_EMA_WORDS = {"ema", "swa", "avg", "averaged", "average", "averaging", "shadow"}
+# Names that a model's own weights lie under, whoever wrote them.
+_NAMES = {
+    "state_dict", "model", "model_state_dict", "model_state", "model_states", "module", "modules", "net", "network",
+    "params", "weights", "generator", "student", "transformer", "denoiser", "dit", "unet", "diffusion_model", "state",
+    "app", "checkpoint", "pipeline", "base_model",
+}  # fmt: skip
+
+
+def meaning(path: Sequence[str], prefix: str, beside: Mapping[str, Any]) -> tuple[str, str]:
+    """('raw', 'ema' or 'unknown'; what tells so, where it is not the place alone).
+
+    Args:
+        path: the keys that lead to the state dict, with the prefix where several models lie in it; `prefix`: what its
+            keys begin with.
+        beside: the entries at the top level of the file.
+
+    >>> meaning(["state_dict_ema"], "", {}), meaning(["state_dict"], "", {"state_dict": 0, "current_model_state": 0})
+    (('ema', ''), ('ema', "Lightning's WeightAveraging keeps the average there"))
+    """
+    if told := _writer(list(path), beside):
+        return told
+    parts = [*path, *prefix.strip(".").split(".")] if prefix else list(path)
+    words = [set(re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", part).lower())) for part in parts]
+    if any(each & _RAW_WORDS for each in words):
+        return RAW, ""
+    if any(each & _EMA_WORDS for each in words):
+        return EMA, ""
+    return (RAW, "") if all(part in _NAMES or part.isdigit() for part in path) else (UNKNOWN, "")
+
+
+def _writer(path: list[str], beside: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What is known of frameworks that call the average `state_dict`.
+
+    Lightning, `callbacks/weight_averaging.py` (on_save_checkpoint); mmengine, `hooks/ema_hook.py`
+    (before_save_checkpoint, _swap_ema_state_dict).
+    """
+    place = path[0] if path else ""
+    if {"state_dict", "current_model_state"} <= beside.keys():
+        who = "Lightning's WeightAveraging keeps the"
+        return {
+            "state_dict": (EMA, f"{who} average there"),
+            "current_model_state": (RAW, f"{who} raw weights there"),
+        }.get(place)
+    if {"state_dict", "ema_state_dict"} <= beside.keys() and place in ("state_dict", "ema_state_dict"):
+        if "message_hub" in beside:
+            averaged = place == "state_dict"
+            return (EMA if averaged else RAW), "mmengine's EMAHook exchanges the two when it saves"
+        return UNKNOWN, "some frameworks exchange the two when they save"
+    return None

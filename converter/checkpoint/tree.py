@@ -1,0 +1,138 @@
+"""Looking through what a torch file holds: every dict of tensors, at any depth, and what else may be weights."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from .torchfile import is_tensor, kind_of
+from .unpickle import Call, Dict, Global
+
+DEPTH = 8  # keys that lead to a dict of tensors
+_PLAIN = (int, float, str, bytes, type(None))
+_LONGEST = 1024  # characters of a key that are looked at
+# What holds copies of the weights that are none: their moments and gradients.
+_OPTIMIZER = ("optim", "opt", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum", "momentum_buffer", "grad", "grads")
+
+Pairs = list[tuple[Any, Any]]
+Path = tuple[str, ...]
+
+
+@dataclass
+class Found:
+    """What lies in a file.
+
+    `dicts`: (the keys that lead to a dict of tensors, its node, its entries that may be weights); `twice`: paths that
+    two entries have; `pairs`: all at the top level; `hints`: weights that are there and have no names, in words;
+    `optimizer`: whether there is an optimizer's state.
+    """
+
+    dicts: list[tuple[Path, Any, Pairs]] = field(default_factory=list)
+    twice: set[Path] = field(default_factory=set)
+    pairs: Pairs = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+    optimizer: bool = False
+
+    @property
+    def top(self) -> dict[str, Any]:
+        return {key: node for key, node in self.pairs if isinstance(key, str)}
+
+
+def look(root: Any) -> Found:
+    """Every dict of tensors below the root of a pickle. Each object is looked at once, however often it is shared."""
+    found, seen = Found(), set[int]()
+    found.pairs = pairs_of(root) or []
+    waiting: deque[tuple[Path, Any]] = deque([((), root)])
+    while waiting:
+        path, node = waiting.popleft()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        pairs = pairs_of(node)
+        if pairs is None and isinstance(node, list | tuple):
+            _nameless(found, path, node)
+            pairs = [(str(index), each) for index, each in enumerate(node) if _holds(each)]
+        if pairs is None:
+            if _is_module(node):
+                where = f"{'.'.join(path)}: " if path else ""
+                found.hints.append(f"{where}a whole pickled module ({kind_of(node)}): save its .state_dict() instead")
+            continue
+        if (path and _of_optimizer(path, pairs)) or any(key == "param_groups" for key, _ in _texts(pairs)):
+            found.optimizer = True
+            continue
+        weights = _weights(pairs)
+        if weights:
+            found.dicts.append((path, node, weights))
+        if len(path) < DEPTH:
+            waiting.extend(_below(found, path, pairs))
+    return found
+
+
+def _below(found: Found, path: Path, pairs: Pairs) -> Iterator[tuple[Path, Any]]:
+    """What else is to be looked at; of a key that two entries have, nobody can say which one is meant."""
+    there = set[str]()
+    inner = {key for key, node in _texts(pairs) if _holds(node)}
+    for key, node in _texts(pairs):
+        if key in there and key in inner:
+            found.twice.add((*path, key))
+        there.add(key)
+        if _holds(node):
+            yield (*path, key), node
+
+
+def _texts(pairs: Pairs) -> Iterator[tuple[str, Any]]:
+    return ((key, node) for key, node in pairs if isinstance(key, str))
+
+
+def pairs_of(node: Any) -> Pairs | None:
+    """The entries of a dict or an OrderedDict, None for anything else."""
+    if isinstance(node, Call):
+        func = node.func
+        ordered = isinstance(func, Global) and (func.module, func.name) == ("collections", "OrderedDict")
+        return node.pairs if ordered else None
+    return node.pairs if isinstance(node, Dict) else None
+
+
+def _holds(node: Any) -> bool:
+    """Whether something may lie inside."""
+    return isinstance(node, list | tuple | Dict) and not is_tensor(node)
+
+
+def _weights(pairs: Pairs) -> Pairs:
+    """The entries of a dict that may be weights: tensors, and under names as weights have them whatever else cannot be
+    anything but one, so that it is refused by its kind and not passed over. Without such names, tensors by themselves
+    or beside numbers and texts."""
+    tensors = [(key, node) for key, node in pairs if is_tensor(node)]
+    if any("." in key for key, _ in _texts(tensors)):
+        inner = any(_holds(node) for key, node in pairs)
+        return [
+            (key, node)
+            for key, node in pairs
+            if is_tensor(node)
+            or not (isinstance(node, _PLAIN) or _holds(node) or (inner and "." not in str(key)[:_LONGEST]))
+        ]
+    return tensors if all(is_tensor(node) or isinstance(node, _PLAIN) for _, node in pairs) else []
+
+
+def _of_optimizer(path: Path, pairs: Pairs) -> bool:
+    """Whether these are an optimizer's numbers: by their place, or by the parameter that each such dict is about."""
+    return any(part.startswith("optimizer") or part in _OPTIMIZER for part in path) or any(
+        key in ("exp_avg", "exp_avg_sq", "momentum_buffer") for key, _ in _texts(pairs)
+    )
+
+
+def _nameless(found: Found, path: Path, nodes: Iterable[Any]) -> None:
+    count = sum(is_tensor(node) for node in nodes)
+    if count > 1:
+        found.hints.append(
+            f"{'.'.join(path) or 'the file'}: {count} tensors in a list, without names (an EMA as diffusers' EMAModel "
+            "and torch_ema keep it?): load it there, EMAModel.copy_to(model.parameters()), and save model.state_dict()"
+        )
+
+
+def _is_module(node: Any) -> bool:
+    """Whether an object has what every nn.Module has."""
+    states = node.states if isinstance(node, Call) else []
+    return any(key == "_modules" for state in states if isinstance(state, Dict) for key, _ in state.pairs)
