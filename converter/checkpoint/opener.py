@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import InputError, printable
 from .containers import TOP, Candidate, Items, at_hand, candidates, choose, shown
 from .file import InputFile, container_of
-from .folder import model_folder, read_config, unread_variants, weight_files
+from .folder import copies_of_shards, model_folder, read_config, unread_variants, weight_files
 from .safetensors_reader import read_header
 from .tensor import LazyTensor
 from .torchfile import TorchFile
@@ -125,9 +125,10 @@ def _merged(folder: Path, shards: list[tuple[str, Candidate]], weight_map: dict[
                 raise InputError.at(folder, name, f"a key that is not plain text: {shown(key)}")
             if key in items:
                 raise InputError.at(folder, name, f"the key {printable(key)} is in two shards")
-            if weight_map.get(key) != name:
-                raise InputError.at(folder, name, f"holds {printable(key)}, which the index does not place there")
             items[key] = make(key)
+            # A copy that the header names (tied weights) is not in the index: it lies where the one that was kept does.
+            if weight_map.get(key, weight_map.get(items[key].key)) != name:
+                raise InputError.at(folder, name, f"holds {printable(key)}, which the index does not place there")
     absent = [key for key in weight_map if key not in items]
     if absent:
         raise InputError.at(
@@ -135,7 +136,7 @@ def _merged(folder: Path, shards: list[tuple[str, Candidate]], weight_map: dict[
             "index",
             f"places {printable(absent[0])} in {printable(weight_map[absent[0]])}, which does not hold it",
         )
-    return at_hand(items)
+    return at_hand(items | {name: items[kept] for name, kept in copies_of_shards(folder, items).items()})
 
 
 def open_checkpoint(path: str | os.PathLike[str], weights: str | None = None) -> Checkpoint:
