@@ -12,7 +12,7 @@ from typing import Any
 from .checkpoint import Checkpoint
 from .checkpoint.tensor import Storage
 from .errors import InputError, UsageError, printable
-from .families import Family, Findings, find, named, recognise
+from .families import Family, Findings, altered, find, named, recognise
 from .mapping import KeyMapping, MappingError, Plan, fold
 from .mapping.dims import Pattern, bind, mismatch
 
@@ -131,6 +131,8 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
     # What is said of the whole comes before what is said of single tensors.
     made.plan.problems[:0] = _flat(checkpoint, made.plan) + _misshapen(checkpoint, made.plan) + made.found.problems
     made.plan.problems += _not_weights(checkpoint)
+    if made.plan.problems and (kind := altered(checkpoint)):  # of a family that was insisted on
+        made.plan.problems.insert(0, f"this is {kind}")
     if made.plan.problems and checkpoint.mixed:
         made.plan.problems.insert(0, checkpoint.mixed)
     if made.plan.problems:

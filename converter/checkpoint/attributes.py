@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import printable
 from .kinds import is_global, is_tensor, kind_of, of_package
-from .unpickle import Call, Dict, Global
+from .unpickle import Call, Dict
 
 # `torch.load` sets attributes one by one: these names are no attributes to it but the elements themselves.
 _DATA = {"data", "real", "imag"}

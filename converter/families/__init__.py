@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import ConverterError, UsageError, printable
 from . import from_file
 from .base import Family, Finding, Findings, State
-from .known import named
+from .known import altered, named
 
 _REGISTERED: dict[str, Family] = {}
 
@@ -90,4 +90,4 @@ def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple
     return None if not state or known * 2 < len(state) or named(state) else (family, diffusers)
 
 
-__all__ = ["Family", "Finding", "Findings", "State", "families", "find", "named", "recognise", "register"]
+__all__ = ["Family", "Finding", "Findings", "State", "altered", "families", "find", "named", "recognise", "register"]
