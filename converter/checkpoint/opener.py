@@ -123,12 +123,14 @@ def _merged(folder: Path, shards: list[tuple[str, Candidate]], weight_map: dict[
         for key, make in candidate.items():
             if not isinstance(key, str):
                 raise InputError.at(folder, name, f"a key that is not plain text: {shown(key)}")
+            tensor = make(key)
+            if tensor.key != key and weight_map.get(key) != name:
+                continue  # a copy that the header names (tied weights): of shards, the index says which there are
             if key in items:
                 raise InputError.at(folder, name, f"the key {printable(key)} is in two shards")
-            items[key] = make(key)
-            # A copy that the header names (tied weights) is not in the index: it lies where the one that was kept does.
-            if weight_map.get(key, weight_map.get(items[key].key)) != name:
+            if weight_map.get(key) != name:
                 raise InputError.at(folder, name, f"holds {printable(key)}, which the index does not place there")
+            items[key] = tensor
     absent = [key for key in weight_map if key not in items]
     if absent:
         raise InputError.at(

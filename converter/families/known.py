@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable
-from itertools import islice
 
 from ..checkpoint.kinds import UNQUANTISED
 
@@ -25,7 +24,7 @@ def _with_adapters(keys: Collection[str]) -> bool:
     PEFT wraps a layer, so that its weight is at `.base_layer` (up to 0.5 it stayed where it was), and keeps a module
     that is trained whole beside the `.original_module`; of both, an adapter that was saved alone has nothing.
     """
-    adapted = {key[: found.start()] for key in keys if (found := _ADAPTED.search(key))}
+    adapted = {key[: found.start()].partition(".base_layer")[0] for key in keys if (found := _ADAPTED.search(key))}
     wrapped = {key.partition(".base_layer.")[0] for key in keys if ".base_layer." in key}
     plain = {key.removesuffix(".weight") for key in keys if key.endswith(".weight")}
     layers = adapted | wrapped
@@ -95,7 +94,11 @@ def altered(keys: Iterable[str]) -> str:
 
 def _first(keys: Iterable[str], rows: _Rows) -> str:
     """The first row that matches; keys that differ in an index count once, so that the time is bounded."""
-    forms = list(islice(dict.fromkeys(_INDEX.sub("0", key) for key in keys), FORM_LIMIT))
+    forms: dict[str, None] = {}
+    for key in keys:
+        forms[_INDEX.sub("0", key)] = None
+        if len(forms) == FORM_LIMIT:
+            break
     for looks_like, what in rows:
         if looks_like(forms) if callable(looks_like) else any(map(re.compile(looks_like).search, forms)):
             return what
