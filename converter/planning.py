@@ -125,7 +125,12 @@ def notes_on(checkpoint: Checkpoint) -> list[str]:
         if danger:
             notes.append(f"the file asks to import {name}, which can run code in other readers; nothing of it ran here")
     if shared := _sharing(checkpoint):
-        notes.append(f"{', '.join(fold(shared)[:6])} share their storage with other keys: each gets its own copy")
+        tied = (
+            " (tied weights, as its metadata says)"
+            if len({id(t) for t in checkpoint.values()}) < len(checkpoint)
+            else ""
+        )
+        notes.append(f"{', '.join(fold(shared)[:6])} share their storage with other keys{tied}: each gets its own copy")
     return notes
 
 

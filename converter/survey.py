@@ -11,10 +11,10 @@ from math import isfinite
 from typing import Any
 
 from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint.names import plainly_foreign
 from .checkpoint.tensor import Storage
 from .errors import InputError, UsageError, printable
-from .families import Family, Findings, find, named, recognise, tables
-from .families.known import adds
+from .families import Family, Findings, altered, find, named, recognise, tables
 from .mapping import KeyMapping, MappingError, Plan, fold
 from .mapping.dims import Pattern, bind, mismatch
 
@@ -124,8 +124,9 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
     """
     made = Survey(checkpoint)
     recognised = recognise(checkpoint, None if family is None else find(family))
-    if recognised is None:
-        made.problem = _unrecognised(checkpoint, family)
+    changed = altered(key for key in checkpoint.left_out if not plainly_foreign(key))
+    if recognised is None or changed:
+        made.problem = _unrecognised(checkpoint, family, changed)
         return made
     made.family, made.diffusers = recognised
     made.plan = made.table.survey(checkpoint)
@@ -144,8 +145,8 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
     # What is said of the whole comes before what is said of single tensors.
     made.plan.problems[:0] = _flat(checkpoint, made.plan) + _misshapen(checkpoint, made.plan) + made.found.problems
     made.plan.problems += _not_weights(checkpoint)
-    if kind := adds(checkpoint.left_out):
-        made.plan.problems.insert(0, f"beside the model there is {kind}")
+    if made.plan.problems and (kind := altered(checkpoint)):  # of a family that was insisted on
+        made.plan.problems.insert(0, f"this is {kind}")
     if made.plan.problems and checkpoint.mixed:
         made.plan.problems.insert(0, checkpoint.mixed)
     if made.plan.problems:
@@ -153,8 +154,14 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
     return made
 
 
-def _unrecognised(checkpoint: Checkpoint, family: str | None) -> str:
-    """What a state dict is that no family knows, or which keys are the ones that are not known."""
+def _unrecognised(checkpoint: Checkpoint, family: str | None, changed: str) -> str:
+    """What a state dict is that no family knows, or which keys are the ones that are not known.
+
+    Args:
+        changed: what lies beside a model that it is not to be taken without.
+    """
+    if changed:
+        return f"this is {changed} (beside {len(checkpoint)} keys of a model)"
     if kind := named(checkpoint):
         return f"this is {kind}"
     (known, unknown) = max(

@@ -9,10 +9,11 @@ from typing import Any
 
 from ..errors import InputError, UsageError, printable
 from .file import InputFile
+from .kinds import is_tensor, kind_of
 from .meaning import EMA, RAW, meaning
 from .names import Spelling, Tables, spellings
 from .tensor import LazyTensor
-from .torchfile import TorchFile, is_tensor, kind_of
+from .torchfile import TorchFile
 from .tree import Found, look, pairs_of
 
 TOP = "the top level"  # where the weights lie that no wrapper holds

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InputError, printable
 from .file import InputFile
-from .safetensors_reader import parse_json
+from .safetensors_reader import copies_named, parse_json
 
 JSON_LIMIT = 25_000_000
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # of files that may be checkpoints
@@ -162,6 +162,14 @@ def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
         if not os.path.exists(index.parent / name):  # unlike Path.exists, False for a name that is too long
             raise InputError.at(index, "weight_map", f"the shard {printable(name)} is missing")
     return [index.parent / name for name in names], weight_map
+
+
+def copies_of_shards(folder: Path, keys: Collection[str]) -> dict[str, str]:
+    """{left out: kept} of tied weights, which the index of the shards names where a single file's header would
+    (huggingface_hub's `save_torch_state_dict`)."""
+    index = folder / weights_among(set(os.listdir(folder)))[0][1]
+    metadata = read_json(index).get("metadata")
+    return copies_named(os.fspath(index), "metadata", keys, metadata) if isinstance(metadata, dict) else {}
 
 
 def beside(folder: Path, config: dict[str, Any]) -> dict[str, bytes]:

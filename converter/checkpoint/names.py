@@ -83,6 +83,11 @@ def spellings(keys: Sequence[str], tables: Tables | None = None) -> list[Spellin
     return [plain]
 
 
+def plainly_foreign(name: str) -> bool:
+    """Whether a name is one of what programs keep beside a denoiser: encoders, losses, schedule buffers, counters."""
+    return _FOREIGN.fullmatch(name) is not None
+
+
 def unwrapped(key: str) -> str:
     """A key without what wrappers put between its parts.
 
@@ -191,7 +196,7 @@ def _taken(prefix: str, models: dict[str, _Group], names: dict[str, str]) -> Spe
     known, kept, left_out = models[prefix].names, dict[str, str](), list[str]()
     for name, key in names.items():
         mine = name.startswith(prefix) and not name.startswith(others)
-        if mine and (name[len(prefix) :] in known or not _FOREIGN.fullmatch(name[len(prefix) :])):
+        if mine and (name[len(prefix) :] in known or not plainly_foreign(name[len(prefix) :])):
             kept[name[len(prefix) :]] = key
         elif mine or not name.startswith(tuple(models)):
             left_out.append(key)

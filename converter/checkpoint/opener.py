@@ -12,7 +12,15 @@ from typing import Any
 from ..errors import InputError, UsageError, printable
 from .containers import FILE, TOP, Candidate, Items, at_hand, candidates, choose, likely, shown, split
 from .file import InputFile, container_of
-from .folder import averaged_beside, is_averaged, model_folder, read_config, unread_variants, weight_files
+from .folder import (
+    averaged_beside,
+    copies_of_shards,
+    is_averaged,
+    model_folder,
+    read_config,
+    unread_variants,
+    weight_files,
+)
 from .meaning import EMA, RAW
 from .names import Spelling, Tables
 from .safetensors_reader import read_header
@@ -89,8 +97,9 @@ class Checkpoint(Mapping[str, LazyTensor]):
             opened = [(path.name, *self._open_file(path, None)) for path in paths]
             self.container = f"folder of {opened[0][1]}, {len(paths)} shards"
             found = [(name, choose(parts, None)) for name, _, parts in opened]
-            items = partial(_merged, place, found, weight_map)
-            self.candidates = split((), self.files[0], list(weight_map), items, tables, top="the shards")
+            copies = copies_of_shards(place, weight_map)
+            items = partial(_merged, place, found, weight_map, copies)
+            self.candidates = split((), self.files[0], [*weight_map, *copies], items, tables, top="the shards")
         if is_averaged(place) or averaged:
             for candidate in self.candidates:
                 candidate.weights, candidate.where = (EMA if is_averaged(place) else RAW), place.name
@@ -149,18 +158,24 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self.close()
 
 
-def _merged(folder: Path, shards: list[tuple[str, Candidate]], weight_map: dict[str, str]) -> Items:
-    """The items of all shards, which must be exactly those of the index, each in the shard that it names."""
+def _merged(
+    folder: Path, shards: list[tuple[str, Candidate]], weight_map: dict[str, str], copies: dict[str, str]
+) -> Items:
+    """The items of all shards, which must be exactly those of the index, each in the shard that it names, and the
+    copies of them that it names."""
     items: dict[str, LazyTensor] = {}
     for name, candidate in shards:
         for key, make in candidate.items():
             if not isinstance(key, str):
                 raise InputError.at(folder, name, f"a key that is not plain text: {shown(key)}")
+            tensor = make(key)
+            if tensor.key != key and weight_map.get(key) != name:
+                continue  # a copy that the header names (tied weights): of shards, the index says which there are
             if key in items:
                 raise InputError.at(folder, name, f"the key {printable(key)} is in two shards")
             if weight_map.get(key) != name:
                 raise InputError.at(folder, name, f"holds {printable(key)}, which the index does not place there")
-            items[key] = make(key)
+            items[key] = tensor
     absent = [key for key in weight_map if key not in items]
     if absent:
         raise InputError.at(
@@ -168,7 +183,7 @@ def _merged(folder: Path, shards: list[tuple[str, Candidate]], weight_map: dict[
             "index",
             f"places {printable(absent[0])} in {printable(weight_map[absent[0]])}, which does not hold it",
         )
-    return at_hand(items)
+    return at_hand(items | {name: items[kept] for name, kept in copies.items()})
 
 
 def open_checkpoint(

@@ -6,21 +6,28 @@ Format: huggingface/safetensors README ("Format"): u64 header length, JSON, data
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from math import isfinite
 from typing import Any, NoReturn
 
-from ..errors import printable
+from ..errors import InputError, printable
 from .dtypes import BY_CODE
 from .file import InputFile
+from .kinds import UNQUANTISED
 from .tensor import LazyTensor, Storage, checked, row_major
 
 HEADER_LIMIT = 25_000_000
 # An empty list takes three bytes of a file and seventy of memory; a tensor has one object and two lists.
 NODE_LIMIT = 500_000
+_FEW_BITS = ("F8_", "F6_", "F4")  # floats of 8 bits and fewer, which weights have once they are quantised
+COPY_LIMIT = NODE_LIMIT // 3  # as many as there can be tensors, each of which takes three of them
 
 
 def read_header(file: InputFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
-    """(tensors by key, in the order of the header; metadata) of a safetensors file."""
+    """(tensors by key, in the order of the header and then the copies that its metadata names; metadata).
+
+    A copy is the tensor that was kept, under another key: its own `key` is still that of the other.
+    """
     length = int.from_bytes(file.read(0, 8, "header length"), "little")
     if length > HEADER_LIMIT or 8 + length > file.size:
         raise file.error(
@@ -47,7 +54,26 @@ def read_header(file: InputFile) -> tuple[dict[str, LazyTensor], dict[str, str]]
         raise file.error(
             "data", f"{file.size - base} bytes, where the header describes {position} (truncated or extended)"
         )
-    return tensors, metadata
+    copies = copies_named(file.path, "__metadata__", tensors, metadata)
+    return tensors | {name: tensors[kept] for name, kept in copies.items()}, metadata
+
+
+def copies_named(path: str, place: str, keys: Collection[str], metadata: Mapping[str, Any]) -> dict[str, str]:
+    """{left out: kept} of the tensors that `save_model` left out because another is the same (tied weights).
+
+    It writes them among all other metadata, with no word of which is which. So only what cannot be anything else is
+    taken for such a pair: the kept one is among the keys (and not itself left out), the other is not, and both have
+    the same name in their modules (`blocks.1.mlp.fc1.weight`, `blocks.0.mlp.fc1.weight`).
+    """
+    pairs = sorted(
+        (name, kept)
+        for name, kept in metadata.items()
+        if isinstance(kept, str) and kept in keys and name not in keys
+        if name.rpartition(".")[2] == kept.rpartition(".")[2]
+    )
+    if len(pairs) > COPY_LIMIT:
+        raise InputError.at(path, place, f"names more than {COPY_LIMIT} copies of tensors")
+    return dict(pairs)
 
 
 def _entry(file: InputFile, key: str, entry: Any, base: int) -> tuple[int, int, LazyTensor]:
@@ -60,7 +86,9 @@ def _entry(file: InputFile, key: str, entry: Any, base: int) -> tuple[int, int, 
         raise file.error(key, "not an entry of dtype, shape and data_offsets")
     dtype = BY_CODE.get(code) if isinstance(code, str) else None
     if dtype is None:
-        raise file.error(key, f"dtype {printable(code, 40)} is not accepted")
+        few = isinstance(code, str) and code.startswith(_FEW_BITS)
+        remedy = f" (quantised weights): {UNQUANTISED}" if few else ""
+        raise file.error(key, f"dtype {printable(code, 40)} is not accepted{remedy}")
     storage = Storage(file, key, stop - start, start=base + start)
     tensor = LazyTensor(key, dtype, tuple(shape), storage, row_major(tuple(shape)))
     if start > stop or tensor.nbytes != stop - start:

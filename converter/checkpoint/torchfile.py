@@ -10,24 +10,15 @@ from typing import Any
 
 from ..errors import InputError, printable
 from .archive import Archive
+from .attributes import Attributes
 from .dtypes import BY_STORAGE, DType
 from .file import InputFile
+from .kinds import KINDS, is_global, kind_of
 from .tensor import LazyTensor, Storage, checked
-from .unpickle import Call, Dict, Global, PersistentId, PickleError, Set, load
+from .unpickle import Call, Dict, Global, PersistentId, PickleError, load
 
 PICKLE_LIMIT = 32 << 20
 
-_KINDS = {
-    "_rebuild_qtensor": "a quantised tensor", "_rebuild_sparse_tensor": "a sparse tensor",
-    "_rebuild_sparse_csr_tensor": "a sparse tensor", "_rebuild_nested_tensor": "a nested tensor",
-    "_rebuild_wrapper_subclass": "a tensor subclass (a DTensor or a quantised tensor)",
-    "_rebuild_from_type_v2": "a tensor subclass", "_rebuild_meta_tensor_no_storage": "a meta tensor without data",
-    "_rebuild_device_tensor_from_numpy": "a tensor of another device, stored through NumPy",
-    "_rebuild_tensor_v3": "a tensor of a dtype without a storage class (float8, uint16, ...)",
-    "ComplexFloatStorage": "a complex tensor", "ComplexDoubleStorage": "a complex tensor",
-    "QInt8Storage": "a quantised tensor", "QUInt8Storage": "a quantised tensor", "QInt32Storage": "a quantised tensor",
-    "UntypedStorage": "an untyped storage", "_rebuild_parameter_with_state": "a parameter with attributes of its own",
-}  # fmt: skip
 # Modules whose appearance in a weights file is worth a warning: in a real unpickler they run programs or code.
 _DANGEROUS = {
     "os", "posix", "nt", "subprocess", "sys", "builtins", "__builtin__", "shutil", "socket", "runpy", "importlib",
@@ -36,6 +27,7 @@ _DANGEROUS = {
     "torch.load", "torch.storage._load_from_bytes", "numpy.load", "numpy.f2py",
 }  # fmt: skip
 _OWN = {("collections", "OrderedDict"), ("torch", "Size"), ("torch", "device"), ("torch.storage", "UntypedStorage"),
+        ("torch._tensor", "_rebuild_from_type_v2"), ("torch", "Tensor"), ("torch.nn.parameter", "Parameter"),
         *(("torch", dtype.name) for dtype in BY_STORAGE.values())}  # fmt: skip
 _HARMLESS = {"set", "frozenset", "bytearray", "complex", "slice", "range", "int", "float", "dict", "list"}  # builtins
 
@@ -51,6 +43,7 @@ class TorchFile:
         except PickleError as error:
             raise file.error("data.pkl", str(error)) from None
         self._storages: dict[str, tuple[DType, Storage]] = {}
+        self._attributes = Attributes()
 
     def foreign(self) -> list[tuple[str, bool]]:
         """(global, is it known to be dangerous) for every name in the pickle that is none of torch's own."""
@@ -86,17 +79,9 @@ class TorchFile:
 
     def tensor(self, key: str, node: Any) -> LazyTensor:
         """The tensor that a node describes, checked; anything else is refused by its kind."""
-        for _ in range(3):  # a Parameter of a Parameter is already more than torch writes
-            if not (
-                isinstance(node, Call)
-                and isinstance(node.func, Global)
-                and node.func.module == "torch._utils"
-                and node.func.name == "_rebuild_parameter"
-            ):
-                break
-            if node.states or node.pairs or node.elements:
-                raise self._refuse(key, "a parameter whose attributes are overridden")
-            node = node.args[0] if isinstance(node.args, tuple) and node.args else None
+        node, problem = self._attributes.strip(node)
+        if problem:
+            raise self._refuse(key, problem)
         if not (isinstance(node, Call) and is_global(node.func, "torch._utils", "_rebuild_tensor_v2")):
             raise self._refuse(key, f"not a tensor but {kind_of(node)}")
         if (
@@ -135,7 +120,7 @@ class TorchFile:
         kind, name, count = value[1], value[2], value[4]
         dtype = BY_STORAGE.get(kind.name) if kind.module in ("torch", "torch.storage") else None
         if dtype is None:
-            raise self._refuse(key, f"{_KINDS.get(kind.name, f'a storage of unknown type {kind}')} is not accepted")
+            raise self._refuse(key, f"{KINDS.get(kind.name, f'a storage of unknown type {kind}')} is not accepted")
         member = self.archive.members.get(f"data/{name}")
         if member is None:
             raise self._refuse(key, f"its storage data/{printable(name)} is not in the archive")
@@ -160,32 +145,4 @@ def _own(g: Global) -> bool:
     """Whether torch itself puts this name into every state dict."""
     if g.module == "torch._utils":
         return g.name.startswith("_rebuild_") and "." not in g.name
-    return (g.module, g.name) in _OWN or (g.module == "torch" and (g.name in BY_STORAGE or g.name in _KINDS))
-
-
-def is_global(node: Any, module: str, name: str) -> bool:
-    return isinstance(node, Global) and (node.module, node.name) == (module, name)
-
-
-def is_tensor(node: Any) -> bool:
-    """Whether a node is some kind of torch tensor, accepted or not."""
-    return (
-        isinstance(node, Call)
-        and isinstance(node.func, Global)
-        and node.func.module == "torch._utils"
-        and node.func.name.startswith("_rebuild")
-    )
-
-
-def kind_of(node: Any) -> str:
-    """A node in a few words, for an error line. Never recurses into it."""
-    if isinstance(node, Call):
-        name = node.func.name if isinstance(node.func, Global) else ""
-        return _KINDS.get(name, f"an object made by {node.func}" if isinstance(node.func, Global) else "an object")
-    if isinstance(node, Global):
-        return f"a reference to {node}"
-    if isinstance(node, Dict):
-        return f"a dict of {len(node.pairs)} items"
-    if isinstance(node, (list, tuple, Set)):
-        return "a sequence"
-    return f"a value of type {type(node).__name__}"
+    return (g.module, g.name) in _OWN or (g.module == "torch" and (g.name in BY_STORAGE or g.name in KINDS))

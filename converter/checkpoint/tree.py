@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .torchfile import is_tensor, kind_of
+from .kinds import is_tensor, kind_of
 from .unpickle import Call, Dict, Global
 
 DEPTH = 8  # keys that lead to a dict of tensors

@@ -17,7 +17,7 @@ from ..errors import ConverterError, UsageError, printable
 from ..mapping import KeyMapping
 from . import from_file
 from .base import Family, Finding, Findings, State
-from .known import named
+from .known import altered, named
 
 Tables = Callable[[], Iterator[list[KeyMapping]]]  # gives tables of names, a batch at a time
 
@@ -105,4 +105,6 @@ def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple
     return None if not state or known * 2 < len(state) or named(state) else (family, diffusers)
 
 
-__all__ = ["Family", "Finding", "Findings", "State", "families", "find", "named", "recognise", "register", "tables"]
+__all__ = [
+    "Family", "Finding", "Findings", "State", "altered", "families", "find", "named", "recognise", "register", "tables"
+]  # fmt: skip

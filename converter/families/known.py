@@ -3,12 +3,64 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 
-# First match wins. (what a key must look like, what the file then is)
-_LAYOUTS = (
+from ..checkpoint.kinds import UNQUANTISED
+
+# What PEFT calls its own weights in a layer: LoRA and its kin (DoRA, AdaLoRA, VeRA), LoHa, LoKr, OFT, BOFT, IA3, HRA,
+# FourierFT. Kohya and LyCORIS share some of them.
+_IN_A_LAYER = (
+    r"lora_(?:[ABE]|embedding_[AB]|magnitude_vector|ranknum)|vera_\w+|hada_\w+|lokr_\w+|b?oft_\w+|ia3_l|hra_u"
+    r"|fourierft_\w+"
+)
+_ADAPTED = re.compile(rf"\.(?:{_IN_A_LAYER})(?:\.|$)")
+_INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
+FORM_LIMIT = 10_000  # keys that differ in more than an index; a model has a few dozen, adapters of some kinds one each
+
+
+def _with_adapters(keys: Collection[str]) -> bool:
+    """Whether every layer with PEFT weights of its own has its base weight too: a whole model, and no adapter alone.
+
+    PEFT wraps a layer, so that its weight is at `.base_layer` (up to 0.5 it stayed where it was), and keeps a module
+    that is trained whole beside the `.original_module`; of both, an adapter that was saved alone has nothing.
+    """
+    adapted = {key[: found.start()].partition(".base_layer")[0] for key in keys if (found := _ADAPTED.search(key))}
+    wrapped = {key.partition(".base_layer.")[0] for key in keys if ".base_layer." in key}
+    plain = {key.removesuffix(".weight") for key in keys if key.endswith(".weight")}
+    layers = adapted | wrapped
+    return any(".original_module." in key for key in keys) or (bool(layers) and adapted <= wrapped | plain)
+
+
+# (what one of the keys must look like, or what has to hold for all of them; what the file then is)
+_Rows = tuple[tuple[str | Callable[[Collection[str]], bool], str], ...]
+
+# Weights of the model itself, but not as they are: what lies beside them says what they mean.
+_ALTERED: _Rows = (
+    *(
+        (pattern, f"quantised weights ({name}): {UNQUANTISED}")
+        for pattern, name in (
+            (r"\.weight\._(data|scale|shift)(\.|$)", "quanto"),
+            (r"(^|\.)_weight_(qdata|scale|zero_point)$|:(_data|qdata|scale|zero_point)$", "torchao"),
+            (r"\.(nested_)?(absmax|quant_map)$|\.quant_state\.|\.SCB$|\.weight_format$", "bitsandbytes"),
+            (r"\.(w(c|t)?scales?|wzeros|smooth_(factor|orig)(_orig)?)$", "SVDQuant"),
+            (r"\.(qweight|qzeros|g_idx)$", "GPTQ or AWQ"),
+            (r"\.weight_(packed|shape|zero_point|global_scale)$", "compressed-tensors"),
+            (r"\.W_q(\.|$)", "HQQ"),
+            (r"_packed_params(\.|$)", "torch.ao"),
+            (
+                r"(^|\.)(scaled_fp8|comfy_quant|scale_(weight|input)|(weight|input|output)_scales?(_inv|_2)?)$",
+                "with scales beside them, such as fp8",
+            ),
+        )
+    ),
     (
-        r"lora_(A|B|up|down)\b|lora_(unet|te\d?)_|\.lora\.|\.dora_scale",
+        _with_adapters,
+        "a whole model with LoRA layers or other adapters (PEFT), and a file does not show whether they are merged: "
+        "call merge_and_unload() first (in diffusers fuse_lora() and unload_lora()), then save state_dict()",
+    ),
+    (
+        rf"\.({_IN_A_LAYER})(\.|$)|lora_(A|B|up|mid|down)\b|lora_(unet|te\d?|transformer|prior)_|^lycoris_|_lora\."
+        r"|\.lora(_layer)?\.|\.dora_scale",
         "LoRA or other adapter weights, not a whole transformer",
     ),
     (
@@ -16,6 +68,9 @@ _LAYOUTS = (
         "a PixArt ControlNet (base_model. and controlnet. keys), which stock diffusers has no class for",
     ),
     (r"flat_param", "FSDP flat parameters: gather a full state dict first (FullStateDictConfig)"),
+)  # fmt: skip
+# Weights of another model.
+_OTHERS: _Rows = (
     (
         r"(joint_blocks|double_blocks|single_transformer_blocks)\.\d+\.",
         "a multimodal transformer (SD3 or Flux), another model family",
@@ -26,17 +81,25 @@ _LAYOUTS = (
 )  # fmt: skip
 
 
-def adds(keys: Iterable[str]) -> str:
-    """What keys beside a model are that change what it computes: an adapter or a ControlNet; '' where there is none."""
-    kind = named(keys)
-    return kind if kind in (_LAYOUTS[0][1], _LAYOUTS[1][1]) else ""
-
-
 def named(keys: Iterable[str]) -> str:
     """What a state dict with these keys is, if it is one of the layouts known by name; else ''."""
-    keys = list(keys)
-    for pattern, what in _LAYOUTS:
-        regex = re.compile(pattern)
-        if any(regex.search(key) for key in keys):
+    return _first(keys, _ALTERED + _OTHERS)
+
+
+def altered(keys: Iterable[str]) -> str:
+    """The same of such alone as say of the weights beside them that they are not to be taken as they are: adapters,
+    the scales of quantised ones. These are never something that can be left out."""
+    return _first(keys, _ALTERED)
+
+
+def _first(keys: Iterable[str], rows: _Rows) -> str:
+    """The first row that matches; keys that differ in an index count once, so that the time is bounded."""
+    forms: dict[str, None] = {}
+    for key in keys:
+        forms[_INDEX.sub("0", key)] = None
+        if len(forms) == FORM_LIMIT:
+            break
+    for looks_like, what in rows:
+        if looks_like(forms) if callable(looks_like) else any(map(re.compile(looks_like).search, forms)):
             return what
     return ""

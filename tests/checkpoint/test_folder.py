@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from forge import SIX, Glob, assert_refused, call, read_all, refused, safetensors_file, save, tensor, torch_file
+from huggingface_hub import save_torch_model
 from hypothesis import given
 from hypothesis import strategies as st
 from makers import within
@@ -408,3 +409,31 @@ def test_the_choice_among_any_names(names: set[str]) -> None:
         return
     chosen = weights_among(names)
     assert [name for pair in chosen for name in pair if name] == [with_variant(name, variant) for name in found]
+
+
+def test_tied_weights_that_the_index_names(tmp_path: Path) -> None:
+    """huggingface_hub leaves them out of every shard and says so in the index alone."""
+    a, b = torch.nn.Linear(4, 4), torch.nn.Linear(4, 8)
+    model = torch.nn.ModuleDict({"a": a, "b": b, "c": a, "d": b, "own": torch.nn.Linear(4, 4)})
+    save_torch_model(model, tmp_path, filename_pattern=STEM.replace(".s", "{suffix}.s"), max_shard_size=100)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    found, wanted = read_all(tmp_path), model.state_dict()
+    assert set(found) == set(wanted)
+    assert {key: value[2] for key, value in found.items()} == {k: v.numpy().tobytes() for k, v in wanted.items()}
+
+
+def test_copies_that_a_shard_or_the_index_names_are_held_to_the_rules(sharded: Path) -> None:
+    save_file({"a.w": torch.ones(2)}, sharded / FIRST, {"b.w": "a.w", "c.w": "a.w", "x": "a.w"})
+    save_file({"c.w": torch.zeros(2)}, sharded / SECOND, {"a.w": "c.w"})
+    path, places = sharded / f"{STEM}.index.json", {"a.w": FIRST, "c.w": SECOND}
+    said: dict[str, Any] = {"d.w": "c.w", "e": "c.w", "a.w": "c.w", "total_size": 16, "f.w": "d.w", "g.w": ["c.w"]}
+    for metadata, copies in ((said, {"d.w"}), (["a.w"], set()), ("c.w", set()), (None, set())):
+        path.write_text(json.dumps({"metadata": metadata, "weight_map": places}))
+        found = read_all(sharded)
+        assert set(found) == {"a.w", "c.w"} | copies
+        assert found["a.w"][2] == torch.ones(2).numpy().tobytes()  # what is there counts before what is said
+        assert found.get("d.w", found["c.w"]) == found["c.w"] != found["a.w"]
+    index(sharded, places | {"b.w": FIRST})  # the index may place a copy where the header names it
+    assert read_all(sharded)["b.w"] == read_all(sharded)["a.w"]
+    index(sharded, places | {"b.w": SECOND})
+    assert_refused(sharded, "places b.w in", "which does not hold it")

@@ -13,12 +13,14 @@ import torch
 from forge import assert_refused, read_all, refused, safetensors_file, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from makers import within
-from safetensors.torch import load_file, save_file
+from makers import HEADS, pixart, within
+from safetensors import safe_open
+from safetensors.torch import load_file, load_model, save_file, save_model
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.file import InputFile
 from converter.checkpoint.safetensors_reader import HEADER_LIMIT, read_header
+from converter.conversion import convert
 from converter.errors import InputError
 
 SIX = struct.pack("<6f", *range(6))
@@ -283,3 +285,129 @@ def test_random_entries(tmp_path_factory: pytest.TempPathFactory, dtype: Any, sh
     path = save(tmp_path_factory.getbasetemp(), safetensors_file(body, SIX), "random.safetensors")
     with refused(path):
         read_all(path)
+
+
+# ---------------------------------------------------------------- tied weights
+
+
+def tree(state: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """A module with these parameters, at their dotted paths; tensors that are one object are one parameter."""
+    root, made = torch.nn.Module(), dict[int, torch.nn.Parameter]()
+    for key, value in state.items():
+        *path, name = key.split(".")
+        place = root
+        for part in path:
+            if part not in place._modules:
+                place.add_module(part, torch.nn.Module())
+            place = place._modules[part]
+        place.register_parameter(name, made.setdefault(id(value), torch.nn.Parameter(value)))
+    return root
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_what_save_model_left_out_is_what_load_model_gives(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Whatever modules share whatever they have under the same name; beside any metadata of the user's own."""
+    path = tmp_path_factory.getbasetemp() / "tied.safetensors"
+    shapes = {"weight": (2, 3), "bias": (2,), "table": (4,)}
+    pool = {name: [torch.randn(shape) for _ in range(3)] for name, shape in shapes.items()}
+    state = {
+        f"blocks.{i}.{name}": pool[name][data.draw(st.integers(0, 2))] for i in range(4) for name in sorted(shapes)
+    } | {f"own.{name}": torch.randn(shape) for name, shape in shapes.items()}
+    words = st.sampled_from(["format", "pt", "modelspec.title", '{"a": "own.bias"}', "own.bias", "own.table"])
+    metadata = data.draw(st.dictionaries(words, words, max_size=3))
+    save_model(tree(state), os.fspath(path), dict(metadata))
+    into = tree(dict(zip(state, _same(state), strict=True)))
+    load_model(into, path)
+    with open_checkpoint(path) as checkpoint:
+        assert set(checkpoint) == set(state)
+        for key, value in into.state_dict().items():
+            assert torch.equal(checkpoint[key].torch(), value)
+            assert torch.equal(value, state[key])
+
+
+def _same(state: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors that are one object where those of `state` are."""
+    made: dict[int, torch.Tensor] = {}
+    return [made.setdefault(id(value), torch.zeros_like(value)) for value in state.values()]
+
+
+KEYS = ["a.w", "b.w", "c.w", "a.b", "w", "pt", "format"]
+
+
+@given(
+    st.lists(st.sampled_from(KEYS), min_size=1, unique=True),
+    st.dictionaries(st.sampled_from([*KEYS, "d.w", "x.pt", "modelspec.title"]), st.sampled_from([*KEYS, "", "d.w"])),
+)
+@settings(max_examples=100)
+def test_any_metadata_adds_copies_or_nothing(
+    tmp_path_factory: pytest.TempPathFactory, keys: list[str], metadata: dict[str, str]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "metadata.safetensors"
+    save_file({key: torch.tensor([float(i)]) for i, key in enumerate(keys)}, path, metadata)
+    with open_checkpoint(path) as checkpoint:
+        found = {key: tensor.torch().item() for key, tensor in checkpoint.items()}
+    assert {key: found[key] for key in keys} == {key: float(i) for i, key in enumerate(keys)}
+    for key in found.keys() - set(keys):
+        assert key in metadata
+        assert metadata[key] in keys  # and no other copy
+        assert found[key] == found[metadata[key]]
+        assert key.split(".")[-1] == metadata[key].split(".")[-1]
+    innocent = {k for k, v in metadata.items() if v not in keys or k.split(".")[-1] != v.split(".")[-1]}
+    assert not found.keys() & (innocent - set(keys))
+
+
+def test_innocent_metadata_of_real_files_adds_nothing(tmp_path: Path) -> None:
+    metadata = {
+        "format": "pt",
+        "modelspec.architecture": "pixart",
+        "ss_network_args": '{"weight": "a.weight"}',
+        "ss_tag_frequency": "{" + "x" * 100_000 + "}",
+        "description": "a.weight",
+        "a.weight": "b.weight",
+    }
+    state = {"a.weight": torch.ones(2), "b.weight": torch.zeros(2), "pt": torch.ones(1)}
+    save_file(state, tmp_path / "a.safetensors", metadata)
+    found = read_all(tmp_path / "a.safetensors")
+    assert set(found) == {"a.weight", "b.weight", "pt"}
+    assert found["a.weight"][2] == torch.ones(2).numpy().tobytes()
+
+
+def test_copies_are_no_way_to_expand_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = {"a.w": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}}
+
+    def copies(count: int) -> Path:
+        metadata = {f"{i}.w": "a.w" for i in range(count)}
+        return save(tmp_path, safetensors_file({"__metadata__": metadata} | header, bytes(4000)), "a.safetensors")
+
+    assert len(read_all(copies(3))) == 4
+    assert_refused(copies(20), "its tensors add up to 84000 bytes", "shared storages are expanded")
+    monkeypatch.setattr("converter.checkpoint.safetensors_reader.COPY_LIMIT", 2)
+    assert_refused(copies(3), "__metadata__", "names more than 2 copies of tensors")
+
+
+def test_a_model_with_tied_blocks_converts_as_its_state_dict_does(tmp_path: Path) -> None:
+    state = pixart()
+    tied = {key: state[key.replace("blocks.1.", "blocks.0.")] for key in state if key.startswith("blocks.1.mlp")}
+    state |= tied | {"blocks.1.scale_shift_table": state["blocks.0.scale_shift_table"]}
+    save_model(tree(state), os.fspath(tmp_path / "a.safetensors"))
+    torch.save(state, tmp_path / "b.pth")
+    with open_checkpoint(tmp_path / "a.safetensors") as checkpoint, safe_open(tmp_path / "a.safetensors", "pt") as held:
+        assert len(checkpoint) == len(held.keys()) + 5
+    made = {
+        name: convert(tmp_path / name, tmp_path / f"{name}.out", num_attention_heads=HEADS)
+        for name in ("a.safetensors", "b.pth")
+    }
+    weights = [tmp_path / f"{name}.out/transformer/diffusion_pytorch_model.safetensors" for name in made]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    notes = made["a.safetensors"].notes
+    assert any("blocks.1.mlp.fc1.weight" in note and "(tied weights, as its metadata says)" in note for note in notes)
+    assert not any("metadata says" in note for note in made["b.pth"].notes)
+
+
+@pytest.mark.parametrize("code", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3"])
+def test_few_bits_are_quantised_weights(code: str, tmp_path: Path) -> None:
+    path = save(tmp_path, safetensors_file({"w": {"dtype": code, "shape": [8], "data_offsets": [0, 8]}}, bytes(8)))
+    assert_refused(path, f"dtype {code} is not accepted (quantised weights): take the weights as they were before")

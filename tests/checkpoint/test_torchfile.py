@@ -198,7 +198,7 @@ def quantised() -> torch.Tensor:
 
 def with_attribute() -> torch.nn.Parameter:
     made = torch.nn.Parameter(torch.ones(2))
-    made.data_parallel = True
+    made.owner = Path("a")
     return made
 
 
@@ -224,7 +224,7 @@ def kinds() -> dict[str, tuple[Any, str]]:
         "unfolded": (torch.arange(5.0).unfold(0, 3, 1), "overlaps itself"),
         "negated view": (torch._neg_view(torch.ones(3)), "metadata (a negated view?)"),
         "conjugate's part": (torch.ones(3, dtype=torch.complex64).conj().imag, "metadata (a negated view?)"),
-        "parameter with attributes": (with_attribute(), "a parameter with attributes of its own"),
+        "parameter with attributes": (with_attribute(), "a tensor whose attribute 'owner' holds an object made by"),
         "storage": (torch.ones(2).untyped_storage(), "not a tensor but"),
         "number": (1.5, "not a tensor but a value of type float"),
         "list": ([torch.ones(2)], "not a tensor but a sequence"),

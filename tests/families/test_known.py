@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+import torch
+from makers import HEADS, ROOT, pixart, within
+from safetensors.torch import save_file
 from shaped import CONTROLNETS, INVENTORIES
 
-from converter import open_checkpoint
-from converter.families import named
+from converter import InputError, open_checkpoint
+from converter.conversion import convert
+from converter.families import altered, named
 
 
 @pytest.mark.parametrize(
@@ -19,6 +26,43 @@ from converter.families import named
         ("x.lora_up.weight", "LoRA"),
         ("x.to_q.lora.down.weight", "LoRA"),
         ("x.dora_scale", "LoRA"),
+        # PEFT, an adapter saved alone
+        ("base_model.model.blocks.0.attn.qkv.lora_magnitude_vector", "LoRA or other adapter"),
+        ("base_model.model.blocks.0.attn.qkv.hada_w1_a", "LoRA or other adapter"),
+        ("base_model.model.blocks.0.attn.qkv.lokr_w2_b", "LoRA or other adapter"),
+        ("base_model.model.blocks.0.attn.qkv.oft_R.weight", "LoRA or other adapter"),
+        ("base_model.model.blocks.0.attn.qkv.boft_s", "LoRA or other adapter"),
+        ("base_model.model.blocks.0.attn.qkv.ia3_l", "LoRA or other adapter"),
+        ("base_model.model.blocks.0.attn.qkv.vera_lambda_b", "LoRA or other adapter"),
+        # Kohya, LyCORIS, OneTrainer, and diffusers before PEFT
+        ("lora_unet_blocks_0_attn_qkv.hada_w1_a", "LoRA or other adapter"),
+        ("lycoris_blocks_0_attn_qkv.lokr_w1", "LoRA or other adapter"),
+        ("lycoris_blocks_0_attn_qkv.diff", "LoRA or other adapter"),
+        ("lora_transformer_transformer_blocks_0_attn1_to_q.alpha", "LoRA or other adapter"),
+        ("transformer_blocks.0.attn1.processor.to_q_lora.down.weight", "LoRA or other adapter"),
+        # Quantised
+        ("blocks.0.attn.qkv.weight._data", "quantised weights (quanto)"),
+        ("blocks.0.attn.qkv.weight._data._data", "quantised weights (quanto)"),
+        ("blocks.0.attn.qkv.weight._scale", "quantised weights (quanto)"),
+        ("blocks.0.attn.qkv._weight_qdata", "quantised weights (torchao)"),
+        ("blocks.0.attn.qkv.weight:qdata", "quantised weights (torchao)"),
+        ("blocks.0.attn.qkv.bias:_data", "quantised weights (torchao)"),
+        ("blocks.0.attn.qkv.weight.absmax", "quantised weights (bitsandbytes)"),
+        ("blocks.0.attn.qkv.weight.nested_quant_map", "quantised weights (bitsandbytes)"),
+        ("blocks.0.attn.qkv.weight.quant_state.bitsandbytes__nf4", "quantised weights (bitsandbytes)"),
+        ("blocks.0.attn.qkv.SCB", "quantised weights (bitsandbytes)"),
+        ("blocks.0.attn.qkv.qzeros", "quantised weights (GPTQ or AWQ)"),
+        ("blocks.0.attn.qkv.g_idx", "quantised weights (GPTQ or AWQ)"),
+        ("transformer_blocks.0.attn1.to_qkv.wscales", "quantised weights (SVDQuant)"),
+        ("transformer_blocks.0.attn1.to_qkv.smooth_factor_orig", "quantised weights (SVDQuant)"),
+        ("blocks.0.attn.qkv.weight_packed", "quantised weights (compressed-tensors)"),
+        ("blocks.0.attn.qkv.W_q", "quantised weights (HQQ)"),
+        ("blocks.0.attn.qkv._packed_params._packed_params", "quantised weights (torch.ao)"),
+        ("scaled_fp8", "quantised weights (with scales"),
+        ("model.diffusion_model.scaled_fp8", "quantised weights (with scales"),
+        ("blocks.0.attn.qkv.scale_weight", "quantised weights (with scales"),
+        ("blocks.0.attn.qkv.weight_scale_inv", "quantised weights (with scales"),
+        ("blocks.0.attn.qkv.comfy_quant", "quantised weights (with scales"),
         ("controlnet.0.before_proj.weight", "ControlNet"),
         ("controlnet.12.after_proj.bias", "ControlNet"),
         ("controlnet.3.copied_block.attn.qkv.weight", "ControlNet"),
@@ -57,3 +101,86 @@ def test_the_golden_files(in_root: object) -> None:
 @pytest.mark.parametrize("keys", [[], ["x"], ["explore.weight"], ["downblocks.0.x"], ["blocks.0.attn.qkv.weight"]])
 def test_anything_else_has_no_name(keys: list[str]) -> None:
     assert named(keys) == ""
+
+
+# A whole model with PEFT's layers, against an adapter that was saved alone.
+WHOLE = "a whole model with LoRA layers or other adapters (PEFT)"
+ADAPTER = "LoRA or other adapter weights, not a whole transformer"
+LAYER = "base_model.model.blocks.0.attn.qkv"
+
+
+@pytest.mark.parametrize(
+    ("keys", "what"),
+    [
+        ([f"{LAYER}.base_layer.weight", f"{LAYER}.lora_A.default.weight", f"{LAYER}.lora_B.default.weight"], WHOLE),
+        ([f"{LAYER}.weight", f"{LAYER}.lora_A.default.weight"], WHOLE),  # PEFT up to 0.5
+        ([f"{LAYER}.base_layer.base_layer.weight", f"{LAYER}.base_layer.lora_A.a.weight", f"{LAYER}.oft_R.b"], WHOLE),
+        ([f"{LAYER}.base_layer.weight", f"{LAYER}.ia3_l.default"], WHOLE),
+        ([f"{LAYER}.base_layer.weight", f"{LAYER}.lokr_w1.default", f"{LAYER}.lokr_w2_a.default"], WHOLE),
+        ([f"{LAYER}.base_layer.bias", f"{LAYER}.base_layer.weight"], WHOLE),  # what is left without the adapters
+        (["blocks.0.attn1.to_q.base_layer.weight", "blocks.0.attn1.to_q.lora_A.x.weight"], WHOLE),  # diffusers' mixin
+        (["base_model.model.final_layer.original_module.weight"], WHOLE),
+        (["a.original_module.weight", "a.modules_to_save.default.weight", f"{LAYER}.lora_A.default.weight"], WHOLE),
+        ([f"{LAYER}.lora_A.weight", f"{LAYER}.lora_B.weight", "base_model.model.final_layer.weight"], ADAPTER),
+        ([f"{LAYER}.lora_A.weight", "y.base_layer.weight", "y.lora_A.weight"], ADAPTER),
+        ([f"{LAYER}.lora_A.default.weight"], ADAPTER),
+        (["lora_unet_blocks_0_qkv.lora_down.weight", "lora_unet_blocks_0_qkv.alpha"], ADAPTER),
+    ],
+)  # fmt: skip
+def test_a_model_with_its_adapters_is_no_adapter(keys: list[str], what: str) -> None:
+    assert named(keys).startswith(what)
+    assert ("merge_and_unload()" in named(keys)) == (what == WHOLE)
+    # In every block, among the weights that no adapter touches.
+    blocks = [key.replace("blocks.0", f"blocks.{i}") for i in range(3) for key in keys]
+    assert named(["pos_embed", "x_embedder.proj.bias", *blocks]).startswith(what)
+    assert altered(keys) == named(keys)
+
+
+def test_what_alters_weights_is_told_apart_from_what_is_another_model() -> None:
+    beside = ["encoder.conv_in.weight", "encoder.block.0.layer.0.SelfAttention.q.weight", "input_blocks.0.0.weight"]
+    assert named(beside)
+    assert altered(beside) == ""
+    assert altered([*beside, "scaled_fp8"]).startswith("quantised weights")
+
+
+@pytest.mark.parametrize(
+    ("case", "line"),
+    [
+        ("12-peft-merged-not-unloaded.pth", WHOLE),
+        ("21-quanto-int8.safetensors", "quantised weights (quanto): take the weights as they were before"),
+    ],
+)
+@pytest.mark.parametrize("family", [None, "pixart"])
+def test_cases_that_libraries_made(case: str, line: str, family: str | None, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        convert(ROOT / "fixtures" / "cases" / case, tmp_path / "out", num_attention_heads=HEADS, family=family)
+    assert f"this is {line}" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def beside(*ends: str) -> Callable[[str], list[str]]:
+    return lambda layer: [layer + end for end in ends]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        beside(".scale_weight"),
+        beside(".weight.absmax", ".weight.quant_map", ".weight.quant_state.bitsandbytes__nf4"),
+        beside(".weight_scale"),
+        beside(".lora_A.default.weight", ".lora_B.default.weight"),
+    ],
+)
+def test_a_family_that_knows_nearly_every_key_changes_nothing(more: Callable[[str], list[str]], tmp_path: Path) -> None:
+    state = pixart()
+    layers = [key.removesuffix(".weight") for key in state if key.endswith("qkv.weight")]
+    state |= {key: torch.ones(1) for layer in layers for key in more(layer)}
+    save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=r"this is (quantised weights|a whole model with LoRA layers)"):
+        convert(tmp_path / "a.safetensors", tmp_path / "out", num_attention_heads=HEADS)
+
+
+def test_keys_without_end_take_bounded_time() -> None:
+    with within(60):  # of which it takes one
+        assert named(f"{'.' * 900}{i}" for i in range(100_000)) == ""
+        assert named(f"{'.oft_' * 180}{i}-" for i in range(100_000)) == ""
