@@ -7,7 +7,6 @@ import json
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ._version import __version__
@@ -70,7 +69,7 @@ def draw_up(
         arranged = arrange(looked, around, wanted.dtype)
     found = looked.found
     notes = [*found.notes, *(found.stock if wanted.folder else []), *notes_on(checkpoint)]
-    if looked.diffusers and Path(checkpoint.path).is_dir() and not checkpoint.config:
+    if looked.diffusers and checkpoint.folder and not checkpoint.config:
         notes.append(f"the folder holds no {CONFIG}: what it would say is given or assumed")
     notes += [*around.notes, *arranged.notes]
     if wanted.to == COMFYUI and maker.comfyui:
@@ -98,17 +97,17 @@ def digest_of(data: bytes) -> dict[str, int | str]:
 
 def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:
     """Of a folder, what was believed beside the weights, so that the record is enough to audit what it led to."""
-    path = Path(checkpoint.path)
-    if not path.is_dir():
+    folder = checkpoint.folder
+    if folder is None:
         return {}
-    place = model_folder(path)
+    place = model_folder(folder)
     found = beside(place, checkpoint.config)
-    return {(place / name).relative_to(path).as_posix(): digest_of(data) for name, data in found.items()}
+    return {(place / name).relative_to(folder).as_posix(): digest_of(data) for name, data in found.items()}
 
 
 def notes_on(checkpoint: Checkpoint) -> list[str]:
     """What the user should know of what was read before the result is used."""
-    notes, chosen = list[str](), checkpoint.selected
+    notes, chosen = [*checkpoint.notes], checkpoint.selected
     other = [c for c in checkpoint.candidates if c is not chosen]
     if other and checkpoint.asked is None:
         notes.append(

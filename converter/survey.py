@@ -115,6 +115,8 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
         made.problem = f"this is {kind}" if kind else f"no model family knows these keys: {unknown_keys}{mixed}"
         return made
     made.family, made.diffusers = recognised
+    if made.diffusers:
+        checkpoint.take_config_beside()
     made.plan = made.table.survey(checkpoint)
     made.found = Findings(given or {})
     unknown = set(made.found.given) - set(made.family.flags)

@@ -12,10 +12,15 @@ from typing import Any
 from ..errors import InputError, printable
 from .containers import TOP, Candidate, Items, at_hand, candidates, choose, shown
 from .file import InputFile, container_of
-from .folder import model_folder, read_config, unread_variants, weight_files
+from .folder import CONFIG, dangling, model_folder, read_config, unread_variants, weight_files
 from .safetensors_reader import read_header
 from .tensor import LazyTensor
 from .torchfile import TorchFile
+
+UNGUARDED = (
+    "carries no checksums (torch wrote it with compute_crc32 = False, and every CRC-32 in it is 0): nothing would show a "
+    "damaged byte; loaded and saved anew with torch.utils.serialization.config.save.compute_crc32 = True it has them"
+)
 
 
 class Checkpoint(Mapping[str, LazyTensor]):
@@ -23,20 +28,24 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     Attributes: `path`, `asked` (the weights asked for, or None), `container` (in words), `candidates` (the state
     dicts in the file), `others` (what else it holds), `foreign` (globals that are not torch's, and whether they are
-    known to be dangerous), `config` (of a folder), `size` in bytes; of the state dict in use,
+    known to be dangerous), `folder` (the model folder, or pipeline, that it is or lies in; None for a file by itself),
+    `config` (of that), `notes` (what the user should know of how it was read), `size` in bytes; of the state dict in use,
     `prefix`, which all its keys had, and `mixed`, in words, where only some of them carry one, which they kept.
     """
 
     def __init__(self, path: str | os.PathLike[str], weights: str | None = None) -> None:
         self.path = os.fspath(path)
         self.files: list[InputFile] = []
+        self.folder: Path | None = None
         self.config: dict[str, Any] = {}
+        self.notes: list[str] = []
         self.others: list[str] = []
         self.foreign: list[tuple[str, bool]] = []
         self.asked = weights
         try:
             if os.path.isdir(self.path):
-                self._open_folder(Path(self.path))
+                self.folder = Path(self.path)
+                self._open_folder(self.folder)
             else:
                 self.container, self.candidates = self._open_file(self.path)
         except BaseException:
@@ -48,6 +57,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self.files.append(file)
         if container_of(file) == "zip":
             torch_file = TorchFile(file)
+            if not torch_file.archive.summed:
+                self.notes.append(f"{printable(os.path.basename(file.path))} {UNGUARDED}")
             found, others = candidates(torch_file)
             # Shards add up: what one of them asks to import is said even if the next is clean.
             self.others += others
@@ -66,6 +77,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         paths, weight_map, passed_over = weight_files(place)
         self.others += [f"{name}: other weights in this folder, not read" for name in passed_over]
         self.others += [f"{name}: a variant of the weights, not read" for name in unread_variants(place, paths)]
+        self.others += [f"{printable(name)}: a link to nothing, not read" for name in dangling(place)]
         opened = [(path.name, *self._open_file(path)) for path in paths]
         self.container = f"folder of {opened[0][1]}" + (f", {len(paths)} shards" if weight_map else "")
         if weight_map is None:
@@ -73,6 +85,18 @@ class Checkpoint(Mapping[str, LazyTensor]):
             return
         found = [(name, choose(parts, None)) for name, _, parts in opened]
         self.candidates = [Candidate("raw", "the shards", self.files[0], lambda: _merged(place, found, weight_map))]
+
+    def take_config_beside(self) -> None:
+        """Of a file in a model folder, let the config.json beside it count, as it does where the folder is given.
+
+        To be called once the keys are known to be diffusers': beside an original checkpoint it may be anyone's.
+
+        Raises: `InputError` where it cannot be read.
+        """
+        beside = Path(os.path.abspath(self.path)).parent
+        if self.folder is None and isinstance((config := read_config(beside)).get("_class_name"), str):
+            self.folder, self.config = beside, config
+            self.notes.append(f"{CONFIG} beside it was read too, as where the folder is given")
 
     @property
     def size(self) -> int:

@@ -28,7 +28,9 @@ def around(entries: Iterable[Entry]) -> str:
         if held := [name for name in files if name.lower().endswith(suffixes)]:
             more = f" and {len(held) - 3} more" if len(held) > 3 else ""
             one = "" if len(held) == 1 else ", and give one of them, or their folder"
-            return f"this is a zip that holds {', '.join(printable(n, 80) for n in held[:3])}{more}: unpack it first{one}"
+            return (
+                f"this is a zip that holds {', '.join(printable(n, 80) for n in held[:3])}{more}: unpack it first{one}"
+            )
     return ""
 
 
