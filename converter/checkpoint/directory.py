@@ -49,15 +49,15 @@ def read_directory(file: InputFile, comment: int = 0) -> tuple[list[Entry], int]
     for _ in range(count):
         if at + _CENTRAL.size > len(directory):
             raise file.error("central directory", "ends inside an entry")
-        magic, made, needed, flags, method, _, _, crc, packed, size, named, extended, commented, *rest = (
-            _CENTRAL.unpack_from(directory, at)
-        )
+        fields = _CENTRAL.unpack_from(directory, at)
+        made, needed, flags, method, _, _, crc, packed, size, named, extended, comment_size = fields[1:13]
+        disk, internal, external, header = fields[13:]
         name = at + _CENTRAL.size
-        extra, at = name + named, name + named + extended + commented
-        if magic != b"PK\x01\x02" or at > len(directory):
+        extra, at = name + named, name + named + extended + comment_size
+        if fields[0] != b"PK\x01\x02" or at > len(directory):
             raise file.error("central directory", "malformed entry")
-        texts = directory[name:extra], directory[extra : extra + extended]
-        entries.append(Entry(made, needed, flags, method, crc, packed, size, commented, *rest, *texts))
+        told = made, needed, flags, method, crc, packed, size, comment_size, disk, internal, external, header
+        entries.append(Entry(*told, directory[name:extra], directory[extra : extra + extended]))
     if at != len(directory):
         raise file.error("central directory", "bytes after the last entry")
     return entries, start

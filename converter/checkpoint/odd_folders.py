@@ -35,5 +35,7 @@ def refuse_loose(folder: Path) -> None:
     file managers leave what they take for a zip."""
     for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         if (place / "data.pkl").is_file() and ((place / "data").is_dir() or (place / "version").is_file()):
-            rule = "an unpacked torch file (a browser may do that): fetch it again, and keep the .pth as it comes"
+            rule = (
+                "an unpacked torch file, its members (data.pkl, data/0 ...) loose: fetch it again without unpacking it"
+            )
             raise InputError.at(place, "data.pkl", rule)

@@ -18,7 +18,7 @@ from .tensor import LazyTensor
 from .torchfile import TorchFile
 
 UNGUARDED = (
-    "carries no checksums (torch wrote it with compute_crc32 = False, and every CRC-32 in it is 0): nothing would show a "
+    "carries no checksums (every CRC-32 in it is 0, as torch writes with compute_crc32 = False): nothing would show a "
     "damaged byte; loaded and saved anew with torch.utils.serialization.config.save.compute_crc32 = True it has them"
 )
 
@@ -29,7 +29,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     Attributes: `path`, `asked` (the weights asked for, or None), `container` (in words), `candidates` (the state
     dicts in the file), `others` (what else it holds), `foreign` (globals that are not torch's, and whether they are
     known to be dangerous), `folder` (the model folder, or pipeline, that it is or lies in; None for a file by itself),
-    `config` (of that), `notes` (what the user should know of how it was read), `size` in bytes; of the state dict in use,
+    `config` (of that), `notes` (what the user should know of how it was read), `size` in bytes; of the one in use,
     `prefix`, which all its keys had, and `mixed`, in words, where only some of them carry one, which they kept.
     """
 

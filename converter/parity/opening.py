@@ -83,6 +83,7 @@ def open_pair(
             ours = stack.enter_context(open_checkpoint(original, record.weights))
         else:
             notes.append(f"the conversion record names {record.weights} weights, which the original does not hold")
+    notes += [*ours.notes, *theirs.notes]
     said = {name: value for name, value in given.items() if value is not None}
     looked, said = _look(ours, record, said, family, notes)
     maker = looked.require()
