@@ -139,9 +139,7 @@ class Archive:
                     raise self.file.error(name, "two ZIP64 fields")
                 wide = extra[at + 4 : at + 4 + length]
             elif kind in _SECOND_OPINIONS:
-                raise self.file.error(
-                    name, f"an extra field that torch never writes ({kind:#06x}, another name or kind)"
-                )
+                raise self.file.error(name, f"extra field {kind:#06x}, which torch never writes: another name or kind")
             at += 4 + length
         if at != len(extra):
             raise self.file.error(name, "malformed extra field")

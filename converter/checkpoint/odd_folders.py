@@ -25,9 +25,9 @@ def in_cache(folder: Path) -> Path:
     which = f"its refs/main is {printable(wanted, 60)}" if wanted else "and none is its refs/main"
     there = ", ".join(printable(name, 60) for name in found[:4]) + (" ..." if len(found) > 4 else "")
     rule = f"a cached repository with the snapshots {there}; {which}: give the folder of the one that is meant"
-    raise InputError.at(
-        folder, "snapshots", rule if found else "a cached repository without a snapshot: fetch it again"
-    )
+    if not found:
+        rule = "a cached repository without a snapshot: fetch it again"
+    raise InputError.at(folder, "snapshots", rule)
 
 
 def refuse_loose(folder: Path) -> None:
@@ -35,7 +35,5 @@ def refuse_loose(folder: Path) -> None:
     file managers leave what they take for a zip."""
     for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         if (place / "data.pkl").is_file() and ((place / "data").is_dir() or (place / "version").is_file()):
-            rule = (
-                "an unpacked torch file, its members (data.pkl, data/0 ...) loose: fetch it again without unpacking it"
-            )
+            rule = "an unpacked torch file (data.pkl, data/0 ... lie loose): fetch it again without unpacking it"
             raise InputError.at(place, "data.pkl", rule)

@@ -22,7 +22,7 @@ CHUNK = 1 << 20
 
 
 class Storage:
-    """A run of bytes in a file: a member of a torch archive (with its CRC, as a rule), or a safetensors file's tensor."""
+    """A run of bytes in a file: a member of a torch archive (as a rule with its CRC), or a tensor of a safetensors."""
 
     def __init__(
         self, file: InputFile, name: str, size: int, *, archive: Archive | None = None, start: int = 0
