@@ -96,12 +96,13 @@ def digest_of(data: bytes) -> dict[str, int | str]:
 
 
 def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:
-    """Of a folder, what was believed beside the weights, so that the record is enough to audit what it led to."""
+    """What was believed beside the weights, so that the record is enough to audit what it led to."""
     folder = checkpoint.folder
     if folder is None:
         return {}
-    place = model_folder(folder)
-    found = beside(place, checkpoint.config)
+    whole = os.path.isdir(checkpoint.path)  # else a file, whose place is known, and no index says what is in it
+    place = model_folder(folder) if whole else folder
+    found = beside(place, checkpoint.config, indexed=whole)
     return {(place / name).relative_to(folder).as_posix(): digest_of(data) for name, data in found.items()}
 
 

@@ -50,9 +50,10 @@ def model_folder(folder: Path) -> Path:
     names = names_in(place)
     if _pairs(names, "") or variants(names):
         return place
-    refuse_loose(place)
+    others = any(name.endswith(SUFFIXES) for name in names)  # a folder of checkpoints is about those
+    refuse_loose(place, inside=not others)
     disguised = _disguised(place)
-    return place / disguised[0] if len(disguised) == 1 and CONFIG not in names else place
+    return place / disguised[0] if len(disguised) == 1 and CONFIG not in names and not others else place
 
 
 def names_in(folder: Path) -> set[str]:
@@ -188,9 +189,10 @@ def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
     return [index.parent / name for name in names], weight_map
 
 
-def beside(folder: Path, config: dict[str, Any]) -> dict[str, bytes]:
-    """The files of a model folder that were believed beside its weights, by name: config.json and the index."""
-    index = next((index for _, index in weights_among(names_in(folder))), "")
+def beside(folder: Path, config: dict[str, Any], *, indexed: bool = True) -> dict[str, bytes]:
+    """The files of a model folder that were believed beside its weights, by name: config.json and, where the weights
+    were found by it (`indexed`), the index."""
+    index = next((index for _, index in weights_among(names_in(folder))), "") if indexed else ""
     found = {}
     for name in filter(None, [CONFIG if config or os.path.lexists(folder / CONFIG) else "", index]):
         with InputFile(folder / name) as file:
@@ -205,6 +207,12 @@ def read_json(path: Path) -> Any:
     on Windows put before UTF-8 is no part of it."""
     with InputFile(path) as file:
         return _parsed(file, _content(file))
+
+
+def marked(path: Path) -> bool:
+    """Whether a file begins with a byte order mark: `read_json` reads past it, and diffusers does not."""
+    with InputFile(path) as file:
+        return file.read(0, min(file.size, 3)) == codecs.BOM_UTF8
 
 
 def _content(file: InputFile) -> bytes:

@@ -30,10 +30,10 @@ def in_cache(folder: Path) -> Path:
     raise InputError.at(folder, "snapshots", rule)
 
 
-def refuse_loose(folder: Path) -> None:
-    """Raises: `InputError` where the members of a torch file lie loose in a folder, or in one in it, as browsers and
-    file managers leave what they take for a zip."""
-    for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+def refuse_loose(folder: Path, *, inside: bool) -> None:
+    """Raises: `InputError` where the members of a torch file lie loose in a folder, or (`inside`) in one in it, as
+    browsers and file managers leave what they take for a zip."""
+    for place in (folder, *(sorted(path for path in folder.iterdir() if path.is_dir()) if inside else ())):
         if (place / "data.pkl").is_file() and ((place / "data").is_dir() or (place / "version").is_file()):
             rule = "an unpacked torch file (data.pkl, data/0 ... lie loose): fetch it again without unpacking it"
             raise InputError.at(place, "data.pkl", rule)
