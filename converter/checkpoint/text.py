@@ -52,7 +52,7 @@ def _decoded(head: bytes, whole: bool) -> str:
             return ""
         text, odd = data.decode("latin-1"), 0
     # Colours for a terminal and the like may be among them; a NUL is a number that is none.
-    controls = sum(not (c.isprintable() or c in "\t\n\r\f") for c in text)
+    controls = sum(not (c.isprintable() or c.isspace()) for c in text)
     return text if "\0" not in text and controls <= odd * len(text) else ""
 
 
