@@ -202,7 +202,7 @@ def test_what_systems_and_the_hub_leave_does_not_block_overwrite(tmp_path: Path,
 @pytest.mark.parametrize("name", SOMEONES)
 def test_what_may_be_a_persons_work_still_does(tmp_path: Path, source: Path, name: str) -> None:
     out = made(tmp_path / "out", *NO_ONES, name)
-    with pytest.raises(UsageError, match="is kept: .*") as caught:
+    with pytest.raises(UsageError, match="is kept: ") as caught:
         check_target(out, source, overwrite=True, allowed=lambda _: OURS)
     assert str(caught.value).endswith(f"has no record of, {name}")
 
