@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint, LazyTensor, open_checkpoint
@@ -51,10 +50,10 @@ class Beside:
 
 def survey_again(checkpoint: Checkpoint, given: Mapping[str, Any], family: str | None) -> Survey:
     """`survey`, and where a converted folder by itself does not suffice, with what its record says that was given."""
-    looked, path = survey(checkpoint, given, family), Path(checkpoint.path)
-    if not looked.family or not looked.diffusers or not path.is_dir() or not (looked.plan.problems or looked.needs):
+    looked, folder = survey(checkpoint, given, family), checkpoint.folder
+    if not looked.family or not looked.diffusers or not folder or not (looked.plan.problems or looked.needs):
         return looked
-    told = {name: value for name, value in record_beside(path).given.items() if name in looked.family.flags}
+    told = {name: value for name, value in record_beside(folder).given.items() if name in looked.family.flags}
     try:
         again = survey(checkpoint, told | {name: said for name, said in given.items() if said is not None}, family)
     except UsageError:
@@ -73,10 +72,10 @@ def look_beside(stack: ExitStack, looked: Survey, null_caption: str | os.PathLik
     Raises: `InputError` for a sidecar, or a null caption, that is not of this model; `UsageError` for a null caption
     where none is wanted.
     """
-    path, found = Path(looked.checkpoint.path), Beside()
-    if looked.diffusers and path.is_dir():
-        found.record = record_beside(path)
-        if sidecar := sidecar_beside(path, found.record):
+    folder, found = looked.checkpoint.folder, Beside()
+    if looked.diffusers and folder:
+        found.record = record_beside(folder)
+        if sidecar := sidecar_beside(folder, found.record):
             tensors = stack.enter_context(open_checkpoint(sidecar))
             for key, tensor in tensors.items():
                 if not any(row.match(key) for kind in (Extra, Computed) for row in rows_of(looked, kind)):

@@ -47,7 +47,7 @@ def inspect(
         made["features"] = sorted(plan.features)
         made["dropped"] = sorted(plan.computed)
         made["sidecar"] = sorted(plan.extras)
-        made["notes"] = [*looked.found.notes, *looked.found.stock]
+        made["notes"] = [*looked.found.notes, *looked.found.stock, *checkpoint.notes]
         made["needs"] = looked.needs
         flags = looked.family.flags if looked.family else ()
         made["unknown"] = [name for name, found in looked.found.items() if found.source == "unknown" and name in flags]

@@ -72,7 +72,7 @@ def draw_up(
         arranged = arrange(looked, around, wanted.dtype)
     found = looked.found
     notes = [*found.notes, *(found.stock if wanted.folder else []), *notes_on(checkpoint)]
-    if looked.diffusers and Path(checkpoint.path).is_dir() and not checkpoint.config:
+    if looked.diffusers and checkpoint.folder and not checkpoint.config:
         notes.append(f"the folder holds no {CONFIG}: what it would say is given or assumed")
     notes += [*around.notes, *arranged.notes]
     if wanted.to == COMFYUI and maker.comfyui:
@@ -99,17 +99,18 @@ def digest_of(data: bytes) -> dict[str, int | str]:
 
 
 def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:
-    """Of a folder, what was believed beside the weights, so that the record is enough to audit what it led to."""
-    path, place = Path(checkpoint.path), checkpoint.place
-    if place is None:
+    """What was believed beside the weights, so that the record is enough to audit what it led to."""
+    folder, place = checkpoint.folder, checkpoint.place
+    if folder is None or place is None:
         return {}
-    found = beside(place, checkpoint.config)
-    return {Path(os.path.relpath(place / name, path)).as_posix(): digest_of(data) for name, data in found.items()}
+    # Of a file by itself the place is known, and no index says what is in it.
+    found = beside(place, checkpoint.config, indexed=os.path.isdir(checkpoint.path))
+    return {Path(os.path.relpath(place / name, folder)).as_posix(): digest_of(data) for name, data in found.items()}
 
 
 def notes_on(checkpoint: Checkpoint) -> list[str]:
     """What the user should know of what was read before the result is used."""
-    notes, chosen = list[str](), checkpoint.selected
+    notes, chosen = [*checkpoint.notes], checkpoint.selected
     others = [candidate for candidate in checkpoint.likely if candidate is not chosen]
     if chosen.why:
         notes.append(f"{chosen.where}: {chosen.why}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from .checkpoint.dtypes import BY_NAME
 from .checkpoint.folder import read_json
+from .checkpoint.odd_folders import in_cache
 from .errors import ConverterError
 
 EXTRAS = "original_extras.safetensors"
@@ -81,6 +82,7 @@ class Record:
 
 def record_beside(model: Path) -> Record:
     """The record in a folder, or, of `out/transformer`, in `out`; and only if it is a record of this very model."""
+    model = in_cache(model)
     for folder in (model, model.absolute().parent):
         if not (folder / RECORD).is_file():
             continue

@@ -129,6 +129,8 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
         made.problem = _unrecognised(checkpoint, family, changed)
         return made
     made.family, made.diffusers = recognised
+    if made.diffusers:
+        checkpoint.take_config_beside()
     made.plan = made.table.survey(checkpoint)
     made.found = Findings(given or {})
     unknown = set(made.found.given) - set(made.family.flags)

@@ -11,21 +11,26 @@ from __future__ import annotations
 
 import bisect
 import re
+import stat
 import struct
 from dataclasses import dataclass
 
+from ..errors import InputError
 from .crc import crc32
+from .directory import Entry, comment_behind, read_directory
 from .file import InputFile
+from .other_zips import around, packed_again
 
-_END, _END64, _LOCATOR64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q"), struct.Struct("<4sIQI")
-_CENTRAL, _LOCAL = struct.Struct("<4s6H3I5H2I"), struct.Struct("<4s5H3I2H")
-# An entry of the directory takes several times its bytes in memory; this is room for some 250,000 tensors.
-_DIRECTORY_LIMIT = 16 << 20
+_LOCAL = struct.Struct("<4s5H3I2H")
 _DESCRIPTOR_FLAG = 0x0008
 _FLAGS = {0, _DESCRIPTOR_FLAG, 0x0800, 0x0800 | _DESCRIPTOR_FLAG}  # 0x0800: names are UTF-8
 _MEMBER = re.compile(
     r"data\.pkl|data/[0-9A-Za-z_]+|byteorder|version|\.format_version|\.storage_alignment|\.data/serialization_id"
 )
+_VERSION = 45  # what is needed to read ZIP64; more is needed for what torch never does
+_UNIX = 3  # the system whose file modes stand in the upper half of the external attributes
+# Extra fields that give a member another name, or make a link of it: Unicode path, PKWARE Unix, ASi Unix.
+_SECOND_OPINIONS = {0x7075, 0x000D, 0x756E}
 _TORCHSCRIPT = re.compile(r"constants\.pkl|code/.*|bytecode\.pkl|constants/.*")
 
 
@@ -42,17 +47,25 @@ class Member:
 
 
 class Archive:
-    """The index of a torch zip file. Nothing but the central directory is read on opening."""
+    """The index of a torch zip file. Nothing but the central directory is read on opening.
+
+    Attributes: `summed`, whether it carries checksums. torch can leave them out, and then writes 0 for every member;
+    a single 0 among others is the checksum of its member, or damage.
+    """
 
     def __init__(self, file: InputFile) -> None:
         self.file = file
-        entries, directory, start = self._directory()
+        entries, start = self._directory()
+        if other := around(entries):
+            raise file.error("zip", other)
         self.members: dict[str, Member] = {}
         self.root = ""
-        for member in self._entries(directory, entries):
+        for entry in entries:
+            member = self._member(entry, entries)
             if member.name in self.members:
                 raise file.error(member.name, "two members have this name")
             self.members[member.name] = member
+        self.summed = any(member.crc for member in self.members.values())
         if "data.pkl" not in self.members:
             raise file.error("zip", "an archive without data.pkl: not a checkpoint that torch.save wrote")
         # Where each member must end: at the next one, the last at the directory.
@@ -66,90 +79,36 @@ class Archive:
         if "byteorder" in self.members and self.read("byteorder", 16) != b"little":
             raise file.error("byteorder", "not written on a little-endian machine: re-save it on one")
 
-    def _directory(self) -> tuple[int, bytes, int]:
-        """(number of entries, bytes, offset) of the central directory, which must touch the end records."""
-        file, end = self.file, self.file.size - _END.size
-        if end < 0:
-            raise file.error("zip", "truncated: no end record")
-        magic, disk, first, here, total, size, offset, comment = _END.unpack(file.read(end, _END.size))
-        if magic != b"PK\x05\x06":
-            raise file.error("zip", "no end record in the last 22 bytes: truncated, or followed by other bytes")
-        if disk or first or here != total or comment:
-            raise file.error("zip end record", "multi-disk archives and comments are not accepted")
-        stop = end
-        locator = end - _LOCATOR64.size
-        if locator >= 0 and file.read(locator, 4) == b"PK\x06\x07":
-            _, disk, stop, disks = _LOCATOR64.unpack(file.read(locator, _LOCATOR64.size))
-            if disk or disks != 1 or stop + _END64.size != locator:
-                raise file.error("zip64 locator", "does not point at the record before it")
-            magic, length, _, _, disk, first, here64, total64, size64, offset64 = _END64.unpack(
-                file.read(stop, _END64.size)
-            )
-            if magic != b"PK\x06\x06" or length != _END64.size - 12 or disk or first or here64 != total64:
-                raise file.error("zip64 end record", "malformed")
-            for short, full, limit in (
-                (total, total64, 0xFFFF),
-                (size, size64, 0xFFFFFFFF),
-                (offset, offset64, 0xFFFFFFFF),
-            ):
-                if short not in (full, limit):
-                    raise file.error("zip64 end record", "disagrees with the end record")
-            total, size, offset = total64, size64, offset64
-        if offset + size != stop:
-            raise file.error("zip end record", "the central directory does not end where the end record starts")
-        if size > _DIRECTORY_LIMIT or total * _CENTRAL.size > size:
-            raise file.error("zip end record", f"a central directory of {size} bytes with {total} entries")
-        return total, file.read(offset, size, "central directory"), offset
+    def _directory(self) -> tuple[list[Entry], int]:
+        try:
+            return read_directory(self.file)
+        except InputError:
+            # What torch writes has no comment. It is read only to say which other zip this is.
+            if (comment := comment_behind(self.file)) and (other := around(read_directory(self.file, comment)[0])):
+                raise self.file.error("zip", other) from None
+            raise
 
-    def _entries(self, directory: bytes, count: int) -> list[Member]:
-        file, at, members = self.file, 0, []
-        for _ in range(count):
-            if at + _CENTRAL.size > len(directory):
-                raise file.error("central directory", "ends inside an entry")
-            (
-                magic,
-                _,
-                _,
-                flags,
-                method,
-                _,
-                _,
-                crc,
-                packed,
-                size,
-                name_size,
-                extra_size,
-                comment,
-                disk,
-                _,
-                _,
-                header,
-            ) = _CENTRAL.unpack_from(directory, at)
-            at += _CENTRAL.size
-            raw = directory[at : at + name_size]
-            extra = directory[at + name_size : at + name_size + extra_size]
-            at += name_size + extra_size
-            if magic != b"PK\x01\x02" or at > len(directory):
-                raise file.error("central directory", "malformed entry")
-            name = self._name(raw)
-            if flags not in _FLAGS or method or comment or disk:
-                what = (
-                    "encrypted"
-                    if flags & 1
-                    else "compressed"
-                    if method
-                    else f"flags {flags:#06x}, comment or disk number"
-                )
-                raise file.error(name, f"only plain stored members are accepted ({what})")
-            size, packed, header = self._zip64(name, extra, size, packed, header)
-            if size != packed:
-                raise file.error(name, "stored and packed sizes differ")
-            members.append(Member(name, size, crc, flags, header, raw))
-        if at != len(directory):
-            raise file.error("central directory", "bytes after the last entry")
-        return members
+    def _member(self, entry: Entry, entries: list[Entry]) -> Member:
+        """The member that an entry describes, if it is one that torch writes."""
+        name = self._name(entry.name, entries)
 
-    def _name(self, raw: bytes) -> str:
+        def fail(rule: str) -> InputError:
+            return self.file.error(name, rule + packed_again(entries))
+
+        if entry.flags not in _FLAGS or entry.method or entry.comment or entry.disk:
+            what = f"flags {entry.flags:#06x}, comment or disk number"
+            if entry.flags & 1 or entry.method:
+                what = "encrypted" if entry.flags & 1 else "compressed"
+            raise fail(f"only plain stored members are accepted ({what})")
+        if not _plain(entry):
+            what = f"external {entry.external:#010x}, internal {entry.internal:#x}, version needed {entry.needed}"
+            raise fail(f"attributes that torch never writes, by which readers may disagree on what it is ({what})")
+        size, packed, header = self._zip64(name, entry.extra, entry.size, entry.packed, entry.header)
+        if size != packed:
+            raise self.file.error(name, "stored and packed sizes differ")
+        return Member(name, size, entry.crc, entry.flags, header, entry.name)
+
+    def _name(self, raw: bytes, entries: list[Entry]) -> str:
         """The name below the one root folder, checked against the fixed grammar."""
         try:
             root, slash, name = raw.decode().partition("/")
@@ -158,11 +117,12 @@ class Archive:
         if root.endswith(".npy"):
             raise self.file.error(root, "this is a NumPy .npz, not a torch checkpoint")
         if not slash or root in ("", ".", "..") or "\\" in root or not root.isprintable():
-            raise self.file.error(root, "not below one root folder, as torch writes: not a torch checkpoint")
+            rule = "not below one root folder, as torch writes" + (packed_again(entries) or ": not a torch checkpoint")
+            raise self.file.error(root, rule)
         if _TORCHSCRIPT.fullmatch(name):
             raise self.file.error(name, "this is a TorchScript program, not a state dict: save model.state_dict()")
         if not _MEMBER.fullmatch(name):
-            raise self.file.error(f"{root}/{name}", "not a member that torch.save writes")
+            raise self.file.error(f"{root}/{name}", "not a member that torch.save writes" + packed_again(entries))
         self.root = self.root or root
         if root != self.root:
             raise self.file.error(name, "more than one root folder")
@@ -178,6 +138,8 @@ class Archive:
                 if wide is not None:
                     raise self.file.error(name, "two ZIP64 fields")
                 wide = extra[at + 4 : at + 4 + length]
+            elif kind in _SECOND_OPINIONS:
+                raise self.file.error(name, f"extra field {kind:#06x}, which torch never writes: another name or kind")
             at += 4 + length
         if at != len(extra):
             raise self.file.error(name, "malformed extra field")
@@ -231,11 +193,19 @@ class Archive:
         return int(start)
 
     def read(self, name: str, limit: int) -> bytes:
-        """A small member whole, its CRC verified."""
+        """A small member whole, its CRC verified where there is one."""
         member = self.members[name]
         if member.size > limit:
             raise self.file.error(name, f"{member.size} bytes, more than the {limit} that are accepted")
         data = self.file.read(self.locate(name), member.size, name)
-        if crc32(data) != member.crc:
+        if self.summed and crc32(data) != member.crc:
             raise self.file.error(name, "CRC-32 mismatch: the file is damaged")
         return data
+
+
+def _plain(entry: Entry) -> bool:
+    """Whether an entry is that of a plain file to every reader: without attributes, as torch writes it, or as zip tools
+    on Unix do, with a mode."""
+    mode, dos = divmod(entry.external, 1 << 16)
+    ordinary = mode == 0 or (entry.made >> 8 == _UNIX and stat.S_IFMT(mode) in (0, stat.S_IFREG))
+    return dos == 0 and ordinary and entry.internal in (0, 1) and entry.needed <= _VERSION  # 1: it looks like text

@@ -9,13 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 
-from ..errors import ConverterError, InputError
+from ..errors import ConverterError, InputError, printable
+from .text import text_in
 
 # What people have under a checkpoint's name that is not one. (offset, magic bytes, what to say)
 _FOREIGN = (
-    (0, b"version https://git-lfs", "a Git-LFS pointer, not the weights: run `git lfs pull` and try again"),
     (
         0,
         b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
@@ -40,7 +42,7 @@ _FOREIGN = (
         "a tar archive: if torch before 0.4 wrote it, re-save it with a current torch, else unpack it",
     ),
 )
-
+_HEAD = 2048  # bytes that are looked at to tell what a file is
 
 # Between these two files, or on this system. Reading and writing takes over, and meets what was no such refusal again.
 _CANNOT_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EIO}
@@ -61,7 +63,8 @@ class InputFile:
             self._check_regular(status)
         except (OSError, ValueError) as error:
             self.close()
-            raise self.error("", getattr(error, "strerror", None) or str(error)) from None
+            rule = getattr(error, "strerror", None) or str(error)
+            raise self.error("", leads_nowhere(self.path) or rule) from None
         except InputError:
             self.close()
             raise
@@ -144,9 +147,25 @@ class InputFile:
         self.close()
 
 
+def leads_nowhere(path: str | os.PathLike[str]) -> str:
+    """What is wrong with a path that is a link to nothing, or lies behind one, as in a cache whose blobs are gone; ''
+    for any other."""
+    whole = os.path.abspath(path)
+    for where in (Path(whole), *Path(whole).parents):
+        with suppress(OSError, ValueError):  # what may not be looked at, or goes round in circles, is another matter
+            if os.path.islink(where):
+                try:
+                    os.stat(where)
+                except FileNotFoundError:
+                    behind = "" if str(where) == whole else f"lies behind {printable(where)}, "
+                    to = printable(os.readlink(where))
+                    return f"{behind}a link to nothing: {to} is not there (No such file or directory): fetch it again"
+    return ""
+
+
 def container_of(file: InputFile) -> str:
     """'zip' or 'safetensors', told by the first bytes; anything else is refused under its own name."""
-    head = file.read(0, min(file.size, 512))
+    head = file.read(0, min(file.size, _HEAD))
     if not head:
         raise file.error("", "empty")
     if head.startswith(b"PK\x03\x04"):
@@ -157,11 +176,8 @@ def container_of(file: InputFile) -> str:
     for offset, magic, what in _FOREIGN:
         if head[offset : offset + len(magic)] == magic:
             raise file.error("offset 0", f"this is {what}")
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<")):
-        raise file.error("offset 0", "this is an HTML or XML page, not the weights (a failed download?)")
-    if text.startswith((b"{", b"[")):
-        raise file.error("offset 0", "this is JSON text, not the weights (a failed download, or a config?)")
+    if text := text_in(head, whole=len(head) == file.size):
+        raise file.error("offset 0", text)
     if not any(head):
         raise file.error("offset 0", "this begins with zeros (an unfinished download?)")
     raise file.error("offset 0", f"neither a torch archive nor a safetensors file (it begins with {head[:8].hex(' ')})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Collection
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, printable
-from .file import InputFile
+from .file import InputFile, leads_nowhere
+from .odd_folders import in_cache, refuse_loose
 from .safetensors_reader import copies_named, parse_json
 
 JSON_LIMIT = 25_000_000
@@ -26,7 +28,12 @@ STEMS = (
 
 
 def model_folder(folder: Path) -> Path:
-    """The folder that holds the weights: of a pipeline, its `transformer/`."""
+    """The folder that holds the weights: of a cached repository the snapshot that is in use, of a pipeline its
+    `transformer/`, and where all there is is one folder that is named like weights, that one.
+
+    Raises: `InputError` for what only looks like a model, and where a cache does not tell which snapshot is meant.
+    """
+    folder = in_cache(folder)
     if (folder / ".metadata").exists() or any(folder.glob("__*_*.distcp")):
         raise InputError.at(
             folder,
@@ -36,11 +43,20 @@ def model_folder(folder: Path) -> Path:
         )
     if (folder / "adapter_config.json").exists():
         raise InputError.at(folder, "", "a PEFT adapter (LoRA), not a whole transformer")
-    if (folder / "transformer").is_dir():
-        return folder / "transformer"
-    inner = [folder / name for name in ("model", f"transformer{_AVERAGED}", f"model{_AVERAGED}")]
-    there = [place for place in inner if _holds_weights(place)]
-    return there[0] if there and not _holds_weights(folder) else folder
+    inner = folder / "transformer"
+    if os.path.islink(inner) and (nowhere := leads_nowhere(inner)):
+        raise InputError.at(folder, inner.name, nowhere)
+    place = inner if inner.is_dir() else folder
+    names = names_in(place)
+    if _pairs(names, "") or variants(names):
+        return place
+    for name in ("model", f"transformer{_AVERAGED}", f"model{_AVERAGED}") if place == folder else ():
+        if _holds_weights(folder / name):
+            return folder / name
+    others = any(name.endswith(SUFFIXES) for name in names)  # a folder of checkpoints is about those
+    refuse_loose(place, inside=not others)
+    disguised = _disguised(place)
+    return place / disguised[0] if len(disguised) == 1 and CONFIG not in names and not others else place
 
 
 _AVERAGED = "_ema"  # what diffusers' training scripts put behind the name of the folder that their EMA is saved in
@@ -59,9 +75,31 @@ def averaged_beside(place: Path) -> Path | None:
 
 def _holds_weights(place: Path) -> bool:
     try:
-        return bool(_pairs(names := {path.name for path in place.iterdir() if path.exists()}, "") or variants(names))
-    except OSError:
+        return bool(_pairs(names := names_in(place), "") or variants(names))
+    except InputError:
         return False
+
+
+def names_in(folder: Path) -> set[str]:
+    """The names of what may be files of a model in a folder. A link to nothing is none, and a folder that is named like
+    weights neither."""
+    try:
+        return {path.name for path in folder.iterdir() if path.exists() and not path.is_dir()}
+    except OSError as error:
+        raise InputError.at(folder, "", error.strerror or str(error)) from error
+
+
+def dangling(folder: Path) -> list[str]:
+    """The names of weights, and of indices of shards, in a folder that are links to nothing; what would be read first
+    comes first."""
+    gone = {path.name for path in folder.iterdir() if path.is_symlink() and not path.exists()}
+    first = [name for pair in _pairs(gone, "") for name in pair if name]
+    return [*first, *sorted(n for n in gone - {*first} if n.endswith(SUFFIXES) or ".index" in n)]
+
+
+def _disguised(folder: Path) -> list[str]:
+    """The folders in a folder that are named as weights are, as DeepSpeed's `zero_to_fp32` makes them."""
+    return [stem for stem in STEMS if (folder / stem).is_dir()]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -96,7 +134,7 @@ def variants(names: Collection[str]) -> list[str]:
 
 def unread_variants(folder: Path, read: Collection[Path]) -> list[str]:
     """The variants of weights that lie in a folder beside those without one, whose files are `read`."""
-    names = {path.name for path in folder.iterdir() if path.exists()}
+    names = names_in(folder)
     return variants(names - {path.name for path in read}) if _pairs(names, "") else []
 
 
@@ -131,19 +169,29 @@ def _pairs(names: Collection[str], variant: str) -> list[tuple[str, str]]:
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, list[str]]:
     """(files, key to file name where an index says so, weights of other names passed over) of a model folder, by the
     rules of `weights_among`."""
+    names = names_in(folder)
     try:
-        found = weights_among({path.name for path in folder.iterdir() if path.exists()})
+        found = weights_among(names)
     except ValueError as error:
         raise InputError.at(folder, "", str(error)) from None
-    except OSError as error:
-        raise InputError.at(folder, "", error.strerror or str(error)) from error
     if not found:
-        others = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)
-        hint = f"; there is {printable(others[0])}: name a file, or a glob" if others else ""
-        raise InputError.at(folder, "", f"holds no weights: looked for {', '.join(STEMS)} and their .index.json{hint}")
+        raise _without_weights(folder)
     (single, index), *later = found
     passed_over = [name for pair in later for name in pair if name]
     return (*_shards(folder / index), passed_over) if index else ([folder / single], None, passed_over)
+
+
+def _without_weights(folder: Path) -> InputError:
+    """What there is to say of a folder that holds no weights which could be read."""
+    if gone := dangling(folder):
+        return InputError.at(folder, gone[0], leads_nowhere(folder / gone[0]) or "a link that leads nowhere")
+    if disguised := _disguised(folder):
+        which = f"in the folder {disguised[0]} in it: give that one" + ("" if len(disguised) == 1 else ", or another")
+        rule = f"holds no weights itself; there may be some {which}"
+        return InputError.at(folder, "", f"{rule} (with {CONFIG} in it)" if (folder / CONFIG).exists() else rule)
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)
+    hint = f"; there is {printable(others[0])}: name a file, or a glob" if others else ""
+    return InputError.at(folder, "", f"holds no weights: looked for {', '.join(STEMS)} and their .index.json{hint}")
 
 
 def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
@@ -160,37 +208,52 @@ def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
                 f"{printable(name)} is not a plain file name: an index may not point outside its folder",
             )
         if not os.path.exists(index.parent / name):  # unlike Path.exists, False for a name that is too long
-            raise InputError.at(index, "weight_map", f"the shard {printable(name)} is missing")
+            why = leads_nowhere(index.parent / name) if os.path.islink(index.parent / name) else ""
+            raise InputError.at(index, "weight_map", f"the shard {printable(name)} is missing" + (why and f": {why}"))
     return [index.parent / name for name in names], weight_map
 
 
 def copies_of_shards(folder: Path, keys: Collection[str]) -> dict[str, str]:
     """{left out: kept} of tied weights, which the index of the shards names where a single file's header would
     (huggingface_hub's `save_torch_state_dict`)."""
-    index = folder / weights_among(set(os.listdir(folder)))[0][1]
+    index = folder / weights_among(names_in(folder))[0][1]
     metadata = read_json(index).get("metadata")
     return copies_named(os.fspath(index), "metadata", keys, metadata) if isinstance(metadata, dict) else {}
 
 
-def beside(folder: Path, config: dict[str, Any]) -> dict[str, bytes]:
-    """The files of a model folder that were believed beside its weights, by name: config.json and the index."""
-    index = next((index for _, index in weights_among(set(os.listdir(folder)))), "")
+def beside(folder: Path, config: dict[str, Any], *, indexed: bool = True) -> dict[str, bytes]:
+    """The files of a model folder that were believed beside its weights, by name: config.json and, where the weights
+    were found by it (`indexed`), the index."""
+    index = next((index for _, index in weights_among(names_in(folder))), "") if indexed else ""
     found = {}
     for name in filter(None, [CONFIG if config or os.path.lexists(folder / CONFIG) else "", index]):
         with InputFile(folder / name) as file:
             found[name] = _content(file)
-            if name == CONFIG and parse_json(file, "", found[name]) != config:
+            if name == CONFIG and _parsed(file, found[name]) != config:
                 raise file.error("", "it changed while it was read")
     return found
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file says, read strictly: no duplicate keys, nothing without bounds."""
+    """What a JSON file says, read strictly: no duplicate keys, nothing without bounds. The byte order mark that editors
+    on Windows put before UTF-8 is no part of it."""
     with InputFile(path) as file:
-        return parse_json(file, "", _content(file))
+        return _parsed(file, _content(file))
+
+
+def marked(path: Path) -> bool:
+    """Whether a file begins with a byte order mark: `read_json` reads past it, and diffusers does not."""
+    with InputFile(path) as file:
+        return file.read(0, min(file.size, 3)) == codecs.BOM_UTF8
 
 
 def _content(file: InputFile) -> bytes:
     if file.size > JSON_LIMIT:
         raise file.error("", f"{file.size} bytes of JSON")
     return file.read(0, file.size)
+
+
+def _parsed(file: InputFile, data: bytes) -> Any:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
+        raise file.error("", "not valid JSON: it is in UTF-16 or UTF-32: save it as UTF-8")
+    return parse_json(file, "", data.removeprefix(codecs.BOM_UTF8))

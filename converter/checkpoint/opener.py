@@ -13,8 +13,10 @@ from ..errors import InputError, UsageError, printable
 from .containers import FILE, TOP, Candidate, Items, at_hand, candidates, choose, likely, shown, split
 from .file import InputFile, container_of
 from .folder import (
+    CONFIG,
     averaged_beside,
     copies_of_shards,
+    dangling,
     is_averaged,
     model_folder,
     read_config,
@@ -27,16 +29,22 @@ from .safetensors_reader import read_header
 from .tensor import LazyTensor
 from .torchfile import TorchFile
 
+UNGUARDED = (
+    "carries no checksums (every CRC-32 in it is 0, as torch writes with compute_crc32 = False): nothing would show a "
+    "damaged byte; loaded and saved anew with torch.utils.serialization.config.save.compute_crc32 = True it has them"
+)
+
 
 class Checkpoint(Mapping[str, LazyTensor]):
     """The state dict of a checkpoint, keys without prefix, tensors unread; close it, or use it in a `with`.
 
     Attributes: `path`, `asked` (the weights asked for, or None), `asked_key` (the state dict asked for), `container`
     (in words), `candidates` (the state dicts in the file), `others` (what else it holds), `nameless` (weights that
-    have no names), `foreign` (globals that are not torch's, and whether they are known to be dangerous); of a folder,
-    `place`, where the weights in use lie, and `config`; `size` in bytes; of the state dict in use, `prefix`, which all
-    its keys had, `left_out`, keys that are no part of the model, and `mixed`, in words, where only some of them carry
-    a prefix, which they kept.
+    have no names), `foreign` (globals that are not torch's, and whether they are known to be dangerous), `folder` (the
+    model folder, or pipeline, that it is or lies in; None for a file by itself), `place` (where in it the weights in
+    use lie), `config` (of that), `notes` (what the user should know of how it was read), `size` in bytes; of the state
+    dict in use, `prefix`, which all its keys had, `left_out`, keys that are no part of the model, and `mixed`, in
+    words, where only some of them carry a prefix, which they kept.
     """
 
     def __init__(
@@ -48,7 +56,9 @@ class Checkpoint(Mapping[str, LazyTensor]):
     ) -> None:
         self.path = os.fspath(path)
         self.files: list[InputFile] = []
+        self.folder: Path | None = None
         self.config: dict[str, Any] = {}
+        self.notes: list[str] = []
         self.others: list[str] = []
         self.nameless: list[str] = []
         self.foreign: list[tuple[str, bool]] = []
@@ -56,7 +66,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self.place: Path | None = None
         try:
             if os.path.isdir(self.path):
-                self._open_folder(Path(self.path), tables)
+                self.folder = Path(self.path)
+                self._open_folder(self.folder, tables)
             else:
                 self.container, self.candidates = self._open_file(self.path, tables)
         except BaseException:
@@ -68,6 +79,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self.files.append(file)
         if container_of(file) == "zip":
             torch_file = TorchFile(file)
+            if not torch_file.archive.summed:
+                self.notes.append(f"{printable(os.path.basename(file.path))} {UNGUARDED}")
             found, others, nameless = candidates(torch_file, tables)
             # Shards add up: what one of them asks to import is said even if the next is clean.
             self.others += others
@@ -90,6 +103,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         paths, weight_map, passed_over = weight_files(place)
         self.others += [f"{name}: other weights in this folder, not read" for name in passed_over]
         self.others += [f"{name}: a variant of the weights, not read" for name in unread_variants(place, paths)]
+        self.others += [f"{printable(name)}: a link to nothing, not read" for name in dangling(place)]
         if weight_map is None:
             words, self.candidates = self._open_file(paths[0], tables)
             self.container = f"folder of {words}"
@@ -106,6 +120,18 @@ class Checkpoint(Mapping[str, LazyTensor]):
         if averaged:  # opened only where it is asked for
             kind = EMA if is_averaged(averaged) else RAW
             self.candidates.append(Candidate(kind, averaged.name, self.files[0], list, Spelling("", {})))
+
+    def take_config_beside(self) -> None:
+        """Of a file in a model folder, let the config.json beside it count, as it does where the folder is given.
+
+        To be called once the keys are known to be diffusers': beside an original checkpoint it may be anyone's.
+
+        Raises: `InputError` where it cannot be read.
+        """
+        beside = Path(os.path.abspath(self.path)).parent
+        if self.folder is None and isinstance((config := read_config(beside)).get("_class_name"), str):
+            self.folder, self.place, self.config = beside, beside, config
+            self.notes.append(f"{CONFIG} beside it was read too, as where the folder is given")
 
     @property
     def size(self) -> int:

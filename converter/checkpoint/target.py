@@ -9,10 +9,16 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-from ..errors import UsageError, printable
+from ..errors import InputError, UsageError, printable
+from .file import InputFile
 
 # The files of a folder, such as "vae/config.json", that may be deleted; empty where the folder is not ours at all.
 Allowed = Callable[[Path], Set[str]]
+
+_OF_SYSTEMS = {".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini"}
+_APPLE_DOUBLE = b"\x00\x05\x16\x07"
+_LARGEST = 1 << 24  # bytes of one of those
+HUB_CACHE = ".cache/huggingface/"
 
 
 def refusal(path: Path, rule: str | OSError) -> UsageError:
@@ -32,23 +38,46 @@ def nearest(path: Path) -> Path:
 
 
 def refuse_foreign(target: Path, folder: Path, allowed: Allowed) -> None:
-    """Replacing `target`, now at `folder`, deletes it: all in it must be files that we wrote."""
+    """Replacing `target`, now at `folder`, deletes it: all in it must be files that we wrote, or no one's work."""
     found: list[str] = [] if folder.is_dir() and not folder.is_symlink() else ["."]
     ours: Set[str] = frozenset() if found else allowed(folder)
     waiting = [] if found else [""]
     while waiting and len(found) < 4:  # a loop, not recursion: the depth is the user's
         inside = waiting.pop()
         entries = sorted(os.scandir(folder / inside), key=lambda entry: entry.name)
-        if inside and not entries:
+        if inside and not entries and not inside.startswith(HUB_CACHE):
             found.append(inside)  # we never write an empty folder
+        siblings = {entry.name for entry in entries}
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(f"{inside}{entry.name}/")
-            elif not entry.is_file(follow_symlinks=False) or inside + entry.name not in ours:
+            elif not entry.is_file(follow_symlinks=False) or not (
+                inside + entry.name in ours or _no_ones_work(inside, entry, siblings)
+            ):
                 found.append(inside + entry.name)
     if found:
         names = ", ".join(map(printable, found[:3])) + (" and more" if len(found) > 3 else "")
         raise refusal(target, f"is not empty, and is kept: this tool did not write, or has no record of, {names}")
+
+
+def _no_ones_work(inside: str, entry: os.DirEntry[str], siblings: Set[str]) -> bool:
+    """Whether a file is one that a system leaves in any folder that it shows, or that the hub's client keeps account in
+    beside what it downloaded: nobody made it, and it is made anew."""
+    if inside.startswith(HUB_CACHE):
+        return entry.name in ("CACHEDIR.TAG", ".gitignore") or entry.name.endswith(
+            (".metadata", ".lock", ".incomplete")
+        )
+    if entry.stat(follow_symlinks=False).st_size > _LARGEST:
+        return False
+    if entry.name.startswith("._"):  # what macOS knows of a file on a disk that has no place for it
+        return entry.name[2:] in siblings or _begins(entry.path, _APPLE_DOUBLE)
+    return entry.name in _OF_SYSTEMS
+
+
+def _begins(path: str, magic: bytes) -> bool:
+    with suppress(InputError), InputFile(path) as file:
+        return file.size >= len(magic) and file.read(0, len(magic)) == magic
+    return False
 
 
 def _place(target: Path, source: Path) -> Path:

@@ -22,14 +22,14 @@ CHUNK = 1 << 20
 
 
 class Storage:
-    """A run of bytes in a file: a member of a torch archive (with its CRC), or a tensor of a safetensors file."""
+    """A run of bytes in a file: a member of a torch archive (as a rule with its CRC), or a tensor of a safetensors."""
 
     def __init__(
         self, file: InputFile, name: str, size: int, *, archive: Archive | None = None, start: int = 0
     ) -> None:
         self.file, self.name, self.size = file, name, size
         self._archive, self._start = archive, start
-        self._proven = archive is None
+        self._proven = archive is None or not archive.summed  # there is nothing to prove it by
 
     @cached_property
     def start(self) -> int:
@@ -47,7 +47,8 @@ class Storage:
 
     @property
     def crc(self) -> int | None:
-        return self._archive.members[self.name].crc if self._archive else None
+        """What the file says it is; None where it carries no checksums."""
+        return self._archive.members[self.name].crc if self._archive and self._archive.summed else None
 
     def copy_to(self, offset: int, count: int, fd: int, position: int) -> bool:
         """Let the system copy `count` bytes from `offset` to `position` of another file; False where it cannot."""
@@ -71,7 +72,7 @@ class Storage:
     def chunks(
         self, buffer: bytearray | None = None, span: tuple[int, int] | None = None
     ) -> Iterator[tuple[int, memoryview]]:
-        """(offset, bytes) from beginning to end, each byte read once; at the end the CRC-32 is verified.
+        """(offset, bytes) from beginning to end, each byte read once; at the end the CRC-32, if any, is verified.
 
         Where only the bytes of `span` are wanted and the CRC was found right before, only they are read: many small
         views of one storage take time for what they show, not for the storage over and over.
@@ -80,7 +81,7 @@ class Storage:
         """
         start, stop = span if span and self._proven else (0, self.size)
         view = memoryview(buffer if buffer is not None else bytearray(min(CHUNK, stop - start)))
-        crc, whole = 0, self._archive is not None and (start, stop) == (0, self.size)
+        crc, whole = 0, self.crc is not None and (start, stop) == (0, self.size)
         for offset in range(start, stop, len(view) or 1):
             part = view[: min(len(view), stop - offset)]
             self.file.read_into(part, self.start + offset, self.name)

@@ -67,6 +67,8 @@ def look(root: Any) -> Found:
             found.dicts.append((path, node, weights))
         if len(path) < DEPTH:
             waiting.extend(_below(found, path, pairs))
+    if not found.dicts and not found.hints and not found.optimizer:
+        found.dicts = _meant(root)
     return found
 
 
@@ -101,19 +103,29 @@ def _holds(node: Any) -> bool:
 
 
 def _weights(pairs: Pairs) -> Pairs:
-    """The entries of a dict that may be weights: tensors, and under names as weights have them whatever else cannot be
-    anything but one, so that it is refused by its kind and not passed over. Without such names, tensors by themselves
-    or beside numbers and texts."""
-    tensors = [(key, node) for key, node in pairs if is_tensor(node)]
-    if any("." in key for key, _ in _texts(tensors)):
-        inner = any(_holds(node) for key, node in pairs)
-        return [
-            (key, node)
-            for key, node in pairs
-            if is_tensor(node)
-            or not (isinstance(node, _PLAIN) or _holds(node) or (inner and "." not in str(key)[:_LONGEST]))
-        ]
-    return tensors if all(is_tensor(node) or isinstance(node, _PLAIN) for _, node in pairs) else []
+    """The entries of a dict that are meant as weights: where there are tensors under names as weights have them, these
+    and whatever else cannot be anything but a weight, so that it is refused and not passed over; else tensors, if
+    there is nothing else."""
+    if not any(is_tensor(node) for _, node in pairs):
+        return []
+    if any("." in key[:_LONGEST] for key, node in _texts(pairs) if is_tensor(node)):
+        return [(key, node) for key, node in pairs if not _plainly_beside(key, node)]
+    return pairs if all(is_tensor(node) for _, node in pairs) else []
+
+
+def _plainly_beside(key: Any, node: Any) -> bool:
+    """Whether an entry is no weight: a number, a text or a container, and not called like a weight."""
+    return (isinstance(node, _PLAIN) or _holds(node)) and isinstance(key, str) and "." not in key[:_LONGEST]
+
+
+def _meant(root: Any) -> list[tuple[Path, Any, Pairs]]:
+    """Where no dict of tensors was found: what may have been meant as one, so that what is in it is called by its kind.
+    That is the top level, or a dict right below, if there is a tensor or an object in it."""
+    for path, node in (((), root), *(((key,), inner) for key, inner in _texts(pairs_of(root) or []))):
+        pairs = pairs_of(node) or []
+        if any(is_tensor(each) or (isinstance(each, Call) and pairs_of(each) is None) for _, each in pairs):
+            return [(path, node, pairs)]
+    return []
 
 
 def _of_optimizer(path: Path, pairs: Pairs) -> bool:

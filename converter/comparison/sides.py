@@ -167,10 +167,8 @@ def open_side(
 
 def _sidecar(looked: Survey) -> Path | None:
     """Where a conversion kept what the model of a folder has no place for."""
-    path = Path(looked.checkpoint.path)
-    if not (looked.diffusers and path.is_dir()):
-        return None
-    return sidecar_beside(path, record_beside(path))
+    folder = looked.checkpoint.folder
+    return sidecar_beside(folder, record_beside(folder)) if looked.diffusers and folder else None
 
 
 def check_comparable(a: Side, b: Side) -> None:

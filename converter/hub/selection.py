@@ -44,7 +44,7 @@ def choose(names: Set[str], place: Place, *, whole: bool = True) -> Choice:
     Choice(files=('transformer/config.json', 'transformer/diffusion_pytorch_model.safetensors'), index='', result='')
     """
     if place.path in names:
-        return Choice((place.path,), "", place.path)
+        return Choice((place.path, *_beside(names, place.path)), "", place.path)
     root = f"{place.path}/" if place.path else ""
     if not any(name.startswith(root) for name in names):
         raise InputError.at(place.asked, "", f"the file or folder {absent(whole)}")
@@ -64,6 +64,16 @@ def choose(names: Set[str], place: Place, *, whole: bool = True) -> Choice:
         return Choice(tuple(name for name in wanted if name in names), f"{folder}{index}" if index else "", root)
     only = _only(sorted(name for name in names if name.startswith(folder) and name.endswith(SUFFIXES)), place, whole)
     return Choice((only,), "", only)
+
+
+def _beside(names: Set[str], file: str) -> list[str]:
+    """What the reader looks for beside a file of a model folder, as it does where the folder is given."""
+    folder = file[: file.rfind("/") + 1]
+    if f"{folder}{CONFIG}" not in names:
+        return []
+    roots = dict.fromkeys((folder, folder[: folder.rstrip("/").rfind("/") + 1]))
+    ours = [f"{root}{name}" for root in roots if f"{root}{RECORD}" in names for name in (RECORD, EXTRAS)]
+    return [f"{folder}{CONFIG}", *(name for name in ours if name in names)]
 
 
 def _only(found: list[str], place: Place, whole: bool) -> str:

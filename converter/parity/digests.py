@@ -16,6 +16,7 @@ from typing import Any
 from .._version import __version__
 from ..checkpoint.file import InputFile
 from ..checkpoint.folder import CONFIG, model_folder, weight_files
+from ..checkpoint.odd_folders import in_cache
 from ..families.from_file import is_file
 from ..record import EXTRAS, RECORD
 from .report import REPORT_VERSION
@@ -35,6 +36,7 @@ def files_of(path: str | os.PathLike[str]) -> dict[str, Path]:
     root = Path(path)
     if not root.is_dir():
         return {root.name: root}
+    root = in_cache(root)
     place = model_folder(root)
     weights, index, passed_over = weight_files(place)
     beside = [folder / name for folder in (root, place) for name in (CONFIG, RECORD, EXTRAS)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..checkpoint.folder import CONFIG, WEIGHTS, model_folder
+from ..checkpoint.folder import CONFIG, WEIGHTS, marked, model_folder
 from ..errors import InputError, UsageError, printable
 from ..families import Family, Findings, families, find
 from ..survey import Survey, open_model, survey
@@ -69,6 +69,9 @@ def open_pair(
     if not theirs.config:
         raise InputError.at(converted, "", "holds no config.json: it is no folder that diffusers loads")
     place = model_folder(converted)
+    if marked(place / CONFIG):
+        rule = "begins with a byte order mark, which diffusers does not read: save it as UTF-8 without one"
+        raise InputError.at(place / CONFIG, "", rule)
     told, unloaded = provenance.loading(place)
     if unloaded:
         rule = f"its weights are {unloaded}, which diffusers does not load: it looks for {WEIGHTS}"
@@ -86,6 +89,7 @@ def open_pair(
         else:
             named = f"{record.weights} weights ({printable(record.where)})"
             notes.append(f"the conversion record names {named}, which the original does not hold")
+    notes += [*ours.notes, *theirs.notes]
     said = {name: value for name, value in given.items() if value is not None}
     looked, said = _look(ours, record, said, family, notes)
     maker = looked.require()

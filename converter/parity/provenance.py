@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ..checkpoint.folder import STEMS, variants, weight_files, weights_among, with_variant
+from ..checkpoint.folder import STEMS, names_in, variants, weight_files, weights_among, with_variant
 from ..checkpoint.folder import WEIGHTS as WEIGHTS_FILE
 from ..checkpoint.meaning import UNKNOWN
 from ..errors import printable
@@ -64,7 +64,7 @@ def sidecar_of(converted: Path, record: Record) -> Path | None:
 def loading(folder: Path) -> tuple[dict[str, Any], str]:
     """(what `from_pretrained` has to be told to find the weights, nothing as a rule; names of weights that it would
     not find at all, as of those that transformers loads, '' where it finds some)."""
-    names = {path.name for path in folder.iterdir() if path.exists()}
+    names = names_in(folder)
     single, index = weights_among(names)[0]
     for variant in ("", *variants(names)):
         for name in DIFFUSERS:

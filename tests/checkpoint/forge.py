@@ -88,12 +88,15 @@ def zip_file(parts: list[Part], root: str = "archive", *, before: bytes = b"", a
             "size": size,
             "comment": 0,
             "disk": 0,
+            "internal": 0,
+            "external": 0,
             "header": at,
         }
         fields |= {"name": raw, "extra": b""} | part.central
         directory += struct.pack("<4s6H3I", *(fields[name] for name in _CENTRAL))
         directory += struct.pack("<3H", len(fields["name"]), len(fields["extra"]), fields["comment"])
-        directory += struct.pack("<2H2I", fields["disk"], 0, 0, fields["header"]) + fields["name"] + fields["extra"]
+        directory += struct.pack("<2HI", fields["disk"], fields["internal"], fields["external"])
+        directory += struct.pack("<I", fields["header"]) + fields["name"] + fields["extra"]
     directory += tail
     start, stop, count = len(made), len(made) + len(directory), len(parts)
     made += directory

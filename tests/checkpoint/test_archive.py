@@ -9,7 +9,9 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -437,3 +439,155 @@ def test_the_module_knows_the_members_of_genuine_files() -> None:
     torch.save({"w": torch.ones(3)}, stream)
     names = [name.partition("/")[2] for name in zipfile.ZipFile(stream).namelist()]
     assert [name for name in names if not archive._MEMBER.fullmatch(name)] == []
+
+
+# ---------------------------------------------------------------- without checksums
+
+
+@contextmanager
+def without_checksums() -> Iterator[None]:
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(True)
+
+
+def unsummed(state: Any) -> bytes:
+    stream = io.BytesIO()
+    with without_checksums():
+        torch.save(state, stream)
+    with zipfile.ZipFile(stream) as known:
+        assert {info.CRC for info in known.infolist()} == {0}
+    return stream.getvalue()
+
+
+def test_an_archive_without_checksums_is_read_and_said_to_be_one(tmp_path: Path) -> None:
+    state = {"w": torch.arange(6.0).reshape(2, 3), "view": torch.arange(12.0).reshape(3, 4).T, "none": torch.ones(0)}
+    path = save(tmp_path, unsummed({"state_dict": state, "epoch": 3}))
+    with open_checkpoint(path) as checkpoint:
+        assert len(checkpoint.notes) == 1
+        assert checkpoint.notes[0].startswith("hostile.pth carries no checksums")
+        assert all(tensor.storage.crc is None for tensor in checkpoint.values())
+        for key, tensor in checkpoint.items():
+            assert torch.equal(tensor.torch(), state[key]), key
+            assert b"".join(bytes(part) for _, part in tensor.chunks()) == tensor.read()
+    torch.save(state, path)
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.notes == []
+        assert all(type(tensor.storage.crc) is int for tensor in checkpoint.values())
+
+
+def zeroed(names: Sequence[str], data: bytes) -> bytes:
+    """The archive with the CRC of these members set to 0, in the directory and behind the data."""
+    made = bytearray(data)
+    with zipfile.ZipFile(io.BytesIO(data)) as known:
+        for info in known.infolist():
+            if info.filename in names:
+                crc = struct.pack("<I", info.CRC)
+                for magic, at in ((b"PK\x07\x08", 4), (b"PK\x01\x02", 16)):
+                    place = data.index(magic, info.header_offset)
+                    while data[place + at : place + at + 4] != crc:
+                        place = data.index(magic, place + 1)
+                    made[place + at : place + at + 4] = bytes(4)
+    return bytes(made)
+
+
+@given(st.data())
+@settings(max_examples=25)
+def test_a_checksum_of_zero_among_others_is_damage(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Only where all are 0 were they left out; the same bytes or none in either case."""
+    stream = io.BytesIO()
+    torch.save({"a": torch.arange(3.0), "b": torch.ones(5)}, stream)
+    base = stream.getvalue()
+    names = [f"archive/{name}" for name in ("data.pkl", "byteorder", "data/0", "data/1")]
+    rest = [info.filename for info in zipfile.ZipFile(stream).infolist() if info.filename not in names]
+    chosen = data.draw(st.sets(st.sampled_from(names)))
+    path = save(tmp_path_factory.getbasetemp(), zeroed([*chosen, *data.draw(st.sampled_from([[], rest]))], base))
+    with InputFile(path) as file:
+        summed = any(info.CRC for info in zipfile.ZipFile(path).infolist())
+        if chosen and summed:
+            with refused(path, "CRC-32 mismatch"):
+                read_all(path)
+        else:
+            assert Archive(file).summed is summed
+            assert read_all(path)["a"][2] == torch.arange(3.0).numpy().tobytes()
+
+
+def test_damage_in_an_archive_without_checksums_is_no_error_of_the_archive(tmp_path: Path) -> None:
+    """That is what the note is for."""
+    data = unsummed({"w": torch.arange(6.0)})
+    spot = data.index(struct.pack("<3f", 1, 2, 3))
+    path = save(tmp_path, data[:spot] + b"\1" + data[spot + 1 :])
+    assert read_all(path)["w"][2] != torch.arange(6.0).numpy().tobytes()
+
+
+# ---------------------------------------------------------------- attributes
+
+
+FIELDS = {"made": ("<H", 4), "needed": ("<H", 6), "time": ("<H", 12), "date": ("<H", 14), "crc": ("<I", 16),
+          "comment": ("<H", 32), "disk": ("<H", 34), "internal": ("<H", 36), "external": ("<I", 38)}  # fmt: skip
+
+
+@cache
+def by_torch() -> bytes:
+    stream = io.BytesIO()
+    torch.save({"w": torch.arange(6.0).reshape(2, 3)}, stream)
+    return stream.getvalue()
+
+
+def attributed(field: str, value: int, member: str = "data/0") -> bytes:
+    """A file as torch writes it, with one field of one entry of the directory changed."""
+    made, (form, at) = bytearray(by_torch()), FIELDS[field]
+    name = f"archive/{member}".encode()
+    place = made.index(b"PK\x01\x02")
+    while made[place + 46 : place + 46 + len(name)] != name:
+        place = made.index(b"PK\x01\x02", place + 1)
+    struct.pack_into(form, made, place + at, value)
+    return bytes(made)
+
+
+MEMBERS = st.sampled_from(["data.pkl", "data/0", "version", "byteorder"])
+
+
+@given(MEMBERS, st.one_of(st.integers(0, 31).map(lambda bit: 1 << bit), st.integers(1, (1 << 32) - 1)))
+@settings(max_examples=60)
+def test_attributes_that_torch_never_writes_are_refused(
+    tmp_path_factory: pytest.TempPathFactory, member: str, value: int
+) -> None:
+    path = save(tmp_path_factory.getbasetemp(), attributed("external", value, member))
+    assert_refused(path, f": {member}: attributes that torch never writes", f"external {value:#010x}")
+
+
+@given(MEMBERS, st.sampled_from(sorted(FIELDS)), st.data())
+@settings(max_examples=80)
+def test_any_field_changed_is_refused_or_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, member: str, field: str, data: st.DataObject
+) -> None:
+    value = data.draw(st.integers(0, 0xFFFFFFFF if field in ("crc", "external") else 0xFFFF))
+    path = save(tmp_path_factory.getbasetemp(), attributed(field, value, member))
+    try:
+        found = read_all(path)
+    except InputError:
+        return
+    assert found == GOOD
+
+
+@pytest.mark.parametrize(("mode", "good"), [
+    (0o600, True), (0o100644, True), (0o100444, True),
+    (0o120777, False), (0o40755, False), (0o10644, False), (0o60644, False),
+])  # fmt: skip
+def test_the_mode_that_a_tool_on_unix_gives_says_a_plain_file_or_nothing(tmp_path: Path, mode: int, good: bool) -> None:
+    path = save(tmp_path, central(made=(3 << 8) + 20, version=20, external=mode << 16))
+    if good:
+        assert read_all(path) == GOOD
+    else:
+        assert_refused(path, "data/0", "attributes that torch never writes", f"external {mode << 16:#010x}")
+
+
+def test_a_second_name_in_an_extra_field_is_refused(tmp_path: Path) -> None:
+    other = b"\1" + struct.pack("<I", zlib.crc32(b"archive/data/0")) + b"archive/data/1"
+    path = save(tmp_path, central(extra=struct.pack("<2H", 0x7075, len(other)) + other))
+    assert_refused(path, "data/0", "extra field 0x7075")

@@ -152,3 +152,72 @@ def test_the_nearest_that_exists(tmp_path: Path) -> None:
     assert nearest(tmp_path / "link" / "b") == tmp_path / "link"
     assert nearest(Path("/nowhere/at/all")) == Path("/")
     assert nearest(Path("nowhere/at/all")) == Path()
+
+
+# ---------------------------------------------------------------- what is no one's work
+
+OURS = {"conversion.json", "transformer/config.json"}
+NO_ONES = {
+    ".DS_Store": b"\0\0\0\1Bud1",
+    "transformer/.DS_Store": b"",
+    "Thumbs.db": b"\xd0\xcf\x11\xe0",
+    "desktop.ini": b"[.ShellClassInfo]",
+    "transformer/._config.json": b"",
+    "._transformer": b"",
+    "._gone": b"\0\5\x16\7\0\2",
+    ".cache/huggingface/.gitignore": b"*",
+    ".cache/huggingface/CACHEDIR.TAG": b"Signature:",
+    ".cache/huggingface/download/transformer/config.json.metadata": b"0\n",
+    ".cache/huggingface/download/transformer/config.json.lock": b"",
+}
+SOMEONES = {
+    "notes.txt": b"",
+    "DS_Store": b"",
+    "transformer/.DS_Store.bak": b"",
+    ".gitattributes": b"",
+    ".env": b"",
+    "._mine": b"text",
+    ".cache/notes": b"",
+    ".cache/huggingface/token": b"",
+    ".cache/huggingface/hub/model.safetensors": b"",
+    "transformer/.cache/huggingface/.gitignore": b"",
+    "thumbs/notes.db": b"",
+}
+
+
+def made(folder: Path, *names: str) -> Path:
+    for name in (*OURS, *names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((NO_ONES | SOMEONES).get(name, b"{}"))
+    return folder
+
+
+def test_what_systems_and_the_hub_leave_does_not_block_overwrite(tmp_path: Path, source: Path) -> None:
+    out = made(tmp_path / "out", *NO_ONES)
+    assert check_target(out, source, overwrite=True, allowed=lambda _: OURS) == out.resolve()
+    with pytest.raises(UsageError, match="use --overwrite to replace it"):
+        check_target(out, source, overwrite=False, allowed=lambda _: OURS)
+
+
+@pytest.mark.parametrize("name", SOMEONES)
+def test_what_may_be_a_persons_work_still_does(tmp_path: Path, source: Path, name: str) -> None:
+    out = made(tmp_path / "out", *NO_ONES, name)
+    with pytest.raises(UsageError, match="is kept: ") as caught:
+        check_target(out, source, overwrite=True, allowed=lambda _: OURS)
+    assert str(caught.value).endswith(f"has no record of, {name}")
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "fifo", "huge"])
+def test_a_name_alone_makes_no_rubbish(tmp_path: Path, source: Path, kind: str) -> None:
+    path = made(tmp_path / "out") / ".DS_Store"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(source)
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.touch()
+        os.truncate(path, 1 << 30)
+    with pytest.raises(UsageError, match=r"is kept: .* \.DS_Store"):
+        check_target(path.parent, source, overwrite=True, allowed=lambda _: OURS)

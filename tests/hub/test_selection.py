@@ -61,6 +61,13 @@ CHOICES = {
     ),
     "one original": (["README.md", "runs/epoch_5.pth", "epoch.txt"], "", ["runs/epoch_5.pth"], "", "one"),
     "a file": (["a.pth", "b.pth"], "b.pth", ["b.pth"], "", "one"),
+    "a file of a pipeline": (
+        [*PIPELINE, "conversion.json", "original_extras.safetensors", f"{T}{W}.safetensors"],
+        f"{T}{W}.safetensors",
+        [f"{T}{W}.safetensors", f"{T}config.json", "conversion.json", "original_extras.safetensors"],
+        "",
+        "one",
+    ),
     "a folder with one": (["x/a.pth", "y/b.pth"], "y", ["y/b.pth"], "", "one"),
 }
 REFUSED = {

@@ -1,0 +1,56 @@
+"""Zip files that torch did not write, for the error line: one around a checkpoint, or a torch file packed again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..errors import printable
+from .directory import Entry
+from .folder import SUFFIXES
+
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".xz", ".zst", ".bz2", ".rar")  # that may hold one
+_TORCHS = (0, 45)  # the version that made an entry: what torch writes there, and what this tool does
+_BESIDE = ("__MACOSX/", "._", ".DS_Store")  # what macOS puts in
+
+
+def around(entries: Iterable[Entry]) -> str:
+    """That a zip is one around checkpoints, and around which; '' where it is not.
+
+    >>> entry = Entry(788, 20, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, b"models/base.pth", b"")
+    >>> around([entry])
+    'this is a zip that holds models/base.pth: unpack it first'
+    """
+    names = [name for name in _names(entries) if not name.startswith(_BESIDE)]
+    files = [name for name in names if not name.rpartition("/")[2].startswith((*_BESIDE, "/"))]
+    if any(name.rpartition("/")[2] == "data.pkl" for name in files):
+        return ""
+    for suffixes in (SUFFIXES, _ARCHIVES):
+        if held := [name for name in files if name.lower().endswith(suffixes)]:
+            more = f" and {len(held) - 3} more" if len(held) > 3 else ""
+            one = "" if len(held) == 1 else ", and give one of them, or their folder"
+            return (
+                f"this is a zip that holds {', '.join(printable(n, 80) for n in held[:3])}{more}: unpack it first{one}"
+            )
+    return ""
+
+
+def packed_again(entries: Iterable[Entry]) -> str:
+    """What is to be added to an error where the members are those of a torch file, as another tool packed them: it
+    compresses, makes entries of folders, or signs what it makes."""
+    entries = list(entries)
+    names = set(_names(entries))
+    another = any(e.method or e.made not in _TORCHS or e.name.endswith(b"/") for e in entries)
+    for name in names:
+        root = name.removesuffix("data.pkl")
+        whole = root != name and root[-1:] in ("", "/") and {f"{root}version", f"{root}data/0"} & names
+        if whole and (another or root.count("/") != 1):
+            return (
+                ": a torch file that was unpacked and packed again by another tool; fetch the original again, or where "
+                "torch still loads it, save it anew: "
+                "torch.save(torch.load(PATH, weights_only=True, map_location='cpu'), NEW)"
+            )
+    return ""
+
+
+def _names(entries: Iterable[Entry]) -> list[str]:
+    return [entry.name.decode(errors="replace").replace("\\", "/") for entry in entries]
