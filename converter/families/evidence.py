@@ -136,7 +136,7 @@ def _few(state: State, hidden: int, side: int) -> tuple[float, str, float] | Non
         row, column = divmod(token, side)
         part, j = divmod(channel, quarter)
         angle = (row if part > 1 else column) / scale / 10000 ** (j / quarter)
-        # Far from the origin, positions in float32 move it too. What is not finite is refused for that, once it is read.
+        # Far from the origin, positions in float32 move it too. What is not finite is refused for that when it is read.
         if isfinite(value) and abs((cos if part % 2 else sin)(angle) - value) > rounding + ROUNDING:
             return None
     return scale, f"token 1 at ({sine:.6g}, {cosine:.6g})", max(rounding, ROUNDING)
@@ -208,7 +208,10 @@ def exact_instead(found: Findings, drift: str, flag: str) -> str:
 
     Raises: `UsageError` where nobody said to take the exact one.
     """
-    if not found.given.keys() & {"image_size", "interpolation_scale"}:
+    said = found.given.keys() & {"image_size", "interpolation_scale"}
+    for name in said:  # the file says the same, but it is the user's word that counts: records pass it on
+        found[name] = replace(found[name], source="given")
+    if not said:
         value = found.value(flag)
         raise UsageError(
             f"--{flag} is needed: {POSITIONS} {drift}, the original adds it to its input as it is, and what is "

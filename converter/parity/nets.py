@@ -35,7 +35,7 @@ class Nets:
     def _source(self) -> Mapping[str, Any]:
         """What the converted net is held against: the original's weights, rounded as the conversion was declared to.
 
-        What does not travel is as the original has it; a table that the target computes, without the storage's rounding.
+        What does not travel is as the original has it; a table that the target computes, not as it was stored.
         """
         sides = self.sides
         original = self._stored
