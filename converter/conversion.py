@@ -52,6 +52,7 @@ def convert(
     dry_run: bool = False,
     allow_nonfinite: bool = False,
     allow_overflow: bool = False,
+    require_evidence: bool = False,
     progress: Callable[[int], Progress] | None = None,
     **given: Any,
 ) -> Conversion:
@@ -74,6 +75,7 @@ def convert(
         dry_run: plan, and write nothing.
         allow_nonfinite: let NaN and infinity through, bit for bit where nothing is cast.
         allow_overflow: let what is beyond the range of `dtype` become infinity.
+        require_evidence: refuse (`UsageError`) a result that rests on an assumption, with the words that state it.
         progress: called with the number of bytes to come; returns what is called with each count of bytes done.
         given: hyper-parameters by flag name, such as `num_attention_heads=16`, for what the file cannot show.
 
@@ -101,7 +103,7 @@ def convert(
     wanted = wanted.check(source, overwrite=overwrite)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_model(source, weights, state_dict_key, family))
-        plan = draw_up(survey_again(checkpoint, given, family), wanted, null_caption, stack)
+        plan = draw_up(survey_again(checkpoint, given, family), wanted, null_caption, stack, require_evidence)
         if source != Path(orig_ckpt_path):  # in the cache it has a name that says nothing
             plan.record["source"]["name"] = printable(orig_ckpt_path)
         sizes: dict[str, int] = {}
@@ -124,6 +126,7 @@ def is_done(
     weights: str | None = None,
     state_dict_key: str | None = None,
     family: str | None = None,
+    require_evidence: bool = False,
     **given: Any,
 ) -> bool:
     """Whether `dump_path` holds already what `convert` with the same words would write there, to the last bit.
@@ -136,7 +139,7 @@ def is_done(
     wanted = wanted.check(source, overwrite=True)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_model(source, weights, state_dict_key, family))
-        plan = draw_up(survey_again(checkpoint, given, family), wanted, null_caption, stack)
+        plan = draw_up(survey_again(checkpoint, given, family), wanted, null_caption, stack, require_evidence)
         names = {RECORD, PARITY, *plan.texts, *(file.name for file in plan.files)}
         if wanted.folder and ours(wanted.path) != names:
             return False  # without its record, or with more than we would write, it is another result

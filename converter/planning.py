@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint
 from .checkpoint.folder import CONFIG, beside
 from .checkpoint.meaning import UNKNOWN
 from .checkpoint.safetensors_writer import lay_out_safetensors
+from .demanded import demand
 from .destination import COMFYUI, Destination
 from .errors import UsageError, printable
 from .inspection import report
@@ -52,16 +53,22 @@ class Blueprint:
 
 
 def draw_up(
-    looked: Survey, wanted: Destination, null_caption: str | os.PathLike[str] | None, stack: ExitStack
+    looked: Survey,
+    wanted: Destination,
+    null_caption: str | os.PathLike[str] | None,
+    stack: ExitStack,
+    require_evidence: bool = False,
 ) -> Blueprint:
     """Decide everything; of the tensors, those that are recomputed or copies are read and compared, no other is.
 
     Args:
         stack: keeps open what lies beside the source, until it is written.
+        require_evidence: refuse what rests on an assumption.
 
     Raises: `InputError` and `UsageError`, whatever stands against the conversion.
     """
     maker, checkpoint, texts = looked.require(), looked.checkpoint, dict[str, str]()
+    looked.found.asked.clear()  # what this result is made with counts
     if wanted.folder:
         texts[f"{maker.subfolder}/{CONFIG}"] = json.dumps(looked.config(), indent=2, sort_keys=True) + "\n"
     if wanted.to == COMFYUI and maker.comfyui is None:
@@ -71,6 +78,8 @@ def draw_up(
     with looked.state.blaming():
         arranged = arrange(looked, around, wanted.dtype)
     found = looked.found
+    if require_evidence:
+        demand(maker, found, checkpoint)
     notes = [*found.notes, *(found.stock if wanted.folder else []), *notes_on(checkpoint)]
     if looked.diffusers and checkpoint.folder and not checkpoint.config:
         notes.append(f"the folder holds no {CONFIG}: what it would say is given or assumed")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import cos, nan, sin
+from math import cos, isqrt, nan, sin
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from makers import inventories
 
@@ -55,7 +56,7 @@ def rounded(value: float, dtype: torch.dtype) -> float:
 
 
 class FakeState:
-    """What a family may see: token 1 of a sin-cos table of this scale (None: no such table), and a `config.json`."""
+    """What a family may see: a sin-cos table of this scale (None: no such table), and a `config.json`."""
 
     def __init__(
         self,
@@ -69,13 +70,17 @@ class FakeState:
 
     def elements(self, key: str, *positions: int) -> tuple[tuple[float, ...], float]:
         assert key == "pos_embed"
-        return tuple(self._element(position) for position in positions), ROUNDING[self._dtype]
+        side = isqrt(max(positions) // self._hidden + 1)  # the last token is among them
+        return tuple(self._element(position, side) for position in positions), ROUNDING[self._dtype]
 
-    def _element(self, position: int) -> float:
+    def rows(self, key: str) -> Iterator[tuple[int, Any]]:
+        assert self._scale is None, "a few elements tell it"
+        yield 0, np.full((1, self._hidden), nan, np.float32)
+
+    def _element(self, position: int, side: int) -> float:
         if self._scale is None:
             return nan
         token, channel = divmod(position, self._hidden)
-        assert token == 1, "only the second token of the first row can be told without knowing the side"
         part, j = divmod(channel, self._hidden // 4)
-        angle = 1 / self._scale / 10000 ** (j / (self._hidden / 4))
-        return rounded((sin(angle), cos(angle), 0.0, 1.0)[part], self._dtype)
+        place = (token // side if part > 1 else token % side) / self._scale
+        return rounded((cos if part % 2 else sin)(place / 10000 ** (j / (self._hidden / 4))), self._dtype)

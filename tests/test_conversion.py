@@ -460,8 +460,10 @@ def test_a_table_that_only_begins_like_one(tmp_path: Path) -> None:
     table = sincos(24, 8, 1.0)
     table[0, 40:] = random_table()[0, 40:]
     path = save(with_table(table, tokens=120), tmp_path / "fixed.pth")
-    with pytest.raises(converter.InputError, match="fixed-size class uses it"):
+    with pytest.raises(converter.UsageError, match=r"--interpolation_scale is needed: .* no sin-cos table"):
         convert(path, tmp_path / "out")
+    with pytest.raises(converter.InputError, match="fixed-size class uses it"):
+        convert(path, tmp_path / "out", interpolation_scale=1.0)
 
 
 def test_a_table_that_is_not_square_or_absent_needs_a_size(tmp_path: Path) -> None:

@@ -261,3 +261,22 @@ def test_matrices_that_all_went_wrong_in_the_same_way(tmp_path: Path) -> None:
     one = pixart() | {"blocks.0.mlp.fc1.weight": torch.ones(24, 96)}
     assert not any("looks like" in problem for problem in problems(one, tmp_path))
     assert not any("looks like" in problem for problem in problems(pixart() | {"more": torch.ones(1)}, tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("width", [3, 1000, 400_000])
+def test_a_tensor_comes_in_whole_rows_of_floats(tmp_path: Path, dtype: torch.dtype, width: int) -> None:
+    """Whatever the pieces are that it is read in: shorter rows than a piece, and longer ones."""
+    tensor = torch.arange(4 * 5 * width, dtype=torch.float32).remainder(251).to(dtype).reshape(1, 20, width)
+    for view in (tensor, tensor[:, ::2]):
+        torch.save({"t": view}, tmp_path / "a.pth")
+        with open_checkpoint(tmp_path / "a.pth") as checkpoint:
+            pieces = list(_State(checkpoint).rows("t"))
+        assert [first for first, _ in pieces] == [sum(len(rows) for _, rows in pieces[:i]) for i in range(len(pieces))]
+        assert torch.equal(torch.cat([torch.from_numpy(rows.copy()).double() for _, rows in pieces]), view[0].double())
+
+
+def test_what_holds_no_floats_has_no_rows(tmp_path: Path) -> None:
+    torch.save({"t": torch.ones(2, 3, dtype=torch.int64)}, tmp_path / "a.pth")
+    with open_checkpoint(tmp_path / "a.pth") as checkpoint:
+        assert list(_State(checkpoint).rows("t")) == []

@@ -74,6 +74,11 @@ hyper_parameters = together(
     given,
 )
 
+require_evidence = boolean(
+    "--require_evidence",
+    "Take an assumption that can change an output for an error, which names the flag that states it.",
+)
+
 writing = together(
     click.option(
         "--dtype",

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .conversion_flags import hyper_parameters, together, which, writing
+from .conversion_flags import hyper_parameters, require_evidence, together, which, writing
 from .given import beside
 from .options import Command
 
@@ -45,6 +45,7 @@ from .options import Command
 @together(
     which,
     hyper_parameters,
+    require_evidence,
     click.option("--max_shard_size", metavar="SIZE", help="Write larger models as several files, such as 5GB each."),
     click.option("--variant", metavar="NAME", help="Put this into the names of the weights, such as fp16."),
     writing,

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..parity.choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
+from .conversion_flags import require_evidence
 from .given import beside, given
 from .options import Command, boolean, json_option
 
@@ -46,8 +47,10 @@ DTYPES = click.Choice(PRECISIONS)
 @click.option("--image_size", type=click.IntRange(min=8), metavar="PIXELS", help="Resolution, in your word.")
 @click.option("--interpolation_scale", type=float, metavar="X", help="Scale of the positions, in your word.")
 @boolean("--multi_scale_train", "Whether the model is of the multi-scale class (PixArtMS), in your word.")
+@boolean("--kv_compress", "Whether the model compresses keys and values, in your word.")
 @boolean("--exact_timesteps", "Of a DiT: compare the model with the line run on it that its conversion's note gives.")
 @given
+@require_evidence
 @click.option("--cast", type=DTYPES, help="The dtype that the conversion rounded the weights to, where it did.")
 @click.option("--device", metavar="NAME", help="Where the nets run: cpu (default), cuda, cuda:1, ...")
 @click.option(

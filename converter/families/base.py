@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,11 +12,15 @@ from ..mapping import KeyMapping, Plan
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One hyper-parameter: its value, where it is from ('file', 'given' or 'assumed'; 'unknown'), and the evidence."""
+    """One hyper-parameter: its value, where it is from ('file', 'given' or 'assumed'; 'unknown'), and the evidence.
+
+    `aside`: of what is assumed or unknown, the evidence that the file does hold and that is not believed, in words.
+    """
 
     value: Any
     source: str
     evidence: str
+    aside: str = ""
 
 
 class Findings(dict[str, Finding]):
@@ -24,7 +28,8 @@ class Findings(dict[str, Finding]):
 
     `notes`: what a user should be told; `stock`: what only those should be told who use diffusers' own classes and
     pipelines; `problems`: what stands against a conversion though every key has its row; `doubted`: stored buffers
-    that are there and not believed -> why.
+    that are there and not believed -> why; `rounded`: stored buffers -> by how much storing them moved an element at
+    most; `asked`: the hyper-parameters that what is made of the findings was made with.
     """
 
     def __init__(self, given: Mapping[str, Any]) -> None:
@@ -34,6 +39,8 @@ class Findings(dict[str, Finding]):
         self.stock: list[str] = []
         self.problems: list[str] = []
         self.doubted: dict[str, str] = {}
+        self.rounded: dict[str, float] = {}
+        self.asked: set[str] = set()
 
     def file(self, name: str, value: Any, evidence: str) -> Any:
         """A value that the file shows (None: it should, and does not).
@@ -48,16 +55,21 @@ class Findings(dict[str, Finding]):
         self[name] = Finding(value, "file", evidence)
         return value
 
-    def settle(self, name: str, default: Any = None, why: str = "") -> Any:
-        """A value that the file cannot show: the user's word, else the default with its reason, else unknown."""
+    def settle(self, name: str, default: Any = None, why: str = "", aside: str = "") -> Any:
+        """A value that the file cannot show: the user's word, else the default with its reason, else unknown.
+
+        Args:
+            aside: what the file holds that would show it, and why that is not believed; '' where it holds nothing.
+        """
         if name in self.given:
             self[name] = Finding(self.given[name], "given", f"--{name}")
         else:
-            self[name] = Finding(default, "unknown" if default is None else "assumed", why)
+            self[name] = Finding(default, "unknown" if default is None else "assumed", why, aside)
         return self[name].value
 
     def value(self, name: str) -> Any:
         """The value, or `UsageError` naming the flag where it is unknown."""
+        self.asked.add(name)
         finding = self[name]
         if finding.source == "unknown":
             raise UsageError(f"--{name} is needed: {finding.evidence}")
@@ -65,12 +77,15 @@ class Findings(dict[str, Finding]):
 
 
 class State(Protocol):
-    """What a family may see of a checkpoint beside the plan: the `config.json` of a folder, and single elements of a
-    tensor as floats, by their row-major position, with the rounding of their dtype."""
+    """What a family may see of a checkpoint beside the plan: the `config.json` of a folder; single elements of a tensor
+    as floats, by their row-major position, with the rounding of their dtype; and, where these do not suffice, all of
+    it: (number of the first row, floats [rows, size of the last axis]), from the first row to the last."""
 
     config: dict[str, Any]
 
     def elements(self, key: str, *positions: int) -> tuple[tuple[float, ...], float]: ...
+
+    def rows(self, key: str) -> Iterator[tuple[int, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,8 @@ class Family:
         unreproduced: (findings, largest difference) -> of a stored buffer that recomputing does not give bit for bit:
             whether a conversion may go on without it (the original net does not use it), and what it is, in words;
             raises `UsageError` where what was read off the buffer has to be said instead.
+        storing: the largest difference that storing and averaging a buffer makes. One that is no further off, and that
+            a conversion may go on without, is the computed one: the original net is compared with that.
         tolerated: of a source folder's `config.json`, what may differ from ours: key -> the other values that mean
             the same model (None: any value, it changes no output).
         uncast: ends of paths in the target, such as "norm1", whose tensors keep their dtype when a model is cast,
@@ -109,6 +126,7 @@ class Family:
         False,
         f"is not what the target computes (by up to {difference:.2g})",
     )
+    storing: float = 0.0
     tolerated: Mapping[str, tuple[Any, ...] | None] = field(default_factory=lambda: {"_diffusers_version": None})
     uncast: tuple[str, ...] = ()
     comfyui: Callable[[Findings], list[str]] | None = None

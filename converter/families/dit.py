@@ -14,6 +14,8 @@ from .evidence import (
     DIFFUSERS,
     POSITIONS,
     computed_table,
+    drifted,
+    exact_instead,
     heads,
     held_against,
     read_table,
@@ -21,7 +23,7 @@ from .evidence import (
     sizes,
     up_to_rounding,
 )
-from .sincos import SinCosTable
+from .sincos import DRIFT, SinCosTable
 
 B, T = "blocks.{}.", "transformer_blocks.{}."
 EMB = T + "norm1.emb."  # diffusers has the embedders in every block, each a copy of the original's
@@ -29,7 +31,7 @@ EMB = T + "norm1.emb."  # diffusers has the embedders in every block, each a cop
 
 def positions(findings: Findings) -> SinCosTable:
     """The table that diffusers will compute from the config."""
-    return computed_table(findings, 1.0)
+    return computed_table(findings)
 
 
 KEYS = KeyMapping({
@@ -132,8 +134,10 @@ def config(found: Findings) -> dict[str, Any]:
 
 def unreproduced(found: Findings, difference: float) -> tuple[bool, str]:
     """What a `pos_embed` is that recomputing does not give; the net adds it to its input whatever it is."""
-    if rounded := up_to_rounding(difference):
+    if rounded := up_to_rounding(found, difference):
         return True, rounded
+    if drift := drifted(difference):
+        return True, exact_instead(found, drift, "image_size")
     return False, (
         f"is not the sin-cos table of its size (by up to {difference:.2g}), which is all that the diffusers class "
         "computes: the converted model would be another one"
@@ -147,6 +151,6 @@ TOLERATED: dict[str, tuple[Any, ...] | None] = {
 }
 
 DIT = Family(
-    "dit", "DiT", KEYS, describe, config, FLAGS, unreproduced=unreproduced, tolerated=TOLERATED,
+    "dit", "DiT", KEYS, describe, config, FLAGS, unreproduced=unreproduced, storing=DRIFT, tolerated=TOLERATED,
     parity="converter.parity.dit:PARITY",
 )  # fmt: skip

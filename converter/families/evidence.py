@@ -6,17 +6,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from math import isqrt
+from math import cos, isfinite, isqrt, sin
 from typing import Any
 
 from ..errors import InputError, UsageError, printable
 from ..mapping import Plan
 from .base import Findings, State
-from .sincos import SinCosTable, scale_of
+from .sincos import DRIFT, ROUNDING, SinCosTable, scale_of
 
 DIFFUSERS = "0.42.1"  # the release whose classes the configs are written for
 POSITIONS = "pos_embed"  # the stored table
-ROUNDING = 1e-5  # above the last bits of float32 sines, far below any other table
 VAE_FACTOR = 8  # pixels per latent position
 LIMIT = 1 << 20  # far above any side, scale or number of heads, and its inverse far below any scale
 
@@ -91,27 +90,75 @@ def heads(found: Findings, config: Mapping[str, Any], usual: int | None, why: st
 
 @dataclass(frozen=True, slots=True)
 class StoredTable:
-    """The stored positional table: latent side, scale (None where it is no sin-cos table), and both in words."""
+    """The stored positional table: latent side (0 where its positions make no square), scale (None where it shows
+    none), both in words, and why it shows no scale that it ought to show."""
 
     side: int
     scale: float | None
     seen: str
+    aside: str = ""
 
 
 def read_table(plan: Plan, state: State, found: Findings) -> StoredTable | None:
-    """What the file's `pos_embed` says; its side follows from its length, its scale from two of its elements."""
+    """What the file's `pos_embed` says, None where there is none: its side follows from its length, its scale from a
+    few of its elements, or, where these explain none, from all of them."""
     count, patch, hidden = plan.dims.get("N", 0), plan.dims.get("p", 1), plan.dims.get("D", 0)
-    side = isqrt(count)
-    if POSITIONS not in plan.computed or not side or side**2 != count:
-        if count:
-            found.notes.append(f"{POSITIONS} has {count} positions, which is not a square: it tells no resolution")
+    if not count or POSITIONS not in plan.computed:
         return None
-    scale, seen = None, f"{POSITIONS} [1, {count}, {hidden}] has {side} x {side} positions"
-    if side > 1 and hidden % 4 == 0:
-        (sine, cosine), rounding = state.elements(POSITIONS, hidden, hidden + hidden // 4)
-        scale = scale_of(sine, cosine, rounding)
-        seen += f", token 1 at ({sine:.6g}, {cosine:.6g})" if scale else ", and is no sin-cos table"
-    return StoredTable(side * patch, scale, seen)
+    side, seen = isqrt(count), f"{POSITIONS} [1, {count}, {hidden}]"
+    if side**2 != count:
+        why = f"{count} positions, which is not a square"
+        found.notes.append(f"{POSITIONS} has {why}: it tells no resolution")
+        return StoredTable(0, None, f"{seen} has {why}", f"{seen} has {why}")
+    seen += f" has {side} x {side} positions"
+    if side == 1 or hidden % 4:
+        return StoredTable(side * patch, None, seen)
+    scale, words, rounding = _few(state, hidden, side) or _all(state, hidden, side)
+    found.rounded[POSITIONS] = rounding
+    seen += f", {words}"
+    return StoredTable(side * patch, scale, seen, "" if scale else seen)
+
+
+def _few(state: State, hidden: int, side: int) -> tuple[float, str, float] | None:
+    """(scale, how it shows, how far rounding moves an element) off token 1, if the outermost tokens have it too."""
+    quarter = hidden // 4
+    channels = sorted({part * quarter + j for part in range(4) for j in (0, quarter // 2, quarter - 1)})
+    tokens = sorted({1, side - 1, (side - 1) * side, side**2 - 1})
+    values, rounding = state.elements(
+        POSITIONS, *(token * hidden + channel for token in tokens for channel in channels)
+    )
+    there = dict(zip(((token, channel) for token in tokens for channel in channels), values, strict=True))
+    sine, cosine = there[1, 0], there[1, quarter]
+    scale = scale_of(sine, cosine, rounding)
+    if scale is None:
+        return None
+    for (token, channel), value in there.items():
+        row, column = divmod(token, side)
+        part, j = divmod(channel, quarter)
+        angle = (row if part > 1 else column) / scale / 10000 ** (j / quarter)
+        # Far from the origin, positions in float32 move it too. What is not finite is refused for that when it is read.
+        if isfinite(value) and abs((cos if part % 2 else sin)(angle) - value) > rounding + ROUNDING:
+            return None
+    return scale, f"token 1 at ({sine:.6g}, {cosine:.6g})", max(rounding, ROUNDING)
+
+
+def _all(state: State, hidden: int, side: int) -> tuple[float | None, str, float]:
+    """The same off every element; the scale is None where none is beyond doubt."""
+    from .sincos_fit import ROUNDINGS, fit
+
+    made = fit(lambda: state.rows(POSITIONS), hidden, side)
+    if made is None:
+        return None, "and is no sin-cos table: it is zero throughout, or not finite", 0.0
+    off, name = f"off by up to {made.difference:.2g}", f"the sin-cos table of scale {made.nearest:g}"
+    if made.scale is None:
+        return (
+            None,
+            f"and is no sin-cos table whose scale is beyond doubt (the closest is of {made.nearest:g}, {off})",
+            0.0,
+        )
+    if made.rounded:
+        return made.scale, f"and is {name}, rounded to {made.rounded} ({off})", ROUNDINGS[made.rounded]
+    return made.scale, f"and is {name} up to a drift, as of an average ({off})", ROUNDING
 
 
 def resolution(found: Findings, config: Mapping[str, Any], table: StoredTable | None, doubt: str = "") -> None:
@@ -121,18 +168,15 @@ def resolution(found: Findings, config: Mapping[str, Any], table: StoredTable | 
         doubt: why the table is not believed, where it is not: then its side is only taken beside the user's scale.
     """
     latent = configured(config, "sample_size", int)
-    if table and not doubt:
+    if table and table.side and not doubt:
         found.file("image_size", table.side * VAE_FACTOR, table.seen)
     elif latent:
         found.file("image_size", latent * VAE_FACTOR, "config.json: sample_size")
-    elif table and "interpolation_scale" in found.given:
-        found.settle("image_size", table.side * VAE_FACTOR, table.seen)
+    elif table and table.side and "interpolation_scale" in found.given:
+        found.settle("image_size", table.side * VAE_FACTOR, table.seen, doubt)
     else:
-        found.settle(
-            "image_size",
-            None,
-            doubt or f"there is no usable {POSITIONS}, and nothing else in a file shows the resolution",
-        )
+        nothing = f"there is no usable {POSITIONS}, and nothing else in a file shows the resolution"
+        found.settle("image_size", None, doubt or nothing, doubt or (table.aside if table else ""))
     pixels, patch = found["image_size"].value, VAE_FACTOR * (found["patch_size"].value or 1)
     if latent and pixels < patch:
         raise InputError(f"config.json: sample_size: {latent} is less than a patch")
@@ -141,11 +185,36 @@ def resolution(found: Findings, config: Mapping[str, Any], table: StoredTable | 
     found["sample_size"] = replace(found["image_size"], value=pixels and pixels // VAE_FACTOR)
 
 
-def computed_table(found: Findings, scale: float) -> SinCosTable:
-    """The table that diffusers will compute from the config."""
+def computed_table(found: Findings, scale_name: str = "") -> SinCosTable:
+    """The table that diffusers will compute from the config, of scale 1 where no hyper-parameter says another."""
+    found.value("image_size")  # asked for first: where it is known, the scale often is
+    scale = found.value(scale_name) if scale_name else 1.0
     return SinCosTable(found.value("hidden_size"), found.value("sample_size") // found.value("patch_size"), scale)
 
 
-def up_to_rounding(difference: float) -> str:
-    """What a stored table is that differs from the computed one in its last bits only; '' for any other."""
-    return f"is the sin-cos table up to rounding (by up to {difference:.2g})" if difference < ROUNDING else ""
+def up_to_rounding(found: Findings, difference: float) -> str:
+    """What a stored table is that differs from the computed one as far as storing it explains; '' for any other."""
+    near = difference < max(found.rounded.get(POSITIONS, 0.0), ROUNDING)
+    return f"is the sin-cos table up to rounding (by up to {difference:.2g})" if near else ""
+
+
+def drifted(difference: float) -> str:
+    """What a stored table is that differs from the computed one as an average does; '' for any other."""
+    return f"is the sin-cos table up to a drift of {difference:.2g}, as of an average" if difference <= DRIFT else ""
+
+
+def exact_instead(found: Findings, drift: str, flag: str) -> str:
+    """What a drifted table is, where the net adds it to its input and what is converted adds the exact one.
+
+    Raises: `UsageError` where nobody said to take the exact one.
+    """
+    said = found.given.keys() & {"image_size", "interpolation_scale"}
+    for name in said:  # the file says the same, but it is the user's word that counts: records pass it on
+        found[name] = replace(found[name], source="given")
+    if not said:
+        value = found.value(flag)
+        raise UsageError(
+            f"--{flag} is needed: {POSITIONS} {drift}, the original adds it to its input as it is, and what is "
+            f"converted would add the exact one: --{flag} {value} says to take that"
+        )
+    return f"{drift}: what the flags say, the exact one, is taken instead"

@@ -13,10 +13,10 @@ from typing import Any
 from ..errors import UsageError
 from ..mapping import Computed, Extra, KeyMapping, Parameter, Refused
 from .base import Family, Findings
-from .evidence import DIFFUSERS, POSITIONS, computed_table, up_to_rounding
+from .evidence import DIFFUSERS, POSITIONS, computed_table, drifted, exact_instead, up_to_rounding
 from .pixart_comfyui import misread
 from .pixart_evidence import FLAGS, KV_COMPRESS, MICRO, QK_NORM, REL_POS, describe
-from .sincos import SinCosTable
+from .sincos import DRIFT, SinCosTable
 
 B, T = "blocks.{}.", "transformer_blocks.{}."
 EMB = "adaln_single.emb."
@@ -24,8 +24,7 @@ EMB = "adaln_single.emb."
 
 def positions(findings: Findings) -> SinCosTable:
     """The table that diffusers will compute from the config."""
-    findings.value("image_size")  # asked for first: where it is known, the scale often is
-    return computed_table(findings, findings.value("interpolation_scale"))
+    return computed_table(findings, "interpolation_scale")
 
 
 _NO_QK_NORM = Refused(
@@ -74,6 +73,7 @@ KEYS = KeyMapping({
 
 def config(found: Findings) -> dict[str, Any]:
     """`config.json` for `PixArtTransformer2DModel`: every field that diffusers would otherwise guess is written."""
+    found.value(KV_COMPRESS)  # there is no field for it: the class has none
     # The size before the scale: where it is known, the scale often is.
     names = ("hidden_size", "num_attention_heads", "image_size", "interpolation_scale")
     hidden, heads, _, scale = (found.value(name) for name in names)
@@ -106,11 +106,14 @@ def config(found: Findings) -> dict[str, Any]:
 
 def unreproduced(found: Findings, difference: float) -> tuple[bool, str]:
     """What a `pos_embed` is that recomputing does not give. Only the fixed-size class ever uses it."""
-    if rounded := up_to_rounding(difference):
+    if rounded := up_to_rounding(found, difference):
         return True, rounded
     # The class before anything else: no word on the size makes a table superfluous that the net adds to its input.
     if found["multi_scale_train"].value:
+        found.asked.add("multi_scale_train")
         return True, _unused(found, difference)
+    if drift := drifted(difference):
+        return True, exact_instead(found, drift, "interpolation_scale")
     doubted = POSITIONS in found.doubted
     if doubted and found.given.keys() & {"image_size", "interpolation_scale"}:
         return True, (
@@ -127,6 +130,8 @@ def unreproduced(found: Findings, difference: float) -> tuple[bool, str]:
 def _unused(found: Findings, difference: float) -> str:
     """What the table of a multi-scale model is. The net does without it, but the scale may have been read off it."""
     scale = found["interpolation_scale"]
+    if drift := drifted(difference):
+        return f"{drift}, and the multi-scale class never uses it"
     if POSITIONS in found.doubted:
         return "is not the table of the size and scale that were given, and the multi-scale class never uses it"
     # An element that is not finite is refused for that, and shows nothing about the others.
@@ -143,6 +148,6 @@ _INERT = ("_diffusers_version", "dropout", "norm_num_groups", "num_embeds_ada_no
 TOLERATED: dict[str, tuple[Any, ...] | None] = dict.fromkeys(_INERT) | {"_class_name": ("Transformer2DModel",)}
 
 PIXART = Family(
-    "pixart", "PixArt", KEYS, describe, config, FLAGS, unreproduced=unreproduced, tolerated=TOLERATED,
+    "pixart", "PixArt", KEYS, describe, config, FLAGS, unreproduced=unreproduced, storing=DRIFT, tolerated=TOLERATED,
     comfyui=partial(misread, micro=MICRO), parity="converter.parity.pixart:PARITY",
 )  # fmt: skip

@@ -41,7 +41,7 @@ CONFIGURED = {
 def describe(plan: Plan, state: State, found: Findings) -> None:
     """Fill `found`: first what names, shapes and the positional table show, then the user's word, then convention."""
     sizes(plan, found, {"caption_channels": "K"})
-    _features(plan, found)
+    _features(plan, state.config, found)
     _version(plan, found)
     heads(found, state.config, *_usual_heads(found["hidden_size"].value or 0))
     _resolution(found, state.config, read_table(plan, state, found))
@@ -50,12 +50,14 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
     held_against(state.config, found, CONFIGURED)
 
 
-def _features(plan: Plan, found: Findings) -> None:
+def _features(plan: Plan, config: dict[str, Any], found: Findings) -> None:
     there = "" if MICRO in plan.groups else "not "
     found.file(MICRO, MICRO in plan.groups, f"the embedders of size and aspect ratio are {there}there")
     found.file(QK_NORM, QK_NORM in plan.features, ", ".join(plan.features.get(QK_NORM, ["no query or key norms"])))
     if KV_COMPRESS in plan.features:
         found.file(KV_COMPRESS, True, ", ".join(plan.features[KV_COMPRESS]))
+    elif config and not found.given.get(KV_COMPRESS):
+        found.file(KV_COMPRESS, False, "config.json: the class that it is of has none")
     elif found.settle(
         KV_COMPRESS, False, "no convolutions; sampling 'uniform' or 'ave' would leave no trace in a file"
     ):
@@ -119,16 +121,16 @@ def _resolution(found: Findings, config: dict[str, Any], table: StoredTable | No
         found.doubted[POSITIONS] = doubt
         found.notes.append(doubt)
     resolution(found, config, table, doubt)
-    _scale(found, config, found["image_size"].value, None if doubt or not table else table)
+    _scale(found, config, found["image_size"].value, table, doubt)
 
 
-def _scale(found: Findings, config: dict[str, Any], pixels: int | None, table: StoredTable | None) -> None:
+def _scale(found: Findings, config: dict[str, Any], pixels: int | None, table: StoredTable | None, doubt: str) -> None:
     name, version = "interpolation_scale", found["version"].value
     latent, written = configured(config, "sample_size", int), configured(config, name, float, int)
-    said = found.given.get(name)
+    said, aside = found.given.get(name), doubt or (table.aside if table else "")
     if said is not None and not sensible(said):
         raise UsageError(f"--{name} {said}: not a sensible positive number")
-    if table and table.scale:
+    if table and table.scale and not doubt:
         found.file(name, table.scale, table.seen)
         usual = {scale for (_, size), scale in RELEASED.items() if size == pixels}
         if usual and table.scale not in usual:
@@ -138,10 +140,12 @@ def _scale(found: Findings, config: dict[str, Any], pixels: int | None, table: S
             )
     elif written:
         found.file(name, written, "config.json")
+    elif table and table.side and table.aside:
+        found.settle(name, None, f"{table.aside}: it shows none", table.aside)
     elif latent:
-        found.settle(name, max(latent // 64, 1), "what diffusers takes where config.json does not say")
+        found.settle(name, max(latent // 64, 1), "what diffusers takes where config.json does not say", aside)
     elif pixels and (version, pixels) in RELEASED:
-        found.settle(name, RELEASED[version, pixels], f"as in the released {version} {pixels} px models")
+        found.settle(name, RELEASED[version, pixels], f"as in the released {version} {pixels} px models", aside)
         if (version, pixels) == ("alpha", 256) and found[name].source == "assumed":
             found.notes.append(
                 "alpha 256 px without a positional table: scale 1 is assumed, as in its training configs "
@@ -149,4 +153,4 @@ def _scale(found: Findings, config: dict[str, Any], pixels: int | None, table: S
             )
     else:
         model = f"no released {version or '(version unknown)'} model at {pixels} px" if pixels else "no image size"
-        found.settle(name, None, f"no positional table shows it, and there is {model} to tell it by")
+        found.settle(name, None, f"no positional table shows it, and there is {model} to tell it by", aside)

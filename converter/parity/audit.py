@@ -9,13 +9,16 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from ..buffers import Comparison, computed
 from ..buffers import compare as compare_buffer
-from ..checkpoint.dtypes import BY_NAME
+from ..checkpoint import LazyTensor
+from ..checkpoint.dtypes import BY_NAME, F32
 from ..checkpoint.tensor import CHUNK
 from ..errors import printable
 from ..families import Family, Findings
@@ -73,6 +76,34 @@ class Sides:
     brief: bool = False
     room: Room = field(default_factory=Room, repr=False)
     places: Places = field(default_factory=Places, repr=False)
+
+    @cached_property
+    def buffers(self) -> dict[str, tuple[Comparison, bool, str]]:
+        """Key of a stored buffer that the target computes -> (how the two compare, whether the model is the same
+        without the stored one, what that is if not the computed one). Raises `UsageError` where that has to be said."""
+        made, family = {}, self.family
+        for key, row in self.plan.computed.items():
+            if isinstance(row.value, Computed):
+                compared, dispensable, what = (
+                    compare_buffer(self.original[key], row.value.function(self.found)),
+                    True,
+                    "",
+                )
+                if not compared.equal:
+                    dispensable, what = family.unreproduced(self.seen or self.found, compared.difference)
+                made[key] = compared, dispensable, what
+        return made
+
+    @cached_property
+    def exact(self) -> dict[str, LazyTensor]:
+        """The buffers that are the computed ones but for how they were stored, as they are computed: a rounding, or a
+        drift that the user said not to take, is no part of the function."""
+        made = {}
+        for key, (compared, dispensable, _) in self.buffers.items():
+            value = self.plan.computed[key].value
+            if dispensable and compared.difference <= self.family.storing and isinstance(value, Computed):
+                made[key] = computed(key, value.function(self.found), F32)
+        return made
 
     @property
     def rounded(self) -> bool:
@@ -241,14 +272,10 @@ def _left(sides: Sides) -> tuple[list[Check], list[str]]:
             f"{name} of the sidecar {found.wrong[name]}" if found else f"{name} is kept in the sidecar, byte for byte"
         )
         checks.append(Check(name, "bytes", None, None, found is None, words))
-    for key, row in sides.plan.computed.items():
-        if not isinstance(row.value, Computed):
-            continue
-        made = compare_buffer(sides.original[key], row.value.function(sides.found))
+    for key, (made, dispensable, what) in sides.buffers.items():
         if made.equal:
             checks.append(Check(key, "recomputed", None, None, True, f"{key} is what the target computes, bit for bit"))
             continue
-        dispensable, what = sides.family.unreproduced(sides.seen or sides.found, made.difference)
         words = f"{printable(key)} {what}"
         checks.append(Check(key, "recomputed", made.difference, 0.0, None if dispensable else False, words))
         notes += [words] if dispensable else []

@@ -42,6 +42,7 @@ def check(
     self_test: str = "quick",
     threads: int | None = None,
     waivers: Sequence[Any] = (),
+    require_evidence: bool = False,
     progress: Callable[[int], Progress] | None = None,
     **given: Any,
 ) -> Report:
@@ -63,6 +64,7 @@ def check(
         self_test: 'quick', or 'full' for the whole catalogue of deliberate faults.
         threads: of the CPU, for the whole run; default: as many as torch would use. They are part of the report.
         waivers: `Waiver`s that are in force.
+        require_evidence: refuse (`UsageError`) a comparison that rests on an assumption, with the words that state it.
         progress: called with the number of steps to come; returns what is called with each count of steps done.
         given: hyper-parameters by flag name, such as `num_attention_heads=16`, in the user's words.
 
@@ -98,6 +100,8 @@ def check(
         stack.callback(enough.set)  # whoever refuses or interrupts does not wait for the rest of it
         about = [hashed.submit(provenance.about, Path(path), enough) for path in (original, converted)]
         pair = open_pair(stack, Path(original), Path(converted), family, weights, state_dict_key, cast, given)
+        if require_evidence:
+            pair.demand_evidence()
         run = _Run(pair, profile, precisions, device, self_test, waivers, cases, save_failing, progress)
         with deterministic(device, threads):
             made_on = environment(device, precisions)
@@ -185,7 +189,7 @@ class _Run:
         with ThreadPoolExecutor(1) as beside:
             # It imports the target's library, which takes about as long as the weights take.
             configured = beside.submit(
-                configuration.audit, pair.family, pair.model, pair.found, pair.config, pair.borrowed
+                configuration.audit, pair.family, pair.model, pair.found, pair.config, pair.borrowed, pair.seen
             )
             weights = audit(pair.sides, step)
             config = configured.result()

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import UsageError, printable
 from ..families import Family, Findings
 from .model import Model
-from .report import FAIL, PASS, Check, Phase
+from .report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 
 QUANTISED = "quantization_config"  # acted on by diffusers' loader, whatever the class
 CLASS = "_class_name"
@@ -28,13 +28,29 @@ def taken(found: Findings, names: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def set_aside(seen: Findings) -> list[str]:
+    """What is assumed though the original holds evidence of it that was not believed, in words: a converter that
+    assumes the same is no less wrong for that."""
+    return [
+        f"--{name} is not said, and the original's own evidence of it was set aside: {finding.aside}"
+        for name, finding in seen.items()
+        if finding.aside and finding.source in ("assumed", "unknown")
+    ]
+
+
 def audit(
-    family: Family, model: Model, found: Findings, config: Mapping[str, Any], borrowed: Mapping[str, Any]
+    family: Family,
+    model: Model,
+    found: Findings,
+    config: Mapping[str, Any],
+    borrowed: Mapping[str, Any],
+    seen: Findings | None = None,
 ) -> Phase:
     """Every field of `config.json` as the target's code takes it, against what it has to be.
 
     Args:
         borrowed: flags whose value the converted config itself gave, for want of anything else.
+        seen: the findings before that.
     """
     try:
         expected = family.config(found)
@@ -75,6 +91,8 @@ def audit(
     if failed:
         more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
         return Phase("config", FAIL, f"{failed[0].words}{more}", checks, notes)
+    if doubts := set_aside(found if seen is None else seen):
+        return Phase("config", INCONCLUSIVE, doubts[0], checks, [*doubts[1:], *notes])
     taken_over = [check.what for check in checks if check.passed is None]
     words = f"all {len(checks) - len(taken_over)} fields that matter are what the original shows or needs"
     words += f"; taken as they are: {', '.join(taken_over)}" if taken_over else ""

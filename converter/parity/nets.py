@@ -35,21 +35,29 @@ class Nets:
     def _source(self) -> Mapping[str, Any]:
         """What the converted net is held against: the original's weights, rounded as the conversion was declared to.
 
-        What does not travel, such as a table that the target computes, is as the original has it.
+        What does not travel is as the original has it; a table that the target computes, not as it was stored.
         """
         sides = self.sides
+        original = self._stored
         if not sides.cast:
-            return sides.original
+            return original
         torch_dtype, dtype = getattr(torch, sides.cast), BY_NAME[sides.cast]
         moved = {move.sources[0] for move in sides.plan.moves}
         return {
             key: Altered(held, lambda tensor: tensor.to(torch_dtype), dtype) if key in moved else held
-            for key, held in sides.original.items()
+            for key, held in original.items()
         }
+
+    @cached_property
+    def _stored(self) -> Mapping[str, Any]:
+        sides = self.sides
+        return (
+            {key: sides.exact.get(key, held) for key, held in sides.original.items()} if sides.exact else sides.original
+        )
 
     def original(self, precision: str, rounded: str = "", as_stored: bool = False) -> Net:
         """The reference net; of weights that are rounded as the conversion was declared to, unless `as_stored`."""
-        state = self.sides.original if as_stored else self._source
+        state = self._stored if as_stored else self._source
         return self.model.reference(self.sides.found, self._weights(state, precision, rounded))
 
     def converted(self, precision: str, rounded: str = "") -> Net:

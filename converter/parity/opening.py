@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.folder import CONFIG, WEIGHTS, marked, model_folder
+from ..demanded import demand
 from ..errors import InputError, UsageError, printable
 from ..families import Family, Findings, families, find
 from ..survey import Survey, open_model, survey
@@ -45,7 +47,17 @@ class Opened:
     def found(self) -> Findings:
         return self.looked.found
 
-    @property
+    def demand_evidence(self) -> None:
+        """Refuse what rests on an assumption. Raises: `UsageError`."""
+        found, sides = self.found, self.sides
+        found.asked.clear()
+        self.seen.asked.clear()
+        self.family.config(found)
+        _ = sides.buffers  # whether they are dispensable may rest on one too
+        found.asked |= self.seen.asked
+        demand(self.family, found, self.original, self.borrowed)
+
+    @cached_property
     def sides(self) -> Sides:
         looked = self.looked
         return Sides(

@@ -49,6 +49,12 @@ def _threads(value: Any) -> int:
     return value
 
 
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
 def _given(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("a table such as { num_attention_heads = 16 }")
@@ -71,6 +77,7 @@ _OPTIONS: dict[str, Reader] = {
     "self_test": one_of(*SELF_TESTS),
     "threads": _threads,
     "given": _given,
+    "require_evidence": _boolean,
 }
 _CHECKPOINT: dict[str, Reader] = {"original": text, "converted": text, **_OPTIONS, "cases": text}
 

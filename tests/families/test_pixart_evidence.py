@@ -254,10 +254,16 @@ def test_a_scale_that_is_no_positive_number_is_refused(scale: float) -> None:
 
 
 def test_a_table_that_is_no_sin_cos_table_shows_the_size_alone() -> None:
+    """Its scale is asked for: what the released models have would be assumed against evidence that is there."""
     found = look(inventory("alpha-512"), FakeState(None))
     assert told(found, "image_size") == (512, "file")
-    assert told(found, "interpolation_scale") == (1.0, "assumed")
+    assert told(found, "interpolation_scale") == (None, "unknown")
     assert "is no sin-cos table" in found["image_size"].evidence
+    assert "is no sin-cos table" in found["interpolation_scale"].aside
+    with pytest.raises(UsageError, match=r"^--interpolation_scale is needed: pos_embed .* is no sin-cos table"):
+        found.value("interpolation_scale")
+    said = look(inventory("alpha-512"), FakeState(None), interpolation_scale=1.5)
+    assert told(said, "interpolation_scale") == (1.5, "given")
 
 
 def test_positions_that_are_no_square_show_nothing() -> None:

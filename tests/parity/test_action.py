@@ -147,21 +147,23 @@ def test_every_input(runner: Runner) -> None:
             profile="full",
             weights="ema",
             num_attention_heads="16",
+            require_evidence="true",
             args="--self_test full --device 'cuda:0'\n--quiet",
         )
         == 0
     )
     flags = ["--orig_ckpt_path", "runs/*/epoch_*.pth", "--converted_path", "converted/{parent}/{stem}"]
     flags += ["--config", "parity.toml", "--profile", "full", "--weights", "ema", "--num_attention_heads", "16"]
+    flags += ["--require_evidence", "true"]
     more = ["--self_test", "full", "--device", "cuda:0", "--quiet"]
     assert runner.arguments == ["parity", *flags, *runner.fixed, *more]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_values_arrive_as_they_are(runner: Runner, text: str) -> None:
-    names = ("original", "converted", "config", "profile", "weights", "num_attention_heads")
+    names = ("original", "converted", "config", "profile", "weights", "num_attention_heads", "require_evidence")
     assert runner.check(**dict.fromkeys(names, text)) == 0
-    assert runner.arguments[2:13:2] == [text] * 6
+    assert runner.arguments[2:15:2] == [text] * 7
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,8 @@ def test_a_file_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.Monkey
         ("[[checkpoint]]\nself_test = false", "[[checkpoint]] 1: self_test: one of quick, full, not False"),
         ("[[checkpoint]]\ndtype = []", "[[checkpoint]] 1: dtype: a dtype, or a list of them, not []"),
         ('[[checkpoint]]\ndtype = ["int8"]', "[[checkpoint]] 1: dtype: one of float64"),
+        ("require_evidence = 1", "require_evidence: true or false, not 1"),
+        ("given = { require_evidence = true }", "given: names of hyper-parameters (require_evidence is none)"),
         ("given = 16", "given: a table such as { num_attention_heads = 16 }, not 16"),
         ("given = { heads = [1] }", "given: one value each (heads)"),
         ("given = { scale = nan }", "given: one value each (scale)"),

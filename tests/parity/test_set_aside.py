@@ -1,0 +1,189 @@
+"""Tables that were rounded or averaged, converted and compared; and evidence that was set aside, which is no PASS."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from averaged import averaged
+from makers import HEADS, State, dit, pixart
+from safetensors.torch import load_file
+
+import converter
+from converter.parity import check
+from converter.parity.report import FAIL, INCONCLUSIVE, PASS, Report
+
+SCALE = 1.5
+SAID: dict[str, Any] = {"num_attention_heads": HEADS}
+CONFIG = "transformer/config.json"
+
+
+def sigma(scale: float = SCALE, **sizes: Any) -> State:
+    """A multi-scale model of 512 px."""
+    return pixart(scale=scale, tokens=300, input_size=64, **sizes)
+
+
+def widened(state: State) -> State:
+    """Case 01: saved in half precision, and widened by a merger."""
+    return {key: tensor.half().float() for key, tensor in state.items()}
+
+
+def drifted(state: State) -> State:
+    """Case 02: an average that averages buffers."""
+    return state | {"pos_embed": averaged(state["pos_embed"])}
+
+
+def saved(state: State, at: Path) -> Path:
+    torch.save(state, at)
+    return at
+
+
+def unread(state: State) -> State:
+    """A table that shows no scale."""
+    table = state["pos_embed"]
+    return state | {"pos_embed": table + 0.1 * torch.randn(table.shape, generator=torch.Generator().manual_seed(0))}
+
+
+def kept(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "original_extras.safetensors")
+
+
+def phases(report: Report) -> dict[str, str]:
+    return {phase.name: phase.verdict for phase in report.phases}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (widened, "rounded to float16 (off by up to 0.00024)"),
+        (drifted, "up to a drift, as of an average (off by up to"),
+    ],
+)
+def test_the_scale_of_the_cases_is_read_from_the_file(
+    change: Callable[[State], State], says: str, tmp_path: Path
+) -> None:
+    """Cases 01 and 02: 1.5, from the file, and a wrong conversion of it is a FAIL."""
+    state = change(sigma())
+    path = saved(state, tmp_path / "model.pth")
+    done = converter.convert(path, tmp_path / "out", **SAID)
+    finding = done.record["hyper_parameters"]["interpolation_scale"]
+    assert (finding["value"], finding["source"]) == (SCALE, "file")
+    assert says in finding["evidence"]
+    config = json.loads((done.path / CONFIG).read_text())
+    assert config["interpolation_scale"] == SCALE
+    (note,) = [note for note in done.notes if note.startswith("pos_embed is the sin-cos table up to ")]
+    assert note.endswith("kept in original_extras.safetensors")
+    assert torch.equal(kept(done.path)["pos_embed"], state["pos_embed"])
+    assert check(path, done.path).verdict == PASS
+    (done.path / CONFIG).write_text(json.dumps(config | {"interpolation_scale": 1}))
+    wrong = check(path, done.path)
+    assert wrong.verdict == FAIL
+    assert "interpolation_scale is 1, and has to be 1.5" in wrong.reason
+
+
+def test_a_table_that_shows_no_scale_is_asked_for_and_never_a_pass(tmp_path: Path) -> None:
+    """The released 512 px models have scale 1; that of this file is 1.5, and parity cannot know."""
+    path = saved(unread(sigma()), tmp_path / "model.pth")
+    with pytest.raises(converter.UsageError, match=r"^--interpolation_scale is needed: pos_embed .* no sin-cos table"):
+        converter.convert(path, tmp_path / "out", **SAID)
+    assert not (tmp_path / "out").exists()
+    converter.convert(path, tmp_path / "out", interpolation_scale=1.0, **SAID)
+    assert check(path, tmp_path / "out").verdict == PASS  # as the record has it in the user's words
+    (tmp_path / "out" / "conversion.json").unlink()
+    report = check(path, tmp_path / "out", **SAID)
+    assert (report.verdict, report.exit_code) == (INCONCLUSIVE, 4)
+    assert report.reason.startswith("config: --interpolation_scale is not said, and the original's own evidence")
+    assert "no sin-cos table" in report.reason
+    assert check(path, tmp_path / "out", interpolation_scale=SCALE, **SAID).verdict == FAIL
+
+
+@pytest.mark.parametrize("change", [widened, drifted])
+def test_the_placeholder_of_one_trainer_is_doubted_however_it_was_stored(
+    change: Callable[[State], State], tmp_path: Path
+) -> None:
+    state = change(pixart(input_size=128, tokens=300, depth=1))
+    path = saved(state, tmp_path / "model.pth")
+    with pytest.raises(converter.UsageError, match=r"^--image_size is needed: .*OneTrainer"):
+        converter.convert(path, tmp_path / "out", **SAID)
+    converter.convert(path, tmp_path / "out", image_size=512, **SAID)
+    report = check(path, tmp_path / "out")
+    assert report.verdict == INCONCLUSIVE
+    assert "--interpolation_scale is not said" in report.reason
+    assert "OneTrainer" in report.reason
+    assert check(path, tmp_path / "out", interpolation_scale=1.0).verdict == PASS
+
+
+def test_positions_that_make_no_square(tmp_path: Path) -> None:
+    path = saved(sigma() | {"pos_embed": torch.randn(1, 1000, 24)}, tmp_path / "model.pth")
+    converter.convert(path, tmp_path / "out", image_size=512, **SAID)
+    report = check(path, tmp_path / "out")
+    assert report.verdict == INCONCLUSIVE
+    assert "1000 positions, which is not a square" in report.reason
+    assert check(path, tmp_path / "out", interpolation_scale=1.0).verdict == PASS
+
+
+def test_what_is_assumed_for_want_of_any_evidence_may_pass_as_before(tmp_path: Path) -> None:
+    state = sigma(1.0)
+    del state["pos_embed"]
+    path = saved(state, tmp_path / "model.pth")
+    converter.convert(path, tmp_path / "out", image_size=512, **SAID)
+    report = check(path, tmp_path / "out")
+    assert report.verdict == PASS
+    assert "interpolation_scale" in [item["name"] for item in report.assumed]
+
+
+# The fixed-size class adds the stored table to its input.
+def fixed() -> State:
+    return pixart(scale=1.0, tokens=120, input_size=16)
+
+
+FIXED = SAID | {"multi_scale_train": False}
+
+
+@pytest.mark.parametrize("change", [widened, lambda s: {k: t.bfloat16() for k, t in s.items()}])
+def test_of_the_fixed_class_a_rounding_of_the_table_is_no_part_of_the_function(
+    change: Callable[[State], State], tmp_path: Path
+) -> None:
+    path = saved(change(fixed()), tmp_path / "model.pth")
+    converter.convert(path, tmp_path / "out", **FIXED)
+    assert check(path, tmp_path / "out").verdict == PASS
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "flag", "value"),
+    [(fixed, FIXED, "interpolation_scale", 1.0), (dit, SAID, "image_size", 128)],
+)
+def test_a_drift_that_the_net_adds_is_asked_about(
+    state: Callable[[], State], said: dict[str, Any], flag: str, value: float, tmp_path: Path
+) -> None:
+    path = saved(drifted(state()), tmp_path / "model.pth")
+    with pytest.raises(
+        converter.UsageError, match=rf"^--{flag} is needed: pos_embed is the sin-cos table up to a drift"
+    ):
+        converter.convert(path, tmp_path / "out", **said)
+    done = converter.convert(path, tmp_path / "out", **said, **{flag: value})
+    assert any("what the flags say, the exact one, is taken instead" in note for note in done.notes)
+    amended = {"exact_timesteps": True} if state is dit else {}
+    report = check(path, done.path, **amended)
+    assert report.verdict == PASS, report.reason
+    assert any("up to a drift" in note for phase in report.phases for note in phase.notes)
+    (done.path / "conversion.json").unlink()
+    with pytest.raises(converter.UsageError, match=rf"^--{flag} is needed"):
+        check(path, done.path, **said, **amended)
+
+
+# --require_evidence.
+def test_parity_that_may_assume_nothing(tmp_path: Path) -> None:
+    path = saved(sigma(1.0), tmp_path / "model.pth")
+    converter.convert(path, tmp_path / "out", **SAID)
+    with pytest.raises(converter.UsageError, match=r"^--require_evidence: .*--kv_compress \(False") as raised:
+        check(path, tmp_path / "out", require_evidence=True)
+    assert "num_attention_heads" not in str(raised.value)  # it was given, and the record says so
+    assert check(path, tmp_path / "out", require_evidence=True, kv_compress=False).verdict == PASS
+    (tmp_path / "out" / "conversion.json").unlink()
+    with pytest.raises(converter.UsageError, match=r"--num_attention_heads \(4: as the converted model has it"):
+        check(path, tmp_path / "out", require_evidence=True, kv_compress=False)
