@@ -13,7 +13,8 @@ from .._version import __version__
 from ..checkpoint.folder import CONFIG, read_config, read_json
 from ..errors import ConverterError, InputError, UsageError, printable
 from ..record import PARITY, RECORD, TOOL
-from .client import LOGIN, talking
+from . import answers
+from .client import LOGIN, said, talking
 from .names import place_of, valid
 from .target import CARD, listed, target
 
@@ -60,7 +61,7 @@ def push(
     """Publish what a conversion made as a model repository on the hub, in one commit.
 
     What our record lists is published, the record, `parity.json` if there is one (without its paths and command), and
-    a model card; nothing else that may lie in the folder. What an earlier push wrote and this one does not replace is
+    a model card; nothing else that may lie in the folder, and nothing that is only a link to elsewhere. What an earlier push wrote and this one does not replace is
     deleted. A card that a person wrote is kept.
 
     Args:
@@ -93,6 +94,7 @@ def push(
     with talking(repo_id, quiet=quiet, refusal=UsageError, failure=ConverterError):
         api = HfApi()
         page = api.create_repo(repo_id, private=private, exist_ok=True)
+        answers.same_repo(repo_id, page.repo_id)
         if revision:
             api.create_branch(page.repo_id, branch=revision, exist_ok=True)
         there = target(page.repo_id, revision)
@@ -110,9 +112,9 @@ def push(
             revision=revision,
             parent_commit=there.commit,
         )
-        _arrived(page.repo_id, contents, done.oid)
+        _arrived(page.repo_id, contents, answers.commit(done.oid))
     branch = f"/tree/{quote(revision, safe='')}" if revision else ""
-    return Pushed(f"{page}{branch}", done.commit_url, [*contents], notes)
+    return Pushed(f"{said(page)}{branch}", said(done.commit_url), [*contents], notes)
 
 
 def _check_name(repo_id: str) -> None:
@@ -124,23 +126,38 @@ def _made(folder: Path) -> tuple[dict[str, Any], dict[str, Path | bytes]]:
     """The record of a conversion, and what is to be published under which name."""
     from ..parity.digests import sha256
 
+    _own(folder, RECORD)
     record = read_json(folder / RECORD)
     written = listed(record)
     if not written:
         raise InputError.at(folder / RECORD, "", "not the record of a conversion by this tool")
     for name, about in written.items():
-        path = folder / name
+        path = _own(folder, name)
         as_written = path.is_file() and path.stat().st_size == about["size"]
         if not as_written or ("sha256" in about and about["sha256"] != sha256(path)):
             raise InputError.at(path, "", f"missing, or not what {RECORD} says was written")
     return record, {name: folder / name for name in [*written, RECORD]}
 
 
+def _own(folder: Path, name: str) -> Path:
+    """Where a file of a folder lies, which has to be in it.
+
+    Raises: `InputError` for a symbolic link, be it a folder on the way: what it leads to is not of the conversion's
+    making, and may be nobody's business.
+    """
+    path = folder
+    for part in PurePosixPath(name).parts:
+        path /= part
+        if path.is_symlink():
+            raise InputError.at(path, "", "a symbolic link, which is not published: put the file itself in its place")
+    return path
+
+
 def _parity(folder: Path, files: Collection[str]) -> dict[str, Any] | None:
     """The content of `parity.json`, if there is one, fit to be published: it has to be of these very files."""
     from ..parity.digests import sha256
 
-    if not (folder / PARITY).exists():
+    if not _own(folder, PARITY).exists():
         return None
     parity: dict[str, Any] = read_json(folder / PARITY)
     try:
