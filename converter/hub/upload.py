@@ -156,6 +156,7 @@ def _own(folder: Path, name: str) -> Path:
 def _parity(folder: Path, files: Collection[str]) -> dict[str, Any] | None:
     """The content of `parity.json`, if there is one, fit to be published: it has to be of these very files."""
     from ..parity.digests import sha256
+    from ..parity.rendering.published import without_paths
 
     if not _own(folder, PARITY).exists():
         return None
@@ -165,7 +166,9 @@ def _parity(folder: Path, files: Collection[str]) -> dict[str, Any] | None:
         ours = RECORD in compared and compared.keys() <= {*files}
         if ours and all(sha256(folder / name) == digest for name, digest in compared.items()):
             # What differs between two runs: the date may be told, the paths and the command are nobody's business.
-            return parity | {"run": {name: parity["run"][name] for name in ("date", "seconds")}}
+            run = {name: parity["run"][name] for name in ("date", "seconds")}
+            paths = [folder, *(parity["run"].get(name, "") for name in ("original", "converted"))]
+            return without_paths(parity | {"run": run}, paths)
     except (TypeError, KeyError, AttributeError):
         pass
     raise InputError.at(folder / PARITY, "", "not of this conversion: compare again, or delete it")
@@ -185,7 +188,7 @@ def _card(
     try:
         config = next((name for name in record["written"] if PurePosixPath(name).name == CONFIG), "")
         kind = read_config((folder / config).parent).get("_class_name") if config else None
-        return card(record, parity, repo=repo, source=source, revision=revision, class_name=kind)
+        return card(record, parity, repo=repo, source=source, revision=revision, class_name=kind, paths=[folder])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         names = f"{RECORD} or {PARITY}" if parity else RECORD
         raise InputError.at(folder, names, f"not as this tool writes it ({type(error).__name__})") from error
