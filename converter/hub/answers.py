@@ -35,10 +35,11 @@ def checked() -> Iterator[None]:
     """
     from huggingface_hub.utils import _http
 
-    if hasattr(_http, "set_client_factory"):
-        before, use = _http._GLOBAL_CLIENT_FACTORY, _http.set_client_factory
+    client: Any = _http
+    if hasattr(client, "set_client_factory"):
+        before, use = client._GLOBAL_CLIENT_FACTORY, client.set_client_factory
     else:
-        before, use = _http._GLOBAL_BACKEND_FACTORY, _http.configure_http_backend
+        before, use = client._GLOBAL_BACKEND_FACTORY, client.configure_http_backend
     use(lambda: _watched(before))
     try:
         yield

@@ -46,9 +46,9 @@ def repeats_secret(name: str) -> bool:
 
 
 def _any_of(secrets: Iterable[str]) -> str:
-    from urllib.parse import quote, unquote
+    from urllib.parse import quote, quote_plus
 
-    forms = {form for s in secrets for form in (s, quote(s), quote(s, safe=""), unquote(s)) if form}
+    forms = {form for s in secrets for form in (s, quote(s), quote(s, safe=""), quote_plus(s))}
     # Inside a longer word only what is long itself.
     parts = (
         re.escape(form) if len(form) >= _LONG else rf"(?<![A-Za-z0-9]){re.escape(form)}(?![A-Za-z0-9])"
@@ -59,15 +59,19 @@ def _any_of(secrets: Iterable[str]) -> str:
 
 def _known() -> Iterator[tuple[str, bool]]:
     """The secrets that the client has, and whether each is distinctive enough to be hidden wherever it stands."""
+    from urllib.parse import unquote
+
     for token in _tokens():
         yield token, len(token) >= _LONG or (len(token) >= _SHORTEST and not token.isalpha())
     for url in _urls():
         login = url.partition("://")[2].partition("/")[0].rpartition("@")[0]
+        for spelled in {login, unquote(login)} if login else ():
+            yield base64.b64encode(spelled.encode()).decode(), True
         user, _, password = login.partition(":")
-        secret = password or user  # a token may stand as the user's name alone
-        if secret:
+        for secret in {password or user, unquote(password or user)} - {
+            ""
+        }:  # a token may stand as the user's name alone
             yield secret, len(secret) >= _SHORTEST
-            yield base64.b64encode(login.encode()).decode(), True
 
 
 def _tokens() -> Iterator[str]:

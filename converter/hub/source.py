@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint.folder import read_json
-from ..errors import InputError, printable
+from ..errors import InputError
 from . import answers
 from .client import failures, said, talking, unreachable
 from .names import Place, place_of

@@ -61,8 +61,8 @@ def push(
     """Publish what a conversion made as a model repository on the hub, in one commit.
 
     What our record lists is published, the record, `parity.json` if there is one (without its paths and command), and
-    a model card; nothing else that may lie in the folder, and nothing that is only a link to elsewhere. What an earlier push wrote and this one does not replace is
-    deleted. A card that a person wrote is kept.
+    a model card; nothing else that may lie in the folder, and nothing that is only a link to elsewhere. What an earlier
+    push wrote and this one does not replace is deleted. A card that a person wrote is kept.
 
     Args:
         folder: what a conversion made.
@@ -76,7 +76,7 @@ def push(
     Returns: `Pushed`; as a string it is the URL.
 
     Raises: `UsageError` where the hub or what lies there stands against it, `InputError` where the folder does not
-    hold what its record says, `ConverterError` where the hub cannot be reached or breaks off. The repository is then
+    hold what its record says, or the hub's answers are not to be trusted, `ConverterError` where the hub cannot be reached or breaks off. The repository is then
     as it was, or new and empty.
     """
     from urllib.parse import quote

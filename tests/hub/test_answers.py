@@ -103,7 +103,7 @@ def refuses(tmp_path: Path, place: str = "hf://owner/name/a.pth") -> str:
         local(place)
     assert raised.value.exit_code == 3
     assert strays(tmp_path) == []
-    assert "\n" not in str(raised.value) and str(raised.value).isprintable()
+    assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 400
     return str(raised.value)
 
@@ -227,7 +227,7 @@ class Elsewhere:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.url = f"http://localhost:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return self
 
@@ -239,9 +239,7 @@ class Elsewhere:
 
 
 @pytest.mark.parametrize("path", ["/resolve/", "/api/models/"])
-def test_the_token_goes_to_no_other_host(
-    path: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_token_goes_to_no_other_host(path: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
     with Elsewhere() as other:
         hub.answer = lambda method, asked: (302, b"") if path in asked else None
@@ -314,9 +312,10 @@ def test_a_published_commit_that_is_none(hub: Hub, out: Path) -> None:
 def test_only_forty_hex_digits_are_a_commit(text: str) -> None:
     right = len(text) == 40 and {*text} <= {*"0123456789abcdef"}
     try:
-        assert commit(text) == text and right
+        taken = commit(text) == text
     except Distrusted:
-        assert not right
+        taken = False
+    assert taken == right
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -327,13 +326,13 @@ def test_every_name_that_is_taken_stays_inside(tmp_path: Path, parts: list[str])
     class Sibling:
         rfilename = name
 
+    odd = {*parts} & {"..", ".", "", "C:", "\\", "\0"}
     try:
         (taken,) = names([Sibling()])
     except Distrusted:
-        assert {*parts} & {"..", ".", "", "C:", "\\", "\0"}
-    else:
-        assert tmp_path in (tmp_path / taken).resolve().parents
-        assert not {*parts} & {"C:", "\\", "\0"}
+        taken = ""
+    assert bool(taken) == (not odd)
+    assert not taken or tmp_path in (tmp_path / taken).resolve().parents
 
 
 def test_a_repository_may_be_asked_for_without_its_owner() -> None:

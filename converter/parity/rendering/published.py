@@ -100,8 +100,9 @@ def portable_command(command: str, names: Mapping[str, str]) -> str:
             name, equals, rest = value.partition("=") if flag == "--given" else ("", "", value)
             value = name + equals + base_name(rest) if rest else value
             value = told.get(flag, value) if not value.startswith("hf:/") else value
-            if flag in _WRITTEN and (value in written or written.add(value)):
+            if flag in _WRITTEN and value in written:
                 continue
+            written |= {value} if flag in _WRITTEN else set()
         spelled = [part for part in (joined, value) if part is not None]
         made += ["".join(spelled)] if joined and joined.endswith("=") else spelled
     return shlex.join(made)
