@@ -76,8 +76,8 @@ def push(
     Returns: `Pushed`; as a string it is the URL.
 
     Raises: `UsageError` where the hub or what lies there stands against it, `InputError` where the folder does not
-    hold what its record says, or the hub's answers are not to be trusted, `ConverterError` where the hub cannot be reached or breaks off. The repository is then
-    as it was, or new and empty.
+    hold what its record says, or the hub's answers are not to be trusted, `ConverterError` where the hub cannot be
+    reached or breaks off. The repository is then as it was, or new and empty.
     """
     from urllib.parse import quote
 

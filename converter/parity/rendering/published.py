@@ -97,8 +97,8 @@ def portable_command(command: str, names: Mapping[str, str]) -> str:
     written: set[str] = set()
     for flag, value, joined in _split(command):
         if value is not None and flag not in _NAMES:
-            name, equals, rest = value.partition("=") if flag == "--given" else ("", "", value)
-            value = name + equals + base_name(rest) if rest else value
+            name, equals, rest = value.rpartition("=") if flag == "--given" else ("", "", value)
+            value = base_name(name) + equals + base_name(rest) if equals else base_name(rest)
             value = told.get(flag, value) if not value.startswith("hf:/") else value
             if flag in _WRITTEN and value in written:
                 continue
