@@ -111,6 +111,10 @@ def _code(error: KeyboardInterrupt) -> int:
 
 def _fail(name: str, message: str, code: int, arguments: list[str]) -> int:
     # Whatever was quoted from the command line or a file, what reaches the terminal is one line of plain text.
+    if "huggingface_hub" in sys.modules:  # a file from there may repeat our token, and be quoted
+        from ..hub.redaction import redacted
+
+        message = redacted(message)
     line = printable(" ".join(message.split()), 4000)
     print(f"{name}: error: {line}", file=sys.stderr)
     if "--json" in arguments:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..checkpoint.folder import CONFIG
 from ..errors import human_bytes
 from ..parity.rendering import facts
 from ..parity.rendering.markdown_text import blocks, bullets, code, fenced, table, text
+from ..parity.rendering.published import published, without_paths
 from ..parity.rendering.summary import ICONS
 from ..parity.report import Report
 from ..record import EXTRAS, PARITY, RECORD
@@ -30,8 +31,9 @@ def card(
     source: str | None = None,
     revision: str | None = None,
     class_name: str | None = None,
+    paths: Iterable[object] = (),
 ) -> str:
-    """The card of a conversion, as Markdown with the hub's metadata in YAML.
+    """The card of a conversion, as Markdown with the hub's metadata in YAML; no paths of this computer.
 
     Args:
         record: the content of `conversion.json`, `parity` that of `parity.json`. No text in them can break out.
@@ -39,12 +41,14 @@ def card(
         source: how the source was named. It is shown where that is a place on the hub, the repository of which is then
             the base model; a path says nothing to others.
         class_name: of the model class in diffusers.
+        paths: that may stand in the texts of the record, however they are spelled.
 
     Raises: what a dict raises that is not such a record: KeyError, TypeError, AttributeError, ValueError.
     """
     from huggingface_hub import ModelCardData
 
     place = place_of(source) if source else None
+    record = without_paths(record, [*paths, *([] if place or not source else [source])])
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
@@ -142,7 +146,7 @@ def _parity(parity: dict[str, Any] | None) -> Iterator[str]:
             f"{code('pixart parity --orig_ckpt_path ORIGINAL --converted_path FOLDER')} does."
         )
         return
-    report = Report.from_dict(parity)
+    report = published(Report.from_dict(parity))
     yield f"{ICONS[report.verdict]} **{report.verdict}**: {text(report.reason)}"
     yield facts.MEANING[report.verdict]
     yield bullets(f"{number.label}: **{number.value}** {text(number.words)}" for number in facts.key_numbers(report))

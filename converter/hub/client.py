@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from ..errors import ConverterError, InputError, printable
+from .answers import Distrusted, checked
+from .redaction import redacted
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 # Which of the two, the hub does not tell somebody who may not know.
@@ -24,7 +26,8 @@ def talking(
     refusal: type[ConverterError] = InputError,
     failure: type[ConverterError] = InputError,
 ) -> Iterator[None]:
-    """Around calls of the hub's client: its progress bars on a terminal only, no chatter, its errors in one line.
+    """Around calls of the hub's client: its progress bars on a terminal only, no chatter, its errors in one line, and
+    no answer believed that leads out of the cache.
 
     Args:
         name: what the errors are about, as the user spelled it.
@@ -32,22 +35,54 @@ def talking(
         before: what is to be said before "the hub cannot be reached".
         refusal: the kind of error where the hub says no; `failure` where it cannot be reached, or breaks off.
 
-    Raises: these; `ConverterError` itself where the disk, or the cache on it, fails.
+    Raises: these; `InputError` for an answer that is no hub's; `ConverterError` itself where the disk, or the cache on
+    it, fails. Neither they nor what they were raised from repeat a token or a password.
     """
     with ExitStack() as restored:
         _hush(restored, bars=not quiet and sys.stderr is not None and sys.stderr.isatty())
+        restored.enter_context(checked())
         try:
             yield
+        except Distrusted as error:
+            raise InputError(f"{printable(name)}: {error}") from None
         except failures() as error:
-            raise _explained(name, error, before, refusal, failure) from error
-        except RuntimeError as error:  # how an upload wraps what went wrong, and what the faster transfer raises
-            cause = error.__cause__ or error
-            if type(cause) is not RuntimeError and not isinstance(cause, failures()):
+            raise _explained(name, error, before, refusal, failure) from _told(error)
+        except Exception as error:
+            # An upload wraps what went wrong, and so does the faster transfer.
+            cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+            if isinstance(error, ConverterError):
                 raise
-            raise _explained(name, cause, before, refusal, failure) from error
-        except ValueError as error:  # such as an answer that is no JSON
-            words = printable(" ".join(str(error).split()))
-            raise failure(f"{printable(name)}: the hub's client gave up: {words}") from error
+            if isinstance(cause, Distrusted):
+                raise InputError(f"{printable(name)}: {cause}") from None
+            if isinstance(cause, failures()) or type(cause) is RuntimeError:
+                raise _explained(name, cause, before, refusal, failure) from _told(error)
+            if not _of_the_client(error):
+                raise
+            # An answer that is no JSON, or JSON of another shape.
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise failure(f"{printable(name)}: the hub's client gave up: {kind}{said(error)}") from _told(error)
+
+
+class ClientError(Exception):
+    """What the client raised, in its words without secrets: what our errors are raised from."""
+
+
+def _told(error: BaseException) -> ClientError:
+    return ClientError(f"{type(error).__name__}: {redacted(error)}").with_traceback(error.__traceback__)
+
+
+def said(words: object, limit: int = 200) -> str:
+    """What a hub or its client says, in one line, safe to show: every text of theirs goes through this."""
+    return printable(redacted(" ".join(str(words).split())), limit)
+
+
+def _of_the_client(error: BaseException) -> bool:
+    """Whether it was raised below the client: what we do wrongly ourselves is not its fault."""
+    trace, ours = error.__traceback__, True
+    while trace:
+        ours = ours and trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] != "huggingface_hub"
+        trace = trace.tb_next
+    return not ours
 
 
 def failures() -> tuple[type[BaseException], ...]:
@@ -112,7 +147,7 @@ def _explained(
         kind, words = (failure if unreachable(error) else refusal), _answered(error, status)
     elif _of_the_disk(error):
         assert isinstance(error, OSError)
-        where = f"{printable(error.filename)}: " if error.filename else ""
+        where = f"{said(error.filename)}: " if error.filename else ""
         kind, words = ConverterError, f"cannot be kept: {where}{error.strerror} (HF_HOME says where downloads are kept)"
     return kind(f"{printable(name)}: {words}")
 
@@ -120,8 +155,8 @@ def _explained(
 def _answered(error: BaseException, status: int) -> str:
     from huggingface_hub import get_token
 
-    said = getattr(error, "server_message", None)
-    words = f" ({printable(said)})" if said else ""
+    message = getattr(error, "server_message", None)
+    words = f" ({said(message)})" if message else ""
     if status == 401 and not get_token():
         return _NO_REPOSITORY
     if status == 401:
@@ -139,5 +174,5 @@ def _unreached(error: BaseException) -> str:
 
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE forbids to ask the hub"
-    words = " ".join(str(error).split()) or type(error).__name__
-    return f"the hub at {printable(constants.ENDPOINT)} cannot be reached, or broke off: {printable(words)}"
+    words = said(error) or type(error).__name__
+    return f"the hub at {said(constants.ENDPOINT)} cannot be reached, or broke off: {words}"

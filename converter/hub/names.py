@@ -15,6 +15,8 @@ _PLACE = re.compile(
     r"(?:models/)?(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:pr/\d+|convert/[^/]+)|[^/]+))?(?:/(?P<path>.*))?",
     re.DOTALL,
 )
+# What is no name everywhere: control characters, halves of characters, Windows' separator and drives.
+_ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\\\ud800-\udfff]|(?:^|/)[A-Za-z]:")
 _OTHERS = {"datasets": "a data set", "spaces": "a space", "kernels": "a kernel", "buckets": "a bucket"}
 
 
@@ -58,14 +60,21 @@ def _parsed(asked: str, rest: str) -> Place:
         raise UsageError(f"{printable(asked)}: {_OTHERS[kind]} on the hub; only model repositories are read")
     found = _PLACE.fullmatch(rest)
     path = (found["path"] or "").removesuffix("/") if found else ""
-    if not found or not valid(found["repo"]) or (path and not inside(path)):
+    revision = unquote(found["revision"]) if found and found["revision"] else None
+    # Both become paths in the cache.
+    odd = any(part and not inside(part) for part in (path, revision))
+    if not found or not valid(found["repo"]) or odd:
         raise UsageError(f"{printable(asked)}: not a place on the hub: {FORM}")
-    return Place(asked, found["repo"], unquote(found["revision"]) if found["revision"] else None, path)
+    return Place(asked, found["repo"], revision, path)
 
 
 def inside(name: str) -> bool:
-    """Whether a path in a repository, or in a folder, stays inside it."""
-    return not {"", ".", ".."} & {*name.split("/")}
+    """Whether a path in a repository, or in a folder, stays inside it, on any system, and is plain text.
+
+    >>> inside("transformer/config.json"), inside("../x"), inside("/x"), inside("C:/x"), inside("..\\\\x")
+    (True, False, False, False, False)
+    """
+    return not {"", ".", ".."} & {*name.split("/")} and not _ODD.search(name)
 
 
 def valid(repo: str) -> bool:

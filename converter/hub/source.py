@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint.folder import read_json
-from ..errors import InputError, printable
-from .client import failures, talking, unreachable
-from .names import Place, inside, place_of
+from ..errors import InputError
+from . import answers
+from .client import failures, said, talking, unreachable
+from .names import Place, place_of
 from .selection import absent, choose
 
 
@@ -65,7 +66,7 @@ def _fetched(place: Place) -> Path:
         shards = [folder + shard for shard in _shards(found[choice.index])]
         for name in shards:
             if name not in snapshot.names:
-                rule = f"the shard {printable(name)} that the index names {absent(snapshot.whole)}"
+                rule = f"the shard {said(name)} that the index names {absent(snapshot.whole)}"
                 raise InputError.at(place.asked, choice.index, rule)
         for name in shards:
             snapshot.fetch(name)
@@ -89,15 +90,20 @@ def _snapshot(place: Place) -> _Snapshot:
         names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
         return _Snapshot(names, False, folder.joinpath, lambda name: None)
 
-    def fetch(name: str, revision: str | None = info.sha) -> Path:
-        return Path(hf_hub_download(place.repo, name, revision=revision))
+    commit = answers.commit(info.sha)
+
+    def fetch(name: str) -> Path:
+        path = Path(hf_hub_download(place.repo, name, revision=commit))
+        # Where it lies is what the hub said when it was asked for the file: another commit would not fit the rest.
+        answers.same_commit(commit, path.parents[name.count("/")].name)
+        return path
 
     # Every file of the same commit, whatever is pushed meanwhile; of a commit, what is in the cache is not asked for.
     return _Snapshot(
-        {sibling.rfilename for sibling in info.siblings or () if inside(sibling.rfilename)},
+        answers.names(info.siblings),
         True,
         fetch,
-        lambda name: fetch(name, place.revision),
+        lambda name: hf_hub_download(place.repo, name, revision=place.revision),
     )
 
 
@@ -107,9 +113,11 @@ def _cached(place: Place) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(place.repo, revision=place.revision, allow_patterns=[], local_files_only=True))
+        folder = snapshot_download(place.repo, revision=place.revision, allow_patterns=[], local_files_only=True)
     except LocalEntryNotFoundError:
         return None
+    answers.commit(os.path.basename(folder))  # what an earlier answer left in the cache
+    return Path(folder)
 
 
 def _shards(index: Path) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from ..checkpoint.folder import STEMS, read_json
 from ..errors import ConverterError, UsageError, printable
 from ..record import PARITY, RECORD, TOOL
+from . import answers
 from .names import inside
 
 CARD, INDEX = "README.md", ".index.json"
@@ -70,14 +71,14 @@ def target(repo: str, revision: str | None) -> Target:
     from huggingface_hub import HfApi, hf_hub_download
 
     info = HfApi().model_info(repo, revision=revision)
-    names = {sibling.rfilename for sibling in info.siblings or ()}
+    names, commit = answers.names(info.siblings), answers.commit(info.sha)
 
     def fetched(name: str) -> Path:
-        return Path(hf_hub_download(repo, name, revision=info.sha))
+        return Path(hf_hub_download(repo, name, revision=commit))
 
     ours: set[str] = set()
     if RECORD in names:
         with suppress(ConverterError):  # somebody else's file of that name
             ours = {*listed(read_json(fetched(RECORD)))}
     other = CARD in names and MARK not in fetched(CARD).read_text(encoding="utf-8", errors="replace")
-    return Target(repo, info.sha or "", bool(info.private), names, ours | {PARITY} if ours else ours, other)
+    return Target(repo, commit, bool(info.private), names, ours | {PARITY} if ours else ours, other)

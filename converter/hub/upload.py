@@ -13,7 +13,8 @@ from .._version import __version__
 from ..checkpoint.folder import CONFIG, read_config, read_json
 from ..errors import ConverterError, InputError, UsageError, printable
 from ..record import PARITY, RECORD, TOOL
-from .client import LOGIN, talking
+from . import answers
+from .client import LOGIN, said, talking
 from .names import place_of, valid
 from .target import CARD, listed, target
 
@@ -60,8 +61,8 @@ def push(
     """Publish what a conversion made as a model repository on the hub, in one commit.
 
     What our record lists is published, the record, `parity.json` if there is one (without its paths and command), and
-    a model card; nothing else that may lie in the folder. What an earlier push wrote and this one does not replace is
-    deleted. A card that a person wrote is kept.
+    a model card; nothing else that may lie in the folder, and nothing that is only a link to elsewhere. What an earlier
+    push wrote and this one does not replace is deleted. A card that a person wrote is kept.
 
     Args:
         folder: what a conversion made.
@@ -75,8 +76,8 @@ def push(
     Returns: `Pushed`; as a string it is the URL.
 
     Raises: `UsageError` where the hub or what lies there stands against it, `InputError` where the folder does not
-    hold what its record says, `ConverterError` where the hub cannot be reached or breaks off. The repository is then
-    as it was, or new and empty.
+    hold what its record says, or the hub's answers are not to be trusted, `ConverterError` where the hub cannot be
+    reached or breaks off. The repository is then as it was, or new and empty.
     """
     from urllib.parse import quote
 
@@ -93,6 +94,7 @@ def push(
     with talking(repo_id, quiet=quiet, refusal=UsageError, failure=ConverterError):
         api = HfApi()
         page = api.create_repo(repo_id, private=private, exist_ok=True)
+        answers.same_repo(repo_id, page.repo_id)
         if revision:
             api.create_branch(page.repo_id, branch=revision, exist_ok=True)
         there = target(page.repo_id, revision)
@@ -110,9 +112,9 @@ def push(
             revision=revision,
             parent_commit=there.commit,
         )
-        _arrived(page.repo_id, contents, done.oid)
+        _arrived(page.repo_id, contents, answers.commit(done.oid))
     branch = f"/tree/{quote(revision, safe='')}" if revision else ""
-    return Pushed(f"{page}{branch}", done.commit_url, [*contents], notes)
+    return Pushed(f"{said(page)}{branch}", said(done.commit_url), [*contents], notes)
 
 
 def _check_name(repo_id: str) -> None:
@@ -124,23 +126,39 @@ def _made(folder: Path) -> tuple[dict[str, Any], dict[str, Path | bytes]]:
     """The record of a conversion, and what is to be published under which name."""
     from ..parity.digests import sha256
 
+    _own(folder, RECORD)
     record = read_json(folder / RECORD)
     written = listed(record)
     if not written:
         raise InputError.at(folder / RECORD, "", "not the record of a conversion by this tool")
     for name, about in written.items():
-        path = folder / name
+        path = _own(folder, name)
         as_written = path.is_file() and path.stat().st_size == about["size"]
         if not as_written or ("sha256" in about and about["sha256"] != sha256(path)):
             raise InputError.at(path, "", f"missing, or not what {RECORD} says was written")
     return record, {name: folder / name for name in [*written, RECORD]}
 
 
+def _own(folder: Path, name: str) -> Path:
+    """Where a file of a folder lies, which has to be in it.
+
+    Raises: `InputError` for a symbolic link, be it a folder on the way: what it leads to is not of the conversion's
+    making, and may be nobody's business.
+    """
+    path = folder
+    for part in PurePosixPath(name).parts:
+        path /= part
+        if path.is_symlink():
+            raise InputError.at(path, "", "a symbolic link, which is not published: put the file itself in its place")
+    return path
+
+
 def _parity(folder: Path, files: Collection[str]) -> dict[str, Any] | None:
     """The content of `parity.json`, if there is one, fit to be published: it has to be of these very files."""
     from ..parity.digests import sha256
+    from ..parity.rendering.published import without_paths
 
-    if not (folder / PARITY).exists():
+    if not _own(folder, PARITY).exists():
         return None
     parity: dict[str, Any] = read_json(folder / PARITY)
     try:
@@ -148,7 +166,9 @@ def _parity(folder: Path, files: Collection[str]) -> dict[str, Any] | None:
         ours = RECORD in compared and compared.keys() <= {*files}
         if ours and all(sha256(folder / name) == digest for name, digest in compared.items()):
             # What differs between two runs: the date may be told, the paths and the command are nobody's business.
-            return parity | {"run": {name: parity["run"][name] for name in ("date", "seconds")}}
+            run = {name: parity["run"][name] for name in ("date", "seconds")}
+            paths = [folder, *(parity["run"].get(name, "") for name in ("original", "converted"))]
+            return without_paths(parity | {"run": run}, paths)
     except (TypeError, KeyError, AttributeError):
         pass
     raise InputError.at(folder / PARITY, "", "not of this conversion: compare again, or delete it")
@@ -168,7 +188,7 @@ def _card(
     try:
         config = next((name for name in record["written"] if PurePosixPath(name).name == CONFIG), "")
         kind = read_config((folder / config).parent).get("_class_name") if config else None
-        return card(record, parity, repo=repo, source=source, revision=revision, class_name=kind)
+        return card(record, parity, repo=repo, source=source, revision=revision, class_name=kind, paths=[folder])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         names = f"{RECORD} or {PARITY}" if parity else RECORD
         raise InputError.at(folder, names, f"not as this tool writes it ({type(error).__name__})") from error

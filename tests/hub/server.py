@@ -73,6 +73,8 @@ class Hub:
         self.answer: Callable[[str, str], tuple[int, bytes] | None] = lambda method, path: (
             None
         )  # instead of the true one
+        # What is said in headers, instead of the true ones: (method, path, headers) -> headers.
+        self.headers: Callable[[str, str, dict[str, str]], dict[str, str]] = lambda method, path, headers: headers
         self._held: tuple[int, threading.Event, threading.Event] | None = None
         self.on_commit: Callable[[Repo], None] = lambda repo: None
         self.failures: list[BaseException] = []  # of this server itself
@@ -172,6 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _send(self, status: int, data: bytes = b"", **headers: str) -> None:
+        headers = self.hub.headers(self.command, unquote(urlsplit(self.path).path), headers)
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)

@@ -413,3 +413,24 @@ def test_the_repositories_of_others_are_not_theirs_to_fill(hub: Hub, out: Path) 
     push(out, "owner/name")
     assert "a" in hub.repos["owner/name"].files
     assert sha256(hub.repos["owner/name"].files[WEIGHTS]) == sha256((out / WEIGHTS).read_bytes())
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "transformer", "transformer/config.json", "conversion.json", "parity.json"])
+@pytest.mark.parametrize("to", ["the same", "another", "nothing"])
+def test_a_link_is_never_published(name: str, to: str, hub: Hub, out: Path, tmp_path: Path) -> None:
+    """Neither a file nor a folder, be the content what the record says; the folder itself may be one."""
+    if name == "parity.json":
+        with_parity(out)
+    (moved := tmp_path / "moved").mkdir()
+    (out / name).rename(moved / "it")
+    target = {"the same": moved / "it", "another": Path(__file__), "nothing": tmp_path / "no"}[to]
+    (out / name).symlink_to(target)
+    with pytest.raises(InputError, match=r"a symbolic link, which is not published") as raised:
+        push(out, "owner/name")
+    assert str(out / name) in str(raised.value)
+    assert not hub.log
+    (out / name).unlink()
+    (moved / "it").rename(out / name)
+    (tmp_path / "link").symlink_to(out)
+    (out / "beside").symlink_to(__file__)
+    assert "beside" not in push(tmp_path / "link", "owner/name").files

@@ -8,12 +8,14 @@ from ..report import PASS, Report
 from . import facts
 from .markdown_text import blocks, bullets, code, fenced, table, text
 from .numbers import duration, show
+from .published import published
 from .summary import ICONS
 
 
 def card(report: Report) -> str:
-    """Markdown: what was compared (by SHA-256), what came out (in words), with what, and how to repeat it."""
-    return blocks(_card(report))
+    """Markdown: what was compared (by SHA-256), what came out (in words), with what, and how to repeat it; no paths of
+    this computer: see `published`."""
+    return blocks(_card(published(report)))
 
 
 def _card(report: Report) -> Iterator[str]:

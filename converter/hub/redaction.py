@@ -1,0 +1,93 @@
+"""What must not be repeated: our token, and passwords in URLs, in whatever a hub or its client says."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+HIDDEN = "***"
+# A token or a password of fewer characters, or a token of letters alone, may be any word: it is hidden only where it
+# stands as what it is (in a URL, after "token="), since elsewhere hiding it would garble the text, and tell it.
+_SHORTEST, _LONG = 6, 16
+_LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")
+_PARAMETER = re.compile(r"([?&][^=&?\s]{1,64}=)[^&#\s\"'<>]+")
+_SECRET_NAME = re.compile(r"tok|secret|pass|pwd|sig|cred|key|auth|policy", re.IGNORECASE)
+_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{16,}")  # anybody's
+_AFTER = r"((?:bearer|basic|token|password|passwd|pwd|secret|key|auth\w*)[\"']?\s*[=: ]\s*[\"']?)"
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+
+
+def redacted(text: object) -> str:
+    """A text by others, with *** where it repeats the token or a password of the hub's or a proxy's URL, in plain
+    letters, escaped for a URL, or in base64; likewise any login in a URL, its parameters that are secret, and what
+    looks like a token of the hub. To be applied before the text is cut: half a token is too much.
+
+    >>> redacted("GET https://me:pw@mirror/model?token=abc&x=1: no")
+    'GET https://***@mirror/model?token=***&x=1: no'
+    """
+    made = _LOGIN.sub(f"{HIDDEN}@", str(text))
+    made = _PARAMETER.sub(lambda found: found[1] + HIDDEN if _SECRET_NAME.search(found[1]) else found[0], made)
+    known = {*_known()}
+    if literal := _any_of(secret for secret, distinctive in known if distinctive):
+        made = re.sub(literal, HIDDEN, made, flags=re.IGNORECASE)
+    if word := _any_of(secret for secret, distinctive in known if not distinctive):
+        made = re.sub(_AFTER + word + r"(?![A-Za-z0-9])", rf"\g<1>{HIDDEN}", made, flags=re.IGNORECASE)
+    return _TOKEN.sub(HIDDEN, made)
+
+
+def repeats_secret(name: str) -> bool:
+    """Whether a name that a hub chose holds our token or password, as no honest one would."""
+    literal = _any_of(secret for secret, distinctive in _known() if distinctive)
+    return bool(literal and re.search(literal, name, re.IGNORECASE))
+
+
+def _any_of(secrets: Iterable[str]) -> str:
+    from urllib.parse import quote, quote_plus
+
+    forms = {form for s in secrets for form in (s, quote(s), quote(s, safe=""), quote_plus(s))}
+    # Inside a longer word only what is long itself.
+    parts = (
+        re.escape(form) if len(form) >= _LONG else rf"(?<![A-Za-z0-9]){re.escape(form)}(?![A-Za-z0-9])"
+        for form in sorted(forms, key=lambda form: (-len(form), form))
+    )
+    return f"(?:{'|'.join(parts)})" if forms else ""
+
+
+def _known() -> Iterator[tuple[str, bool]]:
+    """The secrets that the client has, and whether each is distinctive enough to be hidden wherever it stands."""
+    from urllib.parse import unquote
+
+    for token in _tokens():
+        yield token, len(token) >= _LONG or (len(token) >= _SHORTEST and not token.isalpha())
+    for url in _urls():
+        login = url.partition("://")[2].partition("/")[0].rpartition("@")[0]
+        for spelled in {login, unquote(login)} if login else ():
+            yield base64.b64encode(spelled.encode()).decode(), True
+        user, _, password = login.partition(":")
+        for secret in {password or user, unquote(password or user)} - {
+            ""
+        }:  # a token may stand as the user's name alone
+            yield secret, len(secret) >= _SHORTEST
+
+
+def _tokens() -> Iterator[str]:
+    yield from filter(None, (os.environ.get(name, "").strip() for name in _TOKENS))
+    if "huggingface_hub" in sys.modules:
+        from huggingface_hub import get_token
+
+        with suppress(OSError, ValueError):
+            yield from filter(None, [get_token()])
+
+
+def _urls() -> Iterator[str]:
+    from urllib.request import getproxies
+
+    yield from (os.environ.get("HF_ENDPOINT", ""), *getproxies().values())
+    if "huggingface_hub" in sys.modules:
+        from huggingface_hub import constants
+
+        yield constants.ENDPOINT

@@ -1,0 +1,136 @@
+"""What may be published of a report or a record: no path of somebody's computer, and a command that others can run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from ..report import Report
+
+Told = TypeVar("Told")
+_PART = r"[^\s/\\\"'`<>|:;,()\[\]]+"
+# From the root, from home, from here or above; on a Windows drive, or in its network. What is said of files inside a
+# model, such as transformer/config.json, begins otherwise, and stays.
+_PATH = re.compile(
+    rf"(?<![\w./\\:<~-])(?:~[\w.-]*/|\.{{1,2}}/|/(?={_PART}/))(?:{_PART}/)*({_PART})?/?"
+    rf"|(?<![A-Za-z0-9])(?:[A-Za-z]:[\\/]|\\\\(?={_PART}\\))(?:{_PART}[\\/])*({_PART})?[\\/]?"
+)
+_SIDES = {"--orig_ckpt_path": "original", "--converted_path": "converted"}
+_NAMES = ("--push_to_hub",)  # a name on the hub is no path
+_WRITTEN = ("--report", "--card")  # each has to name a file of its own
+
+
+def base_name(path: str) -> str:
+    """The last part of a path of any system; a place on the hub as it is.
+
+    >>> base_name("runs/epoch_5.pth"), base_name("C:\\\\runs\\\\out\\\\"), base_name("hf://owner/name")
+    ('epoch_5.pth', 'out', 'hf://owner/name')
+    """
+    if path.startswith("hf:/"):
+        return path
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or "."
+
+
+def without_paths(told: Told, known: Iterable[object] = ()) -> Told:
+    """A text, or all texts in lists and dicts, with every path that stands in it cut down to its last part.
+
+    Args:
+        known: paths that may stand in it, however they begin and whatever characters they hold.
+
+    >>> without_paths({"note": "/home/me/runs/a.pth and transformer/config.json, x/y b"}, ["x/y b"])
+    {'note': 'a.pth and transformer/config.json, y b'}
+    """
+    folders = sorted({*_folders(known)}, key=len, reverse=True)
+    inside = re.compile("|".join(rf"(?<![\w.-]){re.escape(folder)}" for folder in folders)) if folders else None
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, str):
+            value = inside.sub("", value) if inside else value
+            return _PATH.sub(lambda found: found[1] or found[2] or "", value)
+        if isinstance(value, dict):
+            return {key: cut(item) for key, item in value.items()}
+        return [cut(item) for item in value] if isinstance(value, list | tuple) else value
+
+    made: Told = cut(told)
+    return made
+
+
+def _folders(paths: Iterable[object]) -> Iterator[str]:
+    """Where paths lie, as they are spelled and from the root."""
+    for path in map(str, paths):
+        for spelled in (path, os.path.abspath(path)):
+            folder = spelled[: len(spelled.rstrip("/\\")) - len(base_name(spelled))]
+            if folder.strip("./\\") and not path.startswith("hf:/"):
+                yield folder
+
+
+def published(report: Report) -> Report:
+    """The report as it may be shown to anybody: of `run` the dates, and the command with the names of both sides."""
+    command = str(report.run.get("command") or "")
+    paths = [report.run.get(name) for name in ("original", "converted", "converted_path")]
+    known = [path for path in (*paths, *_values(command)) if path]
+    about = report.as_dict()
+    run = {name: about["run"][name] for name in ("date", "seconds", "cached") if name in about["run"]}
+    made = Report.from_dict(without_paths(about | {"run": run}, known))
+    names = {flag: str(getattr(report, side).get("name") or "") for flag, side in _SIDES.items()}
+    if command and (portable := portable_command(command, names)):
+        made.run["command"] = portable
+    return made
+
+
+def portable_command(command: str, names: Mapping[str, str]) -> str:
+    """A command line for a folder that holds the files under their own names; '' for none that a shell could read.
+
+    Args:
+        names: of the two sides, by their flags. Where both have the same name, each goes into a folder of its own.
+
+    >>> portable_command("pixart parity --orig_ckpt_path 'runs/*.pth' --cases=/a/b.safetensors", {})
+    "pixart parity --orig_ckpt_path '*.pth' --cases=b.safetensors"
+    """
+    told = {flag: base_name(name) for flag, name in names.items() if name}
+    if len({*told.values()}) < len(told):
+        told = {flag: f"{_SIDES[flag]}/{name}" for flag, name in told.items()}
+    made: list[str] = []
+    written: set[str] = set()
+    for flag, value, joined in _split(command):
+        if value is not None and flag not in _NAMES:
+            name, equals, rest = value.rpartition("=") if flag == "--given" else ("", "", value)
+            value = base_name(name) + equals + base_name(rest) if equals else base_name(rest)
+            value = told.get(flag, value) if not value.startswith("hf:/") else value
+            if flag in _WRITTEN and value in written:
+                continue
+            written |= {value} if flag in _WRITTEN else set()
+        spelled = [part for part in (joined, value) if part is not None]
+        made += ["".join(spelled)] if joined and joined.endswith("=") else spelled
+    return shlex.join(made)
+
+
+def _values(command: str) -> Iterator[str]:
+    return (value for _, value, _ in _split(command) if value is not None)
+
+
+def _split(command: str) -> Iterator[tuple[str, str | None, str | None]]:
+    """The parts of a command line: (flag with underscores, its value, the flag as it was spelled), one of them '' or
+    None where there is none."""
+    try:
+        parts = shlex.split(command)
+    except ValueError:
+        return
+    flag = spelled = None
+    for part in parts:
+        if part.startswith("--"):
+            if spelled:
+                yield flag or "", None, spelled
+            name, equals, value = part.partition("=")
+            flag, spelled = name.replace("-", "_").replace("__", "--", 1), name + equals
+            if equals:
+                yield flag, value, spelled
+                flag = spelled = None
+        else:
+            yield flag or "", part, spelled
+            flag = spelled = None
+    if spelled:
+        yield flag or "", None, spelled
