@@ -6,7 +6,8 @@ as oracles. `bin/fuzz --help`; `tests/test_fuzz.py` runs a fixed sample.
     torchfiles  of zip archives and of the pickles in them
     confined    a task in a process of its own, and what is wrong with any outcome
     oracles     what torch and safetensors read in a file
-    checks      bad inputs: one named check for each format, and flips
+    checks      bad inputs: one named check for each format
+    flips       a bit of what the tool itself wrote
     faults      the real command under strace: kills, and calls that fail
     __main__    the loop and the report
 """

@@ -17,12 +17,6 @@ from .confined import Outcome, confined
 Held = dict[str, list[Any]]  # key -> [dtype, shape, SHA-256 of the elements]
 DEEPEST = 12
 
-# Where torch refuses and we convert all the same: by what its line says, and why that is right.
-REASONS = {
-    "Unsupported": "what lies beside the weights may be exotic: here it stays inert, torch refuses the whole file",
-    "WeightsUnpickler error": "the same, said of an opcode or a call that builds what lies beside the weights",
-}
-
 
 def read(path: Path, place: Path) -> tuple[dict[str, Held], str]:
     """Every dict of tensors that the file's own library finds in it, by path; or why it refuses it.
@@ -81,7 +75,7 @@ def unlike(written: Held, read_by_library: dict[str, Held], said: str) -> str:
     return nearest
 
 
-def strange(written: Held, read_by_library: dict[str, Held]) -> str:
+def strange(written: Held, read_by_library: dict[str, Held], said: str) -> str:
     """'' where the bits of every tensor that was written are those of some tensor of the file, whatever its name."""
     bits = {value[2] for held in read_by_library.values() for value in held.values()}
     wrong = [key for key, value in written.items() if value[2] not in bits]

@@ -72,15 +72,13 @@ def _texts(place: Path, state: State) -> dict[str, list[Path]]:
         path.write_text(text)
         made.setdefault(kind, []).append(path)
 
-    checks = {"config": PARITY_TOML, "waivers": WAIVERS}
-    for kind, text in checks.items():
-        write(kind, f"{kind}.toml", text)
+    write("settings", "parity.toml", PARITY_TOML)
+    write("settings", "waivers.toml", WAIVERS)
     write("keys", "theirs.json", json.dumps({key: list(tensor.shape) for key, tensor in state.items()}))
     write("keys", "stacks.json", json.dumps(STACKS))
     write("keys", "typed.json", json.dumps({"tensors": {key: ["F32", [8, 4]] for key in ("a.weight", "b.0.c.weight")}}))
     case = {"t999.latent": torch.ones(2, 4, 8, 8), "t999.timestep": torch.tensor([999.0, 1.0])}
-    case |= {"t999.caption": torch.ones(2, 1, 3, 4), "t999.caption_mask": torch.ones(2, 3, dtype=torch.int64)}
-    save_file(case, place / "cases.safetensors")
+    save_file(case | {"t999.caption": torch.ones(2, 1, 3, 4)}, place / "cases.safetensors")
     made["cases"] = [place / "cases.safetensors"]
     return made
 

@@ -108,7 +108,9 @@ def _changed_opcodes(chance: Random, data: bytes) -> bytes:
         elif kind == 5:
             codes[i], codes[j] = codes[j], codes[i]
         elif kind == 6:
-            codes[j] = bytes([chance.choice(b"().0123BCGIJKLMNRSTUVX]abcdefghijlopqrstu}\x80\x81\x85\x86\x87\x8a\x8e\x93\x95")])
+            codes[j] = bytes(
+                [chance.choice(b"().0123BCGIJKLMNRSTUVX]abcdefghijlopqrstu}\x80\x81\x85\x86\x87\x8a\x8e\x93\x95")]
+            )
         else:
             codes[i] = _payload(chance) + chance.choice((b"0", b"0", b"")) + codes[i]
     return b"".join(codes)

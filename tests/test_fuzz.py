@@ -1,0 +1,131 @@
+"""The campaign of `bin/fuzz`: a fixed sample of it finds nothing, and what it is there to find, it finds."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from makers import ROOT
+
+sys.path.append(str(Path(__file__).parent / "checkpoint"))  # `forge`, as the campaign finds it
+
+from fuzz.checks import CHECKS
+from fuzz.confined import CANARY, MEMORY, Outcome, confined, wrong
+from fuzz.faults import FAULTS, unusable
+from fuzz.flips import FLIPS
+from fuzz.oracles import strange, unlike
+
+# So many inputs of each: by number, so that every machine tries the same ones; about a minute of processor time.
+SAMPLE = {"kill": 5, "fail": 5, "flip_in_file": 60, "flip_in_folder": 30, "folder": 20}
+
+
+def fuzz(*arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
+    command = [sys.executable, "-m", "fuzz", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*FAULTS, *FLIPS, *CHECKS])
+def test_a_fixed_sample_finds_nothing(name: str) -> None:
+    if name in FAULTS and (reason := unusable()):
+        pytest.skip(reason)
+    count = SAMPLE.get(name, 40)
+    done = fuzz("--only", name, "--count", count)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"^\| {name} \| {count} \| 0 \|", done.stdout, re.M), done.stdout
+
+
+# What it is there to find.
+
+
+def found(task: Callable[[], int], place: Path) -> str:
+    place.mkdir()
+    return " ".join(wrong(confined(task, place), (0, 3), place))
+
+
+def internal() -> int:
+    print("pixart: error: internal error: KeyError: 1", file=sys.stderr)
+    return 3
+
+
+def spinning() -> int:
+    time.process_time()
+    while True:
+        pass
+
+
+TASKS: dict[str, tuple[Callable[[], int], str]] = {
+    "nothing": (lambda: 0, ""),
+    "a traceback": (lambda: 1 // 0, "exit code 1: .* foresaw: .* one line"),
+    "an internal error": (internal, "nobody foresaw"),
+    "another exit code": (lambda: 7, "exit code 7"),
+    "memory": (lambda: len(bytearray(2 * MEMORY)), "nobody foresaw.*MemoryError"),
+    "a crash": (lambda: os.abort() or 0, "killed by SIGABRT"),
+    "code of the file": (lambda: os.mkdir(CANARY) or 0, "CODE OF THE FILE RAN"),
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_what_is_wrong_with_any_input_is_seen(kind: str, tmp_path: Path) -> None:
+    task, words = TASKS[kind]
+    seen = found(task, tmp_path / "place")
+    assert re.search(words, seen) if words else not seen, seen
+
+
+def test_a_task_without_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuzz.confined.SECONDS", 1)
+    assert "not done within 1 s" in found(spinning, tmp_path / "place")
+
+
+@pytest.mark.parametrize(
+    ("err", "words"),
+    [
+        ("pixart: error: a.pth: no\n", ""),
+        ("", "not one line"),
+        ("pixart: error: a\npixart: error: b\n", "not one line"),
+        ("pixart: error: \x1b[31m\n", "not one line"),
+        ("x.py:3: RuntimeWarning: invalid value\npixart: error: a\n", "a warning"),
+    ],
+)
+def test_an_error_is_one_line_of_plain_text(err: str, words: str) -> None:
+    assert bool(words) == bool(seen := wrong(Outcome(3, "", err), (3,)))
+    assert words in " ".join(seen)
+
+
+def test_other_bits_and_lost_tensors_are_seen() -> None:
+    one, two = ["torch.float16", [2], "aa"], ["torch.float16", [2], "bb"]
+    file = {".state_dict": {"m.x": one, "m.y": two, "other": one}, ".optimizer": {"x": two}}
+    assert unlike({"x": one, "y": two}, file, "") == ""
+    assert "other bits in ['y']" in unlike({"x": one, "y": one}, file, "")
+    assert "not written ['m.y', 'other']" in unlike({"m.x": one}, file, "")
+    assert unlike({"m.x": one}, file, "left out: m.y, other") == ""
+    assert "none has these keys" in unlike({"z": one}, file, "")
+    assert strange({"z": one}, file, "") == ""
+    assert "does not hold: ['z']" in strange({"z": ["torch.float16", [2], "cc"]}, file, "")
+
+
+def test_a_seed_gives_the_same_input_again(tmp_path: Path) -> None:
+    """What it names is what it ran: the inputs that are kept of a check that always finds something."""
+    script = (
+        "import sys; from fuzz import __main__ as main, checks\n"
+        "def planted(bench): bench.write('x', str(bench.chance.random())); return ['planted']\n"
+        "checks.CHECKS['archive'] = planted\n"
+        "sys.exit(main.main(['--only', 'archive', *sys.argv[1:]]))\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
+    kept = []
+    for i, words in enumerate((["--count", "3"], ["--seed", "2"])):
+        command = [sys.executable, "-c", script, *words, "--keep", str(tmp_path / str(i))]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stderr
+        assert "again: bin/fuzz --seed 2 --only archive" in done.stderr
+        assert re.search(r"^\| archive \| \d \| [13] \|", done.stdout, re.M), done.stdout
+        kept.append((tmp_path / str(i) / "archive-2" / "x").read_text())
+    assert kept[0] == kept[1]
