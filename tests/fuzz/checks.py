@@ -129,9 +129,9 @@ def _converted(bench: Bench, path: Path, seed: Path, compare: Callable[..., str]
     if done.code:
         return found
     if not target.suffix:
-        back = bench.command("revert", "--converted_path", target, "--dump_path", out / "back.safetensors")
+        folder, target = target, out / "back.safetensors"
+        back = bench.command("revert", "--converted_path", folder, "--dump_path", target, "--allow_nonfinite")
         found += [f"the way back: {what}" for what in wrong(back, (0,), bench.place)]
-        target = out / "back.safetensors"
         if back.code:
             return found
     held, refused = bench.library(path)

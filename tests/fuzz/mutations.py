@@ -68,15 +68,13 @@ def changed_text(chance: Random, text: str) -> str:
             place = chance.randrange(len(tokens) or 1)
             lines[i] = "".join([*tokens[:place], token, *tokens[place + 1 :]])
         elif kind == 5:
-            lines[i] = (
-                lines[i].rstrip("\n") * min(chance.choice((3, 200, LARGEST)), LARGEST // (len(lines[i]) or 1)) + "\n"
-            )
-        elif kind == 6:  # dotted keys, each longer than the one before
+            line = lines[i].rstrip("\n")
+            lines[i] = line * min(chance.choice((3, 200, LARGEST)), LARGEST // (len(line) or 1)) + "\n"
+        elif kind == 6:  # a dotted key of many parts
             lines.insert(i, ".".join("ab"[k % 2] for k in range(chance.choice((5, 500, LARGEST // 2)))) + " = 1\n")
-        elif kind == 7:
-            lines[i:i] = [
-                line.replace("t9", f"t{k}") for k in range(chance.choice((3, 60, 300))) for line in lines[j:][:7]
-            ]
+        elif kind == 7:  # tables that differ in a name
+            several = range(chance.choice((3, 60, 2000)))
+            lines[i:i] = [line.replace("t9", f"t{k}") for k in several for line in lines[j : j + 7]]
         else:
             return changed_bytes(chance, "".join(lines).encode("utf-8", "replace")).decode("utf-8", "surrogateescape")
         text = "".join(lines)
