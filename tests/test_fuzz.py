@@ -11,35 +11,37 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from makers import ROOT
-
-sys.path.append(str(Path(__file__).parent / "checkpoint"))  # `forge`, as the campaign finds it
-
-from fuzz.checks import CHECKS
+from fuzz.__main__ import checks
+from fuzz.checks import BINARY, TEXTS
 from fuzz.confined import CANARY, MEMORY, Outcome, confined, wrong
 from fuzz.faults import FAULTS, unusable
 from fuzz.flips import FLIPS
 from fuzz.oracles import strange, unlike
+from makers import ROOT
 
-# So many inputs of each: by number, so that every machine tries the same ones; about a minute of processor time.
-SAMPLE = {"kill": 5, "fail": 5, "flip_in_file": 60, "flip_in_folder": 30, "folder": 20}
+# By number and not by time, so that every machine tries the same ones; together about a minute of one processor.
+SAMPLE = {"faults": (FAULTS, 5), "flips": (FLIPS, 25), "text": (TEXTS, 25), "binary": (BINARY, 40)}
 
 
 def fuzz(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
-    command = [sys.executable, "-m", "fuzz", *map(str, arguments)]
+    command = [sys.executable, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*FAULTS, *FLIPS, *CHECKS])
-def test_a_fixed_sample_finds_nothing(name: str) -> None:
-    if name in FAULTS and (reason := unusable()):
+@pytest.mark.parametrize("kind", SAMPLE)
+def test_a_fixed_sample_finds_nothing(kind: str) -> None:
+    if kind == "faults" and (reason := unusable()):
         pytest.skip(reason)
-    count = SAMPLE.get(name, 40)
-    done = fuzz("--only", name, "--count", count)
+    names, count = SAMPLE[kind]
+    done = fuzz("-m", "fuzz", "--count", count, *(word for name in names for word in ("--only", name)))
     assert done.returncode == 0, done.stderr
-    assert re.search(rf"^\| {name} \| {count} \| 0 \|", done.stdout, re.M), done.stdout
+    assert re.findall(r"^\| (\w+) \| (\d+) \| (\d+) \|", done.stdout, re.M) == [(n, str(count), "0") for n in names]
+
+
+def test_every_check_is_sampled() -> None:
+    assert {name for names, _ in SAMPLE.values() for name in names} == checks().keys()
 
 
 # What it is there to find.
@@ -115,14 +117,12 @@ def test_a_seed_gives_the_same_input_again(tmp_path: Path) -> None:
     script = (
         "import sys; from fuzz import __main__ as main, checks\n"
         "def planted(bench): bench.write('x', str(bench.chance.random())); return ['planted']\n"
-        "checks.CHECKS['archive'] = planted\n"
+        "checks.BINARY['archive'] = planted\n"
         "sys.exit(main.main(['--only', 'archive', *sys.argv[1:]]))\n"
     )
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
     kept = []
     for i, words in enumerate((["--count", "3"], ["--seed", "2"])):
-        command = [sys.executable, "-c", script, *words, "--keep", str(tmp_path / str(i))]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = fuzz("-c", script, *words, "--keep", tmp_path / str(i))
         assert done.returncode == 1, done.stderr
         assert "again: bin/fuzz --seed 2 --only archive" in done.stderr
         assert re.search(r"^\| archive \| \d \| [13] \|", done.stdout, re.M), done.stdout

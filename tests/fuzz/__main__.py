@@ -20,7 +20,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checks import Check
+    from .bench import Check
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy is imported: what is forked must have no threads
 
@@ -50,26 +50,30 @@ class Tally:
 
 def checks() -> dict[str, Check]:
     """Every check by its name."""
-    from .checks import CHECKS
+    from .checks import BINARY, TEXTS
     from .faults import FAULTS
     from .flips import FLIPS
 
-    return CHECKS | FLIPS | FAULTS
+    return BINARY | TEXTS | FLIPS | FAULTS
+
+
+def parser() -> argparse.ArgumentParser:
+    names = list(checks())
+    made = argparse.ArgumentParser(prog="fuzz", description=__doc__.partition(":")[0] + ".")
+    made.add_argument("--minutes", type=float, metavar="N", help="go on for so long, with seed after seed")
+    made.add_argument("--count", type=int, default=1, metavar="N", help="or so many inputs of each (default 1)")
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="of the first input (default 0)")
+    made.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side (default 1)")
+    made.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"of: {', '.join(names)}")
+    made.add_argument("--keep", type=Path, metavar="DIR", help="keep the input of each finding there")
+    return made
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    names = list(checks())
-    parser = argparse.ArgumentParser(prog="fuzz", description=__doc__.partition(":")[0] + ".")
-    parser.add_argument("--minutes", type=float, metavar="N", help="go on for so long, with seed after seed")
-    parser.add_argument("--count", type=int, default=1, metavar="N", help="or so many inputs of each (default 1)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first input (default 0)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side (default 1)")
-    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"of: {', '.join(names)}")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the input of each finding there")
-    options = parser.parse_args(argv)
-    options.only = options.only or names
-    if min(options.count, options.jobs) < 1 or (options.minutes or 1) <= 0:
-        parser.error("--minutes, --count and --jobs: more than nothing")
+    options = parser().parse_args(argv)
+    options.only = options.only or list(checks())
+    if min(options.count, options.jobs) < 1 or (options.minutes is not None and options.minutes <= 0):
+        parser().error("--minutes, --count and --jobs: more than nothing")
     return options
 
 
@@ -78,7 +82,7 @@ def worker(options: argparse.Namespace, job: int) -> dict[str, Tally]:
     import converter
 
     from . import seeds
-    from .checks import Bench
+    from .bench import Bench
 
     for module in pkgutil.walk_packages(converter.__path__, "converter."):
         if module.name != "converter.__main__":  # all else once, and not again in each process

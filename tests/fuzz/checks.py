@@ -6,85 +6,46 @@ import ast
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import click
 import numpy as np
-from makers import HEADS, tree
+from makers import tree
 
-from converter.cli.main import pixart, run
 from converter.parity.cases import load_cases
 from converter.parity.inputs import Case
 
 from . import oracles
-from .confined import Outcome, confined, wrong
+from .bench import GIVEN, READ, WRITTEN, Bench, Check
+from .confined import wrong
 from .mutations import changed_bytes, changed_json, changed_text
-from .seeds import Seeds, cases
+from .seeds import cases
 from .torchfiles import changed_archive, changed_pickle
 
-GIVEN = ("--num_attention_heads", HEADS)
-TENSORS = (".pth", ".safetensors")
-READ, WRITTEN = (0, 3), (0, 2, 3)  # the exit codes of a look at a file, and of a conversion
 AXES = {"latent": (1, 4, 8, 8), "timestep": (1,), "caption": (1, 1, 3, 4)}
 LIKE = Case("", {name: np.zeros(shape, np.float32) for name, shape in AXES.items()})
 
 
-@dataclass
-class Bench:
-    """One input: its own `chance`, the folder `place` where commands run and find it, and the seeds of all inputs.
-
-    `known` keeps what the seeds become, for the inputs that follow.
-    """
-
-    chance: Random
-    place: Path
-    seeds: Seeds
-    known: dict[Any, Any] = field(default_factory=dict)
-
-    def command(self, *arguments: object, command: click.Command = pixart) -> Outcome:
-        """The command line in a process of its own, with the place as the current folder."""
-        words = [str(argument) for argument in arguments]
-        return confined(lambda: run(command, "pixart", words), self.place)
-
-    def write(self, name: str, content: bytes | str) -> Path:
-        path = self.place / name
-        path.write_bytes(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
-        return path
-
-    def library(self, path: Path) -> tuple[dict[str, oracles.Held], str]:
-        return oracles.read(path, self.place.with_name("library"))
-
-    def written(self, path: Path) -> oracles.Held:
-        """The tensors of a file that we wrote, as its library reads them."""
-        held, refused = self.library(path)
-        return max(held.values(), key=len) if held else {"refused by its own library": [refused]}
-
-
-Check = Callable[[Bench], list[str]]
-
-
 def archive(bench: Bench) -> list[str]:
     """The zip of a torch file."""
-    return _file(bench, bench.seeds.torch, ".pth", changed_archive)
+    return _file(bench, bench.seeds.torch, changed_archive)
 
 
 def pickle(bench: Bench) -> list[str]:
     """The pickle in a torch file, its CRC made right again; calls of what must not be called among it."""
-    return _file(bench, bench.seeds.torch, ".pth", changed_pickle)
+    return _file(bench, bench.seeds.torch, changed_pickle)
 
 
 def safetensors(bench: Bench) -> list[str]:
     """Header and data of a safetensors file."""
-    return _file(bench, bench.seeds.safetensors, ".safetensors", _changed_safetensors)
+    return _file(bench, bench.seeds.safetensors, _changed_safetensors)
 
 
-def _file(bench: Bench, own: list[Path], suffix: str, change: Callable[[Random, Path], bytes]) -> list[str]:
-    reports = cases((suffix,))
+def _file(bench: Bench, own: list[Path], change: Callable[[Random, Path], bytes]) -> list[str]:
+    reports = cases({seed.suffix for seed in own})
     seed = bench.chance.choice([*own * (1 + len(reports) // len(own)), *reports])
-    path = bench.write(f"input{suffix}", change(bench.chance, seed))
+    path = bench.write(f"input{seed.suffix}", change(bench.chance, seed))
     looked = bench.command("inspect", path, "--json")
     found = wrong(looked, READ, bench.place)
     if looked.code == 0:
@@ -207,15 +168,5 @@ def saved_cases(bench: Bench) -> list[str]:
     return wrong(bench.command(command=reading), READ, bench.place)
 
 
-CHECKS: dict[str, Check] = {
-    check.__name__: check
-    for check in (
-        archive,
-        pickle,
-        safetensors,
-        folder,
-        settings,
-        keys,
-        saved_cases,
-    )
-}
+BINARY: dict[str, Check] = {check.__name__: check for check in (archive, pickle, safetensors, saved_cases)}
+TEXTS: dict[str, Check] = {check.__name__: check for check in (folder, settings, keys)}

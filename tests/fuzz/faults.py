@@ -15,7 +15,7 @@ from pathlib import Path
 
 from makers import Result, launch, tree
 
-from .checks import GIVEN, Bench, Check
+from .bench import GIVEN, Bench, Check
 from .confined import Outcome, wrong
 
 WRITES = (
@@ -114,7 +114,7 @@ class Run:
             assert self.traced(*(() if self.exchange else NO_EXCHANGE)).returncode == 0
             counts: Counter[tuple[str, str]] = Counter()
             found = []
-            for thread, name, rest in re.findall(r"^(\d+) (\w+)\((.*)$", self.log.read_text(errors="replace"), re.M):
+            for thread, name, rest in re.findall(r"^(\d+) +(\w+)\((.*)$", self.log.read_text(errors="replace"), re.M):
                 counts[thread, name] += 1
                 rest = rest.replace(f"AT_FDCWD<{self.bench.place}>, ", "")
                 if str(self.bench.place) in rest:

@@ -9,7 +9,7 @@ from makers import tree
 
 from converter.record import RECORD
 
-from .checks import GIVEN, READ, WRITTEN, Bench, Check
+from .bench import GIVEN, READ, WRITTEN, Bench, Check
 from .confined import wrong
 
 # What is said of tensors or texts that are not what the record beside them promises.

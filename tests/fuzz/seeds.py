@@ -15,7 +15,6 @@ import converter
 
 CASES = ROOT / "fixtures" / "cases"  # files in the shapes of public reports
 TINY = {"depth": 1, "hidden_size": 12, "caption_channels": 4, "tokens": 2, "input_size": 8, "pred_sigma": False}
-GIVEN = ["--num_attention_heads", HEADS]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def make(place: Path) -> Seeds:
     state = tiny()
     archives = [
         *(save(CONTAINERS[name](state), place / f"{name}.pth") for name in ("bare", "state_dict", "training-alpha")),
-        save({"state_dict": prefixed(state, "module."), "epoch": 3}, place / "module.pth"),
+        save({"state_dict": prefixed(state, "module."), "epoch": 3}, place / "module.ckpt"),
         save({"model": mixed(tiny(1, torch.float32))}, place / "mixed.pth"),
         *(GOLDEN / name for name in ("sigma-ms.pth", "dit.pt")),
     ]
