@@ -12,6 +12,7 @@ import subprocess
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 from makers import Result, launch, tree
 
@@ -127,11 +128,17 @@ class Run:
         return list(self.bench.known[key])
 
 
+def _one(calls: list[Call], chance: Random) -> Call:
+    """By its name first: most calls copy tensors, and a rename is one among a hundred."""
+    name = chance.choice(sorted({call.name for call in calls}))
+    return chance.choice([call for call in calls if call.name == name])
+
+
 def kill(bench: Bench) -> list[str]:
     """Killed at a call that writes: the target is the whole old one or the whole new one, and the next run succeeds and
     names what was left."""
     run = Run(bench, bench.chance.choice(list(TARGETS)), exchange=bench.chance.random() < 0.7)
-    call = bench.chance.choice([c for c in run.calls() if c.name in WRITES or "O_CREAT" in c.shown])
+    call = _one([call for call in run.calls() if call.name in WRITES or "O_CREAT" in call.shown], bench.chance)
     run.traced(*(() if run.exchange else NO_EXCHANGE), "-e", f"inject={call.name}:signal=KILL:when={call.number}")
     found, now, left = [], run.now(), run.beside()
     # Where two folders cannot be swapped there is an instant without a target: the old one, whole, is then `.old`.
@@ -152,7 +159,7 @@ def kill(bench: Bench) -> list[str]:
 def fail(bench: Bench) -> list[str]:
     """A call fails: one line and the old target, or success and the new one, whatever is said with it."""
     run = Run(bench, bench.chance.choice(list(TARGETS)), exchange=bench.chance.random() < 0.7)
-    call, error = bench.chance.choice(run.calls()), bench.chance.choice(ERRORS)
+    call, error = _one(run.calls(), bench.chance), bench.chance.choice(ERRORS)
     more = "+" if call.name in LASTING and bench.chance.random() < 0.3 else ""
     inject = f"inject={call.name}:error={error}:when={call.number}{more}"
     without = () if run.exchange or call.name == "renameat2" else NO_EXCHANGE
