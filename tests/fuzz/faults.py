@@ -160,7 +160,8 @@ def fail(bench: Bench) -> list[str]:
     """A call fails: one line and the old target, or success and the new one, whatever is said with it."""
     run = Run(bench, bench.chance.choice(list(TARGETS)), exchange=bench.chance.random() < 0.7)
     call, error = _one(run.calls(), bench.chance), bench.chance.choice(ERRORS)
-    more = "+" if call.name in LASTING and bench.chance.random() < 0.3 else ""
+    lasting = call.name in LASTING and error != "EINTR"  # which Python answers by trying again, for as long as it lasts
+    more = "+" if lasting and bench.chance.random() < 0.3 else ""
     inject = f"inject={call.name}:error={error}:when={call.number}{more}"
     without = () if run.exchange or call.name == "renameat2" else NO_EXCHANGE
     made = run.traced(*without, "-e", inject)
