@@ -89,8 +89,10 @@ def record_beside(model: Path) -> Record:
         try:
             content = read_json(folder / RECORD)
             inside = "" if folder == model else f"{model.absolute().name}/"
-            if content["tool"]["name"] != TOOL or not any(name.startswith(inside) for name in content["written"]):
-                continue
+            if content["tool"]["name"] != TOOL:  # one damaged letter of it, and all that it promises would be forgotten
+                raise TypeError
+            if not any(name.startswith(inside) for name in content["written"]):
+                continue  # of another model, beside this one
             casts = [content.get("cast") or "float32", *_listed(content.get("earlier_casts", []))]
             known = [content, *([content["origin"]] if content.get("origin") else [])]
             if not all(map(_sound, known)) or not all(BY_NAME[cast].floating for cast in casts):

@@ -223,10 +223,10 @@ _ENTRY = "import sys; from converter.cli import {}; {}()"
 
 
 def start(name: str, *arguments: object, **options: Any) -> subprocess.Popen[Any]:
-    """`convert-pixart` or `pixart` as a process of its own."""
+    """`convert-pixart` or `pixart` as a process of its own; `under`: the words of a program that starts it."""
     function = {"convert-pixart": "convert_main", "pixart": "main"}[name]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
-    command = [sys.executable, "-c", _ENTRY.format(function, function), *map(str, arguments)]
+    command = [*options.pop("under", ()), sys.executable, "-c", _ENTRY.format(function, function), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, **options)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from followed import Reader
+from fuzz.__main__ import parser
 from makers import ROOT
 
 import converter
@@ -127,6 +128,7 @@ def test_the_flags_that_it_names_exist() -> None:
     from converter.cli.main import pixart
 
     known = {flag for command in pixart.commands.values() for parameter in command.params for flag in parameter.opts}
+    known |= {flag for action in parser()._actions for flag in action.option_strings}  # of bin/fuzz
     named = set(re.findall(r"(?<![\w-])--[a-z]\w*", README.read_text() + TUTORIAL.read_text()))
     assert named
     assert named <= known | {"--help"}

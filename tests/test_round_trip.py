@@ -343,6 +343,14 @@ def test_a_record_with_a_hostile_row_is_not_believed(row: dict[str, object], con
     same(read(done.path), pixart(), ordered=False)
 
 
+def test_a_record_of_another_tool_is_said_not_to_be_believed(converted: Path) -> None:
+    """One flipped bit of the tool's name is enough: what the record promises is then not held against the folder."""
+    path = converted / RECORD
+    path.write_text(path.read_text().replace("convert-pixart", "coovert-pixart"))
+    done = converter.convert(converted, converted.parent / "back.pth", to="original")
+    assert any(f"{RECORD} cannot be read as a record" in note and "is not believed" in note for note in done.notes)
+
+
 @pytest.mark.parametrize("cast", ["\x1b[2J", ["float16"], 16])
 def test_a_record_with_a_hostile_cast_is_not_believed(cast: object, converted: Path) -> None:
     record = json.loads((converted / RECORD).read_text())
