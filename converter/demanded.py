@@ -26,8 +26,8 @@ def demand(family: Family, found: Findings, checkpoint: Checkpoint, borrowed: Co
         if name in family.flags and name in found.asked and (finding.source == "assumed" or name in borrowed)
     ]
     chosen = checkpoint.selected
-    others = [candidate.weights for candidate in checkpoint.candidates if candidate is not chosen]
-    if others and checkpoint.asked is None:
+    others = [candidate.weights for candidate in checkpoint.likely if candidate is not chosen]
+    if others and checkpoint.asked is None and checkpoint.asked_key is None:
         lines.append(f"--weights ({chosen.weights}: the file holds {others[0]} weights too)")
     if lines:
         raise UsageError(f"--require_evidence: assumed so far, and to be said: {'; '.join(lines)}")
