@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .arrangement import named
 from .beside import CHANGED, survey_again
 from .checkpoint import open_checkpoint
 from .checkpoint.publish import Publication
@@ -22,6 +23,7 @@ from .hub import local
 from .planning import Blueprint, digest_of, draw_up
 from .record import EXTRAS, PARITY, RECORD
 from .writing import Written, counted, write_files
+from .zeros import ALLOWED, judge, listed, tails
 
 
 @dataclass
@@ -51,6 +53,7 @@ def convert(
     dry_run: bool = False,
     allow_nonfinite: bool = False,
     allow_overflow: bool = False,
+    allow_zeros: bool = False,
     progress: Callable[[int], Progress] | None = None,
     **given: Any,
 ) -> Conversion:
@@ -72,6 +75,7 @@ def convert(
         dry_run: plan, and write nothing.
         allow_nonfinite: let NaN and infinity through, bit for bit where nothing is cast.
         allow_overflow: let what is beyond the range of `dtype` become infinity.
+        allow_zeros: let tensors through that are zero throughout and that no training leaves so.
         progress: called with the number of bytes to come; returns what is called with each count of bytes done.
         given: hyper-parameters by flag name, such as `num_attention_heads=16`, for what the file cannot show.
 
@@ -105,7 +109,7 @@ def convert(
         sizes: dict[str, int] = {}
         if not dry_run:
             with wanted.publication(plan.size, overwrite=overwrite) as out:
-                sizes = _write(out, plan, allow_nonfinite, allow_overflow, progress)
+                sizes = _write(out, plan, allow_nonfinite, allow_overflow, allow_zeros, progress)
                 out.publish()
         return Conversion(wanted.path, plan.record, [*plan.notes, *_leftovers(wanted.path)], not dry_run, sizes)
 
@@ -140,7 +144,7 @@ def is_done(
         return holds(wanted.path if wanted.folder else wanted.path.parent, plan.files, plan.parts, plan.texts)
 
 
-_OF_WRITING = ("overwrite", "dry_run", "allow_nonfinite", "allow_overflow", "progress")
+_OF_WRITING = ("overwrite", "dry_run", "allow_nonfinite", "allow_overflow", "allow_zeros", "progress")
 
 
 def _write(
@@ -148,6 +152,7 @@ def _write(
     plan: Blueprint,
     allow_nonfinite: bool,
     allow_overflow: bool,
+    allow_zeros: bool,
     progress: Callable[[int], Progress] | None,
 ) -> dict[str, int]:
     """Write the tensors, the texts and, last, the record, which tells what was found; returns the files' sizes."""
@@ -163,6 +168,7 @@ def _write(
             raise InputError(f"{printable(plan.source)}: {counted(bad, what)}; {flag}")
         if bad:
             plan.notes.append(f"{counted(bad, what)}: let through")
+    plan.notes += _zeros(plan, written, allow_zeros)
     plan.notes += _as_promised(plan, written)
     for row in plan.record["plan"]:
         # The parts of a split tensor are, in order, its bytes, and every copy is all of them. What was read to compare
@@ -185,6 +191,23 @@ def _write(
         out.write_text(RECORD, record)
         sizes[RECORD] = len(record.encode())
     return sizes
+
+
+def _zeros(plan: Blueprint, written: Written, allowed: bool) -> list[str]:
+    """What is zero throughout, in words. Raises: `InputError` for zeros that no training leaves, unless allowed."""
+    sources = {tensor.key: tensor for part in plan.parts for tensor in part.sources}
+    # What is zero once it is rounded may not have been so before.
+    found = {
+        key: tails(sources[key], len(zeros)) if key in _cast(plan) and any(zeros) else zeros
+        for key, zeros in written.zeros.items()
+    }
+    judged = judge(plan.looked.plan, named(plan.looked.checkpoint) | sources, found)
+    lost = [key for key in found if found[key] != written.zeros[key] and sum(written.zeros[key]) == sources[key].numel]
+    rounded = f"{listed(lost)}: zero throughout once rounded to {plan.arranged.cast}" if lost else ""
+    refused = "; ".join(filter(None, (judged.refused, rounded)))
+    if refused and not allowed:
+        raise InputError(f"{printable(plan.source)}: {refused}; {ALLOWED}")
+    return [*([f"{refused}: let through"] if refused else []), *judged.notes]
 
 
 def _cast(plan: Blueprint) -> set[str]:

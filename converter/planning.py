@@ -34,6 +34,7 @@ class Blueprint:
     """
 
     source: str
+    looked: Survey
     around: Beside
     arranged: Arrangement
     parts: list[Part]
@@ -89,7 +90,7 @@ def draw_up(
         "plan": arranged.rows,
     }
     parts = [*model, *arranged.aside]
-    return Blueprint(checkpoint.path, around, arranged, parts, files, texts | more, record, wanted.folder, notes)
+    return Blueprint(checkpoint.path, looked, around, arranged, parts, files, texts | more, record, wanted.folder, notes)
 
 
 def digest_of(data: bytes) -> dict[str, int | str]:
