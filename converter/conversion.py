@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from .hub import local
 from .planning import Blueprint, digest_of, draw_up
 from .record import EXTRAS, PARITY, RECORD
 from .writing import Written, counted, write_files
-from .zeros import ALLOWED, judge, listed, tails
+from .zeros import judge, listed, look, refuse_zeros, tails
 
 
 @dataclass
@@ -114,7 +114,15 @@ def convert(
         return Conversion(wanted.path, plan.record, [*plan.notes, *_leftovers(wanted.path)], not dry_run, sizes)
 
 
-def is_done(
+def is_done(orig_ckpt_path: str | os.PathLike[str], dump_path: str | os.PathLike[str], **words: Any) -> bool:
+    """Whether `dump_path` holds already what `convert` with the same words would write there, to the last bit.
+
+    Both sides are read and hashed. Words that change nothing of the result are accepted and ignored.
+    """
+    return already(orig_ckpt_path, dump_path, **words) is not None
+
+
+def already(
     orig_ckpt_path: str | os.PathLike[str],
     dump_path: str | os.PathLike[str],
     *,
@@ -125,11 +133,12 @@ def is_done(
     null_caption: str | os.PathLike[str] | None = None,
     weights: str | None = None,
     family: str | None = None,
+    allow_zeros: bool = False,
     **given: Any,
-) -> bool:
-    """Whether `dump_path` holds already what `convert` with the same words would write there, to the last bit.
+) -> list[str] | None:
+    """What `convert` would say of the tensors, where `dump_path` holds what it would write; None where it does not.
 
-    Both sides are read and hashed. Words that change nothing of the result are accepted and ignored.
+    Raises: as `convert` does, for what it refuses of the source.
     """
     wanted = Destination.of(dump_path, to, dtype, max_shard_size, variant)
     given = {name: value for name, value in given.items() if name not in _OF_WRITING}
@@ -140,11 +149,17 @@ def is_done(
         plan = draw_up(survey_again(checkpoint, given, family), wanted, null_caption, stack)
         names = {RECORD, PARITY, *plan.texts, *(file.name for file in plan.files)}
         if wanted.folder and ours(wanted.path) != names:
-            return False  # without its record, or with more than we would write, it is another result
-        return holds(wanted.path if wanted.folder else wanted.path.parent, plan.files, plan.parts, plan.texts)
+            return None  # without its record, or with more than we would write, it is another result
+        place = wanted.path if wanted.folder else wanted.path.parent
+        read: dict[str, str] | None = {} if plan.arranged.promised or plan.arranged.remembered else None
+        if not holds(place, plan.files, plan.parts, plan.texts, read):
+            return None
+        zeros = look(plan.looked.plan, checkpoint)
+        notes = [*refuse_zeros(plan.source, zeros.refused, allow_zeros), *zeros.notes]
+        return notes + held_to_record(plan, read or {})[0]
 
 
-_OF_WRITING = ("overwrite", "dry_run", "allow_nonfinite", "allow_overflow", "allow_zeros", "progress")
+_OF_WRITING = ("overwrite", "dry_run", "allow_nonfinite", "allow_overflow", "progress")
 
 
 def _write(
@@ -169,7 +184,8 @@ def _write(
         if bad:
             plan.notes.append(f"{counted(bad, what)}: let through")
     plan.notes += _zeros(plan, written, allow_zeros)
-    plan.notes += _as_promised(plan, written)
+    notes, changed = held_to_record(plan, written.read)
+    plan.notes += notes
     for row in plan.record["plan"]:
         # The parts of a split tensor are, in order, its bytes, and every copy is all of them. What was read to compare
         # it gives way to what was written: the file may have changed in between, and not every kind has checksums.
@@ -184,7 +200,10 @@ def _write(
     plan.record["written"] = written.files | {name: digest_of(text.encode()) for name, text in plan.texts.items()}
     sizes = {name: int(file["size"]) for name, file in plan.record["written"].items()}
     if plan.recorded:
-        made_anew = _cast(plan) | plan.around.given.keys()
+        # What was changed before is not vouched for: what was promised of it is passed on.
+        made_anew = (_cast(plan) | plan.around.given.keys()) - changed.keys()
+        if changed:
+            plan.record["changed"] = changed
         shas = {key: sha for name in made_anew for key, sha in written.digests.get(name, {}).items()}
         plan.record |= plan.around.record.passed_on(shas)
         record = json.dumps(plan.record, indent=1, ensure_ascii=False) + "\n"
@@ -205,9 +224,7 @@ def _zeros(plan: Blueprint, written: Written, allowed: bool) -> list[str]:
     lost = [key for key in found if found[key] != written.zeros[key] and sum(written.zeros[key]) == sources[key].numel]
     rounded = f"{listed(lost)}: zero throughout once rounded to {plan.arranged.cast}" if lost else ""
     refused = "; ".join(filter(None, (judged.refused, rounded)))
-    if refused and not allowed:
-        raise InputError(f"{printable(plan.source)}: {refused}; {ALLOWED}")
-    return [*([f"{refused}: let through"] if refused else []), *judged.notes]
+    return [*refuse_zeros(plan.source, refused, allowed), *judged.notes]
 
 
 def _cast(plan: Blueprint) -> set[str]:
@@ -215,21 +232,26 @@ def _cast(plan: Blueprint) -> set[str]:
     return {tensor.key for part in plan.parts for tensor in part.sources if tensor.dtype != part.dtype}
 
 
-def _as_promised(plan: Blueprint, written: Written) -> list[str]:
-    """What the record of the conversion that made the source says of what was now written out of it, in words.
+def held_to_record(plan: Blueprint, read: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """(what the record of the conversion that made the source says of what was now read of it, in words; key -> the
+    SHA-256 promised, of what is another).
+
+    Args:
+        read: SHA-256 by the key of a source.
 
     Raises: `InputError` where what nobody trains is not what it was.
     """
-    arranged, cast = plan.arranged, _cast(plan)
-    found = {key: next(iter(made.values())) for key, made in written.digests.items() if key not in cast}
+    arranged = plan.arranged
     for key, promised in arranged.promised.items():
-        if found.get(key, promised) != promised:
+        if read.get(key, promised) != promised:
             raise InputError.at(plan.source, key, CHANGED)
-    held = [key for key in arranged.remembered if key in found]
-    changed = [key for key in held if found[key] != arranged.remembered[key]]
+    held = {key: promised for key, promised in arranged.remembered.items() if key in read}
+    changed = {key: promised for key, promised in held.items() if read[key] != promised}
     if changed:
-        return [f"{len(changed)} of {len(held)} tensors are not what {RECORD} says was converted (trained since?)"]
-    return [f"all {len(held)} tensors are what {RECORD} says was converted"] if held else []
+        words = f"{len(changed)} of {len(held)} tensors are not what {RECORD} says was converted (trained since?)"
+    else:
+        words = f"all {len(held)} tensors are what {RECORD} says was converted"
+    return [words] if held else [], changed
 
 
 def _leftovers(target: Path) -> list[str]:

@@ -33,7 +33,6 @@ class Blueprint:
     `texts`: text files by name; `recorded`: whether the record is written beside them.
     """
 
-    source: str
     looked: Survey
     around: Beside
     arranged: Arrangement
@@ -43,6 +42,11 @@ class Blueprint:
     record: dict[str, Any]
     recorded: bool
     notes: list[str]
+
+    @property
+    def source(self) -> str:
+        """Where it is read from."""
+        return self.looked.checkpoint.path
 
     @property
     def size(self) -> int:
@@ -90,7 +94,7 @@ def draw_up(
         "plan": arranged.rows,
     }
     parts = [*model, *arranged.aside]
-    return Blueprint(checkpoint.path, looked, around, arranged, parts, files, texts | more, record, wanted.folder, notes)
+    return Blueprint(looked, around, arranged, parts, files, texts | more, record, wanted.folder, notes)
 
 
 def digest_of(data: bytes) -> dict[str, int | str]:

@@ -41,6 +41,19 @@ class Record:
         return {row["source"]: row for row in self.origin.get("plan", ())}
 
     @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of what every tensor held when it was converted, by its key in the folder or the sidecar; of what had
+        changed before the last conversion, still that from before."""
+        rows = (self.origin or self.content).get("plan", ())
+        return {key: sha for row in rows for key, sha in (row.get("sha256") or {}).items()} | self.changed
+
+    @property
+    def changed(self) -> dict[str, str]:
+        """What was not what its own record promised when it was converted: key -> the SHA-256 that was promised."""
+        changed: dict[str, str] = self.content.get("changed", {})
+        return changed
+
+    @property
     def casts(self) -> list[str]:
         """The dtypes that weights were rounded to on the way out, one after the other."""
         last = self.content.get("cast")
@@ -91,7 +104,10 @@ def record_beside(model: Path) -> Record:
                 continue
             casts = [content.get("cast") or "float32", *_listed(content.get("earlier_casts", []))]
             known = [content, *([content["origin"]] if content.get("origin") else [])]
+            texts = [*content.get("changed", {}).items()]
             if not all(map(_sound, known)) or not all(BY_NAME[cast].floating for cast in casts):
+                raise TypeError
+            if not all(isinstance(sha, str) for _, sha in texts):
                 raise TypeError
         except (ConverterError, TypeError, KeyError, AttributeError):
             return Record(odd=f"{RECORD} cannot be read as a record of a conversion, and is not believed")

@@ -69,10 +69,7 @@ def _from_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arra
         made.model.append(part)
         operation = "recompute" if key in buffers else "concatenate" if len(part.sources) > 1 else "rename"
         made.row(operation, *part.sources, targets=[key])
-    made.promised |= beside.promised
-    for key, row in recorded.items():
-        digests = {name: text for name, text in (row.get("sha256") or {}).items() if name not in made.promised}
-        (made.promised if key in buffers else made.remembered).update(digests)
+    made.hold_to(beside, buffers)
     return made
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from .checkpoint import LazyTensor
 from .checkpoint.cast import trailing_zeros
+from .errors import InputError, printable
 from .mapping import Plan, fold
 from .mapping.rows import Row
 
@@ -41,20 +42,29 @@ class Zeros:
     def refused(self) -> str:
         """Why this is no sound model, in words; '' where it may be one."""
         count = len(self.lost)
-        are = "1 tensor is" if count == 1 else f"{count} tensors are"
-        said = [f"{are} zero throughout, as no training leaves them: {listed(self.lost)}"] if count else []
+        are, them = ("1 tensor is", "it") if count == 1 else (f"{count} tensors are", "them")
+        said = [f"{are} zero throughout, as no training leaves {them}: {listed(self.lost)}"] if count else []
         said += [f"{end} are zero, where the file ends" for end in self.ends]
-        if said and (others := [*self.untrained, *self.aside]):
-            said.append(f"zero as well: {listed(others)}")
-        return f"{'; '.join(said)} (a download that was not completed?)" if said else ""
+        if not said:
+            return ""
+        others = [*self.untrained, *self.aside]
+        more = f"; zero as well: {listed(others)}" if others else ""
+        return f"{'; '.join(said)}{more} (was its download completed?)"
 
     @property
     def notes(self) -> list[str]:
         """What else the user should know."""
-        made = [f"{key} is zero throughout" for key in self.aside]
+        made = [f"{listed(self.aside)}: zero throughout"] if self.aside else []
         if self.untrained:
             made.append(f"zero throughout, as a training begins, and so not trained yet: {listed(self.untrained)}")
         return made
+
+
+def refuse_zeros(path: str, refused: str, allowed: bool) -> list[str]:
+    """A note on zeros that are let through. Raises: `InputError` where they are not allowed."""
+    if refused and not allowed:
+        raise InputError(f"{printable(path)}: {refused}; {ALLOWED}")
+    return [f"{refused}: let through"] if refused else []
 
 
 def listed(names: Iterable[str]) -> str:
@@ -112,6 +122,12 @@ class _Unit:
         return self.row.source, self.suffix, self.part
 
 
+def look(plan: Plan, tensors: Mapping[str, LazyTensor]) -> Zeros:
+    """`judge` of a file that was read to its end before, so that little of it has to be read again."""
+    parts = {move.sources[0]: move.parts for move in plan.moves}
+    return judge(plan, tensors, {key: tails(tensor, parts.get(key, 1)) for key, tensor in tensors.items()})
+
+
 def judge(plan: Plan, tensors: Mapping[str, LazyTensor], found: Mapping[str, Sequence[int]]) -> Zeros:
     """Tell zeros that an initialisation leaves from those that only damage does.
 
@@ -149,9 +165,7 @@ def judge(plan: Plan, tensors: Mapping[str, LazyTensor], found: Mapping[str, Seq
     return made
 
 
-def _units(
-    plan: Plan, tensors: Mapping[str, LazyTensor], found: Mapping[str, Sequence[int]]
-) -> Iterator[_Unit]:
+def _units(plan: Plan, tensors: Mapping[str, LazyTensor], found: Mapping[str, Sequence[int]]) -> Iterator[_Unit]:
     for move in plan.moves:
         key = move.sources[0]
         index, suffix = move.row.match(key) or (None, "")

@@ -21,9 +21,10 @@ class KeyMapping:
 
     Args:
         table: source path, with an optional shape pattern, to what it becomes: a path (rename), a tuple of paths
-            (split on axis 0), `Parameter`, `Computed`, `Copies`, `Extra`, `Refused` or `Sparse`, any that is written as `ZeroInit` of it. A path is a module and
-            stands for its `.weight` and `.bias`, both of which must be there; one that is itself a tensor is written
-            `Parameter(path)`, or ends in `.weight` or `.bias`. `{}` is a block index.
+            (split on axis 0), `Parameter`, `Computed`, `Copies`, `Extra`, `Refused` or `Sparse`; `ZeroInit` of one that
+            is written, where an initialisation leaves it at zero. A path is a module and stands for its `.weight` and
+            `.bias`, both of which must be there; one that is itself a tensor is written `Parameter(path)`, or ends in
+            `.weight` or `.bias`. `{}` is a block index.
         optional: name -> a table that a state dict holds whole or not at all.
 
     Raises: ValueError for a table whose rows overlap or cannot be undone.
@@ -136,8 +137,15 @@ class KeyMapping:
         made = object.__new__(KeyMapping)
         made.rows = [
             Row(
-                t, Sparse(t) if row.sparse else t, row.part_pattern, row.group, t, (t,), row.suffixes,
-                zero_init=row.zero_init,
+                t,
+                Sparse(t) if row.sparse else t,
+                row.part_pattern,
+                row.group,
+                t,
+                (t,),
+                row.suffixes,
+                False,
+                row.zero_init,
             )
             for row in self.rows
             for t in row.targets

@@ -21,6 +21,7 @@ from .choices import FLOAT64, GATING_PRECISIONS, MOST_THREADS, PRECISIONS, PROFI
 from .opening import Opened, open_pair
 from .report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 from .switches import deterministic, environment
+from .zeros import hold_zeros
 
 Progress = Callable[[int], None]
 
@@ -184,7 +185,7 @@ class _Run:
             configured = beside.submit(
                 configuration.audit, pair.family, pair.model, pair.found, pair.config, pair.borrowed
             )
-            weights = audit(pair.sides, step)
+            weights = hold_zeros(audit(pair.sides, step), pair.sides)
             config = configured.result()
         if weights.verdict == FAIL and (other := self._other_weights()):
             weights.words = f"{other}; {weights.words}"
