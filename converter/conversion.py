@@ -21,7 +21,7 @@ from .errors import InputError, UsageError, printable
 from .existing import holds
 from .hub import local
 from .planning import Blueprint, digest_of, draw_up
-from .record import EXTRAS, PARITY, RECORD
+from .record import EXTRAS, LIKE, PARITY, RECORD, UNLIKE
 from .writing import Written, counted, write_files
 from .zeros import judge, listed, look, refuse_zeros, tails
 
@@ -247,10 +247,7 @@ def held_to_record(plan: Blueprint, read: Mapping[str, str]) -> tuple[list[str],
             raise InputError.at(plan.source, key, CHANGED)
     held = {key: promised for key, promised in arranged.remembered.items() if key in read}
     changed = {key: promised for key, promised in held.items() if read[key] != promised}
-    if changed:
-        words = f"{len(changed)} of {len(held)} tensors are not what {RECORD} says was converted (trained since?)"
-    else:
-        words = f"all {len(held)} tensors are what {RECORD} says was converted"
+    words = f"{len(changed)} of {len(held)} tensors {UNLIKE}" if changed else f"all {len(held)} tensors {LIKE}"
     return [words] if held else [], changed
 
 

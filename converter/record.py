@@ -15,6 +15,9 @@ EXTRAS = "original_extras.safetensors"
 RECORD = "conversion.json"
 PARITY = "parity.json"  # what was found of the result, where it was asked for
 TOOL = "convert-pixart"
+# Of tensors that a record promises.
+LIKE = f"are what {RECORD} says was converted"
+UNLIKE = f"are not what {RECORD} says was converted (trained since?)"
 _PLAIN = (bool, int, float, str, type(None))  # what a hyper-parameter may be
 
 

@@ -53,7 +53,9 @@ class Zeros:
 
     @property
     def notes(self) -> list[str]:
-        """What else the user should know."""
+        """What the user should know of what is not refused."""
+        if self.refused:
+            return []  # which names all of it
         made = [f"{listed(self.aside)}: zero throughout"] if self.aside else []
         if self.untrained:
             made.append(f"zero throughout, as a training begins, and so not trained yet: {listed(self.untrained)}")
