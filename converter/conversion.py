@@ -22,6 +22,7 @@ from .existing import holds
 from .hub import local
 from .planning import Blueprint, digest_of, draw_up
 from .record import EXTRAS, LIKE, PARITY, RECORD, UNLIKE
+from .survey import Survey
 from .writing import Written, counted, write_files
 from .zeros import judge, listed, look, refuse_zeros, tails
 
@@ -103,7 +104,7 @@ def convert(
     wanted = wanted.check(source, overwrite=overwrite)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source, weights))
-        plan = draw_up(survey_again(checkpoint, given, family), wanted, null_caption, stack)
+        plan = _planned(survey_again(checkpoint, given, family), wanted, null_caption, allow_zeros, stack)
         if source != Path(orig_ckpt_path):  # in the cache it has a name that says nothing
             plan.record["source"]["name"] = printable(orig_ckpt_path)
         sizes: dict[str, int] = {}
@@ -146,7 +147,7 @@ def already(
     wanted = wanted.check(source, overwrite=True)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source, weights))
-        plan = draw_up(survey_again(checkpoint, given, family), wanted, null_caption, stack)
+        plan = _planned(survey_again(checkpoint, given, family), wanted, null_caption, allow_zeros, stack)
         names = {RECORD, PARITY, *plan.texts, *(file.name for file in plan.files)}
         if wanted.folder and ours(wanted.path) != names:
             return None  # without its record, or with more than we would write, it is another result
@@ -160,6 +161,24 @@ def already(
 
 
 _OF_WRITING = ("overwrite", "dry_run", "allow_nonfinite", "allow_overflow", "progress")
+
+
+def _planned(
+    looked: Survey,
+    wanted: Destination,
+    null_caption: str | os.PathLike[str] | None,
+    allow_zeros: bool,
+    stack: ExitStack,
+) -> Blueprint:
+    """`draw_up`. A table of positions that is lost is no fault of the call, nor of that table: what else is zero is
+    said first, of a file without checksums, of which an end is read in place."""
+    try:
+        return draw_up(looked, wanted, null_caption, stack)
+    except (InputError, UsageError):
+        unproven = {key: tensor for key, tensor in looked.checkpoint.items() if tensor.storage.crc is None}
+        if looked.family and not allow_zeros:
+            refuse_zeros(looked.checkpoint.path, look(looked.plan, unproven).refused, False)
+        raise
 
 
 def _write(
@@ -186,6 +205,8 @@ def _write(
     plan.notes += _zeros(plan, written, allow_zeros)
     notes, changed = held_to_record(plan, written.read)
     plan.notes += notes
+    if changed:
+        plan.record["changed"] = changed
     for row in plan.record["plan"]:
         # The parts of a split tensor are, in order, its bytes, and every copy is all of them. What was read to compare
         # it gives way to what was written: the file may have changed in between, and not every kind has checksums.
@@ -202,8 +223,6 @@ def _write(
     if plan.recorded:
         # What was changed before is not vouched for: what was promised of it is passed on.
         made_anew = (_cast(plan) | plan.around.given.keys()) - changed.keys()
-        if changed:
-            plan.record["changed"] = changed
         shas = {key: sha for name in made_anew for key, sha in written.digests.get(name, {}).items()}
         plan.record |= plan.around.record.passed_on(shas)
         record = json.dumps(plan.record, indent=1, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""`inspect --deep`: every byte read, for what no index shows: damage, NaN, zeros, and what a record promises otherwise."""
+"""`inspect --deep`: every byte read, for what no index shows: damage, NaN, zeros, and what a record promised."""
 
 from __future__ import annotations
 
