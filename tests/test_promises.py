@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from makers import HEADS, diffusers_keyed, dit, folder, pixart, save
 
@@ -21,7 +21,7 @@ from converter.record import EXTRAS, LIKE, RECORD, UNLIKE
 STEPS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "shards": {"max_shard_size": "20KB"},
-    "variant": {"variant": "fp16"},
+    "variant": {"variant": "mine"},
     "float16": {"dtype": "float16"},
     "bfloat16": {"dtype": "bfloat16"},
     "float32": {"dtype": "float32"},
@@ -63,7 +63,7 @@ def told(notes: list[str]) -> list[str]:
     return [note for note in notes if RECORD in note]
 
 
-@settings(max_examples=25)
+@settings(max_examples=8, phases=(Phase.explicit, Phase.generate))
 @given(
     st.sampled_from(["original", "found", "dit"]),
     st.integers(0, 999),
@@ -127,7 +127,7 @@ def test_a_sidecar_that_changed_is_refused_in_every_direction(
     data[at] ^= 1
     (made / EXTRAS).write_bytes(data)
     target = tmp_path / ("b.pth" if end.get("to") else "b")
-    with pytest.raises(converter.InputError, match="y_embedding: is not what conversion.json says"):
+    with pytest.raises(converter.InputError, match=r"y_embedding: is not what conversion\.json says"):
         converter.convert(made, target, **end)
     assert not target.exists()
 
@@ -150,5 +150,4 @@ def test_a_record_whose_changes_are_none_is_not_believed(folders: dict[str, Path
     made = shutil.copytree(folders["original"], tmp_path / "a")
     content = json.loads((made / RECORD).read_text())
     (made / RECORD).write_text(json.dumps(content | {"changed": odd}))
-    said = {"num_attention_heads": HEADS}
-    assert any("not believed" in note for note in converter.convert(made, tmp_path / "b", **said).notes) == bool(odd != [] or True)
+    assert any("not believed" in note for note in converter.convert(made, tmp_path / "b").notes)

@@ -18,10 +18,10 @@ from ..errors import ConverterError, UsageError, printable
 from . import configuration, provenance
 from .audit import audit, matches
 from .choices import FLOAT64, GATING_PRECISIONS, MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
+from .held_zeros import hold_zeros
 from .opening import Opened, open_pair
 from .report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 from .switches import deterministic, environment
-from .zeros import hold_zeros
 
 Progress = Callable[[int], None]
 
