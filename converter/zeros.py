@@ -27,7 +27,8 @@ class Zeros:
 
     Attributes:
         untrained: keys that are zero as an initialisation leaves them.
-        aside: buffers and the like that are zero throughout.
+        aside: others that are zero throughout and may be: buffers, and whatever is of a family that names nothing as
+            `ZeroInit`.
         lost: keys, or "key (which part of it)", that are zero throughout and are so in no training; those first that
             are so in no initialisation either.
         ends: "the last rows of ...", where all that follows in the file is zero as well.
@@ -134,8 +135,8 @@ def judge(plan: Plan, tensors: Mapping[str, LazyTensor], found: Mapping[str, Seq
     """Tell zeros that an initialisation leaves from those that only damage does.
 
     What starts at zero does so in every block alike. A single tensor shows nothing by itself: it is believed where all
-    of something whose weights start at zero is still so, or every bias is, or where the family names nothing that
-    starts so.
+    of something whose weights start at zero is still so, or every bias is. Where a family names nothing that starts
+    so, nobody knows what does, and nothing is `lost`.
 
     Args:
         plan: of the file's own layout.
@@ -149,7 +150,9 @@ def judge(plan: Plan, tensors: Mapping[str, LazyTensor], found: Mapping[str, Seq
         everywhere[unit.alike] &= unit.zero
         if unit.row.zero_init:
             starting[unit.row.source] &= unit.zero
-    fresh = any(starting.values()) or not starting or all(unit.zero for unit in units if unit.bias)
+    if not starting:
+        return Zeros(aside=[key for key in found if _zero(tensors[key], sum(found[key]))])
+    fresh = any(starting.values()) or all(unit.zero for unit in units if unit.bias)
     made, lost = Zeros(), dict[str, list[_Unit]]()
     untrained: dict[str, None] = {}  # in order, each once
     for unit in (unit for unit in units if unit.zero):

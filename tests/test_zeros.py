@@ -212,17 +212,19 @@ def test_a_buffer_may_be_zero(tmp_path: Path) -> None:
 
 
 def test_a_table_that_says_nothing_of_it(tmp_path: Path) -> None:
-    """By default: a bias may be zero in all blocks, or where there are none; a weight may not."""
+    """By default all is told and nothing refused; a single row that says so makes it strict."""
     keys = KeyMapping({"a [D D]": "x", "b.{}.c [D D]": "y.{}"})
-    state = {f"{path}.{end}": torch.ones(2, 2)[: 2 if end == "weight" else 1].squeeze(0).contiguous()
-             for path in ("a", "b.0.c", "b.1.c") for end in ("weight", "bias")}  # fmt: skip
-    assert judged(zeroed(state, biases), tmp_path, keys).refused == ""
-    assert judged(zeroed(state, "a.bias".__eq__), tmp_path, keys).untrained == ["a.bias"]
-    assert judged(zeroed(state, "a.weight".__eq__), tmp_path, keys).lost == ["a.weight"]
-    assert judged(zeroed(state, "b.1.c.bias".__eq__), tmp_path, keys).lost == ["b.1.c.bias"]
-    named = KeyMapping({"a [D D]": ZeroInit("x"), "b.{}.c [D D]": "y.{}"})
-    assert judged(zeroed(state, lambda key: key.startswith("a.")), tmp_path, named).refused == ""
-    assert judged(zeroed(state, "a.bias".__eq__), tmp_path, named).lost == ["a.bias"]
+    strict = KeyMapping({"a [D D]": ZeroInit("x"), "b.{}.c [D D]": "y.{}"})
+    state = {
+        f"{path}.{end}": torch.ones((2, 2) if end == "weight" else 2)
+        for path in ("a", "b.0.c", "b.1.c")
+        for end in ("weight", "bias")
+    }
+    for key in state:
+        made = judged(zeroed(state, key.__eq__), tmp_path, keys)
+        assert (made.refused, made.notes) == ("", [f"{key}: zero throughout"])
+        assert judged(zeroed(state, key.__eq__), tmp_path, strict).lost == [key]
+    assert judged(zeroed(state, lambda key: key.startswith("a.")), tmp_path, strict).refused == ""
 
 
 def test_a_tensor_of_no_elements_is_not_zero(tmp_path: Path) -> None:
