@@ -233,16 +233,16 @@ def _write(
 
 def _zeros(plan: Blueprint, written: Written, allowed: bool) -> list[str]:
     """What is zero throughout, in words. Raises: `InputError` for zeros that no training leaves, unless allowed."""
-    sources = {tensor.key: tensor for part in plan.parts for tensor in part.sources}
+    sources, rounded = {tensor.key: tensor for part in plan.parts for tensor in part.sources}, _cast(plan)
     # What is zero once it is rounded may not have been so before.
     found = {
-        key: tails(sources[key], len(zeros)) if key in _cast(plan) and any(zeros) else zeros
+        key: tails(sources[key], len(zeros)) if key in rounded and any(zeros) else zeros
         for key, zeros in written.zeros.items()
     }
     judged = judge(plan.looked.plan, named(plan.looked.checkpoint) | sources, found)
     lost = [key for key in found if found[key] != written.zeros[key] and sum(written.zeros[key]) == sources[key].numel]
-    rounded = f"{listed(lost)}: zero throughout once rounded to {plan.arranged.cast}" if lost else ""
-    refused = "; ".join(filter(None, (judged.refused, rounded)))
+    words = f"{listed(lost)}: zero throughout once rounded to {plan.arranged.cast}" if lost else ""
+    refused = "; ".join(filter(None, (judged.refused, words)))
     return [*refuse_zeros(plan.source, refused, allowed), *judged.notes]
 
 

@@ -150,9 +150,10 @@ def judge(plan: Plan, tensors: Mapping[str, LazyTensor], found: Mapping[str, Seq
         everywhere[unit.alike] &= unit.zero
         if unit.row.zero_init:
             starting[unit.row.source] &= unit.zero
-    if not starting:
+    if not any(move.row.zero_init for move in plan.moves):
         return Zeros(aside=[key for key in found if _zero(tensors[key], sum(found[key]))])
-    fresh = any(starting.values()) or all(unit.zero for unit in units if unit.bias)
+    biases = [unit.zero for unit in units if unit.bias]
+    fresh = any(starting.values()) or (bool(biases) and all(biases))
     made, lost = Zeros(), dict[str, list[_Unit]]()
     untrained: dict[str, None] = {}  # in order, each once
     for unit in (unit for unit in units if unit.zero):
