@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,6 +38,13 @@ class Arrangement:
     def cast(self) -> str:
         """The dtype that something of the model is rounded to, '' where nothing is."""
         return next((part.dtype.name for part in self.model if part.dtype != part.sources[0].dtype), "")
+
+    def hold_to(self, beside: Beside, buffers: Collection[str] = ()) -> None:
+        """What is written has to be what the record beside its source says; `buffers` were computed for it."""
+        digests = beside.record.digests
+        self.promised |= beside.promised | {key: digests[key] for key in buffers if key in digests}
+        others = digests.keys() - self.promised.keys() - beside.given.keys()
+        self.remembered |= {key: digests[key] for key in sorted(others)}
 
     def row(self, operation: str, *sources: LazyTensor, **more: Any) -> None:
         """A row of the record. What is written of it is hashed later."""
@@ -78,7 +85,7 @@ def to_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arrange
             _recomputed(made, looked, key, tensor)
     for key, tensor in there.items():
         _aside(made, tensor, key)
-    made.promised |= beside.promised
+    made.hold_to(beside)
     _hold_to_record(looked, beside)
     return made
 

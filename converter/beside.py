@@ -44,8 +44,7 @@ class Beside:
     @property
     def promised(self) -> dict[str, str]:
         """What the record says of what was kept, and is taken from there: its SHA-256 by key."""
-        rows, kept = self.record.rows, self.kept.keys() - self.given.keys()
-        return {key: digest for name in kept for key, digest in (rows.get(name, {}).get("sha256") or {}).items()}
+        return {key: sha for key, sha in self.record.digests.items() if key in self.kept.keys() - self.given.keys()}
 
 
 def survey_again(checkpoint: Checkpoint, given: Mapping[str, Any], family: str | None) -> Survey:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .arrangement import named
 from .beside import CHANGED, survey_again
 from .checkpoint.publish import Publication
 from .checkpoint.target import leftovers
@@ -19,9 +20,10 @@ from .errors import InputError, UsageError, printable
 from .existing import holds
 from .hub import local
 from .planning import Blueprint, digest_of, draw_up
-from .record import EXTRAS, PARITY, RECORD
-from .survey import open_model
+from .record import EXTRAS, LIKE, PARITY, RECORD, UNLIKE
+from .survey import Survey, open_model
 from .writing import Written, counted, write_files
+from .zeros import judge, listed, look, refuse_zeros, tails
 
 
 @dataclass
@@ -53,6 +55,7 @@ def convert(
     allow_nonfinite: bool = False,
     allow_overflow: bool = False,
     require_evidence: bool = False,
+    allow_zeros: bool = False,
     progress: Callable[[int], Progress] | None = None,
     **given: Any,
 ) -> Conversion:
@@ -76,6 +79,7 @@ def convert(
         allow_nonfinite: let NaN and infinity through, bit for bit where nothing is cast.
         allow_overflow: let what is beyond the range of `dtype` become infinity.
         require_evidence: refuse (`UsageError`) a result that rests on an assumption, with the words that state it.
+        allow_zeros: let tensors through that are zero throughout and that no training leaves so.
         progress: called with the number of bytes to come; returns what is called with each count of bytes done.
         given: hyper-parameters by flag name, such as `num_attention_heads=16`, for what the file cannot show.
 
@@ -103,18 +107,27 @@ def convert(
     wanted = wanted.check(source, overwrite=overwrite)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_model(source, weights, state_dict_key, family))
-        plan = draw_up(survey_again(checkpoint, given, family), wanted, null_caption, stack, require_evidence)
+        looked = survey_again(checkpoint, given, family)
+        plan = _planned(looked, wanted, null_caption, require_evidence, allow_zeros, stack)
         if source != Path(orig_ckpt_path):  # in the cache it has a name that says nothing
             plan.record["source"]["name"] = printable(orig_ckpt_path)
         sizes: dict[str, int] = {}
         if not dry_run:
             with wanted.publication(plan.size, overwrite=overwrite) as out:
-                sizes = _write(out, plan, allow_nonfinite, allow_overflow, progress)
+                sizes = _write(out, plan, allow_nonfinite, allow_overflow, allow_zeros, progress)
                 out.publish()
         return Conversion(wanted.path, plan.record, [*plan.notes, *_leftovers(wanted.path)], not dry_run, sizes)
 
 
-def is_done(
+def is_done(orig_ckpt_path: str | os.PathLike[str], dump_path: str | os.PathLike[str], **words: Any) -> bool:
+    """Whether `dump_path` holds already what `convert` with the same words would write there, to the last bit.
+
+    Both sides are read and hashed. Words that change nothing of the result are accepted and ignored.
+    """
+    return already(orig_ckpt_path, dump_path, **words) is not None
+
+
+def already(
     orig_ckpt_path: str | os.PathLike[str],
     dump_path: str | os.PathLike[str],
     *,
@@ -127,11 +140,12 @@ def is_done(
     state_dict_key: str | None = None,
     family: str | None = None,
     require_evidence: bool = False,
+    allow_zeros: bool = False,
     **given: Any,
-) -> bool:
-    """Whether `dump_path` holds already what `convert` with the same words would write there, to the last bit.
+) -> list[str] | None:
+    """What `convert` would say of the tensors, where `dump_path` holds what it would write; None where it does not.
 
-    Both sides are read and hashed. Words that change nothing of the result are accepted and ignored.
+    Raises: as `convert` does, for what it refuses of the source.
     """
     wanted = Destination.of(dump_path, to, dtype, max_shard_size, variant)
     given = {name: value for name, value in given.items() if name not in _OF_WRITING}
@@ -139,14 +153,40 @@ def is_done(
     wanted = wanted.check(source, overwrite=True)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_model(source, weights, state_dict_key, family))
-        plan = draw_up(survey_again(checkpoint, given, family), wanted, null_caption, stack, require_evidence)
+        looked = survey_again(checkpoint, given, family)
+        plan = _planned(looked, wanted, null_caption, require_evidence, allow_zeros, stack)
         names = {RECORD, PARITY, *plan.texts, *(file.name for file in plan.files)}
         if wanted.folder and ours(wanted.path) != names:
-            return False  # without its record, or with more than we would write, it is another result
-        return holds(wanted.path if wanted.folder else wanted.path.parent, plan.files, plan.parts, plan.texts)
+            return None  # without its record, or with more than we would write, it is another result
+        place = wanted.path if wanted.folder else wanted.path.parent
+        read: dict[str, str] | None = {} if plan.arranged.promised or plan.arranged.remembered else None
+        if not holds(place, plan.files, plan.parts, plan.texts, read):
+            return None
+        zeros = look(plan.looked.plan, checkpoint)
+        notes = [*refuse_zeros(plan.source, zeros.refused, allow_zeros), *zeros.notes]
+        return notes + held_to_record(plan, read or {})[0]
 
 
 _OF_WRITING = ("overwrite", "dry_run", "allow_nonfinite", "allow_overflow", "progress")
+
+
+def _planned(
+    looked: Survey,
+    wanted: Destination,
+    null_caption: str | os.PathLike[str] | None,
+    require_evidence: bool,
+    allow_zeros: bool,
+    stack: ExitStack,
+) -> Blueprint:
+    """`draw_up`. A table of positions that is lost is no fault of the call, nor of that table: what else is zero is
+    said first, of a file without checksums, of which an end is read in place."""
+    try:
+        return draw_up(looked, wanted, null_caption, stack, require_evidence)
+    except (InputError, UsageError):
+        unproven = {key: tensor for key, tensor in looked.checkpoint.items() if tensor.storage.crc is None}
+        if looked.family and not allow_zeros:
+            refuse_zeros(looked.checkpoint.path, look(looked.plan, unproven).refused, False)
+        raise
 
 
 def _write(
@@ -154,6 +194,7 @@ def _write(
     plan: Blueprint,
     allow_nonfinite: bool,
     allow_overflow: bool,
+    allow_zeros: bool,
     progress: Callable[[int], Progress] | None,
 ) -> dict[str, int]:
     """Write the tensors, the texts and, last, the record, which tells what was found; returns the files' sizes."""
@@ -169,7 +210,11 @@ def _write(
             raise InputError(f"{printable(plan.source)}: {counted(bad, what)}; {flag}")
         if bad:
             plan.notes.append(f"{counted(bad, what)}: let through")
-    plan.notes += _as_promised(plan, written)
+    plan.notes += _zeros(plan, written, allow_zeros)
+    notes, changed = held_to_record(plan, written.read)
+    plan.notes += notes
+    if changed:
+        plan.record["changed"] = changed
     for row in plan.record["plan"]:
         # The parts of a split tensor are, in order, its bytes, and every copy is all of them. What was read to compare
         # it gives way to what was written: the file may have changed in between, and not every kind has checksums.
@@ -184,7 +229,8 @@ def _write(
     plan.record["written"] = written.files | {name: digest_of(text.encode()) for name, text in plan.texts.items()}
     sizes = {name: int(file["size"]) for name, file in plan.record["written"].items()}
     if plan.recorded:
-        made_anew = _cast(plan) | plan.around.given.keys()
+        # What was changed before is not vouched for: what was promised of it is passed on.
+        made_anew = (_cast(plan) | plan.around.given.keys()) - changed.keys()
         shas = {key: sha for name in made_anew for key, sha in written.digests.get(name, {}).items()}
         plan.record |= plan.around.record.passed_on(shas)
         record = json.dumps(plan.record, indent=1, ensure_ascii=False) + "\n"
@@ -193,26 +239,43 @@ def _write(
     return sizes
 
 
+def _zeros(plan: Blueprint, written: Written, allowed: bool) -> list[str]:
+    """What is zero throughout, in words. Raises: `InputError` for zeros that no training leaves, unless allowed."""
+    sources, rounded = {tensor.key: tensor for part in plan.parts for tensor in part.sources}, _cast(plan)
+    # What is zero once it is rounded may not have been so before.
+    found = {
+        key: tails(sources[key], len(zeros)) if key in rounded and any(zeros) else zeros
+        for key, zeros in written.zeros.items()
+    }
+    judged = judge(plan.looked.plan, named(plan.looked.checkpoint) | sources, found)
+    lost = [key for key in found if found[key] != written.zeros[key] and sum(written.zeros[key]) == sources[key].numel]
+    words = f"{listed(lost)}: zero throughout once rounded to {plan.arranged.cast}" if lost else ""
+    refused = "; ".join(filter(None, (judged.refused, words)))
+    return [*refuse_zeros(plan.source, refused, allowed), *judged.notes]
+
+
 def _cast(plan: Blueprint) -> set[str]:
     """The keys of the sources that are rounded."""
     return {tensor.key for part in plan.parts for tensor in part.sources if tensor.dtype != part.dtype}
 
 
-def _as_promised(plan: Blueprint, written: Written) -> list[str]:
-    """What the record of the conversion that made the source says of what was now written out of it, in words.
+def held_to_record(plan: Blueprint, read: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """(what the record of the conversion that made the source says of what was now read of it, in words; key -> the
+    SHA-256 promised, of what is another).
+
+    Args:
+        read: SHA-256 by the key of a source.
 
     Raises: `InputError` where what nobody trains is not what it was.
     """
-    arranged, cast = plan.arranged, _cast(plan)
-    found = {key: next(iter(made.values())) for key, made in written.digests.items() if key not in cast}
+    arranged = plan.arranged
     for key, promised in arranged.promised.items():
-        if found.get(key, promised) != promised:
+        if read.get(key, promised) != promised:
             raise InputError.at(plan.source, key, CHANGED)
-    held = [key for key in arranged.remembered if key in found]
-    changed = [key for key in held if found[key] != arranged.remembered[key]]
-    if changed:
-        return [f"{len(changed)} of {len(held)} tensors are not what {RECORD} says was converted (trained since?)"]
-    return [f"all {len(held)} tensors are what {RECORD} says was converted"] if held else []
+    held = {key: promised for key, promised in arranged.remembered.items() if key in read}
+    changed = {key: promised for key, promised in held.items() if read[key] != promised}
+    words = f"{len(changed)} of {len(held)} tensors {UNLIKE}" if changed else f"all {len(held)} tensors {LIKE}"
+    return [words] if held else [], changed
 
 
 def _leftovers(target: Path) -> list[str]:

@@ -15,8 +15,17 @@ from .errors import InputError
 from .writing import Part, TensorFile
 
 
-def holds(folder: Path, files: Sequence[TensorFile], parts: Sequence[Part], texts: Mapping[str, str]) -> bool:
+def holds(
+    folder: Path,
+    files: Sequence[TensorFile],
+    parts: Sequence[Part],
+    texts: Mapping[str, str],
+    read: dict[str, str] | None = None,
+) -> bool:
     """Whether these files lie in the folder, with these tensors and texts in them, to the last bit.
+
+    Args:
+        read: where it is given, the SHA-256 of every source is put there by its key.
 
     Raises: `InputError` where the source is damaged.
     """
@@ -41,11 +50,11 @@ def holds(folder: Path, files: Sequence[TensorFile], parts: Sequence[Part], text
         if wanted != {key: (tensor.dtype, tensor.shape) for key, tensor in there.items()}:
             return False
         with ThreadPoolExecutor(2) as pool:
-            return all(pool.map(lambda part: _same(part, there), parts))
+            return all(pool.map(lambda part: _same(part, there, read), parts))
 
 
-def _same(part: Part, there: Mapping[str, LazyTensor]) -> bool:
-    wanted = _digest(_wanted(part))
+def _same(part: Part, there: Mapping[str, LazyTensor], read: dict[str, str] | None) -> bool:
+    wanted = _digest(_wanted(part, read))
     try:
         return wanted == _digest(_found(part, there))
     except InputError:
@@ -59,11 +68,16 @@ def _digest(pieces: Iterator[bytes | memoryview]) -> bytes:
     return digest.digest()
 
 
-def _wanted(part: Part) -> Iterator[bytes | memoryview]:
-    """The bytes that the part would be written as."""
+def _wanted(part: Part, read: dict[str, str] | None) -> Iterator[bytes | memoryview]:
+    """The bytes that the part would be written as; what they are made of is hashed on the way."""
     for source in part.sources:
+        digest = hashlib.sha256()
         for _, piece in source.chunks():
+            if read is not None:
+                digest.update(piece)
             yield piece if source.dtype == part.dtype else cast(piece, source.dtype, part.dtype)[0]
+        if read is not None:
+            read[source.key] = digest.hexdigest()
 
 
 def _found(part: Part, there: Mapping[str, LazyTensor]) -> Iterator[bytes | memoryview]:

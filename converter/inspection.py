@@ -23,14 +23,17 @@ def inspect(
     state_dict_key: str | None = None,
     family: str | None = None,
     given: Mapping[str, Any] | None = None,
+    deep: bool = False,
 ) -> dict[str, Any]:
-    """What a checkpoint is, as a JSON-ready dict. Reads its index, not its tensors.
+    """What a checkpoint is, as a JSON-ready dict. Reads its index, not its tensors, unless told to.
 
     Args:
         weights: 'raw' or 'ema' where the file holds both (default: raw).
         state_dict_key: where in the file the weights lie, where it holds several state dicts.
         family: insist on a model family, by its name or its file (NAME.py), instead of recognising it.
         given: hyper-parameters by flag name, in the user's words.
+        deep: read every byte too: checksums, NaN and infinity, zeros that no training leaves, and what the record
+            beside a converted model promises; figures of that are under `deep`.
 
     Raises: `InputError` for a malformed or unsafe file; a file that is sound but cannot be converted is described,
     with the reasons under `problems`; what a conversion would ask for first is under `needs`, '' if nothing, and
@@ -52,6 +55,13 @@ def inspect(
         flags = looked.family.flags if looked.family else ()
         made["unknown"] = [name for name, found in looked.found.items() if found.source == "unknown" and name in flags]
         made["problems"] = ([looked.problem] if looked.problem else []) + plan.problems
+        if deep:
+            from .deep import read_through
+
+            found = read_through(looked)
+            made["deep"] = found.as_dict()
+            made["notes"] += found.notes
+            made["problems"] += found.problems
         return made
 
 

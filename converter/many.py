@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from .conversion import Conversion, convert, is_done
+from .conversion import Conversion, already, convert
 from .errors import ConverterError, printable
 from .pairs import Pair
 
@@ -17,13 +17,14 @@ CONVERTED, PLANNED, UNCHANGED, FAILED = STATUSES = ("converted", "planned", "unc
 @dataclass(frozen=True)
 class Outcome:
     """What became of one checkpoint: `status` is 'converted' ('planned' in a dry run), 'unchanged' or 'failed', and
-    `words` say why it failed."""
+    `words` say why it failed, `notes` what the user should know."""
 
     pair: Pair
     status: str
     conversion: Conversion | None = None
     words: str = ""
     exit_code: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 def convert_all(
@@ -58,10 +59,11 @@ def convert_all(
 
 def _one(pair: Pair, options: dict[str, Any]) -> Outcome:
     try:
-        if os.path.lexists(pair.converted) and is_done(pair.original, pair.converted, **options):
-            return Outcome(pair, UNCHANGED)
+        there = already(pair.original, pair.converted, **options) if os.path.lexists(pair.converted) else None
+        if there is not None:
+            return Outcome(pair, UNCHANGED, notes=there)
         done = convert(pair.original, pair.converted, **options)
-        return Outcome(pair, CONVERTED if done.written else PLANNED, done)
+        return Outcome(pair, CONVERTED if done.written else PLANNED, done, notes=done.notes)
     except ConverterError as error:
         about = "" if pair.original in str(error) else f"{printable(pair.original)}: "
         return Outcome(pair, FAILED, words=f"{about}{error}", exit_code=error.exit_code)

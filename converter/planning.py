@@ -36,7 +36,7 @@ class Blueprint:
     `texts`: text files by name; `recorded`: whether the record is written beside them.
     """
 
-    source: str
+    looked: Survey
     around: Beside
     arranged: Arrangement
     parts: list[Part]
@@ -45,6 +45,11 @@ class Blueprint:
     record: dict[str, Any]
     recorded: bool
     notes: list[str]
+
+    @property
+    def source(self) -> str:
+        """Where it is read from."""
+        return self.looked.checkpoint.path
 
     @property
     def size(self) -> int:
@@ -100,7 +105,7 @@ def draw_up(
         "plan": arranged.rows,
     }
     parts = [*model, *arranged.aside]
-    return Blueprint(checkpoint.path, around, arranged, parts, files, texts | more, record, wanted.folder, notes)
+    return Blueprint(looked, around, arranged, parts, files, texts | more, record, wanted.folder, notes)
 
 
 def digest_of(data: bytes) -> dict[str, int | str]:

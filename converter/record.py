@@ -16,6 +16,9 @@ EXTRAS = "original_extras.safetensors"
 RECORD = "conversion.json"
 PARITY = "parity.json"  # what was found of the result, where it was asked for
 TOOL = "convert-pixart"
+# Of tensors that a record promises.
+LIKE = f"are what {RECORD} says was converted"
+UNLIKE = f"are not what {RECORD} says was converted (trained since?)"
 _PLAIN = (bool, int, float, str, type(None))  # what a hyper-parameter may be
 
 
@@ -40,6 +43,19 @@ class Record:
     def rows(self) -> dict[str, dict[str, Any]]:
         """The rows of the plan of that conversion by the original key, in the original file's order."""
         return {row["source"]: row for row in self.origin.get("plan", ())}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of what every tensor held when it was converted, by its key in the folder or the sidecar; of what had
+        changed before the last conversion, still that from before."""
+        rows = (self.origin or self.content).get("plan", ())
+        return {key: sha for row in rows for key, sha in (row.get("sha256") or {}).items()} | self.changed
+
+    @property
+    def changed(self) -> dict[str, str]:
+        """What was not what its own record promised when it was converted: key -> the SHA-256 that was promised."""
+        changed: dict[str, str] = self.content.get("changed", {})
+        return changed
 
     @property
     def casts(self) -> list[str]:
@@ -95,7 +111,10 @@ def record_beside(model: Path) -> Record:
                 continue  # of another model, beside this one
             casts = [content.get("cast") or "float32", *_listed(content.get("earlier_casts", []))]
             known = [content, *([content["origin"]] if content.get("origin") else [])]
+            texts = [*content.get("changed", {}).items()]
             if not all(map(_sound, known)) or not all(BY_NAME[cast].floating for cast in casts):
+                raise TypeError
+            if not all(isinstance(sha, str) for _, sha in texts):
                 raise TypeError
         except (ConverterError, TypeError, KeyError, AttributeError):
             return Record(odd=f"{RECORD} cannot be read as a record of a conversion, and is not believed")

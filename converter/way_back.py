@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 from .arrangement import Arrangement, cast_part, named
@@ -29,10 +30,12 @@ def to_original(looked: Survey, beside: Beside, dtype: DType | None) -> Arrangem
 def _as_it_is(looked: Survey, beside: Beside, dtype: DType | None) -> Arrangement:
     """The same layout in another container, or in another dtype."""
     family, made = looked.require(), Arrangement()
-    names = {move.sources[0]: move.targets for move in looked.plan.moves}
+    moves = {move.sources[0]: move for move in looked.plan.moves}
     for key, tensor in (named(looked.checkpoint) | beside.given).items():
         rounded = None if key in looked.plan.computed else dtype
-        made.model.append(cast_part(family, rounded, [tensor], [key], names.get(key, ())))
+        move = moves.get(key)
+        part = cast_part(family, rounded, [tensor], [key], move.targets if move else ())
+        made.model.append(replace(part, fused=move.parts) if move else part)
         made.row("keep", tensor, targets=[key])
     return made
 
@@ -66,10 +69,7 @@ def _from_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arra
         made.model.append(part)
         operation = "recompute" if key in buffers else "concatenate" if len(part.sources) > 1 else "rename"
         made.row(operation, *part.sources, targets=[key])
-    made.promised |= beside.promised
-    for key, row in recorded.items():
-        digests = {name: text for name, text in (row.get("sha256") or {}).items() if name not in made.promised}
-        (made.promised if key in buffers else made.remembered).update(digests)
+    made.hold_to(beside, buffers)
     return made
 
 

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,11 +26,13 @@ class Part:
 
     One tensor under several keys is shared out among them along axis 0, several tensors under one key are put
     together along axis 0. A tensor that is written several times is as many parts: it is read once all the same.
+    `fused`: how many tensors of another layout are one in this, such as q, k and v, and are looked at one by one.
     """
 
     sources: tuple[LazyTensor, ...]
     keys: tuple[str, ...]
     dtype: DType
+    fused: int = 1
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -52,7 +54,8 @@ class Part:
         sources, by theirs."""
         if len(self.sources) == 1:
             first = self.sources[0]
-            return [Delivery(first, [wholes[key] for key in self.keys], digests.get(first.key, ""))]
+            outputs = [replace(wholes[key], parts=self.fused) for key in self.keys]
+            return [Delivery(first, outputs, digests.get(first.key, ""))]
         whole, made, row = wholes[self.keys[0]], [], 0
         for source in self.sources:
             rows = whole.tensor[row : row + source.shape[0]]
@@ -73,12 +76,17 @@ class TensorFile:
 class Written:
     """What was written: per file its size and the digest of what frames its tensors; per source key the SHA-256 of
     each run of bytes, under the key that it went to; per key, how many elements are not finite, and how many a cast
-    made infinite."""
+    made infinite.
+
+    `read`: per source key whose digest was stated, the SHA-256 of what was read; `zeros`: per source key, of each of
+    its parts how many elements at the end are zero."""
 
     files: dict[str, dict[str, int | str]]
-    digests: dict[str, dict[str, str]]
-    nonfinite: dict[str, int]
-    overflowed: dict[str, int]
+    digests: dict[str, dict[str, str]] = field(default_factory=dict)
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    overflowed: dict[str, int] = field(default_factory=dict)
+    read: dict[str, str] = field(default_factory=dict)
+    zeros: dict[str, list[int]] = field(default_factory=dict)
 
 
 def write_files(
@@ -117,10 +125,13 @@ def write_files(
 
 
 def _found(files: dict[str, dict[str, int | str]], deliveries: list[Delivery]) -> Written:
-    found = Written(files, {}, {}, {})
+    found = Written(files)
     for delivery in deliveries:
         key, outputs = delivery.tensor.key, delivery.outputs
         found.digests.setdefault(key, {}).update({output.tensor.key: output.sha256 for output in outputs})
+        found.zeros[key] = [count for output in outputs for count in output.zeros]
+        if delivery.read:
+            found.read[key] = delivery.read
         bad = {output.tensor.key: output.nonfinite for output in outputs}
         if delivery.overflowed:  # which of the outputs they are in was not counted
             found.overflowed[key] = delivery.overflowed

@@ -61,6 +61,23 @@ def count_nonfinite(view: bytes | memoryview, dtype: DType) -> int:
     return int(np.count_nonzero((bits & bits.dtype.type(mask)) == mask)) if _largest(bits) >= mask else 0
 
 
+def trailing_zeros(view: bytes | memoryview, dtype: DType) -> int:
+    """How many elements at the end are zero, of either sign: mostly none, which the last few show.
+
+    >>> from converter.checkpoint.dtypes import F16
+    >>> trailing_zeros(bytes.fromhex("003c 0000 0080"), F16)  # 1, 0 and -0
+    2
+    """
+    import numpy as np
+
+    bits = np.frombuffer(view, f"<u{dtype.itemsize}")
+    magnitude = bits.dtype.type((1 << 8 * dtype.itemsize - dtype.floating) - 1)
+    for last in (bits[-16:], bits):
+        if len(found := np.flatnonzero(last & magnitude)):
+            return int(len(last) - 1 - found[-1])
+    return len(bits)
+
+
 def _largest(bits: Any) -> int:
     """The largest magnitude of floats, as its bits: nothing to count in most arrays, and this needs no memory."""
     # As signed numbers, the positive ones are the largest, and as unsigned ones the negative.

@@ -3,9 +3,9 @@
 The system copies a storage that is one tensor (`copy_file_range`: no byte of it comes through this process); any
 other is read front to back, once, and its bytes go to wherever they are wanted. What was written is then read back,
 once, which proves both ends: the CRC-32 of what lies in the new file has to be the one that the archive gives for the
-source. SHA-256 and the search for NaN and infinity happen in that same pass. One thread writes, since two on one file
-only wait for each other, a second proves what is there already, and in the end both do: hashing and I/O release the
-interpreter's lock. Memory is two buffers, plus one tensor where a view has to be laid out anew.
+source. SHA-256 and the search for NaN, infinity and zeros happen in that same pass. One thread writes, since two on one
+file only wait for each other, a second proves what is there already, and in the end both do: hashing and I/O release
+the interpreter's lock. Memory is two buffers, plus one tensor where a view has to be laid out anew.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from ..errors import ConverterError, printable
-from .cast import cast, count_nonfinite
+from .cast import cast, count_nonfinite, trailing_zeros
 from .crc import combine, crc32
 from .tensor import CHUNK, LazyTensor, Storage
 
@@ -29,18 +29,26 @@ Progress = Callable[[int], None]
 @dataclass
 class Output:
     """A tensor, or rows of one, of a file being written: where it lies as a reader of that file sees it, and what was
-    found there. `nonfinite` counts elements."""
+    found there. `nonfinite` counts elements; `zeros`, of each of `parts` equal runs of rows (such as q, k and v), how
+    many at its end are zero."""
 
     tensor: LazyTensor
     fd: int
+    parts: int = 1
     sha256: str = ""
     crc: int = 0
     nonfinite: int = 0
+    zeros: list[int] = field(default_factory=list)
 
     @property
     def start(self) -> int:
         """Offset in the file."""
         return self.tensor.storage.start + self.tensor.span[0]
+
+    def runs(self) -> list[tuple[int, int]]:
+        """The bytes of each part, from the tensor's first on."""
+        size = self.tensor.nbytes // self.parts
+        return [(part * size, (part + 1) * size) for part in range(self.parts)]
 
 
 class Delivery:
@@ -51,7 +59,8 @@ class Delivery:
     be read back. Only where the system copied them out of a file that has no checksums it is None.
 
     Args:
-        digest: the SHA-256 that a record states of the tensor's bytes: what was copied and has it needs no other proof.
+        digest: the SHA-256 that a record states of the tensor's bytes: what was copied and has it needs no other proof,
+            and `read` is then what they have.
     """
 
     def __init__(self, tensor: LazyTensor, outputs: list[Output], digest: str = "") -> None:
@@ -60,16 +69,23 @@ class Delivery:
         assert sum(output.tensor.nbytes for output in outputs) == self.size, tensor.key
         self.tensor, self.outputs, self.digest, self.overflowed = tensor, outputs, digest, 0
         self.crc: int | None = 0
+        # What is written whole and as it is, is hashed when it is read back.
+        self._read = hashlib.sha256() if digest and (self.dtype != tensor.dtype or len(outputs) > 1) else None
         self._start, self._stop = tensor.span
         self._done = 0
         # A view that is not one run of bytes is collected, once its bytes arrive, and laid out anew.
         self._collected = bytearray()
 
+    @property
+    def read(self) -> str:
+        """SHA-256 of what the source holds, once all is proven; '' where no record states one."""
+        return self._read.hexdigest() if self._read else self.outputs[0].sha256 if self.digest else ""
+
     def copied(self) -> bool:
         """Let the system copy the bytes; False where it cannot, or where the storage is not exactly this tensor."""
         tensor, storage = self.tensor, self.tensor.storage
         whole = tensor.contiguous and tensor.nbytes == storage.size
-        if not whole or self.dtype != tensor.dtype or (storage.crc is None and not self.digest):
+        if not whole or self._read or self.dtype != tensor.dtype or (storage.crc is None and not self.digest):
             return False
         done = 0
         for output in self.outputs:
@@ -100,6 +116,8 @@ class Delivery:
 
     def _emit(self, view: memoryview) -> None:
         """The next elements of the tensor: rounded where that is wanted, and written."""
+        if self._read:
+            self._read.update(view)
         if self.dtype == self.tensor.dtype:
             self._write(view)
         else:
@@ -122,18 +140,23 @@ class Delivery:
         """Read back what was written: its CRC has to be that of the source, or of what was made of it."""
         found = 0
         for output in self.outputs:
-            file, size, digest = output.tensor.storage.file, output.tensor.nbytes, hashlib.sha256()
-            for offset in range(0, size, len(buffer)):
-                if stop.is_set():
-                    return
-                part = memoryview(buffer)[: min(len(buffer), size - offset)]
-                file.read_into(part, output.start + offset, output.tensor.key)
-                output.crc = crc32(part, output.crc)
-                digest.update(part)
-                output.nonfinite += count_nonfinite(part, output.tensor.dtype)
-                progress(len(part))
+            file, digest, dtype = output.tensor.storage.file, hashlib.sha256(), output.tensor.dtype
+            for start, end in output.runs():
+                zeros = 0
+                for offset in range(start, end, len(buffer)):
+                    if stop.is_set():
+                        return
+                    part = memoryview(buffer)[: min(len(buffer), end - offset)]
+                    file.read_into(part, output.start + offset, output.tensor.key)
+                    output.crc = crc32(part, output.crc)
+                    digest.update(part)
+                    output.nonfinite += count_nonfinite(part, dtype)
+                    last = trailing_zeros(part, dtype)
+                    zeros = last + (zeros if last * dtype.itemsize == len(part) else 0)
+                    progress(len(part))
+                output.zeros.append(zeros)
             output.sha256 = digest.hexdigest()
-            found = combine(found, output.crc, size)
+            found = combine(found, output.crc, output.tensor.nbytes)
         if self.crc is None and [output.sha256 for output in self.outputs] != [self.digest]:
             self.crc = 0
             for _, part in self.tensor.chunks():  # it has changed since it was recorded, which is no fault

@@ -92,6 +92,7 @@ writing = together(
     click.option("--overwrite", is_flag=True, help="Replace a file, or a folder that an earlier conversion wrote."),
     click.option("--allow_nonfinite", is_flag=True, help="Let NaN and infinity through as they are."),
     click.option("--allow_overflow", is_flag=True, help="Let what is beyond the range of --dtype become infinity."),
+    click.option("--allow_zeros", is_flag=True, help="Let tensors through that are zero throughout."),
     json_option,
     click.option("--quiet", is_flag=True, help="Print nothing but errors."),
 )

@@ -114,9 +114,11 @@ def several(
         elif not quiet and not as_json:
             click.echo(f"{outcome.status}: {printable(pair.original)} -> {printable(pair.converted)}")
         if outcome.conversion:
-            row |= {"record": outcome.conversion.record, "notes": outcome.conversion.notes}
-            for note in [] if quiet or as_json else outcome.conversion.notes:
-                click.echo(f"  note: {note}")
+            row["record"] = outcome.conversion.record
+        if outcome.conversion or outcome.notes:
+            row["notes"] = outcome.notes
+        for note in [] if quiet or as_json else outcome.notes:
+            click.echo(f"  note: {note}")
         folder = Path(pair.converted)
         if prove and outcome.status != FAILED:
             try:

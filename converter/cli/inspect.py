@@ -12,11 +12,16 @@ from .options import Command, json_option
 @click.argument("path")
 @which
 @insisted
+@click.option(
+    "--deep", is_flag=True, help="Read every byte: checksums, NaN and infinity, zeros, and what a record says."
+)
 @json_option
-def inspect(path: str, weights: str | None, state_dict_key: str | None, family: str | None, as_json: bool) -> None:
+def inspect(
+    path: str, weights: str | None, state_dict_key: str | None, family: str | None, deep: bool, as_json: bool
+) -> None:
     """Say what the checkpoint at PATH is: container, family, every hyper-parameter with its evidence, what a conversion
     would drop or keep aside, and what stands against one. Of the tensors, only a few elements of the positional table
-    are read, and taken without the proof of their checksum; a conversion verifies them.
+    are read, and taken without the proof of their checksum; a conversion verifies them, and so does --deep.
 
     PATH is a file or a folder; where nothing is there, hf://OWNER/NAME[@REVISION][/FILE] or OWNER/NAME on the hub.
     """
@@ -26,7 +31,7 @@ def inspect(path: str, weights: str | None, state_dict_key: str | None, family: 
     from .printing import inspection_lines, print_json
 
     place = local(path)
-    made = run(place, weights=weights, state_dict_key=state_dict_key, family=family)
+    made = run(place, weights=weights, state_dict_key=state_dict_key, family=family, deep=deep)
     if str(place) != path:
         made["source"]["name"] = printable(path)  # in the cache, a folder is called after its commit
     if as_json:

@@ -56,6 +56,9 @@ def inspection_lines(made: dict[str, Any]) -> Iterator[str]:
     if made["hyper_parameters"]:
         yield "hyper-parameters:"
         yield from _evidence_lines(made)
+    if read := made.get("deep"):
+        proof = "held against its checksums" if read["checksums"] else "which has no checksums"
+        yield f"read: {human_bytes(read['bytes'])}, all of it, {proof}"
     for title in ("features", "dropped", "sidecar"):
         if made[title]:
             yield f"{title}: {', '.join(map(printable, made[title]))}"

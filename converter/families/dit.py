@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..mapping import Computed, Copies, KeyMapping, Plan
+from ..mapping import Computed, Copies, KeyMapping, Plan, ZeroInit
 from .base import Family, Findings, State
 from .evidence import (
     DIFFUSERS,
@@ -39,13 +39,13 @@ KEYS = KeyMapping({
     "t_embedder.mlp.0 [D 256]":         Copies(EMB + "timestep_embedder.linear_1"),
     "t_embedder.mlp.2 [D D]":           Copies(EMB + "timestep_embedder.linear_2"),
     "y_embedder.embedding_table.weight [Y D]": Copies(EMB + "class_embedder.embedding_table.weight"),
-    B + "adaLN_modulation.1 [6D D]":    T + "norm1.linear",
+    B + "adaLN_modulation.1 [6D D]":    ZeroInit(T + "norm1.linear"),
     B + "attn.qkv [3D D]":              (T + "attn1.to_q", T + "attn1.to_k", T + "attn1.to_v"),
     B + "attn.proj [D D]":              T + "attn1.to_out.0",
     B + "mlp.fc1 [F D]":                T + "ff.net.0.proj",
     B + "mlp.fc2 [D F]":                T + "ff.net.2",
-    "final_layer.adaLN_modulation.1 [2D D]": "proj_out_1",
-    "final_layer.linear [R D]":         "proj_out_2",
+    "final_layer.adaLN_modulation.1 [2D D]": ZeroInit("proj_out_1"),
+    "final_layer.linear [R D]":         ZeroInit("proj_out_2"),
     POSITIONS + " [1 N D]":             Computed(positions),
 })  # fmt: skip
 

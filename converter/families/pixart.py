@@ -11,7 +11,7 @@ from math import inf
 from typing import Any
 
 from ..errors import UsageError
-from ..mapping import Computed, Extra, KeyMapping, Parameter, Refused
+from ..mapping import Computed, Extra, KeyMapping, Parameter, Refused, ZeroInit
 from .base import Family, Findings
 from .evidence import DIFFUSERS, POSITIONS, computed_table, drifted, exact_instead, up_to_rounding
 from .pixart_comfyui import misread
@@ -50,10 +50,10 @@ KEYS = KeyMapping({
     B + "attn.proj [D D]":              T + "attn1.to_out.0",
     B + "cross_attn.q_linear [D D]":    T + "attn2.to_q",
     B + "cross_attn.kv_linear [2D D]":  (T + "attn2.to_k", T + "attn2.to_v"),
-    B + "cross_attn.proj [D D]":        T + "attn2.to_out.0",
+    B + "cross_attn.proj [D D]":        ZeroInit(T + "attn2.to_out.0"),
     B + "mlp.fc1 [F D]":                T + "ff.net.0.proj",
     B + "mlp.fc2 [D F]":                T + "ff.net.2",
-    "final_layer.linear [R D]":         "proj_out",
+    "final_layer.linear [R D]":         ZeroInit("proj_out"),
     "final_layer.scale_shift_table [2 D]": Parameter("scale_shift_table"),
     POSITIONS + " [1 N D]":             Computed(positions),
     "y_embedder.y_embedding [L K]":     Extra("caption_projection.y_embedding", NO_CAPTION),
@@ -65,9 +65,9 @@ KEYS = KeyMapping({
     B + "attn.rel_pos_w":               _NO_REL_POS,
 }, optional={MICRO: {
     "csize_embedder.mlp.0 [D/3 256]":   EMB + "resolution_embedder.linear_1",
-    "csize_embedder.mlp.2 [D/3 D/3]":   EMB + "resolution_embedder.linear_2",
+    "csize_embedder.mlp.2 [D/3 D/3]":   ZeroInit(EMB + "resolution_embedder.linear_2"),
     "ar_embedder.mlp.0 [D/3 256]":      EMB + "aspect_ratio_embedder.linear_1",
-    "ar_embedder.mlp.2 [D/3 D/3]":      EMB + "aspect_ratio_embedder.linear_2",
+    "ar_embedder.mlp.2 [D/3 D/3]":      ZeroInit(EMB + "aspect_ratio_embedder.linear_2"),
 }})  # fmt: skip
 
 

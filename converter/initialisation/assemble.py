@@ -21,6 +21,7 @@ from ..hub import local
 from ..planning import notes_on
 from ..survey import open_model, survey
 from ..writing import Part, counted, write_files
+from ..zeros import look
 from .options import ZERO, Options
 from .origin import Origin
 
@@ -99,6 +100,8 @@ def init_from_dit(
         state = origin.state()
         with deterministic():
             done = Initialisation(wanted.path, origin.choices, notes(origin, wanted), prove(origin, state))
+            if refused := look(looked.plan, checkpoint).refused:  # a sound proof: of what has been lost
+                raise InputError(f"{printable(source)}: {refused}")
             if timesteps:
                 done.proof.distances = measure(origin)
         if done.proof.passed:
@@ -159,7 +162,8 @@ def _write(
         with Publication(wanted.path, needed_bytes=size, overwrite=True) as beside:  # never published, so never over it
             file = replace(wanted, path=beside.path / "init.pth", to=ORIGINAL)
             _write(origin, state, file, False, progress)
-            return convert(file.path, wanted.path, overwrite=overwrite, **_unshown(origin)).files
+            # Whatever is zero in it is so by the choices: the DiT was looked at.
+            return convert(file.path, wanted.path, overwrite=overwrite, allow_zeros=True, **_unshown(origin)).files
     files, _ = wanted.files(parts, "")
     step = progress(sum(part.nbytes for part in parts)) if progress else lambda count: None
     with wanted.publication(sum(file.layout.size for file in files) + (1 << 20), overwrite=overwrite) as out:

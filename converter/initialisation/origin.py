@@ -32,19 +32,15 @@ if TYPE_CHECKING:
 
     from .modulation import Modulation
 
-# What of a PixArt is drawn, by its path. The embedders of micro-conditions end in zero, so that they add nothing at
-# first: anything else would move the timestep's embedding, and with it every modulation.
+# What of a PixArt is drawn, by its path.
 DRAWN: dict[str, draws.Draw] = {
     "y_embedder.y_proj.fc1": draws.EMBEDDER,
     "y_embedder.y_proj.fc2": draws.EMBEDDER,
     "y_embedder.y_embedding": draws.NULL_CAPTION,
     "blocks.{}.cross_attn.q_linear": draws.xavier,
     "blocks.{}.cross_attn.kv_linear": draws.xavier,
-    "blocks.{}.cross_attn.proj": draws.zeros,
     "csize_embedder.mlp.0": draws.EMBEDDER,
-    "csize_embedder.mlp.2": draws.zeros,
     "ar_embedder.mlp.0": draws.EMBEDDER,
-    "ar_embedder.mlp.2": draws.zeros,
 }
 T_BLOCK, TABLE, FINAL_TABLE = "t_block.1", "blocks.{}.scale_shift_table", "final_layer.scale_shift_table"
 
@@ -65,6 +61,14 @@ KEYS = KeyMapping({
     f"{row.source} [{' '.join(map(str, row.pattern))}]": _becomes(row, {row.source: row for row in PIXART.keys.rows})
     for row in DIT.keys.rows
 })  # fmt: skip
+
+# What its rows say that an initialisation leaves at zero. So do the embedders of micro-conditions end, and add nothing
+# at first: anything else would move the timestep's embedding, and with it every modulation.
+DRAWN |= {
+    row.source: draws.zeros
+    for row in PIXART.keys.rows
+    if row.zero_init and row.source not in {carried.source for carried in KEYS.rows if carried.targets}
+}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from .fold import MappingError, fold
 from .keymapping import KeyMapping
 from .plan import Move, Plan
-from .rows import Computed, Copies, Extra, Parameter, Refused, Sparse
+from .rows import Computed, Copies, Extra, Parameter, Refused, Sparse, ZeroInit
 
 __all__ = [
     "Computed",
@@ -16,5 +16,6 @@ __all__ = [
     "Plan",
     "Refused",
     "Sparse",
+    "ZeroInit",
     "fold",
 ]

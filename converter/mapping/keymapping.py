@@ -21,9 +21,10 @@ class KeyMapping:
 
     Args:
         table: source path, with an optional shape pattern, to what it becomes: a path (rename), a tuple of paths
-            (split on axis 0), `Parameter`, `Computed`, `Copies`, `Extra`, `Refused` or `Sparse`. A path is a module and
-            stands for its `.weight` and `.bias`, both of which must be there; one that is itself a tensor is written
-            `Parameter(path)`, or ends in `.weight` or `.bias`. `{}` is a block index.
+            (split on axis 0), `Parameter`, `Computed`, `Copies`, `Extra`, `Refused` or `Sparse`; `ZeroInit` of one that
+            is written, where an initialisation leaves it at zero. A path is a module and stands for its `.weight` and
+            `.bias`, both of which must be there; one that is itself a tensor is written `Parameter(path)`, or ends in
+            `.weight` or `.bias`. `{}` is a block index.
         optional: name -> a table that a state dict holds whole or not at all.
 
     Raises: ValueError for a table whose rows overlap or cannot be undone.
@@ -135,7 +136,17 @@ class KeyMapping:
         """The table of the target layout alone: every target maps to itself, and strays to the sidecar."""
         made = object.__new__(KeyMapping)
         made.rows = [
-            Row(t, Sparse(t) if row.sparse else t, row.part_pattern, row.group, t, (t,), row.suffixes)
+            Row(
+                t,
+                Sparse(t) if row.sparse else t,
+                row.part_pattern,
+                row.group,
+                t,
+                (t,),
+                row.suffixes,
+                False,
+                row.zero_init,
+            )
             for row in self.rows
             for t in row.targets
         ]

@@ -63,12 +63,20 @@ class Copies:
     to: str | tuple[str, ...] | Parameter
 
 
+@dataclass(frozen=True, slots=True)
+class ZeroInit:
+    """A module or tensor that an initialisation leaves at zero, its weight too: a file in which it is zero in every
+    block is of a model that was not trained since, and not damaged. (Biases start so in any model: no row says it.)"""
+
+    to: str | tuple[str, ...] | Parameter | Sparse | Copies
+
+
 # A block index has one spelling, so that no two keys can mean the same tensor.
 _INDEX = r"(0|[1-9]\d{0,17})"
 MODULE, PARAMETER = frozenset({".weight", ".bias"}), frozenset({""})
 _PATH = re.compile(r"(?!.*\{\}.*\{\})(\w+|\{\})(\.(\w+|\{\}))*")
 
-Value = str | tuple[str, ...] | Parameter | Sparse | Copies | Computed | Extra | Refused
+Value = str | tuple[str, ...] | Parameter | Sparse | Copies | ZeroInit | Computed | Extra | Refused
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class Row:
     `copies`: every target is the whole tensor, and no part of it.
     `suffixes`: what every key of the row must end with: those of a module (`.weight` and `.bias`), or just '' where
     the path is a tensor itself. None where nothing is written under the row's name: then it is either, as found.
+    `zero_init`: an initialisation leaves it at zero; `value` is what stood in the `ZeroInit`.
     """
 
     source: str
@@ -88,6 +97,7 @@ class Row:
     targets: tuple[str, ...] = ()
     suffixes: frozenset[str] | None = None
     copies: bool = False
+    zero_init: bool = False
     match: Callable[[str], tuple[int | None, str] | None] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -99,6 +109,8 @@ class Row:
         source, _, pattern = text.partition(" [")
         if pattern and not pattern.endswith("]"):
             raise ValueError(f"{text!r}: a shape pattern ends with ']'")
+        zero_init = isinstance(value, ZeroInit)
+        value = value.to if isinstance(value, ZeroInit) else value
         copies = isinstance(value, Copies)
         to = value.to if isinstance(value, Sparse | Copies) else value
         bare = isinstance(to, Parameter)
@@ -120,7 +132,7 @@ class Row:
         bare = bare or any(path.endswith((".weight", ".bias")) for path in (source, *targets))
         suffixes = (PARAMETER if bare else MODULE) if targets else None
         shape = parse_pattern(pattern[:-1]) if pattern else ()
-        return cls(source, value, shape, group, source, targets, suffixes, copies)
+        return cls(source, value, shape, group, source, targets, suffixes, copies, zero_init)
 
     @property
     def sparse(self) -> bool:

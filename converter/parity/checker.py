@@ -19,6 +19,7 @@ from ..survey import open_model
 from . import configuration, provenance
 from .audit import audit, matches
 from .choices import FLOAT64, GATING_PRECISIONS, MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
+from .held_zeros import hold_zeros
 from .opening import Opened, open_pair
 from .report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 from .switches import deterministic, environment
@@ -191,7 +192,7 @@ class _Run:
             configured = beside.submit(
                 configuration.audit, pair.family, pair.model, pair.found, pair.config, pair.borrowed, pair.seen
             )
-            weights = audit(pair.sides, step)
+            weights = hold_zeros(audit(pair.sides, step), pair.sides)
             config = configured.result()
         if weights.verdict == FAIL and (other := self._other_weights()):
             weights.words = f"{other}; {weights.words}"

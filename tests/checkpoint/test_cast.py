@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from makers import raw_bytes
 
 from converter.checkpoint import cast as casting
-from converter.checkpoint.cast import cast, round_to, widen
+from converter.checkpoint.cast import cast, round_to, trailing_zeros, widen
 from converter.checkpoint.dtypes import BF16, BY_CODE, BY_NAME, F16, F32, F64, DType
 
 
@@ -132,3 +133,13 @@ def test_every_thread_has_a_result_of_its_own() -> None:
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda value: bytes(cast(value.tobytes(), F32, F16)[0]), values))
     assert made == [value.astype(np.float16).tobytes() for value in values]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 1000])
+@pytest.mark.parametrize("zeros", [0, 1, 15, 16, 17, 1000])
+def test_zeros_at_the_end_are_counted_whatever_their_sign(dtype: str, count: int, zeros: int) -> None:
+    tail = torch.zeros(zeros) * torch.tensor([1.0, -1.0]).repeat(500)[:zeros]
+    head = torch.full((count,), 2.0**-14)
+    data = raw_bytes(torch.cat([torch.zeros(3), head, tail]).to(getattr(torch, dtype)))
+    assert trailing_zeros(data, BY_NAME[dtype]) == (zeros if count else zeros + 3)

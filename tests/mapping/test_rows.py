@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from converter.mapping import KeyMapping
 from converter.mapping.dims import parse_pattern
-from converter.mapping.rows import Computed, Copies, Extra, Parameter, Refused, Row, Sparse, matcher, overlap, spell
+from converter.mapping.rows import (
+    Computed,
+    Copies,
+    Extra,
+    Parameter,
+    Refused,
+    Row,
+    Sparse,
+    ZeroInit,
+    matcher,
+    overlap,
+    spell,
+)
 
 # Words that a careless comparison takes for one another.
 WORDS = st.sampled_from(["a", "b", "0", "1", "10", "00", "01", "²", "weight", "bias", "{}"])
@@ -55,6 +69,17 @@ def test_a_row_says_whether_its_path_is_a_module_or_a_parameter(text: str, value
     row = Row.parse(text, value)
     assert row.suffixes == suffixes
     assert row.sparse is (suffixes is None or isinstance(value, Sparse))
+
+
+@pytest.mark.parametrize(
+    "value", ["x.{}", ("x.{}", "y.{}"), Parameter("x.{}"), Sparse("x.{}"), Copies(("x.{}", "y.{}"))]
+)
+def test_what_starts_at_zero_is_otherwise_the_same_row(value: Any) -> None:
+    plain, marked = Row.parse("a.{} [2D]", value), Row.parse("a.{} [2D]", ZeroInit(value))
+    assert (plain.zero_init, marked.zero_init) == (False, True)
+    assert replace(marked, zero_init=False) == plain
+    keys = KeyMapping({"a.{} [2D]": ZeroInit(value), "c.{}": "d.{}"})
+    assert [row.zero_init for row in keys.targets.rows] == [True] * len(plain.targets) + [False]
 
 
 def test_a_split_shares_out_its_first_dimension() -> None:
