@@ -139,8 +139,8 @@ def _nameless(found: Found, path: Path, nodes: Iterable[Any]) -> None:
     count = sum(is_tensor(node) for node in nodes)
     if count > 1:
         found.hints.append(
-            f"{'.'.join(path) or 'the file'}: {count} tensors in a list, without names (an EMA as diffusers' EMAModel "
-            "and torch_ema keep it?): load it there, EMAModel.copy_to(model.parameters()), and save model.state_dict()"
+            f"{'.'.join(path) or 'the file'}: {count} tensors in a list, without names (as diffusers' EMAModel and torch_ema "
+            "keep an EMA): put them into the model there, EMAModel.copy_to(model.parameters()), and save model.state_dict()"
         )
 
 
