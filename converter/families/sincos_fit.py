@@ -17,12 +17,10 @@ from .sincos import DRIFT, ROUNDING, SinCosTable
 # dtype -> how far rounding to it moves a value of at most 1: half of its last place; bfloat16 also by way of float16.
 ROUNDINGS = {"float16": 2.5e-4, "bfloat16": 2.2e-3}
 DIGITS = range(7)  # decimals that a scale may have
-MARGIN = (
-    4.0  # times the best fit, a scale explains a drifted table; beyond as many times the bound, its neighbours don't
-)
-Rows = Callable[
-    [], Iterable[tuple[int, Any]]
-]  # gives (first token, floats [tokens, hidden]) from the first to the last
+# A scale explains a drifted table if it leaves no more than so many times what the best fit does; its neighbours must
+# leave more than so many times the bound.
+MARGIN = 4.0
+Rows = Callable[[], Iterable[tuple[int, Any]]]  # gives (first token, floats [tokens, hidden]), first to last
 
 
 @dataclass(frozen=True, slots=True)
