@@ -138,9 +138,10 @@ def _of_optimizer(path: Path, pairs: Pairs) -> bool:
 def _nameless(found: Found, path: Path, nodes: Iterable[Any]) -> None:
     count = sum(is_tensor(node) for node in nodes)
     if count > 1:
+        where = ".".join(path) or "the file"
         found.hints.append(
-            f"{'.'.join(path) or 'the file'}: {count} tensors in a list, without names (as diffusers' EMAModel and torch_ema "
-            "keep an EMA): put them into the model there, EMAModel.copy_to(model.parameters()), and save model.state_dict()"
+            f"{where}: {count} tensors in a list, without names (as diffusers' EMAModel and torch_ema keep an EMA): "
+            "put them into the model with EMAModel.copy_to(model.parameters()), and save model.state_dict()"
         )
 
 
