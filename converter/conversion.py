@@ -13,7 +13,7 @@ from typing import Any
 from .beside import CHANGED, survey_again
 from .checkpoint import open_checkpoint
 from .checkpoint.publish import Publication
-from .checkpoint.target import leftovers
+from .checkpoint.target import REPLACED, leftovers
 from .checkpoint.transfer import Progress
 from .destination import Destination, ours
 from .errors import InputError, UsageError, printable
@@ -103,11 +103,14 @@ def convert(
         if source != Path(orig_ckpt_path):  # in the cache it has a name that says nothing
             plan.record["source"]["name"] = printable(orig_ckpt_path)
         sizes: dict[str, int] = {}
+        afterwards: list[str] = []
         if not dry_run:
             with wanted.publication(plan.size, overwrite=overwrite) as out:
                 sizes = _write(out, plan, allow_nonfinite, allow_overflow, progress)
                 out.publish()
-        return Conversion(wanted.path, plan.record, [*plan.notes, *_leftovers(wanted.path)], not dry_run, sizes)
+            afterwards = out.notes
+        notes = [*plan.notes, *afterwards, *_leftovers(wanted.path, afterwards)]
+        return Conversion(wanted.path, plan.record, notes, not dry_run, sizes)
 
 
 def is_done(
@@ -209,11 +212,15 @@ def _as_promised(plan: Blueprint, written: Written) -> list[str]:
     return [f"all {len(held)} tensors are what {RECORD} says was converted"] if held else []
 
 
-def _leftovers(target: Path) -> list[str]:
-    """What lies beside the target; it is no part of the record, which depends on the input alone."""
-    return [
-        f"{printable(path)} is left from an interrupted run: delete it, unless a run is still writing there"
-        if path.suffix == ".partial"
-        else f"{printable(path)} is an earlier result, whole: a run was interrupted while replacing it"
-        for path in leftovers(target)
-    ]
+_LEFT = {
+    ".partial": "is left from an interrupted run: delete it, unless a run is still writing there",
+    ".old": "is an earlier result, whole: a run was interrupted while replacing it",
+    REPLACED: "is what is left of an earlier result that has been replaced: delete it",
+}
+
+
+def _leftovers(target: Path, said: list[str]) -> list[str]:
+    """What lies beside the target, but for what is `said` already; it is no part of the record, which depends on the
+    input alone."""
+    found = [(printable(path), _LEFT[path.suffix]) for path in leftovers(target)]
+    return [f"{path} {what}" for path, what in found if not any(note.startswith(path) for note in said)]
