@@ -29,7 +29,7 @@ def new_family(name: str, file: str, target: str | None, out: str | None, overwr
     Keys are paired by block, shape and name. What is not certain ends in `# ?`, with what else it may be in the comment
     above it; what has no partner is listed. The draft is used by its path: pixart inspect FILE --family NAME.py.
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from ..drafting import draft, read_keys, render
     from ..errors import UsageError, printable
@@ -52,7 +52,7 @@ def new_family(name: str, file: str, target: str | None, out: str | None, overwr
     made = draft(read_keys(local(file)), read_keys(local(target)) if target else None)
     write_text(path, render(name, made))
     if as_json:
-        print_json({"ok": True, "path": str(path), "unsure": made.unsure} | asdict(made))
+        print_json({"ok": True, "path": str(path), "unsure": made.unsure} | asdict(replace(made, config={})) | {"config": made.config})
         return
     for line in draft_lines(path, made):
         click.echo(line)
