@@ -11,6 +11,7 @@ import click
 
 from .conversion_flags import which
 from .options import Command, boolean, json_option
+from .output import print_json, say
 
 
 @click.command("init-from-dit", cls=Command, short_help="Initialise a PixArt from a class-conditional DiT.")
@@ -79,7 +80,6 @@ def init_from_dit(
     from ..initialisation import Options
     from ..initialisation import init_from_dit as run
     from ..initialisation.report import KINDS, render
-    from .printing import print_json
     from .progress import bar
     from .reporting import writable, write_text
 
@@ -115,7 +115,7 @@ def init_from_dit(
         lines.append(f"wrote: {printable(where)} ({human_bytes(size)})")
     lines += [f"wrote: {printable(path)}" for path in reports]
     for line in [] if quiet or as_json else lines:
-        click.echo(line)
+        say(line)
     error = {} if done.written else {"exit_code": proof.exit_code, "error": f"{proof.words}; nothing was written"}
     if as_json:
         made = {
@@ -127,5 +127,5 @@ def init_from_dit(
         }
         print_json({"ok": done.written} | error | made)
     if error:
-        click.echo(f"{context.find_root().info_name}: error: {error['error']}", err=True)
+        say(f"{context.find_root().info_name}: error: {error['error']}", err=True)
         raise click.exceptions.Exit(proof.exit_code)

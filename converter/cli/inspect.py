@@ -6,6 +6,7 @@ import click
 
 from .conversion_flags import insisted, which
 from .options import Command, json_option
+from .output import print_json, say
 
 
 @click.command(cls=Command, short_help="Say what a checkpoint is, from its index.")
@@ -23,7 +24,7 @@ def inspect(path: str, weights: str | None, family: str | None, as_json: bool) -
     from ..errors import printable
     from ..hub import local
     from ..inspection import inspect as run
-    from .printing import inspection_lines, print_json
+    from .printing import inspection_lines
 
     place = local(path)
     made = run(place, weights=weights, family=family)
@@ -33,4 +34,4 @@ def inspect(path: str, weights: str | None, family: str | None, as_json: bool) -
         print_json({"ok": True} | made)
     else:
         for line in inspection_lines(made):
-            click.echo(line)
+            say(line, result=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -16,11 +15,6 @@ if TYPE_CHECKING:
 
     from ..conversion import Conversion
     from ..drafting import Draft
-
-
-def print_json(content: Any) -> None:
-    # At once, so that a reader that has left is noticed here and not when Python ends.
-    print(json.dumps(content, ensure_ascii=True), flush=True)
 
 
 def _source_lines(record: dict[str, Any]) -> Iterator[str]:

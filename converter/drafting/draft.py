@@ -117,7 +117,7 @@ def _together(rows: list[DraftRow]) -> tuple[list[DraftRow], list[tuple[DraftRow
         if met:
             apart.append((row, f"{row.source} has no row: {met} can be the same key"))
         elif spread and not counted:
-            apart.append((row, f"{row.source} has no row: copies in every block, and no source says how many there are"))
+            apart.append((row, f"{row.source} has no row: a copy in every block, and no source says how many"))
         else:
             kept.append(row)
     return kept, apart

@@ -948,7 +948,8 @@ def test_what_fails_after_the_rename_is_a_note(
     if not flushed:
         assert "is there, whole" in out.notes[0]
     if not deleted:
-        assert "the old result" in out.notes[-1] and "delete it" in out.notes[-1]
+        assert "the old result" in out.notes[-1]
+        assert "delete it" in out.notes[-1]
         assert leftovers(tmp_path / "out") == [tmp_path / left[0]]
         assert call != "unlink" or left[0].endswith(".replaced")
 

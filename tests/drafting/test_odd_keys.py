@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from converter.drafting import KeyList, draft, render
-from converter.errors import ConverterError
+from converter.errors import InputError
 
-COMMON = "qkv q k v to_q fc1 fc2 e o weight bias 0 1 2 01 10 blocks norm_out proj attn mlp pos_embed s w1 w2".split()
+COMMON = ["qkv", "q", "k", "v", "to_q", "fc1", "fc2", "e", "o", "weight", "bias", "0", "1", "2", "01", "10"]
+COMMON += ["blocks", "norm_out", "proj", "attn", "mlp", "pos_embed", "s", "w1", "w2"]
 ODD = ["class", "None", "lambda", "é", "", "{}", "{", '"', "'", "a b", "\\", "x" * 99, "9" * 20, "__init__", "\n", "%s"]
 segments = st.one_of(*[st.sampled_from(COMMON)] * 8, st.sampled_from(ODD), st.text(max_size=3))
 names = st.lists(segments, min_size=1, max_size=6).map(".".join)
@@ -76,10 +78,7 @@ MANY = {
 @pytest.mark.parametrize("name", MANY)
 def test_many_keys_take_no_time(name: str) -> None:
     began = time.process_time()
-    try:
-        made = draft(KeyList("a", MANY[name]), KeyList("b", {key[::-1]: shape for key, shape in MANY[name].items()}))
-        imported(render("drafted", made))
-    except ConverterError as error:
-        assert "\n" not in str(error)
-        assert error.exit_code == 3
+    theirs = {key[::-1]: shape for key, shape in MANY[name].items()}
+    with suppress(InputError):
+        imported(render("drafted", draft(KeyList("a", MANY[name]), KeyList("b", theirs))))
     assert time.process_time() - began < 10
