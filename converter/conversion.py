@@ -12,6 +12,7 @@ from typing import Any
 
 from .beside import CHANGED, survey_again
 from .checkpoint import open_checkpoint
+from .checkpoint.file import reading
 from .checkpoint.publish import Publication
 from .checkpoint.target import REPLACED, leftovers
 from .checkpoint.transfer import Progress
@@ -93,13 +94,16 @@ def convert(
     wanted.check(Path(orig_ckpt_path), overwrite=overwrite)
     if not wanted.folder and wanted.path.name == EXTRAS:
         raise UsageError(f"{printable(wanted.path)}: is the name of a conversion's sidecar; take another")
+    with reading(null_caption or ""):  # a path at all
+        pass
     if null_caption is not None and os.path.realpath(null_caption) == os.path.realpath(wanted.path):
         raise UsageError(f"{printable(wanted.path)}: is the null caption that is to be read; name a place elsewhere")
     source = local(orig_ckpt_path, quiet=progress is None)
     wanted = wanted.check(source, overwrite=overwrite)
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(source, weights))
-        plan = draw_up(survey_again(checkpoint, given, family), wanted, null_caption, stack)
+        with reading(source):
+            checkpoint = stack.enter_context(open_checkpoint(source, weights))
+            plan = draw_up(survey_again(checkpoint, given, family), wanted, null_caption, stack)
         if source != Path(orig_ckpt_path):  # in the cache it has a name that says nothing
             plan.record["source"]["name"] = printable(orig_ckpt_path)
         sizes: dict[str, int] = {}
@@ -134,7 +138,7 @@ def is_done(
     given = {name: value for name, value in given.items() if name not in _OF_WRITING}
     source = local(orig_ckpt_path, quiet=True)
     wanted = wanted.check(source, overwrite=True)
-    with ExitStack() as stack:
+    with ExitStack() as stack, reading(source):
         checkpoint = stack.enter_context(open_checkpoint(source, weights))
         plan = draw_up(survey_again(checkpoint, given, family), wanted, null_caption, stack)
         names = {RECORD, PARITY, *plan.texts, *(file.name for file in plan.files)}

@@ -10,6 +10,7 @@ from typing import Any
 
 from .beside import survey_again
 from .checkpoint import open_checkpoint
+from .checkpoint.file import reads
 from .errors import printable
 from .mapping import fold
 from .survey import Survey
@@ -17,6 +18,7 @@ from .survey import Survey
 REPORT_VERSION = 1
 
 
+@reads
 def inspect(
     path: str | os.PathLike[str],
     *,

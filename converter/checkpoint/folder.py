@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, printable
-from .file import InputFile
+from .file import InputFile, present, reads
 from .safetensors_reader import parse_json
 
 JSON_LIMIT = 25_000_000
@@ -25,6 +25,7 @@ STEMS = (
 )
 
 
+@reads
 def model_folder(folder: Path) -> Path:
     """The folder that holds the weights: of a pipeline, its `transformer/`."""
     if (folder / ".metadata").exists() or any(folder.glob("__*_*.distcp")):
@@ -39,9 +40,10 @@ def model_folder(folder: Path) -> Path:
     return folder / "transformer" if (folder / "transformer").is_dir() else folder
 
 
+@reads
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a model folder, {} where there is none."""
-    if not os.path.lexists(folder / CONFIG):
+    if not present(folder / CONFIG):
         return {}
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict):
@@ -69,6 +71,7 @@ def variants(names: Collection[str]) -> list[str]:
     return sorted(variant for variant in found if not is_shard(variant))
 
 
+@reads
 def unread_variants(folder: Path, read: Collection[Path]) -> list[str]:
     """The variants of weights that lie in a folder beside those without one, whose files are `read`."""
     names = {path.name for path in folder.iterdir() if path.exists()}
@@ -103,6 +106,7 @@ def _pairs(names: Collection[str], variant: str) -> list[tuple[str, str]]:
     return [pair for pair in found if any(pair)]
 
 
+@reads
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, list[str]]:
     """(files, key to file name where an index says so, weights of other names passed over) of a model folder, by the
     rules of `weights_among`."""
@@ -139,11 +143,12 @@ def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
     return [index.parent / name for name in names], weight_map
 
 
+@reads
 def beside(folder: Path, config: dict[str, Any]) -> dict[str, bytes]:
     """The files of a model folder that were believed beside its weights, by name: config.json and the index."""
     index = next((index for _, index in weights_among(set(os.listdir(folder)))), "")
     found = {}
-    for name in filter(None, [CONFIG if config or os.path.lexists(folder / CONFIG) else "", index]):
+    for name in filter(None, [CONFIG if config or present(folder / CONFIG) else "", index]):
         with InputFile(folder / name) as file:
             found[name] = _content(file)
             if name == CONFIG and parse_json(file, "", found[name]) != config:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError, printable
 from .containers import TOP, Candidate, Items, at_hand, candidates, choose, shown
-from .file import InputFile, container_of
+from .file import InputFile, container_of, reading
 from .folder import model_folder, read_config, unread_variants, weight_files
 from .safetensors_reader import read_header
 from .tensor import LazyTensor
@@ -35,10 +35,11 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self.foreign: list[tuple[str, bool]] = []
         self.asked = weights
         try:
-            if os.path.isdir(self.path):
-                self._open_folder(Path(self.path))
-            else:
-                self.container, self.candidates = self._open_file(self.path)
+            with reading(self.path):
+                if os.path.isdir(self.path):
+                    self._open_folder(Path(self.path))
+                else:
+                    self.container, self.candidates = self._open_file(self.path)
         except BaseException:
             self.close()
             raise

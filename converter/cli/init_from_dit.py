@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -111,7 +112,7 @@ def init_from_dit(
     lines = [f"note: {note}" for note in done.notes] + ([f"proof: {proof.words}"] if proof.passed else [])
     lines += [proof.distances.words] if proof.distances else []
     for name, size in done.files.items():
-        where = done.path / name if done.path.is_dir() else done.path
+        where = done.path / name if os.path.isdir(done.path) else done.path
         lines.append(f"wrote: {printable(where)} ({human_bytes(size)})")
     lines += [f"wrote: {printable(path)}" for path in reports]
     for line in [] if quiet or as_json else lines:

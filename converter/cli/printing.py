@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -89,7 +90,7 @@ def conversion_lines(done: Conversion, seconds: float) -> Iterator[str]:
         yield f"dry run: nothing was written to {printable(done.path)}"
         return
     for name, size in done.files.items():
-        where = done.path / name if done.path.is_dir() else done.path
+        where = done.path / name if os.path.isdir(done.path) else done.path
         yield f"wrote: {printable(where)} ({human_bytes(size)})"
     cast = f", rounded to {record['cast']}" if record["cast"] else ""
     yield f"done: {record['tensors']} tensors{cast} in {seconds:.1f} s, read back and verified"

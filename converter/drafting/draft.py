@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain, product
 from math import isqrt
 from typing import Any
 
@@ -112,8 +113,9 @@ def _together(rows: list[DraftRow]) -> tuple[list[DraftRow], list[tuple[DraftRow
     counted = any("{}" in row.source and row.targets and not row.sparse for row in rows)
     for row in rows:
         spread = "{}" not in row.source and any("{}" in target for target in row.targets)
-        sides = [((row.source,), [(other.source,) for other in kept]), (row.targets, [r.targets for r in kept])]
-        met = next((f"{a} and {b}" for mine, all_ in sides for a in mine for c in all_ for b in c if overlap(a, b)), "")
+        sources, targets = [other.source for other in kept], [target for other in kept for target in other.targets]
+        pairs = chain(product([row.source], sources), product(row.targets, targets))
+        met = next((f"{one} and {other}" for one, other in pairs if overlap(one, other)), "")
         if met:
             apart.append((row, f"{row.source} has no row: {met} can be the same key"))
         elif spread and not counted:

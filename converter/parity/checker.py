@@ -14,6 +14,7 @@ from threading import Event
 from typing import Any
 
 from ..checkpoint import open_checkpoint
+from ..checkpoint.file import reading
 from ..errors import ConverterError, UsageError, printable
 from . import configuration, provenance
 from .audit import audit, matches
@@ -94,7 +95,8 @@ def check(
         hashed, enough = stack.enter_context(ThreadPoolExecutor(2)), Event()
         stack.callback(enough.set)  # whoever refuses or interrupts does not wait for the rest of it
         about = [hashed.submit(provenance.about, Path(path), enough) for path in (original, converted)]
-        pair = open_pair(stack, Path(original), Path(converted), family, weights, cast, given)
+        with reading(original), reading(converted):
+            pair = open_pair(stack, Path(original), Path(converted), family, weights, cast, given)
         run = _Run(pair, profile, precisions, device, self_test, waivers, cases, save_failing, progress)
         with deterministic(device, threads):
             made_on = environment(device, precisions)
