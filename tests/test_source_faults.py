@@ -46,7 +46,7 @@ COMMANDS: dict[str, list[str]] = {
             str(HEADS),
         ),
     ],
-    "revert": ["revert", "{i}/conv", "{o}/back.pth"],
+    "revert": ["revert", "--converted_path", "{i}/conv", "--dump_path", "{o}/back.pth"],
     "inspect": ["inspect", "{i}/conv"],
     "diff": ["diff", "{i}/a.pth", "{i}/conv"],
     "new-family": ["new-family", "mine", "{i}/a.pth", "--target", "{i}/conv", "--out", "{o}/mine.py"],
