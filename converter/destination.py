@@ -57,7 +57,7 @@ class Destination:
         if dtype is not None and dtype not in CASTS:
             raise UsageError(f"--dtype {printable(dtype)}: there are {', '.join(CASTS)}")
         if "\0" in os.fspath(path):
-            raise UsageError(f"{printable(path)}: not a path: it has a NUL in it")
+            raise UsageError(f"{printable(path)}: not a path: a null character is in it")
         target, suffixes = Path(path), SUFFIXES.get(to)
         suffix = target.suffix.lower()
         if suffixes and suffix not in suffixes:
