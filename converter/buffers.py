@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 from .checkpoint import DType, LazyTensor
-from .checkpoint.cast import round_to, widen
+from .checkpoint.cast import float64, round_to
 from .checkpoint.tensor import CHUNK, Storage, row_major
 
 
@@ -47,11 +47,11 @@ def compare(tensor: LazyTensor, table: Any) -> Comparison:
             equal = False
             item = tensor.dtype.itemsize
             stored, computed = (
-                widen(part, tensor.dtype),
+                float64(part, tensor.dtype),
                 values.reshape(-1)[skip // item : skip // item + len(part) // item],
             )
             with np.errstate(invalid="ignore"):
-                apart = np.abs(stored.astype(np.float64) - computed)
+                apart = np.abs(stored - computed)
             difference = max(difference, float(apart.max()) if np.isfinite(apart).all() else float("inf"))
     return Comparison(equal, difference, digest.hexdigest())
 

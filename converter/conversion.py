@@ -12,8 +12,9 @@ from typing import Any
 
 from .arrangement import named
 from .beside import CHANGED, survey_again
+from .checkpoint.file import reading
 from .checkpoint.publish import Publication
-from .checkpoint.target import leftovers
+from .checkpoint.target import REPLACED, leftovers
 from .checkpoint.transfer import Progress
 from .destination import Destination, ours
 from .errors import InputError, UsageError, printable
@@ -101,22 +102,28 @@ def convert(
     wanted.check(Path(orig_ckpt_path), overwrite=overwrite)
     if not wanted.folder and wanted.path.name == EXTRAS:
         raise UsageError(f"{printable(wanted.path)}: is the name of a conversion's sidecar; take another")
+    with reading(null_caption or ""):  # a path at all
+        pass
     if null_caption is not None and os.path.realpath(null_caption) == os.path.realpath(wanted.path):
         raise UsageError(f"{printable(wanted.path)}: is the null caption that is to be read; name a place elsewhere")
     source = local(orig_ckpt_path, quiet=progress is None)
     wanted = wanted.check(source, overwrite=overwrite)
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_model(source, weights, state_dict_key, family))
-        looked = survey_again(checkpoint, given, family)
-        plan = _planned(looked, wanted, null_caption, require_evidence, allow_zeros, stack)
+        with reading(source):
+            checkpoint = stack.enter_context(open_model(source, weights, state_dict_key, family))
+            looked = survey_again(checkpoint, given, family)
+            plan = _planned(looked, wanted, null_caption, require_evidence, allow_zeros, stack)
         if source != Path(orig_ckpt_path):  # in the cache it has a name that says nothing
             plan.record["source"]["name"] = printable(orig_ckpt_path)
         sizes: dict[str, int] = {}
+        afterwards: list[str] = []
         if not dry_run:
             with wanted.publication(plan.size, overwrite=overwrite) as out:
                 sizes = _write(out, plan, allow_nonfinite, allow_overflow, allow_zeros, progress)
                 out.publish()
-        return Conversion(wanted.path, plan.record, [*plan.notes, *_leftovers(wanted.path)], not dry_run, sizes)
+            afterwards = out.notes
+        notes = [*plan.notes, *afterwards, *_leftovers(wanted.path, afterwards)]
+        return Conversion(wanted.path, plan.record, notes, not dry_run, sizes)
 
 
 def is_done(orig_ckpt_path: str | os.PathLike[str], dump_path: str | os.PathLike[str], **words: Any) -> bool:
@@ -151,7 +158,7 @@ def already(
     given = {name: value for name, value in given.items() if name not in _OF_WRITING}
     source = local(orig_ckpt_path, quiet=True)
     wanted = wanted.check(source, overwrite=True)
-    with ExitStack() as stack:
+    with ExitStack() as stack, reading(source):
         checkpoint = stack.enter_context(open_model(source, weights, state_dict_key, family))
         looked = survey_again(checkpoint, given, family)
         plan = _planned(looked, wanted, null_caption, require_evidence, allow_zeros, stack)
@@ -278,11 +285,15 @@ def held_to_record(plan: Blueprint, read: Mapping[str, str]) -> tuple[list[str],
     return [words] if held else [], changed
 
 
-def _leftovers(target: Path) -> list[str]:
-    """What lies beside the target; it is no part of the record, which depends on the input alone."""
-    return [
-        f"{printable(path)} is left from an interrupted run: delete it, unless a run is still writing there"
-        if path.suffix == ".partial"
-        else f"{printable(path)} is an earlier result, whole: a run was interrupted while replacing it"
-        for path in leftovers(target)
-    ]
+_LEFT = {
+    ".partial": "is left from an interrupted run: delete it, unless a run is still writing there",
+    ".old": "is an earlier result, whole: a run was interrupted while replacing it",
+    REPLACED: "is what is left of an earlier result that has been replaced: delete it",
+}
+
+
+def _leftovers(target: Path, said: list[str]) -> list[str]:
+    """What lies beside the target, but for what is `said` already; it is no part of the record, which depends on the
+    input alone."""
+    found = [(printable(path), _LEFT[path.suffix]) for path in leftovers(target)]
+    return [f"{path} {what}" for path, what in found if not any(note.startswith(path) for note in said)]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .checkpoint import DType
 from .checkpoint.dtypes import BF16, BY_NAME, F16, F32
+from .checkpoint.file import reading
 from .checkpoint.folder import INDEX, WEIGHTS, is_shard, read_json, with_variant
 from .checkpoint.layout import Entry
 from .checkpoint.publish import FilePublication, Publication
@@ -55,6 +56,8 @@ class Destination:
             raise UsageError(f"--to {printable(to)}: there are {', '.join(LAYOUTS)}")
         if dtype is not None and dtype not in CASTS:
             raise UsageError(f"--dtype {printable(dtype)}: there are {', '.join(CASTS)}")
+        if "\0" in os.fspath(path):
+            raise UsageError(f"{printable(path)}: not a path: a null character is in it")
         target, suffixes = Path(path), SUFFIXES.get(to)
         suffix = target.suffix.lower()
         if suffixes and suffix not in suffixes:
@@ -75,6 +78,8 @@ class Destination:
 
     def check(self, source: Path, *, overwrite: bool) -> Destination:
         """The same with the real path to write to, or a `UsageError`; called before a byte of `source` is read."""
+        with reading(source):  # a path at all
+            pass
         if self.folder:
             return replace(self, path=check_target(self.path, source, overwrite=overwrite, allowed=ours))
         return replace(self, path=check_file(self.path, source, overwrite=overwrite))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .beside import survey_again
+from .checkpoint.file import reads
 from .errors import printable
 from .mapping import fold
 from .survey import Survey, open_model
@@ -16,6 +17,7 @@ from .survey import Survey, open_model
 REPORT_VERSION = 1
 
 
+@reads
 def inspect(
     path: str | os.PathLike[str],
     *,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .checkpoint.file import reads
 from .checkpoint.folder import CONFIG, SUFFIXES, model_folder, weight_files
 from .errors import InputError, UsageError, printable
 from .record import RECORD
@@ -117,6 +118,7 @@ def natural(path: str) -> tuple[list[tuple[str, int, str]], str]:
     return [(text, len(number), number) for text, number in zip(parts[::2], numbers, strict=True)], path
 
 
+@reads
 def _originals(path: str) -> list[str]:
     if os.path.isdir(path) and not is_model(Path(path)):
         found = in_folder(path)
@@ -129,6 +131,7 @@ def _originals(path: str) -> list[str]:
         matches = glob.glob(_pattern(path), recursive=True)
         found = [match for match in matches if not os.path.isdir(match) or is_model(Path(match))]
         if not found:
+            os.listdir(_literal(path) or ".")  # `glob` finds nothing in a folder that it cannot read
             only = ", only folders that are no models" if matches else ""
             raise UsageError(f"{printable(path)}: matches no checkpoint{only}")
     return sorted(set(found), key=natural)
@@ -156,13 +159,19 @@ def _is_checkpoint(entry: os.DirEntry[str]) -> bool:
 
 def _pattern(path: str) -> str:
     """The glob of a path, in which the folders at its beginning that exist under just these names are no glob."""
-    literal = path
-    while literal and not os.path.lexists(literal):
-        parent = os.path.dirname(literal)
-        literal = "" if parent == literal else parent
+    literal = _literal(path)
     return glob.escape(literal) + path[len(literal) :]
 
 
+def _literal(path: str) -> str:
+    """The folders at the beginning of a path that exist, '' for none."""
+    while path and not os.path.lexists(path):
+        parent = os.path.dirname(path)
+        path = "" if parent == path else parent
+    return path
+
+
+@reads
 def is_model(folder: Path) -> bool:
     """Whether a folder is one model (or pipeline, or conversion), be it a broken one, and not a folder of models."""
     if any(os.path.exists(folder / name) for name in (CONFIG, "model_index.json", RECORD)):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.dtypes import BY_NAME
+from .checkpoint.file import present
 from .checkpoint.folder import read_json
 from .checkpoint.odd_folders import in_cache
 from .errors import ConverterError
@@ -100,7 +101,7 @@ def record_beside(model: Path) -> Record:
     """The record in a folder, or, of `out/transformer`, in `out`; and only if it is a record of this very model."""
     model = in_cache(model)
     for folder in (model, model.absolute().parent):
-        if not (folder / RECORD).is_file():
+        if not present(folder / RECORD):
             continue
         try:
             content = read_json(folder / RECORD)
@@ -152,4 +153,4 @@ def _sound_row(row: Any) -> bool:
 def sidecar_beside(model: Path, record: Record) -> Path | None:
     """Where a conversion kept what the converted model has no place for: in the folder, or beside its record."""
     places = (model, *([record.folder] if record.folder else []))
-    return next((folder / EXTRAS for folder in places if (folder / EXTRAS).is_file()), None)
+    return next((folder / EXTRAS for folder in places if present(folder / EXTRAS)), None)

@@ -660,6 +660,61 @@ def test_a_full_or_closed_standard_output(tmp_path: Path) -> None:
     assert (tmp_path / "out").is_dir()
 
 
+FULL = [
+    (["convert"], 0, "warning: not all could be printed"),
+    (["convert", "--json"], 5, "error: done, but the result could not be printed"),
+    (["convert", "--to", "original", "--dump_path", "{tmp}/back.pth"], 0, "warning: not all could be printed"),
+    (["diff", SIGMA, SIGMA], 0, "warning: not all could be printed"),
+    (["diff", SIGMA, GOLDEN / "alpha-ms.pth"], 1, "warning: not all could be printed"),
+    (["diff", SIGMA, SIGMA, "--json"], 5, "error: done, but the result could not be printed"),
+    (["new-family", "mine", SIGMA, "--out", "{tmp}/mine.py"], 0, "warning: not all could be printed"),
+    (["inspect", SIGMA], 5, "error: done, but the result could not be printed"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "said"), FULL)
+def test_what_is_done_counts_though_it_cannot_be_printed(
+    tmp_path: Path, words: list[object], code: int, said: str
+) -> None:
+    command, *more = [str(word).format(tmp=tmp_path) for word in words]
+    if command == "convert":
+        target = [] if "--dump_path" in more else ["--dump_path", tmp_path / "out"]
+        more += map(str, ["--orig_ckpt_path", SIGMA, "--num_attention_heads", HEADS, *target])
+    with open("/dev/full", "w") as full:
+        result = launch("pixart", command, *more, stdout=full)
+    assert result.returncode == code
+    assert re.fullmatch(rf"pixart: {said}: standard output: No space left on device.*\n", result.stderr)
+    assert command not in ("convert", "new-family") or os.listdir(tmp_path)
+
+
+def test_a_reader_that_leaves_or_a_full_disk_stops_no_batch(tmp_path: Path) -> None:
+    """Once, the second of several was not converted any more, and the exit code was 0."""
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.pth").write_bytes(SIGMA.read_bytes())
+    command = ["--orig_ckpt_path", tmp_path / "*.pth", "--num_attention_heads", HEADS, "--dump_path"]
+    with open("/dev/full", "w") as full:
+        result = launch("convert-pixart", *command, tmp_path / "full" / "{stem}", stdout=full)
+    assert result.returncode == 0
+    process = start("convert-pixart", *command, tmp_path / "gone" / "{stem}", stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert sorted(os.listdir(tmp_path / "full")) == sorted(os.listdir(tmp_path / "gone")) == ["a", "b", "c"]
+
+
+def test_errors_that_cannot_be_printed_keep_their_code(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        for more in ([], ["--json"]):
+            result = launch("pixart", "inspect", tmp_path / "absent", *more, stdout=full, stderr=full)
+            assert result.returncode == 3
+    closed = launch("pixart", "inspect", tmp_path / "absent", "--json", stderr=None, preexec_fn=lambda: os.close(2))
+    assert closed.returncode == 3
+    assert closed.stdout.count("\n") == 1
+    closed = launch("pixart", "inspect", SIGMA, "--json", stdout=None, preexec_fn=lambda: os.close(1))
+    assert closed.returncode == 5
+    assert "could not be printed: standard output: Bad file descriptor" in closed.stderr
+
+
 def test_text_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
     path = tmp_path / "größe-中.pth"
     path.write_bytes(SIGMA.read_bytes())

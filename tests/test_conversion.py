@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -647,6 +648,32 @@ def test_a_leftover_is_named_to_the_user_only(tmp_path: Path) -> None:
     assert any(str(leftover) in note for note in done.notes)
     assert not any(leftover.name in note for note in done.record["notes"])
     assert leftover.is_dir()  # never touched
+
+
+def test_an_old_result_that_resists_is_named_now_and_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(pixart(), tmp_path / "made.pth")
+    convert(path, tmp_path / "out")
+    unlink = os.unlink
+
+    def protected(name: Any, *args: Any, **kwargs: Any) -> None:
+        if str(name).endswith(".safetensors"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+        unlink(name, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", protected)
+        done = convert(path, tmp_path / "out", overwrite=True)
+    (left,) = tmp_path.glob(".out.*.replaced")
+    notes = [note for note in done.notes if str(left) in note]
+    assert len(notes) == 1
+    assert "the old result, and could not be deleted" in notes[0]
+    assert not any(left.name in note for note in done.record["notes"])
+    again = convert(path, tmp_path / "out", overwrite=True)
+    wanted = f"{left} is what is left of an earlier result that has been replaced: delete it"
+    assert [note for note in again.notes if str(left) in note] == [wanted]
+    assert left.is_dir()
 
 
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:

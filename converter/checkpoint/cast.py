@@ -22,6 +22,14 @@ def widen(data: bytes | memoryview, dtype: DType) -> Any:
     return np.frombuffer(data, dtype.name)
 
 
+def float64(data: bytes | memoryview, dtype: DType) -> Any:
+    """The numbers, exactly but for integers beyond 2^53; of a NaN of either kind a quiet one, and no warning."""
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):
+        return widen(data, dtype).astype(np.float64)
+
+
 def round_to(values: Any, dtype: DType) -> bytes:
     """The little-endian bytes of a float array in `dtype`, as torch's `.to(dtype)` gives them.
 

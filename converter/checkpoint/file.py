@@ -9,13 +9,17 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar, cast
 
 from ..errors import ConverterError, InputError, printable
 from .text import text_in
 
+_Call = TypeVar("_Call", bound=Callable[..., Any])
 # What people have under a checkpoint's name that is not one. (offset, magic bytes, what to say)
 _FOREIGN = (
     (
@@ -161,6 +165,45 @@ def leads_nowhere(path: str | os.PathLike[str]) -> str:
                     to = printable(os.readlink(where))
                     return f"{behind}a link to nothing: {to} is not there (No such file or directory): fetch it again"
     return ""
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What the system refuses in here is an error of the input that lies at this path, in one line.
+
+    >>> with reading("weights"):
+    ...     os.listdir("weights/none")
+    Traceback (most recent call last):
+    converter.errors.InputError: weights/none: No such file or directory
+    """
+    if "\0" in os.fspath(path):
+        raise InputError.at(path, "", "not a path: a null character is in it")
+    try:
+        yield
+    except OSError as error:
+        raise InputError.at(error.filename or path, "", error.strerror or str(error)) from error
+
+
+def reads(call: _Call) -> _Call:
+    """A function whose first argument is the path of an input: `reading` that, all the time."""
+
+    @wraps(call)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        with reading(args[0] if args else next(iter(kwargs.values()))):
+            return call(*args, **kwargs)
+
+    return cast(_Call, guarded)
+
+
+def present(path: str | os.PathLike[str]) -> bool:
+    """Whether anything has this name, be it a link to nothing. What cannot be told is an error: a config or a record
+    that is there and not seen would be missed in silence."""
+    with reading(path):
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return True
 
 
 def container_of(file: InputFile) -> str:

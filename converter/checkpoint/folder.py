@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, printable
-from .file import InputFile, leads_nowhere
+from .file import InputFile, leads_nowhere, present, reads
 from .odd_folders import in_cache, refuse_loose
 from .safetensors_reader import copies_named, parse_json
 
@@ -27,6 +27,7 @@ STEMS = (
 )
 
 
+@reads
 def model_folder(folder: Path) -> Path:
     """The folder that holds the weights: of a cached repository the snapshot that is in use, of a pipeline its
     `transformer/`, and where all there is is one folder that is named like weights, that one.
@@ -102,9 +103,10 @@ def _disguised(folder: Path) -> list[str]:
     return [stem for stem in STEMS if (folder / stem).is_dir()]
 
 
+@reads
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a model folder, {} where there is none."""
-    if not os.path.lexists(folder / CONFIG):
+    if not present(folder / CONFIG):
         return {}
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict):
@@ -132,6 +134,7 @@ def variants(names: Collection[str]) -> list[str]:
     return sorted(variant for variant in found if not is_shard(variant))
 
 
+@reads
 def unread_variants(folder: Path, read: Collection[Path]) -> list[str]:
     """The variants of weights that lie in a folder beside those without one, whose files are `read`."""
     names = names_in(folder)
@@ -166,6 +169,7 @@ def _pairs(names: Collection[str], variant: str) -> list[tuple[str, str]]:
     return [pair for pair in found if any(pair)]
 
 
+@reads
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, list[str]]:
     """(files, key to file name where an index says so, weights of other names passed over) of a model folder, by the
     rules of `weights_among`."""
@@ -221,12 +225,13 @@ def copies_of_shards(folder: Path, keys: Collection[str]) -> dict[str, str]:
     return copies_named(os.fspath(index), "metadata", keys, metadata) if isinstance(metadata, dict) else {}
 
 
+@reads
 def beside(folder: Path, config: dict[str, Any], *, indexed: bool = True) -> dict[str, bytes]:
     """The files of a model folder that were believed beside its weights, by name: config.json and, where the weights
     were found by it (`indexed`), the index."""
     index = next((index for _, index in weights_among(names_in(folder))), "") if indexed else ""
     found = {}
-    for name in filter(None, [CONFIG if config or os.path.lexists(folder / CONFIG) else "", index]):
+    for name in filter(None, [CONFIG if config or present(folder / CONFIG) else "", index]):
         with InputFile(folder / name) as file:
             found[name] = _content(file)
             if name == CONFIG and _parsed(file, found[name]) != config:

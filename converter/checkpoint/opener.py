@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError, UsageError, printable
 from .containers import FILE, TOP, Candidate, Items, at_hand, candidates, choose, likely, shown, split
-from .file import InputFile, container_of
+from .file import InputFile, container_of, reading
 from .folder import (
     CONFIG,
     averaged_beside,
@@ -65,11 +65,12 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self.asked, self.asked_key = weights, state_dict_key
         self.place: Path | None = None
         try:
-            if os.path.isdir(self.path):
-                self.folder = Path(self.path)
-                self._open_folder(self.folder, tables)
-            else:
-                self.container, self.candidates = self._open_file(self.path, tables)
+            with reading(self.path):
+                if os.path.isdir(self.path):
+                    self.folder = Path(self.path)
+                    self._open_folder(self.folder, tables)
+                else:
+                    self.container, self.candidates = self._open_file(self.path, tables)
         except BaseException:
             self.close()
             raise

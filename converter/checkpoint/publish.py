@@ -29,7 +29,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import ConverterError, human_bytes, printable
 from .interrupt import held, live
-from .target import Allowed, hidden, nearest, refusal, refuse_foreign
+from .target import REPLACED, Allowed, hidden, nearest, refusal, refuse_foreign
 
 # A disk that is full or fails. In here these come from writing: what cannot be read is an error of its own.
 _NAMES = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE", "EREMOTEIO", "ENXIO", "ENODEV")
@@ -86,8 +86,10 @@ class Publication:
         self.target = Path(os.path.realpath(target))
         self.path = self.target.with_name(f"{hidden(self.target)}.{secrets.token_hex(8)}.partial")
         self.published = False
+        self.notes: list[str] = []  # what failed once the target was there, in words
         self._needed, self._overwrite, self._allowed = needed_bytes, overwrite, allowed
         self._parents: list[Path] = []  # those that we made, outermost first
+        self._replaced = False  # whether there was an old target, which is then what is doomed
         self._doomed: Path | None = None  # what `discard` deletes; None while it is not certain to be ours
 
     def __enter__(self) -> Publication:
@@ -119,15 +121,27 @@ class Publication:
             raise unwritten(self.target, error) from error
 
     def discard(self) -> None:
-        """Delete what is not, or no longer, wanted. What resists is left for `leftovers` to name."""
+        """Delete what is not, or no longer, wanted. What resists is left for `leftovers` to name, and once the target
+        is there, for `notes`."""
         with held:
             if self._doomed is not None:
                 shutil.rmtree(self._doomed, ignore_errors=True)
+                if self.published and os.path.lexists(self._doomed):
+                    self._resists(self._doomed)
                 self._doomed = None
             for folder in [] if self.published else reversed(self._parents):
                 with suppress(OSError):  # someone else has put something there
                     folder.rmdir()
             live.discard(self)
+
+    def _resists(self, path: Path) -> None:
+        """Name what could not be deleted, and why: asked once more, without going on after the first failure."""
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            what = "what is left of the old result" if self._replaced else "what the result was made in"
+            why = f"{printable(error.filename or path)}: {error.strerror or error}"
+            self.notes.append(f"{printable(path)} is {what}, and could not be deleted ({why}): delete it")
 
     def create(self, name: str) -> int:
         """A descriptor that writes the new file `name`, such as "vae/config.json"; the caller closes it."""
@@ -153,7 +167,11 @@ class Publication:
             os.close(fd)
 
     def publish(self) -> None:
-        """Flush everything to the disk and rename it into place, once; a signal during the rename waits."""
+        """Flush everything to the disk and rename it into place, once; a signal during the rename waits.
+
+        Raises: `ConverterError` where the target is as it was. What fails after the rename is in `notes`: the target
+        is there by then, whole.
+        """
         try:
             for folder, _, files in os.walk(self.path, topdown=False):
                 for path in (*(Path(folder, name) for name in files), Path(folder)):
@@ -161,11 +179,19 @@ class Publication:
             with held:
                 self._move()
                 self.published = True
-                for path in (self.target, *reversed(self._parents)):
-                    _sync(path.parent)
-                self.discard()  # the old folder, now that the new one is sure to stay
+                self._settle()
         except OSError as error:
             raise unwritten(self.target, error) from error
+
+    def _settle(self) -> None:
+        """Flush what the rename changed, and delete the old folder, now that the new one is sure to stay."""
+        try:
+            for path in (self.target, *reversed(self._parents)):
+                _sync(path.parent)
+        except OSError as error:
+            rule = "the disk may not know the new name yet, and a crash of the system now could lose it"
+            self.notes.append(f"{printable(self.target)} is there, whole; {rule} ({error.strerror or error})")
+        self.discard()
 
     def _move(self) -> None:
         """Give the target's name to the new folder; `_doomed` is then the old one, where there was one."""
@@ -190,7 +216,9 @@ class Publication:
         except BaseException:
             self._put_back(old)
             raise
-        self._doomed = old
+        self._replaced, self._doomed = True, old
+        with suppress(OSError):  # a kill while it is deleted leaves it under a name that says what it is
+            self._doomed = old.rename(old.with_suffix(REPLACED))
 
     def _put_back(self, old: Path) -> None:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..errors import InputError, UsageError, printable
 from .file import InputFile
 
+REPLACED = ".replaced"  # of an old target that has given way to the new one, and is being deleted
 # The files of a folder, such as "vae/config.json", that may be deleted; empty where the folder is not ours at all.
 Allowed = Callable[[Path], Set[str]]
 
@@ -168,10 +169,11 @@ def hidden(target: Path) -> str:
 def leftovers(target: Path) -> list[Path]:
     """Siblings that a killed run (or one still running) left: to be named to the user, never touched.
 
-    A `.old` exists only where folders cannot be exchanged; if the target is missing, it is the old target.
+    A `.old` exists only where folders cannot be exchanged; if the target is missing, it is the old target. What is left
+    of a `.replaced` nobody needs.
     """
     real = Path(os.path.realpath(target))
-    form = re.compile(rf"{re.escape(hidden(real))}\.[0-9a-f]{{16}}\.(partial|old)")
+    form = re.compile(rf"{re.escape(hidden(real))}\.[0-9a-f]{{16}}\.(partial|old|replaced)")
     with suppress(OSError):
         return sorted(path for path in real.parent.iterdir() if form.fullmatch(path.name))
     return []

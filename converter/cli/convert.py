@@ -12,6 +12,7 @@ import click
 from .conversion_flags import hyper_parameters, require_evidence, together, which, writing
 from .given import beside
 from .options import Command
+from .output import say
 
 
 @click.command(cls=Command, short_help="Convert a checkpoint to a diffusers folder, or to another layout.")
@@ -126,7 +127,7 @@ def convert(
 
 
 def _say(words: str) -> None:
-    click.echo(f"note: {words}", err=True)
+    say(f"note: {words}", err=True)
 
 
 def _publisher(repo: str | None, private: bool, source: str, shown: dict[str, Any]) -> Any:
@@ -140,7 +141,7 @@ def _publisher(repo: str | None, private: bool, source: str, shown: dict[str, An
     def publish(folder: Path) -> dict[str, Any]:
         pushed = hub.push(folder, repo, private=private or None, source=source, quiet=shown["quiet"])
         for line in [] if shown["quiet"] or shown["as_json"] else [*pushed.notes, f"published: {pushed.url}"]:
-            click.echo(line)
+            say(line)
         return {"published": pushed.url}
 
     return publish

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .output import print_json, say
 from .progress import bar
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def one(
     """
     from ..checkpoint.interrupt import interruptible
     from ..conversion import convert
-    from .printing import conversion_lines, print_json
+    from .printing import conversion_lines
 
     started, code = time.monotonic(), 0
     # The bar is wiped before anything else is printed, an error too.
@@ -68,7 +69,7 @@ def one(
         done = convert(source, target, progress=_bar(shown, quiet), **options)
     made = {"path": str(done.path), "written": done.written, "record": done.record, "notes": done.notes}
     for line in [] if quiet or as_json else conversion_lines(done, time.monotonic() - started):
-        click.echo(line)
+        say(line)
     if prove:
         report = prove(source, done.path)
         made["parity"], code = report.as_dict(), report.exit_code
@@ -97,7 +98,6 @@ def several(
     from ..checkpoint.interrupt import interruptible
     from ..errors import ConverterError, printable
     from ..many import CONVERTED, FAILED, PLANNED, STATUSES, UNCHANGED, convert_all, worst
-    from .printing import print_json
     from .reporting import passed_before
 
     made: list[dict[str, Any]] = []
@@ -110,15 +110,15 @@ def several(
         made.append(row)  # it is done, and counts, whatever comes in between now
         if outcome.status == FAILED:
             row["error"] = outcome.words
-            click.echo(f"{name}: error: {printable(outcome.words, 4000)}", err=True)
+            say(f"{name}: error: {printable(outcome.words, 4000)}", err=True)
         elif not quiet and not as_json:
-            click.echo(f"{outcome.status}: {printable(pair.original)} -> {printable(pair.converted)}")
+            say(f"{outcome.status}: {printable(pair.original)} -> {printable(pair.converted)}")
         if outcome.conversion:
             row["record"] = outcome.conversion.record
         if outcome.conversion or outcome.notes:
             row["notes"] = outcome.notes
         for note in [] if quiet or as_json else outcome.notes:
-            click.echo(f"  note: {note}")
+            say(f"  note: {note}")
         folder = Path(pair.converted)
         if prove and outcome.status != FAILED:
             try:
@@ -127,14 +127,14 @@ def several(
                 row["parity"], code = report.as_dict(), report.exit_code
             except ConverterError as error:  # of this one: the others go on
                 row["error"], code = str(error), error.exit_code
-                click.echo(f"{name}: error: {printable(error, 4000)}", err=True)
+                say(f"{name}: error: {printable(error, 4000)}", err=True)
         codes.append(code)
 
     def summary() -> dict[str, int]:
         wanted = [status for status in STATUSES if status != (CONVERTED if options["dry_run"] else PLANNED)]
         counts = {status: sum(row["status"] == status for row in made) for status in wanted}
         if not quiet and not as_json:
-            click.echo("summary: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+            say("summary: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
         return counts
 
     try:

@@ -7,7 +7,8 @@ from functools import partial
 
 import click
 
-from .options import FOUND, Command, json_option
+from .options import Command, json_option
+from .output import print_json, say
 
 WEIGHTS = click.Choice(["raw", "ema"])
 
@@ -52,7 +53,6 @@ def diff(
     from ..checkpoint.interrupt import interruptible
     from ..comparison import diff as run
     from .differences import lines
-    from .printing import print_json
     from .progress import bar
 
     # The bar is wiped before anything else is printed, an error too.
@@ -67,11 +67,10 @@ def diff(
             progress=None if quiet else partial(bar, shown, what="comparing", unit="B", unit_scale=True),
         )
     same = found.same(rounding_ok=rounding_ok)
-    context.meta[FOUND] = 0 if same else 1
     if as_json:
         print_json({"ok": same} | found.as_dict())
     elif not quiet:
         for line in lines(found, everything):
-            click.echo(line)
+            say(line)
     if not same:
         raise click.exceptions.Exit(1)

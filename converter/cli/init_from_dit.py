@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from .conversion_flags import which
 from .options import Command, boolean, json_option
+from .output import print_json, say
 
 
 @click.command("init-from-dit", cls=Command, short_help="Initialise a PixArt from a class-conditional DiT.")
@@ -80,7 +82,6 @@ def init_from_dit(
     from ..initialisation import Options
     from ..initialisation import init_from_dit as run
     from ..initialisation.report import KINDS, render
-    from .printing import print_json
     from .progress import bar
     from .reporting import writable, write_text
 
@@ -113,11 +114,11 @@ def init_from_dit(
     lines = [f"note: {note}" for note in done.notes] + ([f"proof: {proof.words}"] if proof.passed else [])
     lines += [proof.distances.words] if proof.distances else []
     for name, size in done.files.items():
-        where = done.path / name if done.path.is_dir() else done.path
+        where = done.path / name if os.path.isdir(done.path) else done.path
         lines.append(f"wrote: {printable(where)} ({human_bytes(size)})")
     lines += [f"wrote: {printable(path)}" for path in reports]
     for line in [] if quiet or as_json else lines:
-        click.echo(line)
+        say(line)
     error = {} if done.written else {"exit_code": proof.exit_code, "error": f"{proof.words}; nothing was written"}
     if as_json:
         made = {
@@ -129,5 +130,5 @@ def init_from_dit(
         }
         print_json({"ok": done.written} | error | made)
     if error:
-        click.echo(f"{context.find_root().info_name}: error: {error['error']}", err=True)
+        say(f"{context.find_root().info_name}: error: {error['error']}", err=True)
         raise click.exceptions.Exit(proof.exit_code)

@@ -6,6 +6,7 @@ import click
 
 from .conversion_flags import insisted, which
 from .options import Command, json_option
+from .output import print_json, say
 
 
 @click.command(cls=Command, short_help="Say what a checkpoint is, from its index.")
@@ -28,7 +29,7 @@ def inspect(
     from ..errors import printable
     from ..hub import local
     from ..inspection import inspect as run
-    from .printing import inspection_lines, print_json
+    from .printing import inspection_lines
 
     place = local(path)
     made = run(place, weights=weights, state_dict_key=state_dict_key, family=family, deep=deep)
@@ -38,4 +39,4 @@ def inspect(
         print_json({"ok": True} | made)
     else:
         for line in inspection_lines(made):
-            click.echo(line)
+            say(line, result=True)

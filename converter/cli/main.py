@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import sys
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -22,7 +23,8 @@ from .diff import diff
 from .init_from_dit import init_from_dit
 from .inspect import inspect
 from .new_family import new_family
-from .options import FOUND, Group
+from .options import Group
+from .output import hush, untold
 from .parity import parity
 from .revert import revert
 
@@ -58,12 +60,28 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    found: dict[str, Any] = {}
+    meta: dict[str, Any] = {}
+    code = _carried_out(command, name, arguments, meta)
+    if lost := untold(meta):
+        why = lost.error.strerror or str(lost.error)
+        if isinstance(lost.error, BrokenPipeError):
+            pass  # its reader has gone, and wanted no more
+        elif lost.result and not code:
+            return _fail(name, f"done, but the result could not be printed: standard output: {why}", 5, [])
+        else:
+            _tell(f"{name}: warning: not all could be printed: standard output: {why}; the exit code is the result's")
+    return code
+
+
+def _carried_out(command: click.Command, name: str, arguments: list[str], meta: dict[str, Any]) -> int:
+    """The exit code of a command; every error is told. `meta` becomes that of its context."""
     try:
         # Not `command.main`: it has opinions of its own on interrupts and broken pipes.
         with command.make_context(name, list(arguments), obj=shlex.join([name, *arguments])) as context:
-            found = context.meta
-            command.invoke(context)
+            try:
+                command.invoke(context)
+            finally:
+                meta |= context.meta
         if sys.stdout:  # None where it was closed before the start
             sys.stdout.flush()
         return 0
@@ -76,10 +94,10 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
     except ConverterError as error:
         return _fail(name, str(error), error.exit_code, arguments)
     except BrokenPipeError:
-        _hush()  # the reader of our output has gone, and nothing more can be said to it but what was found
-        return int(found.get(FOUND, 0))
+        hush()  # the reader of our output has gone, and nothing more can be said to it
+        return 0
     except OSError as error:
-        _hush()
+        hush()
         where = f"{printable(error.filename)}: " if error.filename else ""
         return _fail(name, f"{where}{error.strerror or error}", 5, arguments)
     except KeyboardInterrupt as error:
@@ -96,15 +114,6 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
         )
 
 
-def _hush() -> None:
-    """Let what standard output cannot take go nowhere: at exit Python would try once more to write it, and complain."""
-    try:
-        if sys.stdout:
-            sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _code(error: KeyboardInterrupt) -> int:
     return int(getattr(error, "exit_code", 130))
 
@@ -116,7 +125,16 @@ def _fail(name: str, message: str, code: int, arguments: list[str]) -> int:
 
         message = redacted(message)
     line = printable(" ".join(message.split()), 4000)
-    print(f"{name}: error: {line}", file=sys.stderr)
-    if "--json" in arguments:
-        print(json.dumps({"ok": False, "exit_code": code, "error": line}))
+    _tell(f"{name}: error: {line}")
+    if "--json" in arguments and sys.stdout:
+        try:
+            print(json.dumps({"ok": False, "exit_code": code, "error": line}), flush=True)
+        except OSError:
+            hush()  # the exit code says it
     return code
+
+
+def _tell(line: str) -> None:
+    if sys.stderr:  # None where it was closed before the start: `print` would take standard output
+        with suppress(OSError):
+            print(line, file=sys.stderr)

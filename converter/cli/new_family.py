@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from .options import Command, json_option
+from .output import print_json, say
 
 
 @click.command(cls=Command, short_help="Draft a model family from a checkpoint and its target.")
@@ -29,13 +30,13 @@ def new_family(name: str, file: str, target: str | None, out: str | None, overwr
     Keys are paired by block, shape and name. What is not certain ends in `# ?`, with what else it may be in the comment
     above it; what has no partner is listed. The draft is used by its path: pixart inspect FILE --family NAME.py.
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from ..drafting import draft, read_keys, render
     from ..errors import UsageError, printable
     from ..families import families
     from ..hub import local
-    from .printing import draft_lines, print_json
+    from .printing import draft_lines
     from .reporting import write_text
 
     if not name.isascii() or not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():
@@ -52,7 +53,8 @@ def new_family(name: str, file: str, target: str | None, out: str | None, overwr
     made = draft(read_keys(local(file)), read_keys(local(target)) if target else None)
     write_text(path, render(name, made))
     if as_json:
-        print_json({"ok": True, "path": str(path), "unsure": made.unsure} | asdict(made))
+        content = asdict(replace(made, config={})) | {"config": made.config}  # that may be nested deeply
+        print_json({"ok": True, "path": str(path), "unsure": made.unsure} | content)
         return
     for line in draft_lines(path, made):
-        click.echo(line)
+        say(line)

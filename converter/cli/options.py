@@ -7,9 +7,6 @@ from typing import Any
 
 import click
 
-# In a context's `meta`: the exit code of a result that is found and not yet printed, should its reader leave.
-FOUND = "converter.found"
-
 
 def underscored(name: str) -> str:
     """`dump-path` as `dump_path`: the existing scripts' spelling is the canonical one."""

@@ -11,6 +11,7 @@ from ..parity.choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEI
 from .conversion_flags import require_evidence
 from .given import beside, given
 from .options import Command, boolean, json_option
+from .output import print_json, say
 
 DTYPES = click.Choice(PRECISIONS)
 
@@ -108,7 +109,6 @@ def parity(
     from ..parity.cache import Cache
     from ..parity.settings import chosen, load_settings
     from ..parity.waivers import load_waivers
-    from .printing import print_json
     from .progress import bar
     from .reporting import as_dict, lines, prepared, refused, write_reports
 
@@ -125,10 +125,10 @@ def parity(
         def tell(pair: Any, made: Any) -> None:
             shown.close()  # the bar is wiped before anything is printed
             if error := refused(pair, made, alone=len(pairs) == 1):
-                click.echo(f"{context.find_root().info_name}: error: {error}", err=True)
+                say(f"{context.find_root().info_name}: error: {error}", err=True)
             elif not quiet and not as_json:
                 for line in lines(pair, made):
-                    click.echo(line)
+                    say(line)
 
         reports = batch.run(
             pairs,
@@ -141,7 +141,7 @@ def parity(
             made.run["command"] = context.obj
         write_reports(reports, report, card)
     for note in kept.notes if kept else []:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     code = batch.exit_code(reports)
     if as_json:
         error = refused(pairs[0], reports[0], alone=True) if len(pairs) == 1 else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 
     from ..conversion import Conversion
     from ..drafting import Draft
-
-
-def print_json(content: Any) -> None:
-    # At once, so that a reader that has left is noticed here and not when Python ends.
-    print(json.dumps(content, ensure_ascii=True), flush=True)
 
 
 def _source_lines(record: dict[str, Any]) -> Iterator[str]:
@@ -98,7 +93,7 @@ def conversion_lines(done: Conversion, seconds: float) -> Iterator[str]:
         yield f"dry run: nothing was written to {printable(done.path)}"
         return
     for name, size in done.files.items():
-        where = done.path / name if done.path.is_dir() else done.path
+        where = done.path / name if os.path.isdir(done.path) else done.path
         yield f"wrote: {printable(where)} ({human_bytes(size)})"
     cast = f", rounded to {record['cast']}" if record["cast"] else ""
     yield f"done: {record['tensors']} tensors{cast} in {seconds:.1f} s, read back and verified"

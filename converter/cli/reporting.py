@@ -10,8 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import click
-
 from ..checkpoint.folder import read_json
 from ..errors import ConverterError, UsageError, printable
 from ..hub import local
@@ -21,6 +19,7 @@ from ..parity.digests import files_of, program
 from ..parity.rendering import KINDS, card, render
 from ..parity.report import INTERNAL, NOT_RUN, PASS, REJECTED, Report
 from ..record import PARITY
+from .output import say
 from .progress import bar
 
 SHOWN = 8  # failed checks that are printed; the reports have them all
@@ -181,5 +180,5 @@ def prove(original: str, folder: Path, command: str, family: str | None, *, quie
     except KeyboardInterrupt as stop:
         raise Unproven(stop, folder) from stop
     for line in [] if silent else [*lines(Pair(original, str(folder)), report), f"wrote: {printable(folder / PARITY)}"]:
-        click.echo(line)
+        say(line)
     return report

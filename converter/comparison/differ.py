@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from ..checkpoint.file import reading
 from ..checkpoint.folder import CONFIG
 from ..checkpoint.transfer import Progress
 from ..errors import InputError, printable
@@ -67,8 +68,10 @@ def diff(
         'B is the EMA weights of A, byte for byte; raw: relative L2 0.081'
     """
     with ExitStack() as stack:
-        ones = open_side(stack, "A", a, weights_a, state_dict_key_a)
-        others = open_side(stack, "B", b, weights_b, state_dict_key_b)
+        with reading(a):
+            ones = open_side(stack, "A", a, weights_a, state_dict_key_a)
+        with reading(b):
+            others = open_side(stack, "B", b, weights_b, state_dict_key_b)
         check_comparable(ones[0], others[0])
         like_with_like = len(ones) > 1 and len(others) > 1
         pairs = list(zip(ones, others, strict=True)) if like_with_like else list(product(ones, others))

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..checkpoint.cast import widen
+from ..checkpoint.cast import float64
 from ..checkpoint.dtypes import DType
 
 BLOCK = 1 << 16  # elements: a block of each side, and float64 copies of both, stay in the processor's cache
@@ -161,11 +161,6 @@ def equal(one: memoryview, other: memoryview) -> bool:
     """Equality of as many bytes, eight at a time where that goes."""
     kind = np.uint64 if len(one) % 8 == 0 else np.uint8
     return bool((np.frombuffer(one, kind) == np.frombuffer(other, kind)).all())
-
-
-def float64(data: memoryview, dtype: DType) -> Any:
-    """The numbers, exactly but for integers beyond 2^53."""
-    return widen(data, dtype).astype(np.float64)
 
 
 def _unlike_bits(one: memoryview, other: memoryview, dtype: DType) -> int:

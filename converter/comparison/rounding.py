@@ -66,4 +66,5 @@ def _makes(to: DType, source: memoryview, of: DType, have: memoryview, stored: D
 def _numbers(data: memoryview, dtype: DType) -> Any:
     """As float32 or float64, which is what can be rounded."""
     made = widen(data, dtype)
-    return made.astype(np.float32) if dtype == F16 else made
+    with np.errstate(invalid="ignore"):  # what a signalling NaN becomes is still a NaN
+        return made.astype(np.float32) if dtype == F16 else made

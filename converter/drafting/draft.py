@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain, product
 from math import isqrt
 from typing import Any
 
 from ..errors import InputError
+from ..mapping.rows import overlap
 from .keylist import KeyList
 from .matching import COPIES, RENAME, Drafted, match
 from .places import Layout, Place, layout
@@ -17,6 +19,7 @@ from .words import positional
 COMPUTED, KEPT = "computed", "kept aside"
 SHOWN = 3  # of what else a row may be
 MOST = 600  # distinct paths of one list, far above any net with numbered blocks
+MOST_ODD = 10 * MOST  # keys that no row can spell: they are listed
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,12 @@ def draft(source: KeyList, target: KeyList | None = None) -> Draft:
             rows.append(_left(place, pattern))
         else:
             lost.append(place.path)
-    reached = {target for made in paired.values() for target in made.pairing.targets}
-    missed = [place.path for place in theirs.places if place not in reached] if theirs else []
-    notes = [] if theirs else ["no target was given, so every path becomes itself: write in what it is called there"]
+    rows, apart = _together(rows)
+    lost += [row.source for row, _ in apart]
+    reached = {path for row in rows for path in row.targets}
+    missed = [place.path for place in theirs.places if place.path not in reached] if theirs else []
+    notes = [why for _, why in apart]
+    notes += [] if theirs else ["no target was given, so every path becomes itself: write in what it is called there"]
     if theirs and ours.blocks != theirs.blocks:
         notes.append(f"{ours.blocks} blocks there and {theirs.blocks} in the target: they are not the same model")
     return Draft(
@@ -100,10 +106,30 @@ def draft(source: KeyList, target: KeyList | None = None) -> Draft:
     )
 
 
+def _together(rows: list[DraftRow]) -> tuple[list[DraftRow], list[tuple[DraftRow, str]]]:
+    """(the rows that one table can have, the others with the reason): no key may be of two rows."""
+    kept: list[DraftRow] = []
+    apart: list[tuple[DraftRow, str]] = []
+    counted = any("{}" in row.source and row.targets and not row.sparse for row in rows)
+    for row in rows:
+        spread = "{}" not in row.source and any("{}" in target for target in row.targets)
+        sources, targets = [other.source for other in kept], [target for other in kept for target in other.targets]
+        pairs = chain(product([row.source], sources), product(row.targets, targets))
+        met = next((f"{one} and {other}" for one, other in pairs if overlap(one, other)), "")
+        if met:
+            apart.append((row, f"{row.source} has no row: {met} can be the same key"))
+        elif spread and not counted:
+            apart.append((row, f"{row.source} has no row: a copy in every block, and no source says how many"))
+        else:
+            kept.append(row)
+    return kept, apart
+
+
 def _layout(keys: KeyList) -> Layout:
     made = layout(keys.shapes)
-    if len(made.places) > MOST:
-        raise InputError.at(keys.name, "", f"{len(made.places)} different paths, and {MOST} are drafted at most")
+    for count, most in ((len(made.places), MOST), (len(made.odd), MOST_ODD)):
+        if count > most:
+            raise InputError.at(keys.name, "", f"{count} different paths, and {most} are drafted at most")
     return made
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import open_checkpoint
+from ..checkpoint.file import reads
 from ..checkpoint.folder import read_json
 from ..errors import InputError, printable
 
@@ -23,6 +24,7 @@ class KeyList:
     config: dict[str, Any] = field(default_factory=dict)
 
 
+@reads
 def read_keys(path: Path, weights: str | None = None) -> KeyList:
     """Keys and shapes of a checkpoint, of which no tensor is read, or of a `.json`.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
+from ..errors import InputError
 from .order import unspoken
 from .places import Layout, Place
 from .words import Words, alike, spelling, words
@@ -12,6 +14,7 @@ from .words import Words, alike, spelling, words
 RENAME, SPLIT, COPIES = "rename", "split", "copies"
 # By so much a pair has to be better than every other one that either side could be in, to be sure.
 MARGIN = 0.12
+MOST = 20_000  # pairs that are looked at; a net with numbered blocks has some hundreds
 _ORDER = {"q": 0, "k": 1, "v": 2}
 
 
@@ -47,7 +50,7 @@ def match(source: Layout, target: Layout) -> list[Drafted]:
     A pair is sure where its words are understood and no other is possible, or it is clearly the best on both sides; a
     kernel also where it is the only one of its shape. Copies never are, and nothing is against which the words speak.
     """
-    pairings = sorted(_possible(source, target), key=lambda pair: (-pair.score, pair.source.order))
+    pairings = sorted(_within_reason(_possible(source, target)), key=lambda pair: (-pair.score, pair.source.order))
     chosen: list[Pairing] = []
     taken: set[Place] = set()
     for pairing in pairings:
@@ -143,6 +146,14 @@ def _groups(places: Iterable[Place]) -> Iterator[tuple[Place, ...]]:
             for start in range(len(ordered) - size + 1):
                 if ordered[start].shape:
                     yield tuple(ordered[start : start + size])
+
+
+def _within_reason(pairings: Iterator[Pairing]) -> list[Pairing]:
+    """All of them, of layouts whose shapes tell their paths apart at all."""
+    made = list(islice(pairings, MOST + 1))
+    if len(made) > MOST:
+        raise InputError(f"more than {MOST} pairs of paths have shapes that fit: the shapes tell too few of them apart")
+    return made
 
 
 def _scored(source: Place, targets: tuple[Place, ...], kind: str, lengths: tuple[int, int]) -> Pairing:

@@ -35,6 +35,8 @@ def unspoken(source: Place, targets: Sequence[Place], ours: Layout, theirs: Layo
 
 def _fused(place: Place, layout: Layout) -> bool:
     """Whether the layer after it takes half of what it gives."""
+    if not place.shape:
+        return False
     rows, *columns = place.shape
     halved = (*columns, rows // 2)
     return rows % 2 == 0 and any(words(p.path).part == "second" and p.shape == halved for p in layout.places)

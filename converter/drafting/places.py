@@ -40,8 +40,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """The places of a list of keys in order; `blocks`; `odd`: keys that no row can spell, whose shapes differ from
-    block to block, or that are too long."""
+    """The places of a list of keys in order; `blocks`; `odd`: keys that no row can spell, that hold nothing, whose
+    shapes differ from block to block, or that are too long."""
 
     places: tuple[Place, ...]
     blocks: int
@@ -54,15 +54,16 @@ def layout(shapes: Shapes) -> Layout:
     >>> [place.path for place in layout({"a.0.b.weight": (2, 2), "a.0.b.bias": (2,), "c": (3,)}).places]
     ['a.{}.b', 'c']
     """
-    odd = [key for key in shapes if len(key) > LONGEST or not _WRITABLE.fullmatch(key)]
-    shapes = {key: shape for key, shape in shapes.items() if key not in set(odd)}
+    spelt = {key: shape for key, shape in shapes.items() if _spellable(key) and 0 not in shape}
+    odd = [key for key in shapes if key not in spelt]
+    shapes = spelt
     heads, blocks = _containers(shapes)
     templates: dict[str, dict[int | None, tuple[int, ...]]] = {}
     for key, shape in shapes.items():
-        template, index = _folded(key, heads)
+        template, index = _folded(key, heads, blocks)
         templates.setdefault(template, {})[index] = shape
     uneven = {template for template, found in templates.items() if len(set(found.values())) > 1}
-    odd += [key for key in shapes if _folded(key, heads)[0] in uneven]
+    odd += [key for key in shapes if _folded(key, heads, blocks)[0] in uneven]
     places: list[Place] = []
     for template, found in templates.items():
         if template in uneven:
@@ -86,11 +87,16 @@ def _is_bias(shape: tuple[int, ...], partner: Mapping[int | None, tuple[int, ...
     return weight[:1] == bias
 
 
-def _folded(key: str, heads: frozenset[str]) -> tuple[str, int | None]:
+def _spellable(key: str) -> bool:
+    return len(key) <= LONGEST and _WRITABLE.fullmatch(key) is not None
+
+
+def _folded(key: str, heads: frozenset[str], blocks: int) -> tuple[str, int | None]:
+    """The key with `{}` for the index of its block, and the index; a module beside the blocks is none of them."""
     parts = key.split(".")
     for position in range(1, len(parts)):
         head = ".".join(parts[:position])
-        if head in heads:
+        if head in heads and _NUMBER.fullmatch(parts[position]) and int(parts[position]) < blocks:
             return ".".join([head, "{}", *parts[position + 1 :]]), int(parts[position])
     return key, None
 

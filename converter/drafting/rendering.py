@@ -157,17 +157,18 @@ def _field(key: str, value: Any, known: dict[str, Any]) -> Iterator[str]:
     elif literal and len(said) + len(literal) < _WIDTH - 20:
         yield f"        {said}: {literal},  {MARK}"
     else:
-        yield from _comment(f"? {_plain(key)}: {_plain(value)}", "        ")
+        kind = f", {len(value)} values" if isinstance(value, dict | list) else f": {_plain(value)}"
+        yield from _comment(f"? {_plain(key)}{kind}", "        ")
 
 
-def _literal(value: Any) -> str:
+def _literal(value: Any, depth: int = 0) -> str:
     """A JSON value as Python spells it, in ASCII; '' for what does not fit a line."""
     if isinstance(value, str):
         return json.dumps(value)
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return repr(value)
-    if isinstance(value, list) and len(value) <= 16:
-        parts = [_literal(part) for part in value]
+    if isinstance(value, list) and len(value) <= 16 and depth < 3:
+        parts = [_literal(part, depth + 1) for part in value]
         return f"[{', '.join(parts)}]" if all(parts) else ""
     return ""
 

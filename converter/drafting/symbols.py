@@ -59,7 +59,7 @@ class Symbols:
         if (part, size) in self._multiples:
             return f"{size // self._width}D"
         if size < _SMALL or size == _FREQUENCIES:
-            return str(max(size, 1))
+            return str(size)
         known = self._letters.get((part, size)) or next((one for one in _LETTERS if one not in self.dims), "")
         if not known:  # more sizes than letters
             return str(size)

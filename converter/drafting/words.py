@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import lru_cache
+from itertools import pairwise
 
 # What a tensor is part of. Whole segments of a path, in any spelling; the first group that speaks decides.
 _AREAS = (
@@ -87,7 +89,16 @@ def positional(path: str) -> bool:
 def spelling(one: str, other: str) -> float:
     """How alike two paths are to the eye, 0 to 1: their segments without the numbers of blocks."""
     a, b = (re.split(r"[._]", path.replace("{}.", "")) for path in (one, other))
-    return (SequenceMatcher(None, a, b, autojunk=False).ratio() + SequenceMatcher(None, one, other).ratio()) / 2
+    return (SequenceMatcher(None, a, b, autojunk=False).ratio() + _letters(one, other)) / 2
+
+
+def _letters(one: str, other: str) -> float:
+    """How much two texts share, 0 to 1. Looking for the longest runs takes more than the square of the length where
+    few letters repeat, as in no path that people write: of such texts, the pairs of letters are counted."""
+    if len(one) * len(other) <= 256 * len({*one}):
+        return SequenceMatcher(None, one, other).ratio()
+    pairs, others = (Counter(map("".join, pairwise(text))) for text in (one, other))
+    return 2 * (pairs & others).total() / max(pairs.total() + others.total(), 1)
 
 
 def alike(said: str, other: str) -> float:

@@ -105,7 +105,8 @@ def init_from_dit(
             if timesteps:
                 done.proof.distances = measure(origin)
         if done.proof.passed:
-            done.files = _write(origin, state, wanted, overwrite, progress)
+            done.files, afterwards = _write(origin, state, wanted, overwrite, progress)
+            done.notes += afterwards
             done.written = True
         return done
 
@@ -154,8 +155,9 @@ def _write(
     wanted: Destination,
     overwrite: bool,
     progress: Callable[[int], Progress] | None,
-) -> dict[str, int]:
-    """Write what was proven; returns the files' sizes. A folder is what `convert` makes of the file."""
+) -> tuple[dict[str, int], list[str]]:
+    """Write what was proven; returns the files' sizes, and notes on what happened on the disk. A folder is what
+    `convert` makes of the file."""
     parts = [Part((tensor,), (key,), tensor.dtype) for key, tensor in state.items()]
     if wanted.folder:
         size = 2 * sum(part.nbytes for part in parts) + (1 << 20)
@@ -163,7 +165,8 @@ def _write(
             file = replace(wanted, path=beside.path / "init.pth", to=ORIGINAL)
             _write(origin, state, file, False, progress)
             # Whatever is zero in it is so by the choices: the DiT was looked at.
-            return convert(file.path, wanted.path, overwrite=overwrite, allow_zeros=True, **_unshown(origin)).files
+            made = convert(file.path, wanted.path, overwrite=overwrite, allow_zeros=True, **_unshown(origin))
+            return made.files, [note for note in made.notes if note not in made.record["notes"]]
     files, _ = wanted.files(parts, "")
     step = progress(sum(part.nbytes for part in parts)) if progress else lambda count: None
     with wanted.publication(sum(file.layout.size for file in files) + (1 << 20), overwrite=overwrite) as out:
@@ -173,4 +176,4 @@ def _write(
                 f"{printable(origin.looked.checkpoint.path)}: {counted(written.nonfinite, 'NaN or infinite')}"
             )
         out.publish()
-    return {file.name: file.layout.size for file in files}
+    return {file.name: file.layout.size for file in files}, out.notes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from .fold import fold, folded, holes
+from .fold import SHOWN, fold, folded, holes
 from .rows import MODULE, PARAMETER, Refused, Row, spell
 
 
@@ -61,8 +61,8 @@ class Matching:
     def problems(self) -> list[str]:
         """Everything that is wrong, in words; empty where keys and rows are in bijection."""
         problems = [f"{feature}: {reason}" for feature, (reason, _) in self.features().items()]
-        for shown, keys in folded(self.unknown).items():
-            hint = self._nearest(keys[0])
+        for count, (shown, keys) in enumerate(folded(self.unknown).items()):
+            hint = self._nearest(keys[0]) if count < SHOWN else ""
             problems.append(f"unknown key {shown}" + (f" (nearest row: {hint})" if hint else ""))
         for position, row in enumerate(self.rows):
             problems += self._missing(row, self.found.get(position, {}))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoint.cast import round_to, widen
+from ..checkpoint.cast import float64, round_to, widen
 from ..checkpoint.dtypes import DType
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def describe(sides: Sides, name: str, right: Bytes) -> str:
     have = np.frombuffer(held.read(), np.uint8)
     if have.any() and (other := sides.places.holding(sides, name, have)):
         return f"holds what belongs in {other}"
-    theirs, ours = (widen(data.tobytes(), held.dtype).astype(np.float64) for data in (have, right))
+    theirs, ours = (float64(data.tobytes(), held.dtype) for data in (have, right))
     with np.errstate(invalid="ignore", over="ignore"):
         apart = np.abs(theirs - ours)
     item = held.dtype.itemsize

@@ -42,7 +42,8 @@ def load_cases(path: Path, like: Case) -> list[Case]:
                 raise file.error(
                     key, f"{tensor.dtype} {list(tensor.shape)} is no input of this model: it takes {wanted}"
                 )
-            found.setdefault(case, {})[name] = np.array(tensor.numpy(), own.dtype)
+            with np.errstate(invalid="ignore", over="ignore"):  # whatever it holds goes into both nets
+                found.setdefault(case, {})[name] = np.array(tensor.numpy(), own.dtype)
     if not found:
         raise InputError.at(path, "", "holds no cases: tensors are named CASE.NAME, such as t999.latent")
     return [_checked(path, name, arrays, like) for name, arrays in found.items()]

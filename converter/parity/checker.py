@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from ..checkpoint.file import reading
 from ..checkpoint.meaning import UNKNOWN
 from ..errors import ConverterError, UsageError, printable
 from ..survey import open_model
@@ -100,7 +101,8 @@ def check(
         hashed, enough = stack.enter_context(ThreadPoolExecutor(2)), Event()
         stack.callback(enough.set)  # whoever refuses or interrupts does not wait for the rest of it
         about = [hashed.submit(provenance.about, Path(path), enough) for path in (original, converted)]
-        pair = open_pair(stack, Path(original), Path(converted), family, weights, state_dict_key, cast, given)
+        with reading(original), reading(converted):
+            pair = open_pair(stack, Path(original), Path(converted), family, weights, state_dict_key, cast, given)
         if require_evidence:
             pair.demand_evidence()
         run = _Run(pair, profile, precisions, device, self_test, waivers, cases, save_failing, progress)

@@ -14,7 +14,7 @@ from threading import Event
 from typing import Any
 
 from .._version import __version__
-from ..checkpoint.file import InputFile
+from ..checkpoint.file import InputFile, reads
 from ..checkpoint.folder import CONFIG, model_folder, weight_files
 from ..checkpoint.odd_folders import in_cache
 from ..families.from_file import is_file
@@ -27,6 +27,7 @@ _PIECE = 1 << 22
 _IRRELEVANT = ("save_failing", "progress")
 
 
+@reads
 def files_of(path: str | os.PathLike[str]) -> dict[str, Path]:
     """The files that a checkpoint, or a converted folder, is read from: name inside it -> path.
 
@@ -48,11 +49,13 @@ def files_of(path: str | os.PathLike[str]) -> dict[str, Path]:
     return {os.path.relpath(file, root): file for file in found}
 
 
+@reads
 def digest(path: str | os.PathLike[str]) -> dict[str, str]:
     """SHA-256 of every file that counts; `InputError` for what is no regular file, or no model folder."""
     return {name: sha256(file) for name, file in files_of(path).items()}
 
 
+@reads
 def stamp(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
     """What shows cheaply that no file was touched in between: identity, size and times of each."""
     made: dict[str, tuple[int, ...]] = {}

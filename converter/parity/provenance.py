@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from ..checkpoint.file import reads
 from ..checkpoint.folder import STEMS, names_in, variants, weight_files, weights_among, with_variant
 from ..checkpoint.folder import WEIGHTS as WEIGHTS_FILE
 from ..checkpoint.meaning import UNKNOWN
@@ -61,6 +62,7 @@ def sidecar_of(converted: Path, record: Record) -> Path | None:
     return sidecar_beside(converted, Found(folder=record.folder))
 
 
+@reads
 def loading(folder: Path) -> tuple[dict[str, Any], str]:
     """(what `from_pretrained` has to be told to find the weights, nothing as a rule; names of weights that it would
     not find at all, as of those that transformers loads, '' where it finds some)."""
@@ -77,6 +79,7 @@ def loading(folder: Path) -> tuple[dict[str, Any], str]:
     return {}, ", ".join(printable(path.name) for path in weight_files(folder)[0][:4])
 
 
+@reads
 def about(path: Path, enough: Event | None = None) -> dict[str, Any]:
     """Name, size and SHA-256 of a checkpoint; of a folder, of every file that it is read from, and of that list.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -20,6 +21,12 @@ else:
     import tomli as tomllib
 
 LIMIT = 1_000_000  # bytes; people write some hundreds
+MOST_PARTS = 16  # of a dotted key, whose every part holds the next: the parser's time and memory grow with the square
+DEEPEST = 16  # arrays and inline tables inside each other
+_TOKEN = re.compile(
+    r'''"""(?:[^\\]|\\.)*?"""|\'\'\'.*?\'\'\'|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|#[^\n]*|[\w+-]+|[ \t]+|.''',
+    re.DOTALL,
+)
 # Takes the value of a key and returns it, or raises `ValueError` with what is wanted instead.
 Reader = Callable[[Any], Any]
 
@@ -39,11 +46,37 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     except InputError as error:
         raise UsageError(str(error)) from None
     try:
-        return tomllib.loads(raw.decode())
+        content = raw.decode()
+        if rule := _overdone(content):
+            raise refusal(path, "", f"not TOML that people write: {rule}")
+        return tomllib.loads(content)
     except RecursionError:
         raise refusal(path, "", "not TOML that people write: nested too deeply") from None
     except ValueError as error:  # of TOML, of UTF-8, of a number with thousands of digits
         raise refusal(path, "", f"not TOML: {printable(error)}") from None
+
+
+def _overdone(content: str) -> str:
+    """What the parser had better not be given, '' where there is nothing of the kind. One pass, in linear time."""
+    parts, depth, line = 1, 0, 1
+    for match in _TOKEN.finditer(content):
+        token = match[0]
+        if token == ".":
+            parts += 1
+            if parts > MOST_PARTS:
+                return f"line {line}: a key of more than {MOST_PARTS} parts"
+        elif not (token[0].isalnum() or token[0] in "_+- \t\"'"):
+            parts = 1  # a key ends here
+        if token in ("[", "{"):
+            depth += 1
+            if depth > DEEPEST:
+                return f"line {line}: more than {DEEPEST} arrays and tables inside each other"
+        elif token in ("]", "}"):
+            depth -= 1
+        elif token in ('"', "'"):  # not closed, so that nothing after it is read as TOML
+            return ""
+        line += token.count("\n")
+    return ""
 
 
 def strict(

@@ -68,7 +68,7 @@ def load_waivers(path: str | os.PathLike[str], today: date | None = None) -> lis
 
 def parse_waivers(path: str | os.PathLike[str], content: dict[str, Any], today: date | None = None) -> list[Waiver]:
     """The waivers among the content of a TOML file."""
-    today, made = today or date.today(), list[Waiver]()
+    today, made, seen = today or date.today(), list[Waiver](), set[tuple[str, str, str]]()
     for where, table in tables(path, content, "waiver"):
         waiver = Waiver(**strict(path, where, table, _KNOWN, ("case", "statistic", "bound", "reason", "expires")))
         limit = _unit(waiver.statistic)
@@ -78,8 +78,10 @@ def parse_waivers(path: str | os.PathLike[str], content: dict[str, Any], today: 
             raise refusal(path, where, f"bound: {rule}")
         if (waiver.expires - today).days > LONGEST:
             raise refusal(path, where, f"expires: at most a year ahead, not {waiver.expires}: then look at it again")
-        if _target(waiver) in map(_target, made):
+        target = waiver.case, waiver.statistic, waiver.checkpoint
+        if target in seen:
             raise refusal(path, where, "the same case, statistic and checkpoint as a waiver before it")
+        seen.add(target)
         made.append(waiver)
     return made
 
@@ -103,14 +105,14 @@ def apply(
         >>> check.waived
         'known (until 2027-01-31)'
     """
-    today, lines, checks = today or date.today(), [], list(checks)
+    today, lines, failed = today or date.today(), [], _failed(checks)
     for waiver in waivers:
         if waiver.checkpoint not in ("", checkpoint):
             continue
         if not waiver.active(today):
             lines.append(f"{waiver.title}: expired on {waiver.expires}, not applied")
             continue
-        mine = [check for check in checks if _is_for(waiver, check)]
+        mine = [check for check in failed.get((waiver.case, waiver.statistic), ()) if not check.waived]
         for check in mine:
             what, size = f"{printable(check.what)}, {check.statistic}", _times(check)
             if size is not None and size <= waiver.bound:
@@ -124,10 +126,15 @@ def apply(
     return lines
 
 
-def _is_for(waiver: Waiver, check: Check) -> bool:
-    if check.passed is not False or check.waived or check.statistic != waiver.statistic:
-        return False
-    return check.what == waiver.case or check.what.startswith(f"{waiver.case} / ")
+def _failed(checks: Iterable[Check]) -> dict[tuple[str, str], list[Check]]:
+    """The checks that failed, by what a waiver for them may name: the case, or a part of it, and the statistic."""
+    made: dict[tuple[str, str], list[Check]] = {}
+    for check in checks:
+        if check.passed is False:
+            parts = check.what.split(" / ")
+            for case in {" / ".join(parts[:count]) for count in range(1, len(parts) + 1)}:
+                made.setdefault((case, check.statistic), []).append(check)
+    return made
 
 
 def _times(check: Check) -> float | None:
@@ -143,10 +150,6 @@ def _times(check: Check) -> float | None:
 
 def _unit(statistic: str) -> float:
     return PRECISIONS[statistic.partition(" ")[0]]
-
-
-def _target(waiver: Waiver) -> tuple[str, str, str]:
-    return waiver.case, waiver.statistic, waiver.checkpoint
 
 
 def _statistic(value: Any) -> str:

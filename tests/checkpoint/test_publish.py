@@ -907,6 +907,94 @@ def test_the_file_is_flushed_before_it_has_its_name_and_the_folder_after(
     assert tmp_path.stat().st_ino in log[cut + 1 :]
 
 
+# What fails once the target is there.
+
+AFTER = ("open", "fsync", "unlink", "rmdir", "rename")
+CODES = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.EINTR, errno.EPERM)
+
+
+def then_fail(monkeypatch: pytest.MonkeyPatch, target: Path, call: str, code: int) -> None:
+    """From the moment on at which the target is the new one, a system call fails."""
+    real = getattr(os, call)
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        new = target.read_text() if target.is_file() else contents(target).get("config.json")
+        if new == "new":
+            raise OSError(code, os.strerror(code), str(args[0]))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, call, failing)
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+@pytest.mark.parametrize("call", AFTER)
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.usefixtures("both_ways")
+def test_what_fails_after_the_rename_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool, call: str, code: int
+) -> None:
+    if old:
+        make_old(tmp_path / "out")
+    out = replacing(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        convert(out, lambda: then_fail(patch, tmp_path / "out", call, code))
+    assert out.published
+    assert contents(tmp_path / "out") == NEW
+    left = [path.name for path in tmp_path.iterdir() if path.name != "out"]
+    flushed, deleted = call not in ("open", "fsync"), not left
+    assert len(out.notes) == (not flushed) + (not deleted)
+    assert all(str(tmp_path / "out") in note or left[0] in note for note in out.notes)
+    assert all(os.strerror(code) in note for note in out.notes)
+    if not flushed:
+        assert "is there, whole" in out.notes[0]
+    if not deleted:
+        assert "the old result" in out.notes[-1]
+        assert "delete it" in out.notes[-1]
+        assert leftovers(tmp_path / "out") == [tmp_path / left[0]]
+        assert call != "unlink" or left[0].endswith(".replaced")
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+@pytest.mark.parametrize("call", AFTER)
+@pytest.mark.parametrize("old", [False, True])
+def test_what_fails_after_a_file_has_its_name_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool, call: str, code: int
+) -> None:
+    if old:
+        (tmp_path / "out.pth").write_text("old")
+    out = FilePublication(tmp_path / "out.pth", needed_bytes=3, overwrite=old)
+    with monkeypatch.context() as patch:
+        make_file(out, lambda: then_fail(patch, tmp_path / "out.pth", call, code))
+    assert out.published
+    assert (tmp_path / "out.pth").read_text() == "new"
+    assert bool(out.notes) == (call != "rename" and (call != "unlink" or not old))
+    assert not any("old result" in note for note in out.notes)
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_an_old_result_that_cannot_be_deleted_is_named_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_old(tmp_path / "out")
+    unlink = os.unlink
+
+    def protected(path: Any, *args: Any, **kwargs: Any) -> None:
+        if str(path).endswith("config.json") and "vae" not in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        unlink(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "unlink", protected)
+    out = replacing(tmp_path / "out")
+    convert(out)
+    (left,) = leftovers(tmp_path / "out")
+    assert left.suffix == ".replaced"
+    (note,) = out.notes
+    assert note.startswith(f"{left} is what is left of the old result, and could not be deleted (")
+    assert "config.json: Permission denied): delete it" in note
+    assert STALE not in contents(left)  # all that can be is deleted
+    assert contents(tmp_path / "out") == NEW
+
+
 # Leftovers of killed runs.
 
 
