@@ -302,6 +302,9 @@ def test_the_command_line(cli: Callable[..., Any], tmp_path: Path) -> None:
         done = cli(*command)
         assert done.returncode == 3
         assert "--state_dict_key student" in done.stderr
+    drafted = ("pixart", "new-family", "drafted", path, "--out", tmp_path / "drafted.py")
+    assert cli(*drafted).returncode == 3
+    assert cli(*drafted, "--state_dict_key", "student").returncode == 0
     both = ("--state_dict_key_a", "student", "--state_dict_key_b", "teacher")
     assert cli("pixart", "diff", path, path, *both).returncode == 1
     done = cli("pixart", "inspect", path, "--state_dict_key", "teacher", "--json")

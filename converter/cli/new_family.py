@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from .conversion_flags import which
 from .options import Command, json_option
 from .output import print_json, say
 
@@ -20,10 +21,20 @@ from .output import print_json, say
     help="What it is to become: a diffusers folder, any checkpoint in that layout, or a .json of keys and shapes. "
     "Default: every path becomes itself, to be filled in.",
 )
+@which
 @click.option("--out", metavar="FILE.py", help="The module to write. Default: NAME.py.")
 @click.option("--overwrite", is_flag=True, help="Replace that file if it is there.")
 @json_option
-def new_family(name: str, file: str, target: str | None, out: str | None, overwrite: bool, as_json: bool) -> None:
+def new_family(
+    name: str,
+    file: str,
+    target: str | None,
+    weights: str | None,
+    state_dict_key: str | None,
+    out: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     """Draft the model family NAME for the checkpoint FILE (or a .json of keys and shapes): a module with the table of
     keys, what the file shows, and the config.
 
@@ -50,7 +61,7 @@ def new_family(name: str, file: str, target: str | None, out: str | None, overwr
         raise UsageError(f"{printable(path)}: cannot be written there")
     if path.exists() and not overwrite:
         raise UsageError(f"{printable(path)}: there already; --overwrite replaces it")
-    made = draft(read_keys(local(file)), read_keys(local(target)) if target else None)
+    made = draft(read_keys(local(file), weights, state_dict_key), read_keys(local(target)) if target else None)
     write_text(path, render(name, made))
     if as_json:
         content = asdict(replace(made, config={})) | {"config": made.config}  # that may be nested deeply

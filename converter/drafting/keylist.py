@@ -25,7 +25,7 @@ class KeyList:
 
 
 @reads
-def read_keys(path: Path, weights: str | None = None) -> KeyList:
+def read_keys(path: Path, weights: str | None = None, state_dict_key: str | None = None) -> KeyList:
     """Keys and shapes of a checkpoint, of which no tensor is read, or of a `.json`.
 
     The JSON is an object of key to shape, such as `{"proj.weight": [8, 4]}`; a shape may stand behind its dtype, as in
@@ -45,7 +45,7 @@ def read_keys(path: Path, weights: str | None = None) -> KeyList:
         if not isinstance(content, dict) or not content:
             raise InputError.at(path, "", "no JSON object of keys and shapes")
         return KeyList(name, {key: _shape(path, key, value) for key, value in content.items()})
-    with open_checkpoint(path, weights) as checkpoint:
+    with open_checkpoint(path, weights, state_dict_key) as checkpoint:
         return KeyList(name, {key: tuple(tensor.shape) for key, tensor in checkpoint.items()}, checkpoint.config)
 
 
