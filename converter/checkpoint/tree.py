@@ -123,7 +123,7 @@ def _meant(root: Any) -> list[tuple[Path, Any, Pairs]]:
     That is the top level, or a dict right below, if there is a tensor or an object in it."""
     for path, node in (((), root), *(((key,), inner) for key, inner in _texts(pairs_of(root) or []))):
         pairs = pairs_of(node) or []
-        if any(is_tensor(each) or (isinstance(each, Call) and pairs_of(each) is None) for _, each in pairs):
+        if any(isinstance(each, Call | Global) and pairs_of(each) is None for _, each in pairs):
             return [(path, node, pairs)]
     return []
 

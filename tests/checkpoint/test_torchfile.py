@@ -228,7 +228,6 @@ def kinds() -> dict[str, tuple[Any, str]]:
         "storage": (torch.ones(2).untyped_storage(), "not a tensor but"),
         "number": (1.5, "not a tensor but a value of type float"),
         "list": ([torch.ones(2)], "not a tensor but a sequence"),
-        "dict": ({"a": torch.ones(2)}, "not a tensor but a dict of 1 items"),
         "None": (None, "not a tensor but a value of type NoneType"),
         "a sparse view": (torch.zeros(20 << 20)[:: (20 << 20) - 1], "a sparse view of a much larger storage"),
     }
@@ -361,7 +360,7 @@ TENSORS: dict[str, tuple[Any, tuple[str, ...]]] = {
     # Other makers
     "a legacy tensor": (call(Glob("torch._utils", "_rebuild_tensor"), storage(), 0, (6,), (1,)), ("not a tensor but",)),
     "a call of a call": (call(call(Glob("torch._utils", "_rebuild_tensor_v2"))), ("not a tensor but an object",)),
-    "text": ("weights", ("a value of type str",)),
+    "text": ("weights", ("holds no state dict",)),
     "a name": (Glob("torch", "FloatStorage"), ("a reference to torch.FloatStorage",)),
     "a payload": (call(Glob("os", "system"), "true"), ("not a tensor but an object made by os.system",)),
     "a payload for a storage": (v2(call(Glob("os", "system"), "true"), 0, (2, 3), (3, 1), False, None), (REFERENCE,)),
