@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from .checkpoint import Checkpoint
+from .checkpoint.containers import asked_by
 from .errors import UsageError, printable
 from .families import Family, Findings
 
@@ -26,8 +27,9 @@ def demand(family: Family, found: Findings, checkpoint: Checkpoint, borrowed: Co
         if name in family.flags and name in found.asked and (finding.source == "assumed" or name in borrowed)
     ]
     chosen = checkpoint.selected
-    others = [candidate.weights for candidate in checkpoint.likely if candidate is not chosen]
+    others = [candidate for candidate in checkpoint.likely if candidate is not chosen]
     if others and checkpoint.asked is None and checkpoint.asked_key is None:
-        lines.append(f"--weights ({chosen.weights}: the file holds {others[0]} weights too)")
+        flag = asked_by(chosen, checkpoint.likely)
+        lines.append(f"{flag} ({others[0].where} holds {others[0].weights} weights too)")
     if lines:
         raise UsageError(f"--require_evidence: assumed so far, and to be said: {'; '.join(lines)}")

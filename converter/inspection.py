@@ -82,7 +82,10 @@ def report(looked: Survey) -> dict[str, Any]:
             "where": chosen.where,
             "prefix": chosen.prefix,
         },
-        "candidates": [{"weights": c.weights, "where": c.where, "selected": c is chosen} for c in checkpoint.likely],
+        "candidates": [
+            {"weights": c.weights, "where": c.where, "selected": c is chosen} | ({"why": c.why} if c.why else {})
+            for c in checkpoint.likely
+        ],
         "other_entries": [*checkpoint.others, *checkpoint.nameless],
         "left_out": list(checkpoint.left_out),
         "foreign_objects": [{"name": name, "dangerous": danger} for name, danger in checkpoint.foreign],

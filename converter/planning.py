@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,15 @@ from ._version import __version__
 from .arrangement import Arrangement, to_diffusers
 from .beside import Beside, look_beside
 from .checkpoint import Checkpoint
+from .checkpoint.containers import asked_by
 from .checkpoint.folder import CONFIG, beside
 from .checkpoint.meaning import UNKNOWN
 from .checkpoint.safetensors_writer import lay_out_safetensors
 from .demanded import demand
 from .destination import COMFYUI, Destination
-from .errors import UsageError, printable
+from .errors import UsageError
 from .inspection import report
-from .mapping import fold
+from .mapping import fold, summed_up
 from .record import EXTRAS, TOOL
 from .survey import Survey
 from .way_back import to_original
@@ -129,11 +129,11 @@ def notes_on(checkpoint: Checkpoint) -> list[str]:
     if chosen.why:
         notes.append(f"{chosen.where}: {chosen.why}")
     if others and checkpoint.asked is None and checkpoint.asked_key is None:
-        other = others[0]
-        kind, flag = f"{other.weights.upper()} weights", f"--weights {other.weights}"
-        if other.weights == UNKNOWN:
-            kind, flag = f"other weights ({other.where})", f"--state_dict_key {other.where}"
-        notes.append(f"took the {chosen.weights} weights ({chosen.where}); {kind} are there too: {flag} takes those")
+        other, flag = others[0], asked_by(others[0], checkpoint.likely)
+        kind = other.weights.upper() if other.weights != UNKNOWN else "other"
+        notes.append(
+            f"took the {chosen.weights} weights ({chosen.where}); {kind} weights are there too: {flag} takes those"
+        )
     if checkpoint.left_out:
         notes.append(f"left out, as no part of the model: {summed_up(checkpoint.left_out)}")
     for name, danger in checkpoint.foreign:
@@ -147,23 +147,6 @@ def notes_on(checkpoint: Checkpoint) -> list[str]:
         )
         notes.append(f"{', '.join(fold(shared)[:6])} share their storage with other keys{tied}: each gets its own copy")
     return notes
-
-
-def summed_up(keys: Sequence[str]) -> str:
-    """Many keys in a few words: how many there are behind each first part.
-
-    >>> summed_up(["betas", "vae.encoder.conv_in.weight", "vae.encoder.conv_in.bias"])
-    'betas, vae.* (2 keys)'
-    """
-    counts: dict[str, int] = {}
-    for key in keys:
-        head, dot, _ = key.partition(".")
-        counts[head + dot] = counts.get(head + dot, 0) + 1
-    shown = [
-        printable(head, 80) + (f"* ({n} key{'s' * (n > 1)})" if head.endswith(".") else "")
-        for head, n in counts.items()
-    ]
-    return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
 
 
 def _sharing(checkpoint: Checkpoint) -> list[str]:

@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from converter import convert, diff, inspect
 from converter.errors import ConverterError, InputError, UsageError
 from converter.parity import check
+from converter.parity.digests import digest
 from converter.survey import open_model
 
 RAW, EMA = pixart(seed=1), pixart(seed=2)
@@ -170,6 +171,29 @@ def test_where_it_is_doubtful_the_user_chooses_by_the_place(tmp_path: Path, name
         equal(path, RAW, state_dict_key=flag, weights="raw")
 
 
+def test_of_two_averages_the_note_names_the_place(tmp_path: Path) -> None:
+    """What a note or an error advises has to work."""
+    path = saved(tmp_path, {"model": RAW, "ema_fast": EMA, "ema_slow": pixart(seed=3)})
+    made = convert(path, tmp_path / "out", num_attention_heads=HEADS)
+    (told,) = (note for note in made.notes if note.startswith("took the raw"))
+    assert "--state_dict_key ema_fast takes those" in told
+    assert equal(path, EMA, state_dict_key="ema_fast")
+    with pytest.raises(InputError, match="several ema state dicts: ema_fast .*--state_dict_key ema_fast"):
+        equal(path, EMA, weights="ema")
+    with pytest.raises(UsageError, match="--state_dict_key model"):
+        convert(path, tmp_path / "new", require_evidence=True, num_attention_heads=HEADS)
+
+
+def test_a_record_that_names_no_place_still_names_the_weights(tmp_path: Path) -> None:
+    """Records of conversions of conversions have not always passed on where the weights lay."""
+    path = saved(tmp_path, {"model": RAW, "ema": EMA})
+    made = convert(path, tmp_path / "out", weights="ema", num_attention_heads=HEADS)
+    record = json.loads((made.path / "conversion.json").read_text())
+    del record["source"]["where"]
+    (made.path / "conversion.json").write_text(json.dumps(record))
+    assert check(path, tmp_path / "out").verdict == "PASS"
+
+
 NAMELESS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "diffusers' EMAModel": (
         {"decay": 0.9, "shadow_params": list(EMA.values())}, ("shadow_params", "without names", "EMAModel.copy_to"),
@@ -287,6 +311,7 @@ def test_folders_of_raw_and_averaged_weights(tmp_path: Path, checkpoint_500: Pat
         assert made(path, weights="ema")[3] == ema[3]
     assert made(checkpoint_500 / "transformer_ema")[:2] == ("ema", "transformer_ema")
     assert made(checkpoint_500, state_dict_key="transformer")[3] == raw[3]
+    assert {"transformer", "transformer_ema"} <= {Path(name).parts[0] for name in digest(checkpoint_500)}
     (checkpoint_500 / "transformer").rename(checkpoint_500 / "model")
     (checkpoint_500 / "transformer_ema").rename(checkpoint_500 / "model_ema")
     assert (made(checkpoint_500)[3], made(checkpoint_500, weights="ema")[3]) == (raw[3], ema[3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -71,13 +72,10 @@ class Candidate:
         """Where it lies and which weights it holds, for a list to choose from."""
         return f"{self.where} ({self.weights}{f': {self.why}' if self.why else ''})"
 
-    def same(self, other: Candidate) -> bool:
-        """Whether it is the other one under a second name: the very same tensors, not merely equal ones."""
-
-        def places(candidate: Candidate) -> dict[str, Any]:
-            return {n: (id(t.storage), t.offset, t.shape, t.strides) for n, t in candidate.tensors.items()}
-
-        return places(self) == places(other)
+    @cached_property
+    def places(self) -> frozenset[Any]:
+        """Where its tensors lie: the very same ones under a second name, not merely equal ones, lie there too."""
+        return frozenset((n, id(t.storage), t.offset, t.shape, t.strides) for n, t in self.tensors.items())
 
 
 def at_hand(tensors: Mapping[str, LazyTensor]) -> Items:
@@ -126,7 +124,7 @@ def candidates(torch_file: TorchFile, tables: Tables | None = None) -> tuple[lis
     made: list[Candidate] = []
     for path, node, entries in seen.dicts:
         where = tuple(printable(part, 80) for part in path)
-        if any(path[: len(twice)] == twice for twice in seen.twice):
+        if any(path[:count] in seen.twice for count in range(1, len(path) + 1)):
             raise file.error("data.pkl", f"two entries have the same wrapper key ({'.'.join(where)})")
         items = partial(_lazy, torch_file, node, entries, ".".join(where) or TOP)
         made += split(where, file, [key for key, _ in entries], items, tables, beside=seen.top)
@@ -182,30 +180,41 @@ def choose(
             raise UsageError(
                 f"{printable(path)}: --state_dict_key {printable(state_dict_key)}: there is {_list(found)}"
             )
-        return chosen[0]
-    pool = likely(found)
-    kinds = {kind: [c for c in pool if c.weights == kind] for kind in (RAW, EMA)}
-    if weights:
-        chosen = kinds[weights]
-        if not chosen:
-            kind = "/".join(dict.fromkeys(c.weights for c in pool))
-            more = "".join(f"; {hint}" for hint in hints)
-            raise UsageError(
-                f"{printable(path)}: --weights {weights}, but the file holds only {kind} weights "
-                f"({', '.join(c.where for c in pool[:MOST_SHOWN])}){more}"
-            )
     else:
-        chosen = kinds[RAW] if kinds[RAW] and len(kinds[RAW]) + len(kinds[EMA]) == len(pool) else pool
+        pool = likely(found)
+        chosen = _wanted(pool, weights, path, hints)
     chosen = _distinct(chosen)
     if len(chosen) > 1:
         kind = f"{chosen[0].weights} " if len({c.weights for c in chosen}) == 1 else ""
-        raise InputError.at(
-            path,
-            "",
-            f"several {kind}state dicts: {_list(chosen)}: --state_dict_key says which one is meant, such as "
-            f"--state_dict_key {_quoted(chosen[0].where)}",
-        )
+        flag = f"--state_dict_key {shlex.quote(chosen[0].where)}"
+        which = f"--state_dict_key says which one is meant, such as {flag}"
+        if state_dict_key is not None:
+            which = "two have this place, and no flag tells them apart"
+        raise InputError.at(path, "", f"several {kind}state dicts: {_list(chosen)}: {which}")
     return chosen[0]
+
+
+def _wanted(pool: list[Candidate], weights: str | None, path: str, hints: Sequence[str]) -> list[Candidate]:
+    """Of those that may be meant, those that are wanted: one, if it is beyond doubt."""
+    kinds = {kind: [c for c in pool if c.weights == kind] for kind in (RAW, EMA)}
+    if not weights:
+        return kinds[RAW] if kinds[RAW] and len(kinds[RAW]) + len(kinds[EMA]) == len(pool) else pool
+    if not kinds[weights]:
+        kind = "/".join(dict.fromkeys(c.weights for c in pool))
+        there = ", ".join(c.where for c in pool[:MOST_SHOWN])
+        more = "".join(f"; {hint}" for hint in hints)
+        raise UsageError(
+            f"{printable(path)}: --weights {weights}, but the file holds only {kind} weights ({there}){more}"
+        )
+    return kinds[weights]
+
+
+def asked_by(candidate: Candidate, found: Sequence[Candidate]) -> str:
+    """The flag that takes this one of several: by its kind where that is beyond doubt, else by its place."""
+    alone = sum(other.weights == candidate.weights for other in found) == 1
+    if alone and candidate.weights in (RAW, EMA):
+        return f"--weights {candidate.weights}"
+    return f"--state_dict_key {shlex.quote(candidate.where)}"
 
 
 def likely(found: Sequence[Candidate]) -> list[Candidate]:
@@ -216,17 +225,10 @@ def likely(found: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _distinct(found: list[Candidate]) -> list[Candidate]:
-    made: list[Candidate] = []
-    for candidate in found:
-        if len(found) == 1 or not any(candidate.same(other) for other in made):
-            made.append(candidate)
-    return made
+    """Each once, be it there under several names."""
+    return list({c.places: c for c in reversed(found)}.values())[::-1] if len(found) > 1 else found
 
 
 def _list(found: Sequence[Candidate]) -> str:
     more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
     return ", ".join(candidate.named for candidate in found[:MOST_SHOWN]) + more
-
-
-def _quoted(where: str) -> str:
-    return f"'{where}'" if " " in where else where

@@ -8,7 +8,7 @@ known to the tables that are given; without any, only prefixes that are known by
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -29,6 +29,7 @@ _FOREIGN = re.compile(
 )
 _DEPTH = 8  # parts of a prefix that is looked for
 _MOST = 20_000  # names among which prefixes are looked for
+_MODELS = 64  # in one state dict
 
 
 class Names(Protocol):
@@ -168,20 +169,17 @@ def _behind(keys: Sequence[str], tables: Sequence[Names]) -> tuple[list[Spelling
     if best and outside:
         prefix = max(best, key=lambda prefix: len(best[prefix].names))
         return [], _mixed(prefix, len(best[prefix].names), len(keys), outside[0])
-    return [_taken(prefix, best, names) for prefix in best], ""
+    return (_taken(best, names), "") if len(best) <= _MODELS else ([], "")
 
 
 def _grouped(names: Iterable[str], table: Names) -> dict[str, _Group]:
     groups: dict[str, _Group] = {}
     for name in names:
-        start = 0
-        for _ in range(_DEPTH + 1):
+        for start in _starts(name):
             if (row := table.row_of(name[start:])) is not None:
                 group = groups.setdefault(name[:start], _Group())
                 group.rows.add(row)
                 group.names[name[start:]] = name
-            if not (start := name.find(".", start) + 1):
-                break
     return groups
 
 
@@ -189,18 +187,33 @@ def _most(groups: dict[str, _Group]) -> int:
     return max((len(group.names) for group in groups.values()), default=0)
 
 
-def _taken(prefix: str, models: dict[str, _Group], names: dict[str, str]) -> Spelling:
-    """One of the models in a state dict: what carries its prefix, but for other models and for what is plainly no part
-    of it; all else that no model has is left out."""
-    others = tuple(other for other in models if other != prefix and other.startswith(prefix))
-    known, kept, left_out = models[prefix].names, dict[str, str](), list[str]()
+def _taken(models: dict[str, _Group], names: dict[str, str]) -> list[Spelling]:
+    """The models in a state dict: each has what carries its prefix and no longer one of another model's, but for what
+    is plainly no part of it. That, and whatever carries no model's prefix, is left out."""
+    kept: dict[str, dict[str, str]] = {prefix: {} for prefix in models}
+    foreign: dict[str, list[str]] = {prefix: [] for prefix in models}
+    apart: list[str] = []
     for name, key in names.items():
-        mine = name.startswith(prefix) and not name.startswith(others)
-        if mine and (name[len(prefix) :] in known or not plainly_foreign(name[len(prefix) :])):
-            kept[name[len(prefix) :]] = key
-        elif mine or not name.startswith(tuple(models)):
-            left_out.append(key)
-    return Spelling(prefix, kept, tuple(left_out), known=len(known), fits=True)
+        prefix = max((name[:start] for start in _starts(name) if name[:start] in models), key=len, default=None)
+        if prefix is None:
+            apart.append(key)
+        elif (rest := name[len(prefix) :]) in models[prefix].names or not plainly_foreign(rest):
+            kept[prefix][rest] = key
+        else:
+            foreign[prefix].append(key)
+    return [
+        Spelling(prefix, kept[prefix], (*foreign[prefix], *apart), known=len(group.names), fits=True)
+        for prefix, group in models.items()
+    ]
+
+
+def _starts(name: str) -> Iterator[int]:
+    """Where a model's own name may begin in a name: at its beginning, and after the first few dots."""
+    start = 0
+    for _ in range(_DEPTH + 1):
+        yield start
+        if not (start := name.find(".", start) + 1):
+            break
 
 
 def _mixed(prefix: str, count: int, total: int, other: str) -> str:

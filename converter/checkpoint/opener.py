@@ -35,6 +35,9 @@ UNGUARDED = (
 )
 
 
+SHARDS = "the shards"
+
+
 class Checkpoint(Mapping[str, LazyTensor]):
     """The state dict of a checkpoint, keys without prefix, tensors unread; close it, or use it in a `with`.
 
@@ -114,10 +117,11 @@ class Checkpoint(Mapping[str, LazyTensor]):
             found = [(name, choose(parts, None)) for name, _, parts in opened]
             copies = copies_of_shards(place, weight_map)
             items = partial(_merged, place, found, weight_map, copies)
-            self.candidates = split((), self.files[0], [*weight_map, *copies], items, tables, top="the shards")
+            self.candidates = split((), self.files[0], [*weight_map, *copies], items, tables, top=SHARDS)
         if is_averaged(place) or averaged:
             for candidate in self.candidates:
-                candidate.weights, candidate.where = (EMA if is_averaged(place) else RAW), place.name
+                inner = "" if candidate.where in (FILE, TOP, SHARDS) else f".{candidate.where}"
+                candidate.weights, candidate.where = (EMA if is_averaged(place) else RAW), place.name + inner
         if averaged:  # opened only where it is asked for
             kind = EMA if is_averaged(averaged) else RAW
             self.candidates.append(Candidate(kind, averaged.name, self.files[0], list, Spelling("", {})))

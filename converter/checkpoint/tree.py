@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import printable
 from .kinds import is_tensor, kind_of
 from .unpickle import Call, Dict, Global
 
@@ -56,7 +57,7 @@ def look(root: Any) -> Found:
             pairs = [(str(index), each) for index, each in enumerate(node) if _holds(each)]
         if pairs is None:
             if _is_module(node):
-                where = f"{'.'.join(path)}: " if path else ""
+                where = f"{_shown(path)}: " if path else ""
                 found.hints.append(f"{where}a whole pickled module ({kind_of(node)}): save its .state_dict() instead")
             continue
         if (path and _of_optimizer(path, pairs)) or any(key == "param_groups" for key, _ in _texts(pairs)):
@@ -138,11 +139,15 @@ def _of_optimizer(path: Path, pairs: Pairs) -> bool:
 def _nameless(found: Found, path: Path, nodes: Iterable[Any]) -> None:
     count = sum(is_tensor(node) for node in nodes)
     if count > 1:
-        where = ".".join(path) or "the file"
+        where = _shown(path) or "the file"
         found.hints.append(
             f"{where}: {count} tensors in a list, without names (as diffusers' EMAModel and torch_ema keep an EMA): "
             "put them into the model with EMAModel.copy_to(model.parameters()), and save model.state_dict()"
         )
+
+
+def _shown(path: Path) -> str:
+    return ".".join(printable(part, 80) for part in path)
 
 
 def _is_module(node: Any) -> bool:

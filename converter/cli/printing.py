@@ -9,7 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..errors import human_bytes, printable
-from ..mapping import fold
+from ..mapping import fold, summed_up
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,6 +45,10 @@ def inspection_lines(made: dict[str, Any]) -> Iterator[str]:
     for candidate in made["candidates"]:
         if not candidate["selected"]:
             yield f"also there: {candidate['weights']} weights ({candidate['where']})"
+        if "why" in candidate:
+            yield f"note: {candidate['where']}: {candidate['why']}"
+    if made["left_out"]:
+        yield f"left out, as no part of the model: {summed_up(made['left_out'])}"
     if made["other_entries"]:
         yield f"other entries: {'; '.join(made['other_entries'])}"
     yield from _model_lines(made)

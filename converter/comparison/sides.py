@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
 from ..checkpoint.meaning import EMA, RAW
-from ..errors import InputError, UsageError, printable
+from ..errors import ConverterError, InputError, printable
 from ..inspection import report
 from ..mapping import fold
 from ..record import record_beside, sidecar_beside
@@ -151,11 +152,11 @@ def open_side(
     Raises: `InputError` for a file that is refused, `UsageError` for weights that it does not hold.
     """
     opened = stack.enter_context(open_model(path, weights, state_dict_key))
+    try:
+        _ = opened.selected
+    except ConverterError as error:  # which names flags that are called after their side here
+        raise type(error)(re.sub(r"--(weights|state_dict_key)\b", rf"--\1_{letter.lower()}", str(error))) from error
     kinds = sorted({candidate.weights for candidate in opened.likely}, reverse=True)
-    if weights and weights not in kinds:
-        raise UsageError(
-            f"--weights_{letter.lower()} {weights}: {printable(path)} holds only {', '.join(kinds)} weights"
-        )
     found = [opened]
     if not weights and not state_dict_key and kinds == [RAW, EMA]:
         found = [stack.enter_context(open_model(path, kind)) for kind in kinds]

@@ -1,6 +1,6 @@
 """Tables of keys and the engine that proves them complete and reversible; knows no file, no family, no torch."""
 
-from .fold import MappingError, fold
+from .fold import MappingError, fold, summed_up
 from .keymapping import KeyMapping
 from .plan import Move, Plan
 from .rows import Computed, Copies, Extra, Parameter, Refused, Sparse, ZeroInit
@@ -18,4 +18,5 @@ __all__ = [
     "Sparse",
     "ZeroInit",
     "fold",
+    "summed_up",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..errors import InputError, printable
 
@@ -69,3 +69,20 @@ class MappingError(InputError):
         self.problems = problems
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         super().__init__("; ".join(problems[:SHOWN] + more))
+
+
+def summed_up(keys: Sequence[str]) -> str:
+    """Many keys in a few words: how many there are behind each first part.
+
+    >>> summed_up(["betas", "vae.encoder.conv_in.weight", "vae.encoder.conv_in.bias"])
+    'betas, vae.* (2 keys)'
+    """
+    counts: dict[str, int] = {}
+    for key in keys:
+        head, dot, _ = key.partition(".")
+        counts[head + dot] = counts.get(head + dot, 0) + 1
+    shown = [
+        printable(head, 80) + (f"* ({n} key{'s' * (n > 1)})" if head.endswith(".") else "")
+        for head, n in counts.items()
+    ]
+    return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")

@@ -13,8 +13,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from ..checkpoint.containers import asked_by
 from ..checkpoint.file import reading
-from ..checkpoint.meaning import UNKNOWN
 from ..errors import ConverterError, UsageError, printable
 from ..survey import open_model
 from . import configuration, provenance
@@ -231,9 +231,8 @@ class _Run:
             if candidate is not pair.original.selected:
                 with open_model(pair.original.path, state_dict_key=candidate.where) as other:
                     if set(other) == set(pair.original) and matches(replace(pair.sides, original=other)):
-                        name, where = candidate.weights, printable(candidate.where)
-                        flag = f"--state_dict_key {where}" if name == UNKNOWN else f"--weights {name}"
-                        return f"the converted model has the {name} weights of the file, {where} ({flag})"
+                        flag, where = asked_by(candidate, pair.original.likely), printable(candidate.where)
+                        return f"the converted model has the {candidate.weights} weights of the file, {where} ({flag})"
         return ""
 
     def _steps(self) -> int:

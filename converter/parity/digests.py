@@ -15,7 +15,7 @@ from typing import Any
 
 from .._version import __version__
 from ..checkpoint.file import InputFile, reads
-from ..checkpoint.folder import CONFIG, model_folder, weight_files
+from ..checkpoint.folder import CONFIG, averaged_beside, model_folder, weight_files
 from ..checkpoint.odd_folders import in_cache
 from ..families.from_file import is_file
 from ..record import EXTRAS, RECORD
@@ -39,13 +39,18 @@ def files_of(path: str | os.PathLike[str]) -> dict[str, Path]:
         return {root.name: root}
     root = in_cache(root)
     place = model_folder(root)
-    weights, index, passed_over = weight_files(place)
-    beside = [folder / name for folder in (root, place) for name in (CONFIG, RECORD, EXTRAS)]
+    # The averaged weights beside it count as well: a flag takes those instead.
+    places = [place, *filter(None, [averaged_beside(place)])]
     # Of `out/transformer`, the record and the sidecar are looked for in `out` too.
+    beside = [folder / name for folder in (root, *places) for name in (CONFIG, RECORD, EXTRAS)]
     beside += [root.absolute().parent / name for name in (RECORD, EXTRAS)]
-    beside += sorted(place.glob("*.index*.json")) if index else []
-    # Weights that are passed over count too: stock diffusers may choose otherwise.
-    found = [*weights, *(place / name for name in passed_over), *(file for file in beside if os.path.lexists(file))]
+    found: list[Path] = []
+    for place in places:
+        weights, index, passed_over = weight_files(place)
+        beside += sorted(place.glob("*.index*.json")) if index else []
+        # Weights that are passed over count too: stock diffusers may choose otherwise.
+        found += [*weights, *(place / name for name in passed_over)]
+    found += (file for file in beside if os.path.lexists(file))
     return {os.path.relpath(file, root): file for file in found}
 
 

@@ -95,9 +95,11 @@ def open_pair(
     if record.size not in (None, ours.size):
         notes.append("the conversion record is of another file (its size differs): what it says is not believed")
         record = provenance.Record()
-    if weights is None and state_dict_key is None and record.where:
+    if weights is None and state_dict_key is None and record.weights:
         if record.where in {candidate.where for candidate in ours.candidates}:
             ours = stack.enter_context(open_model(original, None, record.where, family))
+        elif not record.where and record.weights in {candidate.weights for candidate in ours.likely}:
+            ours = stack.enter_context(open_model(original, record.weights, None, family))
         else:
             named = f"{record.weights} weights ({printable(record.where)})"
             notes.append(f"the conversion record names {named}, which the original does not hold")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from forge import (
 from makers import within
 
 from converter.checkpoint import open_checkpoint
-from converter.errors import UsageError
+from converter.errors import InputError, UsageError
 
 ONE = ("float32", (2, 3), SIX["0"])
 
@@ -285,3 +286,31 @@ def test_sharing_is_copied_and_expansion_refused(tmp_path: Path) -> None:
     # Two elements each, but as far apart as the storage is long: what has to be read for them counts.
     sparse = {f"w{n}": tensor((2,), ((1 << 14) - 1,), source=storage(count=1 << 14)) for n in range(8)}
     assert_refused(save(tmp_path, torch_file(sparse, big)), "shared storages are expanded")
+
+
+def assert_refused_by(call: Callable[[], object], *fragments: str) -> None:
+    with pytest.raises(InputError) as refused:
+        call()
+    assert all(fragment in str(refused.value) for fragment in fragments)
+
+
+def test_many_state_dicts_take_linear_time(tmp_path: Path) -> None:
+    path = saved(tmp_path, {f"d{n}": {"w": tensor()} for n in range(5_000)})
+    with within(20):
+        assert read_all(path) == {"w": ONE}  # one and the same tensor under many names
+    different = {f"d{n}": {f"w{n}": tensor()} for n in range(2_000)}
+    with within(20):
+        assert_refused(saved(tmp_path, different), "several state dicts", "and 1988 more", "--state_dict_key d0")
+
+
+def test_two_state_dicts_at_one_place_cannot_be_told_apart(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"a.b": {"w": tensor()}, "a": {"b": {"v": tensor()}}})
+    with open_checkpoint(path, state_dict_key="a.b") as checkpoint:
+        assert_refused_by(lambda: list(checkpoint), "two have this place")
+
+
+def test_where_weights_lie_is_printable(tmp_path: Path) -> None:
+    hint = {"w": tensor()} | {"\x1b[2J\nnote: all is well": [tensor(), tensor()]}
+    with open_checkpoint(saved(tmp_path, {"model": {"w": tensor()}, "odd": hint})) as checkpoint:
+        assert checkpoint.nameless
+        assert all(line.isprintable() for line in checkpoint.nameless)

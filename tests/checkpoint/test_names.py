@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from makers import within
 
 from converter.checkpoint.names import Names, spellings, unwrapped
 from converter.families import tables
@@ -116,3 +117,11 @@ def test_nothing_is_found_in_what_is_none_of_ours() -> None:
 def test_many_odd_names_take_linear_time() -> None:
     keys = [f"{'a.' * 400}blocks.{n}.fc" for n in range(15_000)]
     assert not spellings(keys, tables())[0].fits
+
+
+def test_many_models_take_linear_time_and_are_bounded() -> None:
+    few = [f"m{n}.{name}" for n in range(60) for name in MODEL]
+    assert [list(spelling.keys) for spelling in spellings(few, toy)] == [MODEL] * 60
+    with within(20):
+        (found,) = spellings([f"m{n}.{name}" for n in range(2_000) for name in MODEL], toy)
+    assert not found.fits

@@ -360,7 +360,7 @@ TENSORS: dict[str, tuple[Any, tuple[str, ...]]] = {
     # Other makers
     "a legacy tensor": (call(Glob("torch._utils", "_rebuild_tensor"), storage(), 0, (6,), (1,)), ("not a tensor but",)),
     "a call of a call": (call(call(Glob("torch._utils", "_rebuild_tensor_v2"))), ("not a tensor but an object",)),
-    "text": ("weights", ("holds no state dict",)),
+    "text": ("weights", ("data.pkl",)),  # its place or its kind, as it lies
     "a name": (Glob("torch", "FloatStorage"), ("a reference to torch.FloatStorage",)),
     "a payload": (call(Glob("os", "system"), "true"), ("not a tensor but an object made by os.system",)),
     "a payload for a storage": (v2(call(Glob("os", "system"), "true"), 0, (2, 3), (3, 1), False, None), (REFERENCE,)),
