@@ -56,8 +56,8 @@ def test_the_class_matters_only_where_the_table_is_let_go_for_it(tmp_path: Path)
 
 
 def test_which_weights_is_an_assumption_where_there_are_several(tmp_path: Path) -> None:
-    state = pixart(hidden_size=72, tokens=300)
-    path = saved({"state_dict": state, "state_dict_ema": state}, tmp_path / "model.pth")
+    state, averaged = (pixart(hidden_size=72, tokens=300, seed=seed) for seed in (0, 1))
+    path = saved({"state_dict": state, "state_dict_ema": averaged}, tmp_path / "model.pth")
     assert named(path, tmp_path / "out", **ALL) == {"weights"}
     assert converter.convert(path, tmp_path / "out", require_evidence=True, weights="raw", **ALL).written
 

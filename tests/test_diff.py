@@ -592,7 +592,7 @@ def bad(tmp_path: Path, state: State) -> dict[str, Path]:
         "cut.pth": tmp_path / "cut.pth",
         "CRC-32 mismatch": tmp_path / "flipped.pth",
         "empty": tmp_path / "code.pth",
-        "no model family knows": tmp_path / "nothing.pth",
+        "holds no state dict": tmp_path / "nothing.pth",
     }
 
 

@@ -15,7 +15,7 @@ from .meaning import EMA, RAW, meaning
 from .names import Spelling, Tables, spellings
 from .tensor import LazyTensor
 from .torchfile import TorchFile
-from .tree import Found, look, pairs_of
+from .tree import Found, look, of_optimizer, pairs_of
 
 TOP = "the top level"  # where the weights lie that no wrapper holds
 FILE = "the file"  # of a format without wrappers
@@ -87,6 +87,18 @@ def at_hand(tensors: Mapping[str, LazyTensor]) -> Items:
     return [(key, always(tensor)) for key, tensor in tensors.items()]
 
 
+def refused(tensors: Mapping[str, InputError]) -> Items:
+    """The items that are an error as soon as they are asked for, and none where they are left out."""
+
+    def failing(error: InputError) -> Callable[[str], LazyTensor]:
+        def fail(name: str) -> LazyTensor:
+            raise error
+
+        return fail
+
+    return [(key, failing(error)) for key, error in tensors.items()]
+
+
 def split(
     path: Sequence[str],
     file: InputFile,
@@ -119,21 +131,25 @@ def candidates(torch_file: TorchFile, tables: Tables | None = None) -> tuple[lis
     """(state dicts, other top-level entries in words, weights without names in words) of a torch file."""
     file, root = torch_file.file, torch_file.root
     seen = look(root)
-    if not seen.dicts:
-        raise file.error("data.pkl", _no_weights(root, seen))
     made: list[Candidate] = []
+    moments: list[Candidate] = []  # or so it seems by their place
     for path, node, entries in seen.dicts:
         where = tuple(printable(part, 80) for part in path)
         if any(path[:count] in seen.twice for count in range(1, len(path) + 1)):
             raise file.error("data.pkl", f"two entries have the same wrapper key ({'.'.join(where)})")
         items = partial(_lazy, torch_file, node, entries, ".".join(where) or TOP)
-        made += split(where, file, [key for key, _ in entries], items, tables, beside=seen.top)
-    taken = {path[0] for path, _, _ in seen.dicts if path}
+        found = split(where, file, [key for key, _ in entries], items, tables, beside=seen.top)
+        (moments if of_optimizer(path) else made).extend(found)
+    if not any(candidate.spelling.fits for candidate in made):
+        made = [candidate for candidate in moments if candidate.spelling.fits] or made
+    if not made:
+        raise file.error("data.pkl", _no_weights(root, seen))
+    taken = {path[0] for path, _, _ in seen.dicts if path and not of_optimizer(path)}
     loose = {id(node) for path, _, entries in seen.dicts if not path for _, node in entries}
     rest = [
         f"{shown(key)}: {kind_of(node)}"
         for key, node in seen.pairs
-        if not (isinstance(key, str) and key in taken) and id(node) not in loose
+        if not (isinstance(key, str | int) and str(key) in taken) and id(node) not in loose
     ]
     return made, rest, seen.hints
 
@@ -190,7 +206,7 @@ def choose(
         which = f"--state_dict_key says which one is meant, such as {flag}"
         if state_dict_key is not None:
             which = "two have this place, and no flag tells them apart"
-        raise InputError.at(path, "", f"several {kind}state dicts: {_list(chosen)}: {which}")
+        raise InputError.at(path, "", f"several {kind}state dicts: {_list(chosen)}{_besides(found, chosen)}: {which}")
     return chosen[0]
 
 
@@ -227,6 +243,11 @@ def likely(found: Sequence[Candidate]) -> list[Candidate]:
 def _distinct(found: list[Candidate]) -> list[Candidate]:
     """Each once, be it there under several names."""
     return list({c.places: c for c in reversed(found)}.values())[::-1] if len(found) > 1 else found
+
+
+def _besides(found: Sequence[Candidate], chosen: Sequence[Candidate]) -> str:
+    others = [candidate for candidate in likely(found) if candidate not in chosen]
+    return f"; there too: {_list(others)}" if others else ""
 
 
 def _list(found: Sequence[Candidate]) -> str:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 RAW, EMA, UNKNOWN = "raw", "ema", "unknown"
 
 # Words of a place that tell. `online` comes first: ema-pytorch keeps `online_model` inside of its EMA.
-_RAW_WORDS = {"online", "raw", "current"}
+_RAW_WORDS = {"online", "raw", "live"}
+_NEGATIONS = {"non", "no", "not", "without", "pre", "before"}
 _EMA_WORDS = {"ema", "swa", "avg", "averaged", "average", "averaging", "shadow"}
 # Names that a model's own weights lie under, whoever wrote them.
 _NAMES = {
-    "state_dict", "model", "model_state_dict", "model_state", "model_states", "module", "modules", "net", "network",
+    "state_dict", "model", "model_state_dict", "current_model_state", "model_state", "model_states", "module", "modules",
+    "net", "network",
     "params", "weights", "generator", "student", "transformer", "denoiser", "dit", "unet", "diffusion_model", "state",
     "app", "checkpoint", "pipeline", "base_model",
 }  # fmt: skip
@@ -36,12 +39,29 @@ def meaning(path: Sequence[str], prefix: str, beside: Mapping[str, Any]) -> tupl
     if told := _writer(list(path), beside):
         return told
     parts = [*path, *prefix.strip(".").split(".")] if prefix else list(path)
-    words = [set(re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", part).lower())) for part in parts]
-    if any(each & _RAW_WORDS for each in words):
+    words = [_words(part) for part in parts]
+    if any(_RAW_WORDS & {*each} or _negated(each) for each in words):
         return RAW, ""
-    if any(each & _EMA_WORDS for each in words):
+    if any(_EMA_WORDS & {*each} for each in words):
         return EMA, ""
     return (RAW, "") if all(part in _NAMES or part.isdigit() for part in path) else (UNKNOWN, "")
+
+
+def of_name(stem: str) -> tuple[str, str]:
+    """The same of a file that holds nothing but weights, or of a folder: all there is to tell it by is its name."""
+    words = _words(stem)
+    averaged = _EMA_WORDS & {*words} and not _negated(words)
+    return (EMA, "so says its name") if averaged else (RAW, "")
+
+
+def _words(name: str) -> list[str]:
+    apart = re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+    return re.findall("[a-z]+", apart.lower())
+
+
+def _negated(words: Sequence[str]) -> bool:
+    """Whether these words say that it is no average, such as `non_ema`."""
+    return any(one in _NEGATIONS and other in _EMA_WORDS for one, other in pairwise(words))
 
 
 def _writer(path: list[str], beside: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import InputError, UsageError, printable
-from .containers import FILE, TOP, Candidate, Items, at_hand, candidates, choose, likely, shown, split
+from .containers import FILE, TOP, Candidate, Items, at_hand, candidates, choose, likely, refused, shown, split
 from .file import InputFile, container_of, reading
 from .folder import (
     CONFIG,
@@ -93,10 +93,12 @@ class Checkpoint(Mapping[str, LazyTensor]):
             names = [c.where for c in found] + [o.partition(":")[0] for o in others]
             wrapped = "{" + ", ".join(names[:8] + ["..."] * (len(names) > 8)) + "}"
             return f"torch archive, {'bare state dict' if [c.where for c in found] == [TOP] else wrapped}", found
-        tensors, _ = read_header(file)
+        odd: dict[str, InputError] = {}
+        tensors, _ = read_header(file, odd)
         if not tensors:
-            raise file.error("header", "holds no tensors")
-        return "safetensors", split((), file, list(tensors), lambda: at_hand(tensors), tables, top=FILE)
+            raise next(iter(odd.values()), file.error("header", "holds no tensors"))
+        keys = [*tensors, *odd]
+        return "safetensors", split((), file, keys, lambda: at_hand(tensors) + refused(odd), tables, top=FILE)
 
     def _open_folder(self, folder: Path, tables: Tables | None) -> None:
         place = model_folder(folder)

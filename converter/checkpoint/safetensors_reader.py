@@ -23,10 +23,16 @@ _FEW_BITS = ("F8_", "F6_", "F4")  # floats of 8 bits and fewer, which weights ha
 COPY_LIMIT = NODE_LIMIT // 3  # as many as there can be tensors, each of which takes three of them
 
 
-def read_header(file: InputFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+def read_header(
+    file: InputFile, others: dict[str, InputError] | None = None
+) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     """(tensors by key, in the order of the header and then the copies that its metadata names; metadata).
 
     A copy is the tensor that was kept, under another key: its own `key` is still that of the other.
+
+    Args:
+        others: takes up tensors of dtypes that no weights have, each with what stands against reading it: a file may
+            hold a quantised text encoder beside them. Without it, the first of them is raised.
     """
     length = int.from_bytes(file.read(0, 8, "header length"), "little")
     if length > HEADER_LIMIT or 8 + length > file.size:
@@ -43,8 +49,13 @@ def read_header(file: InputFile) -> tuple[dict[str, LazyTensor], dict[str, str]]
     ranges, tensors = [], {}
     for key, entry in header.items():
         start, stop, tensor = _entry(file, key, entry, base)
-        tensors[key] = tensor
         ranges.append((start, stop, key))
+        if isinstance(tensor, LazyTensor):
+            tensors[key] = tensor
+        elif others is None:
+            raise tensor
+        else:
+            others[key] = tensor
     position = 0
     for start, stop, key in sorted(ranges):
         if start != position:
@@ -76,7 +87,7 @@ def copies_named(path: str, place: str, keys: Collection[str], metadata: Mapping
     return dict(pairs)
 
 
-def _entry(file: InputFile, key: str, entry: Any, base: int) -> tuple[int, int, LazyTensor]:
+def _entry(file: InputFile, key: str, entry: Any, base: int) -> tuple[int, int, LazyTensor | InputError]:
     try:
         code, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
         whole = all(type(n) is int and 0 <= n < 1 << 62 for n in (start, stop, *shape))
@@ -88,7 +99,9 @@ def _entry(file: InputFile, key: str, entry: Any, base: int) -> tuple[int, int, 
     if dtype is None:
         few = isinstance(code, str) and code.startswith(_FEW_BITS)
         remedy = f" (quantised weights): {UNQUANTISED}" if few else ""
-        raise file.error(key, f"dtype {printable(code, 40)} is not accepted{remedy}")
+        if start > stop:
+            raise file.error(key, "data_offsets that go backwards")
+        return start, stop, file.error(key, f"dtype {printable(code, 40)} is not accepted{remedy}")
     storage = Storage(file, key, stop - start, start=base + start)
     tensor = LazyTensor(key, dtype, tuple(shape), storage, row_major(tuple(shape)))
     if start > stop or tensor.nbytes != stop - start:

@@ -11,10 +11,11 @@ from ..errors import printable
 from .kinds import is_tensor, kind_of
 from .unpickle import Call, Dict, Global
 
-DEPTH = 8  # keys that lead to a dict of tensors
+DEPTH = 16  # keys that lead to a dict of tensors
 _PLAIN = (int, float, str, bytes, type(None))
 _LONGEST = 1024  # characters of a key that are looked at
 # What holds copies of the weights that are none: their moments and gradients.
+_MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 _OPTIMIZER = ("optim", "opt", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum", "momentum_buffer", "grad", "grads")
 
 Pairs = list[tuple[Any, Any]]
@@ -43,12 +44,15 @@ class Found:
 
 def look(root: Any) -> Found:
     """Every dict of tensors below the root of a pickle. Each object is looked at once, however often it is shared."""
-    found, seen = Found(), set[int]()
+    found, seen, at = Found(), set[int](), dict[int, int]()
     found.pairs = pairs_of(root) or []
+    found.optimizer = any(of_optimizer((key,)) for key, _ in _texts(found.pairs))
     waiting: deque[tuple[Path, Any]] = deque([((), root)])
     while waiting:
         path, node = waiting.popleft()
         if id(node) in seen:
+            if id(node) in at:  # under another name it may be meant all the same
+                found.dicts.append((path, *found.dicts[at[id(node)]][1:]))
             continue
         seen.add(id(node))
         pairs = pairs_of(node)
@@ -60,11 +64,11 @@ def look(root: Any) -> Found:
                 where = f"{_shown(path)}: " if path else ""
                 found.hints.append(f"{where}a whole pickled module ({kind_of(node)}): save its .state_dict() instead")
             continue
-        if (path and _of_optimizer(path, pairs)) or any(key == "param_groups" for key, _ in _texts(pairs)):
-            found.optimizer = True
-            continue
-        weights = _weights(pairs)
-        if weights:
+        found.optimizer |= any(key == "param_groups" or key in _MOMENTS for key, _ in _texts(pairs))
+        if any(key in _MOMENTS for key, node in _texts(pairs) if not _holds(node)):
+            continue  # what an optimizer keeps of one parameter
+        if weights := _weights(pairs):
+            at[id(node)] = len(found.dicts)
             found.dicts.append((path, node, weights))
         if len(path) < DEPTH:
             waiting.extend(_below(found, path, pairs))
@@ -86,7 +90,8 @@ def _below(found: Found, path: Path, pairs: Pairs) -> Iterator[tuple[Path, Any]]
 
 
 def _texts(pairs: Pairs) -> Iterator[tuple[str, Any]]:
-    return ((key, node) for key, node in pairs if isinstance(key, str))
+    """The entries whose keys are texts or, as a text, whole numbers."""
+    return ((str(key), node) for key, node in pairs if isinstance(key, str) or type(key) is int)
 
 
 def pairs_of(node: Any) -> Pairs | None:
@@ -129,11 +134,9 @@ def _meant(root: Any) -> list[tuple[Path, Any, Pairs]]:
     return []
 
 
-def _of_optimizer(path: Path, pairs: Pairs) -> bool:
-    """Whether these are an optimizer's numbers: by their place, or by the parameter that each such dict is about."""
-    return any(part.startswith("optimizer") or part in _OPTIMIZER for part in path) or any(
-        key in ("exp_avg", "exp_avg_sq", "momentum_buffer") for key, _ in _texts(pairs)
-    )
+def of_optimizer(path: Path) -> bool:
+    """Whether a place is where an optimizer keeps its numbers, which may have the names of the weights."""
+    return any(part.startswith("optimizer") or part in _OPTIMIZER for part in path)
 
 
 def _nameless(found: Found, path: Path, nodes: Iterable[Any]) -> None:

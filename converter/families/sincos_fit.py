@@ -20,6 +20,7 @@ DIGITS = range(7)  # decimals that a scale may have
 # A scale explains a drifted table if it leaves no more than so many times what the best fit does; its neighbours must
 # leave more than so many times the bound.
 MARGIN = 4.0
+FINE = 0.003  # of a scale: others that are so close to a round one are told from it, or it is not believed
 Rows = Callable[[], Iterable[tuple[int, Any]]]  # gives (first token, floats [tokens, hidden]), first to last
 
 
@@ -66,13 +67,14 @@ def _beyond_doubt(sums: _Sums, best: float) -> float | None:
     no scale of more decimals between them, rounded, would have explained it.
 
     A rounding moves no element further than its bound. Of a drift no bound is known: that the best fit leaves a small
-    part of it only is not believed.
+    part of it only is not believed. A round number would explain much; so others close to it must not.
     """
     least = sums.apart(best)
     bounds = [bound for name, bound in ROUNDINGS.items() if name in sums.numbers_of and least <= bound]
     bound = max(ROUNDING, min(bounds, default=MARGIN * least))
     for digits in DIGITS:
-        scale, step = round(best, digits), 10.0**-digits
+        scale = round(best, digits)
+        step = min(10.0**-digits, FINE * scale)
         if scale > 0 and sums.apart(scale) <= bound:
             beside = [sums.apart(other) for other in (scale - step, scale + step) if other > 0]
             return scale if min(beside) > MARGIN * bound else None
