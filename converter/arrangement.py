@@ -35,6 +35,21 @@ class Arrangement:
     remembered: dict[str, str] = field(default_factory=dict)
 
     @property
+    def parts(self) -> list[Part]:
+        """All of them."""
+        return [*self.model, *self.aside]
+
+    @property
+    def stated(self) -> dict[str, str]:
+        """Every digest that an earlier record states."""
+        return self.promised | self.remembered
+
+    @property
+    def rounded(self) -> set[str]:
+        """The keys of the sources that are rounded."""
+        return {tensor.key for part in self.parts for tensor in part.sources if tensor.dtype != part.dtype}
+
+    @property
     def cast(self) -> str:
         """The dtype that something of the model is rounded to, '' where nothing is."""
         return next((part.dtype.name for part in self.model if part.dtype != part.sources[0].dtype), "")
@@ -43,8 +58,7 @@ class Arrangement:
         """What is written has to be what the record beside its source says; `buffers` were computed for it."""
         digests = beside.record.digests
         self.promised |= beside.promised | {key: digests[key] for key in buffers if key in digests}
-        others = digests.keys() - self.promised.keys() - beside.given.keys()
-        self.remembered |= {key: digests[key] for key in sorted(others)}
+        self.remembered |= {key: sha for key, sha in beside.remembered.items() if key not in self.promised}
 
     def row(self, operation: str, *sources: LazyTensor, **more: Any) -> None:
         """A row of the record. What is written of it is hashed later."""
@@ -86,11 +100,11 @@ def to_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arrange
     for key, tensor in there.items():
         _aside(made, tensor, key)
     made.hold_to(beside)
-    _hold_to_record(looked, beside)
+    hold_computed(looked, beside)
     return made
 
 
-def _hold_to_record(looked: Survey, beside: Beside) -> None:
+def hold_computed(looked: Survey, beside: Beside) -> None:
     """Of a converted model, what was left to be computed is still what the original held; it may have another config.
 
     Raises: `InputError` where it is not.

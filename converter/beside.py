@@ -46,6 +46,12 @@ class Beside:
         """What the record says of what was kept, and is taken from there: its SHA-256 by key."""
         return {key: sha for key, sha in self.record.digests.items() if key in self.kept.keys() - self.given.keys()}
 
+    @property
+    def remembered(self) -> dict[str, str]:
+        """What the record says of all else, which may have been trained since: its SHA-256 by key."""
+        others = self.record.digests.keys() - self.kept.keys() - self.given.keys()
+        return {key: self.record.digests[key] for key in sorted(others)}
+
 
 def survey_again(checkpoint: Checkpoint, given: Mapping[str, Any], family: str | None) -> Survey:
     """`survey`, and where a converted folder by itself does not suffice, with what its record says that was given."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .arrangement import named
-from .beside import CHANGED, survey_again
+from .beside import survey_again
 from .checkpoint.file import reading
 from .checkpoint.publish import Publication
 from .checkpoint.target import REPLACED, leftovers
@@ -21,10 +20,11 @@ from .errors import InputError, UsageError, printable
 from .existing import holds
 from .hub import local
 from .planning import Blueprint, digest_of, draw_up
-from .record import EXTRAS, LIKE, PARITY, RECORD, UNLIKE
+from .record import EXTRAS, PARITY, RECORD
 from .survey import Survey, open_model
-from .writing import Written, counted, write_files
-from .zeros import judge, listed, look, refuse_zeros, tails
+from .verdicts import Allowed, give_verdict
+from .writing import write_files
+from .zeros import find_zeros, refuse_zeros
 
 
 @dataclass
@@ -98,6 +98,7 @@ def convert(
         ['pos_embed']
     """
     wanted = Destination.of(dump_path, to, dtype, max_shard_size, variant)
+    allowed = Allowed(allow_nonfinite, allow_overflow, allow_zeros)
     # Asked before anything is fetched, and once more when it is known where the source lies.
     wanted.check(Path(orig_ckpt_path), overwrite=overwrite)
     if not wanted.folder and wanted.path.name == EXTRAS:
@@ -112,26 +113,18 @@ def convert(
         with reading(source):
             checkpoint = stack.enter_context(open_model(source, weights, state_dict_key, family))
             looked = survey_again(checkpoint, given, family)
-            plan = _planned(looked, wanted, null_caption, require_evidence, allow_zeros, stack)
+            plan = _planned(looked, wanted, null_caption, require_evidence, allowed, stack)
         if source != Path(orig_ckpt_path):  # in the cache it has a name that says nothing
             plan.record["source"]["name"] = printable(orig_ckpt_path)
         sizes: dict[str, int] = {}
         afterwards: list[str] = []
         if not dry_run:
             with wanted.publication(plan.size, overwrite=overwrite) as out:
-                sizes = _write(out, plan, allow_nonfinite, allow_overflow, allow_zeros, progress)
+                sizes = _write(out, plan, allowed, progress)
                 out.publish()
             afterwards = out.notes
         notes = [*plan.notes, *afterwards, *_leftovers(wanted.path, afterwards)]
         return Conversion(wanted.path, plan.record, notes, not dry_run, sizes)
-
-
-def is_done(orig_ckpt_path: str | os.PathLike[str], dump_path: str | os.PathLike[str], **words: Any) -> bool:
-    """Whether `dump_path` holds already what `convert` with the same words would write there, to the last bit.
-
-    Both sides are read and hashed. Words that change nothing of the result are accepted and ignored.
-    """
-    return already(orig_ckpt_path, dump_path, **words) is not None
 
 
 def already(
@@ -146,35 +139,36 @@ def already(
     weights: str | None = None,
     state_dict_key: str | None = None,
     family: str | None = None,
+    allow_nonfinite: bool = False,
+    allow_overflow: bool = False,
     require_evidence: bool = False,
     allow_zeros: bool = False,
     **given: Any,
 ) -> list[str] | None:
     """What `convert` would say of the tensors, where `dump_path` holds what it would write; None where it does not.
 
+    Both sides are read and hashed. Words of `convert` that change nothing of the result are accepted and ignored.
+
     Raises: as `convert` does, for what it refuses of the source.
     """
     wanted = Destination.of(dump_path, to, dtype, max_shard_size, variant)
+    allowed = Allowed(allow_nonfinite, allow_overflow, allow_zeros)
     given = {name: value for name, value in given.items() if name not in _OF_WRITING}
     source = local(orig_ckpt_path, quiet=True)
     wanted = wanted.check(source, overwrite=True)
     with ExitStack() as stack, reading(source):
         checkpoint = stack.enter_context(open_model(source, weights, state_dict_key, family))
         looked = survey_again(checkpoint, given, family)
-        plan = _planned(looked, wanted, null_caption, require_evidence, allow_zeros, stack)
+        plan = _planned(looked, wanted, null_caption, require_evidence, allowed, stack)
         names = {RECORD, PARITY, *plan.texts, *(file.name for file in plan.files)}
         if wanted.folder and ours(wanted.path) != names:
             return None  # without its record, or with more than we would write, it is another result
         place = wanted.path if wanted.folder else wanted.path.parent
-        read: dict[str, str] | None = {} if plan.arranged.promised or plan.arranged.remembered else None
-        if not holds(place, plan.files, plan.parts, plan.texts, read):
-            return None
-        zeros = look(plan.looked.plan, checkpoint)
-        notes = [*refuse_zeros(plan.source, zeros.refused, allow_zeros), *zeros.notes]
-        return notes + held_to_record(plan, read or {})[0]
+        found = holds(place, plan.files, plan.parts, plan.texts, plan.arranged.stated)
+        return give_verdict(looked, plan.arranged, found, allowed)[0] if found else None
 
 
-_OF_WRITING = ("overwrite", "dry_run", "allow_nonfinite", "allow_overflow", "progress")
+_OF_WRITING = ("overwrite", "dry_run", "progress")
 
 
 def _planned(
@@ -182,43 +176,31 @@ def _planned(
     wanted: Destination,
     null_caption: str | os.PathLike[str] | None,
     require_evidence: bool,
-    allow_zeros: bool,
+    allowed: Allowed,
     stack: ExitStack,
 ) -> Blueprint:
-    """`draw_up`. A table of positions that is lost is no fault of the call, nor of that table: what else is zero is
-    said first, of a file without checksums, of which an end is read in place."""
+    """`draw_up`. Where planning fails, an incomplete download may be the cause (a table of positions that is zero fits
+    no scale): in files without checksums look for zeros first, and report those instead."""
     try:
         return draw_up(looked, wanted, null_caption, stack, require_evidence)
     except (InputError, UsageError):
         unproven = {key: tensor for key, tensor in looked.checkpoint.items() if tensor.storage.crc is None}
-        if looked.family and not allow_zeros:
-            refuse_zeros(looked.checkpoint.path, look(looked.plan, unproven).refused, False)
+        if looked.family and not allowed.zeros:
+            refuse_zeros(looked.checkpoint.path, find_zeros(looked.plan, unproven).refused, False)
         raise
 
 
 def _write(
     out: Publication,
     plan: Blueprint,
-    allow_nonfinite: bool,
-    allow_overflow: bool,
-    allow_zeros: bool,
+    allowed: Allowed,
     progress: Callable[[int], Progress] | None,
 ) -> dict[str, int]:
     """Write the tensors, the texts and, last, the record, which tells what was found; returns the files' sizes."""
     total = sum(part.nbytes for part in plan.parts)
     step = progress(total) if progress else lambda count: None
-    known = plan.arranged.promised | plan.arranged.remembered
-    written = write_files(out, plan.files, plan.parts, step, known)
-    for bad, allowed, what, flag in (
-        (written.nonfinite, allow_nonfinite, "NaN or infinite", "--allow_nonfinite converts them as they are"),
-        (written.overflowed, allow_overflow, f"beyond {plan.arranged.cast}", "--allow_overflow makes them infinite"),
-    ):
-        if bad and not allowed:
-            raise InputError(f"{printable(plan.source)}: {counted(bad, what)}; {flag}")
-        if bad:
-            plan.notes.append(f"{counted(bad, what)}: let through")
-    plan.notes += _zeros(plan, written, allow_zeros)
-    notes, changed = held_to_record(plan, written.read)
+    written = write_files(out, plan.files, plan.parts, step, plan.arranged.stated)
+    notes, changed = give_verdict(plan.looked, plan.arranged, written, allowed)
     plan.notes += notes
     if changed:
         plan.record["changed"] = changed
@@ -237,52 +219,13 @@ def _write(
     sizes = {name: int(file["size"]) for name, file in plan.record["written"].items()}
     if plan.recorded:
         # What was changed before is not vouched for: what was promised of it is passed on.
-        made_anew = (_cast(plan) | plan.around.given.keys()) - changed.keys()
+        made_anew = (plan.arranged.rounded | plan.beside.given.keys()) - changed.keys()
         shas = {key: sha for name in made_anew for key, sha in written.digests.get(name, {}).items()}
-        plan.record |= plan.around.record.passed_on(shas)
+        plan.record |= plan.beside.record.passed_on(shas)
         record = json.dumps(plan.record, indent=1, ensure_ascii=False) + "\n"
         out.write_text(RECORD, record)
         sizes[RECORD] = len(record.encode())
     return sizes
-
-
-def _zeros(plan: Blueprint, written: Written, allowed: bool) -> list[str]:
-    """What is zero throughout, in words. Raises: `InputError` for zeros that no training leaves, unless allowed."""
-    sources, rounded = {tensor.key: tensor for part in plan.parts for tensor in part.sources}, _cast(plan)
-    # What is zero once it is rounded may not have been so before.
-    found = {
-        key: tails(sources[key], len(zeros)) if key in rounded and any(zeros) else zeros
-        for key, zeros in written.zeros.items()
-    }
-    judged = judge(plan.looked.plan, named(plan.looked.checkpoint) | sources, found)
-    lost = [key for key in found if found[key] != written.zeros[key] and sum(written.zeros[key]) == sources[key].numel]
-    words = f"{listed(lost)}: zero throughout once rounded to {plan.arranged.cast}" if lost else ""
-    refused = "; ".join(filter(None, (judged.refused, words)))
-    return [*refuse_zeros(plan.source, refused, allowed), *judged.notes]
-
-
-def _cast(plan: Blueprint) -> set[str]:
-    """The keys of the sources that are rounded."""
-    return {tensor.key for part in plan.parts for tensor in part.sources if tensor.dtype != part.dtype}
-
-
-def held_to_record(plan: Blueprint, read: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """(what the record of the conversion that made the source says of what was now read of it, in words; key -> the
-    SHA-256 promised, of what is another).
-
-    Args:
-        read: SHA-256 by the key of a source.
-
-    Raises: `InputError` where what nobody trains is not what it was.
-    """
-    arranged = plan.arranged
-    for key, promised in arranged.promised.items():
-        if read.get(key, promised) != promised:
-            raise InputError.at(plan.source, key, CHANGED)
-    held = {key: promised for key, promised in arranged.remembered.items() if key in read}
-    changed = {key: promised for key, promised in held.items() if read[key] != promised}
-    words = f"{len(changed)} of {len(held)} tensors {UNLIKE}" if changed else f"all {len(held)} tensors {LIKE}"
-    return [words] if held else [], changed
 
 
 _LEFT = {

@@ -7,16 +7,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from .arrangement import named
-from .beside import look_beside
+from .arrangement import hold_computed, named
+from .beside import Beside, look_beside
 from .checkpoint import LazyTensor
 from .checkpoint.cast import count_nonfinite
 from .checkpoint.tensor import CHUNK
 from .errors import InputError
-from .record import LIKE, UNLIKE
 from .survey import Survey
+from .verdicts import ALLOW_NONFINITE, NONFINITE, hold_to_record
 from .writing import counted
-from .zeros import ALLOWED, listed, look
+from .zeros import ALLOWED, find_zeros, listed
 
 
 @dataclass
@@ -43,14 +43,18 @@ def read_through(looked: Survey) -> Deep:
     """
     made, sound, buffer = Deep(), dict[str, LazyTensor](), bytearray(CHUNK)
     with ExitStack() as stack:
+        beside = Beside()
         try:
-            beside = look_beside(stack, looked, None) if looked.family and not looked.plan.problems else None
+            if looked.family and not looked.plan.problems:
+                beside = look_beside(stack, looked, None)
+                if not looked.needs:
+                    hold_computed(looked, beside)
         except InputError as error:
-            beside = None
             made.problems.append(str(error))
-        digests = beside.record.digests if beside else {}
-        damaged, held = set[int](), 0
-        tensors = named(looked.checkpoint) | (beside.kept if beside else {})
+        promised, remembered = beside.promised, beside.remembered
+        digests = promised | remembered
+        damaged, read = set[int](), dict[str, str]()
+        tensors = named(looked.checkpoint) | beside.kept
         for key, tensor in tensors.items():
             if id(tensor.storage) in damaged:
                 continue
@@ -68,18 +72,17 @@ def read_through(looked: Survey) -> Deep:
                 made.problems.append(str(error))
                 continue
             sound[key] = tensor
-            held += key in digests
-            if digests.get(key, digest.hexdigest()) != digest.hexdigest():
-                made.changed.append(key)
-        zeros = look(looked.plan, sound)
+            if key in digests:
+                read[key] = digest.hexdigest()
+        zeros = find_zeros(looked.plan, sound)
     if made.nonfinite:
-        said = counted(made.nonfinite, "NaN or infinite")
-        made.problems.append(f"{said}; --allow_nonfinite converts them as they are")
+        made.problems.append(f"{counted(made.nonfinite, NONFINITE)}; {ALLOW_NONFINITE}")
     if zeros.refused:
         made.problems.append(f"{zeros.refused}; {ALLOWED}")
     made.notes += zeros.notes
-    if made.changed:
-        made.notes.append(f"{len(made.changed)} of {held} tensors {UNLIKE}: {listed(made.changed)}")
-    elif held:
-        made.notes.append(f"all {held} tensors {LIKE}")
+    held = hold_to_record(looked.checkpoint.path, promised, remembered, read)
+    made.changed = [key for key in read if key in held.broken or key in held.changed]
+    made.problems += map(str, held.broken.values())
+    if held.words:
+        made.notes.append(held.words + (f": {listed(held.changed)}" if held.changed else ""))
     return made

@@ -37,7 +37,7 @@ class Blueprint:
     """
 
     looked: Survey
-    around: Beside
+    beside: Beside
     arranged: Arrangement
     parts: list[Part]
     files: list[TensorFile]
@@ -79,16 +79,16 @@ def draw_up(
     if wanted.to == COMFYUI and maker.comfyui is None:
         raise UsageError(f"--to comfyui: ComfyUI knows no {maker.title} that would be read from such a file")
     arrange = to_diffusers if wanted.folder else to_original
-    around = look_beside(stack, looked, null_caption)
+    lying_beside = look_beside(stack, looked, null_caption)
     with looked.state.blaming():
-        arranged = arrange(looked, around, wanted.dtype)
+        arranged = arrange(looked, lying_beside, wanted.dtype)
     found = looked.found
     if require_evidence:
         demand(maker, found, checkpoint)
     notes = [*found.notes, *(found.stock if wanted.folder else []), *notes_on(checkpoint)]
     if looked.diffusers and checkpoint.folder and not checkpoint.config:
         notes.append(f"the folder holds no {CONFIG}: what it would say is given or assumed")
-    notes += [*around.notes, *arranged.notes]
+    notes += [*lying_beside.notes, *arranged.notes]
     if wanted.to == COMFYUI and maker.comfyui:
         notes += maker.comfyui(found)
     model = wanted.spelt(arranged.model)
@@ -105,7 +105,7 @@ def draw_up(
         "plan": arranged.rows,
     }
     parts = [*model, *arranged.aside]
-    return Blueprint(looked, around, arranged, parts, files, texts | more, record, wanted.folder, notes)
+    return Blueprint(looked, lying_beside, arranged, parts, files, texts | more, record, wanted.folder, notes)
 
 
 def digest_of(data: bytes) -> dict[str, int | str]:

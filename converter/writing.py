@@ -81,12 +81,22 @@ class Written:
     `read`: per source key whose digest was stated, the SHA-256 of what was read; `zeros`: per source key, of each of
     its parts how many elements at the end are zero."""
 
-    files: dict[str, dict[str, int | str]]
+    files: dict[str, dict[str, int | str]] = field(default_factory=dict)
     digests: dict[str, dict[str, str]] = field(default_factory=dict)
     nonfinite: dict[str, int] = field(default_factory=dict)
     overflowed: dict[str, int] = field(default_factory=dict)
     read: dict[str, str] = field(default_factory=dict)
     zeros: dict[str, list[int]] = field(default_factory=dict)
+
+    def count(self, key: str, zeros: list[int], nonfinite: Mapping[str, int], overflowed: int) -> None:
+        """What was counted of one source in what was written of it; `nonfinite` by the key that it went to."""
+        self.zeros[key] = zeros
+        if overflowed:  # which of the outputs they are in was not counted
+            self.overflowed[key] = overflowed
+            nonfinite = {key: sum(nonfinite.values()) - overflowed}
+        for name, count in nonfinite.items():  # a tensor that is put together has several sources
+            if count:
+                self.nonfinite[name] = self.nonfinite.get(name, 0) + count
 
 
 def write_files(
@@ -129,16 +139,10 @@ def _found(files: dict[str, dict[str, int | str]], deliveries: list[Delivery]) -
     for delivery in deliveries:
         key, outputs = delivery.tensor.key, delivery.outputs
         found.digests.setdefault(key, {}).update({output.tensor.key: output.sha256 for output in outputs})
-        found.zeros[key] = [count for output in outputs for count in output.zeros]
         if delivery.read:
             found.read[key] = delivery.read
         bad = {output.tensor.key: output.nonfinite for output in outputs}
-        if delivery.overflowed:  # which of the outputs they are in was not counted
-            found.overflowed[key] = delivery.overflowed
-            bad = {key: sum(bad.values()) - delivery.overflowed}
-        for name, count in bad.items():  # a tensor that is put together has several deliveries
-            if count:
-                found.nonfinite[name] = found.nonfinite.get(name, 0) + count
+        found.count(key, [count for output in outputs for count in output.zeros], bad, delivery.overflowed)
     return found
 
 

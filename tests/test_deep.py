@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from makers import GOLDEN, HEADS, pixart, save
 from safetensors.torch import load_file, save_file
 
 import converter
 from converter import inspect
+from converter.beside import CHANGED
+from converter.record import EXTRAS
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -76,15 +80,39 @@ def test_numbers_and_zeros(tmp_path: Path, cli: Cli) -> None:
 def test_what_a_record_promises(tmp_path: Path) -> None:
     out = converter.convert(save(pixart(), tmp_path / "a.pth"), tmp_path / "out", num_attention_heads=HEADS).path
     made = inspect(out, deep=True)
-    assert made["notes"][-1] == "all 58 tensors are what conversion.json says was converted"  # the null caption too
+    assert made["notes"][-1] == "all 57 tensors are what conversion.json says was converted"
     tensors = load_file(out / WEIGHTS)
     tensors["proj_out.bias"] += 1
     save_file(tensors, out / WEIGHTS, {"format": "pt"})
     made = inspect(out / "transformer", deep=True)
-    words = "1 of 58 tensors are not what conversion.json says was converted (trained since?): proj_out.bias"
+    words = "1 of 57 tensors are not what conversion.json says was converted (trained since?): proj_out.bias"
     assert made["notes"][-1] == words
     assert made["deep"]["changed"] == ["proj_out.bias"]
     assert made["problems"] == []
+
+
+@pytest.mark.parametrize("at", [-1, -40])
+def test_a_broken_promise_is_a_problem_in_the_words_of_a_conversion(at: int, tmp_path: Path) -> None:
+    """Nobody trains what lies in the sidecar."""
+    out = converter.convert(save(pixart(), tmp_path / "a.pth"), tmp_path / "out", num_attention_heads=HEADS).path
+    data = bytearray((out / EXTRAS).read_bytes())
+    data[at] ^= 1
+    (out / EXTRAS).write_bytes(data)
+    with pytest.raises(converter.InputError, match=re.escape(CHANGED)) as error:
+        converter.convert(out, tmp_path / "back.pth", to="original")
+    made = inspect(out, deep=True)
+    assert made["problems"] == [str(error.value)]
+    assert made["deep"]["changed"] == ["y_embedder.y_embedding"]
+    assert made["notes"][-1] == "all 57 tensors are what conversion.json says was converted"
+
+
+def test_a_config_that_changed_is_a_problem_in_the_words_of_a_conversion(tmp_path: Path) -> None:
+    out = converter.convert(save(pixart(), tmp_path / "a.pth"), tmp_path / "out", num_attention_heads=HEADS).path
+    config = json.loads((out / "transformer/config.json").read_text())
+    (out / "transformer/config.json").write_text(json.dumps(config | {"interpolation_scale": 1.75}))
+    with pytest.raises(converter.InputError, match=re.escape(CHANGED)) as error:
+        converter.convert(out, tmp_path / "again")
+    assert inspect(out, deep=True)["problems"] == [str(error.value)]
 
 
 def test_what_is_no_model_at_all_is_read_too(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from makers import HEADS, pixart, save, tree
 
-from converter.conversion import is_done
+from converter.conversion import already
 from converter.existing import holds
 from converter.many import convert_all, worst
 from converter.pairs import Pair, expand
@@ -78,7 +78,7 @@ def test_every_byte_of_a_result_counts(to: str, tmp_path: Path) -> None:
     target, options = tmp_path / name, {"to": to, "num_attention_heads": HEADS}
     (outcome,) = convert_all([Pair(str(source), str(target))], **options)
     assert outcome.status == "converted", outcome.words
-    assert is_done(source, target, **options)
+    assert already(source, target, **options) is not None
     files = [path for path in (target.rglob("*") if target.is_dir() else [target]) if path.is_file()]
     assert files
     for path in files:
@@ -89,16 +89,17 @@ def test_every_byte_of_a_result_counts(to: str, tmp_path: Path) -> None:
             changed = bytearray(data)
             changed[position] ^= 0x10
             path.write_bytes(changed)
-            same = is_done(source, target, **options)
-            if same:  # a byte between members, or in a header that says the same
+            if (
+                already(source, target, **options) is not None
+            ):  # a byte between members, or in a header that says the same
                 assert path.suffix == ".pth"
                 assert _same_tensors(changed, data, tmp_path)
         path.write_bytes(data[:-1])
-        assert not is_done(source, target, **options)
+        assert already(source, target, **options) is None
         path.unlink()
-        assert not is_done(source, target, **options)
+        assert already(source, target, **options) is None
         path.write_bytes(data)
-    assert is_done(source, target, **options)
+    assert already(source, target, **options) is not None
 
 
 def _same_tensors(changed: bytes, data: bytes, tmp: Path) -> bool:
@@ -111,8 +112,8 @@ def _same_tensors(changed: bytes, data: bytes, tmp: Path) -> bool:
 
 
 def test_nothing_to_hold_is_no_proof(tmp_path: Path) -> None:
-    assert not is_done(save(pixart(), tmp_path / "a.pth"), tmp_path / "nowhere", num_attention_heads=HEADS)
-    assert holds(tmp_path, [], [], {})  # vacuous: a conversion always writes something
+    assert already(save(pixart(), tmp_path / "a.pth"), tmp_path / "nowhere", num_attention_heads=HEADS) is None
+    assert holds(tmp_path, [], [], {}, {})  # vacuous: a conversion always writes something
 
 
 def test_the_worst_code() -> None:

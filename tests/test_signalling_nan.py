@@ -19,7 +19,7 @@ from converter.checkpoint.cast import cast, count_nonfinite, float64
 from converter.checkpoint.dtypes import BY_CODE, BY_NAME
 from converter.comparison.elements import measure
 from converter.comparison.rounding import roundings
-from converter.conversion import is_done
+from converter.conversion import already
 from converter.parity.cases import load_cases
 from converter.parity.inputs import Case
 
@@ -94,7 +94,7 @@ def test_a_conversion_and_all_that_is_asked_of_it(dtype: torch.dtype, tmp_path: 
     with converter.open_checkpoint(back) as found:
         for key, tensor in state.items():
             assert found[key].read() == bytes(tensor.reshape(-1).view(torch.uint8).numpy())
-    assert is_done(path, out, num_attention_heads=HEADS)
+    assert already(path, out, **how) is not None
     assert converter.diff(path, out).verdict == "identical"
     for name in ("float16", "bfloat16", "float32"):
         rounded = converter.convert(path, tmp_path / name, dtype=name, allow_overflow=True, **how).path

@@ -22,7 +22,7 @@ from converter.initialisation.options import Options
 from converter.many import convert_all
 from converter.mapping import ZeroInit
 from converter.pairs import Pair
-from converter.zeros import Zeros, judge, look, tails
+from converter.zeros import Zeros, find_zeros, judge, tails
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 REFUSED = "zero throughout, as no training leaves"
@@ -40,7 +40,7 @@ def zeroed(state: State, wanted: Callable[[str], bool]) -> State:
 
 def judged(state: State, tmp: Path, keys: KeyMapping = converter.families.pixart.PIXART.keys) -> Zeros:
     with open_checkpoint(save(state, tmp / "judged.pth")) as checkpoint:
-        return look(keys.survey(checkpoint), checkpoint)
+        return find_zeros(keys.survey(checkpoint), checkpoint)
 
 
 def reserved(path: Path, share: float) -> Path:
@@ -63,7 +63,7 @@ def test_right_size_and_zeros_at_the_end(share: float, tmp_path: Path) -> None:
     assert str(error.value).count("\n") == 0
     assert not (tmp_path / "out").exists()
     with open_checkpoint(path) as checkpoint:
-        found = look(converter.families.pixart.PIXART.keys.survey(checkpoint), checkpoint)
+        found = find_zeros(converter.families.pixart.PIXART.keys.survey(checkpoint), checkpoint)
     assert set(lost) <= {*found.lost, *found.untrained, *found.aside}
     assert (f"{len(found.lost)} tensor" in str(error.value)) == bool(lost)
     if lost:
@@ -271,6 +271,53 @@ def test_a_result_that_is_there_already(tmp_path: Path) -> None:
     (done,) = convert_all([Pair(str(path), str(out))], allow_zeros=True, **said)
     assert done.status == "unchanged"
     assert done.notes == [f"1 tensor is {REFUSED} it: t_block.1.weight (was its download completed?): let through"]
+
+
+def test_a_result_that_is_there_already_is_judged_as_it_was_written(tmp_path: Path) -> None:
+    """What only the rounding made zero, too large or not finite, and zeros in the sidecar: the same words as before."""
+    state = pixart()
+    state["blocks.0.attn.qkv.weight"][:48] *= 1e-12
+    state["blocks.1.attn.qkv.weight"][24:48] = 0
+    state["blocks.0.attn.qkv.weight"][70, 3] = 1e9
+    state["blocks.1.attn.qkv.weight"][50, 2] = torch.nan
+    state["y_embedder.y_embedding"][:] = 0
+    state["blocks.0.attn.qkv.bias"] *= 1e-12
+    path = save(state, tmp_path / "a.pth")
+    let = {"allow_zeros": True, "allow_overflow": True, "allow_nonfinite": True}
+    for name, target in (("diffusers", "out"), ("original", "out.pth")):
+        said: dict[str, Any] = {"to": name, "dtype": "float16", "num_attention_heads": HEADS}
+        done = converter.convert(path, tmp_path / target, **let, **said)
+        told = already(path, tmp_path / target, **let, **said)
+        assert told == [note for note in done.notes if "zero" in note or "let through" in note]
+        assert "y_embedder.y_embedding" in str(told)
+        assert len(told) == 3
+        for flag in let:
+            with pytest.raises(InputError) as first:
+                converter.convert(path, tmp_path / target, overwrite=True, **let | {flag: False}, **said)
+            with pytest.raises(InputError, match=f"--{flag}") as again:
+                already(path, tmp_path / target, **let | {flag: False}, **said)
+            assert str(again.value) == str(first.value)
+    back = converter.convert(tmp_path / "out", tmp_path / "back.pth", to="original", **let)
+    told = already(tmp_path / "out", tmp_path / "back.pth", to="original", **let)
+    assert told == [note for note in back.notes if note in (told or ())]
+    assert len(told) == 3
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (0,), (0, 24), (25, 24), (2, 3, 4)])
+@pytest.mark.parametrize("empty", [True, False])
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_fused_tensor_of_any_shape(shape: tuple[int, ...], empty: bool, suffix: str, tmp_path: Path) -> None:
+    """What does not split is a refusal in one line, and nothing breaks where it is looked at for zeros."""
+    state = pixart()
+    for key in ("blocks.0.attn.qkv.weight", "blocks.1.attn.qkv.bias"):
+        state[key] = torch.zeros(shape) if empty else torch.ones(shape)
+    with pytest.raises(InputError) as error:
+        convert(state, tmp_path, suffix)
+    assert "qkv" in str(error.value)
+    assert "\n" not in str(error.value)
+    made = converter.inspect(tmp_path / f"made.{suffix}", deep=True)
+    assert "blocks.0.attn.qkv.weight" in str(made["problems"])
+    assert not [problem for problem in made["problems"] if "\n" in problem]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])

@@ -21,7 +21,7 @@ from ..hub import local
 from ..planning import notes_on
 from ..survey import open_model, survey
 from ..writing import Part, counted, write_files
-from ..zeros import look
+from ..zeros import find_zeros
 from .options import ZERO, Options
 from .origin import Origin
 
@@ -100,7 +100,7 @@ def init_from_dit(
         state = origin.state()
         with deterministic():
             done = Initialisation(wanted.path, origin.choices, notes(origin, wanted), prove(origin, state))
-            if refused := look(looked.plan, checkpoint).refused:  # a sound proof: of what has been lost
+            if refused := find_zeros(looked.plan, checkpoint).refused:  # a sound proof: of what has been lost
                 raise InputError(f"{printable(source)}: {refused}")
             if timesteps:
                 done.proof.distances = measure(origin)

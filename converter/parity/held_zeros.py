@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..zeros import look
+from ..zeros import find_zeros
 from .audit import Sides
 from .report import INCONCLUSIVE, PASS, Phase
 
@@ -14,7 +14,7 @@ def hold_zeros(weights: Phase, sides: Sides) -> Phase:
     """
     if weights.verdict != PASS:
         return weights  # where they differ, that is what there is to say
-    zeros = look(sides.plan, sides.original)
+    zeros = find_zeros(sides.plan, sides.original)
     weights.notes += zeros.notes
     if zeros.refused:
         weights.verdict = INCONCLUSIVE
