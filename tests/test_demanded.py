@@ -27,7 +27,7 @@ def named(path: Path, out: Path, **words: Any) -> set[str]:
     with pytest.raises(converter.UsageError, match=r"^--require_evidence: ") as raised:
         converter.convert(path, out, require_evidence=True, **words)
     assert not out.exists()
-    return set(re.findall(r"--(\w+) \(", str(raised.value)))
+    return set(re.findall(r"--(\w+)(?: \w+)? \(", str(raised.value)))
 
 
 def test_every_assumption_is_named_at_once(tmp_path: Path) -> None:

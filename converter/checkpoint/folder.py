@@ -87,7 +87,7 @@ def names_in(folder: Path) -> set[str]:
     try:
         return {path.name for path in folder.iterdir() if path.exists() and not path.is_dir()}
     except OSError as error:
-        raise InputError.at(folder, "", error.strerror or str(error)) from error
+        raise InputError.at(error.filename or folder, "", error.strerror or str(error)) from error
 
 
 def dangling(folder: Path) -> list[str]:

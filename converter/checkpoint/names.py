@@ -79,8 +79,10 @@ def spellings(keys: Sequence[str], tables: Tables | None = None) -> list[Spellin
             return [Spelling(plain.prefix, plain.keys, known=known, fits=True)]
         found, mixed = _behind(keys, batch)
         if found:
-            return found
-        plain = replace(plain, mixed=mixed or plain.mixed, known=max(known, plain.known))
+            # Of a single model, what only some keys carry may still be why names in it are unknown.
+            same = len(found) == 1 and found[0].prefix == plain.prefix
+            return [replace(found[0], mixed=plain.mixed)] if same else found
+        plain = replace(plain, mixed=plain.mixed or mixed, known=max(known, plain.known))
     return [plain]
 
 
@@ -166,9 +168,16 @@ def _behind(keys: Sequence[str], tables: Sequence[Names]) -> tuple[list[Spelling
     outside = [
         name for prefix, name in strays if set(prefix.split(".")) <= _OF_PREFIXES and not name.startswith(within)
     ]
-    if best and outside:
-        prefix = max(best, key=lambda prefix: len(best[prefix].names))
-        return [], _mixed(prefix, len(best[prefix].names), len(keys), outside[0])
+    if not best:
+        return [], ""
+    main = max(best, key=lambda prefix: len(best[prefix].names))
+    # Several models have their names in common; what has others is a part of one.
+    parts = [
+        group for group in best.values() if 2 * len(group.names.keys() & best[main].names.keys()) < len(group.names)
+    ]
+    outside += [name for group in parts for name in group.names.values()]
+    if outside:
+        return [], _mixed(main, len(best[main].names), len(keys), outside[0])
     return (_taken(best, names), "") if len(best) <= _MODELS else ([], "")
 
 

@@ -70,7 +70,8 @@ def _beyond_doubt(sums: _Sums, best: float) -> float | None:
     part of it only is not believed. A round number would explain much; so others close to it must not.
     """
     least = sums.apart(best)
-    bounds = [bound for name, bound in ROUNDINGS.items() if name in sums.numbers_of and least <= bound]
+    # The best fit is by the sum of squares, and so may leave a little more somewhere than the true scale does.
+    bounds = [bound for name, bound in ROUNDINGS.items() if name in sums.numbers_of and least <= 1.1 * bound]
     bound = max(ROUNDING, min(bounds, default=MARGIN * least))
     for digits in DIGITS:
         scale = round(best, digits)
