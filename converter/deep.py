@@ -80,7 +80,7 @@ def read_through(looked: Survey) -> Deep:
     if zeros.refused:
         made.problems.append(f"{zeros.refused}; {ALLOWED}")
     made.notes += zeros.notes
-    held = hold_to_record(looked.checkpoint.path, promised, remembered, read)
+    held = hold_to_record(looked, promised, remembered, read)
     made.changed = [key for key in read if key in held.broken or key in held.changed]
     made.problems += map(str, held.broken.values())
     if held.words:

@@ -20,10 +20,10 @@ from .checkpoint.meaning import UNKNOWN
 from .checkpoint.safetensors_writer import lay_out_safetensors
 from .demanded import demand
 from .destination import COMFYUI, Destination
-from .errors import UsageError
+from .errors import UsageError, printable
 from .inspection import report
 from .mapping import fold, summed_up
-from .record import EXTRAS, TOOL
+from .record import EXTRAS, RECORD, TOOL, Record
 from .survey import Survey
 from .way_back import to_original
 from .writing import Part, TensorFile
@@ -88,7 +88,7 @@ def draw_up(
     notes = [*found.notes, *(found.stock if wanted.folder else []), *notes_on(checkpoint)]
     if looked.diffusers and checkpoint.folder and not checkpoint.config:
         notes.append(f"the folder holds no {CONFIG}: what it would say is given or assumed")
-    notes += [*lying_beside.notes, *arranged.notes]
+    notes += [*lying_beside.notes, *_unlike_record(looked, lying_beside.record), *arranged.notes]
     if wanted.to == COMFYUI and maker.comfyui:
         notes += maker.comfyui(found)
     model = wanted.spelt(arranged.model)
@@ -110,6 +110,17 @@ def draw_up(
 
 def digest_of(data: bytes) -> dict[str, int | str]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _unlike_record(looked: Survey, record: Record) -> list[str]:
+    """Where a converted folder says otherwise than the record of its conversion: its config was changed."""
+    told = record.content.get("hyper_parameters", {}) if looked.diffusers else {}
+    return [
+        f"{name} is {printable(found.value)} ({printable(found.evidence, 80)}), and {RECORD} says "
+        f"{printable(told[name]['value'])}: was {CONFIG} changed?"
+        for name, found in looked.found.items()
+        if name in told and None not in (found.value, told[name]["value"]) and found.value != told[name]["value"]
+    ]
 
 
 def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:

@@ -12,12 +12,14 @@ from typing import Any
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.cast import widen
+from .checkpoint.meaning import EMA, RAW, UNKNOWN
 from .checkpoint.names import plainly_foreign
 from .checkpoint.tensor import Storage
 from .errors import InputError, UsageError, printable
 from .families import Family, Findings, altered, find, named, recognise, tables
 from .mapping import KeyMapping, MappingError, Plan, fold
 from .mapping.dims import Pattern, bind, mismatch
+from .record import RECORD, record_beside
 
 
 @dataclass
@@ -144,6 +146,7 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
     made.family, made.diffusers = recognised
     if made.diffusers:
         checkpoint.take_config_beside()
+        _as_recorded(checkpoint)
     made.plan = made.table.survey(checkpoint)
     made.found = Findings(given or {})
     unknown = set(made.found.given) - set(made.family.flags)
@@ -167,6 +170,14 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
     if made.plan.problems:
         made.needs = ""
     return made
+
+
+def _as_recorded(checkpoint: Checkpoint) -> None:
+    """Which weights a converted folder was made of: nothing in it shows that but its record."""
+    chosen, folder = checkpoint.selected, checkpoint.folder
+    told = record_beside(folder).origin.get("source", {}).get("weights") if folder else RAW
+    if told in (EMA, UNKNOWN) and chosen.weights == RAW:
+        chosen.weights, chosen.why = told, f"{told} weights, says {RECORD}"
 
 
 def _unrecognised(checkpoint: Checkpoint, family: str | None, changed: str) -> str:

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .arrangement import Arrangement, named
-from .beside import CHANGED
+from .beside import CHANGED, rows_of
 from .errors import InputError, printable
-from .record import LIKE, UNLIKE
+from .mapping import Computed
+from .record import LIKE, RECORD, UNLIKE
 from .survey import Survey
 from .writing import Written, counted
 from .zeros import judge, listed, refuse_zeros, tails
@@ -43,24 +44,32 @@ class Held:
 
 
 def hold_to_record(
-    path: str, promised: Mapping[str, str], remembered: Mapping[str, str], read: Mapping[str, str]
+    looked: Survey, promised: Mapping[str, str], remembered: Mapping[str, str], read: Mapping[str, str]
 ) -> Held:
     """Compare what was read with what the record of the conversion that made it says.
 
     Args:
-        path: of the model, for the words.
+        looked: at the model.
         promised, remembered: as in an `Arrangement`.
-        read: SHA-256 by key; what is not in it was not read, and nothing is said of it.
+        read: SHA-256 by key; what is in neither it nor the model is not there, but for what is computed.
     """
-    made = Held()
+    made, path = Held(), looked.checkpoint.path
     for key, sha in promised.items():
         if read.get(key, sha) != sha:
             made.broken[key] = InputError.at(path, key, CHANGED)
     held = {key: sha for key, sha in remembered.items() if key in read}
     made.changed = {key: sha for key, sha in held.items() if read[key] != sha}
-    if held:
-        changed = f"{len(made.changed)} of {len(held)} tensors {UNLIKE}"
-        made.words = changed if made.changed else f"all {len(held)} tensors {LIKE}"
+    absent = [key for key in {**promised, **remembered} if key not in read and key not in looked.checkpoint]
+    computed = rows_of(looked, Computed) if absent else []
+    absent = [key for key in absent if not any(row.match(key) for row in computed)]
+    words = []
+    if made.changed:
+        words.append(f"{len(made.changed)} of {len(held)} tensors {UNLIKE}")
+    if absent:
+        words.append(f"no longer there, of the tensors that {RECORD} names: {listed(absent)}")
+    if held and not words:
+        words.append(f"all {len(held)} tensors {LIKE}")
+    made.words = "; ".join(words)
     return made
 
 
@@ -81,7 +90,7 @@ def give_verdict(
         if bad:
             notes.append(f"{counted(bad, what)}: let through")
     notes += _zeros(looked, arranged, written, allowed.zeros)
-    held = hold_to_record(path, arranged.promised, arranged.remembered, written.read)
+    held = hold_to_record(looked, arranged.promised, arranged.remembered, written.read)
     for error in held.broken.values():
         raise error
     return notes + ([held.words] if held.words else []), held.changed

@@ -222,7 +222,7 @@ def test_the_other_set_of_weights_is_named(tmp_path: Path, cli: Cli) -> None:
     folder = converter.convert(path, tmp_path / "out", num_attention_heads=HEADS, weights="ema").path
     result = cli("pixart", *flags((path, folder), "--weights", "raw"))
     assert (result.returncode, result.stderr) == (1, "")
-    hint = "the converted model has the ema weights of the file (--weights ema)"
+    hint = "the converted model has the ema weights of the file, state_dict_ema (--weights ema)"
     assert result.stdout.splitlines()[-1].startswith(f"FAIL: weights: {hint}; ")
     for more in ((), ("--weights", "ema")):  # by default what the record says was taken
         assert cli("pixart", *flags((path, folder), *more)).returncode == 0

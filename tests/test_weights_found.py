@@ -92,6 +92,8 @@ HELD: dict[str, tuple[Any, str, str]] = {
     "deep": ({"state": {"app": {"model": {"net": prefixed(RAW, "wrapped.by.me.")}}}}, "state.app.model.net", ""),
     "blocks compiled and checkpointed": ({"state_dict": compiled(RAW)}, "state_dict", ""),
     "the same dict twice": ({"model": RAW, "state_dict": RAW}, "model", ""),
+    "beside parameter groups": ({"model": RAW, "param_groups": [{"lr": 1}], "state": {}}, "model", ""),
+    "under whole numbers": ({100: {"model": RAW}}, "100.model", ""),
     "moments under the weights' names": ({"net": RAW, "exp_avg": EMA, "grads": EMA}, "net", ""),
 }  # fmt: skip
 
@@ -126,6 +128,11 @@ def test_where_the_weights_lie(tmp_path: Path, name: str) -> None:
             weights,
             raw if weights == "raw" else ema,
         )
+
+
+@pytest.mark.parametrize("place", ["opt", "optimizer_and_model", "optim"])
+def test_in_a_place_where_optimizers_keep_theirs(tmp_path: Path, place: str) -> None:
+    assert equal(saved(tmp_path, {place: {"model": RAW}, "step": 3}), RAW)
 
 
 def test_the_record_and_parity_name_the_place(tmp_path: Path) -> None:
@@ -178,7 +185,7 @@ def test_of_two_averages_the_note_names_the_place(tmp_path: Path) -> None:
     (told,) = (note for note in made.notes if note.startswith("took the raw"))
     assert "--state_dict_key ema_fast takes those" in told
     assert equal(path, EMA, state_dict_key="ema_fast")
-    with pytest.raises(InputError, match="several ema state dicts: ema_fast .*--state_dict_key ema_fast"):
+    with pytest.raises(InputError, match=r"several ema state dicts: ema_fast .*--state_dict_key ema_fast"):
         equal(path, EMA, weights="ema")
     with pytest.raises(UsageError, match=r"--weights raw \(ema_fast holds ema weights too\)"):
         convert(path, tmp_path / "new", require_evidence=True, num_attention_heads=HEADS)
@@ -315,6 +322,54 @@ def test_folders_of_raw_and_averaged_weights(tmp_path: Path, checkpoint_500: Pat
     (checkpoint_500 / "transformer").rename(checkpoint_500 / "model")
     (checkpoint_500 / "transformer_ema").rename(checkpoint_500 / "model_ema")
     assert (made(checkpoint_500)[3], made(checkpoint_500, weights="ema")[3]) == (raw[3], ema[3])
+
+
+def test_a_record_says_which_weights_a_folder_was_made_of(tmp_path: Path) -> None:
+    made = convert(
+        saved(tmp_path, {"model": RAW, "ema": EMA}), tmp_path / "out", weights="ema", num_attention_heads=HEADS
+    )
+    assert inspect(made.path)["source"]["weights"] == "ema"
+    again = convert(made.path, tmp_path / "again", max_shard_size=3000)
+    assert again.record["source"]["weights"] == "ema"
+
+
+@pytest.mark.parametrize(("name", "weights"), [
+    ("pixart_ema.pth", "ema"), ("x-EMA.pth", "ema"), ("ema_0.9999_400000.pt", "ema"), ("pixart_non_ema.pth", "raw"),
+    ("schema.pth", "raw"), ("epoch_5.pth", "raw"),
+])  # fmt: skip
+def test_of_a_bare_state_dict_the_name_is_all_there_is(tmp_path: Path, name: str, weights: str) -> None:
+    torch.save(RAW, tmp_path / name)
+    assert inspect(tmp_path / name)["source"]["weights"] == weights
+
+
+def test_what_a_record_names_and_is_gone_is_told(tmp_path: Path) -> None:
+    """However many conversions later; and so is a config that was changed since."""
+    made = convert(saved(tmp_path, {"state_dict": RAW}), tmp_path / "out", num_attention_heads=HEADS)
+    (made.path / "original_extras.safetensors").unlink()
+    config = made.path / "transformer" / "config.json"
+    content = json.loads(config.read_text())
+    heads = content["num_attention_heads"]
+    content |= {"num_attention_heads": heads // 2, "attention_head_dim": content["attention_head_dim"] * 2}
+    config.write_text(json.dumps(content))
+    for hop, options in enumerate(({"max_shard_size": 3000}, {"dtype": "bfloat16"})):
+        notes = convert(made.path, tmp_path / str(hop), **options).notes
+        assert any("no longer there" in note and "y_embedder.y_embedding" in note for note in notes)
+        assert any(note.startswith(f"num_attention_heads is {heads // 2}") for note in notes)
+        assert not any("all " in note and "are what" in note for note in notes)
+
+
+def test_a_quantised_text_encoder_beside_the_model_does_not_matter(tmp_path: Path) -> None:
+    """Of what is left out no dtype counts, whatever the container."""
+    beside = {
+        "text_encoders.t5.q.weight": torch.ones(2, 2).to(torch.float8_e4m3fn),
+        "vae.phase": torch.ones(2, dtype=torch.complex64),
+    }
+    save_file(prefixed(RAW, "model.diffusion_model.") | beside, tmp_path / "all.safetensors")
+    assert equal(tmp_path / "all.safetensors", RAW)
+    broken = prefixed(RAW, "model.") | {"model.t_block.1.weight": RAW["t_block.1.weight"].to(torch.float8_e4m3fn)}
+    save_file(broken, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"t_block\.1\.weight: dtype F8_E4M3 is not accepted"):
+        equal(tmp_path / "model.safetensors", RAW)
 
 
 def test_the_command_line(cli: Callable[..., Any], tmp_path: Path) -> None:

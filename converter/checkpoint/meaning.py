@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ..errors import printable
+
 RAW, EMA, UNKNOWN = "raw", "ema", "unknown"
 
 # Words of a place that tell. `online` comes first: ema-pytorch keeps `online_model` inside of its EMA.
@@ -18,10 +20,9 @@ _NEGATIONS = {"non", "no", "not", "without", "pre", "before"}
 _EMA_WORDS = {"ema", "swa", "avg", "averaged", "average", "averaging", "shadow"}
 # Names that a model's own weights lie under, whoever wrote them.
 _NAMES = {
-    "state_dict", "model", "model_state_dict", "current_model_state", "model_state", "model_states", "module", "modules",
-    "net", "network",
-    "params", "weights", "generator", "student", "transformer", "denoiser", "dit", "unet", "diffusion_model", "state",
-    "app", "checkpoint", "pipeline", "base_model",
+    "state_dict", "model", "model_state_dict", "current_model_state", "model_state", "model_states", "module",
+    "modules", "net", "network", "params", "weights", "generator", "student", "transformer", "denoiser", "dit", "unet",
+    "diffusion_model", "state", "app", "checkpoint", "pipeline", "base_model",
 }  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def of_name(stem: str) -> tuple[str, str]:
     """The same of a file that holds nothing but weights, or of a folder: all there is to tell it by is its name."""
     words = _words(stem)
     averaged = _EMA_WORDS & {*words} and not _negated(words)
-    return (EMA, "so says its name") if averaged else (RAW, "")
+    return (EMA, f"averaged weights, as the name {printable(stem, 80)} says") if averaged else (RAW, "")
 
 
 def _words(name: str) -> list[str]:

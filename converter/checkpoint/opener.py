@@ -23,7 +23,7 @@ from .folder import (
     unread_variants,
     weight_files,
 )
-from .meaning import EMA, RAW
+from .meaning import EMA, RAW, of_name
 from .names import Spelling, Tables
 from .safetensors_reader import read_header
 from .tensor import LazyTensor
@@ -74,6 +74,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
                     self._open_folder(self.folder, tables)
                 else:
                     self.container, self.candidates = self._open_file(self.path, tables)
+                    self._by_name(Path(os.path.abspath(self.path)))
         except BaseException:
             self.close()
             raise
@@ -127,6 +128,14 @@ class Checkpoint(Mapping[str, LazyTensor]):
         if averaged:  # opened only where it is asked for
             kind = EMA if is_averaged(averaged) else RAW
             self.candidates.append(Candidate(kind, averaged.name, self.files[0], list, Spelling("", {})))
+
+    def _by_name(self, path: Path) -> None:
+        """Of a file that holds nothing but weights, its name tells whether they are averaged, or its folder's."""
+        for candidate in self.candidates:
+            if candidate.where in (FILE, TOP) and candidate.weights == RAW:
+                candidate.weights, candidate.why = of_name(path.stem)
+                if candidate.weights == RAW and is_averaged(path.parent):
+                    candidate.weights, candidate.why = of_name(path.parent.name)
 
     def take_config_beside(self) -> None:
         """Of a file in a model folder, let the config.json beside it count, as it does where the folder is given.

@@ -45,6 +45,8 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
     _version(plan, found)
     heads(found, state.config, *_usual_heads(found["hidden_size"].value or 0))
     _resolution(found, state.config, read_table(plan, state, found))
+    if found["multi_scale_train"].value:
+        found.unused.add(POSITIONS)  # its class computes the table of each size anew
     found.notes += remarks(found, MICRO)
     found.stock += stock(found, MICRO)
     held_against(state.config, found, CONFIGURED)

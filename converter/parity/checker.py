@@ -20,6 +20,7 @@ from ..survey import open_model
 from . import configuration, provenance
 from .audit import audit, matches
 from .choices import FLOAT64, GATING_PRECISIONS, MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
+from .held_buffers import hold_buffers
 from .held_zeros import hold_zeros
 from .opening import Opened, open_pair
 from .report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
@@ -194,7 +195,7 @@ class _Run:
             configured = beside.submit(
                 configuration.audit, pair.family, pair.model, pair.found, pair.config, pair.borrowed, pair.seen
             )
-            weights = hold_zeros(audit(pair.sides, step), pair.sides)
+            weights = hold_buffers(hold_zeros(audit(pair.sides, step), pair.sides), pair.sides)
             config = configured.result()
         if weights.verdict == FAIL and (other := self._other_weights()):
             weights.words = f"{other}; {weights.words}"

@@ -144,13 +144,15 @@ def fixed() -> State:
 FIXED = SAID | {"multi_scale_train": False}
 
 
-@pytest.mark.parametrize("change", [widened, lambda s: {k: t.bfloat16() for k, t in s.items()}])
-def test_of_the_fixed_class_a_rounding_of_the_table_is_no_part_of_the_function(
-    change: Callable[[State], State], tmp_path: Path
-) -> None:
-    path = saved(change(fixed()), tmp_path / "model.pth")
-    converter.convert(path, tmp_path / "out", **FIXED)
-    assert check(path, tmp_path / "out").verdict == PASS
+def test_of_the_fixed_class_a_rounded_table_that_was_widened_is_not_the_one_that_is_computed(tmp_path: Path) -> None:
+    """Its net adds the table as it is stored. In half precision it is what the target's becomes there too."""
+    half = {key: tensor.bfloat16() for key, tensor in fixed().items()}
+    for state, verdict in ((half, PASS), (widened(fixed()), INCONCLUSIVE)):
+        path = saved(state, tmp_path / f"{verdict}.pth")
+        done = converter.convert(path, tmp_path / verdict, **FIXED)
+        report = check(path, done.path)
+        assert report.verdict == verdict, report.reason
+        assert verdict == PASS or "the original uses it as it is" in report.reason
 
 
 @pytest.mark.parametrize(
@@ -169,8 +171,9 @@ def test_a_drift_that_the_net_adds_is_asked_about(
     assert any("what the flags say, the exact one, is taken instead" in note for note in done.notes)
     amended = {"exact_timesteps": True} if state is dit else {}
     report = check(path, done.path, **amended)
-    assert report.verdict == PASS, report.reason
-    assert any("up to a drift" in note for phase in report.phases for note in phase.notes)
+    assert report.verdict == INCONCLUSIVE
+    assert "up to a drift" in report.reason
+    assert "the original uses it as it is: the nets are compared with the computed one" in report.reason
     (done.path / "conversion.json").unlink()
     with pytest.raises(converter.UsageError, match=rf"^--{flag} is needed"):
         check(path, done.path, **said, **amended)
