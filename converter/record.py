@@ -9,7 +9,7 @@ from typing import Any
 
 from .checkpoint.dtypes import BY_NAME
 from .checkpoint.file import present
-from .checkpoint.folder import read_json
+from .checkpoint.json_file import read_json
 from .checkpoint.odd_folders import in_cache
 from .errors import ConverterError
 

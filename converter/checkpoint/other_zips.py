@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ..errors import printable
 from .directory import Entry
-from .folder import SUFFIXES
+from .weight_names import SUFFIXES
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".xz", ".zst", ".bz2", ".rar")  # that may hold one
 _TORCHS = (0, 45)  # the version that made an entry: what torch writes there, and what this tool does

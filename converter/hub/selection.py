@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 
-from ..checkpoint.folder import CONFIG, STEMS, SUFFIXES, weights_among
+from ..checkpoint.folder import CONFIG
+from ..checkpoint.weight_names import STEMS, SUFFIXES, weights_among
 from ..errors import InputError, printable
 from ..record import EXTRAS, RECORD
 from .names import Place

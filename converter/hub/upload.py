@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .._version import __version__
-from ..checkpoint.folder import CONFIG, read_config, read_json
+from ..checkpoint.folder import CONFIG, read_config
+from ..checkpoint.json_file import read_json
 from ..errors import ConverterError, InputError, UsageError, printable
 from ..record import PARITY, RECORD, TOOL
 from . import answers

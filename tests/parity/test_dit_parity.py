@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from converter import UsageError, convert
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.folder import read_json
+from converter.checkpoint.json_file import read_json
 from converter.errors import InputError
 from converter.families import Findings
 from converter.families.dit import DIT, EXACT_LINE
