@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..zeros import look
-from .audit import Sides
+from .compared import Sides
 from .report import INCONCLUSIVE, PASS, Phase
 
 

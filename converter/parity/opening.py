@@ -18,7 +18,7 @@ from ..errors import InputError, UsageError, printable
 from ..families import Family, Findings, families, find
 from ..survey import Survey, open_model, survey
 from . import provenance
-from .audit import Sides
+from .compared import Sides
 from .model import Model
 
 

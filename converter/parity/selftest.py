@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..families import Family, Findings
 from ..reference import Net, Values, unheard
-from .audit import Sides, audit
+from .audit import audit
 from .choices import FLOAT64
+from .compared import Sides
 from .configuration import audit as config_audit
 from .faults import CONFIG, FUNCTION, WEIGHTS, Fault, Faulty
 from .function import Judge, Outcome

@@ -11,10 +11,10 @@ import torch
 from ..errors import ConverterError, InputError, printable
 from ..reference import Memory, Values, Weights, unheard
 from . import function, gates, loading, localise, selftest, trajectory
-from .audit import Sides
 from .cases import load_cases, save_outcome
 from .catalogue import catalogue
 from .choices import FLOAT32, FLOAT64, HALF
+from .compared import Sides
 from .faults import Fault, idle
 from .function import Judge, Outcome
 from .inputs import Case
