@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .dtypes import UNQUANTISED
 from .unpickle import Call, Dict, Global, Set
-
-UNQUANTISED = "take the weights as they were before they were quantised"
 
 # By the name of torch's function that rebuilds them, or of their storage's class.
 KINDS = {

@@ -9,10 +9,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..errors import InputError, printable
-from .dtypes import BY_CODE
+from .dtypes import BY_CODE, UNQUANTISED
 from .file import InputFile
 from .json_file import NODE_LIMIT, parse_json
-from .kinds import UNQUANTISED
 from .tensor import LazyTensor, Storage, checked, row_major
 
 HEADER_LIMIT = 25_000_000
