@@ -7,6 +7,11 @@ the command line prints `str(error)` and nothing else.
 from __future__ import annotations
 
 import os
+import re
+
+HIDDEN = "***"  # in place of a secret
+# A token of the hub, anybody's. A short one without a digit may be a name, such as hf_transfer.
+TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:[A-Za-z0-9]{16,}|(?=[A-Za-z]*[0-9])[A-Za-z0-9]{6,})")
 
 
 class ConverterError(Exception):
