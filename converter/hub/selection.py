@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..checkpoint.folder import CONFIG
 from ..checkpoint.weight_names import STEMS, SUFFIXES, weights_among
-from ..errors import InputError, printable
+from ..errors import InputError, printable, shortened
 from ..record import EXTRAS, RECORD
 from .names import Place
 
@@ -85,9 +85,8 @@ def _only(found: list[str], place: Place, whole: bool) -> str:
         raise InputError.at(place.asked, "", rule if whole else f"weights in it: {absent(whole)}")
     what = "holds several checkpoints" if len(found) > 1 else "what else it holds, the cache does not tell"
     revision = f"@{place.revision}" if place.revision else ""
-    names = ", ".join(printable(f"hf://{place.repo}{revision}/{name}") for name in found[:_SHOWN])
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    raise InputError.at(place.asked, "", f"{what}: name one of {names}{more}")
+    names = shortened([printable(f"hf://{place.repo}{revision}/{name}") for name in found], _SHOWN)
+    raise InputError.at(place.asked, "", f"{what}: name one of {names}")
 
 
 def absent(whole: bool) -> str:

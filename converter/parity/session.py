@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ConverterError, InputError, printable
+from ..errors import ConverterError, InputError, printable, shortened
 from ..reference import Memory, Values, Weights, unheard
 from . import function, gates, loading, localise, selftest, trajectory
 from .cases import load_cases, save_outcome
@@ -201,7 +201,7 @@ class Session(Nets):
         made.detail["localisation"] = {
             "precision": precision, "case": worst.case.name, "stages": stages, "repairs": repairs
         }  # fmt: skip
-        where = ", ".join(faulty[:6]) + (f" and {len(faulty) - 6} more" if len(faulty) > 6 else "")
+        where = shortened(faulty, 6)
         where += "" if precision == FLOAT64 else f", in {precision} only"
         made.words += f"; it goes wrong in {where}" if faulty else "; no single stage is wrong: look at the inputs"
         made.notes += [row["words"] for row in repairs]
