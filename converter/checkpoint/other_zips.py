@@ -27,8 +27,8 @@ def around(entries: Iterable[Entry]) -> str:
     for suffixes in (SUFFIXES, _ARCHIVES):
         if held := [name for name in files if name.lower().endswith(suffixes)]:
             one = "" if len(held) == 1 else ", and give one of them, or their folder"
-            names = shortened([printable(name, 80) for name in held], 3)
-            return f"this is a zip that holds {names}: unpack it first{one}"
+            shown = shortened([printable(name, 80) for name in held], 3)
+            return f"this is a zip that holds {shown}: unpack it first{one}"
     return ""
 
 
