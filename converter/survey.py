@@ -140,14 +140,15 @@ def _unrecognised(checkpoint: Checkpoint, family: str | None, changed: str) -> s
         return f"this is {changed} (beside {len(checkpoint)} keys of a model)"
     if kind := named(checkpoint):
         return f"this is {kind}"
-    (known, unknown) = max(
+    unknown = min(
         (
-            (table.known(checkpoint), [key for key in checkpoint if table.row_of(key) is None])
+            [key for key in checkpoint if table.row_of(key) is None]
             for batch in tables(None if family is None else find(family))()
             for table in batch
         ),
-        key=lambda found: found[0],
+        key=len,
     )
+    known = len(checkpoint) - len(unknown)
     shown = fold(unknown[:200])
     keys = ", ".join(shown[:4]) + (" ..." if len(shown) > 4 else "")
     count = f" (the other {known} of {len(checkpoint)} are known)" if known else ""
