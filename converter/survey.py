@@ -88,8 +88,8 @@ def open_model(
 
 
 def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, family: str | None = None) -> Survey:
-    """Look at a checkpoint: names, shapes and a few elements of the positional table, which is read whole where these do
-    not explain it; no other tensor is read.
+    """Look at a checkpoint: names, shapes and a few elements of the positional table, which is read whole where these
+    do not explain it; no other tensor is read.
 
     Args:
         given: hyper-parameters in the user's words, by the family's flag names.
