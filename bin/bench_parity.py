@@ -125,8 +125,8 @@ def audit(original: Path, converted: Path) -> dict[str, float]:
     """Reading both files once, and the audit, from the page cache."""
     from converter import open_checkpoint
     from converter.families.pixart import PIXART
-    from converter.parity.audit import Sides
     from converter.parity.audit import audit as run
+    from converter.parity.compared import Sides
     from converter.survey import survey
 
     files = [original, *converted.rglob("*.safetensors")]

@@ -7,6 +7,12 @@ the command line prints `str(error)` and nothing else.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
+
+HIDDEN = "***"  # in place of a secret
+# A token of the hub, anybody's. A short one without a digit may be a name, such as hf_transfer.
+TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:[A-Za-z0-9]{16,}|(?=[A-Za-z]*[0-9])[A-Za-z0-9]{6,})")
 
 
 class ConverterError(Exception):
@@ -42,6 +48,15 @@ def printable(text: object, limit: int = 200) -> str:
     raw = os.fspath(text) if isinstance(text, os.PathLike) else str(text)
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in raw[:limit])
     return shown if len(raw) <= limit else f"{shown}... ({len(raw)} characters)"
+
+
+def shortened(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are.
+
+    >>> shortened(["a", "b", "c", "d"], 2)
+    'a, b and 2 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def human_bytes(count: int) -> str:

@@ -1,4 +1,4 @@
-"""`inspect`: what a file is, from its index alone, as a report that a person and a script can read."""
+"""`inspect`: what a file is, from its index, as a report that a person and a script can read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def inspect(
     given: Mapping[str, Any] | None = None,
     deep: bool = False,
 ) -> dict[str, Any]:
-    """What a checkpoint is, as a JSON-ready dict. Reads its index, not its tensors, unless told to.
+    """What a checkpoint is, as a JSON-ready dict. Reads its index and a few elements of the positional table, which is
+    read whole where these do not explain it; no other tensor, unless told to.
 
     Args:
         weights: 'raw' or 'ema' where the file holds both (default: raw).

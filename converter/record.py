@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
 
 from .checkpoint.dtypes import BY_NAME
 from .checkpoint.file import present
-from .checkpoint.folder import read_json
+from .checkpoint.json_file import read_json
 from .checkpoint.odd_folders import in_cache
 from .errors import ConverterError
 
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 EXTRAS = "original_extras.safetensors"
 RECORD = "conversion.json"
 PARITY = "parity.json"  # what was found of the result, where it was asked for
@@ -97,10 +98,17 @@ class Record:
         return made | {"origin": {"source": about, "hyper_parameters": given, "plan": rows}}
 
 
+def record_places(model: AnyPath) -> tuple[AnyPath, AnyPath]:
+    """Where the record of a model folder may lie, on the disk or in a repository: in it, or, of `out/transformer`, in
+    `out`."""
+    whole = model.absolute() if isinstance(model, Path) else model  # of "." and ".." the parent is in no spelling
+    return model, whole.parent
+
+
 def record_beside(model: Path) -> Record:
-    """The record in a folder, or, of `out/transformer`, in `out`; and only if it is a record of this very model."""
+    """The record in one of its `record_places`, and only if it is a record of this very model."""
     model = in_cache(model)
-    for folder in (model, model.absolute().parent):
+    for folder in record_places(model):
         if not present(folder / RECORD):
             continue
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,15 +11,14 @@ from math import isfinite
 from typing import Any
 
 from .checkpoint import Checkpoint, open_checkpoint
-from .checkpoint.cast import widen
 from .checkpoint.meaning import EMA, RAW, UNKNOWN
 from .checkpoint.names import plainly_foreign
-from .checkpoint.tensor import Storage
 from .errors import InputError, UsageError, printable
 from .families import Family, Findings, altered, find, named, recognise, tables
 from .mapping import KeyMapping, MappingError, Plan, fold
-from .mapping.dims import Pattern, bind, mismatch
+from .misshapen import flat, misshapen, not_weights
 from .record import RECORD, record_beside
+from .state import CheckpointState
 
 
 @dataclass
@@ -56,8 +55,8 @@ class Survey:
         return self.family
 
     @cached_property
-    def state(self) -> _State:
-        return _State(self.checkpoint)
+    def state(self) -> CheckpointState:
+        return CheckpointState(self.checkpoint)
 
     def config(self) -> dict[str, Any]:
         """`config.json` of the converted model. Raises what stands against it, as `require()` does, or `UsageError`."""
@@ -90,46 +89,9 @@ def open_model(
     return open_checkpoint(path, weights, state_dict_key, tables(None if family is None else find(family)))
 
 
-class _State:
-    """The checkpoint as a family may see it."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.config = checkpoint.config
-        self._checkpoint = checkpoint
-        self._peeked: dict[int, Storage] = {}
-
-    def elements(self, key: str, *positions: int) -> tuple[tuple[float, ...], float]:
-        """Single elements, read in place without the CRC's proof; what they show is checked against the whole later."""
-        tensor = self._checkpoint[key]
-        self._peeked[id(tensor.storage)] = tensor.storage
-        return tensor.peek(*positions), tensor.dtype.rounding
-
-    def rows(self, key: str) -> Iterator[tuple[int, Any]]:
-        """All of a tensor, about a megabyte at a time; at the end the CRC is proven."""
-        tensor, row, kept = self._checkpoint[key], 0, bytearray()
-        width = tensor.shape[-1] * tensor.dtype.itemsize if tensor.shape and tensor.dtype.floating else 0
-        for _, part in tensor.chunks() if width else ():
-            kept += part
-            whole = len(kept) // width
-            if whole:
-                yield row, widen(bytes(kept[: whole * width]), tensor.dtype).reshape(whole, -1)
-                del kept[: whole * width]
-                row += whole
-
-    @contextmanager
-    def blaming(self) -> Iterator[None]:
-        """Before the call is blamed for what single elements show, the file is: they may be damaged."""
-        try:
-            yield
-        except UsageError:
-            for storage in self._peeked.values():
-                for _ in storage.chunks():
-                    pass  # at the end it verifies the CRC
-            raise
-
-
 def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, family: str | None = None) -> Survey:
-    """Look at a checkpoint: names, shapes and a few elements of the positional table; no tensor is read.
+    """Look at a checkpoint: names, shapes and a few elements of the positional table, which is read whole where these
+    do not explain it; no other tensor is read.
 
     Args:
         given: hyper-parameters in the user's words, by the family's flag names.
@@ -161,8 +123,8 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
         if not made.plan.problems:
             made.needs = _hold_against_config(made.family, made.state.config, made.found)
     # What is said of the whole comes before what is said of single tensors.
-    made.plan.problems[:0] = _flat(checkpoint, made.plan) + _misshapen(checkpoint, made.plan) + made.found.problems
-    made.plan.problems += _not_weights(checkpoint)
+    made.plan.problems[:0] = flat(checkpoint, made.plan) + misshapen(checkpoint, made.plan) + made.found.problems
+    made.plan.problems += not_weights(checkpoint)
     if made.plan.problems and (kind := altered(checkpoint)):  # of a family that was insisted on
         made.plan.problems.insert(0, f"this is {kind}")
     if made.plan.problems and checkpoint.mixed:
@@ -190,14 +152,15 @@ def _unrecognised(checkpoint: Checkpoint, family: str | None, changed: str) -> s
         return f"this is {changed} (beside {len(checkpoint)} keys of a model)"
     if kind := named(checkpoint):
         return f"this is {kind}"
-    (known, unknown) = max(
+    unknown = min(
         (
-            (table.known(checkpoint), [key for key in checkpoint if table.row_of(key) is None])
+            [key for key in checkpoint if table.row_of(key) is None]
             for batch in tables(None if family is None else find(family))()
             for table in batch
         ),
-        key=lambda found: found[0],
+        key=len,
     )
+    known = len(checkpoint) - len(unknown)
     shown = fold(unknown[:200])
     keys = ", ".join(shown[:4]) + (" ..." if len(shown) > 4 else "")
     count = f" (the other {known} of {len(checkpoint)} are known)" if known else ""
@@ -233,59 +196,3 @@ def _hold_against_config(family: Family, said: Mapping[str, Any], found: Finding
                 f"config.json: {key}: {printable(theirs)}, and the converted model would have {printable(ours)}"
             )
     return ""
-
-
-def _not_weights(checkpoint: Checkpoint) -> list[str]:
-    wrong: dict[str, list[str]] = {}
-    for key, tensor in checkpoint.items():
-        if not tensor.dtype.floating:
-            wrong.setdefault(tensor.dtype.name, []).append(key)
-    return [
-        f"{key} is {dtype}, and weights are floating point (a quantised model?)"
-        for dtype, keys in wrong.items()
-        for key in fold(keys)
-    ]
-
-
-def _matrices(checkpoint: Checkpoint, plan: Plan) -> list[tuple[str, Pattern, tuple[int, ...]]]:
-    """Key, pattern and shape of every weight that ought to have more than one axis."""
-    return [
-        (key, move.row.pattern, tuple(checkpoint[key].shape))
-        for move in plan.moves
-        for key in move.sources
-        if len(move.row.pattern) > 1 and key.endswith(".weight")
-    ]
-
-
-def _flat(checkpoint: Checkpoint, plan: Plan) -> list[str]:
-    """Whether every matrix has lost its shape."""
-    matrices = _matrices(checkpoint, plan)
-    if not matrices or any(len(shape) != 1 for _, _, shape in matrices):
-        return []
-    return ["every weight is flat: this looks like an FSDP or ZeRO shard; gather a full state dict first"]
-
-
-def _misshapen(checkpoint: Checkpoint, plan: Plan) -> list[str]:
-    """Whether all matrices would fit the table if one and the same thing were undone in every one of them."""
-    matrices = [(k, p, s) for k, p, s in _matrices(checkpoint, plan) if len(p) == len(s) == 2]
-
-    def fits(undone: Callable[[int, int], tuple[int, int]]) -> bool:
-        shapes = [(key, pattern, undone(*shape)) for key, pattern, shape in matrices]
-        dims, _ = bind(shapes)
-        return not any(mismatch(pattern, shape, dims) for _, pattern, shape in shapes)
-
-    if not plan.problems or fits(lambda rows, columns: (rows, columns)):
-        return []
-    if fits(lambda rows, columns: (columns, rows)):
-        return ["every matrix has its axes the other way round: this looks like a transposed (Flax or JAX) export"]
-
-    def joined(parts: int) -> Callable[[int, int], tuple[int, int]]:
-        return lambda rows, columns: (rows * parts, columns)
-
-    for parts in range(2, 65):
-        if fits(joined(parts)):
-            return [
-                f"every matrix has 1/{parts} of its rows: this looks like one of {parts} tensor-parallel shards; "
-                "put them together first"
-            ]
-    return []

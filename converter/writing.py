@@ -16,7 +16,7 @@ from .checkpoint.crc import combine
 from .checkpoint.layout import Entry, Layout
 from .checkpoint.publish import Publication, unwritten
 from .checkpoint.transfer import Delivery, Output, Progress, transfer, write_at
-from .errors import ConverterError, InputError, printable
+from .errors import ConverterError, InputError, printable, shortened
 from .mapping import fold
 
 
@@ -191,8 +191,7 @@ def counted(bad: dict[str, int], what: str) -> str:
     '3 elements are NaN or infinite, in blocks.{0..1}.a'
     """
     total, names = sum(bad.values()), fold(bad)
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return f"{total} element{'s are' if total > 1 else ' is'} {what}, in {', '.join(names[:6])}{more}"
+    return f"{total} element{'s are' if total > 1 else ' is'} {what}, in {shortened(names, 6)}"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch
 from makers import GOLDEN, HEADS, diffusers_keyed, pixart, save
 
 from converter import convert, inspect
-from converter.checkpoint.folder import read_json
+from converter.checkpoint.json_file import read_json
 from converter.errors import InputError
 
 Cli = Callable[..., CompletedProcess[str]]

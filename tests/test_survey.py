@@ -15,7 +15,8 @@ from makers import HEADS, diffusers_keyed, folder, pixart, prefixed, save
 from safetensors.torch import save_file
 
 from converter import InputError, MappingError, UsageError, open_checkpoint
-from converter.survey import Survey, _State, survey
+from converter.state import CheckpointState
+from converter.survey import Survey, survey
 
 State = dict[str, torch.Tensor]
 
@@ -32,7 +33,7 @@ def looked(state: State, tmp_path: Path, **given: Any) -> Survey:
 # Elements.
 def elements(path: Path, *positions: int) -> tuple[tuple[float, ...], float]:
     with open_checkpoint(path) as checkpoint:
-        return _State(checkpoint).elements("t", *positions)
+        return CheckpointState(checkpoint).elements("t", *positions)
 
 
 @pytest.mark.parametrize("container", ["pth", "safetensors"])
@@ -271,7 +272,7 @@ def test_a_tensor_comes_in_whole_rows_of_floats(tmp_path: Path, dtype: torch.dty
     for view in (tensor, tensor[:, ::2]):
         torch.save({"t": view}, tmp_path / "a.pth")
         with open_checkpoint(tmp_path / "a.pth") as checkpoint:
-            pieces = list(_State(checkpoint).rows("t"))
+            pieces = list(CheckpointState(checkpoint).rows("t"))
         assert [first for first, _ in pieces] == [sum(len(rows) for _, rows in pieces[:i]) for i in range(len(pieces))]
         assert torch.equal(torch.cat([torch.from_numpy(rows.copy()).double() for _, rows in pieces]), view[0].double())
 
@@ -279,4 +280,4 @@ def test_a_tensor_comes_in_whole_rows_of_floats(tmp_path: Path, dtype: torch.dty
 def test_what_holds_no_floats_has_no_rows(tmp_path: Path) -> None:
     torch.save({"t": torch.ones(2, 3, dtype=torch.int64)}, tmp_path / "a.pth")
     with open_checkpoint(tmp_path / "a.pth") as checkpoint:
-        assert list(_State(checkpoint).rows("t")) == []
+        assert list(CheckpointState(checkpoint).rows("t")) == []

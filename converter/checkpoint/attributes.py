@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import printable
-from .kinds import is_global, is_tensor, kind_of, of_package
+from .kinds import is_global, is_ordered_dict, is_tensor, kind_of, of_package
 from .unpickle import Call, Dict
 
 # `torch.load` sets attributes one by one: these names are no attributes to it but the elements themselves.
@@ -96,8 +96,4 @@ def _stock(kind: Any) -> bool:
 
 def _empty(hooks: Any) -> bool:
     """Torch writes an empty OrderedDict for the hooks, which it does not save."""
-    return (
-        isinstance(hooks, Call)
-        and is_global(hooks.func, "collections", "OrderedDict")
-        and not (hooks.args or hooks.pairs or hooks.elements or hooks.states)
-    )
+    return is_ordered_dict(hooks) and not (hooks.args or hooks.pairs or hooks.elements or hooks.states)

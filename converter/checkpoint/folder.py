@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
 from collections.abc import Collection
@@ -11,20 +10,13 @@ from typing import Any
 
 from ..errors import InputError, printable
 from .file import InputFile, leads_nowhere, present, reads
+from .json_file import content_of, parsed, read_json
 from .odd_folders import in_cache, refuse_loose
-from .safetensors_reader import copies_named, parse_json
+from .safetensors_reader import copies_named
+from .weight_names import STEMS, SUFFIXES, pairs_among, variants, weights_among
 
-JSON_LIMIT = 25_000_000
-SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # of files that may be checkpoints
-# What diffusers calls the two files of a model.
-WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
-INDEX = f"{WEIGHTS}.index.json"
-STEMS = (
-    WEIGHTS,
-    "diffusion_pytorch_model.bin",
-    "model.safetensors",
-    "pytorch_model.bin",
-)
+CONFIG = "config.json"  # of a model in diffusers' layout
+_AVERAGED = "_ema"  # what diffusers' training scripts put behind the name of the folder that their EMA is saved in
 
 
 @reads
@@ -49,7 +41,7 @@ def model_folder(folder: Path) -> Path:
         raise InputError.at(folder, inner.name, nowhere)
     place = inner if inner.is_dir() else folder
     names = names_in(place)
-    if _pairs(names, "") or variants(names):
+    if pairs_among(names, "") or variants(names):
         return place
     for name in ("model", f"transformer{_AVERAGED}", f"model{_AVERAGED}") if place == folder else ():
         if _holds_weights(folder / name):
@@ -58,9 +50,6 @@ def model_folder(folder: Path) -> Path:
     refuse_loose(place, inside=not others)
     disguised = _disguised(place)
     return place / disguised[0] if len(disguised) == 1 and CONFIG not in names and not others else place
-
-
-_AVERAGED = "_ema"  # what diffusers' training scripts put behind the name of the folder that their EMA is saved in
 
 
 def is_averaged(place: Path) -> bool:
@@ -76,7 +65,7 @@ def averaged_beside(place: Path) -> Path | None:
 
 def _holds_weights(place: Path) -> bool:
     try:
-        return bool(_pairs(names := names_in(place), "") or variants(names))
+        return bool(pairs_among(names := names_in(place), "") or variants(names))
     except InputError:
         return False
 
@@ -94,7 +83,7 @@ def dangling(folder: Path) -> list[str]:
     """The names of weights, and of indices of shards, in a folder that are links to nothing; what would be read first
     comes first."""
     gone = {path.name for path in folder.iterdir() if path.is_symlink() and not path.exists()}
-    first = [name for pair in _pairs(gone, "") for name in pair if name]
+    first = [name for pair in pairs_among(gone, "") for name in pair if name]
     return [*first, *sorted(n for n in gone - {*first} if n.endswith(SUFFIXES) or ".index" in n)]
 
 
@@ -114,59 +103,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def with_variant(name: str, variant: str) -> str:
-    """A file's name with that of a variant put in, as diffusers does (`utils/hub_utils.py`, `_add_variant`).
-
-    >>> with_variant(WEIGHTS, "fp16"), with_variant(INDEX, "fp16")[-16:]
-    ('diffusion_pytorch_model.fp16.safetensors', '.index.fp16.json')
-    """
-    stem, _, suffix = name.rpartition(".")
-    return f"{stem}.{variant}.{suffix}" if variant else name
-
-
-def variants(names: Collection[str]) -> list[str]:
-    """The variants that weights under these names are of, such as 'fp16'."""
-    found = set()
-    for name in (*STEMS, *(f"{stem}.index.json" for stem in STEMS)):
-        stem, _, suffix = name.rpartition(".")
-        form = re.compile(rf"{re.escape(stem)}\.([\w-]+)\.{suffix}")
-        found |= {match[1] for match in map(form.fullmatch, names) if match}
-    return sorted(variant for variant in found if not is_shard(variant))
-
-
 @reads
 def unread_variants(folder: Path, read: Collection[Path]) -> list[str]:
     """The variants of weights that lie in a folder beside those without one, whose files are `read`."""
     names = names_in(folder)
-    return variants(names - {path.name for path in read}) if _pairs(names, "") else []
-
-
-def is_shard(variant: str) -> bool:
-    """Whether what looks like a variant's name is that of one of its shards, such as 'fp16-00001-of-00002'."""
-    return re.search(r"-\d{5}-of-\d{5}$", variant) is not None
-
-
-def weights_among(names: Collection[str]) -> list[tuple[str, str]]:
-    """(file of weights, index of its shards) out of the names in a folder, best first, '' for the one that is absent.
-
-    As in diffusers, safetensors come first. A variant is taken where it is all there is.
-
-    Raises: ValueError for several variants, and for a file beside an index of the same name.
-    """
-    found = _pairs(names, "")
-    if not found and len(kinds := variants(names)) > 1:
-        raise ValueError(f"holds several variants ({', '.join(map(printable, kinds))}) and no weights without one")
-    elif not found and kinds:
-        found = _pairs(names, kinds[0])
-    if found and all(found[0]):
-        raise ValueError(f"holds both {found[0][0]} and an index of shards: one of them is stale")
-    return found
-
-
-def _pairs(names: Collection[str], variant: str) -> list[tuple[str, str]]:
-    pairs = ((with_variant(stem, variant), with_variant(f"{stem}.index.json", variant)) for stem in STEMS)
-    found = [(single if single in names else "", index if index in names else "") for single, index in pairs]
-    return [pair for pair in found if any(pair)]
+    return variants(names - {path.name for path in read}) if pairs_among(names, "") else []
 
 
 @reads
@@ -233,32 +174,7 @@ def beside(folder: Path, config: dict[str, Any], *, indexed: bool = True) -> dic
     found = {}
     for name in filter(None, [CONFIG if config or present(folder / CONFIG) else "", index]):
         with InputFile(folder / name) as file:
-            found[name] = _content(file)
-            if name == CONFIG and _parsed(file, found[name]) != config:
+            found[name] = content_of(file)
+            if name == CONFIG and parsed(file, found[name]) != config:
                 raise file.error("", "it changed while it was read")
     return found
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file says, read strictly: no duplicate keys, nothing without bounds. The byte order mark that editors
-    on Windows put before UTF-8 is no part of it."""
-    with InputFile(path) as file:
-        return _parsed(file, _content(file))
-
-
-def marked(path: Path) -> bool:
-    """Whether a file begins with a byte order mark: `read_json` reads past it, and diffusers does not."""
-    with InputFile(path) as file:
-        return file.read(0, min(file.size, 3)) == codecs.BOM_UTF8
-
-
-def _content(file: InputFile) -> bytes:
-    if file.size > JSON_LIMIT:
-        raise file.error("", f"{file.size} bytes of JSON")
-    return file.read(0, file.size)
-
-
-def _parsed(file: InputFile, data: bytes) -> Any:
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
-        raise file.error("", "not valid JSON: it is in UTF-16 or UTF-32: save it as UTF-8")
-    return parse_json(file, "", data.removeprefix(codecs.BOM_UTF8))

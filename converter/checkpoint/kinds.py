@@ -3,11 +3,10 @@ libraries that put themselves in a tensor's place. A new one is a row here."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
+from .dtypes import UNQUANTISED
 from .unpickle import Call, Dict, Global, Set
-
-UNQUANTISED = "take the weights as they were before they were quantised"
 
 # By the name of torch's function that rebuilds them, or of their storage's class.
 KINDS = {
@@ -37,6 +36,11 @@ _PACKAGES = {
 
 def is_global(node: Any, module: str, name: str) -> bool:
     return isinstance(node, Global) and (node.module, node.name) == (module, name)
+
+
+def is_ordered_dict(node: Any) -> TypeGuard[Call]:
+    """Whether a node is the call that makes an OrderedDict."""
+    return isinstance(node, Call) and is_global(node.func, "collections", "OrderedDict")
 
 
 def is_tensor(node: Any) -> bool:

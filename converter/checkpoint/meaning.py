@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import printable
 
 RAW, EMA, UNKNOWN = "raw", "ema", "unknown"
+SPOKEN = {RAW: "raw", EMA: "EMA", UNKNOWN: "other"}  # before "weights", for people
 
 # Words of a place that tell. `online` comes first: ema-pytorch keeps `online_model` inside of its EMA.
 _RAW_WORDS = {"online", "raw", "live"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..errors import printable
+from ..errors import printable, shortened
 from .directory import Entry
-from .folder import SUFFIXES
+from .weight_names import SUFFIXES
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".xz", ".zst", ".bz2", ".rar")  # that may hold one
 _TORCHS = (0, 45)  # the version that made an entry: what torch writes there, and what this tool does
@@ -26,11 +26,9 @@ def around(entries: Iterable[Entry]) -> str:
         return ""
     for suffixes in (SUFFIXES, _ARCHIVES):
         if held := [name for name in files if name.lower().endswith(suffixes)]:
-            more = f" and {len(held) - 3} more" if len(held) > 3 else ""
             one = "" if len(held) == 1 else ", and give one of them, or their folder"
-            return (
-                f"this is a zip that holds {', '.join(printable(n, 80) for n in held[:3])}{more}: unpack it first{one}"
-            )
+            shown = shortened([printable(name, 80) for name in held], 3)
+            return f"this is a zip that holds {shown}: unpack it first{one}"
     return ""
 
 

@@ -5,20 +5,16 @@ Format: huggingface/safetensors README ("Format"): u64 header length, JSON, data
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
-from math import isfinite
-from typing import Any, NoReturn
+from typing import Any
 
 from ..errors import InputError, printable
-from .dtypes import BY_CODE
+from .dtypes import BY_CODE, UNQUANTISED
 from .file import InputFile
-from .kinds import UNQUANTISED
+from .json_file import NODE_LIMIT, parse_json
 from .tensor import LazyTensor, Storage, checked, row_major
 
 HEADER_LIMIT = 25_000_000
-# An empty list takes three bytes of a file and seventy of memory; a tensor has one object and two lists.
-NODE_LIMIT = 500_000
 _FEW_BITS = ("F8_", "F6_", "F4")  # floats of 8 bits and fewer, which weights have once they are quantised
 COPY_LIMIT = NODE_LIMIT // 3  # as many as there can be tensors, each of which takes three of them
 
@@ -107,33 +103,3 @@ def _entry(file: InputFile, key: str, entry: Any, base: int) -> tuple[int, int, 
     if start > stop or tensor.nbytes != stop - start:
         raise file.error(key, f"{stop - start} bytes, where {dtype} {list(tensor.shape)} takes {tensor.nbytes}")
     return start, stop, checked(tensor)
-
-
-def parse_json(file: InputFile, what: str, data: bytes) -> Any:
-    """Strict JSON: no duplicate keys, no NaN or infinity, no half characters, no runaway nesting."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) != len(pairs):
-            raise ValueError("a duplicate key")
-        return made
-
-    def constant(text: str) -> NoReturn:
-        raise ValueError(f"{text} is not JSON")
-
-    def number(text: str) -> float:
-        return value if isfinite(value := float(text)) else constant(text)
-
-    if data.count(b"[") + data.count(b"{") > NODE_LIMIT:
-        raise file.error(what, f"more than {NODE_LIMIT} lists and objects")
-    try:
-        made = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant, parse_float=number)
-        if b"\\ud" in data.lower():
-            json.dumps(made, ensure_ascii=False).encode()
-        return made
-    except RecursionError:
-        raise file.error(what, "nested too deeply") from None
-    except UnicodeEncodeError:
-        raise file.error(what, "not valid JSON: half of a surrogate pair, which is no text") from None
-    except ValueError as error:
-        raise file.error(what, f"not valid JSON: {printable(error, 120)}") from None

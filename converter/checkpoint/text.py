@@ -5,11 +5,11 @@ from __future__ import annotations
 import codecs
 import re
 
-from ..errors import printable
+from ..errors import HIDDEN, TOKEN, printable
 
 _SHOWN = 160  # characters of it in the error line
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-_TOKEN = re.compile(r"\b(hf|api_org)_\w{6,}|(?i:(?<=bearer ))\S+")  # nobody's secret is to end in a log
+_BEARER = re.compile(r"(?<=bearer )\S+", re.IGNORECASE)
 
 
 def text_in(head: bytes, *, whole: bool) -> str:
@@ -58,7 +58,7 @@ def _decoded(head: bytes, whole: bool) -> str:
 
 def _quoted(text: str) -> str:
     """Its beginning on one line, to stand behind a word."""
-    line = _TOKEN.sub("***", " ".join(text.split()))
+    line = _BEARER.sub(HIDDEN, TOKEN.sub(HIDDEN, " ".join(text.split())))  # nobody's secret is to end in a log
     more = "..." if len(line) > _SHOWN else ""
     return f": '{printable(line[:_SHOWN])}{more}'" if line else ""
 

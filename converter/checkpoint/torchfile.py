@@ -13,7 +13,7 @@ from .archive import Archive
 from .attributes import Attributes
 from .dtypes import BY_STORAGE, DType
 from .file import InputFile
-from .kinds import KINDS, is_global, kind_of
+from .kinds import KINDS, is_global, is_ordered_dict, kind_of
 from .tensor import LazyTensor, Storage, checked
 from .unpickle import Call, Dict, Global, PersistentId, PickleError, load
 
@@ -61,7 +61,7 @@ class TorchFile:
 
     def pairs(self, node: Any, where: str) -> list[tuple[Any, Any]] | None:
         """The items of a dict or OrderedDict node, None for anything else."""
-        if isinstance(node, Call) and is_global(node.func, "collections", "OrderedDict"):
+        if is_ordered_dict(node):
             # torch keeps `_metadata` as an attribute. Any other attribute would change what the dict is when loaded.
             for state in node.states:
                 names = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import printable
-from .kinds import is_tensor, kind_of
+from .kinds import is_ordered_dict, is_tensor, kind_of
 from .unpickle import Call, Dict, Global
 
 DEPTH = 16  # keys that lead to a dict of tensors
@@ -97,9 +97,7 @@ def _texts(pairs: Pairs) -> Iterator[tuple[str, Any]]:
 def pairs_of(node: Any) -> Pairs | None:
     """The entries of a dict or an OrderedDict, None for anything else."""
     if isinstance(node, Call):
-        func = node.func
-        ordered = isinstance(func, Global) and (func.module, func.name) == ("collections", "OrderedDict")
-        return node.pairs if ordered else None
+        return node.pairs if is_ordered_dict(node) else None
     return node.pairs if isinstance(node, Dict) else None
 
 

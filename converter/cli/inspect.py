@@ -22,7 +22,8 @@ def inspect(
 ) -> None:
     """Say what the checkpoint at PATH is: container, family, every hyper-parameter with its evidence, what a conversion
     would drop or keep aside, and what stands against one. Of the tensors, only a few elements of the positional table
-    are read, and taken without the proof of their checksum; a conversion verifies them, and so does --deep.
+    are read, and taken without the proof of their checksum; a conversion verifies them, and so does --deep. A table
+    that they do not explain is read whole.
 
     PATH is a file or a folder; where nothing is there, hf://OWNER/NAME[@REVISION][/FILE] or OWNER/NAME on the hub.
     """

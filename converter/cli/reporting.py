@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.folder import read_json
+from ..checkpoint.json_file import read_json
 from ..errors import ConverterError, UsageError, printable
 from ..hub import local
 from ..pairs import Pair

@@ -1,4 +1,4 @@
-"""Both sides of a comparison: opened, recognised, and under one spelling of their keys. No tensor is read."""
+"""Both sides of a comparison: opened, recognised, and under one spelling of their keys. No weight is read."""
 
 from __future__ import annotations
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from ..checkpoint.meaning import SPOKEN
 from ..errors import printable
 from .result import DIFFERENT, IDENTICAL, MODELS, ONLY_A, ONLY_B, ROUNDED, SAME, SHAPE, Diff, TensorDiff, WeightsDiff
 from .rounding import Rounding
 
 NAMED = 4  # hyper-parameters in one line
-SPOKEN = {"raw": "raw", "ema": "EMA", "unknown": "chosen"}
 
 
 def of_diff(found: Diff) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checkpoint import open_checkpoint
 from ..checkpoint.file import reads
-from ..checkpoint.folder import read_json
+from ..checkpoint.json_file import read_json
 from ..errors import InputError, printable
 
 AXES = 8  # of a tensor, more than any net has

@@ -9,17 +9,16 @@ Another package adds a family by an entry point:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
+from ..checkpoint.names import Tables
 from ..errors import ConverterError, UsageError, printable
 from ..mapping import KeyMapping
 from . import from_file
 from .base import Family, Finding, Findings, State
 from .known import altered, named
-
-Tables = Callable[[], Iterator[list[KeyMapping]]]  # gives tables of names, a batch at a time
 
 _REGISTERED: dict[str, Family] = {}
 

@@ -29,7 +29,7 @@ class Findings(dict[str, Finding]):
     `notes`: what a user should be told; `stock`: what only those should be told who use diffusers' own classes and
     pipelines; `problems`: what stands against a conversion though every key has its row; `doubted`: stored buffers
     that are there and not believed -> why; `rounded`: stored buffers -> by how much storing them moved an element at
-    most; `unused`: stored buffers that the original net does not use; `asked`: names whose value was used for the
+    most; `unused`: stored buffers that the original net does not use; `asked`: the names whose value was used for the
     result.
     """
 

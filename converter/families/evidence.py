@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from math import cos, isfinite, isqrt, sin
+from math import isfinite, isqrt
 from typing import Any
 
 from ..errors import InputError, UsageError, printable
@@ -113,13 +113,13 @@ def read_table(plan: Plan, state: State, found: Findings) -> StoredTable | None:
     seen += f" has {side} x {side} positions"
     if side == 1 or hidden % 4:
         return StoredTable(side * patch, None, seen)
-    scale, words, rounding = _few(state, hidden, side) or _all(state, hidden, side)
+    scale, words, rounding = _from_samples(state, hidden, side) or _from_whole(state, hidden, side)
     found.rounded[POSITIONS] = rounding
     seen += f", {words}"
     return StoredTable(side * patch, scale, seen, "" if scale else seen)
 
 
-def _few(state: State, hidden: int, side: int) -> tuple[float, str, float] | None:
+def _from_samples(state: State, hidden: int, side: int) -> tuple[float, str, float] | None:
     """(scale, how it shows, how far rounding moves an element) off token 1, if the outermost tokens have it too."""
     quarter = hidden // 4
     channels = sorted({part * quarter + j for part in range(4) for j in (0, quarter // 2, quarter - 1)})
@@ -132,17 +132,15 @@ def _few(state: State, hidden: int, side: int) -> tuple[float, str, float] | Non
     scale = scale_of(sine, cosine, rounding)
     if scale is None:
         return None
-    for (token, channel), value in there.items():
-        row, column = divmod(token, side)
-        part, j = divmod(channel, quarter)
-        angle = (row if part > 1 else column) / scale / 10000 ** (j / quarter)
+    table = SinCosTable(hidden, side, scale)
+    for place, value in there.items():
         # Far from the origin, positions in float32 move it too. What is not finite is refused for that when it is read.
-        if isfinite(value) and abs((cos if part % 2 else sin)(angle) - value) > rounding + ROUNDING:
+        if isfinite(value) and abs(table.element(*place) - value) > rounding + ROUNDING:
             return None
     return scale, f"token 1 at ({sine:.6g}, {cosine:.6g})", max(rounding, ROUNDING)
 
 
-def _all(state: State, hidden: int, side: int) -> tuple[float | None, str, float]:
+def _from_whole(state: State, hidden: int, side: int) -> tuple[float | None, str, float]:
     """The same off every element; the scale is None where none is beyond doubt."""
     from .sincos_fit import ROUNDINGS, fit
 

@@ -30,6 +30,18 @@ class SinCosTable:
     def shape(self) -> tuple[int, int, int]:
         return (1, self.side**2, self.hidden)
 
+    def element(self, token: int, channel: int) -> float:
+        """One element, in float64 throughout: far from the origin, where positions are float32, the stored one is off.
+
+        >>> SinCosTable(8, 2, 1.0).element(3, 2)  # the cosine of column 1
+        0.5403023058681398
+        """
+        row, column = divmod(token, self.side)
+        quarter = self.hidden // 4
+        part, j = divmod(channel, quarter)
+        angle = (row if part > 1 else column) / self.scale / 10000 ** (j / quarter)
+        return (math.cos if part % 2 else math.sin)(angle)
+
     def axis(self) -> Any:
         """(side, hidden / 2) float32: [sin, cos] of the positions on one axis."""
         import numpy as np

@@ -9,12 +9,14 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..checkpoint.folder import CONFIG
+from ..checkpoint.meaning import SPOKEN
 from ..errors import human_bytes
 from ..parity.rendering import facts
 from ..parity.rendering.markdown_text import blocks, bullets, code, fenced, table, text
-from ..parity.rendering.published import published, without_paths
+from ..parity.rendering.published import published
 from ..parity.rendering.summary import ICONS
 from ..parity.report import Report
+from ..paths import without_paths
 from ..record import EXTRAS, PARITY, RECORD
 from .names import place_of
 from .target import MARK
@@ -78,15 +80,14 @@ def _head(record: dict[str, Any], named: str, repo: str, revision: str | None, c
 
 def _made(record: dict[str, Any], named: str, revision: str) -> Iterator[str]:
     made, others = record["source"], [c for c in record["candidates"] if not c["selected"]]
-    weights = {"raw": "raw", "ema": "EMA", "unknown": "other"}
     rows = [
         ["source", code(named)],
         ["revision", code(revision)],
         ["file", code(made["name"] if made["name"] != named else "")],
         ["size", human_bytes(int(made["size"]))],
         ["container", text(made["container"])],
-        ["weights", f"{weights[made['weights']]}, from {code(made['where'])}"],
-        ["also there", ", ".join(f"{weights[c['weights']]} weights ({text(c['where'])})" for c in others)],
+        ["weights", f"{SPOKEN[made['weights']]}, from {code(made['where'])}"],
+        ["also there", ", ".join(f"{SPOKEN[c['weights']]} weights ({text(c['where'])})" for c in others)],
         ["key prefix removed", code(made["prefix"])],
         ["model", f"{text(record['family'])}, {text(record['layout'])} layout"],
         ["parameters", f"{int(record['parameters']):,} in {int(record['tensors'])} tensors"],

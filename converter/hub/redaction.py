@@ -9,15 +9,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-HIDDEN = "***"
+from ..errors import HIDDEN, TOKEN
+
 # A token or a password of fewer characters, or a token of letters alone, may be any word: it is hidden only where it
 # stands as what it is (in a URL, after "token="), since elsewhere hiding it would garble the text, and tell it.
 _SHORTEST, _LONG = 6, 16
 _LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")
 _PARAMETER = re.compile(r"([?&][^=&?\s]{1,64}=)[^&#\s\"'<>]+")
 _SECRET_NAME = re.compile(r"tok|secret|pass|pwd|sig|cred|key|auth|policy", re.IGNORECASE)
-_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{16,}")  # anybody's
-_AFTER = r"((?:bearer|basic|token|password|passwd|pwd|secret|key|auth\w*)[\"']?\s*[=: ]\s*[\"']?)"
+_AFTER = r"((?:bearer|basic|token|password|passwd|pwd|secret|key|auth\w{0,16})[\"']?\s{0,8}[=: ]\s{0,8}[\"']?)"
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 
 
@@ -36,7 +36,7 @@ def redacted(text: object) -> str:
         made = re.sub(literal, HIDDEN, made, flags=re.IGNORECASE)
     if word := _any_of(secret for secret, distinctive in known if not distinctive):
         made = re.sub(_AFTER + word + r"(?![A-Za-z0-9])", rf"\g<1>{HIDDEN}", made, flags=re.IGNORECASE)
-    return _TOKEN.sub(HIDDEN, made)
+    return TOKEN.sub(HIDDEN, made)
 
 
 def repeats_secret(name: str) -> bool:

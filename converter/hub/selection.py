@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
-from ..checkpoint.folder import CONFIG, STEMS, SUFFIXES, weights_among
-from ..errors import InputError, printable
-from ..record import EXTRAS, RECORD
+from ..checkpoint.folder import CONFIG
+from ..checkpoint.weight_names import STEMS, SUFFIXES, weights_among
+from ..errors import InputError, printable, shortened
+from ..record import EXTRAS, RECORD, record_places
 from .names import Place
 
 _SHOWN = 8
@@ -68,12 +70,12 @@ def choose(names: Set[str], place: Place, *, whole: bool = True) -> Choice:
 
 def _beside(names: Set[str], file: str) -> list[str]:
     """What the reader looks for beside a file of a model folder, as it does where the folder is given."""
-    folder = file[: file.rfind("/") + 1]
-    if f"{folder}{CONFIG}" not in names:
+    folder = PurePosixPath(file).parent
+    if str(folder / CONFIG) not in names:
         return []
-    roots = dict.fromkeys((folder, folder[: folder.rstrip("/").rfind("/") + 1]))
-    ours = [f"{root}{name}" for root in roots if f"{root}{RECORD}" in names for name in (RECORD, EXTRAS)]
-    return [f"{folder}{CONFIG}", *(name for name in ours if name in names)]
+    roots = [root for root in dict.fromkeys(record_places(folder)) if str(root / RECORD) in names]
+    ours = [str(root / name) for root in roots for name in (RECORD, EXTRAS)]
+    return [str(folder / CONFIG), *(name for name in ours if name in names)]
 
 
 def _only(found: list[str], place: Place, whole: bool) -> str:
@@ -84,9 +86,8 @@ def _only(found: list[str], place: Place, whole: bool) -> str:
         raise InputError.at(place.asked, "", rule if whole else f"weights in it: {absent(whole)}")
     what = "holds several checkpoints" if len(found) > 1 else "what else it holds, the cache does not tell"
     revision = f"@{place.revision}" if place.revision else ""
-    names = ", ".join(printable(f"hf://{place.repo}{revision}/{name}") for name in found[:_SHOWN])
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    raise InputError.at(place.asked, "", f"{what}: name one of {names}{more}")
+    names = shortened([printable(f"hf://{place.repo}{revision}/{name}") for name in found], _SHOWN)
+    raise InputError.at(place.asked, "", f"{what}: name one of {names}")
 
 
 def absent(whole: bool) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint.folder import read_json
+from ..checkpoint.json_file import read_json
 from ..errors import InputError
 from . import answers
 from .client import failures, said, talking, unreachable

@@ -10,8 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .._version import __version__
-from ..checkpoint.folder import CONFIG, read_config, read_json
+from ..checkpoint.folder import CONFIG, read_config
+from ..checkpoint.json_file import read_json
 from ..errors import ConverterError, InputError, UsageError, printable
+from ..paths import without_paths
 from ..record import PARITY, RECORD, TOOL
 from . import answers
 from .client import LOGIN, said, talking
@@ -156,7 +158,6 @@ def _own(folder: Path, name: str) -> Path:
 def _parity(folder: Path, files: Collection[str]) -> dict[str, Any] | None:
     """The content of `parity.json`, if there is one, fit to be published: it has to be of these very files."""
     from ..parity.digests import sha256
-    from ..parity.rendering.published import without_paths
 
     if not _own(folder, PARITY).exists():
         return None

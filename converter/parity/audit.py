@@ -5,112 +5,22 @@ Running the nets cannot replace it: a bias that softmax does not see, or one las
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from ..buffers import Comparison, computed
-from ..buffers import compare as compare_buffer
-from ..checkpoint import LazyTensor
-from ..checkpoint.dtypes import BY_NAME, F32
-from ..checkpoint.tensor import CHUNK
 from ..errors import printable
-from ..families import Family, Findings
-from ..mapping import Computed, KeyMapping, MappingError, Move, Plan, fold
-from .belonging import Bytes, Places, describe, equal, kept_as
+from ..mapping import KeyMapping, MappingError, Move, fold
+from .belonging import Bytes, describe, equal, kept_as
+from .compared import Sides
 from .report import FAIL, PASS, Check, Phase
 
 WORKERS = 2  # reading, comparing and checksums run without the interpreter's lock
 FEW = 32  # tensors, of which reading is not worth a thread
-Tensors = Mapping[str, Any]  # key -> something with `dtype`, `shape` and `read()` (a lazy tensor)
-
-
-class Room(threading.local):
-    """Memory of one thread to read tensors into, kept for the next: fresh memory costs more.
-
-    `buffers`: two, to read as many tensors a piece at a time.
-    """
-
-    def __init__(self) -> None:
-        self.buffers = bytearray(CHUNK), bytearray(CHUNK)
-        self._kept = np.empty(0, np.uint8)
-
-    def read(self, tensor: Any) -> Bytes:
-        """The bytes of a tensor; the next call overwrites them."""
-        if not hasattr(tensor, "read_into"):
-            return np.frombuffer(tensor.read(), np.uint8)
-        if len(self._kept) < tensor.nbytes:
-            self._kept = np.empty(tensor.nbytes, np.uint8)
-        data = self._kept[: tensor.nbytes]
-        into: Any = data
-        tensor.read_into(memoryview(into))
-        return data
-
-
-@dataclass(frozen=True)
-class Sides:
-    """What is audited: the original with its plan, the converted state dict, and what lies beside it.
-
-    Attributes:
-        cast: the dtype that the conversion was declared to round to, '' for none.
-        sidecar: None where there is none.
-        seen: the findings without what was borrowed from the converted config, where they differ: what the original
-            does not show cannot excuse a buffer.
-        brief: it is enough that a tensor differs, and not looked for what it holds instead.
-    """
-
-    family: Family
-    found: Findings
-    plan: Plan
-    original: Tensors
-    converted: Tensors
-    sidecar: Tensors | None = None
-    cast: str = ""
-    seen: Findings | None = None
-    brief: bool = False
-    room: Room = field(default_factory=Room, repr=False)
-    places: Places = field(default_factory=Places, repr=False)
-
-    @cached_property
-    def buffers(self) -> dict[str, tuple[Comparison, bool, str]]:
-        """Key of a stored buffer that the target computes -> (how the two compare, whether the model is the same
-        without the stored one, what that is if not the computed one). Raises `UsageError` where that has to be said."""
-        made, family = {}, self.family
-        for key, row in self.plan.computed.items():
-            if isinstance(row.value, Computed):
-                compared, dispensable, what = (
-                    compare_buffer(self.original[key], row.value.function(self.found)),
-                    True,
-                    "",
-                )
-                if not compared.equal:
-                    dispensable, what = family.unreproduced(self.seen or self.found, compared.difference)
-                made[key] = compared, dispensable, what
-        return made
-
-    @cached_property
-    def exact(self) -> dict[str, LazyTensor]:
-        """The buffers that are the computed ones but for how they were stored, as they are computed: a rounding, or a
-        drift that the user said not to take, is no part of the function."""
-        made = {}
-        for key, (compared, dispensable, _) in self.buffers.items():
-            value = self.plan.computed[key].value
-            if dispensable and compared.difference <= self.family.storing and isinstance(value, Computed):
-                made[key] = computed(key, value.function(self.found), F32)
-        return made
-
-    @property
-    def rounded(self) -> bool:
-        """Whether the declared cast loses anything: to a wider dtype it does not."""
-        kinds = {self.original[move.sources[0]].dtype for move in self.plan.moves}
-        target = BY_NAME.get(self.cast)
-        return target is not None and any(kind != target and kind.itemsize >= target.itemsize for kind in kinds)
 
 
 def audit(sides: Sides, step: Callable[[int], None] = lambda count: None, only: Collection[str] | None = None) -> Phase:

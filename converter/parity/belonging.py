@@ -12,7 +12,7 @@ from ..checkpoint.cast import float64, round_to, widen
 from ..checkpoint.dtypes import DType
 
 if TYPE_CHECKING:
-    from .audit import Sides
+    from .compared import Sides
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 HEAD = 64  # elements of a vector that it is looked up by; of anything larger, its first row

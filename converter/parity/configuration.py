@@ -44,7 +44,7 @@ def audit(
     found: Findings,
     config: Mapping[str, Any],
     borrowed: Mapping[str, Any],
-    seen: Findings | None = None,
+    seen: Findings,
 ) -> Phase:
     """Every field of `config.json` as the target's code takes it, against what it has to be.
 
@@ -91,7 +91,7 @@ def audit(
     if failed:
         more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
         return Phase("config", FAIL, f"{failed[0].words}{more}", checks, notes)
-    if doubts := set_aside(found if seen is None else seen):
+    if doubts := set_aside(seen):
         return Phase("config", INCONCLUSIVE, doubts[0], checks, [*doubts[1:], *notes])
     taken_over = [check.what for check in checks if check.passed is None]
     words = f"all {len(checks) - len(taken_over)} fields that matter are what the original shows or needs"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..zeros import find_zeros
-from .audit import Sides
+from .compared import Sides
 from .report import INCONCLUSIVE, PASS, Phase
 
 

@@ -11,8 +11,8 @@ import torch
 from ..checkpoint.dtypes import BY_NAME
 from ..reference import Memory, Net, Stage, Weights
 from . import localise
-from .audit import Sides
 from .choices import FLOAT64, HALF
+from .compared import Sides
 from .faults import Altered
 from .inputs import Case
 from .model import Model

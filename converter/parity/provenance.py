@@ -12,9 +12,10 @@ from threading import Event
 from typing import Any
 
 from ..checkpoint.file import reads
-from ..checkpoint.folder import STEMS, names_in, variants, weight_files, weights_among, with_variant
-from ..checkpoint.folder import WEIGHTS as WEIGHTS_FILE
+from ..checkpoint.folder import names_in, weight_files
 from ..checkpoint.meaning import UNKNOWN
+from ..checkpoint.weight_names import STEMS, variants, weights_among, with_variant
+from ..checkpoint.weight_names import WEIGHTS as WEIGHTS_FILE
 from ..errors import printable
 from ..families import Family
 from ..record import RECORD, record_beside, sidecar_beside

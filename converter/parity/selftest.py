@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..families import Family, Findings
 from ..reference import Net, Values, unheard
-from .audit import Sides, audit
+from .audit import audit
 from .choices import FLOAT64
+from .compared import Sides
 from .configuration import audit as config_audit
 from .faults import CONFIG, FUNCTION, WEIGHTS, Fault, Faulty
 from .function import Judge, Outcome
@@ -151,8 +152,10 @@ def tried(bench: Bench, fault: Fault) -> Trial:
         if audit(replace(bench.sides, converted=state, brief=True), only=touched).verdict == FAIL:
             trial.killers.add(WEIGHTS)
     config = fault.config(dict(bench.config)) if fault.config else bench.config
-    if fault.config and config_audit(bench.family, bench.model, bench.found, config, bench.borrowed).verdict == FAIL:
-        trial.killers.add(CONFIG)
+    if fault.config:
+        audited = config_audit(bench.family, bench.model, bench.found, config, bench.borrowed, bench.found)
+        if audited.verdict == FAIL:
+            trial.killers.add(CONFIG)
     if not fault.drop and (FUNCTION in fault.expected or not fault.expected):
         _run_nets(bench, fault, config, state, trial)
     return trial

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from ..errors import ConverterError, InputError, printable
+from ..errors import ConverterError, InputError, printable, shortened
 from ..reference import Memory, Values, Weights, unheard
 from . import function, gates, loading, localise, selftest, trajectory
-from .audit import Sides
 from .cases import load_cases, save_outcome
 from .catalogue import catalogue
 from .choices import FLOAT32, FLOAT64, HALF
+from .compared import Sides
 from .faults import Fault, idle
 from .function import Judge, Outcome
 from .inputs import Case
@@ -201,7 +201,7 @@ class Session(Nets):
         made.detail["localisation"] = {
             "precision": precision, "case": worst.case.name, "stages": stages, "repairs": repairs
         }  # fmt: skip
-        where = ", ".join(faulty[:6]) + (f" and {len(faulty) - 6} more" if len(faulty) > 6 else "")
+        where = shortened(faulty, 6)
         where += "" if precision == FLOAT64 else f", in {precision} only"
         made.words += f"; it goes wrong in {where}" if faulty else "; no single stage is wrong: look at the inputs"
         made.notes += [row["words"] for row in repairs]

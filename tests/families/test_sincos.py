@@ -52,6 +52,13 @@ def test_bit_equal_to_what_the_original_nets_saved(name: str, side: int, scale: 
         assert stored.read() == whole(table).tobytes()
 
 
+@given(st.sampled_from(SCALES), st.integers(1, 6), st.integers(1, 5), st.data())
+def test_an_element_is_that_of_the_whole(scale: float, quarter: int, side: int, data: st.DataObject) -> None:
+    table = SinCosTable(4 * quarter, side, scale)
+    token, channel = data.draw(st.integers(0, side**2 - 1)), data.draw(st.integers(0, 4 * quarter - 1))
+    assert abs(table.element(token, channel) - float(whole(table)[token, channel])) < 1e-6
+
+
 def test_a_token_holds_sine_and_cosine_of_its_column_then_of_its_row() -> None:
     table = whole(SinCosTable(8, 3, 0.5)).reshape(3, 3, 2, 2, 2)
     assert table.dtype == np.float32

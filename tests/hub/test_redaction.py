@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import time
 import traceback
 from pathlib import Path
 from urllib.parse import quote
@@ -137,7 +138,9 @@ def test_the_last_line_hides_it_too(
         ("somebody's hf_0123456789abcdefghij", "somebody's ***"),
         ("write to me@host about a@b", "write to me@host about a@b"),
         ("what? tokens=3 and a?b", "what? tokens=3 and a?b"),
-        ("hf_hub_download, hf_xet", "hf_hub_download, hf_xet"),
+        ("an organisation's api_org_0123456789abcdefghij", "an organisation's ***"),
+        ("a test's hf_abc123", "a test's ***"),
+        ("hf_hub_download, hf_xet, hf_transfer", "hf_hub_download, hf_xet, hf_transfer"),
     ],
 )
 def test_what_is_secret_whoever_says_it(text: str, shown: str, hub: Hub) -> None:
@@ -166,3 +169,11 @@ def test_the_token_is_hidden_whatever_stands_around_it(before: str, after: str) 
 def test_the_token_hides_in_time_linear_in_the_text() -> None:
     for part in ("://", "?a", "&token", "hf_", "://a", "?" + "a" * 70, "bearer "):
         redacted(part * 100_000)
+
+
+def test_a_token_that_is_a_word_hides_in_time_linear_in_the_text(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "main")
+    start = time.process_time()
+    for text in ("key" + " " * 50_000, "key =" + " " * 50_000 + "main", "key = " * 10_000, "auth" * 20_000):
+        redacted(text)
+    assert time.process_time() - start < 5

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from converter import convert
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.dtypes import BY_CODE, DType
-from converter.checkpoint.folder import read_json
-from converter.parity.audit import Sides
+from converter.checkpoint.json_file import read_json
+from converter.parity.compared import Sides
 from converter.parity.pixart import PARITY
 from converter.parity.session import Session
 from converter.survey import survey

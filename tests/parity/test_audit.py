@@ -18,9 +18,10 @@ from converter.errors import UsageError
 from converter.families import Family, Findings
 from converter.mapping import Copies, KeyMapping
 from converter.parity import belonging
-from converter.parity.audit import Sides, audit
+from converter.parity.audit import audit
 from converter.parity.belonging import equal
 from converter.parity.catalogue import catalogue
+from converter.parity.compared import Sides
 from converter.parity.faults import Faulty
 from converter.parity.report import FAIL, PASS, Check, Phase
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from opened import NAMES, State, golden, session
 
-from converter.parity.audit import Sides
 from converter.parity.catalogue import catalogue
+from converter.parity.compared import Sides
 from converter.parity.faults import CONFIG, FUNCTION, WEIGHTS, Fault, Faulty
 from converter.parity.pixart import PARITY
 

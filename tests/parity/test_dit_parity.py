@@ -18,15 +18,15 @@ from safetensors.torch import load_file, save_file
 
 from converter import UsageError, convert
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.folder import read_json
+from converter.checkpoint.json_file import read_json
 from converter.errors import InputError
 from converter.families import Findings
 from converter.families.dit import DIT, EXACT_LINE
 from converter.mapping import fold
 from converter.parity import check, dit_stock
 from converter.parity import dit as brought
-from converter.parity.audit import Sides
 from converter.parity.catalogue import catalogue
+from converter.parity.compared import Sides
 from converter.parity.dit import AMENDED, AS_LOADED, PARITY, cases, shape
 from converter.parity.dit_faults import UNHEEDED, faults
 from converter.parity.faults import CONFIG, FUNCTION, WEIGHTS

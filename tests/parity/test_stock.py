@@ -12,7 +12,7 @@ from opened import NAMES, Held, Pair, golden, held
 from safetensors.torch import load_file
 
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.folder import read_json
+from converter.checkpoint.json_file import read_json
 from converter.parity import pixart
 from converter.parity.inputs import Case
 from converter.parity.pixart_stock import INSIDE, call, converted, effective, loaded
