@@ -16,7 +16,7 @@ from .beside import Beside, look_beside
 from .checkpoint import Checkpoint
 from .checkpoint.containers import asked_by
 from .checkpoint.folder import CONFIG, beside
-from .checkpoint.meaning import UNKNOWN
+from .checkpoint.meaning import SPOKEN
 from .checkpoint.safetensors_writer import lay_out_safetensors
 from .demanded import demand
 from .destination import COMFYUI, Destination
@@ -143,7 +143,7 @@ def notes_on(checkpoint: Checkpoint) -> list[str]:
         notes.append(f"{chosen.where}: {chosen.why}")
     if others and checkpoint.asked is None and checkpoint.asked_key is None:
         other, flag = others[0], asked_by(others[0], checkpoint.likely)
-        kind = other.weights.upper() if other.weights != UNKNOWN else "other"
+        kind = SPOKEN[other.weights]
         notes.append(
             f"took the {chosen.weights} weights ({chosen.where}); {kind} weights are there too: {flag} takes those"
         )
