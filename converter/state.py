@@ -16,7 +16,7 @@ class CheckpointState:
     """The checkpoint as a family may see it."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.config = checkpoint.config
+        self.config, self.said = checkpoint.config, checkpoint.said
         self._checkpoint = checkpoint
         self._peeked: dict[int, Storage] = {}
 

@@ -127,8 +127,8 @@ def split(
     return made
 
 
-def candidates(torch_file: TorchFile, tables: Tables | None = None) -> tuple[list[Candidate], list[str], list[str]]:
-    """(state dicts, other top-level entries in words, weights without names in words) of a torch file."""
+def candidates(torch_file: TorchFile, tables: Tables | None = None) -> tuple[list[Candidate], list[str], Found]:
+    """(state dicts, other top-level entries in words, all that was found) of a torch file."""
     file, root = torch_file.file, torch_file.root
     seen = look(root)
     made: list[Candidate] = []
@@ -151,7 +151,7 @@ def candidates(torch_file: TorchFile, tables: Tables | None = None) -> tuple[lis
         for key, node in seen.pairs
         if not (isinstance(key, str | int) and str(key) in taken) and id(node) not in loose
     ]
-    return made, rest, seen.hints
+    return made, rest, seen
 
 
 def shown(key: Any, form: Callable[[str], str] = str) -> str:

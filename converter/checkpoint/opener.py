@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -43,11 +44,12 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     Attributes: `path`, `asked` (the weights asked for, or None), `asked_key` (the state dict asked for), `container`
     (in words), `candidates` (the state dicts in the file), `others` (what else it holds), `nameless` (weights that
-    have no names), `foreign` (globals that are not torch's, and whether they are known to be dangerous), `folder` (the
-    model folder, or pipeline, that it is or lies in; None for a file by itself), `place` (where in it the weights in
-    use lie), `config` (of that), `notes` (what the user should know of how it was read), `size` in bytes; of the state
-    dict in use, `prefix`, which all its keys had, `left_out`, keys that are no part of the model, and `mixed`, in
-    words, where only some of them carry a prefix, which they kept.
+    have no names), `said` (whole numbers in it by their place, which may be a model's settings), `foreign` (globals
+    that are not torch's, and whether they are known to be dangerous), `folder` (the model folder, or pipeline, that it
+    is or lies in; None for a file by itself), `place` (where in it the weights in use lie), `config` (of that), `notes`
+    (what the user should know of how it was read), `size` in bytes; of the state dict in use, `prefix`, which all its
+    keys had, `left_out`, keys that are no part of the model, and `mixed`, in words, where only some of them carry a
+    prefix, which they kept.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self.notes: list[str] = []
         self.others: list[str] = []
         self.nameless: list[str] = []
+        self.said: dict[str, int] = {}
         self.foreign: list[tuple[str, bool]] = []
         self.asked, self.asked_key = weights, state_dict_key
         self.place: Path | None = None
@@ -86,16 +89,18 @@ class Checkpoint(Mapping[str, LazyTensor]):
             torch_file = TorchFile(file)
             if not torch_file.archive.summed:
                 self.notes.append(f"{printable(os.path.basename(file.path))} {UNGUARDED}")
-            found, others, nameless = candidates(torch_file, tables)
+            found, others, seen = candidates(torch_file, tables)
             # Shards add up: what one of them asks to import is said even if the next is clean.
             self.others += others
-            self.nameless += nameless
+            self.nameless += seen.hints
+            self.said |= seen.words
             self.foreign = sorted({*self.foreign, *torch_file.foreign()})
             names = [c.where for c in found] + [o.partition(":")[0] for o in others]
             wrapped = "{" + ", ".join(names[:8] + ["..."] * (len(names) > 8)) + "}"
             return f"torch archive, {'bare state dict' if [c.where for c in found] == [TOP] else wrapped}", found
         odd: dict[str, InputError] = {}
-        tensors, _ = read_header(file, odd)
+        tensors, metadata = read_header(file, odd)
+        self.said |= {key: int(value) for key, value in metadata.items() if re.fullmatch(r"[1-9][0-9]{0,5}", value)}
         if not tensors:
             raise next(iter(odd.values()), file.error("header", "holds no tensors"))
         keys = [*tensors, *odd]

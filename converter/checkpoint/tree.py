@@ -11,6 +11,7 @@ from ..errors import printable
 from .kinds import is_ordered_dict, is_tensor, kind_of
 from .unpickle import Call, Dict, Global
 
+WORDS = 2_000  # numbers that are kept
 DEPTH = 16  # keys that lead to a dict of tensors
 _PLAIN = (int, float, str, bytes, type(None))
 _LONGEST = 1024  # characters of a key that are looked at
@@ -28,7 +29,8 @@ class Found:
 
     `dicts`: (the keys that lead to a dict of tensors, its node, its entries that may be weights); `twice`: paths that
     two entries have; `pairs`: all at the top level; `hints`: weights that are there and have no names, in words;
-    `optimizer`: whether there is an optimizer's state.
+    `optimizer`: whether there is an optimizer's state; `words`: whole numbers by their place, such as
+    `hyper_parameters.num_heads`: what the program that wrote the file said of itself.
     """
 
     dicts: list[tuple[Path, Any, Pairs]] = field(default_factory=list)
@@ -36,6 +38,7 @@ class Found:
     pairs: Pairs = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
     optimizer: bool = False
+    words: dict[str, int] = field(default_factory=dict)
 
     @property
     def top(self) -> dict[str, Any]:
@@ -59,6 +62,7 @@ def look(root: Any) -> Found:
         if pairs is None and isinstance(node, list | tuple):
             _nameless(found, path, node)
             pairs = [(str(index), each) for index, each in enumerate(node) if _holds(each)]
+        _take_words(found, path, node)
         if pairs is None:
             if _is_module(node):
                 where = f"{_shown(path)}: " if path else ""
@@ -75,6 +79,15 @@ def look(root: Any) -> Found:
     if not found.dicts and not found.hints and not found.optimizer:
         found.dicts = _meant(root)
     return found
+
+
+def _take_words(found: Found, path: Path, node: Any) -> None:
+    """The whole numbers in a dict, or among the attributes of an object such as a namespace of arguments."""
+    attributes = [state.pairs for state in node.states if isinstance(state, Dict)] if isinstance(node, Call) else []
+    for pairs in [node.pairs, *attributes] if isinstance(node, Dict) else []:
+        for key, value in pairs:
+            if type(value) is int and isinstance(key, str) and len(found.words) < WORDS:
+                found.words[_shown((*path, key))] = value
 
 
 def _below(found: Found, path: Path, pairs: Pairs) -> Iterator[tuple[Path, Any]]:

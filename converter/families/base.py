@@ -79,11 +79,13 @@ class Findings(dict[str, Finding]):
 
 
 class State(Protocol):
-    """What a family may see of a checkpoint beside the plan: the `config.json` of a folder; single elements of a tensor
+    """What a family may see of a checkpoint beside the plan: the `config.json` of a folder; whole numbers that the file
+    holds beside the weights, by their place, such as `hyper_parameters.num_heads`; single elements of a tensor
     as floats, by their row-major position, with the rounding of their dtype; and, where these do not suffice, all of
     it: (number of the first row, floats [rows, size of the last axis]), from the first row to the last."""
 
     config: dict[str, Any]
+    said: dict[str, int]
 
     def elements(self, key: str, *positions: int) -> tuple[tuple[float, ...], float]: ...
 

@@ -80,7 +80,7 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
     elif name and depth:
         found.notes.append(f"it has {depth} blocks, where DiT-{name} has {blocks}: blocks at the end may be missing")
     others = f"; the published sizes are {', '.join(map(str, SIZES))}, and this model has {hidden}" if hidden else ""
-    heads(found, state.config, usual or None, f"as in DiT-{name}, of hidden size {hidden}" if name else others)
+    heads(found, state, usual or None, f"as in DiT-{name}, of hidden size {hidden}" if name else others)
     table = read_table(plan, state, found)
     resolution(found, state.config, table)
     if table and table.side > (patch or 1) and table.scale != 1:

@@ -71,18 +71,26 @@ def configured(config: Mapping[str, Any], name: str, *kinds: type) -> Any:
     return value
 
 
-def heads(found: Findings, config: Mapping[str, Any], usual: int | None, why: str) -> None:
-    """The number of heads, which no tensor shows.
+_HEADS = {"num_attention_heads", "num_heads", "n_heads", "heads", "num_head"}  # as programs call them
+
+
+def heads(found: Findings, state: State, usual: int | None, why: str) -> None:
+    """The number of heads, which no tensor shows. What the file says of heads beside the weights may be of another net
+    (a text encoder), so it is no evidence to go by, and none to be silent on either.
 
     Args:
         usual: that of the released models, None where they have none of this hidden size; `why` that is so.
     """
     name, hidden = "num_attention_heads", found["hidden_size"].value or 0
-    said = configured(config, name, int)
+    said = configured(state.config, name, int)
+    others = {place: n for place, n in state.said.items() if place.rpartition(".")[2] in _HEADS and n != usual}
+    aside = ", ".join(f"{place} is {n}" for place, n in list(others.items())[:4])
     if said:
         count = found.file(name, said, "config.json")
     else:
-        count = found.settle(name, usual, why if usual else f"a file does not show it{why}")
+        count = found.settle(name, usual, why if usual else f"a file does not show it{why}", aside)
+        if aside and found[name].source == "assumed":
+            found.notes.append(f"{aside}, and {usual} heads are assumed: --{name} says how many there are")
     if count is not None and hidden and (type(count) is not int or count < 1 or hidden % count):
         wrong = f"{count}: the hidden size {hidden} does not divide by it"
         raise InputError(f"config.json: {name} {wrong}") if said else UsageError(f"--{name} {wrong}")

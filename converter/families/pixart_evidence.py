@@ -43,7 +43,7 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
     sizes(plan, found, {"caption_channels": "K"})
     _features(plan, state.config, found)
     _version(plan, found)
-    heads(found, state.config, *_usual_heads(found["hidden_size"].value or 0))
+    heads(found, state, *_usual_heads(found["hidden_size"].value or 0))
     _resolution(found, state.config, read_table(plan, state, found))
     if found["multi_scale_train"].value:
         found.unused.add(POSITIONS)  # its class computes the table of each size anew

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -190,3 +191,19 @@ def test_parity_that_may_assume_nothing(tmp_path: Path) -> None:
     (tmp_path / "out" / "conversion.json").unlink()
     with pytest.raises(converter.UsageError, match=r"--num_attention_heads \(4: as the converted model has it"):
         check(path, tmp_path / "out", require_evidence=True, kv_compress=False)
+
+
+@pytest.mark.parametrize("beside", [
+    {"hyper_parameters": {"num_heads": 4}}, {"config": {"model": {"num_attention_heads": 4}}},
+    {"args": argparse.Namespace(lr=0.1, num_heads=4)},
+])  # fmt: skip
+def test_heads_that_the_file_names_elsewhere_are_not_passed_over(beside: dict[str, Any], tmp_path: Path) -> None:
+    """They may be another net's, and so they are not believed; but neither is what is assumed instead."""
+    path = saved({"state_dict": pixart(hidden_size=144)} | beside, tmp_path / "model.pth")
+    done = converter.convert(path, tmp_path / "out")
+    assert any("4, and 2 heads are assumed: --num_attention_heads says" in note for note in done.notes)
+    report = check(path, done.path)
+    assert report.verdict == INCONCLUSIVE
+    assert "--num_attention_heads is not said" in report.reason
+    given = converter.convert(path, tmp_path / "given", num_attention_heads=4)
+    assert check(path, given.path).verdict == PASS
