@@ -16,7 +16,8 @@ from .safetensors_reader import copies_named
 from .weight_names import STEMS, SUFFIXES, pairs_among, variants, weights_among
 
 CONFIG = "config.json"  # of a model in diffusers' layout
-_AVERAGED = "_ema"  # what diffusers' training scripts put behind the name of the folder that their EMA is saved in
+# How folders of averaged weights are called: as diffusers' training scripts do it, and the other way round.
+_AVERAGED = ("{}_ema", "ema_{}")
 
 
 @reads
@@ -43,7 +44,8 @@ def model_folder(folder: Path) -> Path:
     names = names_in(place)
     if pairs_among(names, "") or variants(names):
         return place
-    for name in ("model", f"transformer{_AVERAGED}", f"model{_AVERAGED}") if place == folder else ():
+    names_of = ("model", *(form.format(name) for name in ("transformer", "model") for form in _AVERAGED))
+    for name in names_of if place == folder else ():
         if _holds_weights(folder / name):
             return folder / name
     others = any(name.endswith(SUFFIXES) for name in names)  # a folder of checkpoints is about those
@@ -54,13 +56,14 @@ def model_folder(folder: Path) -> Path:
 
 def is_averaged(place: Path) -> bool:
     """Whether a model folder is called one of averaged weights."""
-    return place.absolute().name.endswith(_AVERAGED)
+    return place.absolute().name.endswith("_ema") or place.absolute().name.startswith("ema_")
 
 
 def averaged_beside(place: Path) -> Path | None:
     """The folder of the averaged weights that lies beside a model folder, None where there is none."""
     place = place.absolute()
-    return found if _holds_weights(found := place.with_name(place.name + _AVERAGED)) else None
+    beside = (place.with_name(form.format(place.name)) for form in _AVERAGED)
+    return next(filter(_holds_weights, beside), None) if place.name else None
 
 
 def _holds_weights(place: Path) -> bool:
