@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,7 +121,8 @@ BAD = {
     "over its weights": (["--converted_path={w}", "--dump_path={w}", "--overwrite"], 2, "is the input"),
     "over another": (["--converted_path={o}", "--dump_path={t}/a.pth"], 2, "use --overwrite"),
     "a disk that is none": (["--converted_path={o}", "--dump_path=/proc/none/b.pth"], 2, "/proc"),
-    "weights without a config": (["--converted_path={w}", "--dump_path={t}/b.pth"], 2, "--image_size is needed"),
+    # Beside a config, a file is as good as its folder.
+    "weights without a config": (["--converted_path={b}", "--dump_path={t}/b.pth"], 2, "--image_size is needed"),
     "a null caption that is a page": (
         ["--converted_path={o}", "--dump_path={t}/b.pth", "--null_caption={t}/page"],
         3,
@@ -133,10 +135,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_leaves_nothing(name: str, converted: Path, cli: Cli) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing(
+    name: str, converted: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     words, code, message = BAD[name]
     (converted.parent / "page").write_text("<html>")
-    places = {"o": converted, "t": converted.parent, "w": converted / "transformer/diffusion_pytorch_model.safetensors"}
+    weights = converted / "transformer/diffusion_pytorch_model.safetensors"
+    bare = Path(shutil.copy(weights, tmp_path_factory.mktemp("bare") / "bare.safetensors"))
+    places = {"o": converted, "t": converted.parent, "w": weights, "b": bare}
     before = tree(converted.parent)
     done = cli("pixart", "revert", *(word.format(**places) for word in words))
     assert done.returncode == code, done.stderr

@@ -10,7 +10,7 @@ from .weight_names import SUFFIXES
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".xz", ".zst", ".bz2", ".rar")  # that may hold one
 _TORCHS = (0, 45)  # the version that made an entry: what torch writes there, and what this tool does
-_BESIDE = ("__MACOSX/", "._", ".DS_Store")  # what macOS puts in
+_BESIDE = ("._", ".DS_Store")  # what macOS puts in, and "__MACOSX/"
 
 
 def around(entries: Iterable[Entry]) -> str:
@@ -20,8 +20,8 @@ def around(entries: Iterable[Entry]) -> str:
     >>> around([entry])
     'this is a zip that holds models/base.pth: unpack it first'
     """
-    names = [name for name in _names(entries) if not name.startswith(_BESIDE)]
-    files = [name for name in names if not name.rpartition("/")[2].startswith((*_BESIDE, "/"))]
+    names = [name for name in _names(entries) if not name.startswith("__MACOSX/")]
+    files = [name for name in names if not name.rpartition("/")[2].startswith(_BESIDE)]
     if any(name.rpartition("/")[2] == "data.pkl" for name in files):
         return ""
     for suffixes in (SUFFIXES, _ARCHIVES):
