@@ -136,9 +136,8 @@ def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:
 def notes_on(checkpoint: Checkpoint) -> list[str]:
     """What the user should know of what was read before the result is used."""
     notes, chosen = [*checkpoint.notes], checkpoint.selected
-    others = [candidate for candidate in checkpoint.likely if candidate.weights != chosen.weights] or [
-        candidate for candidate in checkpoint.likely if candidate is not chosen and candidate.places != chosen.places
-    ]
+    # Where nobody chose, those of the same kind are the very same tensors under another name.
+    others = [candidate for candidate in checkpoint.likely if candidate.weights != chosen.weights]
     if chosen.why:
         notes.append(f"{chosen.where}: {chosen.why}")
     if others and checkpoint.asked is None and checkpoint.asked_key is None:

@@ -322,7 +322,9 @@ def test_folders_of_raw_and_averaged_weights(tmp_path: Path, checkpoint_500: Pat
     (checkpoint_500 / "transformer_ema").rename(checkpoint_500 / "ema_transformer")
     assert made(checkpoint_500, weights="ema")[1] == "ema_transformer"
     (checkpoint_500 / "ema_transformer").rename(checkpoint_500 / "transformer_ema")
-    (checkpoint_500 / "transformer").rename(checkpoint_500 / "model")
+    (checkpoint_500 / "transformer").rename(checkpoint_500 / "non_ema")
+    assert made(checkpoint_500 / "non_ema")[0] == "raw"
+    (checkpoint_500 / "non_ema").rename(checkpoint_500 / "model")
     (checkpoint_500 / "transformer_ema").rename(checkpoint_500 / "model_ema")
     assert (made(checkpoint_500)[3], made(checkpoint_500, weights="ema")[3]) == (raw[3], ema[3])
 

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import InputError, printable
 from .file import InputFile, leads_nowhere, present, reads
 from .json_file import content_of, parsed, read_json
+from .meaning import EMA, of_name
 from .odd_folders import in_cache, refuse_loose
 from .safetensors_reader import copies_named
 from .weight_names import STEMS, SUFFIXES, pairs_among, variants, weights_among
@@ -56,7 +57,8 @@ def model_folder(folder: Path) -> Path:
 
 def is_averaged(place: Path) -> bool:
     """Whether a model folder is called one of averaged weights."""
-    return place.absolute().name.endswith("_ema") or place.absolute().name.startswith("ema_")
+    name = place.absolute().name
+    return of_name(name)[0] == EMA and (name.endswith("_ema") or name in ("ema_transformer", "ema_model"))
 
 
 def averaged_beside(place: Path) -> Path | None:

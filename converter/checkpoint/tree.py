@@ -11,6 +11,7 @@ from ..errors import printable
 from .kinds import is_ordered_dict, is_tensor, kind_of
 from .unpickle import Call, Dict, Global
 
+AGAIN = 8  # further names under which dicts are taken up that are there already: each is looked at anew
 WORDS = 2_000  # numbers that are kept
 DEPTH = 16  # keys that lead to a dict of tensors
 _PLAIN = (int, float, str, bytes, type(None))
@@ -47,15 +48,16 @@ class Found:
 
 def look(root: Any) -> Found:
     """Every dict of tensors below the root of a pickle. Each object is looked at once, however often it is shared."""
-    found, seen, at = Found(), set[int](), dict[int, int]()
+    found, seen, at, again = Found(), set[int](), dict[int, int](), 0
     found.pairs = pairs_of(root) or []
     found.optimizer = any(of_optimizer((key,)) for key, _ in _texts(found.pairs))
     waiting: deque[tuple[Path, Any]] = deque([((), root)])
     while waiting:
         path, node = waiting.popleft()
         if id(node) in seen:
-            if id(node) in at:  # under another name it may be meant all the same
+            if id(node) in at and again < AGAIN:  # under another name it may be meant all the same
                 found.dicts.append((path, *found.dicts[at[id(node)]][1:]))
+                again += 1
             continue
         seen.add(id(node))
         pairs = pairs_of(node)
@@ -69,9 +71,9 @@ def look(root: Any) -> Found:
                 found.hints.append(f"{where}a whole pickled module ({kind_of(node)}): save its .state_dict() instead")
             continue
         found.optimizer |= any(key == "param_groups" or key in _MOMENTS for key, _ in _texts(pairs))
-        if any(key in _MOMENTS for key, node in _texts(pairs) if not _holds(node)):
-            continue  # what an optimizer keeps of one parameter
-        if weights := _weights(pairs):
+        # What an optimizer keeps of one parameter is none of the weights.
+        moments = any(key in _MOMENTS for key, node in _texts(pairs) if is_tensor(node))
+        if not moments and (weights := _weights(pairs)):
             at[id(node)] = len(found.dicts)
             found.dicts.append((path, node, weights))
         if len(path) < DEPTH:

@@ -314,3 +314,17 @@ def test_where_weights_lie_is_printable(tmp_path: Path) -> None:
     with open_checkpoint(saved(tmp_path, {"model": {"w": tensor()}, "odd": hint})) as checkpoint:
         assert checkpoint.nameless
         assert all(line.isprintable() for line in checkpoint.nameless)
+
+
+def test_one_dict_under_many_names_is_looked_at_a_few_times(tmp_path: Path) -> None:
+    """A pickle refers to what it holds already with two bytes."""
+    many, keys = 5_000, 2_000
+    repeated = b"".join(b"X" + (5).to_bytes(4, "little") + b"%05d" % n + b"h\x00" for n in range(many))
+    first = b"X\x05\0\0\0model" + pickled({f"a.{n}": tensor() for n in range(keys)}, 2)[2:-1] + b"q\x00"
+    path = saved(tmp_path, Node(b"}(" + first + repeated + b"u"))
+    with within(30), open_checkpoint(path) as checkpoint:
+        assert len(checkpoint.candidates) < 20
+
+
+def test_an_optimizers_numbers_beside_weights_do_not_hide_them(tmp_path: Path) -> None:
+    assert read_all(saved(tmp_path, {"momentum_buffer": tensor(), "model": {"w": tensor()}})) == {"w": ONE}
