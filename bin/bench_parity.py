@@ -76,10 +76,10 @@ def forwards(original: Path, converted: Path) -> dict[str, float]:
     from diffusers import PixArtTransformer2DModel
 
     from converter import open_checkpoint
+    from converter.conversion.analysis import survey
     from converter.parity.pixart import cases, shape
     from converter.parity.pixart_stock import call
     from converter.reference import Weights, pixart
-    from converter.survey import survey
 
     class Held(Weights):
         """Weights that are in memory already are lent as they are."""
@@ -124,10 +124,10 @@ def quick(original: Path, converted: Path) -> dict[str, float]:
 def audit(original: Path, converted: Path) -> dict[str, float]:
     """Reading both files once, and the audit, from the page cache."""
     from converter import open_checkpoint
+    from converter.conversion.analysis import survey
     from converter.families.pixart import PIXART
     from converter.parity.audit import audit as run
     from converter.parity.compared import Sides
-    from converter.survey import survey
 
     files = [original, *converted.rglob("*.safetensors")]
     for path in files:

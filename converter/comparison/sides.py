@@ -13,11 +13,11 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
 from ..checkpoint.meaning import EMA, RAW
+from ..conversion.analysis import Survey, open_model, survey
+from ..conversion.inspection import report
+from ..conversion.record import record_beside, sidecar_beside
 from ..errors import ConverterError, InputError, printable
-from ..inspection import report
 from ..mapping import fold
-from ..record import record_beside, sidecar_beside
-from ..survey import Survey, open_model, survey
 
 
 @dataclass(frozen=True, slots=True)

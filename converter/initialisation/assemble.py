@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import LazyTensor
 from ..checkpoint.publish import Publication
 from ..checkpoint.transfer import Progress
-from ..conversion import convert
-from ..destination import DIFFUSERS, ORIGINAL, SUFFIXES, Destination
+from ..conversion.analysis import open_model, survey
+from ..conversion.convert import convert
+from ..conversion.output import DIFFUSERS, ORIGINAL, SUFFIXES, Destination
+from ..conversion.plan import notes_on
+from ..conversion.write import Part, counted, write_files
+from ..conversion.zeros import find_zeros
 from ..errors import InputError, printable
 from ..families.dit import DIT
 from ..families.pixart_released import HEAD_SIZE, PLACEHOLDER, TOKENS
 from ..hub import local
-from ..planning import notes_on
-from ..survey import open_model, survey
-from ..writing import Part, counted, write_files
-from ..zeros import find_zeros
 from .options import ZERO, Options
 from .origin import Origin
 

@@ -17,8 +17,8 @@ from .._version import __version__
 from ..checkpoint.file import InputFile, reads
 from ..checkpoint.folder import CONFIG, averaged_beside, model_folder, weight_files
 from ..checkpoint.odd_folders import in_cache
+from ..conversion.record import EXTRAS, RECORD
 from ..families.from_file import is_file
-from ..record import EXTRAS, RECORD
 from .report import REPORT_VERSION
 from .waivers import Waiver
 

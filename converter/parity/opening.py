@@ -13,10 +13,10 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.folder import CONFIG, model_folder
 from ..checkpoint.json_file import marked
 from ..checkpoint.weight_names import WEIGHTS
-from ..demanded import demand
+from ..conversion.analysis import Survey, open_model, survey
+from ..conversion.evidence_required import demand
 from ..errors import InputError, UsageError, printable
 from ..families import Family, Findings, families, find
-from ..survey import Survey, open_model, survey
 from . import provenance
 from .compared import Sides
 from .model import Model

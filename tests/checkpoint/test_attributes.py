@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import HEADS, pixart, within
 
-from converter.conversion import convert
+from converter.conversion.convert import convert
 
 REMEDY = "save {k: v.detach().clone() for k, v in state_dict.items()} instead"
 

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from makers import raw_bytes, sincos, within
 from safetensors.torch import save_file
 
-from converter.buffers import computed
 from converter.checkpoint import Checkpoint, open_checkpoint, transfer
 from converter.checkpoint.cast import count_nonfinite
 from converter.checkpoint.crc import combine
@@ -30,6 +29,7 @@ from converter.checkpoint.dtypes import BF16, BY_CODE, F16, F32, F64, DType
 from converter.checkpoint.file import InputFile
 from converter.checkpoint.tensor import LazyTensor, Storage, row_major
 from converter.checkpoint.transfer import CHUNK, Delivery, Output, in_threads, write_at
+from converter.conversion.buffers import computed
 from converter.errors import ConverterError, InputError
 from converter.families.sincos import SinCosTable
 

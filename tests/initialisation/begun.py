@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from makers import GOLDEN, HEADS
 
 from converter.checkpoint import open_checkpoint
+from converter.conversion.analysis import survey
 from converter.initialisation import Options, init_from_dit
 from converter.initialisation.origin import Origin
 from converter.reference.embeddings import sinusoid
-from converter.survey import survey
 
 DIT = GOLDEN / "dit.pt"
 SMALL = Options(caption_tokens=12, caption_channels=32)

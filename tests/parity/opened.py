@@ -16,10 +16,10 @@ from converter import convert
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.dtypes import BY_CODE, DType
 from converter.checkpoint.json_file import read_json
+from converter.conversion.analysis import survey
 from converter.parity.compared import Sides
 from converter.parity.pixart import PARITY
 from converter.parity.session import Session
-from converter.survey import survey
 
 NAMES = ("alpha-ms", "sigma-ms", "alpha-fixed")  # the golden models that stock diffusers can hold
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -13,12 +13,12 @@ from makers import GOLDEN, HEADS
 from safetensors.torch import load_file, save_file
 
 from converter.checkpoint import open_checkpoint
+from converter.conversion.analysis import survey
 from converter.errors import ConverterError, InputError
 from converter.parity.cases import load_cases, save_outcome
 from converter.parity.function import Outcome
 from converter.parity.inputs import Case, noise
 from converter.parity.pixart import cases
-from converter.survey import survey
 
 
 def made(name: str = "alpha-ms", profile: str = "standard") -> list[Case]:

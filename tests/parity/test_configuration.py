@@ -11,13 +11,13 @@ from makers import GOLDEN, HEADS
 from opened import golden
 
 from converter.checkpoint import open_checkpoint
+from converter.conversion.analysis import survey
 from converter.families import Findings
 from converter.families.pixart import PIXART
 from converter.parity.configuration import BORROWED, audit, taken
 from converter.parity.pixart import PARITY
 from converter.parity.pixart_stock import effective
 from converter.parity.report import FAIL, PASS, Phase
-from converter.survey import survey
 
 INERT = ("dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention", "_diffusers_version")
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from converter import UsageError, convert
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.json_file import read_json
+from converter.conversion.analysis import survey
 from converter.errors import InputError
 from converter.families import Findings
 from converter.families.dit import DIT, EXACT_LINE
@@ -36,7 +37,6 @@ from converter.parity.report import Report
 from converter.parity.session import Session
 from converter.reference import Values, Weights, unheard
 from converter.reference import dit as whole
-from converter.survey import survey
 
 FILE = "diffusion_pytorch_model.safetensors"
 COPY = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_2.weight"

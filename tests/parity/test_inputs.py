@@ -10,9 +10,9 @@ import torch
 from makers import GOLDEN, HEADS
 
 from converter.checkpoint import open_checkpoint
+from converter.conversion.analysis import survey
 from converter.parity.inputs import Case, noise
 from converter.parity.pixart import cases
-from converter.survey import survey
 
 # A change means that every stored report is of other inputs: a new NumPy, a new generator, or a new case.
 PINNED = {

@@ -12,6 +12,7 @@ from makers import GOLDEN, HEADS
 from opened import NAMES, held
 
 from converter.checkpoint import open_checkpoint
+from converter.conversion.analysis import survey
 from converter.families import Findings
 from converter.families.pixart import PIXART
 from converter.parity import pixart
@@ -21,7 +22,6 @@ from converter.parity.pixart_faults import UNHEEDED
 from converter.parity.provenance import model_of
 from converter.reference import Weights
 from converter.reference import pixart as whole
-from converter.survey import survey
 
 
 def findings(name: str, **given: Any) -> Findings:

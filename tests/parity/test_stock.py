@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.json_file import read_json
+from converter.conversion.analysis import survey
 from converter.parity import pixart
 from converter.parity.inputs import Case
 from converter.parity.pixart_stock import INSIDE, call, converted, effective, loaded
 from converter.parity.stock import Streamed
 from converter.reference import Memory, Staged, Values, Weights, unheard
-from converter.survey import survey
 
 STAYS = {"scale_shift_table"}  # of the top, which belongs to no part
 
