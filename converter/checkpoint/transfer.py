@@ -51,7 +51,7 @@ class Output:
         return [(part * size, (part + 1) * size) for part in range(self.parts)]
 
 
-class Delivery:
+class TensorCopy:
     """One source tensor and the outputs that its row-major bytes fill, one after the other.
 
     Where the outputs are of another dtype, its elements are rounded to that on the way, and `overflowed` counts those
@@ -199,11 +199,11 @@ def in_threads(*works: Callable[[threading.Event], None]) -> None:
 
 
 def transfer(
-    deliveries: Iterable[Delivery],
+    tensor_copies: Iterable[TensorCopy],
     progress: Progress = lambda count: None,
     written: Callable[[], None] = lambda: None,
 ) -> None:
-    """Carry out all deliveries and prove them.
+    """Carry out all tensor_copies and prove them.
 
     `progress` is told of every run of bytes that was proven; `written` is called once, when all are written and many
     are still to be proven: the moment to put the disk to work.
@@ -211,8 +211,8 @@ def transfer(
     Raises: `InputError` where a storage cannot be read whole or its CRC is wrong; `ConverterError` where reading back
     gives something else than was written; `OSError` where writing fails.
     """
-    by_storage: dict[int, tuple[Storage, list[Delivery]]] = {}
-    for delivery in deliveries:
+    by_storage: dict[int, tuple[Storage, list[TensorCopy]]] = {}
+    for delivery in tensor_copies:
         storage = delivery.tensor.storage
         by_storage.setdefault(id(storage), (storage, []))[1].append(delivery)
     # In the order of the file, so that a disk reads forward.
@@ -222,7 +222,7 @@ def transfer(
     casts = any(d.dtype != d.tensor.dtype for _, wanting in jobs for d in wanting)
     writers = 2 if casts and all(d.tensor.contiguous for _, wanting in jobs for d in wanting) else 1
     waiting, unwritten, turn = iter(jobs), [None] * writers, threading.Lock()
-    ready: SimpleQueue[Delivery | None] = SimpleQueue()  # None: there will be no more
+    ready: SimpleQueue[TensorCopy | None] = SimpleQueue()  # None: there will be no more
 
     def write(stop: threading.Event) -> None:
         buffer = bytearray(CHUNK)
@@ -264,7 +264,7 @@ def transfer(
     in_threads(write_then_prove, write_then_prove if writers == 2 else prove)
 
 
-def _read_and_write(storage: Storage, wanting: list[Delivery], buffer: bytearray, stop: threading.Event) -> None:
+def _read_and_write(storage: Storage, wanting: list[TensorCopy], buffer: bytearray, stop: threading.Event) -> None:
     """One pass over a storage for all tensors in it; of views to be laid out anew, only one at a time is in memory."""
     anew = [delivery for delivery in wanting if not delivery.tensor.contiguous]
     first = [delivery for delivery in wanting if delivery.tensor.contiguous] + anew[:1]

@@ -92,7 +92,7 @@ def convert(
     1 FAIL and 4 INCONCLUSIVE.
     """
     from ..conversion import convert as conversion
-    from ..conversion.pairs import expand, told_apart
+    from ..conversion.pairs import check_targets_unique, expand
     from ..conversion.pairs import several as are_several
     from ..errors import UsageError
     from .converting import one, refused_together, several
@@ -118,7 +118,7 @@ def convert(
         return
     if push_to_hub:
         raise UsageError("--push_to_hub: of one conversion, and these may be several")
-    pairs: Iterable[Any] = told_apart([pair for path in orig_ckpt_path for pair in expand(path, dump_path)])
+    pairs: Iterable[Any] = check_targets_unique([pair for path in orig_ckpt_path for pair in expand(path, dump_path)])
     if watch:
         from ..conversion.watch import watch as watching
 

@@ -22,7 +22,7 @@ from .state import CheckpointState
 
 
 @dataclass
-class Survey:
+class Analysis:
     """The outcome of looking at a checkpoint.
 
     `family` is None where none knows the keys, and `problem` then says what the file is instead. `diffusers` tells
@@ -89,7 +89,7 @@ def open_model(
     return open_checkpoint(path, weights, state_dict_key, tables(None if family is None else find(family)))
 
 
-def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, family: str | None = None) -> Survey:
+def analyse(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, family: str | None = None) -> Analysis:
     """Look at a checkpoint: names, shapes and a few elements of the positional table, which is read whole where these
     do not explain it; no other tensor is read.
 
@@ -99,7 +99,7 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
 
     Raises: `InputError` for a malformed state dict, `UsageError` for a word that contradicts the file.
     """
-    made = Survey(checkpoint)
+    made = Analysis(checkpoint)
     recognised = recognise(checkpoint, None if family is None else find(family))
     changed = altered(key for key in checkpoint.left_out if not plainly_foreign(key))
     if recognised is None or changed:
@@ -189,7 +189,7 @@ def _hold_against_config(family: Family, said: Mapping[str, Any], found: Finding
     except UsageError as error:
         return str(error)
     for key, ours in config.items():
-        theirs, others = said.get(key), family.tolerated.get(key, ())
+        theirs, others = said.get(key), family.ignorable_config.get(key, ())
         told = any(problem.startswith(f"config.json: {key}:") for problem in found.problems)
         if theirs is not None and theirs != ours and others is not None and theirs not in others and not told:
             found.problems.append(

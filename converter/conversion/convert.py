@@ -16,11 +16,11 @@ from ..checkpoint.target import REPLACED, leftovers
 from ..checkpoint.transfer import Progress
 from ..errors import InputError, UsageError, printable
 from ..hub import local
-from .analysis import Survey, open_model
+from .analysis import Analysis, open_model
 from .output import Destination, ours
-from .plan import Blueprint, digest_of, draw_up
-from .record import EXTRAS, PARITY, RECORD
-from .sidecar import survey_again
+from .plan import ConversionPlan, digest_of, make_plan
+from .record import PARITY, RECORD, SIDECAR
+from .sidecar import analyse_again
 from .up_to_date import holds
 from .verdicts import Allowed, give_verdict
 from .write import write_files
@@ -101,7 +101,7 @@ def convert(
     allowed = Allowed(allow_nonfinite, allow_overflow, allow_zeros)
     # Asked before anything is fetched, and once more when it is known where the source lies.
     wanted.check(Path(orig_ckpt_path), overwrite=overwrite)
-    if not wanted.folder and wanted.path.name == EXTRAS:
+    if not wanted.folder and wanted.path.name == SIDECAR:
         raise UsageError(f"{printable(wanted.path)}: is the name of a conversion's sidecar; take another")
     with reading(null_caption or ""):  # a path at all
         pass
@@ -112,7 +112,7 @@ def convert(
     with ExitStack() as stack:
         with reading(source):
             checkpoint = stack.enter_context(open_model(source, weights, state_dict_key, family))
-            looked = survey_again(checkpoint, given, family)
+            looked = analyse_again(checkpoint, given, family)
             plan = _planned(looked, wanted, null_caption, require_evidence, allowed, stack)
         if source != Path(orig_ckpt_path):  # in the cache it has a name that says nothing
             plan.record["source"]["name"] = printable(orig_ckpt_path)
@@ -158,7 +158,7 @@ def already(
     wanted = wanted.check(source, overwrite=True)
     with ExitStack() as stack, reading(source):
         checkpoint = stack.enter_context(open_model(source, weights, state_dict_key, family))
-        looked = survey_again(checkpoint, given, family)
+        looked = analyse_again(checkpoint, given, family)
         plan = _planned(looked, wanted, null_caption, require_evidence, allowed, stack)
         names = {RECORD, PARITY, *plan.texts, *(file.name for file in plan.files)}
         if wanted.folder and ours(wanted.path) != names:
@@ -172,17 +172,17 @@ _OF_WRITING = ("overwrite", "dry_run", "progress")
 
 
 def _planned(
-    looked: Survey,
+    looked: Analysis,
     wanted: Destination,
     null_caption: str | os.PathLike[str] | None,
     require_evidence: bool,
     allowed: Allowed,
     stack: ExitStack,
-) -> Blueprint:
-    """`draw_up`. Where planning fails, an incomplete download may be the cause (a table of positions that is zero fits
+) -> ConversionPlan:
+    """`make_plan`. Where planning fails, an incomplete download may be the cause (a table of positions that is zero fits
     no scale): in files without checksums look for zeros first, and report those instead."""
     try:
-        return draw_up(looked, wanted, null_caption, stack, require_evidence)
+        return make_plan(looked, wanted, null_caption, stack, require_evidence)
     except (InputError, UsageError):
         unproven = {key: tensor for key, tensor in looked.checkpoint.items() if tensor.storage.crc is None}
         if looked.family and not allowed.zeros:
@@ -192,7 +192,7 @@ def _planned(
 
 def _write(
     out: Publication,
-    plan: Blueprint,
+    plan: ConversionPlan,
     allowed: Allowed,
     progress: Callable[[int], Progress] | None,
 ) -> dict[str, int]:

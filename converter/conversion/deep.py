@@ -11,8 +11,8 @@ from ..checkpoint import LazyTensor
 from ..checkpoint.cast import count_nonfinite
 from ..checkpoint.tensor import CHUNK
 from ..errors import InputError
-from .analysis import Survey
-from .sidecar import Beside, look_beside
+from .analysis import Analysis
+from .sidecar import Sidecar, open_sidecar
 from .to_diffusers import hold_computed, named
 from .verdicts import ALLOW_NONFINITE, NONFINITE, hold_to_record
 from .write import counted
@@ -36,23 +36,23 @@ class Deep:
         return {name: getattr(self, name) for name in ("bytes", "checksums", "nonfinite", "changed")}
 
 
-def read_through(looked: Survey) -> Deep:
+def read_through(looked: Analysis) -> Deep:
     """Read every tensor of the chosen weights, and of a sidecar beside them, to its end, one piece in memory at a time.
 
     Damage to single tensors is a problem among others, and the rest is read all the same.
     """
     made, sound, buffer = Deep(), dict[str, LazyTensor](), bytearray(CHUNK)
     with ExitStack() as stack:
-        beside = Beside()
+        beside = Sidecar()
         try:
             if looked.family and not looked.plan.problems:
-                beside = look_beside(stack, looked, None)
+                beside = open_sidecar(stack, looked, None)
                 if not looked.needs:
                     hold_computed(looked, beside)
         except InputError as error:
             made.problems.append(str(error))
-        promised, remembered = beside.promised, beside.remembered
-        digests = promised | remembered
+        must_match, recorded = beside.must_match, beside.recorded
+        digests = must_match | recorded
         damaged, read = set[int](), dict[str, str]()
         tensors = named(looked.checkpoint) | beside.kept
         for key, tensor in tensors.items():
@@ -80,7 +80,7 @@ def read_through(looked: Survey) -> Deep:
     if zeros.refused:
         made.problems.append(f"{zeros.refused}; {ALLOWED}")
     made.notes += zeros.notes
-    held = hold_to_record(looked, promised, remembered, read)
+    held = hold_to_record(looked, must_match, recorded, read)
     made.changed = [key for key in read if key in held.broken or key in held.changed]
     made.problems += map(str, held.broken.values())
     if held.words:

@@ -11,8 +11,8 @@ from typing import Any
 from ..checkpoint.file import reads
 from ..errors import printable
 from ..mapping import fold
-from .analysis import Survey, open_model
-from .sidecar import survey_again
+from .analysis import Analysis, open_model
+from .sidecar import analyse_again
 
 REPORT_VERSION = 1
 
@@ -47,13 +47,13 @@ def inspect(
         48
     """
     with open_model(path, weights, state_dict_key, family) as checkpoint:
-        looked = survey_again(checkpoint, given or {}, family)
+        looked = analyse_again(checkpoint, given or {}, family)
         made = report(looked)
         plan = looked.plan
         made["features"] = sorted(plan.features)
         made["dropped"] = sorted(plan.computed)
         made["sidecar"] = sorted(plan.extras)
-        made["notes"] = [*looked.found.notes, *looked.found.stock, *checkpoint.notes]
+        made["notes"] = [*looked.found.notes, *looked.found.diffusers_notes, *checkpoint.notes]
         made["needs"] = looked.needs
         flags = looked.family.flags if looked.family else ()
         made["unknown"] = [name for name, found in looked.found.items() if found.source == "unknown" and name in flags]
@@ -68,7 +68,7 @@ def inspect(
         return made
 
 
-def report(looked: Survey) -> dict[str, Any]:
+def report(looked: Analysis) -> dict[str, Any]:
     """What `inspect` and the record of a conversion have in common."""
     checkpoint = looked.checkpoint
     chosen, family = checkpoint.selected, looked.family

@@ -21,7 +21,7 @@ from ..checkpoint.torch_writer import lay_out_torch
 from ..checkpoint.weight_names import INDEX, WEIGHTS, is_shard, with_variant
 from ..errors import ConverterError, UsageError, printable
 from .record import PARITY, RECORD, TOOL
-from .write import Part, TensorFile
+from .write import TensorFile, TensorWrite
 
 DIFFUSERS, ORIGINAL, COMFYUI = LAYOUTS = ("diffusers", "original", "comfyui")
 CASTS = {name: BY_NAME[name] for name in ("float32", "float16", "bfloat16")}
@@ -91,12 +91,12 @@ class Destination:
             return Publication(self.path, needed_bytes=size, overwrite=overwrite, allowed=ours)
         return FilePublication(self.path, needed_bytes=size, overwrite=overwrite)
 
-    def spelt(self, parts: Iterable[Part]) -> list[Part]:
+    def with_prefix(self, parts: Iterable[TensorWrite]) -> list[TensorWrite]:
         """The parts with the prefix that all keys of this layout have."""
         prefix = _PREFIX.get(self.to, "")
         return [replace(part, keys=tuple(prefix + key for key in part.keys)) for part in parts]
 
-    def files(self, parts: Sequence[Part], subfolder: str) -> tuple[list[TensorFile], dict[str, str]]:
+    def files(self, parts: Sequence[TensorWrite], subfolder: str) -> tuple[list[TensorFile], dict[str, str]]:
         """(the files that the model's tensors go to, text files by name: the index of shards, if there is one)."""
         entries = [entry for part in parts for entry in part.entries]
         if not self.folder:

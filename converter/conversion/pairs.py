@@ -55,7 +55,7 @@ def expand(original: str, converted: str, *, base: str = "", **options: Any) -> 
     """
     _paths(original, converted)
     given = {name: value for name, value in options.items() if value is not None}
-    return told_apart(
+    return check_targets_unique(
         [Pair(path, _filled(base, converted, path), given) for path in _originals(os.path.join(base, original))]
     )
 
@@ -76,7 +76,7 @@ def _paths(original: str, converted: str) -> None:
             raise UsageError(f"the {what} path is {'not a path' if text else 'empty'}")
 
 
-def told_apart(pairs: Sequence[Pair]) -> list[Pair]:
+def check_targets_unique(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs, each once. Raises: `UsageError` where two originals would go to one place."""
     places: dict[str, str] = {}
     for pair in pairs:

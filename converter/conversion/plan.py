@@ -18,28 +18,28 @@ from ..checkpoint.meaning import SPOKEN
 from ..checkpoint.safetensors_writer import lay_out_safetensors
 from ..errors import UsageError, printable
 from ..mapping import fold, summed_up
-from .analysis import Survey
+from .analysis import Analysis
 from .evidence_required import demand
 from .inspection import report
 from .output import COMFYUI, Destination
-from .record import EXTRAS, RECORD, TOOL, Record
-from .sidecar import Beside, look_beside
+from .record import RECORD, SIDECAR, TOOL, Record
+from .sidecar import Sidecar, open_sidecar
 from .to_diffusers import Arrangement, to_diffusers
 from .to_original import to_original
-from .write import Part, TensorFile
+from .write import TensorFile, TensorWrite
 
 
 @dataclass
-class Blueprint:
+class ConversionPlan:
     """What will be written, all but the bytes of the tensors. `notes` are part of the record, and grow with it.
 
     `texts`: text files by name; `recorded`: whether the record is written beside them.
     """
 
-    looked: Survey
-    beside: Beside
+    looked: Analysis
+    beside: Sidecar
     arranged: Arrangement
-    parts: list[Part]
+    parts: list[TensorWrite]
     files: list[TensorFile]
     texts: dict[str, str]
     record: dict[str, Any]
@@ -57,13 +57,13 @@ class Blueprint:
         return sum(file.layout.size for file in self.files) + sum(map(len, self.texts.values())) + (1 << 20)
 
 
-def draw_up(
-    looked: Survey,
+def make_plan(
+    looked: Analysis,
     wanted: Destination,
     null_caption: str | os.PathLike[str] | None,
     stack: ExitStack,
     require_evidence: bool = False,
-) -> Blueprint:
+) -> ConversionPlan:
     """Decide everything; of the tensors, those that are recomputed or copies are read and compared, no other is.
 
     Args:
@@ -79,23 +79,23 @@ def draw_up(
     if wanted.to == COMFYUI and maker.comfyui is None:
         raise UsageError(f"--to comfyui: ComfyUI knows no {maker.title} that would be read from such a file")
     arrange = to_diffusers if wanted.folder else to_original
-    lying_beside = look_beside(stack, looked, null_caption)
+    lying_beside = open_sidecar(stack, looked, null_caption)
     with looked.state.blaming():
         arranged = arrange(looked, lying_beside, wanted.dtype)
     found = looked.found
     if require_evidence:
         demand(maker, found, checkpoint)
-    notes = [*found.notes, *(found.stock if wanted.folder else []), *notes_on(checkpoint)]
+    notes = [*found.notes, *(found.diffusers_notes if wanted.folder else []), *notes_on(checkpoint)]
     if looked.diffusers and checkpoint.folder and not checkpoint.config:
         notes.append(f"the folder holds no {CONFIG}: what it would say is given or assumed")
     notes += [*lying_beside.notes, *_unlike_record(looked, lying_beside.record), *arranged.notes]
     if wanted.to == COMFYUI and maker.comfyui:
         notes += maker.comfyui(found)
-    model = wanted.spelt(arranged.model)
+    model = wanted.with_prefix(arranged.model)
     files, more = wanted.files(model, maker.subfolder)
     if arranged.aside:
         entries = (entry for part in arranged.aside for entry in part.entries)
-        files.append(TensorFile(EXTRAS, lay_out_safetensors(entries)))
+        files.append(TensorFile(SIDECAR, lay_out_safetensors(entries)))
     record = report(looked) | {
         "sources": _sources(checkpoint),
         "tool": {"name": TOOL, "version": __version__},
@@ -105,14 +105,14 @@ def draw_up(
         "plan": arranged.rows,
     }
     parts = [*model, *arranged.aside]
-    return Blueprint(looked, lying_beside, arranged, parts, files, texts | more, record, wanted.folder, notes)
+    return ConversionPlan(looked, lying_beside, arranged, parts, files, texts | more, record, wanted.folder, notes)
 
 
 def digest_of(data: bytes) -> dict[str, int | str]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _unlike_record(looked: Survey, record: Record) -> list[str]:
+def _unlike_record(looked: Analysis, record: Record) -> list[str]:
     """Where a converted folder says otherwise than the record of its conversion: its config was changed."""
     told = record.content.get("hyper_parameters", {}) if looked.diffusers else {}
     return [

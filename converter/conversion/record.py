@@ -14,7 +14,7 @@ from ..checkpoint.odd_folders import in_cache
 from ..errors import ConverterError
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
-EXTRAS = "original_extras.safetensors"
+SIDECAR = "original_extras.safetensors"
 RECORD = "conversion.json"
 PARITY = "parity.json"  # what was found of the result, where it was asked for
 TOOL = "convert-pixart"
@@ -161,4 +161,4 @@ def _sound_row(row: Any) -> bool:
 def sidecar_beside(model: Path, record: Record) -> Path | None:
     """Where a conversion kept what the converted model has no place for: in the folder, or beside its record."""
     places = (model, *([record.folder] if record.folder else []))
-    return next((folder / EXTRAS for folder in places if present(folder / EXTRAS)), None)
+    return next((folder / SIDECAR for folder in places if present(folder / SIDECAR)), None)

@@ -13,14 +13,14 @@ from ..errors import InputError, UsageError, printable
 from ..mapping import Computed, Extra
 from ..mapping.dims import bind, mismatch
 from ..mapping.rows import Row
-from .analysis import Survey, survey
-from .record import EXTRAS, RECORD, Record, record_beside, sidecar_beside
+from .analysis import Analysis, analyse
+from .record import RECORD, SIDECAR, Record, record_beside, sidecar_beside
 
-CHANGED = f"is not what {RECORD} says that the original held: was the config or {EXTRAS} changed?"
+CHANGED = f"is not what {RECORD} says that the original held: was the config or {SIDECAR} changed?"
 
 
 @dataclass
-class Beside:
+class Sidecar:
     """The record of the conversion that made a model, and tensors by their original key: `kept` in the sidecar, or
     `given` by the user.
     """
@@ -39,52 +39,52 @@ class Beside:
         """What the user should know of it."""
         odd = [self.record.odd] if self.record.odd else []
         displaced = sorted(self.kept.keys() & self.given.keys())
-        return odd + [f"{key}: the one that was given takes the place of that in {EXTRAS}" for key in displaced]
+        return odd + [f"{key}: the one that was given takes the place of that in {SIDECAR}" for key in displaced]
 
     @property
-    def promised(self) -> dict[str, str]:
+    def must_match(self) -> dict[str, str]:
         """What the record says of what was kept, and is taken from there: its SHA-256 by key."""
         return {key: sha for key, sha in self.record.digests.items() if key in self.kept.keys() - self.given.keys()}
 
     @property
-    def remembered(self) -> dict[str, str]:
+    def recorded(self) -> dict[str, str]:
         """What the record says of all else, which may have been trained since: its SHA-256 by key."""
         others = self.record.digests.keys() - self.kept.keys() - self.given.keys()
         return {key: self.record.digests[key] for key in sorted(others)}
 
 
-def survey_again(checkpoint: Checkpoint, given: Mapping[str, Any], family: str | None) -> Survey:
+def analyse_again(checkpoint: Checkpoint, given: Mapping[str, Any], family: str | None) -> Analysis:
     """`survey`, and where a converted folder by itself does not suffice, with what its record says that was given."""
-    looked, folder = survey(checkpoint, given, family), checkpoint.folder
+    looked, folder = analyse(checkpoint, given, family), checkpoint.folder
     if not looked.family or not looked.diffusers or not folder or not (looked.plan.problems or looked.needs):
         return looked
     told = {name: value for name, value in record_beside(folder).given.items() if name in looked.family.flags}
     try:
-        again = survey(checkpoint, told | {name: said for name, said in given.items() if said is not None}, family)
+        again = analyse(checkpoint, told | {name: said for name, said in given.items() if said is not None}, family)
     except UsageError:
         return looked  # the folder is another one by now
     return looked if again.plan.problems or again.needs else again
 
 
-def rows_of(looked: Survey, kind: type) -> list[Row]:
+def rows_of(looked: Analysis, kind: type) -> list[Row]:
     """The rows of the family's table that have this kind of value."""
     return [row for row in looked.require().keys.rows if isinstance(row.value, kind)]
 
 
-def look_beside(stack: ExitStack, looked: Survey, null_caption: str | os.PathLike[str] | None) -> Beside:
+def open_sidecar(stack: ExitStack, looked: Analysis, null_caption: str | os.PathLike[str] | None) -> Sidecar:
     """Open what lies beside a checkpoint, and what the user says is its null caption.
 
     Raises: `InputError` for a sidecar, or a null caption, that is not of this model; `UsageError` for a null caption
     where none is wanted.
     """
-    folder, found = looked.checkpoint.folder, Beside()
+    folder, found = looked.checkpoint.folder, Sidecar()
     if looked.diffusers and folder:
         found.record = record_beside(folder)
         if sidecar := sidecar_beside(folder, found.record):
             tensors = stack.enter_context(open_checkpoint(sidecar))
             for key, tensor in tensors.items():
                 if not any(row.match(key) for kind in (Extra, Computed) for row in rows_of(looked, kind)):
-                    raise InputError.at(sidecar, key, f"nothing that a {looked.require().title} keeps in {EXTRAS}")
+                    raise InputError.at(sidecar, key, f"nothing that a {looked.require().title} keeps in {SIDECAR}")
                 found.kept[key] = _fitting(looked, key, tensor)
     if null_caption is not None:
         found.given = _given(stack, looked, null_caption)
@@ -99,7 +99,7 @@ def look_beside(stack: ExitStack, looked: Survey, null_caption: str | os.PathLik
     return found
 
 
-def _given(stack: ExitStack, looked: Survey, path: str | os.PathLike[str]) -> dict[str, LazyTensor]:
+def _given(stack: ExitStack, looked: Analysis, path: str | os.PathLike[str]) -> dict[str, LazyTensor]:
     """The null caption of a file: under its own key, or the only tensor there is."""
     rows, family = rows_of(looked, Extra), looked.require()
     if not rows:
@@ -113,7 +113,7 @@ def _given(stack: ExitStack, looked: Survey, path: str | os.PathLike[str]) -> di
     return {key: _fitting(looked, key, tensor) for key, tensor in found.items()}
 
 
-def _fitting(looked: Survey, key: str, tensor: LazyTensor) -> LazyTensor:
+def _fitting(looked: Analysis, key: str, tensor: LazyTensor) -> LazyTensor:
     """The tensor under this key, if it has the shape that the table says, with the sizes of this model."""
     row = next(row for kind in (Extra, Computed) for row in rows_of(looked, kind) if row.match(key))
     dims = bind([(key, row.pattern, tensor.shape)])[0] | looked.plan.dims

@@ -12,37 +12,37 @@ from ..checkpoint.dtypes import BY_NAME
 from ..errors import InputError, printable
 from ..families import Family
 from ..mapping import Computed, Move
-from .analysis import Survey
+from .analysis import Analysis
 from .buffers import Comparison, compare, computed
-from .record import EXTRAS
-from .sidecar import CHANGED, Beside, rows_of
-from .write import Part
+from .record import SIDECAR
+from .sidecar import CHANGED, Sidecar, rows_of
+from .write import TensorWrite
 
 
 @dataclass
 class Arrangement:
     """Tensors of the model and of the sidecar, the rows of the record, what the user should know.
 
-    `promised`: key of a source -> the SHA-256 that an earlier record states of what has to be just that; `remembered`:
+    `must_match`: key of a source -> the SHA-256 that an earlier record states of what has to be just that; `recorded`:
     of what may have been trained since.
     """
 
-    model: list[Part] = field(default_factory=list)
-    aside: list[Part] = field(default_factory=list)
+    model: list[TensorWrite] = field(default_factory=list)
+    aside: list[TensorWrite] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    promised: dict[str, str] = field(default_factory=dict)
-    remembered: dict[str, str] = field(default_factory=dict)
+    must_match: dict[str, str] = field(default_factory=dict)
+    recorded: dict[str, str] = field(default_factory=dict)
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[TensorWrite]:
         """All of them."""
         return [*self.model, *self.aside]
 
     @property
     def stated(self) -> dict[str, str]:
         """Every digest that an earlier record states."""
-        return self.promised | self.remembered
+        return self.must_match | self.recorded
 
     @property
     def rounded(self) -> set[str]:
@@ -54,11 +54,11 @@ class Arrangement:
         """The dtype that something of the model is rounded to, '' where nothing is."""
         return next((part.dtype.name for part in self.model if part.dtype != part.sources[0].dtype), "")
 
-    def hold_to(self, beside: Beside, buffers: Collection[str] = ()) -> None:
+    def hold_to(self, beside: Sidecar, buffers: Collection[str] = ()) -> None:
         """What is written has to be what the record beside its source says; `buffers` were computed for it."""
         digests = beside.record.digests
-        self.promised |= beside.promised | {key: digests[key] for key in buffers if key in digests}
-        self.remembered |= {key: sha for key, sha in beside.remembered.items() if key not in self.promised}
+        self.must_match |= beside.must_match | {key: digests[key] for key in buffers if key in digests}
+        self.recorded |= {key: sha for key, sha in beside.recorded.items() if key not in self.must_match}
 
     def row(self, operation: str, *sources: LazyTensor, **more: Any) -> None:
         """A row of the record. What is written of it is hashed later."""
@@ -75,14 +75,14 @@ def named(checkpoint: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 def cast_part(
     family: Family, dtype: DType | None, sources: Iterable[LazyTensor], keys: Iterable[str], names: Iterable[str]
-) -> Part:
+) -> TensorWrite:
     """Tensors of the model, cast where that is asked for; `names` are their keys in the target's own library."""
-    sources, ends = tuple(sources), tuple(f".{end}" for end in family.uncast)
+    sources, ends = tuple(sources), tuple(f".{end}" for end in family.keep_dtype)
     uncast = bool(ends) and any(f".{name}".rpartition(".")[0].endswith(ends) for name in names)
-    return Part(sources, tuple(keys), sources[0].dtype if uncast or dtype is None else dtype)
+    return TensorWrite(sources, tuple(keys), sources[0].dtype if uncast or dtype is None else dtype)
 
 
-def to_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arrangement:
+def to_diffusers(looked: Analysis, beside: Sidecar, dtype: DType | None) -> Arrangement:
     """Every tensor of the model under its diffusers key, cast to `dtype` if that is given; what has no home there goes
     to the sidecar as it is. The tensors that are recomputed are read and compared, no other is."""
     family, plan, made = looked.require(), looked.plan, Arrangement()
@@ -104,7 +104,7 @@ def to_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arrange
     return made
 
 
-def hold_computed(looked: Survey, beside: Beside) -> None:
+def hold_computed(looked: Analysis, beside: Sidecar) -> None:
     """Of a converted model, what was left to be computed is still what the original held; it may have another config.
 
     Raises: `InputError` where it is not.
@@ -130,27 +130,27 @@ def _moved(made: Arrangement, family: Family, dtype: DType | None, tensor: LazyT
 
 
 def _aside(made: Arrangement, tensor: LazyTensor, name: str) -> None:
-    made.aside.append(Part((tensor,), (name,), tensor.dtype))
+    made.aside.append(TensorWrite((tensor,), (name,), tensor.dtype))
     made.row("sidecar", tensor, sidecar=name)
 
 
-def _recomputed(made: Arrangement, looked: Survey, key: str, tensor: LazyTensor) -> None:
+def _recomputed(made: Arrangement, looked: Analysis, key: str, tensor: LazyTensor) -> None:
     compared, why_kept = held_against_computed(looked, key, tensor)
     found = {"sha256": {key: compared.sha256}, "reproduced": compared.equal}
     made.row("recompute", tensor, **found, **({"sidecar": key} if why_kept else {}))
     if why_kept:
         made.notes.append(why_kept)
-        made.aside.append(Part((tensor,), (key,), tensor.dtype))
+        made.aside.append(TensorWrite((tensor,), (key,), tensor.dtype))
 
 
-def held_against_computed(looked: Survey, key: str, tensor: LazyTensor) -> tuple[Comparison, str]:
+def held_against_computed(looked: Analysis, key: str, tensor: LazyTensor) -> tuple[Comparison, str]:
     """(the comparison with what is recomputed; why the stored buffer has to be kept, '' where it need not be)."""
     value = looked.plan.computed[key].value
     assert isinstance(value, Computed)
     compared = compare(tensor, value.function(looked.found))
     if compared.equal:
         return compared, ""
-    dispensable, what = looked.require().unreproduced(looked.found, compared.difference)
+    dispensable, what = looked.require().buffer_mismatch(looked.found, compared.difference)
     if not dispensable:
         raise tensor.storage.file.error(key, what)
-    return compared, f"{printable(key)} {what}: kept in {EXTRAS}"
+    return compared, f"{printable(key)} {what}: kept in {SIDECAR}"

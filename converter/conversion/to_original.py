@@ -11,14 +11,14 @@ from ..checkpoint.dtypes import BY_NAME, F32
 from ..errors import InputError, printable
 from ..mapping import Computed, Extra, MappingError, Move
 from ..mapping.joining import disagreeing
-from .analysis import Survey
+from .analysis import Analysis
 from .buffers import computed
-from .sidecar import Beside, rows_of
+from .sidecar import Sidecar, rows_of
 from .to_diffusers import Arrangement, cast_part, named
-from .write import Part
+from .write import TensorWrite
 
 
-def to_original(looked: Survey, beside: Beside, dtype: DType | None) -> Arrangement:
+def to_original(looked: Analysis, beside: Sidecar, dtype: DType | None) -> Arrangement:
     """Every tensor under its original key, cast to `dtype` if that is given, but for buffers that are computed.
 
     Raises: `InputError` for a model that cannot be put together, `UsageError` where a buffer is to be computed and
@@ -27,7 +27,7 @@ def to_original(looked: Survey, beside: Beside, dtype: DType | None) -> Arrangem
     return (_from_diffusers if looked.diffusers else _as_it_is)(looked, beside, dtype)
 
 
-def _as_it_is(looked: Survey, beside: Beside, dtype: DType | None) -> Arrangement:
+def _as_it_is(looked: Analysis, beside: Sidecar, dtype: DType | None) -> Arrangement:
     """The same layout in another container, or in another dtype."""
     family, made = looked.require(), Arrangement()
     moves = {move.sources[0]: move for move in looked.plan.moves}
@@ -40,10 +40,10 @@ def _as_it_is(looked: Survey, beside: Beside, dtype: DType | None) -> Arrangemen
     return made
 
 
-def _from_diffusers(looked: Survey, beside: Beside, dtype: DType | None) -> Arrangement:
+def _from_diffusers(looked: Analysis, beside: Sidecar, dtype: DType | None) -> Arrangement:
     family, path, made = looked.require(), looked.checkpoint.path, Arrangement()
     checkpoint = named(looked.checkpoint)
-    recorded, parts = beside.record.rows, dict[str, Part]()
+    recorded, parts = beside.record.rows, dict[str, TensorWrite]()
     try:
         moves = family.keys.plan_back(checkpoint).moves
     except MappingError as error:
@@ -87,7 +87,7 @@ def _agree(path: str, move: Move, sources: list[LazyTensor]) -> None:
         raise InputError(f"{printable(path)}: {MappingError(strange)}")
 
 
-def _lost(looked: Survey, recorded: dict[str, Any], parts: dict[str, Part]) -> list[str]:
+def _lost(looked: Analysis, recorded: dict[str, Any], parts: dict[str, TensorWrite]) -> list[str]:
     """In words, what diffusers has no home for and nothing beside the model holds: it is left out, never invented."""
     notes = []
     for row in rows_of(looked, Extra):
@@ -101,7 +101,9 @@ def _lost(looked: Survey, recorded: dict[str, Any], parts: dict[str, Part]) -> l
     return notes
 
 
-def _buffers(looked: Survey, recorded: dict[str, Any], parts: dict[str, Part], notes: list[str]) -> dict[str, Part]:
+def _buffers(
+    looked: Analysis, recorded: dict[str, Any], parts: dict[str, TensorWrite], notes: list[str]
+) -> dict[str, TensorWrite]:
     """What the target computes for itself and the original layout stores: computed, in the dtype that it had."""
     made = {}
     for row in rows_of(looked, Computed):
@@ -114,7 +116,7 @@ def _buffers(looked: Survey, recorded: dict[str, Any], parts: dict[str, Part], n
         assert isinstance(row.value, Computed)
         table = row.value.function(looked.found)
         dtype = BY_NAME[recorded[key]["dtype"]] if key in recorded else F32
-        made[key] = Part((computed(key, table, dtype),), (key,), dtype)
+        made[key] = TensorWrite((computed(key, table, dtype),), (key,), dtype)
         if not recorded:
             notes.append(f"{key}: computed, since diffusers stores none")
     return made

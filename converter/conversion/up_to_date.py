@@ -13,14 +13,14 @@ from ..checkpoint import LazyTensor, open_checkpoint
 from ..checkpoint.cast import cast, count_nonfinite
 from ..checkpoint.file import InputFile
 from ..errors import InputError
-from .write import Part, TensorFile, Written
+from .write import TensorFile, TensorWrite, Written
 from .zeros import Tails
 
 
 def holds(
     folder: Path,
     files: Sequence[TensorFile],
-    parts: Sequence[Part],
+    parts: Sequence[TensorWrite],
     texts: Mapping[str, str],
     digests: Mapping[str, str],
 ) -> Written | None:
@@ -76,7 +76,7 @@ class _Source:
     sha256: str = ""
 
 
-def _same(part: Part, there: Mapping[str, LazyTensor], digests: Mapping[str, str]) -> list[_Source] | None:
+def _same(part: TensorWrite, there: Mapping[str, LazyTensor], digests: Mapping[str, str]) -> list[_Source] | None:
     sources = [_Source(tensor.key) for tensor in part.sources]
     wanted = _digest(_wanted(part, sources, digests))
     try:
@@ -92,7 +92,7 @@ def _digest(pieces: Iterator[bytes | memoryview]) -> bytes:
     return digest.digest()
 
 
-def _wanted(part: Part, sources: Sequence[_Source], digests: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+def _wanted(part: TensorWrite, sources: Sequence[_Source], digests: Mapping[str, str]) -> Iterator[bytes | memoryview]:
     """The bytes that the part would be written as; what is in them, and in what they are made of, is told on the way.
 
     Counted as `transfer` does where it reads back what was written: of a source that is shared out by key.
@@ -125,7 +125,7 @@ def _shared_out(keys: Sequence[str], data: memoryview, start: int, nbytes: int) 
             yield key, data[low:high]
 
 
-def _found(part: Part, there: Mapping[str, LazyTensor]) -> Iterator[bytes | memoryview]:
+def _found(part: TensorWrite, there: Mapping[str, LazyTensor]) -> Iterator[bytes | memoryview]:
     """The bytes in its place."""
     for key in part.keys:
         for _, piece in there[key].chunks():

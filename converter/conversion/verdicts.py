@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ..errors import InputError, printable
 from ..mapping import Computed
-from .analysis import Survey
+from .analysis import Analysis
 from .record import LIKE, RECORD, UNLIKE
 from .sidecar import CHANGED, rows_of
 from .to_diffusers import Arrangement, named
@@ -44,22 +44,22 @@ class Held:
 
 
 def hold_to_record(
-    looked: Survey, promised: Mapping[str, str], remembered: Mapping[str, str], read: Mapping[str, str]
+    looked: Analysis, must_match: Mapping[str, str], recorded: Mapping[str, str], read: Mapping[str, str]
 ) -> Held:
     """Compare what was read with what the record of the conversion that made it says.
 
     Args:
         looked: at the model.
-        promised, remembered: as in an `Arrangement`.
+        must_match, recorded: as in an `Arrangement`.
         read: SHA-256 by key; what is in neither it nor the model is not there, but for what is computed.
     """
     made, path = Held(), looked.checkpoint.path
-    for key, sha in promised.items():
+    for key, sha in must_match.items():
         if read.get(key, sha) != sha:
             made.broken[key] = InputError.at(path, key, CHANGED)
-    held = {key: sha for key, sha in remembered.items() if key in read}
+    held = {key: sha for key, sha in recorded.items() if key in read}
     made.changed = {key: sha for key, sha in held.items() if read[key] != sha}
-    absent = [key for key in {**promised, **remembered} if key not in read and key not in looked.checkpoint]
+    absent = [key for key in {**must_match, **recorded} if key not in read and key not in looked.checkpoint]
     computed = rows_of(looked, Computed) if absent else []
     absent = [key for key in absent if not any(row.match(key) for row in computed)]
     words = []
@@ -74,7 +74,7 @@ def hold_to_record(
 
 
 def give_verdict(
-    looked: Survey, arranged: Arrangement, written: Written, allowed: Allowed
+    looked: Analysis, arranged: Arrangement, written: Written, allowed: Allowed
 ) -> tuple[list[str], dict[str, str]]:
     """(what the user should know of the tensors that were written, `Held.changed`).
 
@@ -90,13 +90,13 @@ def give_verdict(
         if bad:
             notes.append(f"{counted(bad, what)}: let through")
     notes += _zeros(looked, arranged, written, allowed.zeros)
-    held = hold_to_record(looked, arranged.promised, arranged.remembered, written.read)
+    held = hold_to_record(looked, arranged.must_match, arranged.recorded, written.read)
     for error in held.broken.values():
         raise error
     return notes + ([held.words] if held.words else []), held.changed
 
 
-def _zeros(looked: Survey, arranged: Arrangement, written: Written, allowed: bool) -> list[str]:
+def _zeros(looked: Analysis, arranged: Arrangement, written: Written, allowed: bool) -> list[str]:
     """What is zero throughout, in words. Raises: `InputError` for zeros that no training leaves, unless allowed."""
     sources, rounded = {tensor.key: tensor for part in arranged.parts for tensor in part.sources}, arranged.rounded
     # What is zero once it is rounded may not have been so before.

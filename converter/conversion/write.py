@@ -15,13 +15,13 @@ from ..checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
 from ..checkpoint.crc import combine
 from ..checkpoint.layout import Entry, Layout
 from ..checkpoint.publish import Publication, unwritten
-from ..checkpoint.transfer import Delivery, Output, Progress, transfer, write_at
+from ..checkpoint.transfer import Output, Progress, TensorCopy, transfer, write_at
 from ..errors import ConverterError, InputError, printable, shortened
 from ..mapping import fold
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorWrite:
     """Source tensors and the keys that they are written under, in `dtype`.
 
     One tensor under several keys is shared out among them along axis 0, several tensors under one key are put
@@ -49,18 +49,18 @@ class Part:
     def nbytes(self) -> int:
         return sum(entry.nbytes for entry in self.entries)
 
-    def deliveries(self, wholes: Mapping[str, Output], digests: Mapping[str, str]) -> list[Delivery]:
+    def tensor_copies(self, wholes: Mapping[str, Output], digests: Mapping[str, str]) -> list[TensorCopy]:
         """What moves where; `wholes` are the tensors to be written, by key, and `digests` what a record states of the
         sources, by theirs."""
         if len(self.sources) == 1:
             first = self.sources[0]
             outputs = [replace(wholes[key], parts=self.fused) for key in self.keys]
-            return [Delivery(first, outputs, digests.get(first.key, ""))]
+            return [TensorCopy(first, outputs, digests.get(first.key, ""))]
         whole, made, row = wholes[self.keys[0]], [], 0
         for source in self.sources:
             rows = whole.tensor[row : row + source.shape[0]]
             row += source.shape[0]
-            made.append(Delivery(source, [Output(rows, whole.fd)], digests.get(source.key, "")))
+            made.append(TensorCopy(source, [Output(rows, whole.fd)], digests.get(source.key, "")))
         return made
 
 
@@ -100,7 +100,11 @@ class Written:
 
 
 def write_files(
-    out: Publication, files: Sequence[TensorFile], parts: Sequence[Part], step: Progress, digests: Mapping[str, str]
+    out: Publication,
+    files: Sequence[TensorFile],
+    parts: Sequence[TensorWrite],
+    step: Progress,
+    digests: Mapping[str, str],
 ) -> Written:
     """Write the files into what is in the making; every tensor is read back and proven.
 
@@ -121,22 +125,22 @@ def write_files(
             os.ftruncate(fd, file.layout.size)
             opened = stack.enter_context(_reopened(out.path / file.name, file.layout, frame))
             wholes |= {tensor.key: Output(tensor, fd) for tensor in opened.values()}
-        deliveries = [delivery for part in parts for delivery in part.deliveries(wholes, digests)]
+        tensor_copies = [delivery for part in parts for delivery in part.tensor_copies(wholes, digests)]
         with _flushing(fds, out.target) as flush:
-            transfer(deliveries, step, flush)
+            transfer(tensor_copies, step, flush)
         crcs: dict[str, int] = {}
-        for output in (output for delivery in deliveries for output in delivery.outputs):
+        for output in (output for delivery in tensor_copies for output in delivery.outputs):
             crcs[output.tensor.key] = combine(crcs.get(output.tensor.key, 0), output.crc, output.tensor.nbytes)
         made: dict[str, dict[str, int | str]] = {}
         for file, fd in zip(files, fds, strict=True):
             framed = _complete(out.path / file.name, fd, file.layout, crcs)
             made[file.name] = {"size": file.layout.size, "header_sha256": hashlib.sha256(framed).hexdigest()}
-    return _found(made, deliveries)
+    return _found(made, tensor_copies)
 
 
-def _found(files: dict[str, dict[str, int | str]], deliveries: list[Delivery]) -> Written:
+def _found(files: dict[str, dict[str, int | str]], tensor_copies: list[TensorCopy]) -> Written:
     found = Written(files)
-    for delivery in deliveries:
+    for delivery in tensor_copies:
         key, outputs = delivery.tensor.key, delivery.outputs
         found.digests.setdefault(key, {}).update({output.tensor.key: output.sha256 for output in outputs})
         if delivery.read:

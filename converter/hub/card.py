@@ -11,7 +11,7 @@ from typing import Any
 from ..checkpoint.folder import CONFIG
 from ..checkpoint.meaning import SPOKEN
 from ..conversion.paths import without_paths
-from ..conversion.record import EXTRAS, PARITY, RECORD
+from ..conversion.record import PARITY, RECORD, SIDECAR
 from ..errors import human_bytes
 from ..parity.rendering import facts
 from ..parity.rendering.markdown_text import blocks, bullets, code, fenced, table, text
@@ -108,7 +108,7 @@ def _made(record: dict[str, Any], named: str, revision: str) -> Iterator[str]:
     )
     yield (
         f"Every byte written was read back. {code(RECORD)} holds the plan tensor by tensor with the SHA-256 of each"
-        + (f", and {code(EXTRAS)} what diffusers has no place for." if EXTRAS in record["written"] else ".")
+        + (f", and {code(SIDECAR)} what diffusers has no place for." if SIDECAR in record["written"] else ".")
     )
     yield table(["file", "size", "SHA-256"], [_file(name, file) for name, file in record["written"].items()])
 

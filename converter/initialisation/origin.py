@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import LazyTensor
 from ..checkpoint.cast import count_nonfinite
 from ..checkpoint.dtypes import F32
-from ..conversion.analysis import Survey
+from ..conversion.analysis import Analysis
 from ..conversion.buffers import computed
 from ..conversion.buffers import made as made_on_demand
 from ..conversion.to_diffusers import held_against_computed
@@ -78,7 +78,7 @@ class Origin:
     Raises: `UsageError` for choices that this DiT does not allow for.
     """
 
-    looked: Survey
+    looked: Analysis
     options: Options
 
     @property

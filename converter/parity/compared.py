@@ -81,7 +81,7 @@ class Sides:
                     "",
                 )
                 if not compared.equal:
-                    dispensable, what = family.unreproduced(self.seen or self.found, compared.difference)
+                    dispensable, what = family.buffer_mismatch(self.seen or self.found, compared.difference)
                 made[key] = compared, dispensable, what
         return made
 

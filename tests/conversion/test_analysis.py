@@ -15,18 +15,18 @@ from makers import HEADS, diffusers_keyed, folder, pixart, prefixed, save
 from safetensors.torch import save_file
 
 from converter import InputError, MappingError, UsageError, open_checkpoint
-from converter.conversion.analysis import Survey, survey
+from converter.conversion.analysis import Analysis, analyse
 from converter.conversion.state import CheckpointState
 
 State = dict[str, torch.Tensor]
 
 
-def look(path: Path, given: dict[str, Any] | None = None, family: str | None = None) -> Survey:
+def look(path: Path, given: dict[str, Any] | None = None, family: str | None = None) -> Analysis:
     with open_checkpoint(path) as checkpoint:
-        return survey(checkpoint, given, family)
+        return analyse(checkpoint, given, family)
 
 
-def looked(state: State, tmp_path: Path, **given: Any) -> Survey:
+def looked(state: State, tmp_path: Path, **given: Any) -> Analysis:
     return look(save(state, tmp_path / "a.pth"), given)
 
 

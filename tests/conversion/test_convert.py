@@ -36,11 +36,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import converter
-from converter.conversion.analysis import survey
+from converter.conversion.analysis import analyse
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 CONFIG = "transformer/config.json"
-EXTRAS = "original_extras.safetensors"
+SIDECAR = "original_extras.safetensors"
 RECORD = "conversion.json"
 # What a file without a table and without a config cannot tell.
 UNTOLD: dict[str, Any] = {"image_size": 128, "interpolation_scale": 1.0}
@@ -77,7 +77,7 @@ def test_every_container_and_prefix(container: str, prefix: str, state: State, r
     wrapped = CONTAINERS[container](prefixed(state, prefix))
     done = convert(save(wrapped, tmp_path / "made.pth"), tmp_path / "out")
     assert transformer(done.path) == transformer(reference)
-    assert (done.path / EXTRAS).read_bytes() == (reference / EXTRAS).read_bytes()
+    assert (done.path / SIDECAR).read_bytes() == (reference / SIDECAR).read_bytes()
     assert done.record["source"]["prefix"] == prefix
     assert done.record["source"]["weights"] == ("ema" if container == "ema" else "raw")
     assert done.record["layout"] == "original"
@@ -88,7 +88,7 @@ def test_original_layout_safetensors(prefix: str, state: State, reference: Path,
     save_file(prefixed(state, prefix), tmp_path / "made.safetensors")
     done = convert(tmp_path / "made.safetensors", tmp_path / "out")
     assert transformer(done.path) == transformer(reference)
-    assert (done.path / EXTRAS).read_bytes() == (reference / EXTRAS).read_bytes()
+    assert (done.path / SIDECAR).read_bytes() == (reference / SIDECAR).read_bytes()
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
@@ -101,7 +101,7 @@ def test_diffusers_keyed_bin_with_a_stray_embedding(
     done = convert(path, tmp_path / "out", **UNTOLD)
     assert transformer(done.path) == transformer(reference)
     # The stray goes where an original file's embedding goes, under the original's name.
-    assert (done.path / EXTRAS).read_bytes() == (reference / EXTRAS).read_bytes()
+    assert (done.path / SIDECAR).read_bytes() == (reference / SIDECAR).read_bytes()
     assert done.record["layout"] == "diffusers"
 
 
@@ -116,7 +116,7 @@ def test_diffusers_folders(
     folder(diffusers_keyed(state), place, config, shards=shards, suffix=suffix)
     done = converter.convert(tmp_path / "source", tmp_path / "out")  # the heads are in the config
     assert transformer(done.path) == transformer(reference)
-    assert not (done.path / EXTRAS).exists()  # there was no embedding to keep
+    assert not (done.path / SIDECAR).exists()  # there was no embedding to keep
     assert done.record["hyper_parameters"]["num_attention_heads"]["evidence"] == "config.json"
 
 
@@ -126,7 +126,7 @@ def test_the_sidecar_of_a_conversion_is_carried_over(part: str, tmp_path: Path) 
     converter.convert(source, tmp_path / "first", num_attention_heads=4)
     converter.convert(tmp_path / "first" / part, tmp_path / "second")
     assert transformer(tmp_path / "second") == transformer(tmp_path / "first")
-    assert (tmp_path / "second" / EXTRAS).read_bytes() == (tmp_path / "first" / EXTRAS).read_bytes()
+    assert (tmp_path / "second" / SIDECAR).read_bytes() == (tmp_path / "first" / SIDECAR).read_bytes()
 
 
 def test_an_old_diffusers_folder_with_a_stray(state: State, reference: Path, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_an_old_diffusers_folder_with_a_stray(state: State, reference: Path, tmp
     keyed = diffusers_keyed(state) | {"caption_projection.y_embedding": state["y_embedder.y_embedding"]}
     done = converter.convert(folder(keyed, tmp_path / "old", config, suffix="bin"), tmp_path / "out")
     assert transformer(done.path) == transformer(reference)
-    assert (done.path / EXTRAS).read_bytes() == (reference / EXTRAS).read_bytes()
+    assert (done.path / SIDECAR).read_bytes() == (reference / SIDECAR).read_bytes()
     assert done.record["hyper_parameters"]["interpolation_scale"]["source"] == "assumed"
 
 
@@ -155,7 +155,7 @@ def test_views_shared_storages_and_parameters(state: State, reference: Path, tmp
     odd["blocks.1.mlp.fc1.bias"], odd["blocks.1.mlp.fc2.bias"] = one[:96], one[96:]
     done = convert(save(odd, tmp_path / "odd.pth"), tmp_path / "out")
     assert transformer(done.path) == transformer(reference)
-    assert (done.path / EXTRAS).read_bytes() == (reference / EXTRAS).read_bytes()
+    assert (done.path / SIDECAR).read_bytes() == (reference / SIDECAR).read_bytes()
 
 
 def test_a_storage_under_two_keys_is_copied_twice_and_noted(state: State, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_dtypes_are_kept_and_the_table_is_recognised_in_each(dtype: str, scale: 
     assert json.loads((done.path / CONFIG).read_text())["interpolation_scale"] == scale
     (row,) = [row for row in done.record["plan"] if row["source"] == "pos_embed"]
     assert row["reproduced"] is True
-    assert list(load_file(done.path / EXTRAS)) == ["y_embedder.y_embedding"]
+    assert list(load_file(done.path / SIDECAR)) == ["y_embedder.y_embedding"]
 
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -396,12 +396,12 @@ def test_the_embedding_is_kept_bit_for_bit(tmp_path: Path) -> None:
     bits = np.arange(12 * 16, dtype=np.uint16).reshape(12, 16) * 161  # any finite bits, subnormal ones too
     state["y_embedder.y_embedding"] = torch.from_numpy(bits.view(np.float16))
     done = convert(save(state, tmp_path / "made.pth"), tmp_path / "out")
-    with safe_open(done.path / EXTRAS, "pt") as file:
+    with safe_open(done.path / SIDECAR, "pt") as file:
         kept = file.get_tensor("y_embedder.y_embedding")
         assert file.metadata() is None
     assert raw_bytes(kept) == bits.tobytes()
     save_file({"y_embedder.y_embedding": kept}, tmp_path / "by-safetensors")
-    assert (done.path / EXTRAS).read_bytes() == (tmp_path / "by-safetensors").read_bytes()
+    assert (done.path / SIDECAR).read_bytes() == (tmp_path / "by-safetensors").read_bytes()
 
 
 def test_no_embedding_no_sidecar(tmp_path: Path, reference: Path) -> None:
@@ -428,7 +428,7 @@ def test_a_table_one_bit_off_is_kept_with_a_note(tokens: int, tmp_path: Path) ->
     """For the fixed-size class (alpha, 120 tokens) too: a last bit makes no other model."""
     table = one_bit_off()
     done = convert(save(with_table(table, tokens=tokens), tmp_path / "made.pth"), tmp_path / "out")
-    kept = load_file(done.path / EXTRAS)
+    kept = load_file(done.path / SIDECAR)
     assert set(kept) == {"pos_embed", "y_embedder.y_embedding"}
     assert raw_bytes(kept["pos_embed"]) == raw_bytes(table)
     assert any("pos_embed" in note and "up to rounding" in note for note in done.notes)
@@ -452,7 +452,7 @@ def test_a_table_that_is_no_table(tmp_path: Path) -> None:
         ("sigma", save(with_table(random_table(), tokens=300), tmp_path / "sigma.pth"), {}),
     ):
         done = convert(source, tmp_path / name, interpolation_scale=1.0, **flags)
-        assert raw_bytes(load_file(done.path / EXTRAS)["pos_embed"]) == raw_bytes(random_table())
+        assert raw_bytes(load_file(done.path / SIDECAR)["pos_embed"]) == raw_bytes(random_table())
         assert any("pos_embed" in note and "kept in" in note for note in done.notes)
 
 
@@ -477,7 +477,7 @@ def test_a_table_that_is_not_square_or_absent_needs_a_size(tmp_path: Path) -> No
             convert(path, tmp_path / name)
         done = convert(path, tmp_path / name, image_size=256)
         assert json.loads((done.path / CONFIG).read_text())["sample_size"] == 32
-        assert ("pos_embed" in load_file(done.path / EXTRAS)) == (name == "oblong")
+        assert ("pos_embed" in load_file(done.path / SIDECAR)) == (name == "oblong")
 
 
 def test_the_table_that_one_trainer_writes_into_every_file(tmp_path: Path) -> None:
@@ -487,7 +487,7 @@ def test_the_table_that_one_trainer_writes_into_every_file(tmp_path: Path) -> No
         convert(path, tmp_path / "out")
     done = convert(path, tmp_path / "out", image_size=1024)
     assert json.loads((done.path / CONFIG).read_text())["interpolation_scale"] == 2
-    assert "pos_embed" in load_file(done.path / EXTRAS)
+    assert "pos_embed" in load_file(done.path / SIDECAR)
     assert any("OneTrainer" in note for note in done.notes)
 
 
@@ -507,7 +507,7 @@ def test_every_digest_can_be_verified(kept_table: tuple[Path, State], tmp_path: 
     record = json.loads((done.path / RECORD).read_text())
     assert record == done.record
     assert [row["source"] for row in record["plan"]] == list(state)
-    files = {**load_file(done.path / WEIGHTS), **load_file(done.path / EXTRAS)}
+    files = {**load_file(done.path / WEIGHTS), **load_file(done.path / SIDECAR)}
     accounted = set()
     for row in record["plan"]:
         tensor = state[row["source"]]
@@ -543,7 +543,7 @@ def test_the_source_can_be_put_together_again(kept_table: tuple[Path, State], tm
     path, state = kept_table
     done = convert(path, tmp_path / "out")
     record = json.loads((done.path / RECORD).read_text())
-    files = {**load_file(done.path / WEIGHTS), **load_file(done.path / EXTRAS)}
+    files = {**load_file(done.path / WEIGHTS), **load_file(done.path / SIDECAR)}
     made = {}
     for row in record["plan"]:
         keys = row.get("targets", [row.get("sidecar")])
@@ -594,11 +594,11 @@ def test_a_config_that_changes_under_our_eyes_is_refused(tmp_path: Path, monkeyp
     source = folder(diffusers_keyed(pixart()), tmp_path / "source", config)
 
     def meanwhile(*arguments: Any) -> Any:
-        looked = survey(*arguments)
+        looked = analyse(*arguments)
         (source / "config.json").write_text(json.dumps(config | {"sample_size": 32}))
         return looked
 
-    monkeypatch.setattr("converter.conversion.convert.survey_again", meanwhile)
+    monkeypatch.setattr("converter.conversion.convert.analyse_again", meanwhile)
     with pytest.raises(converter.InputError, match=r"config\.json: it changed while it was read"):
         converter.convert(source, tmp_path / "out")
 
@@ -619,7 +619,7 @@ def test_the_digest_of_a_kept_table_is_that_of_what_was_written(tmp_path: Path) 
 
     done = convert(path, tmp_path / "out", progress=progress)
     (row,) = [row for row in done.record["plan"] if row["source"] == "pos_embed"]
-    kept = raw_bytes(load_file(done.path / EXTRAS)["pos_embed"])
+    kept = raw_bytes(load_file(done.path / SIDECAR)["pos_embed"])
     assert kept[-4:] == np.float32(0.5).tobytes()
     assert row["sha256"] == {"pos_embed": hashlib.sha256(kept).hexdigest()}
 
@@ -730,7 +730,7 @@ def test_nan_in_the_sidecar_is_found_too(key: str, tmp_path: Path) -> None:
     with pytest.raises(converter.InputError, match=f"1 element is NaN or infinite, in {key}"):
         convert(path, tmp_path / "out")
     done = convert(path, tmp_path / "out", allow_nonfinite=True)
-    assert raw_bytes(load_file(done.path / EXTRAS)[key]) == raw_bytes(state[key])
+    assert raw_bytes(load_file(done.path / SIDECAR)[key]) == raw_bytes(state[key])
 
 
 def test_a_refused_file_leaves_the_old_result_alone(tmp_path: Path) -> None:
@@ -768,7 +768,7 @@ LOOKALIKES: dict[str, Callable[[Path], Any]] = {
     "a FIFO": lambda out: (out / RECORD).unlink() or os.mkfifo(out / RECORD),
     "a file more": lambda out: (out / "transformer" / "diffusion_pytorch_model.bin").write_text("mine"),
     "a folder more": lambda out: save_file({"w": torch.ones(2)}, made(out / "vae") / Path(WEIGHTS).name),
-    "a file that the record leaves out": lambda out: edit(out, lambda record: record["written"].pop(EXTRAS)),
+    "a file that the record leaves out": lambda out: edit(out, lambda record: record["written"].pop(SIDECAR)),
 }
 
 
@@ -812,7 +812,7 @@ def test_a_result_that_was_changed_may_be_overwritten(tmp_path: Path) -> None:
     path = save(pixart(), tmp_path / "made.pth")
     wanted = tree(convert(path, tmp_path / "out").path)
     (tmp_path / "out" / CONFIG).write_text("{}")
-    (tmp_path / "out" / EXTRAS).unlink()
+    (tmp_path / "out" / SIDECAR).unlink()
     assert tree(convert(path, tmp_path / "out", overwrite=True).path) == wanted
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import converter
 from converter import inspect
-from converter.conversion.record import EXTRAS
+from converter.conversion.record import SIDECAR
 from converter.conversion.sidecar import CHANGED
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -95,9 +95,9 @@ def test_what_a_record_promises(tmp_path: Path) -> None:
 def test_a_broken_promise_is_a_problem_in_the_words_of_a_conversion(at: int, tmp_path: Path) -> None:
     """Nobody trains what lies in the sidecar."""
     out = converter.convert(save(pixart(), tmp_path / "a.pth"), tmp_path / "out", num_attention_heads=HEADS).path
-    data = bytearray((out / EXTRAS).read_bytes())
+    data = bytearray((out / SIDECAR).read_bytes())
     data[at] ^= 1
-    (out / EXTRAS).write_bytes(data)
+    (out / SIDECAR).write_bytes(data)
     with pytest.raises(converter.InputError, match=re.escape(CHANGED)) as error:
         converter.convert(out, tmp_path / "back.pth", to="original")
     made = inspect(out, deep=True)

@@ -23,17 +23,17 @@ from converter.checkpoint.file import InputFile
 from converter.checkpoint.publish import FilePublication, Publication
 from converter.checkpoint.tensor import Storage, row_major
 from converter.conversion.output import Destination, bytes_of, ours
-from converter.conversion.write import Part
+from converter.conversion.write import TensorWrite
 from converter.errors import UsageError
 
 U8 = BY_CODE["U8"]
 SOURCE = InputFile(Path(__file__))  # whose bytes are never asked for
 
 
-def part(*keys: str, rows: int = 4, width: int = 1, dtype: Any = U8) -> Part:
+def part(*keys: str, rows: int = 4, width: int = 1, dtype: Any = U8) -> TensorWrite:
     shape = (rows * len(keys), width)
     place = Storage(SOURCE, keys[0], shape[0] * width * dtype.itemsize)
-    return Part((LazyTensor(keys[0], dtype, shape, place, row_major(shape)),), keys, dtype)
+    return TensorWrite((LazyTensor(keys[0], dtype, shape, place, row_major(shape)),), keys, dtype)
 
 
 def test_a_link_decides_where_a_file_lies_and_not_what_it_is(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_words_that_do_not_go_together(words: dict[str, Any], rule: str) -> None
 def test_kinds_of_destination(words: dict[str, Any], kind: type[Publication], first: bytes) -> None:
     wanted = Destination.of(**words)
     assert type(wanted.publication(0, overwrite=False)) is kind
-    (file,), _ = wanted.files(wanted.spelt([part("w")]), "transformer")
+    (file,), _ = wanted.files(wanted.with_prefix([part("w")]), "transformer")
     if not wanted.folder:
         assert file.name == Path(words["path"]).name
     assert file.layout.frame({})[0][1].startswith(first)

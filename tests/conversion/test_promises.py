@@ -16,7 +16,7 @@ import converter
 from converter.checkpoint import open_checkpoint
 from converter.conversion.batch import convert_all
 from converter.conversion.pairs import Pair
-from converter.conversion.record import EXTRAS, LIKE, RECORD, UNLIKE
+from converter.conversion.record import LIKE, RECORD, SIDECAR, UNLIKE
 
 STEPS: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -123,9 +123,9 @@ def test_a_sidecar_that_changed_is_refused_in_every_direction(
     folders: dict[str, Path], tmp_path: Path, end: dict[str, Any], at: int
 ) -> None:
     made = shutil.copytree(folders["original"], tmp_path / "a")
-    data = bytearray((made / EXTRAS).read_bytes())
+    data = bytearray((made / SIDECAR).read_bytes())
     data[at] ^= 1
-    (made / EXTRAS).write_bytes(data)
+    (made / SIDECAR).write_bytes(data)
     target = tmp_path / ("b.pth" if end.get("to") else "b")
     with pytest.raises(converter.InputError, match=r"y_embedding: is not what conversion\.json says"):
         converter.convert(made, target, **end)

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import converter
-from converter.conversion.record import EXTRAS, RECORD
+from converter.conversion.record import RECORD, SIDECAR
 
 CAPTION, POSITIONS = "y_embedder.y_embedding", "pos_embed"
 
@@ -220,14 +220,14 @@ def test_the_null_caption_may_be_given(kind: str, tmp_path: Path) -> None:
     converter.convert(save(state, tmp_path / "a.pth"), tmp_path / "out", num_attention_heads=HEADS)
     files = {
         "original": tmp_path / "a.pth",
-        "sidecar": tmp_path / "out" / EXTRAS,
+        "sidecar": tmp_path / "out" / SIDECAR,
         "alone": save({"anything": state[CAPTION]}, tmp_path / "caption.pt"),
     }
     source = bare(tmp_path, state)
     converter.convert(source, tmp_path / "back.pth", to="original", null_caption=files[kind])
     same(read(tmp_path / "back.pth"), state, ordered=False)
     done = converter.convert(source, tmp_path / "again", null_caption=files[kind])
-    assert load_file(done.path / EXTRAS).keys() == {CAPTION}
+    assert load_file(done.path / SIDECAR).keys() == {CAPTION}
 
 
 def test_a_null_caption_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -294,33 +294,33 @@ def test_another_config_on_the_way_to_shards(change: str, converted: Path) -> No
 
 
 def test_another_sidecar(converted: Path) -> None:
-    tensors = load_file(converted / EXTRAS)
+    tensors = load_file(converted / SIDECAR)
     tensors[CAPTION][0, 0] += 1
-    save_file(tensors, converted / EXTRAS)
+    save_file(tensors, converted / SIDECAR)
     refused(converted, "y_embedding: is not what conversion.json says that the original held")
 
 
 def test_a_foreign_tensor_in_the_sidecar(converted: Path) -> None:
-    save_file(load_file(converted / EXTRAS) | {"lora": torch.zeros(2)}, converted / EXTRAS)
+    save_file(load_file(converted / SIDECAR) | {"lora": torch.zeros(2)}, converted / SIDECAR)
     refused(converted, "lora: nothing that a PixArt keeps")
 
 
 def test_another_sidecar_on_the_way_to_another_dtype(converted: Path) -> None:
     """From diffusers to diffusers too: it would travel on, and be believed there."""
-    tensors = load_file(converted / EXTRAS)
+    tensors = load_file(converted / SIDECAR)
     tensors[CAPTION][0, 0] += 1
-    save_file(tensors, converted / EXTRAS)
+    save_file(tensors, converted / SIDECAR)
     with pytest.raises(converter.InputError, match=r"y_embedding: is not what conversion\.json says"):
         converter.convert(converted, converted.parent / "half", dtype="float16")
     assert sorted(os.listdir(converted.parent)) == ["a.pth", "out"]
 
 
 def test_a_null_caption_that_takes_the_place_of_the_sidecars_is_said(converted: Path) -> None:
-    other = save_file({CAPTION: load_file(converted / EXTRAS)[CAPTION] + 1}, converted.parent / "null.safetensors")
+    other = save_file({CAPTION: load_file(converted / SIDECAR)[CAPTION] + 1}, converted.parent / "null.safetensors")
     assert other is None
     caption = converted.parent / "null.safetensors"
     done = converter.convert(converted, converted.parent / "back.pth", to="original", null_caption=caption)
-    assert f"{CAPTION}: the one that was given takes the place of that in {EXTRAS}" in done.notes
+    assert f"{CAPTION}: the one that was given takes the place of that in {SIDECAR}" in done.notes
     wanted = pixart()
     wanted[CAPTION] += 1
     same(read(done.path), wanted)
@@ -454,7 +454,7 @@ def test_casts_are_torchs(name: str, tmp_path: Path) -> None:
     rounded = {key: tensor.to(dtype) for key, tensor in diffusers_keyed(state).items()}
     same(load_file(done.path / "transformer/diffusion_pytorch_model.safetensors"), rounded, ordered=False)
     assert done.record["cast"] == ("" if name == "float32" else name)
-    assert raw_bytes(load_file(done.path / EXTRAS)[CAPTION]) == raw_bytes(state[CAPTION])  # kept as it is
+    assert raw_bytes(load_file(done.path / SIDECAR)[CAPTION]) == raw_bytes(state[CAPTION])  # kept as it is
     converter.convert(source, tmp_path / "b.pth", to="original", dtype=name)
     # The table is not a weight: it keeps its precision.
     wanted = {key: tensor if key == POSITIONS else tensor.to(dtype) for key, tensor in state.items()}

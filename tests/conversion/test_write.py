@@ -17,15 +17,15 @@ import torch
 from makers import State, raw_bytes, save, sincos
 from safetensors.torch import load_file, save_file
 
-from converter.conversion import write as writing
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.dtypes import BF16, F16, F32, DType
 from converter.checkpoint.publish import Publication
 from converter.checkpoint.safetensors_writer import lay_out_safetensors
 from converter.checkpoint.torch_writer import lay_out_torch
 from converter.checkpoint.transfer import write_at
+from converter.conversion import write as writing
 from converter.conversion.buffers import computed
-from converter.conversion.write import Part, TensorFile, Written, counted, write_files
+from converter.conversion.write import TensorFile, TensorWrite, Written, counted, write_files
 from converter.errors import ConverterError, InputError
 from converter.families.sincos import SinCosTable
 
@@ -39,7 +39,7 @@ def opened() -> Iterator[Callable[[Path], Checkpoint]]:
 
 
 def write(
-    folder: Path, files: Mapping[str, list[Part]], digests: Mapping[str, str] | None = None
+    folder: Path, files: Mapping[str, list[TensorWrite]], digests: Mapping[str, str] | None = None
 ) -> tuple[Written, list[int]]:
     """Files named by their suffix, in a folder that is published; what was found, and the progress that was told."""
     made = []
@@ -104,16 +104,16 @@ def test_several_files_of_both_kinds_at_once(
     table = computed("pos", SinCosTable(16, 6, 1.0), BF16)
     files = {
         "a/one.safetensors": [
-            Part((given["qkv"],), ("to_q", "to_k", "to_v"), F32),
-            Part((given["qkv"],), ("half.q", "half.k"), F16),
-            Part((given["q"], given["k"], given["v"]), ("joined",), F32),
+            TensorWrite((given["qkv"],), ("to_q", "to_k", "to_v"), F32),
+            TensorWrite((given["qkv"],), ("half.q", "half.k"), F16),
+            TensorWrite((given["q"], given["k"], given["v"]), ("joined",), F32),
         ],
         "a/two.pth": [
-            Part((given["q"], given["k"], given["v"]), ("joined.half",), F16),
-            Part((given["n"],), ("größe",), given["n"].dtype),
-            Part((given["none"],), ("none",), F32),
+            TensorWrite((given["q"], given["k"], given["v"]), ("joined.half",), F16),
+            TensorWrite((given["n"],), ("größe",), given["n"].dtype),
+            TensorWrite((given["none"],), ("none",), F32),
         ],
-        "three.safetensors": [Part((given["b"],), ("b",), F32), Part((table,), ("pos_embed",), BF16)],
+        "three.safetensors": [TensorWrite((given["b"],), ("b",), F32), TensorWrite((table,), ("pos_embed",), BF16)],
     }
     written, told = write(tmp_path / "out", files)
     joined = torch.cat([state["q"], state["k"], state["v"]])
@@ -144,7 +144,7 @@ def test_the_digest_of_the_frame_is_that_of_all_that_is_no_tensor(
     source: Path, state: State, tmp_path: Path, opened: Callable[[Path], Checkpoint], name: str
 ) -> None:
     given = opened(source)
-    written, _ = write(tmp_path / "out", {name: [Part((given[key],), (key,), F32) for key in ("q", "k")]})
+    written, _ = write(tmp_path / "out", {name: [TensorWrite((given[key],), (key,), F32) for key in ("q", "k")]})
     content = bytearray((tmp_path / "out" / name).read_bytes())
     for key in ("q", "k"):
         raw = raw_bytes(state[key])
@@ -158,7 +158,10 @@ def test_what_safetensors_itself_would_write(
     source: Path, state: State, tmp_path: Path, opened: Callable[[Path], Checkpoint]
 ) -> None:
     given = opened(source)
-    write(tmp_path / "out", {"a.safetensors": [Part((tensor,), (key,), tensor.dtype) for key, tensor in given.items()]})
+    write(
+        tmp_path / "out",
+        {"a.safetensors": [TensorWrite((tensor,), (key,), tensor.dtype) for key, tensor in given.items()]},
+    )
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "theirs")
     assert (tmp_path / "out" / "a.safetensors").read_bytes() == (tmp_path / "theirs").read_bytes()
 
@@ -176,9 +179,9 @@ def test_nan_and_infinity_are_counted_where_they_went(tmp_path: Path, opened: Ca
     }
     given = opened(save(values, tmp_path / "a.pth"))
     parts = [
-        Part((given["fused"],), ("a", "b", "c"), F32),
-        Part((given["q"], given["k"], given["v"]), ("joined",), F32),
-        Part((given["bad"],), ("bad.copy",), F32),
+        TensorWrite((given["fused"],), ("a", "b", "c"), F32),
+        TensorWrite((given["q"], given["k"], given["v"]), ("joined",), F32),
+        TensorWrite((given["bad"],), ("bad.copy",), F32),
     ]
     written, _ = write(tmp_path / "out", {"a.safetensors": parts})
     found = load(tmp_path / "out" / "a.safetensors")
@@ -200,9 +203,9 @@ def test_what_a_cast_makes_infinite_is_told_apart(
     }
     given = opened(save(values, tmp_path / "a.pth"))
     parts = [
-        Part((given["fused"],), ("a", "b", "c"), dtype),
-        Part((given["q"], given["k"]), ("joined",), dtype),
-        Part((given["sound"],), ("well",), dtype),
+        TensorWrite((given["fused"],), ("a", "b", "c"), dtype),
+        TensorWrite((given["q"], given["k"]), ("joined",), dtype),
+        TensorWrite((given["sound"],), ("well",), dtype),
     ]
     written, _ = write(tmp_path / "out", {"a.safetensors": parts})
     rounded = {key: tensor.to(getattr(torch, dtype.name)) for key, tensor in values.items()}
@@ -228,10 +231,11 @@ def test_counts_in_words(bad: dict[str, int], text: str) -> None:
 def test_a_part_that_is_cut_along_its_rows(source: Path, opened: Callable[[Path], Checkpoint]) -> None:
     given = opened(source)
     shapes = [[entry.shape for entry in part.entries] for part in (
-        Part((given["qkv"],), ("a", "b", "c"), F16), Part((given["q"], given["k"], given["v"]), ("w",), F16),
-        Part((given["b"],), ("b",), F16), Part((given["none"],), ("none",), F16))]  # fmt: skip
+        TensorWrite((given["qkv"],), ("a", "b", "c"), F16),
+        TensorWrite((given["q"], given["k"], given["v"]), ("w",), F16),
+        TensorWrite((given["b"],), ("b",), F16), TensorWrite((given["none"],), ("none",), F16))]  # fmt: skip
     assert shapes == [[(2, 5)] * 3, [(6, 5)], [()], [(0, 3)]]
-    assert Part((given["qkv"],), ("a", "b"), F16).nbytes == 60
+    assert TensorWrite((given["qkv"],), ("a", "b"), F16).nbytes == 60
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
@@ -249,7 +253,7 @@ def test_a_header_that_arrives_changed_is_found(
         write_at(fd, bytes(data[:-1]) + bytes([data[-1] ^ 1]) if again == (where == "after") else data, offset)
 
     monkeypatch.setattr(writing, "write_at", wrong)
-    parts = [Part((given[key],), (key,), F32) for key in ("q", "k")]
+    parts = [TensorWrite((given[key],), (key,), F32) for key in ("q", "k")]
     if name == "a.safetensors" and where == "after":
         write(tmp_path / "out", {name: parts})  # written once, since it has no checksums
         assert calls == [0]
@@ -266,7 +270,7 @@ def test_any_part_of_an_archives_frame_that_arrives_changed_is_no_fault_of_the_i
     source: Path, tmp_path: Path, opened: Callable[[Path], Checkpoint], monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     """Also what a reader looks at only when it comes to a tensor."""
-    part = Part((opened(source)["q"],), ("q",), F32)
+    part = TensorWrite((opened(source)["q"],), ("q",), F32)
     layout = lay_out_torch(part.entries)
     magic = {"local header": b"PK\3\4", "central directory": b"PK\1\2", "end": b"PK\5\6"}[at]
     name = b"" if at == "end" else b"data/0"
@@ -289,7 +293,7 @@ def test_checksums_that_are_not_those_of_the_tensors_are_found(
     source: Path, tmp_path: Path, opened: Callable[[Path], Checkpoint]
 ) -> None:
     """Even where they arrive as they were written: the reader's word is taken, not the writer's."""
-    part = Part((opened(source)["q"],), ("q",), F32)
+    part = TensorWrite((opened(source)["q"],), ("q",), F32)
     right = lay_out_torch(part.entries)
     wrong = replace(right, frame=lambda crcs: right.frame({key: crc ^ 1 for key, crc in crcs.items()}))
     with Publication(tmp_path / "out", needed_bytes=0) as out:
@@ -305,7 +309,7 @@ def test_a_damaged_source_is_blamed_and_nothing_stays(state: State, tmp_path: Pa
     path.write_bytes(content)
     for dtype in (F32, F16):
         with open_checkpoint(path) as given, pytest.raises(InputError, match=r"a\.pth: .*CRC-32 mismatch"):
-            write(tmp_path / "out", {"a.pth": [Part((given["qkv"],), ("w",), dtype)]})
+            write(tmp_path / "out", {"a.pth": [TensorWrite((given["qkv"],), ("w",), dtype)]})
     assert os.listdir(tmp_path) == ["a.pth"]
 
 
@@ -318,7 +322,7 @@ def test_a_disk_that_fails_to_flush_is_an_error(
     given = opened(source)
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(ConverterError, match="out: cannot be written: Input/output error"):
-        write(tmp_path / "out", {"a.pth": [Part((given["q"],), ("w",), F32)]})
+        write(tmp_path / "out", {"a.pth": [TensorWrite((given["q"],), ("w",), F32)]})
 
 
 @pytest.mark.parametrize("said", ["right", "wrong"])
@@ -327,7 +331,10 @@ def test_what_a_record_states_of_a_source_changes_nothing_of_the_result(
 ) -> None:
     given = opened(source)
     digests: dict[str, Any] = {key: digest(state[key]) if said == "right" else "0" * 64 for key in state}
-    parts = [Part((given["q"], given["k"], given["v"]), ("joined",), F32), Part((given["qkv"],), ("a", "b"), F32)]
+    parts = [
+        TensorWrite((given["q"], given["k"], given["v"]), ("joined",), F32),
+        TensorWrite((given["qkv"],), ("a", "b"), F32),
+    ]
     written, _ = write(tmp_path / "out", {"a.pth": parts}, digests)
     joined = torch.cat([state["q"], state["k"], state["v"]])
     halves = dict(zip("ab", state["qkv"].chunk(2), strict=True))

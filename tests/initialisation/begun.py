@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from makers import GOLDEN, HEADS
 
 from converter.checkpoint import open_checkpoint
-from converter.conversion.analysis import survey
+from converter.conversion.analysis import analyse
 from converter.initialisation import Options, init_from_dit
 from converter.initialisation.origin import Origin
 from converter.reference.embeddings import sinusoid
@@ -29,7 +29,7 @@ def golden() -> State:
 @contextmanager
 def origin(options: Options = SMALL, path: Path = DIT, heads: int = HEADS) -> Iterator[Origin]:
     with open_checkpoint(path) as checkpoint:
-        yield Origin(survey(checkpoint, {"num_attention_heads": heads}), options)
+        yield Origin(analyse(checkpoint, {"num_attention_heads": heads}), options)
 
 
 def begun(tmp: Path, options: Options = SMALL, name: str = "init.pth", path: Path = DIT) -> State:
