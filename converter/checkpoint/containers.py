@@ -194,7 +194,7 @@ def choose(
         chosen = [candidate for candidate in found if candidate.where == state_dict_key]
         if not chosen:
             raise UsageError(
-                f"{printable(path)}: --state_dict_key {printable(state_dict_key)}: there is {_list(found)}"
+                f"{printable(path)}: `state_dict_key` {printable(state_dict_key)}: there is {_list(found)}"
             )
     else:
         pool = likely(found)
@@ -202,8 +202,8 @@ def choose(
     chosen = _distinct(chosen)
     if len(chosen) > 1:
         kind = f"{chosen[0].weights} " if len({c.weights for c in chosen}) == 1 else ""
-        flag = f"--state_dict_key {shlex.quote(chosen[0].where)}"
-        which = f"--state_dict_key says which one is meant, such as {flag}"
+        flag = f"`state_dict_key` {shlex.quote(chosen[0].where)}"
+        which = f"`state_dict_key` says which one is meant, such as {flag}"
         if state_dict_key is not None:
             which = "two have this place, and no flag tells them apart"
         raise InputError.at(path, "", f"several {kind}state dicts: {_list(chosen)}{_besides(found, chosen)}: {which}")
@@ -220,7 +220,7 @@ def _wanted(pool: list[Candidate], weights: str | None, path: str, hints: Sequen
         there = ", ".join(c.where for c in pool[:MOST_SHOWN])
         more = "".join(f"; {hint}" for hint in hints)
         raise UsageError(
-            f"{printable(path)}: --weights {weights}, but the file holds only {kind} weights ({there}){more}"
+            f"{printable(path)}: `weights` {weights}, but the file holds only {kind} weights ({there}){more}"
         )
     return kinds[weights]
 
@@ -229,8 +229,8 @@ def asked_by(candidate: Candidate, found: Sequence[Candidate]) -> str:
     """The flag that takes this one of several: by its kind where that is beyond doubt, else by its place."""
     alone = sum(other.weights == candidate.weights for other in found) == 1
     if alone and candidate.weights in (RAW, EMA):
-        return f"--weights {candidate.weights}"
-    return f"--state_dict_key {shlex.quote(candidate.where)}"
+        return f"`weights` {candidate.weights}"
+    return f"`state_dict_key` {shlex.quote(candidate.where)}"
 
 
 def likely(found: Sequence[Candidate]) -> list[Candidate]:

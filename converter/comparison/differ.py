@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -43,6 +43,7 @@ def diff(
     weights_b: str | None = None,
     state_dict_key_a: str | None = None,
     state_dict_key_b: str | None = None,
+    hyper_parameters: Mapping[str, Any] | None = None,
     progress: Callable[[int], Progress] | None = None,
 ) -> Diff:
     """Compare two checkpoints, tensor by tensor, in whichever layouts they are.
@@ -52,9 +53,10 @@ def diff(
 
     Args:
         a, b: any accepted file or folder.
-        weights_a, weights_b: 'raw' or 'ema', where a file holds both. Where it is not said, both are compared with
+        weights_a, weights_b: 'raw' or 'ema', where a file holds both. By default, both are compared with
             the other file's, or like with like if that holds both too.
         state_dict_key_a, state_dict_key_b: where in a file the weights lie, where it holds several state dicts.
+        hyper_parameters: what the user states of both, by name.
         progress: called with the number of bytes to come, of both sides; returns what is called with each count done.
 
     Returns: a `Diff`.
@@ -69,9 +71,13 @@ def diff(
     """
     with ExitStack() as stack:
         with reading(a):
-            ones = open_side(stack, "A", a, weights_a, state_dict_key_a)
+            ones = open_side(
+                stack, "A", a, weights=weights_a, state_dict_key=state_dict_key_a, hyper_parameters=hyper_parameters
+            )
         with reading(b):
-            others = open_side(stack, "B", b, weights_b, state_dict_key_b)
+            others = open_side(
+                stack, "B", b, weights=weights_b, state_dict_key=state_dict_key_b, hyper_parameters=hyper_parameters
+            )
         check_comparable(ones[0], others[0])
         like_with_like = len(ones) > 1 and len(others) > 1
         pairs = list(zip(ones, others, strict=True)) if like_with_like else list(product(ones, others))

@@ -17,7 +17,7 @@ from ..checkpoint.names import Tables
 from ..errors import ConverterError, UsageError, printable
 from ..mapping import KeyMapping
 from . import from_file
-from .base import Family, Finding, Findings, State
+from .base import Family, Finding, Findings, Flag, State
 from .known import altered, named
 
 _REGISTERED: dict[str, Family] = {}
@@ -66,7 +66,7 @@ def find(name: str) -> Family:
     known = families()
     if name not in known:
         there = ", ".join(sorted(known))
-        raise UsageError(f"--family {printable(name)}: unknown; there are {there}, or a file NAME.py of yours")
+        raise UsageError(f"`family` {printable(name)}: unknown; there are {there}, or a file NAME.py of yours")
     return known[name]
 
 
@@ -105,5 +105,6 @@ def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple
 
 
 __all__ = [
-    "Family", "Finding", "Findings", "State", "altered", "families", "find", "named", "recognise", "register", "tables"
+    "Family", "Finding", "Findings", "Flag", "State", "altered", "families", "find", "named", "recognise", "register",
+    "tables"
 ]  # fmt: skip

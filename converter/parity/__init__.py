@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .checker import check
+    from .choices import CheckOptions
     from .faults import Fault
     from .inputs import Case, noise
     from .model import Model
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "checker": ("check",),
+    "choices": ("CheckOptions",),
     "faults": ("Fault",),
     "inputs": ("Case", "noise"),
     "model": ("Model",),
     "report": ("Check", "Phase", "Report"),
 }
 
-__all__ = ["Case", "Check", "Fault", "Model", "Phase", "Report", "check", "noise"]
+__all__ = ["Case", "Check", "CheckOptions", "Fault", "Model", "Phase", "Report", "check", "noise"]
 
 
 def __getattr__(name: str) -> Any:

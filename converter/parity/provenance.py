@@ -16,10 +16,11 @@ from ..checkpoint.folder import names_in, weight_files
 from ..checkpoint.meaning import UNKNOWN
 from ..checkpoint.weight_names import STEMS, variants, weights_among, with_variant
 from ..checkpoint.weight_names import WEIGHTS as WEIGHTS_FILE
-from ..conversion.record import RECORD, record_beside, sidecar_beside
 from ..conversion.record import Record as Found
+from ..conversion.record import record_beside, sidecar_beside
 from ..errors import printable
 from ..families import Family
+from ..filenames import RECORD
 from .choices import PRECISIONS, WEIGHTS
 from .digests import files_of, sha256
 from .model import Model

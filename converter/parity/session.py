@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ConverterError, InputError, printable, shortened
+from ..errors import ConverterError, InputError, as_flags, printable, shortened
 from ..reference import Memory, Values, Weights, unheard
 from . import function, gates, loading, localise, selftest, trajectory
 from .cases import load_cases, save_outcome
@@ -274,7 +274,7 @@ class Session(Nets):
         try:
             return [save_outcome(folder, outcome) for outcome in self.outcomes if outcome.verdict != PASS]
         except ConverterError as error:  # the verdict is worth more than its evidence
-            return [f"--save_failing: {error}"]
+            return [f"--save_failing: {as_flags(str(error))}"]
 
 
 def _told(error: Exception) -> str:

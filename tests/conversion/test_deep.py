@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import converter
 from converter import inspect
-from converter.conversion.record import SIDECAR
 from converter.conversion.sidecar import CHANGED
+from converter.filenames import SIDECAR
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -16,7 +16,8 @@ import converter
 from converter.checkpoint import open_checkpoint
 from converter.conversion.batch import convert_all
 from converter.conversion.pairs import Pair
-from converter.conversion.record import LIKE, RECORD, SIDECAR, UNLIKE
+from converter.conversion.record import LIKE, UNLIKE
+from converter.filenames import RECORD, SIDECAR
 
 STEPS: dict[str, dict[str, Any]] = {
     "as it is": {},

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import converter
-from converter.conversion.record import RECORD, SIDECAR
+from converter.filenames import RECORD, SIDECAR
 
 CAPTION, POSITIONS = "y_embedder.y_embedding", "pos_embed"
 

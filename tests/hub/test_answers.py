@@ -18,8 +18,9 @@ from server import Hub, Repo, etag, git_oid
 
 import converter
 from converter.errors import ConverterError, InputError
-from converter.hub import local, push
+from converter.hub import local
 from converter.hub.answers import Distrusted, commit, names, same_repo
+from converter.publishing import push
 
 CONTENT = b"not a checkpoint, only bytes"
 SHA = "0123456789abcdef" * 2 + "01234567"

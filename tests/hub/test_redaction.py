@@ -22,8 +22,9 @@ import converter
 from converter.cli.main import run
 from converter.cli.parity import parity
 from converter.errors import ConverterError
-from converter.hub import check, local, push
+from converter.hub import local
 from converter.hub.redaction import redacted, repeats_secret
+from converter.publishing import check, push
 
 TOKEN = "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"
 PASSWORD = "pa/ss w:ord@9"

@@ -11,14 +11,14 @@ from typing import Any
 from ..checkpoint.folder import CONFIG
 from ..checkpoint.meaning import SPOKEN
 from ..conversion.paths import without_paths
-from ..conversion.record import PARITY, RECORD, SIDECAR
 from ..errors import human_bytes
+from ..filenames import PARITY, RECORD, SIDECAR
+from ..hub.names import place_of
 from ..parity.rendering import facts
 from ..parity.rendering.markdown_text import blocks, bullets, code, fenced, table, text
 from ..parity.rendering.published import published
 from ..parity.rendering.summary import ICONS
 from ..parity.report import Report
-from .names import place_of
 from .target import MARK
 
 _OPERATIONS = {"rename": "renamed", "split": "split", "sidecar": "kept aside", "recompute": "recomputed"}
