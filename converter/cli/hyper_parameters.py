@@ -67,7 +67,7 @@ def _option(flag: Flag) -> click.Option:
     name, metavar = f"--{flag.name}", flag.metavar
     if flag.type is bool:
         return boolean_option(name, flag.help)
-    kind: Any = _Value()
+    kind: Any = _value
     if flag.choices:
         kind = click.Choice(flag.choices)
     elif flag.type is int:
@@ -79,20 +79,17 @@ def _option(flag: Flag) -> click.Option:
     return click.Option([name], type=kind, metavar=metavar, help=flag.help)
 
 
-class _Value(click.ParamType):
+def _value(text: str) -> Any:
     """A number, or true or false, where it reads as one, else the text; a family says what it takes."""
 
-    name = "value"
+    def constant(text: str) -> NoReturn:
+        raise ValueError
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        def constant(text: str) -> NoReturn:
-            raise ValueError
-
-        try:
-            read = json.loads(value.lower(), parse_constant=constant)
-        except ValueError:
-            return value
-        return read if isinstance(read, bool | int | float) else value
+    try:
+        value = json.loads(text.lower(), parse_constant=constant)
+    except ValueError:
+        return text
+    return value if isinstance(value, bool | int | float) else text
 
 
 def _read(context: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, Any]:
@@ -105,7 +102,7 @@ def _read(context: click.Context, parameter: click.Parameter, words: tuple[str, 
             raise click.BadParameter(f"{printable(word)} is not of the form NAME=VALUE")
         if name in stated:
             raise click.BadParameter(f"{name} is given twice")
-        stated[name] = _Value().convert(value, parameter, context)
+        stated[name] = _value(value)
     return stated
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..parity.choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS
+from ..parity.choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
 from .hyper_parameters import ModelCommand, given
-from .options import family, require_evidence, shown, which
+from .options import family, require_evidence, shown
 from .output import print_json, progress_bar, say, say_error
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ DTYPES = click.Choice(PRECISIONS)
     type=click.Choice(PROFILES),
     help="How much to test. Default: quick, four samples.",
 )
-@which
+@click.option("--weights", type=click.Choice(WEIGHTS), help="Which weights. Default: what the conversion record says.")
+@click.option(
+    "--state_dict_key", metavar="PATH", help="Where in the original the weights are, if it holds several state dicts."
+)
 @family
 @given
 @require_evidence

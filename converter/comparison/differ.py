@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -114,7 +115,7 @@ class _Pair:
             apart = list(_disagreements(a, b))
         except RecursionError:
             raise InputError.at(a.path, CONFIG, "nested too deeply to be compared") from None
-        return cls(a, b, matched(one, other), apart, notes)
+        return cls(a, b, matched(one, other), disagreements=apart, notes=notes)
 
     @property
     def jobs(self) -> list[tuple[str, bool, Joined | None, Joined | None]]:
@@ -134,28 +135,29 @@ class _Pair:
         with ThreadPoolExecutor(WORKERS) as pool:
             found = list(pool.map(lambda job: _tensor(*job, step=step), self.jobs))
         return WeightsDiff(
-            self.a.weights,
-            self.b.weights,
-            [tensor for tensor in found if not tensor.homeless],
-            [tensor for tensor in found if tensor.homeless],
-            self.disagreements,
-            self.notes,
+            weights_a=self.a.weights,
+            weights_b=self.b.weights,
+            tensors=[tensor for tensor in found if not tensor.homeless],
+            apart=[tensor for tensor in found if tensor.homeless],
+            disagreements=self.disagreements,
+            notes=self.notes,
         )
 
 
 def _tensor(key: str, buffer: bool, a: Joined | None, b: Joined | None, *, step: Callable[[int], None]) -> TensorDiff:
     """Compare a tensor. One that differs is read a second time, up to where no rounding explains the difference."""
-    one, other = ((side.shape, side.dtype.name) if side else None for side in (a, b))
+    shown = [(side.shape, side.dtype.name) if side else None for side in (a, b)]
+    of = partial(TensorDiff, key, buffer, a=shown[0], b=shown[1])
     if a is None or b is None:
-        return TensorDiff(key, buffer, ONLY_B if a is None else ONLY_A, one, other)
+        return of(kind=ONLY_B if a is None else ONLY_A)
     if a.shape != b.shape:
         step(a.nbytes + b.nbytes)
-        return TensorDiff(key, buffer, SHAPE, one, other)
+        return of(kind=SHAPE)
     numbers = measure(a, b, step)
     if not numbers.differing:
-        return TensorDiff(key, buffer, IDENTICAL if a.dtype == b.dtype else SAME, one, other, numbers)
+        return of(kind=IDENTICAL if a.dtype == b.dtype else SAME, numbers=numbers)
     ways = roundings(a, b)
-    return TensorDiff(key, buffer, ROUNDED if ways else DIFFERENT, one, other, numbers, ways)
+    return of(kind=ROUNDED if ways else DIFFERENT, numbers=numbers, roundings=ways)
 
 
 def _disagreements(a: Side, b: Side) -> Iterator[Disagreement]:
@@ -165,14 +167,16 @@ def _disagreements(a: Side, b: Side) -> Iterator[Disagreement]:
         return
     for name in one:
         if name in other and one[name].source == other[name].source == "file" and one[name].value != other[name].value:
-            yield Disagreement(name, one[name].value, other[name].value, one[name].evidence, other[name].evidence)
+            evidence = {"evidence_a": one[name].evidence, "evidence_b": other[name].evidence}
+            yield Disagreement(name, one[name].value, other[name].value, **evidence)
     # Two folders say more of themselves than the family reads off them.
     ours, theirs = a.checkpoint.config, b.checkpoint.config
     for name, value in ours.items():
         alike = family.ignorable_config.get(name, ())
         inert = name.startswith("_") or alike is None or value in alike or theirs.get(name) in alike
         if name not in one and not inert and None not in (value, theirs.get(name)) and value != theirs[name]:
-            yield Disagreement(printable(name), _plain(value), _plain(theirs[name]), CONFIG, CONFIG)
+            values = _plain(value), _plain(theirs[name])
+            yield Disagreement(printable(name), *values, evidence_a=CONFIG, evidence_b=CONFIG)
 
 
 def _plain(value: Any) -> Any:

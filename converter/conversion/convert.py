@@ -73,7 +73,8 @@ def convert(
                 out.publish()
             afterwards = out.notes
         notes = [*plan.notes, *afterwards, *_leftovers(destination.path, afterwards)]
-        return Conversion(destination.path, plan.record.as_dict(), notes, not options.dry_run, sizes)
+        record = plan.record.as_dict()
+        return Conversion(destination.path, record, notes, written=not options.dry_run, files=sizes)
 
 
 def _write(
@@ -86,7 +87,7 @@ def _write(
     record, sidecar = plan.record, plan.sidecar
     total = sum(part.nbytes for part in plan.parts)
     step = progress(total) if progress else lambda count: None
-    written = write_files(out, plan.files, plan.parts, step, plan.arranged.stated)
+    written = write_files(out, plan.files, plan.parts, step=step, digests=plan.arranged.stated)
     notes, record.changed = give_verdict(plan.analysis, plan.arranged, written, options)
     record.notes += notes
     _add_digests(plan, written)

@@ -68,7 +68,8 @@ class Destination:
                 f"`variant` {printable(variant)}: use letters, digits, '_' and '-', and not a shard's number"
             )
         shard = 0 if options.max_shard_size is None else bytes_of(options.max_shard_size)
-        return cls(target, to, CASTS[dtype] if dtype else None, shard, variant or "", suffix)
+        cast = CASTS[dtype] if dtype else None
+        return cls(target, to, cast, shard, variant=variant or "", suffix=suffix)
 
     @property
     def folder(self) -> bool:

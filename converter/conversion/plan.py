@@ -148,11 +148,23 @@ def make_plan(
     if arranged.sidecar:
         entries = (entry for part in arranged.sidecar for entry in part.entries)
         files.append(TensorFile(SIDECAR, lay_out_safetensors(entries)))
-    record = ConversionRecord(
-        report(analysis), _sources(checkpoint), destination.to, arranged.cast, notes, arranged.rows
+    return ConversionPlan(
+        analysis=analysis,
+        destination=destination,
+        sidecar=sidecar,
+        arranged=arranged,
+        parts=[*model, *arranged.sidecar],
+        files=files,
+        texts=texts | more,
+        record=ConversionRecord(
+            about=report(analysis),
+            sources=_sources(checkpoint),
+            to=destination.to,
+            cast=arranged.cast,
+            notes=notes,
+            plan=arranged.rows,
+        ),
     )
-    parts = [*model, *arranged.sidecar]
-    return ConversionPlan(analysis, destination, sidecar, arranged, parts, files, texts | more, record)
 
 
 def digest_of(data: bytes) -> dict[str, int | str]:

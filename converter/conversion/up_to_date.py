@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..checkpoint.cast import cast, count_nonfinite
 from ..checkpoint.file import InputFile, reading
 from ..errors import InputError
 from ..filenames import PARITY, RECORD
-from .options import ConversionOptions
+from .options import ConversionOptions, with_shortcuts
 from .output import files_we_wrote
 from .plan import ConversionPlan, open_plan
 from .verdicts import give_verdict
@@ -30,14 +30,15 @@ def is_up_to_date(
     options: ConversionOptions | None = None,
     *,
     hyper_parameters: Mapping[str, Any] | None = None,
+    **shortcuts: Any,
 ) -> list[str] | None:
     """What `convert` would say of the tensors, where `dump_path` holds what it would write; None where it does not.
 
-    Both sides are read and hashed.
+    Both sides are read and hashed. The arguments are those of `convert`.
 
     Raises: as `convert` does, for what it refuses of the source.
     """
-    options = replace(options or ConversionOptions(), overwrite=True)
+    options = with_shortcuts(options or ConversionOptions(), shortcuts | {"overwrite": True})
     with open_plan(orig_ckpt_path, dump_path, options, hyper_parameters or {}) as plan:
         path, names = plan.destination.path, {RECORD, PARITY, *plan.texts, *(file.name for file in plan.files)}
         if plan.destination.folder and files_we_wrote(path) != names:

@@ -173,7 +173,7 @@ def _write(
     files, _ = wanted.files(parts, "")
     step = progress(sum(part.nbytes for part in parts)) if progress else lambda count: None
     with wanted.publication(sum(file.layout.size for file in files) + (1 << 20), overwrite=overwrite) as out:
-        written = write_files(out, files, parts, step, {})
+        written = write_files(out, files, parts, step=step, digests={})
         if written.nonfinite:
             raise InputError(
                 f"{printable(origin.looked.checkpoint.path)}: {counted(written.nonfinite, 'NaN or infinite')}"

@@ -57,7 +57,7 @@ def run(
         extra = {"hyper_parameters": pair.hyper_parameters, "waivers": waivers, "progress": progress}
         compare = partial(check or _checker(), **{name: value for name, value in extra.items() if value} | options)
         try:
-            report = _cached(pair, compare, cache, waivers, today or date.today())
+            report = _cached(pair, compare, cache, waivers=waivers, today=today or date.today())
         except UsageError as error:
             if len(pairs) == 1:
                 raise
@@ -96,7 +96,7 @@ def outcome(report: Report) -> str:
     return f"{report.verdict}: {report.reason}" + (f" (unchanged since {cached})" if cached else "")
 
 
-def _cached(pair: Pair, compare: Check, cache: Cache | None, waivers: Sequence[Waiver], today: date) -> Report:
+def _cached(pair: Pair, compare: Check, cache: Cache | None, *, waivers: Sequence[Waiver], today: date) -> Report:
     """The report of a pair, from a comparison or the cache; kept only if no file was touched meanwhile."""
     sides = pair.original, pair.converted
     if not os.path.exists(pair.converted) and os.path.exists(pair.original):

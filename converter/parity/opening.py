@@ -119,18 +119,18 @@ def open_pair(
             raise InputError.at(place / CONFIG, "", f"what it says can be no such model: {error}") from error
     sidecar = provenance.sidecar_of(converted, record)
     return Opened(
-        ours,
-        theirs,
-        place,
-        stack.enter_context(open_checkpoint(sidecar)) if sidecar else None,
-        looked,
-        seen,
-        maker,
-        model,
-        theirs.config,
-        borrowed,
-        options.cast or record.cast,
-        notes,
+        original=ours,
+        converted=theirs,
+        folder=place,
+        sidecar=stack.enter_context(open_checkpoint(sidecar)) if sidecar else None,
+        looked=looked,
+        seen=seen,
+        family=maker,
+        model=model,
+        config=theirs.config,
+        borrowed=borrowed,
+        cast=options.cast or record.cast,
+        notes=notes,
     )
 
 

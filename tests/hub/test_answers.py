@@ -264,7 +264,9 @@ def test_the_token_goes_to_no_other_host(path: str, hub: Hub, tmp_path: Path, mo
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    return converter.convert(GOLDEN / "sigma-ms.pth", tmp_path / "out", num_attention_heads=HEADS).path
+    return converter.convert(
+        GOLDEN / "sigma-ms.pth", tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
+    ).path
 
 
 Attack = Callable[[Hub, Repo], object]

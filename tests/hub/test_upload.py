@@ -31,7 +31,7 @@ CARD = "README.md"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("made") / "out"
-    return converter.convert(GOLDEN / "sigma-ms.pth", target, num_attention_heads=HEADS).path
+    return converter.convert(GOLDEN / "sigma-ms.pth", target, hyper_parameters={"num_attention_heads": HEADS}).path
 
 
 @pytest.fixture
