@@ -110,6 +110,6 @@ def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple
 
 
 __all__ = [
-    "Family", "Finding", "Findings", "Flag", "State", "altered", "families", "find", "installed", "named", "recognise", "register",
-    "tables"
+    "Family", "Finding", "Findings", "Flag", "State", "altered", "families", "find", "installed", "named", "recognise",
+    "register", "tables"
 ]  # fmt: skip
