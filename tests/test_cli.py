@@ -333,15 +333,15 @@ def test_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 USAGES: dict[str, tuple[list[str], str]] = {
     "nothing": ([], "Missing option '--dump_path'"),
-    "no checkpoint": (["--dump_path={o}"], "--orig_ckpt_path or --watch is needed: which checkpoint?"),
+    "no checkpoint": (["--dump_path={o}"], "give either --orig_ckpt_path or --watch; got neither"),
     "no target": (["--orig_ckpt_path={s}"], "Missing option '--dump_path'"),
     "an unknown flag": (["--frobnicate"], "No such option"),
     "a misspelt flag": (["--orig_ckpt_pth={s}"], "--orig_ckpt_path"),
     "an argument too many": (["{base}", "extra"], "extra"),
     "no number": (["{base}", "--image_size=big"], "--image_size"),
     "too small": (["{base}", "--image_size=7"], "--image_size"),
-    "private, and published nowhere": (["{base}", "--private"], "--private: nothing without --push_to_hub"),
-    "an idle watch of nothing": (["{base}", "--watch_idle=3"], "--watch_idle: nothing without --watch"),
+    "private, and published nowhere": (["{base}", "--private"], "--private requires --push_to_hub"),
+    "an idle watch of nothing": (["{base}", "--watch_idle=3"], "--watch_idle requires --watch"),
     "no heads": (["{base}", "--num_attention_heads=0"], "--num_attention_heads"),
     "heads that do not divide": (["{base}", "--num_attention_heads=5"], "does not divide"),
     "heads missing": (["--orig_ckpt_path={s}", "--dump_path={o}"], "--num_attention_heads is needed"),
@@ -383,9 +383,9 @@ USAGES: dict[str, tuple[list[str], str]] = {
     "nothing to prove": (["{base}", "--parity", "--dry_run"], "--parity --dry_run: nothing is written"),
     "a file to prove": (
         ["--orig_ckpt_path={s}", "--dump_path={o}.pth", "--to=original", "--parity"],
-        "--parity --to original: it takes a diffusers folder",
+        "--parity requires a diffusers folder, not --to original",
     ),
-    "a checkpoint and a job": (["{base}", "--watch={full}"], "not both"),
+    "a checkpoint and a job": (["{base}", "--watch={full}"], "got both"),
     "one target of several": (
         ["--orig_ckpt_path={s}", "--orig_ckpt_path={full}/mine.pth", "--dump_path={o}"],
         "have the same target",

@@ -131,7 +131,7 @@ def test_what_may_not_be_written(source: Path, tmp_path: Path) -> None:
     refused(tmp_path / "nowhere" / "b.pth", source, "dangling")
     refused(tmp_path / "fifo", source, "no regular file")
     refused(tmp_path / "there.pth" / "b.pth", source, "not a folder")
-    refused(tmp_path / "there.pth", source, "use --overwrite", overwrite=False)
+    refused(tmp_path / "there.pth", source, "use `overwrite`", overwrite=False)
     for same in ("a.pth", "again.pth", "named.pth", "folder/../a.pth"):
         refused(tmp_path / same, source, "is the input")
     assert check_file(tmp_path / "there.pth", source, overwrite=True) == tmp_path / "there.pth"

@@ -793,7 +793,7 @@ def test_overwrite_deletes_only_what_our_record_lists(name: str, tmp_path: Path)
     for overwrite in (False, True):
         with pytest.raises(converter.UsageError, match="has no record of") as raised:
             convert(path, out, overwrite=overwrite)
-        assert "--overwrite" not in str(raised.value)
+        assert "`overwrite`" not in str(raised.value)
     assert sorted(out.rglob("*")) == before
 
 
