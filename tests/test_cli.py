@@ -374,13 +374,13 @@ USAGES: dict[str, tuple[list[str], str]] = {
     ),
     "shards of a file": (
         ["--orig_ckpt_path={s}", "--dump_path={o}.pth", "--to=original", "--max_shard_size=1GB"],
-        "--max_shard_size: only diffusers",
+        "--max_shard_size applies to the diffusers layout only",
     ),
-    "no size": (["{base}", "--max_shard_size=much"], "--max_shard_size much: a size such as 5GB"),
-    "no name of a variant": (["{base}", "--variant=a/b"], "--variant a/b: letters"),
+    "no size": (["{base}", "--max_shard_size=much"], "--max_shard_size much: give a size such as 5GB"),
+    "no name of a variant": (["{base}", "--variant=a/b"], "--variant a/b: use letters"),
     "a variant that is something else": (["{base}", "--variant=fp16"], "--dtype float16 rounds them to that"),
     "a null caption of a file that has one": (["{base}", "--null_caption={s}"], "the checkpoint has its own"),
-    "nothing to prove": (["{base}", "--parity", "--dry_run"], "--parity --dry_run: nothing is written"),
+    "nothing to prove": (["{base}", "--parity", "--dry_run"], "--parity cannot be combined with --dry_run"),
     "a file to prove": (
         ["--orig_ckpt_path={s}", "--dump_path={o}.pth", "--to=original", "--parity"],
         "--parity requires a diffusers folder, not --to original",
