@@ -391,7 +391,7 @@ USAGES: dict[str, tuple[list[str], str]] = {
         "have the same target",
     ),
     "a glob of nothing": (["--orig_ckpt_path={full}/*.bin", "--dump_path={o}/{{stem}}"], "matches no checkpoint"),
-    "a job without names": (["--watch={full}", "--dump_path={o}"], "has to tell checkpoints apart"),
+    "a job without names": (["--watch={full}", "--dump_path={o}"], "must tell checkpoints apart"),
     "a job in no folder": (["--watch={file}", "--dump_path={o}/{{stem}}"], "not a folder"),
     "target holds the input": (
         ["--orig_ckpt_path={full}/mine.pth", "--dump_path={full}", "--overwrite"],
