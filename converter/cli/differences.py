@@ -7,7 +7,7 @@ from typing import Any
 
 from ..checkpoint.meaning import SPOKEN
 from ..comparison import Diff, TensorDiff, WeightsDiff
-from ..comparison.result import DIFFERENT, ONLY_A, ONLY_B, SAME, SHAPE
+from ..comparison.weights import DIFFERENT, ONLY_A, ONLY_B, SAME, SHAPE
 from ..errors import human_bytes, printable
 from ..mapping.fold import folded
 

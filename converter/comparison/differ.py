@@ -16,7 +16,10 @@ from ..checkpoint.folder import CONFIG
 from ..checkpoint.transfer import Progress
 from ..errors import InputError, printable
 from .elements import measure
-from .result import (
+from .result import Diff
+from .rounding import roundings
+from .sides import Joined, Side, Tensors, check_comparable, matched, open_side
+from .weights import (
     DIFFERENT,
     IDENTICAL,
     ONLY_A,
@@ -24,13 +27,10 @@ from .result import (
     ROUNDED,
     SAME,
     SHAPE,
-    Diff,
     Disagreement,
     TensorDiff,
     WeightsDiff,
 )
-from .rounding import roundings
-from .sides import Joined, Side, Tensors, check_comparable, matched, open_side
 
 WORKERS = 2  # reading, comparing and checksums run without the interpreter's lock
 
