@@ -835,7 +835,7 @@ def test_a_file_that_comes_while_we_write_is_kept(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made.pth", "out"]
 
 
-# State dicts that fit no table, and configs from strangers.
+# State dicts that fit no table, and configs from foreign_layouts.
 
 
 def spoiled(change: Callable[[State], Any]) -> Callable[[], State]:

@@ -43,10 +43,10 @@ def new_family(
     """
     from dataclasses import asdict, replace
 
-    from ..drafting import draft, read_keys, render
     from ..errors import UsageError, printable
     from ..families import families
     from ..hub import local
+    from ..new_family import draft, read_keys, render
     from .printing import draft_lines
     from .reporting import write_text
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from ..errors import InputError
+from .key_layout import KeyEntry, KeyLayout
 from .order import unspoken
-from .places import Layout, Place
 from .words import Words, alike, spelling, words
 
 RENAME, SPLIT, COPIES = "rename", "split", "copies"
@@ -22,8 +22,8 @@ _ORDER = {"q": 0, "k": 1, "v": 2}
 class Pairing:
     """A source and what it may become. `score`: 0 to 1; `contradicted`: the words of both sides speak against it."""
 
-    source: Place
-    targets: tuple[Place, ...]
+    source: KeyEntry
+    targets: tuple[KeyEntry, ...]
     kind: str
     score: float
     contradicted: bool
@@ -44,7 +44,7 @@ class Drafted:
     why: str = ""
 
 
-def match(source: Layout, target: Layout) -> list[Drafted]:
+def match(source: KeyLayout, target: KeyLayout) -> list[Drafted]:
     """Pair two layouts, every path in one pair at most; in the order of the source.
 
     A pair is sure where its words are understood and no other is possible, or it is clearly the best on both sides; a
@@ -52,18 +52,18 @@ def match(source: Layout, target: Layout) -> list[Drafted]:
     """
     pairings = sorted(_within_reason(_possible(source, target)), key=lambda pair: (-pair.score, pair.source.order))
     chosen: list[Pairing] = []
-    taken: set[Place] = set()
+    taken: set[KeyEntry] = set()
     for pairing in pairings:
         if not taken & {pairing.source, *pairing.targets}:
             chosen.append(pairing)
             taken |= {pairing.source, *pairing.targets}
-    by_place: dict[Place, list[Pairing]] = {}
+    by_place: dict[KeyEntry, list[Pairing]] = {}
     for pairing in pairings:
-        for place in (pairing.source, *pairing.targets):
-            by_place.setdefault(place, []).append(pairing)
+        for entry in (pairing.source, *pairing.targets):
+            by_place.setdefault(entry, []).append(pairing)
     made = []
     for pairing in chosen:
-        near = [other for place in (pairing.source, *pairing.targets) for other in by_place[place]]
+        near = [other for entry in (pairing.source, *pairing.targets) for other in by_place[entry]]
         rivals = [other for other in near if pairing.rivals(other)]
         others = tuple(other for other in by_place[pairing.source] if other is not pairing)
         why = unspoken(pairing.source, pairing.targets, source, target)
@@ -89,12 +89,12 @@ def _spelt_out(pairing: Pairing) -> bool:
 
 def _understood(pairing: Pairing) -> bool:
     """Whether both sides say the same of what they are, and not only look alike; or are spelt the same."""
-    said, told = words(pairing.source.path), _joined(pairing.targets)
+    ours, theirs = words(pairing.source.path), _joined(pairing.targets)
     last = pairing.source.path.rpartition(".")[2] == pairing.targets[0].path.rpartition(".")[2]
-    return bool(said.area and said.area == told.area) or bool(said.part and said.part == told.part) or last
+    return bool(ours.area and ours.area == theirs.area) or bool(ours.part and ours.part == theirs.part) or last
 
 
-def _joined(targets: tuple[Place, ...]) -> Words:
+def _joined(targets: tuple[KeyEntry, ...]) -> Words:
     """What several targets are together."""
     found = [words(target.path) for target in targets]
     areas = {word.area for word in found}
@@ -103,45 +103,45 @@ def _joined(targets: tuple[Place, ...]) -> Words:
     )
 
 
-def _possible(source: Layout, target: Layout) -> Iterator[Pairing]:
+def _possible(source: KeyLayout, target: KeyLayout) -> Iterator[Pairing]:
     """Every pair whose shapes allow it."""
-    whole: dict[tuple[int, ...], list[tuple[Place, ...]]] = {}
-    for place in target.places:
-        whole.setdefault(place.shape, []).append((place,))
-    for group in _groups(target.places):
+    whole: dict[tuple[int, ...], list[tuple[KeyEntry, ...]]] = {}
+    for entry in target.entries:
+        whole.setdefault(entry.shape, []).append((entry,))
+    for group in _groups(target.entries):
         rows, *rest = group[0].shape
         whole.setdefault((rows * len(group), *rest), []).append(group)
-    lengths = len(source.places), len(target.places)
-    for place in source.places:
-        for targets in whole.get(place.shape, ()):
+    lengths = len(source.entries), len(target.entries)
+    for entry in source.entries:
+        for targets in whole.get(entry.shape, ()):
             first = targets[0]
-            kind = SPLIT if len(targets) > 1 else RENAME if place.indexed == first.indexed else COPIES
-            split_up = kind == SPLIT and place.indexed != first.indexed
-            if split_up or place.module != first.module or place.sparse != first.sparse:
+            kind = SPLIT if len(targets) > 1 else RENAME if entry.indexed == first.indexed else COPIES
+            split_up = kind == SPLIT and entry.indexed != first.indexed
+            if split_up or entry.module != first.module or entry.sparse != first.sparse:
                 continue
-            if kind == COPIES and (place.indexed or first.sparse):
+            if kind == COPIES and (entry.indexed or first.sparse):
                 continue  # one tensor for many, not many for one
-            if place.indexed and source.blocks != target.blocks:
+            if entry.indexed and source.blocks != target.blocks:
                 continue
-            yield _scored(place, targets, kind, lengths)
+            yield _scored(entry, targets, kind, lengths)
 
 
-def _groups(places: Iterable[Place]) -> Iterator[tuple[Place, ...]]:
+def _groups(entries: Iterable[KeyEntry]) -> Iterator[tuple[KeyEntry, ...]]:
     """Two or three neighbours of one shape that a fused tensor may hold; queries, keys and values in that order."""
-    siblings: dict[tuple[object, ...], list[Place]] = {}
-    for place in places:
-        if place.module or not place.bare:
-            parent = place.parent if place.module else place.parent.rpartition(".")[0]
+    siblings: dict[tuple[object, ...], list[KeyEntry]] = {}
+    for entry in entries:
+        if entry.module or not entry.bare:
+            parent = entry.parent if entry.module else entry.parent.rpartition(".")[0]
             key = (
                 parent,
-                place.path.rpartition(".")[2] if not place.module else "",
-                place.shape,
-                place.sparse,
-                words(place.path).text,
+                entry.path.rpartition(".")[2] if not entry.module else "",
+                entry.shape,
+                entry.sparse,
+                words(entry.path).text,
             )
-            siblings.setdefault(key, []).append(place)
+            siblings.setdefault(key, []).append(entry)
     for group in siblings.values():
-        ordered = sorted(group, key=lambda place: (_ORDER.get(words(place.path).part, 3), place.order))
+        ordered = sorted(group, key=lambda entry: (_ORDER.get(words(entry.path).part, 3), entry.order))
         for size in (2, 3):
             for start in range(len(ordered) - size + 1):
                 if ordered[start].shape:
@@ -156,13 +156,13 @@ def _within_reason(pairings: Iterator[Pairing]) -> list[Pairing]:
     return made
 
 
-def _scored(source: Place, targets: tuple[Place, ...], kind: str, lengths: tuple[int, int]) -> Pairing:
-    said, told = words(source.path), _joined(targets)
+def _scored(source: KeyEntry, targets: tuple[KeyEntry, ...], kind: str, lengths: tuple[int, int]) -> Pairing:
+    ours, theirs = words(source.path), _joined(targets)
     near = 1 - abs(source.order / lengths[0] - targets[0].order / lengths[1])
     looks = max(spelling(source.path, target.path) for target in targets)
-    score = 0.25 * alike(said.area, told.area) + 0.25 * alike(said.part, told.part) + 0.2 * (said.text == told.text)
-    score += 0.2 * looks + 0.1 * near
-    contradicted = said.text != told.text or any(
-        a and b and a != b for a, b in ((said.area, told.area), (said.part, told.part))
+    score = 0.25 * alike(ours.area, theirs.area) + 0.25 * alike(ours.part, theirs.part)
+    score += 0.2 * (ours.text == theirs.text) + 0.2 * looks + 0.1 * near
+    contradicted = ours.text != theirs.text or any(
+        a and b and a != b for a, b in ((ours.area, theirs.area), (ours.part, theirs.part))
     )
     return Pairing(source, targets, kind, score * (0.8 if kind == COPIES else 1), contradicted)

@@ -10,13 +10,13 @@ from typing import Any
 
 from ..errors import InputError
 from ..mapping.rows import overlap
+from .key_layout import KeyEntry, KeyLayout, key_layout
 from .keylist import KeyList
 from .matching import COPIES, RENAME, Drafted, match
-from .places import Layout, Place, layout
 from .symbols import Symbols
 from .words import positional
 
-COMPUTED, KEPT = "computed", "kept aside"
+COMPUTED, SIDECAR = "computed", "kept in the sidecar"
 SHOWN = 3  # of what else a row may be
 MOST = 600  # distinct paths of one list, far above any net with numbered blocks
 MOST_ODD = 10 * MOST  # keys that no row can spell: they are listed
@@ -25,7 +25,7 @@ MOST_ODD = 10 * MOST  # keys that no row can spell: they are listed
 @dataclass(frozen=True)
 class DraftRow:
     """One row: `source [pattern]` becomes `targets` by way of `kind` ('rename', 'split', 'copies', 'computed' or
-    'kept aside'). `sure`, or `doubt` says what has to be looked at, if it is of this row alone."""
+    'kept in the sidecar'). `sure`, or `doubt` says what has to be looked at, if it is of this row alone."""
 
     source: str
     pattern: str
@@ -70,24 +70,24 @@ def draft(source: KeyList, target: KeyList | None = None) -> Draft:
     """
     ours = _layout(source)
     theirs = _layout(target) if target else None
-    symbols = Symbols(ours.places)
+    symbols = Symbols(ours.entries)
     paired = {made.pairing.source: made for made in (match(ours, theirs) if theirs else ())}
     rows: list[DraftRow] = []
     lost: list[str] = []
-    for place in ours.places:
-        pattern = symbols.pattern(place)
+    for entry in ours.entries:
+        pattern = symbols.pattern(entry)
         if theirs is None:
-            rows.append(_row(place, pattern, RENAME, (place.path,)))
-        elif place in paired:
-            rows.append(_paired(paired[place], pattern))
-        elif place.bare:
-            rows.append(_left(place, pattern))
+            rows.append(_row(entry, pattern, RENAME, (entry.path,)))
+        elif entry in paired:
+            rows.append(_paired(paired[entry], pattern))
+        elif entry.bare:
+            rows.append(_left(entry, pattern))
         else:
-            lost.append(place.path)
+            lost.append(entry.path)
     rows, apart = _together(rows)
     lost += [row.source for row, _ in apart]
     reached = {path for row in rows for path in row.targets}
-    missed = [place.path for place in theirs.places if place.path not in reached] if theirs else []
+    missed = [entry.path for entry in theirs.entries if entry.path not in reached] if theirs else []
     notes = [why for _, why in apart]
     notes += [] if theirs else ["no target was given, so every path becomes itself: write in what it is called there"]
     if theirs and ours.blocks != theirs.blocks:
@@ -125,19 +125,19 @@ def _together(rows: list[DraftRow]) -> tuple[list[DraftRow], list[tuple[DraftRow
     return kept, apart
 
 
-def _layout(keys: KeyList) -> Layout:
-    made = layout(keys.shapes)
-    for count, most in ((len(made.places), MOST), (len(made.odd), MOST_ODD)):
+def _layout(keys: KeyList) -> KeyLayout:
+    made = key_layout(keys.shapes)
+    for count, most in ((len(made.entries), MOST), (len(made.odd), MOST_ODD)):
         if count > most:
             raise InputError.at(keys.name, "", f"{count} different paths, and {most} are drafted at most")
     return made
 
 
 def _row(
-    place: Place, pattern: str, kind: str, targets: tuple[str, ...], *, sure: bool = False, doubt: str = ""
+    entry: KeyEntry, pattern: str, kind: str, targets: tuple[str, ...], *, sure: bool = False, doubt: str = ""
 ) -> DraftRow:
-    bare = not place.module and not any(path.endswith((".weight", ".bias")) for path in (place.path, *targets))
-    return DraftRow(place.path, pattern, kind, targets, bare, place.sparse, sure, doubt)
+    bare = not entry.module and not any(path.endswith((".weight", ".bias")) for path in (entry.path, *targets))
+    return DraftRow(entry.path, pattern, kind, targets, bare, entry.sparse, sure, doubt)
 
 
 def _paired(made: Drafted, pattern: str) -> DraftRow:
@@ -154,10 +154,11 @@ def _paired(made: Drafted, pattern: str) -> DraftRow:
     return _row(pairing.source, pattern, pairing.kind, paths, sure=made.sure, doubt="" if made.sure else doubt)
 
 
-def _left(place: Place, pattern: str) -> DraftRow:
-    """A tensor by itself that the target has no place for: a table that it computes, or something to keep aside."""
-    grid = place.shape[1] if len(place.shape) == 3 and place.shape[0] == 1 else 0
-    square = grid > 0 and isqrt(grid) ** 2 == grid and place.shape[2] % 4 == 0
-    if positional(place.path) and square and pattern == "1 N D":
-        return _row(place, pattern, COMPUTED, (), doubt="a sin-cos table of positions? a conversion compares them")
-    return _row(place, pattern, KEPT, (), doubt="no tensor of the target: kept aside; or Computed, or what is it?")
+def _left(entry: KeyEntry, pattern: str) -> DraftRow:
+    """A tensor by itself that the target has no place for: a table that it computes, or something for the sidecar."""
+    grid = entry.shape[1] if len(entry.shape) == 3 and entry.shape[0] == 1 else 0
+    square = grid > 0 and isqrt(grid) ** 2 == grid and entry.shape[2] % 4 == 0
+    if positional(entry.path) and square and pattern == "1 N D":
+        return _row(entry, pattern, COMPUTED, (), doubt="a sin-cos table of positions? a conversion compares them")
+    doubt = "no tensor of the target: kept in the sidecar; or Computed, or what is it?"
+    return _row(entry, pattern, SIDECAR, (), doubt=doubt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from .places import Place
+from .key_layout import KeyEntry
 
 _MULTIPLES = (2, 3, 4, 6, 8, 9)
 _FREQUENCIES = 256  # what sines and cosines of the timestep are as a rule: a constant of the code
@@ -21,41 +21,41 @@ class Symbols:
     a size in one part of the net, its first segment: there, two sizes that are equal by chance share one.
     """
 
-    def __init__(self, places: Iterable[Place]) -> None:
+    def __init__(self, entries: Iterable[KeyEntry]) -> None:
         self.dims: dict[str, int] = {}
         self.first: dict[str, str] = {}
         self._letters: dict[tuple[str, int], str] = {}
-        places = list(places)
-        axes = [place.shape[:1] if len(place.shape) > 3 else place.shape for place in places if len(place.shape) > 1]
+        entries = list(entries)
+        axes = [entry.shape[:1] if len(entry.shape) > 3 else entry.shape for entry in entries if len(entry.shape) > 1]
         votes = Counter(size for sizes in axes for size in sizes if size > 1)
         self._width = votes.most_common(1)[0][0] if votes else 0
         self._multiples = {
-            (_part(place), place.shape[0])
-            for place in places
-            if len(place.shape) > 1 and self._width and place.shape[0] in {m * self._width for m in _MULTIPLES}
+            (_part(entry), entry.shape[0])
+            for entry in entries
+            if len(entry.shape) > 1 and self._width and entry.shape[0] in {m * self._width for m in _MULTIPLES}
         }
-        # Named in the order of the places, so that the same file gives the same letters.
-        self._patterns = {place: self._pattern(place) for place in places}
+        # Named in the order of the entries, so that the same file gives the same letters.
+        self._patterns = {entry: self._pattern(entry) for entry in entries}
 
-    def pattern(self, place: Place) -> str:
-        """`3D D` for a place that was among those given."""
-        return " ".join(self._patterns[place])
+    def pattern(self, entry: KeyEntry) -> str:
+        """`3D D` for a entry that was among those given."""
+        return " ".join(self._patterns[entry])
 
-    def _pattern(self, place: Place) -> list[str]:
-        if len(place.shape) > 3:  # a kernel: rows, channels, and its sides
-            meant = ["", "C", *["p"] * (len(place.shape) - 2)]
-        elif len(place.shape) == 3 and place.shape[0] == 1:
+    def _pattern(self, entry: KeyEntry) -> list[str]:
+        if len(entry.shape) > 3:  # a kernel: rows, channels, and its sides
+            meant = ["", "C", *["p"] * (len(entry.shape) - 2)]
+        elif len(entry.shape) == 3 and entry.shape[0] == 1:
             meant = ["", "N", ""]
         else:
-            meant = [""] * len(place.shape)
-        return [self._size(size, place, letter) for size, letter in zip(place.shape, meant, strict=True)]
+            meant = [""] * len(entry.shape)
+        return [self._size(size, entry, letter) for size, letter in zip(entry.shape, meant, strict=True)]
 
-    def _size(self, size: int, place: Place, letter: str) -> str:
-        part = _part(place)
+    def _size(self, size: int, entry: KeyEntry, letter: str) -> str:
+        part = _part(entry)
         if size > 1 and letter and self.dims.get(letter, size) == size:
-            return self._name(letter, size, place)
+            return self._name(letter, size, entry)
         if size == self._width:
-            return self._name("D", size, place)
+            return self._name("D", size, entry)
         if (part, size) in self._multiples:
             return f"{size // self._width}D"
         if size < _SMALL or size == _FREQUENCIES:
@@ -64,13 +64,13 @@ class Symbols:
         if not known:  # more sizes than letters
             return str(size)
         self._letters[part, size] = known
-        return self._name(known, size, place)
+        return self._name(known, size, entry)
 
-    def _name(self, symbol: str, size: int, place: Place) -> str:
+    def _name(self, symbol: str, size: int, entry: KeyEntry) -> str:
         self.dims[symbol] = size
-        self.first.setdefault(symbol, place.path)
+        self.first.setdefault(symbol, entry.path)
         return symbol
 
 
-def _part(place: Place) -> str:
-    return place.path.partition(".")[0]
+def _part(entry: KeyEntry) -> str:
+    return entry.path.partition(".")[0]

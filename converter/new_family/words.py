@@ -101,6 +101,6 @@ def _letters(one: str, other: str) -> float:
     return 2 * (pairs & others).total() / max(pairs.total() + others.total(), 1)
 
 
-def alike(said: str, other: str) -> float:
+def alike(one: str, other: str) -> float:
     """1 where two words agree, 0 where they contradict each other, in between where one is silent."""
-    return 1.0 if said and said == other else 0.0 if said and other else 0.4
+    return 1.0 if one and one == other else 0.0 if one and other else 0.4

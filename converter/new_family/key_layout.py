@@ -14,7 +14,7 @@ LONGEST = 300
 
 
 @dataclass(frozen=True)
-class Place:
+class KeyEntry:
     """One path of a layout. `key` tells how it is written in a table.
 
     `path` ends in `.weight` or `.bias` where the one is there without the other, and `module` is true where it stands
@@ -39,19 +39,19 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The places of a list of keys in order; `blocks`; `odd`: keys that no row can spell, that hold nothing, whose
+class KeyLayout:
+    """The entries of a list of keys in order; `blocks`; `odd`: keys that no row can spell, that hold nothing, whose
     shapes differ from block to block, or that are too long."""
 
-    places: tuple[Place, ...]
+    entries: tuple[KeyEntry, ...]
     blocks: int
     odd: tuple[str, ...]
 
 
-def layout(shapes: Shapes) -> Layout:
+def key_layout(shapes: Shapes) -> KeyLayout:
     """Fold a list of keys.
 
-    >>> [place.path for place in layout({"a.0.b.weight": (2, 2), "a.0.b.bias": (2,), "c": (3,)}).places]
+    >>> [entry.path for entry in key_layout({"a.0.b.weight": (2, 2), "a.0.b.bias": (2,), "c": (3,)}).entries]
     ['a.{}.b', 'c']
     """
     spelt = {key: shape for key, shape in shapes.items() if _spellable(key) and 0 not in shape}
@@ -64,7 +64,7 @@ def layout(shapes: Shapes) -> Layout:
         templates.setdefault(template, {})[index] = shape
     uneven = {template for template, found in templates.items() if len(set(found.values())) > 1}
     odd += [key for key in shapes if _folded(key, heads, blocks)[0] in uneven]
-    places: list[Place] = []
+    entries: list[KeyEntry] = []
     for template, found in templates.items():
         if template in uneven:
             continue
@@ -77,8 +77,8 @@ def layout(shapes: Shapes) -> Layout:
             continue
         indexed = None not in found
         path = stem if module else template
-        places.append(Place(path, shape, module, indexed, indexed and len(found) < blocks, len(places)))
-    return Layout(tuple(places), blocks, tuple(odd))
+        entries.append(KeyEntry(path, shape, module, indexed, indexed and len(found) < blocks, len(entries)))
+    return KeyLayout(tuple(entries), blocks, tuple(odd))
 
 
 def _is_bias(shape: tuple[int, ...], partner: Mapping[int | None, tuple[int, ...]], last: str) -> bool:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 from diffusers.loaders import single_file_utils
+from foreign_layouts import NETS, Shapes, Stranger, stranger
 from shaped import shaped
-from strangers import NETS, Shapes, Stranger, stranger
 
 from converter import families
-from converter.drafting import Draft, KeyList, draft, render
-from converter.drafting.order import BESIDE, FINAL, FUSED
 from converter.mapping import KeyMapping
 from converter.mapping.rows import matcher, spell
+from converter.new_family import Draft, KeyList, draft, render
+from converter.new_family.order import FINAL, FUSED, SIBLING
 
 # How many of the rows are sure, at least: what a draft is worth on names that nobody prepared it for.
 SURE = {
@@ -128,7 +128,7 @@ def test_which_of_two_layers_is_the_gate_is_never_sure() -> None:
     """In Llama's code `w1` is the gate and `w3` goes up."""
     source = ff("blocks", {"ffn.w1": 64, "ffn.w3": 64}, "ffn.w2")
     found = doubts(source, ff("layers", {"mlp.gate_proj": 64, "mlp.up_proj": 64}, "mlp.down_proj"))
-    assert found["blocks.{}.ffn.w1.weight"].startswith(BESIDE)
+    assert found["blocks.{}.ffn.w1.weight"].startswith(SIBLING)
     assert found["blocks.{}.ffn.w3.weight"]
     assert found["blocks.{}.ffn.w2.weight"] == ""
     numbered = doubts(source, ff("layers", {"ff.linear_1": 64, "ff.linear_3": 64}, "ff.linear_2"))
@@ -139,4 +139,4 @@ def test_which_of_two_layers_is_the_gate_is_never_sure() -> None:
 def test_two_square_layers_one_after_the_other_are_no_gate(names: Iterable[str]) -> None:
     source = {f"t_embedder.mlp.{name}.weight": (WIDTH, WIDTH) for name in names}
     target = {f"timestep_embedder.linear_{n}.weight": (WIDTH, WIDTH) for n in (1, 2)}
-    assert BESIDE not in " ".join(doubts(source, target).values())
+    assert SIBLING not in " ".join(doubts(source, target).values())

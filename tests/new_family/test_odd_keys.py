@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from converter.drafting import KeyList, draft, render
 from converter.errors import InputError
+from converter.new_family import KeyList, draft, render
 
 COMMON = ["qkv", "q", "k", "v", "to_q", "fc1", "fc2", "e", "o", "weight", "bias", "0", "1", "2", "01", "10"]
 COMMON += ["blocks", "norm_out", "proj", "attn", "mlp", "pos_embed", "s", "w1", "w2"]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..errors import printable
-from .draft import COMPUTED, KEPT, Draft, DraftRow
+from .draft import COMPUTED, SIDECAR, Draft, DraftRow
 from .matching import COPIES, SPLIT
 
 MARK = "# ?"
@@ -50,7 +50,7 @@ def _head(title: str, draft: Draft) -> Iterator[str]:
     computed = any(row.kind == COMPUTED for row in draft.rows)
     names = {"KeyMapping"} | {"Computed" for row in draft.rows if row.kind == COMPUTED}
     for row in draft.rows:
-        names |= {"Extra"} if row.kind == KEPT else {"Copies"} if row.kind == COPIES else set()
+        names |= {"Extra"} if row.kind == SIDECAR else {"Copies"} if row.kind == COPIES else set()
         names |= {"Parameter"} if row.bare and row.targets else set()
         names |= {"Sparse"} if row.sparse and row.targets else set()
     yield f'"""{title}: the original layout to the target\'s. A draft: look at what is marked with a question mark."""'
@@ -100,7 +100,7 @@ def _line(row: DraftRow) -> Iterator[str]:
 def _value(row: DraftRow) -> str:
     if row.kind == COMPUTED:
         return "Computed(positions)"
-    if row.kind == KEPT:
+    if row.kind == SIDECAR:
         return "Extra()"
     paths = [json.dumps(target) for target in row.targets]
     value = paths[0] if len(paths) == 1 else f"({', '.join(paths)})"
@@ -130,7 +130,7 @@ def _describe(draft: Draft) -> Iterator[str]:
 
 
 def _config(title: str, draft: Draft) -> Iterator[str]:
-    said = {key: value for key, value in draft.config.items() if key != "_name_or_path"}
+    fields = {key: value for key, value in draft.config.items() if key != "_name_or_path"}
     known: dict[str, Any] = {_SYMBOLS[s]: size for s, size in draft.dims.items() if s in _SYMBOLS}
     known |= {"depth": draft.blocks} if draft.blocks else {}
     if any(row.kind == COMPUTED for row in draft.rows):
@@ -138,10 +138,10 @@ def _config(title: str, draft: Draft) -> Iterator[str]:
     yield from ["", "def config(found: converter.Findings) -> dict[str, Any]:"]
     yield '    """`config.json` of the target\'s class."""'
     yield "    return {"
-    if not said:
+    if not fields:
         yield f'        "_class_name": "{title.replace(" ", "")}Transformer",  {MARK}'
         yield from (f'        "{name}": found.value("{name}"),' for name in (*known, _HEADS))
-    for key, value in said.items():
+    for key, value in fields.items():
         yield from _field(key, value, known)
     yield from ["    }", ""]
 
@@ -149,13 +149,13 @@ def _config(title: str, draft: Draft) -> Iterator[str]:
 def _field(key: str, value: Any, known: dict[str, Any]) -> Iterator[str]:
     """A line of the target's config: what a file shows is taken from there, another value as it is, and marked."""
     name = next((name for name, keys in _FIELDS.items() if key in keys), "")
-    said, literal = json.dumps(key), _literal(value)
+    quoted, literal = json.dumps(key), _literal(value)
     if name == _HEADS or (name and type(value) is int and known.get(name) == value):
-        yield f'        {said}: found.value("{name}"),'
+        yield f'        {quoted}: found.value("{name}"),'
     elif key in ("_class_name", "_diffusers_version") and literal and len(literal) < 60:
-        yield f"        {said}: {literal},"
-    elif literal and len(said) + len(literal) < _WIDTH - 20:
-        yield f"        {said}: {literal},  {MARK}"
+        yield f"        {quoted}: {literal},"
+    elif literal and len(quoted) + len(literal) < _WIDTH - 20:
+        yield f"        {quoted}: {literal},  {MARK}"
     else:
         kind = f", {len(value)} values" if isinstance(value, dict | list) else f": {_plain(value)}"
         yield from _comment(f"? {_plain(key)}{kind}", "        ")

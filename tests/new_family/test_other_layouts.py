@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from converter.drafting import KeyList, draft
+from converter.new_family import KeyList, draft
 
 D, DEPTH = 96, 3
 Pairs = list[tuple[str, str | tuple[str, ...], tuple[int, ...]]]

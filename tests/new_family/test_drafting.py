@@ -20,12 +20,12 @@ from shaped import inventory
 
 import converter
 from converter import Family, InputError, KeyMapping, families
-from converter.drafting import Draft, KeyList, draft, read_keys, render
-from converter.drafting.places import layout
-from converter.drafting.symbols import Symbols
 from converter.families.dit import DIT
 from converter.families.pixart import PIXART
 from converter.mapping.rows import Row
+from converter.new_family import Draft, KeyList, draft, read_keys, render
+from converter.new_family.key_layout import key_layout
+from converter.new_family.symbols import Symbols
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -80,7 +80,7 @@ def test_what_is_sure_is_right_and_everything_is_found(drafted: tuple[Draft, Fam
 def test_what_has_no_home_is_marked(drafted: tuple[Draft, Family, KeyList]) -> None:
     made, family, _ = drafted
     left = {row.source: (row.kind, row.sure) for row in made.rows if not row.targets}
-    null = {"y_embedder.y_embedding": ("kept aside", False)} if family is PIXART else {}
+    null = {"y_embedder.y_embedding": ("kept in the sidecar", False)} if family is PIXART else {}
     assert left == {"pos_embed": ("computed", False)} | null
 
 
@@ -267,9 +267,9 @@ def test_blocks_are_folded_and_other_numbers_are_not() -> None:
         ["net.0.fc.weight", "net.0.fc.bias", "net.1.fc.weight", "net.1.fc.bias", "mlp.0.weight", "mlp.2.weight", "g"],
         (4,),
     )
-    made = layout(keys | {"net.1.only.weight": (4, 4), "few.0.a.b": (4,)})
+    made = key_layout(keys | {"net.1.only.weight": (4, 4), "few.0.a.b": (4,)})
     assert made.blocks == 2
-    paths = {place.path: (place.module, place.indexed, place.sparse) for place in made.places}
+    paths = {place.path: (place.module, place.indexed, place.sparse) for place in made.entries}
     assert paths == {
         "net.{}.fc": (True, True, False),
         "mlp.0.weight": (False, False, False),
@@ -281,15 +281,15 @@ def test_blocks_are_folded_and_other_numbers_are_not() -> None:
 
 
 def test_shapes_that_differ_from_block_to_block_are_listed() -> None:
-    made = layout({"net.0.a.b": (4,), "net.1.a.b": (5,), "net.0.c.d": (1,), "net.1.c.d": (1,)})
-    assert [place.path for place in made.places] == ["net.{}.c.d"]
+    made = key_layout({"net.0.a.b": (4,), "net.1.a.b": (5,), "net.0.c.d": (1,), "net.1.c.d": (1,)})
+    assert [place.path for place in made.entries] == ["net.{}.c.d"]
     assert sorted(made.odd) == ["net.0.a.b", "net.1.a.b"]
 
 
 @pytest.mark.parametrize("name", ["sigma-256", "alpha-1024-ms", "dit-xl-2-512"])
 def test_patterns_fit_what_they_were_drafted_from(name: str) -> None:
     keys = read_keys(ROOT / "fixtures" / "inventories" / f"{name}.json")
-    places = layout(keys.shapes).places
+    places = key_layout(keys.shapes).entries
     symbols = Symbols(places)
     assert symbols.dims["D"] == 1152
     rows = {f"{place.path} [{symbols.pattern(place)}]": converter.Extra() for place in places}
