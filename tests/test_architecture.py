@@ -1,0 +1,80 @@
+"""The order of the rooms: each module imports only from its own room and from rooms below, and no two import each other.
+
+The order is read from the table of `docs/architecture.md`, so that documentation and code cannot disagree.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+from makers import ROOT
+
+PACKAGE = ROOT / "converter"
+ROOMS = re.findall(r"^\| `(\w+)(?:\.py|/)?` \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+FACADE = ("__init__", "__main__", "_version")  # the public names, and what starts the command line
+
+
+def name_of(path: Path) -> str:
+    """`converter.mapping.rows` of its file; a package is called as its folder."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def room_of(module: str) -> str:
+    """The first part below `converter`; each model's folder is a room of its own."""
+    parts = module.split(".")[1:]
+    return ".".join(parts[:2]) if parts[:1] == ["models"] else parts[0] if parts else "__init__"
+
+
+def imported(module: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, module of this package) of every import, those inside functions and for type checkers included."""
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            # `from . import audit` imports a module, `from .audit import check` a name of it.
+            names = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names]
+        else:
+            continue
+        yield from ((node.lineno, name) for name in dict.fromkeys(names) if name.split(".")[0] == "converter")
+
+
+IMPORTS = {name: list(imported(name, ast.parse(path.read_text()))) for name, path in MODULES.items()}
+
+
+def test_every_room_stands_in_the_documented_order() -> None:
+    rooms = {room_of(module).partition(".")[0] for module in MODULES} - {*FACADE}
+    assert sorted(rooms) == sorted(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_go_down(room: str) -> None:
+    below = ROOMS[: ROOMS.index(room)]
+    up = [
+        f"{MODULES[module].relative_to(ROOT)}:{line} imports {name}"
+        for module, lines in IMPORTS.items()
+        if room_of(module).partition(".")[0] == room
+        for line, name in lines
+        if room_of(name) != room_of(module) and room_of(name).partition(".")[0] not in (*below, "_version")
+    ]
+    assert not up
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module: {name for _, name in lines if name != module} for module, lines in IMPORTS.items()}
+    # A package's `__init__` gathers the names of its modules, which may import siblings by way of the package's name.
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
