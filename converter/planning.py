@@ -14,10 +14,10 @@ from ._version import __version__
 from .arrangement import Arrangement, to_diffusers
 from .beside import Beside, look_beside
 from .checkpoint import Checkpoint
-from .checkpoint.containers import asked_by
-from .checkpoint.folder import CONFIG, beside
-from .checkpoint.meaning import SPOKEN
-from .checkpoint.safetensors_writer import lay_out_safetensors
+from .checkpoint.folders.folder import CONFIG, beside
+from .checkpoint.state_dicts import asked_by
+from .checkpoint.weights_kind import SPOKEN
+from .checkpoint.write.safetensors_writer import lay_out_safetensors
 from .demanded import demand
 from .destination import COMFYUI, Destination
 from .errors import UsageError, printable

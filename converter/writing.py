@@ -13,9 +13,9 @@ from pathlib import Path
 
 from .checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
 from .checkpoint.crc import combine
-from .checkpoint.layout import Entry, Layout
-from .checkpoint.publish import Publication, unwritten
-from .checkpoint.transfer import Delivery, Output, Progress, transfer, write_at
+from .checkpoint.write.layout import Entry, Layout
+from .checkpoint.write.publish import Publication, unwritten
+from .checkpoint.write.transfer import Delivery, Output, Progress, transfer, write_at
 from .errors import ConverterError, InputError, printable, shortened
 from .mapping import fold
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from ..errors import ConverterError, InputError, printable
-from .text import text_in
+from .recognition import text_in
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 # What people have under a checkpoint's name that is not one. (offset, magic bytes, what to say)

@@ -11,9 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import InputError, UsageError, printable
-from .containers import FILE, TOP, Candidate, Items, at_hand, candidates, choose, likely, refused, shown, split
 from .file import InputFile, container_of, reading
-from .folder import (
+from .folders.folder import (
     CONFIG,
     averaged_beside,
     copies_of_shards,
@@ -24,11 +23,12 @@ from .folder import (
     unread_variants,
     weight_files,
 )
-from .meaning import EMA, RAW, of_name
-from .names import Spelling, Tables
+from .key_names import Spelling, Tables
 from .safetensors_reader import read_header
+from .state_dicts import FILE, TOP, Candidate, Items, at_hand, candidates, choose, likely, refused, shown, split
 from .tensor import LazyTensor
-from .torchfile import TorchFile
+from .torch_file.reader import TorchFile
+from .weights_kind import EMA, RAW, of_name
 
 UNGUARDED = (
     "carries no checksums (every CRC-32 in it is 0, as torch writes with compute_crc32 = False): nothing would show a "

@@ -16,7 +16,7 @@ from .dtypes import DType
 from .file import InputFile
 
 if TYPE_CHECKING:
-    from .archive import Archive
+    from .torch_file.archive import Archive
 
 CHUNK = 1 << 20
 

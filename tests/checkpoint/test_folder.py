@@ -17,8 +17,8 @@ from makers import within
 from safetensors.torch import save_file
 
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.folder import beside, model_folder, read_config, weight_files
-from converter.checkpoint.weight_names import STEMS, variants, weights_among, with_variant
+from converter.checkpoint.folders.folder import beside, model_folder, read_config, weight_files
+from converter.checkpoint.folders.weight_names import STEMS, variants, weights_among, with_variant
 from converter.errors import InputError
 
 STEM = "diffusion_pytorch_model.safetensors"

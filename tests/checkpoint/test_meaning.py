@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from converter.checkpoint.meaning import meaning
+from converter.checkpoint.weights_kind import meaning
 
 LIGHTNING: dict[str, Any] = {"state_dict": 0, "current_model_state": 0, "pytorch-lightning_version": 0}
 MMENGINE: dict[str, Any] = {"state_dict": 0, "ema_state_dict": 0, "message_hub": 0, "meta": 0}

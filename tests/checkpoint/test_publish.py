@@ -22,10 +22,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.checkpoint import publish
-from converter.checkpoint.interrupt import Interrupted, interruptible
-from converter.checkpoint.publish import FilePublication, Publication
-from converter.checkpoint.target import check_target, leftovers
+from converter.checkpoint.write import publish
+from converter.checkpoint.write.interrupt import Interrupted, interruptible
+from converter.checkpoint.write.publish import FilePublication, Publication
+from converter.checkpoint.write.target import check_target, leftovers
 from converter.errors import ConverterError, UsageError
 
 NAMES = ("config.json", "vae/config.json", "weights.safetensors.index.json")
@@ -1030,8 +1030,9 @@ DRIVER = (
 from __future__ import annotations
 import os, random, signal, sys, time
 from pathlib import Path
-from converter.checkpoint import interrupt, publish
-from converter.checkpoint.publish import Publication
+from converter.checkpoint.write import interrupt
+from converter.checkpoint.write import publish
+from converter.checkpoint.write.publish import Publication
 NAMES, STALE = {NAMES!r}, {STALE!r}
 """
     + "\n".join(inspect.getsource(helper) for helper in (allowed, replacing, write, make_old))
@@ -1188,8 +1189,8 @@ def test_a_signal_from_outside_removes_the_partial(tmp_path: Path, signum: signa
     script = """
 import signal, sys, time
 from pathlib import Path
-from converter.checkpoint.interrupt import Interrupted, interruptible
-from converter.checkpoint.publish import Publication
+from converter.checkpoint.write.interrupt import Interrupted, interruptible
+from converter.checkpoint.write.publish import Publication
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)
 try:

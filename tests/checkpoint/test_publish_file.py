@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from converter.checkpoint.interrupt import Interrupted, interruptible
-from converter.checkpoint.publish import FilePublication
-from converter.checkpoint.target import check_file
+from converter.checkpoint.write.interrupt import Interrupted, interruptible
+from converter.checkpoint.write.publish import FilePublication
+from converter.checkpoint.write.target import check_file
 from converter.errors import ConverterError, UsageError
 
 

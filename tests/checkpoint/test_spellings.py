@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from makers import within
 
-from converter.checkpoint.names import Names, spellings, unwrapped
+from converter.checkpoint.key_names import Names, spellings, unwrapped
 from converter.families import tables
 from converter.mapping import KeyMapping, Sparse
 

@@ -9,7 +9,7 @@ from forge import assert_refused, save
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.checkpoint.text import text_in
+from converter.checkpoint.recognition import text_in
 from converter.errors import printable
 
 TEXTS = {

@@ -23,13 +23,14 @@ from makers import raw_bytes, sincos, within
 from safetensors.torch import save_file
 
 from converter.buffers import computed
-from converter.checkpoint import Checkpoint, open_checkpoint, transfer
+from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.cast import count_nonfinite
 from converter.checkpoint.crc import combine
 from converter.checkpoint.dtypes import BF16, BY_CODE, F16, F32, F64, DType
 from converter.checkpoint.file import InputFile
 from converter.checkpoint.tensor import LazyTensor, Storage, row_major
-from converter.checkpoint.transfer import CHUNK, Delivery, Output, in_threads, write_at
+from converter.checkpoint.write import transfer
+from converter.checkpoint.write.transfer import CHUNK, Delivery, Output, in_threads, write_at
 from converter.errors import ConverterError, InputError
 from converter.families.sincos import SinCosTable
 

@@ -22,8 +22,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from makers import within
 
-from converter.checkpoint import unpickle
-from converter.checkpoint.unpickle import Call, Dict, Global, PersistentId, PickleError, Set, load
+from converter.checkpoint.torch_file import unpickle
+from converter.checkpoint.torch_file.unpickle import Call, Dict, Global, PersistentId, PickleError, Set, load
 
 SCALARS = st.one_of(
     st.none(),

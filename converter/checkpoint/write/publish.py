@@ -5,8 +5,8 @@ place. So at any moment the target is the whole old folder or the whole new one,
 no file of the old one (say, a stale shard index) stays behind in the new one.
 
 >>> import tempfile
->>> from converter.checkpoint.interrupt import interruptible
->>> from converter.checkpoint.target import check_target
+>>> from converter.checkpoint.write.interrupt import interruptible
+>>> from converter.checkpoint.write.target import check_target
 >>> with tempfile.TemporaryDirectory() as folder:
 ...     target = check_target(Path(folder, "out"), Path("a.pth"), overwrite=False, allowed=lambda _: set())
 ...     with interruptible(), Publication(target, needed_bytes=2) as out:
@@ -27,7 +27,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from ..errors import ConverterError, human_bytes, printable
+from ...errors import ConverterError, human_bytes, printable
 from .interrupt import held, live
 from .target import REPLACED, Allowed, hidden, nearest, refusal, refuse_foreign
 

@@ -15,11 +15,11 @@ import stat
 import struct
 from dataclasses import dataclass
 
-from ..errors import InputError
-from .crc import crc32
-from .directory import Entry, comment_behind, read_directory
-from .file import InputFile
+from ...errors import InputError
+from ..crc import crc32
+from ..file import InputFile
 from .other_zips import around, packed_again
+from .zip_directory import Entry, comment_behind, read_directory
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _DESCRIPTOR_FLAG = 0x0008

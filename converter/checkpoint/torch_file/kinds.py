@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, TypeGuard
 
-from .dtypes import UNQUANTISED
+from ..dtypes import UNQUANTISED
 from .unpickle import Call, Dict, Global, Set
 
 # By the name of torch's function that rebuilds them, or of their storage's class.

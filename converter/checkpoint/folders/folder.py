@@ -8,12 +8,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, printable
-from .file import InputFile, leads_nowhere, present, reads
-from .json_file import content_of, parsed, read_json
-from .meaning import EMA, of_name
+from ...errors import InputError, printable
+from ..file import InputFile, leads_nowhere, present, reads
+from ..json_file import content_of, parsed, read_json
+from ..safetensors_reader import copies_named
+from ..weights_kind import EMA, of_name
 from .odd_folders import in_cache, refuse_loose
-from .safetensors_reader import copies_named
 from .weight_names import STEMS, SUFFIXES, pairs_among, variants, weights_among
 
 CONFIG = "config.json"  # of a model in diffusers' layout

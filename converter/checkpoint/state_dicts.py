@@ -10,12 +10,12 @@ from typing import Any
 
 from ..errors import InputError, UsageError, printable
 from .file import InputFile
-from .kinds import is_tensor, kind_of
-from .meaning import EMA, RAW, meaning
-from .names import Spelling, Tables, spellings
+from .key_names import Spelling, Tables, spellings
 from .tensor import LazyTensor
-from .torchfile import TorchFile
-from .tree import Found, look, of_optimizer, pairs_of
+from .torch_file.kinds import is_tensor, kind_of
+from .torch_file.reader import TorchFile
+from .torch_file.tree import Found, look, of_optimizer, pairs_of
+from .weights_kind import EMA, RAW, meaning
 
 TOP = "the top level"  # where the weights lie that no wrapper holds
 FILE = "the file"  # of a format without wrappers

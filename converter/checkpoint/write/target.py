@@ -9,8 +9,8 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-from ..errors import InputError, UsageError, printable
-from .file import InputFile
+from ...errors import InputError, UsageError, printable
+from ..file import InputFile
 
 REPLACED = ".replaced"  # of an old target that has given way to the new one, and is being deleted
 # The files of a folder, such as "vae/config.json", that may be deleted; empty where the folder is not ours at all.

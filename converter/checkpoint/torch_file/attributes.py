@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import printable
+from ...errors import printable
 from .kinds import is_global, is_ordered_dict, is_tensor, kind_of, of_package
 from .unpickle import Call, Dict
 

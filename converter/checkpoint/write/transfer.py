@@ -18,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
-from ..errors import ConverterError, printable
-from .cast import cast, count_nonfinite, trailing_zeros
-from .crc import combine, crc32
-from .tensor import CHUNK, LazyTensor, Storage
+from ...errors import ConverterError, printable
+from ..cast import cast, count_nonfinite, trailing_zeros
+from ..crc import combine, crc32
+from ..tensor import CHUNK, LazyTensor, Storage
 
 Progress = Callable[[int], None]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import InputError, printable
-from .file import InputFile
+from ...errors import InputError, printable
+from ..file import InputFile
 
 
 def in_cache(folder: Path) -> Path:

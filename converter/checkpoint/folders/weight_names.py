@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from ..errors import printable
+from ...errors import printable
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # of files that may be checkpoints
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # as diffusers calls those of a model

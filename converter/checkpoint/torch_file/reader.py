@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import InputError, printable
+from ...errors import InputError, printable
+from ..dtypes import BY_STORAGE, DType
+from ..file import InputFile
+from ..tensor import LazyTensor, Storage, checked
 from .archive import Archive
 from .attributes import Attributes
-from .dtypes import BY_STORAGE, DType
-from .file import InputFile
 from .kinds import KINDS, is_global, is_ordered_dict, kind_of
-from .tensor import LazyTensor, Storage, checked
 from .unpickle import Call, Dict, Global, PersistentId, PickleError, load
 
 PICKLE_LIMIT = 32 << 20

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..errors import printable, shortened
-from .directory import Entry
-from .weight_names import SUFFIXES
+from ...errors import printable, shortened
+from ..folders.weight_names import SUFFIXES
+from .zip_directory import Entry
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".xz", ".zst", ".bz2", ".rar")  # that may hold one
 _TORCHS = (0, 45)  # the version that made an entry: what torch writes there, and what this tool does

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from .dtypes import RANK
+from ..dtypes import RANK
 from .layout import Entry, Layout
 
 

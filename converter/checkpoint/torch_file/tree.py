@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import printable
+from ...errors import printable
 from .kinds import is_ordered_dict, is_tensor, kind_of
 from .unpickle import Call, Dict, Global
 

@@ -11,9 +11,9 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .crc import crc32
+from ..crc import crc32
+from ..tensor import row_major
 from .layout import Entry, Layout
-from .tensor import row_major
 
 ALIGNMENT = 64
 _LOCAL, _CENTRAL = struct.Struct("<4s5H3I2H"), struct.Struct("<4s6H3I5H2I")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from .dtypes import DType
+from ..dtypes import DType
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import InputError, printable
+from ...errors import InputError, printable
 
 OPCODE_LIMIT = 2_000_000
 STACK_LIMIT = 500_000
