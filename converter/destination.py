@@ -14,7 +14,7 @@ from .checkpoint.dtypes import BF16, BY_NAME, F16, F32
 from .checkpoint.file import reading
 from .checkpoint.folders.weight_names import INDEX, WEIGHTS, is_shard, with_variant
 from .checkpoint.json_file import read_json
-from .checkpoint.write.layout import Entry
+from .checkpoint.write.layout import TensorEntry as Entry
 from .checkpoint.write.publish import FilePublication, Publication
 from .checkpoint.write.safetensors_writer import lay_out_safetensors
 from .checkpoint.write.target import check_file, check_target

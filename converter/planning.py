@@ -15,8 +15,8 @@ from .arrangement import Arrangement, to_diffusers
 from .beside import Beside, look_beside
 from .checkpoint import Checkpoint
 from .checkpoint.folders.folder import CONFIG, beside
-from .checkpoint.state_dicts import asked_by
-from .checkpoint.weights_kind import SPOKEN
+from .checkpoint.state_dicts import selecting_flag as asked_by
+from .checkpoint.weights_kind import LABELS as SPOKEN
 from .checkpoint.write.safetensors_writer import lay_out_safetensors
 from .demanded import demand
 from .destination import COMFYUI, Destination

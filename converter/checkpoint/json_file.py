@@ -40,17 +40,20 @@ def parsed(file: InputFile, data: bytes) -> Any:
     """What the `content_of` a JSON file says."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
         raise file.error("", "not valid JSON: it is in UTF-16 or UTF-32: save it as UTF-8")
-    return parse_json(file, "", data.removeprefix(codecs.BOM_UTF8))
+    text = data.removeprefix(codecs.BOM_UTF8)
+    if text.startswith(codecs.BOM_UTF8):
+        raise file.error("", "not valid JSON: it begins with two byte order marks: save it as UTF-8 without one")
+    return parse_json(file, "", text)
 
 
 def parse_json(file: InputFile, what: str, data: bytes) -> Any:
     """Strict JSON: no duplicate keys, no NaN or infinity, no half characters, no runaway nesting."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) != len(pairs):
+        content = dict(pairs)
+        if len(content) != len(pairs):
             raise ValueError("a duplicate key")
-        return made
+        return content
 
     def constant(text: str) -> NoReturn:
         raise ValueError(f"{text} is not JSON")
@@ -61,10 +64,10 @@ def parse_json(file: InputFile, what: str, data: bytes) -> Any:
     if data.count(b"[") + data.count(b"{") > NODE_LIMIT:
         raise file.error(what, f"more than {NODE_LIMIT} lists and objects")
     try:
-        made = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant, parse_float=number)
+        content = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant, parse_float=number)
         if b"\\ud" in data.lower():
-            json.dumps(made, ensure_ascii=False).encode()
-        return made
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except RecursionError:
         raise file.error(what, "nested too deeply") from None
     except UnicodeEncodeError:

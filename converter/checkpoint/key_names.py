@@ -1,4 +1,4 @@
-"""How a state dict spells the names of a model: behind which prefix, with which wrappers in between, beside what else.
+"""The models in a state dict: after which prefix their keys come, with which wrappers in between, among what else.
 
 Wrappers that training puts around a model or its blocks (DDP, `torch.compile`, FSDP, activation checkpoints) and the
 programs that hold it (a Lightning module, a distillation loop) all show in the keys. What a model's own names are is
@@ -47,17 +47,17 @@ Tables = Callable[[], Iterable[Sequence[Names]]]
 
 
 @dataclass(frozen=True)
-class Spelling:
+class ModelKeys:
     """One model in a state dict.
 
-    `keys`: the model's name for a tensor -> its key in the file; `prefix`: what those began with; `left_out`: keys of
-    the state dict that are no part of the model; `mixed`: why names may be unknown, in words: only some keys carry a
-    prefix; `clash`: why the names cannot be told apart at all; `known`: how many names the kind of model that fits
-    best knows, and `fits` whether that is what this is.
+    `in_file`: the model's name for a tensor -> its key in the file; `prefix`: what those keys begin with; `left_out`:
+    keys of the state dict that are no part of the model; `mixed`: why names may be unknown, in words: only some keys
+    carry a prefix; `clash`: why the names cannot be told apart at all; `known`: how many names the kind of model that
+    fits best knows, and `fits` whether that is what this is.
     """
 
     prefix: str
-    keys: dict[str, str]
+    in_file: dict[str, str]
     left_out: tuple[str, ...] = ()
     mixed: str = ""
     clash: str = ""
@@ -65,19 +65,19 @@ class Spelling:
     fits: bool = False
 
 
-def spellings(keys: Sequence[str], tables: Tables | None = None) -> list[Spelling]:
+def find_models(keys: Sequence[str], tables: Tables | None = None) -> list[ModelKeys]:
     """The models that a state dict with these keys holds, at least one; several where each is a whole one.
 
-    >>> [found] = spellings(["module.blocks.0._orig_mod.fc", "module.out"])
-    >>> found.prefix, list(found.keys)
+    >>> [found] = find_models(["module.blocks.0._orig_mod.fc", "module.out"])
+    >>> found.prefix, list(found.in_file)
     ('module.', ['blocks.0.fc', 'out'])
     """
     plain = _plain(keys)
     for batch in tables() if tables else ():
-        known = max((sum(table.row_of(name) is not None for name in plain.keys) for table in batch), default=0)
+        known = max((sum(table.row_of(name) is not None for name in plain.in_file) for table in batch), default=0)
         if keys and known == len(keys):
-            return [Spelling(plain.prefix, plain.keys, known=known, fits=True)]
-        found, mixed = _behind(keys, batch)
+            return [ModelKeys(plain.prefix, plain.in_file, known=known, fits=True)]
+        found, mixed = _by_tables(keys, batch)
         if found:
             # Of a single model, what only some keys carry may still be why names in it are unknown.
             same = len(found) == 1 and found[0].prefix == plain.prefix
@@ -100,7 +100,7 @@ def unwrapped(key: str) -> str:
     return _WRAPPER.sub("", key) or key
 
 
-def _plain(keys: Sequence[str]) -> Spelling:
+def _plain(keys: Sequence[str]) -> ModelKeys:
     """What is behind the known prefix, possibly of several parts, that all keys carry.
 
     What only some keys carry stays: it is a part of their names (`model.embed` beside `lm_head`), or else the file is
@@ -110,16 +110,14 @@ def _plain(keys: Sequence[str]) -> Spelling:
     while keys and not mixed:
         for known in PREFIXES:
             # A key that is nothing but a prefix does not carry it: none may be left empty.
-            carrying = [key for key in keys if key.startswith(prefix + known) and key != prefix + known]
+            start = prefix + known
+            carrying = {key: None for key in keys if key.startswith(start) and key != start}
             if len(carrying) == len(keys):
-                prefix += known
+                prefix = start
                 break
             if carrying:
-                others = dict.fromkeys(keys)
-                for key in carrying:
-                    del others[key]
-                twins = [prefix + key[len(prefix + known) :] for key in carrying]
-                twin = next((key for key in twins if key in others), "")
+                others = {key: None for key in keys if key not in carrying}
+                twin = next((name for key in carrying if (name := prefix + key[len(start) :]) in others), "")
                 # Of a block that was compiled by itself: a wrapper, wherever it stands.
                 if known == "_orig_mod." and not twin:
                     continue
@@ -134,7 +132,7 @@ def _plain(keys: Sequence[str]) -> Spelling:
         if other := names.get(name):
             clash = clash or f"{printable(other)} and {printable(key)} differ in wrappers only: which one is meant?"
         names[name] = key
-    return Spelling(prefix, names, mixed=mixed, clash=clash)
+    return ModelKeys(prefix, names, mixed=mixed, clash=clash)
 
 
 @dataclass
@@ -149,7 +147,7 @@ class _Group:
         return bool(self.names) and 2 * len(self.rows & table.required) >= len(table.required)
 
 
-def _behind(keys: Sequence[str], tables: Sequence[Names]) -> tuple[list[Spelling], str]:
+def _by_tables(keys: Sequence[str], tables: Sequence[Names]) -> tuple[list[ModelKeys], str]:
     """(the models behind prefixes of any kind, by the table that knows most; in words, why there are none though one
     fits: keys outside of it may well be its own)."""
     names = {unwrapped(key): key for key in keys}
@@ -158,9 +156,9 @@ def _behind(keys: Sequence[str], tables: Sequence[Names]) -> tuple[list[Spelling
     best: dict[str, _Group] = {}
     strays: list[tuple[str, str]] = []
     for table in tables:
-        groups = _grouped(names, table)
+        groups = _groups(names, table)
         fitting = {prefix: group for prefix, group in groups.items() if group.fits(table)}
-        if _most(fitting) > _most(best):
+        if _largest(fitting) > _largest(best):
             best = fitting
             strays = [(p, name) for p, group in groups.items() if p not in fitting for name in group.names.values()]
     # Names outside of all models that would be theirs, if a known prefix or its absence meant nothing.
@@ -178,10 +176,10 @@ def _behind(keys: Sequence[str], tables: Sequence[Names]) -> tuple[list[Spelling
     outside += [name for group in parts for name in group.names.values()]
     if outside:
         return [], _mixed(main, len(best[main].names), len(keys), outside[0])
-    return (_taken(best, names), "") if len(best) <= _MODELS else ([], "")
+    return (_separated(best, names), "") if len(best) <= _MODELS else ([], "")
 
 
-def _grouped(names: Iterable[str], table: Names) -> dict[str, _Group]:
+def _groups(names: Iterable[str], table: Names) -> dict[str, _Group]:
     groups: dict[str, _Group] = {}
     for name in names:
         for start in _starts(name):
@@ -192,11 +190,11 @@ def _grouped(names: Iterable[str], table: Names) -> dict[str, _Group]:
     return groups
 
 
-def _most(groups: dict[str, _Group]) -> int:
+def _largest(groups: dict[str, _Group]) -> int:
     return max((len(group.names) for group in groups.values()), default=0)
 
 
-def _taken(models: dict[str, _Group], names: dict[str, str]) -> list[Spelling]:
+def _separated(models: dict[str, _Group], names: dict[str, str]) -> list[ModelKeys]:
     """The models in a state dict: each has what carries its prefix and no longer one of another model's, but for what
     is plainly no part of it. That, and whatever carries no model's prefix, is left out."""
     kept: dict[str, dict[str, str]] = {prefix: {} for prefix in models}
@@ -211,7 +209,7 @@ def _taken(models: dict[str, _Group], names: dict[str, str]) -> list[Spelling]:
         else:
             foreign[prefix].append(key)
     return [
-        Spelling(prefix, kept[prefix], (*foreign[prefix], *apart), known=len(group.names), fits=True)
+        ModelKeys(prefix, kept[prefix], (*foreign[prefix], *apart), known=len(group.names), fits=True)
         for prefix, group in models.items()
     ]
 

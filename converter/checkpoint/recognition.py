@@ -1,4 +1,5 @@
-"""Text where weights should be: mostly what a server said instead of sending them, kept under their name."""
+"""What a file is, by its first bytes; and what it is instead, where it is no checkpoint: often the text that a server
+sent instead of the weights."""
 
 from __future__ import annotations
 
@@ -6,10 +7,54 @@ import codecs
 import re
 
 from ..errors import HIDDEN, TOKEN, printable
+from .file import InputFile
 
+_HEAD = 2048  # bytes that are looked at
+_RESAVE = "re-save it with a current torch: torch.save(torch.load(PATH, weights_only=True, map_location='cpu'), NEW)"
+_NOT_WEIGHTS = "not a torch or safetensors checkpoint"
+# Files that are given in place of a checkpoint: (offset, magic bytes, what the file is and what to do).
+_OTHERS = (
+    (0, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19", f"a legacy torch file (the default before torch 1.6): {_RESAVE}"),
+    (0, b"\x80", "a bare pickle, not a torch archive: re-save it with torch.save"),
+    (0, b"\x89HDF", f"an HDF5 file (Keras), {_NOT_WEIGHTS}"),
+    (0, b"GGUF", f"a GGUF file, {_NOT_WEIGHTS}"),
+    (0, b"\x93NUMPY", f"a NumPy array, {_NOT_WEIGHTS}"),
+    (0, b"\x1f\x8b", "gzip-compressed: decompress it first"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd-compressed: decompress it first"),
+    (0, b"\xfd7zXZ", "xz-compressed: decompress it first"),
+    (0, b"BZh", "bzip2-compressed: decompress it first"),
+    (0, b"7z\xbc\xaf", "a 7-Zip archive: unpack it first"),
+    (0, b"Rar!\x1a\x07", "a RAR archive: unpack it first"),
+    (0, b"PK\x05\x06", "an empty zip archive: nothing is in it (an interrupted download or packing?)"),
+    (0, b"PK\x07\x08", "one part of a split zip archive: join the parts and unpack them first"),
+    (0, b"\x89PNG", "a PNG image"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"RIFF", "a RIFF file (WebP, WAV)"),
+    (257, b"ustar", "a tar archive: if torch before 0.4 wrote it, re-save it with a current torch, else unpack it"),
+)
 _SHOWN = 160  # characters of it in the error line
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _BEARER = re.compile(r"(?<=bearer )\S+", re.IGNORECASE)
+
+
+def container_of(file: InputFile) -> str:
+    """'zip' or 'safetensors', by the first bytes. Raises: `InputError` that says what any other file is."""
+    head = file.read(0, min(file.size, _HEAD))
+    if not head:
+        raise file.error("", "empty")
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    # A safetensors file begins with the length of its header, and the header with '{'.
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
+        return "safetensors"
+    for offset, magic, what in _OTHERS:
+        if head[offset : offset + len(magic)] == magic:
+            raise file.error("offset 0", f"this is {what}")
+    if text := text_in(head, whole=len(head) == file.size):
+        raise file.error("offset 0", text)
+    if not any(head):
+        raise file.error("offset 0", "this begins with zeros (an unfinished download?)")
+    raise file.error("offset 0", f"neither a torch archive nor a safetensors file (it begins with {head[:8].hex(' ')})")
 
 
 def text_in(head: bytes, *, whole: bool) -> str:
@@ -53,7 +98,7 @@ def _decoded(head: bytes, whole: bool) -> str:
         text, odd = data.decode("latin-1"), 0
     # Colours for a terminal and the like may be among them; a NUL is a number that is none.
     controls = sum(not (c.isprintable() or c.isspace()) for c in text)
-    return text if "\0" not in text and controls <= odd * len(text) else ""
+    return text.lstrip("\ufeff") if "\0" not in text and controls <= odd * len(text) else ""
 
 
 def _quoted(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import printable
 
 RAW, EMA, UNKNOWN = "raw", "ema", "unknown"
-SPOKEN = {RAW: "raw", EMA: "EMA", UNKNOWN: "other"}  # before "weights", for people
+LABELS = {RAW: "raw", EMA: "EMA", UNKNOWN: "other"}  # before "weights", for people
 
 # Words of a place that tell. `online` comes first: ema-pytorch keeps `online_model` inside of its EMA.
 _RAW_WORDS = {"online", "raw", "live"}
@@ -27,19 +27,21 @@ _NAMES = {
 }  # fmt: skip
 
 
-def meaning(path: Sequence[str], prefix: str, beside: Mapping[str, Any]) -> tuple[str, str]:
+def kind_of_weights(path: Sequence[str], prefix: str, top_level: Mapping[str, Any]) -> tuple[str, str]:
     """('raw', 'ema' or 'unknown'; what tells so, where it is not the place alone).
 
     Args:
         path: the keys that lead to the state dict, with the prefix where several models lie in it; `prefix`: what its
             keys begin with.
-        beside: the entries at the top level of the file.
+        top_level: the entries at the top level of the file.
 
-    >>> meaning(["state_dict_ema"], "", {}), meaning(["state_dict"], "", {"state_dict": 0, "current_model_state": 0})
-    (('ema', ''), ('ema', "Lightning's WeightAveraging keeps the average there"))
+    >>> kind_of_weights(["state_dict_ema"], "", {})
+    ('ema', '')
+    >>> kind_of_weights(["state_dict"], "", {"state_dict": 0, "current_model_state": 0})
+    ('ema', "Lightning's WeightAveraging keeps the average there")
     """
-    if told := _writer(list(path), beside):
-        return told
+    if known := _of_writer(path, top_level):
+        return known
     parts = [*path, *prefix.strip(".").split(".")] if prefix else list(path)
     words = [_words(part) for part in parts]
     if any(_RAW_WORDS & {*each} or _negated(each) for each in words):
@@ -49,7 +51,7 @@ def meaning(path: Sequence[str], prefix: str, beside: Mapping[str, Any]) -> tupl
     return (RAW, "") if all(part in _NAMES or part.isdigit() for part in path) else (UNKNOWN, "")
 
 
-def of_name(stem: str) -> tuple[str, str]:
+def kind_by_name(stem: str) -> tuple[str, str]:
     """The same of a file that holds nothing but weights, or of a folder: all there is to tell it by is its name."""
     words = _words(stem)
     averaged = _EMA_WORDS & {*words} and not _negated(words)
@@ -66,21 +68,21 @@ def _negated(words: Sequence[str]) -> bool:
     return any(one in _NEGATIONS and other in _EMA_WORDS for one, other in pairwise(words))
 
 
-def _writer(path: list[str], beside: Mapping[str, Any]) -> tuple[str, str] | None:
+def _of_writer(path: Sequence[str], top_level: Mapping[str, Any]) -> tuple[str, str] | None:
     """What is known of frameworks that call the average `state_dict`.
 
     Lightning, `callbacks/weight_averaging.py` (on_save_checkpoint); mmengine, `hooks/ema_hook.py`
     (before_save_checkpoint, _swap_ema_state_dict).
     """
     place = path[0] if path else ""
-    if {"state_dict", "current_model_state"} <= beside.keys():
+    if {"state_dict", "current_model_state"} <= top_level.keys():
         who = "Lightning's WeightAveraging keeps the"
         return {
             "state_dict": (EMA, f"{who} average there"),
             "current_model_state": (RAW, f"{who} raw weights there"),
         }.get(place)
-    if {"state_dict", "ema_state_dict"} <= beside.keys() and place in ("state_dict", "ema_state_dict"):
-        if "message_hub" in beside:
+    if {"state_dict", "ema_state_dict"} <= top_level.keys() and place in ("state_dict", "ema_state_dict"):
+        if "message_hub" in top_level:
             averaged = place == "state_dict"
             return (EMA if averaged else RAW), "mmengine's EMAHook exchanges the two when it saves"
         return UNKNOWN, "some frameworks exchange the two when they save"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..checkpoint.weights_kind import SPOKEN
+from ..checkpoint.weights_kind import LABELS as SPOKEN
 from ..errors import printable
 from .result import DIFFERENT, IDENTICAL, MODELS, ONLY_A, ONLY_B, ROUNDED, SAME, SHAPE, Diff, TensorDiff, WeightsDiff
 from .rounding import Rounding

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..checkpoint.folders.folder import CONFIG
-from ..checkpoint.weights_kind import SPOKEN
+from ..checkpoint.weights_kind import LABELS as SPOKEN
 from ..errors import human_bytes
 from ..parity.rendering import facts
 from ..parity.rendering.markdown_text import blocks, bullets, code, fenced, table, text

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from converter.checkpoint.weights_kind import meaning
+from converter.checkpoint.weights_kind import kind_of_weights
 
 LIGHTNING: dict[str, Any] = {"state_dict": 0, "current_model_state": 0, "pytorch-lightning_version": 0}
 MMENGINE: dict[str, Any] = {"state_dict": 0, "ema_state_dict": 0, "message_hub": 0, "meta": 0}
 
 
-@pytest.mark.parametrize(("path", "prefix", "beside", "weights"), [
+@pytest.mark.parametrize(("path", "prefix", "top_level", "weights"), [
     ("state_dict", "model.", {}, "raw"), ("state_dict_ema", "", {}, "ema"), ("", "", {}, "raw"), ("ema", "", {}, "ema"),
     ("model_state_dict", "", {}, "raw"), ("module", "", {}, "raw"), ("net", "", {}, "raw"), ("params", "", {}, "raw"),
     ("params_ema", "", {}, "ema"), ("state.model", "", {}, "raw"), ("app.model", "", {}, "raw"),
@@ -29,7 +29,7 @@ MMENGINE: dict[str, Any] = {"state_dict": 0, "ema_state_dict": 0, "message_hub":
     ("ema_state_dict", "", {"state_dict": 0, "ema_state_dict": 0}, "unknown"),
     ("ema_state_dict", "", {"model": 0, "ema_state_dict": 0}, "ema"),
 ])  # fmt: skip
-def test_meaning(path: str, prefix: str, beside: dict[str, Any], weights: str) -> None:
-    found, why = meaning(path.split(".") if path else [], prefix, beside)
+def test_kind_of_weights(path: str, prefix: str, top_level: dict[str, Any], weights: str) -> None:
+    found, why = kind_of_weights(path.split(".") if path else [], prefix, top_level)
     assert found == weights
-    assert bool(why) == bool({"state_dict", "ema_state_dict"} <= beside.keys() or "current_model_state" in beside)
+    assert bool(why) == bool({"state_dict", "ema_state_dict"} <= top_level.keys() or "current_model_state" in top_level)

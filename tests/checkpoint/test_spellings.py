@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from makers import within
 
-from converter.checkpoint.key_names import Names, spellings, unwrapped
+from converter.checkpoint.key_names import Names, find_models, unwrapped
 from converter.families import tables
 from converter.mapping import KeyMapping, Sparse
 
@@ -30,9 +30,9 @@ def test_any_prefix_and_whatever_lies_elsewhere(prefix: list[str], other: list[s
     head = "".join(f"{part}." for part in prefix)
     there = ".".join([*prefix[:-1], "elsewhere", *other]) if beside and prefix else ""
     keys = [head + name for name in MODEL] + ([there] if there else [])
-    (found,) = spellings(keys, toy)
-    assert list(found.keys) == MODEL
-    assert [*found.keys.values(), *found.left_out] == keys
+    (found,) = find_models(keys, toy)
+    assert list(found.in_file) == MODEL
+    assert [*found.in_file.values(), *found.left_out] == keys
     assert (found.prefix, found.fits, found.mixed, found.clash) == (head, True, "", "")
 
 
@@ -45,13 +45,13 @@ def test_wrappers_anywhere(data: st.DataObject) -> None:
         return "".join(data.draw(wrappers) + part + "." for part in parts) + end
 
     keys = [wrapped(name) for name in MODEL]
-    (found,) = spellings(keys, toy)
-    assert list(found.keys) == MODEL
-    assert list(found.keys.values()) == keys
+    (found,) = find_models(keys, toy)
+    assert list(found.in_file) == MODEL
+    assert list(found.in_file.values()) == keys
 
 
 def test_two_names_that_differ_in_a_wrapper_are_one_too_many() -> None:
-    (found,) = spellings([*MODEL, "blocks.0._orig_mod.fc.weight"], toy)
+    (found,) = find_models([*MODEL, "blocks.0._orig_mod.fc.weight"], toy)
     assert "differ in wrappers only" in found.clash
     assert unwrapped("_orig_mod.") == "_orig_mod."  # a key is never left empty
 
@@ -67,8 +67,8 @@ FOREIGN = [
 @pytest.mark.parametrize("foreign", FOREIGN)
 def test_what_is_plainly_no_part_of_a_model_is_left_out(prefix: str, foreign: str) -> None:
     """Also where no prefix sets the model apart."""
-    (found,) = spellings([prefix + name for name in MODEL] + [foreign], toy)
-    assert list(found.keys) == MODEL
+    (found,) = find_models([prefix + name for name in MODEL] + [foreign], toy)
+    assert list(found.in_file) == MODEL
     assert found.left_out == (foreign,)
 
 
@@ -76,8 +76,8 @@ def test_what_is_plainly_no_part_of_a_model_is_left_out(prefix: str, foreign: st
 def test_what_may_be_a_part_of_it_stays(extra: str) -> None:
     """Within the model's own prefix, nothing is taken for somebody else's but what plainly is."""
     for prefix in ("", "model."):
-        (found,) = spellings([prefix + name for name in [*MODEL, extra]], toy)
-        assert extra in found.keys
+        (found,) = find_models([prefix + name for name in [*MODEL, extra]], toy)
+        assert extra in found.in_file
         assert not found.left_out
 
 
@@ -88,7 +88,7 @@ def test_what_may_be_a_part_of_it_stays(extra: str) -> None:
 def test_a_weight_outside_of_the_prefix_is_a_mixture(prefix: str, stray: str, twice: bool) -> None:
     own = stray.removeprefix("module.")
     keys = [prefix + name for name in MODEL if twice or name != own]
-    (found,) = spellings([*keys, stray], toy)
+    (found,) = find_models([*keys, stray], toy)
     assert "mixed prefixes cannot be told apart safely" in found.mixed
     assert f"of {len(keys) + 1} keys carry the prefix" in found.mixed
     assert not found.left_out
@@ -98,30 +98,30 @@ def test_a_weight_outside_of_the_prefix_is_a_mixture(prefix: str, stray: str, tw
 def test_two_models_in_one_state_dict(one: str, other: str) -> None:
     lacking = MODEL[:-1]  # such as an EMA without buffers
     keys = [one + name for name in MODEL] + [other + name for name in lacking] + ["betas"]
-    found = {spelling.prefix: spelling for spelling in spellings(keys, toy)}
-    assert {prefix: list(spelling.keys) for prefix, spelling in found.items()} == {one: MODEL, other: lacking}
+    found = {model.prefix: model for model in find_models(keys, toy)}
+    assert {prefix: list(model.in_file) for prefix, model in found.items()} == {one: MODEL, other: lacking}
 
 
 def test_a_model_with_a_hole_is_still_found_so_that_the_hole_is_named() -> None:
-    (found,) = spellings(["_forward_module.model." + name for name in MODEL[2:]], toy)
-    assert list(found.keys) == MODEL[2:]
+    (found,) = find_models(["_forward_module.model." + name for name in MODEL[2:]], toy)
+    assert list(found.in_file) == MODEL[2:]
     assert found.fits
 
 
 def test_nothing_is_found_in_what_is_none_of_ours() -> None:
     keys = ["encoder.layer.3.proj.weight", "encoder.layer.3.proj.bias", "x.y.z", "head"]
-    (found,) = spellings(keys, toy)
-    assert (list(found.keys), found.fits) == (keys, False)
+    (found,) = find_models(keys, toy)
+    assert (list(found.in_file), found.fits) == (keys, False)
 
 
 def test_many_odd_names_take_linear_time() -> None:
     keys = [f"{'a.' * 400}blocks.{n}.fc" for n in range(15_000)]
-    assert not spellings(keys, tables())[0].fits
+    assert not find_models(keys, tables())[0].fits
 
 
 def test_many_models_take_linear_time_and_are_bounded() -> None:
     few = [f"m{n}.{name}" for n in range(60) for name in MODEL]
-    assert [list(spelling.keys) for spelling in spellings(few, toy)] == [MODEL] * 60
+    assert [list(model.in_file) for model in find_models(few, toy)] == [MODEL] * 60
     with within(20):
-        (found,) = spellings([f"m{n}.{name}" for n in range(2_000) for name in MODEL], toy)
+        (found,) = find_models([f"m{n}.{name}" for n in range(2_000) for name in MODEL], toy)
     assert not found.fits

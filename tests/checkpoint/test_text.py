@@ -16,6 +16,7 @@ TEXTS = {
     "Entry not found": (b"Entry not found", "this is text, not weights: 'Entry not found' (a message from a server?"),
     "a line": (b"Not Found\r\n", "'Not Found'"),
     "with a mark": (b"\xef\xbb\xbfAccess denied", "'Access denied'"),
+    "with two marks": (b"\xef\xbb\xbf\xef\xbb\xbf<html>gone</html>", "an HTML or XML page, not the weights: 'gone'"),
     "user": (b"Invalid username or password.", "'Invalid username or password.'"),
     "UTF-8": ("Zugriff verweigert: f\u00fcr dich nicht".encode(), "f\u00fcr dich nicht"),
     "Latin-1": ("Acc\u00e8s refus\u00e9".encode("latin-1"), "Acc\u00e8s refus\u00e9"),

@@ -12,7 +12,7 @@ from ...errors import InputError, printable
 from ..file import InputFile, leads_nowhere, present, reads
 from ..json_file import content_of, parsed, read_json
 from ..safetensors_reader import copies_named
-from ..weights_kind import EMA, of_name
+from ..weights_kind import EMA, kind_by_name
 from .odd_folders import in_cache, refuse_loose
 from .weight_names import STEMS, SUFFIXES, pairs_among, variants, weights_among
 
@@ -58,7 +58,7 @@ def model_folder(folder: Path) -> Path:
 def is_averaged(place: Path) -> bool:
     """Whether a model folder is called one of averaged weights."""
     name = place.absolute().name
-    return of_name(name)[0] == EMA and (name.endswith("_ema") or name in ("ema_transformer", "ema_model"))
+    return kind_by_name(name)[0] == EMA and (name.endswith("_ema") or name in ("ema_transformer", "ema_model"))
 
 
 def averaged_beside(place: Path) -> Path | None:

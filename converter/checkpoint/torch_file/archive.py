@@ -15,13 +15,13 @@ import stat
 import struct
 from dataclasses import dataclass
 
+from zlib_ng.zlib_ng import crc32
+
 from ...errors import InputError
-from ..crc import crc32
 from ..file import InputFile
 from .other_zips import around, packed_again
-from .zip_directory import Entry, comment_behind, read_directory
+from .zip_directory import LOCAL, ZipEntry, read_directory, trailing_comment
 
-_LOCAL = struct.Struct("<4s5H3I2H")
 _DESCRIPTOR_FLAG = 0x0008
 _FLAGS = {0, _DESCRIPTOR_FLAG, 0x0800, 0x0800 | _DESCRIPTOR_FLAG}  # 0x0800: names are UTF-8
 _MEMBER = re.compile(
@@ -79,16 +79,16 @@ class Archive:
         if "byteorder" in self.members and self.read("byteorder", 16) != b"little":
             raise file.error("byteorder", "not written on a little-endian machine: re-save it on one")
 
-    def _directory(self) -> tuple[list[Entry], int]:
+    def _directory(self) -> tuple[list[ZipEntry], int]:
         try:
             return read_directory(self.file)
         except InputError:
             # What torch writes has no comment. It is read only to say which other zip this is.
-            if (comment := comment_behind(self.file)) and (other := around(read_directory(self.file, comment)[0])):
+            if (comment := trailing_comment(self.file)) and (other := around(read_directory(self.file, comment)[0])):
                 raise self.file.error("zip", other) from None
             raise
 
-    def _member(self, entry: Entry, entries: list[Entry]) -> Member:
+    def _member(self, entry: ZipEntry, entries: list[ZipEntry]) -> Member:
         """The member that an entry describes, if it is one that torch writes."""
         name = self._name(entry.name, entries)
 
@@ -108,7 +108,7 @@ class Archive:
             raise self.file.error(name, "stored and packed sizes differ")
         return Member(name, size, entry.crc, entry.flags, header, entry.name)
 
-    def _name(self, raw: bytes, entries: list[Entry]) -> str:
+    def _name(self, raw: bytes, entries: list[ZipEntry]) -> str:
         """The name below the one root folder, checked against the fixed grammar."""
         try:
             root, slash, name = raw.decode().partition("/")
@@ -156,40 +156,31 @@ class Archive:
         """The offset of a member's data, once its local header and descriptor agree with the directory."""
         file, member = self.file, self.members[name]
         end = self._starts[bisect.bisect_right(self._starts, member.header)]
-        head = file.read(member.header, min(_LOCAL.size + len(member.raw_name), file.size - member.header), name)
-        if len(head) < _LOCAL.size + len(member.raw_name):
+        head = file.read(member.header, min(LOCAL.size + len(member.raw_name), file.size - member.header), name)
+        if len(head) < LOCAL.size + len(member.raw_name):
             raise file.error(name, "local header outside the file")
-        magic, _, flags, method, _, _, crc, packed, size, name_size, extra_size = _LOCAL.unpack_from(head)
-        if (magic, flags, method, head[_LOCAL.size :]) != (
-            b"PK\x03\x04",
-            member.flags,
-            0,
-            member.raw_name,
-        ) or name_size != len(member.raw_name):
+        magic, _, flags, method, _, _, crc, packed, size, name_size, extra_size = LOCAL.unpack_from(head)
+        if (magic, flags, method, head[LOCAL.size :], name_size) != (
+            b"PK\x03\x04", member.flags, 0, member.raw_name, len(member.raw_name)
+        ):  # fmt: skip
             raise file.error(name, "the local header and the central directory disagree")
-        start = member.header + _LOCAL.size + name_size + extra_size
+        start = member.header + LOCAL.size + name_size + extra_size
         stop = start + member.size
         if flags & _DESCRIPTOR_FLAG:
             # Sizes and CRC stand behind the data; before it they are zero (or marked as 64-bit).
-            stated = crc in (0, member.crc) and {packed, size} <= {0, member.size, 0xFFFFFFFF}
-            length = end - stop
-            expected = {
-                16: struct.pack("<4s3I", b"PK\x07\x08", member.crc, *(member.size & 0xFFFFFFFF,) * 2),
-                24: struct.pack("<4sI2Q", b"PK\x07\x08", member.crc, *(member.size,) * 2),
-            }.get(length)
-            stated = stated and expected is not None and (length == 24 or member.size < 1 << 32)
-            if not stated or file.read(stop, length, name) != expected:
-                raise file.error(
-                    name,
-                    "the data descriptor and the central directory disagree, or members overlap or leave a gap",
-                )
+            what, length = "data descriptor", end - stop
+            descriptors = {24: struct.pack("<4sI2Q", b"PK\x07\x08", member.crc, member.size, member.size)}
+            if member.size < 1 << 32:
+                descriptors[16] = struct.pack("<4s3I", b"PK\x07\x08", member.crc, member.size, member.size)
+            agree = crc in (0, member.crc) and {packed, size} <= {0, member.size, 0xFFFFFFFF} and length in descriptors
+            agree = agree and file.read(stop, length, name) == descriptors[length]
         else:
-            extra = file.read(start - extra_size, extra_size, name)
-            if (crc, *self._zip64(name, extra, size, packed)) != (member.crc, member.size, member.size) or stop != end:
-                raise file.error(
-                    name,
-                    "the local header and the central directory disagree, or members overlap or leave a gap",
-                )
+            what, extra = "local header", file.read(start - extra_size, extra_size, name)
+            expected = (member.crc, member.size, member.size, end)
+            agree = (crc, *self._zip64(name, extra, size, packed), stop) == expected
+        if not agree:
+            rule = f"the {what} and the central directory disagree, or members overlap or leave a gap"
+            raise file.error(name, rule)
         return int(start)
 
     def read(self, name: str, limit: int) -> bytes:
@@ -203,9 +194,9 @@ class Archive:
         return data
 
 
-def _plain(entry: Entry) -> bool:
+def _plain(entry: ZipEntry) -> bool:
     """Whether an entry is that of a plain file to every reader: without attributes, as torch writes it, or as zip tools
     on Unix do, with a mode."""
     mode, dos = divmod(entry.external, 1 << 16)
-    ordinary = mode == 0 or (entry.made >> 8 == _UNIX and stat.S_IFMT(mode) in (0, stat.S_IFREG))
+    ordinary = mode == 0 or (entry.made_by >> 8 == _UNIX and stat.S_IFMT(mode) in (0, stat.S_IFREG))
     return dos == 0 and ordinary and entry.internal in (0, 1) and entry.needed <= _VERSION  # 1: it looks like text

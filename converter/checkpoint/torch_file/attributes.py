@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import printable
-from .kinds import is_global, is_ordered_dict, is_tensor, kind_of, of_package
+from .kinds import describe, describe_package, is_global, is_ordered_dict, is_tensor
 from .unpickle import Call, Dict
 
 # `torch.load` sets attributes one by one: these names are no attributes to it but the elements themselves.
@@ -43,7 +43,7 @@ class Attributes:
                 inner, state = Call(args[0], args[2]), args[3]
             else:
                 break
-            if node.states or node.pairs or node.elements:
+            if node.changed:
                 return node, "a parameter whose attributes are overridden"
             if problem := self._problem(state):
                 return node, problem
@@ -56,16 +56,16 @@ class Attributes:
             if part is None or id(part) in self._states:
                 continue
             if type(part) is not Dict:
-                return f"a tensor whose attributes are not a dict but {kind_of(part)}: {_REMEDY}"
+                return f"a tensor whose attributes are not a dict but {describe(part)}: {_REMEDY}"
             for name, value in part.pairs:
                 if not isinstance(name, str):
-                    return f"a tensor with an attribute whose name is {kind_of(name)}: {_REMEDY}"
+                    return f"a tensor with an attribute whose name is {describe(name)}: {_REMEDY}"
                 if name in _DATA:
                     return f"a tensor whose attribute {name!r} takes the place of its data when it is loaded: {_REMEDY}"
                 odd = self._odd(value)
                 if odd is not None:
-                    kind = "a tensor" if is_tensor(odd) else kind_of(odd)
-                    what = of_package(odd) or f"{kind}, which is no plain value: {_REMEDY}"
+                    kind = "a tensor" if is_tensor(odd) else describe(odd)
+                    what = describe_package(odd) or f"{kind}, which is no plain value: {_REMEDY}"
                     return f"a tensor whose attribute {printable(repr(name[:41]), 40)} holds {what}"
             self._states[id(part)] = part
         return ""
@@ -96,4 +96,4 @@ def _stock(kind: Any) -> bool:
 
 def _empty(hooks: Any) -> bool:
     """Torch writes an empty OrderedDict for the hooks, which it does not save."""
-    return is_ordered_dict(hooks) and not (hooks.args or hooks.pairs or hooks.elements or hooks.states)
+    return is_ordered_dict(hooks) and not (hooks.args or hooks.changed)

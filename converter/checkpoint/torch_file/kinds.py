@@ -43,6 +43,14 @@ def is_ordered_dict(node: Any) -> TypeGuard[Call]:
     return isinstance(node, Call) and is_global(node.func, "collections", "OrderedDict")
 
 
+def pairs_of(node: Any) -> list[tuple[Any, Any]] | None:
+    """The entries of a dict, an OrderedDict or a defaultdict, None for anything else."""
+    if not isinstance(node, Dict):
+        return None
+    default_dict = isinstance(node, Call) and is_global(node.func, "collections", "defaultdict")
+    return node.pairs if default_dict or is_ordered_dict(node) or not isinstance(node, Call) else None
+
+
 def is_tensor(node: Any) -> bool:
     """Whether a node is some kind of torch tensor, accepted or not."""
     return (
@@ -53,29 +61,29 @@ def is_tensor(node: Any) -> bool:
     )
 
 
-def of_package(node: Any) -> str:
+def describe_package(node: Any) -> str:
     """What a class is, or an object of it, that another library puts in a tensor's place; '' for any other."""
-    made_by = node.func if isinstance(node, Call) else node
-    if not isinstance(made_by, Global):
+    kind = node.func if isinstance(node, Call) else node
+    if not isinstance(kind, Global):
         return ""
-    parts = made_by.module.split(".", 4)[:4]
+    parts = kind.module.split(".", 4)[:4]
     packages = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
-    return next((_PACKAGES[package].format(made_by) for package in packages if package in _PACKAGES), "")
+    return next((_PACKAGES[package].format(kind) for package in packages if package in _PACKAGES), "")
 
 
-def kind_of(node: Any) -> str:
+def describe(node: Any) -> str:
     """A node in a few words, for an error line. Never recurses into it."""
     if isinstance(node, Call):
         if not isinstance(node.func, Global):
             return "an object"
         args = node.args if isinstance(node.args, tuple) else ()
         if node.func.name == "_rebuild_from_type_v2" and len(args) > 1 and isinstance(args[1], Global):
-            return of_package(args[1]) or f"{KINDS[node.func.name]} ({args[1]}): save plain tensors instead"
+            return describe_package(args[1]) or f"{KINDS[node.func.name]} ({args[1]}): save plain tensors instead"
         kind = KINDS.get(node.func.name, "")
         if node.func.name == "_rebuild_tensor_v3" and len(args) > 6 and isinstance(args[6], Global):
             few = args[6].name.startswith(("float8", "float4"))
             return f"{kind} ({args[6]})" + (f", quantised weights: {UNQUANTISED}" if few else "")
-        return kind or of_package(node) or f"an object made by {node.func}"
+        return kind or describe_package(node) or f"an object made by {node.func}"
     if isinstance(node, Global):
         return f"a reference to {node}"
     if isinstance(node, Dict):

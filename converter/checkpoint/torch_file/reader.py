@@ -14,7 +14,7 @@ from ..file import InputFile
 from ..tensor import LazyTensor, Storage, checked
 from .archive import Archive
 from .attributes import Attributes
-from .kinds import KINDS, is_global, is_ordered_dict, kind_of
+from .kinds import KINDS, describe, is_global, is_ordered_dict
 from .unpickle import Call, Dict, Global, PersistentId, PickleError, load
 
 PICKLE_LIMIT = 32 << 20
@@ -59,23 +59,19 @@ class TorchFile:
             names.append((str(g), danger))
         return sorted(set(names))
 
-    def pairs(self, node: Any, where: str) -> list[tuple[Any, Any]] | None:
-        """The items of a dict or OrderedDict node, None for anything else."""
-        if is_ordered_dict(node):
-            # torch keeps `_metadata` as an attribute. Any other attribute would change what the dict is when loaded.
-            for state in node.states:
-                names = (
-                    [k for k, _ in state.pairs] if isinstance(state, Dict) and not isinstance(state, Call) else [None]
-                )
-                if any(name != "_metadata" for name in names):
-                    raise self.file.error(
-                        f"data.pkl: {where}",
-                        "an OrderedDict whose attributes are overridden: not a state dict",
-                    )
-            if node.args != () or node.elements:
-                raise self.file.error(f"data.pkl: {where}", "an OrderedDict built in a way that torch never uses")
-            return node.pairs
-        return node.pairs if isinstance(node, Dict) and not isinstance(node, Call) else None
+    def check_dict(self, node: Any, where: str) -> None:
+        """Refuse an OrderedDict or a defaultdict that would hold something else once it is loaded."""
+        if not isinstance(node, Call):
+            return
+        ordered = is_ordered_dict(node)
+        what = "an OrderedDict" if ordered else "a defaultdict"
+        # torch keeps `_metadata` as an attribute.
+        attributes = [[name for name, _ in state.pairs] if type(state) is Dict else [None] for state in node.states]
+        if any(name != "_metadata" for names in attributes for name in names):
+            raise self._refuse(where, f"{what} whose attributes are overridden: not a state dict")
+        plain = node.args == () or (not ordered and isinstance(node.args, tuple) and len(node.args) == 1)
+        if not plain or node.elements:
+            raise self._refuse(where, f"{what} built in a way that torch never uses")
 
     def tensor(self, key: str, node: Any) -> LazyTensor:
         """The tensor that a node describes, checked; anything else is refused by its kind."""
@@ -83,41 +79,25 @@ class TorchFile:
         if problem:
             raise self._refuse(key, problem)
         if not (isinstance(node, Call) and is_global(node.func, "torch._utils", "_rebuild_tensor_v2")):
-            raise self._refuse(key, f"not a tensor but {kind_of(node)}")
-        if (
-            not isinstance(node.args, tuple)
-            or not 6 <= len(node.args) <= 7
-            or node.states
-            or node.pairs
-            or node.elements
-        ):
+            raise self._refuse(key, f"not a tensor but {describe(node)}")
+        if not isinstance(node.args, tuple) or not 6 <= len(node.args) <= 7 or node.changed:
             raise self._refuse(key, "a tensor with other arguments than torch writes")
         # The last argument may say that the elements are to be negated or conjugated when they are read.
         metadata = node.args[6] if len(node.args) == 7 else None
         if metadata is not None and (type(metadata) is not Dict or metadata.pairs):
             raise self._refuse(key, "a tensor with metadata (a negated view?): re-save it with .clone()")
         pid, offset, shape, strides = node.args[:4]
-        if not (
-            isinstance(shape, tuple)
-            and isinstance(strides, tuple)
-            and all(type(n) is int for n in (offset, *shape, *strides))
-        ):
+        sizes = isinstance(shape, tuple) and isinstance(strides, tuple)
+        if not sizes or any(type(n) is not int for n in (offset, *shape, *strides)):
             raise self._refuse(key, "a tensor whose sizes, strides or offset are not integers")
         dtype, storage = self._storage(key, pid)
         return checked(LazyTensor(key, dtype, shape, storage, strides, offset))
 
     def _storage(self, key: str, pid: Any) -> tuple[DType, Storage]:
         value = pid.value if isinstance(pid, PersistentId) else None
-        if not (
-            isinstance(value, tuple)
-            and len(value) == 5
-            and value[0] == "storage"
-            and isinstance(value[1], Global)
-            and isinstance(value[2], str)
-            and type(value[4]) is int
-        ):
+        tag, kind, name, _, count = value if isinstance(value, tuple) and len(value) == 5 else (None,) * 5
+        if not (tag == "storage" and isinstance(kind, Global) and isinstance(name, str) and type(count) is int):
             raise self._refuse(key, "a storage reference that torch does not write")
-        kind, name, count = value[1], value[2], value[4]
         dtype = BY_STORAGE.get(kind.name) if kind.module in ("torch", "torch.storage") else None
         if dtype is None:
             raise self._refuse(key, f"{KINDS.get(kind.name, f'a storage of unknown type {kind}')} is not accepted")
@@ -125,17 +105,14 @@ class TorchFile:
         if member is None:
             raise self._refuse(key, f"its storage data/{printable(name)} is not in the archive")
         if count * dtype.itemsize != member.size:
-            raise self.file.error(
-                member.name, f"{member.size} bytes, where {printable(key)} declares {count} x {dtype}"
-            )
-        made = self._storages.get(name)
-        if made is None:
-            storage = Storage(self.file, member.name, member.size, archive=self.archive)
-            made = self._storages[name] = (dtype, storage)
+            rule = f"{member.size} bytes, where {printable(key)} declares {count} x {dtype}"
+            raise self.file.error(member.name, rule)
+        if name not in self._storages:
+            self._storages[name] = dtype, Storage(self.file, member.name, member.size, archive=self.archive)
         # torch refuses to write this, and on reading gives all tensors of the storage the first one's dtype.
-        if made[0] != dtype:
-            raise self._refuse(key, f"its storage data/{name} is {made[0]} for one tensor and {dtype} for another")
-        return made
+        if (first := self._storages[name][0]) != dtype:
+            raise self._refuse(key, f"its storage data/{name} is {first} for one tensor and {dtype} for another")
+        return self._storages[name]
 
     def _refuse(self, key: str, rule: str) -> InputError:
         return self.file.error(f"data.pkl: {printable(key)}", rule)

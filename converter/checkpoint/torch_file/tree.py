@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import printable
-from .kinds import is_ordered_dict, is_tensor, kind_of
+from .kinds import describe, is_tensor, pairs_of
 from .unpickle import Call, Dict, Global
 
 AGAIN = 8  # further names under which dicts are taken up that are there already: each is looked at anew
-WORDS = 2_000  # numbers that are kept
+INTEGERS = 2_000  # that are kept
 DEPTH = 16  # keys that lead to a dict of tensors
 _PLAIN = (int, float, str, bytes, type(None))
 _LONGEST = 1024  # characters of a key that are looked at
@@ -25,80 +25,82 @@ Path = tuple[str, ...]
 
 
 @dataclass
-class Found:
+class Contents:
     """What lies in a file.
 
-    `dicts`: (the keys that lead to a dict of tensors, its node, its entries that may be weights); `twice`: paths that
-    two entries have; `pairs`: all at the top level; `hints`: weights that are there and have no names, in words;
-    `optimizer`: whether there is an optimizer's state; `words`: whole numbers by their place, such as
-    `hyper_parameters.num_heads`: what the program that wrote the file said of itself.
+    `dicts`: (the keys that lead to a dict of tensors, its node, its entries that may be weights); `duplicates`: paths
+    that two entries have; `pairs`: all at the top level; `hints`: weights that are there and have no names, in words;
+    `optimizer`: whether there is an optimizer's state; `integers`: whole numbers by their place, such as
+    `hyper_parameters.num_heads`: what the program that wrote the file recorded of itself.
     """
 
     dicts: list[tuple[Path, Any, Pairs]] = field(default_factory=list)
-    twice: set[Path] = field(default_factory=set)
+    duplicates: set[Path] = field(default_factory=set)
     pairs: Pairs = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
     optimizer: bool = False
-    words: dict[str, int] = field(default_factory=dict)
+    integers: dict[str, int] = field(default_factory=dict)
 
     @property
-    def top(self) -> dict[str, Any]:
+    def top_level(self) -> dict[str, Any]:
         return {key: node for key, node in self.pairs if isinstance(key, str)}
 
 
-def look(root: Any) -> Found:
+def search(root: Any) -> Contents:
     """Every dict of tensors below the root of a pickle. Each object is looked at once, however often it is shared."""
-    found, seen, at, again = Found(), set[int](), dict[int, int](), 0
-    found.pairs = pairs_of(root) or []
-    found.optimizer = any(of_optimizer((key,)) for key, _ in _texts(found.pairs))
+    contents, seen, at, again = Contents(), set[int](), dict[int, int](), 0
+    contents.pairs = pairs_of(root) or []
+    contents.optimizer = any(of_optimizer((key,)) for key, _ in _texts(contents.pairs))
     waiting: deque[tuple[Path, Any]] = deque([((), root)])
     while waiting:
         path, node = waiting.popleft()
         if id(node) in seen:
             if id(node) in at and again < AGAIN:  # under another name it may be meant all the same
-                found.dicts.append((path, *found.dicts[at[id(node)]][1:]))
+                contents.dicts.append((path, *contents.dicts[at[id(node)]][1:]))
                 again += 1
             continue
         seen.add(id(node))
         pairs = pairs_of(node)
         if pairs is None and isinstance(node, list | tuple):
-            _nameless(found, path, node)
+            _hint_unnamed(contents, path, node)
             pairs = [(str(index), each) for index, each in enumerate(node) if _holds(each)]
-        _take_words(found, path, node)
+        _take_integers(contents, path, node)
         if pairs is None:
             if _is_module(node):
                 where = f"{_shown(path)}: " if path else ""
-                found.hints.append(f"{where}a whole pickled module ({kind_of(node)}): save its .state_dict() instead")
+                contents.hints.append(
+                    f"{where}a whole pickled module ({describe(node)}): save its .state_dict() instead"
+                )
             continue
-        found.optimizer |= any(key == "param_groups" or key in _MOMENTS for key, _ in _texts(pairs))
+        contents.optimizer |= any(key == "param_groups" or key in _MOMENTS for key, _ in _texts(pairs))
         # What an optimizer keeps of one parameter is none of the weights.
         moments = any(key in _MOMENTS for key, node in _texts(pairs) if is_tensor(node))
         if not moments and (weights := _weights(pairs)):
-            at[id(node)] = len(found.dicts)
-            found.dicts.append((path, node, weights))
+            at[id(node)] = len(contents.dicts)
+            contents.dicts.append((path, node, weights))
         if len(path) < DEPTH:
-            waiting.extend(_below(found, path, pairs))
-    if not found.dicts and not found.hints and not found.optimizer:
-        found.dicts = _meant(root)
-    return found
+            waiting.extend(_below(contents, path, pairs))
+    if not contents.dicts and not contents.hints and not contents.optimizer:
+        contents.dicts = _intended(root)
+    return contents
 
 
-def _take_words(found: Found, path: Path, node: Any) -> None:
+def _take_integers(contents: Contents, path: Path, node: Any) -> None:
     """The whole numbers in a dict, or among the attributes of an object such as a namespace of arguments."""
     attributes = [state.pairs for state in node.states if isinstance(state, Dict)] if isinstance(node, Call) else []
     for pairs in [node.pairs, *attributes] if isinstance(node, Dict) else []:
         for key, value in pairs:
-            if type(value) is int and isinstance(key, str) and len(found.words) < WORDS:
-                found.words[_shown((*path, key))] = value
+            if type(value) is int and isinstance(key, str) and len(contents.integers) < INTEGERS:
+                contents.integers[_shown((*path, key))] = value
 
 
-def _below(found: Found, path: Path, pairs: Pairs) -> Iterator[tuple[Path, Any]]:
+def _below(contents: Contents, path: Path, pairs: Pairs) -> Iterator[tuple[Path, Any]]:
     """What else is to be looked at; of a key that two entries have, nobody can say which one is meant."""
     there = set[str]()
     inner = {key for key, node in _texts(pairs) if _holds(node)}
     for key, node in _texts(pairs):
         if key in there and key in inner:
-            found.twice.add((*path, key))
+            contents.duplicates.add((*path, key))
         there.add(key)
         if _holds(node):
             yield (*path, key), node
@@ -107,13 +109,6 @@ def _below(found: Found, path: Path, pairs: Pairs) -> Iterator[tuple[Path, Any]]
 def _texts(pairs: Pairs) -> Iterator[tuple[str, Any]]:
     """The entries whose keys are texts or, as a text, whole numbers."""
     return ((str(key), node) for key, node in pairs if isinstance(key, str) or type(key) is int)
-
-
-def pairs_of(node: Any) -> Pairs | None:
-    """The entries of a dict or an OrderedDict, None for anything else."""
-    if isinstance(node, Call):
-        return node.pairs if is_ordered_dict(node) else None
-    return node.pairs if isinstance(node, Dict) else None
 
 
 def _holds(node: Any) -> bool:
@@ -128,16 +123,16 @@ def _weights(pairs: Pairs) -> Pairs:
     if not any(is_tensor(node) for _, node in pairs):
         return []
     if any("." in key[:_LONGEST] for key, node in _texts(pairs) if is_tensor(node)):
-        return [(key, node) for key, node in pairs if not _plainly_beside(key, node)]
+        return [(key, node) for key, node in pairs if not _plainly_no_weight(key, node)]
     return pairs if all(is_tensor(node) for _, node in pairs) else []
 
 
-def _plainly_beside(key: Any, node: Any) -> bool:
+def _plainly_no_weight(key: Any, node: Any) -> bool:
     """Whether an entry is no weight: a number, a text or a container, and not called like a weight."""
     return (isinstance(node, _PLAIN) or _holds(node)) and isinstance(key, str) and "." not in key[:_LONGEST]
 
 
-def _meant(root: Any) -> list[tuple[Path, Any, Pairs]]:
+def _intended(root: Any) -> list[tuple[Path, Any, Pairs]]:
     """Where no dict of tensors was found: what may have been meant as one, so that what is in it is called by its kind.
     That is the top level, or a dict right below, if there is a tensor or an object in it."""
     for path, node in (((), root), *(((key,), inner) for key, inner in _texts(pairs_of(root) or []))):
@@ -152,11 +147,11 @@ def of_optimizer(path: Path) -> bool:
     return any(part.startswith("optimizer") or part in _OPTIMIZER for part in path)
 
 
-def _nameless(found: Found, path: Path, nodes: Iterable[Any]) -> None:
+def _hint_unnamed(contents: Contents, path: Path, nodes: Iterable[Any]) -> None:
     count = sum(is_tensor(node) for node in nodes)
     if count > 1:
         where = _shown(path) or "the file"
-        found.hints.append(
+        contents.hints.append(
             f"{where}: {count} tensors in a list, without names (as diffusers' EMAModel and torch_ema keep an EMA): "
             "put them into the model with EMAModel.copy_to(model.parameters()), and save model.state_dict()"
         )

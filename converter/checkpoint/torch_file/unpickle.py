@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import InputError, printable
@@ -25,55 +26,51 @@ class PickleError(InputError):
     """A pickle that breaks a rule; the text says at which offset."""
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Global:
     """A name that the pickle asked to import. Nothing was imported."""
 
-    __slots__ = ("module", "name")
-
-    def __init__(self, module: str, name: str) -> None:
-        self.module, self.name = module, name
+    module: str
+    name: str
 
     def __str__(self) -> str:
         return printable(f"{self.module}.{self.name}", 120)
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Dict:
     """A dict as the pairs that were set, in order, duplicates and unhashable keys included."""
 
-    __slots__ = ("pairs",)
-
-    def __init__(self) -> None:
-        self.pairs: list[tuple[Any, Any]] = []
+    pairs: list[tuple[Any, Any]] = field(default_factory=list, kw_only=True)
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Call(Dict):
     """A call that the pickle asked for, with the items and the state that it then wanted set. Nothing was called."""
 
-    __slots__ = ("args", "elements", "func", "states")
+    func: Any
+    args: Any
+    elements: list[Any] = field(default_factory=list)
+    states: list[Any] = field(default_factory=list)
 
-    def __init__(self, func: Any, args: Any) -> None:
-        super().__init__()
-        self.func, self.args = func, args
-        self.elements: list[Any] = []
-        self.states: list[Any] = []
+    @property
+    def changed(self) -> bool:
+        """Whether items, elements or a state were set on what the call returned."""
+        return bool(self.pairs or self.elements or self.states)
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class PersistentId:
     """What torch puts in place of a storage: the tuple that names it."""
 
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    value: Any
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Set:
     """A set or frozenset; its elements are kept as a list because hashing them would be code of the file's choice."""
 
-    __slots__ = ("elements",)
-
-    def __init__(self) -> None:
-        self.elements: list[Any] = []
+    elements: list[Any] = field(default_factory=list)
 
 
 def load(data: bytes) -> tuple[Any, list[Global]]:
@@ -219,9 +216,7 @@ class _Machine:
         target.pairs.extend(zip(items[::2], items[1::2], strict=True))
 
     def frozen(self) -> None:
-        made = Set()
-        made.elements = self.pop_mark()
-        self.push(made)
+        self.push(Set(self.pop_mark()))
 
     # What would run code in a real unpickler.
     def name(self, module: Any, name: Any) -> None:
@@ -244,9 +239,7 @@ class _Machine:
 
     def new_with_keywords(self) -> None:
         keywords, args, func = self.pop(), self.pop(), self.pop()
-        made = Call(func, args)
-        made.states.append(keywords)
-        self.push(made)
+        self.push(Call(func, args, states=[keywords]))
 
     def build(self) -> None:
         state, target = self.pop(), self.top()

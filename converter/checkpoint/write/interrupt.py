@@ -24,7 +24,7 @@ class Discardable(Protocol):
     def discard(self) -> None: ...
 
 
-class Held:
+class SignalDeferral:
     """Puts off `Interrupted` while half a step would be worse than a short wait."""
 
     depth = 0
@@ -40,9 +40,9 @@ class Held:
             signal.raise_signal(signum)
 
 
-held = Held()
+signals_deferred = SignalDeferral()
 # What has to be undone if a signal hits between a `with` and its body.
-live: set[Discardable] = set()
+pending_cleanup: set[Discardable] = set()
 
 
 @contextmanager
@@ -63,8 +63,8 @@ def interruptible() -> Iterator[None]:
 
     def handler(signum: int, frame: FrameType | None) -> None:
         nonlocal raised
-        if held.depth:
-            held.pending = signum
+        if signals_deferred.depth:
+            signals_deferred.pending = signum
         elif not raised:
             raised = True
             raise Interrupted(signum)
@@ -76,7 +76,7 @@ def interruptible() -> Iterator[None]:
                 signal.signal(signum, handler)
         yield
     except Interrupted:
-        for unfinished in list(live):
+        for unfinished in list(pending_cleanup):
             unfinished.discard()
         raise
     finally:

@@ -10,7 +10,7 @@ from ..dtypes import DType
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorEntry:
     """A tensor to be written: its key, dtype and shape."""
 
     key: str
@@ -23,16 +23,16 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """A file before its data.
 
     `frame(crcs)` gives all of it that is no tensor, as (offset, bytes): the same offsets and lengths whatever the
     CRC-32 of the tensors' bytes (by key; what is not known yet counts as 0); `size` is that of the whole file.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[TensorEntry, ...]
     size: int
     frame: Callable[[Mapping[str, int]], list[tuple[int, bytes]]]
 
 
-LayOut = Callable[[Iterable[Entry]], Layout]
+LayOut = Callable[[Iterable[TensorEntry]], FileLayout]

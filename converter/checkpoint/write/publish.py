@@ -28,19 +28,19 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from ...errors import ConverterError, human_bytes, printable
-from .interrupt import held, live
-from .target import REPLACED, Allowed, hidden, nearest, refusal, refuse_foreign
+from .interrupt import pending_cleanup, signals_deferred
+from .target import REPLACED, Allowed, check_replaceable, nearest, target_error, temporary_prefix
 
 # A disk that is full or fails. In here these come from writing: what cannot be read is an error of its own.
 _NAMES = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE", "EREMOTEIO", "ENXIO", "ENODEV")
 _FAULTS = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}  # not every system knows all of them
 
 
-def unwritten(path: Path, error: OSError) -> ConverterError:
+def write_error(path: Path, error: OSError) -> ConverterError:
     """The error that a path could not be written: the environment's fault where the disk is, else the call's."""
     if error.errno in _FAULTS:
         return ConverterError(f"{printable(path)}: cannot be written: {error.strerror}")
-    return refusal(path, error)
+    return target_error(path, error)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -84,62 +84,62 @@ class Publication:
         self, target: Path, *, needed_bytes: int, overwrite: bool = False, allowed: Allowed = lambda _: frozenset()
     ) -> None:
         self.target = Path(os.path.realpath(target))
-        self.path = self.target.with_name(f"{hidden(self.target)}.{secrets.token_hex(8)}.partial")
+        self.path = self.target.with_name(f"{temporary_prefix(self.target)}.{secrets.token_hex(8)}.partial")
         self.published = False
         self.notes: list[str] = []  # what failed once the target was there, in words
         self._needed, self._overwrite, self._allowed = needed_bytes, overwrite, allowed
         self._parents: list[Path] = []  # those that we made, outermost first
         self._replaced = False  # whether there was an old target, which is then what is doomed
-        self._doomed: Path | None = None  # what `discard` deletes; None while it is not certain to be ours
+        self._to_delete: Path | None = None  # what `discard` deletes; None while it is not certain to be ours
 
     def __enter__(self) -> Publication:
         try:
-            with held:
-                live.add(self)
+            with signals_deferred:
+                pending_cleanup.add(self)
                 disk = os.statvfs(nearest(self.target.parent))
                 free = disk.f_bavail * disk.f_frsize
                 if disk.f_blocks and free < self._needed:  # some file systems tell no size at all
                     sizes = f"{human_bytes(self._needed)} needed, {human_bytes(free)} free"
-                    raise refusal(self.target, f"not enough space on the disk: {sizes}")
+                    raise target_error(self.target, f"not enough space on the disk: {sizes}")
                 for folder in reversed(self.target.parents):
                     if not folder.is_dir():
                         with suppress(FileExistsError):  # someone else was faster: not ours to remove
                             os.mkdir(folder)
                             self._parents.append(folder)
                 os.mkdir(self.path)
-                self._doomed = self.path
+                self._to_delete = self.path
         except BaseException as error:
             self.__exit__(None, error)
             if isinstance(error, OSError):
-                raise unwritten(self.target, error) from error
+                raise write_error(self.target, error) from error
             raise
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object = None) -> None:
         self.discard()
         if isinstance(error, OSError) and error.errno in _FAULTS:
-            raise unwritten(self.target, error) from error
+            raise write_error(self.target, error) from error
 
     def discard(self) -> None:
         """Delete what is not, or no longer, wanted. What resists is left for `leftovers` to name, and once the target
         is there, for `notes`."""
-        with held:
-            if self._doomed is not None:
-                shutil.rmtree(self._doomed, ignore_errors=True)
-                if self.published and os.path.lexists(self._doomed):
-                    self._resists(self._doomed)
-                self._doomed = None
+        with signals_deferred:
+            if self._to_delete is not None:
+                shutil.rmtree(self._to_delete, ignore_errors=True)
+                if self.published and os.path.lexists(self._to_delete):
+                    self._note_remains(self._to_delete)
+                self._to_delete = None
             for folder in [] if self.published else reversed(self._parents):
                 with suppress(OSError):  # someone else has put something there
                     folder.rmdir()
-            live.discard(self)
+            pending_cleanup.discard(self)
 
-    def _resists(self, path: Path) -> None:
+    def _note_remains(self, path: Path) -> None:
         """Name what could not be deleted, and why: asked once more, without going on after the first failure."""
         try:
             shutil.rmtree(path)
         except OSError as error:
-            what = "what is left of the old result" if self._replaced else "what the result was made in"
+            what = "what is left of the old result" if self._replaced else "the folder in which the result was written"
             why = f"{printable(error.filename or path)}: {error.strerror or error}"
             self.notes.append(f"{printable(path)} is {what}, and could not be deleted ({why}): delete it")
 
@@ -155,7 +155,7 @@ class Publication:
                         os.mkdir(folder)
             return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise unwritten(path, error) from error
+            raise write_error(path, error) from error
 
     def write_text(self, name: str, text: str) -> None:
         """Write the new file `name`, in UTF-8."""
@@ -176,14 +176,14 @@ class Publication:
             for folder, _, files in os.walk(self.path, topdown=False):
                 for path in (*(Path(folder, name) for name in files), Path(folder)):
                     _sync(path)
-            with held:
+            with signals_deferred:
                 self._move()
                 self.published = True
-                self._settle()
+                self._finish()
         except OSError as error:
-            raise unwritten(self.target, error) from error
+            raise write_error(self.target, error) from error
 
-    def _settle(self) -> None:
+    def _finish(self) -> None:
         """Flush what the rename changed, and delete the old folder, now that the new one is sure to stay."""
         try:
             for path in (self.target, *reversed(self._parents)):
@@ -194,31 +194,34 @@ class Publication:
         self.discard()
 
     def _move(self) -> None:
-        """Give the target's name to the new folder; `_doomed` is then the old one, where there was one."""
+        """Give the target's name to the new folder; `_to_delete` is then the old one, where there was one."""
         try:
             os.rename(self.path, self.target)  # takes the place of nothing, or of an empty folder
-            self._doomed = None
+            self._to_delete = None
             return
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
             if not self._overwrite:
-                raise refusal(self.target, "was created by someone else in the meantime") from error
+                raise self._taken() from error
         old = self.path if _exchange(self.path, self.target) else self.path.with_suffix(".old")
         if old != self.path:
             # For an instant there is no target: a crash right here leaves the old one, whole, as `.old`.
             os.rename(self.target, old)
-        self._doomed = None
+        self._to_delete = None
         try:
-            refuse_foreign(self.target, old, self._allowed)  # it may have come since `check_target`
+            check_replaceable(self.target, old, self._allowed)  # it may have come since `check_target`
             if old != self.path:
                 os.rename(self.path, self.target)
         except BaseException:
             self._put_back(old)
             raise
-        self._replaced, self._doomed = True, old
+        self._replaced, self._to_delete = True, old
         with suppress(OSError):  # a kill while it is deleted leaves it under a name that says what it is
-            self._doomed = old.rename(old.with_suffix(REPLACED))
+            self._to_delete = old.rename(old.with_suffix(REPLACED))
+
+    def _taken(self) -> ConverterError:
+        return target_error(self.target, "was created by someone else in the meantime")
 
     def _put_back(self, old: Path) -> None:
         try:
@@ -227,26 +230,24 @@ class Publication:
             elif not _exchange(self.path, self.target):
                 raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
         except OSError as error:
-            raise refusal(old, "is the old target, whole: it could not be put back") from error
-        self._doomed = self.path
+            raise target_error(old, "is the old target, whole: it could not be put back") from error
+        self._to_delete = self.path
 
 
 class FilePublication(Publication):
     """A single file that appears whole, by `publish()`: it is written in the `.partial` folder, under its own name."""
 
     def _move(self) -> None:
-        made = self.path / self.target.name
+        written = self.path / self.target.name
         if self._overwrite:
-            os.replace(made, self.target)
+            os.replace(written, self.target)
             return
         try:
-            os.link(made, self.target)  # unlike a rename, never over a file that came in the meantime
-        except FileExistsError as error:
-            raise refusal(self.target, "was created by someone else in the meantime") from error
+            os.link(written, self.target)  # unlike a rename, never over a file that came in the meantime
         except OSError as error:
             if error.errno in _FAULTS:
                 raise
             # A file system without hard links says so in many ways.
             if os.path.lexists(self.target):
-                raise refusal(self.target, "was created by someone else in the meantime") from error
-            os.rename(made, self.target)
+                raise self._taken() from error
+            os.rename(written, self.target)

@@ -10,14 +10,14 @@ import json
 from collections.abc import Iterable
 
 from ..dtypes import RANK
-from .layout import Entry, Layout
+from .layout import FileLayout, TensorEntry
 
 
-def lay_out_safetensors(entries: Iterable[Entry], metadata: dict[str, str] | None = None) -> Layout:
+def lay_out_safetensors(entries: Iterable[TensorEntry], metadata: dict[str, str] | None = None) -> FileLayout:
     """The layout of a file that holds these tensors. It has no checksums.
 
     >>> from converter.checkpoint.dtypes import F32
-    >>> lay_out_safetensors([Entry("b", F32, (2,)), Entry("a", F32, ())]).size
+    >>> lay_out_safetensors([TensorEntry("b", F32, (2,)), TensorEntry("a", F32, ())]).size
     132
     """
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
@@ -32,4 +32,4 @@ def lay_out_safetensors(entries: Iterable[Entry], metadata: dict[str, str] | Non
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    return Layout(ordered, len(head) + position, lambda crcs: [(0, head)])
+    return FileLayout(ordered, len(head) + position, lambda crcs: [(0, head)])

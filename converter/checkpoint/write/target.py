@@ -22,7 +22,7 @@ _LARGEST = 1 << 24  # bytes of one of those
 HUB_CACHE = ".cache/huggingface/"
 
 
-def refusal(path: Path, rule: str | OSError) -> UsageError:
+def target_error(path: Path, rule: str | OSError) -> UsageError:
     """The error that names a path and why nothing can be written there."""
     return UsageError(f"{printable(path)}: {rule.strerror if isinstance(rule, OSError) else rule}")
 
@@ -38,30 +38,30 @@ def nearest(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if os.path.lexists(p) or p == p.parent)
 
 
-def refuse_foreign(target: Path, folder: Path, allowed: Allowed) -> None:
+def check_replaceable(target: Path, folder: Path, allowed: Allowed) -> None:
     """Replacing `target`, now at `folder`, deletes it: all in it must be files that we wrote, or no one's work."""
-    found: list[str] = [] if folder.is_dir() and not folder.is_symlink() else ["."]
-    ours: Set[str] = frozenset() if found else allowed(folder)
-    waiting = [] if found else [""]
-    while waiting and len(found) < 4:  # a loop, not recursion: the depth is the user's
+    others: list[str] = [] if folder.is_dir() and not folder.is_symlink() else ["."]
+    files_we_wrote: Set[str] = frozenset() if others else allowed(folder)
+    waiting = [] if others else [""]
+    while waiting and len(others) < 4:  # a loop, not recursion: the depth is the user's
         inside = waiting.pop()
         entries = sorted(os.scandir(folder / inside), key=lambda entry: entry.name)
         if inside and not entries and not inside.startswith(HUB_CACHE):
-            found.append(inside)  # we never write an empty folder
+            others.append(inside)  # we never write an empty folder
         siblings = {entry.name for entry in entries}
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(f"{inside}{entry.name}/")
             elif not entry.is_file(follow_symlinks=False) or not (
-                inside + entry.name in ours or _no_ones_work(inside, entry, siblings)
+                inside + entry.name in files_we_wrote or _left_by_system(inside, entry, siblings)
             ):
-                found.append(inside + entry.name)
-    if found:
-        names = ", ".join(map(printable, found[:3])) + (" and more" if len(found) > 3 else "")
-        raise refusal(target, f"is not empty, and is kept: this tool did not write, or has no record of, {names}")
+                others.append(inside + entry.name)
+    if others:
+        names = ", ".join(map(printable, others[:3])) + (" and more" if len(others) > 3 else "")
+        raise target_error(target, f"is not empty, and is kept: this tool did not write, or has no record of, {names}")
 
 
-def _no_ones_work(inside: str, entry: os.DirEntry[str], siblings: Set[str]) -> bool:
+def _left_by_system(inside: str, entry: os.DirEntry[str], siblings: Set[str]) -> bool:
     """Whether a file is one that a system leaves in any folder that it shows, or that the hub's client keeps account in
     beside what it downloaded: nobody made it, and it is made anew."""
     if inside.startswith(HUB_CACHE):
@@ -85,21 +85,21 @@ def _place(target: Path, source: Path) -> Path:
     """The real path of a target of either kind; called before a byte of `source` is read. Raises: `UsageError`."""
     for path in (target, nearest(target)):  # a link that leads nowhere may also be among the parents
         if os.path.islink(path) and not os.path.exists(path):
-            raise refusal(path, "is a dangling symbolic link")
+            raise target_error(path, "is a dangling symbolic link")
     real = Path(os.path.realpath(target))
     if any(_same(path, source) for path in (real, *real.parents)):
-        raise refusal(target, "is the input or lies inside it; name a place elsewhere")
+        raise target_error(target, "is the input or lies inside it; name a place elsewhere")
     parent = nearest(real.parent)
     if not os.path.isdir(parent):
-        raise refusal(target, f"its parent {printable(parent)} is not a folder")
+        raise target_error(target, f"its parent {printable(parent)} is not a folder")
     if not os.access(parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise refusal(target, f"its parent {printable(parent)} is not writable")
+        raise target_error(target, f"its parent {printable(parent)} is not writable")
     try:
         os.lstat(real)
     except FileNotFoundError:
         pass
     except OSError as error:  # a name that is too long is one only when it is used, hours later
-        raise refusal(target, error) from error
+        raise target_error(target, error) from error
     return real
 
 
@@ -120,22 +120,22 @@ def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowe
     real = _place(target, source)
     parents = {*Path(os.path.abspath(source)).parents, *Path(os.path.realpath(source)).parents}
     if any(_same(path, real) for path in parents):
-        raise refusal(target, "holds the input, which would be lost; name a folder elsewhere")
+        raise target_error(target, "holds the input, which would be lost; name a folder elsewhere")
     if os.path.exists(real) and not os.path.isdir(real):
-        raise refusal(target, "exists and is not a folder")
+        raise target_error(target, "exists and is not a folder")
     if os.path.ismount(real) or _same(real, Path()):
         # The first cannot be renamed over, and the second would vanish from under the user's shell.
-        raise refusal(target, "is a mount point or the current folder; name a folder inside it")
+        raise target_error(target, "is a mount point or the current folder; name a folder inside it")
     try:
         if os.path.isdir(real) and any(real.iterdir()):
-            refuse_foreign(target, real, allowed)  # first: --overwrite is not to be advised where it cannot help
+            check_replaceable(target, real, allowed)  # first: --overwrite is not to be advised where it cannot help
             if not overwrite:
-                raise refusal(target, "exists and is not empty; use --overwrite to replace it")
+                raise target_error(target, "exists and is not empty; use --overwrite to replace it")
             for path, leads_to in _links_of(source):
                 if real in leads_to.parents:
-                    raise refusal(target, f"holds what the input's {printable(path)} links to")
+                    raise target_error(target, f"holds what the input's {printable(path)} links to")
     except OSError as error:
-        raise refusal(target, error) from error
+        raise target_error(target, error) from error
     return real
 
 
@@ -147,19 +147,19 @@ def check_file(target: Path, source: Path, *, overwrite: bool) -> Path:
     """
     real = _place(target, source)
     if os.path.isdir(real):
-        raise refusal(target, "is a folder; name the file to write")
+        raise target_error(target, "is a folder; name the file to write")
     if os.path.exists(real):
         if not os.path.isfile(real):
-            raise refusal(target, "exists and is no regular file")
+            raise target_error(target, "exists and is no regular file")
         if not overwrite:
-            raise refusal(target, "exists; use --overwrite to replace it")
+            raise target_error(target, "exists; use --overwrite to replace it")
         for path, leads_to in _links_of(source):
             if _same(real, leads_to):
-                raise refusal(target, f"is what the input's {printable(path)} links to")
+                raise target_error(target, f"is what the input's {printable(path)} links to")
     return real
 
 
-def hidden(target: Path) -> str:
+def temporary_prefix(target: Path) -> str:
     """What the names of siblings begin with that a target is made in. A long name leaves no room for all of it, and is
     told from others by a digest."""
     name = target.name
@@ -173,7 +173,7 @@ def leftovers(target: Path) -> list[Path]:
     of a `.replaced` nobody needs.
     """
     real = Path(os.path.realpath(target))
-    form = re.compile(rf"{re.escape(hidden(real))}\.[0-9a-f]{{16}}\.(partial|old|replaced)")
+    form = re.compile(rf"{re.escape(temporary_prefix(real))}\.[0-9a-f]{{16}}\.(partial|old|replaced)")
     with suppress(OSError):
         return sorted(path for path in real.parent.iterdir() if form.fullmatch(path.name))
     return []

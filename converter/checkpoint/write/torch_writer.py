@@ -11,13 +11,13 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..crc import crc32
+from zlib_ng.zlib_ng import crc32
+
 from ..tensor import row_major
-from .layout import Entry, Layout
+from ..torch_file.zip_directory import CENTRAL, END, END64, LOCAL, LOCATOR64
+from .layout import FileLayout, TensorEntry
 
 ALIGNMENT = 64
-_LOCAL, _CENTRAL = struct.Struct("<4s5H3I2H"), struct.Struct("<4s6H3I5H2I")
-_END, _END64, _LOCATOR64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q"), struct.Struct("<4sIQI")
 _VERSION, _UTF8, _DATE = 45, 0x0800, 0x21  # 4.5 knows ZIP64; 1 January 1980, the first day of zip
 _PADDING = 0x4246  # torch's name for the extra field that is there for its length
 _WIDE, _WIDE_COUNT = 0xFFFFFFFF, 0xFFFF
@@ -40,17 +40,17 @@ class _Member:
     def local(self, crcs: Mapping[str, int]) -> bytes:
         """The local header and, up to the data, its extra fields."""
         wide = _zip64(self.size, self.size)
-        room = self.start - self.header - _LOCAL.size - len(self.name) - len(wide)
+        room = self.start - self.header - LOCAL.size - len(self.name) - len(wide)
         extra = wide + struct.pack("<2H", _PADDING, room - 4) + b"Z" * (room - 4)
         short = min(self.size, _WIDE)
         fields = (b"PK\x03\x04", _VERSION, _UTF8, 0, 0, _DATE, self.crc(crcs), short, short)
-        return _LOCAL.pack(*fields, len(self.name), len(extra)) + self.name + extra
+        return LOCAL.pack(*fields, len(self.name), len(extra)) + self.name + extra
 
     def central(self, crcs: Mapping[str, int]) -> bytes:
         """Its entry in the central directory."""
         extra, size, header = _zip64(self.size, self.size, self.header), min(self.size, _WIDE), min(self.header, _WIDE)
         fields = (b"PK\x01\x02", _VERSION, _VERSION, _UTF8, 0, 0, _DATE, self.crc(crcs), size, size)
-        return _CENTRAL.pack(*fields, len(self.name), len(extra), 0, 0, 0, 0, header) + self.name + extra
+        return CENTRAL.pack(*fields, len(self.name), len(extra), 0, 0, 0, 0, header) + self.name + extra
 
 
 def _zip64(*values: int) -> bytes:
@@ -59,11 +59,11 @@ def _zip64(*values: int) -> bytes:
     return struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
 
 
-def lay_out_torch(entries: Iterable[Entry]) -> Layout:
+def lay_out_torch(entries: Iterable[TensorEntry]) -> FileLayout:
     """The layout of `{"state_dict": {...}}`, as `torch.load(mmap=True, weights_only=True)` reads it.
 
     >>> from converter.checkpoint.dtypes import F32
-    >>> layout = lay_out_torch([Entry("a", F32, (2, 3))])
+    >>> layout = lay_out_torch([TensorEntry("a", F32, (2, 3))])
     >>> layout.size - sum(len(data) for _, data in layout.frame({})) == 2 * 3 * 4
     True
     """
@@ -72,7 +72,7 @@ def lay_out_torch(entries: Iterable[Entry]) -> Layout:
 
     def add(name: str, size: int, content: bytes | None = None, key: str = "") -> None:
         raw, header = b"archive/" + name.encode(), members[-1].start + members[-1].size if members else 0
-        least = header + _LOCAL.size + len(raw) + len(_zip64(size, size)) + 4
+        least = header + LOCAL.size + len(raw) + len(_zip64(size, size)) + 4
         members.append(_Member(raw, header, least + -least % ALIGNMENT, size, content, key))
 
     for name, content in (
@@ -93,34 +93,34 @@ def lay_out_torch(entries: Iterable[Entry]) -> Layout:
         wide = b""
         if count >= _WIDE_COUNT or directory >= _WIDE or len(central) >= _WIDE:
             numbers = (count, count, len(central), directory)
-            wide = _END64.pack(b"PK\x06\x06", _END64.size - 12, _VERSION, _VERSION, 0, 0, *numbers)
-            wide += _LOCATOR64.pack(b"PK\x06\x07", 0, stop, 1)
+            wide = END64.pack(b"PK\x06\x06", END64.size - 12, _VERSION, _VERSION, 0, 0, *numbers)
+            wide += LOCATOR64.pack(b"PK\x06\x07", 0, stop, 1)
         short = min(count, _WIDE_COUNT)
         shown = (short, short, min(len(central), _WIDE), min(directory, _WIDE), 0)
-        return central + wide + _END.pack(b"PK\x05\x06", 0, 0, *shown)
+        return central + wide + END.pack(b"PK\x05\x06", 0, 0, *shown)
 
     def frame(crcs: Mapping[str, int]) -> list[tuple[int, bytes]]:
         heads = [(member.header, member.local(crcs) + (member.content or b"")) for member in members]
         return [*heads, (directory, end(crcs))]
 
-    return Layout(ordered, directory + len(end({})), frame)
+    return FileLayout(ordered, directory + len(end({})), frame)
 
 
-def pickled(entries: Iterable[Entry]) -> bytes:
+def pickled(entries: Iterable[TensorEntry]) -> bytes:
     """`data.pkl`, in protocol 2: what `torch.save({"state_dict": OrderedDict(...)})` means, tensor i in `data/i`.
 
     >>> from pickle import loads
     >>> loads(pickled([]))
     {'state_dict': OrderedDict()}
     """
-    made = [b"\x80\x02}", _text("state_dict"), _ORDERED, b"("]
+    pieces = [b"\x80\x02}", _text("state_dict"), _ORDERED, b"("]
     for i, entry in enumerate(entries):
         storage = b"(" + _text("storage") + _name("torch", entry.dtype.storage) + _text(str(i)) + _text("cpu")
         storage += _whole(entry.nbytes // entry.dtype.itemsize) + b"tQ"
         sizes = _tuple(entry.shape) + _tuple(row_major(entry.shape))
         tensor = _name("torch._utils", "_rebuild_tensor_v2") + b"(" + storage + _whole(0) + sizes
-        made += [_text(entry.key), tensor, b"\x89", _ORDERED, b"tR"]  # it needs no gradient, and has no hooks
-    return b"".join([*made, b"us."])
+        pieces += [_text(entry.key), tensor, b"\x89", _ORDERED, b"tR"]  # it needs no gradient, and has no hooks
+    return b"".join([*pieces, b"us."])
 
 
 def _name(module: str, name: str) -> bytes:

@@ -18,9 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
+from zlib_ng.zlib_ng import crc32, crc32_combine
+
 from ...errors import ConverterError, printable
 from ..cast import cast, count_nonfinite, trailing_zeros
-from ..crc import combine, crc32
 from ..tensor import CHUNK, LazyTensor, Storage
 
 Progress = Callable[[int], None]
@@ -51,7 +52,7 @@ class Output:
         return [(part * size, (part + 1) * size) for part in range(self.parts)]
 
 
-class Delivery:
+class TensorCopy:
     """One source tensor and the outputs that its row-major bytes fill, one after the other.
 
     Where the outputs are of another dtype, its elements are rounded to that on the way, and `overflowed` counts those
@@ -97,15 +98,15 @@ class Delivery:
 
     def feed(self, offset: int, part: memoryview) -> None:
         """Bytes of the storage from `offset`; those that are not of this tensor are ignored."""
-        low, high = max(self._start, offset), min(self._stop, offset + len(part))
-        if low >= high:
+        wanted = part[max(0, self._start - offset) : max(0, self._stop - offset)]
+        if not wanted:
             return
-        wanted = part[low - offset : high - offset]
         if self.tensor.contiguous:
             self._emit(wanted)
         else:
             self._collected = self._collected or bytearray(self._stop - self._start)
-            self._collected[low - self._start : high - self._start] = wanted
+            first = max(0, offset - self._start)
+            self._collected[first : first + len(wanted)] = wanted
 
     def finish(self) -> None:
         if self._collected:
@@ -156,7 +157,7 @@ class Delivery:
                     progress(len(part))
                 output.zeros.append(zeros)
             output.sha256 = digest.hexdigest()
-            found = combine(found, output.crc, output.tensor.nbytes)
+            found = crc32_combine(found, output.crc, output.tensor.nbytes)
         if self.crc is None and [output.sha256 for output in self.outputs] != [self.digest]:
             self.crc = 0
             for _, part in self.tensor.chunks():  # it has changed since it was recorded, which is no fault
@@ -199,11 +200,11 @@ def in_threads(*works: Callable[[threading.Event], None]) -> None:
 
 
 def transfer(
-    deliveries: Iterable[Delivery],
+    copies: Iterable[TensorCopy],
     progress: Progress = lambda count: None,
     written: Callable[[], None] = lambda: None,
 ) -> None:
-    """Carry out all deliveries and prove them.
+    """Carry out all copies and prove them.
 
     `progress` is told of every run of bytes that was proven; `written` is called once, when all are written and many
     are still to be proven: the moment to put the disk to work.
@@ -211,10 +212,10 @@ def transfer(
     Raises: `InputError` where a storage cannot be read whole or its CRC is wrong; `ConverterError` where reading back
     gives something else than was written; `OSError` where writing fails.
     """
-    by_storage: dict[int, tuple[Storage, list[Delivery]]] = {}
-    for delivery in deliveries:
-        storage = delivery.tensor.storage
-        by_storage.setdefault(id(storage), (storage, []))[1].append(delivery)
+    by_storage: dict[int, tuple[Storage, list[TensorCopy]]] = {}
+    for copy in copies:
+        storage = copy.tensor.storage
+        by_storage.setdefault(id(storage), (storage, []))[1].append(copy)
     # In the order of the file, so that a disk reads forward.
     jobs = sorted(by_storage.values(), key=lambda job: job[0].place)
     # Rounding is work for both threads, and only copying is not: two writers on one file wait for each other. A view
@@ -222,7 +223,7 @@ def transfer(
     casts = any(d.dtype != d.tensor.dtype for _, wanting in jobs for d in wanting)
     writers = 2 if casts and all(d.tensor.contiguous for _, wanting in jobs for d in wanting) else 1
     waiting, unwritten, turn = iter(jobs), [None] * writers, threading.Lock()
-    ready: SimpleQueue[Delivery | None] = SimpleQueue()  # None: there will be no more
+    ready: SimpleQueue[TensorCopy | None] = SimpleQueue()  # None: there will be no more
 
     def write(stop: threading.Event) -> None:
         buffer = bytearray(CHUNK)
@@ -235,8 +236,8 @@ def transfer(
                 storage, wanting = job
                 if not (len(wanting) == 1 and wanting[0].copied()):
                     _read_and_write(storage, wanting, buffer, stop)
-                for delivery in wanting:
-                    ready.put(delivery)
+                for copy in wanting:
+                    ready.put(copy)
         except BaseException:
             stop.set()
             raise
@@ -254,8 +255,8 @@ def transfer(
 
     def prove(stop: threading.Event) -> None:
         buffer = bytearray(CHUNK)
-        while (delivery := ready.get()) and not stop.is_set():
-            delivery.prove(buffer, stop, progress)
+        while (copy := ready.get()) and not stop.is_set():
+            copy.prove(buffer, stop, progress)
 
     def write_then_prove(stop: threading.Event) -> None:
         write(stop)
@@ -264,15 +265,15 @@ def transfer(
     in_threads(write_then_prove, write_then_prove if writers == 2 else prove)
 
 
-def _read_and_write(storage: Storage, wanting: list[Delivery], buffer: bytearray, stop: threading.Event) -> None:
+def _read_and_write(storage: Storage, wanting: list[TensorCopy], buffer: bytearray, stop: threading.Event) -> None:
     """One pass over a storage for all tensors in it; of views to be laid out anew, only one at a time is in memory."""
-    anew = [delivery for delivery in wanting if not delivery.tensor.contiguous]
-    first = [delivery for delivery in wanting if delivery.tensor.contiguous] + anew[:1]
-    for group, span in [(first, None), *(([delivery], delivery.tensor.span) for delivery in anew[1:])]:
+    anew = [copy for copy in wanting if not copy.tensor.contiguous]
+    first = [copy for copy in wanting if copy.tensor.contiguous] + anew[:1]
+    for group, span in [(first, None), *(([copy], copy.tensor.span) for copy in anew[1:])]:
         for offset, part in storage.chunks(buffer, span):
             if stop.is_set():
                 return
-            for delivery in group:
-                delivery.feed(offset, part)
-        for delivery in group:
-            delivery.finish()
+            for copy in group:
+                copy.feed(offset, part)
+        for copy in group:
+            copy.finish()
