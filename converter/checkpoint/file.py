@@ -39,7 +39,7 @@ class InputFile:
         except (OSError, ValueError) as error:
             self.close()
             rule = getattr(error, "strerror", None) or str(error)
-            raise self.error("", leads_nowhere(self.path) or rule) from None
+            raise self.error("", dangling_link(self.path) or rule) from None
         except InputError:
             self.close()
             raise
@@ -53,7 +53,7 @@ class InputFile:
     def error(self, where: object, rule: str) -> InputError:
         return InputError.at(self.path, where, rule)
 
-    def _unreadable(self, where: object, rule: str) -> ConverterError:
+    def _read_error(self, where: object, rule: str) -> ConverterError:
         error = self.error(where, rule)
         return ConverterError(f"{error} (a faulty disk, or another program?)") if self.ours else error
 
@@ -73,9 +73,9 @@ class InputFile:
             try:
                 count = os.preadv(self._fd, [view[done:]], offset + done)
             except OSError as error:
-                raise self._unreadable(what, f"offset {offset + done}: {error.strerror}") from None
+                raise self._read_error(what, f"offset {offset + done}: {error.strerror}") from None
             if count == 0:
-                raise self._unreadable(what, f"the file ends at offset {offset + done}, it shrank while it was read")
+                raise self._read_error(what, f"the file ends at offset {offset + done}, it shrank while it was read")
             done += count
 
     def copy_to(self, offset: int, count: int, fd: int, position: int, what: str = "") -> bool:
@@ -107,7 +107,7 @@ class InputFile:
         self.close()
 
 
-def leads_nowhere(path: str | os.PathLike[str]) -> str:
+def dangling_link(path: str | os.PathLike[str]) -> str:
     """What is wrong with a path that is a link to nothing, or lies behind one, as in a cache whose blobs are gone; ''
     for any other."""
     whole = os.path.abspath(path)

@@ -20,24 +20,24 @@ def read_json(path: Path) -> Any:
     """What a JSON file says, read strictly: no duplicate keys, nothing without bounds. The byte order mark that editors
     on Windows put before UTF-8 is no part of it."""
     with InputFile(path) as file:
-        return parsed(file, content_of(file))
+        return parse_content(file, read_whole(file))
 
 
-def marked(path: Path) -> bool:
+def has_byte_order_mark(path: Path) -> bool:
     """Whether a file begins with a byte order mark: `read_json` reads past it, and diffusers does not."""
     with InputFile(path) as file:
         return file.read(0, min(file.size, 3)) == codecs.BOM_UTF8
 
 
-def content_of(file: InputFile) -> bytes:
+def read_whole(file: InputFile) -> bytes:
     """All of a JSON file."""
     if file.size > JSON_LIMIT:
         raise file.error("", f"{file.size} bytes of JSON")
     return file.read(0, file.size)
 
 
-def parsed(file: InputFile, data: bytes) -> Any:
-    """What the `content_of` a JSON file says."""
+def parse_content(file: InputFile, data: bytes) -> Any:
+    """What the `read_whole` a JSON file says."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
         raise file.error("", "not valid JSON: it is in UTF-16 or UTF-32: save it as UTF-8")
     text = data.removeprefix(codecs.BOM_UTF8)

@@ -13,13 +13,12 @@ from ..errors import InputError, UsageError, printable
 from .file import InputFile, reading
 from .folders.folder import (
     CONFIG,
-    averaged_beside,
+    averaged_sibling,
     copies_of_shards,
-    dangling,
     is_averaged,
     model_folder,
     read_config,
-    unread_variants,
+    unread,
     weight_files,
 )
 from .key_names import Tables
@@ -109,14 +108,12 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     def _open_folder(self, folder: Path, tables: Tables | None) -> None:
         place = model_folder(folder)
-        averaged = averaged_beside(place)
+        averaged = averaged_sibling(place)
         if averaged and (self.asked == EMA or self.asked_key == averaged.name):
             place, averaged = averaged, place
         self.config, self.place = read_config(place), place
         paths, weight_map, passed_over = weight_files(place)
-        self.others += [f"{name}: other weights in this folder, not read" for name in passed_over]
-        self.others += [f"{name}: a variant of the weights, not read" for name in unread_variants(place, paths)]
-        self.others += [f"{printable(name)}: a link to nothing, not read" for name in dangling(place)]
+        self.others += unread(place, paths, passed_over)
         if weight_map is None:
             words, self.candidates = self._open_file(paths[0], tables)
             self.container = f"folder of {words}"

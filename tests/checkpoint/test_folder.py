@@ -17,7 +17,8 @@ from makers import within
 from safetensors.torch import save_file
 
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.folders.folder import beside, model_folder, read_config, weight_files
+from converter.checkpoint.folders.folder import files_next_to_weights as beside
+from converter.checkpoint.folders.folder import model_folder, read_config, weight_files
 from converter.checkpoint.folders.weight_names import STEMS, variants, weights_among, with_variant
 from converter.errors import InputError
 

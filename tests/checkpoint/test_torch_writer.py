@@ -113,10 +113,6 @@ def test_beyond_four_gigabytes(tmp_path: Path) -> None:
     path = tmp_path / "large.pth"
     sizes = {"small": (4,), "large": (1_100_000_000,), "last": (5, 2)}
     wanted = [TensorEntry(name, F32, shape) for name, shape in sizes.items()]
-        TensorEntry("small", F32, (4,)),
-        TensorEntry("large", F32, (1_100_000_000,)),
-        TensorEntry("last", F32, (5, 2)),
-    ]
     layout = lay_out_torch(wanted)
     assert layout.size > 1 << 32
     with path.open("wb") as file:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, printable
-from ..file import InputFile, leads_nowhere, present, reads
-from ..json_file import content_of, parsed, read_json
+from ..file import InputFile, dangling_link, present, reading, reads
+from ..json_file import parse_content, read_json, read_whole
 from ..safetensors_reader import copies_named
 from ..weights_kind import EMA, kind_by_name
 from .odd_folders import in_cache, refuse_loose
@@ -30,16 +30,12 @@ def model_folder(folder: Path) -> Path:
     """
     folder = in_cache(folder)
     if (folder / ".metadata").exists() or any(folder.glob("__*_*.distcp")):
-        raise InputError.at(
-            folder,
-            "",
-            "a torch distributed checkpoint: merge it first with "
-            "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`",
-        )
+        merge = "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`"
+        raise InputError.at(folder, "", f"a torch distributed checkpoint: merge it first with {merge}")
     if (folder / "adapter_config.json").exists():
         raise InputError.at(folder, "", "a PEFT adapter (LoRA), not a whole transformer")
     inner = folder / "transformer"
-    if os.path.islink(inner) and (nowhere := leads_nowhere(inner)):
+    if os.path.islink(inner) and (nowhere := dangling_link(inner)):
         raise InputError.at(folder, inner.name, nowhere)
     place = inner if inner.is_dir() else folder
     names = names_in(place)
@@ -51,8 +47,8 @@ def model_folder(folder: Path) -> Path:
             return folder / name
     others = any(name.endswith(SUFFIXES) for name in names)  # a folder of checkpoints is about those
     refuse_loose(place, inside=not others)
-    disguised = _disguised(place)
-    return place / disguised[0] if len(disguised) == 1 and CONFIG not in names and not others else place
+    folders = _folders_named_like_weights(place)
+    return place / folders[0] if len(folders) == 1 and CONFIG not in names and not others else place
 
 
 def is_averaged(place: Path) -> bool:
@@ -61,11 +57,11 @@ def is_averaged(place: Path) -> bool:
     return kind_by_name(name)[0] == EMA and (name.endswith("_ema") or name in ("ema_transformer", "ema_model"))
 
 
-def averaged_beside(place: Path) -> Path | None:
-    """The folder of the averaged weights that lies beside a model folder, None where there is none."""
+def averaged_sibling(place: Path) -> Path | None:
+    """The folder of the averaged weights next to a model folder, None where there is none."""
     place = place.absolute()
-    beside = (place.with_name(form.format(place.name)) for form in _AVERAGED)
-    return next(filter(_holds_weights, beside), None) if place.name else None
+    siblings = (place.with_name(form.format(place.name)) for form in _AVERAGED)
+    return next(filter(_holds_weights, siblings), None) if place.name else None
 
 
 def _holds_weights(place: Path) -> bool:
@@ -78,13 +74,11 @@ def _holds_weights(place: Path) -> bool:
 def names_in(folder: Path) -> set[str]:
     """The names of what may be files of a model in a folder. A link to nothing is none, and a folder that is named like
     weights neither."""
-    try:
+    with reading(folder):
         return {path.name for path in folder.iterdir() if path.exists() and not path.is_dir()}
-    except OSError as error:
-        raise InputError.at(error.filename or folder, "", error.strerror or str(error)) from error
 
 
-def dangling(folder: Path) -> list[str]:
+def dangling_weights(folder: Path) -> list[str]:
     """The names of weights, and of indices of shards, in a folder that are links to nothing; what would be read first
     comes first."""
     gone = {path.name for path in folder.iterdir() if path.is_symlink() and not path.exists()}
@@ -92,7 +86,7 @@ def dangling(folder: Path) -> list[str]:
     return [*first, *sorted(n for n in gone - {*first} if n.endswith(SUFFIXES) or ".index" in n)]
 
 
-def _disguised(folder: Path) -> list[str]:
+def _folders_named_like_weights(folder: Path) -> list[str]:
     """The folders in a folder that are named as weights are, as DeepSpeed's `zero_to_fp32` makes them."""
     return [stem for stem in STEMS if (folder / stem).is_dir()]
 
@@ -109,10 +103,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 @reads
-def unread_variants(folder: Path, read: Collection[Path]) -> list[str]:
-    """The variants of weights that lie in a folder beside those without one, whose files are `read`."""
+def unread(folder: Path, files: Collection[Path], passed_over: Collection[str]) -> list[str]:
+    """What else in a folder looks like weights, in words: `passed_over`, variants of the `files`, links to nothing."""
     names = names_in(folder)
-    return variants(names - {path.name for path in read}) if pairs_among(names, "") else []
+    others = variants(names - {path.name for path in files}) if pairs_among(names, "") else []
+    return [
+        *(f"{name}: other weights in this folder, not read" for name in passed_over),
+        *(f"{name}: a variant of the weights, not read" for name in others),
+        *(f"{printable(name)}: a link to nothing, not read" for name in dangling_weights(folder)),
+    ]
 
 
 @reads
@@ -121,22 +120,22 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, list[
     rules of `weights_among`."""
     names = names_in(folder)
     try:
-        found = weights_among(names)
+        pairs = weights_among(names)
     except ValueError as error:
         raise InputError.at(folder, "", str(error)) from None
-    if not found:
+    if not pairs:
         raise _without_weights(folder)
-    (single, index), *later = found
+    (single, index), *later = pairs
     passed_over = [name for pair in later for name in pair if name]
     return (*_shards(folder / index), passed_over) if index else ([folder / single], None, passed_over)
 
 
 def _without_weights(folder: Path) -> InputError:
     """What there is to say of a folder that holds no weights which could be read."""
-    if gone := dangling(folder):
-        return InputError.at(folder, gone[0], leads_nowhere(folder / gone[0]) or "a link that leads nowhere")
-    if disguised := _disguised(folder):
-        which = f"in the folder {disguised[0]} in it: give that one" + ("" if len(disguised) == 1 else ", or another")
+    if gone := dangling_weights(folder):
+        return InputError.at(folder, gone[0], dangling_link(folder / gone[0]) or "a link that leads nowhere")
+    if folders := _folders_named_like_weights(folder):
+        which = f"in the folder {folders[0]} in it: give that one" + ("" if len(folders) == 1 else ", or another")
         rule = f"holds no weights itself; there may be some {which}"
         return InputError.at(folder, "", f"{rule} (with {CONFIG} in it)" if (folder / CONFIG).exists() else rule)
     others = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)
@@ -152,13 +151,10 @@ def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
     names = sorted(set(weight_map.values()))
     for name in names:
         if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
-            raise InputError.at(
-                index,
-                "weight_map",
-                f"{printable(name)} is not a plain file name: an index may not point outside its folder",
-            )
+            rule = f"{printable(name)} is not a plain file name: an index may not point outside its folder"
+            raise InputError.at(index, "weight_map", rule)
         if not os.path.exists(index.parent / name):  # unlike Path.exists, False for a name that is too long
-            why = leads_nowhere(index.parent / name) if os.path.islink(index.parent / name) else ""
+            why = dangling_link(index.parent / name) if os.path.islink(index.parent / name) else ""
             raise InputError.at(index, "weight_map", f"the shard {printable(name)} is missing" + (why and f": {why}"))
     return [index.parent / name for name in names], weight_map
 
@@ -172,14 +168,14 @@ def copies_of_shards(folder: Path, keys: Collection[str]) -> dict[str, str]:
 
 
 @reads
-def beside(folder: Path, config: dict[str, Any], *, indexed: bool = True) -> dict[str, bytes]:
-    """The files of a model folder that were believed beside its weights, by name: config.json and, where the weights
-    were found by it (`indexed`), the index."""
+def files_next_to_weights(folder: Path, config: dict[str, Any], *, indexed: bool = True) -> dict[str, bytes]:
+    """The files next to the weights that were relied on, by name: config.json and, where the weights were found by it
+    (`indexed`), the index."""
     index = next((index for _, index in weights_among(names_in(folder))), "") if indexed else ""
-    found = {}
+    contents = {}
     for name in filter(None, [CONFIG if config or present(folder / CONFIG) else "", index]):
         with InputFile(folder / name) as file:
-            found[name] = content_of(file)
-            if name == CONFIG and parsed(file, found[name]) != config:
+            contents[name] = read_whole(file)
+            if name == CONFIG and parse_content(file, contents[name]) != config:
                 raise file.error("", "it changed while it was read")
-    return found
+    return contents
