@@ -112,6 +112,7 @@ def split(
 def find_candidates(torch_file: TorchFile, tables: Tables | None = None) -> tuple[list[Candidate], list[str], Contents]:
     """(state dicts, other top-level entries in words, all that lies in it) of a torch file."""
     file, contents = torch_file.file, search(torch_file.root)
+    top_level = {key: node for key, node in contents.pairs if isinstance(key, str)}
     candidates: list[Candidate] = []
     in_optimizers: list[Candidate] = []  # or so it seems by their place
     for path, node, entries in contents.dicts:
@@ -122,7 +123,7 @@ def find_candidates(torch_file: TorchFile, tables: Tables | None = None) -> tupl
         whole = Candidate(
             "", TOP, file, partial(_checked, torch_file, node, entries, where), make_tensor=torch_file.tensor
         )
-        models = split(whole, shown, [key for key, _ in entries], tables, contents.top_level)
+        models = split(whole, shown, [key for key, _ in entries], tables, top_level)
         (in_optimizers if of_optimizer(path) else candidates).extend(models)
     if not any(candidate.keys.fits for candidate in candidates):
         candidates = [candidate for candidate in in_optimizers if candidate.keys.fits] or candidates

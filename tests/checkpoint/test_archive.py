@@ -17,7 +17,10 @@ from typing import Any
 
 import pytest
 import torch
-from forge import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from makers import within
+from zip_builder import (
     SIX,
     Part,
     assert_refused,
@@ -31,9 +34,6 @@ from forge import (
     torch_file,
     zip_file,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from makers import within
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.file import InputFile

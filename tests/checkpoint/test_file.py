@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forge import SIX, assert_refused, pickled, read_all, refused, save, tensor, torch_file
 from makers import within
+from zip_builder import SIX, assert_refused, pickled, read_all, refused, save, tensor, torch_file
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.file import InputFile

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from forge import assert_refused, read_all
 from safetensors.torch import save_file
+from zip_builder import assert_refused, read_all
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.folders.folder import model_folder

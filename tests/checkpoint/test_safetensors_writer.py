@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from forge import read_all
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from zip_builder import read_all
 
 from converter.checkpoint.dtypes import BY_CODE
 from converter.checkpoint.write.layout import TensorEntry

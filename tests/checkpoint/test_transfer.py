@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forge import SIX, parts, pickled, refused, save, storage, tensor, torch_file, zip_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import raw_bytes, sincos, within
 from safetensors.torch import save_file
+from zip_builder import SIX, parts, pickled, refused, save, storage, tensor, torch_file, zip_file
 from zlib_ng.zlib_ng import crc32_combine
 
 from converter.buffers import computed

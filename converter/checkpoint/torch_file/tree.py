@@ -41,10 +41,6 @@ class Contents:
     optimizer: bool = False
     integers: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def top_level(self) -> dict[str, Any]:
-        return {key: node for key, node in self.pairs if isinstance(key, str)}
-
 
 def search(root: Any) -> Contents:
     """Every dict of tensors below the root of a pickle. Each object is looked at once, however often it is shared."""

@@ -43,7 +43,7 @@ def write_error(path: Path, error: OSError) -> ConverterError:
     return target_error(path, error)
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def exchange(one: Path, other: Path) -> bool:
     """Swap two folders in one step; False where the system or the file system cannot."""
     try:
         import ctypes  # here, because some builds of Python lack it
@@ -204,7 +204,7 @@ class Publication:
                 raise
             if not self._overwrite:
                 raise self._taken() from error
-        old = self.path if _exchange(self.path, self.target) else self.path.with_suffix(".old")
+        old = self.path if exchange(self.path, self.target) else self.path.with_suffix(".old")
         if old != self.path:
             # For an instant there is no target: a crash right here leaves the old one, whole, as `.old`.
             os.rename(self.target, old)
@@ -227,7 +227,7 @@ class Publication:
         try:
             if old != self.path:
                 os.rename(old, self.target)
-            elif not _exchange(self.path, self.target):
+            elif not exchange(self.path, self.target):
                 raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
         except OSError as error:
             raise target_error(old, "is the old target, whole: it could not be put back") from error

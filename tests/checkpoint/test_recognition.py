@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from forge import assert_refused, save
 from hypothesis import given
 from hypothesis import strategies as st
+from zip_builder import assert_refused, save
 
 from converter.checkpoint.recognition import text_in
 from converter.errors import printable

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forge import (
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from makers import within
+from zip_builder import (
     SIX,
+    Glob,
     Node,
     assert_refused,
     build,
@@ -22,7 +29,6 @@ from forge import (
     tensor,
     torch_file,
 )
-from makers import within
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import InputError, UsageError
@@ -158,8 +164,16 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
     ),
     "items appended": (Node(ordered(("w", tensor())), 1, b"a"), ("in a way that torch never uses",)),
     "a dict of another kind": (
-        pairs(call(Node(b"ccollections\ndefaultdict\n")), ("w", tensor())),
+        pairs(call(Node(b"ccollections\nCounter\n")), ("w", tensor())),
         ("not a dict of tensors",),
+    ),
+    "a defaultdict of a pair": (
+        pairs(call(Glob("collections", "defaultdict"), None, {"w": 1}), ("w", tensor())),
+        ("a defaultdict built in a way that torch never uses",),
+    ),
+    "a defaultdict with a state": (
+        build(pairs(call(Glob("collections", "defaultdict")), ("w", tensor())), {"items": None}),
+        ("a defaultdict whose attributes are overridden",),
     ),
 }
 
@@ -300,7 +314,7 @@ def test_many_state_dicts_take_linear_time(tmp_path: Path) -> None:
         assert read_all(path) == {"w": ONE}  # one and the same tensor under many names
     different = {f"d{n}": {f"w{n}": tensor()} for n in range(2_000)}
     with within(20):
-        assert_refused(saved(tmp_path, different), "several unknown state dicts", "and 1988 more")
+        assert_refused(saved(tmp_path, different), "several state dicts: d0 (unknown), ", "and 1988 more")
 
 
 def test_two_state_dicts_at_one_place_cannot_be_told_apart(tmp_path: Path) -> None:
@@ -328,3 +342,16 @@ def test_one_dict_under_many_names_is_looked_at_a_few_times(tmp_path: Path) -> N
 
 def test_an_optimizers_numbers_beside_weights_do_not_hide_them(tmp_path: Path) -> None:
     assert read_all(saved(tmp_path, {"momentum_buffer": tensor(), "model": {"w": tensor()}})) == {"w": ONE}
+
+
+@given(st.dictionaries(st.text("abw.", min_size=1, max_size=6), st.just(None), min_size=1, max_size=5), st.booleans())
+def test_a_defaultdict_is_read_as_a_dict(keys: dict[str, None], wrapped: bool) -> None:
+    weights = defaultdict(list, {key: torch.arange(3.0) for key in keys})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "weights.pth")
+        torch.save(defaultdict(None, {"model": weights}) if wrapped else weights, path)
+        with open_checkpoint(path) as checkpoint:
+            assert {key: value.numpy().tolist() for key, value in checkpoint.items()} == {
+                key: [0, 1, 2] for key in keys
+            }
+            assert not any(danger for _, danger in checkpoint.foreign)
