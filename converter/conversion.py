@@ -12,9 +12,9 @@ from typing import Any
 
 from .beside import survey_again
 from .checkpoint.file import reading
-from .checkpoint.publish import Publication
-from .checkpoint.target import REPLACED, leftovers
-from .checkpoint.transfer import Progress
+from .checkpoint.write.publish import Publication
+from .checkpoint.write.target import REPLACED, leftovers
+from .checkpoint.write.transfer import Progress
 from .destination import Destination, ours
 from .errors import InputError, UsageError, printable
 from .existing import holds

@@ -14,10 +14,11 @@ from ._version import __version__
 from .arrangement import Arrangement, to_diffusers
 from .beside import Beside, look_beside
 from .checkpoint import Checkpoint
-from .checkpoint.containers import asked_by
-from .checkpoint.folder import CONFIG, beside
-from .checkpoint.meaning import SPOKEN
-from .checkpoint.safetensors_writer import lay_out_safetensors
+from .checkpoint.folders.folder import CONFIG
+from .checkpoint.folders.folder import files_next_to_weights as beside
+from .checkpoint.state_dicts import selecting_flag as asked_by
+from .checkpoint.weights_kind import LABELS as SPOKEN
+from .checkpoint.write.safetensors_writer import lay_out_safetensors
 from .demanded import demand
 from .destination import COMFYUI, Destination
 from .errors import UsageError, printable

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from .checkpoint.dtypes import BY_NAME
 from .checkpoint.file import present
+from .checkpoint.folders.odd_folders import in_cache
 from .checkpoint.json_file import read_json
-from .checkpoint.odd_folders import in_cache
 from .errors import ConverterError
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)

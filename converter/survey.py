@@ -11,8 +11,8 @@ from math import isfinite
 from typing import Any
 
 from .checkpoint import Checkpoint, open_checkpoint
-from .checkpoint.meaning import EMA, RAW, UNKNOWN
-from .checkpoint.names import plainly_foreign
+from .checkpoint.key_names import plainly_foreign
+from .checkpoint.weights_kind import EMA, RAW, UNKNOWN
 from .errors import InputError, UsageError, printable
 from .families import Family, Findings, altered, find, named, recognise, tables
 from .mapping import KeyMapping, MappingError, Plan, fold

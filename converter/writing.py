@@ -11,11 +11,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from zlib_ng.zlib_ng import crc32_combine as combine
+
 from .checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
-from .checkpoint.crc import combine
-from .checkpoint.layout import Entry, Layout
-from .checkpoint.publish import Publication, unwritten
-from .checkpoint.transfer import Delivery, Output, Progress, transfer, write_at
+from .checkpoint.write.layout import FileLayout as Layout
+from .checkpoint.write.layout import TensorEntry as Entry
+from .checkpoint.write.publish import Publication
+from .checkpoint.write.publish import write_error as unwritten
+from .checkpoint.write.transfer import Output, Progress, transfer, write_at
+from .checkpoint.write.transfer import TensorCopy as Delivery
 from .errors import ConverterError, InputError, printable, shortened
 from .mapping import fold
 

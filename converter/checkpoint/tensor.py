@@ -9,14 +9,15 @@ from functools import cached_property
 from math import nan, prod
 from typing import TYPE_CHECKING, Any
 
+from zlib_ng.zlib_ng import crc32
+
 from ..errors import ConverterError
 from .cast import widen
-from .crc import crc32
 from .dtypes import DType
 from .file import InputFile
 
 if TYPE_CHECKING:
-    from .archive import Archive
+    from .torch_file.archive import Archive
 
 CHUNK = 1 << 20
 
@@ -72,23 +73,23 @@ class Storage:
     def chunks(
         self, buffer: bytearray | None = None, span: tuple[int, int] | None = None
     ) -> Iterator[tuple[int, memoryview]]:
-        """(offset, bytes) from beginning to end, each byte read once; at the end the CRC-32, if any, is verified.
+        """(offset, bytes) in order, each byte read once; a pass over the whole verifies the CRC-32, if any, at its end.
 
-        Where only the bytes of `span` are wanted and the CRC was found right before, only they are read: many small
-        views of one storage take time for what they show, not for the storage over and over.
+        Once that is verified, only the bytes of `span` are read where it is given: many small views of one storage
+        take time for what they show, not for the storage over and over.
         The views share one buffer, so each is valid until the next is taken. A consumer that stops early
         has no proof of what it read.
         """
         start, stop = span if span and self._proven else (0, self.size)
         view = memoryview(buffer if buffer is not None else bytearray(min(CHUNK, stop - start)))
-        crc, whole = 0, self.crc is not None and (start, stop) == (0, self.size)
+        crc, verify = 0, self.crc is not None and (start, stop) == (0, self.size)
         for offset in range(start, stop, len(view) or 1):
-            part = view[: min(len(view), stop - offset)]
+            part = view[: stop - offset]
             self.file.read_into(part, self.start + offset, self.name)
-            if whole:
+            if verify:
                 crc = crc32(part, crc)
             yield offset, part
-        if whole:
+        if verify:
             self._prove(crc)
 
     def _prove(self, crc: int) -> None:
@@ -178,11 +179,13 @@ class LazyTensor:
         if not self.contiguous:
             yield 0, memoryview(self.read())
             return
+        yield from self._span_chunks(buffer)
+
+    def _span_chunks(self, buffer: bytearray | None = None) -> Iterator[tuple[int, memoryview]]:
         start, stop = self.span
-        for offset, part in self.storage.chunks(buffer, self.span):
-            low, high = max(start, offset), min(stop, offset + len(part))
-            if low < high:
-                yield low - start, part[low - offset : high - offset]
+        for offset, part in self.storage.chunks(buffer, (start, stop)):
+            if wanted := part[max(0, start - offset) : max(0, stop - offset)]:
+                yield max(0, offset - start), wanted
 
     def read(self) -> bytes:
         """All elements in row-major order, little-endian."""
@@ -192,24 +195,15 @@ class LazyTensor:
 
     def read_into(self, into: memoryview) -> None:
         """All elements in row-major order, into `nbytes` bytes that are there already."""
-        if not self.contiguous:
-            start, stop = self.span
-            span = bytearray(stop - start)
-            self._read_span(memoryview(span))
-            into[:] = self.lay_out(span)
-        elif self.numel:
-            self._read_span(into)
-
-    def _read_span(self, into: memoryview) -> None:
         start, stop = self.span
-        if self.storage.read_into(into, start):
-            return
-        for offset, part in self.storage.chunks(span=(start, stop)):
-            low, high = max(start, offset), min(stop, offset + len(part))
-            if low < high:
-                into[low - start : high - start] = part[low - offset : high - offset]
+        span = into if self.contiguous else memoryview(bytearray(stop - start))
+        if self.numel and not self.storage.read_into(span, start):
+            for offset, part in self._span_chunks():
+                span[offset : offset + len(part)] = part
+        if not self.contiguous:
+            into[:] = self.lay_out(span)
 
-    def lay_out(self, span: bytes | bytearray) -> bytes:
+    def lay_out(self, span: bytes | bytearray | memoryview) -> bytes:
         """The elements in row-major order, out of the bytes of `span`."""
         if self.contiguous:
             return bytes(span)

@@ -59,7 +59,7 @@ def one(
         prove, publish: what is done with the folder afterwards, if that is wanted.
         quiet: nothing is printed but errors.
     """
-    from ..checkpoint.interrupt import interruptible
+    from ..checkpoint.write.interrupt import interruptible
     from ..conversion import convert
     from .printing import conversion_lines
 
@@ -95,7 +95,7 @@ def several(
     Args:
         name: what error lines begin with.
     """
-    from ..checkpoint.interrupt import interruptible
+    from ..checkpoint.write.interrupt import interruptible
     from ..errors import ConverterError, printable
     from ..many import CONVERTED, FAILED, PLANNED, STATUSES, UNCHANGED, convert_all, worst
     from .reporting import passed_before

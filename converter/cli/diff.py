@@ -50,7 +50,7 @@ def diff(
 
     Exit codes: 0 identical, 1 they differ, 2 usage, 3 input rejected, 5 internal.
     """
-    from ..checkpoint.interrupt import interruptible
+    from ..checkpoint.write.interrupt import interruptible
     from ..comparison import diff as run
     from .differences import lines
     from .progress import bar

@@ -103,7 +103,7 @@ def parity(
 
     Exit codes: 0 PASS, 1 FAIL, 2 usage, 3 input rejected, 4 INCONCLUSIVE, 5 internal. Of several: the worst.
     """
-    from ..checkpoint.interrupt import interruptible
+    from ..checkpoint.write.interrupt import interruptible
     from ..errors import UsageError
     from ..parity import batch, check
     from ..parity.cache import Cache

@@ -168,7 +168,7 @@ def prove(original: str, folder: Path, command: str, family: str | None, *, quie
         folder: what the conversion made; its record says which weights were taken and what the user said.
         quiet: no progress bar; `silent`: nothing printed.
     """
-    from ..checkpoint.interrupt import interruptible
+    from ..checkpoint.write.interrupt import interruptible
     from ..parity.checker import check
 
     try:

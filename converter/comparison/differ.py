@@ -12,8 +12,8 @@ from itertools import product
 from typing import Any
 
 from ..checkpoint.file import reading
-from ..checkpoint.folder import CONFIG
-from ..checkpoint.transfer import Progress
+from ..checkpoint.folders.folder import CONFIG
+from ..checkpoint.write.transfer import Progress
 from ..errors import InputError, printable
 from .elements import measure
 from .result import Diff

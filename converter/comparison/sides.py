@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
-from ..checkpoint.meaning import EMA, RAW
+from ..checkpoint.weights_kind import EMA, RAW
 from ..errors import ConverterError, InputError, printable
 from ..inspection import report
 from ..mapping import fold

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..checkpoint.meaning import SPOKEN
+from ..checkpoint.weights_kind import LABELS as SPOKEN
 from ..errors import printable
 from .rounding import Rounding
 from .weights import DIFFERENT, IDENTICAL, MODELS, ONLY_A, ONLY_B, ROUNDED, SAME, SHAPE, TensorDiff, WeightsDiff

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from ..checkpoint.names import Tables
+from ..checkpoint.key_names import Tables
 from ..errors import ConverterError, UsageError, printable
 from ..mapping import KeyMapping
 from . import from_file

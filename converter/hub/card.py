@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..checkpoint.folder import CONFIG
-from ..checkpoint.meaning import SPOKEN
+from ..checkpoint.folders.folder import CONFIG
+from ..checkpoint.weights_kind import LABELS as SPOKEN
 from ..errors import human_bytes
 from ..parity.rendering import facts
 from ..parity.rendering.markdown_text import blocks, bullets, code, fenced, table, text

@@ -6,8 +6,8 @@ from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from ..checkpoint.folder import CONFIG
-from ..checkpoint.weight_names import STEMS, SUFFIXES, weights_among
+from ..checkpoint.folders.folder import CONFIG
+from ..checkpoint.folders.weight_names import STEMS, SUFFIXES, weights_among
 from ..errors import InputError, printable, shortened
 from ..record import EXTRAS, RECORD, record_places
 from .names import Place

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import LazyTensor
-from ..checkpoint.publish import Publication
-from ..checkpoint.transfer import Progress
+from ..checkpoint.write.publish import Publication
+from ..checkpoint.write.transfer import Progress
 from ..conversion import convert
 from ..destination import DIFFUSERS, ORIGINAL, SUFFIXES, Destination
 from ..errors import InputError, printable

@@ -13,8 +13,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ..checkpoint.containers import asked_by
 from ..checkpoint.file import reading
+from ..checkpoint.state_dicts import selecting_flag as asked_by
 from ..errors import ConverterError, UsageError, printable
 from ..survey import open_model
 from . import configuration, provenance

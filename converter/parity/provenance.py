@@ -12,10 +12,10 @@ from threading import Event
 from typing import Any
 
 from ..checkpoint.file import reads
-from ..checkpoint.folder import names_in, weight_files
-from ..checkpoint.meaning import UNKNOWN
-from ..checkpoint.weight_names import STEMS, variants, weights_among, with_variant
-from ..checkpoint.weight_names import WEIGHTS as WEIGHTS_FILE
+from ..checkpoint.folders.folder import names_in, weight_files
+from ..checkpoint.folders.weight_names import STEMS, variants, weights_among, with_variant
+from ..checkpoint.folders.weight_names import WEIGHTS as WEIGHTS_FILE
+from ..checkpoint.weights_kind import UNKNOWN
 from ..errors import printable
 from ..families import Family
 from ..record import RECORD, record_beside, sidecar_beside

@@ -17,7 +17,10 @@ from typing import Any
 
 import pytest
 import torch
-from forge import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from makers import within
+from zip_builder import (
     SIX,
     Part,
     assert_refused,
@@ -31,13 +34,11 @@ from forge import (
     torch_file,
     zip_file,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from makers import within
 
-from converter.checkpoint import archive, open_checkpoint
-from converter.checkpoint.archive import Archive
+from converter.checkpoint import open_checkpoint
 from converter.checkpoint.file import InputFile
+from converter.checkpoint.torch_file import archive
+from converter.checkpoint.torch_file.archive import Archive
 from converter.errors import InputError
 
 PICKLE = pickled({"w": tensor()})
@@ -353,7 +354,7 @@ def test_a_directory_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_pickle_beyond_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from converter.checkpoint import torchfile
+    from converter.checkpoint.torch_file import reader as torchfile
 
     monkeypatch.setattr(torchfile, "PICKLE_LIMIT", len(PICKLE) - 1)
     assert_refused(save(tmp_path, plain()), "data.pkl", f"more than the {len(PICKLE) - 1} that are accepted")

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from forge import SIX, Glob, assert_refused, call, read_all, refused, safetensors_file, save, tensor, torch_file
 from huggingface_hub import save_torch_model
 from hypothesis import given
 from hypothesis import strategies as st
 from makers import within
 from safetensors.torch import save_file
+from zip_builder import SIX, Glob, assert_refused, call, read_all, refused, safetensors_file, save, tensor, torch_file
 
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.folder import beside, model_folder, read_config, weight_files
-from converter.checkpoint.weight_names import STEMS, variants, weights_among, with_variant
+from converter.checkpoint.folders.folder import files_next_to_weights as beside
+from converter.checkpoint.folders.folder import model_folder, read_config, weight_files
+from converter.checkpoint.folders.weight_names import STEMS, variants, weights_among, with_variant
 from converter.errors import InputError
 
 STEM = "diffusion_pytorch_model.safetensors"

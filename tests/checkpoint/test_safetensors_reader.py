@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from forge import assert_refused, read_all, refused, safetensors_file, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import HEADS, pixart, within
 from safetensors import safe_open
 from safetensors.torch import load_file, load_model, save_file, save_model
+from zip_builder import assert_refused, read_all, refused, safetensors_file, save
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.file import InputFile

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.checkpoint.target import check_file, check_target, nearest
+from converter.checkpoint.write.target import check_file, check_target, nearest
 from converter.errors import UsageError
 
 

@@ -12,7 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from forge import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from makers import within
+from test_unpickle import payloads
+from zip_builder import (
     SIX,
     Glob,
     Node,
@@ -29,10 +33,6 @@ from forge import (
     tensor,
     torch_file,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from makers import within
-from test_unpickle import payloads
 
 from converter.checkpoint import open_checkpoint
 from converter.conversion import convert
@@ -375,7 +375,8 @@ TENSORS: dict[str, tuple[Any, tuple[str, ...]]] = {
 def test_hostile_tensors_are_refused(tmp_path: Path, name: str) -> None:
     node, fragments = TENSORS[name]
     assert_refused(save(tmp_path, torch_file({"good": tensor(), "w": node}, SIX)), *fragments)
-    assert_refused(save(tmp_path, torch_file({"state_dict": ordered(("w", node))}, SIX)), "w", *fragments)
+    path = save(tmp_path, torch_file({"state_dict": ordered(("w", node))}, SIX))
+    assert_refused(path, *fragments, "state_dict" if name == "text" else "w")
     beside = torch_file({"state_dict": {"good": tensor()}, "optimizer": {"w": node}}, SIX)
     assert read_all(save(tmp_path, beside)) == {"good": ("float32", (2, 3), SIX["0"])}
 

@@ -15,8 +15,8 @@ from makers import GOLDEN, HEADS, save
 from safetensors.torch import load_file, save_file
 
 import converter
-from converter.checkpoint.folder import CONFIG
-from converter.checkpoint.weight_names import WEIGHTS
+from converter.checkpoint.folders.folder import CONFIG
+from converter.checkpoint.folders.weight_names import WEIGHTS
 from converter.pairs import Pair
 from converter.parity import batch
 from converter.parity.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, REJECTED, Report

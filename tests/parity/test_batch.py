@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from converter.checkpoint.interrupt import Interrupted
+from converter.checkpoint.write.interrupt import Interrupted
 from converter.errors import ConverterError, InputError, UsageError
 from converter.pairs import Pair
 from converter.parity.batch import exit_code, outcome, run
