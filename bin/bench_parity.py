@@ -76,10 +76,10 @@ def forwards(original: Path, converted: Path) -> dict[str, float]:
     from diffusers import PixArtTransformer2DModel
 
     from converter import open_checkpoint
+    from converter.conversion.analysis import analyse
     from converter.parity.pixart import cases, shape
     from converter.parity.pixart_stock import call
     from converter.reference import Weights, pixart
-    from converter.survey import survey
 
     class Held(Weights):
         """Weights that are in memory already are lent as they are."""
@@ -88,7 +88,7 @@ def forwards(original: Path, converted: Path) -> dict[str, float]:
             return self.under(prefix)
 
     with open_checkpoint(original) as checkpoint:
-        found = survey(checkpoint).found
+        found = analyse(checkpoint).found
     case, spent = cases(found, "quick", {})[0], 0.0
     with torch.inference_mode():
         state = torch.load(original, weights_only=True)["state_dict"]
@@ -124,10 +124,10 @@ def quick(original: Path, converted: Path) -> dict[str, float]:
 def audit(original: Path, converted: Path) -> dict[str, float]:
     """Reading both files once, and the audit, from the page cache."""
     from converter import open_checkpoint
+    from converter.conversion.analysis import analyse
     from converter.families.pixart import PIXART
     from converter.parity.audit import audit as run
     from converter.parity.compared import Sides
-    from converter.survey import survey
 
     files = [original, *converted.rglob("*.safetensors")]
     for path in files:
@@ -137,7 +137,7 @@ def audit(original: Path, converted: Path) -> dict[str, float]:
         read_through(path)
     read = time.perf_counter() - started
     with open_checkpoint(original) as ours, open_checkpoint(converted) as theirs:
-        looked = survey(ours)
+        looked = analyse(ours)
         started = time.perf_counter()
         made = run(Sides(PIXART, looked.found, looked.plan, ours, theirs))
         spent = time.perf_counter() - started

@@ -19,19 +19,19 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, LazyTensor, open_checkpoint
     from .comparison import Diff, diff
-    from .conversion import Conversion, convert
+    from .conversion.convert import Conversion, convert
+    from .conversion.inspection import inspect
     from .errors import ConverterError, InputError, UsageError
     from .families import Family, Finding, Findings, register
-    from .inspection import inspect
     from .mapping import Computed, Copies, Extra, KeyMapping, MappingError, Parameter, Refused, Sparse
 
 _HOMES = {
     "checkpoint": ("Checkpoint", "LazyTensor", "open_checkpoint"),
     "comparison": ("Diff", "diff"),
-    "conversion": ("Conversion", "convert"),
+    "conversion.convert": ("Conversion", "convert"),
     "errors": ("ConverterError", "InputError", "UsageError"),
     "families": ("Family", "Finding", "Findings", "register"),
-    "inspection": ("inspect",),
+    "conversion.inspection": ("inspect",),
     "mapping": ("Computed", "Copies", "Extra", "KeyMapping", "MappingError", "Parameter", "Refused", "Sparse"),
 }
 

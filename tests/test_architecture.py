@@ -1,4 +1,4 @@
-"""The order of the rooms: each module imports only from its own room and from rooms below, and no two import each other.
+"""The order of the rooms: each module imports only from its own room and from rooms below, never in a circle.
 
 The order is read from the table of `docs/architecture.md`, so that documentation and code cannot disagree.
 """

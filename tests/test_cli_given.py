@@ -18,7 +18,7 @@ import converter
 def describe(plan, state, found):
     found.file("hidden_size", plan.dims["D"], plan.evidence["D"])
     for name, default in (("num_heads", 8), ("rate", 0.5), ("causal", False), ("kind", "plain")):
-        found.settle(name, default, "as ever")
+        found.given_or_assumed(name, default, "as ever")
 
 
 def config(found):

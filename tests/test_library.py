@@ -292,7 +292,7 @@ def test_keys_list_everything_that_does_not_fit() -> None:
 def toy(name: str = "toy") -> converter.Family:
     def describe(plan: Any, state: Any, found: converter.Findings) -> None:
         found.file("width", plan.dims["W"], plan.evidence["W"])
-        found.settle("heads", None, "a file does not show them")
+        found.given_or_assumed("heads", None, "a file does not show them")
 
     def config(found: converter.Findings) -> dict[str, Any]:
         return {"_class_name": "Toy", "width": found.value("width"), "heads": found.value("heads")}

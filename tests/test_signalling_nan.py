@@ -14,12 +14,12 @@ from makers import HEADS, State, pixart, save
 from safetensors.torch import save_file
 
 import converter
-from converter.buffers import compare
 from converter.checkpoint.cast import cast, count_nonfinite, float64
 from converter.checkpoint.dtypes import BY_CODE, BY_NAME
 from converter.comparison.elements import measure
 from converter.comparison.rounding import roundings
-from converter.conversion import already
+from converter.conversion.buffers import compare
+from converter.conversion.convert import already
 from converter.parity.cases import load_cases
 from converter.parity.inputs import Case
 

@@ -91,10 +91,10 @@ def convert(
     Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal, or a disk that fills up or fails; with --parity also
     1 FAIL and 4 INCONCLUSIVE.
     """
-    from .. import conversion
+    from ..conversion import convert as conversion
+    from ..conversion.pairs import check_targets_unique, expand
+    from ..conversion.pairs import several as are_several
     from ..errors import UsageError
-    from ..pairs import expand, told_apart
-    from ..pairs import several as are_several
     from .converting import one, refused_together, several
 
     options = beside(options, conversion.convert)
@@ -118,9 +118,9 @@ def convert(
         return
     if push_to_hub:
         raise UsageError("--push_to_hub: of one conversion, and these may be several")
-    pairs: Iterable[Any] = told_apart([pair for path in orig_ckpt_path for pair in expand(path, dump_path)])
+    pairs: Iterable[Any] = check_targets_unique([pair for path in orig_ckpt_path for pair in expand(path, dump_path)])
     if watch:
-        from ..watch import watch as watching
+        from ..conversion.watch import watch as watching
 
         pairs = watching(watch, dump_path, settle=watch_settle, idle=watch_idle, say=_say)
     several(pairs, options, str(context.find_root().info_name), **shown)

@@ -15,8 +15,8 @@ from .output import print_json, say
 from .progress import bar
 
 if TYPE_CHECKING:
-    from ..many import Outcome
-    from ..pairs import Pair
+    from ..conversion.batch import Outcome
+    from ..conversion.pairs import Pair
     from ..parity.report import Report
 
 Prove = Callable[[str, Path], "Report"]  # (original, folder) -> what the comparison says
@@ -60,7 +60,7 @@ def one(
         quiet: nothing is printed but errors.
     """
     from ..checkpoint.write.interrupt import interruptible
-    from ..conversion import convert
+    from ..conversion.convert import convert
     from .printing import conversion_lines
 
     started, code = time.monotonic(), 0
@@ -96,8 +96,8 @@ def several(
         name: what error lines begin with.
     """
     from ..checkpoint.write.interrupt import interruptible
+    from ..conversion.batch import CONVERTED, FAILED, PLANNED, STATUSES, UNCHANGED, convert_all, worst
     from ..errors import ConverterError, printable
-    from ..many import CONVERTED, FAILED, PLANNED, STATUSES, UNCHANGED, convert_all, worst
     from .reporting import passed_before
 
     made: list[dict[str, Any]] = []

@@ -27,9 +27,9 @@ def inspect(
 
     PATH is a file or a folder; where nothing is there, hf://OWNER/NAME[@REVISION][/FILE] or OWNER/NAME on the hub.
     """
+    from ..conversion.inspection import inspect as run
     from ..errors import printable
     from ..hub import local
-    from ..inspection import inspect as run
     from .printing import inspection_lines
 
     place = local(path)

@@ -14,7 +14,7 @@ from ..mapping import fold, summed_up
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..conversion import Conversion
+    from ..conversion.convert import Conversion
     from ..new_family import Draft
 
 

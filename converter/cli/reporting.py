@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.json_file import read_json
+from ..conversion.pairs import Pair
+from ..conversion.record import PARITY
 from ..errors import ConverterError, UsageError, printable
 from ..hub import local
-from ..pairs import Pair
 from ..parity.batch import outcome
 from ..parity.digests import files_of, program
 from ..parity.rendering import KINDS, card, render
 from ..parity.report import INTERNAL, NOT_RUN, PASS, REJECTED, Report
-from ..record import PARITY
 from .output import say
 from .progress import bar
 

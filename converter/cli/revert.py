@@ -32,7 +32,7 @@ def revert(converted_path: str, dump_path: str, as_json: bool, quiet: bool, **op
 
     Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal, or a disk that fills up or fails.
     """
-    from ..conversion import convert
+    from ..conversion.convert import convert
     from .converting import one
 
     one(converted_path, dump_path, beside(options, convert), quiet=quiet, as_json=as_json)

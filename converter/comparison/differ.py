@@ -163,7 +163,7 @@ def _disagreements(a: Side, b: Side) -> Iterator[Disagreement]:
     # Two folders say more of themselves than the family reads off them.
     ours, theirs = a.checkpoint.config, b.checkpoint.config
     for name, value in ours.items():
-        alike = family.tolerated.get(name, ())
+        alike = family.ignorable_config.get(name, ())
         inert = name.startswith("_") or alike is None or value in alike or theirs.get(name) in alike
         if name not in one and not inert and None not in (value, theirs.get(name)) and value != theirs[name]:
             yield Disagreement(printable(name), _plain(value), _plain(theirs[name]), CONFIG, CONFIG)

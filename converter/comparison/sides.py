@@ -13,11 +13,11 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
 from ..checkpoint.weights_kind import EMA, RAW
+from ..conversion.analysis import Analysis, analyse, open_model
+from ..conversion.inspection import report
+from ..conversion.record import record_beside, sidecar_beside
 from ..errors import ConverterError, InputError, printable
-from ..inspection import report
 from ..mapping import fold
-from ..record import record_beside, sidecar_beside
-from ..survey import Survey, open_model, survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Side:
     """One set of weights: what it is, and what was found beside it. `letter` is A or B."""
 
     letter: str
-    looked: Survey
+    looked: Analysis
     sidecar: Checkpoint | None = None
 
     @property
@@ -160,13 +160,13 @@ def open_side(
     found = [opened]
     if not weights and not state_dict_key and kinds == [RAW, EMA]:
         found = [stack.enter_context(open_model(path, kind)) for kind in kinds]
-    looks = [survey(checkpoint) for checkpoint in found]
+    looks = [analyse(checkpoint) for checkpoint in found]
     sidecar = _sidecar(looks[0])
     kept = stack.enter_context(open_checkpoint(sidecar)) if sidecar else None
     return [Side(letter, looked, kept) for looked in looks]
 
 
-def _sidecar(looked: Survey) -> Path | None:
+def _sidecar(looked: Analysis) -> Path | None:
     """Where a conversion kept what the model of a folder has no place for."""
     folder = looked.checkpoint.folder
     return sidecar_beside(folder, record_beside(folder)) if looked.diffusers and folder else None

@@ -37,9 +37,9 @@ class Findings(dict[str, Finding]):
         super().__init__()
         self.given = {name: value for name, value in given.items() if value is not None}
         self.notes: list[str] = []
-        self.stock: list[str] = []
+        self.diffusers_notes: list[str] = []
         self.problems: list[str] = []
-        self.doubted: dict[str, str] = {}
+        self.distrusted: dict[str, str] = {}
         self.rounded: dict[str, float] = {}
         self.unused: set[str] = set()
         self.asked: set[str] = set()
@@ -50,14 +50,14 @@ class Findings(dict[str, Finding]):
         Raises: `UsageError` where the user said otherwise.
         """
         if value is None:
-            return self.settle(name, None, evidence)
+            return self.given_or_assumed(name, None, evidence)
         said = self.given.get(name)
         if said is not None and said != value:
             raise UsageError(f"--{name} {said} contradicts the file, which says {value}: {evidence}")
         self[name] = Finding(value, "file", evidence)
         return value
 
-    def settle(self, name: str, default: Any = None, why: str = "", aside: str = "") -> Any:
+    def given_or_assumed(self, name: str, default: Any = None, why: str = "", aside: str = "") -> Any:
         """A value that the file cannot show: the user's word, else the default with its reason, else unknown.
 
         Args:
@@ -104,14 +104,14 @@ class Family:
         flags: the hyper-parameters that a user may state, name -> type (an int is a float too, a bool is no int); or
             their names alone, and `describe` checks the values.
         subfolder: where in the dump the model lies.
-        unreproduced: (findings, largest difference) -> of a stored buffer that recomputing does not give bit for bit:
-            whether a conversion may go on without it (the original net does not use it), and what it is, in words;
+        buffer_mismatch: (findings, largest difference) -> of a stored buffer that recomputing does not give bit for
+            bit: whether a conversion may go on without it (the original net does not use it), and what it is, in words;
             raises `UsageError` where what was read off the buffer has to be said instead.
         storing: the largest difference that storing and averaging a buffer makes. One that is no further off, and that
             a conversion may go on without, is the computed one: the original net is compared with that.
-        tolerated: of a source folder's `config.json`, what may differ from ours: key -> the other values that mean
-            the same model (None: any value, it changes no output).
-        uncast: ends of paths in the target, such as "norm1", whose tensors keep their dtype when a model is cast,
+        ignorable_config: of a source folder's `config.json`, what may differ from ours: key -> the other values that
+            mean the same model (None: any value, it changes no output).
+        keep_dtype: ends of paths in the target, such as "norm1", whose tensors keep their dtype when a model is cast,
             because the target's class keeps them so.
         comfyui: findings -> what ComfyUI would take this model for that it is not, in words; None where it does not
             know the family at all.
@@ -126,12 +126,12 @@ class Family:
     config: Callable[[Findings], dict[str, Any]]
     flags: Mapping[str, type] | tuple[str, ...] = ()
     subfolder: str = "transformer"
-    unreproduced: Callable[[Findings, float], tuple[bool, str]] = lambda found, difference: (
+    buffer_mismatch: Callable[[Findings, float], tuple[bool, str]] = lambda found, difference: (
         False,
         f"is not what the target computes (by up to {difference:.2g})",
     )
     storing: float = 0.0
-    tolerated: Mapping[str, tuple[Any, ...] | None] = field(default_factory=lambda: {"_diffusers_version": None})
-    uncast: tuple[str, ...] = ()
+    ignorable_config: Mapping[str, tuple[Any, ...] | None] = field(default_factory=lambda: {"_diffusers_version": None})
+    keep_dtype: tuple[str, ...] = ()
     comfyui: Callable[[Findings], list[str]] | None = None
     parity: Any = None

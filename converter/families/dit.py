@@ -86,8 +86,8 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
     if table and table.side > (patch or 1) and table.scale != 1:
         seen = f"{table.seen}: scale {table.scale:g}" if table.scale else table.seen
         found.problems.append(f"{seen}, and the diffusers class computes that of scale 1 and has no room for another")
-    found.settle(EXACT, False, "as from_pretrained loads it, without the line that the note gives")
-    found.stock.append(
+    found.given_or_assumed(EXACT, False, "as from_pretrained loads it, without the line that the note gives")
+    found.diffusers_notes.append(
         f"{OTHERWISE}, which no weights can make up for: what from_pretrained loads is the original's function once "
         f"this is run on it: {EXACT_LINE}"
     )
@@ -100,7 +100,7 @@ def _classes(plan: Plan, found: Findings) -> None:
     counted = f"{shown}: a row for each class, and the last for none, as diffusers counts"
     found.file("num_classes", rows - 1 if rows else None, counted if rows else shown)
     if rows and rows != PIPELINE_NULL + 1:
-        found.stock.append(
+        found.diffusers_notes.append(
             f"its class table has {rows} rows, so that {rows - 1} is the label of no class (if it was trained to have "
             f"one); the stock DiTPipeline takes {PIPELINE_NULL} for it and cannot guide this model"
         )
@@ -132,7 +132,7 @@ def config(found: Findings) -> dict[str, Any]:
     }
 
 
-def unreproduced(found: Findings, difference: float) -> tuple[bool, str]:
+def buffer_mismatch(found: Findings, difference: float) -> tuple[bool, str]:
     """What a `pos_embed` is that recomputing does not give; the net adds it to its input whatever it is."""
     if rounded := up_to_rounding(found, difference):
         return True, rounded
@@ -145,12 +145,12 @@ def unreproduced(found: Findings, difference: float) -> tuple[bool, str]:
 
 
 # What changes no output: at most training, or a part that this class does not have.
-TOLERATED: dict[str, tuple[Any, ...] | None] = {
+IGNORABLE_CONFIG: dict[str, tuple[Any, ...] | None] = {
     "_class_name": ("Transformer2DModel",),
     **dict.fromkeys(("_diffusers_version", "dropout", "norm_num_groups", "upcast_attention")),
 }
 
 DIT = Family(
-    "dit", "DiT", KEYS, describe, config, FLAGS, unreproduced=unreproduced, storing=DRIFT, tolerated=TOLERATED,
-    parity="converter.parity.dit:PARITY",
+    "dit", "DiT", KEYS, describe, config, FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
+    ignorable_config=IGNORABLE_CONFIG, parity="converter.parity.dit:PARITY",
 )  # fmt: skip

@@ -88,7 +88,7 @@ def heads(found: Findings, state: State, usual: int | None, why: str) -> None:
     if said:
         count = found.file(name, said, "config.json")
     else:
-        count = found.settle(name, usual, why if usual else f"a file does not show it{why}", aside)
+        count = found.given_or_assumed(name, usual, why if usual else f"a file does not show it{why}", aside)
         if aside and found[name].source == "assumed":
             found.notes.append(f"{aside}, and {usual} heads are assumed: --{name} says how many there are")
     if count is not None and hidden and (type(count) is not int or count < 1 or hidden % count):
@@ -179,10 +179,10 @@ def resolution(found: Findings, config: Mapping[str, Any], table: StoredTable | 
     elif latent:
         found.file("image_size", latent * VAE_FACTOR, "config.json: sample_size")
     elif table and table.side and "interpolation_scale" in found.given:
-        found.settle("image_size", table.side * VAE_FACTOR, table.seen, doubt)
+        found.given_or_assumed("image_size", table.side * VAE_FACTOR, table.seen, doubt)
     else:
         nothing = f"there is no usable {POSITIONS}, and nothing else in a file shows the resolution"
-        found.settle("image_size", None, doubt or nothing, doubt or (table.aside if table else ""))
+        found.given_or_assumed("image_size", None, doubt or nothing, doubt or (table.aside if table else ""))
     pixels, patch = found["image_size"].value, VAE_FACTOR * (found["patch_size"].value or 1)
     if latent and pixels < patch:
         raise InputError(f"config.json: sample_size: {latent} is less than a patch")

@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..mapping import Computed, Extra, KeyMapping, Parameter, Refused, ZeroInit
 from .base import Family, Findings
 from .evidence import DIFFUSERS, POSITIONS, computed_table, drifted, exact_instead, up_to_rounding
-from .pixart_comfyui import misread
+from .pixart_comfyui import comfyui_warnings
 from .pixart_evidence import FLAGS, KV_COMPRESS, MICRO, QK_NORM, REL_POS, describe
 from .sincos import DRIFT, SinCosTable
 
@@ -104,7 +104,7 @@ def config(found: Findings) -> dict[str, Any]:
     }
 
 
-def unreproduced(found: Findings, difference: float) -> tuple[bool, str]:
+def buffer_mismatch(found: Findings, difference: float) -> tuple[bool, str]:
     """What a `pos_embed` is that recomputing does not give. Only the fixed-size class ever uses it."""
     if rounded := up_to_rounding(found, difference):
         return True, rounded
@@ -114,7 +114,7 @@ def unreproduced(found: Findings, difference: float) -> tuple[bool, str]:
         return True, _unused(found, difference)
     if drift := drifted(difference):
         return True, exact_instead(found, drift, "interpolation_scale")
-    doubted = POSITIONS in found.doubted
+    doubted = POSITIONS in found.distrusted
     if doubted and found.given.keys() & {"image_size", "interpolation_scale"}:
         return True, (
             "is the table that OneTrainer writes into every file, and what the flags say is taken instead: if this "
@@ -132,7 +132,7 @@ def _unused(found: Findings, difference: float) -> str:
     scale = found["interpolation_scale"]
     if drift := drifted(difference):
         return f"{drift}, and the multi-scale class never uses it"
-    if POSITIONS in found.doubted:
+    if POSITIONS in found.distrusted:
         return "is not the table of the size and scale that were given, and the multi-scale class never uses it"
     # An element that is not finite is refused for that, and shows nothing about the others.
     if scale.source == "file" and "interpolation_scale" not in found.given and difference < inf:
@@ -145,9 +145,10 @@ def _unused(found: Findings, difference: float) -> str:
 
 # What changes no output: at most training, or a part that this class does not have.
 _INERT = ("_diffusers_version", "dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention")
-TOLERATED: dict[str, tuple[Any, ...] | None] = dict.fromkeys(_INERT) | {"_class_name": ("Transformer2DModel",)}
+IGNORABLE_CONFIG: dict[str, tuple[Any, ...] | None] = dict.fromkeys(_INERT) | {"_class_name": ("Transformer2DModel",)}
 
 PIXART = Family(
-    "pixart", "PixArt", KEYS, describe, config, FLAGS, unreproduced=unreproduced, storing=DRIFT, tolerated=TOLERATED,
-    comfyui=partial(misread, micro=MICRO), parity="converter.parity.pixart:PARITY",
+    "pixart", "PixArt", KEYS, describe, config, FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
+    ignorable_config=IGNORABLE_CONFIG, comfyui=partial(comfyui_warnings, micro=MICRO),
+    parity="converter.parity.pixart:PARITY",
 )  # fmt: skip

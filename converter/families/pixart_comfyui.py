@@ -20,7 +20,7 @@ _FIXED = {
 _NATIVE = 64  # latent side whose scale it takes for 1; other scales are whole multiples
 
 
-def misread(found: Findings, micro: str) -> list[str]:
+def comfyui_warnings(found: Findings, micro: str) -> list[str]:
     """In words, everything that ComfyUI would take for something else.
 
     Args:

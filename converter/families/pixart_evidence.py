@@ -48,7 +48,7 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
     if found["multi_scale_train"].value:
         found.unused.add(POSITIONS)  # its class computes the table of each size anew
     found.notes += remarks(found, MICRO)
-    found.stock += stock(found, MICRO)
+    found.diffusers_notes += stock(found, MICRO)
     held_against(state.config, found, CONFIGURED)
 
 
@@ -60,7 +60,7 @@ def _features(plan: Plan, config: dict[str, Any], found: Findings) -> None:
         found.file(KV_COMPRESS, True, ", ".join(plan.features[KV_COMPRESS]))
     elif config and not found.given.get(KV_COMPRESS):
         found.file(KV_COMPRESS, False, "config.json: the class that it is of has none")
-    elif found.settle(
+    elif found.given_or_assumed(
         KV_COMPRESS, False, "no convolutions; sampling 'uniform' or 'ave' would leave no trace in a file"
     ):
         raise UsageError(
@@ -77,12 +77,14 @@ def _version(plan: Plan, found: Findings) -> None:
     elif found[MICRO].value:
         found.file("version", "alpha", "micro-conditions, which sigma does not have")
     else:
-        found.settle("version", None, f"{tokens or 'no'} caption tokens tell neither alpha (120) nor sigma (300)")
+        found.given_or_assumed(
+            "version", None, f"{tokens or 'no'} caption tokens tell neither alpha (120) nor sigma (300)"
+        )
     version = found["version"].value
     if found[MICRO].value:
         found.file("multi_scale_train", True, "micro-conditions exist in the multi-scale class only")
     else:
-        found.settle(
+        found.given_or_assumed(
             "multi_scale_train",
             {"alpha": False, "sigma": True}.get(version),
             f"as in the released {version} models without micro-conditions"
@@ -120,7 +122,7 @@ def _resolution(found: Findings, config: dict[str, Any], table: StoredTable | No
     """`image_size` (pixels), `sample_size` (latent side) and `interpolation_scale`."""
     doubt = _doubt(table, found) if table else ""
     if doubt:
-        found.doubted[POSITIONS] = doubt
+        found.distrusted[POSITIONS] = doubt
         found.notes.append(doubt)
     resolution(found, config, table, doubt)
     _scale(found, config, found["image_size"].value, table, doubt)
@@ -143,11 +145,13 @@ def _scale(found: Findings, config: dict[str, Any], pixels: int | None, table: S
     elif written:
         found.file(name, written, "config.json")
     elif table and table.side and table.aside:
-        found.settle(name, None, f"{table.aside}: it shows none", table.aside)
+        found.given_or_assumed(name, None, f"{table.aside}: it shows none", table.aside)
     elif latent:
-        found.settle(name, max(latent // 64, 1), "what diffusers takes where config.json does not say", aside)
+        found.given_or_assumed(name, max(latent // 64, 1), "what diffusers takes where config.json does not say", aside)
     elif pixels and (version, pixels) in RELEASED:
-        found.settle(name, RELEASED[version, pixels], f"as in the released {version} {pixels} px models", aside)
+        found.given_or_assumed(
+            name, RELEASED[version, pixels], f"as in the released {version} {pixels} px models", aside
+        )
         if (version, pixels) == ("alpha", 256) and found[name].source == "assumed":
             found.notes.append(
                 "alpha 256 px without a positional table: scale 1 is assumed, as in its training configs "
@@ -155,4 +159,4 @@ def _scale(found: Findings, config: dict[str, Any], pixels: int | None, table: S
             )
     else:
         model = f"no released {version or '(version unknown)'} model at {pixels} px" if pixels else "no image size"
-        found.settle(name, None, f"no positional table shows it, and there is {model} to tell it by", aside)
+        found.given_or_assumed(name, None, f"no positional table shows it, and there is {model} to tell it by", aside)

@@ -10,14 +10,14 @@ from typing import Any
 
 from ..checkpoint.folders.folder import CONFIG
 from ..checkpoint.weights_kind import LABELS as SPOKEN
+from ..conversion.paths import without_paths
+from ..conversion.record import PARITY, RECORD, SIDECAR
 from ..errors import human_bytes
 from ..parity.rendering import facts
 from ..parity.rendering.markdown_text import blocks, bullets, code, fenced, table, text
 from ..parity.rendering.published import published
 from ..parity.rendering.summary import ICONS
 from ..parity.report import Report
-from ..paths import without_paths
-from ..record import EXTRAS, PARITY, RECORD
 from .names import place_of
 from .target import MARK
 
@@ -108,7 +108,7 @@ def _made(record: dict[str, Any], named: str, revision: str) -> Iterator[str]:
     )
     yield (
         f"Every byte written was read back. {code(RECORD)} holds the plan tensor by tensor with the SHA-256 of each"
-        + (f", and {code(EXTRAS)} what diffusers has no place for." if EXTRAS in record["written"] else ".")
+        + (f", and {code(SIDECAR)} what diffusers has no place for." if SIDECAR in record["written"] else ".")
     )
     yield table(["file", "size", "SHA-256"], [_file(name, file) for name, file in record["written"].items()])
 

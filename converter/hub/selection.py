@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 
 from ..checkpoint.folders.folder import CONFIG
 from ..checkpoint.folders.weight_names import STEMS, SUFFIXES, weights_among
+from ..conversion.record import RECORD, SIDECAR, record_places
 from ..errors import InputError, printable, shortened
-from ..record import EXTRAS, RECORD, record_places
 from .names import Place
 
 _SHOWN = 8
@@ -61,7 +61,7 @@ def choose(names: Set[str], place: Place, *, whole: bool = True) -> Choice:
     for single, index in found:
         if not whole and f"{folder}{CONFIG}" not in names:  # other programs fetch by the file
             raise InputError.at(place.asked, "", f"{folder}{CONFIG} {absent(whole)}")
-        ours = (f"{root}{RECORD}", f"{root}{EXTRAS}") if f"{root}{RECORD}" in names else ()
+        ours = (f"{root}{RECORD}", f"{root}{SIDECAR}") if f"{root}{RECORD}" in names else ()
         wanted = (*ours, f"{folder}{CONFIG}", *(f"{folder}{name}" for name in (index, single) if name))
         return Choice(tuple(name for name in wanted if name in names), f"{folder}{index}" if index else "", root)
     only = _only(sorted(name for name in names if name.startswith(folder) and name.endswith(SUFFIXES)), place, whole)
@@ -74,7 +74,7 @@ def _beside(names: Set[str], file: str) -> list[str]:
     if str(folder / CONFIG) not in names:
         return []
     roots = [root for root in dict.fromkeys(record_places(folder)) if str(root / RECORD) in names]
-    ours = [str(root / name) for root in roots for name in (RECORD, EXTRAS)]
+    ours = [str(root / name) for root in roots for name in (RECORD, SIDECAR)]
     return [str(folder / CONFIG), *(name for name in ours if name in names)]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..checkpoint.folders.weight_names import STEMS
 from ..checkpoint.json_file import read_json
+from ..conversion.record import PARITY, RECORD, TOOL
 from ..errors import ConverterError, UsageError, printable
-from ..record import PARITY, RECORD, TOOL
 from . import answers
 from .names import inside
 

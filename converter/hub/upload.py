@@ -12,9 +12,9 @@ from typing import Any
 from .._version import __version__
 from ..checkpoint.folders.folder import CONFIG, read_config
 from ..checkpoint.json_file import read_json
+from ..conversion.paths import without_paths
+from ..conversion.record import PARITY, RECORD, TOOL
 from ..errors import ConverterError, InputError, UsageError, printable
-from ..paths import without_paths
-from ..record import PARITY, RECORD, TOOL
 from . import answers
 from .client import LOGIN, said, talking
 from .names import place_of, valid

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import LazyTensor
 from ..checkpoint.write.publish import Publication
 from ..checkpoint.write.transfer import Progress
-from ..conversion import convert
-from ..destination import DIFFUSERS, ORIGINAL, SUFFIXES, Destination
+from ..conversion.analysis import analyse, open_model
+from ..conversion.convert import convert
+from ..conversion.output import DIFFUSERS, ORIGINAL, SUFFIXES, Destination
+from ..conversion.plan import notes_on
+from ..conversion.write import TensorWrite, counted, write_files
+from ..conversion.zeros import find_zeros
 from ..errors import InputError, printable
 from ..families.dit import DIT
 from ..families.pixart_released import HEAD_SIZE, PLACEHOLDER, TOKENS
 from ..hub import local
-from ..planning import notes_on
-from ..survey import open_model, survey
-from ..writing import Part, counted, write_files
-from ..zeros import find_zeros
 from .options import ZERO, Options
 from .origin import Origin
 
@@ -88,7 +88,7 @@ def init_from_dit(
     wanted = wanted.check(source, overwrite=overwrite)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_model(source, weights, state_dict_key))
-        looked = survey(checkpoint, {"num_attention_heads": num_attention_heads})
+        looked = analyse(checkpoint, {"num_attention_heads": num_attention_heads})
         family = looked.require()
         if family.name != DIT.name:
             raise InputError(f"{printable(source)}: this is a {family.title}, and a DiT is needed")
@@ -158,7 +158,7 @@ def _write(
 ) -> tuple[dict[str, int], list[str]]:
     """Write what was proven; returns the files' sizes, and notes on what happened on the disk. A folder is what
     `convert` makes of the file."""
-    parts = [Part((tensor,), (key,), tensor.dtype) for key, tensor in state.items()]
+    parts = [TensorWrite((tensor,), (key,), tensor.dtype) for key, tensor in state.items()]
     if wanted.folder:
         size = 2 * sum(part.nbytes for part in parts) + (1 << 20)
         with Publication(wanted.path, needed_bytes=size, overwrite=True) as beside:  # never published, so never over it

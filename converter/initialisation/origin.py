@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..arrangement import held_against_computed
-from ..buffers import computed
-from ..buffers import made as made_on_demand
 from ..checkpoint import LazyTensor
 from ..checkpoint.cast import count_nonfinite
 from ..checkpoint.dtypes import F32
+from ..conversion.analysis import Analysis
+from ..conversion.buffers import computed
+from ..conversion.buffers import made as made_on_demand
+from ..conversion.to_diffusers import held_against_computed
+from ..conversion.write import counted
 from ..errors import InputError, UsageError, printable
 from ..families.dit import DIT
 from ..families.evidence import VAE_FACTOR
@@ -22,8 +24,6 @@ from ..families.pixart_released import RELEASED, TOKENS
 from ..families.sincos import SinCosTable
 from ..mapping import Computed, Extra, KeyMapping, Parameter, Refused
 from ..mapping.rows import PARAMETER, Row, Value, spell
-from ..survey import Survey
-from ..writing import counted
 from . import draws
 from .options import Options
 
@@ -78,7 +78,7 @@ class Origin:
     Raises: `UsageError` for choices that this DiT does not allow for.
     """
 
-    looked: Survey
+    looked: Analysis
     options: Options
 
     @property

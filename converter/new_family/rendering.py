@@ -125,7 +125,7 @@ def _describe(draft: Draft) -> Iterator[str]:
         side = 'isqrt(plan.dims.get("N", 0))' + (' * plan.dims.get("p", 1)' if "p" in draft.dims else "")
         yield f'    side = {side} or configured(state.config, "sample_size", int)'
         yield '    found.file("sample_size", side, plan.evidence.get("N", "config.json: sample_size"))'
-    yield f'    found.settle("{_HEADS}", None, "a file does not show it")'
+    yield f'    found.given_or_assumed("{_HEADS}", None, "a file does not show it")'
     yield ""
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from typing import Any
 
+from ..conversion.pairs import Pair
 from ..errors import ConverterError, InputError, UsageError, printable
-from ..pairs import Pair
 from .cache import Cache
 from .digests import key_of, stamp
 from .report import EXIT_CODES, FAIL, INTERNAL, REJECTED, Report, worst

@@ -15,8 +15,8 @@ from typing import Any
 
 from ..checkpoint.file import reading
 from ..checkpoint.state_dicts import selecting_flag as asked_by
+from ..conversion.analysis import open_model
 from ..errors import ConverterError, UsageError, printable
-from ..survey import open_model
 from . import configuration, provenance
 from .audit import audit, matches
 from .choices import FLOAT64, GATING_PRECISIONS, MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS

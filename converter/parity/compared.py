@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..buffers import Comparison, computed
-from ..buffers import compare as compare_buffer
 from ..checkpoint import LazyTensor
 from ..checkpoint.dtypes import BY_NAME, F32
 from ..checkpoint.tensor import CHUNK
+from ..conversion.buffers import Comparison, computed
+from ..conversion.buffers import compare as compare_buffer
 from ..families import Family, Findings
 from ..mapping import Computed, Plan
 from .belonging import Bytes, Places
@@ -81,7 +81,7 @@ class Sides:
                     "",
                 )
                 if not compared.equal:
-                    dispensable, what = family.unreproduced(self.seen or self.found, compared.difference)
+                    dispensable, what = family.buffer_mismatch(self.seen or self.found, compared.difference)
                 made[key] = compared, dispensable, what
         return made
 

@@ -60,7 +60,8 @@ def audit(
     checks, notes = [], []
     for name, ours in expected.items():
         theirs = have.get(name)
-        if name in family.tolerated and (family.tolerated[name] is None or theirs in (family.tolerated[name] or ())):
+        alike = family.ignorable_config.get(name, ())
+        if alike is None or theirs in alike:
             continue
         same = (
             type(theirs) in (type(ours), int, float)

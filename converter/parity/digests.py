@@ -18,8 +18,8 @@ from ..checkpoint.file import InputFile, reads
 from ..checkpoint.folders.folder import CONFIG, model_folder, weight_files
 from ..checkpoint.folders.folder import averaged_sibling as averaged_beside
 from ..checkpoint.folders.odd_folders import in_cache
+from ..conversion.record import RECORD, SIDECAR
 from ..families.from_file import is_file
-from ..record import EXTRAS, RECORD
 from .report import REPORT_VERSION
 from .waivers import Waiver
 
@@ -43,8 +43,8 @@ def files_of(path: str | os.PathLike[str]) -> dict[str, Path]:
     # The averaged weights beside it count as well: a flag takes those instead.
     places = [place, *filter(None, [averaged_beside(place)])]
     # Of `out/transformer`, the record and the sidecar are looked for in `out` too.
-    beside = [folder / name for folder in (root, *places) for name in (CONFIG, RECORD, EXTRAS)]
-    beside += [root.absolute().parent / name for name in (RECORD, EXTRAS)]
+    beside = [folder / name for folder in (root, *places) for name in (CONFIG, RECORD, SIDECAR)]
+    beside += [root.absolute().parent / name for name in (RECORD, SIDECAR)]
     found: list[Path] = []
     for place in places:
         weights, index, passed_over = weight_files(place)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..zeros import find_zeros
+from ..conversion.zeros import find_zeros
 from .compared import Sides
 from .report import INCONCLUSIVE, PASS, Phase
 

@@ -13,10 +13,10 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.folders.folder import CONFIG, model_folder
 from ..checkpoint.folders.weight_names import WEIGHTS
 from ..checkpoint.json_file import has_byte_order_mark as marked
-from ..demanded import demand
+from ..conversion.analysis import Analysis, analyse, open_model
+from ..conversion.evidence_required import demand
 from ..errors import InputError, UsageError, printable
 from ..families import Family, Findings, families, find
-from ..survey import Survey, open_model, survey
 from . import provenance
 from .compared import Sides
 from .model import Model
@@ -30,7 +30,7 @@ class Opened:
     converted: Checkpoint
     folder: Path
     sidecar: Checkpoint | None
-    looked: Survey
+    looked: Analysis
     seen: Findings
     family: Family
     model: Model
@@ -115,7 +115,7 @@ def open_pair(
     seen, borrowed = looked.found, _borrowed(looked, model, theirs.config)
     if borrowed:
         try:
-            looked = survey(ours, {**said, **borrowed}, family)
+            looked = analyse(ours, {**said, **borrowed}, family)
         except UsageError as error:  # nobody said it: the file did
             raise InputError.at(place / CONFIG, "", f"what it says can be no such model: {error}") from error
     sidecar = provenance.sidecar_of(converted, record)
@@ -137,20 +137,20 @@ def open_pair(
 
 def _look(
     ours: Checkpoint, record: provenance.Record, said: dict[str, Any], family: str | None, notes: list[str]
-) -> tuple[Survey, dict[str, Any]]:
+) -> tuple[Analysis, dict[str, Any]]:
     """What the original is, by the user's words, and by those that the record tells of unless they cannot be right."""
     # A record tells of values that follow from a flag too; what counts are the flags.
     flags = {flag for known in (*families().values(), *([find(family)] if family else [])) for flag in known.flags}
     both = {**{name: value for name, value in record.given.items() if name in flags}, **said}
     try:
-        return survey(ours, both, family), both
+        return analyse(ours, both, family), both
     except UsageError:
-        looked = survey(ours, said, family)  # raises it again, if it is the call that is wrong
+        looked = analyse(ours, said, family)  # raises it again, if it is the call that is wrong
         notes.append("the conversion record contradicts the original: what it says was given is not believed")
         return looked, said
 
 
-def _borrowed(looked: Survey, model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
+def _borrowed(looked: Analysis, model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the original does not show and nobody said, as the converted config has it: assumed, and said to be."""
     unknown = [name for name, finding in looked.found.items() if finding.source == "unknown"]
     if not unknown:

@@ -16,10 +16,10 @@ from ..checkpoint.folders.folder import names_in, weight_files
 from ..checkpoint.folders.weight_names import STEMS, variants, weights_among, with_variant
 from ..checkpoint.folders.weight_names import WEIGHTS as WEIGHTS_FILE
 from ..checkpoint.weights_kind import UNKNOWN
+from ..conversion.record import RECORD, record_beside, sidecar_beside
+from ..conversion.record import Record as Found
 from ..errors import printable
 from ..families import Family
-from ..record import RECORD, record_beside, sidecar_beside
-from ..record import Record as Found
 from .choices import PRECISIONS, WEIGHTS
 from .digests import files_of, sha256
 from .model import Model

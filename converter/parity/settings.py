@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
+from ..conversion.pairs import Pair, expand, pair_up
 from ..errors import UsageError, printable
 from ..families.from_file import is_file
-from ..pairs import Pair, expand, pair_up
 from .choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
 from .tomlfile import Reader, one_of, read_toml, refusal, strict, tables, text
 from .waivers import Waiver, parse_waivers

@@ -28,7 +28,7 @@ from zip_builder import (
     torch_file,
 )
 
-from converter.conversion import convert
+from converter.conversion.convert import convert
 
 REMEDY = "save {k: v.detach().clone() for k, v in state_dict.items()} instead"
 

@@ -15,10 +15,10 @@ from converter.checkpoint import open_checkpoint
 from converter.checkpoint.folders.folder import model_folder
 from converter.checkpoint.folders.odd_folders import in_cache
 from converter.checkpoint.folders.weight_names import STEMS
+from converter.conversion.pairs import is_model
+from converter.conversion.record import record_beside
 from converter.errors import InputError
-from converter.pairs import is_model
 from converter.parity.digests import files_of
-from converter.record import record_beside
 
 STEM = "diffusion_pytorch_model.safetensors"
 ONES = {"w": ("float32", (2,), torch.ones(2).numpy().tobytes())}

@@ -20,7 +20,7 @@ from zip_builder import assert_refused, read_all, refused, safetensors_file, sav
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.file import InputFile
 from converter.checkpoint.safetensors_reader import HEADER_LIMIT, read_header
-from converter.conversion import convert
+from converter.conversion.convert import convert
 from converter.errors import InputError
 
 SIX = struct.pack("<6f", *range(6))

@@ -35,7 +35,7 @@ from zip_builder import (
 )
 
 from converter.checkpoint import open_checkpoint
-from converter.conversion import convert
+from converter.conversion.convert import convert
 from converter.errors import InputError
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden"

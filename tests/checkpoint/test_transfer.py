@@ -23,7 +23,6 @@ from safetensors.torch import save_file
 from zip_builder import SIX, parts, pickled, refused, save, storage, tensor, torch_file, zip_file
 from zlib_ng.zlib_ng import crc32_combine
 
-from converter.buffers import computed
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.cast import count_nonfinite
 from converter.checkpoint.dtypes import BF16, BY_CODE, F16, F32, F64, DType
@@ -31,6 +30,7 @@ from converter.checkpoint.file import InputFile
 from converter.checkpoint.tensor import LazyTensor, Storage, row_major
 from converter.checkpoint.write import transfer
 from converter.checkpoint.write.transfer import CHUNK, Output, TensorCopy, in_threads, write_at
+from converter.conversion.buffers import computed
 from converter.errors import ConverterError, InputError
 from converter.families.sincos import SinCosTable
 

@@ -15,7 +15,7 @@ from makers import dit, dit_keyed, inventories
 from shaped import DITS, INVENTORIES, FakeState, Shaped, inventory, shaped
 
 from converter import Findings, InputError, MappingError, UsageError
-from converter.families.dit import DIT, EXACT_LINE, KEYS, unreproduced
+from converter.families.dit import DIT, EXACT_LINE, KEYS, buffer_mismatch
 from converter.mapping import Plan
 
 Shapes = Mapping[str, Shaped]
@@ -158,7 +158,7 @@ def test_the_released_models_are_described_without_a_flag(name: str) -> None:
     found = look(inventory(name))
     assert told(found, "image_size") == (INVENTORIES[name]["image_size"], "file")
     assert DIT.config(found)["num_embeds_ada_norm"] == 1000
-    assert not any("DiTPipeline" in note or "missing" in note for note in [*found.notes, *found.stock])
+    assert not any("DiTPipeline" in note or "missing" in note for note in [*found.notes, *found.diffusers_notes])
 
 
 def test_without_a_predicted_variance() -> None:
@@ -174,7 +174,7 @@ def test_the_classes_are_one_less_than_the_rows_and_the_pipeline_knows_one_numbe
     found = look(state)
     assert told(found, "num_classes") == (rows - 1, "file")
     assert f"[{rows}, 384]" in found["num_classes"].evidence
-    (note,) = [note for note in found.stock if "DiTPipeline" in note]
+    (note,) = [note for note in found.diffusers_notes if "DiTPipeline" in note]
     assert f"{rows} rows" in note
     assert built(DIT.config(found)) == produced(KEYS.plan(state), state)
 
@@ -224,8 +224,8 @@ def test_without_a_table_the_size_is_asked_for() -> None:
 
 def test_a_table_that_is_not_reproduced() -> None:
     found = look(small(hidden_size=384, depth=12))
-    assert unreproduced(found, 1e-7) == (True, "is the sin-cos table up to rounding (by up to 1e-07)")
-    dispensable, what = unreproduced(found, 0.5)
+    assert buffer_mismatch(found, 1e-7) == (True, "is the sin-cos table up to rounding (by up to 1e-07)")
+    dispensable, what = buffer_mismatch(found, 0.5)
     assert not dispensable
     assert "would be another one" in what
 
@@ -235,7 +235,7 @@ def test_whoever_loads_it_is_told_the_line_that_makes_it_exact() -> None:
     for said, told_as in ((None, (False, "assumed")), (True, (True, "given"))):
         found = look(state, exact_timesteps=said)
         assert told(found, "exact_timesteps") == told_as
-        (note,) = [note for note in found.stock if EXACT_LINE in note]
+        (note,) = [note for note in found.diffusers_notes if EXACT_LINE in note]
         assert "127" in note
 
 

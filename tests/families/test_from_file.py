@@ -25,7 +25,7 @@ import converter
 
 FAMILY = converter.Family(
     "mine", "Mine", converter.KeyMapping({"a.{} [D D]": "b.{}"}),
-    lambda plan, state, found: found.settle("num_attention_heads", 1, "by convention"),
+    lambda plan, state, found: found.given_or_assumed("num_attention_heads", 1, "by convention"),
     lambda found: {"_class_name": "Mine"}, ("num_attention_heads",),
 )
 """

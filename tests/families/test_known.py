@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from shaped import CONTROLNETS, INVENTORIES
 
 from converter import InputError, open_checkpoint
-from converter.conversion import convert
+from converter.conversion.convert import convert
 from converter.families import altered, named
 
 

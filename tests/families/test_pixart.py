@@ -18,7 +18,7 @@ from makers import inventories, pixart
 from shaped import DIFFUSERS, INVENTORIES, REFUSED, WHOLE, FakeState, Shaped, inventory, shaped, small
 
 from converter import Findings, MappingError, UsageError
-from converter.families.pixart import KEYS, PIXART, unreproduced
+from converter.families.pixart import KEYS, PIXART, buffer_mismatch
 from converter.mapping import Plan, fold
 
 Shapes = dict[str, Shaped]
@@ -422,7 +422,7 @@ def test_what_a_stored_table_is_that_recomputing_does_not_give() -> None:
     def said(difference: float, scale: float | None, state: Shapes, **given: Any) -> tuple[bool, str]:
         found = Findings(given)
         PIXART.describe(KEYS.plan(state), FakeState(scale), found)
-        return unreproduced(found, difference)
+        return buffer_mismatch(found, difference)
 
     fixed, multi = inventory("alpha-512"), inventory("alpha-512-ms")
     assert said(6e-8, 1.0, fixed) == (True, "is the sin-cos table up to rounding (by up to 6e-08)")
@@ -450,7 +450,7 @@ def test_a_fixed_size_net_keeps_its_table_whatever_size_is_said() -> None:
         state = inventory("alpha-512") | {"pos_embed": Shaped((1, positions, 1152))}
         found = Findings({"multi_scale_train": False} | words)
         PIXART.describe(KEYS.plan(state), FakeState(1.0 if positions == 4096 else None), found)
-        said, what = unreproduced(found, 1.0)
+        said, what = buffer_mismatch(found, 1.0)
         assert said is dispensable
         assert ("OneTrainer" if dispensable else "the fixed-size class uses it") in what
 
@@ -459,8 +459,8 @@ def test_a_scale_is_not_read_off_a_table_that_only_begins_like_one() -> None:
     found = Findings({})
     PIXART.describe(KEYS.plan(inventory("sigma-1024-ms")), FakeState(2.0), found)
     with pytest.raises(UsageError, match=r"^--interpolation_scale is needed: pos_embed only begins like .* scale 2 "):
-        unreproduced(found, 3.0)
-    assert unreproduced(found, 1e-7)[0]
+        buffer_mismatch(found, 3.0)
+    assert buffer_mismatch(found, 1e-7)[0]
     said = Findings({"interpolation_scale": 2.0})
     PIXART.describe(KEYS.plan(inventory("sigma-1024-ms")), FakeState(2.0), said)
-    assert unreproduced(said, 3.0) == (True, "is no sin-cos table, and the multi-scale class never uses it")
+    assert buffer_mismatch(said, 3.0) == (True, "is no sin-cos table, and the multi-scale class never uses it")

@@ -70,7 +70,7 @@ def test_every_hyper_parameter_of_every_inventory(name: str) -> None:
     assert set(found) == {*file, "kv_compress", "num_attention_heads", "multi_scale_train", "image_size",
                           "sample_size", "interpolation_scale"}  # fmt: skip
     assert (found.notes, found.problems) == ([], [])
-    assert len([note for note in found.stock if "PixArtAlphaPipeline" in note]) == (name == "alpha-512-ms")
+    assert len([note for note in found.diffusers_notes if "PixArtAlphaPipeline" in note]) == (name == "alpha-512-ms")
 
 
 @given(

@@ -36,7 +36,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def describe(plan: Any, state: Any, found: Findings) -> None:
     found.file("width", plan.dims["D"], plan.evidence["D"])
-    found.settle("rate", 3, "by convention")
+    found.given_or_assumed("rate", 3, "by convention")
 
 
 def config(found: Findings) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def test_a_buffer_that_recomputing_does_not_give_is_refused_unless_the_family_sa
     path = save(state, tmp_path / "toy.pth")
     with pytest.raises(InputError, match=r"places: is not what the target computes \(by up to 1\)"):
         converter.convert(path, tmp_path / "out")
-    converter.register(replace(TOY, unreproduced=lambda found, difference: (True, f"is off by {difference:g}")))
+    converter.register(replace(TOY, buffer_mismatch=lambda found, difference: (True, f"is off by {difference:g}")))
     done = converter.convert(path, tmp_path / "out")
     assert any(note.startswith("places is off by 1: kept in") for note in done.notes)
     kept = load_file(done.path / "original_extras.safetensors")

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from makers import GOLDEN, HEADS
 
 from converter.checkpoint import open_checkpoint
+from converter.conversion.analysis import analyse
 from converter.initialisation import Options, init_from_dit
 from converter.initialisation.origin import Origin
 from converter.reference.embeddings import sinusoid
-from converter.survey import survey
 
 DIT = GOLDEN / "dit.pt"
 SMALL = Options(caption_tokens=12, caption_channels=32)
@@ -29,7 +29,7 @@ def golden() -> State:
 @contextmanager
 def origin(options: Options = SMALL, path: Path = DIT, heads: int = HEADS) -> Iterator[Origin]:
     with open_checkpoint(path) as checkpoint:
-        yield Origin(survey(checkpoint, {"num_attention_heads": heads}), options)
+        yield Origin(analyse(checkpoint, {"num_attention_heads": heads}), options)
 
 
 def begun(tmp: Path, options: Options = SMALL, name: str = "init.pth", path: Path = DIT) -> State:

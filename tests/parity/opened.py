@@ -16,10 +16,10 @@ from converter import convert
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.dtypes import BY_CODE, DType
 from converter.checkpoint.json_file import read_json
+from converter.conversion.analysis import analyse
 from converter.parity.compared import Sides
 from converter.parity.pixart import PARITY
 from converter.parity.session import Session
-from converter.survey import survey
 
 NAMES = ("alpha-ms", "sigma-ms", "alpha-fixed")  # the golden models that stock diffusers can hold
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -84,7 +84,7 @@ def sides(
     """A checkpoint against a state dict in memory."""
     said = {"num_attention_heads": HEADS} | given
     with open_checkpoint(original) as ours:
-        looked = survey(ours, said)
+        looked = analyse(ours, said)
         family = looked.require()
         kept = held(sidecar) if sidecar is not None else None
         yield Sides(family, looked.found, looked.plan, ours, held(converted), kept, cast)
@@ -96,7 +96,7 @@ def session(pair: Pair, change: Any = None, config: Mapping[str, Any] | None = N
     with ExitStack() as stack:
         ours = stack.enter_context(open_checkpoint(pair.original))
         theirs = stack.enter_context(open_checkpoint(pair.folder))
-        looked = survey(ours, {"num_attention_heads": HEADS, "multi_scale_train": True} | given)
+        looked = analyse(ours, {"num_attention_heads": HEADS, "multi_scale_train": True} | given)
         state = {key: tensor.torch().clone() for key, tensor in theirs.items()}
         if change:
             change(state)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from converter.checkpoint.write.interrupt import Interrupted
+from converter.conversion.pairs import Pair
 from converter.errors import ConverterError, InputError, UsageError
-from converter.pairs import Pair
 from converter.parity.batch import exit_code, outcome, run
 from converter.parity.cache import Cache
 from converter.parity.rendering.facts import name_of

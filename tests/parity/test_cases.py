@@ -13,17 +13,17 @@ from makers import GOLDEN, HEADS
 from safetensors.torch import load_file, save_file
 
 from converter.checkpoint import open_checkpoint
+from converter.conversion.analysis import analyse
 from converter.errors import ConverterError, InputError
 from converter.parity.cases import load_cases, save_outcome
 from converter.parity.function import Outcome
 from converter.parity.inputs import Case, noise
 from converter.parity.pixart import cases
-from converter.survey import survey
 
 
 def made(name: str = "alpha-ms", profile: str = "standard") -> list[Case]:
     with open_checkpoint(GOLDEN / f"{name}.pth") as checkpoint:
-        return cases(survey(checkpoint, {"num_attention_heads": HEADS}).found, profile, {})
+        return cases(analyse(checkpoint, {"num_attention_heads": HEADS}).found, profile, {})
 
 
 LIKE = made(profile="quick")[0]

@@ -11,13 +11,13 @@ from makers import GOLDEN, HEADS
 from opened import golden
 
 from converter.checkpoint import open_checkpoint
+from converter.conversion.analysis import analyse
 from converter.families import Findings
 from converter.families.pixart import PIXART
 from converter.parity.configuration import BORROWED, audit, taken
 from converter.parity.pixart import PARITY
 from converter.parity.pixart_stock import effective
 from converter.parity.report import FAIL, PASS, Phase
-from converter.survey import survey
 
 INERT = ("dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention", "_diffusers_version")
 
@@ -25,7 +25,7 @@ INERT = ("dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention"
 def findings(name: str, **given: Any) -> Findings:
     with open_checkpoint(GOLDEN / f"{name}.pth") as checkpoint:
         said = {"num_attention_heads": HEADS, "multi_scale_train": name != "alpha-fixed"} | given
-        return survey(checkpoint, {k: v for k, v in said.items() if v is not None}).found
+        return analyse(checkpoint, {k: v for k, v in said.items() if v is not None}).found
 
 
 FOUND = {name: findings(name) for name in ("alpha-ms", "sigma-ms", "alpha-fixed")}

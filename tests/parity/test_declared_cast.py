@@ -91,11 +91,11 @@ def test_what_the_rounding_costs_is_what_it_costs(tmp_path: Path) -> None:
     report = check(pair.original, pair.folder, save_failing=tmp_path / "none")
     shape = PixArtShape(3, 48, HEADS, 2, 4, 8, 64, 1.0, True)
     from converter.checkpoint import open_checkpoint
+    from converter.conversion.analysis import analyse
     from converter.parity.pixart import PARITY
-    from converter.survey import survey
 
     with open_checkpoint(pair.original) as opened:
-        found = survey(opened, {"num_attention_heads": HEADS, "multi_scale_train": True}).found
+        found = analyse(opened, {"num_attention_heads": HEADS, "multi_scale_train": True}).found
     case = PARITY.cases(found, "quick", {})[0].tensors(FLOAT64)
     exact, rounded = (
         pixart(Weighted(kept, FLOAT64), shape).forward(case)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from converter import UsageError, convert
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.json_file import read_json
+from converter.conversion.analysis import analyse
 from converter.errors import InputError
 from converter.families import Findings
 from converter.families.dit import DIT, EXACT_LINE
@@ -36,7 +37,6 @@ from converter.parity.report import Report
 from converter.parity.session import Session
 from converter.reference import Values, Weights, unheard
 from converter.reference import dit as whole
-from converter.survey import survey
 
 FILE = "diffusion_pytorch_model.safetensors"
 COPY = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_2.weight"
@@ -45,7 +45,7 @@ EXACT: dict[str, Any] = {"exact_timesteps": True}
 
 def findings(path: Path = GOLDEN / "dit.pt", **given: Any) -> Findings:
     with open_checkpoint(path) as checkpoint:
-        return survey(checkpoint, {"num_attention_heads": HEADS} | given).found
+        return analyse(checkpoint, {"num_attention_heads": HEADS} | given).found
 
 
 FOUND = findings()
@@ -98,7 +98,7 @@ def faulty(report: Report) -> dict[str, list[str]]:
 def session(pair: Pair, **given: Any) -> Iterator[Session]:
     with ExitStack() as stack:
         ours, theirs = (stack.enter_context(open_checkpoint(path)) for path in (pair.original, pair.folder))
-        looked = survey(ours, {"num_attention_heads": HEADS} | given)
+        looked = analyse(ours, {"num_attention_heads": HEADS} | given)
         made = Sides(looked.require(), looked.found, looked.plan, ours, theirs)
         yield Session(made, PARITY, read_json(pair.model / "config.json"), {}, "cpu")
 

@@ -10,9 +10,9 @@ import torch
 from makers import GOLDEN, HEADS
 
 from converter.checkpoint import open_checkpoint
+from converter.conversion.analysis import analyse
 from converter.parity.inputs import Case, noise
 from converter.parity.pixart import cases
-from converter.survey import survey
 
 # A change means that every stored report is of other inputs: a new NumPy, a new generator, or a new case.
 PINNED = {
@@ -23,7 +23,7 @@ PINNED = {
 
 def made(name: str, profile: str = "quick") -> list[Case]:
     with open_checkpoint(GOLDEN / f"{name}.pth") as checkpoint:
-        found = survey(checkpoint, {"num_attention_heads": HEADS, "multi_scale_train": True}).found
+        found = analyse(checkpoint, {"num_attention_heads": HEADS, "multi_scale_train": True}).found
         return cases(found, profile, {})
 
 

@@ -12,6 +12,7 @@ from makers import GOLDEN, HEADS
 from opened import NAMES, held
 
 from converter.checkpoint import open_checkpoint
+from converter.conversion.analysis import analyse
 from converter.families import Findings
 from converter.families.pixart import PIXART
 from converter.parity import pixart
@@ -21,13 +22,12 @@ from converter.parity.pixart_faults import UNHEEDED
 from converter.parity.provenance import model_of
 from converter.reference import Weights
 from converter.reference import pixart as whole
-from converter.survey import survey
 
 
 def findings(name: str, **given: Any) -> Findings:
     with open_checkpoint(GOLDEN / f"{name}.pth") as checkpoint:
         said = {"num_attention_heads": HEADS, "multi_scale_train": name != "alpha-fixed"} | given
-        return survey(checkpoint, said).found
+        return analyse(checkpoint, said).found
 
 
 FOUND = {name: findings(name) for name in NAMES}
@@ -251,7 +251,7 @@ def test_what_is_taken_from_a_config_for_want_of_better() -> None:
 def test_what_no_output_shows_is_tolerated() -> None:
     """A field is out of the self-test because it changes nothing, and then the audit may not ask for it either."""
     for field in UNHEEDED:
-        assert PIXART.tolerated[field] is None
+        assert PIXART.ignorable_config[field] is None
     assert PARITY.unseen == ("attn1.to_k", "attn2.to_k")
 
 

@@ -31,7 +31,7 @@ from converter.parity.provenance import (
 )
 from converter.parity.report import PASS
 
-RECORD, EXTRAS = "conversion.json", "original_extras.safetensors"
+RECORD, SIDECAR = "conversion.json", "original_extras.safetensors"
 DISBELIEVED = [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]
 
 
@@ -76,7 +76,7 @@ def test_about_a_folder(pair: Pair) -> None:
     made = about(pair.folder)
     assert made["name"] == "sigma-ms"
     assert set(made["files"]) == {
-        RECORD, EXTRAS, "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"
+        RECORD, SIDECAR, "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"
     }  # fmt: skip
     for name, row in made["files"].items():
         data = (pair.folder / name).read_bytes()
@@ -113,14 +113,14 @@ def test_a_record_is_taken(pair: Pair) -> None:
     assert made.folder == pair.folder
     inside, notes = record_of(pair.model)
     assert (inside, notes) == (made, [])
-    assert sidecar_of(pair.folder, made) == sidecar_of(pair.model, made) == pair.folder / EXTRAS
+    assert sidecar_of(pair.folder, made) == sidecar_of(pair.model, made) == pair.folder / SIDECAR
 
 
 def test_no_record(pair: Pair) -> None:
     (pair.folder / RECORD).unlink()
     made, notes = record_of(pair.folder)
     assert (made, notes) == (Record(), [])
-    assert sidecar_of(pair.folder, made) == pair.folder / EXTRAS  # in the folder itself
+    assert sidecar_of(pair.folder, made) == pair.folder / SIDECAR  # in the folder itself
     assert sidecar_of(pair.model, made) is None  # beside it, it may be anybody's
 
 

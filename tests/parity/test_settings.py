@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from makers import ROOT
 
+from converter.conversion.pairs import Pair
 from converter.errors import UsageError
-from converter.pairs import Pair
 from converter.parity.settings import Settings, chosen, load_settings
 
 TODAY = date(2026, 6, 1)

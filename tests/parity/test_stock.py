@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.json_file import read_json
+from converter.conversion.analysis import analyse
 from converter.parity import pixart
 from converter.parity.inputs import Case
 from converter.parity.pixart_stock import INSIDE, call, converted, effective, loaded
 from converter.parity.stock import Streamed
 from converter.reference import Memory, Staged, Values, Weights, unheard
-from converter.survey import survey
 
 STAYS = {"scale_shift_table"}  # of the top, which belongs to no part
 
@@ -42,7 +42,7 @@ def whole(pair: Pair) -> Any:
 
 def cases(pair: Pair) -> dict[str, Case]:
     with open_checkpoint(pair.original) as checkpoint:
-        found = survey(checkpoint, {"num_attention_heads": HEADS, "multi_scale_train": True}).found
+        found = analyse(checkpoint, {"num_attention_heads": HEADS, "multi_scale_train": True}).found
         return {case.name: case for case in pixart.cases(found, "standard", {})}
 
 
@@ -144,7 +144,7 @@ def test_probes_are_those_of_the_reference(pairs: dict[str, Pair]) -> None:
     pair = pairs["alpha-ms"]
     net = streamed(pair, torch.float64)
     with open_checkpoint(pair.original) as checkpoint:
-        found = survey(checkpoint, {"num_attention_heads": HEADS}).found
+        found = analyse(checkpoint, {"num_attention_heads": HEADS}).found
         ours = pixart.reference(found, Weights(checkpoint, torch.float64))
         values: Values = cases(pair)["t999-t321"].tensors(torch.float64)
         told = []

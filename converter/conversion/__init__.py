@@ -1,0 +1,1 @@
+"""One checkpoint, several or a watched folder: looked into, planned, written in another layout, and recorded."""

@@ -1,0 +1,103 @@
+"""`inspect`: what a file is, from its index, as a report that a person and a script can read."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.file import reads
+from ..errors import printable
+from ..mapping import fold
+from .analysis import Analysis, open_model
+from .sidecar import analyse_again
+
+REPORT_VERSION = 1
+
+
+@reads
+def inspect(
+    path: str | os.PathLike[str],
+    *,
+    weights: str | None = None,
+    state_dict_key: str | None = None,
+    family: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    deep: bool = False,
+) -> dict[str, Any]:
+    """What a checkpoint is, as a JSON-ready dict. Reads its index and a few elements of the positional table, which is
+    read whole where these do not explain it; no other tensor, unless told to.
+
+    Args:
+        weights: 'raw' or 'ema' where the file holds both (default: raw).
+        state_dict_key: where in the file the weights lie, where it holds several state dicts.
+        family: insist on a model family, by its name or its file (NAME.py), instead of recognising it.
+        given: hyper-parameters by flag name, in the user's words.
+        deep: read every byte too: checksums, NaN and infinity, zeros that no training leaves, and what the record
+            beside a converted model promises; figures of that are under `deep`.
+
+    Raises: `InputError` for a malformed or unsafe file; a file that is sound but cannot be converted is described,
+    with the reasons under `problems`; what a conversion would ask for first is under `needs`, '' if nothing, and
+    what else might be told it under `unknown`.
+
+    Example:
+        >>> inspect("fixtures/golden/alpha-ms.pth")["hyper_parameters"]["hidden_size"]["value"]
+        48
+    """
+    with open_model(path, weights, state_dict_key, family) as checkpoint:
+        looked = analyse_again(checkpoint, given or {}, family)
+        made = report(looked)
+        plan = looked.plan
+        made["features"] = sorted(plan.features)
+        made["dropped"] = sorted(plan.computed)
+        made["sidecar"] = sorted(plan.extras)
+        made["notes"] = [*looked.found.notes, *looked.found.diffusers_notes, *checkpoint.notes]
+        made["needs"] = looked.needs
+        flags = looked.family.flags if looked.family else ()
+        made["unknown"] = [name for name, found in looked.found.items() if found.source == "unknown" and name in flags]
+        made["problems"] = ([looked.problem] if looked.problem else []) + plan.problems
+        if deep:
+            from .deep import read_through
+
+            found = read_through(looked)
+            made["deep"] = found.as_dict()
+            made["notes"] += found.notes
+            made["problems"] += found.problems
+        return made
+
+
+def report(looked: Analysis) -> dict[str, Any]:
+    """What `inspect` and the record of a conversion have in common."""
+    checkpoint = looked.checkpoint
+    chosen, family = checkpoint.selected, looked.family
+    moved = [checkpoint[key] for move in looked.plan.moves for key in move.sources] or list(checkpoint.values())
+    return {
+        "version": REPORT_VERSION,
+        "source": {
+            "name": printable(Path(os.path.abspath(checkpoint.path)).name),
+            "size": checkpoint.size,
+            "container": checkpoint.container,
+            "weights": chosen.weights,
+            "where": chosen.where,
+            "prefix": chosen.prefix,
+        },
+        "candidates": [
+            {"weights": c.weights, "where": c.where, "selected": c is chosen} | ({"why": c.why} if c.why else {})
+            for c in checkpoint.likely
+        ],
+        "other_entries": [*checkpoint.others, *checkpoint.nameless],
+        "left_out": list(checkpoint.left_out),
+        "foreign_objects": [{"name": name, "dangerous": danger} for name, danger in checkpoint.foreign],
+        "family": family.name if family else None,
+        "layout": ("diffusers" if looked.diffusers else "original") if family else None,
+        "hyper_parameters": {
+            name: {"value": f.value, "source": f.source, "evidence": f.evidence} for name, f in looked.found.items()
+        },
+        "parameters": sum(tensor.numel for tensor in moved),
+        "tensors": len(checkpoint),
+        "bytes": sum(tensor.nbytes for tensor in checkpoint.values()),
+        "dtypes": dict(sorted(Counter(tensor.dtype.name for tensor in checkpoint.values()).items())),
+        "keys": fold(checkpoint)[:60] if not family else [],
+    }

@@ -1,0 +1,174 @@
+"""Where a conversion goes, and in which files: a folder for diffusers, or one file in the original layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..checkpoint import DType
+from ..checkpoint.dtypes import BF16, BY_NAME, F16, F32
+from ..checkpoint.file import reading
+from ..checkpoint.folders.weight_names import INDEX, WEIGHTS, is_shard, with_variant
+from ..checkpoint.json_file import read_json
+from ..checkpoint.write.layout import TensorEntry as Entry
+from ..checkpoint.write.publish import FilePublication, Publication
+from ..checkpoint.write.safetensors_writer import lay_out_safetensors
+from ..checkpoint.write.target import check_file, check_target
+from ..checkpoint.write.torch_writer import lay_out_torch
+from ..errors import ConverterError, UsageError, printable
+from .record import PARITY, RECORD, TOOL
+from .write import TensorFile, TensorWrite
+
+DIFFUSERS, ORIGINAL, COMFYUI = LAYOUTS = ("diffusers", "original", "comfyui")
+CASTS = {name: BY_NAME[name] for name in ("float32", "float16", "bfloat16")}
+SUFFIXES = {ORIGINAL: (".pth", ".pt", ".safetensors"), COMFYUI: (".safetensors",)}
+_PREFIX = {COMFYUI: "model.diffusion_model."}
+_NAMED = {"fp16": F16, "bf16": BF16, "fp32": F32}  # variants whose name says what they hold
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+@dataclass(frozen=True)
+class Destination:
+    """What is to be written: where, in which layout, in which dtype (None: as it is), in how large shards (0: in one
+    file), under which variant's name; `suffix` is what the user calls a file, wherever a link of that name leads."""
+
+    path: Path
+    to: str = DIFFUSERS
+    dtype: DType | None = None
+    shard: int = 0
+    variant: str = ""
+    suffix: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        path: str | os.PathLike[str],
+        to: str = DIFFUSERS,
+        dtype: str | None = None,
+        max_shard_size: str | int | None = None,
+        variant: str | None = None,
+    ) -> Destination:
+        """A destination in the user's words. Raises: `UsageError` for words that do not go together."""
+        if to not in LAYOUTS:
+            raise UsageError(f"--to {printable(to)}: there are {', '.join(LAYOUTS)}")
+        if dtype is not None and dtype not in CASTS:
+            raise UsageError(f"--dtype {printable(dtype)}: there are {', '.join(CASTS)}")
+        if "\0" in os.fspath(path):
+            raise UsageError(f"{printable(path)}: not a path: a null character is in it")
+        target, suffixes = Path(path), SUFFIXES.get(to)
+        suffix = target.suffix.lower()
+        if suffixes and suffix not in suffixes:
+            raise UsageError(f"{printable(target)}: --to {to} writes a file that ends in {' or '.join(suffixes)}")
+        if not suffixes and suffix in SUFFIXES[ORIGINAL]:
+            raise UsageError(f"{printable(target)}: --to diffusers writes a folder; --to original or comfyui a file")
+        if suffixes and (max_shard_size is not None or variant):
+            flag = "max_shard_size" if max_shard_size is not None else "variant"
+            raise UsageError(f"--{flag}: only diffusers has files of that kind")
+        if variant and (not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", variant) or is_shard(variant)):
+            raise UsageError(f"--variant {printable(variant)}: letters, digits, '_' and '-', and no shard's number")
+        shard = 0 if max_shard_size is None else bytes_of(max_shard_size)
+        return cls(target, to, CASTS[dtype] if dtype else None, shard, variant or "", suffix)
+
+    @property
+    def folder(self) -> bool:
+        return self.to == DIFFUSERS
+
+    def check(self, source: Path, *, overwrite: bool) -> Destination:
+        """The same with the real path to write to, or a `UsageError`; called before a byte of `source` is read."""
+        with reading(source):  # a path at all
+            pass
+        if self.folder:
+            return replace(self, path=check_target(self.path, source, overwrite=overwrite, allowed=ours))
+        return replace(self, path=check_file(self.path, source, overwrite=overwrite))
+
+    def publication(self, size: int, *, overwrite: bool) -> Publication:
+        """What makes it appear whole or not at all."""
+        if self.folder:
+            return Publication(self.path, needed_bytes=size, overwrite=overwrite, allowed=ours)
+        return FilePublication(self.path, needed_bytes=size, overwrite=overwrite)
+
+    def with_prefix(self, parts: Iterable[TensorWrite]) -> list[TensorWrite]:
+        """The parts with the prefix that all keys of this layout have."""
+        prefix = _PREFIX.get(self.to, "")
+        return [replace(part, keys=tuple(prefix + key for key in part.keys)) for part in parts]
+
+    def files(self, parts: Sequence[TensorWrite], subfolder: str) -> tuple[list[TensorFile], dict[str, str]]:
+        """(the files that the model's tensors go to, text files by name: the index of shards, if there is one)."""
+        entries = [entry for part in parts for entry in part.entries]
+        if not self.folder:
+            safe = self.suffix == ".safetensors"
+            layout = lay_out_safetensors(entries, {"format": "pt"}) if safe else lay_out_torch(entries)
+            return [TensorFile(self.path.name, layout)], {}
+        self._named_rightly(entries)
+        name, shards = with_variant(WEIGHTS, self.variant), _shards(entries, self.shard)
+        names = [name]
+        if len(shards) > 1:
+            stem = name.removesuffix(".safetensors")
+            names = [f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+        files = [
+            TensorFile(f"{subfolder}/{name}", lay_out_safetensors(shard, {"format": "pt"}))
+            for name, shard in zip(names, shards, strict=True)
+        ]
+        if len(shards) == 1:
+            return files, {}
+        where = {entry.key: name for name, shard in zip(names, shards, strict=True) for entry in shard}
+        index = {"metadata": {"total_size": sum(entry.nbytes for entry in entries)}, "weight_map": where}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        return files, {f"{subfolder}/{with_variant(INDEX, self.variant)}": text}
+
+    def _named_rightly(self, entries: list[Entry]) -> None:
+        named = _NAMED.get(self.variant)
+        other = next((entry.dtype.name for entry in entries if named not in (None, entry.dtype)), "")
+        if named and other:
+            raise UsageError(
+                f"--variant {self.variant}: the weights would be {other}; --dtype {named.name} rounds them to that"
+            )
+
+
+def _shards(entries: list[Entry], limit: int) -> list[list[Entry]]:
+    """The tensors in the order of the state dict, as many to a shard as it takes (huggingface_hub,
+    `serialization/_base.py`): one that is larger than a shard has one to itself."""
+    if not limit:
+        return [entries]
+    made: list[list[Entry]] = []
+    current: list[Entry] = []
+    size = 0
+    for entry in entries:
+        if entry.nbytes > limit:
+            made.append([entry])
+            continue
+        if size + entry.nbytes > limit:
+            made.append(current)
+            current, size = [], 0
+        current.append(entry)
+        size += entry.nbytes
+    return [*made, current] if current else made
+
+
+def bytes_of(size: str | int) -> int:
+    """A size in bytes, or in decimal units as huggingface_hub takes them.
+
+    >>> bytes_of("5GB")
+    5000000000
+    """
+    match = re.fullmatch(r"(\d{1,19})(\.\d+)?\s*([KMGT]B)?", str(size).strip().upper(), re.ASCII)
+    whole, fraction, unit = match.groups() if match else ("0", "", "")
+    count = float(whole + fraction) if fraction else int(whole)
+    made = int(count * _UNITS.get(unit or "", 1))
+    if made < 1:
+        raise UsageError(f"--max_shard_size {printable(size)}: a size such as 5GB, 500MB or 100000 (bytes)")
+    return made
+
+
+def ours(folder: Path) -> Set[str]:
+    """The files that our own record in a folder says we wrote, and the record; nothing where there is none."""
+    try:
+        record = read_json(folder / RECORD)
+        tool, written = record["tool"]["name"], record["written"]
+    except (ConverterError, TypeError, KeyError):
+        return frozenset()
+    return {*written, RECORD, PARITY} if tool == TOOL and isinstance(written, dict) else frozenset()

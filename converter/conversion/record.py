@@ -1,0 +1,164 @@
+"""What an earlier conversion left beside a model: its record, and the sidecar of what diffusers has no place for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
+
+from ..checkpoint.dtypes import BY_NAME
+from ..checkpoint.file import present
+from ..checkpoint.folders.odd_folders import in_cache
+from ..checkpoint.json_file import read_json
+from ..errors import ConverterError
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
+SIDECAR = "original_extras.safetensors"
+RECORD = "conversion.json"
+PARITY = "parity.json"  # what was found of the result, where it was asked for
+TOOL = "convert-pixart"
+# Of tensors that a record promises.
+LIKE = f"are what {RECORD} says was converted"
+UNLIKE = f"are not what {RECORD} says was converted (trained since?)"
+_PLAIN = (bool, int, float, str, type(None))  # what a hyper-parameter may be
+
+
+@dataclass(frozen=True)
+class Record:
+    """A `conversion.json` that is ours: its content, and the folder that it describes; empty where there is none.
+
+    `odd` says in words that a file of that name is there and is not believed.
+    """
+
+    content: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    odd: str = ""
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What is known of the conversion out of the original layout: this one, or one that its source had been through
+        before; empty where neither was one."""
+        return self.content if self.content.get("layout") == "original" else self.content.get("origin") or {}
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The rows of the plan of that conversion by the original key, in the original file's order."""
+        return {row["source"]: row for row in self.origin.get("plan", ())}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of what every tensor held when it was converted, by its key in the folder or the sidecar; of what had
+        changed before the last conversion, still that from before."""
+        rows = (self.origin or self.content).get("plan", ())
+        return {key: sha for row in rows for key, sha in (row.get("sha256") or {}).items()} | self.changed
+
+    @property
+    def changed(self) -> dict[str, str]:
+        """What was not what its own record promised when it was converted: key -> the SHA-256 that was promised."""
+        changed: dict[str, str] = self.content.get("changed", {})
+        return changed
+
+    @property
+    def casts(self) -> list[str]:
+        """The dtypes that weights were rounded to on the way out, one after the other."""
+        last = self.content.get("cast")
+        return [*self.content.get("earlier_casts", ()), *([last] if last else [])]
+
+    @property
+    def rounding(self) -> str:
+        """The casts in words, '' for none."""
+        return " and then to ".join(self.casts)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Hyper-parameters in the user's words, at the first conversion and at this one."""
+        return {
+            name: finding["value"]
+            for told in (self.origin, self.content)
+            for name, finding in told.get("hyper_parameters", {}).items()
+            if finding["source"] == "given"
+        }
+
+    def passed_on(self, digests: Mapping[str, str]) -> dict[str, Any]:
+        """What the record of a conversion of this model says of what was before it, so that the way back stays exact.
+
+        Args:
+            digests: SHA-256 of what that conversion made anew, by the key in the model or the sidecar.
+        """
+        made: dict[str, Any] = {"earlier_casts": self.casts} if self.casts else {}
+        if not self.origin:
+            return made
+        source, rows = self.origin["source"], []
+        for row in self.rows.values():
+            shas = {key: digests.get(key, digest) for key, digest in (row.get("sha256") or {}).items()}
+            rows.append({name: row[name] for name in ("source", "dtype", "shape")} | {"sha256": shas})
+        given = {name: {"value": value, "source": "given"} for name, value in self.given.items()}
+        about = {name: source[name] for name in ("weights", "where", "size") if name in source}
+        return made | {"origin": {"source": about, "hyper_parameters": given, "plan": rows}}
+
+
+def record_places(model: AnyPath) -> tuple[AnyPath, AnyPath]:
+    """Where the record of a model folder may lie, on the disk or in a repository: in it, or, of `out/transformer`, in
+    `out`."""
+    whole = model.absolute() if isinstance(model, Path) else model  # of "." and ".." the parent is in no spelling
+    return model, whole.parent
+
+
+def record_beside(model: Path) -> Record:
+    """The record in one of its `record_places`, and only if it is a record of this very model."""
+    model = in_cache(model)
+    for folder in record_places(model):
+        if not present(folder / RECORD):
+            continue
+        try:
+            content = read_json(folder / RECORD)
+            inside = "" if folder == model else f"{model.absolute().name}/"
+            if content["tool"]["name"] != TOOL:  # one damaged letter of it, and all that it promises would be forgotten
+                raise TypeError
+            if not any(name.startswith(inside) for name in content["written"]):
+                continue  # of another model, beside this one
+            casts = [content.get("cast") or "float32", *_listed(content.get("earlier_casts", []))]
+            known = [content, *([content["origin"]] if content.get("origin") else [])]
+            texts = [*content.get("changed", {}).items()]
+            if not all(map(_sound, known)) or not all(BY_NAME[cast].floating for cast in casts):
+                raise TypeError
+            if not all(isinstance(sha, str) for _, sha in texts):
+                raise TypeError
+        except (ConverterError, TypeError, KeyError, AttributeError):
+            return Record(odd=f"{RECORD} cannot be read as a record of a conversion, and is not believed")
+        return Record(content, folder)
+    return Record()
+
+
+def _sound(told: Any) -> bool:
+    """Whether all that is relied on is of the types that it ought to be: anyone may have written it."""
+    keys = [row["source"] for row in _listed(told["plan"]) if _sound_row(row)]
+    source, findings = told["source"], told["hyper_parameters"].values()
+    return (
+        len(set(keys)) == len(told["plan"])
+        and isinstance(source["weights"], str)
+        and isinstance(source.get("where", ""), str)
+        and type(source["size"]) is int
+        and all(isinstance(finding["value"], _PLAIN) and finding["source"] for finding in findings)
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError
+    return value
+
+
+def _sound_row(row: Any) -> bool:
+    digests, shape = row.get("sha256") or {}, row["shape"]
+    if not (isinstance(digests, dict) and isinstance(shape, list)):
+        return False
+    texts = isinstance(row["source"], str) and all(isinstance(text, str) for text in digests.values())
+    return texts and BY_NAME[row["dtype"]].floating and all(type(size) is int for size in shape)
+
+
+def sidecar_beside(model: Path, record: Record) -> Path | None:
+    """Where a conversion kept what the converted model has no place for: in the folder, or beside its record."""
+    places = (model, *([record.folder] if record.folder else []))
+    return next((folder / SIDECAR for folder in places if present(folder / SIDECAR)), None)

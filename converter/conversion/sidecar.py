@@ -1,0 +1,124 @@
+"""What a model in diffusers' layout has no place for, found again: in the sidecar, or in a file that the user names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..checkpoint import Checkpoint, LazyTensor, open_checkpoint
+from ..errors import InputError, UsageError, printable
+from ..mapping import Computed, Extra
+from ..mapping.dims import bind, mismatch
+from ..mapping.rows import Row
+from .analysis import Analysis, analyse
+from .record import RECORD, SIDECAR, Record, record_beside, sidecar_beside
+
+CHANGED = f"is not what {RECORD} says that the original held: was the config or {SIDECAR} changed?"
+
+
+@dataclass
+class Sidecar:
+    """The record of the conversion that made a model, and tensors by their original key: `kept` in the sidecar, or
+    `given` by the user.
+    """
+
+    record: Record = field(default_factory=Record)
+    kept: dict[str, LazyTensor] = field(default_factory=dict)
+    given: dict[str, LazyTensor] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, LazyTensor]:
+        """All of them: what the user gives is believed before what is kept."""
+        return self.kept | self.given
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of it."""
+        odd = [self.record.odd] if self.record.odd else []
+        displaced = sorted(self.kept.keys() & self.given.keys())
+        return odd + [f"{key}: the one that was given takes the place of that in {SIDECAR}" for key in displaced]
+
+    @property
+    def must_match(self) -> dict[str, str]:
+        """What the record says of what was kept, and is taken from there: its SHA-256 by key."""
+        return {key: sha for key, sha in self.record.digests.items() if key in self.kept.keys() - self.given.keys()}
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        """What the record says of all else, which may have been trained since: its SHA-256 by key."""
+        others = self.record.digests.keys() - self.kept.keys() - self.given.keys()
+        return {key: self.record.digests[key] for key in sorted(others)}
+
+
+def analyse_again(checkpoint: Checkpoint, given: Mapping[str, Any], family: str | None) -> Analysis:
+    """`survey`, and where a converted folder by itself does not suffice, with what its record says that was given."""
+    looked, folder = analyse(checkpoint, given, family), checkpoint.folder
+    if not looked.family or not looked.diffusers or not folder or not (looked.plan.problems or looked.needs):
+        return looked
+    told = {name: value for name, value in record_beside(folder).given.items() if name in looked.family.flags}
+    try:
+        again = analyse(checkpoint, told | {name: said for name, said in given.items() if said is not None}, family)
+    except UsageError:
+        return looked  # the folder is another one by now
+    return looked if again.plan.problems or again.needs else again
+
+
+def rows_of(looked: Analysis, kind: type) -> list[Row]:
+    """The rows of the family's table that have this kind of value."""
+    return [row for row in looked.require().keys.rows if isinstance(row.value, kind)]
+
+
+def open_sidecar(stack: ExitStack, looked: Analysis, null_caption: str | os.PathLike[str] | None) -> Sidecar:
+    """Open what lies beside a checkpoint, and what the user says is its null caption.
+
+    Raises: `InputError` for a sidecar, or a null caption, that is not of this model; `UsageError` for a null caption
+    where none is wanted.
+    """
+    folder, found = looked.checkpoint.folder, Sidecar()
+    if looked.diffusers and folder:
+        found.record = record_beside(folder)
+        if sidecar := sidecar_beside(folder, found.record):
+            tensors = stack.enter_context(open_checkpoint(sidecar))
+            for key, tensor in tensors.items():
+                if not any(row.match(key) for kind in (Extra, Computed) for row in rows_of(looked, kind)):
+                    raise InputError.at(sidecar, key, f"nothing that a {looked.require().title} keeps in {SIDECAR}")
+                found.kept[key] = _fitting(looked, key, tensor)
+    if null_caption is not None:
+        found.given = _given(stack, looked, null_caption)
+        for key, tensor in found.given.items():
+            recorded = found.record.rows.get(key, {}).get("shape", list(tensor.shape))
+            if recorded != list(tensor.shape):
+                rule = f"has shape {list(tensor.shape)}, and the original's {key} had {recorded}"
+                raise InputError.at(null_caption, tensor.key, rule)
+        there = sorted(found.given.keys() & looked.checkpoint.keys())
+        if there and not looked.diffusers:
+            raise UsageError(f"--null_caption {printable(null_caption)}: the checkpoint has its own, {there[0]}")
+    return found
+
+
+def _given(stack: ExitStack, looked: Analysis, path: str | os.PathLike[str]) -> dict[str, LazyTensor]:
+    """The null caption of a file: under its own key, or the only tensor there is."""
+    rows, family = rows_of(looked, Extra), looked.require()
+    if not rows:
+        raise UsageError(f"--null_caption: a {family.title} has none")
+    tensors = stack.enter_context(open_checkpoint(path))
+    found = {key: tensor for key, tensor in tensors.items() if any(row.match(key) for row in rows)}
+    if not found and len(tensors) == len(rows) == 1:
+        found = {rows[0].source: next(iter(tensors.values()))}
+    if not found:
+        raise InputError.at(path, "", f"holds no {rows[0].source}, and more than one tensor: which one is meant?")
+    return {key: _fitting(looked, key, tensor) for key, tensor in found.items()}
+
+
+def _fitting(looked: Analysis, key: str, tensor: LazyTensor) -> LazyTensor:
+    """The tensor under this key, if it has the shape that the table says, with the sizes of this model."""
+    row = next(row for kind in (Extra, Computed) for row in rows_of(looked, kind) if row.match(key))
+    dims = bind([(key, row.pattern, tensor.shape)])[0] | looked.plan.dims
+    wanted = mismatch(row.pattern, tensor.shape, dims) if row.pattern else ""
+    if wanted or not tensor.dtype.floating:
+        kind = f"{tensor.dtype} {list(tensor.shape)}"
+        raise tensor.storage.file.error(tensor.key, f"{kind} is not the {key} of this model: {wanted or 'no floats'}")
+    return replace(tensor, key=key)

@@ -1,0 +1,156 @@
+"""What goes where: every tensor of a checkpoint, in diffusers' layout, and nothing without a reason."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..checkpoint import DType, LazyTensor
+from ..checkpoint.dtypes import BY_NAME
+from ..errors import InputError, printable
+from ..families import Family
+from ..mapping import Computed, Move
+from .analysis import Analysis
+from .buffers import Comparison, compare, computed
+from .record import SIDECAR
+from .sidecar import CHANGED, Sidecar, rows_of
+from .write import TensorWrite
+
+
+@dataclass
+class Arrangement:
+    """Tensors of the model and of the sidecar, the rows of the record, what the user should know.
+
+    `must_match`: key of a source -> the SHA-256 that an earlier record states of what has to be just that; `recorded`:
+    of what may have been trained since.
+    """
+
+    model: list[TensorWrite] = field(default_factory=list)
+    aside: list[TensorWrite] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    must_match: dict[str, str] = field(default_factory=dict)
+    recorded: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[TensorWrite]:
+        """All of them."""
+        return [*self.model, *self.aside]
+
+    @property
+    def stated(self) -> dict[str, str]:
+        """Every digest that an earlier record states."""
+        return self.must_match | self.recorded
+
+    @property
+    def rounded(self) -> set[str]:
+        """The keys of the sources that are rounded."""
+        return {tensor.key for part in self.parts for tensor in part.sources if tensor.dtype != part.dtype}
+
+    @property
+    def cast(self) -> str:
+        """The dtype that something of the model is rounded to, '' where nothing is."""
+        return next((part.dtype.name for part in self.model if part.dtype != part.sources[0].dtype), "")
+
+    def hold_to(self, beside: Sidecar, buffers: Collection[str] = ()) -> None:
+        """What is written has to be what the record beside its source says; `buffers` were computed for it."""
+        digests = beside.record.digests
+        self.must_match |= beside.must_match | {key: digests[key] for key in buffers if key in digests}
+        self.recorded |= {key: sha for key, sha in beside.recorded.items() if key not in self.must_match}
+
+    def row(self, operation: str, *sources: LazyTensor, **more: Any) -> None:
+        """A row of the record. What is written of it is hashed later."""
+        first = sources[0]
+        several = {"sources": [tensor.key for tensor in sources]} if len(sources) > 1 else {}
+        about = {"source": first.key, "dtype": first.dtype.name, "shape": list(first.shape), "operation": operation}
+        self.rows.append(about | several | more)
+
+
+def named(checkpoint: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Its tensors under the keys that the table knows, so that records agree: a prefix of all keys is not in them."""
+    return {key: replace(tensor, key=key) for key, tensor in checkpoint.items()}
+
+
+def cast_part(
+    family: Family, dtype: DType | None, sources: Iterable[LazyTensor], keys: Iterable[str], names: Iterable[str]
+) -> TensorWrite:
+    """Tensors of the model, cast where that is asked for; `names` are their keys in the target's own library."""
+    sources, ends = tuple(sources), tuple(f".{end}" for end in family.keep_dtype)
+    uncast = bool(ends) and any(f".{name}".rpartition(".")[0].endswith(ends) for name in names)
+    return TensorWrite(sources, tuple(keys), sources[0].dtype if uncast or dtype is None else dtype)
+
+
+def to_diffusers(looked: Analysis, beside: Sidecar, dtype: DType | None) -> Arrangement:
+    """Every tensor of the model under its diffusers key, cast to `dtype` if that is given; what has no home there goes
+    to the sidecar as it is. The tensors that are recomputed are read and compared, no other is."""
+    family, plan, made = looked.require(), looked.plan, Arrangement()
+    moves = {move.sources[0]: move for move in plan.moves}
+    there = beside.tensors
+    for key, tensor in named(looked.checkpoint).items():
+        if key in moves:
+            _moved(made, family, dtype, tensor, moves[key])
+        elif key in plan.extras and plan.extras[key] in there:
+            made.notes.append(f"{key} is a stray copy; what lies beside the model is believed")
+        elif key in plan.extras:
+            _aside(made, tensor, plan.extras[key])
+        else:
+            _recomputed(made, looked, key, tensor)
+    for key, tensor in there.items():
+        _aside(made, tensor, key)
+    made.hold_to(beside)
+    hold_computed(looked, beside)
+    return made
+
+
+def hold_computed(looked: Analysis, beside: Sidecar) -> None:
+    """Of a converted model, what was left to be computed is still what the original held; it may have another config.
+
+    Raises: `InputError` where it is not.
+    """
+    recorded = beside.record.rows if looked.diffusers else {}
+    for row in rows_of(looked, Computed):
+        key = row.source
+        wanted = (recorded.get(key, {}).get("sha256") or {}).get(key)
+        if not wanted or key in beside.tensors:
+            continue
+        assert isinstance(row.value, Computed)
+        table = computed(key, row.value.function(looked.found), BY_NAME[recorded[key]["dtype"]])
+        if hashlib.sha256(table.read()).hexdigest() != wanted:
+            raise InputError.at(looked.checkpoint.path, key, CHANGED)
+
+
+def _moved(made: Arrangement, family: Family, dtype: DType | None, tensor: LazyTensor, move: Move) -> None:
+    targets = move.targets
+    groups = [(target,) for target in targets] if move.copies else [targets]
+    made.model += [cast_part(family, dtype, [tensor], group, group) for group in groups]
+    operation = "copy" if move.copies else "split" if len(targets) > 1 else "rename"
+    made.row(operation, tensor, targets=list(targets))
+
+
+def _aside(made: Arrangement, tensor: LazyTensor, name: str) -> None:
+    made.aside.append(TensorWrite((tensor,), (name,), tensor.dtype))
+    made.row("sidecar", tensor, sidecar=name)
+
+
+def _recomputed(made: Arrangement, looked: Analysis, key: str, tensor: LazyTensor) -> None:
+    compared, why_kept = held_against_computed(looked, key, tensor)
+    found = {"sha256": {key: compared.sha256}, "reproduced": compared.equal}
+    made.row("recompute", tensor, **found, **({"sidecar": key} if why_kept else {}))
+    if why_kept:
+        made.notes.append(why_kept)
+        made.aside.append(TensorWrite((tensor,), (key,), tensor.dtype))
+
+
+def held_against_computed(looked: Analysis, key: str, tensor: LazyTensor) -> tuple[Comparison, str]:
+    """(the comparison with what is recomputed; why the stored buffer has to be kept, '' where it need not be)."""
+    value = looked.plan.computed[key].value
+    assert isinstance(value, Computed)
+    compared = compare(tensor, value.function(looked.found))
+    if compared.equal:
+        return compared, ""
+    dispensable, what = looked.require().buffer_mismatch(looked.found, compared.difference)
+    if not dispensable:
+        raise tensor.storage.file.error(key, what)
+    return compared, f"{printable(key)} {what}: kept in {SIDECAR}"

@@ -1,0 +1,122 @@
+"""The way back: every tensor in the original layout, buffers included, in the order that the original file had."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+from ..checkpoint import DType, LazyTensor
+from ..checkpoint.dtypes import BY_NAME, F32
+from ..errors import InputError, printable
+from ..mapping import Computed, Extra, MappingError, Move
+from ..mapping.joining import disagreeing
+from .analysis import Analysis
+from .buffers import computed
+from .sidecar import Sidecar, rows_of
+from .to_diffusers import Arrangement, cast_part, named
+from .write import TensorWrite
+
+
+def to_original(looked: Analysis, beside: Sidecar, dtype: DType | None) -> Arrangement:
+    """Every tensor under its original key, cast to `dtype` if that is given, but for buffers that are computed.
+
+    Raises: `InputError` for a model that cannot be put together, `UsageError` where a buffer is to be computed and
+    what it depends on is not known.
+    """
+    return (_from_diffusers if looked.diffusers else _as_it_is)(looked, beside, dtype)
+
+
+def _as_it_is(looked: Analysis, beside: Sidecar, dtype: DType | None) -> Arrangement:
+    """The same layout in another container, or in another dtype."""
+    family, made = looked.require(), Arrangement()
+    moves = {move.sources[0]: move for move in looked.plan.moves}
+    for key, tensor in (named(looked.checkpoint) | beside.given).items():
+        rounded = None if key in looked.plan.computed else dtype
+        move = moves.get(key)
+        part = cast_part(family, rounded, [tensor], [key], move.targets if move else ())
+        made.model.append(replace(part, fused=move.parts) if move else part)
+        made.row("keep", tensor, targets=[key])
+    return made
+
+
+def _from_diffusers(looked: Analysis, beside: Sidecar, dtype: DType | None) -> Arrangement:
+    family, path, made = looked.require(), looked.checkpoint.path, Arrangement()
+    checkpoint = named(looked.checkpoint)
+    recorded, parts = beside.record.rows, dict[str, TensorWrite]()
+    try:
+        moves = family.keys.plan_back(checkpoint).moves
+    except MappingError as error:
+        raise InputError(f"{printable(path)}: {error}") from error
+    for move in moves:
+        sources = [checkpoint[key] for key in move.sources]
+        if move.copies:
+            _agree(path, move, sources)
+        used = sources[:1] if move.copies else sources
+        parts[move.targets[0]] = cast_part(family, dtype, used, move.targets, move.sources)
+    strays = {name: checkpoint[key] for key, name in looked.plan.extras.items()}
+    for name, tensor in (strays | beside.tensors).items():
+        rounded = None if any(row.match(name) for row in rows_of(looked, Computed)) else dtype
+        parts[name] = cast_part(family, rounded, [tensor], [name], ())
+    if rounding := beside.record.rounding:
+        made.notes.append(f"its weights were rounded to {rounding} when it was converted: bits are lost")
+    made.notes += _lost(looked, recorded, parts)
+    buffers = _buffers(looked, recorded, parts, made.notes)
+    parts |= buffers
+    # In the order of the file that all this once came from, where that is known.
+    for key in [*(key for key in recorded if key in parts), *(key for key in parts if key not in recorded)]:
+        part = parts[key]
+        made.model.append(part)
+        operation = "recompute" if key in buffers else "concatenate" if len(part.sources) > 1 else "rename"
+        made.row(operation, *part.sources, targets=[key])
+    made.hold_to(beside, buffers)
+    return made
+
+
+def _agree(path: str, move: Move, sources: list[LazyTensor]) -> None:
+    """Copies of one tensor are read and compared, by their digests: one run of bytes in memory at a time."""
+    import numpy as np
+
+    digests = []
+    for tensor in sources:
+        digest = hashlib.sha256()
+        for _, part in tensor.chunks():
+            digest.update(part)
+        digests.append(np.frombuffer(digest.digest(), np.uint8))
+    if strange := disagreeing(move, digests):
+        raise InputError(f"{printable(path)}: {MappingError(strange)}")
+
+
+def _lost(looked: Analysis, recorded: dict[str, Any], parts: dict[str, TensorWrite]) -> list[str]:
+    """In words, what diffusers has no home for and nothing beside the model holds: it is left out, never invented."""
+    notes = []
+    for row in rows_of(looked, Extra):
+        if any(row.match(key) for key in parts):
+            continue
+        if recorded and not any(row.match(key) for key in recorded):
+            notes.append(f"{row.source}: the original had none either")
+        else:
+            assert isinstance(row.value, Extra)
+            notes.append(f"left out: {row.source}" + (f", {row.value.without}" if row.value.without else ""))
+    return notes
+
+
+def _buffers(
+    looked: Analysis, recorded: dict[str, Any], parts: dict[str, TensorWrite], notes: list[str]
+) -> dict[str, TensorWrite]:
+    """What the target computes for itself and the original layout stores: computed, in the dtype that it had."""
+    made = {}
+    for row in rows_of(looked, Computed):
+        key = row.source
+        if key in parts:
+            continue
+        if recorded and key not in recorded:
+            notes.append(f"{key}: the original had none, so none is written")
+            continue
+        assert isinstance(row.value, Computed)
+        table = row.value.function(looked.found)
+        dtype = BY_NAME[recorded[key]["dtype"]] if key in recorded else F32
+        made[key] = TensorWrite((computed(key, table, dtype),), (key,), dtype)
+        if not recorded:
+            notes.append(f"{key}: computed, since diffusers stores none")
+    return made

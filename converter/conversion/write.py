@@ -1,0 +1,230 @@
+"""Writing files out of lazy tensors: what frames them first, then every tensor moved, cast and proven."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from zlib_ng.zlib_ng import crc32_combine as combine
+
+from ..checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
+from ..checkpoint.write.layout import FileLayout as Layout
+from ..checkpoint.write.layout import TensorEntry as Entry
+from ..checkpoint.write.publish import Publication
+from ..checkpoint.write.publish import write_error as unwritten
+from ..checkpoint.write.transfer import Output, Progress, TensorCopy, transfer, write_at
+from ..errors import ConverterError, InputError, printable, shortened
+from ..mapping import fold
+
+
+@dataclass(frozen=True)
+class TensorWrite:
+    """Source tensors and the keys that they are written under, in `dtype`.
+
+    One tensor under several keys is shared out among them along axis 0, several tensors under one key are put
+    together along axis 0. A tensor that is written several times is as many parts: it is read once all the same.
+    `fused`: how many tensors of another layout are one in this, such as q, k and v, and are looked at one by one.
+    """
+
+    sources: tuple[LazyTensor, ...]
+    keys: tuple[str, ...]
+    dtype: DType
+    fused: int = 1
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        first = self.sources[0].shape
+        if len(self.sources) > 1:
+            shape = (sum(source.shape[0] for source in self.sources), *first[1:])
+        elif len(self.keys) > 1:
+            shape = (first[0] // len(self.keys), *first[1:])
+        else:
+            shape = first
+        return [Entry(key, self.dtype, shape) for key in self.keys]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.entries)
+
+    def tensor_copies(self, wholes: Mapping[str, Output], digests: Mapping[str, str]) -> list[TensorCopy]:
+        """What moves where; `wholes` are the tensors to be written, by key, and `digests` what a record states of the
+        sources, by theirs."""
+        if len(self.sources) == 1:
+            first = self.sources[0]
+            outputs = [replace(wholes[key], parts=self.fused) for key in self.keys]
+            return [TensorCopy(first, outputs, digests.get(first.key, ""))]
+        whole, made, row = wholes[self.keys[0]], [], 0
+        for source in self.sources:
+            rows = whole.tensor[row : row + source.shape[0]]
+            row += source.shape[0]
+            made.append(TensorCopy(source, [Output(rows, whole.fd)], digests.get(source.key, "")))
+        return made
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A file to be written: its name in the folder, and where every tensor lies in it."""
+
+    name: str
+    layout: Layout
+
+
+@dataclass
+class Written:
+    """What was written: per file its size and the digest of what frames its tensors; per source key the SHA-256 of
+    each run of bytes, under the key that it went to; per key, how many elements are not finite, and how many a cast
+    made infinite.
+
+    `read`: per source key whose digest was stated, the SHA-256 of what was read; `zeros`: per source key, of each of
+    its parts how many elements at the end are zero."""
+
+    files: dict[str, dict[str, int | str]] = field(default_factory=dict)
+    digests: dict[str, dict[str, str]] = field(default_factory=dict)
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    overflowed: dict[str, int] = field(default_factory=dict)
+    read: dict[str, str] = field(default_factory=dict)
+    zeros: dict[str, list[int]] = field(default_factory=dict)
+
+    def count(self, key: str, zeros: list[int], nonfinite: Mapping[str, int], overflowed: int) -> None:
+        """What was counted of one source in what was written of it; `nonfinite` by the key that it went to."""
+        self.zeros[key] = zeros
+        if overflowed:  # which of the outputs they are in was not counted
+            self.overflowed[key] = overflowed
+            nonfinite = {key: sum(nonfinite.values()) - overflowed}
+        for name, count in nonfinite.items():  # a tensor that is put together has several sources
+            if count:
+                self.nonfinite[name] = self.nonfinite.get(name, 0) + count
+
+
+def write_files(
+    out: Publication,
+    files: Sequence[TensorFile],
+    parts: Sequence[TensorWrite],
+    step: Progress,
+    digests: Mapping[str, str],
+) -> Written:
+    """Write the files into what is in the making; every tensor is read back and proven.
+
+    Args:
+        digests: key of a source -> the SHA-256 of its bytes that a record states, where there is one.
+
+    Raises: `InputError` where the source is damaged, `ConverterError` where what is read back is not what was written.
+    """
+    with ExitStack() as stack:
+        fds: list[int] = []
+        wholes: dict[str, Output] = {}
+        for file in files:
+            fds.append(fd := out.create(file.name))
+            stack.callback(os.close, fd)
+            frame = file.layout.frame({})
+            for offset, data in frame:
+                write_at(fd, data, offset)
+            os.ftruncate(fd, file.layout.size)
+            opened = stack.enter_context(_reopened(out.path / file.name, file.layout, frame))
+            wholes |= {tensor.key: Output(tensor, fd) for tensor in opened.values()}
+        tensor_copies = [delivery for part in parts for delivery in part.tensor_copies(wholes, digests)]
+        with _flushing(fds, out.target) as flush:
+            transfer(tensor_copies, step, flush)
+        crcs: dict[str, int] = {}
+        for output in (output for delivery in tensor_copies for output in delivery.outputs):
+            crcs[output.tensor.key] = combine(crcs.get(output.tensor.key, 0), output.crc, output.tensor.nbytes)
+        made: dict[str, dict[str, int | str]] = {}
+        for file, fd in zip(files, fds, strict=True):
+            framed = _complete(out.path / file.name, fd, file.layout, crcs)
+            made[file.name] = {"size": file.layout.size, "header_sha256": hashlib.sha256(framed).hexdigest()}
+    return _found(made, tensor_copies)
+
+
+def _found(files: dict[str, dict[str, int | str]], tensor_copies: list[TensorCopy]) -> Written:
+    found = Written(files)
+    for delivery in tensor_copies:
+        key, outputs = delivery.tensor.key, delivery.outputs
+        found.digests.setdefault(key, {}).update({output.tensor.key: output.sha256 for output in outputs})
+        if delivery.read:
+            found.read[key] = delivery.read
+        bad = {output.tensor.key: output.nonfinite for output in outputs}
+        found.count(key, [count for output in outputs for count in output.zeros], bad, delivery.overflowed)
+    return found
+
+
+def _complete(path: Path, fd: int, layout: Layout, crcs: dict[str, int]) -> bytes:
+    """Put the checksums, where the format has any, into what frames the tensors; returns all of that."""
+    frame = layout.frame(crcs)
+    if frame != layout.frame({}):
+        for offset, data in frame:
+            write_at(fd, data, offset)
+        with _reopened(path, layout, frame) as opened:
+            if any(tensor.storage.crc != crcs[tensor.key] for tensor in opened.values()):
+                raise _unlike(path)
+    return b"".join(data for _, data in frame)
+
+
+def _unlike(path: Path) -> ConverterError:
+    return ConverterError(
+        f"{printable(path)}: the header that was read back is not the one that was written "
+        "(a faulty disk, or another program?)"
+    )
+
+
+def _reopened(path: Path, layout: Layout, frame: list[tuple[int, bytes]]) -> Checkpoint:
+    """The new file as a strict reader sees it, its data still to come."""
+    wanted = {entry.key: (entry.dtype, entry.shape) for entry in layout.entries}
+    with ExitStack() as stack:
+        try:
+            opened = stack.enter_context(open_checkpoint(path))
+            file = opened.files[0]
+            file.ours = True
+            for tensor in opened.values():
+                tensor.storage.locate()
+            found = {tensor.key: (tensor.dtype, tensor.shape) for tensor in opened.values()}
+            if found != wanted or any(file.read(offset, len(data)) != data for offset, data in frame):
+                raise _unlike(path)
+        except InputError as error:  # no fault of the input
+            raise _unlike(path) from error
+        stack.pop_all()
+    return opened
+
+
+def counted(bad: dict[str, int], what: str) -> str:
+    """How many elements are `what`, and where.
+
+    >>> counted({"blocks.0.a": 2, "blocks.1.a": 1}, "NaN or infinite")
+    '3 elements are NaN or infinite, in blocks.{0..1}.a'
+    """
+    total, names = sum(bad.values()), fold(bad)
+    return f"{total} element{'s are' if total > 1 else ' is'} {what}, in {shortened(names, 6)}"
+
+
+@contextmanager
+def _flushing(fds: list[int], target: Path) -> Iterator[Callable[[], None]]:
+    """Yields what starts to flush the files to disk, on another thread; at the end of the block they are flushed.
+
+    A failure to flush is raised at the end.
+    """
+    failures: list[OSError] = []
+    begin = threading.Event()
+
+    def flush() -> None:
+        begin.wait()
+        try:
+            for fd in fds:
+                os.fsync(fd)
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=flush)
+    try:
+        thread.start()  # in here: an interrupt may arrive while it starts, and it must not wait for ever
+        yield begin.set
+    finally:
+        begin.set()
+        if thread.ident is not None:
+            thread.join()
+    if failures:
+        raise unwritten(target, failures[0])

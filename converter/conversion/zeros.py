@@ -1,0 +1,240 @@
+"""Tensors that are zero throughout: some an initialisation leaves so, others only a file that is not complete.
+
+A download that reserves its space first has the right size and a sound header from the beginning on, and zeros where
+nothing came. Nothing else tells: `.safetensors` files have no checksums.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..checkpoint import DType, LazyTensor
+from ..checkpoint.cast import trailing_zeros
+from ..errors import InputError, printable
+from ..mapping import Plan, fold
+from ..mapping.rows import Row
+
+SHOWN = 12  # names, folded over the blocks
+FEWEST_ROWS = 2  # at the end of a matrix: a single one may be meant, as that of no class
+ALLOWED = "--allow_zeros converts them as they are"
+
+
+@dataclass
+class Zeros:
+    """What of a model is zero.
+
+    Attributes:
+        untrained: keys that are zero as an initialisation leaves them.
+        aside: others that are zero throughout and may be: buffers, and whatever is of a family that names nothing as
+            `ZeroInit`.
+        lost: keys, or "key (which part of it)", that are zero throughout and are so in no training; those first that
+            are so in no initialisation either.
+        ends: "the last rows of ...", where all that follows in the file is zero as well.
+    """
+
+    untrained: list[str] = field(default_factory=list)
+    aside: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+
+    @property
+    def refused(self) -> str:
+        """Why this is no sound model, in words; '' where it may be one."""
+        count = len(self.lost)
+        are, them = ("1 tensor is", "it") if count == 1 else (f"{count} tensors are", "them")
+        said = [f"{are} zero throughout, as no training leaves {them}: {listed(self.lost)}"] if count else []
+        said += [f"{end} are zero, where the file ends" for end in self.ends]
+        if not said:
+            return ""
+        others = [*self.untrained, *self.aside]
+        more = f"; zero as well: {listed(others)}" if others else ""
+        return f"{'; '.join(said)}{more} (was its download completed?)"
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of what is not refused."""
+        if self.refused:
+            return []  # which names all of it
+        made = [f"{listed(self.aside)}: zero throughout"] if self.aside else []
+        if self.untrained:
+            made.append(f"zero throughout, as a training begins, and so not trained yet: {listed(self.untrained)}")
+        return made
+
+
+def refuse_zeros(path: str, refused: str, allowed: bool) -> list[str]:
+    """A note on zeros that are let through. Raises: `InputError` where they are not allowed."""
+    if refused and not allowed:
+        raise InputError(f"{printable(path)}: {refused}; {ALLOWED}")
+    return [f"{refused}: let through"] if refused else []
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names folded over the blocks, and how many more there are."""
+    shown = fold(names)
+    return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
+
+
+class Tails:
+    """Counts, of each of so many equal runs of a tensor's elements, how many at its end are zero, as its bytes come.
+
+    >>> from converter.checkpoint.dtypes import F16
+    >>> counting = Tails(F16, 8, 2)
+    >>> counting.feed(bytes.fromhex("0000 003c 0080"))  # 0, 1, -0
+    >>> counting.feed(bytes.fromhex("0000"))
+    >>> counting.zeros
+    [0, 2]
+    """
+
+    def __init__(self, dtype: DType, nbytes: int, parts: int = 1) -> None:
+        self.zeros = [0] * parts
+        self._dtype, self._each, self._done = dtype, nbytes // parts, 0
+
+    def feed(self, piece: bytes | memoryview) -> None:
+        """The next elements."""
+        view = memoryview(piece)
+        while len(view):
+            part, begun = divmod(self._done, self._each)
+            run, view = view[: self._each - begun], view[self._each - begun :]
+            last = trailing_zeros(run, self._dtype)
+            self.zeros[part] = last + (self.zeros[part] if last * self._dtype.itemsize == len(run) else 0)
+            self._done += len(run)
+
+
+def tails(tensor: LazyTensor, parts: int = 1) -> list[int]:
+    """Of each of so many equal runs of a tensor's rows, how many elements at its end are zero.
+
+    The last row is read first, which mostly is enough.
+    """
+    if parts == 1:
+        return [_tail(tensor)]
+    step = tensor.shape[0] // parts
+    return [_tail(tensor[part * step : (part + 1) * step]) for part in range(parts)]
+
+
+def _tail(tensor: LazyTensor) -> int:
+    for part in (*([tensor[tensor.shape[0] - 1 :]] if tensor.shape else []), tensor):
+        counting = Tails(tensor.dtype, part.nbytes)
+        for _, piece in part.chunks():
+            counting.feed(piece)
+        if counting.zeros[0] < part.numel:
+            break
+    return counting.zeros[0]
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A tensor of the model, or the part of one that another layout has as a tensor of its own."""
+
+    row: Row
+    key: str
+    index: int | None
+    suffix: str
+    part: int
+    zero: bool
+
+    @property
+    def bias(self) -> bool:
+        return self.key.endswith(".bias")
+
+    @property
+    def initial(self) -> bool:
+        """Whether an initialisation leaves it at zero."""
+        return self.row.zero_init or self.bias
+
+    @property
+    def alike(self) -> tuple[str, str, int]:
+        """What it has in common with its like in other blocks."""
+        return self.row.source, self.suffix, self.part
+
+
+def find_zeros(plan: Plan, tensors: Mapping[str, LazyTensor]) -> Zeros:
+    """`judge` of tensors whose ends are read here, and those that are zero there to their beginning.
+
+    The plan may have problems: a tensor whose rows do not split as they should is looked at whole.
+    """
+    parts = {move.sources[0]: move.parts for move in plan.moves}
+    found = {}
+    for key, tensor in tensors.items():
+        wanted, rows = parts.get(key, 1), tensor.shape[0] if tensor.shape else 1
+        found[key] = tails(tensor, wanted if rows % wanted == 0 else 1)
+    return judge(plan, tensors, found)
+
+
+def judge(plan: Plan, tensors: Mapping[str, LazyTensor], found: Mapping[str, Sequence[int]]) -> Zeros:
+    """Tell zeros that an initialisation leaves from those that only damage does.
+
+    What starts at zero does so in every block alike. A single tensor shows nothing by itself: it is believed where all
+    of something whose weights start at zero is still so, or every bias is. Where a family names nothing that starts
+    so, nobody knows what does, and nothing is `lost`.
+
+    Args:
+        plan: of the file's own layout.
+        tensors: those of the file, and others that were looked at, such as a null caption, by key.
+        found: `tails` of those that were looked at, in as many parts as the plan splits them into.
+    """
+    units = list(_units(plan, tensors, found))
+    everywhere: dict[tuple[str, str, int], bool] = defaultdict(lambda: True)
+    starting: dict[str, bool] = defaultdict(lambda: True)
+    for unit in units:
+        everywhere[unit.alike] &= unit.zero
+        if unit.row.zero_init:
+            starting[unit.row.source] &= unit.zero
+    if not any(move.row.zero_init for move in plan.moves):
+        return Zeros(aside=[key for key in found if _zero(tensors[key], sum(found[key]))])
+    biases = [unit.zero for unit in units if unit.bias]
+    fresh = any(starting.values()) or (bool(biases) and all(biases))
+    made, lost = Zeros(), dict[str, list[_Unit]]()
+    untrained: dict[str, None] = {}  # in order, each once
+    for unit in (unit for unit in units if unit.zero):
+        if unit.initial and (fresh if unit.index is None else everywhere[unit.alike]):
+            untrained[unit.key] = None
+        else:
+            lost.setdefault(unit.key, []).append(unit)
+    made.untrained = list(untrained)
+    for key, parts in sorted(lost.items(), key=lambda item: item[1][0].initial):
+        names = (unit.row.targets[unit.part].rpartition(".")[2] for unit in parts)
+        made.lost.append(key if len(parts) == len(found[key]) else f"{key} ({', '.join(names)})")
+    moved = {unit.key for unit in units}
+    made.aside = [key for key in found if key not in moved and _zero(tensors[key], sum(found[key]))]
+    made.ends = list(_ends(tensors, found, {unit.key for unit in units if not unit.initial}))
+    return made
+
+
+def _units(plan: Plan, tensors: Mapping[str, LazyTensor], found: Mapping[str, Sequence[int]]) -> Iterator[_Unit]:
+    for move in plan.moves:
+        key = move.sources[0]
+        index, suffix = move.row.match(key) or (None, "")
+        for part, zeros in enumerate(found.get(key, ())):
+            zero = zeros > 0 and zeros * len(found[key]) == tensors[key].numel
+            yield _Unit(move.row, key, index, suffix, part, zero)
+
+
+def _zero(tensor: LazyTensor, zeros: int) -> bool:
+    return 0 < zeros == tensor.numel
+
+
+def _ends(
+    tensors: Mapping[str, LazyTensor], found: Mapping[str, Sequence[int]], weights: Collection[str]
+) -> Iterator[str]:
+    """Of every file, the last rows of the weight behind which there is nothing but zeros."""
+    files: dict[str, list[tuple[int, int, str]]] = {}
+    for key, tensor in tensors.items():
+        if tensor.numel:
+            path, start = tensor.storage.place
+            files.setdefault(path, []).append((start, tensor.span[0], key))
+    for there in files.values():
+        for _, _, key in sorted(there, reverse=True):
+            tensor, runs = tensors[key], found.get(key, (0,))
+            each, zeros = tensor.numel // len(runs), 0
+            for run in reversed(runs):
+                zeros += run
+                if run < each:
+                    break
+            if _zero(tensor, zeros):
+                continue
+            rows = zeros * tensor.shape[0] // tensor.numel if key in weights and len(tensor.shape) > 1 else 0
+            if rows >= FEWEST_ROWS:
+                yield f"the last {rows} of {tensor.shape[0]} rows of {fold([key])[0]}"
+            break

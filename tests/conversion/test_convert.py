@@ -1,0 +1,1093 @@
+"""Containers, prefixes, dtypes, sizes, sidecar, record: the same tensors become the same bytes, and none is lost."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from makers import (
+    CONTAINERS,
+    GOLDEN,
+    HEADS,
+    PREFIXES,
+    ROOT,
+    State,
+    diffusers_keyed,
+    expected_weights,
+    folder,
+    inventories,
+    other,
+    pixart,
+    prefixed,
+    raw_bytes,
+    save,
+    sincos,
+    tree,
+)
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import converter
+from converter.conversion.analysis import analyse
+
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+CONFIG = "transformer/config.json"
+SIDECAR = "original_extras.safetensors"
+RECORD = "conversion.json"
+# What a file without a table and without a config cannot tell.
+UNTOLD: dict[str, Any] = {"image_size": 128, "interpolation_scale": 1.0}
+
+
+def convert(path: Path, out: Path, **flags: Any) -> converter.Conversion:
+    return converter.convert(path, out, **({"num_attention_heads": HEADS} | flags))
+
+
+def transformer(out: Path) -> dict[str, bytes]:
+    return tree(out / "transformer")
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    return pixart()
+
+
+@pytest.fixture(scope="module")
+def reference(state: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the bare checkpoint of `state` becomes."""
+    place = tmp_path_factory.mktemp("reference")
+    done = convert(save(state, place / "bare.pth"), place / "out")
+    assert (done.path / WEIGHTS).read_bytes() == expected_weights(state, place / "by-safetensors")
+    return done.path
+
+
+# Containers and prefixes.
+
+
+@pytest.mark.parametrize("prefix", PREFIXES, ids=lambda prefix: prefix or "none")
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_container_and_prefix(container: str, prefix: str, state: State, reference: Path, tmp_path: Path) -> None:
+    wrapped = CONTAINERS[container](prefixed(state, prefix))
+    done = convert(save(wrapped, tmp_path / "made.pth"), tmp_path / "out")
+    assert transformer(done.path) == transformer(reference)
+    assert (done.path / SIDECAR).read_bytes() == (reference / SIDECAR).read_bytes()
+    assert done.record["source"]["prefix"] == prefix
+    assert done.record["source"]["weights"] == ("ema" if container == "ema" else "raw")
+    assert done.record["layout"] == "original"
+
+
+@pytest.mark.parametrize("prefix", PREFIXES, ids=lambda prefix: prefix or "none")
+def test_original_layout_safetensors(prefix: str, state: State, reference: Path, tmp_path: Path) -> None:
+    save_file(prefixed(state, prefix), tmp_path / "made.safetensors")
+    done = convert(tmp_path / "made.safetensors", tmp_path / "out")
+    assert transformer(done.path) == transformer(reference)
+    assert (done.path / SIDECAR).read_bytes() == (reference / SIDECAR).read_bytes()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize("wrapper", ["bare", "state_dict"])
+def test_diffusers_keyed_bin_with_a_stray_embedding(
+    wrapper: str, prefix: str, state: State, reference: Path, tmp_path: Path
+) -> None:
+    keyed = diffusers_keyed(state) | {"caption_projection.y_embedding": state["y_embedder.y_embedding"]}
+    path = save(CONTAINERS[wrapper](prefixed(keyed, prefix)), tmp_path / "pytorch_model.bin")
+    done = convert(path, tmp_path / "out", **UNTOLD)
+    assert transformer(done.path) == transformer(reference)
+    # The stray goes where an original file's embedding goes, under the original's name.
+    assert (done.path / SIDECAR).read_bytes() == (reference / SIDECAR).read_bytes()
+    assert done.record["layout"] == "diffusers"
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize("shards", [1, 2, 7])
+@pytest.mark.parametrize("whole_pipeline", [False, True], ids=["model", "pipeline"])
+def test_diffusers_folders(
+    whole_pipeline: bool, shards: int, suffix: str, state: State, reference: Path, tmp_path: Path
+) -> None:
+    config = json.loads((reference / CONFIG).read_text())
+    place = tmp_path / "source" / ("transformer" if whole_pipeline else "")
+    folder(diffusers_keyed(state), place, config, shards=shards, suffix=suffix)
+    done = converter.convert(tmp_path / "source", tmp_path / "out")  # the heads are in the config
+    assert transformer(done.path) == transformer(reference)
+    assert not (done.path / SIDECAR).exists()  # there was no embedding to keep
+    assert done.record["hyper_parameters"]["num_attention_heads"]["evidence"] == "config.json"
+
+
+@pytest.mark.parametrize("part", ["", "transformer"])
+def test_the_sidecar_of_a_conversion_is_carried_over(part: str, tmp_path: Path) -> None:
+    source = Path(__file__).parents[2] / "fixtures/golden/sigma-ms.pth"
+    converter.convert(source, tmp_path / "first", num_attention_heads=4)
+    converter.convert(tmp_path / "first" / part, tmp_path / "second")
+    assert transformer(tmp_path / "second") == transformer(tmp_path / "first")
+    assert (tmp_path / "second" / SIDECAR).read_bytes() == (tmp_path / "first" / SIDECAR).read_bytes()
+
+
+def test_an_old_diffusers_folder_with_a_stray(state: State, reference: Path, tmp_path: Path) -> None:
+    config = {"sample_size": 16, "num_attention_heads": HEADS, "interpolation_scale": None}
+    keyed = diffusers_keyed(state) | {"caption_projection.y_embedding": state["y_embedder.y_embedding"]}
+    done = converter.convert(folder(keyed, tmp_path / "old", config, suffix="bin"), tmp_path / "out")
+    assert transformer(done.path) == transformer(reference)
+    assert (done.path / SIDECAR).read_bytes() == (reference / SIDECAR).read_bytes()
+    assert done.record["hyper_parameters"]["interpolation_scale"]["source"] == "assumed"
+
+
+def test_what_was_converted_converts_to_itself(reference: Path, tmp_path: Path) -> None:
+    done = converter.convert(reference, tmp_path / "again")
+    assert transformer(done.path) == transformer(reference)
+
+
+def test_views_shared_storages_and_parameters(state: State, reference: Path, tmp_path: Path) -> None:
+    """What torch may do with memory does not show in the result."""
+    odd: dict[str, torch.Tensor] = dict(state)
+    key = "blocks.0.attn.proj.weight"
+    odd[key] = state[key].t().contiguous().t()  # column-major
+    big = torch.cat([torch.zeros(5), state["x_embedder.proj.bias"], torch.zeros(9)])
+    odd["x_embedder.proj.bias"] = big[5:29]  # the middle of a storage
+    odd["final_layer.linear.bias"] = torch.nn.Parameter(state["final_layer.linear.bias"])
+    one = torch.cat([state["blocks.1.mlp.fc1.bias"], state["blocks.1.mlp.fc2.bias"]])
+    odd["blocks.1.mlp.fc1.bias"], odd["blocks.1.mlp.fc2.bias"] = one[:96], one[96:]
+    done = convert(save(odd, tmp_path / "odd.pth"), tmp_path / "out")
+    assert transformer(done.path) == transformer(reference)
+    assert (done.path / SIDECAR).read_bytes() == (reference / SIDECAR).read_bytes()
+
+
+def test_a_storage_under_two_keys_is_copied_twice_and_noted(state: State, tmp_path: Path) -> None:
+    tied = state | {"blocks.1.attn.proj.weight": state["blocks.0.attn.proj.weight"]}
+    done = convert(save(tied, tmp_path / "tied.pth"), tmp_path / "out")
+    written = load_file(done.path / WEIGHTS)
+    for i in range(2):
+        assert torch.equal(written[f"transformer_blocks.{i}.attn1.to_out.0.weight"], tied["blocks.1.attn.proj.weight"])
+    assert any("blocks.1.attn.proj.weight" in note and "own copy" in note for note in done.notes)
+
+
+@pytest.mark.parametrize(("one", "other", "noted"), [
+    (slice(0, 96), slice(96, 192), []),
+    (slice(0, 96), slice(95, 191), [1]),
+    (slice(50, 146), slice(0, 96), [0]),  # whichever starts later
+    (slice(0, 96), slice(0, 96), [1]),
+])  # fmt: skip
+def test_storages_that_overlap_in_part_are_noted_too(
+    one: slice, other: slice, noted: list[int], tmp_path: Path
+) -> None:
+    state, whole = pixart(), torch.randn(192)
+    keys = ["blocks.0.mlp.fc1.bias", "blocks.1.mlp.fc1.bias"]
+    state |= {keys[0]: whole[one], keys[1]: whole[other]}
+    done = convert(save(state, tmp_path / "made.pth"), tmp_path / "out")
+    (note,) = [note for note in done.record["notes"] if "own copy" in note] or [""]
+    assert [i for i, key in enumerate(keys) if key in note] == noted
+    written = load_file(done.path / WEIGHTS)
+    for i, key in enumerate(keys):
+        assert torch.equal(written[f"transformer_blocks.{i}.ff.net.0.proj.bias"], state[key])
+
+
+def test_storages_inside_another_are_noted_each(tmp_path: Path) -> None:
+    state, whole = pixart(), torch.randn(96)
+    inside = ["blocks.0.attn.proj.bias", "blocks.1.mlp.fc2.bias"]
+    state |= {"blocks.0.mlp.fc1.bias": whole, inside[0]: whole[:24], inside[1]: whole[50:74]}
+    done = convert(save(state, tmp_path / "made.pth"), tmp_path / "out")
+    (note,) = [note for note in done.record["notes"] if "own copy" in note]
+    # The first of them in the file is the one that the others share with.
+    assert "blocks.0.mlp.fc1.bias" in note
+    assert inside[1] in note
+    assert inside[0] not in note
+
+
+# Which weights.
+
+
+def test_both_kinds_are_told_apart(state: State, tmp_path: Path) -> None:
+    path = save(CONTAINERS["training-alpha"](state), tmp_path / "made.pth")
+    for weights, wanted in (("raw", state), ("ema", other(state))):
+        done = convert(path, tmp_path / weights, weights=weights)
+        assert (done.path / WEIGHTS).read_bytes() == expected_weights(wanted, tmp_path / "by-safetensors")
+
+
+@pytest.mark.parametrize(
+    ("container", "weights"), [("bare", "ema"), ("state_dict", "ema"), ("training-sigma", "ema"), ("ema", "raw")]
+)
+def test_weights_that_are_not_there(container: str, weights: str, state: State, tmp_path: Path) -> None:
+    path = save(CONTAINERS[container](state), tmp_path / "made.pth")
+    with pytest.raises(converter.UsageError, match=f"--weights {weights}, but the file holds only"):
+        convert(path, tmp_path / "out", weights=weights)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_raw_state_dicts_are_refused(state: State, tmp_path: Path) -> None:
+    path = save({"state_dict": state, "model": other(state)}, tmp_path / "made.pth")
+    with pytest.raises(converter.InputError, match="several raw state dicts"):
+        convert(path, tmp_path / "out")
+
+
+def test_mixed_prefixes_are_refused(state: State, tmp_path: Path) -> None:
+    keys = list(state)
+    mixed = prefixed({key: state[key] for key in keys[:9]}, "module.") | {key: state[key] for key in keys[9:]}
+    with pytest.raises(converter.InputError, match="mixed prefixes"):
+        convert(save(mixed, tmp_path / "made.pth"), tmp_path / "out")
+
+
+# Dtypes and sizes.
+
+DTYPES: dict[str, torch.dtype | Callable[[str], torch.dtype]] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+    "mixed": lambda key: torch.float32 if "embed" in key else torch.float16 if len(key) % 2 else torch.bfloat16,
+    "mixed, table in bfloat16": lambda key: torch.bfloat16 if key == "pos_embed" else torch.float32,
+}
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes_are_kept_and_the_table_is_recognised_in_each(dtype: str, scale: float, tmp_path: Path) -> None:
+    state = pixart(dtype=DTYPES[dtype], scale=scale)
+    done = convert(save(state, tmp_path / "made.pth"), tmp_path / "out")
+    assert (done.path / WEIGHTS).read_bytes() == expected_weights(state, tmp_path / "by-safetensors")
+    assert done.record["hyper_parameters"]["interpolation_scale"]["value"] == scale
+    assert json.loads((done.path / CONFIG).read_text())["interpolation_scale"] == scale
+    (row,) = [row for row in done.record["plan"] if row["source"] == "pos_embed"]
+    assert row["reproduced"] is True
+    assert list(load_file(done.path / SIDECAR)) == ["y_embedder.y_embedding"]
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "depth 1": {"depth": 1},
+    "depth 12, two-digit blocks": {"depth": 12},
+    "width 48": {"hidden_size": 48},
+    "width 72: the heads follow": {"hidden_size": 72},
+    "patch 1": {"patch_size": 1},
+    "patch 4": {"patch_size": 4},
+    "16 channels": {"in_channels": 16},
+    "no sigma": {"pred_sigma": False},
+    "no sigma, patch 4, 8 channels": {"pred_sigma": False, "patch_size": 4, "in_channels": 8},
+    "micro-conditions": {"micro_conditions": True},
+    "alpha's captions": {"tokens": 120},
+    "sigma's captions": {"tokens": 300},
+    "wide captions": {"caption_channels": 64},
+    "another side": {"input_size": 20},
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_are_read_off_the_file(name: str, tmp_path: Path) -> None:
+    from diffusers import PixArtTransformer2DModel
+
+    sizes = {"depth": 2, "hidden_size": 24, "caption_channels": 16, "input_size": 16} | SIZES[name]
+    state = pixart(**SIZES[name])
+    heads = {} if sizes["hidden_size"] == 72 else {"num_attention_heads": HEADS}
+    done = converter.convert(save(state, tmp_path / "made.pth"), tmp_path / "out", **heads)
+    assert (done.path / WEIGHTS).read_bytes() == expected_weights(state, tmp_path / "by-safetensors")
+    config = json.loads((done.path / CONFIG).read_text())
+    channels = sizes.get("in_channels", 4)
+    assert config["num_layers"] == sizes["depth"]
+    assert config["cross_attention_dim"] == sizes["hidden_size"]
+    assert config["num_attention_heads"] == (1 if sizes["hidden_size"] == 72 else HEADS)
+    assert config["num_attention_heads"] * config["attention_head_dim"] == sizes["hidden_size"]
+    assert config["patch_size"] == sizes.get("patch_size", 2)
+    assert config["in_channels"] == channels
+    assert config["out_channels"] == channels * (2 if sizes.get("pred_sigma", True) else 1)
+    assert config["caption_channels"] == sizes["caption_channels"]
+    assert config["sample_size"] == sizes["input_size"]
+    assert config["use_additional_conditions"] is sizes.get("micro_conditions", False)
+    version = {120: "alpha", 300: "sigma"}.get(sizes.get("tokens", 12))
+    version = "alpha" if sizes.get("micro_conditions") else version
+    assert done.record["hyper_parameters"]["version"]["value"] == version
+    # Stock diffusers builds exactly this model out of the config.
+    model, info = PixArtTransformer2DModel.from_pretrained(
+        done.path, subfolder="transformer", output_loading_info=True, low_cpu_mem_usage=False
+    )
+    assert {key: list(value) for key, value in info.items() if value} == {}
+    assert torch.equal(model.pos_embed.pos_embed, state["pos_embed"])
+
+
+@pytest.mark.parametrize("name", ["sigma-256", "sigma-900m", "alpha-1024-ms"])
+def test_flags_are_asked_for_by_the_names_that_they_have(name: str, tmp_path: Path) -> None:
+    """A message that asks for a flag is followed, until the conversion goes through."""
+    sizes = {"sigma-256": {"tokens": 300, "pos_embed": False}, "sigma-900m": {"tokens": 300}}.get(name, {})
+    path = save(pixart(**sizes), tmp_path / "made.pth")
+    answers = {"num_attention_heads": 4, "image_size": 256, "interpolation_scale": 0.5}
+    flags: dict[str, Any] = {}
+    for _ in range(2 if name == "sigma-256" else 1):
+        with pytest.raises(converter.UsageError) as raised:
+            converter.convert(path, tmp_path / "out", **flags)
+        (asked,) = (flag for flag in answers if f"--{flag} is needed" in str(raised.value))
+        assert asked not in flags
+        flags[asked] = answers[asked]
+    done = converter.convert(path, tmp_path / "out", **flags)
+    # sigma at 256 px is a released model: its scale is known once its size is.
+    assert set(flags) == {"num_attention_heads", *(["image_size"] if name == "sigma-256" else [])}
+    assert done.record["hyper_parameters"]["interpolation_scale"]["value"] == (0.5 if name == "sigma-256" else 1.0)
+
+
+@pytest.mark.parametrize("size", [9, 20, 24, 250])
+def test_an_image_size_that_no_latent_grid_has(size: int, tmp_path: Path) -> None:
+    path = save(pixart(pos_embed=False), tmp_path / "made.pth")
+    with pytest.raises(converter.UsageError, match=f"--image_size {size}"):
+        convert(path, tmp_path / "out", image_size=size, interpolation_scale=1.0)
+
+
+# What a user says against what the file shows.
+
+CONTRADICTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "image size": ({}, {"image_size": 256}, "--image_size 256 contradicts the file, which says 128"),
+    "scale": ({}, {"interpolation_scale": 2.0}, "--interpolation_scale 2.0 contradicts the file, which says 1.0"),
+    "micro": ({}, {"micro_condition": True}, "--micro_condition True contradicts the file, which says False"),
+    "no micro": (
+        {"micro_conditions": True},
+        {"micro_condition": False},
+        "--micro_condition False contradicts the file, which says True",
+    ),
+    "class": (
+        {"micro_conditions": True},
+        {"multi_scale_train": False},
+        "--multi_scale_train False contradicts the file, which says True",
+    ),
+    "qk-norm": ({}, {"qk_norm": True}, "--qk_norm True contradicts the file, which says False"),
+    "version": ({"tokens": 300}, {"version": "alpha"}, "--version alpha contradicts the file, which says sigma"),
+    "kv": ({}, {"kv_compress": True}, "--kv_compress: stock diffusers"),
+    "no kv": (
+        {"kv_compress": (1,)},
+        {"kv_compress": False},
+        "--kv_compress False contradicts the file, which says True",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_a_flag_that_contradicts_the_file(name: str, tmp_path: Path) -> None:
+    sizes, flags, message = CONTRADICTIONS[name]
+    path = save(pixart(**sizes), tmp_path / "made.pth")
+    with pytest.raises(converter.UsageError) as raised:
+        convert(path, tmp_path / "out", **flags)
+    assert message in str(raised.value)
+    assert len(str(raised.value)) > len(message) + 10  # the evidence follows
+    assert not (tmp_path / "out").exists()
+
+
+def test_heads_that_do_not_divide_the_width(tmp_path: Path) -> None:
+    path = save(pixart(), tmp_path / "made.pth")
+    with pytest.raises(converter.UsageError, match="--num_attention_heads 5: the hidden size 24 does not divide by it"):
+        convert(path, tmp_path / "out", num_attention_heads=5)
+
+
+def test_flags_that_agree_change_nothing_and_those_that_add_are_recorded(tmp_path: Path, reference: Path) -> None:
+    path = save(pixart(), tmp_path / "made.pth")
+    agreeing = {"image_size": 128, "interpolation_scale": 1.0, "micro_condition": False, "qk_norm": False}
+    done = convert(path, tmp_path / "out", **agreeing, version="sigma", multi_scale_train=True)
+    assert transformer(done.path) == transformer(reference)
+    sources = {name: finding["source"] for name, finding in done.record["hyper_parameters"].items()}
+    assert {name: sources[name] for name in agreeing} == dict.fromkeys(agreeing, "file")
+    for name in ("version", "multi_scale_train", "num_attention_heads"):
+        assert sources[name] == "given"
+
+
+# The sidecar.
+
+
+def test_the_embedding_is_kept_bit_for_bit(tmp_path: Path) -> None:
+    state = pixart(dtype=torch.float16)
+    bits = np.arange(12 * 16, dtype=np.uint16).reshape(12, 16) * 161  # any finite bits, subnormal ones too
+    state["y_embedder.y_embedding"] = torch.from_numpy(bits.view(np.float16))
+    done = convert(save(state, tmp_path / "made.pth"), tmp_path / "out")
+    with safe_open(done.path / SIDECAR, "pt") as file:
+        kept = file.get_tensor("y_embedder.y_embedding")
+        assert file.metadata() is None
+    assert raw_bytes(kept) == bits.tobytes()
+    save_file({"y_embedder.y_embedding": kept}, tmp_path / "by-safetensors")
+    assert (done.path / SIDECAR).read_bytes() == (tmp_path / "by-safetensors").read_bytes()
+
+
+def test_no_embedding_no_sidecar(tmp_path: Path, reference: Path) -> None:
+    state = pixart()
+    del state["y_embedder.y_embedding"]
+    done = convert(save(state, tmp_path / "made.pth"), tmp_path / "out")
+    assert set(tree(done.path)) == {WEIGHTS, CONFIG, RECORD}
+    assert transformer(done.path) == transformer(reference)
+
+
+def with_table(table: torch.Tensor, **sizes: Any) -> State:
+    return pixart(**sizes) | {"pos_embed": table}
+
+
+def one_bit_off() -> torch.Tensor:
+    table = sincos(24, 8, 1.0)
+    bits = table.numpy().view(np.uint32)
+    bits[0, 37, 5] ^= 1
+    return torch.from_numpy(bits.view(np.float32))
+
+
+@pytest.mark.parametrize("tokens", [120, 300])
+def test_a_table_one_bit_off_is_kept_with_a_note(tokens: int, tmp_path: Path) -> None:
+    """For the fixed-size class (alpha, 120 tokens) too: a last bit makes no other model."""
+    table = one_bit_off()
+    done = convert(save(with_table(table, tokens=tokens), tmp_path / "made.pth"), tmp_path / "out")
+    kept = load_file(done.path / SIDECAR)
+    assert set(kept) == {"pos_embed", "y_embedder.y_embedding"}
+    assert raw_bytes(kept["pos_embed"]) == raw_bytes(table)
+    assert any("pos_embed" in note and "up to rounding" in note for note in done.notes)
+    (row,) = [row for row in done.record["plan"] if row["source"] == "pos_embed"]
+    assert (row["reproduced"], row["sidecar"]) == (False, "pos_embed")
+
+
+def random_table() -> torch.Tensor:
+    return torch.randn(1, 64, 24, generator=torch.Generator().manual_seed(5))
+
+
+def test_a_table_that_is_no_table(tmp_path: Path) -> None:
+    """The fixed-size class uses the buffer: converting would make another model. The multi-scale class never does."""
+    path = save(with_table(random_table(), tokens=120), tmp_path / "fixed.pth")
+    for flags in ({}, {"multi_scale_train": False}):
+        with pytest.raises(converter.InputError, match=r"pos_embed.*fixed-size class uses it"):
+            convert(path, tmp_path / "out", interpolation_scale=1.0, **flags)
+    assert not (tmp_path / "out").exists()
+    for name, source, flags in (
+        ("told", path, {"multi_scale_train": True}),
+        ("sigma", save(with_table(random_table(), tokens=300), tmp_path / "sigma.pth"), {}),
+    ):
+        done = convert(source, tmp_path / name, interpolation_scale=1.0, **flags)
+        assert raw_bytes(load_file(done.path / SIDECAR)["pos_embed"]) == raw_bytes(random_table())
+        assert any("pos_embed" in note and "kept in" in note for note in done.notes)
+
+
+def test_a_table_that_only_begins_like_one(tmp_path: Path) -> None:
+    """Its first elements promise a scale; the rest is compared as well."""
+    table = sincos(24, 8, 1.0)
+    table[0, 40:] = random_table()[0, 40:]
+    path = save(with_table(table, tokens=120), tmp_path / "fixed.pth")
+    with pytest.raises(converter.UsageError, match=r"--interpolation_scale is needed: .* no sin-cos table"):
+        convert(path, tmp_path / "out")
+    with pytest.raises(converter.InputError, match="fixed-size class uses it"):
+        convert(path, tmp_path / "out", interpolation_scale=1.0)
+
+
+def test_a_table_that_is_not_square_or_absent_needs_a_size(tmp_path: Path) -> None:
+    for name, state in (
+        ("oblong", with_table(torch.zeros(1, 50, 24), tokens=300)),
+        ("absent", pixart(pos_embed=False, tokens=300)),
+    ):
+        path = save(state, tmp_path / f"{name}.pth")
+        with pytest.raises(converter.UsageError, match="--image_size is needed"):
+            convert(path, tmp_path / name)
+        done = convert(path, tmp_path / name, image_size=256)
+        assert json.loads((done.path / CONFIG).read_text())["sample_size"] == 32
+        assert ("pos_embed" in load_file(done.path / SIDECAR)) == (name == "oblong")
+
+
+def test_the_table_that_one_trainer_writes_into_every_file(tmp_path: Path) -> None:
+    """A 128-side table of scale 1 contradicts every released 1024 px model: not believed, not used, but kept."""
+    path = save(pixart(input_size=128, tokens=300), tmp_path / "made.pth")
+    with pytest.raises(converter.UsageError, match="OneTrainer"):
+        convert(path, tmp_path / "out")
+    done = convert(path, tmp_path / "out", image_size=1024)
+    assert json.loads((done.path / CONFIG).read_text())["interpolation_scale"] == 2
+    assert "pos_embed" in load_file(done.path / SIDECAR)
+    assert any("OneTrainer" in note for note in done.notes)
+
+
+# The record.
+
+
+@pytest.fixture
+def kept_table(tmp_path: Path) -> tuple[Path, State]:
+    """A training file of mixed dtypes whose table has to be kept, so that every kind of row occurs."""
+    state = with_table(one_bit_off(), tokens=300, dtype=DTYPES["mixed"])
+    return save(CONTAINERS["training-alpha"](state), tmp_path / "made.pth"), state
+
+
+def test_every_digest_can_be_verified(kept_table: tuple[Path, State], tmp_path: Path) -> None:
+    path, state = kept_table
+    done = convert(path, tmp_path / "out")
+    record = json.loads((done.path / RECORD).read_text())
+    assert record == done.record
+    assert [row["source"] for row in record["plan"]] == list(state)
+    files = {**load_file(done.path / WEIGHTS), **load_file(done.path / SIDECAR)}
+    accounted = set()
+    for row in record["plan"]:
+        tensor = state[row["source"]]
+        assert row["dtype"] == str(tensor.dtype).removeprefix("torch.")
+        assert row["shape"] == list(tensor.shape)
+        targets = row.get("targets", [row["sidecar"]] if "sidecar" in row else [])
+        names = list(inventories.diffusers_names(row["source"])) or targets
+        assert targets == names
+        parts = tensor.chunk(len(targets)) if targets else (tensor,)
+        digests = row["sha256"]
+        assert list(digests) == (targets or [row["source"]])
+        for key, part in zip(digests, parts, strict=True):
+            assert digests[key] == hashlib.sha256(raw_bytes(part)).hexdigest()
+            if key in targets:
+                assert digests[key] == hashlib.sha256(raw_bytes(files[key])).hexdigest()
+                accounted.add(key)
+    assert accounted == set(files)  # nothing in the output that no row explains
+    operations = {row["operation"] for row in record["plan"]}
+    assert operations == {"rename", "split", "sidecar", "recompute"}
+    for name, entry in record["written"].items():
+        data = (done.path / name).read_bytes()
+        assert entry["size"] == len(data)
+        if "sha256" in entry:
+            assert entry["sha256"] == hashlib.sha256(data).hexdigest()
+        else:
+            header = data[: 8 + int.from_bytes(data[:8], "little")]
+            assert entry["header_sha256"] == hashlib.sha256(header).hexdigest()
+    assert set(record["written"]) == set(tree(done.path)) - {RECORD}
+
+
+def test_the_source_can_be_put_together_again(kept_table: tuple[Path, State], tmp_path: Path) -> None:
+    """Out of the two files and the record alone."""
+    path, state = kept_table
+    done = convert(path, tmp_path / "out")
+    record = json.loads((done.path / RECORD).read_text())
+    files = {**load_file(done.path / WEIGHTS), **load_file(done.path / SIDECAR)}
+    made = {}
+    for row in record["plan"]:
+        keys = row.get("targets", [row.get("sidecar")])
+        made[row["source"]] = torch.cat([files[key] for key in keys]) if len(keys) > 1 else files[keys[0]]
+    assert list(made) == list(state)
+    assert all(raw_bytes(made[key]) == raw_bytes(state[key]) for key in state)
+
+
+def test_findings_carry_their_evidence(reference: Path) -> None:
+    record = json.loads((reference / RECORD).read_text())
+    found = record["hyper_parameters"]
+    for name, finding in found.items():
+        assert finding["source"] in ("file", "given", "assumed", "unknown"), name
+        assert finding["evidence"], name
+        assert (finding["value"] is None) == (finding["source"] == "unknown"), name
+    assert found["hidden_size"]["evidence"] == "x_embedder.proj.weight [24, 4, 2, 2]"
+    assert "8 x 8 positions" in found["sample_size"]["evidence"]
+    assert found["num_attention_heads"] == {"value": HEADS, "source": "given", "evidence": "--num_attention_heads"}
+    assert record["tool"] == {"name": "convert-pixart", "version": converter.__version__}
+    assert record["source"]["name"] == "bare.pth"
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("below", ["", "transformer/"])
+def test_the_record_has_digests_of_what_was_believed_beside_the_weights(
+    below: str, shards: int, tmp_path: Path
+) -> None:
+    config = {"sample_size": 16, "num_attention_heads": HEADS}
+    source = tmp_path / "source"
+    folder(diffusers_keyed(pixart()), source / below, config, shards=shards)
+    done = converter.convert(source, tmp_path / "out")
+    names = [f"{below}config.json"]
+    names += [f"{below}diffusion_pytorch_model.safetensors.index.json"] if shards > 1 else []
+    contents = {name: (source / name).read_bytes() for name in names}
+    assert json.loads((done.path / RECORD).read_text())["sources"] == {
+        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()
+    }
+    assert converter.convert(source, tmp_path / "dry", dry_run=True).record["sources"] == done.record["sources"]
+
+
+def test_a_file_has_nothing_beside_it(reference: Path) -> None:
+    assert json.loads((reference / RECORD).read_text())["sources"] == {}
+
+
+def test_a_config_that_changes_under_our_eyes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest must be that of what was believed."""
+    config = {"sample_size": 16, "num_attention_heads": HEADS}
+    source = folder(diffusers_keyed(pixart()), tmp_path / "source", config)
+
+    def meanwhile(*arguments: Any) -> Any:
+        looked = analyse(*arguments)
+        (source / "config.json").write_text(json.dumps(config | {"sample_size": 32}))
+        return looked
+
+    monkeypatch.setattr("converter.conversion.convert.analyse_again", meanwhile)
+    with pytest.raises(converter.InputError, match=r"config\.json: it changed while it was read"):
+        converter.convert(source, tmp_path / "out")
+
+
+def test_the_digest_of_a_kept_table_is_that_of_what_was_written(tmp_path: Path) -> None:
+    """Also where it has changed, unseen for lack of a checksum, since it was compared."""
+    state = with_table(one_bit_off(), tokens=300)
+    path = tmp_path / "made.safetensors"
+    save_file(state, path)
+    with converter.open_checkpoint(path) as opened:
+        start, size = opened["pos_embed"].storage.start, opened["pos_embed"].nbytes
+
+    def progress(total: int) -> Callable[[int], None]:
+        with open(path, "r+b") as file:
+            file.seek(start + size - 4)
+            file.write(np.float32(0.5).tobytes())
+        return lambda count: None
+
+    done = convert(path, tmp_path / "out", progress=progress)
+    (row,) = [row for row in done.record["plan"] if row["source"] == "pos_embed"]
+    kept = raw_bytes(load_file(done.path / SIDECAR)["pos_embed"])
+    assert kept[-4:] == np.float32(0.5).tobytes()
+    assert row["sha256"] == {"pos_embed": hashlib.sha256(kept).hexdigest()}
+
+
+def test_the_same_input_gives_the_same_bytes(kept_table: tuple[Path, State], tmp_path: Path) -> None:
+    """In another folder, at another time, over an old result, and beside what a killed run left."""
+    path, _ = kept_table
+    elsewhere = tmp_path / "else" / "where"
+    elsewhere.mkdir(parents=True)
+    copy = elsewhere / path.name
+    copy.write_bytes(path.read_bytes())
+    (elsewhere / ".out.0123456789abcdef.partial").mkdir()
+    first = tree(convert(path, tmp_path / "out").path)
+    assert tree(convert(copy, elsewhere / "out").path) == first
+    assert tree(convert(copy, elsewhere / "out", overwrite=True).path) == first
+    for data in first.values():
+        for word in (str(tmp_path), str(Path.cwd()), str(ROOT), "partial"):
+            assert word.encode() not in data
+
+
+def test_a_leftover_is_named_to_the_user_only(tmp_path: Path) -> None:
+    path = save(pixart(), tmp_path / "made.pth")
+    leftover = tmp_path / ".out.0123456789abcdef.partial"
+    leftover.mkdir()
+    done = convert(path, tmp_path / "out")
+    assert any(str(leftover) in note for note in done.notes)
+    assert not any(leftover.name in note for note in done.record["notes"])
+    assert leftover.is_dir()  # never touched
+
+
+def test_an_old_result_that_resists_is_named_now_and_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(pixart(), tmp_path / "made.pth")
+    convert(path, tmp_path / "out")
+    unlink = os.unlink
+
+    def protected(name: Any, *args: Any, **kwargs: Any) -> None:
+        if str(name).endswith(".safetensors"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+        unlink(name, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", protected)
+        done = convert(path, tmp_path / "out", overwrite=True)
+    (left,) = tmp_path.glob(".out.*.replaced")
+    notes = [note for note in done.notes if str(left) in note]
+    assert len(notes) == 1
+    assert "the old result, and could not be deleted" in notes[0]
+    assert not any(left.name in note for note in done.record["notes"])
+    again = convert(path, tmp_path / "out", overwrite=True)
+    wanted = f"{left} is what is left of an earlier result that has been replaced: delete it"
+    assert [note for note in again.notes if str(left) in note] == [wanted]
+    assert left.is_dir()
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    """A file's name may be any bytes; the record is UTF-8 all the same."""
+    path = Path(str(tmp_path), "\udcff\x1b[31m.pth")
+    save(pixart(), tmp_path / "made.pth").rename(path)
+    done = convert(path, tmp_path / "out")
+    text = (done.path / RECORD).read_bytes().decode()
+    assert json.loads(text)["source"]["name"] == r"\udcff\x1b[31m.pth"
+
+
+# NaN and infinity.
+
+
+def poisoned(dtype: torch.dtype) -> State:
+    state = pixart(dtype=dtype)
+    state["blocks.0.attn.qkv.weight"][30, 3] = float("nan")  # in the keys' part
+    state["blocks.0.attn.qkv.weight"][50, 0] = float("-inf")  # in the values'
+    state["final_layer.linear.bias"][:2] = float("inf")
+    return state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_nan_and_infinity(dtype: torch.dtype, tmp_path: Path) -> None:
+    state = poisoned(dtype)
+    path = save(state, tmp_path / "made.pth")
+    with pytest.raises(converter.InputError) as raised:
+        convert(path, tmp_path / "out")
+    message = str(raised.value)
+    assert "4 elements are NaN or infinite" in message
+    assert str(path) in message
+    for key in ("transformer_blocks.0.attn1.to_k.weight", "transformer_blocks.0.attn1.to_v.weight", "proj_out.bias"):
+        assert key in message
+    assert "to_q" not in message
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["made.pth"]
+    done = convert(path, tmp_path / "out", allow_nonfinite=True)
+    assert (done.path / WEIGHTS).read_bytes() == expected_weights(state, tmp_path / "by-safetensors")
+    assert any("4 elements are NaN or infinite" in note for note in done.record["notes"])
+
+
+def test_the_bits_of_a_nan_are_kept(tmp_path: Path) -> None:
+    state = pixart()
+    bits = np.array([0x7FC00001, 0xFFFFFFFF, 0x7F800001, 0x7F800000] + [0] * 28, np.uint32)
+    state["final_layer.linear.bias"] = torch.from_numpy(bits.view(np.float32))
+    done = convert(save(state, tmp_path / "made.pth"), tmp_path / "out", allow_nonfinite=True)
+    assert raw_bytes(load_file(done.path / WEIGHTS)["proj_out.bias"]) == bits.tobytes()
+
+
+@pytest.mark.parametrize("key", ["y_embedder.y_embedding", "pos_embed"])
+def test_nan_in_the_sidecar_is_found_too(key: str, tmp_path: Path) -> None:
+    state = pixart(tokens=300)
+    state[key].view(-1)[-1] = float("nan")
+    path = save(state, tmp_path / "made.pth")
+    with pytest.raises(converter.InputError, match=f"1 element is NaN or infinite, in {key}"):
+        convert(path, tmp_path / "out")
+    done = convert(path, tmp_path / "out", allow_nonfinite=True)
+    assert raw_bytes(load_file(done.path / SIDECAR)[key]) == raw_bytes(state[key])
+
+
+def test_a_refused_file_leaves_the_old_result_alone(tmp_path: Path) -> None:
+    out = convert(save(pixart(), tmp_path / "good.pth"), tmp_path / "out").path
+    before = tree(out)
+    with pytest.raises(converter.InputError):
+        convert(save(poisoned(torch.float32), tmp_path / "bad.pth"), out, overwrite=True)
+    assert tree(out) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pth", "good.pth", "out"]
+
+
+def test_overwriting_leaves_nothing_of_the_old(tmp_path: Path) -> None:
+    out = convert(save(pixart(), tmp_path / "one.pth"), tmp_path / "out").path
+    with pytest.raises(converter.UsageError, match="use --overwrite"):
+        convert(tmp_path / "one.pth", out)
+    state = pixart(seed=1)
+    del state["y_embedder.y_embedding"]
+    convert(save(state, tmp_path / "two.pth"), out, overwrite=True)
+    assert set(tree(out)) == {WEIGHTS, CONFIG, RECORD}
+    assert (out / WEIGHTS).read_bytes() == expected_weights(state, tmp_path / "by-safetensors")
+
+
+LOOKALIKES: dict[str, Callable[[Path], Any]] = {
+    "no record": lambda out: (out / RECORD).unlink(),
+    "a record cut short": lambda out: (out / RECORD).write_text((out / RECORD).read_text()[:-5]),
+    "another tool's": lambda out: edit(out, lambda record: record.update(tool={"name": "other"})),
+    "a tool that is no object": lambda out: edit(out, lambda record: record.update(tool="convert-pixart")),
+    "a list of what was written": lambda out: edit(out, lambda record: record.update(written=list(record["written"]))),
+    "of a dry run": lambda out: edit(out, lambda record: record.pop("written")),
+    "a list": lambda out: (out / RECORD).write_text("[]"),
+    "duplicate keys": lambda out: (out / RECORD).write_text(
+        (out / RECORD).read_text().replace('"written": {', '"written": {}, "written": {')
+    ),
+    "a link": lambda out: (out / RECORD).rename(out.parent / "kept.json") and (out / RECORD).symlink_to("../kept.json"),
+    "a FIFO": lambda out: (out / RECORD).unlink() or os.mkfifo(out / RECORD),
+    "a file more": lambda out: (out / "transformer" / "diffusion_pytorch_model.bin").write_text("mine"),
+    "a folder more": lambda out: save_file({"w": torch.ones(2)}, made(out / "vae") / Path(WEIGHTS).name),
+    "a file that the record leaves out": lambda out: edit(out, lambda record: record["written"].pop(SIDECAR)),
+}
+
+
+def edit(out: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    record = json.loads((out / RECORD).read_text())
+    change(record)
+    (out / RECORD).write_text(json.dumps(record))
+
+
+def made(place: Path) -> Path:
+    place.mkdir()
+    return place
+
+
+@pytest.mark.parametrize("name", LOOKALIKES)
+def test_overwrite_deletes_only_what_our_record_lists(name: str, tmp_path: Path) -> None:
+    path = save(pixart(), tmp_path / "made.pth")
+    out = convert(path, tmp_path / "out").path
+    LOOKALIKES[name](out)
+    before = sorted(out.rglob("*"))
+    for overwrite in (False, True):
+        with pytest.raises(converter.UsageError, match="has no record of") as raised:
+            convert(path, out, overwrite=overwrite)
+        assert "--overwrite" not in str(raised.value)
+    assert sorted(out.rglob("*")) == before
+
+
+def test_a_model_of_someone_else_is_never_overwritten(tmp_path: Path) -> None:
+    """It has the names that we write, and no record."""
+    mine = tmp_path / "mine" / "vae"
+    mine.mkdir(parents=True)
+    (mine / "config.json").write_text("{}")
+    save_file({"w": torch.ones(2)}, mine / "diffusion_pytorch_model.safetensors")
+    before = tree(tmp_path / "mine")
+    with pytest.raises(converter.UsageError, match=r"has no record of, vae/config\.json, vae/diffusion"):
+        convert(save(pixart(), tmp_path / "made.pth"), tmp_path / "mine", overwrite=True)
+    assert tree(tmp_path / "mine") == before
+
+
+def test_a_result_that_was_changed_may_be_overwritten(tmp_path: Path) -> None:
+    path = save(pixart(), tmp_path / "made.pth")
+    wanted = tree(convert(path, tmp_path / "out").path)
+    (tmp_path / "out" / CONFIG).write_text("{}")
+    (tmp_path / "out" / SIDECAR).unlink()
+    assert tree(convert(path, tmp_path / "out", overwrite=True).path) == wanted
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_file_that_comes_while_we_write_is_kept(
+    exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange:
+        monkeypatch.setattr("converter.checkpoint.write.publish._exchange", lambda one, other: False)
+    path = save(pixart(), tmp_path / "made.pth")
+    before = tree(convert(path, tmp_path / "out").path)
+
+    def progress(total: int) -> Callable[[int], None]:
+        (tmp_path / "out" / "transformer" / "mine.txt").write_text("precious")
+        return lambda count: None
+
+    with pytest.raises(converter.UsageError, match=r"has no record of, transformer/mine\.txt"):
+        convert(path, tmp_path / "out", overwrite=True, progress=progress)
+    assert tree(tmp_path / "out") == before | {"transformer/mine.txt": b"precious"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["made.pth", "out"]
+
+
+# State dicts that fit no table, and configs from foreign_layouts.
+
+
+def spoiled(change: Callable[[State], Any]) -> Callable[[], State]:
+    def make() -> State:
+        state = pixart()
+        change(state)
+        return state
+
+    return make
+
+
+def drop(word: str) -> Callable[[], State]:
+    return lambda: {key: tensor for key, tensor in pixart().items() if word not in key}
+
+
+MISFITS: dict[str, tuple[Callable[[], Any], str]] = {
+    "unknown key": (lambda: pixart() | {"blocks.0.attn.qkv2.weight": torch.ones(2)}, "unknown key blocks.0.attn.qkv2"),
+    "missing key": (drop("final_layer.linear"), "missing final_layer.linear"),
+    "missing block": (drop("blocks.0."), "missing blocks.{0}.attn.qkv"),
+    "missing bias": (drop("blocks.1.attn.qkv.bias"), "missing blocks.1.attn.qkv.bias"),
+    "half of the micro-conditions": (
+        lambda: {k: t for k, t in pixart(micro_conditions=True).items() if not k.startswith("ar_")},
+        "missing ar_embedder",
+    ),
+    "wrong shape": (
+        spoiled(lambda s: s.update({"blocks.1.attn.qkv.weight": torch.ones(71, 24)})),
+        "blocks.1.attn.qkv.weight has shape [71, 24]",
+    ),
+    "an empty weight": (
+        spoiled(lambda s: s.update({"x_embedder.proj.weight": torch.ones(24, 4, 0, 0)})),
+        "x_embedder.proj.weight has shape [24, 4, 0, 0]",
+    ),
+    "no captions": (
+        spoiled(lambda s: s.update({"y_embedder.y_embedding": torch.ones(0, 16)})),
+        "y_embedder.y_embedding has shape [0, 16]",
+    ),
+    "rows that are no patches": (
+        lambda: {
+            k: torch.ones(30, *t.shape[1:]) if k.startswith("final_layer.linear") else t for k, t in pixart().items()
+        },
+        "final_layer.linear",
+    ),
+    "integer weights": (
+        spoiled(lambda s: s.update({"final_layer.linear.bias": torch.ones(32, dtype=torch.int8)})),
+        "int8",
+    ),
+    "an integer table": (spoiled(lambda s: s.update({"pos_embed": torch.ones(1, 64, 24, dtype=torch.int64)})), "int64"),
+    "a flat table": (spoiled(lambda s: s.update({"pos_embed": torch.ones(64, 24)})), "pos_embed has shape [64, 24]"),
+    "a table of another width": (
+        spoiled(lambda s: s.update({"pos_embed": torch.ones(1, 64, 20)})),
+        "pos_embed has shape [1, 64, 20]",
+    ),
+    "wide feed-forward": (
+        lambda: {
+            k: torch.ones(144, *t.shape[1:]) if "mlp.fc1" in k else torch.ones(24, 144) if "mlp.fc2.weight" in k else t
+            for k, t in pixart().items()
+        },
+        "6 times as wide",
+    ),
+    "flat shards": (lambda: {k: t.reshape(-1) for k, t in pixart().items()}, "FSDP or ZeRO shard"),
+    "nothing we know": (lambda: {"a": torch.ones(2), "b": torch.ones(2)}, "no model family knows these keys"),
+    "an optimizer alone": (lambda: {"state": {}, "param_groups": []}, "optimizer's state but no weights"),
+    "a hole of many blocks": (
+        spoiled(lambda s: s.update({"blocks.123456789.attn.qkv.weight": torch.ones(72, 24)})),
+        "missing blocks.{2..123456788}.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_what_does_not_fit_is_said_and_refused(name: str, tmp_path: Path) -> None:
+    make, words = MISFITS[name]
+    path = save(make(), tmp_path / "made.pth")
+    with pytest.raises(converter.InputError) as raised:
+        convert(path, tmp_path / "out")
+    assert words in str(raised.value)
+    assert str(path) in str(raised.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["made.pth"]
+    if name == "an optimizer alone":
+        with pytest.raises(converter.InputError):
+            converter.inspect(path)
+    else:  # a sound file that cannot be converted is described
+        assert any(words in problem for problem in converter.inspect(path)["problems"])
+
+
+BAD_CONFIGS: dict[str, dict[str, Any]] = {
+    "a word for a number": {"sample_size": "16"},
+    "a list": {"sample_size": [16]},
+    "zero": {"sample_size": 0},
+    "negative": {"sample_size": -16},
+    "true": {"sample_size": True},
+    "a fraction": {"sample_size": 16.5},
+    "less than a patch": {"sample_size": 1},
+    "beyond all bounds": {"sample_size": 10**400},
+    "heads in a word": {"num_attention_heads": "4"},
+    "heads that do not divide": {"num_attention_heads": 5},
+    "no heads": {"num_attention_heads": 0},
+    "scale zero": {"interpolation_scale": 0},
+    "scale negative": {"interpolation_scale": -1.0},
+    "scale in a word": {"interpolation_scale": "1"},
+    "scale infinite": {"interpolation_scale": float("inf")},
+}
+
+
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_a_config_that_makes_no_sense_is_refused(name: str, tmp_path: Path) -> None:
+    config = {"sample_size": 16, "num_attention_heads": HEADS, "interpolation_scale": 1} | BAD_CONFIGS[name]
+    text = json.dumps(config).replace("Infinity", "1e999")
+    source = folder(diffusers_keyed(pixart()), tmp_path / "source", {})
+    (source / "config.json").write_text(text)
+    before = tree(tmp_path)
+    with pytest.raises(converter.InputError, match=r"config\.json"):
+        converter.convert(source, tmp_path / "out")
+    assert tree(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+def broken_index(change: Callable[[dict[str, str], Path], Any]) -> Callable[[Path], None]:
+    def apply(source: Path) -> None:
+        path = source / "diffusion_pytorch_model.safetensors.index.json"
+        index = json.loads(path.read_text())
+        change(index["weight_map"], source)
+        path.write_text(json.dumps(index))
+
+    return apply
+
+
+def set_item(key: str, value: str) -> Callable[[dict[str, str], Path], None]:
+    return lambda weight_map, source: weight_map.update({key: value})
+
+
+FIRST, SECOND = (f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2))
+BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a shard is missing": (lambda source: (source / SECOND).unlink(), "is missing"),
+    "the index points outside": (broken_index(set_item("pos_embed.proj.weight", "../x.safetensors")), "outside"),
+    "the index points at a hidden file": (broken_index(set_item("pos_embed.proj.weight", ".x")), "plain file name"),
+    "the index names a key that no shard holds": (broken_index(set_item("nowhere", FIRST)), "does not hold it"),
+    "a key lies in another shard": (broken_index(set_item("pos_embed.proj.weight", SECOND)), "does not place there"),
+    "a key lies in two shards": (
+        broken_index(
+            lambda weight_map, source: save_file(
+                {**load_file(source / FIRST), **load_file(source / SECOND)}, source / SECOND
+            )
+        ),
+        "in two shards",
+    ),
+    "an index beside a whole file": (
+        lambda source: (source / "diffusion_pytorch_model.safetensors").write_bytes((source / FIRST).read_bytes()),
+        "stale",
+    ),
+    "a shard is cut short": (lambda source: (source / SECOND).write_bytes((source / SECOND).read_bytes()[:-5]), SECOND),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FOLDERS)
+def test_a_broken_sharded_folder_is_refused(name: str, tmp_path: Path) -> None:
+    spoil, words = BAD_FOLDERS[name]
+    config = {"sample_size": 16, "num_attention_heads": HEADS}
+    source = folder(diffusers_keyed(pixart()), tmp_path / "source", config, shards=2)
+    spoil(source)
+    with pytest.raises(converter.InputError) as raised:
+        converter.convert(source, tmp_path / "out")
+    assert words in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_strange_keys_in_a_shard_are_refused(tmp_path: Path) -> None:
+    """Keys of a pickle may be anything, also in a shard that an index names."""
+    for name, key in (("a number", 3), ("a tuple", ("a", [])), ("a control character", "a\x1bb")):
+        source = tmp_path / name
+        folder(diffusers_keyed(pixart()), source, {"sample_size": 16}, shards=2, suffix="bin")
+        shard = source / "diffusion_pytorch_model-00002-of-00002.bin"
+        content = torch.load(shard, weights_only=True)
+        if isinstance(key, tuple):  # not hashable in a dict of ours: a list of pairs for the unpickler's REDUCE
+            key = (1, 2)
+        torch.save(content | {key: torch.ones(2)}, shard)
+        with pytest.raises(converter.InputError) as raised:
+            converter.convert(source, tmp_path / "out")
+        assert "\x1b" not in str(raised.value)
+
+
+# The pipelines that people use.
+
+
+@pytest.mark.parametrize(("version", "micro"), [("alpha", False), ("alpha", True), ("sigma", False)])
+def test_the_pipelines_accept_it(version: str, micro: bool, tmp_path: Path) -> None:
+    from diffusers import (
+        AutoencoderKL,
+        DPMSolverMultistepScheduler,
+        PixArtAlphaPipeline,
+        PixArtSigmaPipeline,
+        PixArtTransformer2DModel,
+    )
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    # The stock alpha pipeline passes micro-conditions at a latent side of 128 only.
+    tokens = {"alpha": 120, "sigma": 300}[version]
+    sizes = {"tokens": tokens, "micro_conditions": micro, "input_size": 128 if micro else 16}
+    path = save(pixart(**sizes, scale=2.0 if micro else 1.0), tmp_path / "made.pth")
+    done = convert(path, tmp_path / "out")
+    kind = {"alpha": PixArtAlphaPipeline, "sigma": PixArtSigmaPipeline}[version]
+    encoder = T5EncoderModel(
+        T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu")
+    ).eval()
+    pipeline = kind(
+        tokenizer=None,
+        text_encoder=encoder,
+        vae=AutoencoderKL(
+            block_out_channels=(4, 4, 4, 4),
+            norm_num_groups=4,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        ),
+        transformer=PixArtTransformer2DModel.from_pretrained(done.path, subfolder="transformer"),
+        scheduler=DPMSolverMultistepScheduler(),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    tokens = torch.arange(8)[None] % 32
+    with torch.no_grad():
+        embeds = encoder(tokens).last_hidden_state
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    seen: list[dict[str, Any]] = []
+    pipeline.transformer.register_forward_pre_hook(
+        lambda module, arguments, named: seen.append(named["added_cond_kwargs"]), with_kwargs=True
+    )
+    image = pipeline(
+        prompt=None,
+        negative_prompt=None,
+        prompt_embeds=embeds,
+        prompt_attention_mask=torch.ones(1, 8),
+        negative_prompt_embeds=torch.zeros_like(embeds),
+        negative_prompt_attention_mask=torch.ones(1, 8),
+        latents=latents.clone(),
+        height=128,
+        width=128,
+        num_inference_steps=2,
+        use_resolution_binning=False,
+        output_type="latent",
+    ).images
+    assert image.shape == latents.shape
+    assert torch.isfinite(image).all()
+    assert (image - latents).abs().max() > 1e-3
+    assert len(seen) == 2
+    assert all((given["resolution"] is not None) == micro for given in seen)
+    # A pipeline saved with it holds the same weights again, and is a source itself.
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    again = converter.convert(tmp_path / "pipeline", tmp_path / "again")
+    assert transformer(again.path) == transformer(done.path)
+
+
+def test_the_golden_file_is_no_special_case() -> None:
+    """What these tests make has the keys of a golden file, in its order."""
+    golden = torch.load(GOLDEN / "sigma-ms.pth", weights_only=True)
+    assert list(pixart(depth=3)) == list(golden)

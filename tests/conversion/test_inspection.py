@@ -1,0 +1,222 @@
+"""The report of a file, and what looking at one costs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from makers import CONTAINERS, GOLDEN, diffusers_keyed, folder, pixart, prefixed, save
+
+import converter
+from converter import InputError, UsageError, inspect
+from converter.conversion.inspection import REPORT_VERSION
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def values(made: dict[str, Any]) -> dict[str, Any]:
+    return {name: finding["value"] for name, finding in made["hyper_parameters"].items()}
+
+
+GOLDEN_FILES: dict[str, dict[str, Any]] = {
+    "alpha-ms": {
+        "depth": 3,
+        "micro_condition": True,
+        "version": "alpha",
+        "image_size": 512,
+        "interpolation_scale": 2.0,
+    },
+    "alpha-fixed": {
+        "depth": 3,
+        "micro_condition": False,
+        "version": None,
+        "image_size": 256,
+        "interpolation_scale": 1.0,
+    },
+    "sigma-ms": {"depth": 3, "micro_condition": False, "version": None, "image_size": 512, "interpolation_scale": 1.0},
+    "sigma-qknorm": {"depth": 3, "qk_norm": True, "image_size": 256, "interpolation_scale": 0.5},
+    "sigma-kvcompress": {"depth": 4, "kv_compress": True, "image_size": 512, "interpolation_scale": 2.0},
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN_FILES)
+def test_golden_files(name: str) -> None:
+    path = GOLDEN / f"{name}.pth"
+    made = inspect(path)
+    saved = torch.load(path, weights_only=True)
+    state = saved.get("state_dict", saved)
+    sizes = {"hidden_size": 48, "patch_size": 2, "in_channels": 4, "out_channels": 8, "caption_channels": 32}
+    assert (sizes | GOLDEN_FILES[name]).items() <= values(made).items()
+    assert all(finding["evidence"] for finding in made["hyper_parameters"].values())
+    assert (made["version"], made["family"], made["layout"]) == (REPORT_VERSION, "pixart", "original")
+    assert (made["tensors"], made["dtypes"]) == (len(state), {"float32": len(state)})
+    assert made["bytes"] == 4 * sum(tensor.numel() for tensor in state.values())
+    buffers = {"pos_embed", "y_embedder.y_embedding"}
+    refused = {key for key in state if "norm" in key or ".sr." in key}
+    assert made["parameters"] == sum(tensor.numel() for key, tensor in state.items() if key not in buffers | refused)
+    assert (made["dropped"], made["sidecar"]) == (["pos_embed"], ["y_embedder.y_embedding"])
+    assert made["source"]["name"] == f"{name}.pth"
+    assert made["source"]["size"] == path.stat().st_size
+    assert (made["foreign_objects"], made["keys"]) == ([], [])
+    feature = {"sigma-qknorm": "qk_norm", "sigma-kvcompress": "kv_compress"}.get(name)
+    assert made["features"] == ([feature] if feature else [])
+    assert [problem.partition(":")[0] for problem in made["problems"]] == made["features"]
+    assert json.loads(json.dumps(made)) == made
+
+
+def test_a_golden_file_of_another_kind_is_described_with_its_keys() -> None:
+    made = inspect(GOLDEN / "alpha-controlnet.pth")
+    (problem,) = made["problems"]
+    assert problem.startswith("this is a PixArt ControlNet")
+    assert (made["family"], made["layout"], made["hyper_parameters"]) == (None, None, {})
+    assert any("blocks.{0.." in key for key in made["keys"])
+    assert made["parameters"] * 4 == made["bytes"]
+
+
+def test_a_training_file_has_two_candidates_and_other_entries() -> None:
+    made = inspect(GOLDEN / "alpha-ms.pth")
+    assert made["candidates"] == [
+        {"weights": "raw", "where": "state_dict", "selected": True},
+        {"weights": "ema", "where": "state_dict_ema", "selected": False},
+    ]
+    assert [entry.partition(":")[0] for entry in made["other_entries"]] == ["optimizer", "scheduler", "epoch"]
+    ema = inspect(GOLDEN / "alpha-ms.pth", weights="ema")
+    assert [candidate["selected"] for candidate in ema["candidates"]] == [False, True]
+    assert (ema["source"]["weights"], ema["source"]["where"]) == ("ema", "state_dict_ema")
+    with pytest.raises(UsageError, match="--weights ema, but the file holds only raw weights"):
+        inspect(GOLDEN / "alpha-fixed.pth", weights="ema")
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_container_and_a_prefix(container: str, tmp_path: Path) -> None:
+    state = prefixed(pixart(), "module.")
+    made = inspect(save(CONTAINERS[container](state), tmp_path / "a.pth"))
+    assert made["problems"] == []
+    assert made["source"]["prefix"] == "module."
+    assert made["tensors"] == len(state)
+    assert ("ema" in {c["weights"] for c in made["candidates"]}) == (container in ("ema", "training-alpha"))
+
+
+class Stranger:
+    """An object of a user's own class, as people leave them in checkpoints."""
+
+
+class Dangerous:
+    def __reduce__(self) -> Any:
+        return eval, ("1 + 1",)
+
+
+def test_foreign_objects_are_listed_and_the_dangerous_ones_are_said_to_be(tmp_path: Path) -> None:
+    made = inspect(save({"state_dict": pixart(), "args": Stranger(), "hook": Dangerous()}, tmp_path / "a.pth"))
+    found = {item["name"]: item["dangerous"] for item in made["foreign_objects"]}
+    assert {name.rpartition(".")[2]: danger for name, danger in found.items()} == {"Stranger": False, "eval": True}
+    assert len(made["other_entries"]) == 2
+    assert made["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (["x.lora_A.weight", "x.lora_B.weight"], "this is LoRA or other adapter weights, not a whole transformer"),
+        (["down_blocks.0.resnets.0.conv1.weight"], "this is a U-Net (Stable Diffusion), another model family"),
+        (["a.b.c"], "no model family knows these keys: a.b.c"),
+    ],
+)
+def test_a_file_that_is_not_supported_is_described(keys: list[str], says: str, tmp_path: Path) -> None:
+    made = inspect(save({key: torch.ones(3) for key in keys}, tmp_path / "a.pth"))
+    assert made["problems"] == [says]
+    assert made["keys"] == keys
+    assert (made["features"], made["dropped"], made["sidecar"]) == ([], [], [])
+
+
+def test_all_that_stands_against_a_conversion_is_listed(tmp_path: Path) -> None:
+    state = pixart() | {"blocks.0.attn.q_norm.weight": torch.ones(24), "blocks.1.extra": torch.ones(1)}
+    del state["t_block.1.bias"]
+    made = inspect(save(state, tmp_path / "a.pth"))
+    assert made["features"] == ["qk_norm"]
+    assert [problem.split(" (")[0] for problem in made["problems"]] == [
+        "qk_norm: this model normalises queries and keys, which stock diffusers' PixArt class cannot hold",
+        "unknown key blocks.1.extra",
+        "missing t_block.1.bias",
+        "missing blocks.0.attn.q_norm.bias",
+    ]
+    with pytest.raises(InputError, match=r"unknown key blocks\.1\.extra"):
+        converter.convert(tmp_path / "a.pth", tmp_path / "out", num_attention_heads=4)
+
+
+def test_a_folder_in_the_layout_of_diffusers(tmp_path: Path) -> None:
+    path = folder(diffusers_keyed(pixart()), tmp_path / "model", {"sample_size": 16, "num_attention_heads": 4})
+    made = inspect(path)
+    assert (made["family"], made["layout"], made["problems"]) == ("pixart", "diffusers", [])
+    assert (made["dropped"], made["sidecar"]) == ([], [])
+    assert made["hyper_parameters"]["num_attention_heads"]["source"] == "file"
+
+
+def test_flags_are_heard_and_contradictions_refused() -> None:
+    made = inspect(GOLDEN / "sigma-ms.pth", given={"version": "sigma", "num_attention_heads": 4})
+    assert made["hyper_parameters"]["version"] == {"value": "sigma", "source": "given", "evidence": "--version"}
+    with pytest.raises(UsageError, match="--image_size 256 contradicts the file, which says 512"):
+        inspect(GOLDEN / "sigma-ms.pth", given={"image_size": 256})
+
+
+def test_what_a_conversion_would_ask_for_is_in_the_report(tmp_path: Path) -> None:
+    heads = inspect(GOLDEN / "sigma-ms.pth")["needs"]
+    assert heads.startswith("--num_attention_heads is needed: a file does not show it")
+    with pytest.raises(UsageError) as caught:
+        converter.convert(GOLDEN / "sigma-ms.pth", tmp_path / "out")
+    assert str(caught.value) == heads
+    given = {"num_attention_heads": 4}
+    assert inspect(GOLDEN / "sigma-ms.pth", given=given)["needs"] == ""
+    path = save(pixart(pos_embed=False), tmp_path / "a.pth")
+    assert inspect(path, given=given)["needs"].startswith("--image_size is needed: ")
+    assert inspect(save(pixart() | {"more": torch.ones(1)}, path))["needs"] == ""  # the problem comes first
+    assert inspect(save({"a": torch.ones(1)}, path))["needs"] == ""
+
+
+def test_notes_are_in_the_report(tmp_path: Path) -> None:
+    made = inspect(save(pixart(input_size=64, scale=2.0), tmp_path / "a.pth"))
+    (note,) = made["notes"]
+    assert "where the released 512 px models have 1" in note
+
+
+def test_no_tensor_is_read(tmp_path: Path) -> None:
+    """Damage in the weights does not show in an index, and is found by the conversion."""
+    state = pixart()
+    path = save(state, tmp_path / "a.pth")
+    before = inspect(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(state["blocks.0.attn.qkv.weight"].numpy().tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+    assert inspect(path) == before
+    with pytest.raises(InputError, match="CRC-32 mismatch"):
+        converter.convert(path, tmp_path / "out", num_attention_heads=4)
+
+
+# What is imported.
+HEAVY = {"torch", "diffusers", "numpy", "safetensors", "transformers", "click", "tqdm"}
+FILE = "fixtures/golden/alpha-ms.pth"
+LIGHT = {
+    "import converter": HEAVY,
+    "import converter.mapping": HEAVY,
+    "import converter.families.pixart": HEAVY,
+    "import converter; converter.KeyMapping, converter.Family, converter.convert, converter.inspect": HEAVY,
+    f"import converter; assert converter.inspect({FILE!r})['problems'] == []": HEAVY,
+    f"import converter; converter.convert({FILE!r}, OUT, num_attention_heads=4)": HEAVY - {"numpy"},
+    f"import converter; converter.convert({FILE!r}, OUT, num_attention_heads=4, weights='ema')": HEAVY - {"numpy"},
+}
+
+
+@pytest.mark.parametrize("code", LIGHT)
+def test_nothing_heavy_is_imported(code: str, tmp_path: Path) -> None:
+    show = "import sys; print(*(name for name in sys.modules if '.' not in name))"
+    command = [sys.executable, "-c", f"OUT = {str(tmp_path / 'out')!r}\n{code}\n{show}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    imported = set(done.stdout.split())
+    assert "converter" in imported
+    assert imported & LIGHT[code] == set()
+    assert ("convert(" in code) == (tmp_path / "out" / "conversion.json").exists()

@@ -1,0 +1,189 @@
+"""Which checkpoints are compared with which folders: every one that was meant, in order, and never none."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from converter.conversion.pairs import Pair, expand, is_model, natural, pair_up
+from converter.errors import UsageError
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def touch(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+
+
+def shown(pairs: list[Pair]) -> list[tuple[str, str]]:
+    return [(pair.original, pair.converted) for pair in pairs]
+
+
+def test_one_checkpoint_and_one_folder(here: Path) -> None:
+    touch("a.pth")
+    assert expand("a.pth", "out", weights="ema", dtype=None) == [Pair("a.pth", "out", {"weights": "ema"})]
+
+
+def test_a_path_that_does_not_exist_is_left_to_the_reader(here: Path) -> None:
+    assert shown(expand("a.pth", "out")) == [("a.pth", "out")]
+
+
+def test_a_glob_in_natural_order(here: Path) -> None:
+    touch("runs/b/epoch_2.pth", "runs/a/epoch_10.pth", "runs/a/epoch_9.pth", "runs/a/notes.txt")
+    assert shown(expand("runs/*/epoch_*.pth", "converted/{parent}/{stem}")) == [
+        ("runs/a/epoch_9.pth", "converted/a/epoch_9"),
+        ("runs/a/epoch_10.pth", "converted/a/epoch_10"),
+        ("runs/b/epoch_2.pth", "converted/b/epoch_2"),
+    ]
+
+
+def test_a_glob_through_folders(here: Path) -> None:
+    touch("runs/a/deep/1.pth", "runs/2.pth")
+    assert [pair.original for pair in expand("runs/**/*.pth", "{name}")] == ["runs/2.pth", "runs/a/deep/1.pth"]
+
+
+def test_a_folder_of_checkpoints(here: Path) -> None:
+    touch("runs/9.pth", "runs/10.PT", "runs/a.bin", "runs/b.safetensors", "runs/log.txt", "runs/.hidden.pth")
+    Path("runs/folder.pth").mkdir()
+    names = [pair.converted for pair in expand("runs", "{name}")]
+    assert names == ["9.pth", "10.PT", "a.bin", "b.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "model_index.json",
+        "conversion.json",
+        "transformer/anything",
+        "pytorch_model.bin",
+        "diffusion_pytorch_model.safetensors",
+        "diffusion_pytorch_model.safetensors.index.json",
+        "adapter_config.json",
+        "__0_0.distcp",
+    ],
+)
+def test_a_model_folder_is_one_checkpoint(here: Path, name: str) -> None:
+    touch(f"v1.5/{name}", "v1.5/more.pth")
+    assert is_model(Path("v1.5"))
+    # A folder's name has no suffix that could be taken off.
+    assert shown(expand("v1.5", "out/{stem}")) == [("v1.5", "out/v1.5")]
+
+
+def test_model_folders_match_a_glob_and_other_folders_do_not(here: Path) -> None:
+    touch("runs/checkpoint-2/model.safetensors", "runs/checkpoint-10/model.safetensors", "runs/checkpoint-logs/a.txt")
+    found = [pair.original for pair in expand("runs/checkpoint-*", "{name}")]
+    assert found == ["runs/checkpoint-2", "runs/checkpoint-10"]
+
+
+def test_what_exists_literally_is_taken_literally(here: Path) -> None:
+    touch("ckpt[1].pth", "ckpt1.pth", "run[2]/a.pth", "run[2]/b.pth", "run2/c.pth", "what?.pth", "whats.pth")
+    assert shown(expand("ckpt[1].pth", "out")) == [("ckpt[1].pth", "out")]
+    assert shown(expand("what?.pth", "out")) == [("what?.pth", "out")]
+    assert [pair.original for pair in expand("run[2]/*.pth", "{stem}")] == ["run[2]/a.pth", "run[2]/b.pth"]
+    assert [pair.original for pair in expand("run[2]", "{stem}")] == ["run[2]/a.pth", "run[2]/b.pth"]
+    Path("{stem}").mkdir()
+    assert shown(expand("ckpt1.pth", "{stem}")) == [("ckpt1.pth", "{stem}")]
+
+
+def test_a_base_is_literal(here: Path) -> None:
+    touch("{stem}*/a.pth")
+    base = str(here / "{stem}*")
+    assert shown(expand("*.pth", "{stem}", base=base)) == [(f"{base}/a.pth", f"{base}/a")]
+    touch("b.pth")
+    assert shown(expand(str(here / "b.pth"), "/x", base=base)) == [(str(here / "b.pth"), "/x")]
+
+
+def test_braces_in_a_name_are_no_places(here: Path) -> None:
+    touch("{name}.pth")
+    assert shown(expand("{name}.pth", "out/{stem}-{parent}")) == [("{name}.pth", f"out/{{name}}-{here.name}")]
+
+
+@pytest.mark.parametrize(
+    ("original", "converted", "words"),
+    [
+        ("runs/*.ckpt", "{stem}", "runs/*.ckpt: matches no checkpoint"),
+        ("runs/em*", "{stem}", "runs/em*: matches no checkpoint, only folders that are no models"),
+        ("runs/empty", "{stem}", "neither a model nor a folder with .pth"),
+        ("runs/*.pth", "out", "runs/1.pth and runs/2.pth would both go with out"),
+        ("runs/*.pth", "out/{parent}", "would both go with out/runs"),
+        ("runs/*.pth", "out/{parent}/../{parent}", "would both go with"),
+        ("runs/*.pth", "out/{step}", "{step} is none of {stem}, {name}, {parent}"),
+        ("/no-such.pth", "{parent}", "/no-such.pth has no parent"),
+        ("", "out", "the original path is empty"),
+        ("a.pth", "", "the converted path is empty"),
+        ("a\0.pth", "out", "the original path is not a path"),
+    ],
+)
+def test_what_is_refused(here: Path, original: str, converted: str, words: str) -> None:
+    touch("runs/1.pth", "runs/2.pth", "runs/empty/readme.txt")
+    with pytest.raises(UsageError) as caught:
+        expand(original, converted)
+    assert words in str(caught.value)
+
+
+def test_flags_are_paired_in_order(here: Path) -> None:
+    touch("runs/1.pth", "runs/2.pth")
+    pairs = pair_up(["b.pth", "runs/*.pth"], ["B", "{stem}"], profile="full")
+    assert shown(pairs) == [("b.pth", "B"), ("runs/1.pth", "1"), ("runs/2.pth", "2")]
+    assert all(pair.options == {"profile": "full"} for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    ("originals", "converted", "words"),
+    [
+        (["a"], [], "--orig_ckpt_path is given once and --converted_path not at all"),
+        (["a", "b"], ["A"], "--orig_ckpt_path is given twice and --converted_path once"),
+        (["a"], ["A", "B", "C"], "--orig_ckpt_path is given once and --converted_path 3 times"),
+    ],
+)
+def test_unequal_counts(originals: list[str], converted: list[str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        pair_up(originals, converted)
+
+
+@given(st.lists(st.integers(0, 10**30), unique=True), st.randoms())
+def test_natural_order_is_that_of_the_numbers(numbers: list[int], shuffle: random.Random) -> None:
+    wanted = [f"epoch_{number}.pth" for number in sorted(numbers)]
+    names = list(wanted)
+    shuffle.shuffle(names)
+    assert sorted(names, key=natural) == wanted
+
+
+@given(st.lists(st.text(alphabet="ab019_/é²", max_size=8), max_size=8))
+def test_natural_order_is_total(names: list[str]) -> None:
+    assert sorted(names, key=natural) == sorted(reversed(names), key=natural)
+
+
+_NAME = st.text(alphabet="ab01[]{}*?.-", min_size=1, max_size=6).filter(lambda name: name.strip("."))
+
+
+@given(st.sets(_NAME, min_size=1, max_size=6))
+def test_a_folder_gives_every_checkpoint_once(tmp_path_factory: pytest.TempPathFactory, names: set[str]) -> None:
+    folder = tmp_path_factory.mktemp("r")
+    for name in names:
+        (folder / f"e{name}.pth").touch()
+    out = folder / "out"
+    pairs = expand(str(folder), str(out / "{name}"))
+    assert sorted(Path(pair.original).name for pair in pairs) == sorted(f"e{name}.pth" for name in names)
+    assert all(pair.converted == str(out / Path(pair.original).name) for pair in pairs)
+    assert pairs == expand(str(folder), str(out / "{name}"))
+    for pair in pairs:  # each can be named
+        assert shown(expand(pair.original, "x")) == [(pair.original, "x")]
+
+
+def test_a_broken_index_is_one_broken_model(here: Path) -> None:
+    touch("m/model.safetensors.index.json", "m/a.pth")
+    Path("m/model.safetensors.index.json").write_text(json.dumps({"weight_map": {"k": "gone.safetensors"}}))
+    assert [pair.original for pair in expand("m", "out")] == ["m"]
