@@ -17,7 +17,7 @@ from .progress import bar
 if TYPE_CHECKING:
     from ..many import Outcome
     from ..pairs import Pair
-    from ..parity.report import Report
+    from ..reports.report import Report
 
 Prove = Callable[[str, Path], "Report"]  # (original, folder) -> what the comparison says
 

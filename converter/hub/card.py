@@ -11,13 +11,13 @@ from typing import Any
 from ..checkpoint.folder import CONFIG
 from ..checkpoint.meaning import SPOKEN
 from ..errors import human_bytes
-from ..parity.rendering import facts
-from ..parity.rendering.markdown_text import blocks, bullets, code, fenced, table, text
-from ..parity.rendering.published import published
-from ..parity.rendering.summary import ICONS
-from ..parity.report import Report
 from ..paths import without_paths
 from ..record import EXTRAS, PARITY, RECORD
+from ..reports import facts
+from ..reports.markdown_text import blocks, bullets, code, fenced, table, text
+from ..reports.published import published
+from ..reports.report import Report
+from ..reports.summary import ICONS
 from .names import place_of
 from .target import MARK
 

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ..parity.gates import FLOOR_LIMIT
-from ..parity.rendering.facts import MARKS
-from ..parity.rendering.figures import Figure
-from ..parity.rendering.figures.stages import blocks
-from ..parity.rendering.figures.svg import escaped, tag
-from ..parity.rendering.numbers import show, times
-from ..parity.rendering.page import style
+from ..reports.facts import MARKS
+from ..reports.figures import Figure
+from ..reports.figures.stages import blocks
+from ..reports.figures.svg import escaped, tag
+from ..reports.numbers import show, times
+from ..reports.page import style
 from .assemble import Initialisation
 from .picture import STYLE, drawn
 from .verdict import Proof

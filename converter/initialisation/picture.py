@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..parity.rendering.figures import Figure
-from ..parity.rendering.figures.scales import Linear
-from ..parity.rendering.figures.svg import WIDTH, label, legend, line, path, picture, tag, tooltip
+from ..reports.figures import Figure
+from ..reports.figures.scales import Linear
+from ..reports.figures.svg import WIDTH, label, legend, line, path, picture, tag, tooltip
 from .options import MEAN, PAPER, TIMESTEP
 from .timesteps import Distances
 

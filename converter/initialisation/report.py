@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from ..parity.rendering.markdown_text import blocks, bullets, code, table, text
-from ..parity.rendering.numbers import show
-from ..parity.rendering.summary import ICONS
+from ..reports.markdown_text import blocks, bullets, code, table, text
+from ..reports.numbers import show
+from ..reports.summary import ICONS
 from .assemble import Initialisation
 from .page import FAILED_ROWS, MEASURED, STAGES, page, stage_rows
 from .verdict import Proof

@@ -16,6 +16,7 @@ from typing import Any
 from ..checkpoint.containers import asked_by
 from ..checkpoint.file import reading
 from ..errors import ConverterError, UsageError, printable
+from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 from ..survey import open_model
 from . import configuration, provenance
 from .audit import audit, matches
@@ -23,7 +24,6 @@ from .choices import FLOAT64, GATING_PRECISIONS, MOST_THREADS, PRECISIONS, PROFI
 from .held_buffers import hold_buffers
 from .held_zeros import hold_zeros
 from .opening import Opened, open_pair
-from .report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 from .switches import deterministic, environment
 
 Progress = Callable[[int], None]

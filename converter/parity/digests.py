@@ -19,7 +19,7 @@ from ..checkpoint.folder import CONFIG, averaged_beside, model_folder, weight_fi
 from ..checkpoint.odd_folders import in_cache
 from ..families.from_file import is_file
 from ..record import EXTRAS, RECORD
-from .report import REPORT_VERSION
+from ..reports.report import REPORT_VERSION
 from .waivers import Waiver
 
 _PIECE = 1 << 22

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ..reports.report import INCONCLUSIVE, PASS, Phase
 from ..zeros import find_zeros
 from .compared import Sides
-from .report import INCONCLUSIVE, PASS, Phase
 
 
 def hold_zeros(weights: Phase, sides: Sides) -> Phase:

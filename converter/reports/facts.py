@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from math import inf, isnan
 from typing import Any
 
-from ...errors import human_bytes
-from ..gates import FLOOR_LIMIT
-from ..report import FAIL, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Check, Phase, Report
+from ..errors import human_bytes
 from .numbers import mapping, number, positive, sequence, show, times
+from .report import FAIL, FLOOR_LIMIT, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Check, Phase, Report
 
 MARKS = {PASS: "✓", FAIL: "✗", INCONCLUSIVE: "?", REJECTED: "⊘", INTERNAL: "!", NOT_RUN: "–"}
 # What each phase does, for whoever reads a report for the first time.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..report import FAIL, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Phase, Report, worst
 from . import facts
 from .markdown_text import blocks, bullets, code, table, text
 from .numbers import duration, show
+from .report import FAIL, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Phase, Report, worst
 
 ICONS = {PASS: "✅", FAIL: "❌", INCONCLUSIVE: "⚠️", REJECTED: "⛔", INTERNAL: "💥", NOT_RUN: "⚪"}
 FAILED_ROWS = 50  # a job summary may hold 1 MiB, and a reader's patience less

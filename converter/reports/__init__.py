@@ -2,7 +2,7 @@
 
 Everything here only reads a `Report`; whatever text it holds may come from a hostile file, and is escaped.
 
->>> from converter.parity.report import Report
+>>> from converter.reports.report import Report
 >>> render([Report("PASS", "the same function")], ".md").splitlines()[0]
 '## ✅ PASS: `unnamed`'
 """
@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from ..report import EXIT_CODES, REPORT_VERSION, Report, worst
 from .junit import junit
 from .page import page
+from .report import EXIT_CODES, REPORT_VERSION, Report, worst
 from .summary import markdown
 from .verification import card
 

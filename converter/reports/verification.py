@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..report import PASS, Report
 from . import facts
 from .markdown_text import blocks, bullets, code, fenced, table, text
 from .numbers import duration, show
 from .published import published
+from .report import PASS, Report
 from .summary import ICONS
 
 

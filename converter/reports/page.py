@@ -11,14 +11,14 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from ...errors import UsageError, printable
-from ..report import NOT_RUN, Check, Phase, Report, worst
+from ..errors import UsageError, printable
 from . import facts
-from .figures import figures, localisation
+from .figures import figures, localisation, styled
+from .figures.drawing import NEEDS
 from .numbers import duration, mapping, sequence, show
+from .report import NOT_RUN, Check, Phase, Report, worst
 
 TEXT_LIMIT, NAME_LIMIT = 2000, 200
-NEEDS = "the HTML report needs jinja2: pip install 'convert-pixart[report]'"
 
 
 def page(reports: Sequence[Report]) -> str:
@@ -27,12 +27,14 @@ def page(reports: Sequence[Report]) -> str:
         import jinja2
         from markupsafe import Markup
     except ImportError as error:
-        raise UsageError(NEEDS) from error
+        raise UsageError(NEEDS.format("jinja2")) from error
 
+    with styled():
+        views = [_view(report, i) for i, report in enumerate(reports, 1)]
     made: str = _template(jinja2, Markup).render(
         style=style(),
         verdict=worst(reports),
-        views=[_view(report, i) for i, report in enumerate(reports, 1)],
+        views=views,
         marks=facts.MARKS,
         meaning=facts.MEANING,
         glossary=facts.GLOSSARY.items(),
