@@ -22,6 +22,7 @@ from ..numbers import positive, power
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
     from matplotlib.text import Text
 
 WIDTH = 920.0  # of a picture as wide as the page; a unit is a pixel of the page at its full width
@@ -54,7 +55,8 @@ STYLE = {
     "legend.frameon": False,
     "legend.borderpad": 0,
     "legend.borderaxespad": 0,
-    "legend.columnspacing": 1.8,
+    "legend.columnspacing": 1.4,
+    "legend.handletextpad": 0.6,
     "image.interpolation": "nearest",
 }
 _DECIMALS = re.compile(r"-?\d+\.\d{3,}")
@@ -141,17 +143,19 @@ class Drawing:
             bar = axes.bar([x], [high - low], wide, low, color=COLOURS["card"], alpha=0.001, zorder=5)[0]
             self.tooltips(bar, [raw])
 
-    def legend(self, keys: Iterable[tuple[Artist, str]], left: float, top: float = 6) -> None:
-        """One line of keys with their words."""
-        handles, labels = zip(*((key, self.text(words)) for key, words in keys), strict=True)
-        corner = self.place(left, top)
-        self.figure.legend(handles, labels, loc="upper left", bbox_to_anchor=corner, ncols=len(labels))
+    def legend(self, keys: Iterable[tuple[Line2D, str]], left: float) -> None:
+        """One line of keys with their words, at the top."""
+        named = {self.text(words): key for key, words in keys}
+        wide = 2.0 if any(key.get_linestyle() != "None" for key in named.values()) else 0.8
+        style: dict[str, Any] = {"bbox_to_anchor": self.place(left, 6), "ncols": len(named) or 1, "handlelength": wide}
+        self.figure.legend([*named.values()], [*named], loc="upper left", **style)
 
-    def key(self, marker: str, colour: str, alpha: float = 1, **line: Any) -> Artist:
+    def key(self, marker: str, colour: str, alpha: float = 1, **line: Any) -> Line2D:
         """What a legend shows of a series of dots, or of a line."""
         from matplotlib.lines import Line2D
 
-        return Line2D([], [], color=colour, marker=marker, alpha=alpha, **({"linestyle": "", "markeredgewidth": 0} | line))
+        style: dict[str, Any] = {"linestyle": "", "markeredgewidth": 0} | line
+        return Line2D([], [], color=COLOURS[colour], marker=marker, alpha=alpha, **style)
 
     def mark(self, labels: Iterable[Text], marked: Iterable[bool]) -> None:
         """Names of what is at fault."""
@@ -205,12 +209,12 @@ def log_axis(axes: Axes, which: str, low: float, high: float) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(numticks=9))
+    axis, room = (axes.xaxis, axes.bbox.width / 44) if which == "x" else (axes.yaxis, axes.bbox.height / 22)
+    axis.set_major_locator(LogLocator(numticks=max(2, int(room))))
     axis.set_major_formatter(FuncFormatter(lambda value, _: power(round(log10(value)))))
     axis.set_minor_locator(LogLocator(subs=(2, 5)) if high <= 2000 * low else NullLocator())
     axis.set_minor_formatter(NullFormatter())
-    axes.grid(True, which="minor", axis="x" if which == "x" else "y", linestyle=(0, (1, 4)))
+    axis.grid(True, which="minor", linestyle=(0, (1, 4)))
 
 
 def log_range(values: Iterable[object], margin: float = 1.4) -> tuple[float, float] | None:
@@ -237,10 +241,10 @@ def _place(use: ET.Element, markers: dict[str, ET.Element]) -> None:
     marker = markers[use.attrib.pop("{http://www.w3.org/1999/xlink}href")]
     x, y, d = use.attrib.pop("x", "0"), use.attrib.pop("y", "0"), marker.attrib["d"]
     if "C" in d:  # of curves there is only the circle, which begins at its lowest point
-        use.tag, place = "circle", {"cx": x, "cy": y, "r": d.split()[2]}
+        use.tag, place = "circle", {"cx": str(x), "cy": str(y), "r": d.split()[2]}
     else:
         use.tag, place = "path", {"d": d, "transform": f"translate({x} {y})"}
-    use.attrib = {"style": use.get("style") or marker.get("style", "")} | place
+    use.attrib = {"style": str(use.get("style") or marker.get("style", "")), **place}
 
 
 def _plain(value: str) -> str:

@@ -62,7 +62,7 @@ def _draw(names: list[str], maps: list[list[float]], columns: int, scale: Normal
     step, down = max(cell * columns, min(room, 96.0)) + GAP, cell * rows + HEAD + GAP
     left = (WIDTH - step * across + GAP) / 2
     drawing = Drawing(LEGEND + down * -(-len(maps) // across), "difference of the outputs, channel by channel")
-    colours = {"norm": scale, "cmap": colormaps["viridis"].with_extremes(bad=BROKEN), "aspect": "auto"}
+    colours: dict[str, Any] = {"norm": scale, "cmap": colormaps["viridis"].with_extremes(bad=BROKEN), "aspect": "auto"}
     for i, (name, values) in enumerate(zip(names, maps, strict=True)):
         axes = drawing.axes(
             left + step * (i % across), LEGEND + down * (i // across) + HEAD, cell * columns, cell * rows
@@ -70,9 +70,8 @@ def _draw(names: list[str], maps: list[list[float]], columns: int, scale: Normal
         large = np.kron(np.reshape(values, (rows, columns)), np.ones([max(1, PIXELS // columns)] * 2))
         image = axes.imshow(large, **colours)
         axes.set_axis_off()
-        axes.annotate(
-            drawing.text(name, max(8, int(step / 6.6))), (0, 1), (0, 7), "axes fraction", "offset points", color=COLOURS["mute"]
-        )
+        heading = drawing.text(name, max(8, int(step / 6.6)))
+        axes.annotate(heading, (0, 1), (0, 7), "axes fraction", "offset points", color=COLOURS["mute"])
         finite = [value for value in values if value == value]
         lost = f", {len(values) - len(finite)} not finite" if len(finite) < len(values) else ""
         drawing.tooltips(image, [f"{name}: at most {show(max(finite, default=None))}{lost}"])

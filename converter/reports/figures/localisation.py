@@ -81,9 +81,9 @@ def _bars(stages: list[Part]) -> str:
         if stage.floor:
             axes.hlines(stage.floor, x - wide / 2 - 0.06, x + wide / 2 + 0.06, color=COLOURS["floor"], linewidth=2)
     keys = [
-        (drawing.key("s", COLOURS["series"], 0.62, markersize=9), "as the original"),
-        (drawing.key("s", COLOURS["fail"], markersize=9), "at fault"),
-        (drawing.key("", COLOURS["floor"], linestyle="-", linewidth=2), "noise floor"),
+        (drawing.key("s", "series", 0.62, markersize=9), "as the original"),
+        (drawing.key("s", "fail", markersize=9), "at fault"),
+        (drawing.key("", "floor", linestyle="-", linewidth=2), "noise floor"),
     ]
     drawing.legend(keys, axes.bbox.x0)
     return drawing.svg()

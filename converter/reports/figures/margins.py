@@ -73,23 +73,25 @@ def _draw(checks: Sequence[Check], floors: float) -> str:
                 zorder=3,
             )
             drawing.tooltips(dots, [f"{check.what}, {check.statistic}: {check.words}" for check in same])
-    keys = [(*SERIES[min(i, len(SERIES) - 1)], 1.0, name) for i, name in enumerate(statistics)][: len(SERIES)]
+    finite = {_statistic(check) for check in checks if not broken(_margin(check))}
+    keys = [(drawing.key(*series), name) for series, name in zip(SERIES, statistics, strict=False) if name in finite]
     if any(map(_faint, checks)):
-        keys.append((*SERIES[0], 0.4, "faint: against the original's float32 output"))
-    drawing.legend(
-        [(drawing.key(marker, COLOURS[colour], alpha), words) for marker, colour, alpha, words in keys], left=8
-    )
+        keys.append((drawing.key(*SERIES[0], 0.4), "faint: against the original's float32 output"))
+    drawing.legend(keys, 8)
     return drawing.svg()
 
 
 def _scale(axes: Axes, ratios: Sequence[float], unit: float) -> tuple[float, float]:
     """Linear from zero while all is well; logarithmic as soon as something lies far beyond the limit."""
+    from matplotlib.ticker import MaxNLocator
+
     finite = [ratio for ratio in ratios if not broken(ratio)]
     high = max([*finite, unit])
     if high <= 2.5 * unit:
         low, high = 0.0, max(high * 1.08, unit * 1.2)
         axes.set_xlim(low, high)
-        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     else:
         low, high = max(min([r for r in finite if r > 0] + [unit]) / 2, unit * 1e-3), min(high, 1e300) * 1.5
         log_axis(axes, "x", low, high)

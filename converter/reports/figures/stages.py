@@ -1,8 +1,8 @@
-"""Error along the net, along the steps of a sampler, or over timesteps: lines, with the noise floor where there is one."""
+"""Error along the net or along the steps of a sampler, with its noise floor and limit; distance over timesteps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, nan
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 RIGHT, TOP, PLOT = 20.0, 42.0, 250.0
 LETTER, LABEL_ROOM = 6.1, 15.0  # how wide a letter is; how far apart slanted names have to stand
 WORDS = ("converted", "noise floor: the original's own rounding")
+WITHIN = "What lies in the shaded area would still pass."
 TIMESTEP_LINES = ("series", "s1", "s2", "s3")
 
 
@@ -53,11 +54,7 @@ def blocks(about: dict[str, Any]) -> Iterator[Figure]:
     words = [str(name) for name in sequence(about.get("words"))] or WORDS
     if svg := _curve(stages, "error of every stage of the net", words[0], words[-1]):
         over = [stage.name for stage in stages if stage.over]
-        verdict = (
-            f"The line leaves what is allowed at {over[0]}."
-            if over
-            else "What lies in the shaded area would still pass."
-        )
+        verdict = f"The line leaves what is allowed at {over[0]}." if over else WITHIN
         caption = f"{where(about)}Relative L2 after each stage, log scale. {verdict}"
         yield Figure("Error along the net", caption, svg)
 
@@ -96,7 +93,7 @@ def timesteps(about: dict[str, Any]) -> Iterator[Figure]:
         keys.append((line, name))
     if (meet := number(about.get("equal"))) is not None and 0 <= meet <= 1000:
         axes.axvline(meet, color=COLOURS["floor"], linewidth=1.4, linestyle=(0, (4, 2.5)))
-        axes.annotate("made equal here", (meet, 1), (6, -12), xycoords=("data", "axes fraction"), textcoords="offset points")
+        axes.annotate("made equal here", (meet, 1), (6, -12), ("data", "axes fraction"), "offset points")
     drawing.legend(keys, 64)
     yield Figure("Distance at other timesteps", str(about.get("words", "")), drawing.svg())
 
@@ -125,9 +122,7 @@ def _curve(stages: list[Stage], words: str, converted: str, noise: str) -> str:
     dashes: dict[str, Any] = {"color": COLOURS["floor"], "linewidth": 1.8, "linestyle": (0, (3, 2))}
     floor = axes.plot(xs, placed([stage.floor for stage in stages]), **dashes)[0]
     dots: dict[str, Any] = {"marker": "o", "markersize": 7, "markeredgecolor": COLOURS["card"]}
-    line = axes.plot(
-        xs, placed([stage.error for stage in stages]), color=COLOURS["series"], linewidth=2.2, **dots
-    )[0]
+    line = axes.plot(xs, placed([stage.error for stage in stages]), color=COLOURS["series"], linewidth=2.2, **dots)[0]
     for x, stage in enumerate(stages):
         if stage.over:
             marker = {"marker": "x", "s": 60, "linewidths": 2.2} if broken(stage.error) else {"s": 49}
@@ -139,7 +134,7 @@ def _curve(stages: list[Stage], words: str, converted: str, noise: str) -> str:
     return drawing.svg()
 
 
-def upright(stages: list[Stage], words: str, marked: list[bool] | None = None) -> tuple[Drawing, Axes]:
+def upright(stages: Sequence[Stage], words: str, marked: list[bool] | None = None) -> tuple[Drawing, Axes]:
     """A picture with a place for each stage and its slanted name below. What is over its limit is `marked`: the first
     alone, where those behind it inherit the error."""
     shown = [stage.name if len(stage.name) <= 24 else f"{stage.name[:23]}…" for stage in stages]
@@ -156,7 +151,7 @@ def upright(stages: list[Stage], words: str, marked: list[bool] | None = None) -
     every = ceil(LABEL_ROOM / ((WIDTH - left - RIGHT) / len(stages)))
     near = {j for i, wrong in enumerate(marked) if wrong for j in range(i - every + 1, i + every)}
     places = [i for i, wrong in enumerate(marked) if wrong or (i % every == 0 and i not in near)]
-    labels = axes.set_xticks(
+    axes.set_xticks(
         places, [drawing.text(shown[i]) for i in places], rotation=42, ha="right", va="top", rotation_mode="anchor"
     )
     drawing.mark(axes.get_xticklabels(), [marked[i] for i in places])
