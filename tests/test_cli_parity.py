@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 import converter
 from converter.errors import ConverterError, InputError, UsageError
 from converter.parity.gates import LIMITS
-from converter.parity.report import EXIT_CODES, FAIL, FROM_BEST, NOT_RUN, PASS, Check, Phase, Report
+from converter.reports.report import EXIT_CODES, FAIL, FROM_BEST, NOT_RUN, PASS, Check, Phase, Report
 
 Cli = Callable[..., Result]
 LINE = re.compile(r"(pixart|convert-pixart): error: [^\n]+\n")

@@ -17,7 +17,7 @@ from .progress import bar
 if TYPE_CHECKING:
     from ..conversion.batch import Outcome
     from ..conversion.pairs import Pair
-    from ..parity.report import Report
+    from ..reports.report import Report
 
 Prove = Callable[[str, Path], "Report"]  # (original, folder) -> what the comparison says
 

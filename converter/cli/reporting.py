@@ -17,8 +17,8 @@ from ..errors import ConverterError, UsageError, printable
 from ..hub import local
 from ..parity.batch import outcome
 from ..parity.digests import files_of, program
-from ..parity.rendering import KINDS, card, render
-from ..parity.report import INTERNAL, NOT_RUN, PASS, REJECTED, Report
+from ..reports import KINDS, card, render
+from ..reports.report import INTERNAL, NOT_RUN, PASS, REJECTED, Report
 from .output import say
 from .progress import bar
 

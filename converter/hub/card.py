@@ -13,11 +13,12 @@ from ..checkpoint.weights_kind import LABELS as SPOKEN
 from ..conversion.paths import without_paths
 from ..conversion.record import PARITY, RECORD, SIDECAR
 from ..errors import human_bytes
-from ..parity.rendering import facts
-from ..parity.rendering.markdown_text import blocks, bullets, code, fenced, table, text
-from ..parity.rendering.published import published
-from ..parity.rendering.summary import ICONS
-from ..parity.report import Report
+from ..reports import facts
+from ..reports.markdown_text import blocks, bullets, code, fenced, table, text
+from ..reports.published import published
+from ..reports.report import Report
+from ..reports.summary import ICONS
+from ..reports.wording import PARITY as WORDING
 from .names import place_of
 from .target import MARK
 
@@ -149,7 +150,7 @@ def _parity(parity: dict[str, Any] | None) -> Iterator[str]:
         return
     report = published(Report.from_dict(parity))
     yield f"{ICONS[report.verdict]} **{report.verdict}**: {text(report.reason)}"
-    yield facts.MEANING[report.verdict]
+    yield WORDING.meaning[report.verdict]
     yield bullets(f"{number.label}: **{number.value}** {text(number.words)}" for number in facts.key_numbers(report))
     phases = [[text(phase.name), text(phase.verdict), text(phase.words)] for phase in report.phases]
     yield table(["phase", "verdict", "in words"], phases)

@@ -24,9 +24,9 @@ from ..parity.choices import FLOAT32, FLOAT64
 from ..parity.function import Judge, Outcome
 from ..parity.inputs import Case
 from ..parity.latents import parts
-from ..parity.rendering.numbers import times
-from ..parity.report import Check
 from ..parity.statistics import relative
+from ..reports.numbers import times
+from ..reports.report import Check
 from .nets import OUTPUT, PATCHES, Inputs, Nets, embedded, followed
 from .options import TIMESTEP
 from .verdict import Proof, Stage

@@ -15,9 +15,9 @@ import numpy as np
 
 from ..errors import printable
 from ..mapping import KeyMapping, MappingError, Move, fold
+from ..reports.report import FAIL, PASS, Check, Phase
 from .belonging import Bytes, describe, equal, kept_as
 from .compared import Sides
-from .report import FAIL, PASS, Check, Phase
 
 WORKERS = 2  # reading, comparing and checksums run without the interpreter's lock
 FEW = 32  # tensors, of which reading is not worth a thread

@@ -17,13 +17,13 @@ from ..checkpoint.file import reading
 from ..checkpoint.state_dicts import selecting_flag as asked_by
 from ..conversion.analysis import open_model
 from ..errors import ConverterError, UsageError, printable
+from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 from . import configuration, provenance
 from .audit import audit, matches
 from .choices import FLOAT64, GATING_PRECISIONS, MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
 from .held_buffers import hold_buffers
 from .held_zeros import hold_zeros
 from .opening import Opened, open_pair
-from .report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 from .switches import deterministic, environment
 
 Progress = Callable[[int], None]

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import UsageError, printable
 from ..families import Family, Findings
+from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from .model import Model
-from .report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 
 QUANTISED = "quantization_config"  # acted on by diffusers' loader, whatever the class
 CLASS = "_class_name"

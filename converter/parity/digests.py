@@ -20,7 +20,7 @@ from ..checkpoint.folders.folder import averaged_sibling as averaged_beside
 from ..checkpoint.folders.odd_folders import in_cache
 from ..conversion.record import RECORD, SIDECAR
 from ..families.from_file import is_file
-from .report import REPORT_VERSION
+from ..reports.report import REPORT_VERSION
 from .waivers import Waiver
 
 _PIECE = 1 << 22

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..reference import Net, Values
+from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from . import gates
 from .choices import FLOAT32, FLOAT64, HALF
 from .inputs import Case, exact
-from .report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from .statistics import Statistics, compare, relative
 
 TRACED = 1 << 22  # numbers of one stage's output up to which a case's stages are compared one by one

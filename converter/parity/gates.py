@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
-from .report import Check
+from ..reports.report import FLOOR_LIMIT as FLOOR_LIMIT
+from ..reports.report import Check
 
 if TYPE_CHECKING:
     from .statistics import Statistics
 
-FLOOR_LIMIT = 3.0  # times the noise floor; measured: a clean conversion has 1.0 to 1.3
 FLOOR_LEAST = 2.0**-26  # half a last place of float32, below which no float32 output can be asked to be
 HALF_LIMIT = 1.25  # times the original's own error in half precision; reported
 # In float64: measured on clean conversions are 1e-8 and below (relative L2), 6e-8 (peak).

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from ..reference import Net
+from ..reports.report import FAIL, PASS, Check, Phase
 from . import gates
 from .choices import FLOAT64
 from .function import Judge, Outcome
 from .model import Remedy
-from .report import FAIL, PASS, Check, Phase
 from .statistics import relative
 
 

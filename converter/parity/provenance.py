@@ -20,10 +20,10 @@ from ..conversion.record import RECORD, record_beside, sidecar_beside
 from ..conversion.record import Record as Found
 from ..errors import printable
 from ..families import Family
+from ..reports.report import PASS, Phase
 from .choices import PRECISIONS, WEIGHTS
 from .digests import files_of, sha256
 from .model import Model
-from .report import PASS, Phase
 
 DIFFUSERS = STEMS[:2]  # the names that it loads weights by, best first; the others are those of transformers
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..families import Family, Findings
 from ..reference import Net, Values, unheard
+from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from .audit import audit
 from .choices import FLOAT64
 from .compared import Sides
@@ -19,7 +20,6 @@ from .faults import CONFIG, FUNCTION, WEIGHTS, Fault, Faulty
 from .function import Judge, Outcome
 from .model import Model
 from .nets import of_the_machine
-from .report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from .statistics import relative
 
 Tail = tuple[str, Values]  # (stage at which to begin, values before it)

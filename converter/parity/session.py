@@ -10,6 +10,7 @@ import torch
 
 from ..errors import ConverterError, InputError, printable, shortened
 from ..reference import Memory, Values, Weights, unheard
+from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase
 from . import function, gates, loading, localise, selftest, trajectory
 from .cases import load_cases, save_outcome
 from .catalogue import catalogue
@@ -20,7 +21,6 @@ from .function import Judge, Outcome
 from .inputs import Case
 from .model import Model
 from .nets import Nets, of_the_machine, stage_of
-from .report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase
 from .statistics import relative
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..reference import Net, Values
+from ..reports.report import FAIL, INCONCLUSIVE, PASS, Phase
 from .choices import FLOAT32, FLOAT64
 from .gates import FLOOR_LIMIT, LIMITS
 from .inputs import Case
-from .report import FAIL, INCONCLUSIVE, PASS, Phase
 from .statistics import relative
 
 STEPS = (999, 749, 499, 249)

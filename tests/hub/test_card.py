@@ -14,7 +14,7 @@ from makers import GOLDEN, HEADS
 import converter
 from converter.hub.card import card
 from converter.hub.target import MARK
-from converter.parity.report import FAIL, INCONCLUSIVE, PASS, Phase, Report
+from converter.reports.report import FAIL, INCONCLUSIVE, PASS, Phase, Report
 
 HOSTILE = (
     "<script>alert(1)</script>|`x`|\n\n# heading\n- [link](http://evil.example) ![i](http://evil.example/i.png)\n"

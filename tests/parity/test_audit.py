@@ -23,7 +23,7 @@ from converter.parity.belonging import equal
 from converter.parity.catalogue import catalogue
 from converter.parity.compared import Sides
 from converter.parity.faults import Faulty
-from converter.parity.report import FAIL, PASS, Check, Phase
+from converter.reports.report import FAIL, PASS, Check, Phase
 
 EXTRA = "y_embedder.y_embedding"
 LAST = f"transformer_blocks.{SMALL['depth'] - 1}."

@@ -17,7 +17,7 @@ from converter.families.pixart import PIXART
 from converter.parity.configuration import BORROWED, audit, taken
 from converter.parity.pixart import PARITY
 from converter.parity.pixart_stock import effective
-from converter.parity.report import FAIL, PASS, Phase
+from converter.reports.report import FAIL, PASS, Phase
 
 INERT = ("dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention", "_diffusers_version")
 

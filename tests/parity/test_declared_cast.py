@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from converter import convert
 from converter.parity import check
-from converter.parity.report import FAIL, PASS, Report
 from converter.parity.statistics import relative
 from converter.reference import PixArtShape, pixart
 from converter.reference import Weights as Weighted
+from converter.reports.report import FAIL, PASS, Report
 
 FLOAT64, FLOAT32, FLOAT16, BFLOAT16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 Q, K = (f"transformer_blocks.1.attn1.to_{name}.weight" for name in "qk")

@@ -33,10 +33,10 @@ from converter.parity.dit_faults import UNHEEDED, faults
 from converter.parity.faults import CONFIG, FUNCTION, WEIGHTS
 from converter.parity.inputs import Case
 from converter.parity.provenance import model_of
-from converter.parity.report import Report
 from converter.parity.session import Session
 from converter.reference import Values, Weights, unheard
 from converter.reference import dit as whole
+from converter.reports.report import Report
 
 FILE = "diffusion_pytorch_model.safetensors"
 COPY = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_2.weight"

@@ -16,8 +16,8 @@ from torch import Tensor
 from converter.parity import function, gates
 from converter.parity.function import Judge, Outcome
 from converter.parity.inputs import Case, noise
-from converter.parity.report import FAIL, INCONCLUSIVE, PASS, Check
 from converter.reference import Stage, Staged, Values
+from converter.reports.report import FAIL, INCONCLUSIVE, PASS, Check
 
 PARTS = {"epsilon": slice(0, 4), "variance": slice(4, 8)}
 JUDGE = Judge(PARTS, 2)

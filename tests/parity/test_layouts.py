@@ -17,7 +17,7 @@ from converter.parity.cases import save_outcome
 from converter.parity.digests import digest
 from converter.parity.function import Outcome
 from converter.parity.provenance import loading
-from converter.parity.report import FAIL, PASS, Report
+from converter.reports.report import FAIL, PASS, Report
 
 SHARDED, BIN, VARIANT = {"max_shard_size": "200KB"}, {"safe_serialization": False}, {"variant": "fp16"}
 LAYOUTS: list[tuple[dict[str, Any], dict[str, Any]]] = [

@@ -14,9 +14,9 @@ from converter.parity import localise
 from converter.parity.faults import Fault
 from converter.parity.inputs import Case, noise
 from converter.parity.pixart import PARITY
-from converter.parity.report import FAIL, PASS, Phase
 from converter.parity.session import Session
 from converter.reference import Stage, Staged, Weights
+from converter.reports.report import FAIL, PASS, Phase
 
 T = "transformer_blocks."
 Change = Callable[[State], None]

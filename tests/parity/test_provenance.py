@@ -29,7 +29,7 @@ from converter.parity.provenance import (
     record_of,
     sidecar_of,
 )
-from converter.parity.report import PASS
+from converter.reports.report import PASS
 
 RECORD, SIDECAR = "conversion.json", "original_extras.safetensors"
 DISBELIEVED = [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from converter import convert
 from converter.parity import check, gates, selftest
 from converter.parity.faults import CONFIG, FUNCTION, WEIGHTS, Fault
-from converter.parity.report import FAIL, INCONCLUSIVE, PASS, Check, Phase, Report
 from converter.parity.session import Session
 from converter.parity.waivers import Waiver
+from converter.reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase, Report
 
 QUIETLY = {"multi_scale_train": True, "num_attention_heads": HEADS}
 

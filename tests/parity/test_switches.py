@@ -16,8 +16,8 @@ from converter.errors import UsageError
 from converter.parity import check, switches
 from converter.parity.inputs import SEED
 from converter.parity.provenance import phase
-from converter.parity.report import PASS
 from converter.parity.switches import WORKSPACE, deterministic, environment
+from converter.reports.report import PASS
 
 BACKENDS = torch.backends
 

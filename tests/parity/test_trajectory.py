@@ -12,9 +12,9 @@ from torch import Tensor
 
 from converter.parity import trajectory
 from converter.parity.inputs import Case, noise
-from converter.parity.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase
 from converter.parity.trajectory import DIVERGED, GUIDANCE, STEPS, sample
 from converter.reference import Stage, Staged, Values
+from converter.reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase
 
 CASE = Case("guidance", {"latent": noise(1, 2, 4, 8, 6), "timestep": np.float32([999, 321]), "text": noise(2, 2, 1)})
 

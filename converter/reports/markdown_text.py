@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from ...errors import printable
+from ..errors import printable
 
 NAME_LIMIT, WORDS_LIMIT = 200, 600
 # Everything that begins a construct of GitHub's Markdown, wherever it stands. Each becomes a character reference.

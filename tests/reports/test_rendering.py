@@ -15,12 +15,13 @@ import pytest
 import sample_reports as samples
 
 from converter.errors import UsageError
-from converter.parity.rendering import KINDS, card, facts, render, worst
-from converter.parity.rendering.figures.colours import viridis
-from converter.parity.rendering.figures.scales import Linear, Log, log_range
-from converter.parity.rendering.markdown_text import code, fenced, table, text
-from converter.parity.rendering.numbers import duration, number, show
-from converter.parity.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase, Report
+from converter.reports import KINDS, card, facts, render, worst
+from converter.reports.figures.colours import viridis
+from converter.reports.figures.drawing import log_range
+from converter.reports.figures.scales import Linear, Log
+from converter.reports.markdown_text import code, fenced, table, text
+from converter.reports.numbers import duration, number, show
+from converter.reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase, Report
 
 REPORTS = samples.everything()
 EVERY = pytest.mark.parametrize("name", REPORTS)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 
-from ...conversion.paths import base_name, without_paths
-from ..report import Report
+from ..conversion.paths import base_name, without_paths
+from .report import Report
 
 _SIDES = {"--orig_ckpt_path": "original", "--converted_path": "converted"}
 _NAMES = ("--push_to_hub",)  # a name on the hub is no path

@@ -12,6 +12,7 @@ REPORT_VERSION = 1
 PASS, FAIL, REJECTED, INCONCLUSIVE, INTERNAL = "PASS", "FAIL", "REJECTED", "INCONCLUSIVE", "INTERNAL"
 NOT_RUN = "NOT RUN"  # of a phase only: the profile leaves it out, or what it needs has failed
 FROM_BEST = (PASS, INCONCLUSIVE, REJECTED, FAIL, INTERNAL)
+FLOOR_LIMIT = 3.0  # times the noise floor; measured: a clean conversion has 1.0 to 1.3
 EXIT_CODES = {PASS: 0, FAIL: 1, REJECTED: 3, INCONCLUSIVE: 4, INTERNAL: 5}
 
 

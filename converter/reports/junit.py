@@ -9,10 +9,10 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
-from ...errors import printable
-from ..report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase, Report
+from ..errors import printable
 from . import facts
 from .numbers import positive, show
+from .report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase, Report
 
 NAME_LIMIT, WORDS_LIMIT = 300, 4000
 # What XML 1.0 allows. The rest cannot be written at all, not even as a character reference.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..report import PASS, Report
 from . import facts
 from .markdown_text import blocks, bullets, code, fenced, table, text
 from .numbers import duration, show
 from .published import published
+from .report import PASS, Report
 from .summary import ICONS
+from .wording import PARITY
 
 
 def card(report: Report) -> str:
@@ -20,8 +21,8 @@ def card(report: Report) -> str:
 
 def _card(report: Report) -> Iterator[str]:
     yield f"# Verification of {code(facts.name_of(report))}"
-    yield f"{ICONS[report.verdict]} **{report.verdict}**: {text(report.reason) or facts.MEANING[report.verdict]}"
-    yield facts.MEANING[report.verdict] if report.reason.strip() else ""
+    yield f"{ICONS[report.verdict]} **{report.verdict}**: {text(report.reason) or PARITY.meaning[report.verdict]}"
+    yield PARITY.meaning[report.verdict] if report.reason.strip() else ""
     if report.run.get("date"):
         yield f"Checked on {text(report.run['date'])}{_took(report)}."
     if report.run.get("cached"):

@@ -7,7 +7,7 @@ import math
 import random
 from typing import Any
 
-from converter.parity.report import (
+from converter.reports.report import (
     FAIL,
     INCONCLUSIVE,
     INTERNAL,

@@ -11,31 +11,33 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from ...errors import UsageError, printable
-from ..report import NOT_RUN, Check, Phase, Report, worst
+from ..errors import UsageError, printable
 from . import facts
-from .figures import figures, localisation
+from .figures import figures, localisation, styled
+from .figures.drawing import NEEDS
 from .numbers import duration, mapping, sequence, show
+from .report import NOT_RUN, Check, Phase, Report, worst
+from .wording import Wording
 
 TEXT_LIMIT, NAME_LIMIT = 2000, 200
-NEEDS = "the HTML report needs jinja2: pip install 'convert-pixart[report]'"
 
 
-def page(reports: Sequence[Report]) -> str:
-    """The HTML of one or several reports. Raises: UsageError without jinja2, which is an extra."""
+def page(reports: Sequence[Report], wording: Wording) -> str:
+    """The HTML of one or several reports. Raises: UsageError without jinja2 or matplotlib, which are extras."""
     try:
         import jinja2
         from markupsafe import Markup
     except ImportError as error:
-        raise UsageError(NEEDS) from error
+        raise UsageError(NEEDS.format("jinja2")) from error
 
+    with styled():
+        views = [_view(report, i, wording) for i, report in enumerate(reports, 1)]
     made: str = _template(jinja2, Markup).render(
-        style=style(),
+        style=_read("report.css"),
         verdict=worst(reports),
-        views=[_view(report, i) for i, report in enumerate(reports, 1)],
+        views=views,
         marks=facts.MARKS,
-        meaning=facts.MEANING,
-        glossary=facts.GLOSSARY.items(),
+        wording=wording,
     )
     return made.rstrip() + "\n"
 
@@ -53,21 +55,16 @@ def _template(jinja2: Any, markup: type[str]) -> Any:
     return environment.from_string(_read("report.html.j2"))
 
 
-def style() -> str:
-    """The style sheet, which pages of others may share."""
-    return _read("report.css")
-
-
 def _read(name: str) -> str:
     return files(__package__).joinpath(name).read_text("utf-8")
 
 
-def _view(report: Report, number: int) -> dict[str, Any]:
+def _view(report: Report, place: int, wording: Wording) -> dict[str, Any]:
     """A report as the template wants it."""
     return {
         "report": report,
-        "anchor": f"report-{number}",
-        "name": facts.name_of(report),
+        "anchor": f"report-{place}",
+        "name": f"{wording.subject}{wording.name or facts.name_of(report)}",
         "numbers": facts.key_numbers(report),
         "diagnosis": facts.diagnosis(report),
         "sides": [
@@ -76,14 +73,14 @@ def _view(report: Report, number: int) -> dict[str, Any]:
             if side
             for found in [facts.files_of(side)]
         ],
-        "phases": [_phase(phase) for phase in report.phases],
+        "phases": [_phase(phase, wording) for phase in report.phases],
         "waived": list(facts.waived(report)),
         "environment": facts.environment_facts(report),
         "took": duration(report.run.get("seconds")),
     }
 
 
-def _phase(phase: Phase) -> dict[str, Any]:
+def _phase(phase: Phase, wording: Wording) -> dict[str, Any]:
     decided, repairs = facts.gates(phase), facts.repairs(phase)
     said = {words for words, _ in repairs}
     return {
@@ -95,8 +92,9 @@ def _phase(phase: Phase) -> dict[str, Any]:
         "groups": list(_groups(phase)),
         "where": list(localisation(phase)),
         "figures": list(figures(phase)),
-        "about": facts.ABOUT.get(phase.name, ""),
+        "about": wording.about.get(phase.name, ""),
         "cases": [mapping(case) for case in sequence(phase.detail.get("cases"))],
+        "tables": list(facts.tables(phase)),
         "notes": [note for note in phase.notes if note not in said],
         "repairs": repairs,
         "mutants": sorted(decided, key=lambda check: bool(check.passed)) if phase.name == "self-test" else [],

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..report import FAIL, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Phase, Report, worst
 from . import facts
 from .markdown_text import blocks, bullets, code, table, text
 from .numbers import duration, show
+from .report import FAIL, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Phase, Report, worst
+from .wording import Wording
 
 ICONS = {PASS: "✅", FAIL: "❌", INCONCLUSIVE: "⚠️", REJECTED: "⛔", INTERNAL: "💥", NOT_RUN: "⚪"}
 FAILED_ROWS = 50  # a job summary may hold 1 MiB, and a reader's patience less
 
 
-def markdown(reports: Sequence[Report]) -> str:
+def markdown(reports: Sequence[Report], wording: Wording) -> str:
     """One or several reports. Several begin with a table of their verdicts."""
     parts: list[str] = []
     if len(reports) > 1:
@@ -23,14 +24,14 @@ def markdown(reports: Sequence[Report]) -> str:
         rows = [[_verdict(r.verdict), code(facts.name_of(r)), text(r.reason), _worst(r)] for r in reports]
         parts.append(table(["verdict", "converted model", "reason", "worst, times the noise floor"], rows))
     for report in reports:
-        parts += _report(report)
+        parts += _report(report, wording)
     return blocks(parts)
 
 
-def _report(report: Report) -> Iterator[str]:
-    yield f"## {ICONS[report.verdict]} {report.verdict}: {code(facts.name_of(report))}"
+def _report(report: Report, wording: Wording) -> Iterator[str]:
+    yield f"## {ICONS[report.verdict]} {report.verdict}: {wording.subject}{code(wording.name or facts.name_of(report))}"
     yield f"**{text(report.reason)}**" if report.reason.strip() else ""
-    yield facts.MEANING[report.verdict]
+    yield wording.meaning[report.verdict]
     yield _subject(report)
     yield bullets(f"{number.label}: **{number.value}** {text(number.words)}" for number in facts.key_numbers(report))
     if report.phases:
@@ -39,6 +40,10 @@ def _report(report: Report) -> Iterator[str]:
     yield from _failed(report)
     for phase in report.phases:
         yield from _localised(phase)
+        for about in facts.tables(phase):
+            yield f"### {text(about.title)}"
+            yield text(about.words)
+            yield table([text(name) for name in about.header], [[text(show(v)) for v in row] for row in about.rows])
     if report.assumed:
         yield "### Assumed"
         yield "These hyper-parameters have no evidence in the original file, and nobody gave them:"

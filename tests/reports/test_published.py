@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from makers import GOLDEN, HEADS, Result
 
 from converter.hub.card import card as model_card
-from converter.parity.rendering import card
-from converter.parity.rendering.published import portable_command, published
-from converter.parity.report import Phase, Report
+from converter.reports import card
+from converter.reports.published import portable_command, published
+from converter.reports.report import Phase, Report
 
 SECRET = "unique secret-name"
 NAMES = {"--orig_ckpt_path": "epoch_5.pth", "--converted_path": "out"}

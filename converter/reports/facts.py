@@ -7,41 +7,26 @@ from dataclasses import dataclass
 from math import inf, isnan
 from typing import Any
 
-from ...errors import human_bytes
-from ..gates import FLOOR_LIMIT
-from ..report import FAIL, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Check, Phase, Report
+from ..errors import human_bytes
 from .numbers import mapping, number, positive, sequence, show, times
+from .report import FAIL, FLOOR_LIMIT, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Check, Phase, Report
 
 MARKS = {PASS: "✓", FAIL: "✗", INCONCLUSIVE: "?", REJECTED: "⊘", INTERNAL: "!", NOT_RUN: "–"}
-# What each phase does, for whoever reads a report for the first time.
-ABOUT = {
-    "provenance": "what was compared, and on what",
-    "weights": "the converted file, mapped back, byte by byte against the original",
-    "config": "every field that matters, against what the original shows",
-    "function": "both nets on the same fixed noise",
-    "trajectory": "a few sampler steps from the same noise, each net on its own latents",
-    "self-test": "deliberate faults, done on purpose: were one not noticed, a PASS would be worth nothing",
-}
-GLOSSARY = {
-    "noise floor": "How far the original's own float32 output is from its float64 output on the same inputs. Rounding "
-    "alone puts a right conversion at about once the floor; three times is the limit.",
-    "float64 limit": "In float64 rounding is next to nothing, so both nets have to agree to seven digits: the sharpest "
-    "test of what they compute.",
-    "relative L2": "The size of the difference by the size of the output. Beside it the worst pixel, the worst channel "
-    "and the worst place inside a patch have limits of their own, since a small fault may hide in an average.",
-    "epsilon, variance": "The two halves of the output: the predicted noise, and the predicted variance.",
-    "case": "One set of inputs, such as t999-t321: timesteps 999 and 321. The table of cases says what each tries.",
-    "where it goes wrong": "Every stage of the converted net is given what the original's stage got. A right one then "
-    "gives what the original's gives, whatever went wrong before it.",
-    "self-test": "The same checks on conversions that are wrong on purpose: q and k swapped, a mask ignored, and more.",
-}
-MEANING = {
-    PASS: "The converted model computes the original's function, and every one of its weights is accounted for.",
-    FAIL: "The converted model is not the original: do not use it in its place.",
-    INCONCLUSIVE: "Nothing wrong was found, but the evidence does not suffice to say that the two are the same.",
-    REJECTED: "An input is missing, malformed, unsafe or of another kind: nothing was compared.",
-    INTERNAL: "The checker itself failed: this says nothing about the model.",
-}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers of a phase to read one by one: `detail["tables"]` holds such, as dicts."""
+
+    title: str
+    words: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Of each column whether it holds numbers alone."""
+        return [all(number(value) is not None for value in column) for column in zip(*self.rows, strict=True)]
 
 
 def name_of(report: Report) -> str:
@@ -177,6 +162,15 @@ def _spell(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_spell(item)}" for key, item in sorted(value.items()))
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else show(value)
+
+
+def tables(phase: Phase) -> Iterator[Table]:
+    """The tables of a phase, every row as long as its header."""
+    for raw in map(mapping, sequence(phase.detail.get("tables"))):
+        header = [str(name) for name in sequence(raw.get("header"))]
+        rows = [(sequence(row) + [None] * len(header))[: len(header)] for row in sequence(raw.get("rows"))]
+        if header and rows:
+            yield Table(str(raw.get("title", "")), str(raw.get("words", "")), header, rows)
 
 
 def repairs(phase: Phase) -> list[tuple[str, bool]]:
