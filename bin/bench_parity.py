@@ -76,9 +76,10 @@ def forwards(original: Path, converted: Path) -> dict[str, float]:
     from diffusers import PixArtTransformer2DModel
 
     from converter import open_checkpoint
-    from converter.parity.pixart import cases, shape
-    from converter.parity.pixart_stock import call
-    from converter.reference import Weights, pixart
+    from converter.models.pixart.net import pixart
+    from converter.models.pixart.parity import cases, shape
+    from converter.models.pixart.stock import STOCK
+    from converter.nets import Weights
     from converter.survey import survey
 
     class Held(Weights):
@@ -103,7 +104,7 @@ def forwards(original: Path, converted: Path) -> dict[str, float]:
         for dtype in (torch.float32, torch.float64):
             model, inputs = model.to(dtype), case.tensors(dtype)
             started = time.perf_counter()
-            call(model, inputs)
+            STOCK.call(model, inputs)
             spent += time.perf_counter() - started
     return {"forwards": spent}
 

@@ -20,8 +20,8 @@ from converter.checkpoint.dtypes import BY_CODE, BY_NAME
 from converter.comparison.elements import measure
 from converter.comparison.rounding import roundings
 from converter.conversion import already
+from converter.nets.inputs import Case
 from converter.parity.cases import load_cases
-from converter.parity.inputs import Case
 
 pytestmark = pytest.mark.filterwarnings("error")
 

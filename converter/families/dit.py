@@ -152,5 +152,5 @@ TOLERATED: dict[str, tuple[Any, ...] | None] = {
 
 DIT = Family(
     "dit", "DiT", KEYS, describe, config, FLAGS, unreproduced=unreproduced, storing=DRIFT, tolerated=TOLERATED,
-    parity="converter.parity.dit:PARITY",
+    parity="converter.models.dit.parity:PARITY",
 )  # fmt: skip

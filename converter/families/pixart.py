@@ -149,5 +149,5 @@ TOLERATED: dict[str, tuple[Any, ...] | None] = dict.fromkeys(_INERT) | {"_class_
 
 PIXART = Family(
     "pixart", "PixArt", KEYS, describe, config, FLAGS, unreproduced=unreproduced, storing=DRIFT, tolerated=TOLERATED,
-    comfyui=partial(misread, micro=MICRO), parity="converter.parity.pixart:PARITY",
+    comfyui=partial(misread, micro=MICRO), parity="converter.models.pixart.parity:PARITY",
 )  # fmt: skip

@@ -13,21 +13,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..nets.faults import Fault
+    from ..nets.inputs import Case, noise
+    from ..nets.spec import ParitySpec
     from .checker import check
-    from .faults import Fault
-    from .inputs import Case, noise
-    from .model import Model
     from .report import Check, Phase, Report
 
 _HOMES = {
-    "checker": ("check",),
-    "faults": ("Fault",),
-    "inputs": ("Case", "noise"),
-    "model": ("Model",),
-    "report": ("Check", "Phase", "Report"),
+    ".checker": ("check",),
+    "..nets.faults": ("Fault",),
+    "..nets.inputs": ("Case", "noise"),
+    "..nets.spec": ("ParitySpec",),
+    ".report": ("Check", "Phase", "Report"),
 }
 
-__all__ = ["Case", "Check", "Fault", "Model", "Phase", "Report", "check", "noise"]
+__all__ = ["Case", "Check", "Fault", "ParitySpec", "Phase", "Report", "check", "noise"]
 
 
 def __getattr__(name: str) -> Any:
@@ -35,5 +35,5 @@ def __getattr__(name: str) -> Any:
         if name in names:
             from importlib import import_module
 
-            return getattr(import_module(f".{module}", __name__), name)
+            return getattr(import_module(module, __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

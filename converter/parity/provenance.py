@@ -18,11 +18,11 @@ from ..checkpoint.weight_names import STEMS, variants, weights_among, with_varia
 from ..checkpoint.weight_names import WEIGHTS as WEIGHTS_FILE
 from ..errors import printable
 from ..families import Family
+from ..nets.spec import ParitySpec
 from ..record import RECORD, record_beside, sidecar_beside
 from ..record import Record as Found
 from .choices import PRECISIONS, WEIGHTS
 from .digests import files_of, sha256
-from .model import Model
 from .report import PASS, Phase
 
 DIFFUSERS = STEMS[:2]  # the names that it loads weights by, best first; the others are those of transformers
@@ -118,10 +118,10 @@ def _unavailable(*_: Any) -> Any:
     raise NotImplementedError
 
 
-UNAVAILABLE = Model(reference=_unavailable, converted=_unavailable, cases=_unavailable)  # weights and config only
+UNAVAILABLE = ParitySpec(reference=_unavailable, converted=_unavailable, cases=_unavailable)  # weights and config only
 
 
-def model_of(family: Family) -> Model:
+def model_of(family: Family) -> ParitySpec:
     """The nets that a family brings, imported where they are needed; `UNAVAILABLE` where it brings none."""
     made = family.parity
     if isinstance(made, str):
@@ -129,4 +129,4 @@ def model_of(family: Family) -> Model:
 
         module, _, name = made.partition(":")
         made = getattr(import_module(module), name)
-    return made if isinstance(made, Model) else UNAVAILABLE
+    return made if isinstance(made, ParitySpec) else UNAVAILABLE

@@ -13,7 +13,7 @@ from makers import GOLDEN, HEADS
 from converter.checkpoint import open_checkpoint
 from converter.initialisation import Options, init_from_dit
 from converter.initialisation.origin import Origin
-from converter.reference.embeddings import sinusoid
+from converter.nets.embeddings import sinusoid
 from converter.survey import survey
 
 DIT = GOLDEN / "dit.pt"

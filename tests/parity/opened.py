@@ -16,8 +16,8 @@ from converter import convert
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.dtypes import BY_CODE, DType
 from converter.checkpoint.json_file import read_json
+from converter.models.pixart.parity import PARITY
 from converter.parity.compared import Sides
-from converter.parity.pixart import PARITY
 from converter.parity.session import Session
 from converter.survey import survey
 

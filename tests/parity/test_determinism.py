@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from opened import Pair, golden
 
 from converter.errors import UsageError
+from converter.nets.inputs import SEED
 from converter.parity import check, switches
-from converter.parity.inputs import SEED
+from converter.parity.determinism import WORKSPACE, deterministic, environment
 from converter.parity.provenance import phase
 from converter.parity.report import PASS
-from converter.parity.switches import WORKSPACE, deterministic, environment
 
 BACKENDS = torch.backends
 
