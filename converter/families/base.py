@@ -115,8 +115,8 @@ class Family:
             because the target's class keeps them so.
         comfyui: findings -> what ComfyUI would take this model for that it is not, in words; None where it does not
             know the family at all.
-        parity: a `converter.parity.Model`, its nets to be compared, or where to import one from ("package.module:NAME",
-            so that describing a file loads no torch).
+        parity: a `converter.parity.ParitySpec`, its nets to be compared, or where to import one from
+            ("package.module:NAME", so that describing a file loads no torch).
     """
 
     name: str

@@ -152,5 +152,5 @@ IGNORABLE_CONFIG: dict[str, tuple[Any, ...] | None] = {
 
 DIT = Family(
     "dit", "DiT", KEYS, describe, config, FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
-    ignorable_config=IGNORABLE_CONFIG, parity="converter.parity.dit:PARITY",
+    ignorable_config=IGNORABLE_CONFIG, parity="converter.models.dit.parity:PARITY",
 )  # fmt: skip

@@ -150,5 +150,5 @@ IGNORABLE_CONFIG: dict[str, tuple[Any, ...] | None] = dict.fromkeys(_INERT) | {"
 PIXART = Family(
     "pixart", "PixArt", KEYS, describe, config, FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
     ignorable_config=IGNORABLE_CONFIG, comfyui=partial(comfyui_warnings, micro=MICRO),
-    parity="converter.parity.pixart:PARITY",
+    parity="converter.models.pixart.parity:PARITY",
 )  # fmt: skip

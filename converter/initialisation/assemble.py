@@ -77,7 +77,7 @@ def init_from_dit(
         >>> done.proof.verdict
         'PASS'
     """
-    from ..parity.switches import deterministic
+    from ..parity.determinism import deterministic
     from .proof import prove
     from .timesteps import measure
 

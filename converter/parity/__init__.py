@@ -13,21 +13,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..nets.faults import Fault
+    from ..nets.inputs import Case, noise
+    from ..nets.spec import ParitySpec
     from ..reports.report import Check, Phase, Report
     from .checker import check
-    from .faults import Fault
-    from .inputs import Case, noise
-    from .model import Model
+
 
 _HOMES = {
     ".checker": ("check",),
-    ".faults": ("Fault",),
-    ".inputs": ("Case", "noise"),
-    ".model": ("Model",),
+    "..nets.faults": ("Fault",),
+    "..nets.inputs": ("Case", "noise"),
+    "..nets.spec": ("ParitySpec",),
     "..reports.report": ("Check", "Phase", "Report"),
 }
 
-__all__ = ["Case", "Check", "Fault", "Model", "Phase", "Report", "check", "noise"]
+__all__ = ["Case", "Check", "Fault", "ParitySpec", "Phase", "Report", "check", "noise"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,19 +7,19 @@ from itertools import combinations
 
 from ..mapping import Move, Plan
 from ..mapping.rows import Row
-from .damage import Change, drifted, exchanged, halved, last_bit, not_a_number, scaled, transposed, zeroed
-from .faults import BOTH, WEIGHTS, Fault
+from ..nets.damage import Change, drifted, exchanged, halved, last_bit, not_a_number, scaled, transposed, zeroed
+from ..nets.faults import BOTH, WEIGHTS, Fault
 
 WEIGHTS_ONLY = frozenset({WEIGHTS})
 Rows = dict[Row, list[tuple[int | None, str, Move]]]
 
 
-def catalogue(plan: Plan, unseen: tuple[str, ...] = (), block: int | None = None) -> list[Fault]:
+def catalogue(plan: Plan, invisible_biases: tuple[str, ...] = (), block: int | None = None) -> list[Fault]:
     """All of them, for one model.
 
     Args:
         plan: of the original state dict, with its moves and blocks.
-        unseen: ends of target paths whose bias no output depends on.
+        invisible_biases: ends of target paths whose bias no output depends on.
         block: the one that single tensors are taken from; default: the last.
     """
     blocks = plan.blocks
@@ -28,7 +28,7 @@ def catalogue(plan: Plan, unseen: tuple[str, ...] = (), block: int | None = None
     made: list[Fault] = []
     for row, moves in rows.items():
         made += _copy_faults(row, moves, last) if row.copies else _split_faults(row, moves, last)
-        made += _row_faults(row, moves, last, unseen)
+        made += _row_faults(row, moves, last, invisible_biases)
     made += _mistaken(rows, last)
     if blocks > 1:
         made += _block_faults(plan, blocks)
@@ -80,7 +80,7 @@ def _copy_faults(row: Row, moves: list[tuple[int | None, str, Move]], last: int)
 
 
 def _row_faults(
-    row: Row, moves: list[tuple[int | None, str, Move]], last: int, unseen: tuple[str, ...]
+    row: Row, moves: list[tuple[int | None, str, Move]], last: int, invisible_biases: tuple[str, ...]
 ) -> Iterator[Fault]:
     """What can befall the tensors of a row by themselves; of copies, all of them alike."""
 
@@ -99,7 +99,7 @@ def _row_faults(
     yield Fault(f"last bit of {name} of {where}", WEIGHTS_ONLY, changed(first, last_bit))
     for biases in [separate(move) for suffix, move in chosen if suffix == ".bias"]:
         for path, bias in zip(row.targets, biases, strict=False):
-            seen = WEIGHTS_ONLY if any(bias[0].endswith(f"{end}.bias") for end in unseen) else BOTH
+            seen = WEIGHTS_ONLY if any(bias[0].endswith(f"{end}.bias") for end in invisible_biases) else BOTH
             yield Fault(f"bias of {_short(path)} of {where} dropped", seen, changed(bias, zeroed), faint=True)
             yield Fault(f"last bit of the bias of {_short(path)} of {where}", WEIGHTS_ONLY, changed(bias, last_bit))
     rows = row.pattern[0] if row.pattern else None

@@ -21,10 +21,10 @@ from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 from . import configuration, provenance
 from .audit import audit, matches
 from .choices import FLOAT64, GATING_PRECISIONS, MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
+from .determinism import deterministic, environment
 from .held_buffers import hold_buffers
 from .held_zeros import hold_zeros
 from .opening import Opened, open_pair
-from .switches import deterministic, environment
 
 Progress = Callable[[int], None]
 

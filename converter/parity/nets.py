@@ -9,24 +9,24 @@ from typing import Any
 import torch
 
 from ..checkpoint.dtypes import BY_NAME
-from ..reference import Memory, Net, Stage, Weights
+from ..nets import Memory, Net, Stage, Weights
+from ..nets.faults import Altered
+from ..nets.inputs import Case
+from ..nets.spec import ParitySpec
+from ..nets.streamed import Streamed
 from . import localise
 from .choices import FLOAT64, HALF
 from .compared import Sides
-from .faults import Altered
-from .inputs import Case
-from .model import Model
-from .stock import Streamed
 
 
-class Nets:
+class NetPair:
     """Makes the nets of one pair, whose weights are read when they run.
 
     Args:
         sides: the opened state dicts with their plan; `config`: the converted `config.json`.
     """
 
-    def __init__(self, sides: Sides, model: Model, config: Mapping[str, Any], device: str) -> None:
+    def __init__(self, sides: Sides, model: ParitySpec, config: Mapping[str, Any], device: str) -> None:
         self.sides, self.model, self.config, self.device = sides, model, config, device
         self._memory = Memory()
         self._net: Net | None = None
@@ -38,14 +38,13 @@ class Nets:
         What does not travel is as the original has it; a table that the target computes, not as it was stored.
         """
         sides = self.sides
-        original = self._stored
         if not sides.cast:
-            return original
+            return self._stored
         torch_dtype, dtype = getattr(torch, sides.cast), BY_NAME[sides.cast]
         moved = {move.sources[0] for move in sides.plan.moves}
         return {
             key: Altered(held, lambda tensor: tensor.to(torch_dtype), dtype) if key in moved else held
-            for key, held in original.items()
+            for key, held in self._stored.items()
         }
 
     @cached_property
@@ -58,7 +57,7 @@ class Nets:
     def original(self, precision: str, rounded: str = "", as_stored: bool = False) -> Net:
         """The reference net; of weights that are rounded as the conversion was declared to, unless `as_stored`."""
         state = self._stored if as_stored else self._source
-        return self.model.reference(self.sides.found, self._weights(state, precision, rounded))
+        return self.model.reference(self.sides.found, self.weights(state, precision, rounded))
 
     def converted(self, precision: str, rounded: str = "") -> Net:
         return self.build(self.config, self.sides.converted, precision, rounded)
@@ -68,7 +67,7 @@ class Nets:
     ) -> Net:
         """The converted net of a config. A streamed one is built once and goes from one state dict to the next: only
         one is in use at a time."""
-        weights = self._weights(state, precision, rounded)
+        weights = self.weights(state, precision, rounded)
         if config is not self.config:
             return self.model.converted(config, weights)
         if isinstance(self._net, Streamed):
@@ -76,12 +75,13 @@ class Nets:
         self._net = self.model.converted(config, weights)
         return self._net
 
-    def _weights(self, state: Mapping[str, Any], precision: str, rounded: str) -> Weights:
+    def weights(self, state: Mapping[str, Any], precision: str, rounded: str = "") -> Weights:
+        """A state dict in a precision, read when it is asked for."""
         return Weights(
             state, getattr(torch, precision), self.device, getattr(torch, rounded) if rounded else None, self._memory
         )
 
-    def lockstep(self, case: Case, precision: str) -> tuple[list[dict[str, Any]], list[str]]:
+    def lockstep(self, case: Case, precision: str) -> tuple[list[localise.StageError], list[str]]:
         """What `localise.lockstep` finds in a precision, and the names of the stages that are faulty."""
         rounded = precision if precision in HALF else ""
         stages = localise.lockstep(
@@ -89,10 +89,10 @@ class Nets:
             self.converted(precision, rounded),
             case,
             self.device,
-            getattr(torch, precision),
-            None if precision == FLOAT64 else self.original(FLOAT64, rounded),
+            dtype=getattr(torch, precision),
+            exact=None if precision == FLOAT64 else self.original(FLOAT64, rounded),
         )
-        return stages, [row["name"] for row in stages if row["faulty"]]
+        return stages, [stage.name for stage in stages if stage.faulty]
 
 
 def stage_of(net: Net, name: str) -> Stage:
@@ -100,7 +100,7 @@ def stage_of(net: Net, name: str) -> Stage:
     return next(stage for stage in net.stages if stage.name == name)
 
 
-def of_the_machine(error: Exception) -> bool:
+def is_resource_error(error: Exception) -> bool:
     """Whether something went wrong that says nothing of either net: no room for them, or a library that is broken."""
     room = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
     return room or isinstance(error, ImportError)

@@ -17,9 +17,9 @@ from ..conversion.analysis import Analysis, analyse, open_model
 from ..conversion.evidence_required import demand
 from ..errors import InputError, UsageError, printable
 from ..families import Family, Findings, families, find
+from ..nets.spec import ParitySpec
 from . import provenance
 from .compared import Sides
-from .model import Model
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Opened:
     looked: Analysis
     seen: Findings
     family: Family
-    model: Model
+    model: ParitySpec
     config: dict[str, Any]
     borrowed: dict[str, Any]
     cast: str
@@ -150,10 +150,10 @@ def _look(
         return looked, said
 
 
-def _borrowed(looked: Analysis, model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
+def _borrowed(looked: Analysis, model: ParitySpec, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the original does not show and nobody said, as the converted config has it: assumed, and said to be."""
     unknown = [name for name, finding in looked.found.items() if finding.source == "unknown"]
     if not unknown:
         return {}
-    told = model.assume(config)
+    told = model.config_hints(config)
     return {name: told[name] for name in unknown if told.get(name) is not None and name in looked.require().flags}

@@ -20,10 +20,10 @@ from ..conversion.record import RECORD, record_beside, sidecar_beside
 from ..conversion.record import Record as Found
 from ..errors import printable
 from ..families import Family
+from ..nets.spec import ParitySpec
 from ..reports.report import PASS, Phase
 from .choices import PRECISIONS, WEIGHTS
 from .digests import files_of, sha256
-from .model import Model
 
 DIFFUSERS = STEMS[:2]  # the names that it loads weights by, best first; the others are those of transformers
 
@@ -118,10 +118,10 @@ def _unavailable(*_: Any) -> Any:
     raise NotImplementedError
 
 
-UNAVAILABLE = Model(reference=_unavailable, converted=_unavailable, cases=_unavailable)  # weights and config only
+UNAVAILABLE = ParitySpec(reference=_unavailable, converted=_unavailable, cases=_unavailable)  # weights and config only
 
 
-def model_of(family: Family) -> Model:
+def model_of(family: Family) -> ParitySpec:
     """The nets that a family brings, imported where they are needed; `UNAVAILABLE` where it brings none."""
     made = family.parity
     if isinstance(made, str):
@@ -129,4 +129,4 @@ def model_of(family: Family) -> Model:
 
         module, _, name = made.partition(":")
         made = getattr(import_module(module), name)
-    return made if isinstance(made, Model) else UNAVAILABLE
+    return made if isinstance(made, ParitySpec) else UNAVAILABLE

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from ..families import Family, Findings
-from ..reference import Net, Values, unheard
+from ..nets import Net, Values, no_probe
+from ..nets.faults import CONFIG, FUNCTION, WEIGHTS, Fault, Faulty
+from ..nets.spec import ParitySpec
 from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from .audit import audit
 from .choices import FLOAT64
 from .compared import Sides
 from .configuration import audit as config_audit
-from .faults import CONFIG, FUNCTION, WEIGHTS, Fault, Faulty
-from .function import Judge, Outcome
-from .model import Model
-from .nets import of_the_machine
+from .function import CaseOutcome, Judge
+from .nets import is_resource_error
 from .statistics import relative
 
 Tail = tuple[str, Values]  # (stage at which to begin, values before it)
@@ -30,7 +30,7 @@ FAINT = 1e-7  # relative L2, in float64: a change of the output that small is be
 
 
 @dataclass(frozen=True)
-class Bench:
+class SelfTestContext:
     """What faults are tried on.
 
     Attributes:
@@ -43,12 +43,12 @@ class Bench:
     """
 
     sides: Sides
-    model: Model
+    model: ParitySpec
     config: Mapping[str, Any]
     borrowed: Mapping[str, Any]
     judge: Judge
     build: Build
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[CaseOutcome]
     tail: Tail | None = None
     device: str = "cpu"
     waive: Callable[[Sequence[Check]], object] = lambda checks: None
@@ -81,17 +81,17 @@ def _changed(change: Callable[[Values], Values], inputs: Values) -> bool:
 class Trial:
     """What came of a fault: the phases that noticed it, each asked on its own, and by how much it changed outputs."""
 
-    killers: set[str] = field(default_factory=set)
+    detected_by: set[str] = field(default_factory=set)
     effect: float = 0.0  # the largest relative L2 of any part of any output, as long as nothing noticed it
 
 
-def run(bench: Bench, faults: Sequence[Fault], step: Callable[[int], None] = lambda count: None) -> Phase:
+def run(context: SelfTestContext, faults: Sequence[Fault], step: Callable[[int], None] = lambda count: None) -> Phase:
     """Try every fault, and that what changes nothing passes. A phase 'self-test' with one check per fault."""
     checks = []
     for fault in faults:
-        checks.append(_judged(bench, fault, tried(bench, fault)))
+        checks.append(_judged(context, fault, run_fault(context, fault)))
         step(1)
-    benign = tried(bench, BENIGN).killers
+    benign = run_fault(context, BENIGN).detected_by
     words = (
         "a harmless change passes" if not benign else f"a harmless change is killed by {' and '.join(sorted(benign))}"
     )
@@ -106,21 +106,21 @@ def run(bench: Bench, faults: Sequence[Fault], step: Callable[[int], None] = lam
     )
 
 
-def _judged(bench: Bench, fault: Fault, trial: Trial) -> Check:
+def _judged(context: SelfTestContext, fault: Fault, trial: Trial) -> Check:
     """Whether the phases that have to notice a fault did, and in words why not."""
-    killers, missing = sorted(trial.killers), sorted(fault.expected - trial.killers)
-    words = f"killed by {' and '.join(killers) or 'nothing'}"
-    if fault.faint and missing == [FUNCTION] and killers and trial.effect <= FAINT:
+    detected, missing = sorted(trial.detected_by), sorted(fault.expected - trial.detected_by)
+    words = f"killed by {' and '.join(detected) or 'nothing'}"
+    if fault.faint and missing == [FUNCTION] and detected and trial.effect <= FAINT:
         # What no output shows no run can notice; that is what the weight audit is for.
         words += f"; it changes the output by {trial.effect:.1g} only, less than any tolerance"
         missing = []
     elif missing:
         words += f", NOT by {' and '.join(missing)}"
-        if not bench.reaches(fault):
+        if not context.reaches(fault):
             words += ": it changes nothing in these inputs"
-            words += ", which are not enough for a PASS; leave --cases out" if bench.saved else ""
+            words += ", which are not enough for a PASS; leave --cases out" if context.saved else ""
     passed = bool(fault.expected) and not missing
-    return Check(fault.name, "killed by", ", ".join(killers), ", ".join(sorted(fault.expected)), passed, words)
+    return Check(fault.name, "killed by", ", ".join(detected), ", ".join(sorted(fault.expected)), passed, words)
 
 
 BENIGN = Fault("keys in another order, tensors copied", frozenset())
@@ -142,63 +142,65 @@ class _Reordered(Mapping[str, Any]):
         return len(self._keys)
 
 
-def tried(bench: Bench, fault: Fault) -> Trial:
+def run_fault(context: SelfTestContext, fault: Fault) -> Trial:
     """Apply a fault, and ask each phase that can notice it."""
     trial = Trial()
-    state = _Reordered(bench.sides.converted) if fault is BENIGN else Faulty(bench.sides.converted, fault)
+    state = _Reordered(context.sides.converted) if fault is BENIGN else Faulty(context.sides.converted, fault)
     if fault.weights or fault.drop or fault is BENIGN:
         # All else was audited before, and is the same.
         touched = fault.weights.keys() or fault.drop or set(list(state)[:1])
-        if audit(replace(bench.sides, converted=state, brief=True), only=touched).verdict == FAIL:
-            trial.killers.add(WEIGHTS)
-    config = fault.config(dict(bench.config)) if fault.config else bench.config
+        if audit(replace(context.sides, converted=state, brief=True), only=touched).verdict == FAIL:
+            trial.detected_by.add(WEIGHTS)
+    config = fault.config(dict(context.config)) if fault.config else context.config
     if fault.config:
-        audited = config_audit(bench.family, bench.model, bench.found, config, bench.borrowed, bench.found)
+        audited = config_audit(context.family, context.model, context.found, config, context.borrowed, context.found)
         if audited.verdict == FAIL:
-            trial.killers.add(CONFIG)
+            trial.detected_by.add(CONFIG)
     if not fault.drop and (FUNCTION in fault.expected or not fault.expected):
-        _run_nets(bench, fault, config, state, trial)
+        _run_nets(context, fault, config, state, trial)
     return trial
 
 
-def _run_nets(bench: Bench, fault: Fault, config: Mapping[str, Any], state: Mapping[str, Any], trial: Trial) -> None:
-    attempts: list[tuple[Outcome, Tail | None]] = [(right, None) for right in bench.outcomes]
-    if bench.tail:
+def _run_nets(
+    context: SelfTestContext, fault: Fault, config: Mapping[str, Any], state: Mapping[str, Any], trial: Trial
+) -> None:
+    attempts: list[tuple[CaseOutcome, Tail | None]] = [(right, None) for right in context.outcomes]
+    if context.tail:
         # One sample shows most faults, at the cost of one; what it does not show is tried on all, then on whole nets.
-        first = bench.outcomes[0]
-        attempts[:1] = [(_one(first), bench.tail), (first, bench.tail)]
+        first = context.outcomes[0]
+        attempts[:1] = [(_one(first), context.tail), (first, context.tail)]
     for right, tail in attempts:
-        made = Outcome(right.case, right.original)
+        made = CaseOutcome(right.case, right.original)
         try:
-            net = bench.build(config, state)
-            made.converted[FLOAT64] = _output(net, fault, right, tail, bench.device)
+            net = context.build(config, state)
+            made.converted[FLOAT64] = _output(net, fault, right, tail, context.device)
         except Exception as error:
-            if of_the_machine(error):
+            if is_resource_error(error):
                 return
             if fault.config or fault.weights:  # a net that is wrong may fail in any way, and has been noticed then
-                trial.killers.add(FUNCTION)
+                trial.detected_by.add(FUNCTION)
                 return
             continue  # inputs without what the fault changes
-        bench.judge.judge(made)
-        bench.waive(made.checks)
+        context.judge.judge(made)
+        context.waive(made.checks)
         if made.verdict != PASS:
-            trial.killers.add(FUNCTION)
+            trial.detected_by.add(FUNCTION)
             return
-        for channels in bench.judge.parts.values():
+        for channels in context.judge.parts.values():
             apart = relative(made.converted[FLOAT64][:, channels], right.converted[FLOAT64][:, channels])
             trial.effect = max(trial.effect, apart)
         if tail and not fault.expected:
             return  # nothing is going to notice it, and what is left are whole nets
 
 
-def _one(outcome: Outcome) -> Outcome:
+def _one(outcome: CaseOutcome) -> CaseOutcome:
     """The first sample alone."""
     case = replace(outcome.case, arrays={name: array[:1] for name, array in outcome.case.arrays.items()})
     original, converted = ({p: made[:1] for p, made in side.items()} for side in (outcome.original, outcome.converted))
-    return Outcome(case, original, converted)
+    return CaseOutcome(case, original, converted)
 
 
-def _output(net: Net, fault: Fault, right: Outcome, tail: Tail | None, device: str) -> Tensor:
+def _output(net: Net, fault: Fault, right: CaseOutcome, tail: Tail | None, device: str) -> Tensor:
     """The output of a faulty net: from the inputs, or from the values before one of its last stages."""
     inputs = right.case.tensors(torch.float64, device)
     if fault.inputs:
@@ -213,7 +215,7 @@ def _output(net: Net, fault: Fault, right: Outcome, tail: Tail | None, device: s
         for stage in net.stages:
             going = going or stage.name == first
             if going:
-                values |= stage.run(values, unheard)
+                values |= stage.run(values, no_probe)
             if going and fault.values and stage.name == fault.stage:
                 values = fault.values(values)
     return values["output"].cpu()

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import ConverterError, InputError, printable, shortened
-from ..reference import Memory, Values, Weights, unheard
+from ..nets import Memory, Values, Weights, no_probe
+from ..nets.cases import load_cases
+from ..nets.faults import Fault, idle
+from ..nets.inputs import Case
+from ..nets.spec import ParitySpec
 from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase
-from . import function, gates, loading, localise, selftest, trajectory
-from .cases import load_cases, save_outcome
+from . import function, gates, localise, post_load_fix, provenance, selftest, trajectory
 from .catalogue import catalogue
 from .choices import FLOAT32, FLOAT64, HALF
 from .compared import Sides
-from .faults import Fault, idle
-from .function import Judge, Outcome
-from .inputs import Case
-from .model import Model
-from .nets import Nets, of_the_machine, stage_of
+from .function import CaseOutcome, Judge
+from .nets import NetPair, is_resource_error, stage_of
+from .save_failing import save_outcome
 from .statistics import relative
 
 
-class Session(Nets):
+class Session(NetPair):
     """Runs the nets of one pair.
 
     Args:
-        sides, model, config: as of `Nets`.
+        sides, model, config: as of `NetPair`.
         borrowed: what of the hyper-parameters only that config shows.
         digest: SHA-256 of the original, which a waiver may be bound to.
     """
@@ -36,18 +38,18 @@ class Session(Nets):
     def __init__(
         self,
         sides: Sides,
-        model: Model,
+        model: ParitySpec,
         config: Mapping[str, Any],
         borrowed: Mapping[str, Any],
         device: str,
         digest: str = "",
     ) -> None:
-        self.remedy, self.as_loaded = model.remedy, model
-        self.remedied = model.remedy is not None and bool(sides.found[model.remedy.flag].value)
-        super().__init__(sides, model.remedy.model if model.remedy and self.remedied else model, config, device)
+        self.fix, self.as_loaded = model.fix, model
+        self.fixed = model.fix is not None and bool(sides.found[model.fix.flag].value)
+        super().__init__(sides, model.fix.spec if model.fix and self.fixed else model, config, device)
         self.borrowed, self.digest = borrowed, digest
         self.judge = Judge(model.parts(sides.found), model.patch(sides.found))
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[CaseOutcome] = []
         self._saved: Any = None
         self._waivers: Sequence[Any] = ()
         # The last two stages, for faults that cost no more than these, and what flows before them.
@@ -61,7 +63,7 @@ class Session(Nets):
         left = {key: self.sides.original[key] for key in self.sides.plan.extras}
         made = list(self.model.cases(self.sides.found, profile, left))
         self._saved = saved
-        return load_cases(Path(saved), made[0]) if saved else made
+        return load_cases(Path(saved), made[0], self.model.optional) if saved else made
 
     def function(
         self,
@@ -74,11 +76,12 @@ class Session(Nets):
         """Phase 3, with the place and the repair where it fails."""
         try:
             self.outcomes, detail = function.run(
-                self.original, self.converted, cases, precisions, self.judge, self.device, step, self._keep
-            )
+                self.original, self.converted, cases, precisions,
+                judge=self.judge, device=self.device, step=step, keep=self._keep,
+            )  # fmt: skip
             alone = self._lone_stages()
         except Exception as error:
-            if of_the_machine(error):
+            if is_resource_error(error):
                 return Phase("function", INCONCLUSIVE, f"this machine cannot run the nets: {_told(error)}")
             if refused := self._refused(cases):
                 if self._saved:
@@ -90,7 +93,7 @@ class Session(Nets):
         notes += self._waive([check for outcome in self.outcomes for check in outcome.checks])
         self.outcomes[0].checks += alone
         what = self._rounded_to(notes)
-        detail["cases"] = [{"name": c.name, "axes": c.axes, "sha256": c.sha256} for c in cases]
+        detail.cases = [{"name": c.name, "axes": c.axes, "sha256": c.sha256} for c in cases]
         made = function.phase(self.outcomes, detail, what)
         if made.verdict == FAIL:
             try:
@@ -99,12 +102,11 @@ class Session(Nets):
                 made.notes.append(f"where it goes wrong was not found: {_told(error)}")
         else:
             made.notes += self._worse_in_half()
-        if self.remedy:
-            other = self.as_loaded if self.remedied else self.remedy.model
-            net = other.converted(self.config, self._weights(self.sides.converted, FLOAT64, ""))
-            loading.tell(
-                made, self.remedy, self.remedied, loading.tried(net, self.outcomes[0], self.judge, self.device)
-            )
+        if self.fix:
+            spec = self.as_loaded if self.fixed else self.fix.spec
+            net = spec.converted(self.config, self.weights(self.sides.converted, FLOAT64))
+            other = post_load_fix.outcome_of(net, self.outcomes[0], self.judge, self.device)
+            post_load_fix.report_fix(made, self.fix, self.fixed, other)
         return made
 
     def _worse_in_half(self) -> list[str]:
@@ -138,12 +140,12 @@ class Session(Nets):
             values = case.tensors(torch.float64, self.device)
             with torch.inference_mode():
                 try:
-                    ours = stage_of(self.original(FLOAT64), name).run(values, unheard)
+                    ours = stage_of(self.original(FLOAT64), name).run(values, no_probe)
                 except ValueError as error:  # no fault of the converted net
                     doubt = f"{case.name} / {name}: the original net does not take it: {printable(error)}"
                     self.outcomes[0].doubts.append(doubt)
                     continue
-                theirs = stage_of(self.converted(FLOAT64), name).run(values, unheard)
+                theirs = stage_of(self.converted(FLOAT64), name).run(values, no_probe)
             made.append(gates.stage_check(f"{case.name} / {name}", localise.error_of(theirs, ours, values)))
         return made
 
@@ -193,18 +195,21 @@ class Session(Nets):
             self.original(FLOAT64),
             lambda state: self.build(self.config, state),
             self.sides.converted,
-            self._catalogue,
-            faulty,
             worst.case,
-            self.device,
+            faults=self._catalogue,
+            stages=faulty,
+            device=self.device,
         )
         made.detail["localisation"] = {
-            "precision": precision, "case": worst.case.name, "stages": stages, "repairs": repairs
-        }  # fmt: skip
+            "precision": precision,
+            "case": worst.case.name,
+            "stages": [stage.as_dict() for stage in stages],
+            "repairs": [asdict(repair) for repair in repairs],
+        }
         where = shortened(faulty, 6)
         where += "" if precision == FLOAT64 else f", in {precision} only"
         made.words += f"; it goes wrong in {where}" if faulty else "; no single stage is wrong: look at the inputs"
-        made.notes += [row["words"] for row in repairs]
+        made.notes += [repair.words for repair in repairs]
 
     def trajectory(self, profile: str, right: bool) -> Phase:
         """Phase 4, in the larger profiles."""
@@ -213,10 +218,11 @@ class Session(Nets):
         if not right:
             return Phase("trajectory", NOT_RUN, "a phase before it has not passed")
         channels = next(iter(self.judge.parts.values())).stop
-        case = next((outcome.case for outcome in self.outcomes if outcome.case.name == self.model.guided), None)
-        if case is None or channels is None or len(case.arrays["latent"]) != 2:
+        sampler = self.model.sampler
+        case = next((one.case for one in self.outcomes if sampler and one.case.name == sampler.case), None)
+        if sampler is None or case is None or channels is None or len(case.arrays[sampler.latent]) != 2:
             return Phase("trajectory", NOT_RUN, "there is no case with a null caption to begin with")
-        return trajectory.run(self.original, self.converted, case, channels, self.device)
+        return trajectory.run(self.original, self.converted, case, channels, sampler=sampler, device=self.device)
 
     def stock_loader(self, made: Phase, folder: Path) -> None:
         """Add to the function whether the target library's own loader makes the net that was run, to the last bit."""
@@ -224,7 +230,7 @@ class Session(Nets):
         what, inputs = f"{case.name} / whole", case.tensors(torch.float32)
         assert self.model.loaded
         try:
-            theirs = self.model.loaded(folder, inputs)
+            theirs = self.model.loaded(folder, inputs, provenance.loading(folder)[0])
         except Exception as error:
             same, words = False, f"from_pretrained does not load it: {_told(error)}"
         else:
@@ -238,7 +244,7 @@ class Session(Nets):
 
     def _catalogue(self, block: int | None = None) -> list[Fault]:
         """The faults that the table has in it, of one block (default: the last)."""
-        return catalogue(self.sides.plan, self.model.unseen, block)
+        return catalogue(self.sides.plan, self.model.invisible_biases, block)
 
     def self_test(self, kind: str, right: bool, step: Callable[[int], None]) -> Phase:
         """Phase 5: the cheap faults on the end of the net, or the whole catalogue on all of it."""
@@ -251,7 +257,7 @@ class Session(Nets):
             tail = (self._late[0], self._before)
         nothing = [fault.name for fault in faults if idle(fault, self.sides.converted)]
         faults = [fault for fault in faults if fault.name not in nothing]
-        bench = selftest.Bench(
+        context = selftest.SelfTestContext(
             self.sides,
             self.model,
             self.config,
@@ -264,7 +270,7 @@ class Session(Nets):
             self._waive,
             bool(self._saved),
         )
-        made = selftest.run(bench, faults, step)
+        made = selftest.run(context, faults, step)
         if nothing:
             made.notes.append(f"not tried, since it is zero already and so no fault: {', '.join(nothing)}")
         return made

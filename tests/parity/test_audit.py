@@ -17,12 +17,12 @@ from converter.checkpoint import open_checkpoint
 from converter.errors import UsageError
 from converter.families import Family, Findings
 from converter.mapping import Copies, KeyMapping
+from converter.nets.faults import Faulty
 from converter.parity import belonging
 from converter.parity.audit import audit
 from converter.parity.belonging import equal
 from converter.parity.catalogue import catalogue
 from converter.parity.compared import Sides
-from converter.parity.faults import Faulty
 from converter.reports.report import FAIL, PASS, Check, Phase
 
 EXTRA = "y_embedder.y_embedding"

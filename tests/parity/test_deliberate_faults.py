@@ -6,8 +6,8 @@ import pytest
 import torch
 from opened import Held
 
-from converter.parity.damage import scaled
-from converter.parity.faults import Fault, Faulty
+from converter.nets.damage import scaled
+from converter.nets.faults import Fault, Faulty
 
 
 def state() -> dict[str, Held]:

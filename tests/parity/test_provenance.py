@@ -304,7 +304,7 @@ def test_what_the_machine_lacks_is_no_fault_of_the_model(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr("converter.parity.stock.Streamed.forward", fails)
+        patched.setattr("converter.nets.streamed.Streamed.forward", fails)
         report = check(pair.original, pair.folder)
     assert (report.verdict, report.exit_code) == ("INCONCLUSIVE", 4)
     assert report.reason.startswith(f"function: this machine cannot run the nets: {type(error).__name__}")

@@ -14,8 +14,8 @@ from opened import NAMES, Pair, golden, session
 from safetensors.torch import load_file, save_file
 
 from converter import convert
+from converter.nets.faults import CONFIG, FUNCTION, WEIGHTS, Fault
 from converter.parity import check, gates, selftest
-from converter.parity.faults import CONFIG, FUNCTION, WEIGHTS, Fault
 from converter.parity.session import Session
 from converter.parity.waivers import Waiver
 from converter.reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase, Report
@@ -37,8 +37,8 @@ def ready(pairs: dict[str, Pair]) -> Iterator[Session]:
         yield opened
 
 
-def bench(opened: Session, **changes: Any) -> selftest.Bench:
-    return selftest.Bench(
+def bench(opened: Session, **changes: Any) -> selftest.SelfTestContext:
+    return selftest.SelfTestContext(
         opened.sides,
         opened.model,
         opened.config,

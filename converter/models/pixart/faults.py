@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 
-from ..families import Findings
-from ..families.pixart_evidence import MICRO
-from ..mapping import Plan
-from ..reference import Values
-from .faults import Fault
-from .pixart_stock import effective
-from .shared_faults import (
+from ...families import Findings
+from ...families.pixart_evidence import MICRO
+from ...mapping import Plan
+from ...nets.faults import Fault
+from ...nets.net import Values
+from ...nets.shared_faults import (
     SAID,
     SEEN,
     STATED,
@@ -23,6 +22,7 @@ from .shared_faults import (
     position_faults,
     timestep_faults,
 )
+from .stock import STOCK
 
 UNHEEDED = ("dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention")  # change no output
 
@@ -38,9 +38,9 @@ def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault
 
 
 def _config_faults(found: Findings, config: Mapping[str, Any]) -> list[Fault]:
-    have = effective(config)
+    have = STOCK.resolve_config(config)
     size, scale, conditioned = have["sample_size"], have["interpolation_scale"], found.value(MICRO)
-    return field_faults(config, effective, [
+    return field_faults(config, STOCK.resolve_config, [
         more_heads(found, have["num_attention_heads"]),
         ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, STATED, False),
         ("exact GELU for tanh", {"activation_fn": "gelu"}, STATED, True),

@@ -1,31 +1,27 @@
-"""Saved inputs: a failing case is written down with its outputs, and can be run again on another machine."""
+"""Saved inputs: cases that were written down, to be run again on another machine."""
 
 from __future__ import annotations
 
-import os
-import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..checkpoint.dtypes import DType
 from ..checkpoint.file import InputFile
 from ..checkpoint.safetensors_reader import read_header
-from ..errors import ConverterError, InputError, printable
+from ..errors import InputError, printable
 from .inputs import Array, Case
-
-if TYPE_CHECKING:
-    from .function import Outcome
 
 OUTPUT = "output"  # CASE.output.SIDE.PRECISION is no input
 
 
-def load_cases(path: Path, like: Case) -> list[Case]:
+def load_cases(path: Path, like: Case, optional: Sequence[str] = ()) -> list[Case]:
     """The cases of a safetensors file with tensors `CASE.NAME`, such as `t999.latent`.
 
     Args:
         like: a case of the same model: its arrays say which there have to be, and of how many axes.
+        optional: those that a case may lack.
 
     Raises: `InputError` for a file that is malformed, or of another model.
     """
@@ -45,8 +41,10 @@ def load_cases(path: Path, like: Case) -> list[Case]:
             with np.errstate(invalid="ignore", over="ignore"):  # whatever it holds goes into both nets
                 found.setdefault(case, {})[name] = np.array(tensor.numpy(), own.dtype)
     if not found:
-        raise InputError.at(path, "", "holds no cases: tensors are named CASE.NAME, such as t999.latent")
-    return [_checked(path, name, arrays, like) for name, arrays in found.items()]
+        name = f"t999.{next(iter(like.arrays))}"
+        raise InputError.at(path, "", f"holds no cases: tensors are named CASE.NAME, such as {name}")
+    needed = [name for name in like.arrays if name not in optional]
+    return [_checked(path, name, arrays, needed) for name, arrays in found.items()]
 
 
 def _of_kind(dtype: DType, own: Array) -> bool:
@@ -54,8 +52,8 @@ def _of_kind(dtype: DType, own: Array) -> bool:
     return dtype.floating if own.dtype.kind == "f" else dtype.name == own.dtype.name
 
 
-def _checked(path: Path, name: str, arrays: dict[str, Array], like: Case) -> Case:
-    missing = [wanted for wanted in like.arrays if wanted not in arrays and wanted != "caption_mask"]
+def _checked(path: Path, name: str, arrays: dict[str, Array], needed: Sequence[str]) -> Case:
+    missing = [wanted for wanted in needed if wanted not in arrays]
     if missing:
         raise InputError.at(path, name, f"lacks {', '.join(missing)}")
     batches = {array.shape[0] for array in arrays.values()}
@@ -66,27 +64,3 @@ def _checked(path: Path, name: str, arrays: dict[str, Array], like: Case) -> Cas
             path, name, f"batches of {', '.join(map(str, sorted(batches)))}: one and the same is needed"
         )
     return Case(printable(name, 60), arrays, f"from {printable(path.name)}")
-
-
-def save_outcome(folder: Path, outcome: Outcome) -> str:
-    """Write a case's inputs and outputs to `folder/CASE.safetensors`; returns what was written, in words."""
-    import torch
-    from safetensors.torch import save_file
-
-    case = outcome.case
-    tensors = {f"{case.name}.{name}": torch.from_numpy(np.array(array)) for name, array in case.arrays.items()}
-    for side, outputs in (("original", outcome.original), ("converted", outcome.converted)):
-        for precision, output in outputs.items():
-            tensors[f"{case.name}.{OUTPUT}.{side}.{precision}"] = output.clone().contiguous()
-    path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', case.name)}.safetensors"
-    partial = folder / f".{path.name}.partial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(tensors, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)  # whatever stopped it: nobody ever reads half of a case
-    except OSError as error:
-        raise ConverterError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
-    return f"saved {printable(path)}: run it again with --cases"

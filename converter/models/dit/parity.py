@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..families import Findings
-from ..families.dit import EXACT, EXACT_LINE, OTHERWISE
-from ..families.evidence import VAE_FACTOR
-from ..reference.dit import DiTShape, dit
-from . import dit_stock
-from .dit_faults import faults
-from .inputs import Case, Draws
-from .latents import AFFORDABLE, believed_size, of_any_size, parts
-from .model import Model, Remedy
+from ...families import Findings
+from ...families.dit import EXACT, EXACT_LINE, OTHERWISE
+from ...families.evidence import VAE_FACTOR
+from ...nets.inputs import Case, Draws
+from ...nets.latents import AFFORDABLE, believed_size, of_any_size, parts
+from ...nets.sampler import Sampler
+from ...nets.spec import ParitySpec, PostLoadFix
+from .faults import faults
+from .net import DiTShape, dit
+from .stock import AMENDED as AMENDED_STOCK
+from .stock import STOCK
 
 if TYPE_CHECKING:
-    from ..reference import Net, Weights
+    from ...nets import Net, Weights
 
 GUIDED = "guidance"
 SMALL = 8  # patches on a side of a latent that most cases have; stock diffusers makes squares of any size
@@ -107,33 +108,29 @@ def stages(found: Findings) -> list[tuple[str, Case]]:
     return [("patch embedding", Case("native", {"latent": make.latent(1, make.side)}, "the model's own size"))]
 
 
-def assume(config: Mapping[str, Any]) -> dict[str, Any]:
+def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a `config.json` says of what an original file may not show, by flag name."""
-    made = dit_stock.effective(config)
+    fields = STOCK.resolve_config(config)
     return {
-        "num_attention_heads": made["num_attention_heads"],
-        "image_size": believed_size(made["sample_size"]),
+        "num_attention_heads": fields["num_attention_heads"],
+        "image_size": believed_size(fields["sample_size"], VAE_FACTOR),
     }
 
 
-AS_LOADED = Model(
+AS_LOADED = ParitySpec(
     reference=reference,
-    converted=dit_stock.converted,
+    converted=STOCK.net,
     cases=cases,
     parts=parts,
     patch=lambda found: int(found.value("patch_size")),
-    effective=dit_stock.effective,
-    assume=assume,
+    resolve_config=STOCK.resolve_config,
+    config_hints=config_hints,
     faults=faults,
     # A shift of all keys by one vector changes every score of a query alike, and softmax none of them.
-    unseen=("attn1.to_k",),
+    invisible_biases=("attn1.to_k",),
     stages=stages,
-    guided=GUIDED,
-    loaded=dit_stock.loaded,
+    sampler=Sampler(GUIDED),
+    loaded=STOCK.loaded,
 )
-AMENDED = replace(
-    AS_LOADED,
-    converted=partial(dit_stock.converted, amend=dit_stock.exact),
-    loaded=partial(dit_stock.loaded, amend=dit_stock.exact),
-)
-PARITY = replace(AS_LOADED, remedy=Remedy(EXACT, OTHERWISE, EXACT_LINE, AMENDED))
+AMENDED = replace(AS_LOADED, converted=AMENDED_STOCK.net, loaded=AMENDED_STOCK.loaded)
+PARITY = replace(AS_LOADED, fix=PostLoadFix(EXACT, OTHERWISE, EXACT_LINE, AMENDED))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..families import Findings
-from ..families.evidence import VAE_FACTOR
-from ..reference import Net, Probe, Stage, Staged, Values
-from ..reference.patches import Patched, grid_of
+from .net import Net, Probe, Stage, Staged, Values
+from .patches import Patched, grid_of
 
 AFFORDABLE = 1024  # tokens of one sample in the standard profile; the attention grows with their square
 LARGEST = 1024  # latent side that is believed of a config: a table of positions grows with its square
@@ -19,9 +18,9 @@ def parts(found: Findings) -> dict[str, slice]:
     return {"epsilon": slice(0, channels)} | ({"variance": slice(channels, out)} if out > channels else {})
 
 
-def believed_size(side: Any) -> int | None:
-    """The image size of a config's `sample_size`; None where that is no number, or absurd."""
-    return side * VAE_FACTOR if isinstance(side, int) and side <= LARGEST else None
+def believed_size(side: Any, factor: int) -> int | None:
+    """The image size of a config's `sample_size`, at `factor` pixels each; None where that is no number, or absurd."""
+    return side * factor if isinstance(side, int) and side <= LARGEST else None
 
 
 def of_any_size(net: Net, other: Net, shape: Patched) -> Staged:

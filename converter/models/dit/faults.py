@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..families import Findings
-from ..mapping import Plan
-from ..reference import Values
-from .dit_stock import effective
-from .faults import BOTH, Fault
-from .shared_faults import (
+from ...families import Findings
+from ...mapping import Plan
+from ...nets.faults import BOTH, Fault
+from ...nets.net import Values
+from ...nets.shared_faults import (
     SEEN,
     STATED,
     field_faults,
@@ -22,6 +21,7 @@ from .shared_faults import (
     position_faults,
     timestep_faults,
 )
+from .stock import STOCK
 
 UNHEEDED = ("dropout", "norm_num_groups", "upcast_attention")  # change no output
 SINUSOIDS = "256"  # their number, as the shape pattern of the table has it
@@ -40,8 +40,8 @@ def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault
 
 
 def _config_faults(found: Findings, config: Mapping[str, Any]) -> list[Fault]:
-    have = effective(config)
-    return field_faults(config, effective, [
+    have = STOCK.resolve_config(config)
+    return field_faults(config, STOCK.resolve_config, [
         more_heads(found, have["num_attention_heads"]),
         ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, STATED, True),
         ("exact GELU for tanh", {"activation_fn": "gelu"}, STATED, True),

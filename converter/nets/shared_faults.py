@@ -11,33 +11,33 @@ from torch import Tensor
 from ..families import Findings
 from ..families.sincos import SinCosTable
 from ..mapping import Plan
-from ..reference import Values
 from .faults import BOTH, CONFIG, FUNCTION, Fault
+from .net import Values
 
 OUTPUT_ROWS = "R"  # as the shape patterns of the tables call them
 SEEN, SAID = frozenset({FUNCTION}), frozenset({CONFIG})
 STATED = frozenset({CONFIG, FUNCTION})
-Effective = Callable[[Mapping[str, Any]], dict[str, Any]]
+ResolveConfig = Callable[[Mapping[str, Any]], dict[str, Any]]
 Wrong = tuple[str, dict[str, Any], frozenset[str], bool]  # name, fields, phases that have to notice, cheap
 
 
 def field_faults(
-    config: Mapping[str, Any], effective: Effective, wrong: Sequence[Wrong], unheeded: Sequence[str]
+    config: Mapping[str, Any], resolve_config: ResolveConfig, wrong: Sequence[Wrong], unheeded: Sequence[str]
 ) -> list[Fault]:
     """A field that is wrong, or missing where the class would take it for something else.
 
     Args:
-        effective: config -> what the class takes each field for.
+        resolve_config: config -> what the class takes each field for.
         unheeded: fields that change no output.
     """
-    have = effective(config)
+    have = resolve_config(config)
     made = [
         Fault(name, expected, config=_with(change), cheap=cheap)
         for name, change, expected, cheap in wrong
-        if effective({**config, **change}) != have
+        if resolve_config({**config, **change}) != have
     ]
     for field in sorted(have):
-        missed = not field.startswith("_") and effective({k: v for k, v in config.items() if k != field}) != have
+        missed = not field.startswith("_") and resolve_config({k: v for k, v in config.items() if k != field}) != have
         if field in config and missed and field not in unheeded:
             made.append(Fault(f"{field} missing from the config", SAID, config=_without(field)))
     return made

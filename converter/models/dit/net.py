@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import self_attention
-from .block import below, feed_forward, modulated_norm
-from .embeddings import embed_sinusoids, linear, sinusoid
-from .net import Probe, Stage, Staged, Values, Weights, unheard
-from .patches import embed_patches, grid_of, taken, unpatchify
+from ...nets.attention import self_attention
+from ...nets.block import below, feed_forward, modulated_norm
+from ...nets.embeddings import embed_sinusoids, linear, sinusoid
+from ...nets.net import Probe, Stage, Staged, Values, Weights, no_probe
+from ...nets.patches import embed_patches, to_weights_dtype, unpatchify
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def dit(weights: Weights, shape: DiTShape) -> Staged:
         torch.Size([1, 8, 16, 16])
     """
 
-    def told(name: str, embedded: Tensor, probe: Probe) -> Values:
+    def for_each_block(name: str, embedded: Tensor, probe: Probe) -> Values:
         """The same for every block."""
         for i in range(shape.depth):
             probe(f"block {i}", embedded)
@@ -82,24 +82,23 @@ def dit(weights: Weights, shape: DiTShape) -> Staged:
 
     def timestep(values: Values) -> Tensor:
         waves = sinusoid(values["timestep"].float())
-        return embed_sinusoids(weights.under("t_embedder."), taken(weights, waves))
+        return embed_sinusoids(weights.under("t_embedder."), to_weights_dtype(weights, waves))
 
     def label(values: Values) -> Tensor:
         return F.embedding(values["class_label"].to(weights.device), weights["y_embedder.embedding_table.weight"])
 
     def numbered(i: int) -> Stage:
         def run(values: Values, probe: Probe) -> Values:
-            x, grid = taken(weights, values["x"]), grid_of(shape, values["latent"])
-            condition = conditioned(weights, values, i)
-            return {"x": block(weights.lend(f"blocks.{i}."), x, condition, grid, shape.num_heads, probe)}
+            x, condition = to_weights_dtype(weights, values["x"]), conditioned(weights, values, i)
+            return {"x": block(weights.lend(f"blocks.{i}."), x, condition, heads=shape.num_heads, probe=probe)}
 
         return Stage(f"block {i}", run)
 
     return Staged(
         [
             Stage("patch embedding", lambda values, probe: {"x": embed_patches(weights, shape, values["latent"])}),
-            Stage("timestep embedding", lambda values, probe: told("t", timestep(values), probe)),
-            Stage("class embedding", lambda values, probe: told("y", label(values), probe)),
+            Stage("timestep embedding", lambda values, probe: for_each_block("t", timestep(values), probe)),
+            Stage("class embedding", lambda values, probe: for_each_block("y", label(values), probe)),
             *(numbered(i) for i in range(shape.depth)),
             Stage("final layer", lambda values, probe: {"output": final_layer(weights, shape, values)}),
         ]
@@ -108,22 +107,22 @@ def dit(weights: Weights, shape: DiTShape) -> Staged:
 
 def conditioned(weights: Weights, values: Values, index: int) -> Tensor:
     """(B, D): what block `index` is told of timestep and class, added up."""
-    return taken(weights, values[f"t{index}"]) + taken(weights, values[f"y{index}"])
+    return to_weights_dtype(weights, values[f"t{index}"]) + to_weights_dtype(weights, values[f"y{index}"])
 
 
 def block(
     weights: Mapping[str, Tensor],
     x: Tensor,
     condition: Tensor,
-    grid: tuple[int, int],
+    *,
     heads: int,
-    probe: Probe = unheard,
+    probe: Probe = no_probe,
 ) -> Tensor:
     """`blocks.i`, adaLN-Zero (arXiv 2212.09748, section 3.2).
 
     Args:
         weights: of this block, keys from `adaLN_modulation.1.weight` and `attn.qkv.weight` on.
-        x: (B, N, D), N = rows * columns of `grid`.
+        x: (B, N, D).
         condition: (B, D).
         probe: told "norm1 modulated", "attn1 q", "attn1 k", "attn1 v", "attn1 out", "after self-attention",
             "norm2 modulated", "ff out", all (B, N, D), and "ff hidden", (B, N, 4 * D), before the GELU.
@@ -135,7 +134,7 @@ def block(
 
     modulated = modulated_norm(x, shift_attn, scale_attn)
     probe("norm1 modulated", modulated)
-    x = x + gate_attn * self_attention(below(weights, "attn."), modulated, grid, heads, probe=probe)
+    x = x + gate_attn * self_attention(below(weights, "attn."), modulated, heads, probe=probe)
     probe("after self-attention", x)
 
     modulated = modulated_norm(x, shift_mlp, scale_mlp)
@@ -145,6 +144,6 @@ def block(
 
 def final_layer(weights: Weights, shape: DiTShape, values: Values) -> Tensor:
     """(B, N, D) -> (B, out_channels, H, W)."""
-    x, condition = taken(weights, values["x"]), conditioned(weights, values, 0)
+    x, condition = to_weights_dtype(weights, values["x"]), conditioned(weights, values, 0)
     shift, scale = linear(weights, "final_layer.adaLN_modulation.1", F.silu(condition))[:, None].chunk(2, dim=-1)
     return unpatchify(shape, linear(weights, "final_layer.linear", modulated_norm(x, shift, scale)), values["latent"])

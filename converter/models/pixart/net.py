@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .block import block, modulated_norm
+from ...nets.block import modulated_norm
+from ...nets.embeddings import embed_numbers, linear
+from ...nets.net import Probe, Stage, Staged, Values, Weights
+from ...nets.patches import embed_patches, grid_of, to_weights_dtype, unpatchify
+from .block import block
 from .compression import Compression
-from .embeddings import embed_caption, embed_numbers, linear
-from .net import Probe, Stage, Staged, Values, Weights
-from .patches import embed_patches, grid_of, taken, unpatchify
 
 
 @dataclass(frozen=True)
@@ -84,20 +85,19 @@ def pixart(weights: Weights, shape: PixArtShape) -> Staged:
         torch.Size([1, 8, 16, 24])
     """
 
-    def caption(values: Values) -> Tensor:
-        return embed_caption(weights.under("y_embedder.y_proj."), taken(weights, values["caption"]))
-
     def numbered(i: int) -> Stage:
-        key = f"blocks.{i}."
         return Stage(
-            f"block {i}", lambda values, probe: {"x": run_block(weights, shape, i, key, values["x"], values, probe)}
+            f"block {i}",
+            lambda values, probe: {
+                "x": run_block(weights, shape, values, probe, index=i, key=f"blocks.{i}.", x=values["x"])
+            },
         )
 
     return Staged(
         [
             Stage("patch embedding", lambda values, probe: {"x": embed_patches(weights, shape, values["latent"])}),
             Stage("timestep embedding", lambda values, probe: embed_timestep(weights, shape, values)),
-            Stage("caption embedding", lambda values, probe: {"y": caption(values)}),
+            Stage("caption embedding", lambda values, probe: {"y": embed_caption(weights, values["caption"])}),
             *(numbered(i) for i in range(shape.depth)),
             Stage("final layer", lambda values, probe: {"output": final_layer(weights, shape, values)}),
         ]
@@ -108,7 +108,7 @@ def embed_timestep(weights: Weights, shape: PixArtShape, values: Values) -> Valu
     """ "t" (B, D), of the timestep and of the image's size, and "t0" (B, 6 * D), which all blocks are modulated by."""
 
     def embedded(name: str, numbers: Tensor) -> Tensor:
-        return embed_numbers(weights.under(f"{name}."), taken(weights, numbers))
+        return embed_numbers(weights.under(f"{name}."), to_weights_dtype(weights, numbers))
 
     t = embedded("t_embedder", values["timestep"][:, None])
     if shape.micro_condition:
@@ -117,28 +117,35 @@ def embed_timestep(weights: Weights, shape: PixArtShape, values: Values) -> Valu
     return {"t": t, "t0": linear(weights, "t_block.1", F.silu(t))}
 
 
+def embed_caption(weights: Weights, caption: Tensor) -> Tensor:
+    """Text features (B, L, K) of T5 to (B, L, D): `y_embedder.y_proj`, which is `fc1`, tanh GELU, `fc2`."""
+    mlp = weights.under("y_embedder.y_proj.")
+    hidden = F.gelu(linear(mlp, "fc1", to_weights_dtype(weights, caption)), approximate="tanh")
+    return linear(mlp, "fc2", hidden)
+
+
 def run_block(
-    weights: Weights, shape: PixArtShape, index: int, key: str, x: Tensor, values: Values, probe: Probe
+    weights: Weights, shape: PixArtShape, values: Values, probe: Probe, *, index: int, key: str, x: Tensor
 ) -> Tensor:
     """Block `index`, or a copy of it, with the weights under `key`, on x (B, N, D)."""
     how = shape.compression
     return block(
         weights.lend(key),
-        taken(weights, x),
-        taken(weights, values["y"]),
-        taken(weights, values["t0"]),
-        values.get("caption_mask"),
-        grid_of(shape, values["latent"]),
-        shape.num_heads,
-        shape.qk_norm,
-        how if how is not None and index in how.blocks else None,
-        probe,
+        to_weights_dtype(weights, x),
+        to_weights_dtype(weights, values["y"]),
+        to_weights_dtype(weights, values["t0"]),
+        mask=values.get("caption_mask"),
+        grid=grid_of(shape, values["latent"]),
+        heads=shape.num_heads,
+        qk_norm=shape.qk_norm,
+        compression=how if how is not None and index in how.blocks else None,
+        probe=probe,
     )
 
 
 def final_layer(weights: Weights, shape: PixArtShape, values: Values) -> Tensor:
     """(B, N, D) -> (B, out_channels, H, W), modulated by t itself and not by `t_block` of it."""
-    x, t = taken(weights, values["x"]), taken(weights, values["t"])
+    x, t = to_weights_dtype(weights, values["x"]), to_weights_dtype(weights, values["t"])
     shift, scale = (weights["final_layer.scale_shift_table"][None] + t[:, None]).chunk(2, dim=1)
     patches = linear(weights, "final_layer.linear", modulated_norm(x, shift, scale))
     return unpatchify(shape, patches, values["latent"])

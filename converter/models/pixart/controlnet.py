@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from .embeddings import linear
-from .net import Probe, Stage, Staged, Values, Weights, unheard
-from .patches import embed_patches, taken
-from .pixart import PixArtShape, pixart, run_block
+from ...nets.embeddings import linear
+from ...nets.net import Probe, Stage, Staged, Values, Weights, no_probe
+from ...nets.patches import embed_patches, to_weights_dtype
+from .net import PixArtShape, pixart, run_block
 
 
 def controlnet(weights: Weights, shape: PixArtShape, copied_blocks: int) -> Staged:
@@ -51,10 +51,10 @@ def controlnet(weights: Weights, shape: PixArtShape, copied_blocks: int) -> Stag
         key = f"controlnet.{j}."
 
         def run(values: Values, probe: Probe) -> Values:
-            x, c = taken(weights, values["x"]), taken(weights, values["c"])
+            x, c = to_weights_dtype(weights, values["x"]), to_weights_dtype(weights, values["c"])
             if j == 0:
                 c = x + linear(weights, f"{key}before_proj", c)
-            c = run_block(weights, shape, j, f"{key}copied_block.", c, values, _renamed(probe))
+            c = run_block(weights, shape, values, _renamed(probe), index=j, key=f"{key}copied_block.", x=c)
             skip = linear(weights, f"{key}after_proj", c)
             probe("control skip", skip)
             return {"c": c, "x": x + skip}
@@ -71,4 +71,4 @@ def controlnet(weights: Weights, shape: PixArtShape, copied_blocks: int) -> Stag
 
 
 def _renamed(probe: Probe) -> Probe:
-    return probe if probe is unheard else lambda name, value: probe(f"control {name}", value)
+    return probe if probe is no_probe else lambda name, value: probe(f"control {name}", value)

@@ -13,7 +13,7 @@ from .net import Weights
 
 
 class Patched(Protocol):
-    """What of a net's shape this takes; `PixArtShape` says what each is."""
+    """What of a net's shape this takes: the models' own say what each is."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -38,7 +38,7 @@ def grid_of(shape: Patched, latent: Tensor) -> tuple[int, int]:
     return height // shape.patch_size, width // shape.patch_size
 
 
-def taken(weights: Weights, tensor: Tensor) -> Tensor:
+def to_weights_dtype(weights: Weights, tensor: Tensor) -> Tensor:
     """A value in the net's dtype, on its device."""
     return tensor.to(weights.device, weights.dtype)
 
@@ -46,7 +46,7 @@ def taken(weights: Weights, tensor: Tensor) -> Tensor:
 def embed_patches(weights: Weights, shape: Patched, latent: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, N, D), a linear map of each patch plus its place in the positional table."""
     kernel, bias = weights["x_embedder.proj.weight"], weights["x_embedder.proj.bias"]
-    patches = F.conv2d(taken(weights, latent), kernel, bias, stride=shape.patch_size)
+    patches = F.conv2d(to_weights_dtype(weights, latent), kernel, bias, stride=shape.patch_size)
     return patches.flatten(2).transpose(1, 2) + _positions(weights, shape, grid_of(shape, latent))
 
 
@@ -63,7 +63,7 @@ def _positions(weights: Weights, shape: Patched, grid: tuple[int, int]) -> Tenso
     rows, columns = grid
     if table.shape[1] != rows * columns:
         raise ValueError(f"the fixed class has {table.shape[1]} positions, and a grid of {rows} x {columns} was given")
-    return taken(weights, table)
+    return to_weights_dtype(weights, table)
 
 
 def unpatchify(shape: Patched, patches: Tensor, latent: Tensor) -> Tensor:

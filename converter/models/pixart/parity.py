@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..families import Findings
-from ..families.evidence import VAE_FACTOR
-from ..families.pixart_evidence import MICRO
-from ..families.pixart_released import TOKENS
-from ..reference.pixart import PixArtShape, pixart
-from .inputs import Array, Case, Draws
-from .latents import AFFORDABLE, believed_size, of_any_size, parts
-from .model import Model
-from .pixart_faults import faults
-from .pixart_stock import converted, effective, loaded
+from ...families import Findings
+from ...families.evidence import VAE_FACTOR
+from ...families.pixart_evidence import MICRO
+from ...families.pixart_released import TOKENS
+from ...nets.inputs import Array, Case, Draws
+from ...nets.latents import AFFORDABLE, believed_size, of_any_size, parts
+from ...nets.sampler import Sampler
+from ...nets.spec import ParitySpec
+from .faults import faults
+from .net import PixArtShape, pixart
+from .stock import STOCK
 
 if TYPE_CHECKING:
-    from ..reference import Net, Weights
+    from ...nets import Net, Weights
 
 GUIDED = "guidance"
 
@@ -153,29 +154,30 @@ def stages(found: Findings) -> list[tuple[str, Case]]:
     return [("patch embedding", Case("native", {"latent": make.latent(1, side, side)}, "the model's own size"))]
 
 
-def assume(config: Mapping[str, Any]) -> dict[str, Any]:
+def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a `config.json` says of what an original file may not show, by flag name."""
-    made = effective(config)
+    fields = STOCK.resolve_config(config)
     return {
-        "num_attention_heads": made["num_attention_heads"],
-        "image_size": believed_size(made["sample_size"]),
-        "interpolation_scale": made["interpolation_scale"],
+        "num_attention_heads": fields["num_attention_heads"],
+        "image_size": believed_size(fields["sample_size"], VAE_FACTOR),
+        "interpolation_scale": fields["interpolation_scale"],
         "multi_scale_train": True,
     }
 
 
-PARITY = Model(
+PARITY = ParitySpec(
     reference=reference,
-    converted=converted,
+    converted=STOCK.net,
     cases=cases,
     parts=parts,
     patch=lambda found: int(found.value("patch_size")),
-    effective=effective,
-    assume=assume,
+    resolve_config=STOCK.resolve_config,
+    config_hints=config_hints,
     faults=faults,
     # A shift of all keys by one vector changes every score of a query alike, and softmax none of them.
-    unseen=("attn1.to_k", "attn2.to_k"),
+    invisible_biases=("attn1.to_k", "attn2.to_k"),
     stages=stages,
-    guided=GUIDED,
-    loaded=loaded,
+    optional=("caption_mask",),
+    sampler=Sampler(GUIDED),
+    loaded=STOCK.loaded,
 )

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from ..reference import Values
+    from .net import Values
 
 SEED = 20231001
 Array = np.ndarray[Any, np.dtype[Any]]

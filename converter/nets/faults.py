@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.dtypes import DType
-from ..reference import Values
 from .damage import LASTING, Change, zeroed
+from .net import Values
 
 WEIGHTS, CONFIG, FUNCTION = "weights", "config", "function"  # the phases that can kill a fault
 BOTH = frozenset({WEIGHTS, FUNCTION})

@@ -1,4 +1,4 @@
-"""What the net is told besides the image: numbers as sinusoids through an MLP, captions through another, positions."""
+"""What the net is told besides the image: numbers as sinusoids through an MLP, positions as a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHANNELS = 256  # of the sinusoids, in every PixArt
+CHANNELS = 256  # of the sinusoids, as in DiT
 
 
 def linear(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -41,8 +41,7 @@ def embed_numbers(weights: Mapping[str, Tensor], numbers: Tensor) -> Tensor:
     """Each number on its own through sinusoids and the MLP `mlp.0`, SiLU, `mlp.2`; of one sample side by side.
 
     Args:
-        weights: of `t_embedder` (timesteps), `csize_embedder` (height and width in pixels) or `ar_embedder` (height
-            over width).
+        weights: `mlp.0.*`, `mlp.2.*`.
         numbers: (B, n), in the model's dtype.
 
     Returns: (B, n * width of the MLP).
@@ -53,11 +52,6 @@ def embed_numbers(weights: Mapping[str, Tensor], numbers: Tensor) -> Tensor:
 def embed_sinusoids(weights: Mapping[str, Tensor], waves: Tensor) -> Tensor:
     """(n, 256) -> (n, width of the MLP): `mlp.0`, SiLU, `mlp.2`."""
     return linear(weights, "mlp.2", F.silu(linear(weights, "mlp.0", waves)))
-
-
-def embed_caption(weights: Mapping[str, Tensor], caption: Tensor) -> Tensor:
-    """Text features (B, L, K) of T5 to (B, L, D), with the weights of `y_embedder.y_proj`: `fc1`, tanh GELU, `fc2`."""
-    return linear(weights, "fc2", F.gelu(linear(weights, "fc1", caption), approximate="tanh"))
 
 
 def position_table(grid: tuple[int, int], hidden: int, base: int, scale: float) -> np.ndarray[Any, np.dtype[Any]]:

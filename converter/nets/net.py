@@ -17,7 +17,7 @@ Values = dict[str, Tensor]  # what flows through a net, by name: its inputs, wha
 Probe = Callable[[str, Tensor], None]  # told of what a stage computes inside, by name
 
 
-def unheard(name: str, value: Tensor) -> None:
+def no_probe(name: str, value: Tensor) -> None:
     """The probe of a run that nobody watches."""
 
 
@@ -60,7 +60,7 @@ class Staged:
         values = dict(inputs)
         with torch.inference_mode():
             for stage in self.stages:
-                made = stage.run(values, unheard)
+                made = stage.run(values, no_probe)
                 values |= made
                 if watch:
                     watch(stage.name, made)
