@@ -126,7 +126,7 @@ def audit(original: Path, converted: Path) -> dict[str, float]:
     """Reading both files once, and the audit, from the page cache."""
     from converter import open_checkpoint
     from converter.conversion.analysis import analyse
-    from converter.families.pixart import PIXART
+    from converter.models.pixart.table import PIXART
     from converter.parity.audit import audit as run
     from converter.parity.compared import Sides
 

@@ -20,7 +20,7 @@ from makers import ROOT
 
 import converter
 from converter import families
-from converter.families.pixart import KEYS
+from converter.models.pixart.table import KEYS
 
 README = ROOT / "README.md"
 TUTORIAL = ROOT / "docs" / "new-family.md"

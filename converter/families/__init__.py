@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 from ..checkpoint.key_names import Tables
@@ -20,6 +21,7 @@ from . import from_file
 from .base import Family, Finding, Findings, State
 from .known import altered, named
 
+MODELS = "converter.models"
 _REGISTERED: dict[str, Family] = {}
 
 
@@ -28,6 +30,15 @@ def register(family: Family) -> None:
     if not isinstance(family, Family):
         raise TypeError(f"a family is a converter.families.Family, not {type(family).__name__}")
     _REGISTERED[family.name] = family
+
+
+@cache
+def _built_in() -> dict[str, Family]:
+    """The families of `converter.models`, by name like those of any package: this room does not import what uses it."""
+    models = import_module(MODELS)
+    places = (place.split(":") for place in models.FAMILIES)
+    built_in: list[Family] = [getattr(import_module(f"{MODELS}.{module}"), name) for module, name in places]
+    return {family.name: family for family in built_in}
 
 
 @cache
@@ -50,10 +61,7 @@ def _from_packages() -> dict[str, Family]:
 
 def families(*, packages: bool = True) -> dict[str, Family]:
     """Every family by name, built-in ones first; one registered under the same name takes its place."""
-    from .dit import DIT
-    from .pixart import PIXART
-
-    return {family.name: family for family in (PIXART, DIT)} | (_from_packages() if packages else {}) | _REGISTERED
+    return _built_in() | (_from_packages() if packages else {}) | _REGISTERED
 
 
 def find(name: str) -> Family:

@@ -19,9 +19,9 @@ from ..conversion.plan import notes_on
 from ..conversion.write import TensorWrite, counted, write_files
 from ..conversion.zeros import find_zeros
 from ..errors import InputError, printable
-from ..families.dit import DIT
-from ..families.pixart_released import HEAD_SIZE, PLACEHOLDER, TOKENS
 from ..hub import local
+from ..models.dit.table import DIT
+from ..models.pixart.released import HEAD_SIZE, PLACEHOLDER, TOKENS
 from .options import ZERO, Options
 from .origin import Origin
 

@@ -203,7 +203,7 @@ FILE = "fixtures/golden/alpha-ms.pth"
 LIGHT = {
     "import converter": HEAVY,
     "import converter.mapping": HEAVY,
-    "import converter.families.pixart": HEAVY,
+    "import converter.models.pixart.table": HEAVY,
     "import converter; converter.KeyMapping, converter.Family, converter.convert, converter.inspect": HEAVY,
     f"import converter; assert converter.inspect({FILE!r})['problems'] == []": HEAVY,
     f"import converter; converter.convert({FILE!r}, OUT, num_attention_heads=4)": HEAVY - {"numpy"},

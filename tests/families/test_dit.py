@@ -15,8 +15,8 @@ from makers import dit, dit_keyed, inventories
 from shaped import DITS, INVENTORIES, FakeState, Shaped, inventory, shaped
 
 from converter import Findings, InputError, MappingError, UsageError
-from converter.families.dit import DIT, EXACT_LINE, KEYS, buffer_mismatch
 from converter.mapping import Plan
+from converter.models.dit.table import DIT, EXACT_LINE, KEYS, buffer_mismatch
 
 Shapes = Mapping[str, Shaped]
 # facebookresearch/DiT, models.py: hidden size, blocks, heads.

@@ -20,9 +20,9 @@ from shaped import inventory
 
 import converter
 from converter import Family, InputError, KeyMapping, families
-from converter.families.dit import DIT
-from converter.families.pixart import PIXART
 from converter.mapping.rows import Row
+from converter.models.dit.table import DIT
+from converter.models.pixart.table import PIXART
 from converter.new_family import Draft, KeyList, draft, read_keys, render
 from converter.new_family.key_layout import key_layout
 from converter.new_family.symbols import Symbols

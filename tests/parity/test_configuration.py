@@ -13,9 +13,9 @@ from opened import golden
 from converter.checkpoint import open_checkpoint
 from converter.conversion.analysis import analyse
 from converter.families import Findings
-from converter.families.pixart import PIXART
 from converter.models.pixart.parity import PARITY
 from converter.models.pixart.stock import STOCK
+from converter.models.pixart.table import PIXART
 from converter.parity.configuration import BORROWED, audit, taken
 from converter.reports.report import FAIL, PASS, Phase
 

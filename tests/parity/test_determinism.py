@@ -99,7 +99,7 @@ def test_the_workspace_of_cublas(before: str | None, monkeypatch: pytest.MonkeyP
     if before is not None:
         monkeypatch.setenv(WORKSPACE, before)
     with deterministic():
-        assert os.environ[WORKSPACE] == (before if before in switches.WORKSPACES else ":4096:8")
+        assert os.environ[WORKSPACE] == (before if before in determinism.WORKSPACES else ":4096:8")
     assert os.environ.get(WORKSPACE) == before
 
 

@@ -22,13 +22,13 @@ from converter.checkpoint.json_file import read_json
 from converter.conversion.analysis import analyse
 from converter.errors import InputError
 from converter.families import Findings
-from converter.families.dit import DIT, EXACT_LINE
 from converter.mapping import fold
 from converter.models.dit import parity as brought
 from converter.models.dit.faults import UNHEEDED, faults
 from converter.models.dit.net import dit as whole
 from converter.models.dit.parity import AMENDED, AS_LOADED, GUIDED, PARITY, cases, shape
 from converter.models.dit.stock import STOCK, exact_timesteps
+from converter.models.dit.table import DIT, EXACT_LINE
 from converter.nets import Values, Weights, no_probe
 from converter.nets.faults import CONFIG, FUNCTION, WEIGHTS
 from converter.nets.inputs import Case

@@ -14,11 +14,11 @@ from opened import NAMES, held
 from converter.checkpoint import open_checkpoint
 from converter.conversion.analysis import analyse
 from converter.families import Findings
-from converter.families.pixart import PIXART
 from converter.models.pixart.faults import UNHEEDED
 from converter.models.pixart.net import pixart as whole
 from converter.models.pixart.parity import GUIDED, PARITY, cases, config_hints, parts, reference, shape, stages
 from converter.models.pixart.stock import STOCK
+from converter.models.pixart.table import PIXART
 from converter.nets import Weights
 from converter.nets.inputs import Case
 from converter.parity.provenance import model_of

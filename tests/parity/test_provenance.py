@@ -16,8 +16,8 @@ from opened import Pair, golden, small
 from converter import convert
 from converter.errors import InputError, UsageError
 from converter.families import Family
-from converter.families.pixart import PIXART
 from converter.mapping import KeyMapping
+from converter.models.pixart.table import PIXART
 from converter.parity import check
 from converter.parity.digests import sha256
 from converter.parity.provenance import (

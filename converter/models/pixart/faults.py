@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from ...families import Findings
-from ...families.pixart_evidence import MICRO
 from ...mapping import Plan
 from ...nets.faults import Fault
 from ...nets.net import Values
@@ -22,6 +21,7 @@ from ...nets.shared_faults import (
     position_faults,
     timestep_faults,
 )
+from .hyper_parameters import MICRO
 from .stock import STOCK
 
 UNHEEDED = ("dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention")  # change no output

@@ -10,14 +10,14 @@ import numpy as np
 
 from ...families import Findings
 from ...families.evidence import VAE_FACTOR
-from ...families.pixart_evidence import MICRO
-from ...families.pixart_released import TOKENS
 from ...nets.inputs import Array, Case, Draws
 from ...nets.latents import AFFORDABLE, believed_size, of_any_size, parts
 from ...nets.sampler import Sampler
 from ...nets.spec import ParitySpec
 from .faults import faults
+from .hyper_parameters import MICRO
 from .net import PixArtShape, pixart
+from .released import TOKENS
 from .stock import STOCK
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..mapping import Computed, Copies, KeyMapping, Plan, ZeroInit
-from .base import Family, Findings, State
-from .evidence import (
+from ...families.base import Family, Findings, State
+from ...families.evidence import (
     DIFFUSERS,
     POSITIONS,
     computed_table,
@@ -23,7 +22,8 @@ from .evidence import (
     sizes,
     up_to_rounding,
 )
-from .sincos import DRIFT, SinCosTable
+from ...families.sincos import DRIFT, SinCosTable
+from ...mapping import Computed, Copies, KeyMapping, Plan, ZeroInit
 
 B, T = "blocks.{}.", "transformer_blocks.{}."
 EMB = T + "norm1.emb."  # diffusers has the embedders in every block, each a copy of the original's

@@ -10,13 +10,13 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from ..errors import UsageError
-from ..mapping import Computed, Extra, KeyMapping, Parameter, Refused, ZeroInit
-from .base import Family, Findings
-from .evidence import DIFFUSERS, POSITIONS, computed_table, drifted, exact_instead, up_to_rounding
-from .pixart_comfyui import comfyui_warnings
-from .pixart_evidence import FLAGS, KV_COMPRESS, MICRO, QK_NORM, REL_POS, describe
-from .sincos import DRIFT, SinCosTable
+from ...errors import UsageError
+from ...families.base import Family, Findings
+from ...families.evidence import DIFFUSERS, POSITIONS, computed_table, drifted, exact_instead, up_to_rounding
+from ...families.sincos import DRIFT, SinCosTable
+from ...mapping import Computed, Extra, KeyMapping, Parameter, Refused, ZeroInit
+from .comfyui import comfyui_warnings
+from .hyper_parameters import FLAGS, KV_COMPRESS, MICRO, QK_NORM, REL_POS, describe
 
 B, T = "blocks.{}.", "transformer_blocks.{}."
 EMB = "adaln_single.emb."

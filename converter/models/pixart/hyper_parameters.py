@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import UsageError
-from ..mapping import Plan
-from .base import Findings, State
-from .evidence import (
+from ...errors import UsageError
+from ...families.base import Findings, State
+from ...families.evidence import (
     POSITIONS,
     VAE_FACTOR,
     StoredTable,
@@ -19,7 +18,8 @@ from .evidence import (
     sensible,
     sizes,
 )
-from .pixart_released import HEAD_SIZE, PLACEHOLDER, RELEASED, TOKENS, remarks, stock
+from ...mapping import Plan
+from .released import HEAD_SIZE, PLACEHOLDER, RELEASED, TOKENS, remarks, stock
 
 MICRO, QK_NORM, KV_COMPRESS, REL_POS = "micro_condition", "qk_norm", "kv_compress", "use_rel_pos"
 FLAGS = {

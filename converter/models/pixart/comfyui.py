@@ -6,7 +6,7 @@ comfyanonymous/ComfyUI, `comfy/model_detection.py` (the branch that asks for `t_
 
 from __future__ import annotations
 
-from .base import Findings
+from ...families.base import Findings
 
 # What its detection does not read off a file but takes for granted.
 _FIXED = {

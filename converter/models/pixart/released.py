@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Findings
+from ...families.base import Findings
 
 TOKENS = {120: "alpha", 300: "sigma"}  # caption length -> which PixArt
 # (version, pixels) -> positional scale of the released models. Sources disagree on alpha at 256: its training
