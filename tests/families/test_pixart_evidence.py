@@ -418,7 +418,7 @@ def test_a_released_width_with_another_depth_is_noted(name: str) -> None:
 
 
 def test_micro_conditions_that_the_stock_pipeline_does_not_pass_on_are_noted() -> None:
-    (note,) = released("alpha-512-ms").stock
+    (note,) = released("alpha-512-ms").diffusers_notes
     assert "PixArtAlphaPipeline" in note
     assert "this model has 64" in note
-    assert released("alpha-1024-ms").stock == []
+    assert released("alpha-1024-ms").diffusers_notes == []
