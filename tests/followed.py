@@ -4,7 +4,7 @@ What the blocks mean:
     python  a file, where its first line is `# NAME.py`; shown out of one, where it is `# from NAME.py` (`...` for
             what is left out); else it is run
     toml    a file, `# NAME.toml`
-    sh      commands; a comment may say the exit code
+    sh      commands; a comment may say the exit code. With `\\` at its end a line goes on in the next one
     text    what the commands before it printed, with `...` for what differs from machine to machine
     diff    a change to a file, its parts separated by `@@`
 """
@@ -25,6 +25,7 @@ from makers import ROOT, launch
 from converter.parity.tomlfile import read_toml
 
 PROGRAMS = ("convert-pixart", "pixart")
+Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -32,11 +33,19 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.M | re.S)
 
 
-class Reader:
-    """Follows one page in a folder. `session` are the names that its Python begins with, and then has."""
+def commands(content: str) -> list[str]:
+    """The lines of a block of commands, each whole."""
+    return [line for line in content.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
 
-    def __init__(self, page: str, folder: Path, session: dict[str, Any]) -> None:
-        self.page, self.folder, self.session = page, folder, session
+
+class Reader:
+    """Follows one page in a folder. `session` are the names that its Python begins with, and then has.
+
+    `cli` carries out a command inside this process, in its current folder; without it each is a process of its own.
+    """
+
+    def __init__(self, page: str, folder: Path, session: dict[str, Any], cli: Launch | None = None) -> None:
+        self.page, self.folder, self.session, self.cli = page, folder, session, cli
         self.printed = ""
 
     def follow(self, text: str, wanted: Callable[[str], bool] = lambda command: True) -> int:
@@ -57,7 +66,7 @@ class Reader:
             elif language == "diff":
                 self._change(content)
             elif language == "sh":
-                self.printed = "".join(self._run(line) for line in content.splitlines() if line and wanted(line))
+                self.printed = "".join(self._run(line) for line in commands(content) if wanted(line))
             elif language == "text":
                 same = doctest.OutputChecker().check_output(content, self.printed, doctest.ELLIPSIS)
                 assert same, f"{self.page} shows\n{content}\nand this was printed:\n{self.printed}"
@@ -75,7 +84,7 @@ class Reader:
         else:
             program = program.removeprefix("bin/")
             assert program in PROGRAMS, line
-            done = launch(program, *arguments, **paths)
+            done = self.cli(program, *arguments) if self.cli else launch(program, *arguments, **paths)
         assert done.returncode == int(code[1] if code else 0), f"{line}: {done.returncode}\n{done.stdout}{done.stderr}"
         if not code:
             assert done.stderr == "", line
