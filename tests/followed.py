@@ -5,19 +5,21 @@ What the blocks mean:
             what is left out); else it is run
     toml    a file, `# NAME.toml`
     sh      commands; a comment may say the exit code. With `\\` at its end a line goes on in the next one
-    text    what the commands before it printed, with `...` for what differs from machine to machine; of VARYING numbers
-            those of a real run may stand there
+    text    what the commands or the Python before it printed, with `...` for what differs from machine to machine; of
+            VARYING numbers those of a real run may stand there
     diff    a change to a file, its parts separated by `@@`
 """
 
 from __future__ import annotations
 
 import doctest
+import io
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,9 @@ class Reader:
                     assert part in held, f"{self.page}: {shown[1]} does not hold\n{part}"
                 compared += 1
             elif language == "python":
-                exec(compile(content, self.page, "exec"), self.session)
+                with redirect_stdout(io.StringIO()) as out:
+                    exec(compile(content, self.page, "exec"), self.session)
+                self.printed = out.getvalue()
             elif language == "diff":
                 self._change(content)
             elif language == "sh":
