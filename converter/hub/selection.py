@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ..checkpoint.folders.folder import CONFIG
-from ..checkpoint.folders.weight_names import STEMS, SUFFIXES, weights_among
+from ..checkpoint.weight_names import STEMS, SUFFIXES, weights_among
 from ..errors import InputError, printable, shortened
 from ..record import EXTRAS, RECORD, record_places
 from .names import Place

@@ -19,7 +19,7 @@ from zip_builder import SIX, Glob, assert_refused, call, read_all, refused, safe
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.folders.folder import files_next_to_weights as beside
 from converter.checkpoint.folders.folder import model_folder, read_config, weight_files
-from converter.checkpoint.folders.weight_names import STEMS, variants, weights_among, with_variant
+from converter.checkpoint.weight_names import STEMS, variants, weights_among, with_variant
 from converter.errors import InputError
 
 STEM = "diffusion_pytorch_model.safetensors"
