@@ -108,8 +108,8 @@ class InputFile:
 
 
 def dangling_link(path: str | os.PathLike[str]) -> str:
-    """What is wrong with a path that is a link to nothing, or lies behind one, as in a cache whose blobs are gone; ''
-    for any other."""
+    """What is wrong with a path that is a link to nothing, or leads through one, as in a cache whose blobs are gone;
+    '' for any other."""
     whole = os.path.abspath(path)
     for where in (Path(whole), *Path(whole).parents):
         with suppress(OSError, ValueError):  # what may not be looked at, or goes round in circles, is another matter
@@ -117,9 +117,9 @@ def dangling_link(path: str | os.PathLike[str]) -> str:
                 try:
                     os.stat(where)
                 except FileNotFoundError:
-                    behind = "" if str(where) == whole else f"lies behind {printable(where)}, "
+                    through = "" if str(where) == whole else f"lies behind {printable(where)}, "
                     to = printable(os.readlink(where))
-                    return f"{behind}a link to nothing: {to} is not there (No such file or directory): fetch it again"
+                    return f"{through}a link to nothing: {to} is not there (No such file or directory): fetch it again"
     return ""
 
 
@@ -152,8 +152,8 @@ def reads(call: _Call) -> _Call:
 
 
 def present(path: str | os.PathLike[str]) -> bool:
-    """Whether anything has this name, be it a link to nothing. What cannot be told is an error: a config or a record
-    that is there and not seen would be missed in silence."""
+    """Whether anything has this name, even a link to nothing. Where the system does not say, that is an error: a config
+    or a record that is there and not seen would be missed in silence."""
     with reading(path):
         try:
             os.lstat(path)

@@ -68,8 +68,8 @@ class ModelKeys:
 def find_models(keys: Sequence[str], tables: Tables | None = None) -> list[ModelKeys]:
     """The models that a state dict with these keys holds, at least one; several where each is a whole one.
 
-    >>> [found] = find_models(["module.blocks.0._orig_mod.fc", "module.out"])
-    >>> found.prefix, list(found.in_file)
+    >>> [model] = find_models(["module.blocks.0._orig_mod.fc", "module.out"])
+    >>> model.prefix, list(model.in_file)
     ('module.', ['blocks.0.fc', 'out'])
     """
     plain = _plain(keys)
@@ -77,17 +77,17 @@ def find_models(keys: Sequence[str], tables: Tables | None = None) -> list[Model
         known = max((sum(table.row_of(name) is not None for name in plain.in_file) for table in batch), default=0)
         if keys and known == len(keys):
             return [ModelKeys(plain.prefix, plain.in_file, known=known, fits=True)]
-        found, mixed = _by_tables(keys, batch)
-        if found:
+        models, mixed = _by_tables(keys, batch)
+        if models:
             # Of a single model, what only some keys carry may still be why names in it are unknown.
-            same = len(found) == 1 and found[0].prefix == plain.prefix
-            return [replace(found[0], mixed=plain.mixed)] if same else found
+            same = len(models) == 1 and models[0].prefix == plain.prefix
+            return [replace(models[0], mixed=plain.mixed)] if same else models
         plain = replace(plain, mixed=plain.mixed or mixed, known=max(known, plain.known))
     return [plain]
 
 
 def plainly_foreign(name: str) -> bool:
-    """Whether a name is one of what programs keep beside a denoiser: encoders, losses, schedule buffers, counters."""
+    """Whether a name is one that programs keep with a denoiser: encoders, losses, schedule buffers, counters."""
     return _FOREIGN.fullmatch(name) is not None
 
 
@@ -101,9 +101,9 @@ def unwrapped(key: str) -> str:
 
 
 def _plain(keys: Sequence[str]) -> ModelKeys:
-    """What is behind the known prefix, possibly of several parts, that all keys carry.
+    """The names after the known prefix, possibly of several parts, that all keys carry.
 
-    What only some keys carry stays: it is a part of their names (`model.embed` beside `lm_head`), or else the file is
+    What only some keys carry stays: it is a part of their names (`model.embed` next to `lm_head`), or else the file is
     a mixture that no family will know. Two keys that differ in nothing else clash: each of them could be the weight.
     """
     prefix = mixed = clash = ""
@@ -137,7 +137,7 @@ def _plain(keys: Sequence[str]) -> ModelKeys:
 
 @dataclass
 class _Group:
-    """The names that a table knows behind one prefix."""
+    """The names that a table knows after one prefix."""
 
     rows: set[int] = field(default_factory=set)
     names: dict[str, str] = field(default_factory=dict)  # as the table knows it -> the whole name
@@ -148,7 +148,7 @@ class _Group:
 
 
 def _by_tables(keys: Sequence[str], tables: Sequence[Names]) -> tuple[list[ModelKeys], str]:
-    """(the models behind prefixes of any kind, by the table that knows most; in words, why there are none though one
+    """(the models after prefixes of any kind, by the table that knows most; in words, why there are none though one
     fits: keys outside of it may well be its own)."""
     names = {unwrapped(key): key for key in keys}
     if len(names) < len(keys) or len(names) > _MOST:

@@ -141,15 +141,15 @@ class Checkpoint(Mapping[str, LazyTensor]):
                     candidate.weights, candidate.why = kind_by_name(path.parent.name)
 
     def take_config_beside(self) -> None:
-        """Of a file in a model folder, let the config.json beside it count, as it does where the folder is given.
+        """Of a file in a model folder, let the config.json next to it count, as it does where the folder is given.
 
-        To be called once the keys are known to be diffusers': beside an original checkpoint it may be anyone's.
+        To be called once the keys are known to be diffusers': next to an original checkpoint it may be anyone's.
 
         Raises: `InputError` where it cannot be read.
         """
-        beside = Path(os.path.abspath(self.path)).parent
-        if self.folder is None and isinstance((config := read_config(beside)).get("_class_name"), str):
-            self.folder, self.place, self.config = beside, beside, config
+        folder = Path(os.path.abspath(self.path)).parent
+        if self.folder is None and isinstance((config := read_config(folder)).get("_class_name"), str):
+            self.folder, self.place, self.config = folder, folder, config
             self.notes.append(f"{CONFIG} beside it was read too, as where the folder is given")
 
     @property
@@ -235,11 +235,11 @@ def open_checkpoint(
     """Open a checkpoint (`.pth`, `.pt`, `.bin`, `.safetensors`, or a diffusers folder) without reading its tensors.
 
     Args:
-        path: the file or folder; what it is is told by its bytes, not by its suffix.
+        path: the file or folder; what it is, its bytes show, not its suffix.
         weights: 'raw' or 'ema' where a file holds both (default: raw).
         state_dict_key: where in the file the weights lie, such as 'state_dict_ema' or 'app.model', where it holds
             several.
-        tables: the names that kinds of models have, by which the weights are found behind any prefix.
+        tables: the names that kinds of models have, by which the weights are found after any prefix.
 
     Returns: a read-only mapping from keys (a prefix such as `module.` that all have is removed) to `LazyTensor`.
 

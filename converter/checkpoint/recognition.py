@@ -92,7 +92,7 @@ def _decoded(head: bytes, whole: bool) -> str:
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(data, final=whole)
     except UnicodeDecodeError:
-        # An old encoding of western languages: any byte is a character, so more is asked of them.
+        # An old encoding of western languages: any byte is a character, so most must be ASCII.
         if mark or sum(byte < 128 for byte in data) < 0.75 * len(data):
             return ""
         text, odd = data.decode("latin-1"), 0
@@ -102,7 +102,7 @@ def _decoded(head: bytes, whole: bool) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Its beginning on one line, to stand behind a word."""
+    """Its beginning on one line, to follow a word."""
     line = _BEARER.sub(HIDDEN, TOKEN.sub(HIDDEN, " ".join(text.split())))  # nobody's secret is to end in a log
     more = "..." if len(line) > _SHOWN else ""
     return f": '{printable(line[:_SHOWN])}{more}'" if line else ""

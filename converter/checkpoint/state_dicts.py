@@ -1,4 +1,4 @@
-"""The state dicts of a file: found by looking, each with where it lies; one of them is chosen."""
+"""The state dicts of a file: each with where it lies; one of them is chosen."""
 
 from __future__ import annotations
 
@@ -89,10 +89,10 @@ def split(
     tables: Tables | None,
     top_level: Mapping[str, Any] | None = None,
 ) -> list[Candidate]:
-    """The candidates in one state dict: as a rule one; several where models lie in it behind prefixes of their own.
+    """The candidates in one state dict: as a rule one; several where models lie in it under prefixes of their own.
 
     Args:
-        whole: the state dict, whose weights and models are still to be told.
+        whole: the state dict, whose weights and models are still unknown.
         path: the keys that lead to it.
         keys: those of the state dict, of any type.
         top_level: the entries at the top level of the file, by which some writers are known.

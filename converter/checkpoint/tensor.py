@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import nan, prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zlib_ng.zlib_ng import crc32
 
@@ -16,26 +16,28 @@ from .cast import widen
 from .dtypes import DType
 from .file import InputFile
 
-if TYPE_CHECKING:
-    from .torch_file.archive import Archive
-
 CHUNK = 1 << 20
 
 
 class Storage:
-    """A run of bytes in a file: a member of a torch archive (as a rule with its CRC), or a tensor of a safetensors."""
+    """A run of bytes in a file: a member of a torch archive (as a rule with its CRC), or a tensor of a safetensors.
+
+    Args:
+        start: the offset in the file, or what finds it when it is first needed.
+        crc: the CRC-32 that the file states; None where it carries no checksums.
+    """
 
     def __init__(
-        self, file: InputFile, name: str, size: int, *, archive: Archive | None = None, start: int = 0
+        self, file: InputFile, name: str, size: int, *, start: int | Callable[[], int] = 0, crc: int | None = None
     ) -> None:
         self.file, self.name, self.size = file, name, size
-        self._archive, self._start = archive, start
-        self._proven = archive is None or not archive.summed  # there is nothing to prove it by
+        self._start, self._crc = start, crc
+        self._proven = crc is None  # there is nothing to prove it by
 
     @cached_property
     def start(self) -> int:
-        """Offset in the file; for a member of an archive, only once its headers were found to agree."""
-        return self._archive.locate(self.name) if self._archive else self._start
+        """Offset in the file; for a member of an archive, only once its headers are known to agree."""
+        return self._start() if callable(self._start) else self._start
 
     def locate(self) -> None:
         """Find it now, and whether its headers agree."""
@@ -48,8 +50,8 @@ class Storage:
 
     @property
     def crc(self) -> int | None:
-        """What the file says it is; None where it carries no checksums."""
-        return self._archive.members[self.name].crc if self._archive and self._archive.summed else None
+        """The CRC-32 that the file states; None where it carries no checksums."""
+        return self._crc
 
     def copy_to(self, offset: int, count: int, fd: int, position: int) -> bool:
         """Let the system copy `count` bytes from `offset` to `position` of another file; False where it cannot."""
@@ -147,7 +149,7 @@ class LazyTensor:
         if step != 1:
             raise ValueError("a lazy tensor is sliced in steps of 1")
         size = max(0, stop - start)
-        # An empty run stays where it is, so that it never points behind the storage.
+        # An empty run stays where it is, so that it never points past the storage.
         offset = self.offset + start * self.strides[0] * (size > 0)
         return replace(self, shape=(size, *self.shape[1:]), offset=offset)
 
@@ -156,9 +158,9 @@ class LazyTensor:
 
         NaN for a position outside the tensor, and in a tensor that holds no floats.
         """
-        return tuple(self._peek(position) for position in positions)
+        return tuple(map(self._element, positions))
 
-    def _peek(self, position: int) -> float:
+    def _element(self, position: int) -> float:
         if not self.dtype.floating or not 0 <= position < self.numel:
             return nan
         place = self.offset
@@ -171,7 +173,7 @@ class LazyTensor:
         return float(value)
 
     def chunks(self, buffer: bytearray | None = None) -> Iterator[tuple[int, memoryview]]:
-        """(offset in the tensor, bytes) of a contiguous tensor, in order; a laid-out-anew one comes whole.
+        """(offset in the tensor, bytes) of a contiguous tensor, in order; any other comes whole.
 
         Args:
             buffer: to read into, for who reads many tensors; each view is valid until the next is taken.
@@ -222,10 +224,10 @@ class LazyTensor:
         """The tensor as a torch tensor of its own dtype, in `out` (contiguous, of that shape) where that is given."""
         import torch
 
-        made = torch.empty(self.shape, dtype=getattr(torch, self.dtype.name)) if out is None else out
-        array: Any = made.reshape(-1).view(torch.uint8).numpy()
+        tensor = torch.empty(self.shape, dtype=getattr(torch, self.dtype.name)) if out is None else out
+        array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
         self.read_into(memoryview(array))
-        return made
+        return tensor
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from ..checkpoint import DType
 from ..checkpoint.dtypes import BF16, BY_NAME, F16, F32
 from ..checkpoint.file import reading
-from ..checkpoint.folders.weight_names import INDEX, WEIGHTS, is_shard, with_variant
 from ..checkpoint.json_file import read_json
+from ..checkpoint.weight_names import INDEX, WEIGHTS, is_shard, with_variant
 from ..checkpoint.write.layout import TensorEntry as Entry
 from ..checkpoint.write.publish import FilePublication, Publication
 from ..checkpoint.write.safetensors_writer import lay_out_safetensors

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..checkpoint.file import reads
 from ..checkpoint.folders.folder import CONFIG, model_folder, weight_files
-from ..checkpoint.folders.weight_names import SUFFIXES
+from ..checkpoint.weight_names import SUFFIXES
 from ..errors import InputError, UsageError, printable
 from .record import RECORD
 

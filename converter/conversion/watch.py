@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from ..checkpoint import open_checkpoint
-from ..checkpoint.folders.weight_names import SUFFIXES
+from ..checkpoint.weight_names import SUFFIXES
 from ..errors import InputError, UsageError, printable
 from .pairs import Pair, in_folder, natural, paired
 

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from ..checkpoint.folders.weight_names import SUFFIXES
+from ..checkpoint.weight_names import SUFFIXES
 from ..errors import InputError, UsageError, printable
 
 FORM = "hf://OWNER/NAME[@REVISION][/FILE]"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ..checkpoint.folders.folder import CONFIG
-from ..checkpoint.folders.weight_names import STEMS, SUFFIXES, weights_among
+from ..checkpoint.weight_names import STEMS, SUFFIXES, weights_among
 from ..conversion.record import RECORD, SIDECAR, record_places
 from ..errors import InputError, printable, shortened
 from .names import Place

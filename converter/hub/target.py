@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.folders.weight_names import STEMS
 from ..checkpoint.json_file import read_json
+from ..checkpoint.weight_names import STEMS
 from ..conversion.record import PARITY, RECORD, TOOL
 from ..errors import ConverterError, UsageError, printable
 from . import answers

@@ -11,8 +11,8 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.folders.folder import CONFIG, model_folder
-from ..checkpoint.folders.weight_names import WEIGHTS
 from ..checkpoint.json_file import has_byte_order_mark as marked
+from ..checkpoint.weight_names import WEIGHTS
 from ..conversion.analysis import Analysis, analyse, open_model
 from ..conversion.evidence_required import demand
 from ..errors import InputError, UsageError, printable

@@ -13,8 +13,8 @@ from typing import Any
 
 from ..checkpoint.file import reads
 from ..checkpoint.folders.folder import names_in, weight_files
-from ..checkpoint.folders.weight_names import STEMS, variants, weights_among, with_variant
-from ..checkpoint.folders.weight_names import WEIGHTS as WEIGHTS_FILE
+from ..checkpoint.weight_names import STEMS, variants, weights_among, with_variant
+from ..checkpoint.weight_names import WEIGHTS as WEIGHTS_FILE
 from ..checkpoint.weights_kind import UNKNOWN
 from ..conversion.record import RECORD, record_beside, sidecar_beside
 from ..conversion.record import Record as Found

@@ -270,7 +270,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "damaged byteorder": (lambda: central("byteorder", crc=7), ("byteorder",)),
     # Where members lie
     "same place": (lambda: central(header=0), ("two members start at the same offset",)),
-    "behind the directory": (lambda: central(header=1 << 30), ("starts behind the central directory",)),
+    "behind the directory": (lambda: central(header=1 << 30), ("starts inside or after the central directory",)),
     "at the directory": (
         lambda: central(header=plain().index(b"PK\x01\x02")),
         ("two members start at the same offset",),

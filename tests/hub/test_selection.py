@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.checkpoint.folders.folder import model_folder, weight_files
-from converter.checkpoint.folders.weight_names import STEMS
+from converter.checkpoint.weight_names import STEMS
 from converter.errors import InputError
 from converter.hub.names import Place
 from converter.hub.selection import Choice, choose

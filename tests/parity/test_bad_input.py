@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import converter
 from converter.checkpoint.folders.folder import CONFIG
-from converter.checkpoint.folders.weight_names import WEIGHTS
+from converter.checkpoint.weight_names import WEIGHTS
 from converter.conversion.pairs import Pair
 from converter.parity import batch
 from converter.reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, REJECTED, Report

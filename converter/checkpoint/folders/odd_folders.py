@@ -15,17 +15,17 @@ def in_cache(folder: Path) -> Path:
     snapshots, main = folder / "snapshots", folder / "refs" / "main"
     if not (snapshots.is_dir() and ((folder / "refs").is_dir() or (folder / "blobs").is_dir())):
         return folder
-    found = sorted(path.name for path in snapshots.iterdir() if path.is_dir())
+    names = sorted(path.name for path in snapshots.iterdir() if path.is_dir())
     wanted = ""
     if os.path.lexists(main):
         with InputFile(main) as file:
             wanted = file.read(0, min(file.size, 200)).decode(errors="replace").strip()
-    if wanted in found or (len(found) == 1 and not wanted):
-        return snapshots / (wanted or found[0])
+    if wanted in names or (len(names) == 1 and not wanted):
+        return snapshots / (wanted or names[0])
     which = f"its refs/main is {printable(wanted, 60)}" if wanted else "and none is its refs/main"
-    there = ", ".join(printable(name, 60) for name in found[:4]) + (" ..." if len(found) > 4 else "")
+    there = ", ".join(printable(name, 60) for name in names[:4]) + (" ..." if len(names) > 4 else "")
     rule = f"a cached repository with the snapshots {there}; {which}: give the folder of the one that is meant"
-    if not found:
+    if not names:
         rule = "a cached repository without a snapshot: fetch it again"
     raise InputError.at(folder, "snapshots", rule)
 

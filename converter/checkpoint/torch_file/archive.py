@@ -75,7 +75,7 @@ class Archive:
         if len(set(self._starts)) != len(self._starts):
             raise file.error("zip", "two members start at the same offset")
         if self._starts[-2] > start:
-            raise file.error("zip", "a member starts behind the central directory")
+            raise file.error("zip", "a member starts inside or after the central directory")
         if "byteorder" in self.members and self.read("byteorder", 16) != b"little":
             raise file.error("byteorder", "not written on a little-endian machine: re-save it on one")
 
@@ -167,7 +167,7 @@ class Archive:
         start = member.header + LOCAL.size + name_size + extra_size
         stop = start + member.size
         if flags & _DESCRIPTOR_FLAG:
-            # Sizes and CRC stand behind the data; before it they are zero (or marked as 64-bit).
+            # Sizes and CRC follow the data; before it they are zero (or marked as 64-bit).
             what, length = "data descriptor", end - stop
             descriptors = {24: struct.pack("<4sI2Q", b"PK\x07\x08", member.crc, member.size, member.size)}
             if member.size < 1 << 32:

@@ -1,6 +1,6 @@
 """The tensor inside what torch saves of a parameter, or of a tensor with attributes of its own.
 
-An attribute (`p._is_hf_initialized = True`) makes torch save a tensor by another function, with the attributes behind
+An attribute (`p._is_hf_initialized = True`) makes torch save a tensor by another function, with the attributes after
 it (torch/nn/parameter.py and torch/_tensor.py, `__reduce_ex__`). They are no part of its data: plain values are passed
 over. Anything else may stand for the data (quantised weights keep theirs so), and is refused.
 """
@@ -20,7 +20,7 @@ _REMEDY = "save {k: v.detach().clone() for k, v in state_dict.items()} instead"
 
 
 class Attributes:
-    """Takes tensors out of what is around them. What was found plain is remembered: attributes may be shared by all
+    """Takes tensors out of what is around them. What is plain is remembered: attributes may be shared by all
     tensors, and the time is that of reading the pickle once."""
 
     def __init__(self) -> None:

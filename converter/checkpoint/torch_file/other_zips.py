@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...errors import printable, shortened
-from ..folders.weight_names import SUFFIXES
+from ..weight_names import SUFFIXES
 from .zip_directory import ZipEntry
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".xz", ".zst", ".bz2", ".rar")  # that may hold one

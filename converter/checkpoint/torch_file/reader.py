@@ -6,6 +6,7 @@ Only the constructors below are known, and they are recognised, never called
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ...errors import InputError, printable
@@ -108,7 +109,8 @@ class TorchFile:
             rule = f"{member.size} bytes, where {printable(key)} declares {count} x {dtype}"
             raise self.file.error(member.name, rule)
         if name not in self._storages:
-            self._storages[name] = dtype, Storage(self.file, member.name, member.size, archive=self.archive)
+            crc, locate = member.crc if self.archive.summed else None, partial(self.archive.locate, member.name)
+            self._storages[name] = dtype, Storage(self.file, member.name, member.size, start=locate, crc=crc)
         # torch refuses to write this, and on reading gives all tensors of the storage the first one's dtype.
         if (first := self._storages[name][0]) != dtype:
             raise self._refuse(key, f"its storage data/{name} is {first} for one tensor and {dtype} for another")

@@ -11,7 +11,7 @@ from ...errors import printable
 from .kinds import describe, is_tensor, pairs_of
 from .unpickle import Call, Dict, Global
 
-AGAIN = 8  # further names under which dicts are taken up that are there already: each is looked at anew
+AGAIN = 8  # further names under which dicts are taken up that are there already: each is looked at again
 INTEGERS = 2_000  # that are kept
 DEPTH = 16  # keys that lead to a dict of tensors
 _PLAIN = (int, float, str, bytes, type(None))

@@ -88,9 +88,9 @@ class Publication:
         self.published = False
         self.notes: list[str] = []  # what failed once the target was there, in words
         self._needed, self._overwrite, self._allowed = needed_bytes, overwrite, allowed
-        self._parents: list[Path] = []  # those that we made, outermost first
+        self._parents: list[Path] = []  # those that this one created, outermost first
         self._replaced = False  # whether there was an old target, which is then what is doomed
-        self._to_delete: Path | None = None  # what `discard` deletes; None while it is not certain to be ours
+        self._to_delete: Path | None = None  # what `discard` deletes; None while it may be someone else's
 
     def __enter__(self) -> Publication:
         try:
@@ -103,7 +103,7 @@ class Publication:
                     raise target_error(self.target, f"not enough space on the disk: {sizes}")
                 for folder in reversed(self.target.parents):
                     if not folder.is_dir():
-                        with suppress(FileExistsError):  # someone else was faster: not ours to remove
+                        with suppress(FileExistsError):  # someone else was faster: not to be removed here
                             os.mkdir(folder)
                             self._parents.append(folder)
                 os.mkdir(self.path)
@@ -135,7 +135,7 @@ class Publication:
             pending_cleanup.discard(self)
 
     def _note_remains(self, path: Path) -> None:
-        """Name what could not be deleted, and why: asked once more, without going on after the first failure."""
+        """Name what could not be deleted, and why: tried once more, up to the first failure."""
         try:
             shutil.rmtree(path)
         except OSError as error:

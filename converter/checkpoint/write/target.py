@@ -1,4 +1,4 @@
-"""May a folder or file be made here, or replaced? Asked before a byte of the input is read, so that nothing is lost."""
+"""May a folder or file be created or replaced here? Checked before a byte of the input is read: nothing is lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...errors import InputError, UsageError, printable
 from ..file import InputFile
 
 REPLACED = ".replaced"  # of an old target that has given way to the new one, and is being deleted
-# The files of a folder, such as "vae/config.json", that may be deleted; empty where the folder is not ours at all.
+# The files of a folder, such as "vae/config.json", that may be deleted; empty where this tool wrote none of it.
 Allowed = Callable[[Path], Set[str]]
 
 _OF_SYSTEMS = {".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini"}
@@ -62,8 +62,8 @@ def check_replaceable(target: Path, folder: Path, allowed: Allowed) -> None:
 
 
 def _left_by_system(inside: str, entry: os.DirEntry[str], siblings: Set[str]) -> bool:
-    """Whether a file is one that a system leaves in any folder that it shows, or that the hub's client keeps account in
-    beside what it downloaded: nobody made it, and it is made anew."""
+    """Whether a file is one that a system leaves in any folder that it shows, or the hub's client next to what it
+    downloads: nobody's work, and written again when it is missing."""
     if inside.startswith(HUB_CACHE):
         return entry.name in ("CACHEDIR.TAG", ".gitignore") or entry.name.endswith(
             (".metadata", ".lock", ".incomplete")
@@ -160,8 +160,8 @@ def check_file(target: Path, source: Path, *, overwrite: bool) -> Path:
 
 
 def temporary_prefix(target: Path) -> str:
-    """What the names of siblings begin with that a target is made in. A long name leaves no room for all of it, and is
-    told from others by a digest."""
+    """What the names of the temporary siblings of a target begin with: its own name; of a long one a part, and a digest
+    that tells it from others."""
     name = target.name
     return f".{name}" if len(name) <= 50 else f".{name[:40]}~{sha256(os.fsencode(name)).hexdigest()[:16]}"
 

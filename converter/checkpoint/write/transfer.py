@@ -30,7 +30,7 @@ Progress = Callable[[int], None]
 @dataclass
 class Output:
     """A tensor, or rows of one, of a file being written: where it lies as a reader of that file sees it, and what was
-    found there. `nonfinite` counts elements; `zeros`, of each of `parts` equal runs of rows (such as q, k and v), how
+    read back. `nonfinite` counts elements; `zeros`, of each of `parts` equal runs of rows (such as q, k and v), how
     many at its end are zero."""
 
     tensor: LazyTensor
@@ -138,8 +138,8 @@ class TensorCopy:
         self._done += len(view)
 
     def prove(self, buffer: bytearray, stop: threading.Event, progress: Progress) -> None:
-        """Read back what was written: its CRC has to be that of the source, or of what was made of it."""
-        found = 0
+        """Read back what was written: its CRC has to be that of the source, or of its rounding."""
+        crc = 0
         for output in self.outputs:
             file, digest, dtype = output.tensor.storage.file, hashlib.sha256(), output.tensor.dtype
             for start, end in output.runs():
@@ -157,12 +157,12 @@ class TensorCopy:
                     progress(len(part))
                 output.zeros.append(zeros)
             output.sha256 = digest.hexdigest()
-            found = crc32_combine(found, output.crc, output.tensor.nbytes)
+            crc = crc32_combine(crc, output.crc, output.tensor.nbytes)
         if self.crc is None and [output.sha256 for output in self.outputs] != [self.digest]:
             self.crc = 0
             for _, part in self.tensor.chunks():  # it has changed since it was recorded, which is no fault
                 self.crc = crc32(part, self.crc)
-        if self.crc not in (found, None):
+        if self.crc not in (crc, None):
             for _ in self.tensor.storage.chunks(buffer):
                 pass  # raises where it is the source that is damaged
             where = self.outputs[0].tensor.storage.file.path
