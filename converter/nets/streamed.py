@@ -9,7 +9,7 @@ memory of its largest part.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +71,7 @@ class Streamed:
         self._staying = [name for name, _ in model.named_parameters() if not name.startswith(tuple(streamed))]
         for name, buffer in model.named_buffers():
             owner(model, name)._buffers[name.rpartition(".")[2]] = buffer.to(weights.device)
-        self.stages = [Stage(placed.name, self._runner(index)) for index, placed in enumerate(self._placed)]
+        self.stages = [Stage(one.name, _Alone(self, self._placed, i)) for i, one in enumerate(self._placed)]
         self.on(weights)
 
     def on(self, weights: Weights) -> Streamed:
@@ -80,6 +80,16 @@ class Streamed:
         for name in self._staying:
             _put(self.model, name, weights[name])
         return self
+
+    @contextmanager
+    def answering(self, module: nn.Module, output: Any) -> Iterator[None]:
+        """Let a module answer with `output`; it does not run, and its weights are not read."""
+        self._answering.add(module)
+        try:
+            with _replaced(module, lambda *_, **__: output):
+                yield
+        finally:
+            self._answering.discard(module)
 
     def _stream(self, module: nn.Module, prefix: str) -> None:
         """Let a module's parameters be there only while it runs."""
@@ -119,56 +129,61 @@ class Streamed:
             watch(whole.name, whole.parts[0].values(output))
         return output
 
-    def _runner(self, index: int) -> Callable[[Values, Probe], Values]:
-        """What runs one stage alone, by the library's forward on the values of the stages before it."""
-        before, placed, after = self._placed[:index], self._placed[index], self._placed[index + 1 : -1]
-        wanted = {part.module for part in placed.parts}
-        around = [part for later in after for part in later.parts if wanted & set(part.module.modules())]
 
-        def run(values: Values, probe: Probe) -> Values:
-            made: Values = {}
+class _Alone:
+    """One stage of a streamed net by itself: the library's forward, from the values before the stage to its own."""
 
-            def answered(part: _Part) -> Callable[..., None]:
-                def hook(module: nn.Module, arguments: Any, output: Any) -> None:
-                    made.update(part.values(output))
-                    if len(placed.parts) > 1:
-                        probe(part.label, output)
-                    raise _Answered
+    def __init__(self, net: Streamed, placed: Sequence[_Placed], index: int) -> None:
+        self.net, self.stage = net, placed[index]
+        self.before = [part for earlier in placed[:index] for part in earlier.parts]
+        wanted = {part.module for part in self.stage.parts}
+        later = [part for after in placed[index + 1 : -1] for part in after.parts]
+        self.around = [part for part in later if wanted & set(part.module.modules())]
 
-                return hook
+    def __call__(self, values: Values, probe: Probe) -> Values:
+        answers: Values = {}
+        with ExitStack() as undo:
+            for part in self.before:
+                if values.keys() >= set(part.names):
+                    undo.enter_context(self.net.answering(part.module, part.output(values)))
+            for part in self.around:
+                undo.enter_context(_replaced(part.module, self._until_answered(part, values, answers)))
+            for part in self.stage.parts:
+                for hook in probe_hooks(part.module, self.stage.probes, probe):
+                    undo.callback(hook.remove)
+                if part.module is not self.net.model:
+                    hook = part.module.register_forward_hook(self._answer(part, answers, probe))
+                    undo.callback(hook.remove)
+            try:
+                output = self.net.stock.call(self.net.model, values)
+            except _Answered:
+                return answers
+        if self.stage.parts[0].module is not self.net.model:
+            raise ValueError(f"the library's forward does not use the modules of the stage {self.stage.name!r}")
+        return self.stage.parts[0].values(output)
 
-            def left(part: _Part, forward: Callable[..., Any]) -> Callable[..., Any]:
-                """Of a module around some that are wanted: it is left as soon as they have answered."""
+    def _answer(self, part: _Part, answers: Values, probe: Probe) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+            answers.update(part.values(output))
+            if len(self.stage.parts) > 1:
+                probe(part.label, output)
+            raise _Answered
 
-                def run_until(*arguments: Any, **named: Any) -> Any:
-                    try:
-                        return forward(*arguments, **named)
-                    except _Answered:
-                        if len(made) == sum(len(one.names) for one in placed.parts):
-                            raise
-                        return part.output(values)
+        return hook
 
-                return run_until
+    def _until_answered(self, part: _Part, values: Values, answers: Values) -> Callable[..., Any]:
+        """The forward of a module around some that are wanted: it is left as soon as one of them has answered."""
+        forward = part.module.forward
 
-            with ExitStack() as undo:
-                for part in [part for earlier in before for part in earlier.parts]:
-                    if values.keys() >= set(part.names):
-                        _replace(undo, part.module, _answer(part.output(values)))
-                        self._answering.add(part.module)
-                        undo.callback(self._answering.discard, part.module)
-                for part in around:
-                    _replace(undo, part.module, left(part, part.module.forward))
-                for part in placed.parts:
-                    for hook in probe_hooks(part.module, placed.probes, probe):
-                        undo.callback(hook.remove)
-                    if part.module is not self.model:
-                        undo.callback(part.module.register_forward_hook(answered(part)).remove)
-                try:
-                    return placed.parts[0].values(self.stock.call(self.model, values))
-                except _Answered:
-                    return made
+        def forward_until(*arguments: Any, **named: Any) -> Any:
+            try:
+                return forward(*arguments, **named)
+            except _Answered:
+                if all(name in answers for one in self.stage.parts for name in one.names):
+                    raise
+                return part.output(values)
 
-        return run
+        return forward_until
 
 
 def _place(model: nn.Module, line: StockStage, probes: Mapping[str, tuple[str, str]]) -> Iterator[_Placed]:
@@ -196,14 +211,14 @@ def _streamable(module: nn.Module, prefix: str, owned: set[nn.Module]) -> Iterat
             yield path, child
 
 
-def _replace(undo: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Let a module compute something else until `undo` is left."""
+@contextmanager
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module compute something else."""
     vars(module)["forward"] = forward
-    undo.callback(vars(module).pop, "forward")
-
-
-def _answer(output: Any) -> Callable[..., Any]:
-    return lambda *_, **__: output
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
 
 
 def owner(model: nn.Module, name: str) -> nn.Module:

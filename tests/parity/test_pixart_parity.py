@@ -80,9 +80,7 @@ def test_the_fixed_class_uses_its_stored_table_on_its_own_size() -> None:
     spoilt = weights | {"pos_embed": weights["pos_embed"] + 1}
     for case, same in (("native", False), ("t999-t321", True)):
         inputs = of(name)[case].tensors(torch.float64)
-        one, other = (
-            reference(found, Weights(held, torch.float64)).forward(inputs) for held in (weights, spoilt)
-        )
+        one, other = (reference(found, Weights(held, torch.float64)).forward(inputs) for held in (weights, spoilt))
         assert torch.equal(one, other) == same
     with pytest.raises(ValueError, match="positions"):
         whole(Weights(weights, torch.float64), shape(found)).forward(of(name)["t999-t321"].tensors(torch.float64))
