@@ -23,7 +23,17 @@ if TYPE_CHECKING:
     from .errors import ConverterError, InputError, UsageError
     from .families import Family, Finding, Findings, register
     from .inspection import inspect
-    from .mapping import Computed, Copies, Extra, KeyMapping, MappingError, Parameter, Refused, Sparse
+    from .mapping import (
+        Computed,
+        Copies,
+        Extra,
+        KeyMapping,
+        MappingError,
+        Parameter,
+        Refused,
+        Reorder,
+        Sparse,
+    )
 
 _HOMES = {
     "checkpoint": ("Checkpoint", "LazyTensor", "open_checkpoint"),
@@ -32,8 +42,10 @@ _HOMES = {
     "errors": ("ConverterError", "InputError", "UsageError"),
     "families": ("Family", "Finding", "Findings", "register"),
     "inspection": ("inspect",),
-    "mapping": ("Computed", "Copies", "Extra", "KeyMapping", "MappingError", "Parameter", "Refused", "Sparse"),
-}
+    "mapping": (
+        "Computed", "Copies", "Extra", "KeyMapping", "MappingError", "Parameter", "Refused", "Reorder", "Sparse",
+    ),
+}  # fmt: skip
 
 __all__ = [
     "Checkpoint",
@@ -52,6 +64,7 @@ __all__ = [
     "MappingError",
     "Parameter",
     "Refused",
+    "Reorder",
     "Sparse",
     "UsageError",
     "__version__",
