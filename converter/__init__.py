@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .conversion.inspection import inspect
     from .errors import ConverterError, InputError, UsageError
     from .families import Family, Finding, Findings, register
-    from .mapping import Computed, Copies, Extra, KeyMapping, MappingError, Parameter, Refused, Sparse
+    from .mapping import Computed, Copies, Extra, KeyMapping, MappingError, Parameter, Refused, Reorder, Sparse
 
 _HOMES = {
     "checkpoint": ("Checkpoint", "LazyTensor", "open_checkpoint"),
@@ -32,8 +32,10 @@ _HOMES = {
     "errors": ("ConverterError", "InputError", "UsageError"),
     "families": ("Family", "Finding", "Findings", "register"),
     "conversion.inspection": ("inspect",),
-    "mapping": ("Computed", "Copies", "Extra", "KeyMapping", "MappingError", "Parameter", "Refused", "Sparse"),
-}
+    "mapping": (
+        "Computed", "Copies", "Extra", "KeyMapping", "MappingError", "Parameter", "Refused", "Reorder", "Sparse",
+    ),
+}  # fmt: skip
 
 __all__ = [
     "Checkpoint",
@@ -52,6 +54,7 @@ __all__ = [
     "MappingError",
     "Parameter",
     "Refused",
+    "Reorder",
     "Sparse",
     "UsageError",
     "__version__",

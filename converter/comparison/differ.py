@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from ..checkpoint import LazyTensor
 from ..checkpoint.file import reading
 from ..checkpoint.folders.folder import CONFIG
 from ..checkpoint.write.transfer import Progress
@@ -18,7 +19,7 @@ from ..errors import InputError, printable
 from .elements import measure
 from .result import Diff
 from .rounding import roundings
-from .sides import Joined, Side, Tensors, check_comparable, matched, open_side
+from .sides import Side, Tensors, check_comparable, matched, open_side
 from .weights import (
     DIFFERENT,
     IDENTICAL,
@@ -111,7 +112,7 @@ class _Pair:
         return cls(a, b, matched(one, other), apart, notes)
 
     @property
-    def jobs(self) -> list[tuple[str, bool, Joined | None, Joined | None]]:
+    def jobs(self) -> list[tuple[str, bool, LazyTensor | None, LazyTensor | None]]:
         """(key, whether it is a buffer without a home in diffusers' layout, in A, in B), in A's order."""
         return [
             (key, buffer, one.get(key), other.get(key))
@@ -137,7 +138,9 @@ class _Pair:
         )
 
 
-def _tensor(key: str, buffer: bool, a: Joined | None, b: Joined | None, *, step: Callable[[int], None]) -> TensorDiff:
+def _tensor(
+    key: str, buffer: bool, a: LazyTensor | None, b: LazyTensor | None, *, step: Callable[[int], None]
+) -> TensorDiff:
     """Compare a tensor. One that differs is read a second time, up to where no rounding explains the difference."""
     one, other = ((side.shape, side.dtype.name) if side else None for side in (a, b))
     if a is None or b is None:

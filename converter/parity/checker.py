@@ -238,7 +238,7 @@ class _Run:
 
     def _steps(self) -> int:
         """About how many steps there will be: tensors to audit, stages to run, faults to try."""
-        blocks = self.pair.looked.plan.blocks + 4
+        blocks = sum(self.pair.looked.plan.stacks.values()) + 4
         cases = {"quick": 1, "standard": 8, "full": 9}[self.profile]
         return len(self.pair.looked.plan.moves) + blocks * cases * (1 + len(self.precisions) * 2 - 1) + 12
 

@@ -41,7 +41,7 @@ class NetPair:
         if not sides.cast:
             return self._stored
         torch_dtype, dtype = getattr(torch, sides.cast), BY_NAME[sides.cast]
-        moved = {move.sources[0] for move in sides.plan.moves}
+        moved = {move.origin for move in sides.plan.moves}
         return {
             key: Altered(held, lambda tensor: tensor.to(torch_dtype), dtype) if key in moved else held
             for key, held in self._stored.items()

@@ -70,7 +70,7 @@ def test_what_is_sure_is_right_and_everything_is_found(drafted: tuple[Draft, Fam
     if family is PIXART:
         assert marked == []
     else:
-        copied = [row.source for row in truth.values() if row.copies]
+        copied = [row.source for row in truth.values() if row.operation and row.operation.must_agree]
         assert marked == sorted([*copied, "final_layer.adaLN_modulation.1"])
     assert (made.unmatched_source, made.unmatched_target) == ((), ())
     # Marked rows say why, sure ones need not.
@@ -92,7 +92,7 @@ def test_the_released_models_at_their_size(name: str) -> None:
     shapes = {}
     for move in plan.moves:
         rows, *rest = keys.shapes[move.sources[0]]
-        shapes |= dict.fromkeys(move.targets, (rows // move.parts, *rest))
+        shapes |= dict.fromkeys(move.targets, (int(rows * move.operation.share(len(move.parts))), *rest))
     sure, marked, wrong = judged(draft(keys, KeyList("target", shapes)), truth := true_rows(family, keys))
     assert wrong == []
     assert len(sure) + len(marked) == len(truth)
@@ -161,7 +161,7 @@ def test_the_module_runs_and_its_table_is_the_real_one(drafted: tuple[Draft, Fam
     lint(tmp_path / "mine.py")
     assert families.families()["mine"] is space["FAMILY"]
     ours, theirs = (
-        {move.sources: (move.targets, move.copies) for move in table.plan(_shaped(keys)).moves}
+        {move.sources: (move.targets, move.operation.word) for move in table.plan(_shaped(keys)).moves}
         for table in (space["KEYS"], family.keys)
     )
     assert ours == theirs

@@ -138,10 +138,11 @@ class TensorCopy:
         self._done += len(view)
 
     def prove(self, buffer: bytearray, stop: threading.Event, progress: Progress) -> None:
-        """Read back what was written: its CRC has to be that of the source, or of its rounding."""
-        crc = 0
-        for output in self.outputs:
-            file, digest, dtype = output.tensor.storage.file, hashlib.sha256(), output.tensor.dtype
+        """Read back what was written: its CRC has to be that of the source, or of what was made of it."""
+        # Rows that changed places lie in another order there: the digest of a tensor is of its bytes as they lie.
+        digests = {output.tensor.key: hashlib.sha256() for output in self.outputs}
+        for output in sorted(self.outputs, key=lambda output: output.start):
+            file, digest, dtype = output.tensor.storage.file, digests[output.tensor.key], output.tensor.dtype
             for start, end in output.runs():
                 zeros = 0
                 for offset in range(start, end, len(buffer)):
@@ -156,7 +157,9 @@ class TensorCopy:
                     zeros = last + (zeros if last * dtype.itemsize == len(part) else 0)
                     progress(len(part))
                 output.zeros.append(zeros)
-            output.sha256 = digest.hexdigest()
+        crc = 0
+        for output in self.outputs:
+            output.sha256 = digests[output.tensor.key].hexdigest()
             crc = crc32_combine(crc, output.crc, output.tensor.nbytes)
         if self.crc is None and [output.sha256 for output in self.outputs] != [self.digest]:
             self.crc = 0

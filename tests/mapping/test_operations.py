@@ -32,10 +32,10 @@ def test_one_tensor_in_every_block_of_the_target() -> None:
     plan = SPREAD.plan(spread())
     (move,) = [move for move in plan.moves if move.sources == ("emb.table",)]
     assert move.targets == (*(f"t.{i}.emb.table" for i in range(4)), "final.table")
-    assert move.copies
-    assert (move.parts, plan.dims["L"]) == (1, 5)
+    assert isinstance(move.operation, Copies)
+    assert (len(move.writes), plan.dims["L"], plan.stacks) == (5, 5, {"b": 4})
     assert same_bits(SPREAD.inverse(made), spread())
-    assert SPREAD.plan_back(made).blocks == 4
+    assert SPREAD.plan_back(made).stacks == {"b": 4}
 
 
 def same_bits(one: dict[str, Any], other: dict[str, Any]) -> bool:
