@@ -15,12 +15,11 @@ from makers import HEADS, ROOT, dit, other, pixart, save, training
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from converter.nets.net import Staged
+from converter.nets.net import Stage, Staged
 from converter.parity import Case, noise, trajectory
 from converter.parity.cache import Cache
 from converter.parity.determinism import environment
 from converter.parity.localise import lockstep
-from converter.reference import Stage
 from converter.reports.report import PASS, Report
 
 FORMATS = ROOT / "docs" / "formats.md"
