@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from .comparison import Diff, diff
     from .conversion.convert import Conversion, convert
     from .conversion.inspection import inspect
+    from .conversion.options import ConversionOptions
     from .errors import ConverterError, InputError, UsageError
-    from .families import Family, Finding, Findings, register
+    from .families import Family, Finding, Findings, Flag, register
     from .mapping import Computed, Copies, Extra, KeyMapping, MappingError, Parameter, Refused, Reorder, Sparse
 
 _HOMES = {
@@ -30,8 +31,9 @@ _HOMES = {
     "comparison": ("Diff", "diff"),
     "conversion.convert": ("Conversion", "convert"),
     "errors": ("ConverterError", "InputError", "UsageError"),
-    "families": ("Family", "Finding", "Findings", "register"),
+    "families": ("Family", "Finding", "Findings", "Flag", "register"),
     "conversion.inspection": ("inspect",),
+    "conversion.options": ("ConversionOptions",),
     "mapping": (
         "Computed", "Copies", "Extra", "KeyMapping", "MappingError", "Parameter", "Refused", "Reorder", "Sparse",
     ),
@@ -41,6 +43,7 @@ __all__ = [
     "Checkpoint",
     "Computed",
     "Conversion",
+    "ConversionOptions",
     "ConverterError",
     "Copies",
     "Diff",
@@ -48,6 +51,7 @@ __all__ = [
     "Family",
     "Finding",
     "Findings",
+    "Flag",
     "InputError",
     "KeyMapping",
     "LazyTensor",
@@ -73,3 +77,7 @@ def __getattr__(name: str) -> Any:
 
             return getattr(import_module(f".{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

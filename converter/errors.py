@@ -38,6 +38,18 @@ class InputError(ConverterError):
         return cls(": ".join([printable(path), *([] if where == "" else [printable(where)]), rule]))
 
 
+_PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)`")
+
+
+def as_flags(text: str) -> str:
+    """A message that names parameters in backticks, as every error here does, in the words of the command line.
+
+    >>> as_flags("`image_size` is needed")
+    '--image_size is needed'
+    """
+    return _PARAMETER.sub(r"--\1", text)
+
+
 def printable(text: object, limit: int = 200) -> str:
     """Text from a file or a user, safe for a terminal and a log: one line, no control characters.
 

@@ -18,6 +18,7 @@ import sys
 import termios
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from converter.conversion.batch import Job, Outcome, run
+from converter.conversion.options import ConversionOptions
+from converter.conversion.pairs import Pair
+from converter.parity.choices import CheckOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "fixtures" / "golden"
@@ -285,3 +291,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def converted(pairs: Iterable[Pair], **words: Any) -> list[Outcome]:
+    """Several conversions, with options and hyper-parameters as `stated` takes them."""
+    named = stated(**words)
+    hyper_parameters = named.pop("hyper_parameters")
+    return run(Job(pairs, ConversionOptions(**named), hyper_parameters))
+
+
+def stated(**words: Any) -> dict[str, Any]:
+    """Keyword arguments of `convert` and `check`: what is no option, nor another argument, is a hyper-parameter."""
+    options = {field.name for kind in (ConversionOptions, CheckOptions) for field in fields(kind)}
+    own = {name: value for name, value in words.items() if name in options | {"progress", "waivers"}}
+    return own | {"hyper_parameters": {name: value for name, value in words.items() if name not in own}}

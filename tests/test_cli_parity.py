@@ -50,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint of two blocks, and the folder converted from it. Not to be changed."""
     place = tmp_path_factory.mktemp("made")
     original = save(pixart(), place / "small.pth")
-    return original, converter.convert(original, place / "small", num_attention_heads=HEADS).path
+    return original, converter.convert(original, place / "small", hyper_parameters={"num_attention_heads": HEADS}).path
 
 
 @pytest.fixture
@@ -219,7 +219,9 @@ def test_the_other_set_of_weights_is_named(tmp_path: Path, cli: Cli) -> None:
     raw = pixart(depth=1)
     ema = {key: value if key == "pos_embed" else value * 0.99 for key, value in raw.items()}
     path = save(training(raw, ema), tmp_path / "training.pth")
-    folder = converter.convert(path, tmp_path / "out", num_attention_heads=HEADS, weights="ema").path
+    folder = converter.convert(
+        path, tmp_path / "out", weights="ema", hyper_parameters={"num_attention_heads": HEADS}
+    ).path
     result = cli("pixart", *flags((path, folder), "--weights", "raw"))
     assert (result.returncode, result.stderr) == (1, "")
     hint = "the converted model has the ema weights of the file, state_dict_ema (--weights ema)"
@@ -238,7 +240,7 @@ def zero(place: Path) -> Path:
 
 def test_what_cannot_be_told_is_inconclusive(tmp_path: Path, cli: Cli) -> None:
     path = zero(tmp_path)
-    folder = converter.convert(path, tmp_path / "zero", num_attention_heads=HEADS).path
+    folder = converter.convert(path, tmp_path / "zero", hyper_parameters={"num_attention_heads": HEADS}).path
     result = cli("pixart", *flags((path, folder)))
     assert (result.returncode, result.stderr) == (4, "")
     assert result.stdout.splitlines()[-1].startswith("INCONCLUSIVE: function: ")

@@ -402,7 +402,9 @@ def test_weights_that_a_file_does_not_hold(trained: Path, tmp_path: Path, state:
 
 @pytest.fixture(scope="module")
 def converted(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = converter.convert(trained, tmp_path_factory.mktemp("converted") / "out", num_attention_heads=HEADS)
+    made = converter.convert(
+        trained, tmp_path_factory.mktemp("converted") / "out", hyper_parameters={"num_attention_heads": HEADS}
+    )
     return made.path
 
 

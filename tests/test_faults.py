@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from makers import HEADS, Result, State, expected_weights, launch, pixart, raw_bytes, save, sincos, start, tree
+from makers import HEADS, Result, State, expected_weights, launch, pixart, raw_bytes, save, sincos, start, stated, tree
 
 import converter
 
@@ -26,7 +26,7 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
 def convert(source: Path, out: Path, **flags: Any) -> converter.Conversion:
-    return converter.convert(source, out, num_attention_heads=HEADS, **flags)
+    return converter.convert(source, out, **stated(num_attention_heads=HEADS, **flags))
 
 
 def flags(source: Path, out: Path, *more: str) -> list[object]:
@@ -479,7 +479,7 @@ def test_bytes_after_the_end(tiny: tuple[bytes, dict[str, bytes]], tmp_path: Pat
 def refusal(path: Path, out: Path, **options: Any) -> str:
     """Why the input is refused; '' where it is converted. Any other error is one."""
     try:
-        convert(path, out, **options)
+        convert(path, out, **stated(**options))
     except converter.InputError as error:
         return str(error)
     return ""
@@ -529,12 +529,12 @@ def test_a_cut_or_spoiled_safetensors(tiny: tuple[bytes, dict[str, bytes]], tmp_
     options = {"image_size": 64, "interpolation_scale": 1.0}
     chance = random.Random(8)
     path.write_bytes(data)
-    reference = tree(convert(path, out, **options).path)[WEIGHTS]
+    reference = tree(convert(path, out, **stated(**options)).path)[WEIGHTS]
     remove(out)
     for size in range(0, len(data), 31):
         path.write_bytes(data[:size])
         with pytest.raises(converter.InputError):
-            convert(path, out, **options)
+            convert(path, out, **stated(**options))
     for place in range(0, header, 2):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :])
         if refusal(path, out, **options):

@@ -40,7 +40,7 @@ def recorded(name: str) -> tuple[dict[str, Any], list[dict[str, torch.Tensor]]]:
 def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """(name, the folder that it was converted to)."""
     out = tmp_path_factory.mktemp("golden") / request.param
-    converter.convert(GOLDEN / f"{request.param}.pth", out, num_attention_heads=HEADS)
+    converter.convert(GOLDEN / f"{request.param}.pth", out, hyper_parameters={"num_attention_heads": HEADS})
     return request.param, out
 
 
@@ -121,7 +121,9 @@ def test_the_weights_are_the_bytes_that_safetensors_writes(golden: tuple[str, Pa
 def test_raw_is_the_default_and_ema_another_model(tmp_path: Path) -> None:
     path = GOLDEN / "alpha-ms.pth"
     done = {
-        weights: converter.convert(path, tmp_path / str(weights), weights=weights, num_attention_heads=HEADS)
+        weights: converter.convert(
+            path, tmp_path / str(weights), weights=weights, hyper_parameters={"num_attention_heads": HEADS}
+        )
         for weights in (None, "raw", "ema")
     }
     files = {weights: (made.path / WEIGHTS).read_bytes() for weights, made in done.items()}

@@ -27,7 +27,7 @@ CASES = recorded("dit")[1]
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("golden") / "dit"
-    converter.convert(GOLDEN / "dit.pt", folder, num_attention_heads=HEADS)
+    converter.convert(GOLDEN / "dit.pt", folder, hyper_parameters={"num_attention_heads": HEADS})
     return folder
 
 
@@ -162,7 +162,9 @@ def test_the_training_file_of_the_original_code(tmp_path: Path) -> None:
         {"model": raw, "ema": ema, "opt": {"state": {}}, "args": Namespace(model="DiT-XL/2")}, tmp_path / "0.pt"
     )
     for weights, state in ((None, raw), ("raw", raw), ("ema", ema)):
-        done = converter.convert(path, tmp_path / str(weights), weights=weights, num_attention_heads=2, family="dit")
+        done = converter.convert(
+            path, tmp_path / str(weights), weights=weights, family="dit", hyper_parameters={"num_attention_heads": 2}
+        )
         made, by_hand = load_file(done.path / WEIGHTS), dit_keyed(state, 2)
         assert made.keys() == by_hand.keys()
         assert all(torch.equal(made[key], by_hand[key]) for key in by_hand)
@@ -172,7 +174,7 @@ def test_the_training_file_of_the_original_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sizes", [{"patch_size": 4}, {"patch_size": 8, "learn_sigma": False}, {"class_rows": 1}])
 def test_other_sizes_load(sizes: dict[str, Any], tmp_path: Path) -> None:
     state = dit(**sizes)
-    converter.convert(save(state, tmp_path / "a.pt"), tmp_path / "out", num_attention_heads=2)
+    converter.convert(save(state, tmp_path / "a.pt"), tmp_path / "out", hyper_parameters={"num_attention_heads": 2})
     loaded, by_hand = load(tmp_path / "out").state_dict(), dit_keyed(state, 2)
     assert all(torch.equal(loaded[key], by_hand[key]) for key in by_hand)
 
@@ -180,7 +182,7 @@ def test_other_sizes_load(sizes: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_moved_as_it_is(dtype: torch.dtype, tmp_path: Path) -> None:
     state = dit(dtype=dtype)
-    converter.convert(save(state, tmp_path / "a.pt"), tmp_path / "out", num_attention_heads=2)
+    converter.convert(save(state, tmp_path / "a.pt"), tmp_path / "out", hyper_parameters={"num_attention_heads": 2})
     made = load_file(tmp_path / "out" / WEIGHTS)
     assert all(torch.equal(made[key], tensor) for key, tensor in dit_keyed(state, 2).items())
 
@@ -190,7 +192,7 @@ def test_copies_of_views_that_share_one_storage_or_are_laid_out_anew(tmp_path: P
     both = torch.cat([state["t_embedder.mlp.2.weight"], state["t_embedder.mlp.2.weight"] * 2])
     state["t_embedder.mlp.2.weight"] = both[:24]
     state["y_embedder.embedding_table.weight"] = state["y_embedder.embedding_table.weight"].T.contiguous().T
-    converter.convert(save(state, tmp_path / "a.pt"), tmp_path / "out", num_attention_heads=2)
+    converter.convert(save(state, tmp_path / "a.pt"), tmp_path / "out", hyper_parameters={"num_attention_heads": 2})
     made = load_file(tmp_path / "out" / WEIGHTS)
     assert all(torch.equal(made[key], tensor) for key, tensor in dit_keyed(state, 2).items())
 

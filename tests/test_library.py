@@ -102,7 +102,7 @@ def test_opening_leaves_no_descriptor_behind(tmp_path: Path) -> None:
                 continue
             if isinstance(opened, converter.Checkpoint):
                 opened.close()
-    converter.convert(SIGMA, tmp_path / "out", num_attention_heads=HEADS)
+    converter.convert(SIGMA, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
     with pytest.raises(converter.InputError):
         converter.convert(GOLDEN / "sigma-qknorm.pth", tmp_path / "no")
     assert set(os.listdir("/proc/self/fd")) == before
@@ -140,25 +140,27 @@ def test_the_report_is_json(tmp_path: Path) -> None:
 
 
 def test_given_words_are_heard_by_inspect() -> None:
-    made = converter.inspect(ALPHA, given={"num_attention_heads": 4})
+    made = converter.inspect(ALPHA, hyper_parameters={"num_attention_heads": 4})
     assert made["hyper_parameters"]["num_attention_heads"] == {
         "value": 4,
         "source": "given",
         "evidence": "--num_attention_heads",
     }
     with pytest.raises(converter.UsageError, match="contradicts the file"):
-        converter.inspect(ALPHA, given={"image_size": 256})
+        converter.inspect(ALPHA, hyper_parameters={"image_size": 256})
 
 
 # Converting.
 
 
 def test_what_convert_returns(tmp_path: Path) -> None:
-    done = converter.convert(str(SIGMA), str(tmp_path / "out"), num_attention_heads=HEADS)
+    done = converter.convert(str(SIGMA), str(tmp_path / "out"), hyper_parameters={"num_attention_heads": HEADS})
     assert done.path == tmp_path / "out"
     assert done.written
     assert done.record["tensors"] == 62
-    planned = converter.convert(SIGMA, tmp_path / "other", num_attention_heads=HEADS, dry_run=True)
+    planned = converter.convert(
+        SIGMA, tmp_path / "other", dry_run=True, hyper_parameters={"num_attention_heads": HEADS}
+    )
     assert not planned.written
     assert not (tmp_path / "other").exists()
     assert [row["source"] for row in planned.record["plan"]] == [row["source"] for row in done.record["plan"]]
@@ -166,7 +168,7 @@ def test_what_convert_returns(tmp_path: Path) -> None:
 
 def test_a_flag_that_no_family_has(tmp_path: Path) -> None:
     with pytest.raises(converter.UsageError, match="--heads: not a flag of the family pixart"):
-        converter.convert(SIGMA, tmp_path / "out", heads=4)
+        converter.convert(SIGMA, tmp_path / "out", hyper_parameters={"heads": 4})
 
 
 def test_progress_adds_up_to_what_it_announced(tmp_path: Path) -> None:
@@ -183,7 +185,7 @@ def test_progress_adds_up_to_what_it_announced(tmp_path: Path) -> None:
 
         return step
 
-    converter.convert(SIGMA, tmp_path / "out", num_attention_heads=HEADS, progress=progress)
+    converter.convert(SIGMA, tmp_path / "out", progress=progress, hyper_parameters={"num_attention_heads": HEADS})
     assert len(totals) == 1
     # The headers are counted as bytes to come and are not read in parts: at most a few per cent.
     assert 0.95 * totals[0] < sum(counts) <= totals[0]
@@ -198,7 +200,7 @@ def test_an_exception_of_the_caller_passes_through_and_leaves_nothing(tmp_path: 
         return step
 
     with pytest.raises(LookupError, match="mine"):
-        converter.convert(SIGMA, tmp_path / "out", num_attention_heads=HEADS, progress=progress)
+        converter.convert(SIGMA, tmp_path / "out", progress=progress, hyper_parameters={"num_attention_heads": HEADS})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,7 +208,7 @@ def test_from_several_threads_at_once(tmp_path: Path) -> None:
     outs = [tmp_path / str(i) for i in range(4)]
 
     def work(out: Path) -> None:
-        converter.convert(SIGMA, out, num_attention_heads=HEADS)
+        converter.convert(SIGMA, out, hyper_parameters={"num_attention_heads": HEADS})
 
     threads = [threading.Thread(target=work, args=(out,)) for out in outs]
     for thread in threads:
@@ -219,11 +221,11 @@ def test_from_several_threads_at_once(tmp_path: Path) -> None:
 
 def test_two_runs_into_one_target_leave_one_whole_result(tmp_path: Path) -> None:
     out, failures = tmp_path / "out", []
-    wanted = tree(converter.convert(SIGMA, tmp_path / "wanted", num_attention_heads=HEADS).path)
+    wanted = tree(converter.convert(SIGMA, tmp_path / "wanted", hyper_parameters={"num_attention_heads": HEADS}).path)
 
     def work() -> None:
         try:
-            converter.convert(SIGMA, out, num_attention_heads=HEADS)
+            converter.convert(SIGMA, out, hyper_parameters={"num_attention_heads": HEADS})
         except converter.UsageError as error:
             failures.append(str(error))
 
@@ -332,7 +334,7 @@ def test_a_family_may_have_a_prefix_on_some_of_its_keys(tmp_path: Path) -> None:
         path = save(made, tmp_path / "toy.pth")
         with converter.open_checkpoint(path) as checkpoint:
             assert set(checkpoint) == set(state)
-        done = converter.convert(path, tmp_path / "out", heads=1, overwrite=True)
+        done = converter.convert(path, tmp_path / "out", overwrite=True, hyper_parameters={"heads": 1})
         written = load_file(done.path / "prior" / "diffusion_pytorch_model.safetensors")
         assert torch.equal(written["layers.1.weight"], state["model.1.fc.weight"])
         assert len(written) == len(state)
@@ -346,7 +348,7 @@ def test_of_a_known_family_a_prefix_on_some_keys_is_refused_by_name(share: float
     path = save(mixed, tmp_path / "mixed.pth")
     says = rf"mixed\.pth: .*{len(some)} of {len(state)} keys carry the prefix 'module\.' .* mixed prefixes"
     with pytest.raises(converter.InputError, match=says) as caught:
-        converter.convert(path, tmp_path / "out", num_attention_heads=HEADS)
+        converter.convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -365,7 +367,9 @@ def test_a_module_in_place_of_a_tensor_or_the_reverse_is_refused(path: str, tmp_
             state[stem] = state.pop(f"{stem}.weight")
             del state[f"{stem}.bias"]
     with pytest.raises(converter.InputError, match="unexpected "):
-        converter.convert(save(state, tmp_path / "made.pth"), tmp_path / "out", num_attention_heads=HEADS)
+        converter.convert(
+            save(state, tmp_path / "made.pth"), tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
+        )
     with pytest.raises(converter.MappingError, match="unexpected "):
         KEYS(state)
 
@@ -394,13 +398,13 @@ def test_a_table_works_on_an_open_checkpoint_unread(suffix: str, tmp_path: Path)
 def test_a_registered_family_is_recognised_and_converted(tmp_path: Path) -> None:
     path = save({"state_dict": {f"module.{k}": t for k, t in toy_state().items()}}, tmp_path / "toy.pth")
     with pytest.raises(converter.InputError, match="no model family knows these keys"):
-        converter.convert(path, tmp_path / "out", heads=1)
+        converter.convert(path, tmp_path / "out", hyper_parameters={"heads": 1})
     converter.register(toy())
     with pytest.raises(converter.UsageError, match="--heads is needed: a file does not show them"):
         converter.convert(path, tmp_path / "out")
     with pytest.raises(converter.UsageError, match="--width 6 contradicts the file, which says 5"):
-        converter.convert(path, tmp_path / "out", heads=1, width=6)
-    done = converter.convert(path, tmp_path / "out", heads=1)
+        converter.convert(path, tmp_path / "out", hyper_parameters={"heads": 1, "width": 6})
+    done = converter.convert(path, tmp_path / "out", hyper_parameters={"heads": 1})
     config = json.loads((done.path / "prior" / "config.json").read_text())
     assert config == {"_class_name": "Toy", "width": 5, "heads": 1}
     written = load_file(done.path / "prior" / "diffusion_pytorch_model.safetensors")
@@ -409,7 +413,7 @@ def test_a_registered_family_is_recognised_and_converted(tmp_path: Path) -> None
     assert len(written) == 2 + 3 * 4
     assert torch.equal(load_file(done.path / "original_extras.safetensors")["token"], state["token"])
     # Its result may be overwritten like any other, and PixArt is still recognised.
-    converter.convert(path, tmp_path / "out", heads=2, overwrite=True)
+    converter.convert(path, tmp_path / "out", overwrite=True, hyper_parameters={"heads": 2})
     assert converter.inspect(SIGMA)["family"] == "pixart"
     assert converter.inspect(path)["family"] == "toy"
 
@@ -422,7 +426,9 @@ def test_insisting_on_a_family(tmp_path: Path) -> None:
     converter.register(toy())
     with pytest.raises(converter.InputError, match="not a PixArt that can be converted"):
         converter.convert(path, tmp_path / "out", family="pixart")
-    assert converter.convert(path, tmp_path / "out", family="toy", heads=1).record["family"] == "toy"
+    assert (
+        converter.convert(path, tmp_path / "out", family="toy", hyper_parameters={"heads": 1}).record["family"] == "toy"
+    )
 
 
 @pytest.mark.usefixtures("no_families")

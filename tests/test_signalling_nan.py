@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from makers import HEADS, State, pixart, save
+from makers import HEADS, State, pixart, save, stated
 from safetensors.torch import save_file
 
 import converter
@@ -19,7 +19,7 @@ from converter.checkpoint.dtypes import BY_CODE, BY_NAME
 from converter.comparison.elements import measure
 from converter.comparison.rounding import roundings
 from converter.conversion.buffers import compare
-from converter.conversion.convert import already
+from converter.conversion.up_to_date import is_up_to_date
 from converter.nets.cases import load_cases
 from converter.nets.inputs import Case
 
@@ -89,15 +89,15 @@ def test_a_conversion_and_all_that_is_asked_of_it(dtype: torch.dtype, tmp_path: 
         poison(state[key], 0, 3)
     path = save(state, tmp_path / "a.pth")
     how = {"num_attention_heads": HEADS, "allow_nonfinite": True}
-    out = converter.convert(path, tmp_path / "out", **how).path
+    out = converter.convert(path, tmp_path / "out", **stated(**how)).path
     back = converter.convert(out, tmp_path / "back.pth", to="original", allow_nonfinite=True).path
     with converter.open_checkpoint(back) as found:
         for key, tensor in state.items():
             assert found[key].read() == bytes(tensor.reshape(-1).view(torch.uint8).numpy())
-    assert already(path, out, **how) is not None
+    assert is_up_to_date(path, out, **stated(**how)) is not None
     assert converter.diff(path, out).verdict == "identical"
     for name in ("float16", "bfloat16", "float32"):
-        rounded = converter.convert(path, tmp_path / name, dtype=name, allow_overflow=True, **how).path
+        rounded = converter.convert(path, tmp_path / name, **stated(dtype=name, allow_overflow=True, **how)).path
         assert converter.diff(path, rounded).verdict in ("identical", "rounding only")
     assert BY_NAME[str(dtype).partition(".")[2]].floating
 

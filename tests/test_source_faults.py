@@ -59,7 +59,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = pixart()
     path = save(state, place / "a.pth")
     save({"y_embedder.y_embedding": state["y_embedder.y_embedding"]}, place / "null.pth")
-    converter.convert(path, place / "conv", num_attention_heads=HEADS)
+    converter.convert(path, place / "conv", hyper_parameters={"num_attention_heads": HEADS})
     (place / "many").mkdir()
     shutil.copy(path, place / "many" / "b.pth")
     return place

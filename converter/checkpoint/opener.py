@@ -253,5 +253,5 @@ def open_checkpoint(
     if weights not in (None, RAW, EMA):
         raise ValueError(f"weights is 'raw', 'ema' or None, not {weights!r}")
     if weights and state_dict_key:
-        raise UsageError("--weights, --state_dict_key: each of them says which weights are meant; give one")
+        raise UsageError("`weights`, `state_dict_key`: each of them says which weights are meant; give one")
     return Checkpoint(path, weights, state_dict_key, tables)

@@ -179,7 +179,7 @@ def choose(
         chosen = _of_kind(plausible(candidates), weights, path, hints)
     elif not (chosen := [candidate for candidate in candidates if candidate.where == state_dict_key]):
         listed = f"there is {_listed(candidates)}"
-        raise UsageError(f"{printable(path)}: --state_dict_key {printable(state_dict_key)}: {listed}")
+        raise UsageError(f"{printable(path)}: `state_dict_key` {printable(state_dict_key)}: {listed}")
     # Each once, even if it is there under several names.
     chosen = list({c.extents: c for c in reversed(chosen)}.values())[::-1] if len(chosen) > 1 else chosen
     if len(chosen) == 1:
@@ -188,7 +188,7 @@ def choose(
     kind = f"{chosen[0].weights} " if kinds in ({RAW}, {EMA}) else ""
     others = [candidate for candidate in plausible(candidates) if candidate not in chosen]
     also = f"; also there: {_listed(others)}" if others else ""
-    which = f"choose one with --state_dict_key, such as --state_dict_key {shlex.quote(chosen[0].where)}"
+    which = f"choose one with `state_dict_key`, such as `state_dict_key` {shlex.quote(chosen[0].where)}"
     if state_dict_key is not None:
         which = "two have this place, and no flag tells them apart"
     raise InputError.at(path, "", f"several {kind}state dicts: {_listed(chosen)}{also}: {which}")
@@ -202,7 +202,7 @@ def _of_kind(pool: list[Candidate], weights: str | None, path: str, hints: Seque
     if not kinds[weights]:
         kind = "/".join(dict.fromkeys(c.weights for c in pool))
         there = "; ".join([f"({', '.join(c.where for c in pool[:MOST_SHOWN])})", *hints])
-        raise UsageError(f"{printable(path)}: --weights {weights}, but the file holds only {kind} weights {there}")
+        raise UsageError(f"{printable(path)}: `weights` {weights}, but the file holds only {kind} weights {there}")
     return kinds[weights]
 
 
@@ -210,8 +210,8 @@ def selecting_flag(candidate: Candidate, candidates: Sequence[Candidate]) -> str
     """The flag that takes this one of several: by its kind where that is beyond doubt, else by its place."""
     alone = sum(other.weights == candidate.weights for other in candidates) == 1
     if alone and candidate.weights in (RAW, EMA):
-        return f"--weights {candidate.weights}"
-    return f"--state_dict_key {shlex.quote(candidate.where)}"
+        return f"`weights` {candidate.weights}"
+    return f"`state_dict_key` {shlex.quote(candidate.where)}"
 
 
 def plausible(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -1,21 +1,24 @@
-"""`convert-pixart`: to a layout of the user's choice, one checkpoint, many, or those of a running job."""
+"""`convert-pixart` and `pixart revert`: checkpoints to a layout of the user's choice, and what is printed of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
-from pathlib import Path
-from typing import Any
+import time
+from contextlib import ExitStack
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .conversion_flags import hyper_parameters, require_evidence, together, which, writing
-from .given import beside
-from .options import Command
-from .output import say
+from .hyper_parameters import ModelCommand, given
+from .options import family, require_evidence, together, which, writing
+from .output import print_json, progress_bar, say, say_error
+
+if TYPE_CHECKING:
+    from ..conversion.batch import Outcome
+    from ..jobs.conversions import ConversionRequest
 
 
-@click.command(cls=Command, short_help="Convert a checkpoint to a diffusers folder, or to another layout.")
+@click.command(cls=ModelCommand, short_help="Convert a checkpoint to a diffusers folder, or to another layout.")
 @click.option(
     "--orig_ckpt_path",
     multiple=True,
@@ -27,7 +30,8 @@ from .output import say
     "--dump_path",
     required=True,
     metavar="PATH",
-    help="What to make; it appears whole or not at all. Of several checkpoints, with {stem}, {name} or {parent}.",
+    help="Where the result goes; it appears whole or not at all. For several checkpoints, use {stem}, {name} or "
+    "{parent}.",
 )
 @click.option(
     "--to",
@@ -41,107 +45,173 @@ from .output import say
     type=click.BOOL,
     default=True,
     metavar="BOOL",
-    help="Only true for now: whole pipelines are not written yet.",
+    help="Must be true for now: whole pipelines are not written yet.",
 )
 @together(
     which,
-    hyper_parameters,
+    family,
+    given,
     require_evidence,
-    click.option("--max_shard_size", metavar="SIZE", help="Write larger models as several files, such as 5GB each."),
+    click.option("--max_shard_size", metavar="SIZE", help="Split larger models into files of this size, such as 5GB."),
     click.option("--variant", metavar="NAME", help="Put this into the names of the weights, such as fp16."),
     writing,
 )
-@click.option("--parity", is_flag=True, help="Prove the result (quick profile): its verdict becomes the exit code.")
+@click.option("--parity", is_flag=True, help="Prove the result (quick profile); the verdict becomes the exit code.")
 @click.option("--push_to_hub", metavar="REPO", help="Publish the result there (owner/name), with a model card.")
-@click.option("--private", is_flag=True, help="If --push_to_hub makes the repository, make it a private one.")
-@click.option("--watch", metavar="DIR", help="Convert every checkpoint that comes into a folder, once it is complete.")
+@click.option("--private", is_flag=True, help="Make the repository private if --push_to_hub creates it.")
+@click.option("--watch", metavar="DIR", help="Convert every checkpoint that appears in a folder, once it is complete.")
 @click.option(
-    "--watch_idle", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop when nothing came for so long."
+    "--watch_idle", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop after this long without a new file."
 )
 @click.option(
     "--watch_settle",
     type=click.FloatRange(min=0),
     default=5.0,
     metavar="SECONDS",
-    help="How long a file must not have grown. Default: 5.",
+    help="How long a file must have stopped growing before it is converted. Default: 5.",
 )
 @click.pass_context
-def convert(
-    context: click.Context,
-    /,
-    orig_ckpt_path: tuple[str, ...],
-    dump_path: str,
-    only_transformer: bool,
-    parity: bool,
-    push_to_hub: str | None,
-    private: bool,
-    watch: str | None,
-    watch_idle: float | None,
-    watch_settle: float,
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
-) -> None:
+def convert(context: click.Context, /, as_json: bool, quiet: bool, only_transformer: bool, **words: Any) -> None:
     """Convert a PixArt checkpoint: to the diffusers layout, or to another with --to.
 
-    What the file can tell is read from it, with the evidence in DIR/conversion.json; a flag that contradicts the file
-    is an error. Of several checkpoints, those whose target holds the result already are skipped, and one that fails
-    does not stop the rest. The tool's own version: pixart --version.
+    Whatever the file shows is read from it, and recorded with its evidence in DIR/conversion.json; a flag that
+    contradicts the file is an error. Of several checkpoints, those whose target already holds the result are skipped,
+    and one that fails does not stop the rest. For the tool's own version: pixart --version.
 
-    Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal, or a disk that fills up or fails; with --parity also
-    1 FAIL and 4 INCONCLUSIVE.
+    Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal error, or a disk that fills up or fails; with --parity
+    also 1 FAIL and 4 INCONCLUSIVE.
     """
-    from ..conversion import convert as conversion
-    from ..conversion.pairs import check_targets_unique, expand
-    from ..conversion.pairs import several as are_several
     from ..errors import UsageError
-    from .converting import one, refused_together, several
 
-    options = beside(options, conversion.convert)
-    hub = {"push_to_hub": push_to_hub, "private": private}
-    refused_together(options | hub | {"parity": parity, "watch": watch, "watch_idle": watch_idle}, orig_ckpt_path)
+    request = _request(words.pop("orig_ckpt_path"), words.pop("dump_path"), words)
+    request.validate()
     if not only_transformer:
         raise UsageError(
-            "--only_transformer false: whole pipelines are not written yet; convert the transformer and pass it to "
+            "`only_transformer` false: whole pipelines are not written yet; convert the transformer and pass it to "
             "PixArtAlphaPipeline or PixArtSigmaPipeline.from_pretrained(..., transformer=...)"
         )
-    shown: dict[str, Any] = {"quiet": quiet, "as_json": as_json, "prove": None}
-    if parity:
-        from .reporting import prove
-
-        silent = quiet or as_json
-        how: dict[str, Any] = {"command": context.obj, "family": options["family"], "quiet": quiet, "silent": silent}
-        shown["prove"] = partial(prove, **how)
-    if not watch and not are_several(orig_ckpt_path, dump_path):
-        (source,) = orig_ckpt_path
-        one(source, dump_path, options, publish=_publisher(push_to_hub, private, source, shown), **shown)
-        return
-    if push_to_hub:
-        raise UsageError("--push_to_hub: of one conversion, and these may be several")
-    pairs: Iterable[Any] = check_targets_unique([pair for path in orig_ckpt_path for pair in expand(path, dump_path)])
-    if watch:
-        from ..conversion.watch import watch as watching
-
-        pairs = watching(watch, dump_path, settle=watch_settle, idle=watch_idle, say=_say)
-    several(pairs, options, str(context.find_root().info_name), **shown)
+    _carry_out(context, request, quiet=quiet, as_json=as_json)
 
 
-def _say(words: str) -> None:
-    say(f"note: {words}", err=True)
+@click.command(cls=ModelCommand, short_help="Write a converted model in the original layout again.")
+@click.option("--converted_path", required=True, metavar="PATH", help="The diffusers folder, file, hub id or pipeline.")
+@click.option(
+    "--dump_path", required=True, metavar="FILE", help="The .pth or .safetensors to write, whole or not at all."
+)
+@click.option(
+    "--to",
+    type=click.Choice(["original", "comfyui"]),
+    default="original",
+    help="The original layout (default), or a .safetensors as ComfyUI reads it.",
+)
+@together(which, writing, family, given)
+@click.pass_context
+def revert(context: click.Context, /, as_json: bool, quiet: bool, **words: Any) -> None:
+    """Write a converted model in the original layout again, bit for bit, buffers included.
+
+    The null caption comes from the sidecar that the conversion wrote, the positional table is computed, and both are
+    compared with the conversion's record. What is in neither the model nor the sidecar is left out and reported: it is
+    never invented.
+
+    Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal error, or a disk that fills up or fails.
+    """
+    request = _request([words.pop("converted_path")], words.pop("dump_path"), words, literally=True)
+    _carry_out(context, request, quiet=quiet, as_json=as_json)
 
 
-def _publisher(repo: str | None, private: bool, source: str, shown: dict[str, Any]) -> Any:
-    """What publishes a folder, if that is wanted: whether it could is asked before anything is done."""
-    if not repo:
-        return None
-    from .. import hub
+def _request(originals: list[str], target: str, words: dict[str, Any], *, literally: bool = False) -> ConversionRequest:
+    """The request that the options of a command line describe."""
+    from ..conversion.options import ConversionOptions
+    from ..jobs.conversions import ConversionRequest
 
-    hub.check(repo)
+    names = {field.name for field in fields(ConversionOptions)}
+    words["require_evidence"] = bool(words.get("require_evidence"))
+    options = ConversionOptions(**{name: words.pop(name) for name in names & words.keys()})
+    return ConversionRequest(originals, target, options, literally=literally, **words)
 
-    def publish(folder: Path) -> dict[str, Any]:
-        pushed = hub.push(folder, repo, private=private or None, source=source, quiet=shown["quiet"])
-        for line in [] if shown["quiet"] or shown["as_json"] else [*pushed.notes, f"published: {pushed.url}"]:
-            say(line)
-        return {"published": pushed.url}
 
-    return publish
+def _carry_out(context: click.Context, request: ConversionRequest, *, quiet: bool, as_json: bool) -> None:
+    """Do what is asked for, and print what comes of it: in full of one checkpoint, a line or two of each of several."""
+    from ..checkpoint.write.interrupt import interruptible
+    from ..conversion.batch import CONVERTED, PLANNED, STATUSES, run, worst
+    from ..jobs.conversions import job_of
+
+    silent, started = quiet or as_json, time.monotonic()
+    outcomes: list[Outcome] = []
+
+    def finished(outcome: Outcome, step: str) -> None:
+        bars.close()  # a bar is wiped before anything is printed
+        if not step:
+            outcomes.append(outcome)  # it is done, and counts, whatever comes in between now
+        if outcome.words:
+            say_error(outcome.words)
+        elif not silent:
+            for line in _lines(outcome, step, time.monotonic() - started if not job.several else None):
+                say(line)
+
+    def summary() -> dict[str, int]:
+        listed = [status for status in STATUSES if status != (CONVERTED if request.options.dry_run else PLANNED)]
+        counts = {status: sum(outcome.status == status for outcome in outcomes) for status in listed}
+        if not silent:
+            say("summary: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+        return counts
+
+    with ExitStack() as bars, interruptible():
+        comparing = progress_bar(bars, quiet, "comparing")
+        job = job_of(
+            request,
+            str(context.obj),
+            quiet=quiet,
+            progress=comparing,
+            say=lambda words: say(f"note: {words}", err=True),
+        )
+        try:
+            run(job, progress=progress_bar(bars, quiet, "converting", unit="B"), finished=finished)
+        except KeyboardInterrupt:  # how a watch usually ends
+            if job.several:
+                summary()
+            raise
+    code = worst(outcome.exit_code for outcome in outcomes)
+    if job.several:
+        content: dict[str, Any] = {"conversions": [_row(outcome) for outcome in outcomes], "summary": summary()}
+    else:
+        done = outcomes[0].conversion
+        assert done
+        content = {"path": str(done.path), "written": done.written, "record": done.record, "notes": done.notes}
+        content |= _results(outcomes[0])
+    if as_json:
+        print_json({"ok": code == 0} | content)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def _lines(outcome: Outcome, step: str, seconds: float | None) -> list[str]:
+    """What is printed of a conversion or a step that is done; `seconds` that the only one took."""
+    from ..errors import printable
+    from .printing import conversion_lines
+
+    if step:
+        return outcome.results[step].lines
+    if seconds is not None and outcome.conversion:
+        return [*conversion_lines(outcome.conversion, seconds)]
+    sides = f"{printable(outcome.pair.original)} -> {printable(outcome.pair.converted)}"
+    return [f"{outcome.status}: {sides}", *(f"  note: {note}" for note in outcome.notes)]
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    """One of several, JSON-ready."""
+    from ..errors import as_flags
+
+    pair = outcome.pair
+    row: dict[str, Any] = {"original": pair.original, "path": pair.converted, "status": outcome.status}
+    if outcome.words:
+        row["error"] = as_flags(outcome.words)
+    if outcome.conversion:
+        row["record"] = outcome.conversion.record
+    if outcome.conversion or outcome.notes:
+        row["notes"] = outcome.notes
+    return row | _results(outcome)
+
+
+def _results(outcome: Outcome) -> dict[str, Any]:
+    return {name: result.content for name, result in outcome.results.items()}

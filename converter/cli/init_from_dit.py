@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .conversion_flags import which
-from .options import Command, boolean, json_option
-from .output import print_json, say
+from .options import Command, boolean, shown, which
+from .output import print_json, progress_bar, say, say_error
 
 
 @click.command("init-from-dit", cls=Command, short_help="Initialise a PixArt from a class-conditional DiT.")
@@ -48,12 +46,8 @@ from .output import print_json, say
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what is drawn. Default: 0.")
 @click.option("--report", multiple=True, metavar="FILE", help="Write a report: .json, .md or .html. Repeatable.")
 @click.option("--overwrite", is_flag=True, help="Replace a file, or a folder that an earlier run wrote.")
-@json_option
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-@click.pass_context
+@shown
 def init_from_dit(
-    context: click.Context,
-    /,
     orig_ckpt_path: str,
     dump_path: str,
     weights: str | None,
@@ -77,26 +71,24 @@ def init_from_dit(
     Exit codes: 0 done, 1 the proof failed, 4 it could not be made (in both nothing is written), 2 usage, 3 input
     rejected, 5 internal, or a disk that fills up or fails.
     """
+    from ..checkpoint.text_writer import write_text
     from ..checkpoint.write.interrupt import interruptible
     from ..errors import UsageError, human_bytes, printable
     from ..initialisation import Options
     from ..initialisation import init_from_dit as run
     from ..initialisation.report import KINDS, render
-    from .progress import bar
-    from .reporting import writable, write_text
+    from ..jobs.reports import check_suffixes, check_writable
 
     if version and caption_tokens:
-        raise UsageError("--version, --caption_tokens: one of the two")
+        raise UsageError("give `version` or `caption_tokens`, not both")
     if version == "sigma" and micro_condition:
-        raise UsageError("--version sigma, --micro_condition: sigma has none (--caption_tokens 300 if that is meant)")
+        raise UsageError("`version` sigma has no `micro_condition`; use `caption_tokens` 300 if that is what you mean")
+    check_suffixes(report, [*KINDS])
+    check_writable(report, [orig_ckpt_path, dump_path], "`report`")
     reports = [Path(path) for path in report]
-    for path in reports:
-        if path.suffix not in KINDS:
-            raise UsageError(f"--report {printable(path)}: its suffix has to be one of {', '.join(KINDS)}")
-    writable(reports, [orig_ckpt_path, dump_path], "--report")
     tokens = caption_tokens or {"alpha": 120, "sigma": 300}[version or "alpha"]
-    options = Options(caption_tokens=tokens, micro_condition=bool(micro_condition), **chosen)
-    with ExitStack() as shown, interruptible():
+    options = Options(caption_tokens=tokens, micro_condition=bool(micro_condition), timesteps=bool(reports), **chosen)
+    with ExitStack() as bars, interruptible():
         done = run(
             orig_ckpt_path,
             dump_path,
@@ -105,8 +97,7 @@ def init_from_dit(
             weights=weights,
             state_dict_key=state_dict_key,
             overwrite=overwrite,
-            timesteps=bool(reports),
-            progress=None if quiet else partial(bar, shown, what="writing", unit="B", unit_scale=True),
+            progress=progress_bar(bars, quiet, "writing", unit="B"),
         )
     for path in reports:
         write_text(path, render(done, Path(orig_ckpt_path).name, path.suffix))
@@ -130,5 +121,5 @@ def init_from_dit(
         }
         print_json({"ok": done.written} | error | made)
     if error:
-        say(f"{context.find_root().info_name}: error: {error['error']}", err=True)
+        say_error(f"{proof.words}; nothing was written")
         raise click.exceptions.Exit(proof.exit_code)

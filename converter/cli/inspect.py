@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from .conversion_flags import insisted, which
-from .options import Command, json_option
+from .hyper_parameters import ModelCommand, given
+from .options import family, json_option, which
 from .output import print_json, say
 
 
-@click.command(cls=Command, short_help="Say what a checkpoint is, from its index.")
+@click.command(cls=ModelCommand, short_help="Say what a checkpoint is, from its index.")
 @click.argument("path")
 @which
-@insisted
+@family
+@given
 @click.option(
-    "--deep", is_flag=True, help="Read every byte: checksums, NaN and infinity, zeros, and what a record says."
+    "--deep",
+    is_flag=True,
+    help="Read every byte: checksums, NaN and infinity, zeros, and whether it is what a record says.",
 )
 @json_option
-def inspect(
-    path: str, weights: str | None, state_dict_key: str | None, family: str | None, deep: bool, as_json: bool
-) -> None:
+def inspect(path: str, as_json: bool, **words: Any) -> None:
     """Say what the checkpoint at PATH is: container, family, every hyper-parameter with its evidence, what a conversion
-    would drop or keep aside, and what stands against one. Of the tensors, only a few elements of the positional table
-    are read, and taken without the proof of their checksum; a conversion verifies them, and so does --deep. A table
-    that they do not explain is read whole.
+    would drop or keep in the sidecar, and what stands against one. Of the tensors, only a few elements of the
+    positional table are read, without verifying their checksum; a conversion verifies them, and so does --deep. A table
+    that these elements do not explain is read whole.
 
-    PATH is a file or a folder; where nothing is there, hf://OWNER/NAME[@REVISION][/FILE] or OWNER/NAME on the hub.
+    PATH is a file or a folder, or, if nothing is there, hf://OWNER/NAME[@REVISION][/FILE] or OWNER/NAME on the hub.
     """
     from ..conversion.inspection import inspect as run
-    from ..errors import printable
+    from ..errors import as_flags, printable
     from ..hub import local
     from .printing import inspection_lines
 
     place = local(path)
-    made = run(place, weights=weights, state_dict_key=state_dict_key, family=family, deep=deep)
+    report = run(place, **words)
     if str(place) != path:
-        made["source"]["name"] = printable(path)  # in the cache, a folder is called after its commit
+        report["source"]["name"] = printable(path)  # in the cache, a folder is called after its commit
+    report["needs"], report["problems"] = as_flags(report["needs"]), [*map(as_flags, report["problems"])]
     if as_json:
-        print_json({"ok": True} | made)
+        print_json({"ok": True} | report)
     else:
-        for line in inspection_lines(made):
+        for line in inspection_lines(report):
             say(line, result=True)

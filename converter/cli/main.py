@@ -17,8 +17,8 @@ from typing import Any
 import click
 
 from .._version import __version__
-from ..errors import ConverterError, printable
-from .convert import convert
+from ..errors import ConverterError, as_flags, printable
+from .convert import convert, revert
 from .diff import diff
 from .init_from_dit import init_from_dit
 from .inspect import inspect
@@ -26,7 +26,6 @@ from .new_family import new_family
 from .options import Group
 from .output import hush, untold
 from .parity import parity
-from .revert import revert
 
 
 @click.group(cls=Group, no_args_is_help=False)
@@ -124,7 +123,7 @@ def _fail(name: str, message: str, code: int, arguments: list[str]) -> int:
         from ..hub.redaction import redacted
 
         message = redacted(message)
-    line = printable(" ".join(message.split()), 4000)
+    line = printable(" ".join(as_flags(message).split()), 4000)
     _tell(f"{name}: error: {line}")
     if "--json" in arguments and sys.stdout:
         try:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from .conversion_flags import which
-from .options import Command, json_option
+from .options import Command, json_option, which
 from .output import print_json, say
 
 
@@ -43,24 +42,24 @@ def new_family(
     """
     from dataclasses import asdict, replace
 
+    from ..checkpoint.text_writer import write_text
     from ..errors import UsageError, printable
     from ..families import families
     from ..hub import local
     from ..new_family import draft, read_keys, render
     from .printing import draft_lines
-    from .reporting import write_text
 
     if not name.isascii() or not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():
-        raise UsageError(f"NAME {printable(name)}: lower-case letters, digits and underscores, such as my_dit")
+        raise UsageError(f"NAME {printable(name)}: use lower-case letters, digits and underscores, such as my_dit")
     if name in families():
-        raise UsageError(f"NAME {name}: there is a family of that name; take another")
+        raise UsageError(f"NAME {name}: there is a family of that name already; choose another")
     path = Path(out or f"{name}.py")
     if path.suffix != ".py":
-        raise UsageError(f"--out {printable(path)}: a module of Python, which ends in .py")
+        raise UsageError(f"`out` {printable(path)}: must be a Python module, which ends in .py")
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"{printable(path)}: cannot be written there")
     if path.exists() and not overwrite:
-        raise UsageError(f"{printable(path)}: there already; --overwrite replaces it")
+        raise UsageError(f"{printable(path)}: exists; use `overwrite` to replace it")
     made = draft(read_keys(local(file), weights, state_dict_key), read_keys(local(target)) if target else None)
     write_text(path, render(name, made))
     if as_json:

@@ -6,11 +6,14 @@ import errno
 import json
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import click
+
+from ..errors import as_flags, printable
 
 _UNTOLD = "converter.untold"  # in a context's `meta`
 
@@ -48,9 +51,33 @@ def say(line: str, *, result: bool = False, err: bool = False) -> None:
         hush()
 
 
+def say_error(words: str) -> None:
+    """Print an error that does not end the command, as one that does is printed."""
+    say(f"{click.get_current_context().find_root().info_name}: error: {printable(as_flags(words), 4000)}", err=True)
+
+
 def print_json(content: Any) -> None:
     """Print a result for programs."""
     say(json.dumps(content, ensure_ascii=True), result=True)
+
+
+def progress_bar(bars: ExitStack, quiet: bool, what: str, **how: Any) -> Callable[[int], Callable[[int], None]] | None:
+    """What a `progress` argument takes: a bar on a terminal, nothing elsewhere, wiped when `bars` ends; None if quiet.
+
+    Args:
+        how: of the bar, such as its unit.
+    """
+
+    def begin(total: int) -> Callable[[int], None]:
+        if not sys.stderr.isatty():
+            return lambda count: None
+        from tqdm import tqdm
+
+        bar = bars.enter_context(tqdm(total=total, leave=False, desc=what, unit_scale="unit" in how, **how))
+        update: Callable[[int], None] = bar.update
+        return update
+
+    return None if quiet else begin
 
 
 def untold(meta: dict[str, Any]) -> Untold | None:

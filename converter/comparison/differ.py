@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -44,6 +45,7 @@ def diff(
     weights_b: str | None = None,
     state_dict_key_a: str | None = None,
     state_dict_key_b: str | None = None,
+    hyper_parameters: Mapping[str, Any] | None = None,
     progress: Callable[[int], Progress] | None = None,
 ) -> Diff:
     """Compare two checkpoints, tensor by tensor, in whichever layouts they are.
@@ -53,9 +55,10 @@ def diff(
 
     Args:
         a, b: any accepted file or folder.
-        weights_a, weights_b: 'raw' or 'ema', where a file holds both. Where it is not said, both are compared with
+        weights_a, weights_b: 'raw' or 'ema', where a file holds both. By default, both are compared with
             the other file's, or like with like if that holds both too.
         state_dict_key_a, state_dict_key_b: where in a file the weights lie, where it holds several state dicts.
+        hyper_parameters: what the user states of both, by name.
         progress: called with the number of bytes to come, of both sides; returns what is called with each count done.
 
     Returns: a `Diff`.
@@ -70,9 +73,13 @@ def diff(
     """
     with ExitStack() as stack:
         with reading(a):
-            ones = open_side(stack, "A", a, weights_a, state_dict_key_a)
+            ones = open_side(
+                stack, "A", a, weights=weights_a, state_dict_key=state_dict_key_a, hyper_parameters=hyper_parameters
+            )
         with reading(b):
-            others = open_side(stack, "B", b, weights_b, state_dict_key_b)
+            others = open_side(
+                stack, "B", b, weights=weights_b, state_dict_key=state_dict_key_b, hyper_parameters=hyper_parameters
+            )
         check_comparable(ones[0], others[0])
         like_with_like = len(ones) > 1 and len(others) > 1
         pairs = list(zip(ones, others, strict=True)) if like_with_like else list(product(ones, others))
@@ -109,7 +116,7 @@ class _Pair:
             apart = list(_disagreements(a, b))
         except RecursionError:
             raise InputError.at(a.path, CONFIG, "nested too deeply to be compared") from None
-        return cls(a, b, matched(one, other), apart, notes)
+        return cls(a, b, matched(one, other), disagreements=apart, notes=notes)
 
     @property
     def jobs(self) -> list[tuple[str, bool, LazyTensor | None, LazyTensor | None]]:
@@ -129,12 +136,12 @@ class _Pair:
         with ThreadPoolExecutor(WORKERS) as pool:
             found = list(pool.map(lambda job: _tensor(*job, step=step), self.jobs))
         return WeightsDiff(
-            self.a.weights,
-            self.b.weights,
-            [tensor for tensor in found if not tensor.homeless],
-            [tensor for tensor in found if tensor.homeless],
-            self.disagreements,
-            self.notes,
+            weights_a=self.a.weights,
+            weights_b=self.b.weights,
+            tensors=[tensor for tensor in found if not tensor.homeless],
+            apart=[tensor for tensor in found if tensor.homeless],
+            disagreements=self.disagreements,
+            notes=self.notes,
         )
 
 
@@ -142,17 +149,18 @@ def _tensor(
     key: str, buffer: bool, a: LazyTensor | None, b: LazyTensor | None, *, step: Callable[[int], None]
 ) -> TensorDiff:
     """Compare a tensor. One that differs is read a second time, up to where no rounding explains the difference."""
-    one, other = ((side.shape, side.dtype.name) if side else None for side in (a, b))
+    shown = [(side.shape, side.dtype.name) if side else None for side in (a, b)]
+    of = partial(TensorDiff, key, buffer, a=shown[0], b=shown[1])
     if a is None or b is None:
-        return TensorDiff(key, buffer, ONLY_B if a is None else ONLY_A, one, other)
+        return of(kind=ONLY_B if a is None else ONLY_A)
     if a.shape != b.shape:
         step(a.nbytes + b.nbytes)
-        return TensorDiff(key, buffer, SHAPE, one, other)
+        return of(kind=SHAPE)
     numbers = measure(a, b, step)
     if not numbers.differing:
-        return TensorDiff(key, buffer, IDENTICAL if a.dtype == b.dtype else SAME, one, other, numbers)
+        return of(kind=IDENTICAL if a.dtype == b.dtype else SAME, numbers=numbers)
     ways = roundings(a, b)
-    return TensorDiff(key, buffer, ROUNDED if ways else DIFFERENT, one, other, numbers, ways)
+    return of(kind=ROUNDED if ways else DIFFERENT, numbers=numbers, roundings=ways)
 
 
 def _disagreements(a: Side, b: Side) -> Iterator[Disagreement]:
@@ -162,14 +170,16 @@ def _disagreements(a: Side, b: Side) -> Iterator[Disagreement]:
         return
     for name in one:
         if name in other and one[name].source == other[name].source == "file" and one[name].value != other[name].value:
-            yield Disagreement(name, one[name].value, other[name].value, one[name].evidence, other[name].evidence)
+            evidence = {"evidence_a": one[name].evidence, "evidence_b": other[name].evidence}
+            yield Disagreement(name, one[name].value, other[name].value, **evidence)
     # Two folders say more of themselves than the family reads off them.
     ours, theirs = a.checkpoint.config, b.checkpoint.config
     for name, value in ours.items():
         alike = family.ignorable_config.get(name, ())
         inert = name.startswith("_") or alike is None or value in alike or theirs.get(name) in alike
         if name not in one and not inert and None not in (value, theirs.get(name)) and value != theirs[name]:
-            yield Disagreement(printable(name), _plain(value), _plain(theirs[name]), CONFIG, CONFIG)
+            values = _plain(value), _plain(theirs[name])
+            yield Disagreement(printable(name), *values, evidence_a=CONFIG, evidence_b=CONFIG)
 
 
 def _plain(value: Any) -> Any:

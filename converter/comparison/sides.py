@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -115,7 +116,13 @@ def _unlike(move: Move, tensors: list[LazyTensor]) -> bool:
 
 
 def open_side(
-    stack: ExitStack, letter: str, path: str | os.PathLike[str], weights: str | None, state_dict_key: str | None = None
+    stack: ExitStack,
+    letter: str,
+    path: str | os.PathLike[str],
+    *,
+    weights: str | None,
+    state_dict_key: str | None = None,
+    hyper_parameters: Mapping[str, Any] | None = None,
 ) -> list[Side]:
     """One side: the weights asked for, else every set of weights that the file holds, raw ones first.
 
@@ -125,12 +132,12 @@ def open_side(
     try:
         _ = opened.selected
     except ConverterError as error:  # which names flags that are called after their side here
-        raise type(error)(re.sub(r"--(weights|state_dict_key)\b", rf"--\1_{letter.lower()}", str(error))) from error
+        raise type(error)(re.sub(r"`(weights|state_dict_key)`", rf"`\1_{letter.lower()}`", str(error))) from error
     kinds = sorted({candidate.weights for candidate in opened.likely}, reverse=True)
     found = [opened]
     if not weights and not state_dict_key and kinds == [RAW, EMA]:
         found = [stack.enter_context(open_model(path, kind)) for kind in kinds]
-    looks = [analyse(checkpoint) for checkpoint in found]
+    looks = [analyse(checkpoint, hyper_parameters) for checkpoint in found]
     sidecar = _sidecar(looks[0])
     kept = stack.enter_context(open_checkpoint(sidecar)) if sidecar else None
     return [Side(letter, looked, kept) for looked in looks]

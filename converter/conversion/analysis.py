@@ -15,9 +15,10 @@ from ..checkpoint.key_names import plainly_foreign
 from ..checkpoint.weights_kind import EMA, RAW, UNKNOWN
 from ..errors import InputError, UsageError, printable
 from ..families import Family, Findings, altered, find, named, recognise, tables
+from ..filenames import RECORD
 from ..mapping import KeyMapping, MappingError, Plan, fold
 from .misshapen import flat, misshapen, not_weights
-from .record import RECORD, record_beside
+from .record import record_beside
 from .state import CheckpointState
 
 
@@ -89,57 +90,54 @@ def open_model(
     return open_checkpoint(path, weights, state_dict_key, tables(None if family is None else find(family)))
 
 
-def analyse(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, family: str | None = None) -> Analysis:
+def analyse(
+    checkpoint: Checkpoint, hyper_parameters: Mapping[str, Any] | None = None, family: str | None = None
+) -> Analysis:
     """Look at a checkpoint: names, shapes and a few elements of the positional table, which is read whole where these
     do not explain it; no other tensor is read.
 
     Args:
-        given: hyper-parameters in the user's words, by the family's flag names.
+        hyper_parameters: by name, what the user states.
         family: insist on this family: its name, or the file (NAME.py) that makes it.
 
     Raises: `InputError` for a malformed state dict, `UsageError` for a word that contradicts the file.
     """
-    made = Analysis(checkpoint)
+    analysis = Analysis(checkpoint)
     recognised = recognise(checkpoint, None if family is None else find(family))
     changed = altered(key for key in checkpoint.left_out if not plainly_foreign(key))
     if recognised is None or changed:
-        made.problem = _unrecognised(checkpoint, family, changed)
-        return made
-    made.family, made.diffusers = recognised
-    if made.diffusers:
+        analysis.problem = _unrecognised(checkpoint, family, changed)
+        return analysis
+    known, analysis.diffusers = recognised
+    analysis.family = known
+    if analysis.diffusers:
         checkpoint.take_config_beside()
         _as_recorded(checkpoint)
-    made.plan = made.table.survey(checkpoint)
-    made.found = Findings(given or {})
-    unknown = set(made.found.given) - set(made.family.flags)
-    if unknown:
-        raise UsageError(
-            f"{', '.join(f'--{name}' for name in sorted(unknown))}: not a flag of the family {made.family.name}, "
-            f"which has {', '.join(f'--{name}' for name in made.family.flags) or 'none'}"
-        )
-    _check_types(made.family, made.found.given)
-    with made.state.blaming(), made.naming():
-        made.family.describe(made.plan, made.state, made.found)
-        if not made.plan.problems:
-            made.needs = _hold_against_config(made.family, made.state.config, made.found)
+    plan = analysis.plan = analysis.table.survey(checkpoint)
+    found = analysis.found = Findings(hyper_parameters or {})
+    _check_hyper_parameters(known, found.given)
+    with analysis.state.blaming(), analysis.naming():
+        known.describe(plan, analysis.state, found)
+        if not plan.problems:
+            analysis.needs = _compare_with_config(known, analysis.state.config, found)
     # What is said of the whole comes before what is said of single tensors.
-    made.plan.problems[:0] = flat(checkpoint, made.plan) + misshapen(checkpoint, made.plan) + made.found.problems
-    made.plan.problems += not_weights(checkpoint)
-    if made.plan.problems and (kind := altered(checkpoint)):  # of a family that was insisted on
-        made.plan.problems.insert(0, f"this is {kind}")
-    if made.plan.problems and checkpoint.mixed:
-        made.plan.problems.insert(0, checkpoint.mixed)
-    if made.plan.problems:
-        made.needs = ""
-    return made
+    plan.problems[:0] = flat(checkpoint, plan) + misshapen(checkpoint, plan) + found.problems
+    plan.problems += not_weights(checkpoint)
+    if plan.problems and (kind := altered(checkpoint)):  # of a family that was insisted on
+        plan.problems.insert(0, f"this is {kind}")
+    if plan.problems and checkpoint.mixed:
+        plan.problems.insert(0, checkpoint.mixed)
+    if plan.problems:
+        analysis.needs = ""
+    return analysis
 
 
 def _as_recorded(checkpoint: Checkpoint) -> None:
     """Which weights a converted folder was made of: nothing in it shows that but its record."""
     chosen, folder = checkpoint.selected, checkpoint.folder
-    told = record_beside(folder).origin.get("source", {}).get("weights") if folder else RAW
-    if told in (EMA, UNKNOWN) and chosen.weights == RAW:
-        chosen.weights, chosen.why = told, f"{told} weights, says {RECORD}"
+    recorded = record_beside(folder).origin.get("source", {}).get("weights") if folder else RAW
+    if recorded in (EMA, UNKNOWN) and chosen.weights == RAW:
+        chosen.weights, chosen.why = recorded, f"{recorded} weights, says {RECORD}"
 
 
 def _unrecognised(checkpoint: Checkpoint, family: str | None, changed: str) -> str:
@@ -168,19 +166,23 @@ def _unrecognised(checkpoint: Checkpoint, family: str | None, changed: str) -> s
     return f"no model family knows these keys: {keys}{count}{mixed}"
 
 
-def _check_types(family: Family, given: Mapping[str, Any]) -> None:
+def _check_hyper_parameters(family: Family, given: Mapping[str, Any]) -> None:
     """From Python anything may come: 'false' is true, and a size that is a string fails somewhere else; JSON has no
     word for infinity."""
+    if unknown := sorted(set(given) - set(family.flags)):
+        raise UsageError(
+            f"{', '.join(f'`{name}`' for name in unknown)}: not a hyper-parameter of the family {family.name}, which "
+            f"has {', '.join(f'`{name}`' for name in family.flags) or 'none'}"
+        )
     for name, value in given.items():
         if isinstance(value, float) and not isfinite(value):
-            raise UsageError(f"--{name} {value}: not a finite number")
-    for name, kind in family.flags.items() if isinstance(family.flags, Mapping) else ():
-        value = given.get(name)
-        if value is not None and type(value) not in ((float, int) if kind is float else (kind,)):
-            raise UsageError(f"--{name} {printable(repr(value))}: not {kind.__name__} but {type(value).__name__}")
+            raise UsageError(f"`{name}` {value}: not a finite number")
+        kind = family.flags[name].type
+        if kind and type(value) not in ((float, int) if kind is float else (kind,)):
+            raise UsageError(f"`{name}` {printable(repr(value))}: not {kind.__name__} but {type(value).__name__}")
 
 
-def _hold_against_config(family: Family, said: Mapping[str, Any], found: Findings) -> str:
+def _compare_with_config(family: Family, source: Mapping[str, Any], found: Findings) -> str:
     """Whatever the source's `config.json` says of the model has to be what ours will say; returns what ours lacks."""
     if any(not problem.startswith("config.json: ") for problem in found.problems):
         return ""
@@ -189,9 +191,9 @@ def _hold_against_config(family: Family, said: Mapping[str, Any], found: Finding
     except UsageError as error:
         return str(error)
     for key, ours in config.items():
-        theirs, others = said.get(key), family.ignorable_config.get(key, ())
-        told = any(problem.startswith(f"config.json: {key}:") for problem in found.problems)
-        if theirs is not None and theirs != ours and others is not None and theirs not in others and not told:
+        theirs, others = source.get(key), family.ignorable_config.get(key, ())
+        known = any(problem.startswith(f"config.json: {key}:") for problem in found.problems)
+        if theirs is not None and theirs != ours and others is not None and theirs not in others and not known:
             found.problems.append(
                 f"config.json: {key}: {printable(theirs)}, and the converted model would have {printable(ours)}"
             )

@@ -1,79 +1,136 @@
-"""Many conversions, one after the other: none of them stops the rest, and what is done already is not done again."""
+"""Conversions as a job: one checkpoint or several, with what is done with each result."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from ..checkpoint.write.transfer import Progress
 from ..errors import ConverterError, printable
-from .convert import Conversion, already, convert
+from .convert import Conversion, convert
+from .options import ConversionOptions, with_shortcuts
 from .pairs import Pair
+from .up_to_date import is_up_to_date
 
 CONVERTED, PLANNED, UNCHANGED, FAILED = STATUSES = ("converted", "planned", "unchanged", "failed")
 
 
 @dataclass(frozen=True)
+class StepResult:
+    """What came of a step after a conversion: JSON-ready `content`, `lines` for people, and an exit code."""
+
+    content: Any
+    lines: list[str]
+    exit_code: int = 0
+
+
+@dataclass
 class Outcome:
-    """What became of one checkpoint: `status` is 'converted' ('planned' in a dry run), 'unchanged' or 'failed', and
-    `words` say why it failed, `notes` what the user should know."""
+    """What became of one checkpoint.
+
+    `status` is 'converted' ('planned' in a dry run), 'unchanged' or 'failed', and `words` say why something failed;
+    `notes` are what the user should know, `results` those of the steps after the conversion, by name.
+    """
 
     pair: Pair
-    status: str
+    status: str = FAILED
     conversion: Conversion | None = None
     words: str = ""
     exit_code: int = 0
     notes: list[str] = field(default_factory=list)
+    results: dict[str, StepResult] = field(default_factory=dict)
 
 
-def convert_all(
-    pairs: Iterable[Pair], *, finished: Callable[[Outcome], object] = lambda outcome: None, **options: Any
+@dataclass(frozen=True)
+class Job:
+    """What to convert, and what to do with each result.
+
+    Attributes:
+        pairs: may be produced as they are asked for, as `watch` does.
+        hyper_parameters: of all pairs; a pair may have its own.
+        steps: done with every result that is not refused, in order, until one has an exit code; by name.
+        several: none of the checkpoints stops the rest, and what is done already is not done again: a target that
+            holds what would be written, to the last bit, is left alone. Otherwise errors are raised.
+    """
+
+    pairs: Iterable[Pair]
+    options: ConversionOptions = field(default_factory=ConversionOptions)
+    hyper_parameters: Mapping[str, Any] = field(default_factory=dict)
+    steps: Mapping[str, Callable[[Outcome], StepResult]] = field(default_factory=dict)
+    several: bool = True
+
+
+def run(
+    job: Job,
+    *,
+    progress: Callable[[int], Progress] | None = None,
+    finished: Callable[[Outcome, str], object] = lambda outcome, step: None,
 ) -> list[Outcome]:
-    """Convert every pair's original to its converted path.
-
-    A target that holds already what would be written, to the last bit, is left alone and reported as unchanged.
+    """Do it, one checkpoint after the other.
 
     Args:
-        pairs: may be made as they are asked for, as `watch` does.
-        finished: called with each outcome as it comes.
-        options: of `convert`.
-
-    Returns: an outcome for every pair, in order. Errors in single conversions are outcomes, not exceptions.
+        progress: as of `convert`.
+        finished: called with each outcome once it is converted (or not), and again after each step, with its name.
 
     Example:
         >>> from converter.conversion.pairs import expand
-        >>> pairs = expand("fixtures/golden/sigma-*.pth", f"{tmp}/{{stem}}")
-        >>> [(o.pair.original[16:], o.status) for o in convert_all(pairs, num_attention_heads=4)][0]
+        >>> job = Job(expand("fixtures/golden/*.pth", f"{tmp}/{{stem}}"), hyper_parameters={"num_attention_heads": 4})
+        >>> [(outcome.pair.original[16:], outcome.status) for outcome in run(job)][0]
         ('sigma-kvcompress.pth', 'failed')
-        >>> [o.status for o in convert_all(pairs, num_attention_heads=4)]
+        >>> [outcome.status for outcome in run(job)]
         ['failed', 'unchanged', 'failed']
     """
     outcomes = []
-    for pair in pairs:
-        outcome = _one(pair, options | dict(pair.options))
+    for pair in job.pairs:
+        outcome = Outcome(pair)
         outcomes.append(outcome)
-        finished(outcome)
+        _attempt(job, outcome, partial(_convert, job, outcome, progress))
+        finished(outcome, "")
+        for name, step in job.steps.items():
+            if outcome.status == FAILED or outcome.exit_code:
+                break
+            _attempt(job, outcome, partial(_follow_up, outcome, name, step))
+            finished(outcome, name)
     return outcomes
 
 
-def _one(pair: Pair, options: dict[str, Any]) -> Outcome:
+def _convert(job: Job, outcome: Outcome, progress: Callable[[int], Progress] | None) -> None:
+    pair, hyper_parameters = outcome.pair, {**job.hyper_parameters, **outcome.pair.hyper_parameters}
+    options = with_shortcuts(job.options, pair.options)
+    if job.several and os.path.lexists(pair.converted):
+        notes = is_up_to_date(pair.original, pair.converted, options, hyper_parameters=hyper_parameters)
+        if notes is not None:
+            outcome.status, outcome.notes = UNCHANGED, notes
+            return
+    done = convert(pair.original, pair.converted, options, hyper_parameters=hyper_parameters, progress=progress)
+    outcome.status, outcome.conversion, outcome.notes = CONVERTED if done.written else PLANNED, done, done.notes
+
+
+def _follow_up(outcome: Outcome, name: str, step: Callable[[Outcome], StepResult]) -> None:
+    result = step(outcome)
+    outcome.results[name], outcome.exit_code = result, result.exit_code
+
+
+def _attempt(job: Job, outcome: Outcome, work: Callable[[], None]) -> None:
+    """Do the work. Of several checkpoints, an error is told in the outcome, and the others go on."""
+    if not job.several:
+        return work()
+    original = outcome.pair.original
     try:
-        there = already(pair.original, pair.converted, **options) if os.path.lexists(pair.converted) else None
-        if there is not None:
-            return Outcome(pair, UNCHANGED, notes=there)
-        done = convert(pair.original, pair.converted, **options)
-        return Outcome(pair, CONVERTED if done.written else PLANNED, done, notes=done.notes)
+        work()
     except ConverterError as error:
-        about = "" if pair.original in str(error) else f"{printable(pair.original)}: "
-        return Outcome(pair, FAILED, words=f"{about}{error}", exit_code=error.exit_code)
+        about = "" if original in str(error) else f"{printable(original)}: "
+        outcome.words, outcome.exit_code = f"{about}{error}", error.exit_code
     except OSError as error:
         where = f"{printable(error.filename)}: " if error.filename else ""
-        return Outcome(pair, FAILED, words=f"{where}{error.strerror or error}", exit_code=5)
+        outcome.words, outcome.exit_code = f"{where}{error.strerror or error}", 5
     except Exception as error:
         if os.environ.get("PIXART_DEBUG"):
             raise
-        return Outcome(pair, FAILED, words=f"internal error: {type(error).__name__}: {printable(error)}", exit_code=5)
+        outcome.words, outcome.exit_code = f"internal error: {type(error).__name__}: {printable(error)}", 5
 
 
 def worst(codes: Iterable[int]) -> int:

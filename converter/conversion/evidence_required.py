@@ -22,7 +22,7 @@ def demand(family: Family, found: Findings, checkpoint: Checkpoint, borrowed: Co
     Raises: `UsageError` with all of them, and the flag that states each.
     """
     lines = [
-        f"--{name} ({printable(finding.value)}: {BORROWED if name in borrowed else finding.evidence})"
+        f"`{name}` ({printable(finding.value)}: {BORROWED if name in borrowed else finding.evidence})"
         for name, finding in found.items()
         if name in family.flags and name in found.asked and (finding.source == "assumed" or name in borrowed)
     ]
@@ -32,4 +32,4 @@ def demand(family: Family, found: Findings, checkpoint: Checkpoint, borrowed: Co
         flag = asked_by(chosen, checkpoint.likely)
         lines.append(f"{flag} ({others[0].where} holds {others[0].weights} weights too)")
     if lines:
-        raise UsageError(f"--require_evidence: assumed so far, and to be said: {'; '.join(lines)}")
+        raise UsageError(f"`require_evidence`: assumed so far, and to be said: {'; '.join(lines)}")

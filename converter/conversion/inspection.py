@@ -24,7 +24,7 @@ def inspect(
     weights: str | None = None,
     state_dict_key: str | None = None,
     family: str | None = None,
-    given: Mapping[str, Any] | None = None,
+    hyper_parameters: Mapping[str, Any] | None = None,
     deep: bool = False,
 ) -> dict[str, Any]:
     """What a checkpoint is, as a JSON-ready dict. Reads its index and a few elements of the positional table, which is
@@ -34,7 +34,7 @@ def inspect(
         weights: 'raw' or 'ema' where the file holds both (default: raw).
         state_dict_key: where in the file the weights lie, where it holds several state dicts.
         family: insist on a model family, by its name or its file (NAME.py), instead of recognising it.
-        given: hyper-parameters by flag name, in the user's words.
+        hyper_parameters: what the user states, by name.
         deep: read every byte too: checksums, NaN and infinity, zeros that no training leaves, and what the record
             beside a converted model promises; figures of that are under `deep`.
 
@@ -47,32 +47,33 @@ def inspect(
         48
     """
     with open_model(path, weights, state_dict_key, family) as checkpoint:
-        looked = analyse_again(checkpoint, given or {}, family)
-        made = report(looked)
-        plan = looked.plan
-        made["features"] = sorted(plan.features)
-        made["dropped"] = sorted(plan.computed)
-        made["sidecar"] = sorted(plan.extras)
-        made["notes"] = [*looked.found.notes, *looked.found.diffusers_notes, *checkpoint.notes]
-        made["needs"] = looked.needs
-        flags = looked.family.flags if looked.family else ()
-        made["unknown"] = [name for name, found in looked.found.items() if found.source == "unknown" and name in flags]
-        made["problems"] = ([looked.problem] if looked.problem else []) + plan.problems
+        analysis = analyse_again(checkpoint, hyper_parameters or {}, family)
+        plan, found = analysis.plan, analysis.found
+        flags = analysis.family.flags if analysis.family else ()
+        content = report(analysis) | {
+            "features": sorted(plan.features),
+            "dropped": sorted(plan.computed),
+            "sidecar": sorted(plan.extras),
+            "notes": [*found.notes, *found.diffusers_notes, *checkpoint.notes],
+            "needs": analysis.needs,
+            "unknown": [name for name, finding in found.items() if finding.source == "unknown" and name in flags],
+            "problems": ([analysis.problem] if analysis.problem else []) + plan.problems,
+        }
         if deep:
             from .deep import read_through
 
-            found = read_through(looked)
-            made["deep"] = found.as_dict()
-            made["notes"] += found.notes
-            made["problems"] += found.problems
-        return made
+            read = read_through(analysis)
+            content["deep"] = read.as_dict()
+            content["notes"] += read.notes
+            content["problems"] += read.problems
+        return content
 
 
-def report(looked: Analysis) -> dict[str, Any]:
+def report(analysis: Analysis) -> dict[str, Any]:
     """What `inspect` and the record of a conversion have in common."""
-    checkpoint = looked.checkpoint
-    chosen, family = checkpoint.selected, looked.family
-    moved = [checkpoint[key] for move in looked.plan.moves for key in move.sources] or list(checkpoint.values())
+    checkpoint = analysis.checkpoint
+    chosen, family = checkpoint.selected, analysis.family
+    moved = [checkpoint[key] for move in analysis.plan.moves for key in move.sources] or list(checkpoint.values())
     return {
         "version": REPORT_VERSION,
         "source": {
@@ -91,9 +92,9 @@ def report(looked: Analysis) -> dict[str, Any]:
         "left_out": list(checkpoint.left_out),
         "foreign_objects": [{"name": name, "dangerous": danger} for name, danger in checkpoint.foreign],
         "family": family.name if family else None,
-        "layout": ("diffusers" if looked.diffusers else "original") if family else None,
+        "layout": ("diffusers" if analysis.diffusers else "original") if family else None,
         "hyper_parameters": {
-            name: {"value": f.value, "source": f.source, "evidence": f.evidence} for name, f in looked.found.items()
+            name: {"value": f.value, "source": f.source, "evidence": f.evidence} for name, f in analysis.found.items()
         },
         "parameters": sum(tensor.numel for tensor in moved),
         "tensors": len(checkpoint),

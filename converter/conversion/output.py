@@ -20,7 +20,8 @@ from ..checkpoint.write.safetensors_writer import lay_out_safetensors
 from ..checkpoint.write.target import check_file, check_target
 from ..checkpoint.write.torch_writer import lay_out_torch
 from ..errors import ConverterError, UsageError, printable
-from .record import PARITY, RECORD, TOOL
+from ..filenames import PARITY, RECORD, TOOL
+from .options import ConversionOptions
 from .write import TensorFile, TensorWrite
 
 DIFFUSERS, ORIGINAL, COMFYUI = LAYOUTS = ("diffusers", "original", "comfyui")
@@ -44,34 +45,31 @@ class Destination:
     suffix: str = ""
 
     @classmethod
-    def of(
-        cls,
-        path: str | os.PathLike[str],
-        to: str = DIFFUSERS,
-        dtype: str | None = None,
-        max_shard_size: str | int | None = None,
-        variant: str | None = None,
-    ) -> Destination:
-        """A destination in the user's words. Raises: `UsageError` for words that do not go together."""
+    def of(cls, path: str | os.PathLike[str], options: ConversionOptions) -> Destination:
+        """A destination as the user describes it. Raises: `UsageError` for options that do not go together."""
+        to, dtype, variant = options.to, options.dtype, options.variant
         if to not in LAYOUTS:
-            raise UsageError(f"--to {printable(to)}: there are {', '.join(LAYOUTS)}")
+            raise UsageError(f"`to` {printable(to)}: there are {', '.join(LAYOUTS)}")
         if dtype is not None and dtype not in CASTS:
-            raise UsageError(f"--dtype {printable(dtype)}: there are {', '.join(CASTS)}")
+            raise UsageError(f"`dtype` {printable(dtype)}: there are {', '.join(CASTS)}")
         if "\0" in os.fspath(path):
-            raise UsageError(f"{printable(path)}: not a path: a null character is in it")
+            raise UsageError(f"{printable(path)}: not a path: it contains a null character")
         target, suffixes = Path(path), SUFFIXES.get(to)
         suffix = target.suffix.lower()
         if suffixes and suffix not in suffixes:
-            raise UsageError(f"{printable(target)}: --to {to} writes a file that ends in {' or '.join(suffixes)}")
+            raise UsageError(f"{printable(target)}: `to` {to} writes a file that ends in {' or '.join(suffixes)}")
         if not suffixes and suffix in SUFFIXES[ORIGINAL]:
-            raise UsageError(f"{printable(target)}: --to diffusers writes a folder; --to original or comfyui a file")
-        if suffixes and (max_shard_size is not None or variant):
-            flag = "max_shard_size" if max_shard_size is not None else "variant"
-            raise UsageError(f"--{flag}: only diffusers has files of that kind")
+            raise UsageError(f"{printable(target)}: `to` diffusers writes a folder; `to` original or comfyui a file")
+        if suffixes and (options.max_shard_size is not None or variant):
+            flag = "max_shard_size" if options.max_shard_size is not None else "variant"
+            raise UsageError(f"`{flag}` applies to the diffusers layout only")
         if variant and (not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", variant) or is_shard(variant)):
-            raise UsageError(f"--variant {printable(variant)}: letters, digits, '_' and '-', and no shard's number")
-        shard = 0 if max_shard_size is None else bytes_of(max_shard_size)
-        return cls(target, to, CASTS[dtype] if dtype else None, shard, variant or "", suffix)
+            raise UsageError(
+                f"`variant` {printable(variant)}: use letters, digits, '_' and '-', and not a shard's number"
+            )
+        shard = 0 if options.max_shard_size is None else bytes_of(options.max_shard_size)
+        cast = CASTS[dtype] if dtype else None
+        return cls(target, to, cast, shard, variant=variant or "", suffix=suffix)
 
     @property
     def folder(self) -> bool:
@@ -82,17 +80,17 @@ class Destination:
         with reading(source):  # a path at all
             pass
         if self.folder:
-            return replace(self, path=check_target(self.path, source, overwrite=overwrite, allowed=ours))
+            return replace(self, path=check_target(self.path, source, overwrite=overwrite, allowed=files_we_wrote))
         return replace(self, path=check_file(self.path, source, overwrite=overwrite))
 
     def publication(self, size: int, *, overwrite: bool) -> Publication:
         """What makes it appear whole or not at all."""
         if self.folder:
-            return Publication(self.path, needed_bytes=size, overwrite=overwrite, allowed=ours)
+            return Publication(self.path, needed_bytes=size, overwrite=overwrite, allowed=files_we_wrote)
         return FilePublication(self.path, needed_bytes=size, overwrite=overwrite)
 
     def with_prefix(self, parts: Iterable[TensorWrite]) -> list[TensorWrite]:
-        """The parts with the prefix that all keys of this layout have."""
+        """The same under keys with the prefix that all keys of this layout have."""
         prefix = _PREFIX.get(self.to, "")
         return [replace(part, keys=tuple(prefix + key for key in part.keys)) for part in parts]
 
@@ -125,7 +123,7 @@ class Destination:
         other = next((entry.dtype.name for entry in entries if named not in (None, entry.dtype)), "")
         if named and other:
             raise UsageError(
-                f"--variant {self.variant}: the weights would be {other}; --dtype {named.name} rounds them to that"
+                f"`variant` {self.variant}: the weights would be {other}; `dtype` {named.name} rounds them to that"
             )
 
 
@@ -134,19 +132,19 @@ def _shards(entries: list[Entry], limit: int) -> list[list[Entry]]:
     `serialization/_base.py`): one that is larger than a shard has one to itself."""
     if not limit:
         return [entries]
-    made: list[list[Entry]] = []
+    shards: list[list[Entry]] = []
     current: list[Entry] = []
     size = 0
     for entry in entries:
         if entry.nbytes > limit:
-            made.append([entry])
+            shards.append([entry])
             continue
         if size + entry.nbytes > limit:
-            made.append(current)
+            shards.append(current)
             current, size = [], 0
         current.append(entry)
         size += entry.nbytes
-    return [*made, current] if current else made
+    return [*shards, current] if current else shards
 
 
 def bytes_of(size: str | int) -> int:
@@ -158,14 +156,14 @@ def bytes_of(size: str | int) -> int:
     match = re.fullmatch(r"(\d{1,19})(\.\d+)?\s*([KMGT]B)?", str(size).strip().upper(), re.ASCII)
     whole, fraction, unit = match.groups() if match else ("0", "", "")
     count = float(whole + fraction) if fraction else int(whole)
-    made = int(count * _UNITS.get(unit or "", 1))
-    if made < 1:
-        raise UsageError(f"--max_shard_size {printable(size)}: a size such as 5GB, 500MB or 100000 (bytes)")
-    return made
+    nbytes = int(count * _UNITS.get(unit or "", 1))
+    if nbytes < 1:
+        raise UsageError(f"`max_shard_size` {printable(size)}: give a size such as 5GB, 500MB or 100000 (bytes)")
+    return nbytes
 
 
-def ours(folder: Path) -> Set[str]:
-    """The files that our own record in a folder says we wrote, and the record; nothing where there is none."""
+def files_we_wrote(folder: Path) -> Set[str]:
+    """The files that this tool wrote into a folder, by its record there, and the record; none without a record."""
     try:
         record = read_json(folder / RECORD)
         tool, written = record["tool"]["name"], record["written"]

@@ -17,21 +17,29 @@ from ..checkpoint.file import reads
 from ..checkpoint.folders.folder import CONFIG, model_folder, weight_files
 from ..checkpoint.weight_names import SUFFIXES
 from ..errors import InputError, UsageError, printable
-from .record import RECORD
+from ..filenames import RECORD
 
 _PLACE = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A checkpoint and its conversion; `options` are keyword arguments of what is to be done with the pair."""
+    """A checkpoint and its conversion; `options`, by name, and `hyper_parameters` are those of this pair alone."""
 
     original: str
     converted: str
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    hyper_parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
-def expand(original: str, converted: str, *, base: str = "", **options: Any) -> list[Pair]:
+def expand(
+    original: str,
+    converted: str,
+    *,
+    base: str = "",
+    options: Mapping[str, Any] | None = None,
+    hyper_parameters: Mapping[str, Any] | None = None,
+) -> list[Pair]:
     """The pairs that two texts of a user stand for, in natural order (epoch_9 before epoch_10).
 
     Args:
@@ -41,7 +49,7 @@ def expand(original: str, converted: str, *, base: str = "", **options: Any) -> 
         converted: the converted folder; for several originals with {stem}, {name} or {parent}: the file's name
             without and with its suffix, and the name of the folder that it lies in.
         base: the folder that both are relative to, taken literally.
-        options: of what is to be done; None is what was not said.
+        options, hyper_parameters: of each pair.
 
     Raises: `UsageError` where nothing matches, or where two originals would go to one place.
 
@@ -54,10 +62,9 @@ def expand(original: str, converted: str, *, base: str = "", **options: Any) -> 
         converted/epoch_10
     """
     _paths(original, converted)
-    given = {name: value for name, value in options.items() if value is not None}
-    return check_targets_unique(
-        [Pair(path, _filled(base, converted, path), given) for path in _originals(os.path.join(base, original))]
-    )
+    paths = _originals(os.path.join(base, original))
+    more = (options or {}, hyper_parameters or {})
+    return check_targets_unique([Pair(path, _filled(base, converted, path), *more) for path in paths])
 
 
 def paired(original: str, converted: str) -> Pair:
@@ -83,13 +90,18 @@ def check_targets_unique(pairs: Sequence[Pair]) -> list[Pair]:
         other = places.setdefault(os.path.abspath(pair.converted), pair.original)
         if other != pair.original:
             raise UsageError(
-                f"{printable(other)} and {printable(pair.original)} would both go with {printable(pair.converted)}: "
+                f"{printable(other)} and {printable(pair.original)} have the same target {printable(pair.converted)}: "
                 "tell their conversions apart with {stem}, {name} or {parent}"
             )
     return list({pair.original: pair for pair in pairs}.values())
 
 
-def pair_up(originals: Sequence[str], converted: Sequence[str], **options: Any) -> list[Pair]:
+def pair_up(
+    originals: Sequence[str],
+    converted: Sequence[str],
+    options: Mapping[str, Any] | None = None,
+    hyper_parameters: Mapping[str, Any] | None = None,
+) -> list[Pair]:
     """The pairs of flags that are given several times: the first original with the first converted folder, and so on.
 
     >>> len(pair_up(["a.pth", "b.pth"], ["a", "b"]))
@@ -97,14 +109,15 @@ def pair_up(originals: Sequence[str], converted: Sequence[str], **options: Any) 
     """
     if len(originals) != len(converted):
         raise UsageError(
-            f"--orig_ckpt_path is given {_times(originals)} and --converted_path {_times(converted)}: they are paired "
-            "in order, one with one"
+            f"`orig_ckpt_path` is {_times(originals)} and `converted_path` {_times(converted)}: give one of each for "
+            "every comparison; they are paired in order"
         )
-    return [pair for one, other in zip(originals, converted, strict=True) for pair in expand(one, other, **options)]
+    more: dict[str, Any] = {"options": options, "hyper_parameters": hyper_parameters}
+    return [pair for one, other in zip(originals, converted, strict=True) for pair in expand(one, other, **more)]
 
 
 def _times(given: Sequence[str]) -> str:
-    return {0: "not at all", 1: "once", 2: "twice"}.get(len(given), f"{len(given)} times")
+    return {0: "not given", 1: "given once", 2: "given twice"}.get(len(given), f"given {len(given)} times")
 
 
 def natural(path: str) -> tuple[list[tuple[str, int, str]], str]:

@@ -5,52 +5,56 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._version import __version__
 from ..checkpoint import Checkpoint
+from ..checkpoint.file import reading
 from ..checkpoint.folders.folder import CONFIG
 from ..checkpoint.folders.folder import files_next_to_weights as beside
 from ..checkpoint.state_dicts import selecting_flag as asked_by
 from ..checkpoint.weights_kind import LABELS as SPOKEN
 from ..checkpoint.write.safetensors_writer import lay_out_safetensors
-from ..errors import UsageError, printable
+from ..errors import InputError, UsageError, as_flags, printable
+from ..filenames import RECORD, SIDECAR
+from ..hub import local
 from ..mapping import fold, summed_up
-from .analysis import Analysis
+from .analysis import Analysis, open_model
 from .evidence_required import demand
 from .inspection import report
+from .options import ConversionOptions
 from .output import COMFYUI, Destination
-from .record import RECORD, SIDECAR, TOOL, Record
-from .sidecar import Sidecar, open_sidecar
+from .record import ConversionRecord, Record
+from .sidecar import Sidecar, analyse_again, open_sidecar
 from .to_diffusers import Arrangement, to_diffusers
 from .to_original import to_original
 from .write import TensorFile, TensorWrite
+from .zeros import find_zeros, refuse_zeros
 
 
 @dataclass
 class ConversionPlan:
     """What will be written, all but the bytes of the tensors. `notes` are part of the record, and grow with it.
 
-    `texts`: text files by name; `recorded`: whether the record is written beside them.
+    `texts`: text files by name.
     """
 
-    looked: Analysis
-    beside: Sidecar
+    analysis: Analysis
+    destination: Destination
+    sidecar: Sidecar
     arranged: Arrangement
     parts: list[TensorWrite]
     files: list[TensorFile]
     texts: dict[str, str]
-    record: dict[str, Any]
-    recorded: bool
-    notes: list[str]
+    record: ConversionRecord
 
     @property
-    def source(self) -> str:
-        """Where it is read from."""
-        return self.looked.checkpoint.path
+    def notes(self) -> list[str]:
+        """What the user should know."""
+        return self.record.notes
 
     @property
     def size(self) -> int:
@@ -58,69 +62,126 @@ class ConversionPlan:
         return sum(file.layout.size for file in self.files) + sum(map(len, self.texts.values())) + (1 << 20)
 
 
+@contextmanager
+def open_plan(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    options: ConversionOptions,
+    hyper_parameters: Mapping[str, Any],
+    *,
+    quiet: bool = True,
+) -> Iterator[ConversionPlan]:
+    """The plan of a conversion, while its source is open: fetched if it is on the hub, analysed, and planned.
+
+    Args:
+        quiet: no progress bar while fetching.
+
+    Raises: `InputError` and `UsageError`, whatever stands against the conversion.
+    """
+    destination = Destination.of(target, options)
+    # Asked before anything is fetched, and once more when it is known where the source lies.
+    destination.check(Path(source), overwrite=options.overwrite)
+    if not destination.folder and destination.path.name == SIDECAR:
+        raise UsageError(f"{printable(destination.path)}: is the name of a conversion's sidecar; choose another")
+    with reading(options.null_caption or ""):  # a path at all
+        pass
+    if options.null_caption is not None and os.path.realpath(options.null_caption) == os.path.realpath(
+        destination.path
+    ):
+        raise UsageError(f"{printable(destination.path)}: is the null caption that is to be read; choose another path")
+    place = local(source, quiet=quiet)
+    destination = destination.check(place, overwrite=options.overwrite)
+    with ExitStack() as stack:
+        with reading(place):
+            opened = open_model(place, options.weights, options.state_dict_key, options.family)
+            analysis = analyse_again(stack.enter_context(opened), hyper_parameters, options.family)
+            plan = _make_or_blame(analysis, destination, options, stack)
+        if place != Path(source):  # in the cache it has a name that says nothing
+            plan.record.about["source"]["name"] = printable(source)
+        yield plan
+
+
+def _make_or_blame(
+    analysis: Analysis, destination: Destination, options: ConversionOptions, stack: ExitStack
+) -> ConversionPlan:
+    """`make_plan`. Where it fails, an incomplete download may be the cause (a table of positions that is zero fits no
+    scale): in files without checksums look for zeros first, and report those instead."""
+    try:
+        return make_plan(analysis, destination, options, stack)
+    except (InputError, UsageError):
+        unproven = {key: tensor for key, tensor in analysis.checkpoint.items() if tensor.storage.crc is None}
+        if analysis.family and not options.allow_zeros:
+            refuse_zeros(analysis.checkpoint.path, find_zeros(analysis.plan, unproven).refused, False)
+        raise
+
+
 def make_plan(
-    looked: Analysis,
-    wanted: Destination,
-    null_caption: str | os.PathLike[str] | None,
-    stack: ExitStack,
-    require_evidence: bool = False,
+    analysis: Analysis, destination: Destination, options: ConversionOptions, stack: ExitStack
 ) -> ConversionPlan:
     """Decide everything; of the tensors, those that are recomputed or copies are read and compared, no other is.
 
     Args:
         stack: keeps open what lies beside the source, until it is written.
-        require_evidence: refuse what rests on an assumption.
 
     Raises: `InputError` and `UsageError`, whatever stands against the conversion.
     """
-    maker, checkpoint, texts = looked.require(), looked.checkpoint, dict[str, str]()
-    looked.found.asked.clear()  # what this result is made with counts
-    if wanted.folder:
-        texts[f"{maker.subfolder}/{CONFIG}"] = json.dumps(looked.config(), indent=2, sort_keys=True) + "\n"
-    if wanted.to == COMFYUI and maker.comfyui is None:
-        raise UsageError(f"--to comfyui: ComfyUI knows no {maker.title} that would be read from such a file")
-    arrange = to_diffusers if wanted.folder else to_original
-    lying_beside = open_sidecar(stack, looked, null_caption)
-    with looked.state.blaming():
-        arranged = arrange(looked, lying_beside, wanted.dtype)
-    found = looked.found
-    if require_evidence:
-        demand(maker, found, checkpoint)
-    notes = [*found.notes, *(found.diffusers_notes if wanted.folder else []), *notes_on(checkpoint)]
-    if looked.diffusers and checkpoint.folder and not checkpoint.config:
+    family, checkpoint, texts = analysis.require(), analysis.checkpoint, dict[str, str]()
+    analysis.found.asked.clear()  # what this result is made with counts
+    if destination.folder:
+        texts[f"{family.subfolder}/{CONFIG}"] = json.dumps(analysis.config(), indent=2, sort_keys=True) + "\n"
+    if destination.to == COMFYUI and family.comfyui is None:
+        raise UsageError(f"`to` comfyui: ComfyUI cannot read a {family.title} from such a file")
+    arrange = to_diffusers if destination.folder else to_original
+    sidecar = open_sidecar(stack, analysis, options.null_caption)
+    with analysis.state.blaming():
+        arranged = arrange(analysis, sidecar, destination.dtype)
+    found = analysis.found
+    if options.require_evidence:
+        demand(family, found, checkpoint)
+    notes = [*found.notes, *(found.diffusers_notes if destination.folder else []), *notes_on(checkpoint)]
+    if analysis.diffusers and checkpoint.folder and not checkpoint.config:
         notes.append(f"the folder holds no {CONFIG}: what it would say is given or assumed")
-    notes += [*lying_beside.notes, *_unlike_record(looked, lying_beside.record), *arranged.notes]
-    if wanted.to == COMFYUI and maker.comfyui:
-        notes += maker.comfyui(found)
-    model = wanted.with_prefix(arranged.model)
-    files, more = wanted.files(model, maker.subfolder)
-    if arranged.aside:
-        entries = (entry for part in arranged.aside for entry in part.entries)
+    notes += [*sidecar.notes, *_unlike_record(analysis, sidecar.record), *arranged.notes]
+    if destination.to == COMFYUI and family.comfyui:
+        notes += family.comfyui(found)
+    model = destination.with_prefix(arranged.model)
+    files, more = destination.files(model, family.subfolder)
+    if arranged.sidecar:
+        entries = (entry for part in arranged.sidecar for entry in part.entries)
         files.append(TensorFile(SIDECAR, lay_out_safetensors(entries)))
-    record = report(looked) | {
-        "sources": _sources(checkpoint),
-        "tool": {"name": TOOL, "version": __version__},
-        "to": wanted.to,
-        "cast": arranged.cast,
-        "notes": notes,
-        "plan": arranged.rows,
-    }
-    parts = [*model, *arranged.aside]
-    return ConversionPlan(looked, lying_beside, arranged, parts, files, texts | more, record, wanted.folder, notes)
+    return ConversionPlan(
+        analysis=analysis,
+        destination=destination,
+        sidecar=sidecar,
+        arranged=arranged,
+        parts=[*model, *arranged.sidecar],
+        files=files,
+        texts=texts | more,
+        record=ConversionRecord(
+            about=report(analysis),
+            sources=_sources(checkpoint),
+            to=destination.to,
+            cast=arranged.cast,
+            notes=notes,
+            plan=arranged.rows,
+        ),
+    )
 
 
 def digest_of(data: bytes) -> dict[str, int | str]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _unlike_record(looked: Analysis, record: Record) -> list[str]:
+def _unlike_record(analysis: Analysis, record: Record) -> list[str]:
     """Where a converted folder says otherwise than the record of its conversion: its config was changed."""
-    told = record.content.get("hyper_parameters", {}) if looked.diffusers else {}
+    recorded = record.content.get("hyper_parameters", {}) if analysis.diffusers else {}
     return [
         f"{name} is {printable(found.value)} ({printable(found.evidence, 80)}), and {RECORD} says "
-        f"{printable(told[name]['value'])}: was {CONFIG} changed?"
-        for name, found in looked.found.items()
-        if name in told and None not in (found.value, told[name]["value"]) and found.value != told[name]["value"]
+        f"{printable(recorded[name]['value'])}: was {CONFIG} changed?"
+        for name, found in analysis.found.items()
+        if name in recorded
+        and None not in (found.value, recorded[name]["value"])
+        and found.value != recorded[name]["value"]
     ]
 
 
@@ -142,7 +203,7 @@ def notes_on(checkpoint: Checkpoint) -> list[str]:
     if chosen.why:
         notes.append(f"{chosen.where}: {chosen.why}")
     if others and checkpoint.asked is None and checkpoint.asked_key is None:
-        other, flag = others[0], asked_by(others[0], checkpoint.likely)
+        other, flag = others[0], as_flags(asked_by(others[0], checkpoint.likely))
         kind = SPOKEN[other.weights]
         notes.append(
             f"took the {chosen.weights} weights ({chosen.where}); {kind} weights are there too: {flag} takes those"

@@ -4,24 +4,81 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
+from .._version import __version__
 from ..checkpoint.dtypes import BY_NAME
 from ..checkpoint.file import present
 from ..checkpoint.folders.odd_folders import in_cache
 from ..checkpoint.json_file import read_json
 from ..errors import ConverterError
+from ..filenames import RECORD, SIDECAR, TOOL, record_places
 
-AnyPath = TypeVar("AnyPath", bound=PurePath)
-SIDECAR = "original_extras.safetensors"
-RECORD = "conversion.json"
-PARITY = "parity.json"  # what was found of the result, where it was asked for
-TOOL = "convert-pixart"
 # Of tensors that a record promises.
 LIKE = f"are what {RECORD} says was converted"
 UNLIKE = f"are not what {RECORD} says was converted (trained since?)"
 _PLAIN = (bool, int, float, str, type(None))  # what a hyper-parameter may be
+
+
+@dataclass
+class PlanRow:
+    """A row of the plan in `conversion.json`: what became of one tensor of the source, or of several.
+
+    `targets` are the keys that it was written under, `sidecar` that in the sidecar; `sha256` is by key of what was
+    written, and of a buffer that is recomputed of what was read, with `reproduced`: whether that gives the same bytes.
+    """
+
+    sources: list[str]
+    dtype: str
+    shape: list[int]
+    operation: str
+    targets: list[str] | None = None
+    sidecar: str | None = None
+    sha256: dict[str, str] | None = None
+    reproduced: bool | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready; what is not known, or is the rule, is left out."""
+        row: dict[str, Any] = {"source": self.sources[0], "dtype": self.dtype, "shape": self.shape}
+        row["operation"] = self.operation
+        if len(self.sources) > 1:
+            row["sources"] = self.sources
+        names = ("targets", "sidecar", "sha256") if self.reproduced is None else ("sha256", "reproduced", "sidecar")
+        return row | {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+@dataclass
+class ConversionRecord:
+    """What becomes `conversion.json`.
+
+    `about` is what `inspect` says of the source too, `sources` the digests of what was believed beside its weights,
+    `changed` key -> the SHA-256 that an earlier record stated, `written` the files, `earlier` what is passed on of
+    earlier conversions.
+    """
+
+    about: dict[str, Any]
+    sources: dict[str, dict[str, int | str]]
+    to: str
+    cast: str
+    notes: list[str]
+    plan: list[PlanRow]
+    changed: dict[str, str] = field(default_factory=dict)
+    written: dict[str, dict[str, int | str]] = field(default_factory=dict)
+    earlier: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        content = self.about | {
+            "sources": self.sources,
+            "tool": {"name": TOOL, "version": __version__},
+            "to": self.to,
+            "cast": self.cast,
+            "notes": self.notes,
+            "plan": [row.as_dict() for row in self.plan],
+        }
+        later = {"changed": self.changed, "written": self.written}
+        return content | {name: value for name, value in later.items() if value} | self.earlier
 
 
 @dataclass(frozen=True)
@@ -86,23 +143,16 @@ class Record:
         Args:
             digests: SHA-256 of what that conversion made anew, by the key in the model or the sidecar.
         """
-        made: dict[str, Any] = {"earlier_casts": self.casts} if self.casts else {}
+        earlier: dict[str, Any] = {"earlier_casts": self.casts} if self.casts else {}
         if not self.origin:
-            return made
+            return earlier
         source, rows = self.origin["source"], []
         for row in self.rows.values():
             shas = {key: digests.get(key, digest) for key, digest in (row.get("sha256") or {}).items()}
             rows.append({name: row[name] for name in ("source", "dtype", "shape")} | {"sha256": shas})
         given = {name: {"value": value, "source": "given"} for name, value in self.given.items()}
         about = {name: source[name] for name in ("weights", "where", "size") if name in source}
-        return made | {"origin": {"source": about, "hyper_parameters": given, "plan": rows}}
-
-
-def record_places(model: AnyPath) -> tuple[AnyPath, AnyPath]:
-    """Where the record of a model folder may lie, on the disk or in a repository: in it, or, of `out/transformer`, in
-    `out`."""
-    whole = model.absolute() if isinstance(model, Path) else model  # of "." and ".." the parent is in no spelling
-    return model, whole.parent
+        return earlier | {"origin": {"source": about, "hyper_parameters": given, "plan": rows}}
 
 
 def record_beside(model: Path) -> Record:

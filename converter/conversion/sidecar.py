@@ -10,11 +10,12 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from ..errors import InputError, UsageError, printable
+from ..filenames import RECORD, SIDECAR
 from ..mapping import Computed, Extra
 from ..mapping.dims import bind, mismatch
 from ..mapping.rows import Row
 from .analysis import Analysis, analyse
-from .record import RECORD, SIDECAR, Record, record_beside, sidecar_beside
+from .record import Record, record_beside, sidecar_beside
 
 CHANGED = f"is not what {RECORD} says that the original held: was the config or {SIDECAR} changed?"
 
@@ -53,17 +54,19 @@ class Sidecar:
         return {key: self.record.digests[key] for key in sorted(others)}
 
 
-def analyse_again(checkpoint: Checkpoint, given: Mapping[str, Any], family: str | None) -> Analysis:
+def analyse_again(checkpoint: Checkpoint, hyper_parameters: Mapping[str, Any], family: str | None) -> Analysis:
     """`survey`, and where a converted folder by itself does not suffice, with what its record says that was given."""
-    looked, folder = analyse(checkpoint, given, family), checkpoint.folder
-    if not looked.family or not looked.diffusers or not folder or not (looked.plan.problems or looked.needs):
-        return looked
-    told = {name: value for name, value in record_beside(folder).given.items() if name in looked.family.flags}
+    analysis, folder = analyse(checkpoint, hyper_parameters, family), checkpoint.folder
+    if not analysis.family or not analysis.diffusers or not folder or not (analysis.plan.problems or analysis.needs):
+        return analysis
+    flags = analysis.family.flags
+    given = {name: value for name, value in record_beside(folder).given.items() if name in flags}
+    given |= {name: value for name, value in hyper_parameters.items() if value is not None}
     try:
-        again = analyse(checkpoint, told | {name: said for name, said in given.items() if said is not None}, family)
+        again = analyse(checkpoint, given, family)
     except UsageError:
-        return looked  # the folder is another one by now
-    return looked if again.plan.problems or again.needs else again
+        return analysis  # the folder is another one by now
+    return analysis if again.plan.problems or again.needs else again
 
 
 def rows_of(looked: Analysis, kind: type) -> list[Row]:
@@ -95,7 +98,7 @@ def open_sidecar(stack: ExitStack, looked: Analysis, null_caption: str | os.Path
                 raise InputError.at(null_caption, tensor.key, rule)
         there = sorted(found.given.keys() & looked.checkpoint.keys())
         if there and not looked.diffusers:
-            raise UsageError(f"--null_caption {printable(null_caption)}: the checkpoint has its own, {there[0]}")
+            raise UsageError(f"`null_caption` {printable(null_caption)}: the checkpoint has its own, {there[0]}")
     return found
 
 
@@ -103,7 +106,7 @@ def _given(stack: ExitStack, looked: Analysis, path: str | os.PathLike[str]) -> 
     """The null caption of a file: under its own key, or the only tensor there is."""
     rows, family = rows_of(looked, Extra), looked.require()
     if not rows:
-        raise UsageError(f"--null_caption: a {family.title} has none")
+        raise UsageError(f"`null_caption`: a {family.title} has none")
     tensors = stack.enter_context(open_checkpoint(path))
     found = {key: tensor for key, tensor in tensors.items() if any(row.match(key) for row in rows)}
     if not found and len(tensors) == len(rows) == 1:

@@ -11,10 +11,11 @@ from ..checkpoint import DType, LazyTensor
 from ..checkpoint.dtypes import BY_NAME
 from ..errors import InputError, printable
 from ..families import Family
+from ..filenames import SIDECAR
 from ..mapping import Computed, Move
 from .analysis import Analysis
 from .buffers import Comparison, computed, recomputed, table_of
-from .record import SIDECAR
+from .record import PlanRow
 from .sidecar import CHANGED, Sidecar, rows_of
 from .write import TensorWrite
 
@@ -28,8 +29,8 @@ class Arrangement:
     """
 
     model: list[TensorWrite] = field(default_factory=list)
-    aside: list[TensorWrite] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    sidecar: list[TensorWrite] = field(default_factory=list)
+    rows: list[PlanRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     must_match: dict[str, str] = field(default_factory=dict)
     recorded: dict[str, str] = field(default_factory=dict)
@@ -37,7 +38,7 @@ class Arrangement:
     @property
     def parts(self) -> list[TensorWrite]:
         """All of them."""
-        return [*self.model, *self.aside]
+        return [*self.model, *self.sidecar]
 
     @property
     def stated(self) -> dict[str, str]:
@@ -62,10 +63,8 @@ class Arrangement:
 
     def row(self, operation: str, *sources: LazyTensor, **more: Any) -> None:
         """A row of the record. What is written of it is hashed later."""
-        first = sources[0]
-        several = {"sources": [tensor.key for tensor in sources]} if len(sources) > 1 else {}
-        about = {"source": first.key, "dtype": first.dtype.name, "shape": list(first.shape), "operation": operation}
-        self.rows.append(about | several | more)
+        first, keys = sources[0], [tensor.key for tensor in sources]
+        self.rows.append(PlanRow(keys, first.dtype.name, list(first.shape), operation, **more))
 
 
 def named(checkpoint: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -132,7 +131,7 @@ def hold_computed(looked: Analysis, beside: Sidecar) -> None:
 
 
 def _aside(made: Arrangement, tensor: LazyTensor, name: str) -> None:
-    made.aside.append(TensorWrite((tensor,), (name,), tensor.dtype))
+    made.sidecar.append(TensorWrite((tensor,), (name,), tensor.dtype))
     made.row("sidecar", tensor, sidecar=name)
 
 
@@ -142,7 +141,7 @@ def _recomputed(made: Arrangement, looked: Analysis, key: str, tensor: LazyTenso
     made.row("recompute", tensor, **found, **({"sidecar": key} if why_kept else {}))
     if why_kept:
         made.notes.append(why_kept)
-        made.aside.append(TensorWrite((tensor,), (key,), tensor.dtype))
+        made.sidecar.append(TensorWrite((tensor,), (key,), tensor.dtype))
 
 
 def held_against_computed(looked: Analysis, key: str, tensor: LazyTensor) -> tuple[Comparison, str]:

@@ -3,66 +3,88 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint import LazyTensor, open_checkpoint
 from ..checkpoint.cast import cast, count_nonfinite
-from ..checkpoint.file import InputFile
+from ..checkpoint.file import InputFile, reading
 from ..errors import InputError
-from .write import TensorFile, TensorWrite, Written
+from ..filenames import PARITY, RECORD
+from .options import ConversionOptions, with_shortcuts
+from .output import files_we_wrote
+from .plan import ConversionPlan, open_plan
+from .verdicts import give_verdict
+from .write import TensorWrite, Written
 from .zeros import Tails
 
 
-def holds(
-    folder: Path,
-    files: Sequence[TensorFile],
-    parts: Sequence[TensorWrite],
-    texts: Mapping[str, str],
-    digests: Mapping[str, str],
-) -> Written | None:
+def is_up_to_date(
+    orig_ckpt_path: str | os.PathLike[str],
+    dump_path: str | os.PathLike[str],
+    options: ConversionOptions | None = None,
+    *,
+    hyper_parameters: Mapping[str, Any] | None = None,
+    **shortcuts: Any,
+) -> list[str] | None:
+    """What `convert` would say of the tensors, where `dump_path` holds what it would write; None where it does not.
+
+    Both sides are read and hashed. The arguments are those of `convert`.
+
+    Raises: as `convert` does, for what it refuses of the source.
+    """
+    options = with_shortcuts(options or ConversionOptions(), shortcuts | {"overwrite": True})
+    with open_plan(orig_ckpt_path, dump_path, options, hyper_parameters or {}) as plan:
+        path, names = plan.destination.path, {RECORD, PARITY, *plan.texts, *(file.name for file in plan.files)}
+        if plan.destination.folder and files_we_wrote(path) != names:
+            return None  # without its record, or with more than we would write, it is another result
+        with reading(plan.analysis.checkpoint.path):
+            written = _written_before(path if plan.destination.folder else path.parent, plan)
+            return give_verdict(plan.analysis, plan.arranged, written, options)[0] if written else None
+
+
+def _written_before(folder: Path, plan: ConversionPlan) -> Written | None:
     """What `write_files` would tell, but for its `files` and `digests`, where these files lie in the folder already,
     with these tensors and texts in them, to the last bit; None where they do not.
-
-    Args:
-        digests: as for `write_files`.
 
     Raises: `InputError` where the source is damaged.
     """
     with ExitStack() as stack:
         there: dict[str, LazyTensor] = {}
         try:
-            for name, text in texts.items():
+            for name, text in plan.texts.items():
                 file = stack.enter_context(InputFile(folder / name))
                 if file.size != len(data := text.encode()) or file.read(0, file.size) != data:
                     return None
-            for made in files:
-                opened = stack.enter_context(open_checkpoint(folder / made.name))
-                found = {tensor.key: tensor for tensor in opened.values()}
-                frame = made.layout.frame({key: tensor.storage.crc or 0 for key, tensor in found.items()})
+            for planned in plan.files:
+                opened = stack.enter_context(open_checkpoint(folder / planned.name))
+                tensors = {tensor.key: tensor for tensor in opened.values()}
+                frame = planned.layout.frame({key: tensor.storage.crc or 0 for key, tensor in tensors.items()})
                 file = opened.files[0]
-                if file.size != made.layout.size or any(file.read(at, len(data)) != data for at, data in frame):
+                if file.size != planned.layout.size or any(file.read(at, len(data)) != data for at, data in frame):
                     return None  # another container, or more than these tensors
-                there |= found
+                there |= tensors
         except InputError:
             return None  # absent, or no checkpoint
-        wanted = {e.key: (e.dtype, e.shape) for part in parts for e in part.entries}
+        wanted = {e.key: (e.dtype, e.shape) for part in plan.parts for e in part.entries}
         if wanted != {key: (tensor.dtype, tensor.shape) for key, tensor in there.items()}:
             return None
         with ThreadPoolExecutor(2) as pool:
-            seen = list(pool.map(lambda part: _same(part, there, digests), parts))
-    told = Written()
+            seen = list(pool.map(lambda part: _same(part, there, plan.arranged.stated), plan.parts))
+    written = Written()
     for counted in seen:
         if counted is None:
             return None
         for source in counted:
-            told.count(source.key, source.zeros, source.nonfinite, source.overflowed)
+            written.count(source.key, source.zeros, source.nonfinite, source.overflowed)
             if source.sha256:
-                told.read[source.key] = source.sha256
-    return told
+                written.read[source.key] = source.sha256
+    return written
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """What is said of tensors once they have been read: what is refused unless the user allows it, what is noted, and what
-a record that lies beside them promised.
+the record beside them states.
 
-`convert` says it of what it wrote, of a result that was there already in the same words, and `inspect --deep` too.
+`convert` applies it to what it wrote and to a result that was there already, `inspect --deep` to what it read.
 """
 
 from __future__ import annotations
@@ -10,26 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import InputError, printable
+from ..filenames import RECORD
 from ..mapping import Computed
 from .analysis import Analysis
-from .record import LIKE, RECORD, UNLIKE
+from .options import ConversionOptions
+from .record import LIKE, UNLIKE
 from .sidecar import CHANGED, rows_of
 from .to_diffusers import Arrangement, named
 from .write import Written, counted
 from .zeros import judge, listed, refuse_zeros, tails
 
 NONFINITE = "NaN or infinite"
-ALLOW_NONFINITE = "--allow_nonfinite converts them as they are"
-ALLOW_OVERFLOW = "--allow_overflow makes them infinite"
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """What the user lets through."""
-
-    nonfinite: bool = False
-    overflow: bool = False
-    zeros: bool = False
+ALLOW_NONFINITE = "`allow_nonfinite` converts them as they are"
+ALLOW_OVERFLOW = "`allow_overflow` makes them infinite"
 
 
 @dataclass
@@ -44,59 +37,59 @@ class Held:
 
 
 def hold_to_record(
-    looked: Analysis, must_match: Mapping[str, str], recorded: Mapping[str, str], read: Mapping[str, str]
+    analysis: Analysis, must_match: Mapping[str, str], recorded: Mapping[str, str], read: Mapping[str, str]
 ) -> Held:
     """Compare what was read with what the record of the conversion that made it says.
 
     Args:
-        looked: at the model.
+        analysis: of the model.
         must_match, recorded: as in an `Arrangement`.
         read: SHA-256 by key; what is in neither it nor the model is not there, but for what is computed.
     """
-    made, path = Held(), looked.checkpoint.path
+    held, path = Held(), analysis.checkpoint.path
     for key, sha in must_match.items():
         if read.get(key, sha) != sha:
-            made.broken[key] = InputError.at(path, key, CHANGED)
-    held = {key: sha for key, sha in recorded.items() if key in read}
-    made.changed = {key: sha for key, sha in held.items() if read[key] != sha}
-    absent = [key for key in {**must_match, **recorded} if key not in read and key not in looked.checkpoint]
-    computed = rows_of(looked, Computed) if absent else []
+            held.broken[key] = InputError.at(path, key, CHANGED)
+    compared = {key: sha for key, sha in recorded.items() if key in read}
+    held.changed = {key: sha for key, sha in compared.items() if read[key] != sha}
+    absent = [key for key in {**must_match, **recorded} if key not in read and key not in analysis.checkpoint]
+    computed = rows_of(analysis, Computed) if absent else []
     absent = [key for key in absent if not any(row.match(key) for row in computed)]
     words = []
-    if made.changed:
-        words.append(f"{len(made.changed)} of {len(held)} tensors {UNLIKE}")
+    if held.changed:
+        words.append(f"{len(held.changed)} of {len(compared)} tensors {UNLIKE}")
     if absent:
         words.append(f"no longer there, of the tensors that {RECORD} names: {listed(absent)}")
-    if held and not words:
-        words.append(f"all {len(held)} tensors {LIKE}")
-    made.words = "; ".join(words)
-    return made
+    if compared and not words:
+        words.append(f"all {len(compared)} tensors {LIKE}")
+    held.words = "; ".join(words)
+    return held
 
 
 def give_verdict(
-    looked: Analysis, arranged: Arrangement, written: Written, allowed: Allowed
+    analysis: Analysis, arranged: Arrangement, written: Written, options: ConversionOptions
 ) -> tuple[list[str], dict[str, str]]:
     """(what the user should know of the tensors that were written, `Held.changed`).
 
     Raises: `InputError` for what is not allowed, and where a promise is broken.
     """
-    path, notes = looked.checkpoint.path, list[str]()
+    path, notes = analysis.checkpoint.path, list[str]()
     for bad, let_through, what, flag in (
-        (written.nonfinite, allowed.nonfinite, NONFINITE, ALLOW_NONFINITE),
-        (written.overflowed, allowed.overflow, f"beyond {arranged.cast}", ALLOW_OVERFLOW),
+        (written.nonfinite, options.allow_nonfinite, NONFINITE, ALLOW_NONFINITE),
+        (written.overflowed, options.allow_overflow, f"beyond {arranged.cast}", ALLOW_OVERFLOW),
     ):
         if bad and not let_through:
             raise InputError(f"{printable(path)}: {counted(bad, what)}; {flag}")
         if bad:
             notes.append(f"{counted(bad, what)}: let through")
-    notes += _zeros(looked, arranged, written, allowed.zeros)
-    held = hold_to_record(looked, arranged.must_match, arranged.recorded, written.read)
+    notes += _zeros(analysis, arranged, written, options.allow_zeros)
+    held = hold_to_record(analysis, arranged.must_match, arranged.recorded, written.read)
     for error in held.broken.values():
         raise error
     return notes + ([held.words] if held.words else []), held.changed
 
 
-def _zeros(looked: Analysis, arranged: Arrangement, written: Written, allowed: bool) -> list[str]:
+def _zeros(analysis: Analysis, arranged: Arrangement, written: Written, allowed: bool) -> list[str]:
     """What is zero throughout, in words. Raises: `InputError` for zeros that no training leaves, unless allowed."""
     sources, rounded = {tensor.key: tensor for part in arranged.parts for tensor in part.sources}, arranged.rounded
     # What is zero once it is rounded may not have been so before.
@@ -104,8 +97,8 @@ def _zeros(looked: Analysis, arranged: Arrangement, written: Written, allowed: b
         key: tails(sources[key], len(zeros)) if key in rounded and any(zeros) else zeros
         for key, zeros in written.zeros.items()
     }
-    judged = judge(looked.plan, named(looked.checkpoint) | sources, found)
+    judged = judge(analysis.plan, named(analysis.checkpoint) | sources, found)
     lost = [key for key in found if found[key] != written.zeros[key] and sum(written.zeros[key]) == sources[key].numel]
     words = f"{listed(lost)}: zero throughout once rounded to {arranged.cast}" if lost else ""
     refused = "; ".join(filter(None, (judged.refused, words)))
-    return [*refuse_zeros(looked.checkpoint.path, refused, allowed), *judged.notes]
+    return [*refuse_zeros(analysis.checkpoint.path, refused, allowed), *judged.notes]

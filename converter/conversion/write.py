@@ -136,6 +136,7 @@ def write_files(
     out: Publication,
     files: Sequence[TensorFile],
     parts: Sequence[TensorWrite],
+    *,
     step: Progress,
     digests: Mapping[str, str],
 ) -> Written:

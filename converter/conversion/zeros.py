@@ -18,7 +18,7 @@ from ..mapping.rows import Row
 
 SHOWN = 12  # names, folded over the blocks
 FEWEST_ROWS = 2  # at the end of a matrix: a single one may be meant, as that of no class
-ALLOWED = "--allow_zeros converts them as they are"
+ALLOWED = "`allow_zeros` converts them as they are"
 
 
 @dataclass

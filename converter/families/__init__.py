@@ -18,7 +18,7 @@ from ..checkpoint.key_names import Tables
 from ..errors import ConverterError, UsageError, printable
 from ..mapping import KeyMapping
 from . import from_file
-from .base import Family, Finding, Findings, State
+from .base import Family, Finding, Findings, Flag, State
 from .known import altered, named
 
 MODELS = "converter.models"
@@ -74,7 +74,7 @@ def find(name: str) -> Family:
     known = families()
     if name not in known:
         there = ", ".join(sorted(known))
-        raise UsageError(f"--family {printable(name)}: unknown; there are {there}, or a file NAME.py of yours")
+        raise UsageError(f"`family` {printable(name)}: unknown; there are {there}, or a file NAME.py of yours")
     return known[name]
 
 
@@ -113,5 +113,6 @@ def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple
 
 
 __all__ = [
-    "Family", "Finding", "Findings", "State", "altered", "families", "find", "named", "recognise", "register", "tables"
+    "Family", "Finding", "Findings", "Flag", "State", "altered", "families", "find", "named", "recognise", "register",
+    "tables"
 ]  # fmt: skip

@@ -11,6 +11,28 @@ from ..mapping import KeyMapping, Plan
 
 
 @dataclass(frozen=True, slots=True)
+class Flag:
+    """A hyper-parameter that a user may state: a key of `hyper_parameters`, and an option of the commands.
+
+    Attributes:
+        type: int (which is a float too), float, bool (which is no int) or str; None where `describe` checks the value.
+        help: a sentence for `--help`.
+        choices: the only values; `minimum`: the least.
+        metavar: what stands for the value in `--help`.
+
+    >>> Flag("image_size", int, "Resolution.", minimum=8, metavar="PIXELS").name
+    'image_size'
+    """
+
+    name: str
+    type: type | None = None
+    help: str = ""
+    choices: tuple[str, ...] = ()
+    minimum: int | None = None
+    metavar: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One hyper-parameter: its value, where it is from ('file', 'given' or 'assumed'; 'unknown'), and the evidence.
 
@@ -53,7 +75,7 @@ class Findings(dict[str, Finding]):
             return self.given_or_assumed(name, None, evidence)
         said = self.given.get(name)
         if said is not None and said != value:
-            raise UsageError(f"--{name} {said} contradicts the file, which says {value}: {evidence}")
+            raise UsageError(f"`{name}` {said} contradicts the file, which says {value}: {evidence}")
         self[name] = Finding(value, "file", evidence)
         return value
 
@@ -74,7 +96,7 @@ class Findings(dict[str, Finding]):
         self.asked.add(name)
         finding = self[name]
         if finding.source == "unknown":
-            raise UsageError(f"--{name} is needed: {finding.evidence}")
+            raise UsageError(f"`{name}` is needed: {finding.evidence}")
         return finding.value
 
 
@@ -101,8 +123,8 @@ class Family:
         keys: the table from the original layout to diffusers'.
         describe: (plan, state, findings) -> None; fills the findings. `plan.dims` holds what the shape patterns say.
         config: findings -> `config.json` of the model class; raises `UsageError` where something is unknown.
-        flags: the hyper-parameters that a user may state, name -> type (an int is a float too, a bool is no int); or
-            their names alone, and `describe` checks the values.
+        flags: the hyper-parameters that a user may state, as `Flag`s; name -> type, or names alone, are taken for such.
+            Afterwards they are `Flag`s by name.
         subfolder: where in the dump the model lies.
         buffer_mismatch: (findings, largest difference) -> of a stored buffer that recomputing does not give bit for
             bit: whether a conversion may go on without it (the original net does not use it), and what it is, in words;
@@ -124,7 +146,7 @@ class Family:
     keys: KeyMapping
     describe: Callable[[Plan, State, Findings], None]
     config: Callable[[Findings], dict[str, Any]]
-    flags: Mapping[str, type] | tuple[str, ...] = ()
+    flags: Any = ()
     subfolder: str = "transformer"
     buffer_mismatch: Callable[[Findings, float], tuple[bool, str]] = lambda found, difference: (
         False,
@@ -135,3 +157,10 @@ class Family:
     keep_dtype: tuple[str, ...] = ()
     comfyui: Callable[[Findings], list[str]] | None = None
     parity: Any = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.flags, Mapping):
+            flags = [kind if isinstance(kind, Flag) else Flag(name, kind) for name, kind in self.flags.items()]
+        else:
+            flags = [flag if isinstance(flag, Flag) else Flag(flag) for flag in self.flags]
+        object.__setattr__(self, "flags", {flag.name: flag for flag in flags})

@@ -11,13 +11,18 @@ from typing import Any
 
 from ..errors import InputError, UsageError, printable
 from ..mapping import Plan
-from .base import Findings, State
+from .base import Findings, Flag, State
 from .sincos import DRIFT, ROUNDING, SinCosTable, scale_of
 
 DIFFUSERS = "0.42.1"  # the release whose classes the configs are written for
 POSITIONS = "pos_embed"  # the stored table
 VAE_FACTOR = 8  # pixels per latent position
 LIMIT = 1 << 20  # far above any side, scale or number of heads, and its inverse far below any scale
+
+IMAGE_SIZE = Flag("image_size", int, "Resolution, if the file does not show it.", minimum=8, metavar="PIXELS")
+NUM_ATTENTION_HEADS = Flag(
+    "num_attention_heads", int, "Number of heads, if it is not that of the released models.", minimum=1, metavar="N"
+)
 
 
 def sizes(plan: Plan, found: Findings, more: Mapping[str, str] | None = None) -> None:
@@ -93,7 +98,7 @@ def heads(found: Findings, state: State, usual: int | None, why: str) -> None:
             found.notes.append(f"{aside}, and {usual} heads are assumed: --{name} says how many there are")
     if count is not None and hidden and (type(count) is not int or count < 1 or hidden % count):
         wrong = f"{count}: the hidden size {hidden} does not divide by it"
-        raise InputError(f"config.json: {name} {wrong}") if said else UsageError(f"--{name} {wrong}")
+        raise InputError(f"config.json: {name} {wrong}") if said else UsageError(f"`{name}` {wrong}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +192,7 @@ def resolution(found: Findings, config: Mapping[str, Any], table: StoredTable | 
     if latent and pixels < patch:
         raise InputError(f"config.json: sample_size: {latent} is less than a patch")
     if found["image_size"].source == "given" and (pixels < 1 or pixels % patch):
-        raise UsageError(f"--image_size {pixels}: not a multiple of {patch}, the pixels that one patch covers")
+        raise UsageError(f"`image_size` {pixels}: not a multiple of {patch}, the pixels that one patch covers")
     found["sample_size"] = replace(found["image_size"], value=pixels and pixels // VAE_FACTOR)
 
 
@@ -220,7 +225,7 @@ def exact_instead(found: Findings, drift: str, flag: str) -> str:
     if not said:
         value = found.value(flag)
         raise UsageError(
-            f"--{flag} is needed: {POSITIONS} {drift}, the original adds it to its input as it is, and what is "
-            f"converted would add the exact one: --{flag} {value} says to take that"
+            f"`{flag}` is needed: {POSITIONS} {drift}, the original adds it to its input as it is, and what is "
+            f"converted would add the exact one: `{flag}` {value} says to take that"
         )
     return f"{drift}: what the flags say, the exact one, is taken instead"

@@ -30,7 +30,7 @@ def load(name: str, registry: dict[str, Family]) -> Family:
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--family {printable(name)}: {getattr(error, 'strerror', '') or error}") from None
+        raise UsageError(f"`family` {printable(name)}: {getattr(error, 'strerror', '') or error}") from None
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     stamp = (status.st_mtime_ns, status.st_size)
@@ -59,7 +59,7 @@ def _run(path: Path, name: str, registry: dict[str, Family]) -> Family:
         said = error.msg if isinstance(error, SyntaxError) else error
         what = str(error) if isinstance(error, ConverterError) else f"{type(error).__name__}: {said}"
         where = f"line {line}: " if line else ""
-        raise UsageError(f"--family {printable(name)}: {where}{printable(what, 1000)}") from error
+        raise UsageError(f"`family` {printable(name)}: {where}{printable(what, 1000)}") from error
     finally:
         registry.clear()
         registry.update(before)
@@ -68,5 +68,5 @@ def _run(path: Path, name: str, registry: dict[str, Family]) -> Family:
     chosen = registered or named or list(others.values())
     if len(chosen) != 1:
         count = f"{len(chosen)} families in it: which one is it? Call it FAMILY, and register no other"
-        raise UsageError(f"--family {printable(name)}: {count if chosen else 'no converter.Family in it'}")
+        raise UsageError(f"`family` {printable(name)}: {count if chosen else 'no converter.Family in it'}")
     return chosen[0]

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 
 from ..checkpoint.folders.folder import CONFIG
 from ..checkpoint.weight_names import STEMS, SUFFIXES, weights_among
-from ..conversion.record import RECORD, SIDECAR, record_places
 from ..errors import InputError, printable, shortened
+from ..filenames import RECORD, SIDECAR, record_places
 from .names import Place
 
 _SHOWN = 8

@@ -14,6 +14,7 @@ from ..checkpoint.write.publish import Publication
 from ..checkpoint.write.transfer import Progress
 from ..conversion.analysis import analyse, open_model
 from ..conversion.convert import convert
+from ..conversion.options import ConversionOptions
 from ..conversion.output import DIFFUSERS, ORIGINAL, SUFFIXES, Destination
 from ..conversion.plan import notes_on
 from ..conversion.write import TensorWrite, counted, write_files
@@ -50,7 +51,6 @@ def init_from_dit(
     weights: str | None = None,
     state_dict_key: str | None = None,
     overwrite: bool = False,
-    timesteps: bool = False,
     progress: Callable[[int], Progress] | None = None,
 ) -> Initialisation:
     """Write a PixArt that computes at t = 500, without a class and whatever the caption, what a DiT does.
@@ -64,7 +64,6 @@ def init_from_dit(
         weights: 'raw' or 'ema' where the file holds both.
         state_dict_key: where in the file the weights lie, where it holds several state dicts.
         overwrite: replace what is there, as `convert` does.
-        timesteps: measure how far apart the two are at other timesteps too, for a report.
         progress: as of `convert`.
 
     Returns: an `Initialisation`. Nothing is written where its proof failed.
@@ -82,7 +81,9 @@ def init_from_dit(
     from .timesteps import measure
 
     target = Path(dump_path)
-    wanted = Destination.of(target, ORIGINAL if target.suffix.lower() in SUFFIXES[ORIGINAL] else DIFFUSERS)
+    options = options or Options()
+    to = ORIGINAL if target.suffix.lower() in SUFFIXES[ORIGINAL] else DIFFUSERS
+    wanted = Destination.of(target, ConversionOptions(to))
     wanted.check(Path(orig_ckpt_path), overwrite=overwrite)
     source = local(orig_ckpt_path, quiet=progress is None)
     wanted = wanted.check(source, overwrite=overwrite)
@@ -96,16 +97,16 @@ def init_from_dit(
             rule = "a DiT in diffusers' layout, and one in its original layout is needed (`pixart revert` makes it)"
             raise InputError(f"{printable(source)}: this is {rule}")
         looked.config()  # all that a DiT has to show, or an error that says what is missing
-        origin = Origin(looked, options or Options())
+        origin = Origin(looked, options)
         state = origin.state()
         with deterministic():
             done = Initialisation(wanted.path, origin.choices, notes(origin, wanted), prove(origin, state))
             if refused := find_zeros(looked.plan, checkpoint).refused:  # a sound proof: of what has been lost
                 raise InputError(f"{printable(source)}: {refused}")
-            if timesteps:
+            if options.timesteps:
                 done.proof.distances = measure(origin)
         if done.proof.passed:
-            done.files, afterwards = _write(origin, state, wanted, overwrite, progress)
+            done.files, afterwards = _write(origin, state, wanted, overwrite=overwrite, progress=progress)
             done.notes += afterwards
             done.written = True
         return done
@@ -115,15 +116,15 @@ def notes(origin: Origin, wanted: Destination) -> list[str]:
     """What the user should know."""
     looked, options = origin.looked, origin.options
     found = looked.found
-    said = notes_on(looked.checkpoint)
-    said += [
+    words = notes_on(looked.checkpoint)
+    words += [
         f"assumed: {name} = {finding.value} ({finding.evidence})"
         for name, finding in found.items()
         if finding.source == "assumed" and name == "num_attention_heads"
     ]
     rows = looked.plan.dims["Y"]
     if options.none != ZERO:
-        said.append(
+        words.append(
             f"no class is row {rows - 1} of its class table, the last of {rows}, if it was trained to have one "
             "(--none zero takes none)"
         )
@@ -131,13 +132,13 @@ def notes(origin: Origin, wanted: Destination) -> list[str]:
     positions = f"positions: latent side {origin.side}, scale {origin.scale:g}"
     if (origin.side, origin.scale) != (own, 1.0):
         positions += f"; the DiT has {own} and 1, so that what enters the blocks differs from what it was trained on"
-    said.append(positions)
+    words.append(positions)
     if options.caption_tokens not in TOKENS:
-        said.append(f"{options.caption_tokens} caption tokens are neither alpha's (120) nor sigma's (300)")
+        words.append(f"{options.caption_tokens} caption tokens are neither alpha's (120) nor sigma's (300)")
     if not wanted.folder and (flags := _unshown(origin)):
         told = " ".join(f"--{name} {value}" for name, value in flags.items())
-        said.append(f"the file does not show everything: its conversion has to be told {told}")
-    return said
+        words.append(f"the file does not show everything: its conversion has to be told {told}")
+    return words
 
 
 def _unshown(origin: Origin) -> dict[str, Any]:
@@ -153,7 +154,8 @@ def _write(
     origin: Origin,
     state: Mapping[str, LazyTensor],
     wanted: Destination,
-    overwrite: bool,
+    *,
+    overwrite: bool = False,
     progress: Callable[[int], Progress] | None,
 ) -> tuple[dict[str, int], list[str]]:
     """Write what was proven; returns the files' sizes, and notes on what happened on the disk. A folder is what
@@ -163,14 +165,15 @@ def _write(
         size = 2 * sum(part.nbytes for part in parts) + (1 << 20)
         with Publication(wanted.path, needed_bytes=size, overwrite=True) as beside:  # never published, so never over it
             file = replace(wanted, path=beside.path / "init.pth", to=ORIGINAL)
-            _write(origin, state, file, False, progress)
+            _write(origin, state, file, progress=progress)
             # Whatever is zero in it is so by the choices: the DiT was looked at.
-            made = convert(file.path, wanted.path, overwrite=overwrite, allow_zeros=True, **_unshown(origin))
-            return made.files, [note for note in made.notes if note not in made.record["notes"]]
+            how = ConversionOptions(overwrite=overwrite, allow_zeros=True)
+            done = convert(file.path, wanted.path, how, hyper_parameters=_unshown(origin))
+            return done.files, [note for note in done.notes if note not in done.record["notes"]]
     files, _ = wanted.files(parts, "")
     step = progress(sum(part.nbytes for part in parts)) if progress else lambda count: None
     with wanted.publication(sum(file.layout.size for file in files) + (1 << 20), overwrite=overwrite) as out:
-        written = write_files(out, files, parts, step, {})
+        written = write_files(out, files, parts, step=step, digests={})
         if written.nonfinite:
             raise InputError(
                 f"{printable(origin.looked.checkpoint.path)}: {counted(written.nonfinite, 'NaN or infinite')}"

@@ -23,6 +23,7 @@ class Options:
         caption_tokens: L, 120 in alpha and 300 in sigma. caption_channels: of the text encoder.
         micro_condition: embedders of size and aspect ratio, which start by adding nothing.
         seed: of what is random.
+        timesteps: measure how far apart the two are at other timesteps too, for a report.
     """
 
     none: str = UNCONDITIONAL
@@ -33,14 +34,15 @@ class Options:
     caption_channels: int = 4096
     micro_condition: bool = False
     seed: int = 0
+    timesteps: bool = False
 
     def __post_init__(self) -> None:
         for name, value, choices in (("none", self.none, NONES), ("t_block", self.t_block, T_BLOCKS)):
             if value not in choices:
-                raise UsageError(f"--{name} {value}: there are {', '.join(choices)}")
+                raise UsageError(f"`{name}` {value}: there are {', '.join(choices)}")
         for name in ("caption_tokens", "caption_channels", "interpolation_scale"):
             number = getattr(self, name)
             if number is not None and not sensible(number):
-                raise UsageError(f"--{name} {number}: not a sensible positive number")
+                raise UsageError(f"`{name}` {number}: not a sensible positive number")
         if not 0 <= self.seed < 1 << 63:
-            raise UsageError(f"--seed {self.seed}: a whole number from 0 on")
+            raise UsageError(f"`seed` {self.seed}: a whole number from 0 on")

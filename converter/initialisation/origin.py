@@ -100,7 +100,8 @@ class Origin:
     def choices(self) -> dict[str, Any]:
         """The options, with what they come to for this DiT."""
         made = {"image_size": self.image_size, "interpolation_scale": self.scale}
-        return asdict(self.options) | made | {"num_attention_heads": self.looked.found.value("num_attention_heads")}
+        chosen = {name: value for name, value in asdict(self.options).items() if name != "timesteps"}
+        return chosen | made | {"num_attention_heads": self.looked.found.value("num_attention_heads")}
 
     @property
     def version(self) -> str:
@@ -130,7 +131,7 @@ class Origin:
         patch = self.looked.plan.dims["p"]
         if self.image_size % (patch * VAE_FACTOR):
             rule = f"not a multiple of {patch * VAE_FACTOR}, the pixels that one patch covers"
-            raise UsageError(f"--image_size {self.image_size}: {rule}")
+            raise UsageError(f"`image_size` {self.image_size}: {rule}")
         tokens, channels = self.options.caption_tokens, self.options.caption_channels
         return self.looked.plan.dims | {"L": tokens, "K": channels, "N": (self.side // patch) ** 2}
 
@@ -184,7 +185,7 @@ class Origin:
             return computed(key, SinCosTable(self.dims["D"], self.side // self.dims["p"], self.scale), F32)
         shape = tuple(dim.value(self.dims) or 0 for dim in row.shape_pattern(suffix))
         if 0 in shape:
-            what = f"--{row.group}: " if row.group else ""
+            what = f"`{row.group}`: " if row.group else ""
             raise UsageError(f"{what}{row.source} needs a hidden size that divides, and this DiT has {self.dims['D']}")
         how = self._how(row.source, key, suffix, shape)
 

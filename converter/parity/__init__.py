@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     from ..nets.spec import ParitySpec
     from ..reports.report import Check, Phase, Report
     from .checker import check
-
+    from .choices import CheckOptions
 
 _HOMES = {
     ".checker": ("check",),
+    ".choices": ("CheckOptions",),
     "..nets.faults": ("Fault",),
     "..nets.inputs": ("Case", "noise"),
     "..nets.spec": ("ParitySpec",),
     "..reports.report": ("Check", "Phase", "Report"),
 }
 
-__all__ = ["Case", "Check", "Fault", "ParitySpec", "Phase", "Report", "check", "noise"]
+__all__ = ["Case", "Check", "CheckOptions", "Fault", "ParitySpec", "Phase", "Report", "check", "noise"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
+from functools import partial
 from typing import Any
 
 from ..conversion.pairs import Pair
-from ..errors import ConverterError, InputError, UsageError, printable
+from ..errors import ConverterError, InputError, UsageError, as_flags, printable
 from ..reports.report import EXIT_CODES, FAIL, INTERNAL, REJECTED, Report, worst
 from .cache import Cache
 from .digests import key_of, stamp
@@ -24,7 +25,6 @@ def run(
     cache: Cache | None = None,
     waivers: Sequence[Waiver] = (),
     progress: Any = None,
-    started: Callable[[Pair], object] = lambda pair: None,
     done: Callable[[Pair, Report], object] = lambda pair, report: None,
     today: date | None = None,
 ) -> list[Report]:
@@ -32,11 +32,11 @@ def run(
 
     Args:
         pairs: what to compare, with the options of each.
-        check: makes one comparison; default: `converter.parity.check`.
+        check: compares one pair; default: `converter.parity.check`.
         cache: where reports of unchanged pairs are looked up and kept; its `notes` are for the caller to print.
         waivers: passed on to `check`.
         progress: passed on to `check`, where it is not None.
-        started, done: called before and after each comparison.
+        done: called after each comparison.
         today: the day on which waivers have to hold.
 
     Raises: `UsageError` of a pair that is the only one. Everything else that goes wrong is a report: `InputError` (and
@@ -50,22 +50,22 @@ def run(
     """
     reports = []
     for number, pair in enumerate(pairs, 1):
-        started(pair)
-        extra = {"waivers": list(waivers) or None, "progress": progress}
-        call = {name: value for name, value in extra.items() if value is not None} | dict(pair.options)
-        if len(pairs) > 1 and call.get("save_failing"):  # cases of the same names must not overwrite each other
+        options = {**pair.options}
+        if len(pairs) > 1 and options.get("save_failing"):  # cases of the same names must not overwrite each other
             place = f"{number}-{os.path.basename(os.path.abspath(pair.converted))}"
-            call["save_failing"] = os.path.join(call["save_failing"], place)
+            options["save_failing"] = os.path.join(options["save_failing"], place)
+        extra = {"hyper_parameters": pair.hyper_parameters, "waivers": waivers, "progress": progress}
+        compare = partial(check or _checker(), **{name: value for name, value in extra.items() if value} | options)
         try:
-            report = _cached(pair, check, call, cache, waivers, today or date.today())
+            report = _cached(pair, compare, cache, waivers=waivers, today=today or date.today())
         except UsageError as error:
             if len(pairs) == 1:
                 raise
-            report = _failed(pair, REJECTED, f"the call is wrong: {error}")
+            report = _failed(pair, REJECTED, f"invalid arguments: {as_flags(str(error))}")
         except InputError as error:
-            report = _failed(pair, REJECTED, str(error))
+            report = _failed(pair, REJECTED, as_flags(str(error)))
         except ConverterError as error:
-            report = _failed(pair, INTERNAL, str(error))
+            report = _failed(pair, INTERNAL, as_flags(str(error)))
         except Exception as error:
             if os.environ.get("PIXART_DEBUG"):
                 raise
@@ -96,25 +96,24 @@ def outcome(report: Report) -> str:
     return f"{report.verdict}: {report.reason}" + (f" (unchanged since {cached})" if cached else "")
 
 
-def _cached(
-    pair: Pair, check: Check | None, call: dict[str, Any], cache: Cache | None, waivers: Sequence[Waiver], today: date
-) -> Report:
-    """The report of a pair, made or looked up; kept only if no file was touched while it was made."""
+def _cached(pair: Pair, compare: Check, cache: Cache | None, *, waivers: Sequence[Waiver], today: date) -> Report:
+    """The report of a pair, from a comparison or the cache; kept only if no file was touched meanwhile."""
+    sides = pair.original, pair.converted
     if not os.path.exists(pair.converted) and os.path.exists(pair.original):
         raise InputError(f"no converted folder at {printable(pair.converted)}: convert it first")
     if cache is None:
-        return _checker(check)(pair.original, pair.converted, **call)
+        return compare(*sides)
     before = _stamps(pair)
     try:
-        key = key_of(pair.original, pair.converted, pair.options, waivers, today)
+        key = key_of(pair, waivers, today)
     except InputError:
         # `check` says what is wrong with it, in the words that it has without a cache too.
-        return _checker(check)(pair.original, pair.converted, **call)
+        return compare(*sides)
     kept = cache.get(key)
     if kept is not None and not (kept.verdict == FAIL and pair.options.get("save_failing")):
         cache.save()  # that it was asked for
         return kept
-    report = _checker(check)(pair.original, pair.converted, **call)
+    report = compare(*sides)
     if before is not None and _stamps(pair) == before:
         cache.put(key, report, today)
         cache.save()
@@ -128,12 +127,13 @@ def _stamps(pair: Pair) -> tuple[object, object] | None:
         return None
 
 
-def _checker(check: Check | None) -> Check:
-    if check is not None:
-        return check
-    from .checker import check as ours  # imports torch, which a run that finds everything in its cache never needs
+def _checker() -> Check:
+    def compare(original: str, converted: str, **options: Any) -> Report:
+        from .checker import check  # imports torch, which a run that finds everything in its cache never needs
 
-    return ours
+        return check(original, converted, **options)
+
+    return compare
 
 
 def _failed(pair: Pair, verdict: str, reason: str) -> Report:

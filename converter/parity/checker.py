@@ -16,15 +16,17 @@ from typing import Any
 from ..checkpoint.file import reading
 from ..checkpoint.state_dicts import selecting_flag as asked_by
 from ..conversion.analysis import open_model
-from ..errors import ConverterError, UsageError, printable
+from ..conversion.options import with_shortcuts
+from ..errors import UsageError, as_flags, printable
 from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 from . import configuration, provenance
 from .audit import audit, matches
-from .choices import FLOAT64, GATING_PRECISIONS, MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
+from .choices import CheckOptions
 from .determinism import deterministic, environment
 from .held_buffers import hold_buffers
 from .held_zeros import hold_zeros
 from .opening import Opened, open_pair
+from .waivers import Waiver
 
 Progress = Callable[[int], None]
 
@@ -32,92 +34,59 @@ Progress = Callable[[int], None]
 def check(
     original: str | os.PathLike[str],
     converted: str | os.PathLike[str],
+    options: CheckOptions | None = None,
     *,
-    profile: str = "quick",
-    family: str | None = None,
-    weights: str | None = None,
-    state_dict_key: str | None = None,
-    device: str = "cpu",
-    dtype: str | Sequence[str] | None = None,
-    cast: str | None = None,
-    cases: str | os.PathLike[str] | None = None,
-    save_failing: str | os.PathLike[str] | None = None,
-    self_test: str = "quick",
-    threads: int | None = None,
-    waivers: Sequence[Any] = (),
-    require_evidence: bool = False,
+    hyper_parameters: Mapping[str, Any] | None = None,
+    waivers: Sequence[Waiver] = (),
     progress: Callable[[int], Progress] | None = None,
-    **given: Any,
+    **shortcuts: Any,
 ) -> Report:
     """Compare a converted model with the checkpoint that it was made from.
 
     Args:
         original: the checkpoint in its original layout; `converted`: the folder made of it (or its `transformer/`).
-        profile: 'quick' (one batch of four samples), 'standard' (more cases, and sampler steps) or 'full' (also the
-            model's own size and the stock loader).
-        family: the family that the checkpoint has to be of.
-        weights: 'raw' or 'ema'; default: what the conversion record says was taken.
-        state_dict_key: where in the original the weights lie, where it holds several state dicts; default likewise.
-        device: where the nets run.
-        dtype: one or several of 'float64', 'float32' (both by default), 'float16', 'bfloat16' (reported; the float64
-            gate is then run as well).
-        cast: the dtype that the conversion rounded to, where it did.
-        cases: a file of saved inputs to run instead of the profile's.
-        save_failing: a folder for the inputs and outputs of failing cases.
-        self_test: 'quick', or 'full' for the whole catalogue of deliberate faults.
-        threads: of the CPU, for the whole run; default: as many as torch would use. They are part of the report.
-        waivers: `Waiver`s that are in force.
-        require_evidence: refuse (`UsageError`) a comparison that rests on an assumption, with the words that state it.
+        options: what may be chosen; see `CheckOptions`.
+        hyper_parameters: what the file cannot show, by name, such as `{"num_attention_heads": 16}`.
+        waivers: that are in force.
         progress: called with the number of steps to come; returns what is called with each count of steps done.
-        given: hyper-parameters by flag name, such as `num_attention_heads=16`, in the user's words.
+        shortcuts: fields of `CheckOptions`, which take the place of those in `options`.
 
     Returns: a `Report`; its `verdict` is PASS, FAIL or INCONCLUSIVE.
 
     Raises: `InputError` for a file that is refused, `UsageError` for a call that is.
 
     Example:
-        >>> made = converter.convert("fixtures/golden/sigma-ms.pth", tmp / "out", num_attention_heads=4)
+        >>> heads = {"num_attention_heads": 4}
+        >>> done = converter.convert("fixtures/golden/sigma-ms.pth", tmp / "out", hyper_parameters=heads)
         >>> check("fixtures/golden/sigma-ms.pth", tmp / "out").verdict
         'PASS'
     """
     started = time.monotonic()
-    precisions = _precisions(dtype)
-    named: tuple[tuple[str, object, Sequence[str]], ...] = (
-        ("profile", profile, PROFILES),
-        ("self_test", self_test, SELF_TESTS),
-        ("weights", WEIGHTS[0] if weights is None else weights, WEIGHTS),
-    )
-    for name, value, known in named:
-        if value not in known:
-            raise UsageError(f"--{name} {printable(value)}: one of {', '.join(known)}")
-    _known_device(device)
-    if cast and cast not in PRECISIONS:
-        raise UsageError(f"--cast {printable(cast)}: one of {', '.join(PRECISIONS)}")
-    if threads is not None and not 0 < threads <= MOST_THREADS:
-        raise UsageError(f"--threads {printable(threads)}: from 1 to {MOST_THREADS}")
-    if save_failing is not None and os.path.lexists(save_failing) and not os.path.isdir(save_failing):
-        raise UsageError(f"--save_failing {printable(save_failing)}: not a folder")
+    options = with_shortcuts(options or CheckOptions(), shortcuts)
+    options.validate()
+    _check_device(options.device)
     with ExitStack() as stack:
         # Hashing needs no interpreter, and reading the same files to compare them finds them in memory.
         hashed, enough = stack.enter_context(ThreadPoolExecutor(2)), Event()
         stack.callback(enough.set)  # whoever refuses or interrupts does not wait for the rest of it
         about = [hashed.submit(provenance.about, Path(path), enough) for path in (original, converted)]
         with reading(original), reading(converted):
-            pair = open_pair(stack, Path(original), Path(converted), family, weights, state_dict_key, cast, given)
-        if require_evidence:
+            sides = Path(original), Path(converted)
+            pair = open_pair(stack, *sides, options, hyper_parameters=hyper_parameters or {})
+        if options.require_evidence:
             pair.demand_evidence()
-        run = _Run(pair, profile, precisions, device, self_test, waivers, cases, save_failing, progress)
-        with deterministic(device, threads):
-            made_on = environment(device, precisions)
-            phases = run.phases(about[0], made_on)
+        run = _Run(pair, options, waivers, progress)
+        with deterministic(options.device, options.threads):
+            machine = environment(options.device, options.precisions)
+            phases = run.phases(about[0], machine)
         report = Report(
             verdict=PASS,
             reason="",
             family=pair.family.name,
-            profile="saved cases" if cases else profile,
+            profile="saved cases" if options.cases else options.profile,
             original=about[0].result() | pair.taken,
             converted=about[1].result(),
-            environment=made_on,
+            environment=machine,
             assumed=configuration.taken(pair.found, pair.borrowed),
             notes=[*pair.notes, *run.notes],
             phases=phases,
@@ -132,7 +101,7 @@ def check(
     return report
 
 
-def _known_device(device: str) -> None:
+def _check_device(device: str) -> None:
     """Whether there is such a device; asked before anything is read, and torch only where it is not the CPU."""
     if device == "cpu":
         return
@@ -141,16 +110,7 @@ def _known_device(device: str) -> None:
     try:
         torch.zeros(1, dtype=torch.float64, device=device).cpu()  # some have no float64, and one has no numbers at all
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise UsageError(f"--device {printable(device)}: {printable(str(error).partition(chr(10))[0])}") from error
-
-
-def _precisions(dtype: str | Sequence[str] | None) -> tuple[str, ...]:
-    asked = GATING_PRECISIONS if not dtype else tuple(dtype) if isinstance(dtype, list | tuple) else (dtype,)
-    for precision in asked:
-        if precision not in PRECISIONS:
-            raise UsageError(f"--dtype {printable(precision)}: one of {', '.join(PRECISIONS)}")
-    # The float64 gate is the sharpest, and the one that the self-test vouches for; half precision gates nothing.
-    return tuple(dict.fromkeys((FLOAT64, *asked)))
+        raise UsageError(f"`device` {printable(device)}: {printable(str(error).partition(chr(10))[0])}") from error
 
 
 def _verdict(phases: Sequence[Phase]) -> tuple[str, str]:
@@ -172,23 +132,16 @@ class _Run:
     def __init__(
         self,
         pair: Opened,
-        profile: str,
-        precisions: tuple[str, ...],
-        device: str,
-        self_test: str,
-        waivers: Sequence[Any],
-        cases: str | os.PathLike[str] | None,
-        save_failing: str | os.PathLike[str] | None,
+        options: CheckOptions,
+        waivers: Sequence[Waiver],
         progress: Callable[[int], Progress] | None,
     ) -> None:
-        self.pair, self.profile, self.precisions, self.device = pair, profile, precisions, device
-        self.self_test, self.waivers, self.saved, self.save_failing = self_test, waivers, cases, save_failing
-        self.progress = progress
+        self.pair, self.options, self.waivers, self.progress = pair, options, waivers, progress
         self.notes: list[str] = []
 
-    def phases(self, about: Future[dict[str, Any]], made_on: Mapping[str, Any]) -> list[Phase]:
-        """All of them. `about` will be what there is to say of the original's bytes; `made_on` is the machine."""
-        pair = self.pair
+    def phases(self, about: Future[dict[str, Any]], machine: Mapping[str, Any]) -> list[Phase]:
+        """All of them. `about` will be what there is to say of the original's bytes; `machine` is what all runs on."""
+        pair, options = self.pair, self.options
         step = self.progress(self._steps()) if self.progress else lambda count: None
         with ThreadPoolExecutor(1) as beside:
             # It imports the target's library, which takes about as long as the weights take.
@@ -199,31 +152,28 @@ class _Run:
             config = configured.result()
         if weights.verdict == FAIL and (other := self._other_weights()):
             weights.words = f"{other}; {weights.words}"
-        made = [provenance.phase(about.result(), made_on), weights, config]
+        phases = [provenance.phase(about.result(), machine), weights, config]
         why_not = _unbuildable(weights, config, pair.config)
         if pair.model is provenance.UNAVAILABLE:
             why_not = (
                 f"the family {pair.family.name} brings no reference net (`parity`): what it computes was not compared"
             )
         if why_not:
-            return made + [Phase(name, NOT_RUN, why_not) for name in ("function", "trajectory", "self-test")]
+            return phases + [Phase(name, NOT_RUN, why_not) for name in ("function", "trajectory", "self-test")]
         from .session import Session
 
-        session = Session(pair.sides, pair.model, pair.config, pair.borrowed, self.device, about.result()["sha256"])
-        cases = session.cases(self.profile, self.saved)
-        function = session.function(cases, self.precisions, self.waivers, self.notes, step)
-        made.append(function)
-        if self.save_failing and function.verdict == FAIL:
-            try:
-                self.notes += session.save_failing(Path(self.save_failing))
-            except ConverterError as error:  # what was found counts, whether or not it can be kept
-                self.notes.append(f"--save_failing: {error}")
-        if self.profile == "full" and function.verdict == PASS and pair.model.loaded:
+        session = Session(pair.sides, pair.model, pair.config, pair.borrowed, options.device, about.result()["sha256"])
+        cases = session.cases(options.profile, options.cases)
+        function = session.function(cases, options.precisions, self.waivers, self.notes, step)
+        phases.append(function)
+        if options.save_failing and function.verdict == FAIL:
+            self.notes += session.save_failing(Path(options.save_failing))
+        if options.profile == "full" and function.verdict == PASS and pair.model.loaded:
             session.stock_loader(function, pair.folder)
         right = all(phase.verdict == PASS for phase in (weights, config, function))
-        made.append(session.trajectory(self.profile, right))
-        made.append(session.self_test(self.self_test, right, step))
-        return made
+        phases.append(session.trajectory(options.profile, right))
+        phases.append(session.self_test(options.self_test, right, step))
+        return phases
 
     def _other_weights(self) -> str:
         """Whether the converted weights are another set that the original file holds: the commonest mistake of all."""
@@ -232,15 +182,16 @@ class _Run:
             if candidate is not pair.original.selected:
                 with open_model(pair.original.path, state_dict_key=candidate.where) as other:
                     if set(other) == set(pair.original) and matches(replace(pair.sides, original=other)):
-                        flag, where = asked_by(candidate, pair.original.likely), printable(candidate.where)
-                        return f"the converted model has the {candidate.weights} weights of the file, {where} ({flag})"
+                        flag = as_flags(asked_by(candidate, pair.original.likely))
+                        kind = f"{candidate.weights} weights of the file, {printable(candidate.where)} ({flag})"
+                        return f"the converted model has the {kind}"
         return ""
 
     def _steps(self) -> int:
         """About how many steps there will be: tensors to audit, stages to run, faults to try."""
         blocks = sum(self.pair.looked.plan.stacks.values()) + 4
-        cases = {"quick": 1, "standard": 8, "full": 9}[self.profile]
-        return len(self.pair.looked.plan.moves) + blocks * cases * (1 + len(self.precisions) * 2 - 1) + 12
+        cases = {"quick": 1, "standard": 8, "full": 9}[self.options.profile]
+        return len(self.pair.looked.plan.moves) + blocks * cases * (1 + len(self.options.precisions) * 2 - 1) + 12
 
 
 def _unbuildable(weights: Phase, config: Phase, said: Mapping[str, Any]) -> str:

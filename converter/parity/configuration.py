@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import UsageError, printable
+from ..errors import UsageError, as_flags, printable
 from ..families import Family, Findings
 from ..nets.spec import ParitySpec
 from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
@@ -55,7 +55,7 @@ def audit(
     try:
         expected = family.config(found)
     except UsageError as error:
-        return Phase("config", FAIL, f"what the model should be is not known: {error}")
+        return Phase("config", FAIL, f"what the model should be is not known: {as_flags(str(error))}")
     have = model.resolve_config(config)
     checks, notes = [], []
     for name, ours in expected.items():

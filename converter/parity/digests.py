@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
 from functools import cache
@@ -18,8 +18,9 @@ from ..checkpoint.file import InputFile, reads
 from ..checkpoint.folders.folder import CONFIG, model_folder, weight_files
 from ..checkpoint.folders.folder import averaged_sibling as averaged_beside
 from ..checkpoint.folders.odd_folders import in_cache
-from ..conversion.record import RECORD, SIDECAR
+from ..conversion.pairs import Pair
 from ..families.from_file import is_file
+from ..filenames import RECORD, SIDECAR
 from ..reports.report import REPORT_VERSION
 from .waivers import Waiver
 
@@ -85,16 +86,14 @@ def sha256(path: Path, enough: Event | None = None) -> str:
     return made.hexdigest()
 
 
-def key_of(
-    original: str, converted: str, options: Mapping[str, Any], waivers: Sequence[Waiver] = (), today: date | None = None
-) -> str:
+def key_of(pair: Pair, waivers: Sequence[Waiver] = (), today: date | None = None) -> str:
     """The key of one comparison: equal exactly where running it again would be running the same thing again.
 
     `today` is in it by way of the waivers only: on the day after one has expired, the key is another one, so no
     verdict outlives a waiver that it needed.
     """
     day = today or date.today()
-    mattering = {k: v for k, v in options.items() if v is not None and k not in _IRRELEVANT}
+    mattering = {k: v for k, v in pair.options.items() if v is not None and k not in _IRRELEVANT}
     if "cases" in mattering:
         mattering["cases"] = digest(mattering["cases"])
     if is_file(mattering.get("family", "")):
@@ -103,9 +102,10 @@ def key_of(
         mattering["family"] = [mattering["family"], {path.name: sha256(path) for path in beside}]
     content = {
         # Names too: they stand in the report.
-        "original": [os.path.basename(os.path.abspath(original)), digest(original)],
-        "converted": [os.path.basename(os.path.abspath(converted)), digest(converted)],
+        "original": [os.path.basename(os.path.abspath(pair.original)), digest(pair.original)],
+        "converted": [os.path.basename(os.path.abspath(pair.converted)), digest(pair.converted)],
         "options": mattering,
+        "hyper_parameters": {**pair.hyper_parameters},
         "waivers": [[asdict(waiver), waiver.active(day)] for waiver in waivers],
         "program": program(),
     }

@@ -19,6 +19,7 @@ from ..errors import InputError, UsageError, printable
 from ..families import Family, Findings, families, find
 from ..nets.spec import ParitySpec
 from . import provenance
+from .choices import CheckOptions
 from .compared import Sides
 
 
@@ -71,13 +72,11 @@ def open_pair(
     stack: ExitStack,
     original: Path,
     converted: Path,
-    family: str | None,
-    weights: str | None,
-    state_dict_key: str | None,
-    cast: str | None,
-    given: Mapping[str, Any],
+    options: CheckOptions,
+    hyper_parameters: Mapping[str, Any],
 ) -> Opened:
     """Open both sides strictly, and say what the original is. Raises whatever stands against a comparison."""
+    family, weights, state_dict_key = options.family, options.weights, options.state_dict_key
     record, notes = provenance.record_of(converted)
     theirs = stack.enter_context(open_checkpoint(converted))
     if not theirs.config:
@@ -86,13 +85,13 @@ def open_pair(
     if marked(place / CONFIG):
         rule = "begins with a byte order mark, which diffusers does not read: save it as UTF-8 without one"
         raise InputError.at(place / CONFIG, "", rule)
-    told, unloaded = provenance.loading(place)
+    arguments, unloaded = provenance.loading(place)
     if unloaded:
         rule = f"its weights are {unloaded}, which diffusers does not load: it looks for {WEIGHTS}"
         raise InputError.at(place, "", rule)
-    if told:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in told.items())
-        notes.append(f"diffusers loads its weights only when told to: from_pretrained(..., {printable(arguments)})")
+    if arguments:
+        shown = printable(", ".join(f"{name}={value!r}" for name, value in arguments.items()))
+        notes.append(f"diffusers loads its weights only when told to: from_pretrained(..., {shown})")
     ours = stack.enter_context(open_model(original, weights, state_dict_key, family))
     if record.size not in (None, ours.size):
         notes.append("the conversion record is of another file (its size differs): what it says is not believed")
@@ -106,8 +105,8 @@ def open_pair(
             named = f"{record.weights} weights ({printable(record.where)})"
             notes.append(f"the conversion record names {named}, which the original does not hold")
     notes += [*ours.notes, *theirs.notes]
-    said = {name: value for name, value in given.items() if value is not None}
-    looked, said = _look(ours, record, said, family, notes)
+    given = {name: value for name, value in hyper_parameters.items() if value is not None}
+    looked, given = _look(ours, record, given, family=family, notes=notes)
     maker = looked.require()
     if looked.diffusers:
         raise UsageError(f"{printable(original)}: in diffusers' layout already; the original checkpoint is needed")
@@ -115,39 +114,39 @@ def open_pair(
     seen, borrowed = looked.found, _borrowed(looked, model, theirs.config)
     if borrowed:
         try:
-            looked = analyse(ours, {**said, **borrowed}, family)
+            looked = analyse(ours, {**given, **borrowed}, family)
         except UsageError as error:  # nobody said it: the file did
             raise InputError.at(place / CONFIG, "", f"what it says can be no such model: {error}") from error
     sidecar = provenance.sidecar_of(converted, record)
     return Opened(
-        ours,
-        theirs,
-        place,
-        stack.enter_context(open_checkpoint(sidecar)) if sidecar else None,
-        looked,
-        seen,
-        maker,
-        model,
-        theirs.config,
-        borrowed,
-        cast or record.cast,
-        notes,
+        original=ours,
+        converted=theirs,
+        folder=place,
+        sidecar=stack.enter_context(open_checkpoint(sidecar)) if sidecar else None,
+        looked=looked,
+        seen=seen,
+        family=maker,
+        model=model,
+        config=theirs.config,
+        borrowed=borrowed,
+        cast=options.cast or record.cast,
+        notes=notes,
     )
 
 
 def _look(
-    ours: Checkpoint, record: provenance.Record, said: dict[str, Any], family: str | None, notes: list[str]
+    ours: Checkpoint, record: provenance.Record, given: dict[str, Any], *, family: str | None, notes: list[str]
 ) -> tuple[Analysis, dict[str, Any]]:
     """What the original is, by the user's words, and by those that the record tells of unless they cannot be right."""
     # A record tells of values that follow from a flag too; what counts are the flags.
     flags = {flag for known in (*families().values(), *([find(family)] if family else [])) for flag in known.flags}
-    both = {**{name: value for name, value in record.given.items() if name in flags}, **said}
+    both = {**{name: value for name, value in record.given.items() if name in flags}, **given}
     try:
         return analyse(ours, both, family), both
     except UsageError:
-        looked = analyse(ours, said, family)  # raises it again, if it is the call that is wrong
+        looked = analyse(ours, given, family)  # raises it again, if it is the call that is wrong
         notes.append("the conversion record contradicts the original: what it says was given is not believed")
-        return looked, said
+        return looked, given
 
 
 def _borrowed(looked: Analysis, model: ParitySpec, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,5 +154,5 @@ def _borrowed(looked: Analysis, model: ParitySpec, config: Mapping[str, Any]) ->
     unknown = [name for name, finding in looked.found.items() if finding.source == "unknown"]
     if not unknown:
         return {}
-    told = model.config_hints(config)
-    return {name: told[name] for name in unknown if told.get(name) is not None and name in looked.require().flags}
+    shown = model.config_hints(config)
+    return {name: shown[name] for name in unknown if shown.get(name) is not None and name in looked.require().flags}

@@ -16,10 +16,11 @@ from ..checkpoint.folders.folder import names_in, weight_files
 from ..checkpoint.weight_names import STEMS, variants, weights_among, with_variant
 from ..checkpoint.weight_names import WEIGHTS as WEIGHTS_FILE
 from ..checkpoint.weights_kind import UNKNOWN
-from ..conversion.record import RECORD, record_beside, sidecar_beside
 from ..conversion.record import Record as Found
+from ..conversion.record import record_beside, sidecar_beside
 from ..errors import printable
 from ..families import Family
+from ..filenames import RECORD
 from ..nets.spec import ParitySpec
 from ..reports.report import PASS, Phase
 from .choices import PRECISIONS, WEIGHTS

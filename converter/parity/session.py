@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ConverterError, InputError, printable, shortened
+from ..errors import ConverterError, InputError, as_flags, printable, shortened
 from ..nets import Memory, Values, Weights, no_probe
 from ..nets.cases import load_cases
 from ..nets.faults import Fault, idle
@@ -280,7 +280,7 @@ class Session(NetPair):
         try:
             return [save_outcome(folder, outcome) for outcome in self.outcomes if outcome.verdict != PASS]
         except ConverterError as error:  # the verdict is worth more than its evidence
-            return [f"--save_failing: {error}"]
+            return [f"--save_failing: {as_flags(str(error))}"]
 
 
 def _told(error: Exception) -> str:

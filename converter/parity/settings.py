@@ -30,8 +30,6 @@ from .tomlfile import Reader, one_of, read_toml, refusal, strict, tables, text
 from .waivers import Waiver, parse_waivers
 
 _DTYPE = one_of(*PRECISIONS)
-# What `check` takes besides, which no hyper-parameter may be called.
-_RESERVED = ("original", "converted", "save_failing", "waivers", "progress", "base")
 
 
 def _dtypes(value: Any) -> Any:
@@ -59,7 +57,7 @@ def _given(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("a table such as { num_attention_heads = 16 }")
     for name, item in value.items():
-        if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in {*_RESERVED, *_CHECKPOINT}:
+        if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in _CHECKPOINT:
             raise ValueError(f"names of hyper-parameters ({printable(name)} is none)")
         if not isinstance(item, str | int | float) or (isinstance(item, float) and not math.isfinite(item)):
             raise ValueError(f"one value each ({name})")
@@ -84,30 +82,29 @@ _CHECKPOINT: dict[str, Reader] = {"original": text, "converted": text, **_OPTION
 
 @dataclass(frozen=True)
 class Settings:
-    """The content of a `parity.toml`: `defaults` and each of `checkpoints` are flat options of `check`."""
+    """The content of a `parity.toml`: `defaults` and each of `checkpoints` are options of `check`, by name, and the
+    hyper-parameters that are `given`."""
 
     path: str
     defaults: dict[str, Any] = field(default_factory=dict)
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
     waivers: list[Waiver] = field(default_factory=list)
 
-    def pairs(self, **flags: Any) -> list[Pair]:
+    def pairs(
+        self, flags: Mapping[str, Any] | None = None, hyper_parameters: Mapping[str, Any] | None = None
+    ) -> list[Pair]:
         """All that is listed. A flag that was given (is not None) fills what a [[checkpoint]] does not say."""
         if not self.checkpoints:
             raise refusal(self.path, "", "lists no [[checkpoint]]")
-        base = os.path.dirname(self.path)
-        pairs = []
-        for i, listed in enumerate(self.checkpoints, 1):
-            options = self.options(**flags) | listed
+        base, pairs = os.path.dirname(self.path), list[Pair]()
+        for number, listed in enumerate(self.checkpoints, 1):
+            options, given = _merged(self.defaults, _stated(flags, hyper_parameters), listed)
+            sides = options.pop("original"), options.pop("converted")
             try:
-                pairs += expand(base=base, **options)
+                pairs += expand(*sides, base=base, options=options, hyper_parameters=given)
             except UsageError as error:
-                raise refusal(self.path, f"[[checkpoint]] {i}", str(error)) from None
+                raise refusal(self.path, f"[[checkpoint]] {number}", str(error)) from None
         return pairs
-
-    def options(self, **flags: Any) -> dict[str, Any]:
-        """The defaults, under the flags that were given."""
-        return self.defaults | {name: value for name, value in flags.items() if value is not None}
 
 
 def load_settings(path: str | os.PathLike[str], today: date | None = None) -> Settings:
@@ -122,26 +119,51 @@ def load_settings(path: str | os.PathLike[str], today: date | None = None) -> Se
     defaults = strict(path, "", content, whole)
     listed = []
     for where, table in tables(path, content, "checkpoint"):
-        made = _located(path, _flat(strict(path, where, table, _CHECKPOINT, ("original", "converted"))))
-        if "cases" in made:
-            made["cases"] = os.path.join(os.path.dirname(os.fspath(path)), made["cases"])
-        listed.append(made)
-    own = _located(path, _flat({key: value for key, value in defaults.items() if key in _OPTIONS}))
+        checkpoint = _located(path, strict(path, where, table, _CHECKPOINT, ("original", "converted")))
+        if "cases" in checkpoint:
+            checkpoint["cases"] = os.path.join(os.path.dirname(os.fspath(path)), checkpoint["cases"])
+        listed.append(checkpoint)
+    own = _located(path, {key: value for key, value in defaults.items() if key in _OPTIONS})
     return Settings(os.fspath(path), own, listed, parse_waivers(path, content, today))
 
 
 def chosen(
-    originals: Sequence[str], converted: Sequence[str], settings: Settings | None = None, **flags: Any
+    originals: Sequence[str],
+    converted: Sequence[str],
+    settings: Settings | None = None,
+    *,
+    flags: Mapping[str, Any] | None = None,
+    hyper_parameters: Mapping[str, Any] | None = None,
 ) -> list[Pair]:
     """The pairs of a command line: those that it names, else those of its `parity.toml`.
 
     With both, the file gives defaults and waivers only, so that one checkpoint can be held to a team's settings.
+
+    Args:
+        flags: options of `check`, by name; None is what was not given.
     """
     if originals or converted:
-        return pair_up(originals, converted, **(settings or Settings("")).options(**flags))
+        stated = _stated(flags, hyper_parameters)
+        return pair_up(originals, converted, *_merged((settings or Settings("")).defaults, stated))
     if settings is None:
-        raise UsageError("nothing to compare: give --orig_ckpt_path and --converted_path, or --config parity.toml")
-    return settings.pairs(**flags)
+        raise UsageError("nothing to compare: give `orig_ckpt_path` and `converted_path`, or `config` parity.toml")
+    return settings.pairs(flags, hyper_parameters)
+
+
+def _stated(flags: Mapping[str, Any] | None, hyper_parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    stated = {name: value for name, value in (flags or {}).items() if value is not None}
+    return stated | {"given": {name: value for name, value in (hyper_parameters or {}).items() if value is not None}}
+
+
+def _merged(*layers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options and hyper-parameters of several layers, the later ones over the earlier ones."""
+    options: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    for layer in layers:
+        options |= layer
+        given |= layer.get("given", {})
+    options.pop("given", None)
+    return options, given
 
 
 def _located(path: str | os.PathLike[str], options: dict[str, Any]) -> dict[str, Any]:
@@ -149,9 +171,3 @@ def _located(path: str | os.PathLike[str], options: dict[str, Any]) -> dict[str,
     if is_file(options.get("family", "")):
         options["family"] = os.path.join(os.path.dirname(os.fspath(path)), options["family"])
     return options
-
-
-def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters of `given` as options beside the others, which is how `check` takes them."""
-    given: dict[str, Any] = options.get("given", {})
-    return {key: value for key, value in options.items() if key != "given"} | given

@@ -105,7 +105,9 @@ def test_a_whole_model_of_them_converts_as_without(tmp_path: Path) -> None:
     for parameter in parameters.values():
         parameter._is_hf_initialized = True
     results = [
-        convert(written(tmp_path / f"{name}.pth", made), tmp_path / name, num_attention_heads=HEADS)
+        convert(
+            written(tmp_path / f"{name}.pth", made), tmp_path / name, hyper_parameters={"num_attention_heads": HEADS}
+        )
         for name, made in (("with", parameters), ("without", state))
     ]
     assert results[0].path != results[1].path

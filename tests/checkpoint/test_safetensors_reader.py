@@ -397,7 +397,7 @@ def test_a_model_with_tied_blocks_converts_as_its_state_dict_does(tmp_path: Path
     with open_checkpoint(tmp_path / "a.safetensors") as checkpoint, safe_open(tmp_path / "a.safetensors", "pt") as held:
         assert len(checkpoint) == len(held.keys()) + 5
     made = {
-        name: convert(tmp_path / name, tmp_path / f"{name}.out", num_attention_heads=HEADS)
+        name: convert(tmp_path / name, tmp_path / f"{name}.out", hyper_parameters={"num_attention_heads": HEADS})
         for name in ("a.safetensors", "b.pth")
     }
     weights = [tmp_path / f"{name}.out/transformer/diffusion_pytorch_model.safetensors" for name in made]

@@ -254,7 +254,7 @@ def test_bool_can_be_read_but_is_no_weight(tmp_path: Path) -> None:
     path = save(tmp_path, saved(state))
     assert read_all(path) == told_by_torch(state)
     with pytest.raises(InputError, match=r"blocks\.0\.attn\.qkv\.bias is bool, and weights are floating point"):
-        convert(path, tmp_path / "out", num_attention_heads=4)
+        convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": 4})
     assert not (tmp_path / "out").exists()
 
 

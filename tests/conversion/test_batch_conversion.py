@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import HEADS, pixart, save, tree
+from makers import HEADS, converted, pixart, save, stated, tree
 
-from converter.conversion.batch import convert_all, worst
-from converter.conversion.convert import already
+from converter.conversion.batch import worst
 from converter.conversion.pairs import Pair, expand
-from converter.conversion.up_to_date import holds
+from converter.conversion.up_to_date import is_up_to_date
 
 Cli = Callable[..., object]
 
@@ -32,7 +31,7 @@ def runs(tmp_path: Path) -> Path:
 
 def statuses(runs: Path, **options: object) -> list[str]:
     pairs = expand(f"{runs}/*.pth", f"{runs.parent}/out/{{stem}}")
-    return [o.status for o in convert_all(pairs, num_attention_heads=HEADS, **options)]
+    return [o.status for o in converted(pairs, num_attention_heads=HEADS, **options)]
 
 
 def test_one_failure_does_not_stop_the_rest(runs: Path) -> None:
@@ -76,9 +75,9 @@ def test_every_byte_of_a_result_counts(to: str, tmp_path: Path) -> None:
     source = save(pixart(), tmp_path / "a.pth")
     name = {"diffusers": "out", "original": "out.pth", "comfyui": "out.safetensors"}[to]
     target, options = tmp_path / name, {"to": to, "num_attention_heads": HEADS}
-    (outcome,) = convert_all([Pair(str(source), str(target))], **options)
+    (outcome,) = converted([Pair(str(source), str(target))], **options)
     assert outcome.status == "converted", outcome.words
-    assert already(source, target, **options) is not None
+    assert is_up_to_date(source, target, **stated(**options)) is not None
     files = [path for path in (target.rglob("*") if target.is_dir() else [target]) if path.is_file()]
     assert files
     for path in files:
@@ -90,16 +89,16 @@ def test_every_byte_of_a_result_counts(to: str, tmp_path: Path) -> None:
             changed[position] ^= 0x10
             path.write_bytes(changed)
             if (
-                already(source, target, **options) is not None
+                is_up_to_date(source, target, **stated(**options)) is not None
             ):  # a byte between members, or in a header that says the same
                 assert path.suffix == ".pth"
                 assert _same_tensors(changed, data, tmp_path)
         path.write_bytes(data[:-1])
-        assert already(source, target, **options) is None
+        assert is_up_to_date(source, target, **stated(**options)) is None
         path.unlink()
-        assert already(source, target, **options) is None
+        assert is_up_to_date(source, target, **stated(**options)) is None
         path.write_bytes(data)
-    assert already(source, target, **options) is not None
+    assert is_up_to_date(source, target, **stated(**options)) is not None
 
 
 def _same_tensors(changed: bytes, data: bytes, tmp: Path) -> bool:
@@ -112,8 +111,10 @@ def _same_tensors(changed: bytes, data: bytes, tmp: Path) -> bool:
 
 
 def test_nothing_to_hold_is_no_proof(tmp_path: Path) -> None:
-    assert already(save(pixart(), tmp_path / "a.pth"), tmp_path / "nowhere", num_attention_heads=HEADS) is None
-    assert holds(tmp_path, [], [], {}, {})  # vacuous: a conversion always writes something
+    assert (
+        is_up_to_date(save(pixart(), tmp_path / "a.pth"), tmp_path / "nowhere", **stated(num_attention_heads=HEADS))
+        is None
+    )
 
 
 def test_the_worst_code() -> None:

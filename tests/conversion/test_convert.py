@@ -30,6 +30,7 @@ from makers import (
     raw_bytes,
     save,
     sincos,
+    stated,
     tree,
 )
 from safetensors import safe_open
@@ -47,7 +48,7 @@ UNTOLD: dict[str, Any] = {"image_size": 128, "interpolation_scale": 1.0}
 
 
 def convert(path: Path, out: Path, **flags: Any) -> converter.Conversion:
-    return converter.convert(path, out, **({"num_attention_heads": HEADS} | flags))
+    return converter.convert(path, out, **stated(**({"num_attention_heads": HEADS} | flags)))
 
 
 def transformer(out: Path) -> dict[str, bytes]:
@@ -98,7 +99,7 @@ def test_diffusers_keyed_bin_with_a_stray_embedding(
 ) -> None:
     keyed = diffusers_keyed(state) | {"caption_projection.y_embedding": state["y_embedder.y_embedding"]}
     path = save(CONTAINERS[wrapper](prefixed(keyed, prefix)), tmp_path / "pytorch_model.bin")
-    done = convert(path, tmp_path / "out", **UNTOLD)
+    done = convert(path, tmp_path / "out", **stated(**UNTOLD))
     assert transformer(done.path) == transformer(reference)
     # The stray goes where an original file's embedding goes, under the original's name.
     assert (done.path / SIDECAR).read_bytes() == (reference / SIDECAR).read_bytes()
@@ -123,7 +124,7 @@ def test_diffusers_folders(
 @pytest.mark.parametrize("part", ["", "transformer"])
 def test_the_sidecar_of_a_conversion_is_carried_over(part: str, tmp_path: Path) -> None:
     source = Path(__file__).parents[2] / "fixtures/golden/sigma-ms.pth"
-    converter.convert(source, tmp_path / "first", num_attention_heads=4)
+    converter.convert(source, tmp_path / "first", hyper_parameters={"num_attention_heads": 4})
     converter.convert(tmp_path / "first" / part, tmp_path / "second")
     assert transformer(tmp_path / "second") == transformer(tmp_path / "first")
     assert (tmp_path / "second" / SIDECAR).read_bytes() == (tmp_path / "first" / SIDECAR).read_bytes()
@@ -282,7 +283,7 @@ def test_sizes_are_read_off_the_file(name: str, tmp_path: Path) -> None:
     sizes = {"depth": 2, "hidden_size": 24, "caption_channels": 16, "input_size": 16} | SIZES[name]
     state = pixart(**SIZES[name])
     heads = {} if sizes["hidden_size"] == 72 else {"num_attention_heads": HEADS}
-    done = converter.convert(save(state, tmp_path / "made.pth"), tmp_path / "out", **heads)
+    done = converter.convert(save(state, tmp_path / "made.pth"), tmp_path / "out", **stated(**heads))
     assert (done.path / WEIGHTS).read_bytes() == expected_weights(state, tmp_path / "by-safetensors")
     config = json.loads((done.path / CONFIG).read_text())
     channels = sizes.get("in_channels", 4)
@@ -316,11 +317,11 @@ def test_flags_are_asked_for_by_the_names_that_they_have(name: str, tmp_path: Pa
     flags: dict[str, Any] = {}
     for _ in range(2 if name == "sigma-256" else 1):
         with pytest.raises(converter.UsageError) as raised:
-            converter.convert(path, tmp_path / "out", **flags)
+            converter.convert(path, tmp_path / "out", **stated(**flags))
         (asked,) = (flag for flag in answers if f"--{flag} is needed" in str(raised.value))
         assert asked not in flags
         flags[asked] = answers[asked]
-    done = converter.convert(path, tmp_path / "out", **flags)
+    done = converter.convert(path, tmp_path / "out", **stated(**flags))
     # sigma at 256 px is a released model: its scale is known once its size is.
     assert set(flags) == {"num_attention_heads", *(["image_size"] if name == "sigma-256" else [])}
     assert done.record["hyper_parameters"]["interpolation_scale"]["value"] == (0.5 if name == "sigma-256" else 1.0)
@@ -330,7 +331,7 @@ def test_flags_are_asked_for_by_the_names_that_they_have(name: str, tmp_path: Pa
 def test_an_image_size_that_no_latent_grid_has(size: int, tmp_path: Path) -> None:
     path = save(pixart(pos_embed=False), tmp_path / "made.pth")
     with pytest.raises(converter.UsageError, match=f"--image_size {size}"):
-        convert(path, tmp_path / "out", image_size=size, interpolation_scale=1.0)
+        convert(path, tmp_path / "out", hyper_parameters={"image_size": size, "interpolation_scale": 1.0})
 
 
 # What a user says against what the file shows.
@@ -365,7 +366,7 @@ def test_a_flag_that_contradicts_the_file(name: str, tmp_path: Path) -> None:
     sizes, flags, message = CONTRADICTIONS[name]
     path = save(pixart(**sizes), tmp_path / "made.pth")
     with pytest.raises(converter.UsageError) as raised:
-        convert(path, tmp_path / "out", **flags)
+        convert(path, tmp_path / "out", **stated(**flags))
     assert message in str(raised.value)
     assert len(str(raised.value)) > len(message) + 10  # the evidence follows
     assert not (tmp_path / "out").exists()
@@ -374,13 +375,13 @@ def test_a_flag_that_contradicts_the_file(name: str, tmp_path: Path) -> None:
 def test_heads_that_do_not_divide_the_width(tmp_path: Path) -> None:
     path = save(pixart(), tmp_path / "made.pth")
     with pytest.raises(converter.UsageError, match="--num_attention_heads 5: the hidden size 24 does not divide by it"):
-        convert(path, tmp_path / "out", num_attention_heads=5)
+        convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": 5})
 
 
 def test_flags_that_agree_change_nothing_and_those_that_add_are_recorded(tmp_path: Path, reference: Path) -> None:
     path = save(pixart(), tmp_path / "made.pth")
     agreeing = {"image_size": 128, "interpolation_scale": 1.0, "micro_condition": False, "qk_norm": False}
-    done = convert(path, tmp_path / "out", **agreeing, version="sigma", multi_scale_train=True)
+    done = convert(path, tmp_path / "out", **stated(**agreeing, version="sigma", multi_scale_train=True))
     assert transformer(done.path) == transformer(reference)
     sources = {name: finding["source"] for name, finding in done.record["hyper_parameters"].items()}
     assert {name: sources[name] for name in agreeing} == dict.fromkeys(agreeing, "file")
@@ -445,13 +446,13 @@ def test_a_table_that_is_no_table(tmp_path: Path) -> None:
     path = save(with_table(random_table(), tokens=120), tmp_path / "fixed.pth")
     for flags in ({}, {"multi_scale_train": False}):
         with pytest.raises(converter.InputError, match=r"pos_embed.*fixed-size class uses it"):
-            convert(path, tmp_path / "out", interpolation_scale=1.0, **flags)
+            convert(path, tmp_path / "out", **stated(interpolation_scale=1.0, **flags))
     assert not (tmp_path / "out").exists()
     for name, source, flags in (
         ("told", path, {"multi_scale_train": True}),
         ("sigma", save(with_table(random_table(), tokens=300), tmp_path / "sigma.pth"), {}),
     ):
-        done = convert(source, tmp_path / name, interpolation_scale=1.0, **flags)
+        done = convert(source, tmp_path / name, **stated(interpolation_scale=1.0, **flags))
         assert raw_bytes(load_file(done.path / SIDECAR)["pos_embed"]) == raw_bytes(random_table())
         assert any("pos_embed" in note and "kept in" in note for note in done.notes)
 
@@ -464,7 +465,7 @@ def test_a_table_that_only_begins_like_one(tmp_path: Path) -> None:
     with pytest.raises(converter.UsageError, match=r"--interpolation_scale is needed: .* no sin-cos table"):
         convert(path, tmp_path / "out")
     with pytest.raises(converter.InputError, match="fixed-size class uses it"):
-        convert(path, tmp_path / "out", interpolation_scale=1.0)
+        convert(path, tmp_path / "out", hyper_parameters={"interpolation_scale": 1.0})
 
 
 def test_a_table_that_is_not_square_or_absent_needs_a_size(tmp_path: Path) -> None:
@@ -475,7 +476,7 @@ def test_a_table_that_is_not_square_or_absent_needs_a_size(tmp_path: Path) -> No
         path = save(state, tmp_path / f"{name}.pth")
         with pytest.raises(converter.UsageError, match="--image_size is needed"):
             convert(path, tmp_path / name)
-        done = convert(path, tmp_path / name, image_size=256)
+        done = convert(path, tmp_path / name, hyper_parameters={"image_size": 256})
         assert json.loads((done.path / CONFIG).read_text())["sample_size"] == 32
         assert ("pos_embed" in load_file(done.path / SIDECAR)) == (name == "oblong")
 
@@ -485,7 +486,7 @@ def test_the_table_that_one_trainer_writes_into_every_file(tmp_path: Path) -> No
     path = save(pixart(input_size=128, tokens=300), tmp_path / "made.pth")
     with pytest.raises(converter.UsageError, match="OneTrainer"):
         convert(path, tmp_path / "out")
-    done = convert(path, tmp_path / "out", image_size=1024)
+    done = convert(path, tmp_path / "out", hyper_parameters={"image_size": 1024})
     assert json.loads((done.path / CONFIG).read_text())["interpolation_scale"] == 2
     assert "pos_embed" in load_file(done.path / SIDECAR)
     assert any("OneTrainer" in note for note in done.notes)

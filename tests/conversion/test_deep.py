@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import converter
 from converter import inspect
-from converter.conversion.record import SIDECAR
 from converter.conversion.sidecar import CHANGED
+from converter.filenames import SIDECAR
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -78,7 +78,9 @@ def test_numbers_and_zeros(tmp_path: Path, cli: Cli) -> None:
 
 
 def test_what_a_record_promises(tmp_path: Path) -> None:
-    out = converter.convert(save(pixart(), tmp_path / "a.pth"), tmp_path / "out", num_attention_heads=HEADS).path
+    out = converter.convert(
+        save(pixart(), tmp_path / "a.pth"), tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
+    ).path
     made = inspect(out, deep=True)
     assert made["notes"][-1] == "all 57 tensors are what conversion.json says was converted"
     tensors = load_file(out / WEIGHTS)
@@ -94,7 +96,9 @@ def test_what_a_record_promises(tmp_path: Path) -> None:
 @pytest.mark.parametrize("at", [-1, -40])
 def test_a_broken_promise_is_a_problem_in_the_words_of_a_conversion(at: int, tmp_path: Path) -> None:
     """Nobody trains what lies in the sidecar."""
-    out = converter.convert(save(pixart(), tmp_path / "a.pth"), tmp_path / "out", num_attention_heads=HEADS).path
+    out = converter.convert(
+        save(pixart(), tmp_path / "a.pth"), tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
+    ).path
     data = bytearray((out / SIDECAR).read_bytes())
     data[at] ^= 1
     (out / SIDECAR).write_bytes(data)
@@ -107,7 +111,9 @@ def test_a_broken_promise_is_a_problem_in_the_words_of_a_conversion(at: int, tmp
 
 
 def test_a_config_that_changed_is_a_problem_in_the_words_of_a_conversion(tmp_path: Path) -> None:
-    out = converter.convert(save(pixart(), tmp_path / "a.pth"), tmp_path / "out", num_attention_heads=HEADS).path
+    out = converter.convert(
+        save(pixart(), tmp_path / "a.pth"), tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
+    ).path
     config = json.loads((out / "transformer/config.json").read_text())
     (out / "transformer/config.json").write_text(json.dumps(config | {"interpolation_scale": 1.75}))
     with pytest.raises(converter.InputError, match=re.escape(CHANGED)) as error:

@@ -146,7 +146,7 @@ def test_all_that_stands_against_a_conversion_is_listed(tmp_path: Path) -> None:
         "missing blocks.0.attn.q_norm.bias",
     ]
     with pytest.raises(InputError, match=r"unknown key blocks\.1\.extra"):
-        converter.convert(tmp_path / "a.pth", tmp_path / "out", num_attention_heads=4)
+        converter.convert(tmp_path / "a.pth", tmp_path / "out", hyper_parameters={"num_attention_heads": 4})
 
 
 def test_a_folder_in_the_layout_of_diffusers(tmp_path: Path) -> None:
@@ -158,10 +158,10 @@ def test_a_folder_in_the_layout_of_diffusers(tmp_path: Path) -> None:
 
 
 def test_flags_are_heard_and_contradictions_refused() -> None:
-    made = inspect(GOLDEN / "sigma-ms.pth", given={"version": "sigma", "num_attention_heads": 4})
+    made = inspect(GOLDEN / "sigma-ms.pth", hyper_parameters={"version": "sigma", "num_attention_heads": 4})
     assert made["hyper_parameters"]["version"] == {"value": "sigma", "source": "given", "evidence": "--version"}
     with pytest.raises(UsageError, match="--image_size 256 contradicts the file, which says 512"):
-        inspect(GOLDEN / "sigma-ms.pth", given={"image_size": 256})
+        inspect(GOLDEN / "sigma-ms.pth", hyper_parameters={"image_size": 256})
 
 
 def test_what_a_conversion_would_ask_for_is_in_the_report(tmp_path: Path) -> None:
@@ -171,9 +171,9 @@ def test_what_a_conversion_would_ask_for_is_in_the_report(tmp_path: Path) -> Non
         converter.convert(GOLDEN / "sigma-ms.pth", tmp_path / "out")
     assert str(caught.value) == heads
     given = {"num_attention_heads": 4}
-    assert inspect(GOLDEN / "sigma-ms.pth", given=given)["needs"] == ""
+    assert inspect(GOLDEN / "sigma-ms.pth", hyper_parameters=given)["needs"] == ""
     path = save(pixart(pos_embed=False), tmp_path / "a.pth")
-    assert inspect(path, given=given)["needs"].startswith("--image_size is needed: ")
+    assert inspect(path, hyper_parameters=given)["needs"].startswith("--image_size is needed: ")
     assert inspect(save(pixart() | {"more": torch.ones(1)}, path))["needs"] == ""  # the problem comes first
     assert inspect(save({"a": torch.ones(1)}, path))["needs"] == ""
 
@@ -194,7 +194,7 @@ def test_no_tensor_is_read(tmp_path: Path) -> None:
     path.write_bytes(content)
     assert inspect(path) == before
     with pytest.raises(InputError, match="CRC-32 mismatch"):
-        converter.convert(path, tmp_path / "out", num_attention_heads=4)
+        converter.convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": 4})
 
 
 # What is imported.

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.serialization._base import parse_size_to_int
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from makers import GOLDEN, HEADS, State, pixart, raw_bytes, save, tree
+from makers import GOLDEN, HEADS, State, pixart, raw_bytes, save, stated, tree
 from safetensors.torch import load_file
 
 import converter
@@ -22,7 +22,8 @@ from converter.checkpoint.dtypes import BY_CODE, F16, F32
 from converter.checkpoint.file import InputFile
 from converter.checkpoint.tensor import Storage, row_major
 from converter.checkpoint.write.publish import FilePublication, Publication
-from converter.conversion.output import Destination, bytes_of, ours
+from converter.conversion.options import ConversionOptions
+from converter.conversion.output import Destination, bytes_of, files_we_wrote
 from converter.conversion.write import TensorWrite
 from converter.errors import UsageError
 
@@ -43,7 +44,7 @@ def test_a_link_decides_where_a_file_lies_and_not_what_it_is(tmp_path: Path) -> 
         (tmp_path / "blob").write_bytes(b"old")
         (tmp_path / name).symlink_to("blob")
         words: dict[str, Any] = {"to": "original", "num_attention_heads": HEADS, "overwrite": True}
-        converter.convert(source, tmp_path / name, **words)
+        converter.convert(source, tmp_path / name, **stated(**words))
         assert (tmp_path / name).is_symlink()
         state = load_file(tmp_path / name) if name == "b.safetensors" else torch.load(tmp_path / name)
         state = state.get("state_dict", state)
@@ -68,7 +69,7 @@ def test_cut_as_huggingface_hub_cuts(sizes: list[int], limit: int, variant: str)
         tensors, max_shard_size=limit, filename_pattern=stem + "{suffix}.safetensors"
     )
     parts = [part(key, rows=tensor.numel()) for key, tensor in tensors.items()]
-    wanted = Destination.of("out", max_shard_size=limit, variant=variant)
+    wanted = Destination.of("out", ConversionOptions(max_shard_size=limit, variant=variant))
     files, texts = wanted.files(parts, "transformer")
     found = {file.name: [entry.key for entry in file.layout.entries] for file in files}
     assert found == {f"transformer/{name}": sorted(keys) for name, keys in theirs.filename_to_tensors.items()}
@@ -85,12 +86,16 @@ def test_cut_as_huggingface_hub_cuts(sizes: list[int], limit: int, variant: str)
 
 
 def test_without_a_limit_there_is_one_file_however_large() -> None:
-    files, texts = Destination.of("out").files([part("huge", rows=10**13), part("more", rows=10**13)], "transformer")
+    files, texts = Destination.of("out", ConversionOptions()).files(
+        [part("huge", rows=10**13), part("more", rows=10**13)], "transformer"
+    )
     assert ([file.name for file in files], texts) == (["transformer/diffusion_pytorch_model.safetensors"], {})
 
 
 def test_the_parts_of_a_split_tensor_may_go_to_different_shards() -> None:
-    files, _ = Destination.of("out", max_shard_size=10).files([part("q", "k", "v", rows=5)], "transformer")
+    files, _ = Destination.of("out", ConversionOptions(max_shard_size=10)).files(
+        [part("q", "k", "v", rows=5)], "transformer"
+    )
     assert [[entry.key for entry in file.layout.entries] for file in files] == [["k", "q"], ["v"]]
 
 
@@ -108,7 +113,7 @@ def source(state: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def convert(source: Path, out: Path, **flags: Any) -> Path:
-    converter.convert(source, out, num_attention_heads=HEADS, **flags)
+    converter.convert(source, out, **stated(num_attention_heads=HEADS, **flags))
     return out / "transformer"
 
 
@@ -157,7 +162,7 @@ def test_shards_and_variants_are_the_same_weights_and_convert_back(source: Path,
     whole = weights(convert(source, tmp_path / "whole"))
     for flags in ({"max_shard_size": "20KB"}, {"variant": "mine"}, {"max_shard_size": "20KB", "variant": "mine"}):
         place = tmp_path / "-".join(flags)
-        made = weights(convert(source, place, **flags))
+        made = weights(convert(source, place, **stated(**flags)))
         assert {k: raw_bytes(v) for k, v in made.items()} == {k: raw_bytes(v) for k, v in whole.items()}
         with converter.open_checkpoint(place) as checkpoint:
             assert {key: tensor.read() for key, tensor in checkpoint.items()} == {
@@ -187,7 +192,7 @@ def test_a_variant_that_says_what_it_holds_holds_it(source: Path, tmp_path: Path
             made = weights(convert(source, tmp_path / f"{dtype}", variant=variant, dtype=dtype))
             assert {str(tensor.dtype) for tensor in made.values()} == {f"torch.{kinds[variant]}"}
             continue
-        words = f"--variant {variant}: the weights would be {dtype or 'float32'}; --dtype {kinds[variant]} rounds them"
+        words = f"`variant` {variant}: the weights would be {dtype or 'float32'}; `dtype` {kinds[variant]} rounds them"
         with pytest.raises(UsageError, match=re.escape(words)):
             convert(source, tmp_path / "none", variant=variant, dtype=dtype)
         assert not (tmp_path / "none").exists()
@@ -217,14 +222,16 @@ def test_a_size_in_bytes_is_exact(size: Any) -> None:
     "5GB\n5", None, True, "9" * 400, "9" * 400 + "GB", "9" * 5000, "\x1b[31m", ".5GB", "5.GB", 0.5,
 ], ids=lambda size: repr(size)[:20])  # fmt: skip
 def test_what_is_no_size(size: Any) -> None:
-    with pytest.raises(UsageError, match=r"--max_shard_size .*: a size such as 5GB") as caught:
+    with pytest.raises(UsageError, match=r"`max_shard_size` .*: a size such as 5GB") as caught:
         bytes_of(size)
     assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("variant", ["fp16", "a", "A-1_b", "x" * 40, "00001-of-00002x"])
 def test_names_of_variants(variant: str) -> None:
-    files, _ = Destination.of("out", variant=variant).files([part("w", dtype=_kind(variant))], "transformer")
+    files, _ = Destination.of("out", ConversionOptions(variant=variant)).files(
+        [part("w", dtype=_kind(variant))], "transformer"
+    )
     assert [file.name for file in files] == [f"transformer/diffusion_pytorch_model.{variant}.safetensors"]
 
 
@@ -237,25 +244,29 @@ def _kind(variant: str) -> Any:
 ])  # fmt: skip
 def test_what_is_no_name_of_a_variant(variant: str) -> None:
     """One that looks like a shard's number among them: no reader, ours included, could tell it from a shard."""
-    with pytest.raises(UsageError, match=r"^--variant ") as caught:
-        Destination.of("out", variant=variant)
+    with pytest.raises(UsageError, match=r"^`variant` ") as caught:
+        Destination.of("out", ConversionOptions(variant=variant))
     assert str(caught.value).isprintable()
 
 
+def destination(path: str, **words: Any) -> Destination:
+    return Destination.of(path, ConversionOptions(**words))
+
+
 @pytest.mark.parametrize(("words", "rule"), [
-    ({"path": "out", "to": "onnx"}, "--to onnx: there are diffusers, original, comfyui"),
-    ({"path": "out", "dtype": "float8"}, "--dtype float8: there are float32, float16, bfloat16"),
-    ({"path": "out", "to": "original"}, "out: --to original writes a file that ends in .pth or .pt or .safetensors"),
+    ({"path": "out", "to": "onnx"}, "`to` onnx: there are diffusers, original, comfyui"),
+    ({"path": "out", "dtype": "float8"}, "`dtype` float8: there are float32, float16, bfloat16"),
+    ({"path": "out", "to": "original"}, "out: `to` original writes a file that ends in .pth or .pt or .safetensors"),
     ({"path": "out.bin", "to": "original"}, "writes a file that ends in"),
-    ({"path": "out.pth", "to": "comfyui"}, "out.pth: --to comfyui writes a file that ends in .safetensors"),
-    ({"path": "out.pth"}, "out.pth: --to diffusers writes a folder"),
-    ({"path": "out.SafeTensors"}, "--to diffusers writes a folder"),
-    ({"path": "out.pth", "to": "original", "max_shard_size": "5GB"}, "--max_shard_size: only diffusers"),
-    ({"path": "out.pth", "to": "original", "variant": "fp16"}, "--variant: only diffusers"),
+    ({"path": "out.pth", "to": "comfyui"}, "out.pth: `to` comfyui writes a file that ends in .safetensors"),
+    ({"path": "out.pth"}, "out.pth: `to` diffusers writes a folder"),
+    ({"path": "out.SafeTensors"}, "`to` diffusers writes a folder"),
+    ({"path": "out.pth", "to": "original", "max_shard_size": "5GB"}, "`max_shard_size` applies to the diffusers"),
+    ({"path": "out.pth", "to": "original", "variant": "fp16"}, "`variant` applies to the diffusers layout only"),
 ])  # fmt: skip
 def test_words_that_do_not_go_together(words: dict[str, Any], rule: str) -> None:
     with pytest.raises(UsageError, match=re.escape(rule)):
-        Destination.of(**words)
+        destination(**words)
 
 
 @pytest.mark.parametrize(("words", "kind", "first"), [
@@ -266,7 +277,7 @@ def test_words_that_do_not_go_together(words: dict[str, Any], rule: str) -> None
     ({"path": "out.SAFETENSORS", "to": "comfyui"}, FilePublication, b""),
 ])  # fmt: skip
 def test_kinds_of_destination(words: dict[str, Any], kind: type[Publication], first: bytes) -> None:
-    wanted = Destination.of(**words)
+    wanted = destination(**words)
     assert type(wanted.publication(0, overwrite=False)) is kind
     (file,), _ = wanted.files(wanted.with_prefix([part("w")]), "transformer")
     if not wanted.folder:
@@ -278,14 +289,14 @@ def test_kinds_of_destination(words: dict[str, Any], kind: type[Publication], fi
 
 def test_what_is_ours_is_what_our_record_lists(tmp_path: Path) -> None:
     flags: dict[str, Any] = {"num_attention_heads": HEADS, "max_shard_size": "20KB"}
-    done = converter.convert(GOLDEN / "sigma-ms.pth", tmp_path / "out", **flags)
+    done = converter.convert(GOLDEN / "sigma-ms.pth", tmp_path / "out", **stated(**flags))
     listed = set(done.record["written"])
-    assert ours(tmp_path / "out") == {*listed, "conversion.json", "parity.json"}
+    assert files_we_wrote(tmp_path / "out") == {*listed, "conversion.json", "parity.json"}
     assert sum("-of-" in name for name in listed) > 1
     record = tmp_path / "out" / "conversion.json"
     for text in ("", "[]", "{}", '{"tool": {"name": "other"}, "written": {"a": 1}}', '{"tool": 1, "written": {}}',
                  record.read_text().replace('"written"', '"wrote"')):  # fmt: skip
         record.write_text(text)
-        assert ours(tmp_path / "out") == set()
+        assert files_we_wrote(tmp_path / "out") == set()
     record.unlink()
-    assert ours(tmp_path / "out") == ours(tmp_path / "nowhere") == set()
+    assert files_we_wrote(tmp_path / "out") == files_we_wrote(tmp_path / "nowhere") == set()

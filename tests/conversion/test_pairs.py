@@ -32,7 +32,7 @@ def shown(pairs: list[Pair]) -> list[tuple[str, str]]:
 
 def test_one_checkpoint_and_one_folder(here: Path) -> None:
     touch("a.pth")
-    assert expand("a.pth", "out", weights="ema", dtype=None) == [Pair("a.pth", "out", {"weights": "ema"})]
+    assert expand("a.pth", "out", options={"weights": "ema"}) == [Pair("a.pth", "out", {"weights": "ema"})]
 
 
 def test_a_path_that_does_not_exist_is_left_to_the_reader(here: Path) -> None:
@@ -135,7 +135,7 @@ def test_what_is_refused(here: Path, original: str, converted: str, words: str) 
 
 def test_flags_are_paired_in_order(here: Path) -> None:
     touch("runs/1.pth", "runs/2.pth")
-    pairs = pair_up(["b.pth", "runs/*.pth"], ["B", "{stem}"], profile="full")
+    pairs = pair_up(["b.pth", "runs/*.pth"], ["B", "{stem}"], {"profile": "full"})
     assert shown(pairs) == [("b.pth", "B"), ("runs/1.pth", "1"), ("runs/2.pth", "2")]
     assert all(pair.options == {"profile": "full"} for pair in pairs)
 
@@ -143,9 +143,9 @@ def test_flags_are_paired_in_order(here: Path) -> None:
 @pytest.mark.parametrize(
     ("originals", "converted", "words"),
     [
-        (["a"], [], "--orig_ckpt_path is given once and --converted_path not at all"),
-        (["a", "b"], ["A"], "--orig_ckpt_path is given twice and --converted_path once"),
-        (["a"], ["A", "B", "C"], "--orig_ckpt_path is given once and --converted_path 3 times"),
+        (["a"], [], "`orig_ckpt_path` is given once and `converted_path` not given"),
+        (["a", "b"], ["A"], "`orig_ckpt_path` is given twice and `converted_path` given once"),
+        (["a"], ["A", "B", "C"], "`orig_ckpt_path` is given once and `converted_path` given 3 times"),
     ],
 )
 def test_unequal_counts(originals: list[str], converted: list[str], words: str) -> None:

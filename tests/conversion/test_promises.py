@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
-from makers import HEADS, diffusers_keyed, dit, folder, pixart, save
+from makers import HEADS, converted, diffusers_keyed, dit, folder, pixart, save, stated
 
 import converter
 from converter.checkpoint import open_checkpoint
-from converter.conversion.batch import convert_all
 from converter.conversion.pairs import Pair
-from converter.conversion.record import LIKE, RECORD, SIDECAR, UNLIKE
+from converter.conversion.record import LIKE, UNLIKE
+from converter.filenames import RECORD, SIDECAR
 
 STEPS: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -40,8 +40,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Converted from an original, from a folder that nobody converted, and a DiT, with copies in every block."""
     tmp = tmp_path_factory.mktemp("folders")
     made = {name: tmp / name for name in ("original", "found", "dit")}
-    converter.convert(save(pixart(), tmp / "a.pth"), made["original"], num_attention_heads=HEADS)
-    converter.convert(save(dit(), tmp / "dit.pt"), made["dit"], num_attention_heads=HEADS)
+    converter.convert(save(pixart(), tmp / "a.pth"), made["original"], hyper_parameters={"num_attention_heads": HEADS})
+    converter.convert(save(dit(), tmp / "dit.pt"), made["dit"], hyper_parameters={"num_attention_heads": HEADS})
     config = json.loads((made["original"] / "transformer/config.json").read_text())
     converter.convert(folder(diffusers_keyed(pixart()), tmp / "source", config), made["found"])
     return made
@@ -97,7 +97,7 @@ def test_no_chain_of_conversions_vouches_for_a_flipped_bit(
         file = {"original": "end.pth", "comfyui": "end.safetensors"}.get(options.get("to", ""))
         if kind == "dit" and options.get("to") == "comfyui":
             options, file = {"to": "original"}, "end.pth"  # ComfyUI knows none
-        done = converter.convert(last, tmp / (file or str(number)), **options, **said)
+        done = converter.convert(last, tmp / (file or str(number)), **stated(**options, **said))
         (note,) = told(done.notes)
         assert note.endswith(UNLIKE if flipped else LIKE)
         assert note.startswith("1 of " if flipped else "all ")
@@ -128,7 +128,7 @@ def test_a_sidecar_that_changed_is_refused_in_every_direction(
     (made / SIDECAR).write_bytes(data)
     target = tmp_path / ("b.pth" if end.get("to") else "b")
     with pytest.raises(converter.InputError, match=r"y_embedding: is not what conversion\.json says"):
-        converter.convert(made, target, **end)
+        converter.convert(made, target, **stated(**end))
     assert not target.exists()
 
 
@@ -140,7 +140,7 @@ def test_a_result_that_is_there_already_says_it_too(
     flip(made, 5, 3)
     pair = Pair(str(made), str(tmp_path / "b"))
     for status in ("converted", "unchanged"):
-        (done,) = convert_all([pair], **options)
+        (done,) = converted([pair], **options)
         assert done.status == status, done.words
         assert told(done.notes) == [f"1 of 57 tensors {UNLIKE}"]
 

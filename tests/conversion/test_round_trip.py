@@ -12,12 +12,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from makers import GOLDEN, HEADS, State, diffusers_keyed, folder, other, pixart, prefixed, raw_bytes, save, training
+from makers import (
+    GOLDEN,
+    HEADS,
+    State,
+    diffusers_keyed,
+    folder,
+    other,
+    pixart,
+    prefixed,
+    raw_bytes,
+    save,
+    stated,
+    training,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import converter
-from converter.conversion.record import RECORD, SIDECAR
+from converter.filenames import RECORD, SIDECAR
 
 CAPTION, POSITIONS = "y_embedder.y_embedding", "pos_embed"
 
@@ -43,7 +56,7 @@ def same(one: State, other: State, *, ordered: bool = True) -> None:
 
 
 def there_and_back(source: Path, tmp: Path, name: str = "back.pth", **said: Any) -> State:
-    converter.convert(source, tmp / "out", **{"num_attention_heads": HEADS} | said)
+    converter.convert(source, tmp / "out", **stated(**{"num_attention_heads": HEADS} | said))
     done = converter.convert(tmp / "out", tmp / name, to="original")
     assert any("are what conversion.json says was converted" in note for note in done.notes)
     return read(tmp / name)
@@ -65,7 +78,9 @@ def test_dit(tmp_path: Path) -> None:
 def test_by_way_of_several_conversions(kind: str, tmp_path: Path) -> None:
     """What the first one knew travels along: order, dtype of the buffers, digests."""
     state = dict(reversed(pixart(**KINDS[kind]).items()))
-    converter.convert(save(state, tmp_path / "a.pth"), tmp_path / "first", num_attention_heads=HEADS)
+    converter.convert(
+        save(state, tmp_path / "a.pth"), tmp_path / "first", hyper_parameters={"num_attention_heads": HEADS}
+    )
     converter.convert(tmp_path / "first", tmp_path / "second", max_shard_size="20KB")
     same(there_and_back(tmp_path / "second", tmp_path), state)
 
@@ -83,11 +98,11 @@ def test_a_null_caption_given_on_the_way_is_what_comes_back(converted: Path) -> 
 def test_a_later_cast_is_as_good_as_one_at_once(tmp_path: Path) -> None:
     """The bytes, what is said of them, and the proof that they are what was written."""
     source, said = save(pixart(), tmp_path / "a.pth"), {"num_attention_heads": HEADS}
-    converter.convert(source, tmp_path / "exact", **said)
+    converter.convert(source, tmp_path / "exact", **stated(**said))
     converter.convert(tmp_path / "exact", tmp_path / "later", dtype="float16")
     converter.convert(tmp_path / "later", tmp_path / "resharded", max_shard_size="20KB")
     converter.convert(tmp_path / "later", tmp_path / "widened", dtype="float32")
-    converter.convert(source, tmp_path / "at once", dtype="float16", **said)
+    converter.convert(source, tmp_path / "at once", **stated(dtype="float16", **said))
     for name in ("later", "resharded", "widened", "at once"):
         casts = "float16 and then to float32" if name == "widened" else "float16"
         assert converter.convert(tmp_path / name, tmp_path / f"{name}.pth", to="original").notes == [
@@ -119,7 +134,7 @@ def test_casts_are_remembered_though_the_first_conversion_is_not(converted: Path
 
 @pytest.mark.parametrize(("name", "words"), [("dit.pt", "this is run on it"), ("alpha-ms.pth", "added_cond_kwargs")])
 def test_what_stock_diffusers_does_is_said_of_what_is_made_for_it(name: str, words: str, tmp_path: Path) -> None:
-    there = converter.convert(GOLDEN / name, tmp_path / "out", num_attention_heads=HEADS)
+    there = converter.convert(GOLDEN / name, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
     back = converter.convert(there.path, tmp_path / "back.pth", to="original")
     for notes, said in ((there.notes, True), (there.record["notes"], True), (back.notes, False)):
         assert any(words in note for note in notes) == said
@@ -217,7 +232,9 @@ def test_without_a_sidecar_the_null_caption_is_left_out_and_said_so(tmp_path: Pa
 @pytest.mark.parametrize("kind", ["original", "sidecar", "alone"])
 def test_the_null_caption_may_be_given(kind: str, tmp_path: Path) -> None:
     state = pixart()
-    converter.convert(save(state, tmp_path / "a.pth"), tmp_path / "out", num_attention_heads=HEADS)
+    converter.convert(
+        save(state, tmp_path / "a.pth"), tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
+    )
     files = {
         "original": tmp_path / "a.pth",
         "sidecar": tmp_path / "out" / SIDECAR,
@@ -258,7 +275,9 @@ def test_a_stray_key_of_old_conversions_is_the_null_caption(tmp_path: Path) -> N
 
 @pytest.fixture
 def converted(tmp_path: Path) -> Path:
-    converter.convert(save(pixart(), tmp_path / "a.pth"), tmp_path / "out", num_attention_heads=HEADS)
+    converter.convert(
+        save(pixart(), tmp_path / "a.pth"), tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
+    )
     return tmp_path / "out"
 
 
@@ -286,10 +305,12 @@ def test_another_config_on_the_way_to_shards(change: str, converted: Path) -> No
         path.unlink()
         said = {"num_attention_heads": HEADS, "image_size": 8 * config["sample_size"], "interpolation_scale": 2.0}
     with pytest.raises(converter.InputError, match=r"pos_embed: is not what conversion\.json says"):
-        converter.convert(converted, converted.parent / "shards", max_shard_size="20KB", **said)
+        converter.convert(converted, converted.parent / "shards", **stated(max_shard_size="20KB", **said))
     assert sorted(os.listdir(converted.parent)) == ["a.pth", "out"]
     if said:
-        done = converter.convert(converted, converted.parent / "shards", **said | {"interpolation_scale": 1.0})
+        done = converter.convert(
+            converted, converted.parent / "shards", **stated(**said | {"interpolation_scale": 1.0})
+        )
         assert "the folder holds no config.json: what it would say is given or assumed" in done.notes
 
 
@@ -427,7 +448,7 @@ def test_weights_that_were_trained_since(converted: Path) -> None:
 def test_comfyui(tmp_path: Path) -> None:
     state = pixart()
     source = save(state, tmp_path / "a.pth")
-    converter.convert(source, tmp_path / "out", num_attention_heads=HEADS)
+    converter.convert(source, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
     for i, path in enumerate((source, tmp_path / "out")):
         done = converter.convert(path, tmp_path / f"{i}.safetensors", to="comfyui")
         same(load_file(done.path), prefixed(state, "model.diffusion_model."), ordered=False)
@@ -450,7 +471,7 @@ def test_the_same_layout_in_another_container(tmp_path: Path) -> None:
 def test_casts_are_torchs(name: str, tmp_path: Path) -> None:
     state, dtype = pixart(), getattr(torch, name)
     source = save(state, tmp_path / "a.pth")
-    done = converter.convert(source, tmp_path / "out", dtype=name, num_attention_heads=HEADS)
+    done = converter.convert(source, tmp_path / "out", dtype=name, hyper_parameters={"num_attention_heads": HEADS})
     rounded = {key: tensor.to(dtype) for key, tensor in diffusers_keyed(state).items()}
     same(load_file(done.path / "transformer/diffusion_pytorch_model.safetensors"), rounded, ordered=False)
     assert done.record["cast"] == ("" if name == "float32" else name)
@@ -468,16 +489,18 @@ def test_what_overflows_is_named_and_counted(tmp_path: Path) -> None:
     source = save(state, tmp_path / "a.pth")
     said = {"dtype": "float16", "num_attention_heads": HEADS}
     with pytest.raises(converter.InputError) as raised:
-        converter.convert(source, tmp_path / "out", **said)
+        converter.convert(source, tmp_path / "out", **stated(**said))
     assert "4 elements are beyond float16" in str(raised.value)
     assert "blocks.0.mlp.fc1.bias" in str(raised.value)
     assert "final_layer.linear.weight" in str(raised.value)
     assert not (tmp_path / "out").exists()
-    done = converter.convert(source, tmp_path / "out", allow_overflow=True, **said)
+    done = converter.convert(source, tmp_path / "out", **stated(allow_overflow=True, **said))
     made = load_file(done.path / "transformer/diffusion_pytorch_model.safetensors")
     assert int(torch.isinf(made["proj_out.weight"]).sum()) == 3
     assert any("4 elements are beyond float16" in note for note in done.notes)
-    converter.convert(source, tmp_path / "b", dtype="bfloat16", num_attention_heads=HEADS)  # its range is float32's
+    converter.convert(
+        source, tmp_path / "b", dtype="bfloat16", hyper_parameters={"num_attention_heads": HEADS}
+    )  # its range is float32's
 
 
 def test_a_cast_does_not_make_nan_an_overflow(tmp_path: Path) -> None:
@@ -486,8 +509,8 @@ def test_a_cast_does_not_make_nan_an_overflow(tmp_path: Path) -> None:
     source = save(state, tmp_path / "a.pth")
     said = {"dtype": "float16", "num_attention_heads": HEADS}
     with pytest.raises(converter.InputError, match=r"1 element is NaN or infinite, in proj_out\.weight"):
-        converter.convert(source, tmp_path / "out", allow_overflow=True, **said)
-    converter.convert(source, tmp_path / "out", allow_nonfinite=True, **said)
+        converter.convert(source, tmp_path / "out", **stated(allow_overflow=True, **said))
+    converter.convert(source, tmp_path / "out", **stated(allow_nonfinite=True, **said))
 
 
 CONFIG = {"sample_size": 16, "num_attention_heads": HEADS, "interpolation_scale": 1.0}
@@ -514,9 +537,9 @@ def test_any_source_to_any_layout(kind: str, tmp_path: Path) -> None:
     theirs = kind in ("training file", "safetensors", "prefixed")  # what diffusers' layout has no place for
     wanted = {key: tensor for key, tensor in state.items() if theirs or key != CAPTION}
     for name in ("a.pth", "a.safetensors"):
-        made = converter.convert(source, tmp_path / name, to="original", **said)
+        made = converter.convert(source, tmp_path / name, **stated(to="original", **said))
         same(read(made.path), wanted, ordered=False)
-    made = converter.convert(source, tmp_path / "c.safetensors", to="comfyui", **said)
+    made = converter.convert(source, tmp_path / "c.safetensors", **stated(to="comfyui", **said))
     same(read(made.path), prefixed(wanted, "model.diffusion_model."), ordered=False)
-    made = converter.convert(source, tmp_path / "out", num_attention_heads=HEADS, **said)
+    made = converter.convert(source, tmp_path / "out", **stated(num_attention_heads=HEADS, **said))
     same(read(made.path / "transformer/diffusion_pytorch_model.safetensors"), diffusers_keyed(state), ordered=False)

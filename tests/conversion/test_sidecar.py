@@ -29,7 +29,7 @@ WEIGHTS, NOTE = (
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("beside") / "out"
-    convert(GOLDEN / "alpha-ms.pth", path, num_attention_heads=HEADS)
+    convert(GOLDEN / "alpha-ms.pth", path, hyper_parameters={"num_attention_heads": HEADS})
     return path
 
 
@@ -63,13 +63,13 @@ def test_whatever_lies_there_too_changes_nothing_of_that(out: Path, tmp_path: Pa
 def test_beside_an_original_checkpoint_it_is_not_read(tmp_path: Path, config: str) -> None:
     path = save(pixart(), tmp_path / "model.pth")
     (tmp_path / "config.json").write_text(config)
-    assert NOTE not in convert(path, tmp_path / "out", num_attention_heads=HEADS).notes
+    assert NOTE not in convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}).notes
 
 
 def test_beside_diffusers_keys_it_is_read_where_it_is_that_of_a_diffusers_model(tmp_path: Path, out: Path) -> None:
     path = save(diffusers_keyed(pixart()), tmp_path / "model.bin")
     (tmp_path / "config.json").write_text('{"model_type": "t5", "num_layers": 9}')
-    assert "--num_attention_heads" in inspect(path, given={"image_size": 128})["needs"]
+    assert "--num_attention_heads" in inspect(path, hyper_parameters={"image_size": 128})["needs"]
     said = json.loads((out / "transformer" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(said))
     with pytest.raises(

@@ -49,7 +49,7 @@ def write(
     told: list[int] = []
     with Publication(folder, needed_bytes=0) as out:
         parts = [part for parts in files.values() for part in parts]
-        written = write_files(out, made, parts, told.append, digests or {})
+        written = write_files(out, made, parts, step=told.append, digests=digests or {})
         out.publish()
     return written, told
 
@@ -285,7 +285,7 @@ def test_any_part_of_an_archives_frame_that_arrives_changed_is_no_fault_of_the_i
     monkeypatch.setattr(writing, "write_at", wrong)
     words = pytest.raises(ConverterError, match="the header that was read back is not the one")
     with Publication(tmp_path / "out", needed_bytes=0) as out, words as caught:
-        write_files(out, [TensorFile("a.pth", layout)], [part], lambda count: None, {})
+        write_files(out, [TensorFile("a.pth", layout)], [part], step=lambda count: None, digests={})
     assert caught.value.exit_code == 5
 
 
@@ -298,8 +298,8 @@ def test_checksums_that_are_not_those_of_the_tensors_are_found(
     wrong = replace(right, frame=lambda crcs: right.frame({key: crc ^ 1 for key, crc in crcs.items()}))
     with Publication(tmp_path / "out", needed_bytes=0) as out:
         with pytest.raises(ConverterError, match="the header that was read back is not the one that was written"):
-            write_files(out, [TensorFile("a.pth", wrong)], [part], lambda count: None, {})
-        write_files(out, [TensorFile("b.pth", right)], [part], lambda count: None, {})
+            write_files(out, [TensorFile("a.pth", wrong)], [part], step=lambda count: None, digests={})
+        write_files(out, [TensorFile("b.pth", right)], [part], step=lambda count: None, digests={})
 
 
 def test_a_damaged_source_is_blamed_and_nothing_stays(state: State, tmp_path: Path) -> None:

@@ -10,15 +10,14 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from makers import GOLDEN, HEADS, State, diffusers_keyed, dit, folder, pixart, save
+from makers import GOLDEN, HEADS, State, converted, diffusers_keyed, dit, folder, pixart, save, stated
 from safetensors.torch import load_file, save_file
 
 import converter
 from converter import InputError, KeyMapping, open_checkpoint
 from converter.checkpoint import LazyTensor
-from converter.conversion.batch import convert_all
-from converter.conversion.convert import already
 from converter.conversion.pairs import Pair
+from converter.conversion.up_to_date import is_up_to_date
 from converter.conversion.zeros import Zeros, find_zeros, judge, tails
 from converter.initialisation.assemble import init_from_dit
 from converter.initialisation.options import Options
@@ -33,7 +32,7 @@ REFUSED = "zero throughout, as no training leaves"
 def convert(state: State, tmp: Path, suffix: str = "safetensors", **flags: Any) -> converter.Conversion:
     path = tmp / f"made.{suffix}"
     save_file(state, path) if suffix == "safetensors" else save(state, path)
-    return converter.convert(path, tmp / "out", **{"num_attention_heads": HEADS, "overwrite": True} | flags)
+    return converter.convert(path, tmp / "out", **stated(**{"num_attention_heads": HEADS, "overwrite": True} | flags))
 
 
 def zeroed(state: State, wanted: Callable[[str], bool]) -> State:
@@ -60,7 +59,11 @@ def test_right_size_and_zeros_at_the_end(share: float, tmp_path: Path) -> None:
     path = reserved(tmp_path / "a.safetensors", share)
     lost = [key for key, value in load_file(path).items() if not value.any() and "y_embedding" not in key]
     with pytest.raises(InputError, match="was its download completed") as error:
-        converter.convert(path, tmp_path / "out", num_attention_heads=HEADS, image_size=512, interpolation_scale=1.0)
+        converter.convert(
+            path,
+            tmp_path / "out",
+            hyper_parameters={"num_attention_heads": HEADS, "image_size": 512, "interpolation_scale": 1.0},
+        )
     assert error.value.exit_code == 3
     assert str(error.value).count("\n") == 0
     assert not (tmp_path / "out").exists()
@@ -82,8 +85,8 @@ def test_the_case_and_the_flag(tmp_path: Path) -> None:
     path.write_bytes(data[: start - 5000] + bytes(len(data) - start + 5000))
     words = "x_embedder.proj.weight, .*, y_embedder.y_proj.fc1.bias.*; zero as well: y_embedder.y_embedding"
     with pytest.raises(InputError, match=f"{words} .*; --allow_zeros converts them as they are"):
-        converter.convert(path, tmp_path / "out", num_attention_heads=HEADS)
-    done = converter.convert(path, tmp_path / "out", num_attention_heads=HEADS, allow_zeros=True)
+        converter.convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
+    done = converter.convert(path, tmp_path / "out", allow_zeros=True, hyper_parameters={"num_attention_heads": HEADS})
     assert "the last 4 of 24 rows of t_embedder.mlp.0.weight are zero, where the file ends" in str(done.notes)
     assert [note for note in done.notes if REFUSED in note and note.endswith(": let through")]
     assert done.notes == done.record["notes"]
@@ -127,7 +130,7 @@ def test_any_part_of_a_fused_tensor(to: str, suffix: str, tmp_path: Path) -> Non
         path = tmp_path / f"a.{suffix}"
         save_file(state, path) if suffix == "safetensors" else save(state, path)
         with pytest.raises(InputError, match=rf"blocks\.1\.attn\.qkv\.weight \({which}\) \(was"):
-            converter.convert(path, tmp_path / name, to=to, num_attention_heads=HEADS)
+            converter.convert(path, tmp_path / name, to=to, hyper_parameters={"num_attention_heads": HEADS})
     state["blocks.1.attn.qkv.weight"][:] = 0
     with pytest.raises(InputError, match=r"blocks\.1\.attn\.qkv\.weight \(was"):
         convert(state, tmp_path, suffix)
@@ -195,7 +198,7 @@ def test_what_begins_as_a_dit_converts(none: str, t_block: str, micro: bool, tmp
     for name in ("init.safetensors", "folder"):
         assert init_from_dit(source, tmp_path / name, options, num_attention_heads=HEADS).written
         said = {} if name == "folder" else {"num_attention_heads": HEADS}
-        done = converter.convert(tmp_path / name, tmp_path / f"{name} converted", **said)
+        done = converter.convert(tmp_path / name, tmp_path / f"{name} converted", **stated(**said))
         assert [note for note in done.notes if "as a training begins" in note]
 
 
@@ -264,13 +267,13 @@ def test_what_rounds_to_zero_is_called_that(tmp_path: Path) -> None:
         convert(lost, tmp_path, dtype="float16")
 
 
-def test_a_result_that_is_there_already(tmp_path: Path) -> None:
+def test_a_result_that_is_there_is_up_to_date(tmp_path: Path) -> None:
     path, out = save(zeroed(pixart(), "t_block.1.weight".__eq__), tmp_path / "a.pth"), tmp_path / "out"
     said: dict[str, Any] = {"num_attention_heads": HEADS}
-    converter.convert(path, out, allow_zeros=True, **said)
+    converter.convert(path, out, **stated(allow_zeros=True, **said))
     with pytest.raises(InputError, match=REFUSED):
-        already(path, out, **said)
-    (done,) = convert_all([Pair(str(path), str(out))], allow_zeros=True, **said)
+        is_up_to_date(path, out, **stated(**said))
+    (done,) = converted([Pair(str(path), str(out))], allow_zeros=True, **said)
     assert done.status == "unchanged"
     assert done.notes == [f"1 tensor is {REFUSED} it: t_block.1.weight (was its download completed?): let through"]
 
@@ -288,19 +291,19 @@ def test_a_result_that_is_there_already_is_judged_as_it_was_written(tmp_path: Pa
     let = {"allow_zeros": True, "allow_overflow": True, "allow_nonfinite": True}
     for name, target in (("diffusers", "out"), ("original", "out.pth")):
         said: dict[str, Any] = {"to": name, "dtype": "float16", "num_attention_heads": HEADS}
-        done = converter.convert(path, tmp_path / target, **let, **said)
-        told = already(path, tmp_path / target, **let, **said)
+        done = converter.convert(path, tmp_path / target, **stated(**let, **said))
+        told = is_up_to_date(path, tmp_path / target, **stated(**let, **said))
         assert told == [note for note in done.notes if "zero" in note or "let through" in note]
         assert "y_embedder.y_embedding" in str(told)
         assert len(told) == 3
         for flag in let:
             with pytest.raises(InputError) as first:
-                converter.convert(path, tmp_path / target, overwrite=True, **let | {flag: False}, **said)
+                converter.convert(path, tmp_path / target, **stated(overwrite=True, **let | {flag: False}, **said))
             with pytest.raises(InputError, match=f"--{flag}") as again:
-                already(path, tmp_path / target, **let | {flag: False}, **said)
+                is_up_to_date(path, tmp_path / target, **stated(**let | {flag: False}, **said))
             assert str(again.value) == str(first.value)
-    back = converter.convert(tmp_path / "out", tmp_path / "back.pth", to="original", **let)
-    told = already(tmp_path / "out", tmp_path / "back.pth", to="original", **let)
+    back = converter.convert(tmp_path / "out", tmp_path / "back.pth", **stated(to="original", **let))
+    told = is_up_to_date(tmp_path / "out", tmp_path / "back.pth", **stated(to="original", **let))
     assert told == [note for note in back.notes if note in (told or ())]
     assert len(told) == 3
 

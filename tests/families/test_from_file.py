@@ -14,6 +14,7 @@ from makers import save
 
 import converter
 from converter import UsageError, families
+from converter.conversion.pairs import Pair
 from converter.families import from_file
 from converter.parity.digests import key_of
 from converter.parity.settings import load_settings
@@ -140,13 +141,13 @@ def test_an_unknown_name_says_what_there_is(source: Path) -> None:
 def test_a_comparison_depends_on_what_the_file_says(tmp_path: Path, source: Path) -> None:
     written(tmp_path / "mine.py", MINE)
     options = {"family": str(tmp_path / "mine.py")}
-    before = key_of(str(source), str(source), options)
-    assert key_of(str(source), str(source), options) == before
+    before = key_of(Pair(str(source), str(source), options))
+    assert key_of(Pair(str(source), str(source), options)) == before
     written(tmp_path / "mine.py", MINE + "# changed\n")
-    after = key_of(str(source), str(source), options)
+    after = key_of(Pair(str(source), str(source), options))
     assert after != before
     written(tmp_path / "nets.py", "# what it may import")
-    assert key_of(str(source), str(source), options) not in (before, after)
+    assert key_of(Pair(str(source), str(source), options)) not in (before, after)
 
 
 def test_settings_name_it_relative_to_themselves(tmp_path: Path) -> None:

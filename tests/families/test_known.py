@@ -153,7 +153,12 @@ def test_what_alters_weights_is_told_apart_from_what_is_another_model() -> None:
 @pytest.mark.parametrize("family", [None, "pixart"])
 def test_cases_that_libraries_made(case: str, line: str, family: str | None, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        convert(ROOT / "fixtures" / "cases" / case, tmp_path / "out", num_attention_heads=HEADS, family=family)
+        convert(
+            ROOT / "fixtures" / "cases" / case,
+            tmp_path / "out",
+            family=family,
+            hyper_parameters={"num_attention_heads": HEADS},
+        )
     assert f"this is {line}" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -177,7 +182,7 @@ def test_a_family_that_knows_nearly_every_key_changes_nothing(more: Callable[[st
     state |= {key: torch.ones(1) for layer in layers for key in more(layer)}
     save_file(state, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match=r"this is (quantised weights|a whole model with LoRA layers)"):
-        convert(tmp_path / "a.safetensors", tmp_path / "out", num_attention_heads=HEADS)
+        convert(tmp_path / "a.safetensors", tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
 
 
 def test_keys_without_end_take_bounded_time() -> None:

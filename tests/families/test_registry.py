@@ -265,7 +265,7 @@ def test_an_extra_of_every_block_is_kept_under_its_own_key(tmp_path: Path) -> No
 def test_a_flag_of_another_family_is_refused(tmp_path: Path) -> None:
     converter.register(TOY)
     with pytest.raises(UsageError, match="--qk_norm: not a flag of the family toy"):
-        converter.convert(save(toy_state(), tmp_path / "toy.pth"), tmp_path / "out", qk_norm=True)
+        converter.convert(save(toy_state(), tmp_path / "toy.pth"), tmp_path / "out", hyper_parameters={"qk_norm": True})
     assert not (tmp_path / "out").exists()
 
 
@@ -280,5 +280,8 @@ def test_insisting_on_a_family(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"pixart\.pth: not a toy model that can be converted: unknown key"):
         converter.convert(path, tmp_path / "out", family="toy")
     assert (
-        converter.convert(path, tmp_path / "out", family="pixart", num_attention_heads=4).record["family"] == "pixart"
+        converter.convert(path, tmp_path / "out", family="pixart", hyper_parameters={"num_attention_heads": 4}).record[
+            "family"
+        ]
+        == "pixart"
     )

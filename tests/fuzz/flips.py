@@ -7,7 +7,7 @@ from random import Random
 
 from makers import tree
 
-from converter.conversion.record import RECORD
+from converter.filenames import RECORD
 
 from .bench import GIVEN, READ, WRITTEN, Bench, Check
 from .confined import wrong

@@ -53,8 +53,8 @@ def make(place: Path) -> Seeds:
     save_file(prefixed(other(state), "model.diffusion_model."), singles[1], metadata={"format": "pt"})
     save_file({key: tensor.contiguous() for key, tensor in mixed(tiny(2, torch.float32)).items()}, singles[2])
     folders = [place / "folder", place / "shards"]
-    converter.convert(archives[0], folders[0], num_attention_heads=HEADS)
-    converter.convert(archives[0], folders[1], num_attention_heads=HEADS, max_shard_size=2000)
+    converter.convert(archives[0], folders[0], hyper_parameters={"num_attention_heads": HEADS})
+    converter.convert(archives[0], folders[1], max_shard_size=2000, hyper_parameters={"num_attention_heads": HEADS})
     return Seeds(archives, singles, folders, archives[0], _texts(place, state))
 
 

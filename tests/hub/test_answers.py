@@ -18,8 +18,9 @@ from server import Hub, Repo, etag, git_oid
 
 import converter
 from converter.errors import ConverterError, InputError
-from converter.hub import local, push
+from converter.hub import local
 from converter.hub.answers import Distrusted, commit, names, same_repo
+from converter.publishing import push
 
 CONTENT = b"not a checkpoint, only bytes"
 SHA = "0123456789abcdef" * 2 + "01234567"
@@ -263,7 +264,9 @@ def test_the_token_goes_to_no_other_host(path: str, hub: Hub, tmp_path: Path, mo
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    return converter.convert(GOLDEN / "sigma-ms.pth", tmp_path / "out", num_attention_heads=HEADS).path
+    return converter.convert(
+        GOLDEN / "sigma-ms.pth", tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
+    ).path
 
 
 Attack = Callable[[Hub, Repo], object]

@@ -19,8 +19,9 @@ from server import Hub, Repo, sha256
 
 import converter
 from converter.errors import ConverterError, InputError, UsageError
-from converter.hub import Pushed, check, local, push
-from converter.hub.target import Target
+from converter.hub import local
+from converter.publishing import Pushed, check, push
+from converter.publishing.target import Target
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 PATHS = {WEIGHTS, "transformer/config.json", "original_extras.safetensors", "conversion.json"}
@@ -30,7 +31,7 @@ CARD = "README.md"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("made") / "out"
-    return converter.convert(GOLDEN / "sigma-ms.pth", target, num_attention_heads=HEADS).path
+    return converter.convert(GOLDEN / "sigma-ms.pth", target, hyper_parameters={"num_attention_heads": HEADS}).path
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from begun import DIT, SMALL, begun, golden
-from makers import GOLDEN, HEADS, dit_keyed, folder, pixart, save, tree
+from makers import GOLDEN, HEADS, dit_keyed, folder, pixart, save, stated, tree
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -63,7 +63,7 @@ def test_a_folder_is_what_convert_makes_of_the_file(options: Options, tmp_path: 
     given: dict[str, Any] = {
         name[2:]: float(v) if "scale" in name else int(v) for name, v in zip(words[::2], words[1::2], strict=True)
     }
-    converter.convert(tmp_path / "init.pth", tmp_path / "converted", **given)
+    converter.convert(tmp_path / "init.pth", tmp_path / "converted", **stated(**given))
     assert tree(tmp_path / "folder") == tree(tmp_path / "converted")
     assert set(folded.files) == set(tree(tmp_path / "folder"))
     assert not [note for note in folded.notes if "has to be told" in note]
@@ -76,7 +76,7 @@ def test_a_folder_is_what_convert_makes_of_the_file(options: Options, tmp_path: 
 def test_both_nets_are_one_for_the_parity_checker_too(tmp_path: Path) -> None:
     for name in ("out", "init.pth"):
         init_from_dit(DIT, tmp_path / name, SMALL, num_attention_heads=HEADS)
-    report = parity.check(tmp_path / "init.pth", tmp_path / "out", multi_scale_train=True)
+    report = parity.check(tmp_path / "init.pth", tmp_path / "out", hyper_parameters={"multi_scale_train": True})
     by_name = {phase.name: phase.verdict for phase in report.phases}
     assert (by_name["weights"], by_name["config"], by_name["function"]) == ("PASS", "PASS", "PASS")
 

@@ -31,7 +31,7 @@ def test_it_says_what_was_proven_and_written(tmp_path: Path, cli: Call) -> None:
     assert wrote.startswith(f"wrote: {tmp_path}/init.pth (")
     assert "is nearer" not in done.stdout  # measured for a report only
     # It is a PixArt like any other.
-    made = converter.convert(tmp_path / "init.pth", tmp_path / "out", num_attention_heads=HEADS)
+    made = converter.convert(tmp_path / "init.pth", tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
     assert made.record["family"] == "pixart"
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from makers import GOLDEN, HEADS, ROOT, dit, pixart, save, tree
+from makers import GOLDEN, HEADS, ROOT, dit, pixart, save, stated, tree
 from safetensors.torch import save_file
 from shaped import inventory
 
@@ -56,7 +56,7 @@ CASES = [("sigma-ms.pth", PIXART), ("alpha-ms.pth", PIXART), ("dit.pt", DIT)]
 def drafted(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Draft, Family, KeyList]:
     """A recording's keys against those of the folder that stock diffusers loads."""
     name, family = request.param
-    converter.convert(GOLDEN / name, tmp_path / "out", num_attention_heads=HEADS)
+    converter.convert(GOLDEN / name, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
     keys = read_keys(GOLDEN / name)
     return draft(keys, read_keys(tmp_path / "out")), family, keys
 
@@ -183,7 +183,7 @@ def test_a_drafted_family_converts_as_the_built_in_one(kind: str, tmp_path: Path
     state = dit() if kind == "dit" else pixart()
     source = save(state, tmp_path / "model.pth")
     stock = {"num_attention_heads": HEADS} | ({} if kind == "dit" else {"version": "sigma"})
-    converter.convert(source, tmp_path / "stock", **stock)
+    converter.convert(source, tmp_path / "stock", **stated(**stock))
     out = tmp_path / "mine.py"
     done = cli("pixart", "new-family", "mine", source, "--target", tmp_path / "stock", "--out", out)
     assert (done.returncode, done.stderr) == (0, "")

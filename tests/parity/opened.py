@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from makers import GOLDEN, HEADS, SMALL, diffusers_keyed, pixart, raw_bytes
+from makers import GOLDEN, HEADS, SMALL, diffusers_keyed, pixart, raw_bytes, stated
 from safetensors.torch import save_file
 
 from converter import convert
@@ -44,7 +44,9 @@ class Pair:
 def golden(name: str, at: Path) -> Pair:
     """A golden model, converted."""
     original = GOLDEN / f"{name}.pth"
-    convert(original, at / name, num_attention_heads=HEADS, multi_scale_train=name != "alpha-fixed")
+    convert(
+        original, at / name, hyper_parameters={"num_attention_heads": HEADS, "multi_scale_train": name != "alpha-fixed"}
+    )
     return Pair(original, at / name)
 
 
@@ -54,7 +56,7 @@ def small(at: Path, state: State | None = None, **options: Any) -> Pair:
     save_file(pixart() if state is None else state, at / "model.safetensors")
     size = 8 * SMALL["input_size"]
     said = {"num_attention_heads": HEADS, "image_size": size, "multi_scale_train": True} | options
-    convert(at / "model.safetensors", at / "out", **said)
+    convert(at / "model.safetensors", at / "out", **stated(**said))
     return Pair(at / "model.safetensors", at / "out")
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from makers import stated
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -142,7 +143,7 @@ def main(original: str, converted: str, leak: str, *options: str) -> None:
     else:
         said["multi_scale_train"] = True
     with Pretended():
-        report = check(original, converted, device=f"{NAME}:0", num_attention_heads=4, **said)
+        report = check(original, converted, **stated(device=f"{NAME}:0", num_attention_heads=4, **said))
     print(report.to_json())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from makers import GOLDEN, HEADS, save
+from makers import GOLDEN, HEADS, save, stated
 from safetensors.torch import load_file, save_file
 
 import converter
@@ -29,7 +29,7 @@ State = dict[str, torch.Tensor]
 @pytest.fixture(scope="module")
 def right(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("right") / "out"
-    converter.convert(SIGMA, out, num_attention_heads=HEADS)
+    converter.convert(SIGMA, out, hyper_parameters={"num_attention_heads": HEADS})
     return out
 
 
@@ -178,7 +178,7 @@ def spoilt(tmp_path: Path, change: Callable[[State], object]) -> tuple[Path, Pat
     state = loaded.get("state_dict", loaded)
     change(state)
     original = save(state, tmp_path / "odd.pth")
-    converter.convert(original, tmp_path / "odd", num_attention_heads=HEADS, allow_nonfinite=True)
+    converter.convert(original, tmp_path / "odd", allow_nonfinite=True, hyper_parameters={"num_attention_heads": HEADS})
     return original, tmp_path / "odd"
 
 
@@ -238,7 +238,7 @@ def test_a_table_of_the_fixed_class_cannot_be_excused_by_the_converted_model(tmp
     state["pos_embed"] = torch.randn_like(state["pos_embed"])
     original, words = save(state, tmp_path / "odd.pth"), {"num_attention_heads": HEADS, "image_size": 512}
     made = {"multi_scale_train": True, "interpolation_scale": 1.0, **words}
-    converter.convert(original, tmp_path / "odd", **made)  # the user's word, which goes into the record
+    converter.convert(original, tmp_path / "odd", **stated(**made))  # the user's word, which goes into the record
     (tmp_path / "odd" / "conversion.json").unlink()
     report = compared(original, tmp_path / "odd", **words, interpolation_scale=1.0)
     assert report.verdict == FAIL, report.reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -59,19 +60,18 @@ def test_each_with_its_options(folder: Path) -> None:
     check, seen = Checker(b="FAIL"), []
     waiver = Waiver("t999", "float32 relative L2", 3.4, "known", TODAY)
     reports = run(
-        pairs(folder, profile="full", num_attention_heads=4),
+        [replace(pair, hyper_parameters={"heads": 4}) for pair in pairs(folder, profile="full")],
         check=check,
         waivers=[waiver],
         progress=print,
-        started=lambda pair: seen.append(Path(pair.original).stem),
-        done=lambda pair, report: seen.append(report.verdict),
+        done=lambda pair, report: seen.append((Path(pair.original).stem, report.verdict)),
     )
     assert [report.verdict for report in reports] == ["PASS", "FAIL", "PASS"]
-    assert seen == ["a", "PASS", "b", "FAIL", "c", "PASS"]
+    assert seen == [("a", "PASS"), ("b", "FAIL"), ("c", "PASS")]
     assert check.calls[0] == (
         str(folder / "a.pth"),
         str(folder / "a"),
-        {"profile": "full", "num_attention_heads": 4, "waivers": [waiver], "progress": print},
+        {"profile": "full", "hyper_parameters": {"heads": 4}, "waivers": [waiver], "progress": print},
     )
     assert [name_of(report) for report in reports] == [str(folder / name) for name in "abc"]
     (alone,) = run(pairs(folder, "a"), check=check)
@@ -83,7 +83,7 @@ def test_each_with_its_options(folder: Path) -> None:
     ("error", "verdict", "reason"),
     [
         (InputError("a.pth: truncated"), "REJECTED", "a.pth: truncated"),
-        (UsageError("--weights ema: none there"), "REJECTED", "the call is wrong: --weights ema: none there"),
+        (UsageError("`weights` ema: none there"), "REJECTED", "invalid arguments: --weights ema: none there"),
         (ConverterError("the disk is full"), "INTERNAL", "the disk is full"),
         (KeyError("x\x1b[31m\n"), "INTERNAL", "internal error: KeyError: "),
         (MemoryError(), "INTERNAL", "internal error: MemoryError: "),

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converter.conversion.pairs import Pair
 from converter.errors import InputError
 from converter.parity import cache as module
 from converter.parity import digests
@@ -46,7 +47,7 @@ def sides(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def key(sides: tuple[Path, Path], **options: Any) -> str:
-    return key_of(str(sides[0]), str(sides[1]), options, [], TODAY)
+    return key_of(Pair(str(sides[0]), str(sides[1]), options), [], TODAY)
 
 
 # Digests and keys.
@@ -107,8 +108,8 @@ def test_the_options_that_matter(sides: tuple[Path, Path], tmp_path: Path) -> No
         key(sides, device="cuda"),
         key(sides, cast="float16"),
         key(sides, self_test="full"),
-        key(sides, num_attention_heads=4),
-        key(sides, num_attention_heads=8),
+        key_of(Pair(*map(str, sides), {}, {"num_attention_heads": 4}), [], TODAY),
+        key_of(Pair(*map(str, sides), {}, {"num_attention_heads": 8}), [], TODAY),
         key(sides, cases=str(cases)),
     ]
     cases.write_bytes(b"2")
@@ -131,7 +132,7 @@ def test_the_program_is_part_of_the_key(sides: tuple[Path, Path], monkeypatch: p
 def test_no_verdict_outlives_a_waiver(sides: tuple[Path, Path]) -> None:
     waiver = Waiver("t999", "float32 relative L2", 3.4, "known", date(2026, 6, 2))
     days = [date(2026, 6, day) for day in (1, 2, 3, 4)]
-    first, second, third, fourth = (key_of(str(sides[0]), str(sides[1]), {}, [waiver], day) for day in days)
+    first, second, third, fourth = (key_of(Pair(str(sides[0]), str(sides[1])), [waiver], day) for day in days)
     assert first == second
     assert second != third
     assert third == fourth

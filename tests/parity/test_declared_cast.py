@@ -45,7 +45,11 @@ def source(at: Path, dtype: torch.dtype, name: str) -> State:
 
 def made(at: Path, dtype: torch.dtype, to: torch.dtype, name: str = "sigma-ms") -> tuple[Pair, State]:
     state = source(at / "model.pth", dtype, name)
-    convert(at / "model.pth", at / "out", num_attention_heads=HEADS, multi_scale_train=name != "alpha-fixed")
+    convert(
+        at / "model.pth",
+        at / "out",
+        hyper_parameters={"num_attention_heads": HEADS, "multi_scale_train": name != "alpha-fixed"},
+    )
     pair = Pair(at / "model.pth", at / "out")
     rewritten(pair, lambda tensor: tensor.to(to))
     record = json.loads((at / "out/conversion.json").read_text())

@@ -81,7 +81,7 @@ def test_no_tensor_stays_behind(pairs: dict[str, Pair], name: str, options: dict
 def test_nor_does_one_of_a_dit(tmp_path: Path) -> None:
     """Of which whole numbers are an input, and every block has embedders of its own."""
     original = ROOT / "fixtures/golden/dit.pt"
-    convert(original, tmp_path / "out", num_attention_heads=4)
+    convert(original, tmp_path / "out", hyper_parameters={"num_attention_heads": 4})
     report = pretended(Pair(original, tmp_path / "out"), exact_timesteps="true", dtype="float32,bfloat16")
     assert report["verdict"] == PASS, report["reason"]
 
@@ -137,7 +137,9 @@ def test_cuda_proves_what_the_cpu_proves(pairs: dict[str, Pair], name: str) -> N
 @needs_cuda
 def test_cuda_kills_the_whole_catalogue(pairs: dict[str, Pair]) -> None:
     pair = pairs["sigma-ms"]
-    report = check(pair.original, pair.folder, device="cuda", self_test="full", num_attention_heads=4)
+    report = check(
+        pair.original, pair.folder, device="cuda", self_test="full", hyper_parameters={"num_attention_heads": 4}
+    )
     assert report.verdict == PASS, report.reason
 
 
@@ -145,7 +147,7 @@ def test_cuda_kills_the_whole_catalogue(pairs: dict[str, Pair]) -> None:
 @needs_cuda
 def test_cuda_finds_the_faulty_block(pairs: dict[str, Pair], tmp_path: Path) -> None:
     pair = spoilt(pairs["sigma-ms"], tmp_path)
-    report = check(pair.original, pair.folder, device="cuda", num_attention_heads=4)
+    report = check(pair.original, pair.folder, device="cuda", hyper_parameters={"num_attention_heads": 4})
     assert report.verdict == FAIL
     function = report.phase("function")
     assert function

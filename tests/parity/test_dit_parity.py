@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from makers import GOLDEN, HEADS, dit, save
+from makers import GOLDEN, HEADS, dit, save, stated
 from opened import Pair, held
 from safetensors.torch import load_file, save_file
 
@@ -59,7 +59,7 @@ CONVERTED = DIT.keys(STATE)
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     at = tmp_path_factory.mktemp("dit")
-    convert(GOLDEN / "dit.pt", at / "out", num_attention_heads=HEADS)
+    convert(GOLDEN / "dit.pt", at / "out", hyper_parameters={"num_attention_heads": HEADS})
     return Pair(GOLDEN / "dit.pt", at / "out")
 
 
@@ -68,7 +68,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Of more positions than most cases have."""
     at = tmp_path_factory.mktemp("large")
     path = save(dit(input_size=24, class_rows=3, learn_sigma=False), at / "a.pt")
-    convert(path, at / "out", num_attention_heads=HEADS)
+    convert(path, at / "out", hyper_parameters={"num_attention_heads": HEADS})
     return Pair(path, at / "out")
 
 
@@ -84,7 +84,7 @@ def spoilt(pair: Pair, at: Path, change: Callable[[dict[str, torch.Tensor]], Any
 
 
 def compared(pair: Pair, **options: Any) -> Report:
-    return check(pair.original, pair.folder, **{"num_attention_heads": HEADS} | options)
+    return check(pair.original, pair.folder, **stated(**{"num_attention_heads": HEADS} | options))
 
 
 def phase(report: Report, name: str) -> Any:
@@ -144,9 +144,9 @@ def test_every_deliberate_fault_is_found(pair: Pair) -> None:
 
 
 def test_what_the_user_said_at_conversion_counts(tmp_path: Path) -> None:
-    convert(GOLDEN / "dit.pt", tmp_path / "out", num_attention_heads=HEADS, **EXACT)
+    convert(GOLDEN / "dit.pt", tmp_path / "out", **stated(num_attention_heads=HEADS, **EXACT))
     assert check(GOLDEN / "dit.pt", tmp_path / "out").verdict == "PASS"
-    assert check(GOLDEN / "dit.pt", tmp_path / "out", exact_timesteps=False).verdict == "FAIL"
+    assert check(GOLDEN / "dit.pt", tmp_path / "out", hyper_parameters={"exact_timesteps": False}).verdict == "FAIL"
 
 
 def test_from_the_command_line(pair: Pair, tmp_path: Path, cli: Any) -> None:
@@ -281,7 +281,7 @@ def test_the_class_is_found_under_its_old_name_too(pair: Pair, tmp_path: Path) -
 
 def test_without_heads_they_are_taken_from_the_converted_config_and_said_to_be(pair: Pair, tmp_path: Path) -> None:
     bare = spoilt(pair, tmp_path / "out", lambda state: None)
-    report = check(bare.original, bare.folder, **EXACT)
+    report = check(bare.original, bare.folder, **stated(**EXACT))
     assert report.verdict == "PASS"
     assert "num_attention_heads" in {item["name"] for item in report.assumed}
     with pytest.raises(UsageError, match="--exact_timesteps 'yes': not bool but str"):
@@ -498,7 +498,7 @@ def test_whole_numbers_are_never_rounded() -> None:
 def test_a_single_class_is_no_fault(tmp_path: Path) -> None:
     """One row is the class of everything: there is nothing to mix up, and no fault that would survive."""
     path = save(dit(class_rows=1), tmp_path / "a.pt")
-    convert(path, tmp_path / "out", num_attention_heads=HEADS, **EXACT)
+    convert(path, tmp_path / "out", **stated(num_attention_heads=HEADS, **EXACT))
     report = check(path, tmp_path / "out", self_test="full")
     assert report.verdict == "PASS", report.reason
 

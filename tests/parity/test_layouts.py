@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from makers import stated
 from opened import Pair, golden, session
 from safetensors.torch import load_file, save_file
 
@@ -56,7 +57,7 @@ def stored(pair: Pair, at: Path, layout: dict[str, Any]) -> Path:
 
 
 def compared(pair: Pair, folder: Path, **options: Any) -> Report:
-    return check(pair.original, folder, num_attention_heads=4, **options)
+    return check(pair.original, folder, **stated(num_attention_heads=4, **options))
 
 
 @pytest.mark.parametrize(("layout", "told"), LAYOUTS, ids=str)

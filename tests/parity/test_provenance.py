@@ -184,7 +184,7 @@ def test_a_record_with_anything_in_it_is_not_believed(pair: Pair, change: dict[s
     """And the comparison goes on without it."""
     rewrite(pair, **change)
     assert record_of(pair.folder) == (Record(), DISBELIEVED)
-    report = check(pair.original, pair.folder, num_attention_heads=HEADS)
+    report = check(pair.original, pair.folder, hyper_parameters={"num_attention_heads": HEADS})
     assert report.verdict == PASS
     assert DISBELIEVED[0] in report.notes
 
@@ -227,7 +227,7 @@ def test_a_record_that_contradicts_the_config_fails(pair: Pair) -> None:
     assert report.verdict == "FAIL"
     assert "num_attention_heads is 4, and has to be 8" in report.reason
     # The user's own word goes before it.
-    assert check(pair.original, pair.folder, num_attention_heads=HEADS).verdict == PASS
+    assert check(pair.original, pair.folder, hyper_parameters={"num_attention_heads": HEADS}).verdict == PASS
 
 
 def test_which_weights_a_record_says(tmp_path: Path) -> None:
@@ -237,7 +237,12 @@ def test_which_weights_a_record_says(tmp_path: Path) -> None:
     torch.save(training(raw, pixart(seed=5)), tmp_path / "both.pth")
     for weights in ("raw", "ema"):
         out = tmp_path / weights
-        convert(tmp_path / "both.pth", out, weights=weights, num_attention_heads=HEADS, image_size=128)
+        convert(
+            tmp_path / "both.pth",
+            out,
+            weights=weights,
+            hyper_parameters={"num_attention_heads": HEADS, "image_size": 128},
+        )
         assert record_of(out)[0].weights == weights
         report = check(tmp_path / "both.pth", out)
         assert (report.verdict, report.original["weights"]) == (PASS, weights)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from makers import GOLDEN, HEADS, folder
+from makers import GOLDEN, HEADS, folder, stated
 from opened import NAMES, Pair, golden, session
 from safetensors.torch import load_file, save_file
 
@@ -96,7 +96,7 @@ def test_the_whole_catalogue_on_half_precision(tmp_path: Path, dtype: torch.dtyp
     state = torch.load(GOLDEN / "sigma-ms.pth", weights_only=True)
     kept = {key: tensor if key == "pos_embed" else tensor.to(dtype) for key, tensor in state.items()}
     torch.save(kept, tmp_path / "half.pth")
-    convert(tmp_path / "half.pth", tmp_path / "out", **QUIETLY)
+    convert(tmp_path / "half.pth", tmp_path / "out", **stated(**QUIETLY))
     report = check(tmp_path / "half.pth", tmp_path / "out", self_test="full")
     assert (report.verdict, report.reason.partition(":")[0]) == (PASS, "the same function")
 
@@ -266,7 +266,7 @@ def test_saved_inputs_that_cannot_show_a_fault(pairs: dict[str, Pair], tmp_path:
     mask = arrays.pop("caption_mask")
     one = {f"one.{name}": torch.from_numpy(array[:1].copy()) for name, array in arrays.items()}
     save_file(one, tmp_path / "one.safetensors")
-    report = check(pair.original, pair.folder, cases=tmp_path / "one.safetensors", **QUIETLY)
+    report = check(pair.original, pair.folder, **stated(cases=tmp_path / "one.safetensors", **QUIETLY))
     assert (report.verdict, report.exit_code) == (INCONCLUSIVE, 4)
     assert report.reason.endswith(
         "mask ignored (killed by nothing, NOT by function: it changes nothing in these inputs, which are not enough "
@@ -277,12 +277,12 @@ def test_saved_inputs_that_cannot_show_a_fault(pairs: dict[str, Pair], tmp_path:
         f"two.{name}": torch.from_numpy(array[:1].copy()) for name, array in (arrays | {"caption_mask": mask}).items()
     }
     save_file(one | two, tmp_path / "both.safetensors")
-    assert check(pair.original, pair.folder, cases=tmp_path / "both.safetensors", **QUIETLY).verdict == PASS
+    assert check(pair.original, pair.folder, **stated(cases=tmp_path / "both.safetensors", **QUIETLY)).verdict == PASS
     # Or with a mask in any sample, be it not the first.
     mask[0] = 1
     three = {f"three.{name}": torch.from_numpy(array) for name, array in (arrays | {"caption_mask": mask}).items()}
     save_file(three, tmp_path / "both.safetensors")
-    assert check(pair.original, pair.folder, cases=tmp_path / "both.safetensors", **QUIETLY).verdict == PASS
+    assert check(pair.original, pair.folder, **stated(cases=tmp_path / "both.safetensors", **QUIETLY)).verdict == PASS
 
 
 # What a model may be like.
@@ -293,7 +293,7 @@ def edited(at: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Repor
     state = torch.load(GOLDEN / "sigma-ms.pth", weights_only=True)
     change(state)
     torch.save(state, at / "edited.pth")
-    convert(at / "edited.pth", at / "out", **QUIETLY)
+    convert(at / "edited.pth", at / "out", **stated(**QUIETLY))
     report = check(at / "edited.pth", at / "out", self_test="full")
     assert all(phase.verdict != FAIL for phase in report.phases)
     return report
@@ -361,7 +361,7 @@ def test_a_bias_of_zeros_cannot_be_dropped(tmp_path: Path) -> None:
 
 
 def verdict(pair: Pair, where: Path) -> str:
-    report = check(pair.original, where, **QUIETLY)
+    report = check(pair.original, where, **stated(**QUIETLY))
     assert all(phase.verdict != FAIL for phase in report.phases), report.reason
     return report.verdict
 
@@ -429,6 +429,6 @@ def test_and_the_same_with_one_bit_wrong_fails(pairs: dict[str, Pair], tmp_path:
     state = load_file(path)
     state["transformer_blocks.1.attn1.to_k.bias"].view(torch.int32)[3] ^= 1
     save_file(state, path)
-    report = check(pair.original, tmp_path / "out", **QUIETLY)
+    report = check(pair.original, tmp_path / "out", **stated(**QUIETLY))
     assert (report.verdict, report.exit_code) == (FAIL, 1)
     assert "transformer_blocks.1.attn1.to_k.bias differs in 1 of 48 elements" in report.reason

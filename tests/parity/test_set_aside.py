@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from averaged import averaged
-from makers import HEADS, State, dit, pixart
+from makers import HEADS, State, dit, pixart, stated
 from safetensors.torch import load_file
 
 import converter
@@ -70,7 +70,7 @@ def test_the_scale_of_the_cases_is_read_from_the_file(
     """Cases 01 and 02: 1.5, from the file, and a wrong conversion of it is a FAIL."""
     state = change(sigma())
     path = saved(state, tmp_path / "model.pth")
-    done = converter.convert(path, tmp_path / "out", **SAID)
+    done = converter.convert(path, tmp_path / "out", **stated(**SAID))
     finding = done.record["hyper_parameters"]["interpolation_scale"]
     assert (finding["value"], finding["source"]) == (SCALE, "file")
     assert says in finding["evidence"]
@@ -90,16 +90,16 @@ def test_a_table_that_shows_no_scale_is_asked_for_and_never_a_pass(tmp_path: Pat
     """The released 512 px models have scale 1; that of this file is 1.5, and parity cannot know."""
     path = saved(unread(sigma()), tmp_path / "model.pth")
     with pytest.raises(converter.UsageError, match=r"^--interpolation_scale is needed: pos_embed .* no sin-cos table"):
-        converter.convert(path, tmp_path / "out", **SAID)
+        converter.convert(path, tmp_path / "out", **stated(**SAID))
     assert not (tmp_path / "out").exists()
-    converter.convert(path, tmp_path / "out", interpolation_scale=1.0, **SAID)
+    converter.convert(path, tmp_path / "out", **stated(interpolation_scale=1.0, **SAID))
     assert check(path, tmp_path / "out").verdict == PASS  # as the record has it in the user's words
     (tmp_path / "out" / "conversion.json").unlink()
-    report = check(path, tmp_path / "out", **SAID)
+    report = check(path, tmp_path / "out", **stated(**SAID))
     assert (report.verdict, report.exit_code) == (INCONCLUSIVE, 4)
     assert report.reason.startswith("config: --interpolation_scale is not said, and the original's own evidence")
     assert "no sin-cos table" in report.reason
-    assert check(path, tmp_path / "out", interpolation_scale=SCALE, **SAID).verdict == FAIL
+    assert check(path, tmp_path / "out", **stated(interpolation_scale=SCALE, **SAID)).verdict == FAIL
 
 
 @pytest.mark.parametrize("change", [widened, drifted])
@@ -109,29 +109,29 @@ def test_the_placeholder_of_one_trainer_is_doubted_however_it_was_stored(
     state = change(pixart(input_size=128, tokens=300, depth=1))
     path = saved(state, tmp_path / "model.pth")
     with pytest.raises(converter.UsageError, match=r"^--image_size is needed: .*OneTrainer"):
-        converter.convert(path, tmp_path / "out", **SAID)
-    converter.convert(path, tmp_path / "out", image_size=512, **SAID)
+        converter.convert(path, tmp_path / "out", **stated(**SAID))
+    converter.convert(path, tmp_path / "out", **stated(image_size=512, **SAID))
     report = check(path, tmp_path / "out")
     assert report.verdict == INCONCLUSIVE
     assert "--interpolation_scale is not said" in report.reason
     assert "OneTrainer" in report.reason
-    assert check(path, tmp_path / "out", interpolation_scale=1.0).verdict == PASS
+    assert check(path, tmp_path / "out", hyper_parameters={"interpolation_scale": 1.0}).verdict == PASS
 
 
 def test_positions_that_make_no_square(tmp_path: Path) -> None:
     path = saved(sigma() | {"pos_embed": torch.randn(1, 1000, 24)}, tmp_path / "model.pth")
-    converter.convert(path, tmp_path / "out", image_size=512, **SAID)
+    converter.convert(path, tmp_path / "out", **stated(image_size=512, **SAID))
     report = check(path, tmp_path / "out")
     assert report.verdict == INCONCLUSIVE
     assert "1000 positions, which is not a square" in report.reason
-    assert check(path, tmp_path / "out", interpolation_scale=1.0).verdict == PASS
+    assert check(path, tmp_path / "out", hyper_parameters={"interpolation_scale": 1.0}).verdict == PASS
 
 
 def test_what_is_assumed_for_want_of_any_evidence_may_pass_as_before(tmp_path: Path) -> None:
     state = sigma(1.0)
     del state["pos_embed"]
     path = saved(state, tmp_path / "model.pth")
-    converter.convert(path, tmp_path / "out", image_size=512, **SAID)
+    converter.convert(path, tmp_path / "out", **stated(image_size=512, **SAID))
     report = check(path, tmp_path / "out")
     assert report.verdict == PASS
     assert "interpolation_scale" in [item["name"] for item in report.assumed]
@@ -150,7 +150,7 @@ def test_of_the_fixed_class_a_rounded_table_that_was_widened_is_not_the_one_that
     half = {key: tensor.bfloat16() for key, tensor in fixed().items()}
     for state, verdict in ((half, PASS), (widened(fixed()), INCONCLUSIVE)):
         path = saved(state, tmp_path / f"{verdict}.pth")
-        done = converter.convert(path, tmp_path / verdict, **FIXED)
+        done = converter.convert(path, tmp_path / verdict, **stated(**FIXED))
         report = check(path, done.path)
         assert report.verdict == verdict, report.reason
         assert verdict == PASS or "the original uses it as it is" in report.reason
@@ -167,30 +167,30 @@ def test_a_drift_that_the_net_adds_is_asked_about(
     with pytest.raises(
         converter.UsageError, match=rf"^--{flag} is needed: pos_embed is the sin-cos table up to a drift"
     ):
-        converter.convert(path, tmp_path / "out", **said)
-    done = converter.convert(path, tmp_path / "out", **said, **{flag: value})
+        converter.convert(path, tmp_path / "out", **stated(**said))
+    done = converter.convert(path, tmp_path / "out", **stated(**said, **{flag: value}))
     assert any("what the flags say, the exact one, is taken instead" in note for note in done.notes)
     amended = {"exact_timesteps": True} if state is dit else {}
-    report = check(path, done.path, **amended)
+    report = check(path, done.path, **stated(**amended))
     assert report.verdict == INCONCLUSIVE
     assert "up to a drift" in report.reason
     assert "the original uses it as it is: the nets are compared with the computed one" in report.reason
     (done.path / "conversion.json").unlink()
     with pytest.raises(converter.UsageError, match=rf"^--{flag} is needed"):
-        check(path, done.path, **said, **amended)
+        check(path, done.path, **stated(**said, **amended))
 
 
 # --require_evidence.
 def test_parity_that_may_assume_nothing(tmp_path: Path) -> None:
     path = saved(sigma(1.0), tmp_path / "model.pth")
-    converter.convert(path, tmp_path / "out", **SAID)
+    converter.convert(path, tmp_path / "out", **stated(**SAID))
     with pytest.raises(converter.UsageError, match=r"^--require_evidence: .*--kv_compress \(False") as raised:
         check(path, tmp_path / "out", require_evidence=True)
     assert "num_attention_heads" not in str(raised.value)  # it was given, and the record says so
-    assert check(path, tmp_path / "out", require_evidence=True, kv_compress=False).verdict == PASS
+    assert check(path, tmp_path / "out", require_evidence=True, hyper_parameters={"kv_compress": False}).verdict == PASS
     (tmp_path / "out" / "conversion.json").unlink()
     with pytest.raises(converter.UsageError, match=r"--num_attention_heads \(4: as the converted model has it"):
-        check(path, tmp_path / "out", require_evidence=True, kv_compress=False)
+        check(path, tmp_path / "out", require_evidence=True, hyper_parameters={"kv_compress": False})
 
 
 @pytest.mark.parametrize("beside", [
@@ -205,5 +205,5 @@ def test_heads_that_the_file_names_elsewhere_are_not_passed_over(beside: dict[st
     report = check(path, done.path)
     assert report.verdict == INCONCLUSIVE
     assert "--num_attention_heads is not said" in report.reason
-    given = converter.convert(path, tmp_path / "given", num_attention_heads=4)
+    given = converter.convert(path, tmp_path / "given", hyper_parameters={"num_attention_heads": 4})
     assert check(path, given.path).verdict == PASS

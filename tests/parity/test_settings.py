@@ -57,23 +57,22 @@ def test_all_of_it(tmp_path: Path) -> None:
     settings = load_settings(write(tmp_path, WHOLE), TODAY)
     listed = {
         "profile": "standard",
-        "micro_condition": True,
-        "interpolation_scale": 1.0,
         "family": "pixart",
         "weights": "ema",
         "cast": "float16",
         "self_test": "full",
         "dtype": ["float32", "bfloat16"],
         "cases": str(tmp_path / "cases.safetensors"),
-        "num_attention_heads": 16,
     }
+    given = {"micro_condition": True, "interpolation_scale": 1.0, "num_attention_heads": 16}
     assert settings.pairs() == [
-        Pair(str(tmp_path / "runs" / "2.pth"), str(tmp_path / "converted" / "2"), listed),
-        Pair(str(tmp_path / "runs" / "10.pth"), str(tmp_path / "converted" / "10"), listed),
+        Pair(str(tmp_path / "runs" / "2.pth"), str(tmp_path / "converted" / "2"), listed, given),
+        Pair(str(tmp_path / "runs" / "10.pth"), str(tmp_path / "converted" / "10"), listed, given),
         Pair(
             "/elsewhere.pth",
             str(tmp_path / "out"),
-            {"profile": "quick", "micro_condition": True, "interpolation_scale": 2.0},
+            {"profile": "quick"},
+            {"micro_condition": True, "interpolation_scale": 2.0},
         ),
     ]
     assert [waiver.case for waiver in settings.waivers] == ["t999"]
@@ -82,9 +81,10 @@ def test_all_of_it(tmp_path: Path) -> None:
 def test_flags_fill_what_is_not_said(tmp_path: Path) -> None:
     text = 'profile = "full"\nweights = "raw"\n[[checkpoint]]\noriginal = "a"\nconverted = "b"\nweights = "ema"'
     (pair,) = load_settings(write(tmp_path, text)).pairs(
-        profile="standard", weights="raw", device=None, num_attention_heads=4
+        {"profile": "standard", "weights": "raw", "device": None}, {"num_attention_heads": 4}
     )
-    assert pair.options == {"profile": "standard", "weights": "ema", "num_attention_heads": 4}
+    assert pair.options == {"profile": "standard", "weights": "ema"}
+    assert pair.hyper_parameters == {"num_attention_heads": 4}
 
 
 def test_a_file_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,13 +147,13 @@ def test_a_list_without_checkpoints(tmp_path: Path) -> None:
 def test_what_the_command_line_names_comes_before_what_is_listed() -> None:
     settings = Settings("parity.toml", {"profile": "full"}, [{"original": "a", "converted": "b"}])
     assert chosen([], [], settings) == [Pair("a", "b", {"profile": "full"})]
-    assert chosen(["x"], ["y"], settings, weights="ema", dtype=None) == [
+    assert chosen(["x"], ["y"], settings, flags={"weights": "ema", "dtype": None}) == [
         Pair("x", "y", {"profile": "full", "weights": "ema"})
     ]
-    assert chosen(["x"], ["y"], weights="ema") == [Pair("x", "y", {"weights": "ema"})]
+    assert chosen(["x"], ["y"], flags={"weights": "ema"}) == [Pair("x", "y", {"weights": "ema"})]
     with pytest.raises(UsageError, match="nothing to compare"):
         chosen([], [])
-    with pytest.raises(UsageError, match="once and --converted_path not at all"):
+    with pytest.raises(UsageError, match="once and `converted_path` not given"):
         chosen(["x"], [], settings)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from makers import GOLDEN, HEADS, Result
 
-from converter.hub.card import card as model_card
+from converter.publishing.card import card as model_card
 from converter.reports import card
 from converter.reports.published import portable_command, published
 from converter.reports.report import Phase, Report

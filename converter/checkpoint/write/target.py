@@ -130,7 +130,7 @@ def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowe
         if os.path.isdir(real) and any(real.iterdir()):
             check_replaceable(target, real, allowed)  # first: --overwrite is not to be advised where it cannot help
             if not overwrite:
-                raise target_error(target, "exists and is not empty; use --overwrite to replace it")
+                raise target_error(target, "exists and is not empty; use `overwrite` to replace it")
             for path, leads_to in _links_of(source):
                 if real in leads_to.parents:
                     raise target_error(target, f"holds what the input's {printable(path)} links to")
@@ -152,7 +152,7 @@ def check_file(target: Path, source: Path, *, overwrite: bool) -> Path:
         if not os.path.isfile(real):
             raise target_error(target, "exists and is no regular file")
         if not overwrite:
-            raise target_error(target, "exists; use --overwrite to replace it")
+            raise target_error(target, "exists; use `overwrite` to replace it")
         for path, leads_to in _links_of(source):
             if _same(real, leads_to):
                 raise target_error(target, f"is what the input's {printable(path)} links to")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...families.base import Family, Findings, State
+from ...families.base import Family, Findings, Flag, State
 from ...families.evidence import (
     DIFFUSERS,
+    IMAGE_SIZE,
+    NUM_ATTENTION_HEADS,
     POSITIONS,
     computed_table,
     drifted,
@@ -53,7 +55,11 @@ EXACT = "exact_timesteps"
 OTHERWISE = "stock DiTTransformer2DModel has other timestep frequencies than DiT (10000^(-j/127) for 10000^(-j/128))"
 # What makes it compute the original's function, in one line of Python.
 EXACT_LINE = "for block in model.transformer_blocks: block.norm1.emb.time_proj.downscale_freq_shift = 0"
-FLAGS = {"image_size": int, "num_attention_heads": int, EXACT: bool}
+FLAGS = (
+    IMAGE_SIZE,
+    NUM_ATTENTION_HEADS,
+    Flag(EXACT, bool, "Of a DiT: whether the line in the conversion's note is run on the loaded model."),
+)
 
 # Hidden size -> name, blocks, heads (facebookresearch/DiT, models.py). Heads have 64 channels, those of XL 72.
 SIZES = {384: ("S", 12, 6), 768: ("B", 12, 12), 1024: ("L", 24, 16), 1152: ("XL", 28, 16)}

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import UsageError
-from ...families.base import Findings, State
+from ...families.base import Findings, Flag, State
 from ...families.evidence import (
+    IMAGE_SIZE,
+    NUM_ATTENTION_HEADS,
     POSITIONS,
     VAE_FACTOR,
     StoredTable,
@@ -22,10 +24,16 @@ from ...mapping import Plan
 from .released import HEAD_SIZE, PLACEHOLDER, RELEASED, TOKENS, remarks, stock
 
 MICRO, QK_NORM, KV_COMPRESS, REL_POS = "micro_condition", "qk_norm", "kv_compress", "use_rel_pos"
-FLAGS = {
-    "image_size": int, "version": str, "multi_scale_train": bool, MICRO: bool, QK_NORM: bool, KV_COMPRESS: bool,
-    "num_attention_heads": int, "interpolation_scale": float,
-}  # fmt: skip
+FLAGS = (
+    IMAGE_SIZE,
+    Flag("version", str, "Which PixArt, if the file does not show it.", choices=("alpha", "sigma")),
+    Flag("multi_scale_train", bool, "Whether the model is of the multi-scale class (PixArtMS)."),
+    Flag(MICRO, bool, "Whether the model must have micro-conditions (size, aspect ratio)."),
+    Flag(QK_NORM, bool, "Whether the model must normalise queries and keys."),
+    Flag(KV_COMPRESS, bool, "Whether the model compresses keys and values, which a file may not show."),
+    NUM_ATTENTION_HEADS,
+    Flag("interpolation_scale", float, "Scale of the positions, if the file does not show it.", metavar="X"),
+)
 
 # In a folder's config.json -> what the tensors show of it. A last block that is lost shows nowhere else.
 CONFIGURED = {
@@ -64,7 +72,7 @@ def _features(plan: Plan, config: dict[str, Any], found: Findings) -> None:
         KV_COMPRESS, False, "no convolutions; sampling 'uniform' or 'ave' would leave no trace in a file"
     ):
         raise UsageError(
-            "--kv_compress: stock diffusers' PixArt class cannot hold KV compression, so nothing is converted"
+            "`kv_compress`: stock diffusers' PixArt class cannot hold KV compression, so nothing is converted"
         )
 
 
@@ -133,7 +141,7 @@ def _scale(found: Findings, config: dict[str, Any], pixels: int | None, table: S
     latent, written = configured(config, "sample_size", int), configured(config, name, float, int)
     said, aside = found.given.get(name), doubt or (table.aside if table else "")
     if said is not None and not sensible(said):
-        raise UsageError(f"--{name} {said}: not a sensible positive number")
+        raise UsageError(f"`{name}` {said}: not a sensible positive number")
     if table and table.scale and not doubt:
         found.file(name, table.scale, table.seen)
         usual = {scale for (_, size), scale in RELEASED.items() if size == pixels}

@@ -137,7 +137,7 @@ def _unused(found: Findings, difference: float) -> str:
     # An element that is not finite is refused for that, and shows nothing about the others.
     if scale.source == "file" and "interpolation_scale" not in found.given and difference < inf:
         raise UsageError(
-            f"--interpolation_scale is needed: {POSITIONS} only begins like the sin-cos table of scale "
+            f"`interpolation_scale` is needed: {POSITIONS} only begins like the sin-cos table of scale "
             f"{scale.value:g} and is off by up to {difference:.2g} further on, so it shows none"
         )
     return "is no sin-cos table, and the multi-scale class never uses it"

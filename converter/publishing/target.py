@@ -10,10 +10,10 @@ from typing import Any
 
 from ..checkpoint.json_file import read_json
 from ..checkpoint.weight_names import STEMS
-from ..conversion.record import PARITY, RECORD, TOOL
 from ..errors import ConverterError, UsageError, printable
-from . import answers
-from .names import inside
+from ..filenames import PARITY, RECORD, TOOL
+from ..hub import answers
+from ..hub.names import inside
 
 CARD, INDEX = "README.md", ".index.json"
 # In every card that is generated, and in no other: one with it is replaced by the next push.

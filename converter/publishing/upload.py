@@ -13,11 +13,11 @@ from .._version import __version__
 from ..checkpoint.folders.folder import CONFIG, read_config
 from ..checkpoint.json_file import read_json
 from ..conversion.paths import without_paths
-from ..conversion.record import PARITY, RECORD, TOOL
 from ..errors import ConverterError, InputError, UsageError, printable
-from . import answers
-from .client import LOGIN, said, talking
-from .names import place_of, valid
+from ..filenames import PARITY, RECORD, TOOL
+from ..hub import answers
+from ..hub.client import LOGIN, said, talking
+from ..hub.names import place_of, valid
 from .target import CARD, listed, target
 
 

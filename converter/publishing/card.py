@@ -11,15 +11,15 @@ from typing import Any
 from ..checkpoint.folders.folder import CONFIG
 from ..checkpoint.weights_kind import LABELS as SPOKEN
 from ..conversion.paths import without_paths
-from ..conversion.record import PARITY, RECORD, SIDECAR
 from ..errors import human_bytes
+from ..filenames import PARITY, RECORD, SIDECAR
+from ..hub.names import place_of
 from ..reports import facts
 from ..reports.markdown_text import blocks, bullets, code, fenced, table, text
 from ..reports.published import published
 from ..reports.report import Report
 from ..reports.summary import ICONS
 from ..reports.wording import PARITY as WORDING
-from .names import place_of
 from .target import MARK
 
 _OPERATIONS = {"rename": "renamed", "split": "split", "sidecar": "kept aside", "recompute": "recomputed"}

@@ -1,0 +1,94 @@
+"""A conversion as a command asks for it: of one checkpoint, several or a watched folder, with what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..checkpoint.write.transfer import Progress
+from ..conversion.batch import Job
+from ..conversion.options import ConversionOptions
+from ..conversion.pairs import Pair, check_targets_unique, expand, several
+from ..conversion.watch import watch
+from ..errors import UsageError
+
+
+@dataclass(frozen=True)
+class ConversionRequest:
+    """What is to be converted, how, and what is done with the result.
+
+    Attributes:
+        originals: checkpoints, globs or folders; empty where a folder is watched.
+        target: a path, for several checkpoints a template with {stem}, {name} or {parent}.
+        parity: compare every result with its source. push_to_hub: publish the only one there, `private`ly if the
+            repository is created.
+        watch: a folder whose checkpoints are converted as they come; `watch_idle` seconds without any end that, and a
+            file is complete once it has not grown for `watch_settle` seconds.
+        literally: the only original and the target are paths, and no patterns.
+    """
+
+    originals: Sequence[str]
+    target: str
+    options: ConversionOptions = field(default_factory=ConversionOptions)
+    hyper_parameters: Mapping[str, Any] = field(default_factory=dict)
+    parity: bool = False
+    push_to_hub: str | None = None
+    private: bool = False
+    watch: str | None = None
+    watch_idle: float | None = None
+    watch_settle: float = 5.0
+    literally: bool = False
+
+    def validate(self) -> None:
+        """Raises: `UsageError` for what does not go together."""
+        if bool(self.originals) == bool(self.watch):
+            raise UsageError(f"give `orig_ckpt_path` or `watch`, {'not both' if self.originals else 'one of the two'}")
+        for flag, other in (("private", "push_to_hub"), ("watch_idle", "watch")):
+            if getattr(self, flag) and not getattr(self, other):
+                raise UsageError(f"`{flag}` requires `{other}`")
+        after = next((flag for flag in ("parity", "push_to_hub") if getattr(self, flag)), None)
+        if after and self.options.dry_run:
+            raise UsageError(f"`{after}` cannot be combined with `dry_run`, which writes nothing")
+        if after and self.options.to != "diffusers":
+            raise UsageError(f"`{after}` requires a diffusers folder, not `to` {self.options.to}")
+
+
+def job_of(
+    request: ConversionRequest,
+    command: str,
+    *,
+    quiet: bool = False,
+    progress: Callable[[int], Progress] | None = None,
+    say: Callable[[str], object] = lambda words: None,
+) -> Job:
+    """The job that a request stands for, with the steps that follow each conversion.
+
+    Args:
+        command: the command line, for reports.
+        quiet: no progress bars while publishing. progress: of a comparison, as `check` takes it.
+        say: told of files in a watched folder that are not complete.
+
+    Raises: `UsageError` for what does not go together, or cannot be done.
+    """
+    request.validate()
+    steps = {}
+    if request.parity:
+        from .steps import comparing
+
+        steps["parity"] = comparing(command, request.options.family, progress)
+    many = bool(request.watch) or (not request.literally and several(request.originals, request.target))
+    if request.push_to_hub:
+        if many:
+            raise UsageError("`push_to_hub` requires exactly one conversion")
+        from .steps import publishing
+
+        steps["published"] = publishing(request.push_to_hub, request.private, quiet=quiet)
+    pairs: Iterable[Pair]
+    if request.watch:
+        pairs = watch(request.watch, request.target, settle=request.watch_settle, idle=request.watch_idle, say=say)
+    elif many:
+        pairs = check_targets_unique([pair for path in request.originals for pair in expand(path, request.target)])
+    else:
+        pairs = [Pair(request.originals[0], request.target)]
+    return Job(pairs, request.options, request.hyper_parameters, steps, several=many)

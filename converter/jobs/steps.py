@@ -1,0 +1,95 @@
+"""What follows a conversion: a comparison of its result with its source, and publishing it on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..checkpoint.json_file import read_json
+from ..checkpoint.text_writer import write_text
+from ..checkpoint.write.interrupt import interruptible
+from ..checkpoint.write.transfer import Progress
+from ..conversion.batch import UNCHANGED, Outcome, StepResult
+from ..conversion.pairs import Pair
+from ..errors import ConverterError, printable
+from ..filenames import PARITY
+from ..hub import local
+from ..parity.digests import program
+from ..reports.report import NOT_RUN, PASS, Report
+from .reports import lines
+
+Step = Callable[[Outcome], StepResult]
+
+
+class Unproven(KeyboardInterrupt):
+    """An interrupt of the comparison after a conversion: what was converted stays, and that is said."""
+
+    def __init__(self, stop: KeyboardInterrupt, folder: Path) -> None:
+        super().__init__(str(stop) or "interrupted")
+        self.exit_code = getattr(stop, "exit_code", 130)
+        self.left = f"{printable(folder)} is converted, whole, and was not compared"
+
+
+def comparing(command: str, family: str | None, progress: Callable[[int], Progress] | None) -> Step:
+    """A step that compares the result with its source in the quick profile, and leaves the report beside the record,
+    which says what weights were taken and what the user stated. A PASS from before stands where nothing has changed.
+
+    Args:
+        command: the command line, for the report.
+    """
+
+    def step(outcome: Outcome) -> StepResult:
+        from ..parity.checker import check
+
+        original, folder = outcome.pair.original, _folder(outcome)
+        if outcome.status == UNCHANGED and (report := _passed_before(original, folder)):
+            return StepResult(report.as_dict(), [])
+        try:
+            with interruptible():
+                report = check(local(original, quiet=True), folder, family=family, progress=progress)
+                report.run |= {"command": command, "program": program()}
+                write_text(folder / PARITY, report.to_json())
+        except KeyboardInterrupt as stop:
+            raise Unproven(stop, folder) from stop
+        words = [*lines(Pair(original, str(folder)), report), f"wrote: {printable(folder / PARITY)}"]
+        return StepResult(report.as_dict(), words, report.exit_code)
+
+    return step
+
+
+def publishing(repo: str, private: bool, *, quiet: bool) -> Step:
+    """A step that publishes the result on the hub; whether it could is asked at once, before anything is done."""
+    from ..publishing import check, push
+
+    check(repo)
+
+    def step(outcome: Outcome) -> StepResult:
+        pushed = push(_folder(outcome), repo, private=private or None, source=outcome.pair.original, quiet=quiet)
+        return StepResult(pushed.url, [*pushed.notes, f"published: {pushed.url}"])
+
+    return step
+
+
+def _folder(outcome: Outcome) -> Path:
+    return outcome.conversion.path if outcome.conversion else Path(outcome.pair.converted)
+
+
+def _passed_before(original: str, folder: Path) -> Report | None:
+    """The report that an earlier comparison left in a folder, if it is a PASS that this very program came to on the
+    very bytes of both sides; whatever else lies there proves nothing. Both sides are hashed."""
+    from ..parity.provenance import about
+
+    try:
+        report = Report.from_dict(read_json(folder / PARITY))
+        report.as_dict()
+        verdicts = {phase.verdict for phase in report.phases}
+        if report.verdict != PASS or PASS not in verdicts or verdicts - {PASS, NOT_RUN}:
+            return None
+        if report.run["program"] != program():
+            return None
+        for side, path in ((report.original, local(original, quiet=True)), (report.converted, folder)):
+            if side["sha256"] != about(path)["sha256"]:
+                return None
+    except (ConverterError, TypeError, KeyError, AttributeError, ValueError, RecursionError):
+        return None
+    return report
