@@ -30,7 +30,7 @@ from converter.parity.tomlfile import read_toml
 PROGRAMS = ("convert-pixart", "pixart")
 # Numbers that differ from machine to machine: how close two nets are, threads, seconds, the size of a record.
 VARYING = re.compile(
-    r"(?<=at worst )[\d.,e+-]+|(?<=threads: )[\d.]+|(?<= in )[\d.]+(?= s\b)|(?<=conversion\.json \()[\d.]+"
+    r"(?<=at worst )\d[\d.,e+-]*|(?<=threads: )\d+|(?<= in )\d[\d.]*(?= s\b)|(?<=conversion\.json \()\d[\d.]*"
 )
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
