@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 
-from ..conversion.paths import base_name, without_paths
+from ..reports.without_paths import base_name, without_paths
 from .report import Report
 
 _SIDES = {"--orig_ckpt_path": "original", "--converted_path": "converted"}
