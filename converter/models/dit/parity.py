@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...families import Findings
-from ...families.evidence import VAE_FACTOR
 from ...nets.inputs import Case, Draws
 from ...nets.latents import AFFORDABLE, believed_size, of_any_size, parts
 from ...nets.sampler import Sampler
@@ -18,7 +17,7 @@ from .faults import faults
 from .net import DiTShape, dit
 from .stock import AMENDED as AMENDED_STOCK
 from .stock import STOCK
-from .table import EXACT, EXACT_LINE, OTHERWISE
+from .table import EXACT, EXACT_LINE, OTHERWISE, VAE_FACTOR
 
 if TYPE_CHECKING:
     from ...nets import Net, Weights

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...families import Findings
-from ...families.evidence import VAE_FACTOR
 from ...nets.inputs import Array, Case, Draws
 from ...nets.latents import AFFORDABLE, believed_size, of_any_size, parts
 from ...nets.sampler import Sampler
@@ -17,7 +16,7 @@ from ...nets.spec import ParitySpec
 from .faults import faults
 from .hyper_parameters import MICRO
 from .net import PixArtShape, pixart
-from .released import TOKENS
+from .released import TOKENS, VAE_FACTOR
 from .stock import STOCK
 
 if TYPE_CHECKING:
