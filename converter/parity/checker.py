@@ -15,7 +15,7 @@ from typing import Any
 
 from ..checkpoint.containers import asked_by
 from ..checkpoint.file import reading
-from ..errors import ConverterError, UsageError, printable
+from ..errors import UsageError, printable
 from ..survey import open_model
 from . import configuration, provenance
 from .audit import audit, matches
@@ -211,13 +211,12 @@ class _Run:
 
         session = Session(pair.sides, pair.model, pair.config, pair.borrowed, self.device, about.result()["sha256"])
         cases = session.cases(self.profile, self.saved)
-        function = session.function(cases, self.precisions, self.waivers, self.notes, step)
+        session.waivers = self.waivers
+        function = session.function(cases, self.precisions, step)
+        self.notes += session.notes
         made.append(function)
         if self.save_failing and function.verdict == FAIL:
-            try:
-                self.notes += session.save_failing(Path(self.save_failing))
-            except ConverterError as error:  # what was found counts, whether or not it can be kept
-                self.notes.append(f"--save_failing: {error}")
+            self.notes += session.save_failing(Path(self.save_failing))
         if self.profile == "full" and function.verdict == PASS and pair.model.loaded:
             session.stock_loader(function, pair.folder)
         right = all(phase.verdict == PASS for phase in (weights, config, function))

@@ -547,7 +547,7 @@ def test_fields_that_change_no_output_are_no_faults(pair: Pair) -> None:
 def test_the_session_compares_the_net_that_the_user_names(pair: Pair) -> None:
     for said, wanted in (({}, AS_LOADED), (EXACT, AMENDED)):
         with session(pair, **said) as opened:
-            assert opened.remedied == (wanted is AMENDED)
+            assert opened.fixed == (wanted is AMENDED)
             assert opened.model.converted is wanted.converted
 
 
