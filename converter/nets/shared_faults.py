@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,19 +33,22 @@ def field_faults(
         resolve_config: config -> what the class takes each field for.
         unheeded: fields that change no output.
     """
+
+    def replaced(fields: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        return {**own, **fields}
+
+    def without(field: str, own: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in own.items() if key != field}
+
     have = resolve_config(config)
     faults = [
-        Fault(name, expected, config=lambda own, change=change: {**own, **change}, cheap=cheap)
-        for name, change, expected, cheap in wrong
-        if resolve_config({**config, **change}) != have
+        Fault(name, expected, config=partial(replaced, fields), cheap=cheap)
+        for name, fields, expected, cheap in wrong
+        if resolve_config(replaced(fields, config)) != have
     ]
     for field in sorted(have.keys() & config.keys() - set(unheeded)):
-
-        def without(own: Mapping[str, Any], field: str = field) -> dict[str, Any]:
-            return {key: value for key, value in own.items() if key != field}
-
-        if not field.startswith("_") and resolve_config(without(config)) != have:
-            faults.append(Fault(f"{field} missing from the config", SAID, config=without))
+        if not field.startswith("_") and resolve_config(without(field, config)) != have:
+            faults.append(Fault(f"{field} missing from the config", SAID, config=partial(without, field)))
     return faults
 
 
@@ -70,7 +74,7 @@ def position_faults(found: Findings, scale: float) -> list[Fault]:
     hidden, patch = found.value("hidden_size"), found.value("patch_size")
     side = found.value("sample_size") // patch
 
-    def table(values: Values, wrong: Callable[[Tensor], Tensor]) -> Values:
+    def table(wrong: Callable[[Tensor], Tensor], values: Values) -> Values:
         """Tokens with a wrong table of this grid instead of the right one."""
         rows, columns = (size // patch for size in values["latent"].shape[-2:])
         n = max(rows, columns)
@@ -79,16 +83,16 @@ def position_faults(found: Findings, scale: float) -> list[Fault]:
         right, put = (part.reshape(-1, hidden).to(values["x"]) for part in (right, wrong(right)))
         return values | {"x": values["x"] - right + put}
 
-    def chunks(tensor: Tensor, *order: int) -> Tensor:
+    def chunks(order: Sequence[int], tensor: Tensor) -> Tensor:
         parts = tensor.chunk(len(order), dim=-1)
         return torch.cat([parts[i] for i in order], dim=-1)
 
     return [
-        Fault(name, SEEN, stage="patch embedding", values=lambda values, wrong=wrong: table(values, wrong))
+        Fault(name, SEEN, stage="patch embedding", values=partial(table, wrong))
         for name, wrong in (
-            ("positional table transposed", lambda right: chunks(right, 1, 0)),
+            ("positional table transposed", partial(chunks, (1, 0))),
             ("positional table left out", torch.zeros_like),
-            ("cosines before sines in the positional table", lambda right: chunks(right, 1, 0, 3, 2)),
+            ("cosines before sines in the positional table", partial(chunks, (1, 0, 3, 2))),
         )
     ]
 
