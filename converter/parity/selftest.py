@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..nets import Net, Values, no_probe
-from ..nets.faults import CONFIG, FUNCTION, WEIGHTS, Fault, Faulty
+from ..nets.faults import CONFIG, FUNCTION, WEIGHTS, Fault, with_fault
 from .audit import audit
 from .choices import FLOAT64
 from .configuration import audit as config_audit
@@ -111,27 +111,13 @@ def _judged(context: SelfTestContext, fault: Fault, trial: Trial) -> Check:
 BENIGN = Fault("keys in another order, tensors copied", frozenset())
 
 
-class _Reordered(Mapping[str, Any]):
-    """The same tensors in the reverse order."""
-
-    def __init__(self, state: Mapping[str, Any]) -> None:
-        self._state, self._keys = state, list(state)[::-1]
-
-    def __getitem__(self, key: str) -> Any:
-        return self._state[key]
-
-    def __iter__(self) -> Any:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-
 def run_fault(context: SelfTestContext, fault: Fault) -> Trial:
     """Apply a fault, and ask each phase that can notice it."""
     trial = Trial()
     nets, sides = context.nets, context.nets.sides
-    state = _Reordered(sides.converted) if fault is BENIGN else Faulty(sides.converted, fault)
+    state = with_fault(sides.converted, fault)
+    if fault is BENIGN:
+        state = dict(reversed(state.items()))
     if fault.weights or fault.drop or fault is BENIGN:
         # All else was audited before, and is the same.
         touched = fault.weights.keys() or fault.drop or set(list(state)[:1])
