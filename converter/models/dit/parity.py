@@ -11,8 +11,8 @@ import numpy as np
 from ...families import Findings
 from ...families.dit import EXACT, EXACT_LINE, OTHERWISE
 from ...families.evidence import VAE_FACTOR
-from ...nets.inputs import Case, Draws
-from ...nets.latents import AFFORDABLE, believed_size, of_any_size, parts
+from ...nets.inputs import Case
+from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, of_any_size, own_size, parts
 from ...nets.sampler import Sampler
 from ...nets.spec import ParitySpec, PostLoadFix
 from .faults import faults
@@ -45,17 +45,12 @@ def reference(found: Findings, weights: Weights) -> Net:
     return of_any_size(dit(weights, made), dit(weights, replace(made, multi_scale=True)), made)
 
 
-class _Inputs(Draws):
+class _Inputs(LatentInputs):
     """Makes cases for one model."""
 
     def __init__(self, found: Findings) -> None:
-        super().__init__()
-        self.patch, self.channels = found.value("patch_size"), found.value("in_channels")
+        super().__init__(found)
         self.null = found.value("num_classes")
-        self.side = found.value("sample_size") // self.patch
-
-    def latent(self, batch: int, side: int) -> Any:
-        return self.draw(batch, self.channels, side * self.patch, side * self.patch)
 
     def case(
         self,
@@ -69,7 +64,8 @@ class _Inputs(Draws):
     ) -> Case:
         """A batch of different samples, one per timestep. `labels` count from the last, which is no class, if they are
         negative, and begin anew behind it; `side` counts patches (0: as most cases have)."""
-        latent = self.latent(len(timesteps), side or min(self.side, SMALL)) * np.float32(amplitude)
+        side = side or min(self.side, SMALL)
+        latent = self.latent(len(timesteps), side, side) * np.float32(amplitude)
         if outliers:
             latent[:, 0] *= 10
         arrays = {
@@ -102,12 +98,6 @@ def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
     return made
 
 
-def stages(found: Findings) -> list[tuple[str, Case]]:
-    """The patches of a latent of the model's own size: the table that the original stores, at the cost of no block."""
-    make = _Inputs(found)
-    return [("patch embedding", Case("native", {"latent": make.latent(1, make.side)}, "the model's own size"))]
-
-
 def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a `config.json` says of what an original file may not show, by flag name."""
     fields = STOCK.resolve_config(config)
@@ -128,7 +118,7 @@ AS_LOADED = ParitySpec(
     faults=faults,
     # A shift of all keys by one vector changes every score of a query alike, and softmax none of them.
     invisible_biases=("attn1.to_k",),
-    stages=stages,
+    stages=own_size,
     sampler=Sampler(GUIDED),
     loaded=STOCK.loaded,
 )

@@ -12,8 +12,8 @@ from ...families import Findings
 from ...families.evidence import VAE_FACTOR
 from ...families.pixart_evidence import MICRO
 from ...families.pixart_released import TOKENS
-from ...nets.inputs import Array, Case, Draws
-from ...nets.latents import AFFORDABLE, believed_size, of_any_size, parts
+from ...nets.inputs import Array, Case
+from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, of_any_size, own_size, parts
 from ...nets.sampler import Sampler
 from ...nets.spec import ParitySpec
 from .faults import faults
@@ -44,25 +44,21 @@ def shape(found: Findings) -> PixArtShape:
 
 def reference(found: Findings, weights: Weights) -> Net:
     """The original net. The fixed class takes one size only; of another, which is cheaper to run, its blocks see the
-    table of that size, as in the multi-scale class, and the stored table is tried by itself (`stages`)."""
+    table of that size, as in the multi-scale class, and the stored table is tried by itself (`own_size`)."""
     made = shape(found)
     net = pixart(weights, made)
     return net if made.multi_scale else of_any_size(net, pixart(weights, replace(made, multi_scale=True)), made)
 
 
-class _Inputs(Draws):
+class _Inputs(LatentInputs):
     """Makes cases for one model."""
 
-    def __init__(self, found: Findings, null: Array | None = None) -> None:
-        super().__init__()
-        self.found, self.null = found, null
+    def __init__(self, found: Findings, null: Array | None) -> None:
+        super().__init__(found)
+        self.width, self.micro, self.null = found.value("caption_channels"), found.value(MICRO), null
         finding = found.get("caption_tokens")
         by_version = {version: tokens for tokens, version in TOKENS.items()}
         self.tokens: int = (finding.value if finding else None) or by_version.get(found["version"].value, min(TOKENS))
-        self.patch = found.value("patch_size")
-
-    def latent(self, batch: int, rows: int, columns: int) -> Array:
-        return self.draw(batch, self.found.value("in_channels"), rows * self.patch, columns * self.patch)
 
     def case(
         self,
@@ -78,19 +74,19 @@ class _Inputs(Draws):
     ) -> Case:
         """A batch of different samples, one per timestep. `grid` counts patches, `lengths` caption tokens (0: all;
         None: no mask); `padding` is the amplitude of what the mask hides, `null` puts the null caption first."""
-        batch, width = len(timesteps), self.found.value("caption_channels")
+        batch = len(timesteps)
         latent = self.latent(batch, *grid) * np.float32(amplitude)
-        caption = self.draw(batch, self.tokens, width)
+        caption = self.draw(batch, self.tokens, self.width)
         if outliers:  # as text encoders have: a few channels far above all others
             latent[:, 0] *= 10
-            caption[:, :, :: max(width // 4, 1)] *= 20
+            caption[:, :, :: max(self.width // 4, 1)] *= 20
         if null and self.null is not None:
             caption[0] = self.null
         arrays = {"latent": latent, "timestep": np.array(timesteps, np.float32), "caption": caption}
         if lengths is not None:
             arrays["caption_mask"] = mask = self._mask(lengths)
             caption[mask == 0] *= np.float32(padding)
-        if self.found.value(MICRO):
+        if self.micro:
             sizes = [[512, 768], [1280, 832], [1024, 1536], [704, 1344]]
             arrays["img_hw"] = np.array(sizes[:batch], np.float32)
             arrays["aspect_ratio"] = np.array([[height / width] for height, width in sizes[:batch]], np.float32)
@@ -135,7 +131,7 @@ def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
     ):  # fmt: skip
         if name != GUIDED or null is not None:
             made.append(make.case(name, axes, **options))
-    side = found.value("sample_size") // make.patch
+    side = make.side
     large = (side * 5 // 4, side * 4 // 5)
     if profile == "standard":
         large = (min(large[0], 40), min(large[1], 25))
@@ -145,13 +141,6 @@ def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
         pixels = side * make.patch * VAE_FACTOR
         made.append(make.case("native", f"the model's own size, {pixels} px", (side, side), timesteps=(600.0, 40.0)))
     return made
-
-
-def stages(found: Findings) -> list[tuple[str, Case]]:
-    """The patches of a latent of the model's own size: the table that the original stores, at the cost of no block."""
-    make = _Inputs(found)
-    side = found.value("sample_size") // make.patch
-    return [("patch embedding", Case("native", {"latent": make.latent(1, side, side)}, "the model's own size"))]
 
 
 def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +165,7 @@ PARITY = ParitySpec(
     faults=faults,
     # A shift of all keys by one vector changes every score of a query alike, and softmax none of them.
     invisible_biases=("attn1.to_k", "attn2.to_k"),
-    stages=stages,
+    stages=own_size,
     optional=("caption_mask",),
     sampler=Sampler(GUIDED),
     loaded=STOCK.loaded,
