@@ -38,8 +38,8 @@ class _Part:
         return dict(zip(self.names, output if len(self.names) > 1 else (output,), strict=True))
 
     def output(self, values: Values) -> Any:
-        made = tuple(values[name] for name in self.names)
-        return made if len(made) > 1 else made[0]
+        output = tuple(values[name] for name in self.names)
+        return output if len(output) > 1 else output[0]
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,13 @@ class Streamed:
         """The library's own forward; `watch` is told what comes of each stage, of many modules of the first of them."""
         *inner, whole = self._placed
 
-        def told(name: str, part: _Part) -> Callable[..., None]:
+        def tell(name: str, part: _Part) -> Callable[..., None]:
             return lambda module, arguments, output: watch(name, part.values(output)) if watch else None
 
         with ExitStack() as undo, torch.inference_mode():
             for placed in inner if watch else ():
                 first = placed.parts[0]
-                undo.callback(first.module.register_forward_hook(told(placed.name, first)).remove)
+                undo.callback(first.module.register_forward_hook(tell(placed.name, first)).remove)
             output = self.stock.call(self.model, inputs)
         if watch:
             watch(whole.name, whole.parts[0].values(output))

@@ -13,7 +13,7 @@ from ..nets.faults import Fault
 from . import gates, localise
 from .choices import FLOAT32, FLOAT64, HALF
 from .function import CaseOutcome
-from .nets import NetPair, stage_of
+from .net_pair import NetPair, stage_of
 from .report import FAIL, Check, Phase
 from .statistics import relative
 

@@ -53,19 +53,19 @@ class Judge:
             what = f"{outcome.case.name} / {part}"
             for precision, output in outcome.converted.items():
                 truth = outcome.truth.get(precision, outcome.original[FLOAT64])
-                made = self._compare(output, truth, channels)
+                stats = self._compare(output, truth, channels)
                 # Not finite where the original in this precision is not either is no fault of the conversion.
                 theirs = int((~torch.isfinite(outcome.original[precision][:, channels])).sum())
-                made = replace(made, nonfinite=(made.nonfinite[0], max(made.nonfinite[1], theirs)))
-                if self._unfit(outcome, what, precision, made):
+                stats = replace(stats, nonfinite=(stats.nonfinite[0], max(stats.nonfinite[1], theirs)))
+                if self._unfit(outcome, what, precision, stats):
                     continue
                 if precision == FLOAT64:
-                    checks = list(gates.float64_checks(what, made))
+                    checks = list(gates.float64_checks(what, stats))
                     outcome.checks += [*checks, gates.smallest_passing(what, precision, checks)]
-                    outcome.checks += gates.shown(what, precision, made)
+                    outcome.checks += gates.shown(what, precision, stats)
                     continue
                 own = outcome.original[precision]
-                floor = gates.Floor(self._compare(own, truth, channels), made, self._compare(output, own, channels))
+                floor = gates.Floor(self._compare(own, truth, channels), stats, self._compare(output, own, channels))
                 if precision in HALF:
                     outcome.checks += gates.half_checks(what, precision, floor)
                 else:
@@ -75,16 +75,16 @@ class Judge:
         return compare(candidate[:, channels], reference[:, channels], self.patch)
 
     @staticmethod
-    def _unfit(outcome: CaseOutcome, what: str, precision: str, made: Statistics) -> bool:
+    def _unfit(outcome: CaseOutcome, what: str, precision: str, stats: Statistics) -> bool:
         """Whether there is nothing to compare: not finite, or a reference that is zero everywhere."""
-        bad = gates.nonfinite(what, precision, made)
+        bad = gates.nonfinite(what, precision, stats)
         if bad:
             outcome.checks.append(bad)
             if bad.passed is None and precision not in HALF:
                 outcome.doubts.append(f"{what}: the original's own output is not finite in {precision}")
-        elif not made.scale:
+        elif not stats.scale:
             outcome.doubts.append(f"{what}: the original's output is zero everywhere, which any zero would equal")
-        return bad is not None or not made.scale
+        return bad is not None or not stats.scale
 
     @staticmethod
     def _float32(outcome: CaseOutcome, what: str, floor: gates.Floor) -> None:
@@ -108,7 +108,7 @@ def run(
     judge: Judge,
     device: str = "cpu",
     step: Callable[[int], None] = lambda count: None,
-    keep: Watch = lambda stage, made: None,
+    keep: Watch = lambda stage, values: None,
 ) -> tuple[list[CaseOutcome], Detail]:
     """Run every case through both nets.
 

@@ -23,16 +23,16 @@ class Tracer:
         self._truth: dict[str, Values] = {}
         self.errors: dict[str, dict[str, float]] = {}
 
-    def truth(self, stage: str, made: Values) -> None:
-        if all(value.numel() <= TRACED for value in made.values()):
-            self._truth[stage] = {name: value.cpu() for name, value in made.items()}
+    def truth(self, stage: str, values: Values) -> None:
+        if all(value.numel() <= TRACED for value in values.values()):
+            self._truth[stage] = {name: value.cpu() for name, value in values.items()}
 
     def against(self, side: str) -> Watch:
-        def watch(stage: str, made: Values) -> None:
+        def watch(stage: str, values: Values) -> None:
             if stage in self._truth:
                 truth = self._truth[stage]
                 self.errors.setdefault(side, {})[stage] = max(
-                    relative(value.cpu(), truth[name]) for name, value in made.items() if name in truth
+                    relative(value.cpu(), truth[name]) for name, value in values.items() if name in truth
                 )
 
         return watch

@@ -15,7 +15,7 @@ from .audit import audit
 from .choices import FLOAT64
 from .configuration import audit as config_audit
 from .function import CaseOutcome, Judge
-from .nets import NetPair, is_resource_error
+from .net_pair import NetPair, is_resource_error
 from .report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from .statistics import relative
 
@@ -56,10 +56,10 @@ class SelfTestContext:
 
 def _changed(change: Callable[[Values], Values], inputs: Values) -> bool:
     try:
-        made = change(inputs)
+        new = change(inputs)
     except KeyError:  # of an input that is not there
         return False
-    return made.keys() != inputs.keys() or not all(torch.equal(value, made[name]) for name, value in inputs.items())
+    return new.keys() != inputs.keys() or not all(torch.equal(value, new[name]) for name, value in inputs.items())
 
 
 @dataclass
@@ -142,10 +142,10 @@ def _run_nets(
         first = context.outcomes[0]
         attempts[:1] = [(_one(first), context.tail), (first, context.tail)]
     for right, tail in attempts:
-        made = CaseOutcome(right.case, right.original)
+        outcome = CaseOutcome(right.case, right.original)
         try:
             net = context.nets.build(config, state)
-            made.converted[FLOAT64] = output_with(net, fault, right, tail, device=context.nets.device)
+            outcome.converted[FLOAT64] = output_with(net, fault, right, tail, device=context.nets.device)
         except Exception as error:
             if is_resource_error(error):
                 return
@@ -153,13 +153,13 @@ def _run_nets(
                 trial.detected_by.add(FUNCTION)
                 return
             continue  # inputs without what the fault changes
-        context.judge.judge(made)
-        context.waive(made.checks)
-        if made.verdict != PASS:
+        context.judge.judge(outcome)
+        context.waive(outcome.checks)
+        if outcome.verdict != PASS:
             trial.detected_by.add(FUNCTION)
             return
         for channels in context.judge.parts.values():
-            apart = relative(made.converted[FLOAT64][:, channels], right.converted[FLOAT64][:, channels])
+            apart = relative(outcome.converted[FLOAT64][:, channels], right.converted[FLOAT64][:, channels])
             trial.effect = max(trial.effect, apart)
         if tail and not fault.expected:
             return  # nothing is going to notice it, and what is left are whole nets
@@ -168,7 +168,7 @@ def _run_nets(
 def _one(outcome: CaseOutcome) -> CaseOutcome:
     """The first sample alone."""
     case = replace(outcome.case, arrays={name: array[:1] for name, array in outcome.case.arrays.items()})
-    original, converted = ({p: made[:1] for p, made in side.items()} for side in (outcome.original, outcome.converted))
+    original, converted = ({p: out[:1] for p, out in side.items()} for side in (outcome.original, outcome.converted))
     return CaseOutcome(case, original, converted)
 
 

@@ -20,7 +20,7 @@ from .choices import FLOAT64
 from .compared import Sides
 from .diagnosis import describe
 from .function import CaseOutcome, Judge
-from .nets import NetPair, is_resource_error
+from .net_pair import NetPair, is_resource_error
 from .report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase
 from .save_failing import save_outcome
 

@@ -41,8 +41,8 @@ def shape(found: Findings) -> DiTShape:
 
 def reference(found: Findings, weights: Weights) -> Net:
     """The original net, and on latents of another size than its own what it would be with the table of that size."""
-    made = shape(found)
-    return of_any_size(dit(weights, made), dit(weights, replace(made, multi_scale=True)), made)
+    own = shape(found)
+    return of_any_size(dit(weights, own), dit(weights, replace(own, multi_scale=True)), own)
 
 
 class _Inputs(LatentInputs):
@@ -81,10 +81,10 @@ def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
     make = _Inputs(found)
     # One batch of four: every weight is read once for all of them.
     words = "timesteps 999 and 321, each with a class and with none"
-    made = [make.case("t999-t321", words, (999, 321, 999, 321), (3, -1, -1, 3))]
+    listed = [make.case("t999-t321", words, (999, 321, 999, 321), (3, -1, -1, 3))]
     if profile == "quick":
-        return made
-    made += [
+        return listed
+    listed += [
         make.case("t0-t1", "timesteps 0 and 1, the first class and the last", (0, 1), (0, -2)),
         make.case("t20-t500", "a quarter of the latents' side", (20, 500), (-1, 7), max(min(make.side, SMALL) // 4, 1)),
         make.case("t998-t431", "two classes far apart", (998, 431), (1, make.null // 2)),
@@ -94,8 +94,8 @@ def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
     ]
     if make.side > SMALL and (make.side**2 <= AFFORDABLE or profile == "full"):
         pixels = make.side * make.patch * VAE_FACTOR
-        made.append(make.case("native", f"the model's own size, {pixels} px", (600, 40), side=make.side))
-    return made
+        listed.append(make.case("native", f"the model's own size, {pixels} px", (600, 40), side=make.side))
+    return listed
 
 
 def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,9 +45,9 @@ def shape(found: Findings) -> PixArtShape:
 def reference(found: Findings, weights: Weights) -> Net:
     """The original net. The fixed class takes one size only; of another, which is cheaper to run, its blocks see the
     table of that size, as in the multi-scale class, and the stored table is tried by itself (`own_size`)."""
-    made = shape(found)
-    net = pixart(weights, made)
-    return net if made.multi_scale else of_any_size(net, pixart(weights, replace(made, multi_scale=True)), made)
+    own = shape(found)
+    net = pixart(weights, own)
+    return net if own.multi_scale else of_any_size(net, pixart(weights, replace(own, multi_scale=True)), own)
 
 
 class _Inputs(LatentInputs):
@@ -107,7 +107,7 @@ def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
     null = next((tensor.numpy() for tensor in left.values() if len(tensor.shape) == 2), None)
     make = _Inputs(found, null)
     # One batch of four: every weight is read once for all of them.
-    made = [
+    listed = [
         make.case(
             "t999-t321",
             "24 x 16 latents; timesteps 999 and 321 with captions of 17 and of all tokens; garbage in the padding",
@@ -117,7 +117,7 @@ def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
         )
     ]
     if profile == "quick":
-        return made
+        return listed
     most = max(make.tokens - 1, 1)
     for name, axes, options in (
         ("t0-t1", "16 x 24 latents, timesteps 0 and 1, captions of 1 token and of all but one",
@@ -130,17 +130,17 @@ def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
         (GUIDED, "the null caption, unmasked, and a text, as for guidance", {"lengths": (0, 17), "null": True}),
     ):  # fmt: skip
         if name != GUIDED or null is not None:
-            made.append(make.case(name, axes, **options))
+            listed.append(make.case(name, axes, **options))
     side = make.side
     large = (side * 5 // 4, side * 4 // 5)
     if profile == "standard":
         large = (min(large[0], 40), min(large[1], 25))
     if min(large) > 0:
-        made.append(make.case("bin", "a large bin of another aspect ratio", large, timesteps=(700.0, 100.0)))
+        listed.append(make.case("bin", "a large bin of another aspect ratio", large, timesteps=(700.0, 100.0)))
     if side * side <= AFFORDABLE or profile == "full":
         pixels = side * make.patch * VAE_FACTOR
-        made.append(make.case("native", f"the model's own size, {pixels} px", (side, side), timesteps=(600.0, 40.0)))
-    return made
+        listed.append(make.case("native", f"the model's own size, {pixels} px", (side, side), timesteps=(600.0, 40.0)))
+    return listed
 
 
 def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
