@@ -338,7 +338,7 @@ def test_the_reference_is_the_original_net_on_its_own_size_and_runs_on_others(la
         assert torch.equal(one, other) != own
         if own:
             assert torch.equal(one, whole(Weights(state, torch.float64), shape(found)).forward(inputs))
-    ((stage, case),) = brought.stages(found)
+    ((stage, case),) = PARITY.stages(found)
     assert (stage, case.arrays["latent"].shape) == ("patch embedding", (1, 4, 24, 24))
 
 
@@ -547,7 +547,7 @@ def test_fields_that_change_no_output_are_no_faults(pair: Pair) -> None:
 def test_the_session_compares_the_net_that_the_user_names(pair: Pair) -> None:
     for said, wanted in (({}, AS_LOADED), (EXACT, AMENDED)):
         with session(pair, **said) as opened:
-            assert opened.remedied == (wanted is AMENDED)
+            assert opened.fixed == (wanted is AMENDED)
             assert opened.model.converted is wanted.converted
 
 
