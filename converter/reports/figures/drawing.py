@@ -182,7 +182,8 @@ class Drawing:
         """Bottom up, so that an element whose children have all gone goes too."""
         for child in list(element):
             self._clean(child, markers)
-            if child.tag in ("defs", "style", "metadata") or (child.tag == "g" and not len(child)):
+            nothing = (child.tag == "g" and not len(child)) or (child.tag == "path" and "d" not in child.attrib)
+            if nothing or child.tag in ("defs", "style", "metadata"):
                 element.remove(child)
             child.tail = None
         if element.tag == "use":
