@@ -83,16 +83,14 @@ def init_from_dit(
     from ..initialisation import init_from_dit as run
     from ..initialisation.report import KINDS, render
     from .progress import bar
-    from .reporting import writable, write_text
+    from .reporting import renderable, writable, write_text
 
     if version and caption_tokens:
         raise UsageError("--version, --caption_tokens: one of the two")
     if version == "sigma" and micro_condition:
         raise UsageError("--version sigma, --micro_condition: sigma has none (--caption_tokens 300 if that is meant)")
     reports = [Path(path) for path in report]
-    for path in reports:
-        if path.suffix not in KINDS:
-            raise UsageError(f"--report {printable(path)}: its suffix has to be one of {', '.join(KINDS)}")
+    renderable(reports, KINDS)
     writable(reports, [orig_ckpt_path, dump_path], "--report")
     tokens = caption_tokens or {"alpha": 120, "sigma": 300}[version or "alpha"]
     options = Options(caption_tokens=tokens, micro_condition=bool(micro_condition), **chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,21 @@ def prepared(reports: Sequence[str], card: str | None, pairs: Sequence[Pair]) ->
 
     Raises: `UsageError`.
     """
-    for path in map(Path, reports):
-        if path.suffix not in KINDS:
-            raise UsageError(f"--report {printable(path)}: its suffix has to be one of {', '.join(KINDS)}")
-        if path.suffix == ".html":
-            render([Report(PASS, "")], path.suffix)  # what it needs is installed
+    renderable([Path(path) for path in reports], KINDS)
     targets = [Path(path) for path in (*reports, *([card] if card else []))]
     writable(targets, [side for pair in pairs for side in (pair.original, pair.converted)], "--report, --card")
+
+
+def renderable(paths: Sequence[Path], kinds: Collection[str]) -> None:
+    """Whether reports can be rendered as their suffixes say, one of `kinds`, with what is installed.
+
+    Raises: `UsageError`.
+    """
+    for path in paths:
+        if path.suffix not in kinds:
+            raise UsageError(f"--report {printable(path)}: its suffix has to be one of {', '.join(kinds)}")
+        if path.suffix == ".html":
+            render([Report(PASS, "")], path.suffix)
 
 
 def writable(targets: Sequence[Path], sources: Sequence[str], flags: str) -> None:
