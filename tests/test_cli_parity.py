@@ -728,10 +728,21 @@ try:
 finally:
     print("IMPORTED", *sorted(set(sys.modules) & {heavy}))
 """
-HEAVY = {"torch", "diffusers", "safetensors", "transformers", "numpy", "tqdm", "ctypes", "jinja2", "tomllib"}
+HEAVY = {
+    "torch",
+    "diffusers",
+    "safetensors",
+    "transformers",
+    "numpy",
+    "tqdm",
+    "ctypes",
+    "jinja2",
+    "matplotlib",
+    "tomllib",
+}
 
 
-HEAVY_FOR_ALL = {"torch", "diffusers", "transformers", "jinja2"}
+HEAVY_FOR_ALL = {"torch", "diffusers", "transformers", "jinja2", "matplotlib"}
 NO_LINE = re.compile("")
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..nets import Net, Values, no_probe
-from ..nets.faults import CONFIG, FUNCTION, Fault, WEIGHTS, with_fault
-from ..reports.report import Check, FAIL, INCONCLUSIVE, PASS, Phase
+from ..nets.faults import CONFIG, FUNCTION, WEIGHTS, Fault, with_fault
+from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from .audit import audit
 from .choices import FLOAT64
 from .configuration import audit as config_audit

@@ -39,7 +39,7 @@ def page(reports: Sequence[Report], wording: Wording) -> str:
         marks=facts.MARKS,
         wording=wording,
     )
-    return made.rstrip() + "\n"
+    return made.strip() + "\n"
 
 
 @cache

@@ -34,6 +34,7 @@ COLOURS = {name: f"#a1b2{i:02x}" for i, name in enumerate(NAMES)}
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "convert-pixart",
+    "font.family": "DejaVu Sans",
     "font.size": 11.5,
     "text.color": COLOURS["ink"],
     "axes.edgecolor": COLOURS["grid"],
@@ -60,7 +61,7 @@ STYLE = {
     "image.interpolation": "nearest",
 }
 _DECIMALS = re.compile(r"-?\d+\.\d{3,}")
-_FONT = re.compile(r"font: (?:(\d+|bold) )?([\d.]+px) [^;]*")
+_FONT = re.compile(r"font: (?:(\d+|bold) )?([\d.]+px) [^;]*|font-family: [^;]*;? ?")
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,8 @@ class Drawing:
         """A tooltip for each place on the x axis, as tall as the axes, that a pointer can hit."""
         low, high = axes.get_ylim()
         wide = 12 / axes.bbox.width * len(words)
-        for x, raw in enumerate(words):
-            bar = axes.bar([x], [high - low], wide, low, color=COLOURS["card"], alpha=0.001, zorder=5)[0]
+        bars = axes.bar(range(len(words)), high - low, wide, low, color=COLOURS["card"], alpha=0.001, zorder=5)
+        for bar, raw in zip(bars, words, strict=True):
             self.tooltips(bar, [raw])
 
     def legend(self, keys: Iterable[tuple[Line2D, str]], left: float) -> None:
@@ -181,7 +182,8 @@ class Drawing:
         """Bottom up, so that an element whose children have all gone goes too."""
         for child in list(element):
             self._clean(child, markers)
-            if child.tag in ("defs", "style", "metadata") or (child.tag == "g" and not len(child)):
+            nothing = (child.tag == "g" and not len(child)) or (child.tag == "path" and "d" not in child.attrib)
+            if nothing or child.tag in ("defs", "style", "metadata"):
                 element.remove(child)
             child.tail = None
         if element.tag == "use":
@@ -253,6 +255,12 @@ def _plain(value: str) -> str:
         return "".join(value.split())
     for name, colour in COLOURS.items():
         value = value.replace(colour, f"var(--{name})")
-    value = _FONT.sub(lambda font: f"font-size: {font[2]}" + (f"; font-weight: {font[1]}" if font[1] else ""), value)
+    value = _FONT.sub(_size, value)
     value = _DECIMALS.sub(lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), value)
     return " ".join(value.split())
+
+
+def _size(font: re.Match[str]) -> str:
+    """The page chooses the font."""
+    weight, size = font.groups()
+    return "; ".join([*([f"font-size: {size}"] if size else []), *([f"font-weight: {weight}"] if weight else [])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 from ..numbers import broken, mapping, number, positive, sequence, show
@@ -55,6 +56,10 @@ def _parts(raw: Sequence[dict[str, Any]]) -> list[Part]:
     ]
 
 
+def _colour(part: Part) -> tuple[str, float]:
+    return (COLOURS["fail"], 1.0) if part.faulty else (COLOURS["series"], 0.62)
+
+
 def _range(parts: Sequence[Part]) -> tuple[float, float] | None:
     return log_range([value for part in parts for value in (part.error, part.floor)])
 
@@ -71,15 +76,15 @@ def _bars(stages: list[Part]) -> str:
     drawing, axes = upright(stages, "local error of every stage of the net", [stage.faulty for stage in stages])
     log_axis(axes, "y", low, high)
     wide = min(0.62, 34 * len(stages) / axes.bbox.width)
-    for x, stage in enumerate(stages):
-        colour, alpha = ("fail", 1.0) if stage.faulty else ("series", 0.62)
-        top = _length(stage, low, high)
-        bar = axes.bar([x], [top - low], wide, low, color=COLOURS[colour], alpha=alpha)[0]
+    tops = [_length(stage, low, high) for stage in stages]
+    bars = axes.bar(range(len(stages)), [top - low for top in tops], wide, low, color=[*map(_colour, stages)])
+    for x, (stage, bar) in enumerate(zip(stages, bars, strict=True)):
         drawing.tooltips(bar, [stage.words])
         if broken(stage.error):
             axes.scatter([x], [high], marker="x", color=COLOURS["ink"], linewidths=2.2, zorder=4)
-        if stage.floor:
-            axes.hlines(stage.floor, x - wide / 2 - 0.06, x + wide / 2 + 0.06, color=COLOURS["floor"], linewidth=2)
+    noise = [nan if stage.floor is None else stage.floor for stage in stages]
+    half, places = wide / 2 + 0.06, range(len(stages))
+    axes.hlines(noise, [x - half for x in places], [x + half for x in places], color=COLOURS["floor"], linewidth=2)
     keys = [
         (drawing.key("s", "series", 0.62, markersize=9), "as the original"),
         (drawing.key("s", "fail", markersize=9), "at fault"),
@@ -101,14 +106,14 @@ def _rows(parts: list[Part]) -> str:
     axes.grid(False, axis="y")
     axes.set_yticks(range(len(parts)), [drawing.text(part.name, 22) for part in parts])
     drawing.mark(axes.get_yticklabels(), [part.faulty for part in parts])
-    for y, part in enumerate(parts):
-        colour, alpha = ("fail", 1.0) if part.faulty else ("series", 0.62)
-        end = _length(part, low, high)
-        bar = axes.barh([y], [end - low], 0.64, low, color=COLOURS[colour], alpha=alpha)[0]
+    ends = [_length(part, low, high) for part in parts]
+    bars = axes.barh(range(len(parts)), [end - low for end in ends], 0.64, low, color=[*map(_colour, parts)])
+    for y, (part, bar, end) in enumerate(zip(parts, bars, ends, strict=True)):
         drawing.tooltips(bar, [part.words])
-        if part.floor:
-            axes.vlines(part.floor, y - 0.4, y + 0.4, color=COLOURS["floor"], linewidth=2)
-        words = drawing.text(show(part.error))
         style = {"color": COLOURS["fail"], "fontweight": 700} if part.faulty else {"color": COLOURS["mute"]}
+        words = drawing.text(show(part.error))
         axes.annotate(words, (end, y), (6, 0), textcoords="offset points", va="center_baseline", **style)
+    places = range(len(parts))
+    noise = [nan if part.floor is None else part.floor for part in parts]
+    axes.vlines(noise, [y - 0.4 for y in places], [y + 0.4 for y in places], color=COLOURS["floor"], linewidth=2)
     return drawing.svg()
