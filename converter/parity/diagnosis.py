@@ -10,11 +10,11 @@ import torch
 from ..errors import printable, shortened
 from ..nets import no_probe
 from ..nets.faults import Fault
+from ..reports.report import FAIL, Check, Phase
 from . import gates, localise
 from .choices import FLOAT32, FLOAT64, HALF
 from .function import CaseOutcome
 from .net_pair import NetPair, stage_of
-from .report import FAIL, Check, Phase
 from .statistics import relative
 
 

@@ -167,6 +167,10 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
         pairs(call(Node(b"ccollections\nCounter\n")), ("w", tensor())),
         ("not a dict of tensors",),
     ),
+    "a defaultdict of items": (
+        pairs(call(Glob("collections", "defaultdict"), [("w", 1)]), ("w", tensor())),
+        ("a defaultdict built in a way that torch never uses",),
+    ),
     "a defaultdict of a pair": (
         pairs(call(Glob("collections", "defaultdict"), None, {"w": 1}), ("w", tensor())),
         ("a defaultdict built in a way that torch never uses",),

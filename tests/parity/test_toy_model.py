@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from converter import convert
 from converter.parity import check
-from converter.parity.report import FAIL, PASS, Report
+from converter.reports.report import FAIL, PASS, Report
 
 HERE = Path(__file__).parent
 FAMILY = str(HERE / "toy_family.py")
