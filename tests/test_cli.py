@@ -388,7 +388,7 @@ USAGES: dict[str, tuple[list[str], str]] = {
     "a checkpoint and a job": (["{base}", "--watch={full}"], "not both"),
     "one target of several": (
         ["--orig_ckpt_path={s}", "--orig_ckpt_path={full}/mine.pth", "--dump_path={o}"],
-        "would both go with",
+        "have the same target",
     ),
     "a glob of nothing": (["--orig_ckpt_path={full}/*.bin", "--dump_path={o}/{{stem}}"], "matches no checkpoint"),
     "a job without names": (["--watch={full}", "--dump_path={o}"], "has to tell checkpoints apart"),

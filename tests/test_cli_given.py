@@ -85,14 +85,17 @@ def test_what_is_given_is_in_the_config(word: str, name: str, value: object, toy
         (["num_heads"], "num_heads is not of the form NAME=VALUE"),
         (["=4"], "=4 is not of the form NAME=VALUE"),
         (["Num Heads=4"], "Num Heads=4 is not of the form NAME=VALUE"),
-        (["num_heads=4", "num-heads=5"], "num_heads is there twice"),
+        (["num_heads=4", "num-heads=5"], "num_heads is given twice"),
         (["num_heads=four"], "--num_heads 'four': not int but str"),
         (["num_heads=true"], "--num_heads True: not int but bool"),
         (["rate=1e999"], "--rate inf: not a finite number"),
-        (["heads=4"], "--heads: not a flag of the family toy, which has --num_heads, --rate, --causal, --kind"),
-        (["dtype=float16"], "--given dtype: say --dtype"),
-        (["image_size=512"], "--given image_size: say --image_size"),
-        (["progress=1"], "--given progress: not the name of a hyper-parameter"),
+        (
+            ["heads=4"],
+            "--heads: not a hyper-parameter of the family toy, which has --num_heads, --rate, --causal, --kind",
+        ),
+        (["dtype=float16"], "--given dtype: use --dtype"),
+        (["image_size=512"], "--given image_size: use --image_size"),
+        (["progress=1"], "--progress: not a hyper-parameter of the family toy"),
     ],
     ids=str,
 )
@@ -107,6 +110,8 @@ def test_what_is_misspelt_is_one_line(words: list[str], said: str, toy: Path, cl
 @pytest.mark.parametrize("name", ["original", "converted", "base", "progress", "profile"])
 def test_a_comparison_has_other_words_of_its_own(name: str, toy: Path, cli: Cli) -> None:
     paths = ["--orig_ckpt_path", toy / "toy.pth", "--converted_path", toy / "out"]
-    done = cli("pixart", "parity", *paths, "--given", f"{name}=1")
+    assert convert(cli, toy, "num_heads=2").returncode == 0
+    done = cli("pixart", "parity", *paths, "--family", toy / "toyfamily.py", "--given", f"{name}=1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"pixart: error: --given {name}: ")
+    rule = "--given profile: use --profile" if name == "profile" else f"--{name}: not a hyper-parameter of the family"
+    assert done.stderr.startswith(f"pixart: error: {rule}")

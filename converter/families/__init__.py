@@ -59,9 +59,14 @@ def _from_packages() -> dict[str, Family]:
     return found
 
 
+def installed(*, packages: bool = True) -> dict[str, Family]:
+    """The built-in families by name, and those that other packages bring."""
+    return _built_in() | (_from_packages() if packages else {})
+
+
 def families(*, packages: bool = True) -> dict[str, Family]:
     """Every family by name, built-in ones first; one registered under the same name takes its place."""
-    return _built_in() | (_from_packages() if packages else {}) | _REGISTERED
+    return installed(packages=packages) | _REGISTERED
 
 
 def find(name: str) -> Family:
@@ -113,6 +118,6 @@ def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple
 
 
 __all__ = [
-    "Family", "Finding", "Findings", "Flag", "State", "altered", "families", "find", "named", "recognise", "register",
+    "Family", "Finding", "Findings", "Flag", "State", "altered", "families", "find", "installed", "named", "recognise", "register",
     "tables"
 ]  # fmt: skip

@@ -72,9 +72,9 @@ def test_a_file_with_both_says_so_and_gives_what_was_asked_for(tmp_path: Path) -
         ]
         assert checkpoint.others == ["epoch: a value of type int"]
         assert checkpoint.container == "torch archive, {state_dict, state_dict_ema, epoch}"
-    with pytest.raises(UsageError, match="--weights ema, but the file holds only raw weights"):
+    with pytest.raises(UsageError, match="`weights` ema, but the file holds only raw weights"):
         read_all(saved(tmp_path, {"w": tensor()}), "ema")
-    with pytest.raises(UsageError, match=r"--weights raw, but the file holds only ema weights \(ema\)"):
+    with pytest.raises(UsageError, match=r"`weights` raw, but the file holds only ema weights \(ema\)"):
         read_all(saved(tmp_path, {"ema": {"w": tensor()}}), "raw")
     with pytest.raises(ValueError, match="'raw', 'ema' or None"):
         open_checkpoint(path, "best")

@@ -151,7 +151,7 @@ def test_refuses_a_name_that_is_too_long_before_anything_is_done(tmp_path: Path,
 
 def test_names_that_are_not_plain_text_are_shown_safely(tmp_path: Path, source: Path) -> None:
     (tmp_path / "a\x1b[31m\n.pth").write_text("")
-    with pytest.raises(UsageError, match=r"a\\x1b\[31m\\n\.pth: exists; use --overwrite") as caught:
+    with pytest.raises(UsageError, match=r"a\\x1b\[31m\\n\.pth: exists; use `overwrite`") as caught:
         check_file(tmp_path / "a\x1b[31m\n.pth", source, overwrite=False)
     assert str(caught.value).isprintable()
 
@@ -205,7 +205,7 @@ def made(folder: Path, *names: str) -> Path:
 def test_what_systems_and_the_hub_leave_does_not_block_overwrite(tmp_path: Path, source: Path) -> None:
     out = made(tmp_path / "out", *NO_ONES)
     assert check_target(out, source, overwrite=True, allowed=lambda _: OURS) == out.resolve()
-    with pytest.raises(UsageError, match="use --overwrite to replace it"):
+    with pytest.raises(UsageError, match="use `overwrite` to replace it"):
         check_target(out, source, overwrite=False, allowed=lambda _: OURS)
 
 

@@ -215,7 +215,7 @@ def test_both_kinds_are_told_apart(state: State, tmp_path: Path) -> None:
 )
 def test_weights_that_are_not_there(container: str, weights: str, state: State, tmp_path: Path) -> None:
     path = save(CONTAINERS[container](state), tmp_path / "made.pth")
-    with pytest.raises(converter.UsageError, match=f"--weights {weights}, but the file holds only"):
+    with pytest.raises(converter.UsageError, match=f"`weights` {weights}, but the file holds only"):
         convert(path, tmp_path / "out", weights=weights)
     assert not (tmp_path / "out").exists()
 
@@ -330,7 +330,7 @@ def test_flags_are_asked_for_by_the_names_that_they_have(name: str, tmp_path: Pa
 @pytest.mark.parametrize("size", [9, 20, 24, 250])
 def test_an_image_size_that_no_latent_grid_has(size: int, tmp_path: Path) -> None:
     path = save(pixart(pos_embed=False), tmp_path / "made.pth")
-    with pytest.raises(converter.UsageError, match=f"--image_size {size}"):
+    with pytest.raises(converter.UsageError, match=f"`image_size` {size}"):
         convert(path, tmp_path / "out", hyper_parameters={"image_size": size, "interpolation_scale": 1.0})
 
 
@@ -374,7 +374,7 @@ def test_a_flag_that_contradicts_the_file(name: str, tmp_path: Path) -> None:
 
 def test_heads_that_do_not_divide_the_width(tmp_path: Path) -> None:
     path = save(pixart(), tmp_path / "made.pth")
-    with pytest.raises(converter.UsageError, match="--num_attention_heads 5: the hidden size 24 does not divide by it"):
+    with pytest.raises(converter.UsageError, match="`num_attention_heads` 5: the hidden size 24 does not divide by it"):
         convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": 5})
 
 
@@ -462,7 +462,7 @@ def test_a_table_that_only_begins_like_one(tmp_path: Path) -> None:
     table = sincos(24, 8, 1.0)
     table[0, 40:] = random_table()[0, 40:]
     path = save(with_table(table, tokens=120), tmp_path / "fixed.pth")
-    with pytest.raises(converter.UsageError, match=r"--interpolation_scale is needed: .* no sin-cos table"):
+    with pytest.raises(converter.UsageError, match=r"`interpolation_scale` is needed: .* no sin-cos table"):
         convert(path, tmp_path / "out")
     with pytest.raises(converter.InputError, match="fixed-size class uses it"):
         convert(path, tmp_path / "out", hyper_parameters={"interpolation_scale": 1.0})
@@ -474,7 +474,7 @@ def test_a_table_that_is_not_square_or_absent_needs_a_size(tmp_path: Path) -> No
         ("absent", pixart(pos_embed=False, tokens=300)),
     ):
         path = save(state, tmp_path / f"{name}.pth")
-        with pytest.raises(converter.UsageError, match="--image_size is needed"):
+        with pytest.raises(converter.UsageError, match="`image_size` is needed"):
             convert(path, tmp_path / name)
         done = convert(path, tmp_path / name, hyper_parameters={"image_size": 256})
         assert json.loads((done.path / CONFIG).read_text())["sample_size"] == 32
@@ -745,7 +745,7 @@ def test_a_refused_file_leaves_the_old_result_alone(tmp_path: Path) -> None:
 
 def test_overwriting_leaves_nothing_of_the_old(tmp_path: Path) -> None:
     out = convert(save(pixart(), tmp_path / "one.pth"), tmp_path / "out").path
-    with pytest.raises(converter.UsageError, match="use --overwrite"):
+    with pytest.raises(converter.UsageError, match="use `overwrite`"):
         convert(tmp_path / "one.pth", out)
     state = pixart(seed=1)
     del state["y_embedder.y_embedding"]

@@ -179,5 +179,5 @@ def test_with_threads_said_the_report_is_the_same_whatever_the_process_had(pair:
 
 @pytest.mark.parametrize("threads", [0, -1, 1025])
 def test_threads_that_are_none(threads: int, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"--threads {threads}: from 1 to 1024"):
+    with pytest.raises(UsageError, match=f"`threads` {threads}: from 1 to 1024"):
         check(tmp_path, tmp_path, threads=threads)
