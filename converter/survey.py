@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.meaning import EMA, RAW, UNKNOWN
 from .checkpoint.names import plainly_foreign
 from .errors import InputError, UsageError, printable
-from .families import Family, Findings, altered, find, named, recognise, tables
+from .families import Family, Findings, altered, find, named, recognise, stranger, tables
 from .mapping import KeyMapping, MappingError, Plan, fold
 from .misshapen import flat, misshapen, not_weights
 from .record import RECORD, record_beside
@@ -125,7 +125,7 @@ def survey(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None, famil
     # What is said of the whole comes before what is said of single tensors.
     made.plan.problems[:0] = flat(checkpoint, made.plan) + misshapen(checkpoint, made.plan) + made.found.problems
     made.plan.problems += not_weights(checkpoint)
-    if made.plan.problems and (kind := altered(checkpoint)):  # of a family that was insisted on
+    if made.plan.problems and (kind := stranger(checkpoint, *recognised)):  # of a family that was insisted on
         made.plan.problems.insert(0, f"this is {kind}")
     if made.plan.problems and checkpoint.mixed:
         made.plan.problems.insert(0, checkpoint.mixed)
