@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from .places import Place
+from .words import words
 
 _MULTIPLES = (2, 3, 4, 6, 8, 9)
 _FREQUENCIES = 256  # what sines and cosines of the timestep are as a rule: a constant of the code
@@ -17,8 +18,8 @@ class Symbols:
     """Symbols for the sizes of a net. `dims`: symbol -> size; `first`: symbol -> the path that it was first seen at.
 
     D is the size that most axes of matrices have; a multiple of it is written as that where rows have it (`3D`). C
-    and p are the channels and the side of a patch's kernel, N what a table of positions has. Another symbol stands for
-    a size in one part of the net, its first segment: there, two sizes that are equal by chance share one.
+    and p are the channels and the side of the patch embedding's kernel, N what a table of positions has. Another symbol
+    stands for a size in one part of the net, its first segment: there, two sizes that are equal by chance share one.
     """
 
     def __init__(self, places: Iterable[Place]) -> None:
@@ -34,6 +35,10 @@ class Symbols:
             for place in places
             if len(place.shape) > 1 and self._width and place.shape[0] in {m * self._width for m in _MULTIPLES}
         }
+        kernels = [place for place in places if len(place.shape) > 3 and place.shape[0] == self._width]
+        named = [place for place in kernels if words(place.path).area == "patch"]
+        outside = [place for place in kernels if not place.indexed]
+        self._patches = next(iter(named or outside), None)  # other kernels have sides of their own
         # Named in the order of the places, so that the same file gives the same letters.
         self._patterns = {place: self._pattern(place) for place in places}
 
@@ -42,7 +47,7 @@ class Symbols:
         return " ".join(self._patterns[place])
 
     def _pattern(self, place: Place) -> list[str]:
-        if len(place.shape) > 3:  # a kernel: rows, channels, and its sides
+        if place is self._patches:  # a kernel: rows, channels, and its sides
             meant = ["", "C", *["p"] * (len(place.shape) - 2)]
         elif len(place.shape) == 3 and place.shape[0] == 1:
             meant = ["", "N", ""]
