@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
@@ -240,7 +240,7 @@ def _unlike(moves: list[Move], state: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _linked(rows: Iterable[Row]) -> tuple[dict[str, int], dict[str, int]]:
+def _linked(rows: Sequence[Row]) -> tuple[dict[str, int], dict[str, int]]:
     """Path before `{}` -> a number for what its blocks are counted with, in the source and in the target layout: a
     stack and what becomes of it have as many blocks, and so have two stacks that become one."""
     numbers: dict[tuple[bool, str], int] = {}
@@ -250,5 +250,11 @@ def _linked(rows: Iterable[Row]) -> tuple[dict[str, int], dict[str, int]]:
         own = {numbers.setdefault((target, path), len(numbers)) for target, path in paths if path is not None}
         if not row.spread:  # the stacks that one tensor is copied into are not one for that
             numbers = {place: min(own) if number in own else number for place, number in numbers.items()}
+    counted = {numbers[False, stack(row.source) or ""] for row in rows if row.counts}
+    if len(counted) == 1:  # where there is one stack, copies in blocks that no other row fills are as many
+        copied = {
+            numbers[True, stack(path) or ""] for row in rows if row.spread for path in row.targets if "{}" in path
+        }
+        numbers = {place: min(counted) if number in copied else number for place, number in numbers.items()}
     source, target = ({path: n for (there, path), n in numbers.items() if there is side} for side in (False, True))
     return source, target

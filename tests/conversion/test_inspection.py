@@ -199,16 +199,16 @@ def test_no_tensor_is_read(tmp_path: Path) -> None:
 
 # What is imported.
 HEAVY = {"torch", "diffusers", "numpy", "safetensors", "transformers", "click", "tqdm"}
-FILE = "fixtures/golden/alpha-ms.pth"
+FILE, HEADS = "fixtures/golden/alpha-ms.pth", {"num_attention_heads": 4}
 LIGHT = {
     "import converter": HEAVY,
     "import converter.mapping": HEAVY,
     "import converter.models.pixart.table": HEAVY,
     "import converter; converter.KeyMapping, converter.Family, converter.convert, converter.inspect": HEAVY,
     f"import converter; assert converter.inspect({FILE!r})['problems'] == []": HEAVY,
-    f"from converter import convert as c; c({FILE!r}, OUT, hyper_parameters={{'num_attention_heads': 4}})": HEAVY
+    f"from converter import convert as c; c({FILE!r}, OUT, hyper_parameters={HEADS!r})": HEAVY
     - {"numpy"},
-    f"from converter import convert as c; c({FILE!r}, OUT, weights='ema', hyper_parameters={{'num_attention_heads': 4}})": HEAVY
+    f"from converter import convert as c; c({FILE!r}, OUT, weights='ema', hyper_parameters={HEADS!r})": HEAVY
     - {"numpy"},
 }
 
