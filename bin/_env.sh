@@ -85,7 +85,7 @@ _install() {
     _pip install -c constraints.txt "$(grep -m 1 '^torch==' constraints.txt)" &&
         # setuptools before the project, so that the build uses the pinned one and fetches none of its own.
         _pip install -c constraints.txt setuptools &&
-        _pip install -c constraints.txt --no-build-isolation -e ".${1:+[$1]}"
+        _pip install -c constraints.txt --no-build-isolation -e ".[report${1:+,$1}]"
 }
 
 # In a subshell of its own: the lock, the directory and the variables end with it.

@@ -77,9 +77,10 @@ def forwards(original: Path, converted: Path) -> dict[str, float]:
 
     from converter import open_checkpoint
     from converter.conversion.analysis import analyse
-    from converter.parity.pixart import cases, shape
-    from converter.parity.pixart_stock import call
-    from converter.reference import Weights, pixart
+    from converter.models.pixart.net import pixart
+    from converter.models.pixart.parity import cases, shape
+    from converter.models.pixart.stock import STOCK
+    from converter.nets import Weights
 
     class Held(Weights):
         """Weights that are in memory already are lent as they are."""
@@ -103,7 +104,7 @@ def forwards(original: Path, converted: Path) -> dict[str, float]:
         for dtype in (torch.float32, torch.float64):
             model, inputs = model.to(dtype), case.tensors(dtype)
             started = time.perf_counter()
-            call(model, inputs)
+            STOCK.call(model, inputs)
             spent += time.perf_counter() - started
     return {"forwards": spent}
 
@@ -125,7 +126,7 @@ def audit(original: Path, converted: Path) -> dict[str, float]:
     """Reading both files once, and the audit, from the page cache."""
     from converter import open_checkpoint
     from converter.conversion.analysis import analyse
-    from converter.families.pixart import PIXART
+    from converter.models.pixart.table import PIXART
     from converter.parity.audit import audit as run
     from converter.parity.compared import Sides
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .conversion.options import ConversionOptions
     from .errors import ConverterError, InputError, UsageError
     from .families import Family, Finding, Findings, Flag, register
-    from .mapping import Computed, Copies, Extra, KeyMapping, MappingError, Parameter, Refused, Sparse
+    from .mapping import Computed, Copies, Extra, KeyMapping, MappingError, Parameter, Refused, Reorder, Sparse
 
 _HOMES = {
     "checkpoint": ("Checkpoint", "LazyTensor", "open_checkpoint"),
@@ -34,8 +34,10 @@ _HOMES = {
     "families": ("Family", "Finding", "Findings", "Flag", "register"),
     "conversion.inspection": ("inspect",),
     "conversion.options": ("ConversionOptions",),
-    "mapping": ("Computed", "Copies", "Extra", "KeyMapping", "MappingError", "Parameter", "Refused", "Sparse"),
-}
+    "mapping": (
+        "Computed", "Copies", "Extra", "KeyMapping", "MappingError", "Parameter", "Refused", "Reorder", "Sparse",
+    ),
+}  # fmt: skip
 
 __all__ = [
     "Checkpoint",
@@ -56,6 +58,7 @@ __all__ = [
     "MappingError",
     "Parameter",
     "Refused",
+    "Reorder",
     "Sparse",
     "UsageError",
     "__version__",

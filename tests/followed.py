@@ -4,19 +4,22 @@ What the blocks mean:
     python  a file, where its first line is `# NAME.py`; shown out of one, where it is `# from NAME.py` (`...` for
             what is left out); else it is run
     toml    a file, `# NAME.toml`
-    sh      commands; a comment may say the exit code
-    text    what the commands before it printed, with `...` for what differs from machine to machine
+    sh      commands; a comment may say the exit code. With `\\` at its end a line goes on in the next one
+    text    what the commands or the Python before it printed, with `...` for what differs from machine to machine; of
+            VARYING numbers those of a real run may stand there
     diff    a change to a file, its parts separated by `@@`
 """
 
 from __future__ import annotations
 
 import doctest
+import io
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,11 @@ from makers import ROOT, launch
 from converter.parity.tomlfile import read_toml
 
 PROGRAMS = ("convert-pixart", "pixart")
+# Numbers that differ from machine to machine: how close two nets are, threads, seconds, the size of a record.
+VARYING = re.compile(
+    r"(?<=at worst )\d[\d.,e+-]*|(?<=threads: )\d+|(?<= in )\d[\d.]*(?= s\b)|(?<=conversion\.json \()\d[\d.]*"
+)
+Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -32,11 +40,19 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.M | re.S)
 
 
-class Reader:
-    """Follows one page in a folder. `session` are the names that its Python begins with, and then has."""
+def commands(content: str) -> list[str]:
+    """The lines of a block of commands, each whole."""
+    return [line for line in content.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
 
-    def __init__(self, page: str, folder: Path, session: dict[str, Any]) -> None:
-        self.page, self.folder, self.session = page, folder, session
+
+class Reader:
+    """Follows one page in a folder. `session` are the names that its Python begins with, and then has.
+
+    `cli` carries out a command inside this process, in its current folder; without it each is a process of its own.
+    """
+
+    def __init__(self, page: str, folder: Path, session: dict[str, Any], cli: Launch | None = None) -> None:
+        self.page, self.folder, self.session, self.cli = page, folder, session, cli
         self.printed = ""
 
     def follow(self, text: str, wanted: Callable[[str], bool] = lambda command: True) -> int:
@@ -53,13 +69,16 @@ class Reader:
                     assert part in held, f"{self.page}: {shown[1]} does not hold\n{part}"
                 compared += 1
             elif language == "python":
-                exec(compile(content, self.page, "exec"), self.session)
+                with redirect_stdout(io.StringIO()) as out:
+                    exec(compile(content, self.page, "exec"), self.session)
+                self.printed = out.getvalue()
             elif language == "diff":
                 self._change(content)
             elif language == "sh":
-                self.printed = "".join(self._run(line) for line in content.splitlines() if line and wanted(line))
+                self.printed = "".join(self._run(line) for line in commands(content) if wanted(line))
             elif language == "text":
-                same = doctest.OutputChecker().check_output(content, self.printed, doctest.ELLIPSIS)
+                shown, printed = (VARYING.sub("#", each) for each in (content, self.printed))
+                same = doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS)
                 assert same, f"{self.page} shows\n{content}\nand this was printed:\n{self.printed}"
                 compared += 1
         return compared
@@ -75,7 +94,7 @@ class Reader:
         else:
             program = program.removeprefix("bin/")
             assert program in PROGRAMS, line
-            done = launch(program, *arguments, **paths)
+            done = self.cli(program, *arguments) if self.cli else launch(program, *arguments, **paths)
         assert done.returncode == int(code[1] if code else 0), f"{line}: {done.returncode}\n{done.stdout}{done.stderr}"
         if not code:
             assert done.stderr == "", line

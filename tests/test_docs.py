@@ -1,4 +1,5 @@
-"""What the documentation shows works: every docstring example, the README's commands, Python, flags and links."""
+"""What the documentation shows works: every docstring example; of the README and `docs/` the commands, the Python, what
+is printed, flags and links."""
 
 from __future__ import annotations
 
@@ -6,21 +7,27 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shlex
 import sys
+import textwrap
+from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
-from followed import Reader
+from followed import PROGRAMS, Reader, blocks, commands
 from fuzz.__main__ import parser
 from makers import ROOT
 
 import converter
 from converter import families
-from converter.families.pixart import KEYS
+from converter.models.pixart.table import KEYS
+from converter.parity.settings import load_settings
 
 README = ROOT / "README.md"
 TUTORIAL = ROOT / "docs" / "new-family.md"
@@ -71,32 +78,110 @@ def test_a_wrong_example_would_be_found(tmp_path: Path) -> None:
     assert report
 
 
-# The README.
+# The README and `docs/`.
+
+PAGES = {path.name: path.read_text() for path in [README, *sorted((ROOT / "docs").glob("*.md"))] if path.exists()}
+TEXT = "".join(PAGES.values())
 
 
-def sections() -> dict[str, str]:
-    """Its parts under headings of the second level, the beginning under ''."""
-    title, *rest = re.split(r"^## ", README.read_text(), flags=re.M)
-    return {"": title} | {part.partition("\n")[0]: part for part in rest}
+def sections(text: str) -> dict[str, str]:
+    """The parts of a page under headings of the second level, the beginning under its title."""
+    parts = re.split(r"^## ", text, flags=re.M)
+    return {part.partition("\n")[0].removeprefix("# "): part for part in parts}
 
 
-RUNNABLE = [name for name, text in (sections() if README.exists() else {}).items() if "```python" in text]
+def words_of(command: str) -> list[str]:
+    """The arguments of a command that people would type, without its comment."""
+    return shlex.split(command, comments=True)[1:]
 
 
-def test_there_is_a_readme_with_examples() -> None:
-    assert len(RUNNABLE) >= 2
-    assert "As a library" in RUNNABLE
+def wanted(command: str) -> bool:
+    """Whether a command is for files that are here: those that ship, or that an earlier command of the page made."""
+    return any(Path(word).exists() for word in words_of(command) if word not in (".", ".[report]"))
 
 
-@pytest.mark.parametrize("section", RUNNABLE, ids=lambda name: name or "beginning")
-def test_the_readme_can_be_followed(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each section from its top, in a fresh folder: the commands on files that ship, then the Python, one session."""
+RUNNABLE = [
+    (page, name)
+    for page, text in PAGES.items()
+    if page != TUTORIAL.name
+    for name, part in sections(text).items()
+    if any(language == "python" or "fixtures/" in content for language, content in blocks(part))
+]
+
+
+def test_the_readme_is_short_and_shows_what_is_printed() -> None:
+    text = PAGES[README.name]
+    assert len(text.splitlines()) <= 250
+    assert [language for language, _ in blocks(text)][:4] == ["sh", "text"] * 2
+    assert all(f"docs/{page}" in text for page in PAGES if page != README.name)
+    assert {page for page, _ in RUNNABLE} >= {"README.md", "converting.md", "library.md", "parity.md"}
+
+
+@pytest.mark.parametrize(("page", "section"), RUNNABLE, ids=[f"{page}: {name}" for page, name in RUNNABLE])
+def test_a_page_can_be_followed(
+    page: str, section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Any]
+) -> None:
+    """Each section from its top, in a fresh folder: the commands on files that are there, then the Python, one session;
+    and what it shows is what is printed."""
     monkeypatch.setattr(families, "_REGISTERED", {})  # what an example registers is forgotten again
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
-    reader = Reader(f"README.md: {section or 'beginning'}", tmp_path, ambient(tmp_path))
-    programs = ("bin/convert-pixart", "bin/pixart")
-    reader.follow(sections()[section], lambda line: line.startswith(programs) and "fixtures/" in line)
+    text = sections(PAGES[page])[section]
+    reader = Reader(f"{page}: {section}", tmp_path, ambient(tmp_path), cli)
+    assert reader.follow(text, wanted) == len(re.findall(r"^```text$", text, flags=re.M))
+
+
+def test_the_commands_that_it_shows_can_be_given() -> None:
+    """Every command of every page, also where its files are nobody's: the options exist, and no argument is missing."""
+    from converter.cli.main import pixart
+
+    shown = [
+        line
+        for text in PAGES.values()
+        for language, content in blocks(text)
+        if language == "sh"
+        for line in commands(content)
+    ]
+    shown += re.findall(r"`((?:convert-)?pixart [^`]*--[^`]*)`", TEXT)
+    shown += [line.strip() for content in yaml_runs() for line in commands(content)]
+    seen = 0
+    for line in shown:
+        program, *arguments = shlex.split(line, comments=True)
+        if program not in PROGRAMS:
+            continue
+        name, *rest = ("convert", *arguments) if program == "convert-pixart" else arguments
+        command = pixart.commands[name]
+        context = click.Context(command, info_name=name)
+        left = command.make_parser(context).parse_args(list(rest))[1]  # raises for an option that there is not
+        assert left == [], line
+        seen += 1
+    assert seen > 15
+
+
+def yaml_runs() -> list[str]:
+    """The scripts of the jobs that are shown."""
+    return [
+        textwrap.dedent(script)
+        for language, content in blocks(PAGES["ci.md"])
+        if language == "yaml"
+        for script in re.findall(r"run: \|\n((?: .*\n)+)", content)
+    ]
+
+
+def test_the_action_has_the_inputs_that_are_shown() -> None:
+    (shown,) = re.findall(r"with: \{ (.*) \}", PAGES["ci.md"])
+    inputs = re.findall(r"^  (\w[\w-]*):$", (ROOT / "action.yml").read_text().partition("\noutputs:")[0], flags=re.M)
+    named = re.findall(r"(\w+): ", shown)
+    assert named
+    assert {*named} <= {*inputs}
+
+
+def test_the_settings_that_are_shown_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Reader("ci.md", tmp_path, {}).follow(PAGES["ci.md"], lambda command: False)
+    settings = load_settings(tmp_path / "parity.toml", today=date(2026, 12, 1))
+    assert settings.checkpoints[0]["num_attention_heads"] == 16
+    assert settings.waivers[0].bound == 3.4
 
 
 @pytest.mark.slow
@@ -124,27 +209,40 @@ def test_a_page_that_is_wrong_would_be_found(wrong: str, tmp_path: Path) -> None
         Reader("wrong", tmp_path, {}).follow(wrong)
 
 
-def test_the_flags_that_it_names_exist() -> None:
+def test_the_flags_that_are_named_exist() -> None:
     from converter.cli.main import pixart
 
     known = {flag for command in pixart.commands.values() for parameter in command.params for flag in parameter.opts}
     known |= {flag for action in parser()._actions for flag in action.option_strings}  # of bin/fuzz
-    named = set(re.findall(r"(?<![\w-])--[a-z]\w*", README.read_text() + TUTORIAL.read_text()))
+    named = set(re.findall(r"(?<![\w-])--[a-z]\w*", TEXT))
     assert named
     assert named <= known | {"--help"}
 
 
-def test_the_files_that_it_names_exist() -> None:
-    text = README.read_text()
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
-    programs = re.findall(r"`?\b((?:bin|fixtures)/[\w./-]+\w)", text)
-    assert programs
-    assert [name for name in {*links, *programs} if not (ROOT / name).exists()] == []
-    assert (ROOT / ".ci/run").exists()
+@pytest.mark.parametrize("page", PAGES)
+def test_what_is_linked_exists(page: str) -> None:
+    folder = README.parent if page == README.name else TUTORIAL.parent
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", without_blocks(PAGES[page])):
+        path, _, place = link.partition("#")
+        target = folder / path if path else folder / page
+        assert target.exists(), link
+        assert not place or place in anchors(target.read_text()), link
+    programs = re.findall(r"`?\b((?:bin|fixtures)/[\w./-]+\w)", PAGES[page])
+    assert [name for name in programs if not (ROOT / name).exists()] == []
 
 
-def test_the_exit_codes_that_it_names_are_those_of_the_errors() -> None:
-    table = dict(re.findall(r"^\| (\d+) \| (.*?) \|$", README.read_text(), flags=re.M))
+def without_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+
+
+def anchors(text: str) -> set[str]:
+    """The places of a page that can be linked to, as GitHub names them."""
+    headings = re.findall(r"^#+ (.*)$", without_blocks(text), flags=re.M)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_exit_codes_that_are_named_are_those_of_the_errors() -> None:
+    table = dict(re.findall(r"^\| (\d+) \| (.*?) \|$", PAGES["ci.md"], flags=re.M))
     assert set(table) == {"0", "1", "2", "3", "4", "5"}
     for error, word in (
         (converter.UsageError, "call is wrong"),
@@ -152,3 +250,4 @@ def test_the_exit_codes_that_it_names_are_those_of_the_errors() -> None:
         (converter.ConverterError, "internal"),
     ):
         assert word in table[str(error.exit_code)]
+    assert (ROOT / ".ci/run").exists()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from test_golden import TOLERANCE, WEIGHTS, recorded
 
 import converter
-from converter.families.dit import EXACT_LINE
+from converter.models.dit.table import EXACT_LINE
 
 DEPTH = 3
 STATE: dict[str, torch.Tensor] = torch.load(GOLDEN / "dit.pt", weights_only=True)

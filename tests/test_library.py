@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import converter
 from converter import families
-from converter.families.pixart import KEYS
+from converter.models.pixart.table import KEYS
 
 ALPHA = GOLDEN / "alpha-ms.pth"
 SIGMA = GOLDEN / "sigma-ms.pth"

@@ -53,9 +53,9 @@ def cast(data: bytes | memoryview, source: DType, target: DType) -> tuple[memory
     >>> cast(b"\\0\\0\\x80\\x3f\\0\\0\\x80\\x7e", F32, F16)[1]  # 1.0 and 2**126
     1
     """
-    made: memoryview = _rounded(widen(data, source), target).view("u1").data
-    infinite = count_nonfinite(made, target)
-    return made, infinite - count_nonfinite(data, source) if infinite else 0
+    rounded: memoryview = _rounded(widen(data, source), target).view("u1").data
+    infinite = count_nonfinite(rounded, target)
+    return rounded, infinite - count_nonfinite(data, source) if infinite else 0
 
 
 def count_nonfinite(view: bytes | memoryview, dtype: DType) -> int:
@@ -81,37 +81,37 @@ def trailing_zeros(view: bytes | memoryview, dtype: DType) -> int:
     bits = np.frombuffer(view, f"<u{dtype.itemsize}")
     magnitude = bits.dtype.type((1 << 8 * dtype.itemsize - dtype.floating) - 1)
     for last in (bits[-16:], bits):
-        if len(found := np.flatnonzero(last & magnitude)):
-            return int(len(last) - 1 - found[-1])
+        if len(nonzero := np.flatnonzero(last & magnitude)):
+            return int(len(last) - 1 - nonzero[-1])
     return len(bits)
 
 
 def _largest(bits: Any) -> int:
     """The largest magnitude of floats, as its bits: nothing to count in most arrays, and this needs no memory."""
     # As signed numbers, the positive ones are the largest, and as unsigned ones the negative.
-    found: int = max(bits.view(f"<i{bits.itemsize}").max().item(), bits.max().item() - (1 << 8 * bits.itemsize - 1))
-    return found
+    largest: int = max(bits.view(f"<i{bits.itemsize}").max().item(), bits.max().item() - (1 << 8 * bits.itemsize - 1))
+    return largest
 
 
 _MOST = 1 << 19  # elements that are rounded at once: the room for it is kept
 
 
-class _Room(threading.local):
+class _ScratchMemory(threading.local):
     """Memory of one thread for the steps of a rounding."""
 
     def __init__(self) -> None:
-        self._kept: Any = None
+        self._array: Any = None
 
     def rows(self, count: int) -> Any:
         """Three rows of so many words."""
         import numpy as np
 
-        if self._kept is None or self._kept.shape[1] < count:
-            self._kept = np.empty((3, count), "<u4")
-        return self._kept[:, :count]
+        if self._array is None or self._array.shape[1] < count:
+            self._array = np.empty((3, count), "<u4")
+        return self._array[:, :count]
 
 
-_ROOM = _Room()
+_SCRATCH = _ScratchMemory()
 
 
 def _rounded(values: Any, dtype: DType) -> Any:
@@ -124,24 +124,24 @@ def _rounded(values: Any, dtype: DType) -> Any:
         flat = np.ascontiguousarray(values).reshape(-1)
         if 0 < len(flat) <= _MOST:
             return _halved(flat, dtype)
-        made = np.empty(len(flat), "<u2")
+        halves = np.empty(len(flat), "<u2")
         for start in range(0, len(flat), _MOST):
-            made[start : start + _MOST] = _halved(flat[start : start + _MOST], dtype)
-    return made
+            halves[start : start + _MOST] = _halved(flat[start : start + _MOST], dtype)
+    return halves
 
 
 def _halved(values: Any, dtype: DType) -> Any:
-    """At least one and at most `_MOST` floats in a dtype of two bytes, as its bits, in the room of this thread."""
+    """At least one and at most `_MOST` floats in a dtype of two bytes, as its bits, in this thread's scratch memory."""
     # From float64 torch goes by way of float32, and so rounds twice.
     wide = values.astype("<f4", copy=False)
     bits = wide.view("<u4")
     largest, infinity = _largest(bits), 0x7F800000
-    made = _bfloat16(bits) if dtype.code == "BF16" else _float16(wide, bits, largest)
+    halves = _bfloat16(bits) if dtype.code == "BF16" else _float16(wide, bits, largest)
     if largest > infinity:  # the sums may have carried a NaN out of them
         nan = (bits & 0x7FFFFFFF) > infinity
         quiet = (dtype.exponent & -dtype.exponent) >> 1  # the place below the exponent
-        made[nan] = (bits[nan] >> 16) & 0x8000 | dtype.exponent | quiet
-    return made
+        halves[nan] = (bits[nan] >> 16) & 0x8000 | dtype.exponent | quiet
+    return halves
 
 
 # Both without an operation on every other half word, and without a minimum or maximum with one number: NumPy takes four
@@ -152,13 +152,13 @@ def _bfloat16(bits: Any) -> Any:
     """The upper halves, after adding half of their last place, less one where that place is even."""
     import numpy as np
 
-    sum_, made, _ = _ROOM.rows(len(bits))
+    sum_, halves, _ = _SCRATCH.rows(len(bits))
     np.right_shift(bits, 16, out=sum_)
     np.bitwise_and(sum_, 1, out=sum_)
     np.add(sum_, 0x7FFF, out=sum_)
     np.add(sum_, bits, out=sum_)
     np.right_shift(sum_, 16, out=sum_)
-    return _lower(sum_, made)
+    return _lower(sum_, halves)
 
 
 def _float16(wide: Any, bits: Any, largest: int) -> Any:
@@ -167,7 +167,7 @@ def _float16(wide: Any, bits: Any, largest: int) -> Any:
     2048 or less, at the low end of the sum. The exponent goes on top: a carry leads to the next one, or to infinity."""
     import numpy as np
 
-    size, power, sum_ = _ROOM.rows(len(bits))
+    size, power, sum_ = _SCRATCH.rows(len(bits))
     np.abs(wide, out=size.view("<f4"))
     if largest > 143 << 23:  # 2^16, which is infinite already
         np.minimum(size, 143 << 23, out=size)
@@ -176,20 +176,20 @@ def _float16(wide: Any, bits: Any, largest: int) -> Any:
     # 2^(e + 13), and 2 << 10 last places: so much is lacking to the exponent of float16 when it is cut out of this.
     np.add(power, (13 << 23) + (2 << 10), out=power)
     np.add(size.view("<f4"), power.view("<f4"), out=sum_.view("<f4"))
-    made = _lower(sum_, size)
+    halves = _lower(sum_, size)
     np.right_shift(power, 13, out=power)
-    np.add(made, _lower(power, sum_), out=made)
+    np.add(halves, _lower(power, sum_), out=halves)
     np.right_shift(bits, 16, out=power)
     sign = _lower(power, sum_)
     np.bitwise_and(sign, 0x8000, out=sign)
-    np.bitwise_or(made, sign, out=made)
-    return made
+    np.bitwise_or(halves, sign, out=halves)
+    return halves
 
 
 def _lower(words: Any, room: Any) -> Any:
     """The lower halves of words, in room for as many words."""
     import numpy as np
 
-    made = room.view("<u2")[: len(words)]
-    np.copyto(made, words, casting="unsafe")
-    return made
+    halves = room.view("<u2")[: len(words)]
+    np.copyto(halves, words, casting="unsafe")
+    return halves

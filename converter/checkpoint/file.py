@@ -13,41 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from ..errors import ConverterError, InputError, printable
-from .text import text_in
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
-# What people have under a checkpoint's name that is not one. (offset, magic bytes, what to say)
-_FOREIGN = (
-    (
-        0,
-        b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
-        "a legacy torch file (the default before torch 1.6): re-save it with a current torch: "
-        "torch.save(torch.load(PATH, weights_only=True, map_location='cpu'), NEW)",
-    ),
-    (0, b"\x80", "a bare pickle, not a torch archive: re-save it with torch.save"),
-    (0, b"\x89HDF", "an HDF5 file (Keras), not a torch or safetensors checkpoint"),
-    (0, b"GGUF", "a GGUF file, not a torch or safetensors checkpoint"),
-    (0, b"\x93NUMPY", "a NumPy array, not a torch or safetensors checkpoint"),
-    (0, b"\x1f\x8b", "gzip-compressed: decompress it first"),
-    (0, b"\x28\xb5\x2f\xfd", "zstd-compressed: decompress it first"),
-    (0, b"\xfd7zXZ", "xz-compressed: decompress it first"),
-    (0, b"BZh", "bzip2-compressed: decompress it first"),
-    (0, b"7z\xbc\xaf", "a 7-Zip archive: unpack it first"),
-    (0, b"\x89PNG", "a PNG image"),
-    (0, b"%PDF", "a PDF document"),
-    (0, b"RIFF", "a RIFF file (WebP, WAV)"),
-    (
-        257,
-        b"ustar",
-        "a tar archive: if torch before 0.4 wrote it, re-save it with a current torch, else unpack it",
-    ),
-)
-_HEAD = 2048  # bytes that are looked at to tell what a file is
-
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 # Between these two files, or on this system. Reading and writing takes over, and meets what was no such refusal again.
 _CANNOT_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EIO}
 
@@ -68,7 +39,7 @@ class InputFile:
         except (OSError, ValueError) as error:
             self.close()
             rule = getattr(error, "strerror", None) or str(error)
-            raise self.error("", leads_nowhere(self.path) or rule) from None
+            raise self.error("", dangling_link(self.path) or rule) from None
         except InputError:
             self.close()
             raise
@@ -76,34 +47,21 @@ class InputFile:
 
     def _check_regular(self, status: os.stat_result) -> None:
         if not stat.S_ISREG(status.st_mode):
-            kind = next(
-                (
-                    k
-                    for test, k in (
-                        (stat.S_ISDIR, "a folder"),
-                        (stat.S_ISFIFO, "a FIFO"),
-                        (stat.S_ISSOCK, "a socket"),
-                    )
-                    if test(status.st_mode)
-                ),
-                "a device",
-            )
+            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
             raise self.error("", f"not a regular file but {kind}")
 
     def error(self, where: object, rule: str) -> InputError:
         return InputError.at(self.path, where, rule)
 
-    def _unreadable(self, where: object, rule: str) -> ConverterError:
+    def _read_error(self, where: object, rule: str) -> ConverterError:
         error = self.error(where, rule)
         return ConverterError(f"{error} (a faulty disk, or another program?)") if self.ours else error
 
     def read(self, offset: int, count: int, what: str = "") -> bytes:
         """Exactly `count` bytes from `offset`."""
         if offset < 0 or count < 0 or offset + count > self.size:
-            raise self.error(
-                what,
-                f"bytes {offset} to {offset + count} lie outside the file of {self.size} bytes (truncated?)",
-            )
+            rule = f"bytes {offset} to {offset + count} lie outside the file of {self.size} bytes (truncated?)"
+            raise self.error(what, rule)
         data = bytearray(count)
         self.read_into(memoryview(data), offset, what)
         return bytes(data)
@@ -115,9 +73,9 @@ class InputFile:
             try:
                 count = os.preadv(self._fd, [view[done:]], offset + done)
             except OSError as error:
-                raise self._unreadable(what, f"offset {offset + done}: {error.strerror}") from None
+                raise self._read_error(what, f"offset {offset + done}: {error.strerror}") from None
             if count == 0:
-                raise self._unreadable(what, f"the file ends at offset {offset + done}, it shrank while it was read")
+                raise self._read_error(what, f"the file ends at offset {offset + done}, it shrank while it was read")
             done += count
 
     def copy_to(self, offset: int, count: int, fd: int, position: int, what: str = "") -> bool:
@@ -145,15 +103,13 @@ class InputFile:
     def __enter__(self) -> InputFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def leads_nowhere(path: str | os.PathLike[str]) -> str:
-    """What is wrong with a path that is a link to nothing, or lies behind one, as in a cache whose blobs are gone; ''
-    for any other."""
+def dangling_link(path: str | os.PathLike[str]) -> str:
+    """What is wrong with a path that is a link to nothing, or leads through one, as in a cache whose blobs are gone;
+    '' for any other."""
     whole = os.path.abspath(path)
     for where in (Path(whole), *Path(whole).parents):
         with suppress(OSError, ValueError):  # what may not be looked at, or goes round in circles, is another matter
@@ -161,9 +117,9 @@ def leads_nowhere(path: str | os.PathLike[str]) -> str:
                 try:
                     os.stat(where)
                 except FileNotFoundError:
-                    behind = "" if str(where) == whole else f"lies behind {printable(where)}, "
+                    through = "" if str(where) == whole else f"lies behind {printable(where)}, "
                     to = printable(os.readlink(where))
-                    return f"{behind}a link to nothing: {to} is not there (No such file or directory): fetch it again"
+                    return f"{through}a link to nothing: {to} is not there (No such file or directory): fetch it again"
     return ""
 
 
@@ -177,7 +133,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     converter.errors.InputError: weights/none: No such file or directory
     """
     if "\0" in os.fspath(path):
-        raise InputError.at(path, "", "not a path: a null character is in it")
+        raise InputError.at(path, "", "not a path: it contains a null character")
     try:
         yield
     except OSError as error:
@@ -196,31 +152,11 @@ def reads(call: _Call) -> _Call:
 
 
 def present(path: str | os.PathLike[str]) -> bool:
-    """Whether anything has this name, be it a link to nothing. What cannot be told is an error: a config or a record
-    that is there and not seen would be missed in silence."""
+    """Whether anything has this name, even a link to nothing. Where the system does not say, that is an error: a config
+    or a record that is there and not seen would be missed in silence."""
     with reading(path):
         try:
             os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
             return False
     return True
-
-
-def container_of(file: InputFile) -> str:
-    """'zip' or 'safetensors', told by the first bytes; anything else is refused under its own name."""
-    head = file.read(0, min(file.size, _HEAD))
-    if not head:
-        raise file.error("", "empty")
-    if head.startswith(b"PK\x03\x04"):
-        return "zip"
-    # A safetensors file begins with the length of its header, and the header with '{'.
-    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
-        return "safetensors"
-    for offset, magic, what in _FOREIGN:
-        if head[offset : offset + len(magic)] == magic:
-            raise file.error("offset 0", f"this is {what}")
-    if text := text_in(head, whole=len(head) == file.size):
-        raise file.error("offset 0", text)
-    if not any(head):
-        raise file.error("offset 0", "this begins with zeros (an unfinished download?)")
-    raise file.error("offset 0", f"neither a torch archive nor a safetensors file (it begins with {head[:8].hex(' ')})")

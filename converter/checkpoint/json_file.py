@@ -20,37 +20,40 @@ def read_json(path: Path) -> Any:
     """What a JSON file says, read strictly: no duplicate keys, nothing without bounds. The byte order mark that editors
     on Windows put before UTF-8 is no part of it."""
     with InputFile(path) as file:
-        return parsed(file, content_of(file))
+        return parse_content(file, read_whole(file))
 
 
-def marked(path: Path) -> bool:
+def has_byte_order_mark(path: Path) -> bool:
     """Whether a file begins with a byte order mark: `read_json` reads past it, and diffusers does not."""
     with InputFile(path) as file:
         return file.read(0, min(file.size, 3)) == codecs.BOM_UTF8
 
 
-def content_of(file: InputFile) -> bytes:
+def read_whole(file: InputFile) -> bytes:
     """All of a JSON file."""
     if file.size > JSON_LIMIT:
-        raise file.error("", f"{file.size} bytes of JSON")
+        raise file.error("", f"{file.size} bytes of JSON, more than the {JSON_LIMIT} that are accepted")
     return file.read(0, file.size)
 
 
-def parsed(file: InputFile, data: bytes) -> Any:
-    """What the `content_of` a JSON file says."""
+def parse_content(file: InputFile, data: bytes) -> Any:
+    """What the `read_whole` a JSON file says."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
         raise file.error("", "not valid JSON: it is in UTF-16 or UTF-32: save it as UTF-8")
-    return parse_json(file, "", data.removeprefix(codecs.BOM_UTF8))
+    text = data.removeprefix(codecs.BOM_UTF8)
+    if text.startswith(codecs.BOM_UTF8):
+        raise file.error("", "not valid JSON: it begins with two byte order marks: save it as UTF-8 without one")
+    return parse_json(file, "", text)
 
 
 def parse_json(file: InputFile, what: str, data: bytes) -> Any:
     """Strict JSON: no duplicate keys, no NaN or infinity, no half characters, no runaway nesting."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) != len(pairs):
+        content = dict(pairs)
+        if len(content) != len(pairs):
             raise ValueError("a duplicate key")
-        return made
+        return content
 
     def constant(text: str) -> NoReturn:
         raise ValueError(f"{text} is not JSON")
@@ -61,13 +64,13 @@ def parse_json(file: InputFile, what: str, data: bytes) -> Any:
     if data.count(b"[") + data.count(b"{") > NODE_LIMIT:
         raise file.error(what, f"more than {NODE_LIMIT} lists and objects")
     try:
-        made = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant, parse_float=number)
+        content = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant, parse_float=number)
         if b"\\ud" in data.lower():
-            json.dumps(made, ensure_ascii=False).encode()
-        return made
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except RecursionError:
         raise file.error(what, "nested too deeply") from None
     except UnicodeEncodeError:
-        raise file.error(what, "not valid JSON: half of a surrogate pair, which is no text") from None
+        raise file.error(what, "not valid JSON: an unpaired surrogate") from None
     except ValueError as error:
         raise file.error(what, f"not valid JSON: {printable(error, 120)}") from None

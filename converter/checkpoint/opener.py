@@ -7,28 +7,27 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ..errors import InputError, UsageError, printable
-from .containers import FILE, TOP, Candidate, Items, at_hand, candidates, choose, likely, refused, shown, split
-from .file import InputFile, container_of, reading
-from .folder import (
+from .file import InputFile, reading
+from .folders.folder import (
     CONFIG,
-    averaged_beside,
+    averaged_sibling,
     copies_of_shards,
-    dangling,
     is_averaged,
     model_folder,
     read_config,
-    unread_variants,
+    unread,
     weight_files,
 )
-from .meaning import EMA, RAW, of_name
-from .names import Spelling, Tables
+from .key_names import Tables
+from .recognition import container_of
 from .safetensors_reader import read_header
+from .state_dicts import FILE, TOP, Candidate, Entries, choose, display_key, find_candidates, plausible, split
 from .tensor import LazyTensor
-from .torchfile import TorchFile
+from .torch_file.reader import TorchFile
+from .weights_kind import EMA, RAW, kind_by_name
 
 UNGUARDED = (
     "carries no checksums (every CRC-32 in it is 0, as torch writes with compute_crc32 = False): nothing would show a "
@@ -42,14 +41,14 @@ SHARDS = "the shards"
 class Checkpoint(Mapping[str, LazyTensor]):
     """The state dict of a checkpoint, keys without prefix, tensors unread; close it, or use it in a `with`.
 
-    Attributes: `path`, `asked` (the weights asked for, or None), `asked_key` (the state dict asked for), `container`
-    (in words), `candidates` (the state dicts in the file), `others` (what else it holds), `nameless` (weights that
-    have no names), `said` (whole numbers in it by their place, which may be a model's settings), `foreign` (globals
-    that are not torch's, and whether they are known to be dangerous), `folder` (the model folder, or pipeline, that it
-    is or lies in; None for a file by itself), `place` (where in it the weights in use lie), `config` (of that), `notes`
-    (what the user should know of how it was read), `size` in bytes; of the state dict in use, `prefix`, which all its
-    keys had, `left_out`, keys that are no part of the model, and `mixed`, in words, where only some of them carry a
-    prefix, which they kept.
+    Attributes: `path`; `asked` and `asked_key`, the weights and the state dict asked for, or None;
+    `container`, in words; `candidates`, the state dicts in the file; `others`, what else it holds;
+    `nameless`, weights that have no names; `said`, whole numbers in it by their place, which may be
+    a model's settings; `foreign`, globals that are not torch's, and whether they are known to be dangerous;
+    `folder`, the model folder or pipeline that it is or lies in, None for a file by itself; `place`, where in it the
+    weights in use lie; `config`, that of `place`; `notes`, what the user should know of how it was read; `size` in
+    bytes; of the state dict in use, `prefix`, which all its keys had, `left_out`, keys that are no part of the model,
+    and `mixed`, in words, where only some of them carry a prefix, which they kept.
     """
 
     def __init__(
@@ -89,69 +88,69 @@ class Checkpoint(Mapping[str, LazyTensor]):
             torch_file = TorchFile(file)
             if not torch_file.archive.summed:
                 self.notes.append(f"{printable(os.path.basename(file.path))} {UNGUARDED}")
-            found, others, seen = candidates(torch_file, tables)
-            # Shards add up: what one of them asks to import is said even if the next is clean.
+            candidates, others, contents = find_candidates(torch_file, tables)
+            # Shards add up: what one of them asks to import is reported even if the next is clean.
             self.others += others
-            self.nameless += seen.hints
-            self.said |= seen.words
+            self.nameless += contents.hints
+            self.said |= contents.integers
             self.foreign = sorted({*self.foreign, *torch_file.foreign()})
-            names = [c.where for c in found] + [o.partition(":")[0] for o in others]
+            places = [candidate.where for candidate in candidates]
+            names = places + [other.partition(":")[0] for other in others]
             wrapped = "{" + ", ".join(names[:8] + ["..."] * (len(names) > 8)) + "}"
-            return f"torch archive, {'bare state dict' if [c.where for c in found] == [TOP] else wrapped}", found
+            return f"torch archive, {'bare state dict' if places == [TOP] else wrapped}", candidates
         odd: dict[str, InputError] = {}
         tensors, metadata = read_header(file, odd)
-        self.said |= {key: int(value) for key, value in metadata.items() if re.fullmatch(r"[1-9][0-9]{0,5}", value)}
+        whole_numbers = {key: int(text) for key, text in metadata.items() if re.fullmatch(r"[1-9][0-9]{0,5}", text)}
+        self.said |= whole_numbers
         if not tensors:
             raise next(iter(odd.values()), file.error("header", "holds no tensors"))
-        keys = [*tensors, *odd]
-        return "safetensors", split((), file, keys, lambda: at_hand(tensors) + refused(odd), tables, top=FILE)
+        whole = Candidate("", FILE, file, lambda: [*tensors.items(), *odd.items()])
+        return "safetensors", split(whole, (), [*tensors, *odd], tables)
 
     def _open_folder(self, folder: Path, tables: Tables | None) -> None:
         place = model_folder(folder)
-        averaged = averaged_beside(place)
+        averaged = averaged_sibling(place)
         if averaged and (self.asked == EMA or self.asked_key == averaged.name):
             place, averaged = averaged, place
         self.config, self.place = read_config(place), place
         paths, weight_map, passed_over = weight_files(place)
-        self.others += [f"{name}: other weights in this folder, not read" for name in passed_over]
-        self.others += [f"{name}: a variant of the weights, not read" for name in unread_variants(place, paths)]
-        self.others += [f"{printable(name)}: a link to nothing, not read" for name in dangling(place)]
+        self.others += unread(place, paths, passed_over)
         if weight_map is None:
             words, self.candidates = self._open_file(paths[0], tables)
             self.container = f"folder of {words}"
         else:
             opened = [(path.name, *self._open_file(path, None)) for path in paths]
             self.container = f"folder of {opened[0][1]}, {len(paths)} shards"
-            found = [(name, choose(parts, None)) for name, _, parts in opened]
+            shards = [(name, choose(parts, None)) for name, _, parts in opened]
             copies = copies_of_shards(place, weight_map)
-            items = partial(_merged, place, found, weight_map, copies)
-            self.candidates = split((), self.files[0], [*weight_map, *copies], items, tables, top=SHARDS)
+            whole = Candidate("", SHARDS, self.files[0], partial(_merged, place, shards, weight_map, copies))
+            self.candidates = split(whole, (), [*weight_map, *copies], tables)
         if is_averaged(place) or averaged:
             for candidate in self.candidates:
                 inner = "" if candidate.where in (FILE, TOP, SHARDS) else f".{candidate.where}"
                 candidate.weights, candidate.where = (EMA if is_averaged(place) else RAW), place.name + inner
         if averaged:  # opened only where it is asked for
             kind = EMA if is_averaged(averaged) else RAW
-            self.candidates.append(Candidate(kind, averaged.name, self.files[0], list, Spelling("", {})))
+            self.candidates.append(Candidate(kind, averaged.name, self.files[0]))
 
     def _by_name(self, path: Path) -> None:
         """Of a file that holds nothing but weights, its name tells whether they are averaged, or its folder's."""
         for candidate in self.candidates:
             if candidate.where in (FILE, TOP) and candidate.weights == RAW:
-                candidate.weights, candidate.why = of_name(path.stem)
+                candidate.weights, candidate.why = kind_by_name(path.stem)
                 if candidate.weights == RAW and is_averaged(path.parent):
-                    candidate.weights, candidate.why = of_name(path.parent.name)
+                    candidate.weights, candidate.why = kind_by_name(path.parent.name)
 
     def take_config_beside(self) -> None:
-        """Of a file in a model folder, let the config.json beside it count, as it does where the folder is given.
+        """Of a file in a model folder, let the config.json next to it count, as it does where the folder is given.
 
-        To be called once the keys are known to be diffusers': beside an original checkpoint it may be anyone's.
+        To be called once the keys are known to be diffusers': next to an original checkpoint it may be anyone's.
 
         Raises: `InputError` where it cannot be read.
         """
-        beside = Path(os.path.abspath(self.path)).parent
-        if self.folder is None and isinstance((config := read_config(beside)).get("_class_name"), str):
-            self.folder, self.place, self.config = beside, beside, config
+        folder = Path(os.path.abspath(self.path)).parent
+        if self.folder is None and isinstance((config := read_config(folder)).get("_class_name"), str):
+            self.folder, self.place, self.config = folder, folder, config
             self.notes.append(f"{CONFIG} beside it was read too, as where the folder is given")
 
     @property
@@ -166,7 +165,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     @property
     def likely(self) -> list[Candidate]:
         """The state dicts that may be meant: those that a kind of model fits, if one does."""
-        return likely(self.candidates)
+        return plausible(self.candidates)
 
     @property
     def prefix(self) -> str:
@@ -174,11 +173,11 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     @property
     def mixed(self) -> str:
-        return self.selected.spelling.mixed
+        return self.selected.keys.mixed
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        return self.selected.spelling.left_out
+        return self.selected.keys.left_out
 
     def __getitem__(self, key: str) -> LazyTensor:
         return self.selected.tensors[key]
@@ -199,38 +198,33 @@ class Checkpoint(Mapping[str, LazyTensor]):
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def _merged(
     folder: Path, shards: list[tuple[str, Candidate]], weight_map: dict[str, str], copies: dict[str, str]
-) -> Items:
-    """The items of all shards, which must be exactly those of the index, each in the shard that it names, and the
+) -> Entries:
+    """The entries of all shards, which must be exactly those of the index, each in the shard that it names, and the
     copies of them that it names."""
-    items: dict[str, LazyTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     for name, candidate in shards:
-        for key, make in candidate.items():
+        for key, entry in candidate.entries():
             if not isinstance(key, str):
-                raise InputError.at(folder, name, f"a key that is not plain text: {shown(key)}")
-            tensor = make(key)
+                raise InputError.at(folder, name, f"a key that is not plain text: {display_key(key)}")
+            tensor = candidate.make_tensor(key, entry)
             if tensor.key != key and weight_map.get(key) != name:
                 continue  # a copy that the header names (tied weights): of shards, the index says which there are
-            if key in items:
+            if key in tensors:
                 raise InputError.at(folder, name, f"the key {printable(key)} is in two shards")
             if weight_map.get(key) != name:
                 raise InputError.at(folder, name, f"holds {printable(key)}, which the index does not place there")
-            items[key] = tensor
-    absent = [key for key in weight_map if key not in items]
+            tensors[key] = tensor
+    absent = [key for key in weight_map if key not in tensors]
     if absent:
-        raise InputError.at(
-            folder,
-            "index",
-            f"places {printable(absent[0])} in {printable(weight_map[absent[0]])}, which does not hold it",
-        )
-    return at_hand(items | {name: items[kept] for name, kept in copies.items()})
+        rule = f"places {printable(absent[0])} in {printable(weight_map[absent[0]])}, which does not hold it"
+        raise InputError.at(folder, "index", rule)
+    return list((tensors | {name: tensors[kept] for name, kept in copies.items()}).items())
 
 
 def open_checkpoint(
@@ -242,11 +236,11 @@ def open_checkpoint(
     """Open a checkpoint (`.pth`, `.pt`, `.bin`, `.safetensors`, or a diffusers folder) without reading its tensors.
 
     Args:
-        path: the file or folder; what it is is told by its bytes, not by its suffix.
+        path: the file or folder; what it is, its bytes show, not its suffix.
         weights: 'raw' or 'ema' where a file holds both (default: raw).
         state_dict_key: where in the file the weights lie, such as 'state_dict_ema' or 'app.model', where it holds
             several.
-        tables: the names that kinds of models have, by which the weights are found behind any prefix.
+        tables: the names that kinds of models have, by which the weights are found after any prefix.
 
     Returns: a read-only mapping from keys (a prefix such as `module.` that all have is removed) to `LazyTensor`.
 

@@ -28,13 +28,12 @@ def read_header(
 
     Args:
         others: takes up tensors of dtypes that no weights have, each with what stands against reading it: a file may
-            hold a quantised text encoder beside them. Without it, the first of them is raised.
+            hold a quantised text encoder as well. Without it, the first of them is raised.
     """
     length = int.from_bytes(file.read(0, 8, "header length"), "little")
     if length > HEADER_LIMIT or 8 + length > file.size:
-        raise file.error(
-            "header length", f"{length} bytes in a file of {file.size} (truncated, or not a safetensors file)"
-        )
+        rule = f"{length} bytes in a file of {file.size} (truncated, or not a safetensors file)"
+        raise file.error("header length", rule)
     header = parse_json(file, "header", file.read(8, length, "header"))
     if not isinstance(header, dict):
         raise file.error("header", "not a JSON object")
@@ -58,9 +57,8 @@ def read_header(
             raise file.error(key, f"its data starts at {start}, where {position} was expected (a hole or an overlap)")
         position = stop
     if base + position != file.size:
-        raise file.error(
-            "data", f"{file.size - base} bytes, where the header describes {position} (truncated or extended)"
-        )
+        rule = f"{file.size - base} bytes, where the header describes {position} (truncated or extended)"
+        raise file.error("data", rule)
     copies = copies_named(file.path, "__metadata__", tensors, metadata)
     return tensors | {name: tensors[kept] for name, kept in copies.items()}, metadata
 

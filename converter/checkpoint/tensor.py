@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import nan, prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from zlib_ng.zlib_ng import crc32
 
 from ..errors import ConverterError
 from .cast import widen
-from .crc import crc32
 from .dtypes import DType
 from .file import InputFile
-
-if TYPE_CHECKING:
-    from .archive import Archive
 
 CHUNK = 1 << 20
 
 
 class Storage:
-    """A run of bytes in a file: a member of a torch archive (as a rule with its CRC), or a tensor of a safetensors."""
+    """A run of bytes in a file: a member of a torch archive (as a rule with its CRC), or a tensor of a safetensors.
+
+    Args:
+        start: the offset in the file, or what finds it when it is first needed.
+        crc: the CRC-32 that the file states; None where it carries no checksums.
+    """
 
     def __init__(
-        self, file: InputFile, name: str, size: int, *, archive: Archive | None = None, start: int = 0
+        self, file: InputFile, name: str, size: int, *, start: int | Callable[[], int] = 0, crc: int | None = None
     ) -> None:
         self.file, self.name, self.size = file, name, size
-        self._archive, self._start = archive, start
-        self._proven = archive is None or not archive.summed  # there is nothing to prove it by
+        self._start, self._crc = start, crc
+        self._proven = crc is None  # there is nothing to prove it by
 
     @cached_property
     def start(self) -> int:
-        """Offset in the file; for a member of an archive, only once its headers were found to agree."""
-        return self._archive.locate(self.name) if self._archive else self._start
+        """Offset in the file; for a member of an archive, only once its headers are known to agree."""
+        return self._start() if callable(self._start) else self._start
 
     def locate(self) -> None:
         """Find it now, and whether its headers agree."""
@@ -47,8 +50,8 @@ class Storage:
 
     @property
     def crc(self) -> int | None:
-        """What the file says it is; None where it carries no checksums."""
-        return self._archive.members[self.name].crc if self._archive and self._archive.summed else None
+        """The CRC-32 that the file states; None where it carries no checksums."""
+        return self._crc
 
     def copy_to(self, offset: int, count: int, fd: int, position: int) -> bool:
         """Let the system copy `count` bytes from `offset` to `position` of another file; False where it cannot."""
@@ -72,23 +75,23 @@ class Storage:
     def chunks(
         self, buffer: bytearray | None = None, span: tuple[int, int] | None = None
     ) -> Iterator[tuple[int, memoryview]]:
-        """(offset, bytes) from beginning to end, each byte read once; at the end the CRC-32, if any, is verified.
+        """(offset, bytes) in order, each byte read once; a pass over the whole verifies the CRC-32, if any, at its end.
 
-        Where only the bytes of `span` are wanted and the CRC was found right before, only they are read: many small
-        views of one storage take time for what they show, not for the storage over and over.
+        Once that is verified, only the bytes of `span` are read where it is given: many small views of one storage
+        take time for what they show, not for the storage over and over.
         The views share one buffer, so each is valid until the next is taken. A consumer that stops early
         has no proof of what it read.
         """
         start, stop = span if span and self._proven else (0, self.size)
         view = memoryview(buffer if buffer is not None else bytearray(min(CHUNK, stop - start)))
-        crc, whole = 0, self.crc is not None and (start, stop) == (0, self.size)
+        crc, verify = 0, self.crc is not None and (start, stop) == (0, self.size)
         for offset in range(start, stop, len(view) or 1):
-            part = view[: min(len(view), stop - offset)]
+            part = view[: stop - offset]
             self.file.read_into(part, self.start + offset, self.name)
-            if whole:
+            if verify:
                 crc = crc32(part, crc)
             yield offset, part
-        if whole:
+        if verify:
             self._prove(crc)
 
     def _prove(self, crc: int) -> None:
@@ -146,7 +149,7 @@ class LazyTensor:
         if step != 1:
             raise ValueError("a lazy tensor is sliced in steps of 1")
         size = max(0, stop - start)
-        # An empty run stays where it is, so that it never points behind the storage.
+        # An empty run stays where it is, so that it never points past the storage.
         offset = self.offset + start * self.strides[0] * (size > 0)
         return replace(self, shape=(size, *self.shape[1:]), offset=offset)
 
@@ -155,9 +158,9 @@ class LazyTensor:
 
         NaN for a position outside the tensor, and in a tensor that holds no floats.
         """
-        return tuple(self._peek(position) for position in positions)
+        return tuple(map(self._element, positions))
 
-    def _peek(self, position: int) -> float:
+    def _element(self, position: int) -> float:
         if not self.dtype.floating or not 0 <= position < self.numel:
             return nan
         place = self.offset
@@ -170,7 +173,7 @@ class LazyTensor:
         return float(value)
 
     def chunks(self, buffer: bytearray | None = None) -> Iterator[tuple[int, memoryview]]:
-        """(offset in the tensor, bytes) of a contiguous tensor, in order; a laid-out-anew one comes whole.
+        """(offset in the tensor, bytes) of a contiguous tensor, in order; any other comes whole.
 
         Args:
             buffer: to read into, for who reads many tensors; each view is valid until the next is taken.
@@ -178,11 +181,13 @@ class LazyTensor:
         if not self.contiguous:
             yield 0, memoryview(self.read())
             return
+        yield from self._span_chunks(buffer)
+
+    def _span_chunks(self, buffer: bytearray | None = None) -> Iterator[tuple[int, memoryview]]:
         start, stop = self.span
-        for offset, part in self.storage.chunks(buffer, self.span):
-            low, high = max(start, offset), min(stop, offset + len(part))
-            if low < high:
-                yield low - start, part[low - offset : high - offset]
+        for offset, part in self.storage.chunks(buffer, (start, stop)):
+            if wanted := part[max(0, start - offset) : max(0, stop - offset)]:
+                yield max(0, offset - start), wanted
 
     def read(self) -> bytes:
         """All elements in row-major order, little-endian."""
@@ -192,24 +197,15 @@ class LazyTensor:
 
     def read_into(self, into: memoryview) -> None:
         """All elements in row-major order, into `nbytes` bytes that are there already."""
-        if not self.contiguous:
-            start, stop = self.span
-            span = bytearray(stop - start)
-            self._read_span(memoryview(span))
-            into[:] = self.lay_out(span)
-        elif self.numel:
-            self._read_span(into)
-
-    def _read_span(self, into: memoryview) -> None:
         start, stop = self.span
-        if self.storage.read_into(into, start):
-            return
-        for offset, part in self.storage.chunks(span=(start, stop)):
-            low, high = max(start, offset), min(stop, offset + len(part))
-            if low < high:
-                into[low - start : high - start] = part[low - offset : high - offset]
+        span = into if self.contiguous else memoryview(bytearray(stop - start))
+        if self.numel and not self.storage.read_into(span, start):
+            for offset, part in self._span_chunks():
+                span[offset : offset + len(part)] = part
+        if not self.contiguous:
+            into[:] = self.lay_out(span)
 
-    def lay_out(self, span: bytes | bytearray) -> bytes:
+    def lay_out(self, span: bytes | bytearray | memoryview) -> bytes:
         """The elements in row-major order, out of the bytes of `span`."""
         if self.contiguous:
             return bytes(span)
@@ -228,10 +224,10 @@ class LazyTensor:
         """The tensor as a torch tensor of its own dtype, in `out` (contiguous, of that shape) where that is given."""
         import torch
 
-        made = torch.empty(self.shape, dtype=getattr(torch, self.dtype.name)) if out is None else out
-        array: Any = made.reshape(-1).view(torch.uint8).numpy()
+        tensor = torch.empty(self.shape, dtype=getattr(torch, self.dtype.name)) if out is None else out
+        array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
         self.read_into(memoryview(array))
-        return made
+        return tensor
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -251,7 +247,7 @@ def checked(tensor: LazyTensor) -> LazyTensor:
     numbers = (*tensor.shape, *tensor.strides, tensor.offset)
     # The sizes other than 0 too must make a sound product: NumPy and torch compute it even for an empty tensor.
     if min(numbers) < 0 or max(numbers) >= 1 << 48 or prod(size or 1 for size in tensor.shape) >= 1 << 48:
-        raise fail("a negative or absurd size, stride or offset")
+        raise fail("a size, stride or offset that is negative or too large")
     axes = list(zip(tensor.shape, tensor.strides, strict=True))
     if tensor.numel and any(stride == 0 and size > 1 for size, stride in axes):
         raise fail("a stride of 0 repeats elements (an expanded view): re-save it with .contiguous()")

@@ -11,12 +11,7 @@ from ..errors import printable
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # of files that may be checkpoints
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # as diffusers calls those of a model
 INDEX = f"{WEIGHTS}.index.json"
-STEMS = (
-    WEIGHTS,
-    "diffusion_pytorch_model.bin",
-    "model.safetensors",
-    "pytorch_model.bin",
-)
+STEMS = (WEIGHTS, "diffusion_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 
 
 def with_variant(name: str, variant: str) -> str:
@@ -31,12 +26,12 @@ def with_variant(name: str, variant: str) -> str:
 
 def variants(names: Collection[str]) -> list[str]:
     """The variants that weights under these names are of, such as 'fp16'."""
-    found = set()
+    forms = set()
     for name in (*STEMS, *(f"{stem}.index.json" for stem in STEMS)):
         stem, _, suffix = name.rpartition(".")
         form = re.compile(rf"{re.escape(stem)}\.([\w-]+)\.{suffix}")
-        found |= {match[1] for match in map(form.fullmatch, names) if match}
-    return sorted(variant for variant in found if not is_shard(variant))
+        forms |= {match[1] for match in map(form.fullmatch, names) if match}
+    return sorted(variant for variant in forms if not is_shard(variant))
 
 
 def is_shard(variant: str) -> bool:
@@ -49,20 +44,20 @@ def weights_among(names: Collection[str]) -> list[tuple[str, str]]:
 
     As in diffusers, safetensors come first. A variant is taken where it is all there is.
 
-    Raises: ValueError for several variants, and for a file beside an index of the same name.
+    Raises: ValueError for several variants, and for both a file and an index of the same name.
     """
-    found = pairs_among(names, "")
-    if not found and len(kinds := variants(names)) > 1:
-        raise ValueError(f"holds several variants ({', '.join(map(printable, kinds))}) and no weights without one")
-    elif not found and kinds:
-        found = pairs_among(names, kinds[0])
-    if found and all(found[0]):
-        raise ValueError(f"holds both {found[0][0]} and an index of shards: one of them is stale")
-    return found
+    pairs = pairs_among(names, "")
+    if not pairs and (kinds := variants(names)):
+        if len(kinds) > 1:
+            raise ValueError(f"holds several variants ({', '.join(map(printable, kinds))}) and no weights without one")
+        pairs = pairs_among(names, kinds[0])
+    if pairs and all(pairs[0]):
+        raise ValueError(f"holds both {pairs[0][0]} and an index of shards: one of them is stale")
+    return pairs
 
 
 def pairs_among(names: Collection[str], variant: str) -> list[tuple[str, str]]:
     """`weights_among` of one variant ('': without one), whatever there is of it."""
     pairs = ((with_variant(stem, variant), with_variant(f"{stem}.index.json", variant)) for stem in STEMS)
-    found = [(single if single in names else "", index if index in names else "") for single, index in pairs]
-    return [pair for pair in found if any(pair)]
+    there = [(single if single in names else "", index if index in names else "") for single, index in pairs]
+    return [pair for pair in there if any(pair)]

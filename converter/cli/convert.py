@@ -132,7 +132,7 @@ def _request(originals: list[str], target: str, words: dict[str, Any], *, litera
 
 def _carry_out(context: click.Context, request: ConversionRequest, *, quiet: bool, as_json: bool) -> None:
     """Do what is asked for, and print what comes of it: in full of one checkpoint, a line or two of each of several."""
-    from ..checkpoint.interrupt import interruptible
+    from ..checkpoint.write.interrupt import interruptible
     from ..conversion.batch import CONVERTED, PLANNED, STATUSES, run, worst
     from ..jobs.conversions import job_of
 

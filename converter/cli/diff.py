@@ -33,7 +33,7 @@ def diff(rounding_ok: bool, everything: bool, as_json: bool, quiet: bool, **word
 
     Exit codes: 0 identical, 1 they differ, 2 usage, 3 input rejected, 5 internal.
     """
-    from ..checkpoint.interrupt import interruptible
+    from ..checkpoint.write.interrupt import interruptible
     from ..comparison import diff as run
     from .differences import lines
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..checkpoint.meaning import SPOKEN
+from ..checkpoint.weights_kind import LABELS as SPOKEN
 from ..comparison import Diff, TensorDiff, WeightsDiff
-from ..comparison.result import DIFFERENT, ONLY_A, ONLY_B, SAME, SHAPE
+from ..comparison.weights import DIFFERENT, ONLY_A, ONLY_B, SAME, SHAPE
 from ..errors import human_bytes, printable
 from ..mapping.fold import folded
 

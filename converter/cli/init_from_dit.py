@@ -59,8 +59,8 @@ def init_from_dit(
     Exit codes: 0 done, 1 the proof failed, 4 it could not be made (in both nothing is written), 2 usage, 3 input
     rejected, 5 internal error, or a disk that fills up or fails.
     """
-    from ..checkpoint.interrupt import interruptible
     from ..checkpoint.text_writer import write_text
+    from ..checkpoint.write.interrupt import interruptible
     from ..errors import UsageError, printable
     from ..initialisation import Options
     from ..initialisation import init_from_dit as run

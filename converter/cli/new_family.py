@@ -43,10 +43,10 @@ def new_family(
     from dataclasses import asdict, replace
 
     from ..checkpoint.text_writer import write_text
-    from ..drafting import draft, read_keys, render
     from ..errors import UsageError, printable
     from ..families import families
     from ..hub import local
+    from ..new_family import draft, read_keys, render
     from .printing import draft_lines
 
     if not name.isascii() or not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():

@@ -14,7 +14,7 @@ from .output import print_json, progress_bar, say, say_error
 
 if TYPE_CHECKING:
     from ..conversion.pairs import Pair
-    from ..parity.report import Report
+    from ..reports.report import Report
 
 DTYPES = click.Choice(PRECISIONS)
 
@@ -84,7 +84,7 @@ def parity(
 
     Exit codes: 0 PASS, 1 FAIL, 2 usage, 3 input rejected, 4 INCONCLUSIVE, 5 internal error. Of several: the worst.
     """
-    from ..checkpoint.interrupt import interruptible
+    from ..checkpoint.write.interrupt import interruptible
     from ..jobs.comparisons import ComparisonRequest, compare
     from ..jobs.reports import lines
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..conversion.convert import Conversion
-    from ..drafting import Draft
+    from ..new_family import Draft
 
 
 def _source_lines(record: dict[str, Any]) -> Iterator[str]:

@@ -12,12 +12,16 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from ..checkpoint import LazyTensor
 from ..checkpoint.file import reading
-from ..checkpoint.folder import CONFIG
-from ..checkpoint.transfer import Progress
+from ..checkpoint.folders.folder import CONFIG
+from ..checkpoint.write.transfer import Progress
 from ..errors import InputError, printable
 from .elements import measure
-from .result import (
+from .result import Diff
+from .rounding import roundings
+from .sides import Side, Tensors, check_comparable, matched, open_side
+from .weights import (
     DIFFERENT,
     IDENTICAL,
     ONLY_A,
@@ -25,13 +29,10 @@ from .result import (
     ROUNDED,
     SAME,
     SHAPE,
-    Diff,
     Disagreement,
     TensorDiff,
     WeightsDiff,
 )
-from .rounding import roundings
-from .sides import Joined, Side, Tensors, check_comparable, matched, open_side
 
 WORKERS = 2  # reading, comparing and checksums run without the interpreter's lock
 
@@ -118,7 +119,7 @@ class _Pair:
         return cls(a, b, matched(one, other), disagreements=apart, notes=notes)
 
     @property
-    def jobs(self) -> list[tuple[str, bool, Joined | None, Joined | None]]:
+    def jobs(self) -> list[tuple[str, bool, LazyTensor | None, LazyTensor | None]]:
         """(key, whether it is a buffer without a home in diffusers' layout, in A, in B), in A's order."""
         return [
             (key, buffer, one.get(key), other.get(key))
@@ -144,7 +145,9 @@ class _Pair:
         )
 
 
-def _tensor(key: str, buffer: bool, a: Joined | None, b: Joined | None, *, step: Callable[[int], None]) -> TensorDiff:
+def _tensor(
+    key: str, buffer: bool, a: LazyTensor | None, b: LazyTensor | None, *, step: Callable[[int], None]
+) -> TensorDiff:
     """Compare a tensor. One that differs is read a second time, up to where no rounding explains the difference."""
     shown = [(side.shape, side.dtype.name) if side else None for side in (a, b)]
     of = partial(TensorDiff, key, buffer, a=shown[0], b=shown[1])

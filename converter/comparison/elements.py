@@ -19,7 +19,8 @@ BLOCK = 1 << 16  # elements: a block of each side, and float64 copies of both, s
 
 
 class Readable(Protocol):
-    """What can be compared: `chunks()` are its row-major bytes, whose checksum is verified once they are all taken."""
+    """What can be compared: `chunks()` are its row-major bytes, each with its offset; their checksum is verified once
+    they are all taken."""
 
     @property
     def dtype(self) -> DType: ...
@@ -27,7 +28,7 @@ class Readable(Protocol):
     def numel(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
-    def chunks(self) -> Iterable[memoryview]: ...
+    def chunks(self) -> Iterable[tuple[int, memoryview]]: ...
 
 
 @dataclass
@@ -137,7 +138,7 @@ def blocks(a: Readable, b: Readable) -> Iterator[tuple[memoryview, memoryview]]:
 class _Run:
     """Chunks of any sizes, handed out in the sizes that are asked for."""
 
-    def __init__(self, chunks: Iterable[memoryview]) -> None:
+    def __init__(self, chunks: Iterable[tuple[int, memoryview]]) -> None:
         self._chunks = iter(chunks)
         self._left = memoryview(b"")
 
@@ -145,7 +146,7 @@ class _Run:
         done = 0
         while done < len(into):
             if not len(self._left):
-                self._left = next(self._chunks)
+                _, self._left = next(self._chunks)
             part = self._left[: len(into) - done]
             into[done : done + len(part)] = part
             self._left = self._left[len(part) :]

@@ -4,53 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
-from ..checkpoint.meaning import EMA, RAW
+from ..checkpoint import Checkpoint, LazyTensor, open_checkpoint
+from ..checkpoint.weights_kind import EMA, RAW
 from ..conversion.analysis import Analysis, analyse, open_model
+from ..conversion.buffers import joined
 from ..conversion.inspection import report
 from ..conversion.record import record_beside, sidecar_beside
 from ..errors import ConverterError, InputError, printable
-from ..mapping import fold
+from ..mapping import Move, fold
 
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """A tensor of the common spelling: one of the file, or several alike put together on axis 0, unread."""
-
-    parts: tuple[LazyTensor, ...]
-
-    @property
-    def dtype(self) -> DType:
-        return self.parts[0].dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        first = self.parts[0].shape
-        return (len(self.parts) * first[0], *first[1:]) if len(self.parts) > 1 else first
-
-    @property
-    def numel(self) -> int:
-        return sum(part.numel for part in self.parts)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts)
-
-    def chunks(self) -> Iterator[memoryview]:
-        """Its bytes in row-major order; each chunk is valid until the next is taken."""
-        for part in self.parts:
-            for _, chunk in part.chunks():
-                yield chunk
-
-
-Tensors = dict[str, Joined]
+Tensors = dict[str, LazyTensor]
 
 
 @dataclass
@@ -108,8 +78,7 @@ class Side:
         """
         plan = self.looked.plan
         names = dict(zip(plan.computed, plan.computed, strict=True)) | plan.extras
-        held = {name: self.checkpoint[key] for key, name in names.items()} | dict(self.sidecar or {})
-        return {name: Joined((tensor,)) for name, tensor in held.items()}
+        return {name: self.checkpoint[key] for key, name in names.items()} | dict(self.sidecar or {})
 
     def spelled(self, original: bool) -> Spelled:
         """All other tensors, by their own keys, or by the original's if that is asked for.
@@ -122,26 +91,28 @@ class Side:
         if original and self.looked.diffusers and self.looked.family:
             moves = self.looked.family.keys.survey_back(checkpoint).moves
         for move in moves:
-            (key,), parts = move.targets, tuple(checkpoint[name] for name in move.sources if name in checkpoint)
-            if move.copies:
-                made.copies |= dict.fromkeys(move.sources, key)
-            elif len(parts) == len(move.sources) and (len(parts) == 1 or _alike(parts)):
-                made.tensors[key] = Joined(parts)
-                taken.update(move.sources)
+            there = [checkpoint[key] for key in move.parts if key in checkpoint]
+            if move.operation.must_agree:
+                made.copies |= dict.fromkeys(move.parts, move.origin)
+            elif len(there) == len(move.parts) and not _unlike(move, there):
+                made.tensors[move.origin] = move.operation.inverse(there, joined)
+                taken.update(move.parts)
             else:
-                apart.append(key)
+                apart.append(move.origin)
         for key, tensor in checkpoint.items():
             if key in made.tensors:
                 raise InputError.at(checkpoint.path, key, "the same tensor is there under diffusers' keys too")
             if key not in taken:
-                made.tensors[key] = Joined((tensor,))
+                made.tensors[key] = tensor
         unlike = "cannot be put together: its parts are not all there, or unlike"
         made.notes = [f"{self.letter}: {key} {unlike}" for key in fold(apart)]
         return made
 
 
-def _alike(parts: tuple[LazyTensor, ...]) -> bool:
-    return len({(part.dtype, part.shape) for part in parts}) == 1 and bool(parts[0].shape)
+def _unlike(move: Move, tensors: list[LazyTensor]) -> bool:
+    """Whether they cannot be put together."""
+    shapes, dtypes = [tensor.shape for tensor in tensors], [tensor.dtype.name for tensor in tensors]
+    return any(move.operation.unlike(move.origin, move.parts, shapes, dtypes, len(move.parts)))
 
 
 def open_side(

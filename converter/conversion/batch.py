@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ..checkpoint.transfer import Progress
+from ..checkpoint.write.transfer import Progress
 from ..errors import ConverterError, printable
 from .convert import Conversion, convert
 from .options import ConversionOptions, with_shortcuts

@@ -1,4 +1,9 @@
-"""Buffers that are recomputed: does that give what a file holds, bit for bit? And as tensors to be written."""
+"""Buffers that are recomputed: does that give what a file holds, bit for bit? And as tensors to be written.
+
+A family gives a buffer as an array, of NumPy or torch and of any rank, or, where that would be too large to hold, as a
+table: an object with a `shape`, `axis()`, and `rows(start, stop, axis)`, which gives so many rows of its last axis as
+floats (`families.sincos.SinCosTable`).
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,21 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import DType, LazyTensor
 from ..checkpoint.cast import float64, round_to
+from ..checkpoint.dtypes import BY_NAME, F32
 from ..checkpoint.tensor import CHUNK, Storage, row_major
+from ..errors import UsageError, printable
+from ..mapping.rows import Computed
+
+if TYPE_CHECKING:
+    from ..families.base import Family, Findings
+    from ..mapping.rows import Row
+
+
+Pieces = Callable[[], Iterator[bytes | memoryview]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +38,80 @@ class Comparison:
     sha256: str
 
 
-def compare(tensor: LazyTensor, table: Any) -> Comparison:
-    """Compare a stored buffer with a computed table, a run of rows at a time; its CRC is verified on the way.
+@dataclass(frozen=True, slots=True)
+class ArrayTable:
+    """An array as a table: its rows are those of the last axis."""
 
-    `table` has a `shape` (1, tokens, channels), `axis()`, and `rows(start, stop, axis)` giving float32.
+    array: Any  # NumPy floats
+    dtype: DType
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.array.shape)
+
+    def axis(self) -> Any:
+        """The array in rows."""
+        return self.array.reshape(-1, self.shape[-1] if self.shape else 1)
+
+    def rows(self, start: int, stop: int, axis: Any) -> Any:
+        return axis[start:stop]
+
+
+def table_of(family: Family, row: Row, found: Findings) -> Any:
+    """The table of a `Computed` row.
+
+    Raises: `UsageError` where the family's function gives neither a table nor an array of floats.
     """
     import numpy as np
 
-    digest, difference, equal = hashlib.sha256(), 0.0, tensor.shape == table.shape
+    assert isinstance(row.value, Computed)
+    given = row.value.function(found)
+    if hasattr(given, "rows"):
+        return given
+    kind = str(getattr(given, "dtype", "")).rpartition(".")[2]
+    array = given.detach().cpu() if hasattr(given, "detach") else given
+    if kind == "bfloat16":  # which NumPy lacks
+        array = array.float()
+    array = array.numpy() if hasattr(array, "numpy") else array
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or kind not in BY_NAME:
+        what = f"an array of {kind}" if kind else f"a {type(given).__name__}"
+        raise UsageError(
+            f"the row {row.source!r} of the family {printable(family.name)} computes {printable(what)}: "
+            "give a NumPy or torch array of floats, or a table"
+        )
+    return ArrayTable(array.astype(array.dtype.newbyteorder("="), copy=False), BY_NAME[kind])
+
+
+def recomputed(
+    family: Family, row: Row, tensor: LazyTensor, found: Findings, seen: Findings | None = None
+) -> tuple[Comparison, bool, str]:
+    """Compare a stored buffer with what the target computes in its place.
+
+    Args:
+        seen: the findings that may excuse a difference, where they are others.
+
+    Returns: (how the two compare, whether the model is the same without the stored one, what that is if not the
+        computed one). Raises: `UsageError` where that has to be said.
+    """
+    table = table_of(family, row, found)
+    compared = compare(tensor, table)
+    if compared.equal:
+        return compared, True, ""
+    if isinstance(table, ArrayTable) and table.shape != tuple(tensor.shape):
+        words = f"has shape {list(tensor.shape)}, and the row {row.source!r} of the family {family.name} computes"
+        return compared, False, f"{words} {list(table.shape)}"
+    return compared, *family.buffer_mismatch(seen or found, compared.difference)
+
+
+def compare(tensor: LazyTensor, table: Any) -> Comparison:
+    """Compare a stored buffer with a computed table, a run of rows at a time; its CRC is verified on the way."""
+    import numpy as np
+
+    digest, difference, equal = hashlib.sha256(), 0.0, tuple(tensor.shape) == table.shape
     if not equal:
         difference = float("inf")
     axis = table.axis() if equal else None
-    width = table.shape[-1] * tensor.dtype.itemsize
+    width = (table.shape[-1] if table.shape else 1) * tensor.dtype.itemsize
     for offset, part in tensor.chunks():
         digest.update(part)
         if axis is None:
@@ -63,7 +140,7 @@ class MadeStorage(Storage):
         pieces: gives them from the first to the last, anew each time, in pieces of whole elements.
     """
 
-    def __init__(self, name: str, size: int, pieces: Callable[[], Iterator[bytes]]) -> None:
+    def __init__(self, name: str, size: int, pieces: Pieces) -> None:
         self.name, self.size, self._pieces = name, size, pieces
 
     @property
@@ -90,23 +167,32 @@ class MadeStorage(Storage):
         return False  # nothing is at hand: it comes by `chunks`
 
 
-def made(key: str, dtype: DType, shape: tuple[int, ...], pieces: Callable[[], Iterator[bytes]]) -> LazyTensor:
+def made(key: str, dtype: DType, shape: tuple[int, ...], pieces: Pieces) -> LazyTensor:
     """A tensor to be written though no file holds it: `pieces` give its elements in row-major order, little-endian."""
     return LazyTensor(key, dtype, shape, MadeStorage(key, prod(shape) * dtype.itemsize, pieces), row_major(shape))
 
 
-def computed(key: str, table: Any, dtype: DType) -> LazyTensor:
+def joined(tensors: list[LazyTensor]) -> LazyTensor:
+    """Tensors put together on axis 0, unread."""
+    first = tensors[0]
+    shape = (sum(tensor.shape[0] for tensor in tensors), *first.shape[1:])
+    return made(first.key, first.dtype, shape, lambda: (piece for each in tensors for _, piece in each.chunks()))
+
+
+def computed(key: str, table: Any, dtype: DType | None = None) -> LazyTensor:
     """A buffer that is computed a run of rows at a time, never all in memory.
 
     Args:
         table: as for `compare`.
-        dtype: what its float32 values are rounded to.
+        dtype: what its values are rounded to; default: the array's own, of any other table float32.
     """
+    to: Any = dtype or getattr(table, "dtype", F32)
+    *outer, channels = table.shape or (1,)
 
     def rows() -> Iterator[bytes]:
-        axis, (_, count, channels) = table.axis(), table.shape
-        step = max(CHUNK // (channels * dtype.itemsize), 1)
+        axis, count = table.axis(), prod(outer)
+        step = max(CHUNK // (max(channels, 1) * to.itemsize), 1)
         for row in range(0, count, step):
-            yield round_to(table.rows(row, min(row + step, count), axis), dtype)
+            yield round_to(table.rows(row, min(row + step, count), axis), to)
 
-    return made(key, dtype, table.shape, rows)
+    return made(key, to, table.shape, rows)

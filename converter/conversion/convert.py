@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.publish import Publication
-from ..checkpoint.target import REPLACED, leftovers
-from ..checkpoint.transfer import Progress
+from ..checkpoint.write.publish import Publication
+from ..checkpoint.write.target import REPLACED, leftovers
+from ..checkpoint.write.transfer import Progress
 from ..errors import printable
 from ..filenames import RECORD
 from .options import ConversionOptions, with_shortcuts

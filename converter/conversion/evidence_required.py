@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ..checkpoint import Checkpoint
-from ..checkpoint.containers import asked_by
+from ..checkpoint.state_dicts import selecting_flag as asked_by
 from ..errors import UsageError, printable
 from ..families import Family, Findings
 

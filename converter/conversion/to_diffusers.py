@@ -14,7 +14,7 @@ from ..families import Family
 from ..filenames import SIDECAR
 from ..mapping import Computed, Move
 from .analysis import Analysis
-from .buffers import Comparison, compare, computed
+from .buffers import Comparison, computed, recomputed, table_of
 from .record import PlanRow
 from .sidecar import CHANGED, Sidecar, rows_of
 from .write import TensorWrite
@@ -72,24 +72,35 @@ def named(checkpoint: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     return {key: replace(tensor, key=key) for key, tensor in checkpoint.items()}
 
 
-def cast_part(
-    family: Family, dtype: DType | None, sources: Iterable[LazyTensor], keys: Iterable[str], names: Iterable[str]
-) -> TensorWrite:
-    """Tensors of the model, cast where that is asked for; `names` are their keys in the target's own library."""
-    sources, ends = tuple(sources), tuple(f".{end}" for end in family.keep_dtype)
-    uncast = bool(ends) and any(f".{name}".rpartition(".")[0].endswith(ends) for name in names)
-    return TensorWrite(sources, tuple(keys), sources[0].dtype if uncast or dtype is None else dtype)
+def cast_parts(
+    family: Family, dtype: DType | None, move: Move, checkpoint: Mapping[str, LazyTensor]
+) -> list[TensorWrite]:
+    """What a move writes of the tensors of a checkpoint, cast where that is asked for."""
+    made = []
+    for write in move.writes:
+        sources = tuple(checkpoint[key] for key in write.sources)
+        wanted = dtype_of(family, dtype, sources[0], move.parts if move.back else write.targets)
+        made.append(TensorWrite(sources, write.targets, wanted, runs=write.runs))
+    return made
+
+
+def dtype_of(family: Family, dtype: DType | None, tensor: LazyTensor, names: Iterable[str]) -> DType:
+    """What a tensor of the model is written in; `names` are its keys in the target's own library."""
+    ends = tuple(f".{end}" for end in family.keep_dtype)
+    kept = bool(ends) and any(f".{name}".rpartition(".")[0].endswith(ends) for name in names)
+    return tensor.dtype if kept or dtype is None else dtype
 
 
 def to_diffusers(looked: Analysis, beside: Sidecar, dtype: DType | None) -> Arrangement:
     """Every tensor of the model under its diffusers key, cast to `dtype` if that is given; what has no home there goes
     to the sidecar as it is. The tensors that are recomputed are read and compared, no other is."""
     family, plan, made = looked.require(), looked.plan, Arrangement()
-    moves = {move.sources[0]: move for move in plan.moves}
-    there = beside.tensors
-    for key, tensor in named(looked.checkpoint).items():
-        if key in moves:
-            _moved(made, family, dtype, tensor, moves[key])
+    moves = {move.origin: move for move in plan.moves}
+    there, checkpoint = beside.tensors, named(looked.checkpoint)
+    for key, tensor in checkpoint.items():
+        if move := moves.get(key):
+            made.model += cast_parts(family, dtype, move, checkpoint)
+            made.row(move.operation.word, tensor, targets=list(move.targets))
         elif key in plan.extras and plan.extras[key] in there:
             made.notes.append(f"{key} is a stray copy; what lies beside the model is believed")
         elif key in plan.extras:
@@ -110,22 +121,13 @@ def hold_computed(looked: Analysis, beside: Sidecar) -> None:
     """
     recorded = beside.record.rows if looked.diffusers else {}
     for row in rows_of(looked, Computed):
-        key = row.source
-        wanted = (recorded.get(key, {}).get("sha256") or {}).get(key)
-        if not wanted or key in beside.tensors:
-            continue
-        assert isinstance(row.value, Computed)
-        table = computed(key, row.value.function(looked.found), BY_NAME[recorded[key]["dtype"]])
-        if hashlib.sha256(table.read()).hexdigest() != wanted:
-            raise InputError.at(looked.checkpoint.path, key, CHANGED)
-
-
-def _moved(made: Arrangement, family: Family, dtype: DType | None, tensor: LazyTensor, move: Move) -> None:
-    targets = move.targets
-    groups = [(target,) for target in targets] if move.copies else [targets]
-    made.model += [cast_part(family, dtype, [tensor], group, group) for group in groups]
-    operation = "copy" if move.copies else "split" if len(targets) > 1 else "rename"
-    made.row(operation, tensor, targets=list(targets))
+        for key in (key for key in recorded if row.match(key)):
+            wanted = (recorded[key].get("sha256") or {}).get(key)
+            if not wanted or key in beside.tensors:
+                continue
+            tensor = computed(key, table_of(looked.require(), row, looked.found), BY_NAME[recorded[key]["dtype"]])
+            if hashlib.sha256(tensor.read()).hexdigest() != wanted:
+                raise InputError.at(looked.checkpoint.path, key, CHANGED)
 
 
 def _aside(made: Arrangement, tensor: LazyTensor, name: str) -> None:
@@ -144,12 +146,7 @@ def _recomputed(made: Arrangement, looked: Analysis, key: str, tensor: LazyTenso
 
 def held_against_computed(looked: Analysis, key: str, tensor: LazyTensor) -> tuple[Comparison, str]:
     """(the comparison with what is recomputed; why the stored buffer has to be kept, '' where it need not be)."""
-    value = looked.plan.computed[key].value
-    assert isinstance(value, Computed)
-    compared = compare(tensor, value.function(looked.found))
-    if compared.equal:
-        return compared, ""
-    dispensable, what = looked.require().buffer_mismatch(looked.found, compared.difference)
+    compared, dispensable, what = recomputed(looked.require(), looked.plan.computed[key], tensor, looked.found)
     if not dispensable:
         raise tensor.storage.file.error(key, what)
-    return compared, f"{printable(key)} {what}: kept in {SIDECAR}"
+    return compared, f"{printable(key)} {what}: kept in {SIDECAR}" if what else ""

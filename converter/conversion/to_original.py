@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 from ..checkpoint import DType, LazyTensor
-from ..checkpoint.dtypes import BY_NAME, F32
-from ..errors import InputError, printable
-from ..mapping import Computed, Extra, MappingError, Move
-from ..mapping.joining import disagreeing
+from ..checkpoint.dtypes import BY_NAME
+from ..errors import InputError, UsageError, printable
+from ..mapping import Computed, Extra, MappingError, Move, fold
+from ..mapping.dims import bind, mismatch
 from .analysis import Analysis
-from .buffers import computed
+from .buffers import computed, table_of
 from .sidecar import Sidecar, rows_of
-from .to_diffusers import Arrangement, cast_part, named
+from .to_diffusers import Arrangement, cast_parts, dtype_of, named
 from .write import TensorWrite
 
 
@@ -30,12 +30,13 @@ def to_original(looked: Analysis, beside: Sidecar, dtype: DType | None) -> Arran
 def _as_it_is(looked: Analysis, beside: Sidecar, dtype: DType | None) -> Arrangement:
     """The same layout in another container, or in another dtype."""
     family, made = looked.require(), Arrangement()
-    moves = {move.sources[0]: move for move in looked.plan.moves}
+    moves = {move.origin: move for move in looked.plan.moves}
     for key, tensor in (named(looked.checkpoint) | beside.given).items():
         rounded = None if key in looked.plan.computed else dtype
         move = moves.get(key)
-        part = cast_part(family, rounded, [tensor], [key], move.targets if move else ())
-        made.model.append(replace(part, fused=move.parts) if move else part)
+        groups = move.operation.groups(len(move.parts)) if move else 1
+        wanted = dtype_of(family, rounded, tensor, move.parts if move else ())
+        made.model.append(TensorWrite((tensor,), (key,), wanted, fused=groups))
         made.row("keep", tensor, targets=[key])
     return made
 
@@ -48,16 +49,16 @@ def _from_diffusers(looked: Analysis, beside: Sidecar, dtype: DType | None) -> A
         moves = family.keys.plan_back(checkpoint).moves
     except MappingError as error:
         raise InputError(f"{printable(path)}: {error}") from error
+    words = {}
     for move in moves:
-        sources = [checkpoint[key] for key in move.sources]
-        if move.copies:
-            _agree(path, move, sources)
-        used = sources[:1] if move.copies else sources
-        parts[move.targets[0]] = cast_part(family, dtype, used, move.targets, move.sources)
+        if move.operation.must_agree:
+            _agree(path, move, checkpoint)
+        (parts[move.origin],) = cast_parts(family, dtype, move, checkpoint)
+        words[move.origin] = move.operation.word_back
     strays = {name: checkpoint[key] for key, name in looked.plan.extras.items()}
     for name, tensor in (strays | beside.tensors).items():
         rounded = None if any(row.match(name) for row in rows_of(looked, Computed)) else dtype
-        parts[name] = cast_part(family, rounded, [tensor], [name], ())
+        parts[name] = TensorWrite((tensor,), (name,), rounded or tensor.dtype)
     if rounding := beside.record.rounding:
         made.notes.append(f"its weights were rounded to {rounding} when it was converted: bits are lost")
     made.notes += _lost(looked, recorded, parts)
@@ -67,23 +68,22 @@ def _from_diffusers(looked: Analysis, beside: Sidecar, dtype: DType | None) -> A
     for key in [*(key for key in recorded if key in parts), *(key for key in parts if key not in recorded)]:
         part = parts[key]
         made.model.append(part)
-        operation = "recompute" if key in buffers else "concatenate" if len(part.sources) > 1 else "rename"
-        made.row(operation, *part.sources, targets=[key])
+        made.row("recompute" if key in buffers else words.get(key, "rename"), *part.sources, targets=[key])
     made.hold_to(beside, buffers)
     return made
 
 
-def _agree(path: str, move: Move, sources: list[LazyTensor]) -> None:
+def _agree(path: str, move: Move, checkpoint: Mapping[str, LazyTensor]) -> None:
     """Copies of one tensor are read and compared, by their digests: one run of bytes in memory at a time."""
     import numpy as np
 
     digests = []
-    for tensor in sources:
+    for key in move.parts:
         digest = hashlib.sha256()
-        for _, part in tensor.chunks():
+        for _, part in checkpoint[key].chunks():
             digest.update(part)
         digests.append(np.frombuffer(digest.digest(), np.uint8))
-    if strange := disagreeing(move, digests):
+    if strange := move.operation.disagreeing(move.origin, move.parts, digests):
         raise InputError(f"{printable(path)}: {MappingError(strange)}")
 
 
@@ -107,16 +107,21 @@ def _buffers(
     """What the target computes for itself and the original layout stores: computed, in the dtype that it had."""
     made = {}
     for row in rows_of(looked, Computed):
-        key = row.source
-        if key in parts:
+        known = [key for key in recorded if row.match(key)]
+        lacking = [key for key in known or row.keys(looked.plan.stacks) if key not in parts]
+        if not lacking:
             continue
-        if recorded and key not in recorded:
-            notes.append(f"{key}: the original had none, so none is written")
+        if recorded and not known:
+            notes.append(f"{row.source}: the original had none, so none is written")
             continue
-        assert isinstance(row.value, Computed)
-        table = row.value.function(looked.found)
-        dtype = BY_NAME[recorded[key]["dtype"]] if key in recorded else F32
-        made[key] = TensorWrite((computed(key, table, dtype),), (key,), dtype)
+        table = table_of(looked.require(), row, looked.found)
+        dims = bind([(row.source, row.pattern, table.shape)])[0] | looked.plan.dims
+        if row.pattern and (wanted := mismatch(row.pattern, table.shape, dims)):
+            family, shape = looked.require().name, list(table.shape)
+            raise UsageError(f"the row {row.source!r} of the family {family} computes the shape {shape}, not {wanted}")
+        for key in lacking:
+            tensor = computed(key, table, BY_NAME[recorded[key]["dtype"]] if key in recorded else None)
+            made[key] = TensorWrite((tensor,), (key,), tensor.dtype)
         if not recorded:
-            notes.append(f"{key}: computed, since diffusers stores none")
+            notes += [f"{key}: computed, since diffusers stores none" for key in fold(lacking)]
     return made

@@ -119,9 +119,10 @@ def _wanted(part: TensorWrite, sources: Sequence[_Source], digests: Mapping[str,
 
     Counted as `transfer` does where it reads back what was written: of a source that is shared out by key.
     """
-    for tensor, source in zip(part.sources, sources, strict=True):
+    for tensor, source, runs in zip(part.sources, sources, part.runs, strict=True):
+        keys = [part.keys[key] for key, _ in runs]
         digest, done, nbytes = hashlib.sha256(), 0, tensor.numel * part.dtype.itemsize
-        tails = Tails(part.dtype, nbytes, len(part.keys) * part.fused)
+        tails = Tails(part.dtype, nbytes, len(keys) * part.fused)
         for _, piece in tensor.chunks():
             if source.key in digests:
                 digest.update(piece)
@@ -130,7 +131,7 @@ def _wanted(part: TensorWrite, sources: Sequence[_Source], digests: Mapping[str,
                 data, overflowed = cast(piece, tensor.dtype, part.dtype)
             source.overflowed += overflowed
             tails.feed(data)
-            for key, run in _shared_out(part.keys, data, done, nbytes):
+            for key, run in _shared_out(keys, data, done, nbytes):
                 source.nonfinite[key] = source.nonfinite.get(key, 0) + count_nonfinite(run, part.dtype)
             done += len(data)
             yield data
@@ -148,7 +149,7 @@ def _shared_out(keys: Sequence[str], data: memoryview, start: int, nbytes: int) 
 
 
 def _held(part: TensorWrite, there: Mapping[str, LazyTensor]) -> Iterator[bytes | memoryview]:
-    """The bytes in its place."""
-    for key in part.keys:
-        for _, piece in there[key].chunks():
+    """The bytes in its place, in the order of the sources."""
+    for tensor in (tensor for filled in part.outputs(there) for tensor in filled):
+        for _, piece in tensor.chunks():
             yield piece

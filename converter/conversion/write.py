@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from zlib_ng.zlib_ng import crc32_combine as combine
+
 from ..checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
-from ..checkpoint.crc import combine
-from ..checkpoint.layout import Entry, Layout
-from ..checkpoint.publish import Publication, unwritten
-from ..checkpoint.transfer import Output, Progress, TensorCopy, transfer, write_at
+from ..checkpoint.write.layout import FileLayout as Layout
+from ..checkpoint.write.layout import TensorEntry as Entry
+from ..checkpoint.write.publish import Publication
+from ..checkpoint.write.publish import write_error as unwritten
+from ..checkpoint.write.transfer import Output, Progress, TensorCopy, transfer, write_at
 from ..errors import ConverterError, InputError, printable, shortened
 from ..mapping import fold
 
@@ -24,8 +28,9 @@ from ..mapping import fold
 class TensorWrite:
     """Source tensors and the keys that they are written under, in `dtype`.
 
-    One tensor under several keys is shared out among them along axis 0, several tensors under one key are put
-    together along axis 0. A tensor that is written several times is as many parts: it is read once all the same.
+    `runs`: for each source, where its equal groups of rows go, in order: (which key, which of the groups of rows in
+    it). Default: one tensor under several keys is shared out among them, several under one are put together. A tensor
+    that is written several times is as many parts: it is read once all the same.
     `fused`: how many tensors of another layout are one in this, such as q, k and v, and are looked at one by one.
     """
 
@@ -33,35 +38,63 @@ class TensorWrite:
     keys: tuple[str, ...]
     dtype: DType
     fused: int = 1
+    runs: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            joined, shared_out = range(len(self.sources)), range(len(self.keys))
+            runs = [((0, i),) for i in joined] if len(joined) > 1 else [tuple((i, 0) for i in shared_out)]
+            object.__setattr__(self, "runs", tuple(runs))
+
+    @cached_property
+    def rows(self) -> dict[tuple[int, int], slice]:
+        """(key, group) -> the rows of the key that it is."""
+        counts = {
+            place: source.shape[0] // len(runs) if source.shape else 1
+            for source, runs in zip(self.sources, self.runs, strict=True)
+            for place in runs
+        }
+        made, ends = {}, Counter[int]()
+        for key, group in sorted(counts):
+            start = ends[key]
+            ends[key] += counts[key, group]
+            made[key, group] = slice(start, ends[key])
+        return made
 
     @cached_property
     def entries(self) -> list[Entry]:
-        first = self.sources[0].shape
-        if len(self.sources) > 1:
-            shape = (sum(source.shape[0] for source in self.sources), *first[1:])
-        elif len(self.keys) > 1:
-            shape = (first[0] // len(self.keys), *first[1:])
-        else:
-            shape = first
-        return [Entry(key, self.dtype, shape) for key in self.keys]
+        first, ends = self.sources[0].shape, {key: rows.stop for (key, _), rows in self.rows.items()}
+        return [
+            Entry(key, self.dtype, (ends[number], *first[1:]) if first else first)
+            for number, key in enumerate(self.keys)
+        ]
 
     @property
     def nbytes(self) -> int:
         return sum(entry.nbytes for entry in self.entries)
 
+    def outputs(self, written: Mapping[str, LazyTensor]) -> list[list[LazyTensor]]:
+        """For each source, what its rows fill, in order: whole tensors of those `written`, or groups of their rows."""
+        made = []
+        for runs in self.runs:
+            wholes = [written[self.keys[key]] for key, _ in runs]
+            made.append(
+                [whole[self.rows[place]] if whole.shape else whole for whole, place in zip(wholes, runs, strict=True)]
+            )
+        return made
+
     def tensor_copies(self, wholes: Mapping[str, Output], digests: Mapping[str, str]) -> list[TensorCopy]:
         """What moves where; `wholes` are the tensors to be written, by key, and `digests` what a record states of the
         sources, by theirs."""
-        if len(self.sources) == 1:
-            first = self.sources[0]
-            outputs = [replace(wholes[key], parts=self.fused) for key in self.keys]
-            return [TensorCopy(first, outputs, digests.get(first.key, ""))]
-        whole, made, row = wholes[self.keys[0]], [], 0
-        for source in self.sources:
-            rows = whole.tensor[row : row + source.shape[0]]
-            row += source.shape[0]
-            made.append(TensorCopy(source, [Output(rows, whole.fd)], digests.get(source.key, "")))
-        return made
+        outputs = self.outputs({key: wholes[key].tensor for key in self.keys})
+        return [
+            TensorCopy(
+                source,
+                [Output(tensor, wholes[tensor.key].fd, self.fused) for tensor in filled],
+                digests.get(source.key, ""),
+            )
+            for source, filled in zip(self.sources, outputs, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -130,7 +163,8 @@ def write_files(
         with _flushing(fds, out.target) as flush:
             transfer(tensor_copies, step, flush)
         crcs: dict[str, int] = {}
-        for output in (output for delivery in tensor_copies for output in delivery.outputs):
+        outputs = (output for delivery in tensor_copies for output in delivery.outputs)
+        for output in sorted(outputs, key=lambda output: output.start):  # of what has several, from its first row on
             crcs[output.tensor.key] = combine(crcs.get(output.tensor.key, 0), output.crc, output.tensor.nbytes)
         sizes: dict[str, dict[str, int | str]] = {}
         for file, fd in zip(files, fds, strict=True):
@@ -146,7 +180,9 @@ def _written(files: dict[str, dict[str, int | str]], tensor_copies: list[TensorC
         written.digests.setdefault(key, {}).update({output.tensor.key: output.sha256 for output in outputs})
         if delivery.read:
             written.read[key] = delivery.read
-        bad = {output.tensor.key: output.nonfinite for output in outputs}
+        bad = Counter[str]()
+        for output in outputs:
+            bad[output.tensor.key] += output.nonfinite
         written.count(key, [count for output in outputs for count in output.zeros], bad, delivery.overflowed)
     return written
 

@@ -6,7 +6,7 @@ nothing came. Nothing else tells: `.safetensors` files have no checksums.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -154,10 +154,10 @@ def find_zeros(plan: Plan, tensors: Mapping[str, LazyTensor]) -> Zeros:
 
     The plan may have problems: a tensor whose rows do not split as they should is looked at whole.
     """
-    parts = {move.sources[0]: move.parts for move in plan.moves}
+    groups = {move.origin: move.operation.groups(len(move.parts)) for move in plan.moves}
     found = {}
     for key, tensor in tensors.items():
-        wanted, rows = parts.get(key, 1), tensor.shape[0] if tensor.shape else 1
+        wanted, rows = groups.get(key, 1), tensor.shape[0] if tensor.shape else 1
         found[key] = tails(tensor, wanted if rows % wanted == 0 else 1)
     return judge(plan, tensors, found)
 
@@ -175,6 +175,7 @@ def judge(plan: Plan, tensors: Mapping[str, LazyTensor], found: Mapping[str, Seq
         found: `tails` of those that were looked at, in as many parts as the plan splits them into.
     """
     units = list(_units(plan, tensors, found))
+    counts = Counter(unit.key for unit in units)
     everywhere: dict[tuple[str, str, int], bool] = defaultdict(lambda: True)
     starting: dict[str, bool] = defaultdict(lambda: True)
     for unit in units:
@@ -195,20 +196,23 @@ def judge(plan: Plan, tensors: Mapping[str, LazyTensor], found: Mapping[str, Seq
     made.untrained = list(untrained)
     for key, parts in sorted(lost.items(), key=lambda item: item[1][0].initial):
         names = (unit.row.targets[unit.part].rpartition(".")[2] for unit in parts)
-        made.lost.append(key if len(parts) == len(found[key]) else f"{key} ({', '.join(names)})")
-    moved = {unit.key for unit in units}
-    made.aside = [key for key in found if key not in moved and _zero(tensors[key], sum(found[key]))]
+        made.lost.append(key if len(parts) == counts[key] else f"{key} ({', '.join(names)})")
+    made.aside = [key for key in found if key not in counts and _zero(tensors[key], sum(found[key]))]
     made.ends = list(_ends(tensors, found, {unit.key for unit in units if not unit.initial}))
     return made
 
 
 def _units(plan: Plan, tensors: Mapping[str, LazyTensor], found: Mapping[str, Sequence[int]]) -> Iterator[_Unit]:
     for move in plan.moves:
-        key = move.sources[0]
-        index, suffix = move.row.match(key) or (None, "")
-        for part, zeros in enumerate(found.get(key, ())):
-            zero = zeros > 0 and zeros * len(found[key]) == tensors[key].numel
-            yield _Unit(move.row, key, index, suffix, part, zero)
+        key, (index, suffix) = move.origin, move.place
+        if not (runs := found.get(key)):
+            continue
+        full = [zeros > 0 and zeros * len(runs) == tensors[key].numel for zeros in runs]
+        contents = move.operation.contents(len(move.parts))
+        shared = move.operation.groups(len(move.parts)) == len(full) > 1
+        # What every target holds, if the tensor is shared out; else it is looked at whole.
+        for part, groups in enumerate(contents if shared else [range(len(full))]):
+            yield _Unit(move.row, key, index, suffix, part, all(full[group] for group in groups))
 
 
 def _zero(tensor: LazyTensor, zeros: int) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import LazyTensor
-from ..checkpoint.publish import Publication
-from ..checkpoint.transfer import Progress
+from ..checkpoint.write.publish import Publication
+from ..checkpoint.write.transfer import Progress
 from ..conversion.analysis import analyse, open_model
 from ..conversion.convert import convert
 from ..conversion.options import ConversionOptions
@@ -20,9 +20,9 @@ from ..conversion.plan import notes_on
 from ..conversion.write import TensorWrite, counted, write_files
 from ..conversion.zeros import find_zeros
 from ..errors import InputError, printable
-from ..families.dit import DIT
-from ..families.pixart_released import HEAD_SIZE, PLACEHOLDER, TOKENS
 from ..hub import local
+from ..models.dit.table import DIT
+from ..models.pixart.released import HEAD_SIZE, PLACEHOLDER, TOKENS
 from .options import ZERO, Options
 from .origin import Origin
 
@@ -76,7 +76,7 @@ def init_from_dit(
         >>> done.proof.verdict
         'PASS'
     """
-    from ..parity.switches import deterministic
+    from ..parity.determinism import deterministic
     from .proof import prove
     from .timesteps import measure
 

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..reference import Weights
-from ..reference.embeddings import embed_sinusoids, sinusoid
+from ..nets import Weights
+from ..nets.embeddings import embed_sinusoids, sinusoid
 from .draws import EMBEDDER
 from .options import MEAN, TIMESTEP, ZERO, Options
 

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import LazyTensor
-from ..families.evidence import VAE_FACTOR
-from ..parity.inputs import Case, Draws
-from ..reference import DiTShape, Memory, Net, PixArtShape, Values, Weights, dit, pixart, unheard
+from ..models.dit.net import DiTShape, dit
+from ..models.pixart.net import PixArtShape, pixart
+from ..models.pixart.released import VAE_FACTOR
+from ..nets import Memory, Net, Values, Weights, no_probe
+from ..nets.inputs import Case, Draws
 from .modulation import CLASSES
 from .options import ZERO
 
@@ -120,4 +122,4 @@ def followed(net: Net, inputs: Values) -> dict[str, Tensor]:
 def embedded(net: Net, inputs: Values) -> Tensor:
     """The patches of a latent with their positions, at the cost of no block."""
     with torch.inference_mode():
-        return net.stages[0].run(dict(inputs), unheard)["x"]
+        return net.stages[0].run(dict(inputs), no_probe)["x"]

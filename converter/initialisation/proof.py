@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..nets.inputs import Case
+from ..nets.latents import parts
 from ..parity import gates
 from ..parity.choices import FLOAT32, FLOAT64
-from ..parity.function import Judge, Outcome
-from ..parity.inputs import Case
-from ..parity.latents import parts
-from ..parity.rendering.numbers import times
-from ..parity.report import Check
+from ..parity.function import CaseOutcome, Judge
 from ..parity.statistics import relative
+from ..reports.numbers import times
+from ..reports.report import Check
 from .nets import OUTPUT, PATCHES, Inputs, Nets, embedded, followed
 from .options import TIMESTEP
 from .verdict import Proof, Stage
@@ -100,13 +100,13 @@ class _Runs:
         return self.double[0]
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> CaseOutcome:
         """The outputs as the parity checker judges them: one bad pixel, channel or place in a patch counts too."""
         theirs, ours = (
             {FLOAT64: double[OUTPUT], FLOAT32: single[OUTPUT]}
             for double, single in zip(self.double, self.single, strict=True)
         )
-        return Outcome(self.case, theirs, ours)
+        return CaseOutcome(self.case, theirs, ours)
 
     def stage(self, name: str) -> Stage:
         truth, (theirs, ours) = self.truth[name], self.single

@@ -1,18 +1,45 @@
-"""What the proof found, for people and programs: JSON, Markdown, and one HTML file that opens offline."""
+"""The report of an initialisation, for people and programs: JSON, Markdown, and one HTML file that opens offline."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
 
-from ..parity.rendering.markdown_text import blocks, bullets, code, table, text
-from ..parity.rendering.numbers import show
-from ..parity.rendering.summary import ICONS
+from ..parity.gates import FLOOR_LIMIT
+from ..reports import render as rendered
+from ..reports.facts import Table
+from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase, Report
+from ..reports.wording import Wording
 from .assemble import Initialisation
-from .page import FAILED_ROWS, MEASURED, STAGES, page, stage_rows
-from .verdict import Proof
+from .options import TIMESTEP
+from .timesteps import Distances
 
 REPORT_VERSION = 1
+CHOSEN = "The options, and what they come to for this DiT"
+KINDS = (".json", ".md", ".html")
+STAGES = ("after", "case", "PixArt to DiT in float64", "to DiT in float32", "DiT's rounding", "times that", "float64")
+MEASURED = (
+    "Relative L2, of the case that uses most of the limit. The last column is in float64, with tables that are not "
+    "rounded to float32 yet: there the mathematics has to be exact."
+)
+STARTS = "the mean of the blocks' own layers, or at random as in the paper's code"
+WORDING = Wording(
+    title="Initialisation report",
+    question=f"does the PixArt compute at t = {TIMESTEP} what the DiT does?",
+    meaning={
+        PASS: f"The PixArt begins as the DiT: at t = {TIMESTEP} every block computes what the DiT's does.",
+        FAIL: "The PixArt is not what the DiT is: nothing was written.",
+        INCONCLUSIVE: "Nothing wrong was found, but the evidence does not suffice: nothing was written.",
+    },
+    about={
+        "tables": "what is stored of the tables is their float64 values, rounded to float32 and to nothing else",
+        "function": "both nets on the same noise, the DiT without a class; what the caption says does not matter yet, "
+        "since the cross attention adds zero until it is trained",
+        "other timesteps": f"what training starts from: what is promised is promised at t = {TIMESTEP} only",
+    },
+    subject="PixArt initialised from ",
+)
 
 
 def render(done: Initialisation, source: str, suffix: str) -> str:
@@ -21,40 +48,60 @@ def render(done: Initialisation, source: str, suffix: str) -> str:
     Args:
         source: the DiT's name; like all text from elsewhere it is escaped.
         suffix: one of `KINDS`.
+
+    Raises: `UsageError` for HTML without jinja2 or matplotlib.
     """
-    return KINDS[suffix](done, source)
+    if suffix == ".json":
+        about = {"version": REPORT_VERSION, "source": source, "choices": done.choices, "notes": done.notes}
+        return json.dumps(about | done.proof.as_dict(), indent=1, allow_nan=False) + "\n"
+    return rendered([as_report(done)], suffix, replace(WORDING, name=source))
 
 
-def _json(done: Initialisation, source: str) -> str:
-    made = {"version": REPORT_VERSION, "source": source, "choices": done.choices, "notes": done.notes}
-    return json.dumps(made | done.proof.as_dict(), indent=1, allow_nan=False) + "\n"
-
-
-def _markdown(done: Initialisation, source: str) -> str:
+def as_report(done: Initialisation) -> Report:
+    """The proof as phases, with all that was measured on the way."""
     proof = done.proof
-    parts = [
-        f"## {ICONS[proof.verdict]} {proof.verdict}: PixArt initialised from {code(source)}",
-        f"**{text(proof.words)}**",
+    rounding = [check for check in proof.checks if check.statistic == "rounding"]
+    others = [check for check in proof.checks if check.statistic != "rounding"]
+    rows = [[s.name, s.case, s.error, s.apart, s.floor, s.times, s.exact] for s in proof.stages]
+    blocks = {
+        "stages": [stage.name for stage in proof.stages],
+        "converted": [stage.distance for stage in proof.stages],
+        "floor": [stage.floor for stage in proof.stages],
+        "limit": FLOOR_LIMIT,
+        "words": ["PixArt", "noise floor: the DiT's own rounding"],
+    }
+    measured = [Table(f"Block by block at t = {TIMESTEP}", MEASURED, STAGES, rows)]
+    phases = [
+        _phase("tables", rounding, [], {}),
+        _phase("function", others, proof.doubts, {"blocks": blocks, "tables": [asdict(table) for table in measured]}),
+        *([_timesteps(proof.distances)] if proof.distances else []),
+        Phase(
+            "choices",
+            "",
+            "",
+            detail={"tables": [asdict(Table(CHOSEN, "", ["name", "value"], list(done.choices.items())))]},
+        ),
     ]
-    if proof.distances:
-        parts.append(text(proof.distances.words))
-    parts += [bullets(map(text, [*done.notes, *proof.doubts])), *_failed(proof), "### Block by block at t = 500"]
-    parts += [MEASURED, table(STAGES, stage_rows(proof))]
-    if proof.distances:
-        choices, steps = proof.distances.distances, proof.distances.timesteps
-        parts += ["### At other timesteps", "Relative L2 of the output, by what `t_block` starts as."]
-        rows = [[str(step), *(show(values[i]) for values in choices.values())] for i, step in enumerate(steps)]
-        parts.append(table(["t", *choices], rows))
-    rows = [[code(name), code(show(value))] for name, value in done.choices.items()]
-    parts += ["### Choices", table(["name", "value"], rows)]
-    return blocks(parts)
+    return Report(proof.verdict, proof.words, notes=done.notes, phases=phases)
 
 
-def _failed(proof: Proof) -> list[str]:
-    if not proof.failed:
-        return []
-    rows = [[text(check.what), text(check.statistic), text(check.words)] for check in proof.failed[:FAILED_ROWS]]
-    return ["### What failed", table(["what", "statistic", "in words"], rows)]
+def _phase(name: str, checks: list[Check], doubts: list[str], detail: dict[str, Any]) -> Phase:
+    failed = sum(check.passed is False for check in checks)
+    verdict = FAIL if failed else INCONCLUSIVE if doubts or not checks else PASS
+    return Phase(name, verdict, f"{len(checks) - failed} of {len(checks)} checks passed", checks, doubts, detail)
 
 
-KINDS: dict[str, Callable[[Initialisation, str], str]] = {".json": _json, ".md": _markdown, ".html": page}
+def _timesteps(distances: Distances) -> Phase:
+    lines = {f"--t_block {choice}": values for choice, values in distances.distances.items()}
+    rows = [[step, *(values[i] for values in lines.values())] for i, step in enumerate(distances.timesteps)]
+    words = "Relative L2 of the output against the DiT's, in float32, on one latent, by what t_block starts as: "
+    detail = {
+        "timesteps": {
+            "timesteps": distances.timesteps,
+            "lines": lines,
+            "equal": TIMESTEP,
+            "words": f"{words}{STARTS}.",
+        },
+        "tables": [asdict(Table("At other timesteps", "Relative L2 of the output.", ["t", *lines], rows))],
+    }
+    return Phase("other timesteps", "", distances.words, detail=detail)

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..parity import gates
-from ..parity.rendering.numbers import times as spell
-from ..parity.report import EXIT_CODES, FAIL, INCONCLUSIVE, PASS, Check, as_json
+from ..reports.numbers import times as spell
+from ..reports.report import EXIT_CODES, FAIL, INCONCLUSIVE, PASS, Check, as_json
 from .options import TIMESTEP
 from .timesteps import Distances
 

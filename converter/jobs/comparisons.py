@@ -11,10 +11,10 @@ from ..conversion.pairs import Pair
 from ..errors import UsageError
 from ..parity import batch
 from ..parity.cache import Cache
-from ..parity.rendering import render
-from ..parity.report import Report
 from ..parity.settings import chosen, load_settings
 from ..parity.waivers import load_waivers
+from ..reports import render
+from ..reports.report import Report
 from .reports import check_reports, refusal, write_reports
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..checkpoint.transfer import Progress
+from ..checkpoint.write.transfer import Progress
 from ..conversion.batch import Job
 from ..conversion.options import ConversionOptions
 from ..conversion.pairs import Pair, check_targets_unique, expand, several

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..checkpoint.interrupt import interruptible
 from ..checkpoint.json_file import read_json
 from ..checkpoint.text_writer import write_text
-from ..checkpoint.transfer import Progress
+from ..checkpoint.write.interrupt import interruptible
+from ..checkpoint.write.transfer import Progress
 from ..conversion.batch import UNCHANGED, Outcome, StepResult
 from ..conversion.pairs import Pair
 from ..errors import ConverterError, printable
 from ..filenames import PARITY
 from ..hub import local
 from ..parity.digests import program
-from ..parity.report import NOT_RUN, PASS, Report
+from ..reports.report import NOT_RUN, PASS, Report
 from .reports import lines
 
 Step = Callable[[Outcome], StepResult]

@@ -2,8 +2,9 @@
 
 from .fold import MappingError, fold, summed_up
 from .keymapping import KeyMapping
+from .operations import Copies, Operation, Parameter, Reorder
 from .plan import Move, Plan
-from .rows import Computed, Copies, Extra, Parameter, Refused, Sparse, ZeroInit
+from .rows import Computed, Extra, Refused, Sparse, ZeroInit
 
 __all__ = [
     "Computed",
@@ -12,9 +13,11 @@ __all__ = [
     "KeyMapping",
     "MappingError",
     "Move",
+    "Operation",
     "Parameter",
     "Plan",
     "Refused",
+    "Reorder",
     "Sparse",
     "ZeroInit",
     "fold",

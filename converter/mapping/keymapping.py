@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
@@ -10,10 +10,9 @@ from typing import Any
 
 from .dims import bind, mismatch
 from .fold import MappingError, fold
-from .joining import concatenate, disagreeing, unlike
 from .matching import Matching
 from .plan import Move, Plan
-from .rows import Computed, Extra, Row, Sparse, Value, overlap, spell
+from .rows import Computed, Extra, Row, Sparse, Value, overlap, spell, stack
 
 
 class KeyMapping:
@@ -21,10 +20,10 @@ class KeyMapping:
 
     Args:
         table: source path, with an optional shape pattern, to what it becomes: a path (rename), a tuple of paths
-            (split on axis 0), `Parameter`, `Computed`, `Copies`, `Extra`, `Refused` or `Sparse`; `ZeroInit` of one that
-            is written, where an initialisation leaves it at zero. A path is a module and stands for its `.weight` and
-            `.bias`, both of which must be there; one that is itself a tensor is written `Parameter(path)`, or ends in
-            `.weight` or `.bias`. `{}` is a block index.
+            (split on axis 0), `Parameter`, `Computed`, `Copies`, `Reorder`, `Extra`, `Refused` or `Sparse`; `ZeroInit`
+            of one that is written, where an initialisation leaves it at zero. A path is a module and stands for its
+            `.weight` and `.bias`, both of which must be there; one that is itself a tensor is written
+            `Parameter(path)`, or ends in `.weight` or `.bias`. `{}` is a block index.
         optional: name -> a table that a state dict holds whole or not at all.
 
     Raises: ValueError for a table whose rows overlap or cannot be undone.
@@ -42,6 +41,9 @@ class KeyMapping:
         ]
         self._check(rows)
         self.rows = rows
+        self._stacks, self._target_stacks = _linked(rows)
+        # By the paths in the original layout.
+        self._counted = {path: self._stacks[path] for row in rows if row.counts for path in [stack(row.source) or ""]}
 
     @staticmethod
     def _check(rows: list[Row]) -> None:
@@ -53,10 +55,15 @@ class KeyMapping:
             for one, other in combinations(paths, 2):
                 if overlap(one, other):
                     raise ValueError(f"the {what} {one!r} and {other!r} match the same keys")
-        counted = {row.group for row in rows if "{}" in row.source and not row.sparse}
+        ours, theirs = _linked(rows)
+        counted = {(ours[stack(row.source) or ""], row.group) for row in rows if row.counts}
         for row in rows:
-            if row.spread and not counted & {"", row.group}:
-                raise ValueError(f"{row.source!r} has a copy in every block, and no row says how many blocks there are")
+            spread = [stack(target) for target in row.targets if row.spread]
+            for path in (path for path in spread if path is not None):
+                if not counted & {(theirs[path], ""), (theirs[path], row.group)}:
+                    raise ValueError(
+                        f"{row.source!r} has a copy in every block, and no row says how many blocks there are"
+                    )
 
     # Plans.
     def plan(self, state: Mapping[str, Any]) -> Plan:
@@ -72,13 +79,12 @@ class KeyMapping:
 
     def survey(self, state: Mapping[str, Any]) -> Plan:
         """The same plan, with what does not fit under `problems` instead of raised: for looking at a file."""
-        match = Matching(self.rows, state)
+        match = Matching(self.rows, state, self._stacks)
         plan = Plan(
             groups=match.groups,
-            blocks=match.blocks,
+            stacks={path: match.blocks.get(number, 0) for path, number in self._counted.items()},
             features={f: keys for f, (_, keys) in match.features().items()},
         )
-        blocks = _countable(plan, state)
         shapes = []
         for position, found in match.found.items():
             row = self.rows[position]
@@ -91,7 +97,7 @@ class KeyMapping:
                 elif isinstance(row.value, Extra):
                     plan.extras[key] = spell(row.name, index, suffix)
                 elif row.targets:
-                    plan.moves.append(Move((key,), row.written(index, suffix, blocks), row, row.copies))
+                    plan.moves.append(Move((key,), self._written(row, index, suffix, match.blocks, len(state)), row))
         plan.dims, plan.evidence = bind(shapes)
         wrong: dict[str, list[str]] = {}
         for key, pattern, shape in shapes:
@@ -99,11 +105,8 @@ class KeyMapping:
             if wanted:
                 wrong.setdefault(f"has shape {list(shape)}, not {wanted}", []).append(key)
         for move in plan.moves:
-            parts, shape = move.parts, tuple(state[move.sources[0]].shape)
-            if parts > 1 and (not shape or shape[0] % parts):
-                wrong.setdefault(f"has shape {list(shape)}, which does not split into {parts}", []).append(
-                    move.sources[0]
-                )
+            if words := move.operation.misfit(tuple(state[move.origin].shape), len(move.parts)):
+                wrong.setdefault(words, []).append(move.origin)
         plan.problems = match.problems() + [f"{key} {what}" for what, keys in wrong.items() for key in fold(keys)]
         return plan
 
@@ -119,42 +122,48 @@ class KeyMapping:
         there in part, and unlike each other: see what it says of them."""
         plan = self.targets.survey(state)
         origin = {target: row for row in self.rows for target in row.targets}
-        blocks = _countable(plan, state)
+        blocks = {self._counted[path]: count for path, count in plan.stacks.items()}
         back: dict[str, Move] = {}
         for move in plan.moves:
-            index, suffix = move.row.match(move.sources[0]) or (None, "")
+            index, suffix = move.place
             row = origin[move.row.source]
             index = None if row.spread else index  # a copy in a block is of a tensor that is in none
             source = spell(row.source, index, suffix)
-            back[source] = Move(row.written(index, suffix, blocks), (source,), row, row.copies)
+            back[source] = Move(self._written(row, index, suffix, blocks, len(state)), (source,), row, back=True)
         plan.moves = list(back.values())
-        plan.problems = plan.problems or unlike(plan.moves, state)
+        plan.problems = plan.problems or _unlike(plan.moves, state)
         return plan
+
+    def _written(
+        self, row: Row, index: int | None, suffix: str, blocks: Mapping[int, int], most: int
+    ) -> tuple[str, ...]:
+        """The target keys of a source tensor. With holes, which are problems, an index may be as high as 10**18: no
+        copies are counted up to that, but up to `most`."""
+        stacks = self._target_stacks
+        counts = {path: blocks.get(stacks[path], 0) for path in map(stack, row.targets) if path is not None}
+        return row.written(index, suffix, {path: count if count <= most else 0 for path, count in counts.items()})
 
     @cached_property
     def targets(self) -> KeyMapping:
         """The table of the target layout alone: every target maps to itself, and strays to the sidecar."""
         made = object.__new__(KeyMapping)
         made.rows = [
-            Row(
-                t,
-                Sparse(t) if row.sparse else t,
-                row.part_pattern,
-                row.group,
-                t,
-                (t,),
-                row.suffixes,
-                False,
-                row.zero_init,
+            replace(
+                Row.parse(target, Sparse(target) if row.sparse else target, row.group),
+                pattern=row.part_pattern,
+                suffixes=row.suffixes,
+                zero_init=row.zero_init,
             )
             for row in self.rows
-            for t in row.targets
+            for target in row.targets
         ]
         made.rows += [
             replace(row, source=row.value.stray)
             for row in self.rows
             if isinstance(row.value, Extra) and row.value.stray
         ]
+        made._stacks = made._target_stacks = self._target_stacks
+        made._counted = self._counted
         return made
 
     # Live state dicts.
@@ -164,12 +173,9 @@ class KeyMapping:
 
         What does not travel is given by `left(state)`. Of an open checkpoint the lazy tensors are split unread.
         """
-        made = {}
+        made: dict[str, Any] = {}
         for move in self.plan(state).moves:
-            tensor, parts = state[move.sources[0]], move.parts
-            step = tensor.shape[0] // parts if parts > 1 else 0
-            for i, target in enumerate(move.targets):
-                made[target] = tensor[i * step : (i + 1) * step] if step else tensor
+            made.update(zip(move.parts, move.operation.forward(state[move.origin], len(move.parts)), strict=True))
         return made
 
     def left(self, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,10 +192,9 @@ class KeyMapping:
         made = {name: state[key] for key, name in plan.extras.items()} | dict(left or {})
         problems: list[str] = []
         for move in plan.moves:
-            tensors = [state[key] for key in move.sources]
-            if move.copies:
-                problems += disagreeing(move, tensors)
-            made[move.targets[0]] = tensors[0] if move.copies or len(tensors) == 1 else concatenate(tensors)
+            arrays = [state[key] for key in move.parts]
+            problems += move.operation.disagreeing(move.origin, move.parts, arrays)
+            made[move.origin] = move.operation.inverse(arrays)
         if problems:
             raise MappingError(problems)
         self.plan(made)  # `left` is checked as strictly as the rest
@@ -220,7 +225,36 @@ class KeyMapping:
         return frozenset(i for i, row in enumerate(self.rows) if not row.sparse and not row.group)
 
 
-def _countable(plan: Plan, state: Mapping[str, Any]) -> int:
-    """How many copies there are of what is in every block. With holes, which are problems, an index may be as high as
-    10**18: none are counted up to that."""
-    return plan.blocks if plan.blocks <= len(state) else 0
+def _unlike(moves: list[Move], state: Mapping[str, Any]) -> list[str]:
+    """What keeps tensors of the target layout from being one again: one is absent, or they are not alike."""
+    missing = [key for move in moves for key in move.parts if key not in state]
+    wrong: dict[str, list[str]] = {}
+    for move in moves:
+        keys = [key for key in move.parts if key in state]
+        shapes = [tuple(state[key].shape) for key in keys]
+        dtypes = [str(getattr(state[key], "dtype", "")) for key in keys]
+        for key, words in move.operation.unlike(move.origin, keys, shapes, dtypes, len(move.parts)):
+            wrong.setdefault(words, []).append(key)
+    return [f"missing {key}" for key in fold(missing)] + [
+        f"{key} {words}" for words, keys in wrong.items() for key in fold(keys)
+    ]
+
+
+def _linked(rows: Sequence[Row]) -> tuple[dict[str, int], dict[str, int]]:
+    """Path before `{}` -> a number for what its blocks are counted with, in the source and in the target layout: a
+    stack and what becomes of it have as many blocks, and so have two stacks that become one."""
+    numbers: dict[tuple[bool, str], int] = {}
+    for row in rows:
+        stray = (row.value.stray,) if isinstance(row.value, Extra) else ()
+        paths = [(False, stack(row.source)), *((True, stack(path)) for path in (*row.targets, *stray))]
+        own = {numbers.setdefault((target, path), len(numbers)) for target, path in paths if path is not None}
+        if not row.spread:  # the stacks that one tensor is copied into are not one for that
+            numbers = {place: min(own) if number in own else number for place, number in numbers.items()}
+    counted = {numbers[False, stack(row.source) or ""] for row in rows if row.counts}
+    if len(counted) == 1:  # where there is one stack, copies in blocks that no other row fills are as many
+        copied = {
+            numbers[True, stack(path) or ""] for row in rows if row.spread for path in row.targets if "{}" in path
+        }
+        numbers = {place: min(counted) if number in copied else number for place, number in numbers.items()}
+    source, target = ({path: n for (there, path), n in numbers.items() if there is side} for side in (False, True))
+    return source, target

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from .fold import SHOWN, fold, folded, holes
-from .rows import MODULE, PARAMETER, Refused, Row, spell
+from .rows import MODULE, PARAMETER, Refused, Row, spell, stack
 
 
 class Matching:
     """The keys of a state dict, each under the one row that matches it.
 
     `found`: (row, block index) -> the suffixes seen; `unknown`: keys that no row matches; `groups`: optional groups
-    that at least one key belongs to; `blocks`: one more than the highest block index.
+    that at least one key belongs to; `blocks`: of each stack, one more than the highest block index.
+
+    Args:
+        stacks: path before `{}` -> a number for what its blocks are counted with.
     """
 
-    def __init__(self, rows: list[Row], keys: Iterable[str]) -> None:
-        self.rows = rows
+    def __init__(self, rows: list[Row], keys: Iterable[str], stacks: Mapping[str, int]) -> None:
+        self.rows, self._stacks = rows, stacks
         self.found: dict[int, dict[int | None, set[str]]] = {}
         self.unknown: list[str] = []
         for key in keys:
@@ -35,16 +38,14 @@ class Matching:
             for position in sorted(self.found)
         }
         self.groups = {rows[position].group for position in self.found} - {""}
-        self.blocks = 1 + max(
-            (
-                index
-                for position, found in self.found.items()
-                if not rows[position].sparse
-                for index in found
-                if index is not None
-            ),
-            default=-1,
-        )
+        self.blocks: dict[int, int] = {}
+        for position, row in enumerate(rows):
+            if row.counts:
+                last = max((index for index in self.found.get(position, {}) if index is not None), default=-1)
+                self.blocks[self._stack(row)] = max(self.blocks.get(self._stack(row), 0), last + 1)
+
+    def _stack(self, row: Row) -> int:
+        return self._stacks[stack(row.source) or ""]
 
     def features(self) -> dict[str, tuple[str, list[str]]]:
         """Refused rows that keys belong to: feature -> (reason, the keys, folded)."""
@@ -71,12 +72,9 @@ class Matching:
     def _missing(self, row: Row, found: dict[int | None, set[str]]) -> list[str]:
         if not found and (row.sparse or (row.group and row.group not in self.groups)):
             return []
-        problems = []
+        problems, blocks = [], self.blocks.get(self._stack(row), 0) if "{}" in row.source else 0
         if not row.sparse:
-            indexed = "{}" in row.source
-            gaps = (
-                holes([i for i in found if i is not None], max(self.blocks, 1)) if indexed else "" if found else "all"
-            )
+            gaps = holes([i for i in found if i is not None], max(blocks, 1)) if row.counts else "" if found else "all"
             if gaps:
                 partly = f" (the {row.group} are there in part)" if row.group else ""
                 problems.append("missing " + row.source.replace("{}", f"{{{gaps}}}") + partly)
@@ -84,11 +82,11 @@ class Matching:
         # either, but the same in every block.
         whole = row.suffixes or (PARAMETER if any("" in suffixes for suffixes in found.values()) else MODULE)
         # A row that may be absent does not say how many blocks there are: the others do.
-        outside = {i: s for i, s in found.items() if self.blocks and i is not None and i >= self.blocks}
+        outside = {i: s for i, s in found.items() if blocks and i is not None and i >= blocks}
         for word, wrong, why in (
             ("missing", {i: whole - s for i, s in found.items()}, ""),
             ("unexpected", {i: s - whole for i, s in found.items()}, ""),
-            ("unexpected", outside, f" (there are {self.blocks} blocks)"),
+            ("unexpected", outside, f" (there are {blocks} blocks)"),
         ):
             problems += [
                 f"{word} {key}{why}"

@@ -4,27 +4,68 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .operations import Operation, Place
 from .rows import Row
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """Source tensors and what becomes of them: one to several is a split on axis 0, the reverse a concatenation.
+class Write:
+    """Tensors that are written out of others: of each source, in order, where its equal groups of rows go.
 
-    With `copies` it is neither: every target is the whole source tensor, and on the way back every source is the whole
-    target tensor. Then their bytes have to be equal: a plan has seen that their shapes and dtypes are, and whoever
-    reads the bytes has to see to the rest.
+    `runs`: for each source a tuple of (which target, which of the groups of rows in it).
     """
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
+    runs: tuple[tuple[Place, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One tensor of the original layout and its tensors in the target's, by way of the row's operation; `back` where
+    it is read from right to left."""
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
     row: Row
-    copies: bool = False
+    back: bool = False
 
     @property
-    def parts(self) -> int:
-        """Into how many parts the source of a way out is split."""
-        return 1 if self.copies else len(self.targets)
+    def operation(self) -> Operation:
+        """What happens between them: a row that moves anything has one."""
+        assert self.row.operation is not None
+        return self.row.operation
+
+    @property
+    def origin(self) -> str:
+        """The key in the original layout."""
+        return self.targets[0] if self.back else self.sources[0]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The keys in the target layout."""
+        return self.sources if self.back else self.targets
+
+    @property
+    def place(self) -> tuple[int | None, str]:
+        """(the block, None for none; '.weight', '.bias' or '')."""
+        return self.row.match(self.origin) or (None, "")
+
+    @property
+    def writes(self) -> list[Write]:
+        """What is written for it, in keys: of copies each by itself, and on the way back the first alone."""
+        count = len(self.parts)
+        passes, contents = self.operation.passes(count), self.operation.contents(count)
+        writes = []
+        for places in passes[:1] if self.back else passes:
+            used = sorted({part for part, _ in places})
+            keys = tuple(self.parts[part] for part in used)
+            if self.back:
+                runs = tuple(tuple((0, group) for group in contents[part]) for part in used)
+                writes.append(Write(keys, self.targets, runs))
+            else:
+                writes.append(Write(self.sources, keys, (tuple((used.index(part), at) for part, at in places),)))
+        return writes
 
 
 @dataclass
@@ -33,8 +74,9 @@ class Plan:
 
     `moves`: tensors that go on; `extras`: source key -> key in the sidecar; `computed`: source key -> its row;
     `dims`, `evidence`: what the shape patterns say (symbol -> size, symbol -> the tensor that shows it);
-    `blocks`: how many blocks; `groups`: the optional groups that are there; `features`: refused features that are
-    there -> the keys that show it; `problems`: everything that does not fit (none in a plan that was not refused).
+    `stacks`: how many blocks there are, by the path before `{}` in the original layout, whichever layout is read;
+    `groups`: the optional groups that are there; `features`: refused features that are there -> the keys that show it;
+    `problems`: everything that does not fit (none in a plan that was not refused).
     """
 
     moves: list[Move] = field(default_factory=list)
@@ -42,7 +84,17 @@ class Plan:
     computed: dict[str, Row] = field(default_factory=dict)
     dims: dict[str, int] = field(default_factory=dict)
     evidence: dict[str, str] = field(default_factory=dict)
-    blocks: int = 0
+    stacks: dict[str, int] = field(default_factory=dict)
     groups: set[str] = field(default_factory=set)
     features: dict[str, list[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks a model has whose table knows one stack of them, 0 for none.
+
+        Raises: ValueError where there are several stacks: name one, as in `plan.stacks["double_blocks"]`.
+        """
+        if len(self.stacks) > 1:
+            raise ValueError(f"there are several stacks of blocks: name one, as in plan.stacks[{min(self.stacks)!r}]")
+        return next(iter(self.stacks.values()), 0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .dims import Dim, Pattern, parse_pattern
+from .dims import Pattern, parse_pattern
+from .operations import Operation, Parameter, Paths, Rename, Reorder, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +43,10 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter:
-    """A path that is itself a tensor (an `nn.Parameter` or a buffer), not a module with a weight and a bias."""
-
-    to: str | tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Sparse:
     """A row of blocks that may be absent in some of them."""
 
-    to: str | tuple[str, ...] | Parameter
-
-
-@dataclass(frozen=True, slots=True)
-class Copies:
-    """A tensor that the target holds several times, each time whole: under each of several paths and, where a path
-    has a `{}` and the source none, in every block. On the way back all copies have to be there, and to agree."""
-
-    to: str | tuple[str, ...] | Parameter
+    to: Paths | Reorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +54,7 @@ class ZeroInit:
     """A module or tensor that an initialisation leaves at zero, its weight too: a file in which it is zero in every
     block is of a model that was not trained since, and not damaged. (Biases start so in any model: no row says it.)"""
 
-    to: str | tuple[str, ...] | Parameter | Sparse | Copies
+    to: Paths | Sparse | Operation
 
 
 # A block index has one spelling, so that no two keys can mean the same tensor.
@@ -76,14 +62,14 @@ _INDEX = r"(0|[1-9]\d{0,17})"
 MODULE, PARAMETER = frozenset({".weight", ".bias"}), frozenset({""})
 _PATH = re.compile(r"(?!.*\{\}.*\{\})(\w+|\{\})(\.(\w+|\{\}))*")
 
-Value = str | tuple[str, ...] | Parameter | Sparse | Copies | ZeroInit | Computed | Extra | Refused
+Value = Paths | Sparse | Operation | ZeroInit | Computed | Extra | Refused
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of a table, read: `source` and `targets` are whole dotted paths with at most one `{}`.
 
-    `copies`: every target is the whole tensor, and no part of it.
+    `operation`: what happens between them, None for a row that moves nothing.
     `suffixes`: what every key of the row must end with: those of a module (`.weight` and `.bias`), or just '' where
     the path is a tensor itself. None where nothing is written under the row's name: then it is either, as found.
     `zero_init`: an initialisation leaves it at zero; `value` is what stood in the `ZeroInit`.
@@ -96,7 +82,7 @@ class Row:
     name: str = ""  # of an Extra: its key in the sidecar
     targets: tuple[str, ...] = ()
     suffixes: frozenset[str] | None = None
-    copies: bool = False
+    operation: Operation | None = None
     zero_init: bool = False
     match: Callable[[str], tuple[int | None, str] | None] = field(init=False, compare=False, repr=False)
 
@@ -111,28 +97,32 @@ class Row:
             raise ValueError(f"{text!r}: a shape pattern ends with ']'")
         zero_init = isinstance(value, ZeroInit)
         value = value.to if isinstance(value, ZeroInit) else value
-        copies = isinstance(value, Copies)
-        to = value.to if isinstance(value, Sparse | Copies) else value
+        inner = value.to if isinstance(value, Sparse) else value
+        to: Any = inner.to if isinstance(inner, Operation) else inner
         bare = isinstance(to, Parameter)
         to = to.to if isinstance(to, Parameter) else to
         targets = (to,) if isinstance(to, str) else to if isinstance(to, tuple) else ()
-        if not targets and not isinstance(value, Computed | Extra | Refused):
+        operation: Operation = (Split if len(targets) > 1 else Rename)(targets)
+        operation = inner if isinstance(inner, Operation) else operation
+        absent = isinstance(value, Sparse) and operation.must_agree  # of copies, nobody could say how many there are
+        if absent or not (targets or isinstance(value, Computed | Extra | Refused)):
             raise ValueError(
-                f"{source!r} becomes {to!r}: a row's value is a path, a tuple of paths, or Parameter and the like"
+                f"{source!r} becomes {inner!r}: a row's value is a path, a tuple of paths, or Parameter and the like"
             )
         stray = (value.stray,) if isinstance(value, Extra) and value.stray else ()
-        for path in (source, *targets, *stray):
+        paths = (source, *targets, *stray)
+        for path in paths:
             if not isinstance(path, str) or not _PATH.fullmatch(path):
                 raise ValueError(f"{path!r} is not a dotted path with at most one {{}}")
-        spread = copies and "{}" not in source
-        if not spread and len({path.count("{}") for path in (source, *targets, *stray)}) > 1:
+        spread = operation.must_agree and "{}" not in source
+        if not spread and len({path.count("{}") for path in paths}) > 1:
             raise ValueError(f"{source!r}: an index on one side only cannot be undone")
-        if copies and len(targets) == 1 and not (spread and "{}" in targets[0]):
-            raise ValueError(f"{source!r}: a single copy is a rename")
+        if targets and (wrong := operation.check(len(targets), spread and "{}" in targets[0])):
+            raise ValueError(f"{source!r}: {wrong}")
         bare = bare or any(path.endswith((".weight", ".bias")) for path in (source, *targets))
         suffixes = (PARAMETER if bare else MODULE) if targets else None
         shape = parse_pattern(pattern[:-1]) if pattern else ()
-        return cls(source, value, shape, group, source, targets, suffixes, copies, zero_init)
+        return cls(source, value, shape, group, source, targets, suffixes, operation if targets else None, zero_init)
 
     @property
     def sparse(self) -> bool:
@@ -140,25 +130,36 @@ class Row:
         return not self.targets or isinstance(self.value, Sparse)
 
     @property
+    def counts(self) -> bool:
+        """Whether it says how many blocks there are: it is in every one of them."""
+        return "{}" in self.source and not self.sparse
+
+    @property
     def part_pattern(self) -> Pattern:
-        """The pattern of each target: the first dimension is shared out, unless each is the whole."""
-        if not self.pattern or len(self.targets) < 2 or self.copies:
-            return self.pattern
-        first, *rest = self.pattern
-        return (Dim(first.symbol, first.factor / len(self.targets)), *rest)
+        """The pattern of each target."""
+        return self.operation.pattern(self.pattern, len(self.targets)) if self.operation else self.pattern
 
     @property
     def spread(self) -> bool:
         """Whether one tensor, of no block, has a copy in every block."""
         return "{}" not in self.source and any("{}" in target for target in self.targets)
 
-    def written(self, index: int | None, suffix: str, blocks: int) -> tuple[str, ...]:
-        """The target keys of one source tensor; a copy in every block is as many keys as there are blocks."""
+    def written(self, index: int | None, suffix: str, blocks: Mapping[str, int]) -> tuple[str, ...]:
+        """The target keys of one source tensor; what is in every block is as many keys as its stack has blocks.
+
+        Args:
+            blocks: path before `{}` -> how many there are.
+        """
         return tuple(
             spell(target, i, suffix)
             for target in self.targets
-            for i in (range(blocks) if index is None and "{}" in target else (index,))
+            for i in (range(blocks[stack(target) or ""]) if index is None and "{}" in target else (index,))
         )
+
+    def keys(self, stacks: Mapping[str, int]) -> list[str]:
+        """The keys of its source as a tensor, one for every block; `stacks`: path before `{}` -> how many there are."""
+        path = stack(self.source)
+        return [self.source] if path is None else [spell(self.source, i) for i in range(stacks.get(path, 0))]
 
     def shape_pattern(self, suffix: str) -> Pattern:
         """The pattern of a tensor of this row: of a bias, only the first dimension."""
@@ -195,3 +196,9 @@ def overlap(one: str, other: str) -> bool:
     if len(longer) == len(shorter) + 1 and longer[-1] in ("weight", "bias"):
         longer = longer[:-1]
     return len(shorter) == len(longer) and all(map(alike, shorter, longer))
+
+
+def stack(path: str) -> str | None:
+    """What the blocks of a path are in, such as `blocks` of `blocks.{}.attn`; None where it is in no block."""
+    head, braces, _ = path.partition("{}")
+    return head.removesuffix(".") if braces else None

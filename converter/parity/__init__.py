@@ -13,23 +13,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..nets.faults import Fault
+    from ..nets.inputs import Case, noise
+    from ..nets.spec import ParitySpec
+    from ..reports.report import Check, Phase, Report
     from .checker import check
     from .choices import CheckOptions
-    from .faults import Fault
-    from .inputs import Case, noise
-    from .model import Model
-    from .report import Check, Phase, Report
 
 _HOMES = {
-    "checker": ("check",),
-    "choices": ("CheckOptions",),
-    "faults": ("Fault",),
-    "inputs": ("Case", "noise"),
-    "model": ("Model",),
-    "report": ("Check", "Phase", "Report"),
+    ".checker": ("check",),
+    ".choices": ("CheckOptions",),
+    "..nets.faults": ("Fault",),
+    "..nets.inputs": ("Case", "noise"),
+    "..nets.spec": ("ParitySpec",),
+    "..reports.report": ("Check", "Phase", "Report"),
 }
 
-__all__ = ["Case", "Check", "CheckOptions", "Fault", "Model", "Phase", "Report", "check", "noise"]
+__all__ = ["Case", "Check", "CheckOptions", "Fault", "ParitySpec", "Phase", "Report", "check", "noise"]
 
 
 def __getattr__(name: str) -> Any:
@@ -37,5 +37,5 @@ def __getattr__(name: str) -> Any:
         if name in names:
             from importlib import import_module
 
-            return getattr(import_module(f".{module}", __name__), name)
+            return getattr(import_module(module, __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import numpy as np
 
 from ..errors import printable
-from ..mapping import KeyMapping, MappingError, Move, fold
+from ..mapping import MappingError, Move, Parameter, fold
+from ..mapping.rows import Row
+from ..reports.report import FAIL, PASS, Check, Phase
 from .belonging import Bytes, describe, equal, kept_as
 from .compared import Sides
-from .report import FAIL, PASS, Check, Phase
 
+_KEPT = Row.parse("kept", Parameter("kept"))  # what the sidecar holds is what it was
 WORKERS = 2  # reading, comparing and checksums run without the interpreter's lock
 FEW = 32  # tensors, of which reading is not worth a thread
 
@@ -36,13 +37,13 @@ def audit(sides: Sides, step: Callable[[int], None] = lambda count: None, only: 
         back = sides.family.keys.plan_back(sides.converted)
     except MappingError as error:
         return _failed([Check("keys", "bijection", None, None, False, problem) for problem in error.problems])
-    wanted = {move.sources[0]: move for move in sides.plan.moves}
-    held = {move.targets[0]: move for move in back.moves}
-    missing = [name for key in wanted.keys() - held.keys() for name in wanted[key].targets]
-    extra = [name for key in held.keys() - wanted.keys() for name in held[key].sources]
+    wanted = {move.origin: move for move in sides.plan.moves}
+    held = {move.origin: move for move in back.moves}
+    missing = [name for key in wanted.keys() - held.keys() for name in wanted[key].parts]
+    extra = [name for key in held.keys() - wanted.keys() for name in held[key].parts]
     for what, names in (("missing", missing), ("extra", extra)):
         checks += [Check("keys", "bijection", None, None, False, f"{what}: {name}") for name in fold(sorted(names))]
-    moves = [held[key] for key in wanted if key in held and (only is None or not {*only}.isdisjoint(held[key].sources))]
+    moves = [held[key] for key in wanted if key in held and (only is None or not {*only}.isdisjoint(held[key].parts))]
     if len(moves) < FEW:  # threads have each their own room to read into, and take a while to let go of it
         found = [_counted(sides, move, step) for move in moves]
     else:
@@ -55,10 +56,10 @@ def audit(sides: Sides, step: Callable[[int], None] = lambda count: None, only: 
     notes += said
     notes += [f"{key} is left over from an old conversion, and not used" for key in back.extras]
     if failed := [check for check in checks if check.passed is False]:
-        bad, total = sum(len(each.wrong) for each in wrong), sum(len(move.sources) for move in moves)
+        bad, total = sum(len(each.wrong) for each in wrong), sum(len(move.parts) for move in moves)
         return _failed(failed, notes, f"{bad} of {total} converted tensors are not the original's" if wrong else "")
     kind = f"{'rounded' if sides.rounded else 'widened'} to {sides.cast}" if sides.cast else "byte for byte"
-    total = sum(int(np.prod(sides.original[move.targets[0]].shape)) for move in moves)
+    total = sum(int(np.prod(sides.original[move.origin].shape)) for move in moves)
     words = (
         f"all {len(moves)} tensors ({total / 1e6:.4g} M numbers) are the original's, {kind}; none missing, none extra"
     )
@@ -93,18 +94,17 @@ def _counted(sides: Sides, move: Move, step: Callable[[int], None]) -> Differenc
 
 
 def difference(sides: Sides, move: Move) -> Difference | None:
-    """None where the converted tensors of a move, put together, are the source's bytes or its declared rounding; of
-    copies, where each of them is.
+    """None where the converted tensors of a move are what its operation makes of the source's bytes, or of their
+    declared rounding.
 
     Args:
-        move: of a way back: its sources are the converted keys, its target is the original one.
+        move: of either direction.
     """
-    key = move.targets[0]
-    source, parts = sides.original[key], [sides.converted[name] for name in move.sources]
-    split = len(parts) > 1 and not move.copies
-    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if split else parts[0].shape
-    if tuple(shape) != tuple(source.shape):
-        return Difference(key, dict.fromkeys(move.sources, f"has shape {list(shape)}, not {list(source.shape)}"))
+    key, operation, count = move.origin, move.operation, len(move.parts)
+    source, parts = sides.original[key], [sides.converted[name] for name in move.parts]
+    shape = operation.source_shape(tuple(parts[0].shape), count)
+    if shape != tuple(source.shape):
+        return Difference(key, dict.fromkeys(move.parts, f"has shape {list(shape)}, not {list(source.shape)}"))
     kinds = {part.dtype.name for part in parts}
     rounded = sides.cast and kinds == {sides.cast} and source.dtype.name != sides.cast
     if kinds != {source.dtype.name} and not rounded:
@@ -112,22 +112,19 @@ def difference(sides: Sides, move: Move) -> Difference | None:
         floating = len(kinds) == 1 and parts[0].dtype.floating
         hint = f"; --cast {kind} if that was meant" if floating and not sides.cast else ""
         words = f"is {kind}, and the original is {source.dtype.name}{hint}"
-        return Difference(key, dict.fromkeys(move.sources, words))
+        return Difference(key, dict.fromkeys(move.parts, words))
     if sides.cast and kinds != {sides.cast}:
         words = f"is {source.dtype.name} as in the original, and was declared to be rounded to {sides.cast}"
-        return Difference(key, dict.fromkeys(move.sources, words))
+        return Difference(key, dict.fromkeys(move.parts, words))
     mine, theirs = sides.room.buffers
-    if not rounded and not move.copies and _equal(_pieces([source], mine), _pieces(parts, theirs)):
+    if not rounded and operation.in_order(count) and _equal(_pieces([source], mine), _pieces(parts, theirs)):
         return None
     data = sides.room.read(source)
     if rounded:
         data = kept_as(data, source.dtype, parts[0].dtype)
     wrong: dict[str, str] = {}
-    offset = 0
-    for name, part in zip(move.sources, parts, strict=True):
-        size = prod(part.shape) * part.dtype.itemsize
-        right = data[offset : offset + size]
-        offset += size if split else 0
+    # Groups of rows are as many equal runs of its bytes.
+    for name, part, right in zip(move.parts, parts, operation.forward(data, count), strict=True):
         if not _equal(_pieces([part], theirs), iter([right] if len(right) else [])):
             wrong[name] = "differs" if sides.brief else describe(sides, name, right)
     return Difference(key, wrong) if wrong else None
@@ -176,8 +173,7 @@ def _left(sides: Sides) -> tuple[list[Check], list[str]]:
         # A conversion that rounds the model may keep what travels beside it as it is.
         as_it_is = sides.sidecar[name].dtype == sides.original[key].dtype
         kept = replace(sides, converted=sides.sidecar, cast="" if as_it_is else sides.cast)
-        move = Move((name,), (key,), _row_of(sides.family.keys, key))
-        found = difference(kept, move)
+        found = difference(kept, Move((key,), (name,), _KEPT))
         words = (
             f"{name} of the sidecar {found.wrong[name]}" if found else f"{name} is kept in the sidecar, byte for byte"
         )
@@ -190,7 +186,3 @@ def _left(sides: Sides) -> tuple[list[Check], list[str]]:
         checks.append(Check(key, "recomputed", made.difference, 0.0, None if dispensable else False, words))
         notes += [words] if dispensable else []
     return checks, notes
-
-
-def _row_of(keys: KeyMapping, key: str) -> Any:
-    return next(row for row in keys.rows if row.match(key))

@@ -10,9 +10,9 @@ from typing import Any
 
 from ..conversion.pairs import Pair
 from ..errors import ConverterError, InputError, UsageError, as_flags, printable
+from ..reports.report import EXIT_CODES, FAIL, INTERNAL, REJECTED, Report, worst
 from .cache import Cache
 from .digests import key_of, stamp
-from .report import EXIT_CODES, FAIL, INTERNAL, REJECTED, Report, worst
 from .waivers import Waiver
 
 Check = Callable[..., Report]

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..checkpoint.cast import float64, round_to, widen
 from ..checkpoint.dtypes import DType
+from ..conversion.buffers import joined
 
 if TYPE_CHECKING:
     from .compared import Sides
@@ -61,12 +62,11 @@ def _head(tensor: Any) -> Any:
 
 
 def _parts(sides: Sides) -> Iterator[tuple[str, Any]]:
-    """Every converted key with the run of the original that belongs there."""
+    """Every converted key with the rows of the original that belong there."""
     for move in sides.plan.moves:
-        tensor, count = sides.original[move.sources[0]], move.parts
-        rows = tensor.shape[0] // count if count > 1 else 0
-        for i, target in enumerate(move.targets):
-            yield target, tensor[i * rows : (i + 1) * rows] if rows else tensor
+        yield from zip(
+            move.parts, move.operation.forward(sides.original[move.origin], len(move.parts), joined), strict=True
+        )
 
 
 def describe(sides: Sides, name: str, right: Bytes) -> str:

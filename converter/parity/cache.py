@@ -17,8 +17,8 @@ from typing import Any
 
 from ..checkpoint.file import InputFile
 from ..errors import InputError, printable
+from ..reports.report import FAIL, PASS, Report
 from .digests import canonical
-from .report import FAIL, PASS, Report
 
 # The first bytes of every cache. A file that begins otherwise is somebody's, and is neither read nor written over.
 MARK = '{"format":"pixart parity cache","version":1,'

@@ -2,55 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 from ..mapping import Move, Plan
-from ..mapping.rows import Row
-from .damage import Change, drifted, exchanged, halved, last_bit, not_a_number, scaled, transposed, zeroed
-from .faults import BOTH, WEIGHTS, Fault
+from ..mapping.rows import Row, stack
+from ..nets.damage import Change, drifted, exchanged, halved, last_bit, not_a_number, scaled, transposed, zeroed
+from ..nets.faults import BOTH, WEIGHTS, Fault
 
 WEIGHTS_ONLY = frozenset({WEIGHTS})
-Rows = dict[Row, list[tuple[int | None, str, Move]]]
+Changes = dict[str, tuple[str, Change | None]]
 
 
-def catalogue(plan: Plan, unseen: tuple[str, ...] = (), block: int | None = None) -> list[Fault]:
+def catalogue(plan: Plan, invisible_biases: tuple[str, ...] = (), block: int | None = None) -> list[Fault]:
     """All of them, for one model.
 
     Args:
-        plan: of the original state dict, with its moves and blocks.
-        unseen: ends of target paths whose bias no output depends on.
+        plan: of the original state dict, with its moves and stacks of blocks.
+        invisible_biases: ends of target paths whose bias no output depends on.
         block: the one that single tensors are taken from; default: the last.
     """
-    blocks = plan.blocks
-    last = max(blocks - 1, 0) if block is None else block
-    rows = _by_row(plan)
+    rows = [_Spoilt(row, moves, plan, block) for row, moves in _by_row(plan).items()]
     made: list[Fault] = []
-    for row, moves in rows.items():
-        made += _copy_faults(row, moves, last) if row.copies else _split_faults(row, moves, last)
-        made += _row_faults(row, moves, last, unseen)
-    made += _mistaken(rows, last)
-    if blocks > 1:
-        made += _block_faults(plan, blocks)
+    for row in rows:
+        made += row.swapped()
+        made += row.one_copy()
+        made += row.by_itself(invisible_biases)
+    made += _mistaken(rows)
+    for path, count in plan.stacks.items():
+        if count > 1:
+            made += _block_faults(plan, path, count)
+    if any(count > 1 for count in plan.stacks.values()):
+        every = [target for move in plan.moves for target in move.parts]
+        made.append(Fault("all weights rounded to half", BOTH, _changed(every, halved)))
+        made.append(Fault("all weights scaled by 1 %", BOTH, _changed(every, scaled)))
     return made
 
 
-def _by_row(plan: Plan) -> Rows:
-    """The moves of each row, with block index and suffix."""
-    rows: Rows = {}
+def _by_row(plan: Plan) -> dict[Row, list[Move]]:
+    rows: dict[Row, list[Move]] = {}
     for move in plan.moves:
-        index, suffix = move.row.match(move.sources[0]) or (None, "")
-        rows.setdefault(move.row, []).append((index, suffix, move))
+        rows.setdefault(move.row, []).append(move)
     return rows
 
 
-def _at(moves: list[tuple[int | None, str, Move]], block: int) -> list[tuple[str, Move]]:
-    """(suffix, move) of one block, or of a row that is in no block."""
-    return [(suffix, move) for index, suffix, move in moves if index in (None, block)]
+def _changed(targets: Iterable[str], change: Change) -> Changes:
+    return {target: (target, change) for target in targets}
 
 
-def _where(row: Row, block: int) -> str:
-    return f"block {block}" if "{}" in row.source else "the model"
+def _exchanged(pairs: Iterable[tuple[str, str]]) -> Changes:
+    """Every two tensors in each other's place."""
+    return {target: (origin, None) for pair in pairs for target, origin in (pair, pair[::-1])}
 
 
 def _short(path: str) -> str:
@@ -58,97 +60,111 @@ def _short(path: str) -> str:
     return path.partition("{}.")[2] or path
 
 
-def _split_faults(row: Row, moves: list[tuple[int | None, str, Move]], last: int) -> Iterator[Fault]:
-    """Parts of one tensor in each other's place."""
-    for i, j in combinations(range(len(row.targets)), 2):
-        names = f"{_short(row.targets[i])} and {_short(row.targets[j])} swapped in "
-        for where, chosen in ((_where(row, last), _at(moves, last)), ("all blocks", [(s, m) for _, s, m in moves])):
-            pairs = [(move.targets[i], move.targets[j]) for _, move in chosen]
-            swapped: dict[str, tuple[str, Change | None]] = {}
-            for a, b in pairs:
-                swapped |= {a: (b, None), b: (a, None)}
-            yield Fault(names + where, BOTH, swapped, cheap=where != "all blocks" and (i, j) == (0, 1))
+def _of(plan: Plan, path: str) -> str:
+    """Which blocks, where there are others."""
+    return f" of {path}" if len(plan.stacks) > 1 else ""
 
 
-def _copy_faults(row: Row, moves: list[tuple[int | None, str, Move]], last: int) -> Iterator[Fault]:
-    """One copy that is not what the others are, as after further training in the target."""
-    for suffix, move in _at(moves, last):
-        copy = move.targets[-1]
-        for what, change, seen in (("scaled by 1 %", scaled, BOTH), ("off by a last bit", last_bit, WEIGHTS_ONLY)):
-            kind = "bias" if suffix == ".bias" else "weight"
-            yield Fault(f"{kind} {what} in one of {len(move.targets)} copies: {copy}", seen, {copy: (copy, change)})
+class _Spoilt:
+    """A row, and what can befall its tensors: `chosen` are those of one block, or of a row that is in no block."""
 
+    def __init__(self, row: Row, moves: list[Move], plan: Plan, block: int | None) -> None:
+        path = stack(row.source)
+        last = max(plan.stacks.get(path or "", 0) - 1, 0) if block is None else block
+        self.row, self.moves = row, moves
+        self.where = "the model" if path is None else f"block {last}{_of(plan, path)}"
+        self.chosen = [move for move in moves if move.place[0] in (None, last)]
+        self.name = _short(row.targets[0])
 
-def _row_faults(
-    row: Row, moves: list[tuple[int | None, str, Move]], last: int, unseen: tuple[str, ...]
-) -> Iterator[Fault]:
-    """What can befall the tensors of a row by themselves; of copies, all of them alike."""
-
-    def changed(targets: Sequence[str], change: Change) -> dict[str, tuple[str, Change | None]]:
-        return {target: (target, change) for target in targets}
-
-    def separate(move: Move) -> Sequence[Sequence[str]]:
+    @staticmethod
+    def separate(move: Move) -> list[tuple[str, ...]]:
         """The target keys that are spoilt each by itself, or together where they are the same tensor."""
-        return [move.targets] if row.copies else [(target,) for target in move.targets]
+        passes = move.operation.passes(len(move.parts))
+        alike = zip(*(sorted({part for part, _ in places}) for places in passes), strict=True)
+        return [tuple(move.parts[part] for part in parts) for parts in alike]
 
-    chosen, where = _at(moves, last), _where(row, last)
-    name = _short(row.targets[0])
-    first = separate(next(move for suffix, move in chosen if suffix != ".bias"))[0]
-    yield Fault(f"{name} of {where} scaled by 1 %", BOTH, changed(first, scaled))
-    yield Fault(f"{name} of {where} rounded to half", BOTH, changed(first, halved), faint=True)
-    yield Fault(f"last bit of {name} of {where}", WEIGHTS_ONLY, changed(first, last_bit))
-    for biases in [separate(move) for suffix, move in chosen if suffix == ".bias"]:
-        for path, bias in zip(row.targets, biases, strict=False):
-            seen = WEIGHTS_ONLY if any(bias[0].endswith(f"{end}.bias") for end in unseen) else BOTH
-            yield Fault(f"bias of {_short(path)} of {where} dropped", seen, changed(bias, zeroed), faint=True)
-            yield Fault(f"last bit of the bias of {_short(path)} of {where}", WEIGHTS_ONLY, changed(bias, last_bit))
-    rows = row.pattern[0] if row.pattern else None
-    count = int(rows.factor) if rows and rows.factor == int(rows.factor) else 1
-    if len(row.targets) == 1 and count > 1:
-        for i, j in sorted({(0, 1), (0, count // 2), (count - 2, count - 1)} - {(0, 0)}):
-            swapped = [target for _, move in chosen for target in move.targets]
-            title = f"rows {i} and {j} of {count} of {name} of {where} swapped"
-            yield Fault(title, BOTH, changed(swapped, exchanged(count, i, j)), cheap=count == 2)
-    if len(row.pattern) >= 2 and row.part_pattern[-1] == row.part_pattern[-2]:
-        what = "transposed" if len(row.pattern) == 2 else "with its last axes transposed"
-        yield Fault(f"{name} of {where} {what}", BOTH, changed(first, transposed))
+    def swapped(self) -> Iterator[Fault]:
+        """Parts of one tensor in each other's place."""
+        for i, j in combinations(range(len(self.separate(self.moves[0]))), 2):
+            names = f"{_short(self.row.targets[i])} and {_short(self.row.targets[j])} swapped in "
+            for where, moves in ((self.where, self.chosen), ("all blocks", self.moves)):
+                pairs = [(move.parts[i], move.parts[j]) for move in moves]
+                cheap = where != "all blocks" and (i, j) == (0, 1)
+                yield Fault(names + where, BOTH, _exchanged(pairs), cheap=cheap)
+
+    def one_copy(self) -> Iterator[Fault]:
+        """One copy that is not what the others are, as after further training in the target."""
+        for move in (move for move in self.chosen if move.operation.must_agree):
+            copy, kind = move.parts[-1], "bias" if move.place[1] == ".bias" else "weight"
+            for what, change, seen in (("scaled by 1 %", scaled, BOTH), ("off by a last bit", last_bit, WEIGHTS_ONLY)):
+                yield Fault(f"{kind} {what} in one of {len(move.parts)} copies: {copy}", seen, _changed([copy], change))
+
+    def by_itself(self, invisible_biases: tuple[str, ...]) -> Iterator[Fault]:
+        """What can befall its tensors by themselves; of copies, all of them alike."""
+        row, name = self.row, f"{self.name} of {self.where}"
+        first = self.separate(next(move for move in self.chosen if move.place[1] != ".bias"))[0]
+        yield Fault(f"{name} scaled by 1 %", BOTH, _changed(first, scaled))
+        yield Fault(f"{name} rounded to half", BOTH, _changed(first, halved), faint=True)
+        yield Fault(f"last bit of {name}", WEIGHTS_ONLY, _changed(first, last_bit))
+        for biases in [self.separate(move) for move in self.chosen if move.place[1] == ".bias"]:
+            for path, bias in zip(row.targets, biases, strict=False):
+                seen = WEIGHTS_ONLY if any(bias[0].endswith(f"{end}.bias") for end in invisible_biases) else BOTH
+                what = f"bias of {_short(path)} of {self.where}"
+                yield Fault(f"{what} dropped", seen, _changed(bias, zeroed), faint=True)
+                yield Fault(f"last bit of the {what}", WEIGHTS_ONLY, _changed(bias, last_bit))
+        yield from self._rows(name)
+        if len(row.pattern) >= 2 and row.part_pattern[-1] == row.part_pattern[-2]:
+            what = "transposed" if len(row.pattern) == 2 else "with its last axes transposed"
+            yield Fault(f"{name} {what}", BOTH, _changed(first, transposed))
+
+    def _rows(self, name: str) -> Iterator[Fault]:
+        """Groups of rows in each other's place, and those of an operation that reorders them left as they were."""
+        row, moves = self.row, self.chosen
+        targets = [target for move in moves for target in move.parts]
+        if len(row.targets) > 1:
+            return
+        operation = moves[0].operation
+        if operation.contents(1)[0] != sorted(operation.contents(1)[0]):
+            undone = _changed(targets, lambda tensor: operation.inverse([tensor]))
+            yield Fault(f"rows of {name} in the original's order", BOTH, undone, cheap=True)
+        first = row.pattern[0].factor if row.pattern else 1
+        count = int(first) if first == int(first) else 1
+        pairs = {(0, 1), (0, count // 2), (count - 2, count - 1)} - {(0, 0)} if count > 1 else set()
+        for i, j in sorted(pairs):
+            title = f"rows {i} and {j} of {count} of {name} swapped"
+            yield Fault(title, BOTH, _changed(targets, exchanged(count, i, j)), cheap=count == 2)
 
 
-def _mistaken(rows: Rows, last: int) -> Iterator[Fault]:
+def _mistaken(rows: Sequence[_Spoilt]) -> Iterator[Fault]:
     """Two rows of one shape in each other's place."""
-    for (one, moves), (other, others) in combinations(rows.items(), 2):
-        alike = one.pattern == other.pattern and ("{}" in one.source) == ("{}" in other.source)
-        single = len(one.targets) == len(other.targets) == 1 and one.copies == other.copies
-        if not alike or not single or one.suffixes != other.suffixes:
+    for one, other in combinations(rows, 2):
+        alike = one.row.pattern == other.row.pattern and one.where == other.where
+        single = len(one.row.targets) == len(other.row.targets) == 1 and one.row.spread == other.row.spread
+        if not alike or not single or one.row.suffixes != other.row.suffixes:
             continue
-        swapped: dict[str, tuple[str, Change | None]] = {}
-        theirs = dict(_at(others, last))
-        for suffix, move in _at(moves, last):
-            for a, b in zip(move.targets, theirs[suffix].targets, strict=True):
-                swapped |= {a: (b, None), b: (a, None)}
-        name = f"{_short(one.targets[0])} and {_short(other.targets[0])}"
-        yield Fault(f"{name} of {_where(one, last)} swapped", BOTH, swapped)
+        theirs = {move.place[1]: move for move in other.chosen}
+        pairs = [pair for move in one.chosen for pair in zip(move.parts, theirs[move.place[1]].parts, strict=True)]
+        yield Fault(f"{one.name} and {other.name} of {one.where} swapped", BOTH, _exchanged(pairs))
 
 
-def _block_faults(plan: Plan, blocks: int) -> Iterator[Fault]:
-    """Whole blocks in the wrong place, lost, or of another moment of the training."""
-    by_block: dict[int, dict[str, str]] = {}
+def _block_faults(plan: Plan, path: str, blocks: int) -> Iterator[Fault]:
+    """Whole blocks of a stack in the wrong place, lost, or of another moment of the training."""
+    by_block: dict[int, dict[tuple[str, str], str]] = {}
     for move in plan.moves:
-        index, _ = move.row.match(move.sources[0]) or (None, "")
-        if index is not None:
-            for path, target in zip(move.row.targets, move.targets, strict=True):
-                by_block.setdefault(index, {})[path + target.removeprefix(path.replace("{}", str(index), 1))] = target
+        index, suffix = move.place
+        if index is not None and stack(move.row.source) == path:
+            names = zip(move.row.targets, move.parts, strict=True)
+            by_block.setdefault(index, {}).update({(target, suffix): key for target, key in names})
 
-    def moved(order: Mapping[int, int]) -> dict[str, tuple[str, Change | None]]:
-        return {by_block[i][name]: (by_block[j][name], None) for i, j in order.items() for name in by_block[i]}
+    def moved(order: dict[int, int]) -> Changes:
+        places = {key: by_block[j].get(name) for i, j in order.items() for name, key in by_block[i].items()}
+        return {key: (origin, None) for key, origin in places.items() if origin}
 
-    yield Fault("blocks off by one", BOTH, moved({i: (i + 1) % blocks for i in range(blocks)}))
-    yield Fault(f"blocks 0 and {blocks - 1} swapped", BOTH, moved({0: blocks - 1, blocks - 1: 0}))
-    own = [target for target in by_block[blocks - 1].values()]
-    yield Fault(f"block {blocks - 1} of the EMA among raw weights", BOTH, {t: (t, drifted) for t in own}, cheap=True)
-    yield Fault(f"block {blocks - 1} lost", frozenset({WEIGHTS}), drop=frozenset(own))
-    yield Fault("one tensor lost", frozenset({WEIGHTS}), drop=frozenset(own[:1]))
-    yield Fault("a NaN in a weight", BOTH, {own[0]: (own[0], not_a_number)}, cheap=True)
-    every = [target for move in plan.moves for target in move.targets]
-    yield Fault("all weights rounded to half", BOTH, {t: (t, halved) for t in every})
-    yield Fault("all weights scaled by 1 %", BOTH, {t: (t, scaled) for t in every})
+    last, of = blocks - 1, _of(plan, path)
+    yield Fault(f"blocks{of} off by one", BOTH, moved({i: (i + 1) % blocks for i in range(blocks)}))
+    yield Fault(f"blocks 0 and {last}{of} swapped", BOTH, moved({0: last, last: 0}))
+    own = [*by_block[last].values()]
+    yield Fault(f"block {last}{of} of the EMA among raw weights", BOTH, _changed(own, drifted), cheap=True)
+    yield Fault(f"block {last}{of} lost", WEIGHTS_ONLY, drop=frozenset(own))
+    yield Fault(f"one tensor{of} lost", WEIGHTS_ONLY, drop=frozenset(own[:1]))
+    yield Fault(f"a NaN in a weight{of}", BOTH, _changed(own[:1], not_a_number), cheap=True)

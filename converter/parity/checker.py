@@ -13,19 +13,19 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ..checkpoint.containers import asked_by
 from ..checkpoint.file import reading
+from ..checkpoint.state_dicts import selecting_flag as asked_by
 from ..conversion.analysis import open_model
 from ..conversion.options import with_shortcuts
 from ..errors import UsageError, as_flags, printable
+from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 from . import configuration, provenance
 from .audit import audit, matches
 from .choices import CheckOptions
+from .determinism import deterministic, environment
 from .held_buffers import hold_buffers
 from .held_zeros import hold_zeros
 from .opening import Opened, open_pair
-from .report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
-from .switches import deterministic, environment
 from .waivers import Waiver
 
 Progress = Callable[[int], None]
@@ -164,7 +164,9 @@ class _Run:
 
         session = Session(pair.sides, pair.model, pair.config, pair.borrowed, options.device, about.result()["sha256"])
         cases = session.cases(options.profile, options.cases)
-        function = session.function(cases, options.precisions, self.waivers, self.notes, step)
+        session.waivers = self.waivers
+        function = session.function(cases, options.precisions, step)
+        self.notes += session.notes
         phases.append(function)
         if options.save_failing and function.verdict == FAIL:
             self.notes += session.save_failing(Path(options.save_failing))
@@ -189,7 +191,7 @@ class _Run:
 
     def _steps(self) -> int:
         """About how many steps there will be: tensors to audit, stages to run, faults to try."""
-        blocks = self.pair.looked.plan.blocks + 4
+        blocks = sum(self.pair.looked.plan.stacks.values()) + 4
         cases = {"quick": 1, "standard": 8, "full": 9}[self.options.profile]
         return len(self.pair.looked.plan.moves) + blocks * cases * (1 + len(self.options.precisions) * 2 - 1) + 12
 

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import LazyTensor
-from ..checkpoint.dtypes import BY_NAME, F32
+from ..checkpoint.dtypes import BY_NAME
 from ..checkpoint.tensor import CHUNK
-from ..conversion.buffers import Comparison, computed
-from ..conversion.buffers import compare as compare_buffer
+from ..conversion.buffers import Comparison, computed, recomputed, table_of
 from ..families import Family, Findings
-from ..mapping import Computed, Plan
+from ..mapping import Plan
 from .belonging import Bytes, Places
 
 Tensors = Mapping[str, Any]  # key -> something with `dtype`, `shape` and `read()` (a lazy tensor)
@@ -72,33 +71,24 @@ class Sides:
     def buffers(self) -> dict[str, tuple[Comparison, bool, str]]:
         """Key of a stored buffer that the target computes -> (how the two compare, whether the model is the same
         without the stored one, what that is if not the computed one). Raises `UsageError` where that has to be said."""
-        made, family = {}, self.family
-        for key, row in self.plan.computed.items():
-            if isinstance(row.value, Computed):
-                compared, dispensable, what = (
-                    compare_buffer(self.original[key], row.value.function(self.found)),
-                    True,
-                    "",
-                )
-                if not compared.equal:
-                    dispensable, what = family.buffer_mismatch(self.seen or self.found, compared.difference)
-                made[key] = compared, dispensable, what
-        return made
+        return {
+            key: recomputed(self.family, row, self.original[key], self.found, self.seen)
+            for key, row in self.plan.computed.items()
+        }
 
     @cached_property
     def exact(self) -> dict[str, LazyTensor]:
         """The buffers that are the computed ones but for how they were stored, as they are computed: a rounding, or a
         drift that the user said not to take, is no part of the function."""
-        made = {}
-        for key, (compared, dispensable, _) in self.buffers.items():
-            value = self.plan.computed[key].value
-            if dispensable and compared.difference <= self.family.storing and isinstance(value, Computed):
-                made[key] = computed(key, value.function(self.found), F32)
-        return made
+        return {
+            key: computed(key, table_of(self.family, self.plan.computed[key], self.found))
+            for key, (compared, dispensable, _) in self.buffers.items()
+            if dispensable and compared.difference <= self.family.storing
+        }
 
     @property
     def rounded(self) -> bool:
         """Whether the declared cast loses anything: to a wider dtype it does not."""
-        kinds = {self.original[move.sources[0]].dtype for move in self.plan.moves}
+        kinds = {self.original[move.origin].dtype for move in self.plan.moves}
         target = BY_NAME.get(self.cast)
         return target is not None and any(kind != target and kind.itemsize >= target.itemsize for kind in kinds)

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import UsageError, as_flags, printable
 from ..families import Family, Findings
-from .model import Model
-from .report import FAIL, INCONCLUSIVE, PASS, Check, Phase
+from ..nets.spec import ParitySpec
+from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 
 QUANTISED = "quantization_config"  # acted on by diffusers' loader, whatever the class
 CLASS = "_class_name"
@@ -40,7 +40,7 @@ def set_aside(seen: Findings) -> list[str]:
 
 def audit(
     family: Family,
-    model: Model,
+    model: ParitySpec,
     found: Findings,
     config: Mapping[str, Any],
     borrowed: Mapping[str, Any],
@@ -56,7 +56,7 @@ def audit(
         expected = family.config(found)
     except UsageError as error:
         return Phase("config", FAIL, f"what the model should be is not known: {as_flags(str(error))}")
-    have = model.effective(config)
+    have = model.resolve_config(config)
     checks, notes = [], []
     for name, ours in expected.items():
         theirs = have.get(name)

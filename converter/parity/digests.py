@@ -15,12 +15,13 @@ from typing import Any
 
 from .._version import __version__
 from ..checkpoint.file import InputFile, reads
-from ..checkpoint.folder import CONFIG, averaged_beside, model_folder, weight_files
-from ..checkpoint.odd_folders import in_cache
+from ..checkpoint.folders.folder import CONFIG, model_folder, weight_files
+from ..checkpoint.folders.folder import averaged_sibling as averaged_beside
+from ..checkpoint.folders.odd_folders import in_cache
 from ..conversion.pairs import Pair
 from ..families.from_file import is_file
 from ..filenames import RECORD, SIDECAR
-from .report import REPORT_VERSION
+from ..reports.report import REPORT_VERSION
 from .waivers import Waiver
 
 _PIECE = 1 << 22

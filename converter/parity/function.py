@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..reference import Net, Values
+from ..nets import Net, Values
+from ..nets.inputs import Case, exact
+from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from . import gates
 from .choices import FLOAT32, FLOAT64, HALF
-from .inputs import Case, exact
-from .report import FAIL, INCONCLUSIVE, PASS, Check, Phase
-from .statistics import Statistics, compare, relative
+from .pictures import Detail, Tracer, Watch, pictures
+from .statistics import Statistics, compare
 
-TRACED = 1 << 22  # numbers of one stage's output up to which a case's stages are compared one by one
 Make = Callable[..., Net]  # (precision, rounded="") -> the net in it, of weights rounded first where that is asked
 
 
 @dataclass
-class Outcome:
+class CaseOutcome:
     """What a case gave: the outputs by precision, and what was found.
 
     `truth`: the original in float64, by the precision that is held against it: in half precision of weights and inputs
@@ -48,25 +47,25 @@ class Judge:
     parts: Mapping[str, slice]
     patch: int
 
-    def judge(self, outcome: Outcome) -> None:
+    def judge(self, outcome: CaseOutcome) -> None:
         """Fill in the checks and doubts of an outcome out of its outputs."""
         for part, channels in self.parts.items():
             what = f"{outcome.case.name} / {part}"
             for precision, output in outcome.converted.items():
                 truth = outcome.truth.get(precision, outcome.original[FLOAT64])
-                made = self._compare(output, truth, channels)
+                stats = self._compare(output, truth, channels)
                 # Not finite where the original in this precision is not either is no fault of the conversion.
                 theirs = int((~torch.isfinite(outcome.original[precision][:, channels])).sum())
-                made = replace(made, nonfinite=(made.nonfinite[0], max(made.nonfinite[1], theirs)))
-                if self._unfit(outcome, what, precision, made):
+                stats = replace(stats, nonfinite=(stats.nonfinite[0], max(stats.nonfinite[1], theirs)))
+                if self._unfit(outcome, what, precision, stats):
                     continue
                 if precision == FLOAT64:
-                    checks = list(gates.float64_checks(what, made))
+                    checks = list(gates.float64_checks(what, stats))
                     outcome.checks += [*checks, gates.smallest_passing(what, precision, checks)]
-                    outcome.checks += gates.shown(what, precision, made)
+                    outcome.checks += gates.shown(what, precision, stats)
                     continue
                 own = outcome.original[precision]
-                floor = gates.Floor(self._compare(own, truth, channels), made, self._compare(output, own, channels))
+                floor = gates.Floor(self._compare(own, truth, channels), stats, self._compare(output, own, channels))
                 if precision in HALF:
                     outcome.checks += gates.half_checks(what, precision, floor)
                 else:
@@ -76,19 +75,19 @@ class Judge:
         return compare(candidate[:, channels], reference[:, channels], self.patch)
 
     @staticmethod
-    def _unfit(outcome: Outcome, what: str, precision: str, made: Statistics) -> bool:
+    def _unfit(outcome: CaseOutcome, what: str, precision: str, stats: Statistics) -> bool:
         """Whether there is nothing to compare: not finite, or a reference that is zero everywhere."""
-        bad = gates.nonfinite(what, precision, made)
+        bad = gates.nonfinite(what, precision, stats)
         if bad:
             outcome.checks.append(bad)
             if bad.passed is None and precision not in HALF:
                 outcome.doubts.append(f"{what}: the original's own output is not finite in {precision}")
-        elif not made.scale:
+        elif not stats.scale:
             outcome.doubts.append(f"{what}: the original's output is zero everywhere, which any zero would equal")
-        return bad is not None or not made.scale
+        return bad is not None or not stats.scale
 
     @staticmethod
-    def _float32(outcome: Outcome, what: str, floor: gates.Floor) -> None:
+    def _float32(outcome: CaseOutcome, what: str, floor: gates.Floor) -> None:
         if above := gates.above_cap(floor.original):
             outcome.doubts.append(
                 f"{what}: the original's own noise in float32 is {above}: this machine's arithmetic is too coarse to "
@@ -100,113 +99,66 @@ class Judge:
         outcome.checks += gates.shown(what, FLOAT32, floor.between)
 
 
-class Tracer:
-    """Follows one case stage by stage: how far each precision's values are from the original's in float64."""
-
-    def __init__(self) -> None:
-        self._truth: dict[str, Values] = {}
-        self.errors: dict[str, dict[str, float]] = {}
-
-    def truth(self, stage: str, made: Values) -> None:
-        if all(value.numel() <= TRACED for value in made.values()):
-            self._truth[stage] = {name: value.cpu() for name, value in made.items()}
-
-    def against(self, side: str) -> Callable[[str, Values], None]:
-        def watch(stage: str, made: Values) -> None:
-            if stage in self._truth:
-                truth = self._truth[stage]
-                self.errors.setdefault(side, {})[stage] = max(
-                    relative(value.cpu(), truth[name]) for name, value in made.items() if name in truth
-                )
-
-        return watch
-
-
 def run(
     original: Make,
     converted: Make,
     cases: Sequence[Case],
     precisions: Sequence[str],
+    *,
     judge: Judge,
     device: str = "cpu",
     step: Callable[[int], None] = lambda count: None,
-    keep: Callable[[str, Values], None] = lambda stage, made: None,
-) -> tuple[list[Outcome], dict[str, Any]]:
+    keep: Watch = lambda stage, values: None,
+) -> tuple[list[CaseOutcome], Detail]:
     """Run every case through both nets.
 
     Args:
         original, converted: (precision, rounded) -> the net in it.
         precisions: of 'float64', 'float32', 'float16', 'bfloat16'; the original always runs in float64 as well.
         keep: told what comes of each stage of the original in float64, in the first case.
-
-    Returns: the outcomes, and what the pictures are made of.
     """
     outcomes, tracer = [], Tracer()
     traced = FLOAT32 if FLOAT32 in precisions else precisions[0]
+
+    def follow(*watches: Watch) -> Watch:
+        def watch(stage: str, values: Values) -> None:
+            step(1)
+            for each in watches:
+                each(stage, values)
+
+        return watch
+
     for number, case in enumerate(cases):
-        outcome, first = Outcome(case), number == 0
+        outcome = CaseOutcome(case)
         for precision in dict.fromkeys([FLOAT64, *precisions]):
             inputs = case.tensors(getattr(torch, precision), device)
             rounded = precision if precision in HALF else ""
-
-            def told(*watches: Callable[[str, Values], None], first: bool = first) -> Callable[[str, Values], None]:
-                return _together([lambda stage, made: step(1), *(watches if first else ())])
-
-            if precision == FLOAT64:
-                watch = told(tracer.truth, keep)
-            else:
-                watch = told(*[tracer.against("original")] * (precision == traced))
-            outcome.original[precision] = original(precision, rounded).forward(inputs, watch).cpu()
+            ours: list[Watch] = []
+            theirs: list[Watch] = []
+            if number == 0:
+                if precision == FLOAT64:
+                    ours = [tracer.truth, keep]
+                elif precision == traced:
+                    ours = [tracer.against("original")]
+                if precision == traced:
+                    theirs = [tracer.against("converted")]
+            outcome.original[precision] = original(precision, rounded).forward(inputs, follow(*ours)).cpu()
             if rounded:
-                outcome.truth[precision] = original(FLOAT64, rounded).forward(exact(inputs), told()).cpu()
+                outcome.truth[precision] = original(FLOAT64, rounded).forward(exact(inputs), follow()).cpu()
             if precision in precisions:
-                watch = told(*[tracer.against("converted")] * (precision == traced))
-                outcome.converted[precision] = converted(precision, rounded).forward(inputs, watch).cpu()
+                outcome.converted[precision] = converted(precision, rounded).forward(inputs, follow(*theirs)).cpu()
         judge.judge(outcome)
         outcomes.append(outcome)
-    return outcomes, _pictures(outcomes[0], tracer, traced, judge) if outcomes else {}
+    if not outcomes:
+        return outcomes, Detail()
+    first = outcomes[0]
+    outputs = first.converted[traced], first.original[FLOAT64]
+    return outcomes, pictures(first.case.name, traced, outputs, tracer, parts=judge.parts)
 
 
-def _together(watches: list[Callable[[str, Values], None]]) -> Callable[[str, Values], None]:
-    def watch(stage: str, made: Values) -> None:
-        for each in watches:
-            each(stage, made)
-
-    return watch
-
-
-def _pictures(first: Outcome, tracer: Tracer, precision: str, judge: Judge) -> dict[str, Any]:
-    """Error per stage with the floor, and a map of the differences per output channel."""
-    detail: dict[str, Any] = {}
-    ours, floor = tracer.errors.get("converted", {}), tracer.errors.get("original", {})
-    if ours:
-        detail["blocks"] = {
-            "case": first.case.name,
-            "precision": precision,
-            "stages": list(ours),
-            "converted": list(ours.values()),
-            "floor": [floor[stage] for stage in ours] if floor else None,
-            "limit": gates.FLOOR_LIMIT,
-        }
-    candidate, reference = first.converted[precision].double(), first.original[FLOAT64]
-    scale = float(reference.square().mean().sqrt()) or 1.0
-    apart = (candidate - reference).abs().mean(dim=0) / scale
-    names = [f"{part} {i}" for part, channels in judge.parts.items() for i in range(apart[channels].shape[0])]
-    detail["heat"] = {
-        "case": first.case.name,
-        "precision": precision,
-        "channels": names,
-        "rows": apart.shape[1],
-        "columns": apart.shape[2],
-        # Four digits are more than a colour shows.
-        "values": [[float(f"{value:.3e}") for value in channel.flatten().tolist()] for channel in apart],
-        "unit": "|difference| / RMS of the output, mean over the batch",
-    }
-    return detail
-
-
-def phase(outcomes: Sequence[Outcome], detail: dict[str, Any], what: str = "") -> Phase:
+def phase(outcomes: Sequence[CaseOutcome], shown: Detail, what: str = "") -> Phase:
     """The phase 'function': the worst of its cases decides. `what` says of which weights, if not those of the file."""
+    detail = shown.as_dict()
     checks = [check for outcome in outcomes for check in outcome.checks]
     doubts = [doubt for outcome in outcomes for doubt in outcome.doubts]
     gating = [check for check in checks if check.passed is not None]

@@ -3,8 +3,8 @@ with what is computed, and if that is another buffer, the comparison is of anoth
 
 from __future__ import annotations
 
+from ..reports.report import INCONCLUSIVE, PASS, Phase
 from .compared import Sides
-from .report import INCONCLUSIVE, PASS, Phase
 
 LAST_BITS = 1e-5  # of elements of at most 1, above what other versions of the same arithmetic make of them
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..conversion.zeros import find_zeros
+from ..reports.report import INCONCLUSIVE, PASS, Phase
 from .compared import Sides
-from .report import INCONCLUSIVE, PASS, Phase
 
 
 def hold_zeros(weights: Phase, sides: Sides) -> Phase:

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..checkpoint.folder import CONFIG, model_folder
-from ..checkpoint.json_file import marked
+from ..checkpoint.folders.folder import CONFIG, model_folder
+from ..checkpoint.json_file import has_byte_order_mark as marked
 from ..checkpoint.weight_names import WEIGHTS
 from ..conversion.analysis import Analysis, analyse, open_model
 from ..conversion.evidence_required import demand
 from ..errors import InputError, UsageError, printable
 from ..families import Family, Findings, families, find
+from ..nets.spec import ParitySpec
 from . import provenance
 from .choices import CheckOptions
 from .compared import Sides
-from .model import Model
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Opened:
     looked: Analysis
     seen: Findings
     family: Family
-    model: Model
+    model: ParitySpec
     config: dict[str, Any]
     borrowed: dict[str, Any]
     cast: str
@@ -149,10 +149,10 @@ def _look(
         return looked, given
 
 
-def _borrowed(looked: Analysis, model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
+def _borrowed(looked: Analysis, model: ParitySpec, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the original does not show and nobody said, as the converted config has it: assumed, and said to be."""
     unknown = [name for name, finding in looked.found.items() if finding.source == "unknown"]
     if not unknown:
         return {}
-    shown = model.assume(config)
+    shown = model.config_hints(config)
     return {name: shown[name] for name in unknown if shown.get(name) is not None and name in looked.require().flags}

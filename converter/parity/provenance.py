@@ -12,19 +12,19 @@ from threading import Event
 from typing import Any
 
 from ..checkpoint.file import reads
-from ..checkpoint.folder import names_in, weight_files
-from ..checkpoint.meaning import UNKNOWN
+from ..checkpoint.folders.folder import names_in, weight_files
 from ..checkpoint.weight_names import STEMS, variants, weights_among, with_variant
 from ..checkpoint.weight_names import WEIGHTS as WEIGHTS_FILE
+from ..checkpoint.weights_kind import UNKNOWN
 from ..conversion.record import Record as Found
 from ..conversion.record import record_beside, sidecar_beside
 from ..errors import printable
 from ..families import Family
 from ..filenames import RECORD
+from ..nets.spec import ParitySpec
+from ..reports.report import PASS, Phase
 from .choices import PRECISIONS, WEIGHTS
 from .digests import files_of, sha256
-from .model import Model
-from .report import PASS, Phase
 
 DIFFUSERS = STEMS[:2]  # the names that it loads weights by, best first; the others are those of transformers
 
@@ -119,10 +119,10 @@ def _unavailable(*_: Any) -> Any:
     raise NotImplementedError
 
 
-UNAVAILABLE = Model(reference=_unavailable, converted=_unavailable, cases=_unavailable)  # weights and config only
+UNAVAILABLE = ParitySpec(reference=_unavailable, converted=_unavailable, cases=_unavailable)  # weights and config only
 
 
-def model_of(family: Family) -> Model:
+def model_of(family: Family) -> ParitySpec:
     """The nets that a family brings, imported where they are needed; `UNAVAILABLE` where it brings none."""
     made = family.parity
     if isinstance(made, str):
@@ -130,4 +130,4 @@ def model_of(family: Family) -> Model:
 
         module, _, name = made.partition(":")
         made = getattr(import_module(module), name)
-    return made if isinstance(made, Model) else UNAVAILABLE
+    return made if isinstance(made, ParitySpec) else UNAVAILABLE

@@ -9,58 +9,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..families import Family, Findings
-from ..reference import Net, Values, unheard
+from ..nets import Net, Values, no_probe
+from ..nets.faults import CONFIG, FUNCTION, WEIGHTS, Fault, with_fault
+from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from .audit import audit
 from .choices import FLOAT64
-from .compared import Sides
 from .configuration import audit as config_audit
-from .faults import CONFIG, FUNCTION, WEIGHTS, Fault, Faulty
-from .function import Judge, Outcome
-from .model import Model
-from .nets import of_the_machine
-from .report import FAIL, INCONCLUSIVE, PASS, Check, Phase
+from .function import CaseOutcome, Judge
+from .net_pair import NetPair, is_resource_error
 from .statistics import relative
 
 Tail = tuple[str, Values]  # (stage at which to begin, values before it)
-Build = Callable[[Mapping[str, Any], Mapping[str, Any]], Net]  # (config, converted state dict) -> the converted net
 
 
 FAINT = 1e-7  # relative L2, in float64: a change of the output that small is below every tolerance
 
 
 @dataclass(frozen=True)
-class Bench:
+class SelfTestContext:
     """What faults are tried on.
 
     Attributes:
-        build: makes the converted net in float64.
-        outcomes: what the right nets gave; a fault is tried on one case after the other until one kills it.
+        nets: makes the converted net in float64.
+        borrowed: what of the hyper-parameters only the converted config shows.
+        outcomes: what the right nets gave; a fault is tried on one case after the other until one shows it.
         tail: where to begin in the first case, so that a cheap fault near the end costs a stage or two and not the
             whole net; None to run whole nets.
         waive: lets failed checks pass as the waivers in force do, so that no fault survives by them unnoticed.
         saved: whether the inputs are a user's own, and not those of the profile.
     """
 
-    sides: Sides
-    model: Model
-    config: Mapping[str, Any]
+    nets: NetPair
     borrowed: Mapping[str, Any]
     judge: Judge
-    build: Build
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[CaseOutcome]
     tail: Tail | None = None
-    device: str = "cpu"
     waive: Callable[[Sequence[Check]], object] = lambda checks: None
     saved: bool = False
-
-    @property
-    def family(self) -> Family:
-        return self.sides.family
-
-    @property
-    def found(self) -> Findings:
-        return self.sides.found
 
     def reaches(self, fault: Fault) -> bool:
         """Whether there are inputs that a fault of the inputs changes at all, such as a mask to be ignored."""
@@ -71,27 +56,27 @@ class Bench:
 
 def _changed(change: Callable[[Values], Values], inputs: Values) -> bool:
     try:
-        made = change(inputs)
+        new = change(inputs)
     except KeyError:  # of an input that is not there
         return False
-    return made.keys() != inputs.keys() or not all(torch.equal(value, made[name]) for name, value in inputs.items())
+    return new.keys() != inputs.keys() or not all(torch.equal(value, new[name]) for name, value in inputs.items())
 
 
 @dataclass
 class Trial:
     """What came of a fault: the phases that noticed it, each asked on its own, and by how much it changed outputs."""
 
-    killers: set[str] = field(default_factory=set)
+    detected_by: set[str] = field(default_factory=set)
     effect: float = 0.0  # the largest relative L2 of any part of any output, as long as nothing noticed it
 
 
-def run(bench: Bench, faults: Sequence[Fault], step: Callable[[int], None] = lambda count: None) -> Phase:
+def run(context: SelfTestContext, faults: Sequence[Fault], step: Callable[[int], None] = lambda count: None) -> Phase:
     """Try every fault, and that what changes nothing passes. A phase 'self-test' with one check per fault."""
     checks = []
     for fault in faults:
-        checks.append(_judged(bench, fault, tried(bench, fault)))
+        checks.append(_judged(context, fault, run_fault(context, fault)))
         step(1)
-    benign = tried(bench, BENIGN).killers
+    benign = run_fault(context, BENIGN).detected_by
     words = (
         "a harmless change passes" if not benign else f"a harmless change is killed by {' and '.join(sorted(benign))}"
     )
@@ -106,99 +91,88 @@ def run(bench: Bench, faults: Sequence[Fault], step: Callable[[int], None] = lam
     )
 
 
-def _judged(bench: Bench, fault: Fault, trial: Trial) -> Check:
+def _judged(context: SelfTestContext, fault: Fault, trial: Trial) -> Check:
     """Whether the phases that have to notice a fault did, and in words why not."""
-    killers, missing = sorted(trial.killers), sorted(fault.expected - trial.killers)
-    words = f"killed by {' and '.join(killers) or 'nothing'}"
-    if fault.faint and missing == [FUNCTION] and killers and trial.effect <= FAINT:
+    detected, missing = sorted(trial.detected_by), sorted(fault.expected - trial.detected_by)
+    words = f"killed by {' and '.join(detected) or 'nothing'}"
+    if fault.faint and missing == [FUNCTION] and detected and trial.effect <= FAINT:
         # What no output shows no run can notice; that is what the weight audit is for.
         words += f"; it changes the output by {trial.effect:.1g} only, less than any tolerance"
         missing = []
     elif missing:
         words += f", NOT by {' and '.join(missing)}"
-        if not bench.reaches(fault):
+        if not context.reaches(fault):
             words += ": it changes nothing in these inputs"
-            words += ", which are not enough for a PASS; leave --cases out" if bench.saved else ""
+            words += ", which are not enough for a PASS; leave --cases out" if context.saved else ""
     passed = bool(fault.expected) and not missing
-    return Check(fault.name, "killed by", ", ".join(killers), ", ".join(sorted(fault.expected)), passed, words)
+    return Check(fault.name, "killed by", ", ".join(detected), ", ".join(sorted(fault.expected)), passed, words)
 
 
 BENIGN = Fault("keys in another order, tensors copied", frozenset())
 
 
-class _Reordered(Mapping[str, Any]):
-    """The same tensors in the reverse order."""
-
-    def __init__(self, state: Mapping[str, Any]) -> None:
-        self._state, self._keys = state, list(state)[::-1]
-
-    def __getitem__(self, key: str) -> Any:
-        return self._state[key]
-
-    def __iter__(self) -> Any:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-
-def tried(bench: Bench, fault: Fault) -> Trial:
+def run_fault(context: SelfTestContext, fault: Fault) -> Trial:
     """Apply a fault, and ask each phase that can notice it."""
     trial = Trial()
-    state = _Reordered(bench.sides.converted) if fault is BENIGN else Faulty(bench.sides.converted, fault)
+    nets, sides = context.nets, context.nets.sides
+    state = with_fault(sides.converted, fault)
+    if fault is BENIGN:
+        state = dict(reversed(state.items()))
     if fault.weights or fault.drop or fault is BENIGN:
         # All else was audited before, and is the same.
         touched = fault.weights.keys() or fault.drop or set(list(state)[:1])
-        if audit(replace(bench.sides, converted=state, brief=True), only=touched).verdict == FAIL:
-            trial.killers.add(WEIGHTS)
-    config = fault.config(dict(bench.config)) if fault.config else bench.config
+        if audit(replace(sides, converted=state, brief=True), only=touched).verdict == FAIL:
+            trial.detected_by.add(WEIGHTS)
+    config = fault.config(dict(nets.config)) if fault.config else nets.config
     if fault.config:
-        audited = config_audit(bench.family, bench.model, bench.found, config, bench.borrowed, bench.found)
+        audited = config_audit(sides.family, nets.model, sides.found, config, context.borrowed, sides.found)
         if audited.verdict == FAIL:
-            trial.killers.add(CONFIG)
+            trial.detected_by.add(CONFIG)
     if not fault.drop and (FUNCTION in fault.expected or not fault.expected):
-        _run_nets(bench, fault, config, state, trial)
+        _run_nets(context, fault, config, state, trial)
     return trial
 
 
-def _run_nets(bench: Bench, fault: Fault, config: Mapping[str, Any], state: Mapping[str, Any], trial: Trial) -> None:
-    attempts: list[tuple[Outcome, Tail | None]] = [(right, None) for right in bench.outcomes]
-    if bench.tail:
+def _run_nets(
+    context: SelfTestContext, fault: Fault, config: Mapping[str, Any], state: Mapping[str, Any], trial: Trial
+) -> None:
+    attempts: list[tuple[CaseOutcome, Tail | None]] = [(right, None) for right in context.outcomes]
+    if context.tail:
         # One sample shows most faults, at the cost of one; what it does not show is tried on all, then on whole nets.
-        first = bench.outcomes[0]
-        attempts[:1] = [(_one(first), bench.tail), (first, bench.tail)]
+        first = context.outcomes[0]
+        attempts[:1] = [(_one(first), context.tail), (first, context.tail)]
     for right, tail in attempts:
-        made = Outcome(right.case, right.original)
+        outcome = CaseOutcome(right.case, right.original)
         try:
-            net = bench.build(config, state)
-            made.converted[FLOAT64] = _output(net, fault, right, tail, bench.device)
+            net = context.nets.build(config, state)
+            outcome.converted[FLOAT64] = output_with(net, fault, right, tail, device=context.nets.device)
         except Exception as error:
-            if of_the_machine(error):
+            if is_resource_error(error):
                 return
             if fault.config or fault.weights:  # a net that is wrong may fail in any way, and has been noticed then
-                trial.killers.add(FUNCTION)
+                trial.detected_by.add(FUNCTION)
                 return
             continue  # inputs without what the fault changes
-        bench.judge.judge(made)
-        bench.waive(made.checks)
-        if made.verdict != PASS:
-            trial.killers.add(FUNCTION)
+        context.judge.judge(outcome)
+        context.waive(outcome.checks)
+        if outcome.verdict != PASS:
+            trial.detected_by.add(FUNCTION)
             return
-        for channels in bench.judge.parts.values():
-            apart = relative(made.converted[FLOAT64][:, channels], right.converted[FLOAT64][:, channels])
+        for channels in context.judge.parts.values():
+            apart = relative(outcome.converted[FLOAT64][:, channels], right.converted[FLOAT64][:, channels])
             trial.effect = max(trial.effect, apart)
         if tail and not fault.expected:
             return  # nothing is going to notice it, and what is left are whole nets
 
 
-def _one(outcome: Outcome) -> Outcome:
+def _one(outcome: CaseOutcome) -> CaseOutcome:
     """The first sample alone."""
     case = replace(outcome.case, arrays={name: array[:1] for name, array in outcome.case.arrays.items()})
-    original, converted = ({p: made[:1] for p, made in side.items()} for side in (outcome.original, outcome.converted))
-    return Outcome(case, original, converted)
+    original, converted = ({p: out[:1] for p, out in side.items()} for side in (outcome.original, outcome.converted))
+    return CaseOutcome(case, original, converted)
 
 
-def _output(net: Net, fault: Fault, right: Outcome, tail: Tail | None, device: str) -> Tensor:
+def output_with(net: Net, fault: Fault, right: CaseOutcome, tail: Tail | None = None, *, device: str = "cpu") -> Tensor:
     """The output of a faulty net: from the inputs, or from the values before one of its last stages."""
     inputs = right.case.tensors(torch.float64, device)
     if fault.inputs:
@@ -213,7 +187,7 @@ def _output(net: Net, fault: Fault, right: Outcome, tail: Tail | None, device: s
         for stage in net.stages:
             going = going or stage.name == first
             if going:
-                values |= stage.run(values, unheard)
+                values |= stage.run(values, no_probe)
             if going and fault.values and stage.name == fault.stage:
                 values = fault.values(values)
     return values["output"].cpu()

@@ -23,9 +23,9 @@ from datetime import date, datetime
 from typing import Any
 
 from ..errors import printable
+from ..reports.report import Check
 from .choices import FLOAT32, FLOAT64
 from .gates import AGAINST, FLOOR_LIMIT, GATING
-from .report import Check
 from .tomlfile import Reader, read_toml, refusal, strict, tables, text
 
 PRECISIONS = {FLOAT64: 1.0, FLOAT32: FLOOR_LIMIT}  # the limit of each, in the unit that its words have

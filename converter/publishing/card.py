@@ -8,17 +8,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..checkpoint.folder import CONFIG
-from ..checkpoint.meaning import SPOKEN
-from ..conversion.paths import without_paths
+from ..checkpoint.folders.folder import CONFIG
+from ..checkpoint.weights_kind import LABELS as SPOKEN
 from ..errors import human_bytes
 from ..filenames import PARITY, RECORD, SIDECAR
 from ..hub.names import place_of
-from ..parity.rendering import facts
-from ..parity.rendering.markdown_text import blocks, bullets, code, fenced, table, text
-from ..parity.rendering.published import published
-from ..parity.rendering.summary import ICONS
-from ..parity.report import Report
+from ..reports import facts
+from ..reports.markdown_text import blocks, bullets, code, fenced, table, text
+from ..reports.published import published
+from ..reports.report import Report
+from ..reports.summary import ICONS
+from ..reports.without_paths import without_paths
+from ..reports.wording import PARITY as WORDING
 from .target import MARK
 
 _OPERATIONS = {"rename": "renamed", "split": "split", "sidecar": "kept aside", "recompute": "recomputed"}
@@ -149,7 +150,7 @@ def _parity(parity: dict[str, Any] | None) -> Iterator[str]:
         return
     report = published(Report.from_dict(parity))
     yield f"{ICONS[report.verdict]} **{report.verdict}**: {text(report.reason)}"
-    yield facts.MEANING[report.verdict]
+    yield WORDING.meaning[report.verdict]
     yield bullets(f"{number.label}: **{number.value}** {text(number.words)}" for number in facts.key_numbers(report))
     phases = [[text(phase.name), text(phase.verdict), text(phase.words)] for phase in report.phases]
     yield table(["phase", "verdict", "in words"], phases)

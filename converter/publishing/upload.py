@@ -10,14 +10,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .._version import __version__
-from ..checkpoint.folder import CONFIG, read_config
+from ..checkpoint.folders.folder import CONFIG, read_config
 from ..checkpoint.json_file import read_json
-from ..conversion.paths import without_paths
 from ..errors import ConverterError, InputError, UsageError, printable
 from ..filenames import PARITY, RECORD, TOOL
 from ..hub import answers
 from ..hub.client import LOGIN, said, talking
 from ..hub.names import place_of, valid
+from ..reports.without_paths import without_paths
 from .target import CARD, listed, target
 
 

@@ -10,10 +10,23 @@ from typing import Any
 
 import pytest
 import torch
-from forge import SIX, Glob, Node, assert_refused, build, call, ordered, read_all, save, storage, tensor, torch_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import HEADS, pixart, within
+from zip_builder import (
+    SIX,
+    Glob,
+    Node,
+    assert_refused,
+    build,
+    call,
+    ordered,
+    read_all,
+    save,
+    storage,
+    tensor,
+    torch_file,
+)
 
 from converter.conversion.convert import convert
 

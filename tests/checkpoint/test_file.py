@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forge import SIX, assert_refused, pickled, read_all, refused, save, tensor, torch_file
 from makers import within
+from zip_builder import SIX, assert_refused, pickled, read_all, refused, save, tensor, torch_file
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.file import InputFile
@@ -53,6 +53,9 @@ FOREIGN = {
     "bzip2": (bz2.compress(LEGACY), "bzip2"),
     "xz": (lzma.compress(LEGACY), "xz"),
     "zstd": (b"\x28\xb5\x2f\xfd" + bytes(20), "zstd"),
+    "RAR": (b"Rar!\x1a\x07\x01\0", "a RAR archive: unpack it first"),
+    "empty zip": (b"PK\x05\x06" + bytes(18), "an empty zip archive"),
+    "part of a split zip": (b"PK\x07\x08PK\x03\x04", "one part of a split zip archive"),
     "7z": (b"7z\xbc\xaf\x27\x1c", "7-Zip"),
     "npy": (written(lambda s: np.save(s, np.ones(3))), "NumPy array"),
     "npz": (written(lambda s: np.savez(s, a=np.ones(3))), "NumPy .npz"),

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forge import SIX, Glob, assert_refused, call, read_all, refused, safetensors_file, save, tensor, torch_file
 from huggingface_hub import save_torch_model
 from hypothesis import given
 from hypothesis import strategies as st
 from makers import within
 from safetensors.torch import save_file
+from zip_builder import SIX, Glob, assert_refused, call, read_all, refused, safetensors_file, save, tensor, torch_file
 
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.folder import beside, model_folder, read_config, weight_files
+from converter.checkpoint.folders.folder import files_next_to_weights, model_folder, read_config, weight_files
 from converter.checkpoint.weight_names import STEMS, variants, weights_among, with_variant
 from converter.errors import InputError
 
@@ -271,14 +272,23 @@ def test_a_folder_of_checkpoints_is_none(tmp_path: Path) -> None:
 FP16 = "diffusion_pytorch_model.fp16.safetensors"
 
 
-@pytest.mark.parametrize("name", [
-    *STEMS, *(f"{stem}.index.json" for stem in STEMS), "diffusion_pytorch_model-00001-of-00002.safetensors",
+@pytest.mark.parametrize(("name", "variant", "expected"), [
+    (STEM, "", STEM), (STEM, "fp16", FP16), ("pytorch_model.bin", "non_ema", "pytorch_model.non_ema.bin"),
+    (f"{STEM}.index.json", "fp16", "diffusion_pytorch_model.safetensors.index.fp16.json"),
+    ("model-00001-of-00002.safetensors", "fp16", "model-00001-of-00002.fp16.safetensors"),
 ])  # fmt: skip
-@pytest.mark.parametrize("variant", ["", "fp16", "non_ema"])
-def test_a_variant_is_named_as_diffusers_names_it(name: str, variant: str) -> None:
-    from diffusers.utils.hub_utils import _add_variant
+def test_a_variant_is_named_as_diffusers_names_it(name: str, variant: str, expected: str) -> None:
+    assert with_variant(name, variant) == expected
 
-    assert with_variant(name, variant) == _add_variant(name, variant or None)
+
+@given(
+    st.sampled_from([*STEMS, *(f"{stem}.index.json" for stem in STEMS)]),
+    st.from_regex(r"\A[A-Za-z0-9_-]+\Z"),
+)
+def test_a_variant_is_read_back_from_the_name(name: str, variant: str) -> None:
+    shard_of_another = re.search(r"-\d{5}-of-\d{5}$", variant)
+    assert variants({with_variant(name, variant)}) == ([] if shard_of_another else [variant])
+    assert variants({name}) == []
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -309,17 +319,7 @@ def test_a_shard_of_an_odd_name_is_no_variant(tmp_path: Path) -> None:
         assert (list(checkpoint), checkpoint.others) == (["w"], [])
 
 
-def test_of_one_variant_in_two_formats_safetensors_win_and_the_other_is_named(tmp_path: Path) -> None:
-    shard(tmp_path, FP16, "w")
-    save(tmp_path, b"never read", "diffusion_pytorch_model.fp16.bin")
-    with open_checkpoint(tmp_path) as checkpoint:
-        assert list(checkpoint) == ["w"]
-        assert checkpoint.others == ["diffusion_pytorch_model.fp16.bin: other weights in this folder, not read"]
-
-
 @pytest.mark.parametrize(("names", "kinds"), [
-    ([FP16, "diffusion_pytorch_model.bf16.safetensors"], "bf16, fp16"),
-    ([FP16, "diffusion_pytorch_model.ema.bin"], "ema, fp16"),
     ([FP16, "model.bf16.safetensors", "pytorch_model.fp32.bin"], "bf16, fp16, fp32"),
     ([FP16, "diffusion_pytorch_model.safetensors.index.non_ema.json"], "fp16, non_ema"),
 ])  # fmt: skip
@@ -345,7 +345,7 @@ def test_a_variant_in_shards(tmp_path: Path) -> None:
     assert {key: value[2] for key, value in read_all(tmp_path).items()} == {
         "a": torch.ones(2).numpy().tobytes(), "b": torch.full((2,), 2.0).numpy().tobytes()}  # fmt: skip
     assert variants({path.name for path in tmp_path.iterdir()}) == ["fp16"]
-    assert set(beside(tmp_path, {})) == {f"{STEM}.index.fp16.json"}
+    assert set(files_next_to_weights(tmp_path, {})) == {f"{STEM}.index.fp16.json"}
     sharded_variant(tmp_path, "bf16")
     with pytest.raises(InputError, match=r"several variants \(bf16, fp16\)"):
         read_all(tmp_path)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from forge import SIX, Glob, Node, assert_refused, build, call, ordered, save, tensor, torch_file
+from zip_builder import SIX, Glob, Node, assert_refused, build, call, ordered, save, tensor, torch_file
 
 BEFORE = "take the weights as they were before they were quantised"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from forge import assert_refused, read_all, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zip_builder import assert_refused, read_all, save
 
 PACKED_AGAIN = "a torch file that was unpacked and packed again by another tool; fetch the original again"
 

@@ -1,147 +1,261 @@
-"""A single file that appears whole or not at all, and never over what it may not replace."""
+"""A single file appears whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
 import signal
+import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from publications import (
+    AFTER,
+    CODES,
+    OLD,
+    contents,
+    make_old,
+    then_fail,
+)
 
-from converter.checkpoint.interrupt import Interrupted, interruptible
-from converter.checkpoint.publish import FilePublication
-from converter.checkpoint.target import check_file
+from converter.checkpoint.write.interrupt import Interrupted, interruptible
+from converter.checkpoint.write.publish import FilePublication, Publication
+from converter.checkpoint.write.target import leftovers
 from converter.errors import ConverterError, UsageError
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "a.pth"
-    path.write_text("input")
-    return path
+def write_file(out: Publication, text: str = "new") -> None:
+    out.write_text(out.target.name, text)
 
 
-def publish(target: Path, text: str = "new", *, overwrite: bool = False, meanwhile: Callable[[], object] = int) -> None:
-    with FilePublication(target, needed_bytes=3, overwrite=overwrite) as out:
-        out.write_text(target.name, text)
-        assert not target.exists() or target.read_text() != text
+def make_file(out: Publication, meanwhile: Callable[[], object] = lambda: None) -> None:
+    with out:
+        write_file(out)
         meanwhile()
         out.publish()
 
 
-def test_it_appears_whole_and_alone(tmp_path: Path) -> None:
-    target = tmp_path / "new" / "deep" / "b.pth"
-    publish(target)
-    assert target.read_text() == "new"
-    assert os.listdir(target.parent) == ["b.pth"]
+UNLINKABLE = [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES]
+
+
+@pytest.fixture(params=["links", *UNLINKABLE], ids=lambda code: errno.errorcode.get(code, code))
+def hard_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A file system that has them, and those that say in their several ways that they have none."""
+    if request.param != "links":
+
+        def refused(*args: Any, **kwargs: Any) -> None:
+            raise OSError(request.param, os.strerror(request.param))
+
+        monkeypatch.setattr(os, "link", refused)
+    return bool(request.param == "links")
+
+
+@pytest.mark.usefixtures("hard_links")
+@pytest.mark.parametrize("name", ["out.pth", "a/b/out.pth"])
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    with FilePublication(target, needed_bytes=3) as out:
+        write_file(out)
+        assert not target.exists()
+        assert leftovers(target) == [out.path]
+        out.publish()
+        assert target.read_text() == "new"
+    assert contents(tmp_path) == {name: "new"}
+    assert os.listdir(target.parent) == ["out.pth"]
     assert target.stat().st_nlink == 1
 
+    def fails() -> None:
+        raise RuntimeError
 
-def test_leaving_without_publish_removes_everything(tmp_path: Path) -> None:
-    with FilePublication(tmp_path / "new" / "b.pth", needed_bytes=1) as out:
-        out.write_text("b.pth", "half")
-        assert len(os.listdir(tmp_path / "new")) == 1
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
-def test_what_came_in_the_meantime_is_kept(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not links:
-        refuse(monkeypatch, "link", errno.EPERM)
-    target = tmp_path / "b.pth"
-    with pytest.raises(UsageError, match="was created by someone else in the meantime"):
-        publish(target, meanwhile=lambda: target.write_text("theirs"))
-    assert target.read_text() == "theirs"
-    assert os.listdir(tmp_path) == ["b.pth"]
+    with pytest.raises(RuntimeError):
+        make_file(FilePublication(tmp_path / "c" / "d.pth", needed_bytes=3), fails)
+    with FilePublication(tmp_path / "never.pth", needed_bytes=3) as out:
+        write_file(out)
+    assert contents(tmp_path) == {name: "new"}
+    assert not (tmp_path / "c").exists()
 
 
-def refuse(monkeypatch: pytest.MonkeyPatch, call: str, code: int) -> None:
-    def fails(*arguments: object, **named: object) -> None:
+def test_a_file_has_the_mode_that_files_have_here(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        make_file(FilePublication(tmp_path / "out.pth", needed_bytes=3))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "out.pth").stat().st_mode) == 0o640
+
+
+@pytest.mark.usefixtures("hard_links")
+@pytest.mark.parametrize("kind", ["file", "folder", "empty folder", "dangling link"])
+def test_what_came_where_the_file_goes_is_kept(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "out.pth"
+    make = {
+        "file": lambda: target.write_text("theirs"),
+        "folder": lambda: make_old(target),
+        "empty folder": target.mkdir,
+        "dangling link": lambda: target.symlink_to("nowhere"),
+    }[kind]
+    with pytest.raises(UsageError, match=r"out\.pth: was created by someone else in the meantime"):
+        make_file(FilePublication(target, needed_bytes=3), make)
+    assert os.listdir(tmp_path) == ["out.pth"]
+    assert {"file": target.is_file, "folder": target.is_dir, "empty folder": target.is_dir,
+            "dangling link": target.is_symlink}[kind]()  # fmt: skip
+    if kind == "file":
+        assert target.read_text() == "theirs"
+    if kind == "folder":
+        assert contents(target) == OLD
+
+
+@pytest.mark.parametrize("runs", range(5))
+def test_of_two_that_publish_one_file_at_once_one_wins_and_one_is_refused(tmp_path: Path, runs: int) -> None:
+    start, results = threading.Barrier(4), []
+
+    def one(text: str) -> None:
+        with FilePublication(tmp_path / "out.pth", needed_bytes=1) as out:
+            write_file(out, text)
+            start.wait(10)
+            try:
+                out.publish()
+                results.append(text)
+            except UsageError:
+                results.append("")
+
+    threads = [threading.Thread(target=one, args=(text,)) for text in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = filter(None, results)
+    assert len(results) == 4
+    assert contents(tmp_path) == {"out.pth": winner}
+
+
+@pytest.mark.usefixtures("hard_links")
+def test_replacing_a_file_leaves_no_instant_without_one(tmp_path: Path) -> None:
+    target = tmp_path / "out.pth"
+    target.write_text("0" * 1000)
+    seen, stop, gaps = set(), threading.Event(), []
+
+    def look() -> None:
+        while not stop.is_set():
+            try:
+                seen.add(target.read_text())
+            except OSError as error:
+                gaps.append(error)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        for n in range(1, 30):
+            with FilePublication(target, needed_bytes=6, overwrite=True) as out:
+                write_file(out, str(n % 10) * 1000)
+                out.publish()
+    finally:
+        stop.set()
+        watcher.join()
+    assert gaps == []
+    assert seen <= {digit * 1000 for digit in "0123456789"}
+    assert len(seen) > 1
+    assert contents(tmp_path) == {"out.pth": "9" * 1000}
+
+
+def test_replacing_a_link_replaces_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "real.pth").write_text("old")
+    (tmp_path / "link.pth").symlink_to("elsewhere/real.pth")
+    make_file(FilePublication(tmp_path / "link.pth", needed_bytes=3, overwrite=True))
+    assert (tmp_path / "link.pth").is_symlink()
+    assert contents(tmp_path / "elsewhere") == {"real.pth": "new"}
+
+
+def test_other_names_of_a_replaced_file_keep_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "out.pth").write_text("old")
+    (tmp_path / "other.pth").hardlink_to(tmp_path / "out.pth")
+    make_file(FilePublication(tmp_path / "out.pth", needed_bytes=3, overwrite=True))
+    assert contents(tmp_path) == {"out.pth": "new", "other.pth": "old"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_a_file_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool, code: int
+) -> None:
+    if overwrite:
+        (tmp_path / "out.pth").write_text("old")
+
+    def broken(*args: Any, **kwargs: Any) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(os, call, fails)
+    monkeypatch.setattr(os, "replace" if overwrite else "link", broken)
+    with pytest.raises(ConverterError, match=os.strerror(code)) as caught:
+        make_file(FilePublication(tmp_path / "out.pth", needed_bytes=3, overwrite=overwrite))
+    assert caught.value.exit_code == 5
+    assert contents(tmp_path) == ({"out.pth": "old"} if overwrite else {})
+    assert len(os.listdir(tmp_path)) == overwrite
 
 
-def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse(monkeypatch, "link", errno.EOPNOTSUPP)
-    publish(tmp_path / "b.pth")
-    assert (tmp_path / "b.pth").read_text() == "new"
-    assert os.listdir(tmp_path) == ["b.pth"]
+def test_a_folder_that_came_where_a_file_is_to_be_replaced_is_kept(tmp_path: Path) -> None:
+    out = FilePublication(tmp_path / "out.pth", needed_bytes=3, overwrite=True)
+    with pytest.raises(UsageError, match=r"out\.pth: .*directory"):
+        make_file(out, lambda: make_old(tmp_path / "out.pth"))
+    assert contents(tmp_path / "out.pth") == OLD
+    assert os.listdir(tmp_path) == ["out.pth"]
 
 
-@pytest.mark.parametrize(("call", "overwrite"), [("link", False), ("replace", True)])
-def test_a_disk_that_fails_leaves_what_was_there(
-    call: str, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("call", ["link", "fsync", "mkdir"])
+def test_an_interrupt_on_the_way_leaves_the_file_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    target = tmp_path / "b.pth"
-    if overwrite:
-        target.write_text("old")
-    refuse(monkeypatch, call, errno.EIO)
-    with pytest.raises(ConverterError, match="cannot be written"):
-        publish(target, overwrite=overwrite)
-    assert os.listdir(tmp_path) == (["b.pth"] if overwrite else [])
-    assert not overwrite or target.read_text() == "old"
+    """A signal while the file takes its place waits until it has it, and is not lost."""
+    real = getattr(os, call)
+
+    def struck(*args: Any, **kwargs: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, call, struck)
+    with pytest.raises(Interrupted), interruptible():
+        make_file(FilePublication(tmp_path / "new" / "out.pth", needed_bytes=3))
+    assert contents(tmp_path) == ({"new/out.pth": "new"} if call == "link" else {})
+    assert [path.name for path in tmp_path.rglob("*")] == (["new", "out.pth"] if call == "link" else [])
 
 
-def test_the_old_file_gives_way_at_once(tmp_path: Path) -> None:
-    target = tmp_path / "b.pth"
-    target.write_text("old")
-    publish(target, overwrite=True, meanwhile=lambda: pytest.fail("gone") if target.read_text() != "old" else None)
-    assert target.read_text() == "new"
-    assert os.listdir(tmp_path) == ["b.pth"]
+def test_the_file_is_flushed_before_it_has_its_name_and_the_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[int] = []
+    fsync, link = os.fsync, os.link
+
+    def logged_fsync(fd: int) -> None:
+        log.append(os.fstat(fd).st_ino)
+        fsync(fd)
+
+    def logged_link(one: Path, other: Path) -> None:
+        log.append(0)
+        link(one, other)
+
+    monkeypatch.setattr(os, "fsync", logged_fsync)
+    monkeypatch.setattr(os, "link", logged_link)
+    make_file(FilePublication(tmp_path / "out.pth", needed_bytes=3))
+    cut = log.index(0)
+    assert (tmp_path / "out.pth").stat().st_ino in log[:cut]
+    assert tmp_path.stat().st_ino in log[cut + 1 :]
 
 
-def test_a_link_is_followed_and_stays_one(tmp_path: Path) -> None:
-    (tmp_path / "real.pth").write_text("old")
-    (tmp_path / "link.pth").symlink_to("real.pth")
-    target = check_file(tmp_path / "link.pth", tmp_path / "x", overwrite=True)
-    publish(target, overwrite=True)
-    assert (tmp_path / "link.pth").is_symlink()
-    assert (tmp_path / "real.pth").read_text() == "new"
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_removes_the_partial(signum: signal.Signals, tmp_path: Path) -> None:
-    def interrupted() -> None:
-        with interruptible(), FilePublication(tmp_path / "b.pth", needed_bytes=1) as out:
-            out.write_text("b.pth", "half")
-            signal.raise_signal(signum)
-
-    with pytest.raises(Interrupted):
-        interrupted()
-    assert os.listdir(tmp_path) == []
-
-
-def refused(target: Path, source: Path, words: str, *, overwrite: bool = True) -> None:
-    with pytest.raises(UsageError, match=words):
-        check_file(target, source, overwrite=overwrite)
-
-
-def test_what_may_not_be_written(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "nowhere").symlink_to("gone")
-    (tmp_path / "again.pth").hardlink_to(source)
-    (tmp_path / "named.pth").symlink_to(source)
-    os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "there.pth").write_text("old")
-    refused(tmp_path / "folder", source, "is a folder")
-    refused(tmp_path / "nowhere", source, "dangling")
-    refused(tmp_path / "nowhere" / "b.pth", source, "dangling")
-    refused(tmp_path / "fifo", source, "no regular file")
-    refused(tmp_path / "there.pth" / "b.pth", source, "not a folder")
-    refused(tmp_path / "there.pth", source, "use `overwrite`", overwrite=False)
-    for same in ("a.pth", "again.pth", "named.pth", "folder/../a.pth"):
-        refused(tmp_path / same, source, "is the input")
-    assert check_file(tmp_path / "there.pth", source, overwrite=True) == tmp_path / "there.pth"
-    assert check_file(tmp_path / "new" / "b.pth", source, overwrite=False) == tmp_path / "new" / "b.pth"
-
-
-def test_what_the_input_is_made_of(tmp_path: Path) -> None:
-    """A folder whose weights are a link, as in a cache: the file behind it is the input too."""
-    (tmp_path / "blob").write_text("weights")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights.safetensors").symlink_to("../blob")
-    refused(tmp_path / "blob", tmp_path / "model", "is what the input's .* links to")
-    refused(tmp_path / "model" / "b.pth", tmp_path / "model", "lies inside it")
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+@pytest.mark.parametrize("call", AFTER)
+@pytest.mark.parametrize("old", [False, True])
+def test_what_fails_after_a_file_has_its_name_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool, call: str, code: int
+) -> None:
+    if old:
+        (tmp_path / "out.pth").write_text("old")
+    out = FilePublication(tmp_path / "out.pth", needed_bytes=3, overwrite=old)
+    with monkeypatch.context() as patch:
+        make_file(out, lambda: then_fail(patch, tmp_path / "out.pth", call, code))
+    assert out.published
+    assert (tmp_path / "out.pth").read_text() == "new"
+    assert bool(out.notes) == (call != "rename" and (call != "unlink" or not old))
+    assert not any("old result" in note for note in out.notes)

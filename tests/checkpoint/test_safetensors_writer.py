@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from forge import read_all
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from zip_builder import read_all
 
 from converter.checkpoint.dtypes import BY_CODE
-from converter.checkpoint.layout import Entry
-from converter.checkpoint.safetensors_writer import lay_out_safetensors
+from converter.checkpoint.write.layout import TensorEntry
+from converter.checkpoint.write.safetensors_writer import lay_out_safetensors
 
 CODES = {dtype.name: dtype for dtype in BY_CODE.values()}
 TENSORS = st.tuples(st.sampled_from(sorted(CODES)), st.lists(st.integers(0, 5), max_size=4), st.integers(0, 1 << 30))
@@ -23,7 +23,7 @@ KEYS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(lam
 
 
 def write(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None) -> bytes:
-    entries = [Entry(k, CODES[str(t.dtype)[6:]], tuple(t.shape)) for k, t in tensors.items()]
+    entries = [TensorEntry(k, CODES[str(t.dtype)[6:]], tuple(t.shape)) for k, t in tensors.items()]
     layout = lay_out_safetensors(entries, metadata)
     ((_, header),) = layout.frame({})
     made = bytearray(layout.size)
@@ -67,7 +67,7 @@ def test_all_dtypes_at_once(tmp_path: Path) -> None:
 
 def test_the_data_is_aligned() -> None:
     for count in range(40):
-        layout = lay_out_safetensors([Entry("k" * (count + 1), BY_CODE["F64"], (1,))])
+        layout = lay_out_safetensors([TensorEntry("k" * (count + 1), BY_CODE["F64"], (1,))])
         ((_, header),) = layout.frame({})
         assert len(header) % 8 == 0
         assert layout.size == len(header) + 8

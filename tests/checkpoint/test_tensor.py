@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from forge import SIX, assert_refused, parts, pickled, refused, save, storage, tensor, torch_file, zip_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import within
+from zip_builder import SIX, assert_refused, parts, pickled, refused, save, storage, tensor, torch_file, zip_file
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.cast import round_to

@@ -17,18 +17,18 @@ from makers import raw_bytes
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.dtypes import BY_NAME, F32
-from converter.checkpoint.layout import Entry, Layout
-from converter.checkpoint.torch_writer import ALIGNMENT, lay_out_torch, pickled
+from converter.checkpoint.write.layout import FileLayout, TensorEntry
+from converter.checkpoint.write.torch_writer import ALIGNMENT, lay_out_torch, pickled
 
 TENSORS = st.tuples(st.sampled_from(sorted(BY_NAME)), st.lists(st.integers(0, 5), max_size=4), st.integers(0, 1 << 30))
 KEYS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
 
 
-def entries(tensors: dict[str, torch.Tensor]) -> list[Entry]:
-    return [Entry(key, BY_NAME[str(t.dtype)[6:]], tuple(t.shape)) for key, t in tensors.items()]
+def entries(tensors: dict[str, torch.Tensor]) -> list[TensorEntry]:
+    return [TensorEntry(key, BY_NAME[str(t.dtype)[6:]], tuple(t.shape)) for key, t in tensors.items()]
 
 
-def write(tensors: dict[str, torch.Tensor], path: Path) -> Layout:
+def write(tensors: dict[str, torch.Tensor], path: Path) -> FileLayout:
     """The file, its tensors put where zipfile says that their members begin."""
     layout = lay_out_torch(entries(tensors))
     data = {key: raw_bytes(tensor) for key, tensor in tensors.items()}
@@ -111,7 +111,8 @@ def test_a_flipped_bit_is_seen(tmp_path: Path) -> None:
 def test_beyond_four_gigabytes(tmp_path: Path) -> None:
     """In a sparse file: nothing is written but the frame. Zeros are the data, so CRCs are not in question here."""
     path = tmp_path / "large.pth"
-    wanted = [Entry("small", F32, (4,)), Entry("large", F32, (1_100_000_000,)), Entry("last", F32, (5, 2))]
+    sizes = {"small": (4,), "large": (1_100_000_000,), "last": (5, 2)}
+    wanted = [TensorEntry(name, F32, shape) for name, shape in sizes.items()]
     layout = lay_out_torch(wanted)
     assert layout.size > 1 << 32
     with path.open("wb") as file:
@@ -133,9 +134,10 @@ def test_beyond_four_gigabytes(tmp_path: Path) -> None:
         assert opened["large"].nbytes == 4_400_000_000
 
 
+@pytest.mark.slow
 def test_more_members_than_sixteen_bits_count(tmp_path: Path) -> None:
     path = tmp_path / "many.pth"
-    layout = lay_out_torch(Entry(f"k{i}", F32, (1,)) for i in range(66_000))
+    layout = lay_out_torch(TensorEntry(f"k{i}", F32, (1,)) for i in range(66_000))
     with path.open("wb") as file:
         file.truncate(layout.size)
         for offset, content in layout.frame({}):
@@ -148,7 +150,7 @@ def test_more_members_than_sixteen_bits_count(tmp_path: Path) -> None:
 
 
 def test_the_frame_has_the_same_extents_whatever_the_checksums() -> None:
-    layout = lay_out_torch([Entry("a", F32, (2,)), Entry("b", F32, (3,))])
+    layout = lay_out_torch([TensorEntry("a", F32, (2,)), TensorEntry("b", F32, (3,))])
     one, other = layout.frame({}), layout.frame({"a": 1, "b": 0xFFFFFFFF})
     assert [(offset, len(data)) for offset, data in one] == [(offset, len(data)) for offset, data in other]
     assert one != other
@@ -165,7 +167,7 @@ def test_offsets_that_torch_calculates_by_itself(tmp_path: Path) -> None:
 
 
 def test_the_pickle_names_only_what_torch_allows() -> None:
-    data = pickled([Entry("a", dtype, (2, 3)) for dtype in BY_NAME.values()])
+    data = pickled([TensorEntry("a", dtype, (2, 3)) for dtype in BY_NAME.values()])
     named = {str(argument) for op, argument, _ in pickletools.genops(data) if op.name == "GLOBAL"}
     storages = {f"torch {dtype.storage}" for dtype in BY_NAME.values()}
     assert named == {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", *storages}

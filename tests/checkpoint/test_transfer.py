@@ -16,19 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forge import SIX, parts, pickled, refused, save, storage, tensor, torch_file, zip_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import raw_bytes, sincos, within
 from safetensors.torch import save_file
+from zip_builder import SIX, parts, pickled, refused, save, storage, tensor, torch_file, zip_file
+from zlib_ng.zlib_ng import crc32_combine
 
-from converter.checkpoint import Checkpoint, open_checkpoint, transfer
+from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.cast import count_nonfinite
-from converter.checkpoint.crc import combine
 from converter.checkpoint.dtypes import BF16, BY_CODE, F16, F32, F64, DType
 from converter.checkpoint.file import InputFile
 from converter.checkpoint.tensor import LazyTensor, Storage, row_major
-from converter.checkpoint.transfer import CHUNK, Output, TensorCopy, in_threads, write_at
+from converter.checkpoint.write import transfer
+from converter.checkpoint.write.transfer import CHUNK, Output, TensorCopy, in_threads, write_at
 from converter.conversion.buffers import computed
 from converter.errors import ConverterError, InputError
 from converter.families.sincos import SinCosTable
@@ -51,7 +52,7 @@ def readers() -> Iterator[None]:
 OPENED: list[InputFile] = []
 
 
-def tensor_copies(checkpoint: Checkpoint, fd: int, splits: dict[str, int] | None = None) -> list[TensorCopy]:
+def copies(checkpoint: Checkpoint, fd: int, splits: dict[str, int] | None = None) -> list[TensorCopy]:
     """All tensors, one after the other, some in several equal parts."""
     os.ftruncate(fd, sum(lazy.nbytes for lazy in checkpoint.values()))
     OPENED.append(InputFile(f"/dev/fd/{fd}"))
@@ -69,14 +70,14 @@ def tensor_copies(checkpoint: Checkpoint, fd: int, splits: dict[str, int] | None
 
 
 def check(checkpoint: Checkpoint, made: list[TensorCopy], fd: int) -> None:
-    for delivery in made:
-        for output in delivery.outputs:
+    for copy in made:
+        for output in copy.outputs:
             data = os.pread(fd, output.tensor.nbytes, output.tensor.storage.start)
             assert output.sha256 == hashlib.sha256(data).hexdigest()
-        first = delivery.outputs[0]
-        data = os.pread(fd, delivery.tensor.nbytes, first.tensor.storage.start)
-        assert data == delivery.tensor.read()
-        assert delivery.crc == zlib.crc32(data)
+        first = copy.outputs[0]
+        data = os.pread(fd, copy.tensor.nbytes, first.tensor.storage.start)
+        assert data == copy.tensor.read()
+        assert copy.crc == zlib.crc32(data)
 
 
 def no_copying(*args: Any) -> int:
@@ -105,7 +106,7 @@ def test_all_bytes_of_any_views_arrive(
     ):
         if not copying:
             patch.setattr(os, "copy_file_range", no_copying)
-        made = tensor_copies(checkpoint, file.fileno(), splits)
+        made = copies(checkpoint, file.fileno(), splits)
         transfer.transfer(made, read.append)
         check(checkpoint, made, file.fileno())
         assert sum(read) == sum(lazy.nbytes for lazy in checkpoint.values())
@@ -119,7 +120,7 @@ def test_a_storage_is_read_once_for_all_that_lie_in_it(
     views = {f"w{n}": tensor((1000,), (1,), 1000 * n, source=one) for n in range(50)}
     path = save(tmp_path, torch_file(views, {"0": np.arange(count, dtype="<f4").tobytes()}))
     with open_checkpoint(path) as checkpoint:
-        made = tensor_copies(checkpoint, out)
+        made = copies(checkpoint, out)
         read, preadv, source = [], os.preadv, checkpoint.files[0]._fd
 
         def counting(fd: int, views: Any, at: int) -> int:
@@ -138,7 +139,7 @@ def test_views_laid_out_anew_are_in_memory_one_at_a_time(tmp_path: Path, out: in
     table = torch.arange(rows * columns, dtype=torch.float32).reshape(rows, columns)
     torch.save({f"w{n}": table[:, n] for n in range(columns)} | {"own": table.clone().T}, tmp_path / "columns.pth")
     with open_checkpoint(tmp_path / "columns.pth") as checkpoint:
-        made = tensor_copies(checkpoint, out)
+        made = copies(checkpoint, out)
         tracemalloc.start()
         try:
             transfer.transfer(made)
@@ -156,7 +157,7 @@ def test_nothing_is_allocated_before_it_is_needed(tmp_path: Path, out: int) -> N
     with open_checkpoint(tmp_path / "w.pth") as checkpoint:
         tracemalloc.start()
         try:
-            tensor_copies(checkpoint, out)
+            copies(checkpoint, out)
             assert tracemalloc.get_traced_memory()[1] < 1 << 20
         finally:
             tracemalloc.stop()
@@ -172,7 +173,7 @@ def test_damage_anywhere_in_a_storage_stops_the_transfer(tmp_path: Path, out: in
     data[data.index(SIX["0"]) + 21] ^= 4
     path = save(tmp_path, bytes(data))
     with within(20), open_checkpoint(path) as checkpoint, refused(path, "data/0", "CRC-32 mismatch"):
-        transfer.transfer(tensor_copies(checkpoint, out))
+        transfer.transfer(copies(checkpoint, out))
 
 
 @pytest.mark.parametrize("copying", [True, False])
@@ -183,7 +184,7 @@ def test_a_file_that_shrinks_stops_the_transfer(
     data = torch_file({"w": tensor((count,), (1,), source=storage(count=count))}, {"0": bytes(4 * count)})
     path = save(tmp_path, data)
     with open_checkpoint(path) as checkpoint:
-        made = tensor_copies(checkpoint, out)
+        made = copies(checkpoint, out)
         start, call = checkpoint["w"].storage.start, "copy_file_range" if copying else "preadv"
         real = getattr(os, call)
 
@@ -209,7 +210,7 @@ def test_a_full_disk_stops_the_transfer(tmp_path: Path, out: int, monkeypatch: p
         monkeypatch.setattr(os, "copy_file_range", no_copying)
         monkeypatch.setattr(os, call, full)
         with pytest.raises(OSError, match="No space left"):
-            transfer.transfer(tensor_copies(checkpoint, out))
+            transfer.transfer(copies(checkpoint, out))
 
 
 def test_what_the_system_cannot_copy_is_read_and_written(
@@ -231,7 +232,7 @@ def test_what_the_system_cannot_copy_is_read_and_written(
             monkeypatch.delattr(os, "copy_file_range")
         os.truncate(out, 0)
         with open_checkpoint(tmp_path / "w.pth") as checkpoint:
-            made = tensor_copies(checkpoint, out, {"w": 3})
+            made = copies(checkpoint, out, {"w": 3})
             transfer.transfer(made)
             check(checkpoint, made, out)
     assert len(calls) == 2
@@ -253,7 +254,7 @@ def test_bytes_that_arrive_changed_are_noticed(
     monkeypatch.setattr(os, "copy_file_range", no_copying)
     monkeypatch.setattr(os, call, wrong)
     with within(20), open_checkpoint(tmp_path / "w.pth") as checkpoint:
-        made = tensor_copies(checkpoint, out)
+        made = copies(checkpoint, out)
         with pytest.raises(ConverterError, match=r"w\.0: what was read back is not what was written") as caught:
             transfer.transfer(made)
         assert not isinstance(caught.value, InputError)
@@ -290,7 +291,7 @@ def test_a_failure_in_proving_stops_the_writing(tmp_path: Path, out: int, monkey
     torch.save({f"w{n}": torch.ones(4) for n in range(200)}, tmp_path / "w.pth")
     written: list[str] = []
     with open_checkpoint(tmp_path / "w.pth") as checkpoint:
-        made = tensor_copies(checkpoint, out)
+        made = copies(checkpoint, out)
         failed = threading.Event()
 
         def fails(self: TensorCopy, *args: Any) -> None:
@@ -312,16 +313,16 @@ def test_the_disk_is_put_to_work_once_all_is_written(tmp_path: Path, out: int) -
     torch.save({f"w{n}": torch.full((4,), float(n)) for n in range(20)}, tmp_path / "w.pth")
     with open_checkpoint(tmp_path / "w.pth") as checkpoint:
         seen: list[bytes] = []
-        transfer.transfer(tensor_copies(checkpoint, out), written=lambda: seen.append(os.pread(out, 1000, 0)))
+        transfer.transfer(copies(checkpoint, out), written=lambda: seen.append(os.pread(out, 1000, 0)))
         assert seen == [b"".join(lazy.read() for lazy in checkpoint.values())]
 
 
 def test_a_tensor_that_arrives_in_part_is_noticed(tmp_path: Path, out: int) -> None:
     with open_checkpoint(save(tmp_path, torch_file({"w": tensor()}, SIX))) as checkpoint:
-        (delivery,) = tensor_copies(checkpoint, out)
-        delivery.feed(0, memoryview(bytes(4)))
+        (copy,) = copies(checkpoint, out)
+        copy.feed(0, memoryview(bytes(4)))
         with pytest.raises(AssertionError, match="w: 4 of 24 bytes"):
-            delivery.finish()
+            copy.finish()
 
 
 # ---------------------------------------------------------------- NaN and infinity
@@ -347,7 +348,7 @@ def test_integers_are_always_finite(code: str) -> None:
 def test_nonfinite_elements_arrive_bit_for_bit_and_counted(tmp_path: Path, out: int) -> None:
     raw = np.array([0x7FC00001, 0xFFC00000, 0x7F800001, 0x7F800000, 1, 2], "<u4").tobytes()
     with open_checkpoint(save(tmp_path, torch_file({"w": tensor()}, {"0": raw}))) as checkpoint:
-        made = tensor_copies(checkpoint, out, {"w": 2})
+        made = copies(checkpoint, out, {"w": 2})
         transfer.transfer(made)
         assert os.pread(out, 24, 0) == raw
         assert [output.nonfinite for output in made[0].outputs] == [3, 1]
@@ -397,17 +398,17 @@ def test_a_cast_is_torchs_across_chunks(tmp_path: Path, out: int, source: DType,
     read: list[int] = []
     with open_checkpoint(path) as checkpoint:
         (place,) = places(out, ((LENGTH,), target))
-        delivery = TensorCopy(checkpoint["w"], [Output(place, out)])
-        transfer.transfer([delivery], read.append)
+        copy = TensorCopy(checkpoint["w"], [Output(place, out)])
+        transfer.transfer([copy], read.append)
         expected = values.to(getattr(torch, target.name))
         assert identical(there(out, place), expected)
-        assert sum(read) == place.nbytes == delivery.size
-        assert delivery.outputs[0].sha256 == hashlib.sha256(raw_bytes(expected)).hexdigest()
-        assert delivery.outputs[0].nonfinite == int((~torch.isfinite(expected)).sum())
-        assert delivery.overflowed == int((torch.isfinite(values) & torch.isinf(expected)).sum())
-        assert (delivery.overflowed > 0) == (target == F16 and source != F16)
+        assert sum(read) == place.nbytes == copy.size
+        assert copy.outputs[0].sha256 == hashlib.sha256(raw_bytes(expected)).hexdigest()
+        assert copy.outputs[0].nonfinite == int((~torch.isfinite(expected)).sum())
+        assert copy.overflowed == int((torch.isfinite(values) & torch.isinf(expected)).sum())
+        assert (copy.overflowed > 0) == (target == F16 and source != F16)
         if source != target:
-            assert delivery.crc == zlib.crc32(raw_bytes(expected))
+            assert copy.crc == zlib.crc32(raw_bytes(expected))
 
 
 def test_casts_of_views_split_and_beside_what_is_not_cast(tmp_path: Path, out: int) -> None:
@@ -428,11 +429,11 @@ def test_casts_of_views_split_and_beside_what_is_not_cast(tmp_path: Path, out: i
                 rounded = view.to(getattr(torch, dtype.name))
                 expected.append(list(zip(outputs, rounded.chunk(count) if count > 1 else [rounded], strict=True)))
         transfer.transfer(made)
-        for delivery, pairs in zip(made, expected, strict=True):
+        for copy, pairs in zip(made, expected, strict=True):
             assert all(identical(there(out, place), wanted) for place, wanted in pairs)
             infinite = sum(int(torch.isinf(wanted).sum()) for _, wanted in pairs)
-            assert delivery.overflowed == sum(o.nonfinite for o in delivery.outputs) == infinite
-        assert sum(delivery.overflowed for delivery in made) > 0
+            assert copy.overflowed == sum(o.nonfinite for o in copy.outputs) == infinite
+        assert sum(copy.overflowed for copy in made) > 0
 
 
 @pytest.mark.parametrize("casting", [True, False])
@@ -455,13 +456,13 @@ def test_two_write_where_there_is_rounding_to_do_and_else_one(
     dtype = BF16 if casting else F32
     with within(30), open_checkpoint(tmp_path / "w.pth") as checkpoint:
         outputs = places(out, *[((50_000,), dtype)] * 40)
-        tensor_copies = [TensorCopy(checkpoint[f"w{n}"], [Output(place, out)]) for n, place in enumerate(outputs)]
+        copies = [TensorCopy(checkpoint[f"w{n}"], [Output(place, out)]) for n, place in enumerate(outputs)]
         seen: list[bool] = []
 
         def written() -> None:
             seen.append(all(there(out, p).any() for p in outputs))
 
-        transfer.transfer(tensor_copies, written=written)
+        transfer.transfer(copies, written=written)
         for n, place in enumerate(outputs):
             assert identical(there(out, place), values[f"w{n}"].to(getattr(torch, dtype.name)))
     assert len(writers) == (2 if casting else 1)
@@ -564,12 +565,12 @@ def test_several_sources_are_put_together_along_the_rows(tmp_path: Path, out: in
         expected = torch.cat(sources).to(getattr(torch, dtype.name))
         assert identical(there(out, whole), expected)
         assert not there(out, before).any()
-        for delivery, values in zip(made, sources, strict=True):
+        for copy, values in zip(made, sources, strict=True):
             rounded = raw_bytes(values.to(getattr(torch, dtype.name)))
-            assert delivery.outputs[0].sha256 == hashlib.sha256(rounded).hexdigest()
+            assert copy.outputs[0].sha256 == hashlib.sha256(rounded).hexdigest()
         crc = 0
-        for delivery in made:
-            crc = combine(crc, delivery.outputs[0].crc, delivery.size)
+        for copy in made:
+            crc = crc32_combine(crc, copy.outputs[0].crc, copy.size)
         assert crc == zlib.crc32(raw_bytes(expected))
 
 
@@ -657,13 +658,13 @@ def test_what_was_copied_and_has_the_recorded_digest_is_proven(
         right = hashlib.sha256(lazy.read()).hexdigest()
         digest = {"right": right, "wrong": "0" * 64, "upper case": right.upper(), "nothing": ""}[said]
         outputs = places(out, *[((4 // count, 100_000), F32)] * count)
-        delivery = TensorCopy(lazy, [Output(place, out) for place in outputs], digest)
+        copy = TensorCopy(lazy, [Output(place, out) for place in outputs], digest)
         watched = Watched(monkeypatch, checkpoint)
-        transfer.transfer([delivery])
+        transfer.transfer([copy])
         monkeypatch.undo()
         assert torch.cat([there(out, place) for place in outputs]).equal(lazy.torch())
         assert watched.read == (0 if said == "right" and count == 1 else lazy.nbytes)
-        assert delivery.crc in ([None] if watched.read == 0 else [zlib.crc32(lazy.read())])
+        assert copy.crc in ([None] if watched.read == 0 else [zlib.crc32(lazy.read())])
 
 
 @needs_copying
@@ -682,9 +683,9 @@ def test_a_copy_that_arrives_changed_is_found_whatever_the_record_says(
     with within(20), open_checkpoint(unchecked) as checkpoint:
         right = hashlib.sha256(checkpoint["w"].read()).hexdigest()
         (place,) = places(out, ((4, 100_000), F32))
-        delivery = TensorCopy(checkpoint["w"], [Output(place, out)], right if said == "right" else "f" * 64)
+        copy = TensorCopy(checkpoint["w"], [Output(place, out)], right if said == "right" else "f" * 64)
         with pytest.raises(ConverterError, match="what was read back is not what was written"):
-            transfer.transfer([delivery])
+            transfer.transfer([copy])
 
 
 @needs_copying
@@ -696,10 +697,10 @@ def test_a_digest_that_the_damage_fits_does_not_pass_for_the_source(unchecked: P
     save_file({"w": trained}, unchecked)
     with open_checkpoint(unchecked) as checkpoint:
         (place,) = places(out, ((4, 100_000), F32))
-        delivery = TensorCopy(checkpoint["w"], [Output(place, out)], old)
-        transfer.transfer([delivery])
+        copy = TensorCopy(checkpoint["w"], [Output(place, out)], old)
+        transfer.transfer([copy])
         assert identical(there(out, place), trained)
-        assert delivery.outputs[0].sha256 == hashlib.sha256(raw_bytes(trained)).hexdigest() != old
+        assert copy.outputs[0].sha256 == hashlib.sha256(raw_bytes(trained)).hexdigest() != old
 
 
 def test_a_digest_proves_nothing_of_a_cast_and_costs_nothing(
@@ -708,9 +709,9 @@ def test_a_digest_proves_nothing_of_a_cast_and_costs_nothing(
     with open_checkpoint(unchecked) as checkpoint:
         lazy = checkpoint["w"]
         (place,) = places(out, ((4, 100_000), BF16))
-        delivery = TensorCopy(lazy, [Output(place, out)], hashlib.sha256(lazy.read()).hexdigest())
+        copy = TensorCopy(lazy, [Output(place, out)], hashlib.sha256(lazy.read()).hexdigest())
         watched = Watched(monkeypatch, checkpoint)
-        transfer.transfer([delivery])
+        transfer.transfer([copy])
         assert watched.read == lazy.nbytes
         assert identical(there(out, place), lazy.torch().bfloat16())
 

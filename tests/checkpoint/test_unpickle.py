@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forge import Glob, Node, assembled, build, call, pairs, pickled, stack_glob
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from makers import within
+from zip_builder import Glob, Node, assembled, build, call, pairs, pickled, stack_glob
 
-from converter.checkpoint import unpickle
-from converter.checkpoint.unpickle import Call, Dict, Global, PersistentId, PickleError, Set, load
+from converter.checkpoint.torch_file import unpickle
+from converter.checkpoint.torch_file.unpickle import Call, Dict, Global, PersistentId, PickleError, Set, load
 
 SCALARS = st.one_of(
     st.none(),

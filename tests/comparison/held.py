@@ -33,13 +33,13 @@ class Held:
     def nbytes(self) -> int:
         return self.numel * self.dtype.itemsize
 
-    def chunks(self) -> Iterator[memoryview]:
+    def chunks(self) -> Iterator[tuple[int, memoryview]]:
         data = raw_bytes(self.tensor)
         buffer = bytearray(self.chunk)
         for start in range(0, len(data), self.chunk):
             part = data[start : start + self.chunk]
             buffer[: len(part)] = part
-            yield memoryview(buffer)[: len(part)]
+            yield start, memoryview(buffer)[: len(part)]
 
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

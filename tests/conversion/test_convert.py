@@ -822,7 +822,7 @@ def test_a_file_that_comes_while_we_write_is_kept(
     exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exchange:
-        monkeypatch.setattr("converter.checkpoint.publish._exchange", lambda one, other: False)
+        monkeypatch.setattr("converter.checkpoint.write.publish.exchange", lambda one, other: False)
     path = save(pixart(), tmp_path / "made.pth")
     before = tree(convert(path, tmp_path / "out").path)
 
@@ -836,7 +836,7 @@ def test_a_file_that_comes_while_we_write_is_kept(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made.pth", "out"]
 
 
-# State dicts that fit no table, and configs from strangers.
+# State dicts that fit no table, and configs from foreign_layouts.
 
 
 def spoiled(change: Callable[[State], Any]) -> Callable[[], State]:

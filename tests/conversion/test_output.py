@@ -20,8 +20,8 @@ import converter
 from converter.checkpoint import LazyTensor
 from converter.checkpoint.dtypes import BY_CODE, F16, F32
 from converter.checkpoint.file import InputFile
-from converter.checkpoint.publish import FilePublication, Publication
 from converter.checkpoint.tensor import Storage, row_major
+from converter.checkpoint.write.publish import FilePublication, Publication
 from converter.conversion.options import ConversionOptions
 from converter.conversion.output import Destination, bytes_of, files_we_wrote
 from converter.conversion.write import TensorWrite

@@ -22,6 +22,8 @@ from converter.conversion.zeros import Zeros, find_zeros, judge, tails
 from converter.initialisation.assemble import init_from_dit
 from converter.initialisation.options import Options
 from converter.mapping import ZeroInit
+from converter.models.dit.table import DIT
+from converter.models.pixart.table import PIXART
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 REFUSED = "zero throughout, as no training leaves"
@@ -37,7 +39,7 @@ def zeroed(state: State, wanted: Callable[[str], bool]) -> State:
     return {key: torch.zeros_like(value) if wanted(key) else value for key, value in state.items()}
 
 
-def judged(state: State, tmp: Path, keys: KeyMapping = converter.families.pixart.PIXART.keys) -> Zeros:
+def judged(state: State, tmp: Path, keys: KeyMapping = PIXART.keys) -> Zeros:
     with open_checkpoint(save(state, tmp / "judged.pth")) as checkpoint:
         return find_zeros(keys.survey(checkpoint), checkpoint)
 
@@ -66,7 +68,7 @@ def test_right_size_and_zeros_at_the_end(share: float, tmp_path: Path) -> None:
     assert str(error.value).count("\n") == 0
     assert not (tmp_path / "out").exists()
     with open_checkpoint(path) as checkpoint:
-        found = find_zeros(converter.families.pixart.PIXART.keys.survey(checkpoint), checkpoint)
+        found = find_zeros(PIXART.keys.survey(checkpoint), checkpoint)
     assert set(lost) <= {*found.lost, *found.untrained, *found.aside}
     assert (f"{len(found.lost)} tensor" in str(error.value)) == bool(lost)
     if lost:
@@ -111,7 +113,7 @@ def test_any_one_tensor(
     name, key = one
     state = {k: value.to(getattr(torch, dtype)) for k, value in STATES[name].items()}
     state[key] = torch.full_like(state[key], -0.0 if minus else 0.0)
-    keys = {"pixart": converter.families.pixart.PIXART.keys, "dit": converter.families.dit.DIT.keys}[name]
+    keys = {"pixart": PIXART.keys, "dit": DIT.keys}[name]
     made = judged(state, tmp_path_factory.getbasetemp(), keys)
     assert (made.lost, made.ends, made.untrained) == ([key], [], [])
     assert f"1 tensor is {REFUSED} it: {key}" in made.refused
@@ -342,6 +344,6 @@ def test_judging_takes_what_was_looked_at(tmp_path: Path) -> None:
     """Of copies that agree, one is read: the others are as it is."""
     state = pixart()
     with open_checkpoint(save(state, tmp_path / "a.pth")) as checkpoint:
-        plan = converter.families.pixart.PIXART.keys.survey(checkpoint)
+        plan = PIXART.keys.survey(checkpoint)
         assert judge(plan, checkpoint, {}) == Zeros()
         assert judge(plan, checkpoint, {"t_block.1.weight": [144 * 24]}).lost == ["t_block.1.weight"]

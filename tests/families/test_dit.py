@@ -15,8 +15,8 @@ from makers import dit, dit_keyed, inventories
 from shaped import DITS, INVENTORIES, FakeState, Shaped, inventory, shaped
 
 from converter import Findings, InputError, MappingError, UsageError
-from converter.families.dit import DIT, EXACT_LINE, KEYS, buffer_mismatch
 from converter.mapping import Plan
+from converter.models.dit.table import DIT, EXACT_LINE, KEYS, buffer_mismatch
 
 Shapes = Mapping[str, Shaped]
 # facebookresearch/DiT, models.py: hidden size, blocks, heads.
@@ -51,7 +51,7 @@ def produced(plan: Plan, state: Shapes) -> dict[str, tuple[int, ...]]:
     for move in plan.moves:
         first, *rest = state[move.sources[0]].shape
         assert not made.keys() & set(move.targets)
-        made |= dict.fromkeys(move.targets, (first // move.parts, *rest))
+        made |= dict.fromkeys(move.targets, (int(first * move.operation.share(len(move.parts))), *rest))
     return made
 
 
@@ -73,7 +73,7 @@ def test_order_free_and_total(name: str) -> None:
 def test_every_key_goes_where_a_table_written_independently_sends_it(name: str) -> None:
     for move in KEYS.plan(inventory(name)).moves:
         targets, copies = inventories.dit_names(move.sources[0], 28)
-        assert (set(move.targets), move.copies) == (set(targets), copies)
+        assert (set(move.targets), move.operation.must_agree) == (set(targets), copies)
         assert copies or move.targets == targets
 
 
@@ -83,8 +83,8 @@ def test_the_way_back_of_whole_models(name: str) -> None:
     plan = KEYS.plan(state)
     target = shaped(produced(plan, state))
     back = KEYS.plan_back(target)
-    assert {(m.targets, m.sources, m.copies) for m in back.moves} == {
-        (m.sources, m.targets, m.copies) for m in plan.moves
+    assert {(m.targets, m.sources, m.operation) for m in back.moves} == {
+        (m.sources, m.targets, m.operation) for m in plan.moves
     }
     assert (back.blocks, back.computed, back.extras) == (28, {}, {})
     assert back.dims == {symbol: size for symbol, size in plan.dims.items() if symbol != "N"}

@@ -18,8 +18,8 @@ from makers import inventories, pixart
 from shaped import DIFFUSERS, INVENTORIES, REFUSED, WHOLE, FakeState, Shaped, inventory, shaped, small
 
 from converter import Findings, MappingError, UsageError
-from converter.families.pixart import KEYS, PIXART, buffer_mismatch
 from converter.mapping import Plan, fold
+from converter.models.pixart.table import KEYS, PIXART, buffer_mismatch
 
 Shapes = dict[str, Shaped]
 MICRO = {"micro_conditions": True}

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from shaped import DIFFUSERS, INVENTORIES, ROUNDING, WHOLE, FakeState, Shaped, inventory, small
 
 from converter import Findings, InputError, UsageError
-from converter.families.pixart import KEYS
-from converter.families.pixart_evidence import FLAGS, describe
+from converter.models.pixart.hyper_parameters import FLAGS, describe
+from converter.models.pixart.table import KEYS
 
 NO_TABLE = ("sigma-256",)
 

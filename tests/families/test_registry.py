@@ -18,10 +18,10 @@ from shaped import DIFFUSERS, DITS, WHOLE, inventory
 
 import converter
 from converter import Computed, ConverterError, Extra, Family, Findings, InputError, KeyMapping, UsageError, families
-from converter.families.dit import DIT
-from converter.families.pixart import PIXART
 from converter.families.sincos import SinCosTable
 from converter.mapping import Parameter
+from converter.models.dit.table import DIT
+from converter.models.pixart.table import PIXART
 
 
 @pytest.fixture(autouse=True)
@@ -122,10 +122,10 @@ def test_a_package_brings_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_real_entry_point_is_loaded_by_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    point = EntryPoint("copy", "converter.families.pixart:PIXART", "converter.families")
+    point = EntryPoint("copy", "converter.models.pixart.table:PIXART", "converter.families")
     bring(monkeypatch, point)
     assert families.families() == BUILT_IN
-    bring(monkeypatch, EntryPoint("gone", "converter.families.pixart:NOTHING", "converter.families"))
+    bring(monkeypatch, EntryPoint("gone", "converter.models.pixart.table:NOTHING", "converter.families"))
     families._from_packages.cache_clear()
     with pytest.raises(ConverterError, match=r"the family gone .*NOTHING.* cannot be loaded"):
         families.families()

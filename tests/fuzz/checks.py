@@ -13,8 +13,8 @@ import click
 import numpy as np
 from makers import tree
 
-from converter.parity.cases import load_cases
-from converter.parity.inputs import Case
+from converter.nets.cases import load_cases
+from converter.nets.inputs import Case
 
 from . import oracles
 from .bench import GIVEN, READ, WRITTEN, Bench, Check

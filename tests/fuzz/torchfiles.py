@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from forge import Glob, Node, Part, assembled, build, call, pairs, stack_glob, storage, tensor, zip_file
+from zip_builder import Glob, Node, Part, assembled, build, call, pairs, stack_glob, storage, tensor, zip_file
 
 from .confined import CANARY
 from .mutations import ODD_NUMBERS, changed_bytes, odd

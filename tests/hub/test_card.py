@@ -12,9 +12,9 @@ from huggingface_hub import ModelCard
 from makers import GOLDEN, HEADS, stated
 
 import converter
-from converter.parity.report import FAIL, INCONCLUSIVE, PASS, Phase, Report
 from converter.publishing.card import card
 from converter.publishing.target import MARK
+from converter.reports.report import FAIL, INCONCLUSIVE, PASS, Phase, Report
 
 HOSTILE = (
     "<script>alert(1)</script>|`x`|\n\n# heading\n- [link](http://evil.example) ![i](http://evil.example/i.png)\n"

@@ -55,7 +55,7 @@ def with_parity(out: Path, verdict: str = "PASS") -> dict[str, Any]:
 
 
 def converter_report(verdict: str, files: dict[str, Any]) -> dict[str, Any]:
-    from converter.parity.report import Phase, Report
+    from converter.reports.report import Phase, Report
 
     report = Report(
         verdict,

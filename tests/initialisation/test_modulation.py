@@ -11,7 +11,8 @@ from begun import DEPTH, HIDDEN, SMALL, begun, embedded, golden, layer, origin
 
 from converter.initialisation import modulation
 from converter.initialisation.modulation import Modulation
-from converter.reference import DiTShape, Weights, dit, unheard
+from converter.models.dit.net import DiTShape, dit
+from converter.nets import Weights, no_probe
 
 CHOICES = [(none, t_block) for none in ("unconditional", "zero") for t_block in ("mean", "paper")]
 
@@ -48,7 +49,7 @@ def test_what_is_stored_is_that_rounded_once(none: str, t_block: str, tmp_path: 
 def test_the_embedded_timestep_is_the_nets_own() -> None:
     shape = DiTShape(DEPTH, HIDDEN, 4, 2, 8, 16)
     stage = dit(Weights(golden(), torch.float64), shape).stages[1]
-    nets = stage.run({"timestep": torch.tensor([500])}, unheard)["t0"][0]
+    nets = stage.run({"timestep": torch.tensor([500])}, no_probe)["t0"][0]
     assert torch.equal(Modulation(golden(), DEPTH, SMALL).embedded, nets)
 
 

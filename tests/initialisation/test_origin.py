@@ -12,10 +12,10 @@ from begun import DEPTH, SMALL, begun, golden, origin
 from makers import dit, save
 
 from converter.errors import InputError, UsageError
-from converter.families.pixart import PIXART
 from converter.initialisation import Options
 from converter.initialisation.origin import DRAWN, FINAL_TABLE, KEYS, T_BLOCK, TABLE
 from converter.mapping import Computed, Extra, Refused
+from converter.models.pixart.table import PIXART
 
 
 def test_the_table_says_what_becomes_of_every_key_of_a_dit() -> None:

@@ -14,7 +14,9 @@ from makers import save
 from converter.initialisation.nets import Inputs
 from converter.initialisation.options import TIMESTEP
 from converter.initialisation.timesteps import GRID, STEPS, Distances, measure
-from converter.reference import DiTShape, PixArtShape, Weights, dit, pixart
+from converter.models.dit.net import DiTShape, dit
+from converter.models.pixart.net import PixArtShape, pixart
+from converter.nets import Weights
 
 
 def test_they_touch_at_500_and_nowhere_else() -> None:

@@ -147,8 +147,9 @@ def lines(draw: st.DrawFn) -> list[Line]:
         group = draw(st.sampled_from(["", "", "", "g", "h"])) if kind != "refused" else ""
         stray = f"{'t.{}.' if indexed else ''}stray{n}" if kind == "extra" and draw(st.booleans()) else ""
         made.append(Line(kind.split()[0], path, targets, pattern, group, stray))
-    if any(line.spread for line in made):  # something has to say how many blocks there are
-        made.append(Line("rename", "counted.{}.n", ("t.{}.counted",)))
+    # Something has to say how many blocks there are, in each stack that has copies.
+    spread = {target.partition("{}")[0] for line in made if line.spread for target in line.targets if "{}" in target}
+    made += [Line("rename", f"c{n}.{{}}.n", (f"{head}{{}}.counted",)) for n, head in enumerate(sorted(spread))]
     return made
 
 
@@ -157,8 +158,6 @@ def cases(draw: st.DrawFn) -> Case:
     table = draw(lines())
     case = Case(table, draw(st.integers(1, 4)), {line.source for line in table[1:] if draw(st.booleans())})
     groups = {group for group in ("g", "h") if draw(st.booleans())}
-    if not any(line.indexed and line.required and (not line.group or line.group in groups) for line in table):
-        case.depth = 1  # nothing says how many blocks there are
     for line in table:
         if line.kind == "refused" or (line.group and line.group not in groups):
             continue
@@ -166,6 +165,20 @@ def cases(draw: st.DrawFn) -> Case:
             if line.required or draw(st.booleans()):
                 case.add(line, index)
     return case
+
+
+def linked(lines: list[Line], line: Line) -> list[Line]:
+    """The lines whose blocks are counted together: by a stack of the source, or of the target, that they share."""
+
+    def stacks(one: Line) -> set[tuple[str, str]]:
+        paths = [("source", one.source), *(("target", path) for path in (*one.targets, one.stray))]
+        return {(side, path.partition("{}")[0]) for side, path in paths if "{}" in path and one.indexed}
+
+    own, grown = stacks(line), True
+    while grown:
+        more = {place for other in lines if stacks(other) & own for place in stacks(other)}
+        grown, own = not more <= own, own | more
+    return [other for other in lines if stacks(other) & own]
 
 
 def fits(case: Case, keys: Iterable[str]) -> bool:
@@ -184,10 +197,10 @@ def fits(case: Case, keys: Iterable[str]) -> bool:
 
     seen = {line.source: present(line) for line in lines}
     groups = {line.group for line in lines if line.group and seen[line.source]}
-    counting = [line for line in lines if line.indexed and line.required]
-    depth = 1 + max((i for line in counting for i in seen[line.source] if i is not None), default=-1)
     for line in lines:
         found = seen[line.source]
+        counting = [other for other in linked(lines, line) if other.required]
+        depth = 1 + max((i for other in counting for i in seen[other.source] if i is not None), default=-1)
         if line.kind == "refused" and found:
             return False
         if line.required and (not line.group or line.group in groups):
@@ -220,7 +233,7 @@ def test_order_free(case: Case, shuffler: random.Random) -> None:
     assert case.keys.plan(dict(items)) == plan
     other = Case(rows, case.depth, case.modules).keys.plan(dict(items))
     assert {(m.sources, m.targets) for m in other.moves} == {(m.sources, m.targets) for m in plan.moves}
-    assert (other.extras, other.dims, other.blocks) == (plan.extras, plan.dims, plan.blocks)
+    assert (other.extras, other.dims, other.stacks) == (plan.extras, plan.dims, plan.stacks)
 
 
 @given(cases())
@@ -234,7 +247,7 @@ def test_total(case: Case) -> None:
     assert len(produced) == len(set(produced))
     assert len(set(plan.extras.values())) == len(plan.extras)
     assert plan.extras == {key: key for key in plan.extras}
-    assert plan.blocks in (0, case.depth)
+    assert {*plan.stacks.values()} <= {0, case.depth}
 
 
 @given(cases())
@@ -247,7 +260,7 @@ def test_invertible(case: Case) -> None:
     assert same(keys(keys.inverse(made)), made)
     forward, back = keys.plan(case.state), keys.plan_back(made)
     assert {(m.sources, m.targets) for m in forward.moves} == {(m.targets, m.sources) for m in back.moves}
-    assert (back.blocks, back.extras, back.problems) == (forward.blocks, {}, [])
+    assert (back.stacks, back.extras, back.problems) == (forward.stacks, {}, [])
 
 
 @given(cases())
@@ -266,9 +279,9 @@ def test_every_copy_is_the_whole_tensor_and_a_plan_says_so(case: Case) -> None:
     made = keys(case.state)
     assert all(made[target] is case.state[key] for key in case.copied for target in case.becomes[key])
     for move in keys.plan(case.state).moves:
-        assert move.copies == (move.sources[0] in case.copied)
+        assert isinstance(move.operation, Copies) == (move.origin in case.copied)
     for move in keys.plan_back(made).moves:
-        assert move.copies == (move.targets[0] in case.copied)
+        assert isinstance(move.operation, Copies) == (move.origin in case.copied)
 
 
 @given(st.data())

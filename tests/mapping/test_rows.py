@@ -9,21 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from converter.mapping import KeyMapping
+from converter.mapping import Computed, Copies, Extra, KeyMapping, Parameter, Refused, Sparse, ZeroInit
 from converter.mapping.dims import parse_pattern
-from converter.mapping.rows import (
-    Computed,
-    Copies,
-    Extra,
-    Parameter,
-    Refused,
-    Row,
-    Sparse,
-    ZeroInit,
-    matcher,
-    overlap,
-    spell,
-)
+from converter.mapping.rows import Row, matcher, overlap, spell
 
 # Words that a careless comparison takes for one another.
 WORDS = st.sampled_from(["a", "b", "0", "1", "10", "00", "01", "²", "weight", "bias", "{}"])
@@ -92,12 +80,12 @@ def test_a_split_shares_out_its_first_dimension() -> None:
 
 def test_copies_are_written_in_every_block_where_the_source_is_in_none() -> None:
     row = Row.parse("a", Copies(("x.{}.y", "z")))
-    assert (row.copies, row.spread, row.sparse) == (True, True, False)
-    assert row.written(None, ".bias", 2) == ("x.0.y.bias", "x.1.y.bias", "z.bias")
+    assert (type(row.operation), row.spread, row.sparse) == (Copies, True, False)
+    assert row.written(None, ".bias", {"x": 2}) == ("x.0.y.bias", "x.1.y.bias", "z.bias")
     row = Row.parse("a.{}", Copies(("x.{}", "y.{}.z")))
-    assert (row.copies, row.spread) == (True, False)
-    assert row.written(3, "", 9) == ("x.3", "y.3.z")
-    assert not Row.parse("a", "x").copies
+    assert (type(row.operation), row.spread) == (Copies, False)
+    assert row.written(3, "", {}) == ("x.3", "y.3.z")
+    assert not Row.parse("a", "x").spread
 
 
 def test_a_pattern_is_of_the_weight_and_a_bias_has_its_first_dimension() -> None:

@@ -17,8 +17,8 @@ from converter.checkpoint import open_checkpoint
 from converter.checkpoint.dtypes import BY_CODE, DType
 from converter.checkpoint.json_file import read_json
 from converter.conversion.analysis import analyse
+from converter.models.pixart.parity import PARITY
 from converter.parity.compared import Sides
-from converter.parity.pixart import PARITY
 from converter.parity.session import Session
 
 NAMES = ("alpha-ms", "sigma-ms", "alpha-fixed")  # the golden models that stock diffusers can hold

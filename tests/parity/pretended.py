@@ -89,7 +89,7 @@ class Pretended(TorchDispatchMode):
 
 def blocks_stay() -> None:
     """The weights of a block, which are lent."""
-    from converter.reference import Weights
+    from converter.nets import Weights
 
     right = Weights.lend
     Weights.lend = lambda self, prefix: {k: t.cpu() for k, t in right(self, prefix).items()}
@@ -97,14 +97,14 @@ def blocks_stay() -> None:
 
 def table_stays() -> None:
     """A positional table, which is made on the CPU."""
-    module = importlib.import_module("converter.reference.patches")
-    right = module.taken
+    module = importlib.import_module("converter.nets.patches")
+    right = module.to_weights_dtype
 
-    def taken(weights: Any, tensor: torch.Tensor) -> torch.Tensor:
+    def moved(weights: Any, tensor: torch.Tensor) -> torch.Tensor:
         is_table = tensor.dim() == 3 and len(tensor) == 1
         return tensor if is_table else right(weights, tensor)
 
-    module.taken = taken
+    module.to_weights_dtype = moved
 
 
 def everything_stays() -> None:

@@ -15,11 +15,11 @@ from makers import GOLDEN, HEADS, save, stated
 from safetensors.torch import load_file, save_file
 
 import converter
-from converter.checkpoint.folder import CONFIG
+from converter.checkpoint.folders.folder import CONFIG
 from converter.checkpoint.weight_names import WEIGHTS
 from converter.conversion.pairs import Pair
 from converter.parity import batch
-from converter.parity.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, REJECTED, Report
+from converter.reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, REJECTED, Report
 
 SIGMA = GOLDEN / "sigma-ms.pth"
 ROW = "transformer_blocks.1.attn1.to_q.weight"

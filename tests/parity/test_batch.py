@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from converter.checkpoint.interrupt import Interrupted
+from converter.checkpoint.write.interrupt import Interrupted
 from converter.conversion.pairs import Pair
 from converter.errors import ConverterError, InputError, UsageError
 from converter.parity.batch import exit_code, outcome, run
 from converter.parity.cache import Cache
-from converter.parity.rendering.facts import name_of
-from converter.parity.report import Report
 from converter.parity.waivers import Waiver
+from converter.reports.facts import name_of
+from converter.reports.report import Report
 
 TODAY = date(2026, 6, 1)
 VERDICTS = ["PASS", "FAIL", "REJECTED", "INCONCLUSIVE", "INTERNAL"]

@@ -21,8 +21,8 @@ from converter.parity import cache as module
 from converter.parity import digests
 from converter.parity.cache import MARK, Cache
 from converter.parity.digests import canonical, digest, files_of, key_of, stamp
-from converter.parity.report import Check, Phase, Report
 from converter.parity.waivers import Waiver
+from converter.reports.report import Check, Phase, Report
 
 TODAY = date(2026, 6, 1)
 WEIGHTS = "diffusion_pytorch_model.safetensors"

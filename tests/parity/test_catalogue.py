@@ -9,10 +9,10 @@ import pytest
 import torch
 from opened import NAMES, State, golden, session
 
+from converter.models.pixart.parity import PARITY
+from converter.nets.faults import CONFIG, FUNCTION, WEIGHTS, Fault, with_fault
 from converter.parity.catalogue import catalogue
 from converter.parity.compared import Sides
-from converter.parity.faults import CONFIG, FUNCTION, WEIGHTS, Fault, Faulty
-from converter.parity.pixart import PARITY
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def catalogues(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Side
             golden(name, tmp_path_factory.mktemp("faults")), multi_scale_train=name != "alpha-fixed"
         ) as opened:
             sides = opened.sides
-            faults = catalogue(sides.plan, PARITY.unseen)
+            faults = catalogue(sides.plan, PARITY.invisible_biases)
             found[name] = (sides, faults + list(PARITY.faults(sides.found, opened.config, sides.plan)))
     return found
 
@@ -166,7 +166,7 @@ def test_every_fault_of_weights_changes_something(catalogues: dict[str, tuple[Si
     """A fault that is none would be a hole in the self-test, or a false alarm of it."""
     sides, faults = catalogues[name]
     for fault in faults:
-        spoilt = Faulty(sides.converted, fault)
+        spoilt = with_fault(sides.converted, fault)
         for key in fault.weights:
             was, now = sides.converted[key].torch(), spoilt[key].torch()
             assert (now.shape, now.dtype) == (was.shape, was.dtype), f"{fault.name}: {key}"
@@ -176,11 +176,11 @@ def test_every_fault_of_weights_changes_something(catalogues: dict[str, tuple[Si
 
 def test_the_same_faults_of_another_block(catalogues: dict[str, tuple[Sides, list[Fault]]]) -> None:
     sides, _ = catalogues["sigma-ms"]
-    first = named(catalogue(sides.plan, PARITY.unseen, 0))
+    first = named(catalogue(sides.plan, PARITY.invisible_biases, 0))
     assert "attn1.to_q and attn1.to_k swapped in block 0" in first
     keys = first["attn1.to_q and attn1.to_k swapped in block 0"].weights
     assert {key.split(".")[1] for key in keys} == {"0"}
-    assert len(first) == len(catalogue(sides.plan, PARITY.unseen))
+    assert len(first) == len(catalogue(sides.plan, PARITY.invisible_biases))
 
 
 def test_a_bias_of_keys_is_not_asked_of_the_outputs(catalogues: dict[str, tuple[Sides, list[Fault]]]) -> None:
@@ -228,7 +228,7 @@ def test_positional_faults_take_the_right_table_off(catalogues: dict[str, tuple[
     hidden = sides.found.value("hidden_size")
     zeros = {"latent": torch.zeros(1, 4, 8, 12), "x": torch.zeros(1, 24, hidden, dtype=torch.float64)}
     table = -left_out.values(zeros)["x"]
-    from converter.reference.embeddings import position_table
+    from converter.nets.embeddings import position_table
 
     side = sides.found.value("sample_size") // 2
     own = torch.from_numpy(position_table((4, 6), hidden, side, float(sides.found.value("interpolation_scale"))))
@@ -264,7 +264,7 @@ def test_configs_are_copied_and_not_changed(catalogues: dict[str, tuple[Sides, l
 
 
 def spoilt_state(sides: Sides, fault: Fault) -> State:
-    made_of = Faulty(sides.converted, fault)
+    made_of = with_fault(sides.converted, fault)
     return {key: made_of[key].torch() for key in made_of}
 
 

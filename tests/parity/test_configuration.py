@@ -13,11 +13,11 @@ from opened import golden
 from converter.checkpoint import open_checkpoint
 from converter.conversion.analysis import analyse
 from converter.families import Findings
-from converter.families.pixart import PIXART
+from converter.models.pixart.parity import PARITY
+from converter.models.pixart.stock import STOCK
+from converter.models.pixart.table import PIXART
 from converter.parity.configuration import BORROWED, audit, taken
-from converter.parity.pixart import PARITY
-from converter.parity.pixart_stock import effective
-from converter.parity.report import FAIL, PASS, Phase
+from converter.reports.report import FAIL, PASS, Phase
 
 INERT = ("dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention", "_diffusers_version")
 
@@ -132,7 +132,7 @@ def test_the_scale_and_the_micro_conditions_hang_on_the_size(name: str) -> None:
 
 def test_out_channels_that_are_null() -> None:
     assert wrong(audited(out_channels=None)) == ["out_channels"]  # diffusers then takes those that go in
-    assert effective({"in_channels": 4, "out_channels": None})["out_channels"] == 4
+    assert STOCK.resolve_config({"in_channels": 4, "out_channels": None})["out_channels"] == 4
     assert audited(without=("out_channels",)).verdict == PASS  # its default is 8
 
 

@@ -15,11 +15,11 @@ from opened import WEIGHTS, Pair, State
 from safetensors.torch import load_file, save_file
 
 from converter import convert
+from converter.models.pixart.net import PixArtShape, pixart
+from converter.nets import Weights as Weighted
 from converter.parity import check
-from converter.parity.report import FAIL, PASS, Report
 from converter.parity.statistics import relative
-from converter.reference import PixArtShape, pixart
-from converter.reference import Weights as Weighted
+from converter.reports.report import FAIL, PASS, Report
 
 FLOAT64, FLOAT32, FLOAT16, BFLOAT16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 Q, K = (f"transformer_blocks.1.attn1.to_{name}.weight" for name in "qk")
@@ -96,7 +96,7 @@ def test_what_the_rounding_costs_is_what_it_costs(tmp_path: Path) -> None:
     shape = PixArtShape(3, 48, HEADS, 2, 4, 8, 64, 1.0, True)
     from converter.checkpoint import open_checkpoint
     from converter.conversion.analysis import analyse
-    from converter.parity.pixart import PARITY
+    from converter.models.pixart.parity import PARITY
 
     with open_checkpoint(pair.original) as opened:
         found = analyse(opened, {"num_attention_heads": HEADS, "multi_scale_train": True}).found

@@ -19,7 +19,7 @@ from torch.utils import backend_registration
 
 from converter import convert
 from converter.parity import check
-from converter.parity.report import FAIL, PASS
+from converter.reports.report import FAIL, PASS
 
 needs_pretending = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),

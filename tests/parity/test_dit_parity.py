@@ -22,24 +22,27 @@ from converter.checkpoint.json_file import read_json
 from converter.conversion.analysis import analyse
 from converter.errors import InputError
 from converter.families import Findings
-from converter.families.dit import DIT, EXACT_LINE
 from converter.mapping import fold
-from converter.parity import check, dit_stock
-from converter.parity import dit as brought
+from converter.models.dit import parity as brought
+from converter.models.dit.faults import UNHEEDED, faults
+from converter.models.dit.net import dit as whole
+from converter.models.dit.parity import AMENDED, AS_LOADED, GUIDED, PARITY, cases, shape
+from converter.models.dit.stock import STOCK, exact_timesteps
+from converter.models.dit.table import DIT, EXACT_LINE
+from converter.nets import Values, Weights, no_probe
+from converter.nets.faults import CONFIG, FUNCTION, WEIGHTS
+from converter.nets.inputs import Case
+from converter.parity import check
 from converter.parity.catalogue import catalogue
 from converter.parity.compared import Sides
-from converter.parity.dit import AMENDED, AS_LOADED, PARITY, cases, shape
-from converter.parity.dit_faults import UNHEEDED, faults
-from converter.parity.faults import CONFIG, FUNCTION, WEIGHTS
-from converter.parity.inputs import Case
 from converter.parity.provenance import model_of
-from converter.parity.report import Report
 from converter.parity.session import Session
-from converter.reference import Values, Weights, unheard
-from converter.reference import dit as whole
+from converter.reports.report import Report
 
 FILE = "diffusion_pytorch_model.safetensors"
 COPY = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_2.weight"
+# Of a block, what runs one after the other.
+PARTS = ("norm1.emb.timestep_embedder", "norm1.emb.class_embedder", "norm1.linear", "attn1", "ff")
 EXACT: dict[str, Any] = {"exact_timesteps": True}
 
 
@@ -312,8 +315,8 @@ def test_failing_cases_are_saved_and_run_again(pair: Pair, tmp_path: Path) -> No
 
 def test_it_is_what_the_family_brings() -> None:
     assert model_of(DIT) is PARITY
-    assert PARITY.remedy
-    assert (PARITY.remedy.model, PARITY.remedy.line, AS_LOADED.remedy) == (AMENDED, EXACT_LINE, None)
+    assert PARITY.fix
+    assert (PARITY.fix.spec, PARITY.fix.line, AS_LOADED.fix) == (AMENDED, EXACT_LINE, None)
 
 
 def test_the_shape_is_what_the_file_shows() -> None:
@@ -335,7 +338,7 @@ def test_the_reference_is_the_original_net_on_its_own_size_and_runs_on_others(la
         assert torch.equal(one, other) != own
         if own:
             assert torch.equal(one, whole(Weights(state, torch.float64), shape(found)).forward(inputs))
-    ((stage, case),) = brought.stages(found)
+    ((stage, case),) = PARITY.stages(found)
     assert (stage, case.arrays["latent"].shape) == ("patch embedding", (1, 4, 24, 24))
 
 
@@ -349,12 +352,12 @@ def test_the_line_of_the_note_is_what_is_done_to_the_model() -> None:
     config = {key: value for key, value in DIT.config(FOUND).items() if not key.startswith("_")}
     inputs = cases(FOUND, "quick", {})[0].tensors(torch.float32)
     outputs = []
-    for amend in (dit_stock.exact, lambda model: exec(EXACT_LINE, {"model": model}), dit_stock.as_loaded):
+    for amend in (exact_timesteps, lambda model: exec(EXACT_LINE, {"model": model}), STOCK.amend):
         model = DiTTransformer2DModel(**config).eval()
         model.load_state_dict(CONVERTED)
         amend(model)
         with torch.no_grad():
-            outputs.append(dit_stock.call(model, inputs))
+            outputs.append(STOCK.call(model, inputs))
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.allclose(outputs[0], outputs[2], atol=1e-2)
     assert torch.equal(streamed().forward(inputs), outputs[0])
@@ -378,7 +381,7 @@ def test_stage_by_stage_is_the_forward(dtype: torch.dtype) -> None:
         values = dict(inputs)
         with torch.inference_mode():
             for stage in net.stages:
-                made = stage.run(values, unheard)
+                made = stage.run(values, no_probe)
                 assert seen[stage.name].keys() <= made.keys()
                 assert all(torch.equal(made[key], value) for key, value in seen[stage.name].items()), stage.name
                 values |= made
@@ -403,7 +406,7 @@ def test_both_nets_have_the_same_stages_values_and_probes() -> None:
                 assert float(apart) < 1e-12, f"{one.name}: {name}"
             told |= truth.keys() if one.name.startswith("block") else set()
             values |= made
-    assert told == set(dit_stock.INSIDE)
+    assert told == set(STOCK.probes)
 
 
 def there(net: Any) -> set[str]:
@@ -415,7 +418,7 @@ def test_only_the_part_that_runs_is_there() -> None:
     assert there(net) == set()
     seen: dict[str, set[str]] = {}
     for i, block in enumerate(net.model.transformer_blocks):
-        for part in dit_stock.PARTS:
+        for part in PARTS:
 
             def note(*_: Any, name: str = f"transformer_blocks.{i}.{part}") -> None:
                 seen[name] = {key.removeprefix(f"{name}.") for key in there(net)}
@@ -423,7 +426,7 @@ def test_only_the_part_that_runs_is_there() -> None:
             block.get_submodule(part).register_forward_pre_hook(note)
     net.forward(cases(FOUND, "quick", {})[0].tensors(torch.float32))
     assert there(net) == set()
-    assert len(seen) == 3 * len(dit_stock.PARTS)
+    assert len(seen) == 3 * len(PARTS)
     for name, keys in seen.items():
         assert keys == {key.removeprefix(f"{name}.") for key in CONVERTED if key.startswith(f"{name}.")}
 
@@ -433,9 +436,9 @@ def test_a_block_that_raises_gets_its_own_embedders_back() -> None:
     own = net.model.transformer_blocks[0].norm1.emb
     values = cases(FOUND, "quick", {})[0].tensors(torch.float32)
     for stage in net.stages[:3]:
-        values |= stage.run(values, unheard)
+        values |= stage.run(values, no_probe)
     with pytest.raises(RuntimeError):
-        net.stages[3].run(values | {"x": values["x"][:, :, :5]}, unheard)
+        net.stages[3].run(values | {"x": values["x"][:, :, :5]}, no_probe)
     assert net.model.transformer_blocks[0].norm1.emb is own
     assert there(net) == set()
     assert net.forward(values).shape == (4, 8, 16, 16)
@@ -448,7 +451,7 @@ def test_defaults_are_those_of_the_class(field: str) -> None:
     config = {key: value for key, value in DIT.config(FOUND).items() if key != field}
     with torch.device("meta"):
         model = DiTTransformer2DModel.from_config(config)
-    made = dit_stock.effective(config)
+    made = STOCK.resolve_config(config)
     assert made["out_channels"] == model.out_channels
     for name in set(made) - {"out_channels"}:
         assert name.startswith("_") or made[name] == model.config[name]
@@ -481,7 +484,7 @@ def test_cases_are_well_formed(profile: str, large: Pair) -> None:
 
 
 def test_guidance_begins_with_no_class() -> None:
-    (case,) = [case for case in cases(FOUND, "standard", {}) if case.name == PARITY.guided]
+    (case,) = [case for case in cases(FOUND, "standard", {}) if case.name == GUIDED]
     assert case.arrays["class_label"].tolist() == [10, 3]
 
 
@@ -505,7 +508,8 @@ def test_a_single_class_is_no_fault(tmp_path: Path) -> None:
 
 def test_what_is_feared_is_among_the_faults(pair: Pair) -> None:
     with session(pair, **EXACT) as opened:
-        made = catalogue(opened.sides.plan, PARITY.unseen) + list(faults(FOUND, opened.config, opened.sides.plan))
+        plan = opened.sides.plan
+        made = catalogue(plan, PARITY.invisible_biases) + list(faults(FOUND, opened.config, plan))
     names = {fault.name: fault for fault in made}
     assert len(names) == len(made) > 100
     wanted = {
@@ -543,7 +547,7 @@ def test_fields_that_change_no_output_are_no_faults(pair: Pair) -> None:
 def test_the_session_compares_the_net_that_the_user_names(pair: Pair) -> None:
     for said, wanted in (({}, AS_LOADED), (EXACT, AMENDED)):
         with session(pair, **said) as opened:
-            assert opened.remedied == (wanted is AMENDED)
+            assert opened.fixed == (wanted is AMENDED)
             assert opened.model.converted is wanted.converted
 
 

@@ -13,11 +13,11 @@ import torch
 from opened import Pair, golden, session
 from torch import Tensor
 
+from converter.nets import Stage, Staged, Values
+from converter.nets.inputs import Case, noise
 from converter.parity import function, gates
-from converter.parity.function import Judge, Outcome
-from converter.parity.inputs import Case, noise
-from converter.parity.report import FAIL, INCONCLUSIVE, PASS, Check
-from converter.reference import Stage, Staged, Values
+from converter.parity.function import CaseOutcome, Judge
+from converter.reports.report import FAIL, INCONCLUSIVE, PASS, Check
 
 PARTS = {"epsilon": slice(0, 4), "variance": slice(4, 8)}
 JUDGE = Judge(PARTS, 2)
@@ -35,13 +35,14 @@ def off(by: float, seed: int = 3) -> Tensor:
     return truth() + by * torch.from_numpy(noise(seed, 2, 8, 4, 6)).double()
 
 
-def judged(converted: dict[str, Tensor], original: dict[str, Tensor] | None = None, **changes: object) -> Outcome:
-    made = Outcome(CASE, {F64: truth(), F32: off(FLOOR), F16: off(1e-3), BF16: off(1e-2)} | (original or {}), converted)
+def judged(converted: dict[str, Tensor], original: dict[str, Tensor] | None = None, **changes: object) -> CaseOutcome:
+    right = {F64: truth(), F32: off(FLOOR), F16: off(1e-3), BF16: off(1e-2)}
+    made = CaseOutcome(CASE, right | (original or {}), converted)
     JUDGE.judge(replace(made, **changes) if changes else made)
     return made
 
 
-def failed(outcome: Outcome) -> list[str]:
+def failed(outcome: CaseOutcome) -> list[str]:
     assert outcome.verdict == (FAIL if any(c.passed is False for c in outcome.checks) else outcome.verdict)
     return [f"{check.what}: {check.statistic}" for check in outcome.checks if check.passed is False]
 
@@ -199,9 +200,11 @@ def nets(factor: float = 2.0, seen: list[tuple[str, str]] | None = None) -> Call
     return make
 
 
-def ran(factor: float = 2.0, precisions: tuple[str, ...] = (F64, F32), cases: int = 2) -> tuple[list[Outcome], dict]:
+def ran(
+    factor: float = 2.0, precisions: tuple[str, ...] = (F64, F32), cases: int = 2
+) -> tuple[list[CaseOutcome], function.Detail]:
     batch = [Case(f"c{i}", {"x": noise(i + 1, 2, 8, 4, 6)}) for i in range(cases)]
-    return function.run(nets(), nets(factor), batch, precisions, JUDGE)
+    return function.run(nets(), nets(factor), batch, precisions, judge=JUDGE)
 
 
 def test_a_run() -> None:
@@ -239,7 +242,7 @@ def test_only_half_never_passes_by_itself() -> None:
 
 def test_no_case_is_no_pass() -> None:
     outcomes, detail = ran(cases=0)
-    assert (outcomes, detail) == ([], {})
+    assert (outcomes, detail) == ([], function.Detail())
     assert function.phase(outcomes, detail).verdict == INCONCLUSIVE
 
 
@@ -267,12 +270,12 @@ def test_which_nets_are_made() -> None:
     """Half precision rounds the weights first and has a truth of its own."""
     ours: list[tuple[str, str]] = []
     theirs: list[tuple[str, str]] = []
-    function.run(nets(seen=ours), nets(seen=theirs), [CASE], (F64, F32, BF16), JUDGE)
+    function.run(nets(seen=ours), nets(seen=theirs), [CASE], (F64, F32, BF16), judge=JUDGE)
     assert ours == [(F64, ""), (F32, ""), (BF16, BF16), (F64, BF16)]
     assert theirs == [(F64, ""), (F32, ""), (BF16, BF16)]
     ours.clear()
     theirs.clear()
-    function.run(nets(seen=ours), nets(seen=theirs), [CASE], (F32,), JUDGE)
+    function.run(nets(seen=ours), nets(seen=theirs), [CASE], (F32,), judge=JUDGE)
     assert (ours, theirs) == ([(F64, ""), (F32, "")], [(F32, "")])
 
 
@@ -297,7 +300,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 def run_on(pair: Pair, precisions: tuple[str, ...] = (F64, F32), **options: object) -> object:
     with session(pair, **options) as opened:
-        return opened.function(opened.cases("quick"), precisions, (), [], lambda count: None)
+        return opened.function(opened.cases("quick"), precisions)
 
 
 def test_a_converted_net_that_does_not_run_fails(pair: Pair) -> None:
@@ -312,7 +315,7 @@ def test_a_fault_of_our_own_is_not_called_a_fault_of_theirs(pair: Pair, monkeypa
         broken = Staged([Stage("x", lambda v, probe: {"output": v["nothing"]})])
         monkeypatch.setattr(opened, "original", lambda *names: broken)
         with pytest.raises(KeyError, match="nothing"):
-            opened.function(cases, (F64,), (), [], lambda count: None)
+            opened.function(cases, (F64,))
 
 
 def test_the_stored_table_of_the_native_size_is_tried_by_itself(pair: Pair) -> None:
@@ -342,7 +345,7 @@ def test_saved_inputs_that_the_model_does_not_take(pair: Pair, tmp_path: Path) -
         save_file(tensors | {"mine.latent": torch.zeros(4, 5, 8, 8)}, tmp_path / "cases.safetensors")
         cases = opened.cases("quick", tmp_path / "cases.safetensors")
         with pytest.raises(InputError, match=r"cases.safetensors: mine: the original net does not take it"):
-            opened.function(cases, (F64,), (), [], lambda count: None)
+            opened.function(cases, (F64,))
 
 
 def test_limits_are_those_of_the_gates() -> None:

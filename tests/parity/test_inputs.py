@@ -11,8 +11,8 @@ from makers import GOLDEN, HEADS
 
 from converter.checkpoint import open_checkpoint
 from converter.conversion.analysis import analyse
-from converter.parity.inputs import Case, noise
-from converter.parity.pixart import cases
+from converter.models.pixart.parity import cases
+from converter.nets.inputs import Case, noise
 
 # A change means that every stored report is of other inputs: a new NumPy, a new generator, or a new case.
 PINNED = {

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from opened import Pair, State, golden, session
 
+from converter.models.pixart.parity import PARITY
+from converter.nets import Stage, Staged, Weights
+from converter.nets.faults import Fault
+from converter.nets.inputs import Case, noise
 from converter.parity import localise
-from converter.parity.faults import Fault
-from converter.parity.inputs import Case, noise
-from converter.parity.pixart import PARITY
-from converter.parity.report import FAIL, PASS, Phase
 from converter.parity.session import Session
-from converter.reference import Stage, Staged, Weights
+from converter.reports.report import FAIL, PASS, Phase
 
 T = "transformer_blocks."
 Change = Callable[[State], None]
@@ -29,7 +29,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 def compared(pair: Pair, change: Change | None, config: dict[str, Any] | None = None) -> Phase:
     with session(pair, change, config) as opened:
-        return opened.function(opened.cases("quick"), ("float64",), (), [], lambda count: None)
+        return opened.function(opened.cases("quick"), ("float64",))
 
 
 def swap(one: str, other: str, suffixes: tuple[str, ...] = (".weight", ".bias")) -> Change:
@@ -52,7 +52,7 @@ def faulty(made: Phase) -> dict[str, str]:
     found = {}
     for stage in made.detail["localisation"]["stages"]:
         if stage["faulty"]:
-            found[stage["name"]] = next((part["name"] for part in stage["inside"] if part["faulty"]), "")
+            found[stage["name"]] = next((part.name for part in stage["inside"] if part.faulty), "")
     return found
 
 
@@ -96,12 +96,12 @@ def test_a_right_conversion_is_not_localised(pair: Pair) -> None:
 def test_lockstep_of_right_nets(pair: Pair) -> None:
     with session(pair) as opened:
         rows = localise.lockstep(opened.original("float64"), opened.converted("float64"), opened.cases("quick")[0])
-    assert [row["name"] for row in rows] == [
+    assert [row.name for row in rows] == [
         "patch embedding", "timestep embedding", "caption embedding", "block 0", "block 1", "block 2", "final layer"
     ]  # fmt: skip
-    assert not any(row["faulty"] for row in rows)
-    assert max(row["error"] for row in rows if row["name"].startswith("block")) < 1e-13
-    assert all("inside" not in row for row in rows)
+    assert not any(row.faulty for row in rows)
+    assert max(row.error for row in rows if row.name.startswith("block")) < 1e-13
+    assert all(not row.inside for row in rows)
 
 
 def test_two_faulty_blocks_are_both_listed(pair: Pair) -> None:
@@ -194,13 +194,13 @@ def test_a_fault_stands_out_in_every_precision(pair: Pair, precision: str) -> No
         with session(pair, change) as opened:
             stages, faulty = opened.lockstep(opened.cases("quick")[0], precision)
             assert faulty == wanted
-            assert all(("floor" in row) == (precision != "float64") for row in stages)
+            assert all((row.floor is not None) == (precision != "float64") for row in stages)
             for row in stages:
-                if row["faulty"]:
-                    inside = [part["name"] for part in row["inside"] if part["faulty"]]
+                if row.faulty:
+                    inside = [part.name for part in row.inside if part.faulty]
                     assert inside[:2] == ["attn1 q", "attn1 k"]
                 elif precision != "float64":
-                    assert row["error"] <= 2 * max(row["floor"], 1e-7)
+                    assert row.error <= 2 * max(row.floor, 1e-7)
 
 
 @contextmanager
@@ -225,7 +225,7 @@ def bent(pair: Pair, wrong_in: str, by: float) -> Iterator[Session]:
 
 def test_what_is_wrong_in_float32_only_is_found_there(pair: Pair) -> None:
     with bent(pair, "float32", 1e-5) as opened:
-        made = opened.function(opened.cases("quick"), ("float64", "float32"), (), [], lambda count: None)
+        made = opened.function(opened.cases("quick"), ("float64", "float32"))
     assert made.verdict == FAIL
     assert made.words.endswith("; it goes wrong in block 1, in float32 only")
     assert all(check.statistic.startswith("float32") for check in made.failed)
@@ -235,7 +235,7 @@ def test_what_is_wrong_in_float32_only_is_found_there(pair: Pair) -> None:
 
 def test_what_is_worse_in_half_precision_is_told_and_decides_nothing(pair: Pair) -> None:
     with bent(pair, "bfloat16", 0.5) as opened:
-        made = opened.function(opened.cases("quick"), ("float64", "bfloat16"), (), [], lambda count: None)
+        made = opened.function(opened.cases("quick"), ("float64", "bfloat16"))
     assert made.verdict == PASS
     assert made.notes == ["bfloat16, t999-t321: worse than the original; block 1 stands out by itself"]
 
@@ -256,13 +256,13 @@ def adds(by: float) -> Any:
 def test_errors_are_by_the_update() -> None:
     """A block that adds a millionth to a stream of ones is wrong by half if it adds half of that."""
     rows = localise.lockstep(net(a=adds(1e-6)), net(a=adds(0.5e-6)), CASE)
-    assert rows[0]["error"] == pytest.approx(0.5, rel=1e-3)
-    assert rows[0]["faulty"]
+    assert rows[0].error == pytest.approx(0.5, rel=1e-3)
+    assert rows[0].faulty
 
 
 def test_the_converted_stage_is_given_the_originals_input() -> None:
     rows = localise.lockstep(net(a=adds(1), b=adds(1)), net(a=adds(5), b=adds(1)), CASE)
-    assert [row["faulty"] for row in rows] == [True, False]
+    assert [row.faulty for row in rows] == [True, False]
 
 
 def test_a_stage_that_fails_or_lacks() -> None:
@@ -271,16 +271,16 @@ def test_a_stage_that_fails_or_lacks() -> None:
 
     original = net(a=adds(1), b=adds(1), c=adds(1))
     rows = localise.lockstep(original, net(a=fails, c=adds(1)), CASE)
-    assert [row["faulty"] for row in rows] == [True, True, False]
-    assert rows[0]["why"] == "ValueError: no\\x1b[31m"
-    assert rows[1]["why"] == "the converted net has none"
-    assert rows[0]["error"] == rows[1]["error"] == float("inf")
+    assert [row.faulty for row in rows] == [True, True, False]
+    assert rows[0].why == "ValueError: no\\x1b[31m"
+    assert rows[1].why == "the converted net has none"
+    assert rows[0].error == rows[1].error == float("inf")
 
 
 def test_a_stage_that_makes_less_or_what_is_not_finite() -> None:
     original = net(a=lambda v, p: {"x": v["x"] + 1, "y": v["x"]})
-    assert localise.lockstep(original, net(a=adds(1)), CASE)[0]["error"] == float("inf")
-    assert localise.lockstep(net(a=adds(1)), net(a=adds(float("nan"))), CASE)[0]["faulty"]
+    assert localise.lockstep(original, net(a=adds(1)), CASE)[0].error == float("inf")
+    assert localise.lockstep(net(a=adds(1)), net(a=adds(float("nan"))), CASE)[0].faulty
 
 
 def test_the_inside_is_compared_as_far_as_both_tell() -> None:
@@ -294,9 +294,9 @@ def test_the_inside_is_compared_as_far_as_both_tell() -> None:
         return run
 
     rows = localise.lockstep(net(a=stage(1, 2, "q", "k")), net(a=stage(1, 3, "q", "k")), CASE)
-    assert [(part["name"], part["faulty"]) for part in rows[0]["inside"]] == [("q", False), ("k", True)]
+    assert [(part.name, part.faulty) for part in rows[0].inside] == [("q", False), ("k", True)]
     rows = localise.lockstep(net(a=stage(1, 2, "q", "k")), net(a=stage(1, 3, "q")), CASE)
-    assert [part["name"] for part in rows[0]["inside"]] == ["q"]
+    assert [part.name for part in rows[0].inside] == ["q"]
 
 
 def test_no_more_stages_are_mended_than_are_worth_it() -> None:
@@ -309,5 +309,5 @@ def test_no_more_stages_are_mended_than_are_worth_it() -> None:
         return [Fault("x", frozenset(), {"a": ("a", None)})]
 
     stages = [f"block {i}" for i in range(count)]
-    localise.repairs(original, lambda state: original, {"a": 1}, faults, stages, CASE)
+    localise.repairs(original, lambda state: original, {"a": 1}, CASE, faults=faults, stages=stages)
     assert tried == list(range(localise.MENDED))

@@ -14,14 +14,14 @@ from opened import NAMES, held
 from converter.checkpoint import open_checkpoint
 from converter.conversion.analysis import analyse
 from converter.families import Findings
-from converter.families.pixart import PIXART
-from converter.parity import pixart
-from converter.parity.inputs import Case
-from converter.parity.pixart import PARITY, assume, cases, parts, shape, stages
-from converter.parity.pixart_faults import UNHEEDED
+from converter.models.pixart.faults import UNHEEDED
+from converter.models.pixart.net import pixart as whole
+from converter.models.pixart.parity import GUIDED, PARITY, cases, config_hints, parts, reference, shape
+from converter.models.pixart.stock import STOCK
+from converter.models.pixart.table import PIXART
+from converter.nets import Weights
+from converter.nets.inputs import Case
 from converter.parity.provenance import model_of
-from converter.reference import Weights
-from converter.reference import pixart as whole
 
 
 def findings(name: str, **given: Any) -> Findings:
@@ -68,7 +68,7 @@ def test_the_reference_is_the_original_net(name: str) -> None:
     side = found.value("sample_size")
     for case in (of(name)["native"], *([] if name == "alpha-fixed" else [of(name)["t0-t1"]])):
         inputs = case.tensors(torch.float64)
-        ours = pixart.reference(found, weights).forward(inputs)
+        ours = reference(found, weights).forward(inputs)
         assert torch.equal(ours, whole(weights, shape(found)).forward(inputs))
     assert of(name)["native"].arrays["latent"].shape[2:] == (side, side)
 
@@ -80,9 +80,7 @@ def test_the_fixed_class_uses_its_stored_table_on_its_own_size() -> None:
     spoilt = weights | {"pos_embed": weights["pos_embed"] + 1}
     for case, same in (("native", False), ("t999-t321", True)):
         inputs = of(name)[case].tensors(torch.float64)
-        one, other = (
-            pixart.reference(found, Weights(held, torch.float64)).forward(inputs) for held in (weights, spoilt)
-        )
+        one, other = (reference(found, Weights(held, torch.float64)).forward(inputs) for held in (weights, spoilt))
         assert torch.equal(one, other) == same
     with pytest.raises(ValueError, match="positions"):
         whole(Weights(weights, torch.float64), shape(found)).forward(of(name)["t999-t321"].tensors(torch.float64))
@@ -90,13 +88,13 @@ def test_the_fixed_class_uses_its_stored_table_on_its_own_size() -> None:
 
 def test_the_stage_that_is_tried_by_itself_sees_the_stored_table() -> None:
     name = "alpha-fixed"
-    ((stage, case),) = stages(FOUND[name])
+    ((stage, case),) = PARITY.stages(FOUND[name])
     assert stage == "patch embedding"
     values = case.tensors(torch.float64)
     weights = state(name)
     made = []
     for held_ in (weights, weights | {"pos_embed": weights["pos_embed"] + 1}):
-        net = pixart.reference(FOUND[name], Weights(held_, torch.float64))
+        net = reference(FOUND[name], Weights(held_, torch.float64))
         (first,) = [s for s in net.stages if s.name == stage]
         made.append(first.run(values, lambda name, value: None)["x"])
     assert torch.allclose(made[1] - made[0], torch.ones(()).double())
@@ -104,10 +102,10 @@ def test_the_stage_that_is_tried_by_itself_sees_the_stored_table() -> None:
 
 @each
 def test_both_nets_have_the_same_stages(name: str) -> None:
-    names = [stage.name for stage in pixart.reference(FOUND[name], Weights(state(name), torch.float32)).stages]
+    names = [stage.name for stage in reference(FOUND[name], Weights(state(name), torch.float32)).stages]
     config = PIXART.config(FOUND[name])
     converted = PIXART.keys(state(name))
-    assert [stage.name for stage in pixart.converted(config, Weights(converted, torch.float32)).stages] == names
+    assert [stage.name for stage in STOCK.net(config, Weights(converted, torch.float32)).stages] == names
 
 
 # Inputs.
@@ -202,13 +200,13 @@ def test_guidance_begins_with_the_null_caption(name: str) -> None:
     left = held({"y_embedder.y_embedding": null})
     for tensor in left.values():
         tensor.numpy = lambda: null.numpy()
-    made = of(name, "standard", left)[PARITY.guided]
+    made = of(name, "standard", left)[GUIDED]
     caption, mask = made.arrays["caption"], made.arrays["caption_mask"]
     assert np.array_equal(caption[0], null.numpy())
     assert not np.array_equal(caption[1], null.numpy())
     assert mask[0].all()  # unmasked, as it was in training
     assert not mask[1].all()
-    assert PARITY.guided not in of(name, "standard")  # without a null caption there is nothing to guide by
+    assert GUIDED not in of(name, "standard")  # without a null caption there is nothing to guide by
 
 
 def test_a_large_model_is_not_run_whole_in_the_standard_profile() -> None:
@@ -240,35 +238,35 @@ def test_the_halves_of_the_output() -> None:
 
 def test_what_is_taken_from_a_config_for_want_of_better() -> None:
     config = PIXART.config(FOUND["alpha-ms"])
-    made = assume(config)
+    made = config_hints(config)
     assert made["num_attention_heads"] == HEADS
     assert made["image_size"] == 8 * config["sample_size"]
     assert made["interpolation_scale"] == 2
     assert made.keys() <= PIXART.flags.keys()
-    assert assume(config | {"sample_size": "64"})["image_size"] is None
+    assert config_hints(config | {"sample_size": "64"})["image_size"] is None
 
 
 def test_what_no_output_shows_is_tolerated() -> None:
     """A field is out of the self-test because it changes nothing, and then the audit may not ask for it either."""
     for field in UNHEEDED:
         assert PIXART.ignorable_config[field] is None
-    assert PARITY.unseen == ("attn1.to_k", "attn2.to_k")
+    assert PARITY.invisible_biases == ("attn1.to_k", "attn2.to_k")
 
 
 @each
 def test_a_key_bias_changes_no_output(name: str) -> None:
-    """What `unseen` says: softmax does not see a shift of all scores. And of the values it does see one."""
+    """What `invisible_biases` says: softmax does not see a shift of all scores. And of the values it does see one."""
     inputs = of(name)["t0-t1"].tensors(torch.float64)
     config, right = PIXART.config(FOUND[name]), PIXART.keys(state(name))
-    wanted = pixart.converted(config, Weights(right, torch.float64)).forward(inputs)
+    wanted = STOCK.net(config, Weights(right, torch.float64)).forward(inputs)
 
     def apart(part: str) -> float:
         key = f"transformer_blocks.1.{part}.bias"
         spoilt = right | {key: torch.randn(48, generator=torch.Generator().manual_seed(1))}
-        made = pixart.converted(config, Weights(spoilt, torch.float64)).forward(inputs)
+        made = STOCK.net(config, Weights(spoilt, torch.float64)).forward(inputs)
         return float((made - wanted).norm() / wanted.norm())
 
-    for part in PARITY.unseen:
+    for part in PARITY.invisible_biases:
         assert apart(part) < 1e-12, part
     for part in ("attn1.to_q", "attn1.to_v", "attn2.to_q", "attn2.to_v"):
         assert apart(part) > 1e-6, part

@@ -16,8 +16,8 @@ from opened import Pair, golden, small
 from converter import convert
 from converter.errors import InputError, UsageError
 from converter.families import Family
-from converter.families.pixart import PIXART
 from converter.mapping import KeyMapping
+from converter.models.pixart.table import PIXART
 from converter.parity import check
 from converter.parity.digests import sha256
 from converter.parity.provenance import (
@@ -29,7 +29,7 @@ from converter.parity.provenance import (
     record_of,
     sidecar_of,
 )
-from converter.parity.report import PASS
+from converter.reports.report import PASS
 
 RECORD, SIDECAR = "conversion.json", "original_extras.safetensors"
 DISBELIEVED = [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]
@@ -309,13 +309,13 @@ def test_what_the_machine_lacks_is_no_fault_of_the_model(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr("converter.parity.stock.Streamed.forward", fails)
+        patched.setattr("converter.nets.streamed.Streamed.forward", fails)
         report = check(pair.original, pair.folder)
     assert (report.verdict, report.exit_code) == ("INCONCLUSIVE", 4)
     assert report.reason.startswith(f"function: this machine cannot run the nets: {type(error).__name__}")
     # Nor has a fault been noticed by it.
     with monkeypatch.context() as patched:
-        patched.setattr("converter.parity.selftest._output", fails)
+        patched.setattr("converter.parity.selftest.output_with", fails)
         report = check(pair.original, pair.folder)
     assert (report.verdict, report.exit_code) == ("INCONCLUSIVE", 4)
     assert report.reason.startswith("self-test: ")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import converter
 from converter.parity import check
-from converter.parity.report import FAIL, INCONCLUSIVE, PASS, Report
+from converter.reports.report import FAIL, INCONCLUSIVE, PASS, Report
 
 SCALE = 1.5
 SAID: dict[str, Any] = {"num_attention_heads": HEADS}

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.json_file import read_json
 from converter.conversion.analysis import analyse
-from converter.parity import pixart
-from converter.parity.inputs import Case
-from converter.parity.pixart_stock import INSIDE, call, converted, effective, loaded
-from converter.parity.stock import Streamed
-from converter.reference import Memory, Staged, Values, Weights, unheard
+from converter.models.pixart import parity as pixart
+from converter.models.pixart.stock import STOCK
+from converter.nets import Memory, Staged, Values, Weights, no_probe
+from converter.nets.inputs import Case
+from converter.nets.streamed import Streamed
 
 STAYS = {"scale_shift_table"}  # of the top, which belongs to no part
 
@@ -31,7 +31,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
 
 def streamed(pair: Pair, dtype: torch.dtype = torch.float32, **change: Any) -> Streamed:
     state = load_file(pair.model / "diffusion_pytorch_model.safetensors")
-    return converted(read_json(pair.model / "config.json") | change, Weights(held(state), dtype))
+    return STOCK.net(read_json(pair.model / "config.json") | change, Weights(held(state), dtype))
 
 
 def whole(pair: Pair) -> Any:
@@ -63,7 +63,7 @@ def test_to_the_last_bit_what_from_pretrained_makes(pairs: dict[str, Pair], name
     for case in found.values():
         inputs = case.tensors(torch.float32)
         with torch.inference_mode():
-            wanted = call(model, inputs)
+            wanted = STOCK.call(model, inputs)
         assert torch.equal(net.forward(inputs), wanted), case.name
 
 
@@ -74,7 +74,7 @@ def test_in_float64(pairs: dict[str, Pair], name: str) -> None:
     for case in list(cases(pair).values())[:4]:
         inputs = case.tensors(torch.float64)
         with torch.inference_mode():
-            wanted = call(model, inputs)
+            wanted = STOCK.call(model, inputs)
         made = net.forward(inputs)
         assert made.dtype == torch.float64
         assert float((made - wanted).norm() / wanted.norm()) < 1e-12, case.name
@@ -84,7 +84,7 @@ def test_in_float64(pairs: dict[str, Pair], name: str) -> None:
 def test_the_loader_of_the_checker_is_that_of_the_library(pairs: dict[str, Pair], name: str) -> None:
     inputs = cases(pairs[name])["t0-t1"].tensors(torch.float32)
     with torch.inference_mode():
-        assert torch.equal(loaded(pairs[name].model, inputs), call(whole(pairs[name]), inputs))
+        assert torch.equal(STOCK.loaded(pairs[name].model, inputs), STOCK.call(whole(pairs[name]), inputs))
 
 
 def test_another_net_is_another(pairs: dict[str, Pair]) -> None:
@@ -109,7 +109,7 @@ def test_stage_by_stage_is_the_forward(pairs: dict[str, Pair], name: str, dtype:
         values = dict(inputs)
         with torch.inference_mode():
             for stage in net.stages:
-                made = stage.run(values, unheard)
+                made = stage.run(values, no_probe)
                 assert made.keys() == seen[stage.name].keys(), stage.name
                 for key, value in made.items():
                     assert torch.equal(value, seen[stage.name][key]), f"{case.name}: {stage.name} {key}"
@@ -163,7 +163,7 @@ def test_probes_are_those_of_the_reference(pairs: dict[str, Pair]) -> None:
                     apart = (heard[name].reshape(truth[name].shape) - truth[name]).norm() / truth[name].norm()
                     assert float(apart) < 1e-12, f"{one.name}: {name}"
                 values |= made
-    assert set(told) == set(INSIDE)
+    assert set(told) == set(STOCK.probes)
 
 
 # Where the parameters are.
@@ -235,7 +235,7 @@ def test_a_watcher_that_raises_leaves_no_hook(pairs: dict[str, Pair]) -> None:
 def spoilt(pair: Pair, change: Callable[[dict[str, Held]], None]) -> Streamed:
     state = held(load_file(pair.model / "diffusion_pytorch_model.safetensors"))
     change(state)
-    return converted(read_json(pair.model / "config.json"), Weights(state, torch.float32))
+    return STOCK.net(read_json(pair.model / "config.json"), Weights(state, torch.float32))
 
 
 KEY = "transformer_blocks.1.attn1.to_q.weight"
@@ -272,7 +272,7 @@ def test_the_same_net_on_other_weights(pairs: dict[str, Pair]) -> None:
     for key in ("scale_shift_table", "proj_out.bias", "pos_embed.proj.weight", "transformer_blocks.2.ff.net.2.weight"):
         other = right | {key: right[key] + 0.01}
         again = net.on(Weights(held(other), torch.float32)).forward(inputs)
-        fresh = converted(read_json(pair.model / "config.json"), Weights(held(other), torch.float32)).forward(inputs)
+        fresh = STOCK.net(read_json(pair.model / "config.json"), Weights(held(other), torch.float32)).forward(inputs)
         assert torch.equal(again, fresh), key
         assert not torch.equal(again, first), key
     assert torch.equal(net.on(Weights(held(right), torch.float32)).forward(inputs), first)
@@ -283,8 +283,8 @@ def test_one_memory_for_both_sides(pairs: dict[str, Pair]) -> None:
     pair = pairs["sigma-ms"]
     state = held(load_file(pair.model / "diffusion_pytorch_model.safetensors"))
     config, memory = read_json(pair.model / "config.json"), Memory()
-    one = converted(config, Weights(state, torch.float32, memory=memory))
-    other = converted(config, Weights(state, torch.float64, memory=memory))
+    one = STOCK.net(config, Weights(state, torch.float32, memory=memory))
+    other = STOCK.net(config, Weights(state, torch.float64, memory=memory))
     inputs = cases(pair)["t0-t1"].tensors(torch.float32)
     wanted = streamed(pair).forward(inputs)
     exact = streamed(pair, torch.float64).forward({k: v.double() for k, v in inputs.items()})
@@ -310,7 +310,7 @@ def test_inputs_and_weights(pairs: dict[str, Pair]) -> None:
     copy = {key: tensor.clone() for key, tensor in state.items()}
     inputs = cases(pair)["t0-t1"].tensors(torch.float32)
     same = {key: tensor.clone() for key, tensor in inputs.items()}
-    converted(read_json(pair.model / "config.json"), Weights(state, torch.float32)).forward(inputs)
+    STOCK.net(read_json(pair.model / "config.json"), Weights(state, torch.float32)).forward(inputs)
     assert all(torch.equal(state[key], copy[key]) for key in copy)
     assert all(torch.equal(inputs[key], same[key]) for key in same)
     assert inputs.keys() == same.keys()
@@ -335,7 +335,7 @@ def test_defaults_are_those_of_the_class(
     config = {k: v for k, v in read_json(pairs["sigma-ms"].model / "config.json").items() if k not in without} | change
     with torch.device("meta"):
         model = PixArtTransformer2DModel.from_config(config)
-    made = effective(config)
+    made = STOCK.resolve_config(config)
     assert made["use_additional_conditions"] == model.use_additional_conditions
     assert made["interpolation_scale"] == model.pos_embed.interpolation_scale
     assert made["norm_eps"] == model.config.norm_eps

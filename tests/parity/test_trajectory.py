@@ -10,12 +10,14 @@ import torch
 from opened import Pair, State, golden, session
 from torch import Tensor
 
+from converter.nets import Stage, Staged, Values
+from converter.nets.inputs import Case, noise
+from converter.nets.sampler import Sampler
 from converter.parity import trajectory
-from converter.parity.inputs import Case, noise
-from converter.parity.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase
-from converter.parity.trajectory import DIVERGED, GUIDANCE, STEPS, sample
-from converter.reference import Stage, Staged, Values
+from converter.parity.trajectory import DIVERGED
+from converter.reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase
 
+SAMPLER = Sampler("guidance")
 CASE = Case("guidance", {"latent": noise(1, 2, 4, 8, 6), "timestep": np.float32([999, 321]), "text": noise(2, 2, 1)})
 
 
@@ -31,7 +33,7 @@ def guess(values: Values) -> Tensor:
 
 def path(of: Staged, dtype: torch.dtype = torch.float64, case: Case = CASE) -> list[tuple[int, Tensor]]:
     seen: list[tuple[int, Tensor]] = []
-    sample(of, case, 4, dtype, "cpu", lambda t, x: seen.append((t, x)) is None)
+    SAMPLER.sample(of, case, 4, lambda t, x: seen.append((t, x)) is None, dtype=dtype)
     return seen
 
 
@@ -42,9 +44,9 @@ def test_the_schedule_is_that_of_diffusers() -> None:
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
-    assert np.allclose(trajectory._alphas(), scheduler.alphas_cumprod.numpy(), rtol=1e-5)
+    assert np.allclose(SAMPLER.alphas, scheduler.alphas_cumprod.numpy(), rtol=1e-5)
     scheduler.set_timesteps(4)
-    assert [t + 249 for t in scheduler.timesteps.tolist()] == list(STEPS)
+    assert [t + 249 for t in scheduler.timesteps.tolist()] == list(SAMPLER.timesteps)
 
 
 def test_the_steps_are_those_of_diffusers() -> None:
@@ -59,12 +61,12 @@ def test_the_steps_are_those_of_diffusers() -> None:
     scheduler.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
     scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
     made = path(net(guess))
-    assert [timestep for timestep, _ in made] == list(STEPS) == [999, 749, 499, 249]
+    assert [timestep for timestep, _ in made] == list(SAMPLER.timesteps) == [999, 749, 499, 249]
     text, x = torch.from_numpy(CASE.arrays["text"]).double(), torch.from_numpy(CASE.arrays["latent"]).double()[1:2]
     for timestep, ours in made:
         both = {"latent": torch.cat([x, x]), "timestep": torch.full((2,), float(timestep)).double(), "text": text}
         null, conditioned = guess(both)[:, :4].chunk(2)
-        epsilon = null + GUIDANCE * (conditioned - null)
+        epsilon = null + SAMPLER.guidance * (conditioned - null)
         x = scheduler.step(epsilon, timestep, x).prev_sample
         assert float((ours - x).norm() / x.norm()) < 1e-12, timestep
 
@@ -72,7 +74,7 @@ def test_the_steps_are_those_of_diffusers() -> None:
 def test_the_last_step_is_the_guess_of_the_clean_image() -> None:
     """Where the net knows the noise exactly, what is left is the image."""
     image, drawn = (torch.from_numpy(noise(seed, 1, 4, 8, 6)).double() for seed in (5, 6))
-    alphas = trajectory._alphas()
+    alphas = SAMPLER.alphas
     start = alphas[999] ** 0.5 * image + (1 - alphas[999]) ** 0.5 * drawn
     case = Case("a", {"latent": torch.cat([drawn, start]).numpy(), "timestep": np.float32([0, 0])})
     *_, (_, last) = path(net(lambda values: drawn.expand(2, -1, -1, -1)), case=case)
@@ -88,7 +90,7 @@ def test_the_null_branch_comes_first_and_keeps_its_own_inputs() -> None:
 
     path(net(listens))
     assert len(heard) == 4
-    for step, values in zip(STEPS, heard, strict=True):
+    for step, values in zip(SAMPLER.timesteps, heard, strict=True):
         assert torch.equal(values["latent"][0], values["latent"][1])  # both branches from the same latents
         assert values["timestep"].tolist() == [step, step]
         assert torch.equal(values["text"], torch.from_numpy(CASE.arrays["text"]).double())
@@ -106,14 +108,14 @@ def test_guidance() -> None:
 
 
 def run(converted: Callable[[Values], Tensor], original: Callable[[Values], Tensor] = guess) -> Phase:
-    return trajectory.run(lambda precision: net(original), lambda precision: net(converted), CASE, 4)
+    return trajectory.run(lambda precision: net(original), lambda precision: net(converted), CASE, 4, sampler=SAMPLER)
 
 
 def test_the_same_net() -> None:
     made = run(guess)
     assert made.verdict == PASS
     steps = made.detail["steps"]
-    assert [row["timestep"] for row in steps] == list(STEPS)
+    assert [row["timestep"] for row in steps] == list(SAMPLER.timesteps)
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     assert all(row["error"] == row["floor"] > 0 for row in steps)
     assert made.words.startswith("after 4 steps the latents are ")
@@ -174,8 +176,8 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def phase(pair: Pair, change: Callable[[State], None] | None = None, profile: str = "standard") -> Phase:
     with session(pair, change) as opened:
-        cases = [case for case in opened.cases("standard") if case.name == opened.model.guided]
-        opened.function(cases, ("float64", "float32"), (), [], lambda count: None)
+        cases = [case for case in opened.cases("standard") if case.name == opened.model.sampler.case]
+        opened.function(cases, ("float64", "float32"))
         return opened.trajectory(profile, True)
 
 
@@ -193,12 +195,12 @@ def test_wrong_nets_do_not(pair: Pair) -> None:
 
     made = phase(pair, scaled)
     assert made.verdict == FAIL
-    assert len(made.detail["steps"]) < len(STEPS)
+    assert len(made.detail["steps"]) < len(SAMPLER.timesteps)
 
 
 def test_when_it_is_not_run(pair: Pair) -> None:
     assert phase(pair, profile="quick").verdict == NOT_RUN
     with session(pair) as opened:
-        opened.function(opened.cases("quick"), ("float64",), (), [], lambda count: None)
+        opened.function(opened.cases("quick"), ("float64",))
         assert opened.trajectory("standard", False).words == "a phase before it has not passed"
         assert opened.trajectory("standard", True).words == "there is no case with a null caption to begin with"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from converter.errors import UsageError
 from converter.parity import waivers as module
-from converter.parity.report import Check
 from converter.parity.waivers import Waiver, apply, load_waivers
+from converter.reports.report import Check
 
 TODAY = date(2026, 6, 1)
 FLOOR = 5e-7

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from converter.reference import DiTShape, PixArtShape
+from converter.models.dit.net import DiTShape
+from converter.models.pixart.net import PixArtShape
 
 Array = np.ndarray[Any, np.dtype[Any]]
 State = Mapping[str, Array]

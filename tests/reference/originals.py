@@ -11,8 +11,11 @@ import torch
 from makers import GOLDEN, HEADS, SMALL, pixart, sincos
 from safetensors import safe_open
 
-from converter.reference import Compression, PixArtShape, Staged, Values, Weights, controlnet
-from converter.reference import pixart as reference
+from converter.models.pixart.compression import Compression
+from converter.models.pixart.controlnet import controlnet
+from converter.models.pixart.net import PixArtShape
+from converter.models.pixart.net import pixart as reference
+from converter.nets import Staged, Values, Weights
 
 MODELS = ("alpha-ms", "alpha-fixed", "sigma-ms", "sigma-kvcompress", "sigma-qknorm", "alpha-controlnet")
 State = dict[str, torch.Tensor]

@@ -11,9 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.reference import Compression
-from converter.reference.attention import self_attention
-from converter.reference.compression import compress
+from converter.models.pixart.block import altered_attention
+from converter.models.pixart.compression import Compression, compress
 
 D = 8
 SAMPLINGS = ("conv", "ave", "uniform", "uniform_every")
@@ -84,7 +83,7 @@ def test_inside_the_attention(sampling: Any) -> None:
     """Keys and values alike, the queries not."""
     how, grid = Compression(sampling, 2, frozenset({0})), (4, 6)
     weights, tokens = drawn(2, grid)
-    got = self_attention(weights, tokens, grid, 2, compression=how)
+    got = altered_attention(weights, tokens, grid, 2, compression=how)
     arrays = {key: t.numpy() for key, t in weights.items()}
     for sample, x in zip(got, tokens.numpy(), strict=True):
         q, k, v = np.split(formulae.affine(arrays, "qkv", x), 3, axis=-1)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import sincos
 
-from converter.reference.embeddings import embed_numbers, position_table, sinusoid
+from converter.nets.embeddings import embed_numbers, position_table, sinusoid
 
 
 @given(st.floats(0, 1000, width=32))

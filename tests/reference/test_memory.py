@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.checkpoint.dtypes import BY_CODE
-from converter.reference import Memory, Weights
+from converter.nets import Memory, Weights
 
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 

@@ -16,9 +16,10 @@ import torch
 from makers import GOLDEN, dit
 from safetensors import safe_open
 
-from converter.reference import DiTShape, Staged, Values, Weights
-from converter.reference import dit as reference
-from converter.reference.embeddings import sinusoid
+from converter.models.dit.net import DiTShape
+from converter.models.dit.net import dit as reference
+from converter.nets import Staged, Values, Weights
+from converter.nets.embeddings import sinusoid
 
 TOLERANCE = 2e-5
 State = dict[str, torch.Tensor]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from originals import MODELS, Original, golden, random
 
-from converter.reference import Compression
-from converter.reference.embeddings import sinusoid
+from converter.models.pixart.compression import Compression
+from converter.nets.embeddings import sinusoid
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -11,7 +11,8 @@ import pytest
 import torch
 from originals import MODELS, golden
 
-from converter.reference import Compression, Values
+from converter.models.pixart.compression import Compression
+from converter.nets import Values
 
 TOLERANCE = 2e-5
 CASES = [(name, case) for name in MODELS for case in range(len(golden(name).cases))]

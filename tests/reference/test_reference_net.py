@@ -13,9 +13,12 @@ import torch
 from makers import ROOT
 from originals import MODELS, Original, golden, random
 
-from converter.reference import Compression, Values, Weights, attention, controlnet, unheard
-from converter.reference.attention import cross_attention
-from converter.reference.embeddings import linear
+from converter.models.pixart import block as attention
+from converter.models.pixart.block import cross_attention
+from converter.models.pixart.compression import Compression
+from converter.models.pixart.controlnet import controlnet
+from converter.nets import Values, Weights, no_probe
+from converter.nets.embeddings import linear
 
 KV = Compression("conv", 2, frozenset({1}))
 MODELS_MADE: dict[str, dict[str, Any]] = {
@@ -80,7 +83,7 @@ def test_a_caption_of_which_nothing_is_kept() -> None:
     model = random()
     weights = Weights(model.state, torch.float32).under("blocks.0.cross_attn.")
     x, y = torch.randn(2, 5, 24), torch.randn(2, 3, 24)
-    out = cross_attention(weights, x, y, torch.tensor([[0, 0, 0], [1, 1, 0]]), 4)
+    out = cross_attention(weights, x, y, torch.tensor([[0, 0, 0], [1, 1, 0]]), heads=4)
     assert torch.equal(out[0], weights["proj.bias"].expand(5, 24))
     assert not torch.equal(out[1], weights["proj.bias"].expand(5, 24))
 
@@ -96,7 +99,7 @@ def test_padding_is_not_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(attention, "linear", counting)
     x, y, mask = torch.randn(2, 5, 24), torch.randn(2, 12, 24), model.inputs()["caption_mask"]
-    cross_attention(weights, x, y, mask, 4)
+    cross_attention(weights, x, y, mask, heads=4)
     assert multiplied == [3 + 7]
 
 
@@ -134,7 +137,7 @@ def test_the_timestep_is_cast_too() -> None:
     def embedded(timestep: float, dtype: torch.dtype) -> torch.Tensor:
         stage = model.net(dtype).stages[1]
         assert stage.name == "timestep embedding"
-        return stage.run(inputs | {"timestep": torch.full((2,), timestep)}, unheard)["t"]
+        return stage.run(inputs | {"timestep": torch.full((2,), timestep)}, no_probe)["t"]
 
     # The neighbours of 999 in bfloat16 are 996 and 1000.
     assert torch.equal(embedded(999, torch.bfloat16), embedded(1000, torch.bfloat16))
@@ -219,7 +222,7 @@ def test_stages(model: Original) -> None:
     found = {}
     for stage in net.stages:
         given = {name: tensor.clone() for name, tensor in values.items()}
-        gained = stage.run(values, unheard)
+        gained = stage.run(values, no_probe)
         found[stage.name] = {name: tuple(tensor.shape) for name, tensor in gained.items()}
         assert set(values) == set(given)
         assert all(torch.equal(values[name], tensor) for name, tensor in given.items())
@@ -255,7 +258,7 @@ def test_probes(model: Original) -> None:
     for stage in net.stages:
         heard: list[tuple[str, tuple[int, ...]]] = []
         watched = stage.run(values, lambda name, value, heard=heard: heard.append((name, tuple(value.shape))))
-        alone = stage.run(values, unheard)
+        alone = stage.run(values, no_probe)
         assert all(torch.equal(watched[name], tensor) for name, tensor in alone.items())  # listening changes nothing
         expected = {}
         if stage.name.startswith("block "):
@@ -275,7 +278,7 @@ def test_what_a_probe_hears() -> None:
         if stage.name == "block 1":
             after = stage.run(values, lambda name, value: heard.update({name: value}))["x"]
             break
-        values |= stage.run(values, unheard)
+        values |= stage.run(values, no_probe)
 
     def close(a: torch.Tensor, b: torch.Tensor) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -303,7 +306,7 @@ def test_what_a_probe_hears() -> None:
 
 def test_imports() -> None:
     script = (
-        "import sys, converter.reference\n"
+        "import sys, converter.models.pixart.net, converter.models.dit.net\n"
         "names = ('diffusers', 'transformers', 'safetensors', 'converter.checkpoint', 'converter.families',"
         " 'converter.parity')\n"
         "print([name for name in names if name in sys.modules])"

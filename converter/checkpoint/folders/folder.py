@@ -1,0 +1,181 @@
+"""Folders: a diffusers model or pipeline, sharded or not, and the folders that only look like one."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from ...errors import InputError, printable
+from ..file import InputFile, dangling_link, present, reading, reads
+from ..json_file import parse_content, read_json, read_whole
+from ..safetensors_reader import copies_named
+from ..weight_names import STEMS, SUFFIXES, pairs_among, variants, weights_among
+from ..weights_kind import EMA, kind_by_name
+from .odd_folders import in_cache, refuse_loose
+
+CONFIG = "config.json"  # of a model in diffusers' layout
+# How folders of averaged weights are called: as diffusers' training scripts do it, and the other way round.
+_AVERAGED = ("{}_ema", "ema_{}")
+
+
+@reads
+def model_folder(folder: Path) -> Path:
+    """The folder that holds the weights: of a cached repository the snapshot that is in use, of a pipeline its
+    `transformer/`, and where all there is is one folder that is named like weights, that one.
+
+    Raises: `InputError` for what only looks like a model, and where a cache does not tell which snapshot is meant.
+    """
+    folder = in_cache(folder)
+    if (folder / ".metadata").exists() or any(folder.glob("__*_*.distcp")):
+        merge = "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`"
+        raise InputError.at(folder, "", f"a torch distributed checkpoint: merge it first with {merge}")
+    if (folder / "adapter_config.json").exists():
+        raise InputError.at(folder, "", "a PEFT adapter (LoRA), not a whole transformer")
+    inner = folder / "transformer"
+    if os.path.islink(inner) and (nowhere := dangling_link(inner)):
+        raise InputError.at(folder, inner.name, nowhere)
+    place = inner if inner.is_dir() else folder
+    names = names_in(place)
+    if pairs_among(names, "") or variants(names):
+        return place
+    names_of = ("model", *(form.format(name) for name in ("transformer", "model") for form in _AVERAGED))
+    for name in names_of if place == folder else ():
+        if _holds_weights(folder / name):
+            return folder / name
+    others = any(name.endswith(SUFFIXES) for name in names)  # a folder of checkpoints is about those
+    refuse_loose(place, inside=not others)
+    folders = _folders_named_like_weights(place)
+    return place / folders[0] if len(folders) == 1 and CONFIG not in names and not others else place
+
+
+def is_averaged(place: Path) -> bool:
+    """Whether a model folder is called one of averaged weights."""
+    name = place.absolute().name
+    return kind_by_name(name)[0] == EMA and (name.endswith("_ema") or name in ("ema_transformer", "ema_model"))
+
+
+def averaged_sibling(place: Path) -> Path | None:
+    """The folder of the averaged weights next to a model folder, None where there is none."""
+    place = place.absolute()
+    siblings = (place.with_name(form.format(place.name)) for form in _AVERAGED)
+    return next(filter(_holds_weights, siblings), None) if place.name else None
+
+
+def _holds_weights(place: Path) -> bool:
+    try:
+        return bool(pairs_among(names := names_in(place), "") or variants(names))
+    except InputError:
+        return False
+
+
+def names_in(folder: Path) -> set[str]:
+    """The names of what may be files of a model in a folder. A link to nothing is none, and a folder that is named like
+    weights neither."""
+    with reading(folder):
+        return {path.name for path in folder.iterdir() if path.exists() and not path.is_dir()}
+
+
+def dangling_weights(folder: Path) -> list[str]:
+    """The names of weights, and of indices of shards, in a folder that are links to nothing; what would be read first
+    comes first."""
+    gone = {path.name for path in folder.iterdir() if path.is_symlink() and not path.exists()}
+    first = [name for pair in pairs_among(gone, "") for name in pair if name]
+    return [*first, *sorted(n for n in gone - {*first} if n.endswith(SUFFIXES) or ".index" in n)]
+
+
+def _folders_named_like_weights(folder: Path) -> list[str]:
+    """The folders in a folder that are named as weights are, as DeepSpeed's `zero_to_fp32` makes them."""
+    return [stem for stem in STEMS if (folder / stem).is_dir()]
+
+
+@reads
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a model folder, {} where there is none."""
+    if not present(folder / CONFIG):
+        return {}
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict):
+        raise InputError.at(folder / CONFIG, "", "not a JSON object")
+    return config
+
+
+@reads
+def unread(folder: Path, files: Collection[Path], passed_over: Collection[str]) -> list[str]:
+    """What else in a folder looks like weights, in words: `passed_over`, variants of the `files`, links to nothing."""
+    names = names_in(folder)
+    others = variants(names - {path.name for path in files}) if pairs_among(names, "") else []
+    return [
+        *(f"{name}: other weights in this folder, not read" for name in passed_over),
+        *(f"{name}: a variant of the weights, not read" for name in others),
+        *(f"{printable(name)}: a link to nothing, not read" for name in dangling_weights(folder)),
+    ]
+
+
+@reads
+def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, list[str]]:
+    """(files, key to file name where an index says so, weights of other names passed over) of a model folder, by the
+    rules of `weights_among`."""
+    names = names_in(folder)
+    try:
+        pairs = weights_among(names)
+    except ValueError as error:
+        raise InputError.at(folder, "", str(error)) from None
+    if not pairs:
+        raise _without_weights(folder)
+    (single, index), *later = pairs
+    passed_over = [name for pair in later for name in pair if name]
+    return (*_shards(folder / index), passed_over) if index else ([folder / single], None, passed_over)
+
+
+def _without_weights(folder: Path) -> InputError:
+    """What there is to say of a folder that holds no weights which could be read."""
+    if gone := dangling_weights(folder):
+        return InputError.at(folder, gone[0], dangling_link(folder / gone[0]) or "a link that leads nowhere")
+    if folders := _folders_named_like_weights(folder):
+        which = f"in the folder {folders[0]} in it: give that one" + ("" if len(folders) == 1 else ", or another")
+        rule = f"holds no weights itself; there may be some {which}"
+        return InputError.at(folder, "", f"{rule} (with {CONFIG} in it)" if (folder / CONFIG).exists() else rule)
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)
+    hint = f"; there is {printable(others[0])}: name a file, or a glob" if others else ""
+    return InputError.at(folder, "", f"holds no weights: looked for {', '.join(STEMS)} and their .index.json{hint}")
+
+
+def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise InputError.at(index, "weight_map", "missing, empty, or not a map from keys to file names")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+            rule = f"{printable(name)} is not a plain file name: an index may not point outside its folder"
+            raise InputError.at(index, "weight_map", rule)
+        if not os.path.exists(index.parent / name):  # unlike Path.exists, False for a name that is too long
+            why = dangling_link(index.parent / name) if os.path.islink(index.parent / name) else ""
+            raise InputError.at(index, "weight_map", f"the shard {printable(name)} is missing" + (why and f": {why}"))
+    return [index.parent / name for name in names], weight_map
+
+
+def copies_of_shards(folder: Path, keys: Collection[str]) -> dict[str, str]:
+    """{left out: kept} of tied weights, which the index of the shards names where a single file's header would
+    (huggingface_hub's `save_torch_state_dict`)."""
+    index = folder / weights_among(names_in(folder))[0][1]
+    metadata = read_json(index).get("metadata")
+    return copies_named(os.fspath(index), "metadata", keys, metadata) if isinstance(metadata, dict) else {}
+
+
+@reads
+def files_next_to_weights(folder: Path, config: dict[str, Any], *, indexed: bool = True) -> dict[str, bytes]:
+    """The files next to the weights that were relied on, by name: config.json and, where the weights were found by it
+    (`indexed`), the index."""
+    index = next((index for _, index in weights_among(names_in(folder))), "") if indexed else ""
+    contents = {}
+    for name in filter(None, [CONFIG if config or present(folder / CONFIG) else "", index]):
+        with InputFile(folder / name) as file:
+            contents[name] = read_whole(file)
+            if name == CONFIG and parse_content(file, contents[name]) != config:
+                raise file.error("", "it changed while it was read")
+    return contents

@@ -1,0 +1,128 @@
+"""What the nodes of a torch `data.pkl` mean: tensors, dicts, and what is none of the two.
+
+Only the constructors below are known, and they are recognised, never called
+(torch/_utils.py `_rebuild_*`, torch/serialization.py `persistent_id`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from ...errors import InputError, printable
+from ..dtypes import BY_STORAGE, DType
+from ..file import InputFile
+from ..tensor import LazyTensor, Storage, checked
+from .archive import Archive
+from .attributes import Attributes
+from .kinds import KINDS, describe, is_global, is_ordered_dict
+from .unpickle import Call, Dict, Global, PersistentId, PickleError, load
+
+PICKLE_LIMIT = 32 << 20
+
+# Modules whose appearance in a weights file is worth a warning: in a real unpickler they run programs or code.
+_DANGEROUS = {
+    "os", "posix", "nt", "subprocess", "sys", "builtins", "__builtin__", "shutil", "socket", "runpy", "importlib",
+    "ctypes", "pty", "code", "webbrowser", "pickle", "asyncio", "multiprocessing", "operator", "functools", "requests",
+    "urllib", "httplib", "http", "types", "marshal", "bdb", "pdb", "timeit", "cProfile", "pip", "torch.hub",
+    "torch.load", "torch.storage._load_from_bytes", "numpy.load", "numpy.f2py",
+}  # fmt: skip
+_OWN = {("collections", "OrderedDict"), ("torch", "Size"), ("torch", "device"), ("torch.storage", "UntypedStorage"),
+        ("torch._tensor", "_rebuild_from_type_v2"), ("torch", "Tensor"), ("torch.nn.parameter", "Parameter"),
+        *(("torch", dtype.name) for dtype in BY_STORAGE.values())}  # fmt: skip
+_HARMLESS = {"set", "frozenset", "bytearray", "complex", "slice", "range", "int", "float", "dict", "list"}  # builtins
+
+
+class TorchFile:
+    """An opened torch archive: `root` is the inert tree of its pickle."""
+
+    def __init__(self, file: InputFile) -> None:
+        self.file = file
+        self.archive = Archive(file)
+        try:
+            self.root, self.globals = load(self.archive.read("data.pkl", PICKLE_LIMIT))
+        except PickleError as error:
+            raise file.error("data.pkl", str(error)) from None
+        self._storages: dict[str, tuple[DType, Storage]] = {}
+        self._attributes = Attributes()
+
+    def foreign(self) -> list[tuple[str, bool]]:
+        """(global, is it known to be dangerous) for every name in the pickle that is none of torch's own."""
+        names = []
+        for g in self.globals:
+            if _own(g):
+                continue
+            top, full = g.module.partition(".")[0], f"{g.module}.{g.name}"
+            # A dotted name is looked up attribute by attribute: `torch.serialization` has an `os`, that a `system`.
+            reached = {top, g.module, full, *(g.name.split(".") if "." in g.name else ())}
+            builtin = top in ("builtins", "__builtin__")
+            danger = bool(reached & _DANGEROUS) and not (builtin and g.name in _HARMLESS)
+            names.append((str(g), danger))
+        return sorted(set(names))
+
+    def check_dict(self, node: Any, where: str) -> None:
+        """Refuse an OrderedDict or a defaultdict that would hold something else once it is loaded."""
+        if not isinstance(node, Call):
+            return
+        ordered = is_ordered_dict(node)
+        what = "an OrderedDict" if ordered else "a defaultdict"
+        # torch keeps `_metadata` as an attribute.
+        attributes = [[name for name, _ in state.pairs] if type(state) is Dict else [None] for state in node.states]
+        if any(name != "_metadata" for names in attributes for name in names):
+            raise self._refuse(where, f"{what} whose attributes are overridden: not a state dict")
+        factories = node.args if isinstance(node.args, tuple) else (node.args,)
+        plain = not factories or (not ordered and len(factories) == 1 and isinstance(factories[0], Global | None))
+        if not plain or node.elements:
+            raise self._refuse(where, f"{what} built in a way that torch never uses")
+
+    def tensor(self, key: str, node: Any) -> LazyTensor:
+        """The tensor that a node describes, checked; anything else is refused by its kind."""
+        node, problem = self._attributes.strip(node)
+        if problem:
+            raise self._refuse(key, problem)
+        if not (isinstance(node, Call) and is_global(node.func, "torch._utils", "_rebuild_tensor_v2")):
+            raise self._refuse(key, f"not a tensor but {describe(node)}")
+        if not isinstance(node.args, tuple) or not 6 <= len(node.args) <= 7 or node.changed:
+            raise self._refuse(key, "a tensor with other arguments than torch writes")
+        # The last argument may say that the elements are to be negated or conjugated when they are read.
+        metadata = node.args[6] if len(node.args) == 7 else None
+        if metadata is not None and (type(metadata) is not Dict or metadata.pairs):
+            raise self._refuse(key, "a tensor with metadata (a negated view?): re-save it with .clone()")
+        pid, offset, shape, strides = node.args[:4]
+        sizes = isinstance(shape, tuple) and isinstance(strides, tuple)
+        if not sizes or any(type(n) is not int for n in (offset, *shape, *strides)):
+            raise self._refuse(key, "a tensor whose sizes, strides or offset are not integers")
+        dtype, storage = self._storage(key, pid)
+        return checked(LazyTensor(key, dtype, shape, storage, strides, offset))
+
+    def _storage(self, key: str, pid: Any) -> tuple[DType, Storage]:
+        value = pid.value if isinstance(pid, PersistentId) else None
+        tag, kind, name, _, count = value if isinstance(value, tuple) and len(value) == 5 else (None,) * 5
+        if not (tag == "storage" and isinstance(kind, Global) and isinstance(name, str) and type(count) is int):
+            raise self._refuse(key, "a storage reference that torch does not write")
+        dtype = BY_STORAGE.get(kind.name) if kind.module in ("torch", "torch.storage") else None
+        if dtype is None:
+            raise self._refuse(key, f"{KINDS.get(kind.name, f'a storage of unknown type {kind}')} is not accepted")
+        member = self.archive.members.get(f"data/{name}")
+        if member is None:
+            raise self._refuse(key, f"its storage data/{printable(name)} is not in the archive")
+        if count * dtype.itemsize != member.size:
+            rule = f"{member.size} bytes, where {printable(key)} declares {count} x {dtype}"
+            raise self.file.error(member.name, rule)
+        if name not in self._storages:
+            crc, locate = member.crc if self.archive.summed else None, partial(self.archive.locate, member.name)
+            self._storages[name] = dtype, Storage(self.file, member.name, member.size, start=locate, crc=crc)
+        # torch refuses to write this, and on reading gives all tensors of the storage the first one's dtype.
+        if (first := self._storages[name][0]) != dtype:
+            raise self._refuse(key, f"its storage data/{name} is {first} for one tensor and {dtype} for another")
+        return self._storages[name]
+
+    def _refuse(self, key: str, rule: str) -> InputError:
+        return self.file.error(f"data.pkl: {printable(key)}", rule)
+
+
+def _own(g: Global) -> bool:
+    """Whether torch itself puts this name into every state dict."""
+    if g.module == "torch._utils":
+        return g.name.startswith("_rebuild_") and "." not in g.name
+    return (g.module, g.name) in _OWN or (g.module == "torch" and (g.name in BY_STORAGE or g.name in KINDS))

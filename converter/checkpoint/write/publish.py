@@ -1,0 +1,253 @@
+"""Write a folder, or a file, that appears whole or not at all.
+
+Everything goes into a sibling `.NAME.<random>.partial` folder, is flushed to disk, and is renamed into
+place. So at any moment the target is the whole old folder or the whole new one, also after a crash, and
+no file of the old one (say, a stale shard index) stays behind in the new one.
+
+>>> import tempfile
+>>> from converter.checkpoint.write.interrupt import interruptible
+>>> from converter.checkpoint.write.target import check_target
+>>> with tempfile.TemporaryDirectory() as folder:
+...     target = check_target(Path(folder, "out"), Path("a.pth"), overwrite=False, allowed=lambda _: set())
+...     with interruptible(), Publication(target, needed_bytes=2) as out:
+...         out.write_text("vae/config.json", "{}")
+...         os.listdir(folder) == [out.path.name]
+...         out.publish()
+...     os.listdir(folder), os.listdir(target)
+True
+(['out'], ['vae'])
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from ...errors import ConverterError, human_bytes, printable
+from .interrupt import pending_cleanup, signals_deferred
+from .target import REPLACED, Allowed, check_replaceable, nearest, target_error, temporary_prefix
+
+# A disk that is full or fails. In here these come from writing: what cannot be read is an error of its own.
+_NAMES = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE", "EREMOTEIO", "ENXIO", "ENODEV")
+_FAULTS = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}  # not every system knows all of them
+
+
+def write_error(path: Path, error: OSError) -> ConverterError:
+    """The error that a path could not be written: the environment's fault where the disk is, else the call's."""
+    if error.errno in _FAULTS:
+        return ConverterError(f"{printable(path)}: cannot be written: {error.strerror}")
+    return target_error(path, error)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; False where the system or the file system cannot."""
+    try:
+        import ctypes  # here, because some builds of Python lack it
+
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (ImportError, AttributeError, OSError):
+        return False
+    here, swap = ctypes.c_int(-100), ctypes.c_uint(2)  # AT_FDCWD, RENAME_EXCHANGE
+    if call(here, os.fsencode(one), here, os.fsencode(other), swap) == 0:
+        return True
+    if (code := ctypes.get_errno()) in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code))
+
+
+def _sync(path: Path) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:  # folders cannot be opened or flushed everywhere, and that is no loss
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
+
+
+class Publication:
+    """A folder that appears whole, by `publish()`; leaving the `with` without it removes everything.
+
+    >>> with Publication(Path("new", "out"), needed_bytes=2) as out:
+    ...     out.write_text("config.json", "{}")
+    >>> os.path.exists("new")
+    False
+    """
+
+    def __init__(
+        self, target: Path, *, needed_bytes: int, overwrite: bool = False, allowed: Allowed = lambda _: frozenset()
+    ) -> None:
+        self.target = Path(os.path.realpath(target))
+        self.path = self.target.with_name(f"{temporary_prefix(self.target)}.{secrets.token_hex(8)}.partial")
+        self.published = False
+        self.notes: list[str] = []  # what failed once the target was there, in words
+        self._needed, self._overwrite, self._allowed = needed_bytes, overwrite, allowed
+        self._parents: list[Path] = []  # those that this one created, outermost first
+        self._replaced = False  # whether there was an old target, which is then what is doomed
+        self._to_delete: Path | None = None  # what `discard` deletes; None while it may be someone else's
+
+    def __enter__(self) -> Publication:
+        try:
+            with signals_deferred:
+                pending_cleanup.add(self)
+                disk = os.statvfs(nearest(self.target.parent))
+                free = disk.f_bavail * disk.f_frsize
+                if disk.f_blocks and free < self._needed:  # some file systems tell no size at all
+                    sizes = f"{human_bytes(self._needed)} needed, {human_bytes(free)} free"
+                    raise target_error(self.target, f"not enough space on the disk: {sizes}")
+                for folder in reversed(self.target.parents):
+                    if not folder.is_dir():
+                        with suppress(FileExistsError):  # someone else was faster: not to be removed here
+                            os.mkdir(folder)
+                            self._parents.append(folder)
+                os.mkdir(self.path)
+                self._to_delete = self.path
+        except BaseException as error:
+            self.__exit__(None, error)
+            if isinstance(error, OSError):
+                raise write_error(self.target, error) from error
+            raise
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object = None) -> None:
+        self.discard()
+        if isinstance(error, OSError) and error.errno in _FAULTS:
+            raise write_error(self.target, error) from error
+
+    def discard(self) -> None:
+        """Delete what is not, or no longer, wanted. What resists is left for `leftovers` to name, and once the target
+        is there, for `notes`."""
+        with signals_deferred:
+            if self._to_delete is not None:
+                shutil.rmtree(self._to_delete, ignore_errors=True)
+                if self.published and os.path.lexists(self._to_delete):
+                    self._note_remains(self._to_delete)
+                self._to_delete = None
+            for folder in [] if self.published else reversed(self._parents):
+                with suppress(OSError):  # someone else has put something there
+                    folder.rmdir()
+            pending_cleanup.discard(self)
+
+    def _note_remains(self, path: Path) -> None:
+        """Name what could not be deleted, and why: tried once more, up to the first failure."""
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            what = "what is left of the old result" if self._replaced else "the folder in which the result was written"
+            why = f"{printable(error.filename or path)}: {error.strerror or error}"
+            self.notes.append(f"{printable(path)} is {what}, and could not be deleted ({why}): delete it")
+
+    def create(self, name: str) -> int:
+        """A descriptor that writes the new file `name`, such as "vae/config.json"; the caller closes it."""
+        path = self.path / PurePosixPath(name)
+        if self.path not in path.parents or ".." in path.parts:
+            raise ConverterError(f"{printable(name)}: not a path inside the output folder")
+        try:
+            for folder in reversed(path.parents):
+                if self.path in folder.parents:  # never the folder itself: it may just have been discarded
+                    with suppress(FileExistsError):
+                        os.mkdir(folder)
+            return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise write_error(path, error) from error
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write the new file `name`, in UTF-8."""
+        fd, rest = self.create(name), text.encode()
+        try:
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+        finally:
+            os.close(fd)
+
+    def publish(self) -> None:
+        """Flush everything to the disk and rename it into place, once; a signal during the rename waits.
+
+        Raises: `ConverterError` where the target is as it was. What fails after the rename is in `notes`: the target
+        is there by then, whole.
+        """
+        try:
+            for folder, _, files in os.walk(self.path, topdown=False):
+                for path in (*(Path(folder, name) for name in files), Path(folder)):
+                    _sync(path)
+            with signals_deferred:
+                self._move()
+                self.published = True
+                self._finish()
+        except OSError as error:
+            raise write_error(self.target, error) from error
+
+    def _finish(self) -> None:
+        """Flush what the rename changed, and delete the old folder, now that the new one is sure to stay."""
+        try:
+            for path in (self.target, *reversed(self._parents)):
+                _sync(path.parent)
+        except OSError as error:
+            rule = "the disk may not know the new name yet, and a crash of the system now could lose it"
+            self.notes.append(f"{printable(self.target)} is there, whole; {rule} ({error.strerror or error})")
+        self.discard()
+
+    def _move(self) -> None:
+        """Give the target's name to the new folder; `_to_delete` is then the old one, where there was one."""
+        try:
+            os.rename(self.path, self.target)  # takes the place of nothing, or of an empty folder
+            self._to_delete = None
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            if not self._overwrite:
+                raise self._taken() from error
+        old = self.path if exchange(self.path, self.target) else self.path.with_suffix(".old")
+        if old != self.path:
+            # For an instant there is no target: a crash right here leaves the old one, whole, as `.old`.
+            os.rename(self.target, old)
+        self._to_delete = None
+        try:
+            check_replaceable(self.target, old, self._allowed)  # it may have come since `check_target`
+            if old != self.path:
+                os.rename(self.path, self.target)
+        except BaseException:
+            self._put_back(old)
+            raise
+        self._replaced, self._to_delete = True, old
+        with suppress(OSError):  # a kill while it is deleted leaves it under a name that says what it is
+            self._to_delete = old.rename(old.with_suffix(REPLACED))
+
+    def _taken(self) -> ConverterError:
+        return target_error(self.target, "was created by someone else in the meantime")
+
+    def _put_back(self, old: Path) -> None:
+        try:
+            if old != self.path:
+                os.rename(old, self.target)
+            elif not exchange(self.path, self.target):
+                raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        except OSError as error:
+            raise target_error(old, "is the old target, whole: it could not be put back") from error
+        self._to_delete = self.path
+
+
+class FilePublication(Publication):
+    """A single file that appears whole, by `publish()`: it is written in the `.partial` folder, under its own name."""
+
+    def _move(self) -> None:
+        written = self.path / self.target.name
+        if self._overwrite:
+            os.replace(written, self.target)
+            return
+        try:
+            os.link(written, self.target)  # unlike a rename, never over a file that came in the meantime
+        except OSError as error:
+            if error.errno in _FAULTS:
+                raise
+            # A file system without hard links says so in many ways.
+            if os.path.lexists(self.target):
+                raise self._taken() from error
+            os.rename(written, self.target)

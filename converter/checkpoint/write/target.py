@@ -1,0 +1,179 @@
+"""May a folder or file be created or replaced here? Checked before a byte of the input is read: nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Set
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+from ...errors import InputError, UsageError, printable
+from ..file import InputFile
+
+REPLACED = ".replaced"  # of an old target that has given way to the new one, and is being deleted
+# The files of a folder, such as "vae/config.json", that may be deleted; empty where this tool wrote none of it.
+Allowed = Callable[[Path], Set[str]]
+
+_OF_SYSTEMS = {".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini"}
+_APPLE_DOUBLE = b"\x00\x05\x16\x07"
+_LARGEST = 1 << 24  # bytes of one of those
+HUB_CACHE = ".cache/huggingface/"
+
+
+def target_error(path: Path, rule: str | OSError) -> UsageError:
+    """The error that names a path and why nothing can be written there."""
+    return UsageError(f"{printable(path)}: {rule.strerror if isinstance(rule, OSError) else rule}")
+
+
+def _same(one: Path, other: Path) -> bool:
+    with suppress(OSError):
+        return os.path.samefile(one, other)  # spelling says nothing where case or bind mounts play a part
+    return False
+
+
+def nearest(path: Path) -> Path:
+    """The path itself, or the closest parent that exists."""
+    return next(p for p in (path, *path.parents) if os.path.lexists(p) or p == p.parent)
+
+
+def check_replaceable(target: Path, folder: Path, allowed: Allowed) -> None:
+    """Replacing `target`, now at `folder`, deletes it: all in it must be files that we wrote, or no one's work."""
+    others: list[str] = [] if folder.is_dir() and not folder.is_symlink() else ["."]
+    files_we_wrote: Set[str] = frozenset() if others else allowed(folder)
+    waiting = [] if others else [""]
+    while waiting and len(others) < 4:  # a loop, not recursion: the depth is the user's
+        inside = waiting.pop()
+        entries = sorted(os.scandir(folder / inside), key=lambda entry: entry.name)
+        if inside and not entries and not inside.startswith(HUB_CACHE):
+            others.append(inside)  # we never write an empty folder
+        siblings = {entry.name for entry in entries}
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(f"{inside}{entry.name}/")
+            elif not entry.is_file(follow_symlinks=False) or not (
+                inside + entry.name in files_we_wrote or _left_by_system(inside, entry, siblings)
+            ):
+                others.append(inside + entry.name)
+    if others:
+        names = ", ".join(map(printable, others[:3])) + (" and more" if len(others) > 3 else "")
+        raise target_error(target, f"is not empty, and is kept: this tool did not write, or has no record of, {names}")
+
+
+def _left_by_system(inside: str, entry: os.DirEntry[str], siblings: Set[str]) -> bool:
+    """Whether a file is one that a system leaves in any folder that it shows, or the hub's client next to what it
+    downloads: nobody's work, and written again when it is missing."""
+    if inside.startswith(HUB_CACHE):
+        return entry.name in ("CACHEDIR.TAG", ".gitignore") or entry.name.endswith(
+            (".metadata", ".lock", ".incomplete")
+        )
+    if entry.stat(follow_symlinks=False).st_size > _LARGEST:
+        return False
+    if entry.name.startswith("._"):  # what macOS knows of a file on a disk that has no place for it
+        return entry.name[2:] in siblings or _begins(entry.path, _APPLE_DOUBLE)
+    return entry.name in _OF_SYSTEMS
+
+
+def _begins(path: str, magic: bytes) -> bool:
+    with suppress(InputError), InputFile(path) as file:
+        return file.size >= len(magic) and file.read(0, len(magic)) == magic
+    return False
+
+
+def _place(target: Path, source: Path) -> Path:
+    """The real path of a target of either kind; called before a byte of `source` is read. Raises: `UsageError`."""
+    for path in (target, nearest(target)):  # a link that leads nowhere may also be among the parents
+        if os.path.islink(path) and not os.path.exists(path):
+            raise target_error(path, "is a dangling symbolic link")
+    real = Path(os.path.realpath(target))
+    if any(_same(path, source) for path in (real, *real.parents)):
+        raise target_error(target, "is the input or lies inside it; name a place elsewhere")
+    parent = nearest(real.parent)
+    if not os.path.isdir(parent):
+        raise target_error(target, f"its parent {printable(parent)} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise target_error(target, f"its parent {printable(parent)} is not writable")
+    try:
+        os.lstat(real)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a name that is too long is one only when it is used, hours later
+        raise target_error(target, error) from error
+    return real
+
+
+def _links_of(source: Path) -> Iterator[tuple[Path, Path]]:
+    """The links in a folder (a cache is full of them), and what they lead to."""
+    for folder, folders, files in os.walk(source):
+        for path in (Path(folder, name) for name in folders + files):
+            if path.is_symlink():
+                yield path, Path(os.path.realpath(path))
+
+
+def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowed) -> Path:
+    """The real path of the folder to write, or a `UsageError`; called before a byte of `source` is read.
+
+    >>> check_target(Path("out"), Path("a.pth"), overwrite=False, allowed=lambda _: set()).name
+    'out'
+    """
+    real = _place(target, source)
+    parents = {*Path(os.path.abspath(source)).parents, *Path(os.path.realpath(source)).parents}
+    if any(_same(path, real) for path in parents):
+        raise target_error(target, "holds the input, which would be lost; name a folder elsewhere")
+    if os.path.exists(real) and not os.path.isdir(real):
+        raise target_error(target, "exists and is not a folder")
+    if os.path.ismount(real) or _same(real, Path()):
+        # The first cannot be renamed over, and the second would vanish from under the user's shell.
+        raise target_error(target, "is a mount point or the current folder; name a folder inside it")
+    try:
+        if os.path.isdir(real) and any(real.iterdir()):
+            check_replaceable(target, real, allowed)  # first: --overwrite is not to be advised where it cannot help
+            if not overwrite:
+                raise target_error(target, "exists and is not empty; use `overwrite` to replace it")
+            for path, leads_to in _links_of(source):
+                if real in leads_to.parents:
+                    raise target_error(target, f"holds what the input's {printable(path)} links to")
+    except OSError as error:
+        raise target_error(target, error) from error
+    return real
+
+
+def check_file(target: Path, source: Path, *, overwrite: bool) -> Path:
+    """The real path of the file to write, or a `UsageError`; called before a byte of `source` is read.
+
+    >>> check_file(Path("new.pth"), Path("a.pth"), overwrite=False).name
+    'new.pth'
+    """
+    real = _place(target, source)
+    if os.path.isdir(real):
+        raise target_error(target, "is a folder; name the file to write")
+    if os.path.exists(real):
+        if not os.path.isfile(real):
+            raise target_error(target, "exists and is no regular file")
+        if not overwrite:
+            raise target_error(target, "exists; use `overwrite` to replace it")
+        for path, leads_to in _links_of(source):
+            if _same(real, leads_to):
+                raise target_error(target, f"is what the input's {printable(path)} links to")
+    return real
+
+
+def temporary_prefix(target: Path) -> str:
+    """What the names of the temporary siblings of a target begin with: its own name; of a long one a part, and a digest
+    that tells it from others."""
+    name = target.name
+    return f".{name}" if len(name) <= 50 else f".{name[:40]}~{sha256(os.fsencode(name)).hexdigest()[:16]}"
+
+
+def leftovers(target: Path) -> list[Path]:
+    """Siblings that a killed run (or one still running) left: to be named to the user, never touched.
+
+    A `.old` exists only where folders cannot be exchanged; if the target is missing, it is the old target. What is left
+    of a `.replaced` nobody needs.
+    """
+    real = Path(os.path.realpath(target))
+    form = re.compile(rf"{re.escape(temporary_prefix(real))}\.[0-9a-f]{{16}}\.(partial|old|replaced)")
+    with suppress(OSError):
+        return sorted(path for path in real.parent.iterdir() if form.fullmatch(path.name))
+    return []

@@ -1,0 +1,213 @@
+"""What can become of a tensor: each operation is one small class, and its inverse follows from what it says.
+
+An operation shares out the rows of a source tensor, in equal groups, among the tensors of the target. It says only
+where each group goes (`passes`). Shapes both ways, what moves on the disk, what becomes of arrays, the way back and
+what stands against it follow from that. One that cannot be said in rows (a split on another axis) overrides the
+methods on shapes and arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar
+
+from .arrays import concatenate, same_bits
+from .dims import Dim, Pattern
+from .fold import fold
+
+Place = tuple[int, int]  # (which of the targets, which of the groups of rows in it)
+Shape = tuple[int, ...]
+Join = Callable[[list[Any]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A path that is itself a tensor (an `nn.Parameter` or a buffer), not a module with a weight and a bias."""
+
+    to: str | tuple[str, ...]
+
+
+Paths = str | tuple[str, ...] | Parameter
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One source tensor and its tensors in the target, in both directions; `to` are the paths of those.
+
+    `word`, `word_back`: how a record names it; `must_agree`: whether the target holds the same thing more than once,
+    so that bytes that differ are no such model. In all methods, `count` is the number of tensors in the target.
+    """
+
+    to: Paths
+    word: ClassVar[str] = "rename"
+    word_back: ClassVar[str] = "rename"
+    must_agree: ClassVar[bool] = False
+
+    def passes(self, count: int) -> tuple[tuple[Place, ...], ...]:
+        """Where every group of the source's rows goes, in order; once for each time that the target holds it whole.
+
+        >>> Split(("q", "k", "v")).passes(3)
+        (((0, 0), (1, 0), (2, 0)),)
+        """
+        return (((0, 0),),)
+
+    def check(self, count: int, spread: bool) -> str:
+        """What is wrong with a row of so many target paths, in words; '' where it makes sense.
+
+        Args:
+            spread: the source is in no block, and a target is in every block.
+        """
+        return ""
+
+    # What follows from it: shapes.
+    def groups(self, count: int) -> int:
+        """Into how many equal groups the rows of the source are divided."""
+        return max(map(len, self.passes(count)), default=1)
+
+    def contents(self, count: int) -> list[list[int]]:
+        """Of each target, the groups of the source that it holds, in order."""
+        held: list[dict[int, int]] = [{} for _ in range(count)]
+        for places in self.passes(count):
+            for group, (target, position) in enumerate(places):
+                held[target][position] = group
+        return [[groups[position] for position in sorted(groups)] for groups in held]
+
+    def in_order(self, count: int) -> bool:
+        """Whether the tensors of the target, one after the other, are the source's bytes, each once."""
+        return [group for groups in self.contents(count) for group in groups] == list(range(self.groups(count)))
+
+    def share(self, count: int) -> Fraction:
+        """How much of the source's rows each target has."""
+        return Fraction(len(self.contents(count)[0]), self.groups(count))
+
+    def pattern(self, pattern: Pattern, count: int) -> Pattern:
+        """The shape pattern of each target."""
+        share = self.share(count)
+        if not pattern or share == 1:
+            return pattern
+        return (Dim(pattern[0].symbol, pattern[0].factor * share), *pattern[1:])
+
+    def source_shape(self, shape: Shape, count: int) -> Shape:
+        """The shape of the source, by that of each target."""
+        share = self.share(count)
+        return shape if share == 1 else (int(shape[0] / share), *shape[1:])
+
+    def misfit(self, shape: Shape, count: int) -> str:
+        """Why a source of this shape cannot be shared out, in words; '' where it can."""
+        return _indivisible(shape, self.groups(count))
+
+    def unlike(self, source: str, keys: Sequence[str], shapes: Sequence[Shape], dtypes: Sequence[str], count: int
+               ) -> Iterator[tuple[str, str]]:  # fmt: skip
+        """(key, what keeps these tensors of the target from being `source` again). `keys`: those that are there."""
+        # An array library would promote them without a word, and the way out would not give them back.
+        for what, kinds in (("shapes", [str(list(shape)) for shape in shapes]), ("dtypes", list(dtypes))):
+            if len(set(kinds)) > 1 or (what == "shapes" and count > 1 and "[]" in kinds):
+                yield source, f"cannot be put together out of {what} " + ", ".join(kinds)
+        for key, shape, groups in zip(keys, shapes, self.contents(count), strict=False):
+            if wrong := _indivisible(shape, len(groups)):
+                yield key, wrong
+
+    # Arrays: torch, NumPy, or anything that slices. `join` puts a list of them together on axis 0.
+    def forward(self, array: Any, count: int, join: Join = concatenate) -> list[Any]:
+        """The tensors of the target: views, where rows do not change places."""
+        parts = _divided(array, self.groups(count))
+        return [_joined([parts[group] for group in groups], join) for groups in self.contents(count)]
+
+    def inverse(self, arrays: Sequence[Any], join: Join = concatenate) -> Any:
+        """The source, out of all tensors of the target."""
+        contents = self.contents(len(arrays))
+        parts = [_divided(array, len(groups)) for array, groups in zip(arrays, contents, strict=True)]
+        return _joined([parts[target][position] for target, position in self.passes(len(arrays))[0]], join)
+
+    def disagreeing(self, source: str, keys: Sequence[str], arrays: Sequence[Any]) -> list[str]:
+        """Which of the target's tensors contradict the others, in words."""
+        return []
+
+
+class Rename(Operation):
+    """The whole tensor under another path."""
+
+
+class Split(Operation):
+    """Equal runs of rows, in order, under several paths."""
+
+    word, word_back = "split", "concatenate"
+
+    def passes(self, count: int) -> tuple[tuple[Place, ...], ...]:
+        return (tuple((target, 0) for target in range(count)),)
+
+
+class Copies(Operation):
+    """A tensor that the target holds several times, each time whole: under each of several paths and, where a path
+    has a `{}` and the source none, in every block. On the way back all copies have to be there, and to agree."""
+
+    word, must_agree = "copy", True
+
+    def passes(self, count: int) -> tuple[tuple[Place, ...], ...]:
+        return tuple(((target, 0),) for target in range(count))
+
+    def check(self, count: int, spread: bool) -> str:
+        return "" if count > 1 or spread else "a single copy is a rename"
+
+    def unlike(self, source: str, keys: Sequence[str], shapes: Sequence[Shape], dtypes: Sequence[str], count: int
+               ) -> Iterator[tuple[str, str]]:  # fmt: skip
+        for what, kinds in (("shape", [str(list(shape)) for shape in shapes]), ("dtype", list(dtypes))):
+            usual = max(kinds, key=kinds.count, default="")
+            for key, kind in zip(keys, kinds, strict=True):
+                if kind != usual:
+                    yield key, f"has {what} {kind}, and the other copies of {source} have {usual}"
+
+    def disagreeing(self, source: str, keys: Sequence[str], arrays: Sequence[Any]) -> list[str]:
+        """The copies that are not what most of them are (of two that differ, the second), folded."""
+        kinds: list[list[int]] = []
+        for i, array in enumerate(arrays):
+            own = next((kind for kind in kinds if same_bits(array, arrays[kind[0]])), None)
+            if own is None:
+                kinds.append(own := [])
+            own.append(i)
+        usual = max(kinds, key=len)
+        strange = [keys[i] for kind in kinds if kind is not usual for i in kind]
+        words = f"is not what {keys[usual[0]]} is, and both have to be copies of {source}"
+        return [f"{key} {words}" for key in fold(strange)]
+
+
+@dataclass(frozen=True)
+class Reorder(Operation):
+    """Equal groups of rows in another order, such as scale and shift swapped: group j of the target is group
+    `order[j]` of the source. Several paths share them out, equally and in that order.
+
+    >>> Reorder("norm_out.linear", (1, 0)).passes(1)  # of the two halves, the first goes second
+    (((0, 1), (0, 0)),)
+    """
+
+    order: tuple[int, ...] = ()
+    word, word_back = "reorder", "reorder"
+
+    def passes(self, count: int) -> tuple[tuple[Place, ...], ...]:
+        each = len(self.order) // count
+        return (tuple(divmod(self.order.index(group), each) for group in range(len(self.order))),)
+
+    def check(self, count: int, spread: bool) -> str:
+        order = self.order if isinstance(self.order, tuple) else ()
+        if len(order) < 2 or sorted(order) != list(range(len(order))):
+            return f"{self.order!r} is not an order of two or more groups of rows, such as (1, 0)"
+        return f"{len(order)} groups of rows do not divide into {count} targets" if len(order) % count else ""
+
+
+def _indivisible(shape: Shape, groups: int) -> str:
+    fits = groups == 1 or (shape and shape[0] % groups == 0)
+    return "" if fits else f"has shape {list(shape)}, which does not split into {groups}"
+
+
+def _divided(array: Any, groups: int) -> list[Any]:
+    """Equal runs of an array's rows; the array itself where there is one."""
+    if groups == 1:
+        return [array]
+    rows = array.shape[0] // groups
+    return [array[group * rows : (group + 1) * rows] for group in range(groups)]
+
+
+def _joined(arrays: list[Any], join: Join) -> Any:
+    return arrays[0] if len(arrays) == 1 else join(arrays)

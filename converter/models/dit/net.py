@@ -1,0 +1,149 @@
+"""The class-conditional DiT, of any size and patch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...nets.attention import self_attention
+from ...nets.block import below, feed_forward, modulated_norm
+from ...nets.embeddings import embed_sinusoids, linear, sinusoid
+from ...nets.net import Probe, Stage, Staged, Values, Weights, no_probe
+from ...nets.patches import embed_patches, to_weights_dtype, unpatchify
+
+
+@dataclass(frozen=True)
+class DiTShape:
+    """What the arguments of the original class fix and a state dict may not show.
+
+    Attributes:
+        depth: number of blocks.
+        hidden_size: D, channels of a token.
+        num_heads: of the attention.
+        patch_size: side of a patch, in pixels of the latent.
+        out_channels: of the output; twice those of the latent where the variance is predicted too.
+        input_size: side of the latents that the model was made for, in their pixels. The original takes no other.
+        multi_scale: latents of any size, with the positional table computed for each (as diffusers does, and the
+            original does not) and not the stored one.
+        scale: of the positions; 1 in the original, which knows no other.
+    """
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+    patch_size: int
+    out_channels: int
+    input_size: int
+    multi_scale: bool = False
+    scale: float = 1.0
+
+    @property
+    def float32_table(self) -> bool:
+        """As the original stores it, and as diffusers computes it."""
+        return True
+
+
+def dit(weights: Weights, shape: DiTShape) -> Staged:
+    """The net of a state dict in the original layout (arXiv 2212.09748; facebookresearch/DiT, models.py).
+
+    Inputs are cast to the dtype of `weights`, but for timesteps and labels, which the original never casts. Weights
+    are read when a stage runs.
+
+    Inputs: "latent" (B, C, H, W); "timestep" (B,), of 1000 steps; "class_label" (B,), whole numbers, the last of which
+    is no class where the model was trained to have one.
+
+    Stages, and what they add:
+        "patch embedding": "x" (B, N, D), positional table included; N patches, row by row.
+        "timestep embedding": "t0", "t1" and so on (B, D), what each block is told of the timestep: all the same here,
+            and in diffusers of as many embedders as there are blocks. A probe is told of each as "block 0" and so on.
+        "class embedding": "y0", "y1" and so on (B, D), likewise.
+        "block 0" and so on: "x".
+        "final layer": "output" (B, out_channels, H, W). It is told what block 0 is told.
+
+    Example:
+        >>> state = torch.load("fixtures/golden/dit.pt", weights_only=True)
+        >>> shape = DiTShape(depth=3, hidden_size=48, num_heads=4, patch_size=2, out_channels=8, input_size=16)
+        >>> net = dit(Weights(state, torch.float32), shape)
+        >>> [stage.name for stage in net.stages][:4]
+        ['patch embedding', 'timestep embedding', 'class embedding', 'block 0']
+        >>> inputs = {"latent": torch.zeros(1, 4, 16, 16), "timestep": torch.tensor([500])}
+        >>> net.forward(inputs | {"class_label": torch.tensor([3])}).shape
+        torch.Size([1, 8, 16, 16])
+    """
+
+    def for_each_block(name: str, embedded: Tensor, probe: Probe) -> Values:
+        """The same for every block."""
+        for i in range(shape.depth):
+            probe(f"block {i}", embedded)
+        return {f"{name}{i}": embedded for i in range(shape.depth)}
+
+    def timestep(values: Values) -> Tensor:
+        waves = sinusoid(values["timestep"].float())
+        return embed_sinusoids(weights.under("t_embedder."), to_weights_dtype(weights, waves))
+
+    def label(values: Values) -> Tensor:
+        return F.embedding(values["class_label"].to(weights.device), weights["y_embedder.embedding_table.weight"])
+
+    def numbered(i: int) -> Stage:
+        def run(values: Values, probe: Probe) -> Values:
+            x, condition = to_weights_dtype(weights, values["x"]), conditioned(weights, values, i)
+            return {"x": block(weights.lend(f"blocks.{i}."), x, condition, heads=shape.num_heads, probe=probe)}
+
+        return Stage(f"block {i}", run)
+
+    return Staged(
+        [
+            Stage("patch embedding", lambda values, probe: {"x": embed_patches(weights, shape, values["latent"])}),
+            Stage("timestep embedding", lambda values, probe: for_each_block("t", timestep(values), probe)),
+            Stage("class embedding", lambda values, probe: for_each_block("y", label(values), probe)),
+            *(numbered(i) for i in range(shape.depth)),
+            Stage("final layer", lambda values, probe: {"output": final_layer(weights, shape, values)}),
+        ]
+    )
+
+
+def conditioned(weights: Weights, values: Values, index: int) -> Tensor:
+    """(B, D): what block `index` is told of timestep and class, added up."""
+    return to_weights_dtype(weights, values[f"t{index}"]) + to_weights_dtype(weights, values[f"y{index}"])
+
+
+def block(
+    weights: Mapping[str, Tensor],
+    x: Tensor,
+    condition: Tensor,
+    *,
+    heads: int,
+    probe: Probe = no_probe,
+) -> Tensor:
+    """`blocks.i`, adaLN-Zero (arXiv 2212.09748, section 3.2).
+
+    Args:
+        weights: of this block, keys from `adaLN_modulation.1.weight` and `attn.qkv.weight` on.
+        x: (B, N, D).
+        condition: (B, D).
+        probe: told "norm1 modulated", "attn1 q", "attn1 k", "attn1 v", "attn1 out", "after self-attention",
+            "norm2 modulated", "ff out", all (B, N, D), and "ff hidden", (B, N, 4 * D), before the GELU.
+
+    Returns: (B, N, D).
+    """
+    modulation = linear(weights, "adaLN_modulation.1", F.silu(condition))[:, None]
+    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=-1)
+
+    modulated = modulated_norm(x, shift_attn, scale_attn)
+    probe("norm1 modulated", modulated)
+    x = x + gate_attn * self_attention(below(weights, "attn."), modulated, heads, probe=probe)
+    probe("after self-attention", x)
+
+    modulated = modulated_norm(x, shift_mlp, scale_mlp)
+    probe("norm2 modulated", modulated)
+    return x + gate_mlp * feed_forward(weights, modulated, probe)
+
+
+def final_layer(weights: Weights, shape: DiTShape, values: Values) -> Tensor:
+    """(B, N, D) -> (B, out_channels, H, W)."""
+    x, condition = to_weights_dtype(weights, values["x"]), conditioned(weights, values, 0)
+    shift, scale = linear(weights, "final_layer.adaLN_modulation.1", F.silu(condition))[:, None].chunk(2, dim=-1)
+    return unpatchify(shape, linear(weights, "final_layer.linear", modulated_norm(x, shift, scale)), values["latent"])

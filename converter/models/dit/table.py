@@ -1,0 +1,163 @@
+"""Class-conditional DiT (Peebles & Xie, arXiv 2212.09748): original training code to diffusers, S to XL, patch 2, 4, 8.
+
+Symbols in the shape patterns: D hidden size, C latent channels, p patch size, Y rows of the class table, N positions,
+F width of the feed-forward layers, R rows of the output layer (patch^2 times output channels).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...families.base import Family, Findings, Flag, State
+from ...families.evidence import (
+    DIFFUSERS,
+    IMAGE_SIZE,
+    NUM_ATTENTION_HEADS,
+    POSITIONS,
+    computed_table,
+    drifted,
+    exact_instead,
+    heads,
+    held_against,
+    read_table,
+    resolution,
+    sizes,
+    up_to_rounding,
+)
+from ...families.sincos import DRIFT, SinCosTable
+from ...mapping import Computed, Copies, KeyMapping, Plan, ZeroInit
+
+VAE_FACTOR, MLP_RATIO = 8, 4  # pixels per latent position; the feed-forward layers over the hidden size
+B, T = "blocks.{}.", "transformer_blocks.{}."
+EMB = T + "norm1.emb."  # diffusers has the embedders in every block, each a copy of the original's
+
+
+def positions(findings: Findings) -> SinCosTable:
+    """The table that diffusers will compute from the config."""
+    return computed_table(findings)
+
+
+KEYS = KeyMapping({
+    "x_embedder.proj [D C p p]":        "pos_embed.proj",
+    "t_embedder.mlp.0 [D 256]":         Copies(EMB + "timestep_embedder.linear_1"),
+    "t_embedder.mlp.2 [D D]":           Copies(EMB + "timestep_embedder.linear_2"),
+    "y_embedder.embedding_table.weight [Y D]": Copies(EMB + "class_embedder.embedding_table.weight"),
+    B + "adaLN_modulation.1 [6D D]":    ZeroInit(T + "norm1.linear"),
+    B + "attn.qkv [3D D]":              (T + "attn1.to_q", T + "attn1.to_k", T + "attn1.to_v"),
+    B + "attn.proj [D D]":              T + "attn1.to_out.0",
+    B + "mlp.fc1 [F D]":                T + "ff.net.0.proj",
+    B + "mlp.fc2 [D F]":                T + "ff.net.2",
+    "final_layer.adaLN_modulation.1 [2D D]": ZeroInit("proj_out_1"),
+    "final_layer.linear [R D]":         ZeroInit("proj_out_2"),
+    POSITIONS + " [1 N D]":             Computed(positions),
+})  # fmt: skip
+
+EXACT = "exact_timesteps"
+OTHERWISE = "stock DiTTransformer2DModel has other timestep frequencies than DiT (10000^(-j/127) for 10000^(-j/128))"
+# What makes it compute the original's function, in one line of Python.
+EXACT_LINE = "for block in model.transformer_blocks: block.norm1.emb.time_proj.downscale_freq_shift = 0"
+FLAGS = (
+    IMAGE_SIZE,
+    NUM_ATTENTION_HEADS,
+    Flag(EXACT, bool, "Of a DiT: whether the line in the conversion's note is run on the loaded model."),
+)
+
+# Hidden size -> name, blocks, heads (facebookresearch/DiT, models.py). Heads have 64 channels, those of XL 72.
+SIZES = {384: ("S", 12, 6), 768: ("B", 12, 12), 1024: ("L", 24, 16), 1152: ("XL", 28, 16)}
+PIPELINE_NULL = 1000  # the label that the stock pipeline takes for the unconditional one, whatever the model
+
+# In a folder's config.json -> what the tensors show of it.
+CONFIGURED = {
+    "num_layers": "depth",
+    "patch_size": "patch_size",
+    "in_channels": "in_channels",
+    "out_channels": "out_channels",
+    "num_embeds_ada_norm": "num_classes",
+}
+
+
+def describe(plan: Plan, state: State, found: Findings) -> None:
+    """Fill `found`: first what names, shapes and the positional table show, then the user's word, then convention."""
+    sizes(plan, found, mlp_ratio=MLP_RATIO)
+    _classes(plan, found)
+    hidden, depth, patch = (found[name].value for name in ("hidden_size", "depth", "patch_size"))
+    name, blocks, usual = SIZES.get(hidden, ("", 0, 0))
+    if (depth, bool(name)) == (blocks, True):
+        found.file("size", f"DiT-{name}/{patch}", f"hidden size {hidden}, {depth} blocks, patch {patch}")
+    elif name and depth:
+        found.notes.append(f"it has {depth} blocks, where DiT-{name} has {blocks}: blocks at the end may be missing")
+    others = f"; the published sizes are {', '.join(map(str, SIZES))}, and this model has {hidden}" if hidden else ""
+    heads(found, state, usual or None, f"as in DiT-{name}, of hidden size {hidden}" if name else others)
+    table = read_table(plan, state, found)
+    resolution(found, state.config, table, vae_factor=VAE_FACTOR)
+    if table and table.side > (patch or 1) and table.scale != 1:
+        seen = f"{table.seen}: scale {table.scale:g}" if table.scale else table.seen
+        found.problems.append(f"{seen}, and the diffusers class computes that of scale 1 and has no room for another")
+    found.given_or_assumed(EXACT, False, "as from_pretrained loads it, without the line that the note gives")
+    found.diffusers_notes.append(
+        f"{OTHERWISE}, which no weights can make up for: what from_pretrained loads is the original's function once "
+        f"this is run on it: {EXACT_LINE}"
+    )
+    held_against(state.config, found, CONFIGURED)
+
+
+def _classes(plan: Plan, found: Findings) -> None:
+    rows = plan.dims.get("Y")
+    shown = plan.evidence.get("Y", "no tensor shows it")
+    counted = f"{shown}: a row for each class, and the last for none, as diffusers counts"
+    found.file("num_classes", rows - 1 if rows else None, counted if rows else shown)
+    if rows and rows != PIPELINE_NULL + 1:
+        found.diffusers_notes.append(
+            f"its class table has {rows} rows, so that {rows - 1} is the label of no class (if it was trained to have "
+            f"one); the stock DiTPipeline takes {PIPELINE_NULL} for it and cannot guide this model"
+        )
+
+
+def config(found: Findings) -> dict[str, Any]:
+    """`config.json` for `DiTTransformer2DModel`: every field that diffusers would otherwise guess is written."""
+    names = ("hidden_size", "num_attention_heads", "image_size")
+    hidden, count, _ = (found.value(name) for name in names)
+    return {
+        "_class_name": "DiTTransformer2DModel",
+        "_diffusers_version": DIFFUSERS,
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": hidden // count,
+        "dropout": 0.0,
+        "in_channels": found.value("in_channels"),
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-06,  # of a block's second norm, where the default is 1e-5; the others have 1e-6 anyway
+        "norm_num_groups": 32,
+        "norm_type": "ada_norm_zero",
+        "num_attention_heads": count,
+        "num_embeds_ada_norm": found.value("num_classes"),
+        "num_layers": found.value("depth"),
+        "out_channels": found.value("out_channels"),
+        "patch_size": found.value("patch_size"),
+        "sample_size": found.value("sample_size"),
+        "upcast_attention": False,
+    }
+
+
+def buffer_mismatch(found: Findings, difference: float) -> tuple[bool, str]:
+    """What a `pos_embed` is that recomputing does not give; the net adds it to its input whatever it is."""
+    if rounded := up_to_rounding(found, difference):
+        return True, rounded
+    if drift := drifted(difference):
+        return True, exact_instead(found, drift, "image_size")
+    return False, (
+        f"is not the sin-cos table of its size (by up to {difference:.2g}), which is all that the diffusers class "
+        "computes: the converted model would be another one"
+    )
+
+
+# What changes no output: at most training, or a part that this class does not have.
+IGNORABLE_CONFIG: dict[str, tuple[Any, ...] | None] = {
+    "_class_name": ("Transformer2DModel",),
+    **dict.fromkeys(("_diffusers_version", "dropout", "norm_num_groups", "upcast_attention")),
+}
+
+DIT = Family(
+    "dit", "DiT", KEYS, describe, config, FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
+    ignorable_config=IGNORABLE_CONFIG, parity="converter.models.dit.parity:PARITY",
+)  # fmt: skip

@@ -1,0 +1,169 @@
+"""What a PixArt file shows of its hyper-parameters, what only its user can say, and what is convention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import UsageError
+from ...families.base import Findings, Flag, State
+from ...families.evidence import (
+    IMAGE_SIZE,
+    NUM_ATTENTION_HEADS,
+    POSITIONS,
+    StoredTable,
+    configured,
+    heads,
+    held_against,
+    read_table,
+    resolution,
+    sensible,
+    sizes,
+)
+from ...mapping import Plan
+from .released import HEAD_SIZE, MLP_RATIO, PLACEHOLDER, RELEASED, TOKENS, VAE_FACTOR, remarks, stock
+
+MICRO, QK_NORM, KV_COMPRESS, REL_POS = "micro_condition", "qk_norm", "kv_compress", "use_rel_pos"
+FLAGS = (
+    IMAGE_SIZE,
+    Flag("version", str, "Which PixArt, if the file does not show it.", choices=("alpha", "sigma")),
+    Flag("multi_scale_train", bool, "Whether the model is of the multi-scale class (PixArtMS)."),
+    Flag(MICRO, bool, "Whether the model must have micro-conditions (size, aspect ratio)."),
+    Flag(QK_NORM, bool, "Whether the model must normalise queries and keys."),
+    Flag(KV_COMPRESS, bool, "Whether the model compresses keys and values, which a file may not show."),
+    NUM_ATTENTION_HEADS,
+    Flag("interpolation_scale", float, "Scale of the positions, if the file does not show it.", metavar="X"),
+)
+
+# In a folder's config.json -> what the tensors show of it. A last block that is lost shows nowhere else.
+CONFIGURED = {
+    "num_layers": "depth",
+    "patch_size": "patch_size",
+    "in_channels": "in_channels",
+    "out_channels": "out_channels",
+    "caption_channels": "caption_channels",
+    "use_additional_conditions": MICRO,
+}
+
+
+def describe(plan: Plan, state: State, found: Findings) -> None:
+    """Fill `found`: first what names, shapes and the positional table show, then the user's word, then convention."""
+    sizes(plan, found, {"caption_channels": "K"}, mlp_ratio=MLP_RATIO)
+    _features(plan, state.config, found)
+    _version(plan, found)
+    heads(found, state, *_usual_heads(found["hidden_size"].value or 0))
+    _resolution(found, state.config, read_table(plan, state, found))
+    if found["multi_scale_train"].value:
+        found.unused.add(POSITIONS)  # its class computes the table of each size anew
+    found.notes += remarks(found, MICRO)
+    found.diffusers_notes += stock(found, MICRO)
+    held_against(state.config, found, CONFIGURED)
+
+
+def _features(plan: Plan, config: dict[str, Any], found: Findings) -> None:
+    there = "" if MICRO in plan.groups else "not "
+    found.file(MICRO, MICRO in plan.groups, f"the embedders of size and aspect ratio are {there}there")
+    found.file(QK_NORM, QK_NORM in plan.features, ", ".join(plan.features.get(QK_NORM, ["no query or key norms"])))
+    if KV_COMPRESS in plan.features:
+        found.file(KV_COMPRESS, True, ", ".join(plan.features[KV_COMPRESS]))
+    elif config and not found.given.get(KV_COMPRESS):
+        found.file(KV_COMPRESS, False, "config.json: the class that it is of has none")
+    elif found.given_or_assumed(
+        KV_COMPRESS, False, "no convolutions; sampling 'uniform' or 'ave' would leave no trace in a file"
+    ):
+        raise UsageError(
+            "`kv_compress`: stock diffusers' PixArt class cannot hold KV compression, so nothing is converted"
+        )
+
+
+def _version(plan: Plan, found: Findings) -> None:
+    tokens = plan.dims.get("L")
+    if tokens:
+        found.file("caption_tokens", tokens, plan.evidence["L"])
+    if tokens in TOKENS:
+        found.file("version", TOKENS[tokens], f"{tokens} caption tokens")
+    elif found[MICRO].value:
+        found.file("version", "alpha", "micro-conditions, which sigma does not have")
+    else:
+        found.given_or_assumed(
+            "version", None, f"{tokens or 'no'} caption tokens tell neither alpha (120) nor sigma (300)"
+        )
+    version = found["version"].value
+    if found[MICRO].value:
+        found.file("multi_scale_train", True, "micro-conditions exist in the multi-scale class only")
+    else:
+        found.given_or_assumed(
+            "multi_scale_train",
+            {"alpha": False, "sigma": True}.get(version),
+            f"as in the released {version} models without micro-conditions"
+            if version
+            else "the file does not show its class",
+        )
+
+
+def _usual_heads(hidden: int) -> tuple[int | None, str]:
+    """The number of heads as in the released models, and why it is that one, or why there is none."""
+    if hidden and hidden % HEAD_SIZE == 0:
+        return hidden // HEAD_SIZE, f"hidden {hidden} / {HEAD_SIZE}, as in the released models"
+    why = f"; the released models have hidden size / {HEAD_SIZE}, and {hidden} does not divide by {HEAD_SIZE}"
+    return None, why if hidden else ""
+
+
+def _doubt(table: StoredTable, found: Findings) -> str:
+    """Why a table is not believed; '' where it is."""
+    if (table.side, table.scale) != PLACEHOLDER:
+        return ""
+    pixels = table.side * VAE_FACTOR
+    said = found.given.keys() & {"image_size", "interpolation_scale"}
+    return (
+        f"{table.seen}: scale {table.scale:g}, but every released {pixels} px model has "
+        f"{RELEASED['sigma', pixels]:g}, and OneTrainer writes this table into every file: "
+        + (
+            "what the flags say is taken instead"
+            if said
+            else "say what the model was trained with (--image_size, --interpolation_scale)"
+        )
+    )
+
+
+def _resolution(found: Findings, config: dict[str, Any], table: StoredTable | None) -> None:
+    """`image_size` (pixels), `sample_size` (latent side) and `interpolation_scale`."""
+    doubt = _doubt(table, found) if table else ""
+    if doubt:
+        found.distrusted[POSITIONS] = doubt
+        found.notes.append(doubt)
+    resolution(found, config, table, doubt, vae_factor=VAE_FACTOR)
+    _scale(found, config, found["image_size"].value, table, doubt)
+
+
+def _scale(found: Findings, config: dict[str, Any], pixels: int | None, table: StoredTable | None, doubt: str) -> None:
+    name, version = "interpolation_scale", found["version"].value
+    latent, written = configured(config, "sample_size", int), configured(config, name, float, int)
+    said, aside = found.given.get(name), doubt or (table.aside if table else "")
+    if said is not None and not sensible(said):
+        raise UsageError(f"`{name}` {said}: not a sensible positive number")
+    if table and table.scale and not doubt:
+        found.file(name, table.scale, table.seen)
+        usual = {scale for (_, size), scale in RELEASED.items() if size == pixels}
+        if usual and table.scale not in usual:
+            found.notes.append(
+                f"{table.seen}: scale {table.scale:g}, where the released {pixels} px models have "
+                f"{' or '.join(f'{s:g}' for s in sorted(usual))}; the file decides"
+            )
+    elif written:
+        found.file(name, written, "config.json")
+    elif table and table.side and table.aside:
+        found.given_or_assumed(name, None, f"{table.aside}: it shows none", table.aside)
+    elif latent:
+        found.given_or_assumed(name, max(latent // 64, 1), "what diffusers takes where config.json does not say", aside)
+    elif pixels and (version, pixels) in RELEASED:
+        found.given_or_assumed(
+            name, RELEASED[version, pixels], f"as in the released {version} {pixels} px models", aside
+        )
+        if (version, pixels) == ("alpha", 256) and found[name].source == "assumed":
+            found.notes.append(
+                "alpha 256 px without a positional table: scale 1 is assumed, as in its training configs "
+                "(another source says 0.5)"
+            )
+    else:
+        model = f"no released {version or '(version unknown)'} model at {pixels} px" if pixels else "no image size"
+        found.given_or_assumed(name, None, f"no positional table shows it, and there is {model} to tell it by", aside)

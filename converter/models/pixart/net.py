@@ -1,0 +1,151 @@
+"""The PixArt nets, fixed and multi-scale, of the alpha and the sigma training code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...nets.block import modulated_norm
+from ...nets.embeddings import embed_numbers, linear
+from ...nets.net import Probe, Stage, Staged, Values, Weights
+from ...nets.patches import embed_patches, grid_of, to_weights_dtype, unpatchify
+from .block import block
+from .compression import Compression
+
+
+@dataclass(frozen=True)
+class PixArtShape:
+    """What the arguments of the original class fix and a state dict may not show.
+
+    Attributes:
+        depth: number of blocks.
+        hidden_size: D, channels of a token.
+        num_heads: of both attentions.
+        patch_size: side of a patch, in pixels of the latent.
+        in_channels: of the latent.
+        out_channels: of the output; twice those of the latent where the variance is predicted too.
+        input_size: side of the latents that the model was made for, in their pixels. The fixed class takes no other.
+        scale: positional interpolation scale (`lewei_scale`, `pe_interpolation`).
+        multi_scale: PixArtMS, which computes the positional table for each size of latent, and not PixArt, which
+            stores it as `pos_embed` (where the state dict lacks it, it is computed for `input_size`).
+        micro_condition: the timestep embedding includes the image's size and aspect ratio.
+        qk_norm: queries and keys of the self attention are normalised.
+        compression: of keys and values, in some blocks.
+    """
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+    patch_size: int
+    in_channels: int
+    out_channels: int
+    input_size: int
+    scale: float
+    multi_scale: bool
+    micro_condition: bool = False
+    qk_norm: bool = False
+    compression: Compression | None = None
+
+    @property
+    def float32_table(self) -> bool:
+        """The multi-scale class computes its table in float64, and casts it to the dtype of the model."""
+        return not self.multi_scale
+
+
+def pixart(weights: Weights, shape: PixArtShape) -> Staged:
+    """The net of a state dict in the original layout (arXiv 2310.00426, 2403.04692).
+
+    Its source is PixArt.py and PixArtMS.py in diffusion/model/nets of the PixArt-alpha and PixArt-sigma repositories.
+    Inputs are cast to the dtype of `weights` first, the timestep too, of which bfloat16 can represent every value only
+    up to 256: the original does the same. Weights are read when a stage runs.
+
+    Inputs: "latent" (B, C, H, W); "timestep" (B,), of 1000 steps; "caption" (B, L, K), text features; "caption_mask"
+    (B, L), nonzero where a token is kept, or absent to keep all; with micro-conditions "img_hw" (B, 2), height and
+    width in pixels, and "aspect_ratio" (B, 1), height over width.
+
+    Stages, and what they add:
+        "patch embedding": "x" (B, N, D), positional table included; N patches, row by row.
+        "timestep embedding": "t" (B, D), micro-conditions included, and "t0" (B, 6 * D), the output of `t_block`.
+        "caption embedding": "y" (B, L, D), padding included.
+        "block 0" and so on: "x".
+        "final layer": "output" (B, out_channels, H, W).
+
+    Example:
+        >>> state = torch.load("fixtures/golden/sigma-ms.pth", weights_only=True)
+        >>> shape = PixArtShape(depth=3, hidden_size=48, num_heads=4, patch_size=2, in_channels=4, out_channels=8,
+        ...                     input_size=64, scale=1.0, multi_scale=True)
+        >>> net = pixart(Weights(state, torch.float32), shape)
+        >>> [stage.name for stage in net.stages][2:5]
+        ['caption embedding', 'block 0', 'block 1']
+        >>> latent, timestep, caption = torch.zeros(1, 4, 16, 24), torch.tensor([500]), torch.zeros(1, 20, 32)
+        >>> net.forward({"latent": latent, "timestep": timestep, "caption": caption}).shape
+        torch.Size([1, 8, 16, 24])
+    """
+
+    def numbered(i: int) -> Stage:
+        return Stage(
+            f"block {i}",
+            lambda values, probe: {
+                "x": run_block(weights, shape, values, probe, index=i, key=f"blocks.{i}.", x=values["x"])
+            },
+        )
+
+    return Staged(
+        [
+            Stage("patch embedding", lambda values, probe: {"x": embed_patches(weights, shape, values["latent"])}),
+            Stage("timestep embedding", lambda values, probe: embed_timestep(weights, shape, values)),
+            Stage("caption embedding", lambda values, probe: {"y": embed_caption(weights, values["caption"])}),
+            *(numbered(i) for i in range(shape.depth)),
+            Stage("final layer", lambda values, probe: {"output": final_layer(weights, shape, values)}),
+        ]
+    )
+
+
+def embed_timestep(weights: Weights, shape: PixArtShape, values: Values) -> Values:
+    """ "t" (B, D), of the timestep and of the image's size, and "t0" (B, 6 * D), which all blocks are modulated by."""
+
+    def embedded(name: str, numbers: Tensor) -> Tensor:
+        return embed_numbers(weights.under(f"{name}."), to_weights_dtype(weights, numbers))
+
+    t = embedded("t_embedder", values["timestep"][:, None])
+    if shape.micro_condition:
+        sizes, ratio = embedded("csize_embedder", values["img_hw"]), embedded("ar_embedder", values["aspect_ratio"])
+        t = t + torch.cat([sizes, ratio], dim=1)
+    return {"t": t, "t0": linear(weights, "t_block.1", F.silu(t))}
+
+
+def embed_caption(weights: Weights, caption: Tensor) -> Tensor:
+    """Text features (B, L, K) of T5 to (B, L, D): `y_embedder.y_proj`, which is `fc1`, tanh GELU, `fc2`."""
+    mlp = weights.under("y_embedder.y_proj.")
+    hidden = F.gelu(linear(mlp, "fc1", to_weights_dtype(weights, caption)), approximate="tanh")
+    return linear(mlp, "fc2", hidden)
+
+
+def run_block(
+    weights: Weights, shape: PixArtShape, values: Values, probe: Probe, *, index: int, key: str, x: Tensor
+) -> Tensor:
+    """Block `index`, or a copy of it, with the weights under `key`, on x (B, N, D)."""
+    how = shape.compression
+    return block(
+        weights.lend(key),
+        to_weights_dtype(weights, x),
+        to_weights_dtype(weights, values["y"]),
+        to_weights_dtype(weights, values["t0"]),
+        mask=values.get("caption_mask"),
+        grid=grid_of(shape, values["latent"]),
+        heads=shape.num_heads,
+        qk_norm=shape.qk_norm,
+        compression=how if how is not None and index in how.blocks else None,
+        probe=probe,
+    )
+
+
+def final_layer(weights: Weights, shape: PixArtShape, values: Values) -> Tensor:
+    """(B, N, D) -> (B, out_channels, H, W), modulated by t itself and not by `t_block` of it."""
+    x, t = to_weights_dtype(weights, values["x"]), to_weights_dtype(weights, values["t"])
+    shift, scale = (weights["final_layer.scale_shift_table"][None] + t[:, None]).chunk(2, dim=1)
+    patches = linear(weights, "final_layer.linear", modulated_norm(x, shift, scale))
+    return unpatchify(shape, patches, values["latent"])

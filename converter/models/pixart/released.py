@@ -1,0 +1,52 @@
+"""The released PixArt models, by which a file is measured: what they have, and what is odd in one that has it not."""
+
+from __future__ import annotations
+
+from ...families.base import Findings
+
+VAE_FACTOR, MLP_RATIO = 8, 4  # pixels per latent position; the feed-forward layers over the hidden size
+TOKENS = {120: "alpha", 300: "sigma"}  # caption length -> which PixArt
+# (version, pixels) -> positional scale of the released models. Sources disagree on alpha at 256: its training
+# configs say 1.
+RELEASED = {("alpha", 256): 1.0, ("alpha", 512): 1.0, ("alpha", 1024): 2.0,
+            ("sigma", 256): 0.5, ("sigma", 512): 1.0, ("sigma", 1024): 2.0, ("sigma", 2048): 4.0}  # fmt: skip
+# The sizes at which an alpha has micro-conditions; at 512 px there is one with and one without. Sigma has none.
+WITH_MICRO, WITHOUT_MICRO = {("alpha", 512), ("alpha", 1024)}, RELEASED.keys() - {("alpha", 1024)}
+HEAD_SIZE = 72  # 1152 / 16, in every released model
+WIDTH, DEPTHS = 1152, (28, 42)  # of XL/2, and of a published model made deeper
+PIPELINE_SIDE = 128  # the only `sample_size` at which the stock alpha pipeline passes micro-conditions on
+# OneTrainer writes the table of this latent side and scale into every PixArt file, whatever the model is.
+PLACEHOLDER = (128, 1.0)
+
+
+def remarks(found: Findings, micro: str) -> list[str]:
+    """What is unlike every released model, and may mean that part of the file is lost; no reason to refuse it.
+
+    Args:
+        micro: the name of the hyper-parameter that says whether there are micro-conditions.
+    """
+    notes = []
+    version, pixels, depth = (found[name].value for name in ("version", "image_size", "depth"))
+    conditioned = found[micro].value
+    if version and pixels and (version, pixels) not in (WITH_MICRO if conditioned else WITHOUT_MICRO):
+        notes.append(
+            f"no released {version} model of {pixels} px is {'with' if conditioned else 'without'} micro-conditions"
+            + (": part of the file may be missing" if (version, pixels) in WITH_MICRO else "")
+        )
+    if found["hidden_size"].value == WIDTH and depth not in (None, *DEPTHS):
+        notes.append(
+            f"it has {depth} blocks, where the released models of hidden size {WIDTH} have "
+            f"{' or '.join(map(str, DEPTHS))}: blocks at the end may be missing"
+        )
+    return notes
+
+
+def stock(found: Findings, micro: str) -> list[str]:
+    """What diffusers' own pipelines do with such a model."""
+    side = found["sample_size"].value
+    if not found[micro].value or side in (None, PIPELINE_SIDE):
+        return []
+    return [
+        f"the stock PixArtAlphaPipeline passes micro-conditions on at sample_size {PIPELINE_SIDE} only, and this "
+        f"model has {side}: it has to be called with added_cond_kwargs by other means"
+    ]

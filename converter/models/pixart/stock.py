@@ -1,0 +1,51 @@
+"""PixArt in stock diffusers: where its `PixArtTransformer2DModel` has the stages of the net."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...nets.stock import FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
+
+
+def settle(fields: dict[str, Any]) -> dict[str, Any]:
+    """As the class takes what is None (diffusers 0.42.1, its `__init__`)."""
+    size = fields["sample_size"]
+    # Of a size that is no number the class makes nothing at all.
+    if fields["interpolation_scale"] is None and isinstance(size, int | float):
+        fields["interpolation_scale"] = max(size // 64, 1)
+    if fields["use_additional_conditions"] is None:
+        fields["use_additional_conditions"] = size == 128
+    if fields["out_channels"] is None:
+        fields["out_channels"] = fields["in_channels"]
+    return fields
+
+
+STOCK = Stock(
+    kind="diffusers.models.transformers.pixart_transformer_2d:PixArtTransformer2DModel",
+    arguments={
+        "hidden_states": "latent",
+        "encoder_hidden_states": "caption",
+        "encoder_attention_mask": "caption_mask",
+        "timestep": "timestep",
+        "added_cond_kwargs": {"resolution": "img_hw", "aspect_ratio": "aspect_ratio"},
+    },
+    stages=(
+        StockStage("patch embedding", "pos_embed", ("x",)),
+        StockStage("timestep embedding", "adaln_single", ("t0", "t")),
+        StockStage("caption embedding", "caption_projection", ("y",)),
+        StockStage("block {}", "transformer_blocks.{}", ("x",)),
+        StockStage("final layer", "", ("output",)),
+    ),
+    probes={
+        **SELF_ATTENTION,
+        "after self-attention": ("attn2.to_q", "input"),
+        "attn2 q": ("attn2.to_q", "output"),
+        "attn2 k": ("attn2.to_k", "output"),
+        "attn2 v": ("attn2.to_v", "output"),
+        "attn2 out": ("attn2.to_out.0", "output"),
+        "after cross-attention": ("norm2", "input"),
+        **FEED_FORWARD,
+    },
+    shell={"num_layers": 0, "caption_channels": None},
+    settle=settle,
+)

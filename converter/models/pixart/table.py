@@ -1,0 +1,154 @@
+"""PixArt-alpha (arXiv 2310.00426) and PixArt-sigma (arXiv 2403.04692): original training code to diffusers.
+
+Symbols in the shape patterns: D hidden size, C latent channels, p patch size, K caption channels, L caption tokens,
+N positions, F width of the feed-forward layers, R rows of the output layer (patch^2 times output channels).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import inf
+from typing import Any
+
+from ...errors import UsageError
+from ...families.base import Family, Findings
+from ...families.evidence import DIFFUSERS, POSITIONS, computed_table, drifted, exact_instead, up_to_rounding
+from ...families.sincos import DRIFT, SinCosTable
+from ...mapping import Computed, Extra, KeyMapping, Parameter, Refused, ZeroInit
+from .comfyui import comfyui_warnings
+from .hyper_parameters import FLAGS, KV_COMPRESS, MICRO, QK_NORM, REL_POS, describe
+
+B, T = "blocks.{}.", "transformer_blocks.{}."
+EMB = "adaln_single.emb."
+
+
+def positions(findings: Findings) -> SinCosTable:
+    """The table that diffusers will compute from the config."""
+    return computed_table(findings, "interpolation_scale")
+
+
+_NO_QK_NORM = Refused(
+    QK_NORM, "this model normalises queries and keys, which stock diffusers' PixArt class cannot hold"
+)
+_NO_KV = Refused(KV_COMPRESS, "this model compresses keys and values, which stock diffusers' PixArt class cannot hold")
+_NO_REL_POS = Refused(REL_POS, "this model has relative positions, which stock diffusers' PixArt class cannot hold")
+
+NO_CAPTION = (
+    "the null caption, which the model saw in training in place of a dropped caption: the original's guidance and "
+    "training need it, and nothing else holds it (--null_caption FILE gives it; diffusers encodes an empty prompt)"
+)
+
+KEYS = KeyMapping({
+    "x_embedder.proj [D C p p]":        "pos_embed.proj",
+    "y_embedder.y_proj.fc1 [D K]":      "caption_projection.linear_1",
+    "y_embedder.y_proj.fc2 [D D]":      "caption_projection.linear_2",
+    "t_embedder.mlp.0 [D 256]":         EMB + "timestep_embedder.linear_1",
+    "t_embedder.mlp.2 [D D]":           EMB + "timestep_embedder.linear_2",
+    "t_block.1 [6D D]":                 "adaln_single.linear",
+    B + "scale_shift_table [6 D]":      Parameter(T + "scale_shift_table"),
+    B + "attn.qkv [3D D]":              (T + "attn1.to_q", T + "attn1.to_k", T + "attn1.to_v"),
+    B + "attn.proj [D D]":              T + "attn1.to_out.0",
+    B + "cross_attn.q_linear [D D]":    T + "attn2.to_q",
+    B + "cross_attn.kv_linear [2D D]":  (T + "attn2.to_k", T + "attn2.to_v"),
+    B + "cross_attn.proj [D D]":        ZeroInit(T + "attn2.to_out.0"),
+    B + "mlp.fc1 [F D]":                T + "ff.net.0.proj",
+    B + "mlp.fc2 [D F]":                T + "ff.net.2",
+    "final_layer.linear [R D]":         ZeroInit("proj_out"),
+    "final_layer.scale_shift_table [2 D]": Parameter("scale_shift_table"),
+    POSITIONS + " [1 N D]":             Computed(positions),
+    "y_embedder.y_embedding [L K]":     Extra("caption_projection.y_embedding", NO_CAPTION),
+    B + "attn.q_norm":                  _NO_QK_NORM,
+    B + "attn.k_norm":                  _NO_QK_NORM,
+    B + "attn.sr":                      _NO_KV,
+    B + "attn.norm":                    _NO_KV,
+    B + "attn.rel_pos_h":               _NO_REL_POS,
+    B + "attn.rel_pos_w":               _NO_REL_POS,
+}, optional={MICRO: {
+    "csize_embedder.mlp.0 [D/3 256]":   EMB + "resolution_embedder.linear_1",
+    "csize_embedder.mlp.2 [D/3 D/3]":   ZeroInit(EMB + "resolution_embedder.linear_2"),
+    "ar_embedder.mlp.0 [D/3 256]":      EMB + "aspect_ratio_embedder.linear_1",
+    "ar_embedder.mlp.2 [D/3 D/3]":      ZeroInit(EMB + "aspect_ratio_embedder.linear_2"),
+}})  # fmt: skip
+
+
+def config(found: Findings) -> dict[str, Any]:
+    """`config.json` for `PixArtTransformer2DModel`: every field that diffusers would otherwise guess is written."""
+    found.value(KV_COMPRESS)  # there is no field for it: the class has none
+    # The size before the scale: where it is known, the scale often is.
+    names = ("hidden_size", "num_attention_heads", "image_size", "interpolation_scale")
+    hidden, heads, _, scale = (found.value(name) for name in names)
+    return {
+        "_class_name": "PixArtTransformer2DModel",
+        "_diffusers_version": DIFFUSERS,
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": hidden // heads,
+        "attention_type": "default",
+        "caption_channels": found.value("caption_channels"),
+        "cross_attention_dim": hidden,
+        "dropout": 0.0,
+        "in_channels": found.value("in_channels"),
+        "interpolation_scale": int(scale) if scale == int(scale) else scale,
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-06,
+        "norm_num_groups": 32,
+        "norm_type": "ada_norm_single",
+        "num_attention_heads": heads,
+        "num_embeds_ada_norm": 1000,
+        "num_layers": found.value("depth"),
+        "out_channels": found.value("out_channels"),
+        "patch_size": found.value("patch_size"),
+        "sample_size": found.value("sample_size"),
+        "upcast_attention": False,
+        "use_additional_conditions": found.value(MICRO),
+    }
+
+
+def buffer_mismatch(found: Findings, difference: float) -> tuple[bool, str]:
+    """What a `pos_embed` is that recomputing does not give. Only the fixed-size class ever uses it."""
+    if rounded := up_to_rounding(found, difference):
+        return True, rounded
+    # The class before anything else: no word on the size makes a table superfluous that the net adds to its input.
+    if found["multi_scale_train"].value:
+        found.asked.add("multi_scale_train")
+        return True, _unused(found, difference)
+    if drift := drifted(difference):
+        return True, exact_instead(found, drift, "interpolation_scale")
+    doubted = POSITIONS in found.distrusted
+    if doubted and found.given.keys() & {"image_size", "interpolation_scale"}:
+        return True, (
+            "is the table that OneTrainer writes into every file, and what the flags say is taken instead: if this "
+            "fixed-size model was trained with it, the converted model is another one"
+        )
+    what = "is not the table of the size and scale" if doubted else "is no sin-cos table of the original's kind"
+    return False, (
+        f"{what}, and the fixed-size class uses it where diffusers computes its own: the converted model would be "
+        "another one (a multi-scale model never uses it: --multi_scale_train true)"
+    )
+
+
+def _unused(found: Findings, difference: float) -> str:
+    """What the table of a multi-scale model is. The net does without it, but the scale may have been read off it."""
+    scale = found["interpolation_scale"]
+    if drift := drifted(difference):
+        return f"{drift}, and the multi-scale class never uses it"
+    if POSITIONS in found.distrusted:
+        return "is not the table of the size and scale that were given, and the multi-scale class never uses it"
+    # An element that is not finite is refused for that, and shows nothing about the others.
+    if scale.source == "file" and "interpolation_scale" not in found.given and difference < inf:
+        raise UsageError(
+            f"`interpolation_scale` is needed: {POSITIONS} only begins like the sin-cos table of scale "
+            f"{scale.value:g} and is off by up to {difference:.2g} further on, so it shows none"
+        )
+    return "is no sin-cos table, and the multi-scale class never uses it"
+
+
+# What changes no output: at most training, or a part that this class does not have.
+_INERT = ("_diffusers_version", "dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention")
+IGNORABLE_CONFIG: dict[str, tuple[Any, ...] | None] = dict.fromkeys(_INERT) | {"_class_name": ("Transformer2DModel",)}
+
+PIXART = Family(
+    "pixart", "PixArt", KEYS, describe, config, FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
+    ignorable_config=IGNORABLE_CONFIG, comfyui=partial(comfyui_warnings, micro=MICRO),
+    parity="converter.models.pixart.parity:PARITY",
+)  # fmt: skip

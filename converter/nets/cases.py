@@ -1,0 +1,66 @@
+"""Saved inputs: cases that were written down, to be run again on another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..checkpoint.dtypes import DType
+from ..checkpoint.file import InputFile
+from ..checkpoint.safetensors_reader import read_header
+from ..errors import InputError, printable
+from .inputs import Array, Case
+
+OUTPUT = "output"  # CASE.output.SIDE.PRECISION is no input
+
+
+def load_cases(path: Path, like: Case, optional: Sequence[str] = ()) -> list[Case]:
+    """The cases of a safetensors file with tensors `CASE.NAME`, such as `t999.latent`.
+
+    Args:
+        like: a case of the same model: its arrays say which there have to be, and of how many axes.
+        optional: those that a case may lack.
+
+    Raises: `InputError` for a file that is malformed, or of another model.
+    """
+    with InputFile(path) as file:
+        tensors, _ = read_header(file)
+        found: dict[str, dict[str, Array]] = {}
+        for key, tensor in tensors.items():
+            if f".{OUTPUT}." in key:
+                continue
+            case, _, name = key.rpartition(".")  # a case's own name may have a dot in it, as t998-t431.5 has
+            own = like.arrays.get(name)
+            if not case or own is None or len(tensor.shape) != own.ndim or not _of_kind(tensor.dtype, own):
+                wanted = ", ".join(f"{n} with {a.ndim} axes" for n, a in like.arrays.items())
+                raise file.error(
+                    key, f"{tensor.dtype} {list(tensor.shape)} is no input of this model: it takes {wanted}"
+                )
+            with np.errstate(invalid="ignore", over="ignore"):  # whatever it holds goes into both nets
+                found.setdefault(case, {})[name] = np.array(tensor.numpy(), own.dtype)
+    if not found:
+        name = f"t999.{next(iter(like.arrays))}"
+        raise InputError.at(path, "", f"holds no cases: tensors are named CASE.NAME, such as {name}")
+    needed = [name for name in like.arrays if name not in optional]
+    return [_checked(path, name, arrays, needed) for name, arrays in found.items()]
+
+
+def _of_kind(dtype: DType, own: Array) -> bool:
+    """Whether both are of floating point, or both whole numbers."""
+    return dtype.floating if own.dtype.kind == "f" else dtype.name == own.dtype.name
+
+
+def _checked(path: Path, name: str, arrays: dict[str, Array], needed: Sequence[str]) -> Case:
+    missing = [wanted for wanted in needed if wanted not in arrays]
+    if missing:
+        raise InputError.at(path, name, f"lacks {', '.join(missing)}")
+    batches = {array.shape[0] for array in arrays.values()}
+    if any(0 in array.shape[1:] for array in arrays.values()):
+        raise InputError.at(path, name, "holds nothing: one of its arrays has an axis of no length")
+    if len(batches) != 1 or 0 in batches:
+        raise InputError.at(
+            path, name, f"batches of {', '.join(map(str, sorted(batches)))}: one and the same is needed"
+        )
+    return Case(printable(name, 60), arrays, f"from {printable(path.name)}")

@@ -1,0 +1,56 @@
+"""What the comparisons of nets on patches of a latent have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..families import Findings
+from .inputs import Array, Case, Draws
+from .net import Net, Probe, Stage, Staged, Values
+from .patches import Patched, grid_of
+
+AFFORDABLE = 1024  # tokens of one sample in the standard profile; the attention grows with their square
+LARGEST = 1024  # latent side that is believed of a config: a table of positions grows with its square
+
+
+def parts(found: Findings) -> dict[str, slice]:
+    """The halves of the output: the noise, and the variance where the net predicts it."""
+    channels, out = found.value("in_channels"), found.value("out_channels")
+    return {"epsilon": slice(0, channels)} | ({"variance": slice(channels, out)} if out > channels else {})
+
+
+def believed_size(side: Any, factor: int) -> int | None:
+    """The image size of a config's `sample_size`, at `factor` pixels each; None where that is no number, or absurd."""
+    return side * factor if isinstance(side, int) and side <= LARGEST else None
+
+
+class LatentInputs(Draws):
+    """Noise for one model of latents, whose sides are counted in patches; `side` is the model's own."""
+
+    def __init__(self, found: Findings) -> None:
+        super().__init__()
+        self.patch, self.channels = found.value("patch_size"), found.value("in_channels")
+        self.side = found.value("sample_size") // self.patch
+
+    def latent(self, batch: int, rows: int, columns: int) -> Array:
+        return self.draw(batch, self.channels, rows * self.patch, columns * self.patch)
+
+
+def own_size(found: Findings) -> list[tuple[str, Case]]:
+    """The patches of a latent of the model's own size: the table that the original stores, at the cost of no block."""
+    draws = LatentInputs(found)
+    latent = draws.latent(1, draws.side, draws.side)
+    return [("patch embedding", Case("native", {"latent": latent}, "the model's own size"))]
+
+
+def of_any_size(net: Net, other: Net, shape: Patched) -> Staged:
+    """A net that takes one size of latents only, run on others too, which are cheaper: there its blocks see the patches
+    of `other`, the same net with the table of positions computed for each size. The stored table is tried by itself.
+    """
+    first, *rest = net.stages
+    own = (shape.input_size // shape.patch_size,) * 2
+
+    def embed(values: Values, probe: Probe) -> Values:
+        return (first if grid_of(shape, values["latent"]) == own else other.stages[0]).run(values, probe)
+
+    return Staged([Stage(first.name, embed), *rest])

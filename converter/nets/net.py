@@ -1,0 +1,153 @@
+"""A net as a list of stages over named tensors; a stage reads its weights when it runs and lets them go after it.
+
+Both sides of a comparison are cut into stages of the same names, over values of the same names: then the one can be
+run on what flows in the other, stage by stage, and neither has to be in memory whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Values = dict[str, Tensor]  # what flows through a net, by name: its inputs, what the stages add, at last "output"
+Probe = Callable[[str, Tensor], None]  # told of what a stage computes inside, by name
+
+
+def no_probe(name: str, value: Tensor) -> None:
+    """The probe of a run that nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of a net, such as "block 14".
+
+    Attributes:
+        name: the same on both sides of a comparison.
+        run: (values, probe) -> the values that it adds or replaces. It changes no tensor in place.
+    """
+
+    name: str
+    run: Callable[[Values, Probe], Values]
+
+
+class Net(Protocol):
+    """A net in stages. `output` of the last stage's values is what it is for."""
+
+    @property
+    def stages(self) -> Sequence[Stage]: ...
+
+    def forward(self, inputs: Values, watch: Callable[[str, Values], None] | None = None) -> Tensor:
+        """The output for `inputs`; `watch` is told after each stage what has come of it."""
+
+
+class Staged:
+    """A net that is nothing but its stages.
+
+    Example:
+        >>> double = Staged([Stage("double", lambda values, probe: {"output": 2 * values["x"]})])
+        >>> double.forward({"x": torch.tensor([3.0])})
+        tensor([6.])
+    """
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self.stages = stages
+
+    def forward(self, inputs: Values, watch: Callable[[str, Values], None] | None = None) -> Tensor:
+        values = dict(inputs)
+        with torch.inference_mode():
+            for stage in self.stages:
+                output = stage.run(values, no_probe)
+                values |= output
+                if watch:
+                    watch(stage.name, output)
+        return values["output"]
+
+
+class Memory:
+    """One run of bytes, as large as the most that was asked for at once, lent over and over."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def lend(self, tensors: Sequence[tuple[torch.Size, torch.dtype]], staging: int) -> list[Tensor]:
+        """Tensors of these shapes and dtypes side by side, and after them `staging` bytes; all of unknown content."""
+        sizes = [-(-shape.numel() * dtype.itemsize // 64) * 64 for shape, dtype in tensors]
+        if len(self._bytes) < sum(sizes) + staging:
+            self._bytes = torch.empty(0, dtype=torch.uint8)  # let go of the old run first
+            self._bytes = torch.empty(sum(sizes) + staging, dtype=torch.uint8)
+        lent, start = [], 0
+        for (shape, dtype), size in zip(tensors, sizes, strict=True):
+            run = self._bytes[start : start + shape.numel() * dtype.itemsize]
+            lent.append(run.view(dtype).reshape(shape))
+            start += size
+        return [*lent, self._bytes[start : start + staging]]
+
+
+def _dtype(held: Any) -> torch.dtype:
+    dtype: torch.dtype = held.dtype if isinstance(held, Tensor) else getattr(torch, held.dtype.name)
+    return dtype
+
+
+class Weights(Mapping[str, Tensor]):
+    """A state dict in one dtype on one device, each tensor read when it is asked for and kept by nobody.
+
+    Args:
+        state: key -> a torch tensor, or a lazy one: its `torch(out)` reads it, into `out` where that is given.
+        rounded: round to this dtype first, as a conversion that casts does.
+        memory: what `lend` lends; several state dicts may share one, since only one stage runs at a time.
+    """
+
+    def __init__(
+        self,
+        state: Mapping[str, Any],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        rounded: torch.dtype | None = None,
+        memory: Memory | None = None,
+    ) -> None:
+        self.state, self.dtype, self.device, self.rounded = state, dtype, device, rounded
+        self.memory = memory or Memory()
+
+    def __getitem__(self, key: str) -> Tensor:
+        held = self.state[key]
+        tensor: Tensor = held if isinstance(held, Tensor) else held.torch()
+        if self.rounded is not None:
+            tensor = tensor.to(self.rounded)
+        return tensor.to(self.device, self.dtype)
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose keys begin with `prefix`, read, by the rest of their keys."""
+        return {key[len(prefix) :]: self[key] for key in self.state if key.startswith(prefix)}
+
+    def lend(self, prefix: str) -> dict[str, Tensor]:
+        """As `under`, in memory that is lent again: valid until the next call that uses the same `memory`.
+
+        A stage that has used its weights is done with them, and fresh memory for every block of a large net would cost
+        more time than reading into it.
+        """
+        mine = {key[len(prefix) :]: self.state[key] for key in self.state if key.startswith(prefix)}
+        kinds = {name: (torch.Size(held.shape), _dtype(held)) for name, held in mine.items()}
+        room = [(shape, self.dtype) for shape, _ in kinds.values()]
+        *lent, staging = self.memory.lend(room, max((s.numel() * d.itemsize for s, d in kinds.values()), default=0))
+        tensors = {}
+        for target, (name, held) in zip(lent, mine.items(), strict=True):
+            shape, dtype = kinds[name]
+            if not isinstance(held, Tensor):
+                direct = dtype == self.dtype and self.rounded is None
+                into = target if direct else staging[: shape.numel() * dtype.itemsize].view(dtype).reshape(shape)
+                held = held.torch(into)
+            held = held if self.rounded is None else held.to(self.rounded)
+            if held is not target:
+                target.copy_(held)
+            tensors[name] = target.to(self.device)
+        return tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.state)
+
+    def __len__(self) -> int:
+        return len(self.state)

@@ -1,0 +1,79 @@
+"""What a model brings to be compared: its original net, the converted net, and inputs to run both on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..families import Findings
+from ..mapping import Plan
+from .inputs import Case
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .faults import Fault
+    from .net import Net, Values, Weights
+    from .sampler import Sampler
+
+
+@dataclass(frozen=True)
+class ParitySpec:
+    """The nets of a model, and what to try them on. Everything is called with what the original file shows.
+
+    Attributes:
+        reference: (findings, weights in the original layout) -> the original net.
+        converted: (config.json, weights in the target layout) -> the net that the target's own code makes of them.
+        cases: (findings, profile, what has no home in the converted model) -> the inputs of that profile ('quick',
+            'standard' or 'full'), the cheapest first.
+        parts: (findings) -> name -> the channels of the output that belong together, each gated on its own.
+        patch: (findings) -> side of an output patch, whose positions are gated one by one.
+        resolve_config: config.json -> what the target's code takes each field for, its own defaults put in.
+        config_hints: config.json -> what it says of hyper-parameters that the original may not show, by flag name; they
+            are taken from there only as a last resort, and reported as assumed.
+        faults: (findings, config.json, plan) -> deliberate faults beyond those that the table of keys gives.
+        invisible_biases: ends of target paths whose bias changes no output.
+        stages: (findings) -> stages to be tried by themselves too, in float64, on inputs too large for whole nets.
+        optional: inputs that a case may lack.
+        sampler: how a picture is drawn with it; without one no trajectory is compared.
+        loaded: (folder, inputs, what from_pretrained has to be told) -> the output of the net as the target library's
+            own loader makes it.
+        fix: where the target's own code computes something else than the original whatever the weights are.
+    """
+
+    reference: Callable[[Findings, Weights], Net]
+    converted: Callable[[Mapping[str, Any], Weights], Net]
+    cases: Callable[[Findings, str, Mapping[str, Any]], Sequence[Case]]
+    parts: Callable[[Findings], Mapping[str, slice]] = lambda found: {"output": slice(None)}
+    patch: Callable[[Findings], int] = lambda found: 1
+    resolve_config: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    config_hints: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
+    faults: Callable[[Findings, Mapping[str, Any], Plan], Sequence[Fault]] = lambda found, config, plan: ()
+    invisible_biases: tuple[str, ...] = ()
+    stages: Callable[[Findings], Sequence[tuple[str, Case]]] = lambda found: ()
+    optional: tuple[str, ...] = ()
+    sampler: Sampler | None = None
+    loaded: Callable[[Path, Values, Mapping[str, Any]], Tensor] | None = None
+    fix: PostLoadFix | None = None
+
+
+@dataclass(frozen=True)
+class PostLoadFix:
+    """What mends a net of the target's own code, after it was loaded, that is not the original's function otherwise.
+
+    A comparison is of what the target's loader makes, and fails then; it says that the fix mends it, if it does. Of the
+    mended net it is only where the user says that this is how the model is loaded.
+
+    Attributes:
+        flag: the user's word that it is, one of the family's flags.
+        why: what the target's code does otherwise, in words.
+        line: the code to be run on the loaded model, as it is shown.
+        spec: what is compared where it is run.
+    """
+
+    flag: str
+    why: str
+    line: str
+    spec: ParitySpec

@@ -1,0 +1,148 @@
+"""A model as diffusers has it, described by a table: which modules make a stage, and what their outputs are called."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .net import Values, Weights
+from .streamed import Streamed, owner
+
+# A probe's name -> where a stock block has it: what the blocks of diffusers have in common.
+SELF_ATTENTION = {
+    "norm1 modulated": ("attn1.to_q", "input"),
+    "attn1 q": ("attn1.to_q", "output"),
+    "attn1 k": ("attn1.to_k", "output"),
+    "attn1 v": ("attn1.to_v", "output"),
+    "attn1 out": ("attn1.to_out.0", "output"),
+}
+FEED_FORWARD = {
+    "norm2 modulated": ("ff.net.0.proj", "input"),
+    "ff hidden": ("ff.net.0.proj", "output"),
+    "ff out": ("ff.net.2", "output"),
+}
+
+
+@dataclass(frozen=True)
+class StockStage:
+    """Where a stage is in the stock module.
+
+    Attributes:
+        name: with `{}` there is a stage for each number that `path` matches.
+        path: of the sub-module, "" for the whole. With `{}` and none in `name`, one stage of many modules.
+        values: what its output is called; several names where it is a tuple.
+    """
+
+    name: str
+    path: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stock:
+    """A model class of diffusers, cut into stages.
+
+    Attributes:
+        kind: "package.module:Class".
+        arguments: of its forward -> the value that it takes, or a dict of such; None is passed for what is not there.
+        stages: in the order of the computation; the last one is the whole.
+        probes: of a stage with `{}` in its name: a probe's name -> (path inside, "input" or "output").
+        shell: fields of a config that cost parameters, as small as they can be: the buffers that the class computes
+            for itself are taken from such a model.
+        settle: completes the fields of a config as the class does, where that takes more than its defaults.
+        amend: what is done to the model after loading.
+
+    Example:
+        >>> from converter.models.dit.stock import STOCK
+        >>> STOCK.stages[3]
+        StockStage(name='block {}', path='transformer_blocks.{}', values=('x',))
+    """
+
+    kind: str
+    arguments: Mapping[str, str | Mapping[str, str]]
+    stages: Sequence[StockStage]
+    probes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    shell: Mapping[str, Any] = field(default_factory=lambda: {"num_layers": 0})
+    settle: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
+    amend: Callable[[Any], Any] = lambda model: model
+
+    @property
+    def model_class(self) -> Any:
+        module, _, name = self.kind.partition(":")
+        return getattr(import_module(module), name)
+
+    def resolve_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What the class takes each field of a `config.json` for, its defaults put in."""
+        return self.settle(config_with_defaults(self.model_class, config))
+
+    def net(self, config: Mapping[str, Any], weights: Weights) -> Streamed:
+        """The net of a `config.json`, in the dtype of `weights`. Raises whatever the class makes of a wrong config."""
+        return Streamed(self, self.amend(meta_model(self.model_class, config, self.shell)), weights)
+
+    def loaded(self, folder: Path, inputs: Values, options: Mapping[str, Any] | None = None) -> Tensor:
+        """The output of what `from_pretrained` makes of a folder, whole in memory, in float32, and amended."""
+        with _quiet():
+            model = self.model_class.from_pretrained(
+                folder, low_cpu_mem_usage=False, local_files_only=True, **(options or {})
+            )
+        with torch.inference_mode():
+            return self.call(self.amend(model.eval()), inputs)
+
+    def call(self, model: Any, values: Values) -> Tensor:
+        """The stock forward, whole."""
+        arguments = {
+            argument: values.get(name) if isinstance(name, str) else {key: values.get(one) for key, one in name.items()}
+            for argument, name in self.arguments.items()
+        }
+        output: Tensor = model(**arguments, return_dict=False)[0]
+        return output
+
+
+def config_with_defaults(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model class of diffusers is given of a config: its own defaults, and over them what the config says."""
+    arguments = inspect.signature(kind.__init__).parameters
+    fields = {name: argument.default for name, argument in arguments.items() if name != "self"}
+    unused = config.get("_use_default_values")  # what diffusers' own loader passes over
+    if isinstance(unused, list):
+        config = {name: value for name, value in config.items() if name not in unused}
+    return fields | {name: value for name, value in config.items() if name in fields or name.startswith("_")}
+
+
+def meta_model(kind: Any, config: Mapping[str, Any], shell: Mapping[str, Any]) -> Any:
+    """A model class of diffusers with all parameters on the meta device, and with the buffers that it computes for
+    itself, such as a table of positions: those of the same model with the fields of `shell`."""
+    with _quiet():
+        with torch.device("meta"):
+            model = kind.from_config(dict(config))
+        with torch.random.fork_rng(devices=[]):  # making parameters draws numbers, which are the caller's
+            small = kind.from_config(dict(config) | dict(shell))
+    for name, buffer in small.named_buffers():
+        owner(model, name)._buffers[name.rpartition(".")[2]] = buffer
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without bars, and without what diffusers logs of a config that it does not understand: all of it, be it
+    megabytes. The config is audited, and the report tells of it."""
+    from diffusers.utils import logging as bars
+
+    logger = logging.getLogger("diffusers")
+    before, shown = logger.level, bars.is_progress_bar_enabled()
+    logger.setLevel(logging.CRITICAL)
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        if shown:
+            bars.enable_progress_bar()

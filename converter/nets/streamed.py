@@ -1,0 +1,247 @@
+"""A stock module run as a net in stages, its parameters read when a part of it runs and let go afterwards.
+
+The forward is the library's own, whole and untouched. A stage by itself is that forward too: what comes before the
+stage answers with the values that it is given, without running, and the forward ends once the stage has answered. All
+parameters stand on the meta device; those of a part are there, strictly, while it runs: a net of gigabytes runs in the
+memory of its largest part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .net import Probe, Stage, Values, Weights, no_probe
+
+if TYPE_CHECKING:
+    from .stock import Stock, StockStage
+
+
+class _Answered(Exception):
+    """Ends a forward once all that is wanted of it is there."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A module that makes (some of) a stage: what its output is called, and what a probe is told that it is."""
+
+    module: nn.Module
+    names: tuple[str, ...]
+    label: str
+
+    def values(self, output: Any) -> Values:
+        return dict(zip(self.names, output if len(self.names) > 1 else (output,), strict=True))
+
+    def output(self, values: Values) -> Any:
+        output = tuple(values[name] for name in self.names)
+        return output if len(output) > 1 else output[0]
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A stage in one model."""
+
+    name: str
+    parts: Sequence[_Part]
+    probes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+class Streamed:
+    """A stock module as a `Net`, run on streamed weights.
+
+    Args:
+        stock: the table; `model`: a module of its class, parameters on the meta device.
+        weights: the state dict, by the module's own keys.
+    """
+
+    def __init__(self, stock: Stock, model: nn.Module, weights: Weights) -> None:
+        self.stock, self.model, self.weights = stock, model.eval().requires_grad_(False), weights
+        self._placed = [placed for line in stock.stages for placed in _place(model, line, stock.probes)]
+        owned = {part.module for placed in self._placed for part in placed.parts} - {model}
+        streamed = dict(_streamable(model, "", owned))
+        for prefix, module in streamed.items():
+            self._stream(module, prefix)
+        # What is in none of them (single parameters at the top) is little, and stays.
+        self._staying = [name for name, _ in model.named_parameters() if not name.startswith(tuple(streamed))]
+        for name, buffer in model.named_buffers():
+            owner(model, name)._buffers[name.rpartition(".")[2]] = buffer.to(weights.device)
+        self.stages = [Stage(one.name, _Alone(self, self._placed, i)) for i, one in enumerate(self._placed)]
+        self.on(weights)
+
+    def on(self, weights: Weights) -> Streamed:
+        """The same net on other weights: building the modules of a large one anew takes longer than running a block."""
+        self.weights = weights
+        for name in self._staying:
+            _put(self.model, name, weights[name])
+        return self
+
+    def _stream(self, module: nn.Module, prefix: str) -> None:
+        """Let a module's parameters be there only while it runs."""
+        absent = {name: parameter.to("meta") for name, parameter in module.named_parameters()}
+
+        def bring(*_: Any) -> None:
+            if "forward" in vars(module):  # replaced: it does not run, and its weights are not read
+                return
+            lent = self.weights.lend(prefix)
+            for name, parameter in absent.items():
+                if lent[name].shape != parameter.shape:
+                    shapes = f"{list(lent[name].shape)}, not {list(parameter.shape)}"
+                    raise ValueError(f"{prefix}{name} has shape {shapes}")
+                _put(module, name, lent[name])
+
+        def let_go(*_: Any) -> None:
+            for name, parameter in absent.items():
+                _put(module, name, parameter)
+
+        let_go()
+        module.register_forward_pre_hook(bring)
+        module.register_forward_hook(let_go, always_call=True)
+
+    def forward(self, inputs: Values, watch: Callable[[str, Values], None] | None = None) -> Tensor:
+        """The library's own forward; `watch` is told what comes of each stage, of many modules of the first of them."""
+        *inner, whole = self._placed
+
+        def tell(name: str, part: _Part) -> Callable[..., None]:
+            return lambda module, arguments, output: watch(name, part.values(output)) if watch else None
+
+        with ExitStack() as undo, torch.inference_mode():
+            for placed in inner if watch else ():
+                first = placed.parts[0]
+                undo.callback(first.module.register_forward_hook(tell(placed.name, first)).remove)
+            output = self.stock.call(self.model, inputs)
+        if watch:
+            watch(whole.name, whole.parts[0].values(output))
+        return output
+
+
+class _Alone:
+    """One stage of a streamed net by itself: the library's forward, from the values before the stage to its own."""
+
+    def __init__(self, net: Streamed, placed: Sequence[_Placed], index: int) -> None:
+        self.net, self.stage = net, placed[index]
+        self.before = [part for earlier in placed[:index] for part in earlier.parts]
+        wanted = {part.module for part in self.stage.parts}
+        later = [part for after in placed[index + 1 : -1] for part in after.parts]
+        self.around = [part for part in later if wanted & set(part.module.modules())]
+
+    def __call__(self, values: Values, probe: Probe) -> Values:
+        answers: Values = {}
+        with ExitStack() as undo:
+            for part in self.before:
+                if values.keys() >= set(part.names):
+                    undo.enter_context(_replaced(part.module, self._given(part.output(values))))
+            for part in self.around:
+                undo.enter_context(_replaced(part.module, self._until_answered(part, values, answers)))
+            for part in self.stage.parts:
+                for hook in probe_hooks(part.module, self.stage.probes, probe):
+                    undo.callback(hook.remove)
+                if part.module is not self.net.model:
+                    hook = part.module.register_forward_hook(self._answer(part, answers, probe))
+                    undo.callback(hook.remove)
+            try:
+                output = self.net.stock.call(self.net.model, values)
+            except _Answered:
+                return answers
+        if self.stage.parts[0].module is not self.net.model:
+            raise ValueError(f"the library's forward does not use the modules of the stage {self.stage.name!r}")
+        return self.stage.parts[0].values(output)
+
+    @staticmethod
+    def _given(output: Any) -> Callable[..., Any]:
+        return lambda *_, **__: output
+
+    def _answer(self, part: _Part, answers: Values, probe: Probe) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+            answers.update(part.values(output))
+            if len(self.stage.parts) > 1:
+                probe(part.label, output)
+            raise _Answered
+
+        return hook
+
+    def _until_answered(self, part: _Part, values: Values, answers: Values) -> Callable[..., Any]:
+        """The forward of a module around some that are wanted: it is left as soon as one of them has answered."""
+        forward = part.module.forward
+
+        def forward_until(*arguments: Any, **named: Any) -> Any:
+            try:
+                return forward(*arguments, **named)
+            except _Answered:
+                if all(name in answers for one in self.stage.parts for name in one.names):
+                    raise
+                return part.output(values)
+
+        return forward_until
+
+
+def _place(model: nn.Module, line: StockStage, probes: Mapping[str, tuple[str, str]]) -> Iterator[_Placed]:
+    """A line of the table in one model; nothing where the model has no such module, as a config may say."""
+    over, numbered, _ = line.path.partition(".{}")
+    try:
+        count = sum(1 for _ in model.get_submodule(over).children()) if numbered else 1
+        modules = [model.get_submodule(line.path.replace("{}", str(i))) for i in range(count)]
+    except AttributeError:
+        return
+    parts = [_Part(module, tuple(n.format(i) for n in line.values), f"block {i}") for i, module in enumerate(modules)]
+    if "{}" in line.name:
+        yield from (_Placed(line.name.format(i), [part], probes) for i, part in enumerate(parts))
+    elif parts:
+        yield _Placed(line.name, parts)
+
+
+def _streamable(module: nn.Module, prefix: str, owned: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """The modules whose parameters come and go together, by prefix: as large as they can be with no stage inside."""
+    for name, child in module.named_children():
+        path = f"{prefix}{name}."
+        if owned & (set(child.modules()) - {child}):
+            yield from _streamable(child, path, owned)
+        elif next(child.parameters(), None) is not None:
+            yield path, child
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module compute something else."""
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+
+
+def owner(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in a parameter's place, whatever its dtype or device."""
+    owner(module, name)._parameters[name.rpartition(".")[2]] = nn.Parameter(tensor, requires_grad=False)
+
+
+def probe_hooks(module: nn.Module, inside: Mapping[str, tuple[str, str]], probe: Probe) -> list[Any]:
+    """Hooks that tell `probe` of what sub-modules take ('input') or give ('output'), by the names of `inside`.
+
+    The caller removes them; none are made where nobody listens.
+    """
+    if probe is no_probe:
+        return []
+
+    def takes(name: str) -> Callable[..., None]:
+        return lambda part, arguments: probe(name, arguments[0])
+
+    def gives(name: str) -> Callable[..., None]:
+        return lambda part, arguments, output: probe(name, output)
+
+    hooks: list[Any] = []
+    for name, (path, side) in inside.items():
+        part = module.get_submodule(path)
+        if side == "input":
+            hooks.append(part.register_forward_pre_hook(takes(name)))
+        else:
+            hooks.append(part.register_forward_hook(gives(name)))
+    return hooks

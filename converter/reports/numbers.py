@@ -1,0 +1,98 @@
+"""Numbers as people read them. A report read back from JSON spells what JSON lacks: 'nan', 'inf', '-inf'."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+SPELLED = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+UNKNOWN = "–"
+
+
+def number(value: object) -> float | None:
+    """A number, finite or not; None for anything else.
+
+    >>> number("inf"), number(3), number("three"), number(True)
+    (inf, 3.0, None, None)
+    """
+    if isinstance(value, str):
+        return SPELLED.get(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def positive(value: object) -> float | None:
+    """A finite number above zero, which is what a logarithmic scale can place; None for anything else."""
+    found = number(value)
+    return found if found is not None and 0 < found < math.inf else None
+
+
+def broken(value: object) -> bool:
+    """Whether a value is a number that is not finite: the thing that a picture must not leave out."""
+    found = number(value)
+    return found is not None and not math.isfinite(found)
+
+
+def show(value: object) -> str:
+    """A value for a table cell.
+
+    >>> [show(v) for v in (5.13e-07, 0.0004, 0.25, 1152, float("nan"), None, "none", True)]
+    ['5.13e-7', '4e-4', '0.25', '1152', 'NaN', '–', 'none', 'yes']
+    """
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    found = number(value)
+    if found is None:
+        return str(value)
+    if not math.isfinite(found):
+        return "NaN" if math.isnan(found) else "∞" if found > 0 else "−∞"
+    if found == 0 or 1e-3 <= abs(found) < 1e6:
+        return f"{found:.0f}" if found == int(found) else f"{found:.4g}"
+    digits, _, exponent = f"{found:.2e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def power(exponent: int) -> str:
+    """A power of ten: 10⁻⁷; 1 to 1000 as they are."""
+    return str(10**exponent) if 0 <= exponent <= 3 else f"10{str(exponent).translate(SUPERSCRIPTS)}"
+
+
+def times(ratio: float) -> str:
+    """A multiple with the digits that matter: '1.06', '0.094', '24,600'."""
+    if not math.isfinite(ratio):
+        return show(ratio)
+    if abs(ratio) >= 1e6 or 0 < abs(ratio) < 1e-3:
+        return show(ratio)
+    if abs(ratio) >= 100:
+        return f"{ratio:,.0f}"
+    return f"{ratio:.2f}" if ratio >= 1 or ratio == 0 else f"{ratio:#.2g}"
+
+
+def duration(value: object) -> str:
+    """Seconds as people say them: '4.2 s', '3 min 20 s', '2 h 5 min'; '' where there are none."""
+    found = number(value)
+    if found is None or not math.isfinite(found) or found < 0:
+        return ""
+    if found < 60:
+        return f"{found:.2g} s" if found < 10 else f"{found:.0f} s"
+    minutes, seconds = divmod(round(found), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """What should be a dict, or an empty one: the parts of a report's detail are all optional."""
+    return value if isinstance(value, dict) else {}
+
+
+def sequence(value: Any) -> list[Any]:
+    """What should be a list, or an empty one."""
+    return list(value) if isinstance(value, list | tuple) else []
