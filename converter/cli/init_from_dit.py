@@ -34,18 +34,38 @@ from .output import print_json, progress_bar, say, say_error
     default="mean",
     help="What the shared layer starts as: the mean of the blocks' own (default), or random as in the paper's code.",
 )
-@click.option("--image_size", type=click.IntRange(min=8), metavar="PIXELS", help="Default: the DiT's own.")
+@click.option("--image_size", type=click.IntRange(min=8), metavar="PIXELS", help="Resolution. Default: the DiT's own.")
 @click.option(
-    "--interpolation_scale", type=float, metavar="X", help="Of the positions. Default: the released model's, or 1."
+    "--interpolation_scale",
+    type=float,
+    metavar="X",
+    help="Scale of the positions. Default: the released model's, or 1.",
 )
-@click.option("--version", type=click.Choice(["alpha", "sigma"]), help="120 caption tokens (default), or 300.")
-@click.option("--caption_tokens", type=click.IntRange(min=1), metavar="L", help="In place of --version.")
-@click.option("--caption_channels", type=click.IntRange(min=1), default=4096, metavar="K", help="Default: 4096, of T5.")
+@click.option(
+    "--version",
+    type=click.Choice(["alpha", "sigma"]),
+    help="How many caption tokens: 120 (alpha, the default) or 300 (sigma).",
+)
+@click.option(
+    "--caption_tokens", type=click.IntRange(min=1), metavar="L", help="Number of caption tokens, in place of --version."
+)
+@click.option(
+    "--caption_channels",
+    type=click.IntRange(min=1),
+    default=4096,
+    metavar="K",
+    help="Channels of the text encoder. Default: 4096, of T5.",
+)
 @boolean("--micro_condition", "Add embedders of size and aspect ratio, which start by adding nothing.")
-@click.option("--num_attention_heads", type=click.IntRange(min=1), metavar="N", help="Default: of the published size.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what is drawn. Default: 0.")
+@click.option(
+    "--num_attention_heads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of heads. Default: that of the published size.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Random seed. Default: 0.")
 @click.option("--report", multiple=True, metavar="FILE", help="Write a report: .json, .md or .html. Repeatable.")
-@click.option("--overwrite", is_flag=True, help="Replace a file, or a folder that an earlier run wrote.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file, or a folder that an earlier run wrote.")
 @shown
 def init_from_dit(
     orig_ckpt_path: str, dump_path: str, report: tuple[str, ...], as_json: bool, quiet: bool, **words: Any
