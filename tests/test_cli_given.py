@@ -1,4 +1,4 @@
-"""Hyper-parameters of a family by others on the command line: `--given NAME=VALUE`, and options where it is installed."""
+"""Hyper-parameters of a family by others on the command line: `--given NAME=VALUE`, or options of their own."""
 
 from __future__ import annotations
 
