@@ -20,13 +20,14 @@ VAE_FACTOR = 8  # pixels per latent position
 LIMIT = 1 << 20  # far above any side, scale or number of heads, and its inverse far below any scale
 
 
-def sizes(plan: Plan, found: Findings, more: Mapping[str, str] | None = None) -> None:
+def sizes(plan: Plan, found: Findings, more: Mapping[str, str] | None = None, *, mlp_ratio: int = 4) -> None:
     """What the shapes show.
 
     Args:
         plan: its symbols are D hidden size, C latent channels, p patch size, F width of the feed-forward layers, R rows
             of the output layer (patch^2 times output channels).
         more: further hyper-parameters, name -> symbol.
+        mlp_ratio: how many times as wide as the model the feed-forward layers of the diffusers class are.
     """
     dims, evidence = plan.dims, plan.evidence
     for name, symbol in ({"hidden_size": "D", "patch_size": "p", "in_channels": "C"} | dict(more or {})).items():
@@ -41,10 +42,10 @@ def sizes(plan: Plan, found: Findings, more: Mapping[str, str] | None = None) ->
         else:
             found.problems.append(f"{counted} are {channels} output channels: neither {latent} nor twice as many")
     # What the original code lets a model choose and the diffusers class does not.
-    if {"F", "D"} <= dims.keys() and dims["F"] != 4 * dims["D"]:
+    if {"F", "D"} <= dims.keys() and dims["F"] != mlp_ratio * dims["D"]:
         found.problems.append(
             f"its feed-forward layers are {dims['F'] / dims['D']:g} times as wide as the model, "
-            f"and the diffusers class is fixed at 4: {evidence['F']}"
+            f"and the diffusers class is fixed at {mlp_ratio}: {evidence['F']}"
         )
     if dims.get("D", 0) % 4:
         found.problems.append(f"hidden size {dims['D']}: sines and cosines on two axes need a multiple of 4")
@@ -167,28 +168,31 @@ def _from_whole(state: State, hidden: int, side: int) -> tuple[float | None, str
     return made.scale, f"and is {name} up to a drift, as of an average ({off})", ROUNDING
 
 
-def resolution(found: Findings, config: Mapping[str, Any], table: StoredTable | None, doubt: str = "") -> None:
+def resolution(
+    found: Findings, config: Mapping[str, Any], table: StoredTable | None, doubt: str = "", *, factor: int = VAE_FACTOR
+) -> None:
     """`image_size` (pixels) and `sample_size` (latent side).
 
     Args:
         doubt: why the table is not believed, where it is not: then its side is only taken beside the user's scale.
+        factor: pixels per latent position.
     """
     latent = configured(config, "sample_size", int)
     if table and table.side and not doubt:
-        found.file("image_size", table.side * VAE_FACTOR, table.seen)
+        found.file("image_size", table.side * factor, table.seen)
     elif latent:
-        found.file("image_size", latent * VAE_FACTOR, "config.json: sample_size")
+        found.file("image_size", latent * factor, "config.json: sample_size")
     elif table and table.side and "interpolation_scale" in found.given:
-        found.settle("image_size", table.side * VAE_FACTOR, table.seen, doubt)
+        found.settle("image_size", table.side * factor, table.seen, doubt)
     else:
         nothing = f"there is no usable {POSITIONS}, and nothing else in a file shows the resolution"
         found.settle("image_size", None, doubt or nothing, doubt or (table.aside if table else ""))
-    pixels, patch = found["image_size"].value, VAE_FACTOR * (found["patch_size"].value or 1)
+    pixels, patch = found["image_size"].value, factor * (found["patch_size"].value or 1)
     if latent and pixels < patch:
         raise InputError(f"config.json: sample_size: {latent} is less than a patch")
     if found["image_size"].source == "given" and (pixels < 1 or pixels % patch):
         raise UsageError(f"--image_size {pixels}: not a multiple of {patch}, the pixels that one patch covers")
-    found["sample_size"] = replace(found["image_size"], value=pixels and pixels // VAE_FACTOR)
+    found["sample_size"] = replace(found["image_size"], value=pixels and pixels // factor)
 
 
 def computed_table(found: Findings, scale_name: str = "") -> SinCosTable:
