@@ -50,7 +50,8 @@ STYLE = {
     "legend.handletextpad": 0.6,
 }
 _DECIMALS = re.compile(r"-?\d+\.\d{3,}")
-_FONT = re.compile(r"font: (?:(\d+|bold) )?([\d.]+px) [^;]*")
+_FONT = re.compile(r"font: (?:(\w+) )?([\d.]+px) [^;]*")  # in one, or, since matplotlib 3.11, one by one
+_FAMILY = re.compile(r"font-family: [^;]*(?:; )?")
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Drawing:
         axis.set_ticks([*names], [self.text(name, 32) for name in names.values()], **style)
         for place, label in zip(names, axis.get_ticklabels(), strict=True):
             if place in marked:
-                label.set(color=COLOURS["fail"], fontweight=700)
+                label.set(color=COLOURS["fail"], fontweight="bold")
 
     def legend(self, keys: Iterable[tuple[Line2D, str]], left: float) -> None:
         """One line of keys with their words, at the top."""
@@ -249,5 +250,6 @@ def _plain(value: str) -> str:
     for name, colour in COLOURS.items():
         value = value.replace(colour, f"var(--{name})")
     value = _FONT.sub(lambda font: f"font-size: {font[2]}" + (f"; font-weight: {font[1]}" if font[1] else ""), value)
+    value = _FAMILY.sub("", value)
     value = _DECIMALS.sub(lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), value)
     return " ".join(value.split())

@@ -54,7 +54,7 @@ def _draw(checks: Sequence[Check], floors: float) -> str:
         axes.axvline(unit, color=COLOURS["limit"], linewidth=1.6)
         place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
         heading, limit = f"{precision}: times the {counted}", f"limit {show(unit)}"
-        axes.annotate(drawing.text(heading), (low, 1), (0, 21), fontsize=12, fontweight=600, **place)
+        axes.annotate(drawing.text(heading), (low, 1), (0, 21), fontsize=12, fontweight="bold", **place)
         axes.annotate(drawing.text(limit), (unit, 1), (0, 6), color=COLOURS["limit"], ha="center", **place)
         alike: dict[tuple[int, bool, bool, bool], list[Check]] = {}
         for check in mine:
