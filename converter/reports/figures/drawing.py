@@ -138,7 +138,7 @@ class Drawing:
 
     def names(self, axis: Axis, names: Mapping[int, str], marked: Collection[int], **style: Any) -> None:
         """Names at places of an axis, in the colour of what is wrong where they are `marked`."""
-        axis.set_ticks([*names], [self.text(name, 32) for name in names.values()], **style)
+        axis.set_ticks([*names], [self.text(name, 30) for name in names.values()], **style)
         for place, label in zip(names, axis.get_ticklabels(), strict=True):
             if place in marked:
                 label.set(color=COLOURS["fail"], fontweight="bold")

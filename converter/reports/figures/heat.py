@@ -55,6 +55,7 @@ def _draw(names: list[str], maps: list[list[float]], columns: int, scale: Normal
     import numpy as np
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
+    from matplotlib.ticker import MaxNLocator
 
     rows = len(maps[0]) // columns
     across = min(len(maps), 4 if len(maps) <= 8 or columns > 2 * rows else 8)
@@ -84,6 +85,8 @@ def _draw(names: list[str], maps: list[list[float]], columns: int, scale: Normal
     bar = drawing.axes(left, 4, 300, 12)
     shades = ScalarMappable(scale, colours["cmap"])
     legend = drawing.figure.colorbar(shades, cax=bar, orientation="horizontal", format=lambda value, _: show(value))
+    if scale.vmin == 0:
+        legend.locator = MaxNLocator(4)
     for shade in bar.collections:
         shade.set_rasterized(True)  # not one element for each
     legend.outline.set_visible(False)

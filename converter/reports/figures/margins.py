@@ -90,7 +90,7 @@ def _scale(axes: Axes, ratios: Sequence[float], unit: float) -> tuple[float, flo
     if high <= 2.5 * unit:
         low, high = 0.0, max(high * 1.08, unit * 1.2)
         axes.set_xlim(low, high)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     else:
         low, high = max(min([r for r in finite if r > 0] + [unit]) / 2, unit * 1e-3), min(high, 1e300) * 1.5
