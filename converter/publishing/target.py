@@ -56,7 +56,7 @@ class Target:
         """
         if private not in (None, self.private):
             kind = "private" if self.private else "public"
-            raise UsageError(f"{printable(self.repo)}: is there already, and {kind}; its page on the hub can change it")
+            raise UsageError(f"{printable(self.repo)}: exists and is {kind}; change it in the repository's settings")
         models = [name for name in files if name.removesuffix(INDEX).endswith(STEMS)]
         places = {name[: name.rfind("/") + 1] for name in models}
         weights = {f"{place}{stem}{end}" for place in places for stem in STEMS for end in ("", INDEX)}

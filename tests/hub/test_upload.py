@@ -242,9 +242,7 @@ def test_weights_that_are_replaced_are_no_hindrance(hub: Hub, out: Path) -> None
 def test_who_can_see_it_is_not_guessed(private: bool, hub: Hub, out: Path) -> None:
     repo = hub.add("owner/name", {}, private=not private)
     kind = "public" if private else "private"
-    with pytest.raises(
-        UsageError, match=f"^owner/name: is there already, and {kind}; its page on the hub can change it$"
-    ):
+    with pytest.raises(UsageError, match=f"^owner/name: exists and is {kind}; change it in the repository's settings$"):
         push(out, "owner/name", private=private)
     assert len(repo.messages) == 1
     push(out, "owner/name")

@@ -330,12 +330,12 @@ def test_a_list_without_blocks_is_not_compared_for_ever() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("Mine", "k.json"), "NAME Mine: lower-case"),
-        (("class", "k.json"), "NAME class: lower-case"),
+        (("Mine", "k.json"), "NAME Mine: use lower-case"),
+        (("class", "k.json"), "NAME class: use lower-case"),
         (("pixart", "k.json"), "NAME pixart: there is a family of that name"),
-        (("mine", "k.json", "--out", "mine.txt"), "a module of Python"),
+        (("mine", "k.json", "--out", "mine.txt"), "must be a Python module"),
         (("mine", "k.json", "--out", "nowhere/mine.py"), "cannot be written there"),
-        (("there", "k.json"), "--overwrite replaces it"),
+        (("there", "k.json"), "use --overwrite to replace it"),
     ],
 )
 def test_a_wrong_call_writes_nothing(
