@@ -8,7 +8,7 @@ from itertools import combinations
 from ..mapping import Move, Plan
 from ..mapping.rows import Row
 from ..nets.damage import Change, drifted, exchanged, halved, last_bit, not_a_number, scaled, transposed, zeroed
-from ..nets.faults import BOTH, Fault, WEIGHTS
+from ..nets.faults import BOTH, WEIGHTS, Fault
 
 WEIGHTS_ONLY = frozenset({WEIGHTS})
 Changes = dict[str, tuple[str, Change | None]]

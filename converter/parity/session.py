@@ -14,8 +14,8 @@ from ..nets.cases import load_cases
 from ..nets.faults import Fault, idle
 from ..nets.inputs import Case
 from ..nets.spec import ParitySpec
+from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase
 from . import diagnosis, function, provenance, selftest, trajectory
-from ..reports.report import Check, FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase
 from .catalogue import catalogue
 from .choices import FLOAT64
 from .compared import Sides

@@ -17,9 +17,9 @@ from toy_family import KEYS, state
 import converter
 from converter import InputError, KeyMapping, MappingError, Reorder, UsageError
 from converter.conversion import already
+from converter.conversion.zeros import find_zeros
 from converter.mapping import ZeroInit
 from converter.parity.catalogue import catalogue
-from converter.zeros import find_zeros
 
 FAMILY = str(Path(__file__).parents[1] / "toy_family.py")
 State = dict[str, torch.Tensor]
