@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import toy_family
+import two_stacks_family
 from makers import save
 from opened import held
-from toy_family import KEYS, state
+from two_stacks_family import KEYS, state
 
 import converter
+from converter.conversion.analysis import analyse
+from converter.nets.faults import with_fault
 from converter.parity.audit import audit
 from converter.parity.catalogue import catalogue
 from converter.parity.compared import Sides
-from converter.parity.faults import Faulty
-from converter.survey import survey
 
-FAMILY = str(toy_family.__file__)
+FAMILY = str(two_stacks_family.__file__)
 
 
 def test_the_audit_finds_every_fault_and_names_the_place(tmp_path: Path) -> None:
     source = save({key: tensor.clone() for key, tensor in state().items()}, tmp_path / "toy.pth")
     with converter.open_checkpoint(source) as original:
-        looked = survey(original, {}, FAMILY)
+        looked = analyse(original, {}, FAMILY)
         family = looked.require()
         theirs = KEYS(state())
         sidecar = held({"null": state()["null"]})
         for fault in catalogue(looked.plan):
             if "weights" not in fault.expected:
                 continue
-            spoilt = Faulty(held({key: tensor.clone() for key, tensor in theirs.items()}), fault)
+            spoilt = with_fault(held({key: tensor.clone() for key, tensor in theirs.items()}), fault)
             found = audit(Sides(family, looked.found, looked.plan, original, spoilt, sidecar))
             assert found.verdict == "FAIL", fault.name
         made = held(theirs)

@@ -12,16 +12,16 @@ import pytest
 import torch
 from makers import save
 from safetensors.torch import load_file, save_file
-from toy_family import KEYS, state
+from two_stacks_family import KEYS, state
 
 import converter
 from converter import InputError, KeyMapping, MappingError, Reorder, UsageError
-from converter.conversion import already
+from converter.conversion.up_to_date import is_up_to_date
 from converter.conversion.zeros import find_zeros
 from converter.mapping import ZeroInit
 from converter.parity.catalogue import catalogue
 
-FAMILY = str(Path(__file__).parents[1] / "toy_family.py")
+FAMILY = str(Path(__file__).parents[1] / "two_stacks_family.py")
 State = dict[str, torch.Tensor]
 
 
@@ -226,7 +226,7 @@ def test_an_array_that_differs_is_refused_or_kept_as_the_family_says(tmp_path: P
     source, family = buffered(tmp_path, "torch.zeros(4)", torch.tensor([0.0, 0, 0, 0.5]))
     with pytest.raises(InputError, match=r"rope: is not what the target computes \(by up to 0\.5\)"):
         converter.convert(source, tmp_path / "out", family=family)
-    more = "unreproduced=lambda found, difference: (True, f'is off by {difference:g}'),"
+    more = "buffer_mismatch=lambda found, difference: (True, f'is off by {difference:g}'),"
     source, family = buffered(tmp_path, "torch.zeros(4)", torch.tensor([0.0, 0, 0, 0.5]), more)
     done = converter.convert(source, tmp_path / "out", family=family)
     assert torch.equal(load_file(done.path / "original_extras.safetensors")["rope"], torch.tensor([0.0, 0, 0, 0.5]))
@@ -279,16 +279,16 @@ def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
     source = written(state(), tmp_path / "toy.pth")
     for options in ({"to": "diffusers"}, {"to": "diffusers", "dtype": "float16"}):
         target = tmp_path / f"out{len(options)}"
-        assert already(source, target, family=FAMILY, **options) is None
+        assert is_up_to_date(source, target, family=FAMILY, **options) is None
         converter.convert(source, target, family=FAMILY, **options)
-        assert already(source, target, family=FAMILY, **options) == []
+        assert is_up_to_date(source, target, family=FAMILY, **options) == []
     back = tmp_path / "back.pth"
     converter.convert(tmp_path / "out1", back, to="original", family=FAMILY)
-    assert already(tmp_path / "out1", back, to="original", family=FAMILY) is not None
+    assert is_up_to_date(tmp_path / "out1", back, to="original", family=FAMILY) is not None
     kept = loaded(back)
     kept["final.mod.weight"] = kept["final.mod.weight"].roll(8, 0)
     written(kept, back)
-    assert already(tmp_path / "out1", back, to="original", family=FAMILY) is None
+    assert is_up_to_date(tmp_path / "out1", back, to="original", family=FAMILY) is None
 
 
 def test_zeros_are_told_by_the_part_of_the_target(tmp_path: Path) -> None:
