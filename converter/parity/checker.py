@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -145,9 +146,8 @@ class _Run:
         step = self.progress(self._steps()) if self.progress else lambda count: None
         with ThreadPoolExecutor(1) as beside:
             # It imports the target's library, which takes about as long as the weights take.
-            configured = beside.submit(
-                configuration.audit, pair.family, pair.model, pair.found, pair.config, pair.borrowed, pair.seen
-            )
+            compare = partial(configuration.audit, config=pair.config, borrowed=pair.borrowed, seen=pair.seen)
+            configured = beside.submit(compare, pair.family, pair.model, pair.found)
             weights = hold_buffers(hold_zeros(audit(pair.sides, step), pair.sides), pair.sides)
             config = configured.result()
         if weights.verdict == FAIL and (other := self._other_weights()):
@@ -162,7 +162,8 @@ class _Run:
             return phases + [Phase(name, NOT_RUN, why_not) for name in ("function", "trajectory", "self-test")]
         from .session import Session
 
-        session = Session(pair.sides, pair.model, pair.config, pair.borrowed, options.device, about.result()["sha256"])
+        sources = {"config": pair.config, "borrowed": pair.borrowed, "digest": about.result()["sha256"]}
+        session = Session(pair.sides, pair.model, device=options.device, **sources)
         cases = session.cases(options.profile, options.cases)
         session.waivers = self.waivers
         function = session.function(cases, options.precisions, step)

@@ -64,7 +64,14 @@ class Opened:
     def sides(self) -> Sides:
         looked = self.looked
         return Sides(
-            self.family, looked.found, looked.plan, self.original, self.converted, self.sidecar, self.cast, self.seen
+            family=self.family,
+            found=looked.found,
+            plan=looked.plan,
+            original=self.original,
+            converted=self.converted,
+            sidecar=self.sidecar,
+            cast=self.cast,
+            seen=self.seen,
         )
 
 
