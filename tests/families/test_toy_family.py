@@ -243,6 +243,17 @@ def test_a_buffer_without_a_record_has_the_dtype_of_the_array(dtype: str, tmp_pa
     assert same({"rope": loaded(back.path)["rope"]}, {"rope": rope})
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["np.arange(4, dtype='>f4')", "np.arange(8, dtype=np.float32)[::2] / 2", "torch.arange(4.0).flip(0).flip(0)"],
+)
+def test_an_array_in_any_byte_order_and_of_any_strides(value: str, tmp_path: Path) -> None:
+    source, family = buffered(tmp_path, value, torch.arange(4.0))
+    done = converter.convert(source, tmp_path / "out", family=family)
+    back = converter.convert(done.path, tmp_path / "back.pth", to="original", family=family)
+    assert same({"rope": loaded(back.path)["rope"]}, {"rope": torch.arange(4.0)})
+
+
 def test_one_number_and_none_at_all(tmp_path: Path) -> None:
     for value, rope in (("torch.tensor(0.5)", torch.tensor(0.5)), ("np.zeros((0, 3), np.float32)", torch.zeros(0, 3))):
         source, family = buffered(tmp_path, value, rope)
