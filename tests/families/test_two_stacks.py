@@ -12,7 +12,7 @@ import pytest
 import torch
 from makers import save
 from safetensors.torch import load_file, save_file
-from toy_family import KEYS, state
+from two_stacks import KEYS, state
 
 import converter
 from converter import InputError, KeyMapping, MappingError, Reorder, UsageError
@@ -21,7 +21,7 @@ from converter.mapping import ZeroInit
 from converter.parity.catalogue import catalogue
 from converter.zeros import find_zeros
 
-FAMILY = str(Path(__file__).parents[1] / "toy_family.py")
+FAMILY = str(Path(__file__).parents[1] / "two_stacks.py")
 State = dict[str, torch.Tensor]
 
 
