@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import two_stacks_family
+import two_stacks
 from makers import save
 from opened import held
-from two_stacks_family import KEYS, state
+from two_stacks import KEYS, state
 
 import converter
 from converter.conversion.analysis import analyse
@@ -16,7 +16,7 @@ from converter.parity.audit import audit
 from converter.parity.catalogue import catalogue
 from converter.parity.compared import Sides
 
-FAMILY = str(two_stacks_family.__file__)
+FAMILY = str(two_stacks.__file__)
 
 
 def test_the_audit_finds_every_fault_and_names_the_place(tmp_path: Path) -> None:
