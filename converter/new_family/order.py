@@ -13,19 +13,21 @@ FUSED = "a gate and a value in one tensor: in this order?"
 SIBLING = "the gate, or the value beside it?"
 
 
-def unspoken(source: KeyEntry, targets: Sequence[KeyEntry], ours: KeyLayout, theirs: KeyLayout) -> str:
+def order_doubt(
+    source: KeyEntry, targets: Sequence[KeyEntry], source_layout: KeyLayout, target_layout: KeyLayout
+) -> str:
     """What no name says of a pair though everything else speaks for it; '' where there is nothing of the kind.
 
-    Found by holding drafts against diffusers' own converters (its `loaders/single_file_utils.py`): they exchange the
+    Found by comparing drafts with diffusers' own converters (its `loaders/single_file_utils.py`): they exchange the
     halves of the last modulation for SD3, Flux, Mochi and HunyuanVideo, and those of gated feed-forward layers for
     Mochi, and code bases do not agree on which of two such layers beside each other is the gate.
     """
     target = targets[0]
-    if _has(target, "norm_out") and not _has(source, "norm_out"):
+    if "norm_out" in target.path.split(".") and "norm_out" not in source.path.split("."):
         return FINAL
     if len(targets) > 1 or "first" not in (words(source.path).part, words(target.path).part):
         return ""
-    sides = ((source, ours), (target, theirs))
+    sides = ((source, source_layout), (target, target_layout))
     if any(_fused(entry, layout) for entry, layout in sides):
         return FUSED
     if any(_has_sibling(entry, layout) for entry, layout in sides) and _number(source) != _number(target):
@@ -44,24 +46,15 @@ def _fused(entry: KeyEntry, layout: KeyLayout) -> bool:
 
 def _has_sibling(entry: KeyEntry, layout: KeyLayout) -> bool:
     """Whether another one of its shape stands beside it that is not the layer after it."""
-    parent = _stem(entry).rpartition(".")[0]
-    return any(
-        other is not entry
-        and other.shape == entry.shape
-        and _stem(other).rpartition(".")[0] == parent
-        and words(other.path).part != "second"
-        for other in layout.entries
-    )
+    parent = _module(entry).rpartition(".")[0]
+    siblings = (each for each in layout.entries if each is not entry and _module(each).rpartition(".")[0] == parent)
+    return any(each.shape == entry.shape and words(each.path).part != "second" for each in siblings)
 
 
-def _stem(entry: KeyEntry) -> str:
+def _module(entry: KeyEntry) -> str:
     return re.sub(r"\.(weight|bias)$", "", entry.path)
-
-
-def _has(entry: KeyEntry, segment: str) -> bool:
-    return segment in entry.path.split(".")
 
 
 def _number(entry: KeyEntry) -> str:
     """`1` of `w1` and of `linear_1`."""
-    return "".join(re.findall(r"\d", _stem(entry).rpartition(".")[2]))
+    return "".join(re.findall(r"\d", _module(entry).rpartition(".")[2]))

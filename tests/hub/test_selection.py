@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from converter.checkpoint.folders.folder import model_folder, weight_files
 from converter.checkpoint.weight_names import STEMS
 from converter.errors import InputError
-from converter.hub.names import Place
-from converter.hub.selection import Choice, choose
+from converter.hub.names import HubPath
+from converter.hub.selection import Selection, select
 
 T, W = "transformer/", "diffusion_pytorch_model"
 PIPELINE = ["model_index.json", "README.md", "vae/config.json", f"vae/{W}.safetensors", f"{T}config.json"]
@@ -85,37 +85,37 @@ REFUSED = {
 @pytest.mark.parametrize("name", CHOICES)
 def test_choices(name: str) -> None:
     names, path, files, index, result = CHOICES[name]
-    made = choose({*names}, Place("o/n", "o/n", None, path))
-    assert made == Choice(tuple(files), index, files[0] if result == "one" else result)
+    made = select({*names}, HubPath("o/n", "o/n", None, path))
+    assert made == Selection(tuple(files), index, files[0] if result == "one" else result)
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name: str) -> None:
     names, path, words = REFUSED[name]
     with pytest.raises(InputError, match=f"^hf://o/n.*: .*{words}"):
-        choose({*names}, Place(f"hf://o/n/{path}", "o/n", None, path))
+        select({*names}, HubPath(f"hf://o/n/{path}", "o/n", None, path))
 
 
 def test_the_revision_is_named_too() -> None:
     with pytest.raises(InputError, match=r"hf://o/n@v1/a\.pth"):
-        choose({"a.pth", "b.pth"}, Place("hf://o/n@v1", "o/n", "v1"))
+        select({"a.pth", "b.pth"}, HubPath("hf://o/n@v1", "o/n", "v1"))
 
 
 def test_what_is_in_the_cache_may_not_be_all_there_is() -> None:
     """A checkpoint that was fetched by its name is not thereby the only one of its repository."""
-    place = Place("o/n", "o/n")
+    place = HubPath("o/n", "o/n")
     for names in ({"a.pth"}, {f"{T}{W}.fp16.safetensors"}):
-        assert choose(names, place).files[-1:] == (*names,)
-        with pytest.raises(InputError, match="the cache does not tell: name one of hf://o/n/"):
-            choose(names, place, whole=False)
+        assert select(names, place).files[-1:] == (*names,)
+        with pytest.raises(InputError, match="the cache does not show what else it holds: name one of hf://o/n/"):
+            select(names, place, complete=False)
         (name,) = names
-        assert choose(names, Place("", "o/n", None, name), whole=False).files == (name,)
+        assert select(names, HubPath("", "o/n", None, name), complete=False).files == (name,)
     with pytest.raises(InputError, match="is not in the cache, and the hub is out of reach"):
-        choose({"a.pth"}, Place("", "o/n", None, "b.pth"), whole=False)
+        select({"a.pth"}, HubPath("", "o/n", None, "b.pth"), complete=False)
     with pytest.raises(InputError, match=r"transformer/config\.json is not in the cache"):
-        choose({f"{T}{W}.safetensors"}, place, whole=False)
+        select({f"{T}{W}.safetensors"}, place, complete=False)
     with pytest.raises(InputError, match="weights in it: is not in the cache"):
-        choose({"config.json"}, place, whole=False)
+        select({"config.json"}, place, complete=False)
 
 
 SHARD = "shard-1.safetensors"
@@ -149,13 +149,13 @@ def test_it_is_what_the_reader_takes_of_the_whole_repository(names: set[str]) ->
     if rule:
         chosen, words = None, ""
         try:
-            chosen = choose(names, Place("o/n", "o/n"))
+            chosen = select(names, HubPath("o/n", "o/n"))
         except InputError as error:
             words = str(error)
         assert ("stale" in words) == ("stale" in rule)
         assert chosen is None or chosen.result in names  # the only checkpoint, which is no folder of a model
         return
-    chosen = choose(names, Place("o/n", "o/n"))
+    chosen = select(names, HubPath("o/n", "o/n"))
     assert chosen.result == ""
     assert bool(index) == bool(chosen.index)
     fetched = {*chosen.files} | ({chosen.index[: chosen.index.rfind("/") + 1] + SHARD} if index else set())
