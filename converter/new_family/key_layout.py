@@ -40,7 +40,7 @@ class KeyEntry:
 
 @dataclass(frozen=True)
 class KeyLayout:
-    """The entries of a list of keys in order; `blocks`; `unusable`: keys that no row can spell, that hold nothing, whose
+    """The entries of a list of keys in order; `blocks`; `unusable`: keys that no row can spell, of empty tensors, whose
     shapes differ from block to block, or that are too long."""
 
     entries: tuple[KeyEntry, ...]
