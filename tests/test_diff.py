@@ -389,9 +389,9 @@ def test_like_is_compared_with_like_where_both_have_both(
 
 def test_weights_that_a_file_does_not_hold(trained: Path, tmp_path: Path, state: State) -> None:
     b = save(state, tmp_path / "b.pth")
-    with pytest.raises(UsageError, match=r"b\.pth: --weights_b ema, but the file holds only raw weights"):
+    with pytest.raises(UsageError, match=r"b\.pth: `weights_b` ema, but the file holds only raw weights"):
         diff(trained, b, weights_b="ema")
-    with pytest.raises(UsageError, match=r"b\.pth: --weights_a ema, but the file holds only raw weights"):
+    with pytest.raises(UsageError, match=r"b\.pth: `weights_a` ema, but the file holds only raw weights"):
         diff(b, trained, weights_a="ema")
     with pytest.raises(ValueError, match="'best'"):
         diff(b, b, weights_a="best")

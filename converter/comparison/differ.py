@@ -20,7 +20,7 @@ from ..errors import InputError, printable
 from .elements import measure
 from .result import Diff
 from .rounding import roundings
-from .sides import Side, Tensors, check_comparable, open_side, with_copies
+from .sides import Side, Tensors, about, check_comparable, open_side, with_copies
 from .weights import (
     DIFFERENT,
     IDENTICAL,
@@ -85,15 +85,7 @@ def diff(
         pairs = zip(sides_a, sides_b, strict=True) if like_with_like else product(sides_a, sides_b)
         comparisons = [_Comparison.of(*pair) for pair in pairs]
         step = progress(sum(each.nbytes for each in comparisons)) if progress else lambda count: None
-        return Diff(_about(sides_a), _about(sides_b), [each.run(step) for each in comparisons])
-
-
-def _about(sides: list[Side]) -> dict[str, Any]:
-    """What a file is, and which weights of it are compared."""
-    about = dict(sides[0].about)
-    source = about.pop("source")
-    fields = {name: source[name] for name in ("name", "size", "container", "prefix")}
-    return fields | {"weights": [side.weights for side in sides]} | about
+        return Diff(about(sides_a), about(sides_b), [each.run(step) for each in comparisons])
 
 
 @dataclass
@@ -110,7 +102,7 @@ class _Comparison:
     def of(cls, a: Side, b: Side) -> _Comparison:
         original = a.analysis.diffusers != b.analysis.diffusers
         keyed_a, keyed_b = a.by_key(original), b.by_key(original)
-        notes = a.notes(keyed_a) + b.notes(keyed_b)
+        notes = keyed_a.notes + keyed_b.notes
         if not a.analysis.family:
             notes.append("no model family knows these files: compared by key, where the keys are the same")
         try:

@@ -25,11 +25,11 @@ Tensors = dict[str, LazyTensor]
 @dataclass
 class KeyedTensors:
     """The tensors of one side by key. `copies`: keys of diffusers' layout -> the original's key of the whole tensor
-    that each of them holds. `unjoined`: the original's keys of tensors whose parts cannot be joined."""
+    that each of them holds. `notes`: what the user should know of them."""
 
     tensors: Tensors = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
-    unjoined: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def with_copies(a: KeyedTensors, b: KeyedTensors) -> tuple[Tensors, Tensors]:
@@ -64,12 +64,6 @@ class Side:
         return self.checkpoint.selected.weights
 
     @cached_property
-    def about(self) -> dict[str, Any]:
-        """What it is, as `inspect` reports it."""
-        content = report(self.analysis)
-        return {name: content[name] for name in ("source", "family", "layout", "parameters", "dtypes")}
-
-    @cached_property
     def buffers(self) -> Tensors:
         """Tensors that diffusers' layout has no place for, by the original's keys: from the file and the sidecar.
 
@@ -86,7 +80,7 @@ class Side:
         """
         plan, checkpoint, keyed = self.analysis.plan, self.checkpoint, KeyedTensors()
         done = {*plan.computed, *plan.extras}
-        moves = []
+        moves, unjoined = [], []
         if original and self.analysis.diffusers and self.analysis.family:
             moves = self.analysis.family.keys.survey_back(checkpoint).moves
         for move in moves:
@@ -97,18 +91,15 @@ class Side:
                 keyed.tensors[move.origin] = move.operation.inverse(parts, joined)
                 done.update(move.parts)
             else:
-                keyed.unjoined.append(move.origin)
+                unjoined.append(move.origin)
         for key, tensor in checkpoint.items():
             if key in keyed.tensors:
                 raise InputError.at(checkpoint.path, key, "the same tensor is there under diffusers' keys too")
             if key not in done:
                 keyed.tensors[key] = tensor
-        return keyed
-
-    def notes(self, keyed: KeyedTensors) -> list[str]:
-        """What the user should know of the tensors by key."""
         problem = "cannot be joined: its parts are incomplete, or differ in shape or dtype"
-        return [f"{self.letter}: {key} {problem}" for key in fold(keyed.unjoined)]
+        keyed.notes = [f"{self.letter}: {key} {problem}" for key in fold(unjoined)]
+        return keyed
 
 
 def _joinable(move: Move, parts: list[LazyTensor]) -> bool:
@@ -144,6 +135,14 @@ def open_side(
     place = sidecar_beside(folder, record_beside(folder)) if folder else None
     sidecar = stack.enter_context(open_checkpoint(place)) if place else None
     return [Side(letter, analysis, sidecar) for analysis in analyses]
+
+
+def about(sides: list[Side]) -> dict[str, Any]:
+    """What a file is, as `inspect` reports it, and which weights of it are compared."""
+    content = report(sides[0].analysis)
+    source = {name: content["source"][name] for name in ("name", "size", "container", "prefix")}
+    model = {name: content[name] for name in ("family", "layout", "parameters", "dtypes")}
+    return source | {"weights": [side.weights for side in sides]} | model
 
 
 def check_comparable(a: Side, b: Side) -> None:

@@ -151,12 +151,9 @@ def _answered(error: BaseException, status: int) -> str:
 
     message = getattr(error, "server_message", None)
     quoted = f" ({one_line(message)})" if message else ""
-    if status == 401 and not get_token():
-        return _NO_REPOSITORY
-    if status == 401:
-        return f"the hub does not accept the token{quoted}: {LOGIN}"
-    if status == 403:
-        return f"the hub does not allow it{quoted}"
-    if status == 412:
-        return "the repository was changed by somebody else meanwhile: try again"
-    return f"the hub answers with status {status}{quoted}"
+    meanings = {
+        401: f"the hub does not accept the token{quoted}: {LOGIN}" if get_token() else _NO_REPOSITORY,
+        403: f"the hub does not allow it{quoted}",
+        412: "the repository was changed by somebody else meanwhile: try again",
+    }
+    return meanings.get(status, f"the hub answers with status {status}{quoted}")

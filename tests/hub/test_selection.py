@@ -13,63 +13,51 @@ from hypothesis import strategies as st
 from converter.checkpoint.folders.folder import model_folder, weight_files
 from converter.checkpoint.weight_names import STEMS
 from converter.errors import InputError
+from converter.filenames import RECORD, SIDECAR
 from converter.hub.names import HubPath
 from converter.hub.selection import Selection, select
 
 T, W = "transformer/", "diffusion_pytorch_model"
 PIPELINE = ["model_index.json", "README.md", "vae/config.json", f"vae/{W}.safetensors", f"{T}config.json"]
-# files in the repository, path asked for, what is fetched, index, what is opened
-CHOICES = {
-    "a pipeline": ([*PIPELINE, f"{T}{W}.safetensors"], "", [f"{T}config.json", f"{T}{W}.safetensors"], "", ""),
-    "its transformer": (
-        [*PIPELINE, f"{T}{W}.safetensors"],
-        "transformer",
-        [f"{T}config.json", f"{T}{W}.safetensors"],
-        "",
-        T,
-    ),
-    "its VAE": ([*PIPELINE, f"{T}{W}.safetensors"], "vae", ["vae/config.json", f"vae/{W}.safetensors"], "", "vae/"),
+WHOLE = [*PIPELINE, f"{T}{W}.safetensors"]
+# files in the repository, path asked for, what is fetched
+FOLDERS = {
+    "a pipeline": (WHOLE, "", [f"{T}config.json", f"{T}{W}.safetensors"]),
+    "its transformer": (WHOLE, "transformer", [f"{T}config.json", f"{T}{W}.safetensors"]),
+    "its VAE": (WHOLE, "vae", ["vae/config.json", f"vae/{W}.safetensors"]),
     "every kind of weights": (
-        [*PIPELINE, f"{T}{W}.safetensors", f"{T}{W}.bin", f"{T}{W}.fp16.safetensors", "original.pth"],
+        [*WHOLE, f"{T}{W}.bin", f"{T}{W}.fp16.safetensors", "original.pth"],
         "",
         [f"{T}config.json", f"{T}{W}.safetensors"],
-        "",
-        "",
     ),
-    "pickles only": ([f"{T}{W}.bin", f"{T}{W}.fp16.safetensors"], "", [f"{T}{W}.bin"], "", ""),
-    "a model": (["config.json", f"{W}.safetensors"], "", ["config.json", f"{W}.safetensors"], "", ""),
+    "pickles only": ([f"{T}{W}.bin", f"{T}{W}.fp16.safetensors"], "", [f"{T}{W}.bin"]),
+    "a model": (["config.json", f"{W}.safetensors"], "", ["config.json", f"{W}.safetensors"]),
     "shards": (
         ["config.json", f"{W}.safetensors.index.json", f"{W}-00001-of-00001.safetensors"],
         "",
         ["config.json", f"{W}.safetensors.index.json"],
-        f"{W}.safetensors.index.json",
-        "",
     ),
     "our own": (
-        ["conversion.json", "original_extras.safetensors", "parity.json", "README.md", f"{T}{W}.safetensors"],
+        [RECORD, SIDECAR, "parity.json", "README.md", f"{T}{W}.safetensors"],
         "",
-        ["conversion.json", "original_extras.safetensors", f"{T}{W}.safetensors"],
-        "",
-        "",
+        [RECORD, SIDECAR, f"{T}{W}.safetensors"],
     ),
-    "extras of somebody": (["original_extras.safetensors", f"{W}.bin"], "", [f"{W}.bin"], "", ""),
+    "sidecar of somebody": ([SIDECAR, f"{W}.bin"], "", [f"{W}.bin"]),
     "one variant": (
         [*PIPELINE, f"{T}{W}.fp16.safetensors"],
         "",
         [f"{T}config.json", f"{T}{W}.fp16.safetensors"],
-        "",
-        "",
     ),
-    "one original": (["README.md", "runs/epoch_5.pth", "epoch.txt"], "", ["runs/epoch_5.pth"], "", "one"),
-    "a file": (["a.pth", "b.pth"], "b.pth", ["b.pth"], "", "one"),
+}
+FILES = {
+    "one original": (["README.md", "runs/epoch_5.pth", "epoch.txt"], "", ["runs/epoch_5.pth"]),
+    "a file": (["a.pth", "b.pth"], "b.pth", ["b.pth"]),
     "a file of a pipeline": (
-        [*PIPELINE, "conversion.json", "original_extras.safetensors", f"{T}{W}.safetensors"],
+        [*WHOLE, RECORD, SIDECAR],
         f"{T}{W}.safetensors",
-        [f"{T}{W}.safetensors", f"{T}config.json", "conversion.json", "original_extras.safetensors"],
-        "",
-        "one",
+        [f"{T}{W}.safetensors", f"{T}config.json", RECORD, SIDECAR],
     ),
-    "a folder with one": (["x/a.pth", "y/b.pth"], "y", ["y/b.pth"], "", "one"),
+    "a folder with one": (["x/a.pth", "y/b.pth"], "y", ["y/b.pth"]),
 }
 REFUSED = {
     "several": (["a.pth", "b.pth", "c.txt"], "", r"several checkpoints: name one of hf://o/n/a.pth, hf://o/n/b.pth$"),
@@ -82,11 +70,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", CHOICES)
-def test_choices(name: str) -> None:
-    names, path, files, index, result = CHOICES[name]
-    made = select({*names}, HubPath("o/n", "o/n", None, path))
-    assert made == Selection(tuple(files), index, files[0] if result == "one" else result)
+@pytest.mark.parametrize("name", FOLDERS | FILES)
+def test_what_is_selected(name: str) -> None:
+    names, path, files = (FOLDERS | FILES)[name]
+    index = next((file for file in files if file.endswith(".index.json")), "")
+    result = files[0] if name in FILES else f"{path}/" if path else ""
+    assert select({*names}, HubPath("o/n", "o/n", None, path)) == Selection(tuple(files), index, result)
 
 
 @pytest.mark.parametrize("name", REFUSED)
