@@ -16,11 +16,11 @@ from ..nets.spec import ParitySpec
 from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from .audit import audit
 from .choices import FLOAT64
-from .compared import Sides
 from .configuration import audit as config_audit
 from .function import CaseOutcome, Judge
 from .nets import is_resource_error
 from .statistics import relative
+from .weight_pair import WeightPair as Sides
 
 Tail = tuple[str, Values]  # (stage at which to begin, values before it)
 Build = Callable[[Mapping[str, Any], Mapping[str, Any]], Net]  # (config, converted state dict) -> the converted net

@@ -19,11 +19,11 @@ from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase
 from . import function, gates, localise, post_load_fix, provenance, selftest, trajectory
 from .catalogue import catalogue
 from .choices import FLOAT32, FLOAT64, HALF
-from .compared import Sides
 from .function import CaseOutcome, Judge
 from .nets import NetPair, is_resource_error, stage_of
 from .save_failing import save_outcome
 from .statistics import relative
+from .weight_pair import WeightPair as Sides
 
 
 class Session(NetPair):

@@ -126,7 +126,7 @@ def _check_name(repo_id: str) -> None:
 
 def _made(folder: Path) -> tuple[dict[str, Any], dict[str, Path | bytes]]:
     """The record of a conversion, and what is to be published under which name."""
-    from ..parity.digests import sha256
+    from ..parity.provenance import sha256
 
     _own(folder, RECORD)
     record = read_json(folder / RECORD)
@@ -157,7 +157,7 @@ def _own(folder: Path, name: str) -> Path:
 
 def _parity(folder: Path, files: Collection[str]) -> dict[str, Any] | None:
     """The content of `parity.json`, if there is one, fit to be published: it has to be of these very files."""
-    from ..parity.digests import sha256
+    from ..parity.provenance import sha256
 
     if not _own(folder, PARITY).exists():
         return None
