@@ -28,9 +28,10 @@ AGAINST = " against the original's"  # of a statistic: held against the original
 GATING = tuple(LIMITS)
 
 
-def gated(made: Statistics) -> dict[str, float]:
+def gated(statistics: Statistics) -> dict[str, float]:
     """The statistics that gate, by name."""
-    return dict(zip(GATING, (made.relative_l2, made.peak, made.channel, made.position), strict=True))
+    values = statistics.relative_l2, statistics.peak, statistics.channel, statistics.position
+    return dict(zip(GATING, values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -43,19 +44,14 @@ class Floor:
     between: Statistics
 
 
-def nonfinite(what: str, precision: str, made: Statistics) -> Check | None:
-    """A failed check where the converted output is not finite and the original's is; None where both are."""
-    ours, theirs = made.nonfinite
-    if not ours and not theirs:
+def nonfinite(what: str, precision: str, statistics: Statistics) -> Check | None:
+    """A failed check where the converted output is not finite and the original's is; only shown where neither is; None
+    where both are."""
+    converted, original = statistics.nonfinite
+    if not converted and not original:
         return None
-    return Check(
-        what,
-        f"{precision} non-finite",
-        float(ours),
-        0.0,
-        False if not theirs else None,
-        f"{ours} elements are NaN or infinite, {theirs} in the original's output",
-    )
+    words = f"{converted} elements are NaN or infinite, {original} in the original's output"
+    return Check(what, f"{precision} non-finite", float(converted), 0.0, None if original else False, words)
 
 
 def above_cap(floor: Statistics) -> str:
@@ -66,69 +62,57 @@ def above_cap(floor: Statistics) -> str:
     return ""
 
 
-def float64_checks(what: str, made: Statistics) -> Iterator[Check]:
+def float64_check(what: str, value: float, name: str = "relative L2") -> Check:
+    """The float64 gate of one statistic, of an output or of one stage by itself."""
+    limit = LIMITS[name]
+    words = f"{_times(value / limit)} the limit of {limit:g}"
+    return Check(what, f"float64 {name}", value, limit, value <= limit, words)
+
+
+def float64_checks(what: str, statistics: Statistics) -> Iterator[Check]:
     """The float64 gate of one output."""
-    for name, value in gated(made).items():
-        limit = LIMITS[name]
-        yield Check(
-            what, f"float64 {name}", value, limit, value <= limit, f"{_times(value / limit)} the limit of {limit:g}"
-        )
+    return (float64_check(what, value, name) for name, value in gated(statistics).items())
 
 
-def stage_check(what: str, error: float) -> Check:
-    """The float64 gate of one stage by itself."""
-    limit = LIMITS["relative L2"]
-    words = f"{_times(error / limit)} the limit of {limit:g}"
-    return Check(what, "float64 relative L2", error, limit, error <= limit, words)
+stage_check = float64_check
 
 
-def float32_checks(what: str, made: Floor) -> Iterator[Check]:
+def float32_checks(what: str, noise: Floor) -> Iterator[Check]:
     """The float32 gate of one output: against the truth and against the original, by the original's own noise."""
-    floors = gated(made.original)
-    for against, candidate in (("", made.converted), (AGAINST, made.between)):
+    floors = gated(noise.original)
+    for against, candidate in (("", noise.converted), (AGAINST, noise.between)):
         for name, value in gated(candidate).items():
             floor = max(floors[name], FLOOR_LEAST)
-            ratio = value / floor
-            yield Check(
-                what,
-                f"float32 {name}{against}",
-                value,
-                FLOOR_LIMIT * floor,
-                value <= FLOOR_LIMIT * floor,
-                f"{_times(ratio, '.2f')} the noise floor (limit {FLOOR_LIMIT:g})" if ratio < inf else "not finite",
-            )
+            limit, ratio = FLOOR_LIMIT * floor, value / floor
+            words = f"{_times(ratio, '.2f')} the noise floor (limit {FLOOR_LIMIT:g})" if ratio < inf else "not finite"
+            yield Check(what, f"float32 {name}{against}", value, limit, value <= limit, words)
 
 
-def half_checks(what: str, precision: str, made: Floor) -> Iterator[Check]:
+def half_checks(what: str, precision: str, noise: Floor) -> Iterator[Check]:
     """Half precision is reported and gates nothing: its own noise is as large as a gross fault."""
-    own, theirs = made.original.relative_l2, made.converted.relative_l2
-    ratio = theirs / own if own else inf
+    own, value = noise.original.relative_l2, noise.converted.relative_l2
+    ratio = value / own if own else inf
     verdict = "no worse" if ratio <= HALF_LIMIT else "WORSE"
-    yield Check(
-        what,
-        f"{precision} relative L2",
-        theirs,
-        HALF_LIMIT * own,
-        None,
-        f"{ratio:.2f} times the original's own error of {own:.2g} ({verdict} than {HALF_LIMIT:g} times it; reported)",
-    )
+    words = f"{ratio:.2f} times the original's own error of {own:.2g} ({verdict} than {HALF_LIMIT:g} times it; reported)"
+    yield Check(what, f"{precision} relative L2", value, HALF_LIMIT * own, None, words)
 
 
-def shown(what: str, precision: str, made: Statistics) -> Iterator[Check]:
+def shown(what: str, precision: str, statistics: Statistics) -> Iterator[Check]:
     """What people ask for besides; none of it can tell right from wrong on its own."""
+    s = statistics
     for name, value, words in (
-        ("cosine", made.cosine, f"{made.cosine:.12f}"),
-        ("SQNR in dB", made.sqnr, f"{made.sqnr:.1f} dB"),
-        ("mean signed bias", made.bias, f"{made.bias:+.2g} of the RMS"),
-        ("quantile 50 %", made.q50, f"{made.q50:.2g} of the RMS"),
-        ("quantile 99 %", made.q99, f"{made.q99:.2g} of the RMS"),
-        ("worst index", made.worst, made.worst),
+        ("cosine", s.cosine, f"{s.cosine:.12f}"),
+        ("SQNR in dB", s.sqnr, f"{s.sqnr:.1f} dB"),
+        ("mean signed bias", s.bias, f"{s.bias:+.2g} of the RMS"),
+        ("quantile 50 %", s.q50, f"{s.q50:.2g} of the RMS"),
+        ("quantile 99 %", s.q99, f"{s.q99:.2g} of the RMS"),
+        ("worst index", s.worst, s.worst),
     ):
         yield Check(what, f"{precision} {name}", value, None, None, words)
 
 
 def smallest_passing(what: str, precision: str, checks: list[Check]) -> Check:
-    """By how much the largest of the checks exhausts its limit: 1 is the limit itself."""
+    """How much of its limit the largest of the checks uses: 1 is the limit itself."""
     numbers = [(c.value, c.limit) for c in checks if isinstance(c.value, float) and isinstance(c.limit, float)]
     used = max((value / limit if limit else inf for value, limit in numbers), default=inf)
     unit = FLOOR_LIMIT if precision == "float32" else 1.0

@@ -477,7 +477,7 @@ def test_a_table_off_by_rounding(state: State, tmp_path: Path) -> None:
 def test_a_table_that_its_scale_was_read_from_and_is_none(state: State, tmp_path: Path) -> None:
     wrong = state | {"pos_embed": state["pos_embed"].clone()}
     wrong["pos_embed"][0, 40, 5] += 0.5
-    with pytest.raises(UsageError, match="interpolation_scale is needed"):
+    with pytest.raises(UsageError, match="`interpolation_scale` is needed"):
         of(wrong, tmp_path / "a")
 
 

@@ -148,10 +148,8 @@ def test_the_environment_is_read_and_not_claimed() -> None:
     with deterministic():
         made = environment("cpu", ())
         assert (made.tf32, made.deterministic_algorithms) == (False, True)
-        assert (
-            f"; deterministic, TF32 off, threads: {made['threads']}, seed: {SEED}"
-            in phase(Digests("a.pth", 1, "0" * 64), made).words
-        )
+        words = phase(Digests("a.pth", 1, "0" * 64), made).words
+        assert f"; deterministic, TF32 off, threads: {made.threads}, seed: {SEED}" in words
     json.dumps(made.as_dict())
 
 
@@ -179,5 +177,5 @@ def test_with_threads_said_the_report_is_the_same_whatever_the_process_had(pair:
 
 @pytest.mark.parametrize("threads", [0, -1, 1025])
 def test_threads_that_are_none(threads: int, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"--threads {threads}: from 1 to 1024"):
+    with pytest.raises(UsageError, match=f"`threads` {threads}: from 1 to 1024"):
         check(tmp_path, tmp_path, threads=threads)

@@ -253,7 +253,7 @@ def test_which_weights_a_record_says(tmp_path: Path) -> None:
 
 
 def test_a_cast_that_is_none(pair: Pair) -> None:
-    with pytest.raises(UsageError, match="--cast float33: one of float64"):
+    with pytest.raises(UsageError, match="`cast` float33: one of float64"):
         check(pair.original, pair.folder, cast="float33")
 
 
