@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .dims import Pattern, parse_pattern
-from .operations import Operation, Parameter, Paths, Rename, Reorder, Split
+from .operations import Operation, Parameter, Paths, Rename, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Refused:
 class Sparse:
     """A row of blocks that may be absent in some of them."""
 
-    to: Paths | Reorder
+    to: Paths | Operation
 
 
 @dataclass(frozen=True, slots=True)

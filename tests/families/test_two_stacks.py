@@ -12,7 +12,7 @@ import pytest
 import torch
 from makers import save
 from safetensors.torch import load_file, save_file
-from two_stacks_family import KEYS, state
+from two_stacks import KEYS, state
 
 import converter
 from converter import InputError, KeyMapping, MappingError, Reorder, UsageError
@@ -21,7 +21,7 @@ from converter.conversion.zeros import find_zeros
 from converter.mapping import ZeroInit
 from converter.parity.catalogue import catalogue
 
-FAMILY = str(Path(__file__).parents[1] / "two_stacks_family.py")
+FAMILY = str(Path(__file__).parents[1] / "two_stacks.py")
 State = dict[str, torch.Tensor]
 
 
@@ -241,6 +241,17 @@ def test_a_buffer_without_a_record_has_the_dtype_of_the_array(dtype: str, tmp_pa
     (done.path / "conversion.json").unlink()
     back = converter.convert(tmp_path / "out", tmp_path / "back.pth", to="original", family=family)
     assert same({"rope": loaded(back.path)["rope"]}, {"rope": rope})
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["np.arange(4, dtype='>f4')", "np.arange(8, dtype=np.float32)[::2] / 2", "torch.arange(4.0).flip(0).flip(0)"],
+)
+def test_an_array_in_any_byte_order_and_of_any_strides(value: str, tmp_path: Path) -> None:
+    source, family = buffered(tmp_path, value, torch.arange(4.0))
+    done = converter.convert(source, tmp_path / "out", family=family)
+    back = converter.convert(done.path, tmp_path / "back.pth", to="original", family=family)
+    assert same({"rope": loaded(back.path)["rope"]}, {"rope": torch.arange(4.0)})
 
 
 def test_one_number_and_none_at_all(tmp_path: Path) -> None:
