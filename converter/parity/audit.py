@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,20 +44,28 @@ def audit(sides: Sides, step: Callable[[int], None] = lambda count: None, only: 
     for what, names in (("missing", missing), ("extra", extra)):
         checks += [Check("keys", "bijection", None, None, False, f"{what}: {name}") for name in fold(sorted(names))]
     moves = [held[key] for key in wanted if key in held and (only is None or not {*only}.isdisjoint(held[key].parts))]
+
+    def counted(move: Move) -> dict[str, str]:
+        differing = _differing(sides, move)
+        step(1)
+        return differing
+
     if len(moves) < FEW:  # threads have each their own room to read into, and take a while to let go of it
-        found = [_counted(sides, move, step) for move in moves]
+        differences = [counted(move) for move in moves]
     else:
         with ThreadPoolExecutor(WORKERS) as pool:
-            found = list(pool.map(lambda move: _counted(sides, move, step), moves))
-    wrong = [difference for difference in found if difference]
-    checks += list(_told(wrong))
+            differences = list(pool.map(counted, moves))
+    wrong = {name: kind for differing in differences for name, kind in differing.items()}
+    checks += list(_folded(wrong))
     more, said = _left(sides) if only is None else ([], [])
     checks += more
     notes += said
     notes += [f"{key} is left over from an old conversion, and not used" for key in back.extras]
     if failed := [check for check in checks if check.passed is False]:
-        bad, total = sum(len(each.wrong) for each in wrong), sum(len(move.parts) for move in moves)
-        return _failed(failed, notes, f"{bad} of {total} converted tensors are not the original's" if wrong else "")
+        total = sum(len(move.parts) for move in moves)
+        return _failed(
+            failed, notes, f"{len(wrong)} of {total} converted tensors are not the original's" if wrong else ""
+        )
     kind = f"{'rounded' if sides.rounded else 'widened'} to {sides.cast}" if sides.cast else "byte for byte"
     total = sum(int(np.prod(sides.original[move.origin].shape)) for move in moves)
     words = (
@@ -76,35 +84,17 @@ def _failed(checks: list[Check], notes: Iterable[str] = (), words: str = "") -> 
 def matches(sides: Sides, count: int = 3) -> bool:
     """Whether the first few tensors are the original's: enough to tell one set of weights from another."""
     moves = sides.family.keys.plan_back(sides.converted).moves[:count]
-    return bool(moves) and not any(difference(sides, move) for move in moves)
+    return bool(moves) and not any(_differing(sides, move) for move in moves)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How one source tensor differs from what the converted file makes of it: converted key -> what is wrong there."""
-
-    key: str
-    wrong: dict[str, str]
-
-
-def _counted(sides: Sides, move: Move, step: Callable[[int], None]) -> Difference | None:
-    made = difference(sides, move)
-    step(1)
-    return made
-
-
-def difference(sides: Sides, move: Move) -> Difference | None:
-    """None where the converted tensors of a move are what its operation makes of the source's bytes, or of their
-    declared rounding.
-
-    Args:
-        move: of either direction.
-    """
-    key, operation, count = move.origin, move.operation, len(move.parts)
-    source, parts = sides.original[key], [sides.converted[name] for name in move.parts]
+def _differing(sides: Sides, move: Move) -> dict[str, str]:
+    """Converted key -> what is wrong with it, where the converted tensors of a move, of either direction, are not what
+    its operation makes of the source's bytes, or of their declared rounding."""
+    operation, count = move.operation, len(move.parts)
+    source, parts = sides.original[move.origin], [sides.converted[name] for name in move.parts]
     shape = operation.source_shape(tuple(parts[0].shape), count)
     if shape != tuple(source.shape):
-        return Difference(key, dict.fromkeys(move.parts, f"has shape {list(shape)}, not {list(source.shape)}"))
+        return dict.fromkeys(move.parts, f"has shape {list(shape)}, not {list(source.shape)}")
     kinds = {part.dtype.name for part in parts}
     rounded = sides.cast and kinds == {sides.cast} and source.dtype.name != sides.cast
     if kinds != {source.dtype.name} and not rounded:
@@ -112,13 +102,13 @@ def difference(sides: Sides, move: Move) -> Difference | None:
         floating = len(kinds) == 1 and parts[0].dtype.floating
         hint = f"; --cast {kind} if that was meant" if floating and not sides.cast else ""
         words = f"is {kind}, and the original is {source.dtype.name}{hint}"
-        return Difference(key, dict.fromkeys(move.parts, words))
+        return dict.fromkeys(move.parts, words)
     if sides.cast and kinds != {sides.cast}:
         words = f"is {source.dtype.name} as in the original, and was declared to be rounded to {sides.cast}"
-        return Difference(key, dict.fromkeys(move.parts, words))
+        return dict.fromkeys(move.parts, words)
     mine, theirs = sides.room.buffers
     if not rounded and operation.in_order(count) and _equal(_pieces([source], mine), _pieces(parts, theirs)):
-        return None
+        return {}
     data = sides.room.read(source)
     if rounded:
         data = kept_as(data, source.dtype, parts[0].dtype)
@@ -127,7 +117,7 @@ def difference(sides: Sides, move: Move) -> Difference | None:
     for name, part, right in zip(move.parts, parts, operation.forward(data, count), strict=True):
         if not _equal(_pieces([part], theirs), iter([right] if len(right) else [])):
             wrong[name] = "differs" if sides.brief else describe(sides, name, right)
-    return Difference(key, wrong) if wrong else None
+    return wrong
 
 
 def _equal(one: Iterator[Bytes], other: Iterator[Bytes]) -> bool:
@@ -152,12 +142,11 @@ def _pieces(tensors: Iterable[Any], buffer: bytearray) -> Iterator[Bytes]:
                 yield np.frombuffer(piece, np.uint8)
 
 
-def _told(found: list[Difference]) -> Iterator[Check]:
+def _folded(wrong: dict[str, str]) -> Iterator[Check]:
     """One check for every kind of difference, the keys folded over the blocks; kinds with numbers stay apart."""
     by_kind: dict[str, list[str]] = {}
-    for each in found:
-        for name, kind in each.wrong.items():
-            by_kind.setdefault(kind, []).append(name)
+    for name, kind in wrong.items():
+        by_kind.setdefault(kind, []).append(name)
     for kind, names in by_kind.items():
         for name in fold(names):
             yield Check(name, "bytes", None, None, False, f"{name} {kind}")
@@ -173,11 +162,9 @@ def _left(sides: Sides) -> tuple[list[Check], list[str]]:
         # A conversion that rounds the model may keep what travels beside it as it is.
         as_it_is = sides.sidecar[name].dtype == sides.original[key].dtype
         kept = replace(sides, converted=sides.sidecar, cast="" if as_it_is else sides.cast)
-        found = difference(kept, Move((key,), (name,), _KEPT))
-        words = (
-            f"{name} of the sidecar {found.wrong[name]}" if found else f"{name} is kept in the sidecar, byte for byte"
-        )
-        checks.append(Check(name, "bytes", None, None, found is None, words))
+        differing = _differing(kept, Move((key,), (name,), _KEPT)).get(name, "")
+        words = f"{name} of the sidecar {differing}" if differing else f"{name} is kept in the sidecar, byte for byte"
+        checks.append(Check(name, "bytes", None, None, not differing, words))
     for key, (made, dispensable, what) in sides.buffers.items():
         if made.equal:
             checks.append(Check(key, "recomputed", None, None, True, f"{key} is what the target computes, bit for bit"))

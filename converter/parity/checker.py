@@ -164,7 +164,9 @@ class _Run:
 
         session = Session(pair.sides, pair.model, pair.config, pair.borrowed, options.device, about.result()["sha256"])
         cases = session.cases(options.profile, options.cases)
-        function = session.function(cases, options.precisions, self.waivers, self.notes, step)
+        session.waivers = self.waivers
+        function = session.function(cases, options.precisions, step)
+        self.notes += session.notes
         phases.append(function)
         if options.save_failing and function.verdict == FAIL:
             self.notes += session.save_failing(Path(options.save_failing))

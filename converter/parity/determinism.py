@@ -53,7 +53,7 @@ def _put_workspace(value: str | None) -> None:
         os.environ[WORKSPACE] = value
 
 
-def _backends() -> list[Any]:
+def precision_switches() -> list[Any]:
     """Where torch 2.9 and newer say, by operation, what may stand for float32; none before."""
     import torch
 
@@ -79,7 +79,7 @@ def _exact_float32() -> Callable[[], None]:
     import torch
 
     cudnn = torch.backends.cudnn
-    before = [(node, node.fp32_precision) for node in _backends()]
+    before = [(node, node.fp32_precision) for node in precision_switches()]
     products, convolutions = _asked(torch.get_float32_matmul_precision), _asked(lambda: cudnn.allow_tf32)
 
     def set_all(products: str | None, convolutions: bool | None, each: Sequence[tuple[Any, str]]) -> None:

@@ -28,9 +28,9 @@ AGAINST = " against the original's"  # of a statistic: held against the original
 GATING = tuple(LIMITS)
 
 
-def gated(made: Statistics) -> dict[str, float]:
+def gated(stats: Statistics) -> dict[str, float]:
     """The statistics that gate, by name."""
-    return dict(zip(GATING, (made.relative_l2, made.peak, made.channel, made.position), strict=True))
+    return dict(zip(GATING, (stats.relative_l2, stats.peak, stats.channel, stats.position), strict=True))
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Floor:
     between: Statistics
 
 
-def nonfinite(what: str, precision: str, made: Statistics) -> Check | None:
+def nonfinite(what: str, precision: str, stats: Statistics) -> Check | None:
     """A failed check where the converted output is not finite and the original's is; None where both are."""
-    ours, theirs = made.nonfinite
+    ours, theirs = stats.nonfinite
     if not ours and not theirs:
         return None
     return Check(
@@ -66,9 +66,9 @@ def above_cap(floor: Statistics) -> str:
     return ""
 
 
-def float64_checks(what: str, made: Statistics) -> Iterator[Check]:
+def float64_checks(what: str, stats: Statistics) -> Iterator[Check]:
     """The float64 gate of one output."""
-    for name, value in gated(made).items():
+    for name, value in gated(stats).items():
         limit = LIMITS[name]
         yield Check(
             what, f"float64 {name}", value, limit, value <= limit, f"{_times(value / limit)} the limit of {limit:g}"
@@ -82,10 +82,10 @@ def stage_check(what: str, error: float) -> Check:
     return Check(what, "float64 relative L2", error, limit, error <= limit, words)
 
 
-def float32_checks(what: str, made: Floor) -> Iterator[Check]:
+def float32_checks(what: str, noise: Floor) -> Iterator[Check]:
     """The float32 gate of one output: against the truth and against the original, by the original's own noise."""
-    floors = gated(made.original)
-    for against, candidate in (("", made.converted), (AGAINST, made.between)):
+    floors = gated(noise.original)
+    for against, candidate in (("", noise.converted), (AGAINST, noise.between)):
         for name, value in gated(candidate).items():
             floor = max(floors[name], FLOOR_LEAST)
             ratio = value / floor
@@ -99,9 +99,9 @@ def float32_checks(what: str, made: Floor) -> Iterator[Check]:
             )
 
 
-def half_checks(what: str, precision: str, made: Floor) -> Iterator[Check]:
+def half_checks(what: str, precision: str, noise: Floor) -> Iterator[Check]:
     """Half precision is reported and gates nothing: its own noise is as large as a gross fault."""
-    own, theirs = made.original.relative_l2, made.converted.relative_l2
+    own, theirs = noise.original.relative_l2, noise.converted.relative_l2
     ratio = theirs / own if own else inf
     verdict = "no worse" if ratio <= HALF_LIMIT else "WORSE"
     yield Check(
@@ -114,15 +114,15 @@ def half_checks(what: str, precision: str, made: Floor) -> Iterator[Check]:
     )
 
 
-def shown(what: str, precision: str, made: Statistics) -> Iterator[Check]:
+def shown(what: str, precision: str, stats: Statistics) -> Iterator[Check]:
     """What people ask for besides; none of it can tell right from wrong on its own."""
     for name, value, words in (
-        ("cosine", made.cosine, f"{made.cosine:.12f}"),
-        ("SQNR in dB", made.sqnr, f"{made.sqnr:.1f} dB"),
-        ("mean signed bias", made.bias, f"{made.bias:+.2g} of the RMS"),
-        ("quantile 50 %", made.q50, f"{made.q50:.2g} of the RMS"),
-        ("quantile 99 %", made.q99, f"{made.q99:.2g} of the RMS"),
-        ("worst index", made.worst, made.worst),
+        ("cosine", stats.cosine, f"{stats.cosine:.12f}"),
+        ("SQNR in dB", stats.sqnr, f"{stats.sqnr:.1f} dB"),
+        ("mean signed bias", stats.bias, f"{stats.bias:+.2g} of the RMS"),
+        ("quantile 50 %", stats.q50, f"{stats.q50:.2g} of the RMS"),
+        ("quantile 99 %", stats.q99, f"{stats.q99:.2g} of the RMS"),
+        ("worst index", stats.worst, stats.worst),
     ):
         yield Check(what, f"{precision} {name}", value, None, None, words)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..checkpoint.folders.folder import CONFIG
 from ..checkpoint.weights_kind import LABELS
-from ..conversion.paths import without_paths
 from ..errors import human_bytes
 from ..filenames import PARITY, RECORD, SIDECAR
 from ..hub.names import hub_path
@@ -19,6 +18,7 @@ from ..reports.markdown_text import blocks, bullets, code, fenced, table, text
 from ..reports.published import published
 from ..reports.report import Report
 from ..reports.summary import ICONS
+from ..reports.without_paths import without_paths
 from ..reports.wording import MEANING
 from .target import MARK
 

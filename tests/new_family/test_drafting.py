@@ -361,3 +361,18 @@ def test_a_target_may_be_any_checkpoint(tmp_path: Path) -> None:
     save({"state_dict": {"module.stem.weight": torch.zeros(8, 4, 2, 2)}}, tmp_path / "a.pth")
     made = draft(read_keys(tmp_path / "a.pth"), read_keys(tmp_path / "b.safetensors"))
     assert [(row.source, row.targets) for row in made.rows] == [("stem.weight", ("embed.weight",))]
+
+
+def test_only_the_patch_embedding_has_a_patch() -> None:
+    """A depthwise kernel of 3 by 3, as in SANA's feed-forward layers, made a patch of 3 out of it."""
+    shapes: dict[str, tuple[int, ...]] = {"x_embedder.proj.weight": (16, 4, 2, 2)}
+    for i in range(2):
+        shapes |= {f"blocks.{i}.attn.weight": (16, 16), f"blocks.{i}.conv.weight": (16, 1, 3, 3)}
+        shapes[f"blocks.{i}.wide.weight"] = (48, 16, 1, 1)
+    for order in (list(shapes), list(shapes)[::-1]):
+        made = draft(KeyList("a", {key: shapes[key] for key in order}))
+        patterns = {row.source: row.pattern for row in made.rows}
+        assert patterns["x_embedder.proj.weight"] == "D C p p"
+        assert patterns["blocks.{}.conv.weight"] == "D 1 3 3"
+        assert patterns["blocks.{}.wide.weight"] == "3D D 1 1"
+        assert (made.dims["p"], made.dims["C"]) == (2, 4)

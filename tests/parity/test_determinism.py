@@ -29,7 +29,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 def precisions() -> list[str]:
     """By operation, what may stand for float32, as far as this torch says it."""
-    return [node.fp32_precision for node in determinism._backends()]
+    return [node.fp32_precision for node in determinism.precision_switches()]
 
 
 def legacy() -> tuple[str, bool]:
@@ -43,7 +43,7 @@ def as_torch_starts() -> Iterator[None]:
     yield
     torch.set_float32_matmul_precision(before[0])
     BACKENDS.cudnn.allow_tf32 = before[1]
-    for node, value in zip(determinism._backends(), nodes, strict=True):
+    for node, value in zip(determinism.precision_switches(), nodes, strict=True):
         node.fp32_precision = value
     torch.set_deterministic_debug_mode(0)
 
@@ -75,10 +75,10 @@ def test_old_switches_are_set_and_put_back(precision: str, cudnn: bool, debug: i
     BACKENDS.cudnn.benchmark = False
 
 
-@pytest.mark.skipif(not determinism._backends(), reason="this torch has the old switches only")
+@pytest.mark.skipif(not determinism.precision_switches(), reason="this torch has the old switches only")
 @pytest.mark.parametrize("asked", ["tf32", "ieee"])
 def test_new_switches_too_though_torch_refuses_to_read_the_old_ones_then(asked: str) -> None:
-    for node in determinism._backends():
+    for node in determinism.precision_switches():
         node.fp32_precision = asked if asked == "ieee" or node not in _of_the_cpu() else "bf16"
     nodes = precisions()
     with deterministic():
@@ -179,5 +179,5 @@ def test_with_threads_said_the_report_is_the_same_whatever_the_process_had(pair:
 
 @pytest.mark.parametrize("threads", [0, -1, 1025])
 def test_threads_that_are_none(threads: int, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"--threads {threads}: from 1 to 1024"):
+    with pytest.raises(UsageError, match=f"`threads` {threads}: from 1 to 1024"):
         check(tmp_path, tmp_path, threads=threads)

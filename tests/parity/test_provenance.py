@@ -255,7 +255,7 @@ def test_which_weights_a_record_says(tmp_path: Path) -> None:
 
 
 def test_a_cast_that_is_none(pair: Pair) -> None:
-    with pytest.raises(UsageError, match="--cast float33: one of float64"):
+    with pytest.raises(UsageError, match="`cast` float33: one of float64"):
         check(pair.original, pair.folder, cast="float33")
 
 
@@ -315,7 +315,7 @@ def test_what_the_machine_lacks_is_no_fault_of_the_model(
     assert report.reason.startswith(f"function: this machine cannot run the nets: {type(error).__name__}")
     # Nor has a fault been noticed by it.
     with monkeypatch.context() as patched:
-        patched.setattr("converter.parity.selftest._output", fails)
+        patched.setattr("converter.parity.selftest.output_with", fails)
         report = check(pair.original, pair.folder)
     assert (report.verdict, report.exit_code) == ("INCONCLUSIVE", 4)
     assert report.reason.startswith("self-test: ")
