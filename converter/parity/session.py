@@ -18,12 +18,12 @@ from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase
 from . import diagnosis, function, provenance, selftest, trajectory
 from .catalogue import catalogue
 from .choices import FLOAT64
-from .compared import Sides
 from .diagnosis import describe
 from .function import CaseOutcome, Judge
 from .net_pair import NetPair, is_resource_error
 from .post_load_fix import report_fix
 from .save_failing import save_outcome
+from .weight_pair import WeightPair as Sides
 
 
 class Session(NetPair):

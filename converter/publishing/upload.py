@@ -125,7 +125,7 @@ def _check_name(repo_id: str) -> None:
 
 def _recorded(folder: Path) -> tuple[dict[str, Any], dict[str, Path | bytes]]:
     """The record of a conversion, and the files to publish: name -> path."""
-    from ..parity.digests import sha256
+    from ..parity.provenance import sha256
 
     record = read_json(_no_link(folder, RECORD))
     files = recorded_files(record)
@@ -155,7 +155,7 @@ def _no_link(folder: Path, name: str) -> Path:
 
 def _parity(folder: Path, files: Collection[str]) -> dict[str, Any] | None:
     """The content of `parity.json`, if there is one, fit to be published: it has to be of these very files."""
-    from ..parity.digests import sha256
+    from ..parity.provenance import sha256
 
     if not _no_link(folder, PARITY).exists():
         return None

@@ -16,8 +16,8 @@ import converter
 from converter import UsageError, families
 from converter.conversion.pairs import Pair
 from converter.families import from_file
-from converter.parity.digests import key_of
-from converter.parity.settings import load_settings
+from converter.parity.ci.digests import key_of
+from converter.parity.ci.settings import load_settings
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -14,7 +14,7 @@ from converter.conversion.analysis import analyse
 from converter.nets.faults import with_fault
 from converter.parity.audit import audit
 from converter.parity.catalogue import catalogue
-from converter.parity.compared import Sides
+from converter.parity.weight_pair import WeightPair
 
 FAMILY = str(two_stacks.__file__)
 
@@ -30,15 +30,15 @@ def test_the_audit_finds_every_fault_and_names_the_place(tmp_path: Path) -> None
             if "weights" not in fault.expected:
                 continue
             spoilt = with_fault(held({key: tensor.clone() for key, tensor in theirs.items()}), fault)
-            found = audit(Sides(family, looked.found, looked.plan, original, spoilt, sidecar))
+            found = audit(WeightPair(family, looked.found, looked.plan, original, spoilt, sidecar))
             assert found.verdict == "FAIL", fault.name
         made = held(theirs)
-        right = audit(Sides(family, looked.found, looked.plan, original, made, sidecar))
+        right = audit(WeightPair(family, looked.found, looked.plan, original, made, sidecar))
         assert right.verdict == "PASS", right.words
         made |= held({"norm_out.linear.weight": state()["final.mod.weight"]})
-        wrong = audit(Sides(family, looked.found, looked.plan, original, made, sidecar))
+        wrong = audit(WeightPair(family, looked.found, looked.plan, original, made, sidecar))
         assert "norm_out.linear.weight differs in 128 of 128 elements" in wrong.words
         other = theirs["transformer_blocks.1.norm.linear.weight"]
         made |= held({"norm_out.linear.weight": other})
-        wrong = audit(Sides(family, looked.found, looked.plan, original, made, sidecar))
+        wrong = audit(WeightPair(family, looked.found, looked.plan, original, made, sidecar))
         assert "holds what belongs in transformer_blocks.1.norm.linear.weight" in wrong.words
