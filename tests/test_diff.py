@@ -135,7 +135,7 @@ def test_whatever_the_layouts(
     one_sided = dict.fromkeys(NO_PLACE, f"only in {'A' if diffusers[1] else 'B'}") if len({*diffusers}) > 1 else {}
     assert {each.key: each.kind for each in only(same).one_sided_buffers} == one_sided
     nearly = diff(kept[one][0], kept[two][1], **weights)
-    assert (nearly.verdict, other.same(rounding_ok=True)) == ("different", False)
+    assert (nearly.verdict, nearly.same(rounding_ok=True)) == ("different", False)
     assert set(differing(nearly).values()) == {"different"}
     assert only(nearly).relative_l2 == pytest.approx(distance(state, near), rel=1e-9)
     keys = diffusers_keyed(state) if all(diffusers) else {key for key in state if key not in NO_PLACE}
