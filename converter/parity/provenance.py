@@ -129,5 +129,5 @@ def model_of(family: Family) -> ParitySpec:
         from importlib import import_module
 
         module, _, name = made.partition(":")
-        made = getattr(import_module(module), name)
+        made = getattr(import_module(module, family.describe.__module__.rpartition(".")[0]), name)
     return made if isinstance(made, ParitySpec) else UNAVAILABLE
