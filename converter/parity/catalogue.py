@@ -154,7 +154,8 @@ def _mistaken(rows: Sequence[_Spoilt], invisible: tuple[tuple[str, str], ...]) -
             continue
         theirs = {move.place[1]: move for move in other.chosen}
         pairs = [pair for move in one.chosen for pair in zip(move.parts, theirs[move.place[1]].parts, strict=True)]
-        hidden = any(one.path.endswith(a) and other.path.endswith(b) for pair in invisible for a, b in (pair, pair[::-1]))
+        ends = [pair for both in invisible for pair in (both, both[::-1])]
+        hidden = any(one.path.endswith(first) and other.path.endswith(second) for first, second in ends)
         seen = WEIGHTS_ONLY if hidden else BOTH
         yield Fault(f"{one.name} and {other.name} of {one.where} swapped", seen, _exchanged(pairs))
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from converter import Computed, Extra, Family, Findings, Flag, KeyMapping, Parameter, Refused, UsageError
 from converter.families import State, evidence
-from converter.families.evidence import POSITIONS
 from converter.mapping import Plan
 
 VAE_FACTOR, LINEAR_HEAD, CROSS_HEADS = 32, 32, {1152: 16, 2240: 20}  # hidden size -> heads of the cross attention
@@ -51,7 +50,7 @@ KEYS = KeyMapping({
     B + "mlp.point_conv.conv.weight [D F 1 1]": T + "ff.conv_point.weight",
     "final_layer.linear [R D]":         "proj_out",
     "final_layer.scale_shift_table [2 D]": Parameter("scale_shift_table"),
-    POSITIONS + " [1 N D]":             Computed(positions),
+    "pos_embed [1 N D]":               Computed(positions),
     "y_embedder.y_embedding [L K]":     Extra(without="the null caption, which the original's guidance needs"),
     "logvar_linear [1 D]":              Extra(without="the weighing of the loss, which only training needs"),
     **dict.fromkeys(("cfg_embedder.mlp.0", "cfg_embedder.mlp.2"), Refused("guidance", "SANA-Sprint is not converted")),
@@ -72,18 +71,18 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
     table = evidence.read_table(plan, state, found)
     evidence.resolution(found, state.config, table, vae_factor=VAE_FACTOR)
     if table:
-        there = any(values.any() for _, values in state.rows(POSITIONS))
-        found.file(USE_PE, there, table.seen if there else f"{POSITIONS} is zero throughout")
+        there = any(values.any() for _, values in state.rows("pos_embed"))
+        found.file(USE_PE, there, table.seen if there else "pos_embed is zero throughout")
     elif SCALE in state.config:
         found.file(USE_PE, state.config[SCALE] is not None, f"config.json: {SCALE}")
     else:
-        found.given_or_assumed(USE_PE, SCALE in found.given or None, f"without {POSITIONS} no file shows it")
+        found.given_or_assumed(USE_PE, SCALE in found.given or None, "without pos_embed no file shows it")
     scale = table.scale if table else evidence.configured(state.config, SCALE, float, int)
     if found[USE_PE].value is not False:
-        found.file(SCALE, scale, table.seen if table else f"no {POSITIONS} shows it")
+        found.file(SCALE, scale, table.seen if table else "no pos_embed shows it")
     elif SCALE in found.given:
         raise UsageError(f"`{SCALE}` {found.given[SCALE]}: there are no positions: {found[USE_PE].evidence}")
-    found.unused.add(POSITIONS)  # the multi-scale class computes the table of each size anew
+    found.unused.add("pos_embed")  # the multi-scale class computes the table of each size anew
     found.given_or_assumed("timestep_scale", 1.0, "as in SANA and SANA-1.5; Sprint's teachers have 0.001")
     if found[QK_NORM].value:
         found.given_or_assumed(EXACT_EPS, False, "as from_pretrained loads it, without the note's line")
@@ -111,11 +110,10 @@ def config(found: Findings) -> dict[str, Any]:
 
 
 FAMILY = Family(
-    "sana", "SANA", KEYS, describe, config,
-    (evidence.IMAGE_SIZE, evidence.NUM_ATTENTION_HEADS, Flag(CROSS, int, "Heads of the cross attention.", minimum=1),
-     Flag(USE_PE, bool, "Whether it has positions."), Flag(SCALE, float, "Scale of the positions."),
-     Flag("timestep_scale", float, "What timesteps are multiplied by."), Flag(EXACT_EPS, bool, "Run the note's line.")),
+    "sana", "SANA", KEYS, describe, config, marks=("attention_y_norm", "caption_norm"), parity=".parity:PARITY",
+    flags=(evidence.IMAGE_SIZE, evidence.NUM_ATTENTION_HEADS, Flag(CROSS, int, "Cross attention's heads.", minimum=1),
+           Flag(USE_PE, bool, "Whether it has positions."), Flag(SCALE, float, "Scale of the positions."),
+           Flag("timestep_scale", float, "Of the timesteps."), Flag(EXACT_EPS, bool, "Run the note's line.")),
     buffer_mismatch=lambda found, off: (off <= evidence.DRIFT, f"is not the table of its size and scale ({off:.2g})"),
     storing=evidence.DRIFT, ignorable_config=dict.fromkeys(("_diffusers_version", "dropout", "guidance_embeds_scale")),
-    marks=("attention_y_norm", "caption_norm"), parity=".parity:PARITY",
 )  # fmt: skip

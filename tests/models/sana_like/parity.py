@@ -34,12 +34,8 @@ def exact_eps(model: Any) -> Any:
 
 STOCK = Stock(
     kind="diffusers.models.transformers.sana_transformer:SanaTransformer2DModel",
-    arguments={
-        "hidden_states": "latent",
-        "encoder_hidden_states": "caption",
-        "encoder_attention_mask": "caption_mask",
-        "timestep": "timestep",
-    },
+    arguments={"hidden_states": "latent", "encoder_hidden_states": "caption",
+               "encoder_attention_mask": "caption_mask", "timestep": "timestep"},
     stages=(
         StockStage("patch embedding", "patch_embed", ("x",)),
         StockStage("timestep embedding", "time_embed", ("t0", "t")),
@@ -49,13 +45,12 @@ STOCK = Stock(
         StockStage("final layer", "", ("output",)),
     ),
     probes={
-        **SELF_ATTENTION,
-        **CROSS_ATTENTION,
+        **SELF_ATTENTION, **CROSS_ATTENTION,
         "norm2 modulated": ("ff.conv_inverted", "input"),
         "ff hidden": ("ff.conv_inverted", "output"),
         "ff out": ("ff.conv_point", "output"),
     },
-)
+)  # fmt: skip
 
 
 def reference(found: Findings, weights: Weights) -> Staged:
@@ -112,8 +107,7 @@ def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault
 AS_LOADED = ParitySpec(
     reference, STOCK.net, cases, parts=parts, patch=lambda found: int(found.value("patch_size")),
     resolve_config=STOCK.resolve_config, config_hints=config_hints, faults=faults, stages=own_size,
-    # A shift of all keys changes no softmax; linear attention divides by what scales its queries or its keys; and both
-    # take products of queries and keys, channel by channel.
+    # No softmax sees a shift of all keys, no linear attention a scale; products of channels have no order.
     invisible_biases=("attn2.to_k",), invisible_scales=("attn1.to_q", "attn1.to_k", "attn1.norm_q", "attn1.norm_k"),
     invisible_swaps=(("attn1.norm_q", "attn1.norm_k"), ("attn2.norm_q", "attn2.norm_k")),
     optional=("caption_mask",), loaded=STOCK.loaded,
