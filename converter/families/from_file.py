@@ -48,7 +48,7 @@ def load(name: str) -> Family:
 def _run(path: Path, name: str) -> Family:
     from traceback import extract_tb
 
-    package = _package(path.parent)
+    package = _package(path)
     spec = spec_from_file_location(f"{package}.{path.stem}", path)
     assert spec
     assert spec.loader
@@ -76,10 +76,10 @@ def _run(path: Path, name: str) -> Family:
     return chosen[0]
 
 
-def _package(folder: Path) -> str:
-    """The name of a package of the modules in a folder: those of two families may be called alike."""
-    package = ModuleType(f"converter_family_{sha256(os.fsencode(folder)).hexdigest()[:16]}")
-    package.__path__ = [str(folder)]
+def _package(path: Path) -> str:
+    """The name of a package of a file and of what lies beside it: the modules of two families may be called alike."""
+    package = ModuleType(f"converter_family_{sha256(os.fsencode(path)).hexdigest()[:16]}")
+    package.__path__ = [str(path.parent)]
     for name in [name for name in sys.modules if name == package.__name__ or name.startswith(f"{package.__name__}.")]:
         del sys.modules[name]  # they may have changed with it
     sys.modules[package.__name__] = package

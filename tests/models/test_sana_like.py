@@ -80,11 +80,12 @@ def relative(output: torch.Tensor, truth: torch.Tensor) -> float:
 def test_what_is_converted_computes_what_was_recorded(name: str, folders: dict[str, Path]) -> None:
     model, cases = load(folders[name]), recorded(name)[1]
     assert len(cases) == (3 if name == "sana-1024" else 2)
+    if name == "sana-1.5":  # stock diffusers has other norms, until the line of the note is run
+        assert all(1e-6 < relative(run(model, case), case["output"]) < 1e-5 for case in cases)
+        exec(EXACT_LINE, {"model": model})
     for case in cases:
         assert float((run(model, case) - case["output"]).abs().max()) < TOLERANCE
-    if name == "sana-1.5":  # closer, once the line of the note is run
-        exec(EXACT_LINE, {"model": model})
-    assert max(relative(run(model, case), case["output"]) for case in cases) < 3e-7
+        assert relative(run(model, case), case["output"]) < 3e-7
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -179,17 +180,18 @@ def test_a_wrong_config_is_noticed_by_the_audit_and_by_the_nets(
     assert (verdicts["weights"], verdicts["config"], verdicts["function"]) == (PASS, FAIL, FAIL), fault
 
 
-def test_every_deliberate_fault_is_detected(folders: dict[str, Path]) -> None:
-    report = check(
-        GOLDEN / "sana-1.5.pth", folders["sana-1.5"], family=FAMILY, profile="quick", self_test="full",
-        hyper_parameters={"exact_eps": True},
-    )  # fmt: skip
+def test_every_deliberate_fault_is_detected(tmp_path: Path) -> None:
+    """Of a model of one block, which takes half the time."""
+    state = {key: tensor for key, tensor in original("sana-1.5").items() if "blocks.1." not in key}
+    path, given = save(state, tmp_path / "a.pth"), HEADS["sana-1.5"] | {"exact_eps": True}
+    converter.convert(path, tmp_path / "out", family=FAMILY, hyper_parameters=given)
+    report = check(path, tmp_path / "out", family=FAMILY, profile="quick", self_test="full")
     assert report.verdict == PASS, report.reason
     phase = report.phase("self-test")
     assert phase
     faults = {one.what for one in phase.checks}
-    assert faults >= {"1 heads for 2", "8 cross heads for 4", "positions added", "eps 1e-5 for 1e-6"}
-    assert "attn1.norm_q.weight and attn1.norm_k.weight of block 1 swapped" in faults
+    assert faults >= {"4 heads for 2", "8 cross heads for 4", "positions added", "eps 1e-5 for 1e-6"}
+    assert "attn1.norm_q.weight and attn1.norm_k.weight of block 0 swapped" in faults
 
 
 def test_it_is_told_from_its_neighbours() -> None:
@@ -203,7 +205,7 @@ def test_it_is_told_from_its_neighbours() -> None:
 def test_what_no_file_shows_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(converter.UsageError, match="`num_cross_attention_heads` is needed"):
         converter.convert(GOLDEN / "sana-1024.pth", tmp_path / "out", family=FAMILY)
-    with pytest.raises(converter.UsageError, match="`num_attention_heads` is needed: .* and 48 / 32 is not whole"):
+    with pytest.raises(converter.UsageError, match=r"`num_attention_heads` is needed: .* and 48 / 32 is not whole"):
         converter.convert(GOLDEN / "sana-4k.pth", tmp_path / "out", family=FAMILY)
     state = {key: tensor for key, tensor in original("sana-4k").items() if key != "pos_embed"}
     path, given = save(state, tmp_path / "no-table.pth"), dict[str, Any](HEADS["sana-4k"])
