@@ -13,10 +13,9 @@ import torch
 from makers import ROOT
 from originals import MODELS, Original, golden, random
 
-from converter.models.pixart import block as attention
 from converter.models.pixart.compression import Compression
 from converter.models.pixart.controlnet import controlnet
-from converter.nets import Values, Weights, no_probe
+from converter.nets import Values, Weights, attention, no_probe
 from converter.nets.attention import cross_attention
 from converter.nets.embeddings import linear
 
