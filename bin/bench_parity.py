@@ -128,7 +128,7 @@ def audit(original: Path, converted: Path) -> dict[str, float]:
     from converter.conversion.analysis import analyse
     from converter.models.pixart.table import PIXART
     from converter.parity.audit import audit as run
-    from converter.parity.compared import Sides
+    from converter.parity.weight_pair import WeightPair
 
     files = [original, *converted.rglob("*.safetensors")]
     for path in files:
@@ -140,7 +140,7 @@ def audit(original: Path, converted: Path) -> dict[str, float]:
     with open_checkpoint(original) as ours, open_checkpoint(converted) as theirs:
         looked = analyse(ours)
         started = time.perf_counter()
-        made = run(Sides(PIXART, looked.found, looked.plan, ours, theirs))
+        made = run(WeightPair(PIXART, looked.found, looked.plan, ours, theirs))
         spent = time.perf_counter() - started
     assert made.verdict == "PASS", made.words
     return {"read": read, "audit": spent}

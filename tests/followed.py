@@ -25,7 +25,7 @@ from typing import Any
 
 from makers import ROOT, launch
 
-from converter.parity.tomlfile import read_toml
+from converter.parity.ci.tomlfile import read_toml
 
 PROGRAMS = ("convert-pixart", "pixart")
 # Numbers that differ from machine to machine: how close two nets are, threads, seconds, the size of a record.

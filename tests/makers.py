@@ -305,4 +305,4 @@ def stated(hyper_parameters: Mapping[str, Any] | None = None, **words: Any) -> d
     options = {field.name for kind in (ConversionOptions, CheckOptions) for field in fields(kind)}
     own = {name: value for name, value in words.items() if name in options | {"progress", "waivers"}}
     given = {name: value for name, value in words.items() if name not in own}
-    return own | {"hyper_parameters": {**(hyper_parameters or {}), **given}}
+    return own | {"hyper_parameters": {**given, **(hyper_parameters or {})}}

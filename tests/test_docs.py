@@ -27,7 +27,7 @@ from makers import ROOT
 import converter
 from converter import families
 from converter.models.pixart.table import KEYS
-from converter.parity.settings import load_settings
+from converter.parity.ci.settings import load_settings
 
 README = ROOT / "README.md"
 TUTORIAL = ROOT / "docs" / "new-family.md"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from converter.nets.net import Stage, Staged
 from converter.parity import Case, noise, trajectory
-from converter.parity.cache import Cache
+from converter.parity.ci.cache import Cache
 from converter.parity.determinism import environment
 from converter.parity.localise import lockstep
 from converter.reports.report import PASS, Report
@@ -148,7 +148,7 @@ def test_parity_json(cli: Run, convert: Run, tmp_path: Path, monkeypatch: pytest
     assert kept
     found |= {*fields(kept.run, ("run",))}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    found |= {*fields(environment("cuda", ["float64"]), ("environment",))}
+    found |= {*fields(environment("cuda", ["float64"]).as_dict(), ("environment",))}
     found |= {*fields(_below_float64(), ("phases", "[]", "detail", "localisation", "stages"))}
     found |= {*fields(_sampled(), ("phases", "[]", "detail"))}
     assert compare(documented("parity.json"), found) == []

@@ -20,7 +20,7 @@ LIMIT = 1 << 20  # far above any side, scale or number of heads, and its inverse
 
 IMAGE_SIZE = Flag("image_size", int, "Resolution, if the file does not show it.", minimum=8, metavar="PIXELS")
 NUM_ATTENTION_HEADS = Flag(
-    "num_attention_heads", int, "Number of heads, if it is not that of the released models.", minimum=1, metavar="N"
+    "num_attention_heads", int, "Number of heads, if the file does not show it.", minimum=1, metavar="N"
 )
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from ..conversion.pairs import Pair
 from ..errors import UsageError
-from ..parity import batch
-from ..parity.cache import Cache
-from ..parity.settings import chosen, load_settings
-from ..parity.waivers import load_waivers
+from ..parity.ci import batch
+from ..parity.ci.cache import Cache
+from ..parity.ci.settings import chosen, load_settings
+from ..parity.ci.waiver_files import load_waivers
 from ..reports import render
 from ..reports.report import Report
 from .reports import check_reports, refusal, write_reports

@@ -9,8 +9,8 @@ from pathlib import Path
 from ..checkpoint.text_writer import write_text
 from ..conversion.pairs import Pair
 from ..errors import ConverterError, UsageError, printable
-from ..parity.batch import outcome
-from ..parity.digests import files_of
+from ..parity.ci.batch import outcome
+from ..parity.provenance import files_of
 from ..reports import KINDS, card, render
 from ..reports.report import INTERNAL, PASS, REJECTED, Report
 

@@ -14,7 +14,7 @@ from ..conversion.pairs import Pair
 from ..errors import ConverterError, printable
 from ..filenames import PARITY
 from ..hub import local
-from ..parity.digests import program
+from ..parity.ci.digests import program
 from ..reports.report import NOT_RUN, PASS, Report
 from .reports import lines
 
@@ -77,7 +77,7 @@ def _folder(outcome: Outcome) -> Path:
 def _passed_before(original: str, folder: Path) -> Report | None:
     """The report that an earlier comparison left in a folder, if it is a PASS that this very program came to on the
     very bytes of both sides; whatever else lies there proves nothing. Both sides are hashed."""
-    from ..parity.provenance import about
+    from ..parity.provenance import digests_of
 
     try:
         report = Report.from_dict(read_json(folder / PARITY))
@@ -88,7 +88,7 @@ def _passed_before(original: str, folder: Path) -> Report | None:
         if report.run["program"] != program():
             return None
         for side, path in ((report.original, local(original, quiet=True)), (report.converted, folder)):
-            if side["sha256"] != about(path)["sha256"]:
+            if side["sha256"] != digests_of(path).sha256:
                 return None
     except (ConverterError, TypeError, KeyError, AttributeError, ValueError, RecursionError):
         return None

@@ -8,58 +8,71 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from ..conversion.zeros import find_zeros
 from ..errors import printable
 from ..mapping import MappingError, Move, Parameter, fold
 from ..mapping.rows import Row
-from ..reports.report import FAIL, PASS, Check, Phase
-from .belonging import Bytes, describe, equal, kept_as
-from .compared import Sides
+from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
+from .misplaced import difference_in_words
+from .read_buffers import Bytes, as_dtype, equal_in_pieces, pieces
+from .weight_pair import WeightPair
 
-_KEPT = Row.parse("kept", Parameter("kept"))  # what the sidecar holds is what it was
 WORKERS = 2  # reading, comparing and checksums run without the interpreter's lock
-FEW = 32  # tensors, of which reading is not worth a thread
+FEW = 32  # tensors, for which threads are not worth it
+LAST_BITS = 1e-5  # of elements of at most 1, above what other versions of the same arithmetic make of them
+_SAME = Row.parse("kept", Parameter("kept"))  # the sidecar holds tensors as they were
 
 
-def audit(sides: Sides, step: Callable[[int], None] = lambda count: None, only: Collection[str] | None = None) -> Phase:
-    """Every byte of the original accounted for: mapped, kept aside, or recomputed; and nothing else in the model.
+def audit(
+    pair: WeightPair, step: Callable[[int], None] = lambda count: None, only: Collection[str] | None = None
+) -> Phase:
+    """Every byte of the original accounted for: mapped, in the sidecar, or recomputed; and nothing else in the model.
 
     Args:
+        step: called with the number of tensors compared since the last call.
         only: the converted keys whose bytes are compared, where all others were before; default: everything.
 
-    Returns: the phase 'weights', with a check for every kind of finding and a first line for people.
+    Returns: the phase 'weights', with a check for every kind of finding.
     """
-    checks, notes = [], []
+    checks: list[Check] = []
     try:
-        back = sides.family.keys.plan_back(sides.converted)
+        back = pair.family.keys.plan_back(pair.converted)
     except MappingError as error:
         return _failed([Check("keys", "bijection", None, None, False, problem) for problem in error.problems])
-    wanted = {move.origin: move for move in sides.plan.moves}
-    held = {move.origin: move for move in back.moves}
-    missing = [name for key in wanted.keys() - held.keys() for name in wanted[key].parts]
-    extra = [name for key in held.keys() - wanted.keys() for name in held[key].parts]
+    wanted = {move.origin: move for move in pair.plan.moves}
+    present = {move.origin: move for move in back.moves}
+    missing = [name for key in wanted.keys() - present.keys() for name in wanted[key].parts]
+    extra = [name for key in present.keys() - wanted.keys() for name in present[key].parts]
     for what, names in (("missing", missing), ("extra", extra)):
         checks += [Check("keys", "bijection", None, None, False, f"{what}: {name}") for name in fold(sorted(names))]
-    moves = [held[key] for key in wanted if key in held and (only is None or not {*only}.isdisjoint(held[key].parts))]
-    if len(moves) < FEW:  # threads have each their own room to read into, and take a while to let go of it
-        found = [_counted(sides, move, step) for move in moves]
+    moves = [present[key] for key in wanted if key in present]
+    if only is not None:
+        moves = [move for move in moves if not {*only}.isdisjoint(move.parts)]
+
+    def compare(move: Move) -> Difference | None:
+        result = difference(pair, move)
+        step(1)
+        return result
+
+    if len(moves) < FEW:  # each thread has its own buffers, and takes a while to release them
+        results = list(map(compare, moves))
     else:
         with ThreadPoolExecutor(WORKERS) as pool:
-            found = list(pool.map(lambda move: _counted(sides, move, step), moves))
-    wrong = [difference for difference in found if difference]
-    checks += list(_told(wrong))
-    more, said = _left(sides) if only is None else ([], [])
-    checks += more
-    notes += said
+            results = list(pool.map(compare, moves))
+    wrong = [result for result in results if result]
+    checks += _difference_checks(wrong)
+    notes: list[str] = []
+    if only is None:
+        checks += [*_sidecar_checks(pair, notes), *_buffer_checks(pair, notes)]
     notes += [f"{key} is left over from an old conversion, and not used" for key in back.extras]
     if failed := [check for check in checks if check.passed is False]:
         bad, total = sum(len(each.wrong) for each in wrong), sum(len(move.parts) for move in moves)
         return _failed(failed, notes, f"{bad} of {total} converted tensors are not the original's" if wrong else "")
-    kind = f"{'rounded' if sides.rounded else 'widened'} to {sides.cast}" if sides.cast else "byte for byte"
-    total = sum(int(np.prod(sides.original[move.origin].shape)) for move in moves)
+    kind = f"{'rounded' if pair.rounded else 'widened'} to {pair.cast}" if pair.cast else "byte for byte"
+    total = sum(int(np.prod(pair.original[move.origin].shape)) for move in moves)
     words = (
         f"all {len(moves)} tensors ({total / 1e6:.4g} M numbers) are the original's, {kind}; none missing, none extra"
     )
@@ -73,10 +86,36 @@ def _failed(checks: list[Check], notes: Iterable[str] = (), words: str = "") -> 
     return Phase("weights", FAIL, f"{words}: {checks[0].words}{more}", checks, list(notes))
 
 
-def matches(sides: Sides, count: int = 3) -> bool:
+def doubt(weights: Phase, pair: WeightPair) -> Phase:
+    """The phase 'weights', no PASS where equal weights prove less than they seem to.
+
+    - Both sides may hold zeros that no training leaves so, as of a download that was not completed. Nothing of the
+      original is read again but its tensors' ends, and what is zero: the audit has read it all.
+    - The original net may use a stored buffer that is further from the computed one than its last bits: the nets are
+      compared with the computed one, and so the comparison is of another net.
+    """
+    if weights.verdict != PASS:
+        return weights  # where they differ, that is what there is to report
+    zeros = find_zeros(pair.plan, pair.original)
+    weights.notes += zeros.notes
+    unused = (pair.seen or pair.found).unused
+    other_buffers = [
+        f"{key} {what}, and the original uses it as it is: the nets are compared with the computed one"
+        for key, (comparison, _, what) in pair.recomputed.items()
+        if key in pair.exact and comparison.difference > LAST_BITS and key not in unused
+    ]
+    if zeros.refused:
+        weights.verdict = INCONCLUSIVE
+        weights.words = f"the converted weights are the original's, in which {zeros.refused}"
+    elif other_buffers:
+        weights.verdict, weights.words = INCONCLUSIVE, "; ".join(other_buffers)
+    return weights
+
+
+def matches(pair: WeightPair, count: int = 3) -> bool:
     """Whether the first few tensors are the original's: enough to tell one set of weights from another."""
-    moves = sides.family.keys.plan_back(sides.converted).moves[:count]
-    return bool(moves) and not any(difference(sides, move) for move in moves)
+    moves = pair.family.keys.plan_back(pair.converted).moves[:count]
+    return bool(moves) and not any(difference(pair, move) for move in moves)
 
 
 @dataclass(frozen=True)
@@ -87,75 +126,49 @@ class Difference:
     wrong: dict[str, str]
 
 
-def _counted(sides: Sides, move: Move, step: Callable[[int], None]) -> Difference | None:
-    made = difference(sides, move)
-    step(1)
-    return made
-
-
-def difference(sides: Sides, move: Move) -> Difference | None:
-    """None where the converted tensors of a move are what its operation makes of the source's bytes, or of their
-    declared rounding.
-
-    Args:
-        move: of either direction.
-    """
+def difference(pair: WeightPair, move: Move) -> Difference | None:
+    """None where the converted tensors of a move, of either direction, are what its operation makes of the source's
+    bytes, or of their declared rounding."""
     key, operation, count = move.origin, move.operation, len(move.parts)
-    source, parts = sides.original[key], [sides.converted[name] for name in move.parts]
+    source, parts = pair.original[key], [pair.converted[name] for name in move.parts]
     shape = operation.source_shape(tuple(parts[0].shape), count)
     if shape != tuple(source.shape):
         return Difference(key, dict.fromkeys(move.parts, f"has shape {list(shape)}, not {list(source.shape)}"))
     kinds = {part.dtype.name for part in parts}
-    rounded = sides.cast and kinds == {sides.cast} and source.dtype.name != sides.cast
+    rounded = bool(pair.cast) and kinds == {pair.cast} and source.dtype.name != pair.cast
     if kinds != {source.dtype.name} and not rounded:
         kind = "/".join(sorted(kinds))
         floating = len(kinds) == 1 and parts[0].dtype.floating
-        hint = f"; --cast {kind} if that was meant" if floating and not sides.cast else ""
-        words = f"is {kind}, and the original is {source.dtype.name}{hint}"
+        hint = f"; --cast {kind} if that was meant" if floating and not pair.cast else ""
+        return Difference(key, dict.fromkeys(move.parts, f"is {kind}, and the original is {source.dtype.name}{hint}"))
+    if pair.cast and kinds != {pair.cast}:
+        words = f"is {source.dtype.name} as in the original, and was declared to be rounded to {pair.cast}"
         return Difference(key, dict.fromkeys(move.parts, words))
-    if sides.cast and kinds != {sides.cast}:
-        words = f"is {source.dtype.name} as in the original, and was declared to be rounded to {sides.cast}"
-        return Difference(key, dict.fromkeys(move.parts, words))
-    mine, theirs = sides.room.buffers
-    if not rounded and operation.in_order(count) and _equal(_pieces([source], mine), _pieces(parts, theirs)):
+    one, other = pair.buffers.pair
+    if not rounded and operation.in_order(count) and equal_in_pieces(pieces([source], one), pieces(parts, other)):
         return None
-    data = sides.room.read(source)
+    data = pair.buffers.read(source)
     if rounded:
-        data = kept_as(data, source.dtype, parts[0].dtype)
+        data = as_dtype(data, source.dtype, parts[0].dtype)
     wrong: dict[str, str] = {}
     # Groups of rows are as many equal runs of its bytes.
     for name, part, right in zip(move.parts, parts, operation.forward(data, count), strict=True):
-        if not _equal(_pieces([part], theirs), iter([right] if len(right) else [])):
-            wrong[name] = "differs" if sides.brief else describe(sides, name, right)
+        if not equal_in_pieces(pieces([part], other), iter([right] if len(right) else [])):
+            wrong[name] = "differs" if pair.brief else _described(pair, name, right)
     return Difference(key, wrong) if wrong else None
 
 
-def _equal(one: Iterator[Bytes], other: Iterator[Bytes]) -> bool:
-    """Whether two runs of bytes are the same, a piece of each at a time: both are still in the processor's cache. Where
-    they are, each was read to its end, and so its checksum was verified."""
-    mine, theirs = next(one, None), next(other, None)
-    while mine is not None and theirs is not None:
-        count = min(len(mine), len(theirs))
-        if not equal(mine[:count], theirs[:count]):
-            return False
-        mine, theirs = mine[count:], theirs[count:]
-        mine = mine if len(mine) else next(one, None)
-        theirs = theirs if len(theirs) else next(other, None)
-    return mine is theirs is None
+def _described(pair: WeightPair, name: str, right: Bytes) -> str:
+    tensor = pair.converted[name]
+    stored = np.frombuffer(tensor.read(), np.uint8)
+    owner = pair.index.owner(name, tensor, stored) if stored.any() else ""
+    return f"holds what belongs in {owner}" if owner else difference_in_words(stored, right, tensor.dtype)
 
 
-def _pieces(tensors: Iterable[Any], buffer: bytearray) -> Iterator[Bytes]:
-    """The bytes of tensors, one after the other; a piece is valid until the next."""
-    for tensor in tensors:
-        for _, piece in tensor.chunks(buffer) if hasattr(tensor, "chunks") else [(0, tensor.read())]:
-            if len(piece):
-                yield np.frombuffer(piece, np.uint8)
-
-
-def _told(found: list[Difference]) -> Iterator[Check]:
+def _difference_checks(differences: Iterable[Difference]) -> Iterator[Check]:
     """One check for every kind of difference, the keys folded over the blocks; kinds with numbers stay apart."""
     by_kind: dict[str, list[str]] = {}
-    for each in found:
+    for each in differences:
         for name, kind in each.wrong.items():
             by_kind.setdefault(kind, []).append(name)
     for kind, names in by_kind.items():
@@ -163,26 +176,28 @@ def _told(found: list[Difference]) -> Iterator[Check]:
             yield Check(name, "bytes", None, None, False, f"{name} {kind}")
 
 
-def _left(sides: Sides) -> tuple[list[Check], list[str]]:
-    """What does not travel: the sidecar's tensors against the original's, the buffers against their recomputation."""
-    checks, notes = [], []
-    for key, name in sides.plan.extras.items():
-        if sides.sidecar is None or name not in sides.sidecar:
+def _sidecar_checks(pair: WeightPair, notes: list[str]) -> Iterator[Check]:
+    """What the converted model has no place for: the sidecar's tensors against the original's."""
+    for key, name in pair.plan.extras.items():
+        if pair.sidecar is None or name not in pair.sidecar:
             notes.append(f"{key} has no home in the converted model, and no sidecar keeps it")
             continue
-        # A conversion that rounds the model may keep what travels beside it as it is.
-        as_it_is = sides.sidecar[name].dtype == sides.original[key].dtype
-        kept = replace(sides, converted=sides.sidecar, cast="" if as_it_is else sides.cast)
-        found = difference(kept, Move((key,), (name,), _KEPT))
+        # A conversion that rounds the model may leave the sidecar as it is.
+        unchanged = pair.sidecar[name].dtype == pair.original[key].dtype
+        sidecar = replace(pair, converted=pair.sidecar, cast="" if unchanged else pair.cast)
+        wrong = difference(sidecar, Move((key,), (name,), _SAME))
         words = (
-            f"{name} of the sidecar {found.wrong[name]}" if found else f"{name} is kept in the sidecar, byte for byte"
+            f"{name} of the sidecar {wrong.wrong[name]}" if wrong else f"{name} is kept in the sidecar, byte for byte"
         )
-        checks.append(Check(name, "bytes", None, None, found is None, words))
-    for key, (made, dispensable, what) in sides.buffers.items():
-        if made.equal:
-            checks.append(Check(key, "recomputed", None, None, True, f"{key} is what the target computes, bit for bit"))
+        yield Check(name, "bytes", None, None, wrong is None, words)
+
+
+def _buffer_checks(pair: WeightPair, notes: list[str]) -> Iterator[Check]:
+    """The stored buffers against what the target computes in their place."""
+    for key, (comparison, dispensable, what) in pair.recomputed.items():
+        if comparison.equal:
+            yield Check(key, "recomputed", None, None, True, f"{key} is what the target computes, bit for bit")
             continue
         words = f"{printable(key)} {what}"
-        checks.append(Check(key, "recomputed", made.difference, 0.0, None if dispensable else False, words))
+        yield Check(key, "recomputed", comparison.difference, 0.0, None if dispensable else False, words)
         notes += [words] if dispensable else []
-    return checks, notes

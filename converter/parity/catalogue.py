@@ -1,12 +1,13 @@
-"""The deliberate faults that any table of keys has in it: what it splits is swapped, what it renames mistaken."""
+"""The deliberate faults that any table of keys has in it: what it splits is swapped, what it renames mixed up."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 from ..mapping import Move, Plan
-from ..mapping.rows import Row, stack
+from ..mapping.rows import Row
 from ..nets.damage import Change, drifted, exchanged, halved, last_bit, not_a_number, scaled, transposed, zeroed
 from ..nets.faults import BOTH, WEIGHTS, Fault
 
@@ -30,28 +31,22 @@ def catalogue(
         block: the one that single tensors are taken from; default: the last.
         invisible_scales, invisible_swaps: as of `ParitySpec`.
     """
-    rows = [_Spoilt(row, moves, plan, block) for row, moves in _by_row(plan).items()]
-    made: list[Fault] = []
-    for row in rows:
-        made += row.swapped()
-        made += row.one_copy()
-        made += row.by_itself(invisible_biases, invisible_scales)
-    made += _mistaken(rows, invisible_swaps)
-    for path, count in plan.stacks.items():
-        if count > 1:
-            made += _block_faults(plan, path, count)
-    if any(count > 1 for count in plan.stacks.values()):
-        every = [target for move in plan.moves for target in move.parts]
-        made.append(Fault("all weights rounded to half", BOTH, _changed(every, halved)))
-        made.append(Fault("all weights scaled by 1 %", BOTH, _changed(every, scaled)))
-    return made
-
-
-def _by_row(plan: Plan) -> dict[Row, list[Move]]:
-    rows: dict[Row, list[Move]] = {}
+    by_row: dict[Row, list[Move]] = defaultdict(list)
     for move in plan.moves:
-        rows.setdefault(move.row, []).append(move)
-    return rows
+        by_row[move.row].append(move)
+    rows = [_RowFaults(row, moves, plan, block) for row, moves in by_row.items()]
+    faults: list[Fault] = []
+    for row in rows:
+        faults += [*row.swapped(), *row.one_copy(), *row.by_itself(invisible_biases, invisible_scales)]
+    faults += _mistaken(rows, invisible_swaps)
+    stacks = {path: count for path, count in plan.stacks.items() if count > 1}
+    for path, count in stacks.items():
+        faults += _block_faults(plan, path, count)
+    if stacks:
+        every = [target for move in plan.moves for target in move.parts]
+        faults.append(Fault("all weights rounded to half", BOTH, _changed(every, halved)))
+        faults.append(Fault("all weights scaled by 1 %", BOTH, _changed(every, scaled)))
+    return faults
 
 
 def _changed(targets: Iterable[str], change: Change) -> Changes:
@@ -73,11 +68,11 @@ def _of(plan: Plan, path: str) -> str:
     return f" of {path}" if len(plan.stacks) > 1 else ""
 
 
-class _Spoilt:
-    """A row, and what can befall its tensors: `chosen` are those of one block, or of a row that is in no block."""
+class _RowFaults:
+    """A row, and what can go wrong with its tensors: `chosen` are those of one block, or of a row in none."""
 
     def __init__(self, row: Row, moves: list[Move], plan: Plan, block: int | None) -> None:
-        path = stack(row.source)
+        path = row.stack
         last = max(plan.stacks.get(path or "", 0) - 1, 0) if block is None else block
         self.row, self.moves, self.dims = row, moves, plan.dims
         self.where = "the model" if path is None else f"block {last}{_of(plan, path)}"
@@ -86,7 +81,7 @@ class _Spoilt:
 
     @staticmethod
     def separate(move: Move) -> list[tuple[str, ...]]:
-        """The target keys that are spoilt each by itself, or together where they are the same tensor."""
+        """The target keys that are changed each by itself, or together where they are the same tensor."""
         passes = move.operation.passes(len(move.parts))
         alike = zip(*(sorted({part for part, _ in places}) for places in passes), strict=True)
         return [tuple(move.parts[part] for part in parts) for parts in alike]
@@ -108,7 +103,7 @@ class _Spoilt:
                 yield Fault(f"{kind} {what} in one of {len(move.parts)} copies: {copy}", seen, _changed([copy], change))
 
     def by_itself(self, invisible_biases: tuple[str, ...], invisible_scales: tuple[str, ...]) -> Iterator[Fault]:
-        """What can befall its tensors by themselves; of copies, all of them alike."""
+        """What can go wrong with its tensors by themselves; with copies, all of them alike."""
         row, name = self.row, f"{self.name} of {self.where}"
         first = self.separate(next(move for move in self.chosen if move.place[1] != ".bias"))[0]
         seen = WEIGHTS_ONLY if self.path.endswith(invisible_scales) else BOTH
@@ -145,15 +140,15 @@ class _Spoilt:
             yield Fault(title, BOTH, _changed(targets, exchanged(count, i, j)), cheap=count == 2)
 
 
-def _mistaken(rows: Sequence[_Spoilt], invisible: tuple[tuple[str, str], ...]) -> Iterator[Fault]:
+def _mistaken(rows: Sequence[_RowFaults], invisible: tuple[tuple[str, str], ...]) -> Iterator[Fault]:
     """Two rows of one shape in each other's place; `invisible`: ends of their paths where no output shows that."""
     for one, other in combinations(rows, 2):
         alike = one.row.pattern == other.row.pattern and one.where == other.where
         single = len(one.row.targets) == len(other.row.targets) == 1 and one.row.spread == other.row.spread
         if not alike or not single or one.row.suffixes != other.row.suffixes:
             continue
-        theirs = {move.place[1]: move for move in other.chosen}
-        pairs = [pair for move in one.chosen for pair in zip(move.parts, theirs[move.place[1]].parts, strict=True)]
+        others = {move.place[1]: move for move in other.chosen}
+        pairs = [pair for move in one.chosen for pair in zip(move.parts, others[move.place[1]].parts, strict=True)]
         ends = [pair for both in invisible for pair in (both, both[::-1])]
         hidden = any(one.path.endswith(first) and other.path.endswith(second) for first, second in ends)
         seen = WEIGHTS_ONLY if hidden else BOTH
@@ -165,7 +160,7 @@ def _block_faults(plan: Plan, path: str, blocks: int) -> Iterator[Fault]:
     by_block: dict[int, dict[tuple[str, str], str]] = {}
     for move in plan.moves:
         index, suffix = move.place
-        if index is not None and stack(move.row.source) == path:
+        if index is not None and move.row.stack == path:
             names = zip(move.row.targets, move.parts, strict=True)
             by_block.setdefault(index, {}).update({(target, suffix): key for target, key in names})
 

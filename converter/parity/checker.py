@@ -7,25 +7,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 from ..checkpoint.file import reading
-from ..checkpoint.state_dicts import selecting_flag as asked_by
+from ..checkpoint.state_dicts import selecting_flag
 from ..conversion.analysis import open_model
 from ..conversion.options import with_shortcuts
 from ..errors import UsageError, as_flags, printable
 from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 from . import configuration, provenance
-from .audit import audit, matches
+from .audit import audit, doubt, matches
 from .choices import CheckOptions
-from .determinism import deterministic, environment
-from .held_buffers import hold_buffers
-from .held_zeros import hold_zeros
-from .opening import Opened, open_pair
+from .determinism import Environment, deterministic, environment
+from .opening import UNAVAILABLE, OpenedPair, open_pair
+from .provenance import Digests, digests_of
 from .waivers import Waiver
 
 Progress = Callable[[int], None]
@@ -65,33 +64,33 @@ def check(
     options = with_shortcuts(options or CheckOptions(), shortcuts)
     options.validate()
     _check_device(options.device)
+    sides = Path(original), Path(converted)
     with ExitStack() as stack:
         # Hashing needs no interpreter, and reading the same files to compare them finds them in memory.
-        hashed, enough = stack.enter_context(ThreadPoolExecutor(2)), Event()
-        stack.callback(enough.set)  # whoever refuses or interrupts does not wait for the rest of it
-        about = [hashed.submit(provenance.about, Path(path), enough) for path in (original, converted)]
+        hashing, stop = stack.enter_context(ThreadPoolExecutor(2)), Event()
+        stack.callback(stop.set)  # whoever refuses or interrupts does not wait for the rest of it
+        digests = [hashing.submit(digests_of, path, stop) for path in sides]
         with reading(original), reading(converted):
-            sides = Path(original), Path(converted)
             pair = open_pair(stack, *sides, options, hyper_parameters=hyper_parameters or {})
         if options.require_evidence:
             pair.demand_evidence()
         run = _Run(pair, options, waivers, progress)
         with deterministic(options.device, options.threads):
             machine = environment(options.device, options.precisions)
-            phases = run.phases(about[0], machine)
+            phases = run.phases(digests[0], machine)
+        verdict, reason = _verdict(phases)
         report = Report(
-            verdict=PASS,
-            reason="",
+            verdict=verdict,
+            reason=reason,
             family=pair.family.name,
             profile="saved cases" if options.cases else options.profile,
-            original=about[0].result() | pair.taken,
-            converted=about[1].result(),
-            environment=machine,
-            assumed=configuration.taken(pair.found, pair.borrowed),
+            original=digests[0].result().as_dict() | pair.selected,
+            converted=digests[1].result().as_dict(),
+            environment=machine.as_dict(),
+            assumed=configuration.assumptions(pair.found, pair.borrowed),
             notes=[*pair.notes, *run.notes],
             phases=phases,
         )
-    report.verdict, report.reason = _verdict(phases)
     report.run = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started, 2),
@@ -126,43 +125,41 @@ def _verdict(phases: Sequence[Phase]) -> tuple[str, str]:
     return PASS, by_name["function"].words
 
 
+@dataclass
 class _Run:
     """The phases of one comparison, each on its own, in their order."""
 
-    def __init__(
-        self,
-        pair: Opened,
-        options: CheckOptions,
-        waivers: Sequence[Waiver],
-        progress: Callable[[int], Progress] | None,
-    ) -> None:
-        self.pair, self.options, self.waivers, self.progress = pair, options, waivers, progress
-        self.notes: list[str] = []
+    pair: OpenedPair
+    options: CheckOptions
+    waivers: Sequence[Waiver]
+    progress: Callable[[int], Progress] | None
+    notes: list[str] = field(default_factory=list)
 
-    def phases(self, about: Future[dict[str, Any]], machine: Mapping[str, Any]) -> list[Phase]:
-        """All of them. `about` will be what there is to say of the original's bytes; `machine` is what all runs on."""
+    def phases(self, original: Future[Digests], machine: Environment) -> list[Phase]:
+        """All of them. `original` will be the digests of the original."""
         pair, options = self.pair, self.options
         step = self.progress(self._steps()) if self.progress else lambda count: None
-        with ThreadPoolExecutor(1) as beside:
+        with ThreadPoolExecutor(1) as pool:
             # It imports the target's library, which takes about as long as the weights take.
-            configured = beside.submit(
-                configuration.audit, pair.family, pair.model, pair.found, pair.config, pair.borrowed, pair.seen
+            audited = pool.submit(
+                configuration.audit, pair.family, pair.spec, pair.found, pair.config, pair.borrowed, pair.seen
             )
-            weights = hold_buffers(hold_zeros(audit(pair.sides, step), pair.sides), pair.sides)
-            config = configured.result()
+            weights = doubt(audit(pair.weights, step), pair.weights)
+            config = audited.result()
         if weights.verdict == FAIL and (other := self._other_weights()):
             weights.words = f"{other}; {weights.words}"
-        phases = [provenance.phase(about.result(), machine), weights, config]
-        why_not = _unbuildable(weights, config, pair.config)
-        if pair.model is provenance.UNAVAILABLE:
-            why_not = (
-                f"the family {pair.family.name} brings no reference net (`parity`): what it computes was not compared"
-            )
-        if why_not:
-            return phases + [Phase(name, NOT_RUN, why_not) for name in ("function", "trajectory", "self-test")]
+        phases = [provenance.phase(original.result(), machine), weights, config]
+        obstacle = _obstacle(weights, config, pair.config)
+        if pair.spec is UNAVAILABLE:
+            obstacle = f"the family {pair.family.name} brings no reference net (`parity`): "
+            obstacle += "what it computes was not compared"
+        if obstacle:
+            return phases + [Phase(name, NOT_RUN, obstacle) for name in ("function", "trajectory", "self-test")]
         from .session import Session
 
-        session = Session(pair.sides, pair.model, pair.config, pair.borrowed, options.device, about.result()["sha256"])
+        session = Session(
+            pair.weights, pair.spec, pair.config, pair.borrowed, device=options.device, digest=original.result().sha256
+        )
         cases = session.cases(options.profile, options.cases)
         session.waivers = self.waivers
         function = session.function(cases, options.precisions, step)
@@ -170,7 +167,7 @@ class _Run:
         phases.append(function)
         if options.save_failing and function.verdict == FAIL:
             self.notes += session.save_failing(Path(options.save_failing))
-        if options.profile == "full" and function.verdict == PASS and pair.model.loaded:
+        if options.profile == "full" and function.verdict == PASS and pair.spec.loaded:
             session.stock_loader(function, pair.folder)
         right = all(phase.verdict == PASS for phase in (weights, config, function))
         phases.append(session.trajectory(options.profile, right))
@@ -179,39 +176,39 @@ class _Run:
 
     def _other_weights(self) -> str:
         """Whether the converted weights are another set that the original file holds: the commonest mistake of all."""
-        pair = self.pair
-        for candidate in pair.original.likely:
-            if candidate is not pair.original.selected:
-                with open_model(pair.original.path, state_dict_key=candidate.where) as other:
-                    if set(other) == set(pair.original) and matches(replace(pair.sides, original=other)):
-                        flag = as_flags(asked_by(candidate, pair.original.likely))
-                        kind = f"{candidate.weights} weights of the file, {printable(candidate.where)} ({flag})"
-                        return f"the converted model has the {kind}"
+        pair, original = self.pair, self.pair.original
+        for candidate in original.likely:
+            if candidate is original.selected:
+                continue
+            with open_model(original.path, state_dict_key=candidate.where) as other:
+                if set(other) == set(original) and matches(replace(pair.weights, original=other, brief=True)):
+                    flag = as_flags(selecting_flag(candidate, original.likely))
+                    where = f"{printable(candidate.where)} ({flag})"
+                    return f"the converted model has the {candidate.weights} weights of the file, {where}"
         return ""
 
     def _steps(self) -> int:
         """About how many steps there will be: tensors to audit, stages to run, faults to try."""
-        blocks = sum(self.pair.looked.plan.stacks.values()) + 4
+        plan = self.pair.analysis.plan
+        stages = sum(plan.stacks.values()) + 4
         cases = {"quick": 1, "standard": 8, "full": 9}[self.options.profile]
-        return len(self.pair.looked.plan.moves) + blocks * cases * (1 + len(self.options.precisions) * 2 - 1) + 12
+        return len(plan.moves) + stages * cases * 2 * len(self.options.precisions) + 12
 
 
-def _unbuildable(weights: Phase, config: Phase, said: Mapping[str, Any]) -> str:
+def _obstacle(weights: Phase, config: Phase, fields: Mapping[str, Any]) -> str:
     """Why the converted net cannot be run at all; '' where it can, be it wrong."""
     structural = [check for check in weights.failed if check.statistic == "bijection" or " has shape " in check.words]
     if structural:
         return f"the weights are not those of the model: {structural[0].words}"
-    for check in config.failed:
-        if not _bounded(said.get(check.what), check.limit):
-            return f"config.json is not that of the model: {check.words}"
-    return ""
+    absurd = [check for check in config.failed if not _bounded(fields.get(check.what), check.limit)]
+    return f"config.json is not that of the model: {absurd[0].words}" if absurd else ""
 
 
-def _bounded(theirs: Any, ours: Any) -> bool:
+def _bounded(value: Any, right: Any) -> bool:
     """Whether a wrong field still makes a net that can be built and run: nothing absurd is."""
-    if not isinstance(theirs, int | float) or isinstance(theirs, bool):
+    if not isinstance(value, int | float) or isinstance(value, bool):
         return True  # not written, words, and what is true or false
     try:
-        return 0 < theirs <= 4 * float(ours)
+        return 0 < value <= 4 * float(right)
     except ValueError:
         return True

@@ -1,40 +1,30 @@
 """The config audit: what the converted model says of itself, against what the original file shows.
 
-Never against the converter's own word: what the original does not show, and nobody said, is listed as assumed.
+Never against the converter's own word: what the original does not show, and nobody stated, is listed as assumed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import UsageError, as_flags, printable
-from ..families import Family, Findings
+from ..families import Family, Finding, Findings
 from ..nets.spec import ParitySpec
 from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 
 QUANTISED = "quantization_config"  # acted on by diffusers' loader, whatever the class
 CLASS = "_class_name"
 MOST = 20  # unknown fields that are named
-BORROWED = "the original does not show it and nobody said: taken as the converted model has it"
+BORROWED = "the original does not show it and nobody stated it: taken as the converted model has it"
 
 
-def taken(found: Findings, names: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What nobody has evidence for, in words for the report."""
+def assumptions(found: Findings, borrowed: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What nobody has evidence for, as it stands in the report."""
     return [
-        {"name": name, "value": finding.value, "why": BORROWED if name in names else finding.evidence}
+        {"name": name, "value": finding.value, "why": BORROWED if name in borrowed else finding.evidence}
         for name, finding in found.items()
-        if finding.source == "assumed" or name in names
-    ]
-
-
-def set_aside(seen: Findings) -> list[str]:
-    """What is assumed though the original holds evidence of it that was not believed, in words: a converter that
-    assumes the same is no less wrong for that."""
-    return [
-        f"--{name} is not said, and the original's own evidence of it was set aside: {finding.aside}"
-        for name, finding in seen.items()
-        if finding.aside and finding.source in ("assumed", "unknown")
+        if finding.source == "assumed" or name in borrowed
     ]
 
 
@@ -49,62 +39,74 @@ def audit(
     """Every field of `config.json` as the target's code takes it, against what it has to be.
 
     Args:
-        borrowed: flags whose value the converted config itself gave, for want of anything else.
+        borrowed: hyper-parameters whose value the converted config itself gave, for want of anything else.
         seen: the findings before that.
     """
     try:
         expected = family.config(found)
     except UsageError as error:
         return Phase("config", FAIL, f"what the model should be is not known: {as_flags(str(error))}")
-    have = model.resolve_config(config)
-    checks, notes = [], []
-    for name, ours in expected.items():
-        theirs = have.get(name)
-        alike = family.ignorable_config.get(name, ())
-        if alike is None or theirs in alike:
+    resolved = model.resolve_config(config)
+    checks = []
+    for name, right in expected.items():
+        value, alike = resolved.get(name), family.ignorable_config.get(name, ())
+        if alike is None or value in alike:
             continue
-        same = (
-            type(theirs) in (type(ours), int, float)
-            and theirs == ours
-            and isinstance(theirs, bool) == isinstance(ours, bool)
-        )
-        finding = found.get(name)
-        evidence = _evidence(name, finding, borrowed)
-        quoted = repr(theirs) if isinstance(theirs, str) and not isinstance(ours, str) else theirs
-        words = f"{name} is {printable(quoted)}" + (
-            f": {evidence}" if same else f", and has to be {printable(ours)}: {evidence}"
-        )
+        same = _same(value, right)
+        quoted = repr(value) if isinstance(value, str) and not isinstance(right, str) else value
+        words = f"{name} is {printable(quoted)}{'' if same else f', and has to be {printable(right)}'}: "
+        words += _evidence(name, found.get(name), borrowed)
         if name not in config:
             words += " (not written; the target's default)"
-        # What is held against itself shows nothing.
+        # What is compared with itself shows nothing.
         passed = None if same and name in borrowed else same
-        checks.append(Check(name, "config", printable(theirs), printable(ours), passed, words))
+        checks.append(Check(name, "config", printable(value), printable(right), passed, words))
     if config.get(QUANTISED) is not None:
         words = f"{QUANTISED} is there: diffusers would load other weights than these, quantised ones"
         checks.append(Check(QUANTISED, "config", printable(config[QUANTISED]), None, False, words))
-    unknown = [key for key in config if key not in have and not key.startswith("_") and key != QUANTISED]
-    notes += [f"config.json: {printable(key)} means nothing to the target's code" for key in unknown[:MOST]]
-    if len(unknown) > MOST:
-        notes.append(f"config.json: {len(unknown) - MOST} more fields mean nothing to the target's code")
+    notes = _unknown(key for key in config if key not in resolved and not key.startswith("_") and key != QUANTISED)
     failed = [check for check in checks if check.passed is False]
     # First what it is at all, then what somebody has evidence for: the rest may only follow from that.
     failed.sort(key=lambda check: (check.what != CLASS, found.get(check.what) is None))
     if failed:
         more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
         return Phase("config", FAIL, f"{failed[0].words}{more}", checks, notes)
-    if doubts := set_aside(seen):
+    if doubts := _distrusted(seen):
         return Phase("config", INCONCLUSIVE, doubts[0], checks, [*doubts[1:], *notes])
-    taken_over = [check.what for check in checks if check.passed is None]
-    words = f"all {len(checks) - len(taken_over)} fields that matter are what the original shows or needs"
-    words += f"; taken as they are: {', '.join(taken_over)}" if taken_over else ""
+    unproven = [check.what for check in checks if check.passed is None]
+    words = f"all {len(checks) - len(unproven)} fields that matter are what the original shows or needs"
+    words += f"; taken as they are: {', '.join(unproven)}" if unproven else ""
     return Phase("config", PASS, words, checks, notes)
 
 
-def _evidence(name: str, finding: Any, borrowed: Mapping[str, Any]) -> str:
+def _same(value: Any, right: Any) -> bool:
+    """Equality of values of one type: 1 is not true, and '4' is not 4; 1.0 is 1."""
+    if isinstance(value, bool) != isinstance(right, bool) or type(value) not in (type(right), int, float):
+        return False
+    return bool(value == right)
+
+
+def _evidence(name: str, finding: Finding | None, borrowed: Mapping[str, Any]) -> str:
     if name in borrowed:
         return f"assumed ({BORROWED})"
     if finding is None:
-        return "the original has no other, or none that anybody said"
-    if finding.source == "assumed":
-        return f"assumed ({finding.evidence})"
-    return str(finding.evidence)
+        return "the original has no other, or none that anybody stated"
+    return f"assumed ({finding.evidence})" if finding.source == "assumed" else finding.evidence
+
+
+def _unknown(keys: Iterable[str]) -> list[str]:
+    shown = [*keys]
+    notes = [f"config.json: {printable(key)} means nothing to the target's code" for key in shown[:MOST]]
+    if len(shown) > MOST:
+        notes.append(f"config.json: {len(shown) - MOST} more fields mean nothing to the target's code")
+    return notes
+
+
+def _distrusted(seen: Findings) -> list[str]:
+    """What is assumed though the original has evidence of it that is not believed: a converter that assumes the same
+    may be just as wrong."""
+    return [
+        f"--{name} is not given, and the original's own evidence of it is not believed: {finding.aside}"
+        for name, finding in seen.items()
+        if finding.aside and finding.source in ("assumed", "unknown")
+    ]

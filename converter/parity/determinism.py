@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..nets.inputs import SEED
+from .._version import __version__
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 WORKSPACES = (":4096:8", ":16:8")  # those with which CUDA's matrix products are deterministic
@@ -53,34 +55,26 @@ def _put_workspace(value: str | None) -> None:
         os.environ[WORKSPACE] = value
 
 
-def precision_switches() -> list[Any]:
-    """Where torch 2.9 and newer say, by operation, what may stand for float32; none before."""
+def float32_backends() -> list[Any]:
+    """Where torch 2.9 and newer hold, by operation, what may be used for float32; none before."""
     import torch
 
     known = torch.backends
-    nodes = [
-        getattr(owner, name, None)
-        for owner, name in (
-            (known.cuda, "matmul"),
-            (known.cudnn, "conv"),
-            (known.cudnn, "rnn"),
-            (known.mkldnn, "matmul"),
-            (known.mkldnn, "conv"),
-        )
-    ]
+    owners = {"matmul": (known.cuda, known.mkldnn), "conv": (known.cudnn, known.mkldnn), "rnn": (known.cudnn,)}
+    nodes = [getattr(owner, name, None) for name, modules in owners.items() for owner in modules]
     return [node for node in nodes if hasattr(node, "fp32_precision")]
 
 
 def _exact_float32() -> Callable[[], None]:
-    """Let nothing stand for float32, neither TF32 on CUDA nor bfloat16 on a CPU; returns what undoes it.
+    """Let nothing else be used for float32, neither TF32 on CUDA nor bfloat16 on a CPU; returns what undoes it.
 
     The old switches come first, since products refuse to run where the two kinds contradict each other.
     """
     import torch
 
     cudnn = torch.backends.cudnn
-    before = [(node, node.fp32_precision) for node in precision_switches()]
-    products, convolutions = _asked(torch.get_float32_matmul_precision), _asked(lambda: cudnn.allow_tf32)
+    before = [(node, node.fp32_precision) for node in float32_backends()]
+    products, convolutions = _read(torch.get_float32_matmul_precision), _read(lambda: cudnn.allow_tf32)
 
     def set_all(products: str | None, convolutions: bool | None, each: Sequence[tuple[Any, str]]) -> None:
         if products is not None:
@@ -95,46 +89,73 @@ def _exact_float32() -> Callable[[], None]:
     return lambda: set_all(products, convolutions, before)
 
 
-def _asked(switch: Callable[[], Any]) -> Any:
-    """What an old switch says; None where it contradicts a new one, and torch refuses to tell."""
+def _read(switch: Callable[[], Any]) -> Any:
+    """The value of an old switch; None where it contradicts a new one, and torch refuses to read it."""
     try:
         return switch()
     except RuntimeError:
         return None
 
 
-def environment(device: str, precisions: Sequence[str]) -> dict[str, Any]:
-    """Versions, and the switches as torch has them now: what could change a last bit."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
+@dataclass(frozen=True)
+class Environment:
+    """Versions, and what could change a last bit; None for what only CUDA has."""
 
+    tool: str
+    python: str
+    torch: str
+    diffusers: str
+    numpy: str
+    device: str
+    processor: str
+    threads: int
+    tf32: bool
+    deterministic_algorithms: bool
+    dtypes: list[str]
+    seed: int
+    accelerator: str | None = None
+    cuda: str | None = None
+    cublas_workspace: str | None = None
+    fused_attention: bool | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands in the report."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def environment(device: str, precisions: Sequence[str]) -> Environment:
+    """The versions, and the switches as torch has them now."""
     import torch
 
-    from .._version import __version__
+    from ..nets.inputs import SEED  # with NumPy, which the lookup of a cached result never needs
 
-    made: dict[str, Any] = {"tool": __version__, "python": platform.python_version()}
-    for name in ("torch", "diffusers", "numpy"):
-        try:
-            made[name] = version(name)
-        except PackageNotFoundError:
-            made[name] = "not installed"
-    exact = torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
-    made |= {
-        "device": device,
-        "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": torch.get_num_threads(),
-        "tf32": not exact,
-        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "dtypes": list(precisions),
-        "seed": SEED,
-    }
-    if torch.device(device).type == "cuda":
-        made |= {
-            "accelerator": torch.cuda.get_device_name(device),
-            "cuda": torch.version.cuda or "not CUDA's",
-            "cublas_workspace": os.environ.get(WORKSPACE, ""),
-            "fused_attention": torch.backends.cuda.flash_sdp_enabled()
-            or torch.backends.cuda.mem_efficient_sdp_enabled()
-            or torch.backends.cuda.cudnn_sdp_enabled(),
-        }
-    return made
+    cuda, backends = torch.device(device).type == "cuda", torch.backends.cuda
+    fused = backends.flash_sdp_enabled() or backends.mem_efficient_sdp_enabled() or backends.cudnn_sdp_enabled()
+    return Environment(
+        tool=__version__,
+        python=platform.python_version(),
+        torch=version_of("torch") or "not installed",
+        diffusers=version_of("diffusers") or "not installed",
+        numpy=version_of("numpy") or "not installed",
+        device=device,
+        processor=f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        threads=torch.get_num_threads(),
+        tf32=torch.get_float32_matmul_precision() != "highest" or torch.backends.cudnn.allow_tf32,
+        deterministic_algorithms=torch.are_deterministic_algorithms_enabled(),
+        dtypes=list(precisions),
+        seed=SEED,
+        accelerator=torch.cuda.get_device_name(device) if cuda else None,
+        cuda=torch.version.cuda or "not CUDA's" if cuda else None,
+        cublas_workspace=os.environ.get(WORKSPACE, "") if cuda else None,
+        fused_attention=fused if cuda else None,
+    )
+
+
+def version_of(package: str) -> str:
+    """The installed version of a package; '' where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

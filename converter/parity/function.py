@@ -47,6 +47,12 @@ class Judge:
     parts: Mapping[str, slice]
     patch: int
 
+    def of_output(self, output: Tensor, right: CaseOutcome) -> CaseOutcome:
+        """What another converted net gives in float64, on the inputs of an outcome, judged."""
+        outcome = CaseOutcome(right.case, right.original, {FLOAT64: output})
+        self.judge(outcome)
+        return outcome
+
     def judge(self, outcome: CaseOutcome) -> None:
         """Fill in the checks and doubts of an outcome out of its outputs."""
         for part, channels in self.parts.items():

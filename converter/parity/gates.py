@@ -28,9 +28,10 @@ AGAINST = " against the original's"  # of a statistic: held against the original
 GATING = tuple(LIMITS)
 
 
-def gated(stats: Statistics) -> dict[str, float]:
+def gated(statistics: Statistics) -> dict[str, float]:
     """The statistics that gate, by name."""
-    return dict(zip(GATING, (stats.relative_l2, stats.peak, stats.channel, stats.position), strict=True))
+    values = statistics.relative_l2, statistics.peak, statistics.channel, statistics.position
+    return dict(zip(GATING, values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -43,19 +44,14 @@ class Floor:
     between: Statistics
 
 
-def nonfinite(what: str, precision: str, stats: Statistics) -> Check | None:
-    """A failed check where the converted output is not finite and the original's is; None where both are."""
-    ours, theirs = stats.nonfinite
-    if not ours and not theirs:
+def nonfinite(what: str, precision: str, statistics: Statistics) -> Check | None:
+    """A failed check where the converted output is not finite and the original's is; only shown where neither is; None
+    where both are."""
+    converted, original = statistics.nonfinite
+    if not converted and not original:
         return None
-    return Check(
-        what,
-        f"{precision} non-finite",
-        float(ours),
-        0.0,
-        False if not theirs else None,
-        f"{ours} elements are NaN or infinite, {theirs} in the original's output",
-    )
+    words = f"{converted} elements are NaN or infinite, {original} in the original's output"
+    return Check(what, f"{precision} non-finite", float(converted), 0.0, None if original else False, words)
 
 
 def above_cap(floor: Statistics) -> str:
@@ -66,20 +62,19 @@ def above_cap(floor: Statistics) -> str:
     return ""
 
 
-def float64_checks(what: str, stats: Statistics) -> Iterator[Check]:
+def float64_check(what: str, value: float, name: str = "relative L2") -> Check:
+    """The float64 gate of one statistic, of an output or of one stage by itself."""
+    limit = LIMITS[name]
+    words = f"{_times(value / limit)} the limit of {limit:g}"
+    return Check(what, f"float64 {name}", value, limit, value <= limit, words)
+
+
+def float64_checks(what: str, statistics: Statistics) -> Iterator[Check]:
     """The float64 gate of one output."""
-    for name, value in gated(stats).items():
-        limit = LIMITS[name]
-        yield Check(
-            what, f"float64 {name}", value, limit, value <= limit, f"{_times(value / limit)} the limit of {limit:g}"
-        )
+    return (float64_check(what, value, name) for name, value in gated(statistics).items())
 
 
-def stage_check(what: str, error: float) -> Check:
-    """The float64 gate of one stage by itself."""
-    limit = LIMITS["relative L2"]
-    words = f"{_times(error / limit)} the limit of {limit:g}"
-    return Check(what, "float64 relative L2", error, limit, error <= limit, words)
+stage_check = float64_check
 
 
 def float32_checks(what: str, noise: Floor) -> Iterator[Check]:
@@ -88,47 +83,38 @@ def float32_checks(what: str, noise: Floor) -> Iterator[Check]:
     for against, candidate in (("", noise.converted), (AGAINST, noise.between)):
         for name, value in gated(candidate).items():
             floor = max(floors[name], FLOOR_LEAST)
-            ratio = value / floor
-            yield Check(
-                what,
-                f"float32 {name}{against}",
-                value,
-                FLOOR_LIMIT * floor,
-                value <= FLOOR_LIMIT * floor,
-                f"{_times(ratio, '.2f')} the noise floor (limit {FLOOR_LIMIT:g})" if ratio < inf else "not finite",
-            )
+            limit, ratio = FLOOR_LIMIT * floor, value / floor
+            words = f"{_times(ratio, '.2f')} the noise floor (limit {FLOOR_LIMIT:g})" if ratio < inf else "not finite"
+            yield Check(what, f"float32 {name}{against}", value, limit, value <= limit, words)
 
 
 def half_checks(what: str, precision: str, noise: Floor) -> Iterator[Check]:
     """Half precision is reported and gates nothing: its own noise is as large as a gross fault."""
-    own, theirs = noise.original.relative_l2, noise.converted.relative_l2
-    ratio = theirs / own if own else inf
+    own, value = noise.original.relative_l2, noise.converted.relative_l2
+    ratio = value / own if own else inf
     verdict = "no worse" if ratio <= HALF_LIMIT else "WORSE"
-    yield Check(
-        what,
-        f"{precision} relative L2",
-        theirs,
-        HALF_LIMIT * own,
-        None,
-        f"{ratio:.2f} times the original's own error of {own:.2g} ({verdict} than {HALF_LIMIT:g} times it; reported)",
+    words = (
+        f"{ratio:.2f} times the original's own error of {own:.2g} ({verdict} than {HALF_LIMIT:g} times it; reported)"
     )
+    yield Check(what, f"{precision} relative L2", value, HALF_LIMIT * own, None, words)
 
 
-def shown(what: str, precision: str, stats: Statistics) -> Iterator[Check]:
+def shown(what: str, precision: str, statistics: Statistics) -> Iterator[Check]:
     """What people ask for besides; none of it can tell right from wrong on its own."""
+    s = statistics
     for name, value, words in (
-        ("cosine", stats.cosine, f"{stats.cosine:.12f}"),
-        ("SQNR in dB", stats.sqnr, f"{stats.sqnr:.1f} dB"),
-        ("mean signed bias", stats.bias, f"{stats.bias:+.2g} of the RMS"),
-        ("quantile 50 %", stats.q50, f"{stats.q50:.2g} of the RMS"),
-        ("quantile 99 %", stats.q99, f"{stats.q99:.2g} of the RMS"),
-        ("worst index", stats.worst, stats.worst),
+        ("cosine", s.cosine, f"{s.cosine:.12f}"),
+        ("SQNR in dB", s.sqnr, f"{s.sqnr:.1f} dB"),
+        ("mean signed bias", s.bias, f"{s.bias:+.2g} of the RMS"),
+        ("quantile 50 %", s.q50, f"{s.q50:.2g} of the RMS"),
+        ("quantile 99 %", s.q99, f"{s.q99:.2g} of the RMS"),
+        ("worst index", s.worst, s.worst),
     ):
         yield Check(what, f"{precision} {name}", value, None, None, words)
 
 
 def smallest_passing(what: str, precision: str, checks: list[Check]) -> Check:
-    """By how much the largest of the checks exhausts its limit: 1 is the limit itself."""
+    """How much of its limit the largest of the checks uses: 1 is the limit itself."""
     numbers = [(c.value, c.limit) for c in checks if isinstance(c.value, float) and isinstance(c.limit, float)]
     used = max((value / limit if limit else inf for value, limit in numbers), default=inf)
     unit = FLOOR_LIMIT if precision == "float32" else 1.0

@@ -16,7 +16,7 @@ from ..nets.spec import ParitySpec
 from ..nets.streamed import Streamed
 from . import localise
 from .choices import FLOAT64, HALF
-from .compared import Sides
+from .weight_pair import WeightPair as Sides
 
 
 class NetPair:

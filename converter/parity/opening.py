@@ -6,153 +6,187 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.folders.folder import CONFIG, model_folder
-from ..checkpoint.json_file import has_byte_order_mark as marked
+from ..checkpoint.json_file import has_byte_order_mark
 from ..checkpoint.weight_names import WEIGHTS
 from ..conversion.analysis import Analysis, analyse, open_model
 from ..conversion.evidence_required import demand
+from ..conversion.record import Record, sidecar_beside
 from ..errors import InputError, UsageError, printable
 from ..families import Family, Findings, families, find
 from ..nets.spec import ParitySpec
-from . import provenance
 from .choices import CheckOptions
-from .compared import Sides
+from .provenance import RecordedConversion, loading, recorded_conversion
+from .weight_pair import WeightPair
+
+
+def _unavailable(*_: Any) -> Any:
+    raise NotImplementedError
+
+
+UNAVAILABLE = ParitySpec(reference=_unavailable, converted=_unavailable, cases=_unavailable)  # weights and config only
+
+
+def spec_of(family: Family) -> ParitySpec:
+    """The parity spec of a family, imported where it is needed; `UNAVAILABLE` where it has none."""
+    spec = family.parity
+    if isinstance(spec, str):
+        module, _, name = spec.partition(":")
+        spec = getattr(import_module(module, family.describe.__module__.rpartition(".")[0]), name)
+    return spec if isinstance(spec, ParitySpec) else UNAVAILABLE
 
 
 @dataclass
-class Opened:
-    """Both sides, opened, and what is known of them."""
+class OpenedPair:
+    """Both sides, opened, and what is known of them.
+
+    Attributes:
+        folder: that holds the converted model's weights and config.
+        analysis: of the original, with what was `borrowed` from the converted config, for want of anything else.
+        seen: the findings before that.
+        cast: the dtype that the conversion rounded to, '' for none.
+    """
 
     original: Checkpoint
     converted: Checkpoint
     folder: Path
     sidecar: Checkpoint | None
-    looked: Analysis
+    analysis: Analysis
     seen: Findings
-    family: Family
-    model: ParitySpec
-    config: dict[str, Any]
+    spec: ParitySpec
     borrowed: dict[str, Any]
     cast: str
     notes: list[str]
 
     @property
-    def taken(self) -> dict[str, Any]:
-        """Of the original, what was read."""
+    def selected(self) -> dict[str, Any]:
+        """Which weights of the original were read, as it stands in the report."""
         chosen = self.original.selected
         return {"container": self.original.container, "weights": chosen.weights, "where": chosen.where}
 
     @property
+    def family(self) -> Family:
+        return self.analysis.require()
+
+    @property
     def found(self) -> Findings:
-        return self.looked.found
+        return self.analysis.found
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.converted.config
+
+    @cached_property
+    def weights(self) -> WeightPair:
+        tensors = self.original, self.converted, self.sidecar
+        return WeightPair(self.family, self.found, self.analysis.plan, *tensors, cast=self.cast, seen=self.seen)
 
     def demand_evidence(self) -> None:
         """Refuse what rests on an assumption. Raises: `UsageError`."""
-        found, sides = self.found, self.sides
-        found.asked.clear()
+        self.found.asked.clear()
         self.seen.asked.clear()
-        self.family.config(found)
-        _ = sides.buffers  # whether they are dispensable may rest on one too
-        found.asked |= self.seen.asked
-        demand(self.family, found, self.original, self.borrowed)
-
-    @cached_property
-    def sides(self) -> Sides:
-        looked = self.looked
-        return Sides(
-            self.family, looked.found, looked.plan, self.original, self.converted, self.sidecar, self.cast, self.seen
-        )
+        self.family.config(self.found)
+        _ = self.weights.recomputed  # whether they are dispensable may rest on one too
+        self.found.asked |= self.seen.asked
+        demand(self.family, self.found, self.original, self.borrowed)
 
 
 def open_pair(
-    stack: ExitStack,
-    original: Path,
-    converted: Path,
-    options: CheckOptions,
-    hyper_parameters: Mapping[str, Any],
-) -> Opened:
+    stack: ExitStack, original: Path, converted: Path, options: CheckOptions, *, hyper_parameters: Mapping[str, Any]
+) -> OpenedPair:
     """Open both sides strictly, and say what the original is. Raises whatever stands against a comparison."""
-    family, weights, state_dict_key = options.family, options.weights, options.state_dict_key
-    record, notes = provenance.record_of(converted)
-    theirs = stack.enter_context(open_checkpoint(converted))
-    if not theirs.config:
-        raise InputError.at(converted, "", "holds no config.json: it is no folder that diffusers loads")
-    place = model_folder(converted)
-    if marked(place / CONFIG):
-        rule = "begins with a byte order mark, which diffusers does not read: save it as UTF-8 without one"
-        raise InputError.at(place / CONFIG, "", rule)
-    arguments, unloaded = provenance.loading(place)
-    if unloaded:
-        rule = f"its weights are {unloaded}, which diffusers does not load: it looks for {WEIGHTS}"
-        raise InputError.at(place, "", rule)
-    if arguments:
-        shown = printable(", ".join(f"{name}={value!r}" for name, value in arguments.items()))
-        notes.append(f"diffusers loads its weights only when told to: from_pretrained(..., {shown})")
-    ours = stack.enter_context(open_model(original, weights, state_dict_key, family))
-    if record.size not in (None, ours.size):
+    recorded, notes = recorded_conversion(converted)
+    target = stack.enter_context(open_checkpoint(converted))
+    folder = model_folder(converted)
+    _check_folder(target, converted, folder, notes=notes)
+    source = stack.enter_context(open_model(original, options.weights, options.state_dict_key, options.family))
+    if recorded.size not in (None, source.size):
         notes.append("the conversion record is of another file (its size differs): what it says is not believed")
-        record = provenance.Record()
-    if weights is None and state_dict_key is None and record.weights:
-        if record.where in {candidate.where for candidate in ours.candidates}:
-            ours = stack.enter_context(open_model(original, None, record.where, family))
-        elif not record.where and record.weights in {candidate.weights for candidate in ours.likely}:
-            ours = stack.enter_context(open_model(original, record.weights, None, family))
-        else:
-            named = f"{record.weights} weights ({printable(record.where)})"
-            notes.append(f"the conversion record names {named}, which the original does not hold")
-    notes += [*ours.notes, *theirs.notes]
-    given = {name: value for name, value in hyper_parameters.items() if value is not None}
-    looked, given = _look(ours, record, given, family=family, notes=notes)
-    maker = looked.require()
-    if looked.diffusers:
+        recorded = RecordedConversion()
+    if options.weights is None and options.state_dict_key is None and recorded.weights:
+        source = _as_recorded(stack, source, recorded, options.family, notes=notes)
+    notes += [*source.notes, *target.notes]
+    stated = {name: value for name, value in hyper_parameters.items() if value is not None}
+    analysis, given = _analyse(source, recorded, stated, options.family, notes=notes)
+    family = analysis.require()
+    if analysis.diffusers:
         raise UsageError(f"{printable(original)}: in diffusers' layout already; the original checkpoint is needed")
-    model = provenance.model_of(maker)
-    seen, borrowed = looked.found, _borrowed(looked, model, theirs.config)
+    spec, seen = spec_of(family), analysis.found
+    borrowed = _borrowed(analysis, spec, target.config)
     if borrowed:
         try:
-            looked = analyse(ours, {**given, **borrowed}, family)
-        except UsageError as error:  # nobody said it: the file did
-            raise InputError.at(place / CONFIG, "", f"what it says can be no such model: {error}") from error
-    sidecar = provenance.sidecar_of(converted, record)
-    return Opened(
-        original=ours,
-        converted=theirs,
-        folder=place,
+            analysis = analyse(source, {**given, **borrowed}, options.family)
+        except UsageError as error:  # nobody stated it: the file did
+            raise InputError.at(folder / CONFIG, "", f"what it says can be no such model: {error}") from error
+    sidecar = sidecar_beside(converted, Record(folder=recorded.folder))
+    return OpenedPair(
+        original=source,
+        converted=target,
+        folder=folder,
         sidecar=stack.enter_context(open_checkpoint(sidecar)) if sidecar else None,
-        looked=looked,
+        analysis=analysis,
         seen=seen,
-        family=maker,
-        model=model,
-        config=theirs.config,
+        spec=spec,
         borrowed=borrowed,
-        cast=options.cast or record.cast,
+        cast=options.cast or recorded.cast,
         notes=notes,
     )
 
 
-def _look(
-    ours: Checkpoint, record: provenance.Record, given: dict[str, Any], *, family: str | None, notes: list[str]
+def _check_folder(target: Checkpoint, converted: Path, folder: Path, *, notes: list[str]) -> None:
+    """Note what diffusers needs to load it. Raises: `InputError` where it would not."""
+    if not target.config:
+        raise InputError.at(converted, "", "holds no config.json: it is no folder that diffusers loads")
+    if has_byte_order_mark(folder / CONFIG):
+        rule = "begins with a byte order mark, which diffusers does not read: save it as UTF-8 without one"
+        raise InputError.at(folder / CONFIG, "", rule)
+    arguments, unloaded = loading(folder)
+    if unloaded:
+        rule = f"its weights are {unloaded}, which diffusers does not load: it looks for {WEIGHTS}"
+        raise InputError.at(folder, "", rule)
+    if arguments:
+        shown = printable(", ".join(f"{name}={value!r}" for name, value in arguments.items()))
+        notes.append(f"diffusers loads its weights only when told to: from_pretrained(..., {shown})")
+
+
+def _as_recorded(
+    stack: ExitStack, source: Checkpoint, recorded: RecordedConversion, family: str | None, *, notes: list[str]
+) -> Checkpoint:
+    """The original with the weights that were converted, by the record."""
+    weights, where = recorded.weights, recorded.where
+    if where in {candidate.where for candidate in source.candidates}:
+        return stack.enter_context(open_model(source.path, None, where, family))
+    if not where and weights in {candidate.weights for candidate in source.likely}:
+        return stack.enter_context(open_model(source.path, weights, None, family))
+    named = f"{weights} weights ({printable(where)})"
+    notes.append(f"the conversion record names {named}, which the original does not hold")
+    return source
+
+
+def _analyse(
+    source: Checkpoint, recorded: RecordedConversion, stated: dict[str, Any], family: str | None, *, notes: list[str]
 ) -> tuple[Analysis, dict[str, Any]]:
-    """What the original is, by the user's words, and by those that the record tells of unless they cannot be right."""
-    # A record tells of values that follow from a flag too; what counts are the flags.
+    """What the original is, by the user's words, and by those of the record unless they cannot be right."""
+    # A record also has values that follow from a flag; what counts are the flags.
     flags = {flag for known in (*families().values(), *([find(family)] if family else [])) for flag in known.flags}
-    both = {**{name: value for name, value in record.given.items() if name in flags}, **given}
+    given = {**{name: value for name, value in recorded.given.items() if name in flags}, **stated}
     try:
-        return analyse(ours, both, family), both
+        return analyse(source, given, family), given
     except UsageError:
-        looked = analyse(ours, given, family)  # raises it again, if it is the call that is wrong
+        analysis = analyse(source, stated, family)  # raises it again, if it is the call that is wrong
         notes.append("the conversion record contradicts the original: what it says was given is not believed")
-        return looked, given
+        return analysis, stated
 
 
-def _borrowed(looked: Analysis, model: ParitySpec, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the original does not show and nobody said, as the converted config has it: assumed, and said to be."""
-    unknown = [name for name, finding in looked.found.items() if finding.source == "unknown"]
+def _borrowed(analysis: Analysis, spec: ParitySpec, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the original does not show and nobody stated, as the converted config has it: assumed, and listed so."""
+    unknown = [name for name, finding in analysis.found.items() if finding.source == "unknown"]
     if not unknown:
         return {}
-    shown = model.config_hints(config)
-    return {name: shown[name] for name in unknown if shown.get(name) is not None and name in looked.require().flags}
+    hints = spec.config_hints(config)
+    return {name: hints[name] for name in unknown if hints.get(name) is not None and name in analysis.require().flags}

@@ -142,10 +142,9 @@ def _run_nets(
         first = context.outcomes[0]
         attempts[:1] = [(_one(first), context.tail), (first, context.tail)]
     for right, tail in attempts:
-        outcome = CaseOutcome(right.case, right.original)
         try:
             net = context.nets.build(config, state)
-            outcome.converted[FLOAT64] = output_with(net, fault, right, tail, device=context.nets.device)
+            output = output_with(net, fault, right, tail, device=context.nets.device)
         except Exception as error:
             if is_resource_error(error):
                 return
@@ -153,13 +152,13 @@ def _run_nets(
                 trial.detected_by.add(FUNCTION)
                 return
             continue  # inputs without what the fault changes
-        context.judge.judge(outcome)
+        outcome = context.judge.of_output(output, right)
         context.waive(outcome.checks)
         if outcome.verdict != PASS:
             trial.detected_by.add(FUNCTION)
             return
         for channels in context.judge.parts.values():
-            apart = relative(outcome.converted[FLOAT64][:, channels], right.converted[FLOAT64][:, channels])
+            apart = relative(output[:, channels], right.converted[FLOAT64][:, channels])
             trial.effect = max(trial.effect, apart)
         if tail and not fault.expected:
             return  # nothing is going to notice it, and what is left are whole nets

@@ -15,14 +15,15 @@ from ..nets.faults import Fault, idle
 from ..nets.inputs import Case
 from ..nets.spec import ParitySpec
 from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase
-from . import diagnosis, function, post_load_fix, provenance, selftest, trajectory
+from . import diagnosis, function, provenance, selftest, trajectory
 from .catalogue import catalogue
 from .choices import FLOAT64
-from .compared import Sides
 from .diagnosis import describe
 from .function import CaseOutcome, Judge
 from .net_pair import NetPair, is_resource_error
+from .post_load_fix import report_fix
 from .save_failing import save_outcome
+from .weight_pair import WeightPair as Sides
 
 
 class Session(NetPair):
@@ -103,8 +104,8 @@ class Session(NetPair):
         if self.fix:
             spec = self.as_loaded if self.fixed else self.fix.spec
             net = spec.converted(self.config, self.weights(self.sides.converted, FLOAT64))
-            other = post_load_fix.outcome_of(net, first, self.judge, self.device)
-            post_load_fix.report_fix(phase, self.fix, self.fixed, other)
+            output = net.forward(first.case.tensors(torch.float64, self.device)).cpu()
+            report_fix(phase, self.fix, self.fixed, self.judge.of_output(output, first))
         return phase
 
     def _failed(self, error: Exception, cases: Sequence[Case]) -> Phase:

@@ -18,7 +18,7 @@ from converter.checkpoint.weight_names import STEMS
 from converter.conversion.pairs import is_model
 from converter.conversion.record import record_beside
 from converter.errors import InputError
-from converter.parity.digests import files_of
+from converter.parity.provenance import files_of
 
 STEM = "diffusion_pytorch_model.safetensors"
 ONES = {"w": ("float32", (2,), torch.ones(2).numpy().tobytes())}

@@ -103,7 +103,7 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "an FSDP shard": ({"flat_param_0": 3}, ("an FSDP shard: gather a full state dict first",)),
     "two raw": (
         {"state_dict": {"w": tensor()}, "model": {"v": tensor()}},
-        ("several raw state dicts: state_dict (raw), model (raw)", "--state_dict_key state_dict"),
+        ("several raw state dicts: state_dict (raw), model (raw)", "`state_dict_key` state_dict"),
     ),
     "two ema": ({"ema": {"w": tensor()}, "state_dict_ema": {"v": tensor()}}, ("several ema state dicts",)),
     "a wrapper twice": (

@@ -55,7 +55,7 @@ def test_accepts_what_is_not_there_and_makes_nothing(tmp_path: Path, source: Pat
 def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(tmp_path: Path, source: Path) -> None:
     target = tmp_path / "out.pth"
     target.write_text("old")
-    assert refused(target, source, overwrite=False) == "exists; use --overwrite to replace it"
+    assert refused(target, source, overwrite=False) == "exists; use `overwrite` to replace it"
     assert check_file(target, source, overwrite=True).name == "out.pth"
     assert target.read_text() == "old"
 
@@ -63,7 +63,7 @@ def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(tmp_path:
 def test_a_link_is_followed(tmp_path: Path, source: Path) -> None:
     (tmp_path / "real.pth").write_text("old")
     (tmp_path / "link.pth").symlink_to("real.pth")
-    assert "--overwrite" in refused(tmp_path / "link.pth", source, overwrite=False)
+    assert "`overwrite`" in refused(tmp_path / "link.pth", source, overwrite=False)
     assert check_file(tmp_path / "link.pth", source, overwrite=True).name == "real.pth"
 
 

@@ -77,14 +77,14 @@ def test_refuses_to_replace_what_links_in_the_input_lead_to(tmp_path: Path) -> N
 
 def test_refuses_a_full_folder_and_names_the_flag(tmp_path: Path, source: Path) -> None:
     make_old(tmp_path / "out")
-    assert "--overwrite" in refused(tmp_path / "out", source, overwrite=False)
+    assert "`overwrite`" in refused(tmp_path / "out", source, overwrite=False)
     check_target(tmp_path / "out", source, overwrite=True, allowed=allowed)
     # The flag is not advised where it would be refused in its turn.
     (tmp_path / "out" / "notes.txt").write_text("precious")
     line = refused(tmp_path / "out", source, overwrite=False)
     assert line == refused(tmp_path / "out", source, overwrite=True)
     assert "notes.txt" in line
-    assert "--overwrite" not in line
+    assert "`overwrite`" not in line
 
 
 def test_what_may_be_deleted_is_asked_of_the_folder_where_it_is_by_now(tmp_path: Path, both_ways: str) -> None:

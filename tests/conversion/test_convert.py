@@ -318,7 +318,7 @@ def test_flags_are_asked_for_by_the_names_that_they_have(name: str, tmp_path: Pa
     for _ in range(2 if name == "sigma-256" else 1):
         with pytest.raises(converter.UsageError) as raised:
             converter.convert(path, tmp_path / "out", **stated(**flags))
-        (asked,) = (flag for flag in answers if f"--{flag} is needed" in str(raised.value))
+        (asked,) = (flag for flag in answers if f"`{flag}` is needed" in str(raised.value))
         assert asked not in flags
         flags[asked] = answers[asked]
     done = converter.convert(path, tmp_path / "out", **stated(**flags))
@@ -337,26 +337,26 @@ def test_an_image_size_that_no_latent_grid_has(size: int, tmp_path: Path) -> Non
 # What a user says against what the file shows.
 
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "image size": ({}, {"image_size": 256}, "--image_size 256 contradicts the file, which says 128"),
-    "scale": ({}, {"interpolation_scale": 2.0}, "--interpolation_scale 2.0 contradicts the file, which says 1.0"),
-    "micro": ({}, {"micro_condition": True}, "--micro_condition True contradicts the file, which says False"),
+    "image size": ({}, {"image_size": 256}, "`image_size` 256 contradicts the file, which says 128"),
+    "scale": ({}, {"interpolation_scale": 2.0}, "`interpolation_scale` 2.0 contradicts the file, which says 1.0"),
+    "micro": ({}, {"micro_condition": True}, "`micro_condition` True contradicts the file, which says False"),
     "no micro": (
         {"micro_conditions": True},
         {"micro_condition": False},
-        "--micro_condition False contradicts the file, which says True",
+        "`micro_condition` False contradicts the file, which says True",
     ),
     "class": (
         {"micro_conditions": True},
         {"multi_scale_train": False},
-        "--multi_scale_train False contradicts the file, which says True",
+        "`multi_scale_train` False contradicts the file, which says True",
     ),
-    "qk-norm": ({}, {"qk_norm": True}, "--qk_norm True contradicts the file, which says False"),
-    "version": ({"tokens": 300}, {"version": "alpha"}, "--version alpha contradicts the file, which says sigma"),
-    "kv": ({}, {"kv_compress": True}, "--kv_compress: stock diffusers"),
+    "qk-norm": ({}, {"qk_norm": True}, "`qk_norm` True contradicts the file, which says False"),
+    "version": ({"tokens": 300}, {"version": "alpha"}, "`version` alpha contradicts the file, which says sigma"),
+    "kv": ({}, {"kv_compress": True}, "`kv_compress`: stock diffusers"),
     "no kv": (
         {"kv_compress": (1,)},
         {"kv_compress": False},
-        "--kv_compress False contradicts the file, which says True",
+        "`kv_compress` False contradicts the file, which says True",
     ),
 }
 
@@ -599,7 +599,7 @@ def test_a_config_that_changes_under_our_eyes_is_refused(tmp_path: Path, monkeyp
         (source / "config.json").write_text(json.dumps(config | {"sample_size": 32}))
         return looked
 
-    monkeypatch.setattr("converter.conversion.convert.analyse_again", meanwhile)
+    monkeypatch.setattr("converter.conversion.plan.analyse_again", meanwhile)
     with pytest.raises(converter.InputError, match=r"config\.json: it changed while it was read"):
         converter.convert(source, tmp_path / "out")
 
@@ -793,7 +793,7 @@ def test_overwrite_deletes_only_what_our_record_lists(name: str, tmp_path: Path)
     for overwrite in (False, True):
         with pytest.raises(converter.UsageError, match="has no record of") as raised:
             convert(path, out, overwrite=overwrite)
-        assert "--overwrite" not in str(raised.value)
+        assert "`overwrite`" not in str(raised.value)
     assert sorted(out.rglob("*")) == before
 
 

@@ -206,8 +206,7 @@ LIGHT = {
     "import converter.models.pixart.table": HEAVY,
     "import converter; converter.KeyMapping, converter.Family, converter.convert, converter.inspect": HEAVY,
     f"import converter; assert converter.inspect({FILE!r})['problems'] == []": HEAVY,
-    f"from converter import convert as c; c({FILE!r}, OUT, hyper_parameters={HEADS!r})": HEAVY
-    - {"numpy"},
+    f"from converter import convert as c; c({FILE!r}, OUT, hyper_parameters={HEADS!r})": HEAVY - {"numpy"},
     f"from converter import convert as c; c({FILE!r}, OUT, weights='ema', hyper_parameters={HEADS!r})": HEAVY
     - {"numpy"},
 }

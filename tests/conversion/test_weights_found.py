@@ -23,7 +23,7 @@ from converter import convert, diff, inspect
 from converter.conversion.analysis import open_model
 from converter.errors import ConverterError, InputError, UsageError
 from converter.parity import check
-from converter.parity.digests import digest
+from converter.parity.ci.digests import digest
 
 RAW, EMA = pixart(seed=1), pixart(seed=2)
 OPTIMIZER = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": RAW["t_block.1.weight"]}}, "param_groups": [{"lr": 1}]}
@@ -167,7 +167,7 @@ def test_where_it_is_doubtful_the_user_chooses_by_the_place(tmp_path: Path, name
     with pytest.raises(InputError) as refused:
         convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
     assert words in str(refused.value)
-    flag = str(refused.value).rpartition("--state_dict_key ")[2]
+    flag = str(refused.value).rpartition("`state_dict_key` ")[2]
     assert equal(path, RAW, state_dict_key=flag)
     made = convert(path, tmp_path / "out", state_dict_key=flag, hyper_parameters={"num_attention_heads": HEADS})
     assert made.record["source"]["where"] == flag

@@ -258,7 +258,7 @@ def test_rows_within_a_file_are_no_alarm(tmp_path: Path) -> None:
 def test_what_rounds_to_zero_is_called_that(tmp_path: Path) -> None:
     state = pixart()
     state["blocks.0.attn.qkv.weight"] *= 1e-12
-    words = r"blocks\.0\.attn\.qkv\.weight: zero throughout once rounded to float16; --allow_zeros"
+    words = r"blocks\.0\.attn\.qkv\.weight: zero throughout once rounded to float16; `allow_zeros`"
     with pytest.raises(InputError, match=words):
         convert(state, tmp_path, dtype="float16")
     assert convert(state, tmp_path, dtype="bfloat16").written

@@ -16,9 +16,9 @@ import converter
 from converter import UsageError, families
 from converter.conversion.pairs import Pair
 from converter.families import from_file
-from converter.parity.digests import key_of
-from converter.parity.provenance import model_of
-from converter.parity.settings import load_settings
+from converter.parity.ci.digests import key_of
+from converter.parity.ci.settings import load_settings
+from converter.parity.opening import spec_of
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -103,7 +103,7 @@ class Shape:
     found = {name: families.find(written(tmp_path / name / "mine.py", text)) for name in ("one", "other")}
     for name, family in found.items():
         assert family.title == name
-        assert model_of(family).cases(None, "", {}) == name
+        assert spec_of(family).cases(None, "", {}) == name
 
 
 def test_it_is_run_once_and_again_when_it_has_changed(tmp_path: Path) -> None:

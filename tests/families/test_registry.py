@@ -215,7 +215,7 @@ def test_of_an_insisted_family_only_the_layout_is_asked() -> None:
 def test_a_toy_family_converts(tmp_path: Path) -> None:
     converter.register(TOY)
     state = toy_state()
-    done = converter.convert(save(state, tmp_path / "toy.pth"), tmp_path / "out", rate=7)
+    done = converter.convert(save(state, tmp_path / "toy.pth"), tmp_path / "out", hyper_parameters={"rate": 7})
     weights = load_file(done.path / "toy" / "diffusion_pytorch_model.safetensors")
     assert sorted(weights) == [
         f"layers.{i}.{k}" for i in range(2) for k in ("gain", "k.bias", "k.weight", "v.bias", "v.weight")

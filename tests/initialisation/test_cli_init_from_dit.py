@@ -106,7 +106,7 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "a sigma with sizes": (["--version=sigma", "--micro_condition"], 2, "sigma has none"),
     "two lengths": (["--version=alpha", "--caption_tokens=3"], 2, "one of the two"),
     "no such start": (["--t_block=median"], 2, "--t_block"),
-    "an odd report": (["--report=r.pdf"], 2, "its suffix has to be one of .json, .md, .html"),
+    "an odd report": (["--report=r.pdf"], 2, "its suffix must be one of .json, .md, .html"),
     "a report nowhere": (["--report={tmp}/none/r.md"], 2, "cannot be written there"),
     "a report twice": (["--report={tmp}/r.md", "--report={tmp}/r.md"], 2, "two of them name the same file"),
     "nothing there": (["--orig_ckpt_path={golden}/none.pt"], 3, "No such file"),

@@ -283,7 +283,7 @@ def test_blocks_are_folded_and_other_numbers_are_not() -> None:
 def test_shapes_that_differ_from_block_to_block_are_listed() -> None:
     made = key_layout({"net.0.a.b": (4,), "net.1.a.b": (5,), "net.0.c.d": (1,), "net.1.c.d": (1,)})
     assert [place.path for place in made.entries] == ["net.{}.c.d"]
-    assert sorted(made.odd) == ["net.0.a.b", "net.1.a.b"]
+    assert sorted(made.unusable) == ["net.0.a.b", "net.1.a.b"]
 
 
 @pytest.mark.parametrize("name", ["sigma-256", "alpha-1024-ms", "dit-xl-2-512"])
@@ -330,12 +330,12 @@ def test_a_list_without_blocks_is_not_compared_for_ever() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("Mine", "k.json"), "NAME Mine: lower-case"),
-        (("class", "k.json"), "NAME class: lower-case"),
+        (("Mine", "k.json"), "NAME Mine: use lower-case"),
+        (("class", "k.json"), "NAME class: use lower-case"),
         (("pixart", "k.json"), "NAME pixart: there is a family of that name"),
-        (("mine", "k.json", "--out", "mine.txt"), "a module of Python"),
+        (("mine", "k.json", "--out", "mine.txt"), "must be a Python module"),
         (("mine", "k.json", "--out", "nowhere/mine.py"), "cannot be written there"),
-        (("there", "k.json"), "--overwrite replaces it"),
+        (("there", "k.json"), "use --overwrite to replace it"),
     ],
 )
 def test_a_wrong_call_writes_nothing(

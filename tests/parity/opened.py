@@ -18,8 +18,8 @@ from converter.checkpoint.dtypes import BY_CODE, DType
 from converter.checkpoint.json_file import read_json
 from converter.conversion.analysis import analyse
 from converter.models.pixart.parity import PARITY
-from converter.parity.compared import Sides
 from converter.parity.session import Session
+from converter.parity.weight_pair import WeightPair
 
 NAMES = ("alpha-ms", "sigma-ms", "alpha-fixed")  # the golden models that stock diffusers can hold
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -82,14 +82,14 @@ def held(state: Mapping[str, torch.Tensor]) -> dict[str, Held]:
 @contextmanager
 def sides(
     original: Path, converted: Mapping[str, torch.Tensor], cast: str = "", sidecar: Any = None, **given: Any
-) -> Iterator[Sides]:
+) -> Iterator[WeightPair]:
     """A checkpoint against a state dict in memory."""
     said = {"num_attention_heads": HEADS} | given
     with open_checkpoint(original) as ours:
         looked = analyse(ours, said)
         family = looked.require()
         kept = held(sidecar) if sidecar is not None else None
-        yield Sides(family, looked.found, looked.plan, ours, held(converted), kept, cast)
+        yield WeightPair(family, looked.found, looked.plan, ours, held(converted), kept, cast)
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def session(pair: Pair, change: Any = None, config: Mapping[str, Any] | None = N
         state = {key: tensor.torch().clone() for key, tensor in theirs.items()}
         if change:
             change(state)
-        made = Sides(looked.require(), looked.found, looked.plan, ours, held(state))
+        made = WeightPair(looked.require(), looked.found, looked.plan, ours, held(state))
         yield Session(made, PARITY, read_json(pair.model / "config.json") | dict(config or {}), {}, "cpu")
 
 

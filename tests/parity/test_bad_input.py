@@ -18,7 +18,7 @@ import converter
 from converter.checkpoint.folders.folder import CONFIG
 from converter.checkpoint.weight_names import WEIGHTS
 from converter.conversion.pairs import Pair
-from converter.parity import batch
+from converter.parity.ci import batch
 from converter.reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, REJECTED, Report
 
 SIGMA = GOLDEN / "sigma-ms.pth"

@@ -13,8 +13,8 @@ import pytest
 from converter.checkpoint.write.interrupt import Interrupted
 from converter.conversion.pairs import Pair
 from converter.errors import ConverterError, InputError, UsageError
-from converter.parity.batch import exit_code, outcome, run
-from converter.parity.cache import Cache
+from converter.parity.ci.batch import exit_code, outcome, run
+from converter.parity.ci.cache import Cache
 from converter.parity.waivers import Waiver
 from converter.reports.facts import name_of
 from converter.reports.report import Report

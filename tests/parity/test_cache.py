@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from converter.conversion.pairs import Pair
 from converter.errors import InputError
-from converter.parity import cache as module
-from converter.parity import digests
-from converter.parity.cache import MARK, Cache
-from converter.parity.digests import canonical, digest, files_of, key_of, stamp
+from converter.parity.ci import cache as module
+from converter.parity.ci import digests
+from converter.parity.ci.cache import MARK, Cache
+from converter.parity.ci.digests import canonical, digest, key_of, stamp
+from converter.parity.provenance import files_of
 from converter.parity.waivers import Waiver
 from converter.reports.report import Check, Phase, Report
 

@@ -13,11 +13,13 @@ from converter.mapping import KeyMapping
 from converter.models.pixart.parity import PARITY
 from converter.nets.faults import CONFIG, FUNCTION, WEIGHTS, Fault, with_fault
 from converter.parity.catalogue import catalogue
-from converter.parity.compared import Sides
+from converter.parity.weight_pair import WeightPair
+
+Catalogues = dict[str, tuple[WeightPair, list[Fault]]]
 
 
 @pytest.fixture(scope="module")
-def catalogues(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Sides, list[Fault]]]:
+def catalogues(tmp_path_factory: pytest.TempPathFactory) -> Catalogues:
     found = {}
     for name in NAMES:
         with session(
@@ -115,7 +117,7 @@ FEARED_OF = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_feared_is_in_it(catalogues: dict[str, tuple[Sides, list[Fault]]], name: str) -> None:
+def test_what_is_feared_is_in_it(catalogues: Catalogues, name: str) -> None:
     sides, faults = catalogues[name]
     assert len(faults) >= 60
     assert len(named(faults)) == len(faults)
@@ -129,7 +131,7 @@ def test_what_is_feared_is_in_it(catalogues: dict[str, tuple[Sides, list[Fault]]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_tensor_is_spoilt_by_some_fault(catalogues: dict[str, tuple[Sides, list[Fault]]], name: str) -> None:
+def test_every_tensor_is_spoilt_by_some_fault(catalogues: Catalogues, name: str) -> None:
     """Of the last block and of the model, each key by itself, so that no row of the table is out of reach."""
     sides, faults = catalogues[name]
     last = f"transformer_blocks.{sides.plan.blocks - 1}."
@@ -144,7 +146,7 @@ def test_every_tensor_is_spoilt_by_some_fault(catalogues: dict[str, tuple[Sides,
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_faults_are_well_formed(catalogues: dict[str, tuple[Sides, list[Fault]]], name: str) -> None:
+def test_faults_are_well_formed(catalogues: Catalogues, name: str) -> None:
     sides, faults = catalogues[name]
     for fault in faults:
         assert fault.expected, fault.name
@@ -163,7 +165,7 @@ def test_faults_are_well_formed(catalogues: dict[str, tuple[Sides, list[Fault]]]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_fault_of_weights_changes_something(catalogues: dict[str, tuple[Sides, list[Fault]]], name: str) -> None:
+def test_every_fault_of_weights_changes_something(catalogues: Catalogues, name: str) -> None:
     """A fault that is none would be a hole in the self-test, or a false alarm of it."""
     sides, faults = catalogues[name]
     for fault in faults:
@@ -175,7 +177,7 @@ def test_every_fault_of_weights_changes_something(catalogues: dict[str, tuple[Si
             assert spoilt[key].read() == now.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def test_the_same_faults_of_another_block(catalogues: dict[str, tuple[Sides, list[Fault]]]) -> None:
+def test_the_same_faults_of_another_block(catalogues: Catalogues) -> None:
     sides, _ = catalogues["sigma-ms"]
     first = named(catalogue(sides.plan, PARITY.invisible_biases, 0))
     assert "attn1.to_q and attn1.to_k swapped in block 0" in first
@@ -184,7 +186,7 @@ def test_the_same_faults_of_another_block(catalogues: dict[str, tuple[Sides, lis
     assert len(first) == len(catalogue(sides.plan, PARITY.invisible_biases))
 
 
-def test_a_bias_of_keys_is_not_asked_of_the_outputs(catalogues: dict[str, tuple[Sides, list[Fault]]]) -> None:
+def test_a_bias_of_keys_is_not_asked_of_the_outputs(catalogues: Catalogues) -> None:
     _, faults = catalogues["sigma-ms"]
     by_name = named(faults)
     for part in ("attn1.to_k", "attn2.to_k"):
@@ -200,7 +202,7 @@ def values_fault(faults: list[Fault], name: str) -> Fault:
     return named(faults)[name]
 
 
-def test_pixels_of_every_patch_transposed(catalogues: dict[str, tuple[Sides, list[Fault]]]) -> None:
+def test_pixels_of_every_patch_transposed(catalogues: Catalogues) -> None:
     fault = values_fault(catalogues["sigma-ms"][1], "pixels of every patch transposed")
     assert fault.values
     output = torch.arange(2 * 4 * 6, dtype=torch.float64).reshape(1, 2, 4, 6)
@@ -212,14 +214,14 @@ def test_pixels_of_every_patch_transposed(catalogues: dict[str, tuple[Sides, lis
     assert torch.equal(fault.values({"output": turned})["output"], output)
 
 
-def test_epsilon_and_variance_swapped(catalogues: dict[str, tuple[Sides, list[Fault]]]) -> None:
+def test_epsilon_and_variance_swapped(catalogues: Catalogues) -> None:
     fault = values_fault(catalogues["sigma-ms"][1], "epsilon and variance swapped")
     assert fault.values
     output = torch.arange(8.0).reshape(1, 8, 1, 1)
     assert fault.values({"output": output})["output"].flatten().tolist() == [4, 5, 6, 7, 0, 1, 2, 3]
 
 
-def test_positional_faults_take_the_right_table_off(catalogues: dict[str, tuple[Sides, list[Fault]]]) -> None:
+def test_positional_faults_take_the_right_table_off(catalogues: Catalogues) -> None:
     """Of what the net makes, the patches without any table are left; transposed twice it is right again."""
     sides, faults = catalogues["sigma-ms"]
     by_name = named(faults)
@@ -243,7 +245,7 @@ def test_positional_faults_take_the_right_table_off(catalogues: dict[str, tuple[
     assert torch.allclose(wrong, own.reshape(6, 6, hidden).transpose(0, 1), atol=1e-6)
 
 
-def test_inputs_are_copied_and_not_changed(catalogues: dict[str, tuple[Sides, list[Fault]]]) -> None:
+def test_inputs_are_copied_and_not_changed(catalogues: Catalogues) -> None:
     sides, faults = catalogues["alpha-ms"]
     case = PARITY.cases(sides.found, "quick", {})[0]
     for fault in faults:
@@ -255,7 +257,7 @@ def test_inputs_are_copied_and_not_changed(catalogues: dict[str, tuple[Sides, li
             assert spoilt.keys() != right.keys() or any(not torch.equal(spoilt[n], right[n]) for n in right), fault.name
 
 
-def test_configs_are_copied_and_not_changed(catalogues: dict[str, tuple[Sides, list[Fault]]]) -> None:
+def test_configs_are_copied_and_not_changed(catalogues: Catalogues) -> None:
     _, faults = catalogues["alpha-ms"]
     config = {"norm_eps": 1e-6, "num_layers": 3}
     for fault in faults:
@@ -264,12 +266,12 @@ def test_configs_are_copied_and_not_changed(catalogues: dict[str, tuple[Sides, l
             assert config == {"norm_eps": 1e-6, "num_layers": 3}, fault.name
 
 
-def spoilt_state(sides: Sides, fault: Fault) -> State:
+def spoilt_state(sides: WeightPair, fault: Fault) -> State:
     made_of = with_fault(sides.converted, fault)
     return {key: made_of[key].torch() for key in made_of}
 
 
-def test_output_rows(catalogues: dict[str, tuple[Sides, list[Fault]]]) -> None:
+def test_output_rows(catalogues: Catalogues) -> None:
     sides, faults = catalogues["sigma-ms"]
     fault = named(faults)["output rows with the channel before the patch position"]
     assert set(fault.weights) == {"proj_out.weight", "proj_out.bias"}
@@ -277,7 +279,7 @@ def test_output_rows(catalogues: dict[str, tuple[Sides, list[Fault]]]) -> None:
     assert torch.equal(spoilt_state(sides, fault)["proj_out.bias"].reshape(8, 4), right.T)
 
 
-def test_blocks_off_by_one(catalogues: dict[str, tuple[Sides, list[Fault]]]) -> None:
+def test_blocks_off_by_one(catalogues: Catalogues) -> None:
     sides, faults = catalogues["sigma-ms"]
     moved = spoilt_state(sides, named(faults)["blocks off by one"])
     for key, tensor in moved.items():

@@ -16,7 +16,7 @@ from converter.families import Findings
 from converter.models.pixart.parity import PARITY
 from converter.models.pixart.stock import STOCK
 from converter.models.pixart.table import PIXART
-from converter.parity.configuration import BORROWED, audit, taken
+from converter.parity.configuration import BORROWED, assumptions, audit
 from converter.reports.report import FAIL, PASS, Phase
 
 INERT = ("dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention", "_diffusers_version")
@@ -202,16 +202,16 @@ def test_evidence_is_told() -> None:
     words = {check.what: check.words for check in audited("alpha-fixed").checks}
     assert words["num_attention_heads"] == f"num_attention_heads is {HEADS}: --num_attention_heads"
     assert "pos_embed" in words["sample_size"]
-    assert words["norm_eps"].endswith("the original has no other, or none that anybody said")
+    assert words["norm_eps"].endswith("the original has no other, or none that anybody stated")
 
 
 def test_what_nobody_shows_is_assumed() -> None:
     found = findings("sigma-ms", multi_scale_train=None, num_attention_heads=HEADS)
     assert found["multi_scale_train"].source == "unknown"
-    listed = taken(found, {"multi_scale_train": True})
+    listed = assumptions(found, {"multi_scale_train": True})
     assert {row["name"] for row in listed} == {"multi_scale_train", "kv_compress"}
     assert {row["why"] for row in listed if row["name"] == "multi_scale_train"} == {BORROWED}
-    assert {row["name"] for row in taken(FOUND["sigma-ms"], {})} == {"kv_compress"}
+    assert {row["name"] for row in assumptions(FOUND["sigma-ms"], {})} == {"kv_compress"}
 
 
 def test_a_borrowed_value_is_marked_in_its_line() -> None:

@@ -16,7 +16,7 @@ from converter.errors import UsageError
 from converter.nets.inputs import SEED
 from converter.parity import check, determinism
 from converter.parity.determinism import WORKSPACE, deterministic, environment
-from converter.parity.provenance import phase
+from converter.parity.provenance import Digests, phase
 from converter.reports.report import PASS
 
 BACKENDS = torch.backends
@@ -29,7 +29,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 def precisions() -> list[str]:
     """By operation, what may stand for float32, as far as this torch says it."""
-    return [node.fp32_precision for node in determinism.precision_switches()]
+    return [node.fp32_precision for node in determinism.float32_backends()]
 
 
 def legacy() -> tuple[str, bool]:
@@ -43,7 +43,7 @@ def as_torch_starts() -> Iterator[None]:
     yield
     torch.set_float32_matmul_precision(before[0])
     BACKENDS.cudnn.allow_tf32 = before[1]
-    for node, value in zip(determinism.precision_switches(), nodes, strict=True):
+    for node, value in zip(determinism.float32_backends(), nodes, strict=True):
         node.fp32_precision = value
     torch.set_deterministic_debug_mode(0)
 
@@ -75,16 +75,16 @@ def test_old_switches_are_set_and_put_back(precision: str, cudnn: bool, debug: i
     BACKENDS.cudnn.benchmark = False
 
 
-@pytest.mark.skipif(not determinism.precision_switches(), reason="this torch has the old switches only")
+@pytest.mark.skipif(not determinism.float32_backends(), reason="this torch has the old switches only")
 @pytest.mark.parametrize("asked", ["tf32", "ieee"])
 def test_new_switches_too_though_torch_refuses_to_read_the_old_ones_then(asked: str) -> None:
-    for node in determinism.precision_switches():
+    for node in determinism.float32_backends():
         node.fp32_precision = asked if asked == "ieee" or node not in _of_the_cpu() else "bf16"
     nodes = precisions()
     with deterministic():
         assert legacy() == ("highest", False)
         assert set(precisions()) == {"ieee"}
-        assert environment("cpu", ())["tf32"] is False
+        assert environment("cpu", ()).tf32 is False
     assert precisions() == nodes
 
 
@@ -107,7 +107,7 @@ def test_the_workspace_of_cublas(before: str | None, monkeypatch: pytest.MonkeyP
 def test_threads_are_fixed_and_put_back(threads: int | None) -> None:
     before = torch.get_num_threads()
     with deterministic(threads=threads):
-        assert torch.get_num_threads() == environment("cpu", ())["threads"] == (threads or before)
+        assert torch.get_num_threads() == environment("cpu", ()).threads == (threads or before)
     assert torch.get_num_threads() == before
 
 
@@ -138,21 +138,19 @@ def test_the_environment_is_read_and_not_claimed() -> None:
 
     torch.set_float32_matmul_precision("high")
     made = environment("cpu", ("float64",))
-    assert made["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
-    assert made["diffusers"] == diffusers.__version__
-    assert (made["device"], made["dtypes"], made["seed"]) == ("cpu", ["float64"], SEED)
-    assert made["threads"] == torch.get_num_threads()
-    assert (made["tf32"], made["deterministic_algorithms"]) == (True, False)
-    words = phase({"name": "a.pth", "sha256": "0" * 64}, made).words
+    assert made.torch.partition("+")[0] == torch.__version__.partition("+")[0]
+    assert made.diffusers == diffusers.__version__
+    assert (made.device, made.dtypes, made.seed) == ("cpu", ["float64"], SEED)
+    assert made.threads == torch.get_num_threads()
+    assert (made.tf32, made.deterministic_algorithms) == (True, False)
+    words = phase(Digests("a.pth", 1, "0" * 64), made).words
     assert "NOT deterministic, TF32 ON" in words
     with deterministic():
         made = environment("cpu", ())
-        assert (made["tf32"], made["deterministic_algorithms"]) == (False, True)
-        assert (
-            f"; deterministic, TF32 off, threads: {made['threads']}, seed: {SEED}"
-            in phase({"name": "a.pth", "sha256": "0" * 64}, made).words
-        )
-    json.dumps(made)
+        assert (made.tf32, made.deterministic_algorithms) == (False, True)
+        words = phase(Digests("a.pth", 1, "0" * 64), made).words
+        assert f"; deterministic, TF32 off, threads: {made.threads}, seed: {SEED}" in words
+    json.dumps(made.as_dict())
 
 
 def test_a_whole_check_leaves_the_switches_and_the_random_numbers(pair: Pair) -> None:

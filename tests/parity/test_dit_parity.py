@@ -34,9 +34,9 @@ from converter.nets.faults import CONFIG, FUNCTION, WEIGHTS
 from converter.nets.inputs import Case
 from converter.parity import check
 from converter.parity.catalogue import catalogue
-from converter.parity.compared import Sides
-from converter.parity.provenance import model_of
+from converter.parity.opening import spec_of
 from converter.parity.session import Session
+from converter.parity.weight_pair import WeightPair
 from converter.reports.report import Report
 
 FILE = "diffusion_pytorch_model.safetensors"
@@ -102,7 +102,7 @@ def session(pair: Pair, **given: Any) -> Iterator[Session]:
     with ExitStack() as stack:
         ours, theirs = (stack.enter_context(open_checkpoint(path)) for path in (pair.original, pair.folder))
         looked = analyse(ours, {"num_attention_heads": HEADS} | given)
-        made = Sides(looked.require(), looked.found, looked.plan, ours, theirs)
+        made = WeightPair(looked.require(), looked.found, looked.plan, ours, theirs)
         yield Session(made, PARITY, read_json(pair.model / "config.json"), {}, "cpu")
 
 
@@ -314,7 +314,7 @@ def test_failing_cases_are_saved_and_run_again(pair: Pair, tmp_path: Path) -> No
 
 
 def test_it_is_what_the_family_brings() -> None:
-    assert model_of(DIT) is PARITY
+    assert spec_of(DIT) is PARITY
     assert PARITY.fix
     assert (PARITY.fix.spec, PARITY.fix.line, AS_LOADED.fix) == (AMENDED, EXACT_LINE, None)
 

@@ -284,7 +284,7 @@ def test_what_is_kept_and_told() -> None:
     steps: list[int] = []
     cases = [CASE, replace(CASE, name="b")]
     function.run(
-        nets(), nets(), cases, (F64, F32), JUDGE, step=steps.append, keep=lambda stage, made: kept.append(stage)
+        nets(), nets(), cases, (F64, F32), judge=JUDGE, step=steps.append, keep=lambda stage, values: kept.append(stage)
     )
     assert kept == ["first", "last"]  # of the original in float64, of the first case
     assert len(steps) == 2 * 2 * 4

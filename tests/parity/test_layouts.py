@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from converter.errors import InputError
 from converter.parity import check
-from converter.parity.digests import digest
+from converter.parity.ci.digests import digest
 from converter.parity.function import CaseOutcome
 from converter.parity.provenance import loading
 from converter.parity.save_failing import save_outcome

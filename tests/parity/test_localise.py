@@ -52,7 +52,7 @@ def faulty(made: Phase) -> dict[str, str]:
     found = {}
     for stage in made.detail["localisation"]["stages"]:
         if stage["faulty"]:
-            found[stage["name"]] = next((part.name for part in stage["inside"] if part.faulty), "")
+            found[stage["name"]] = next((part["name"] for part in stage["inside"] if part["faulty"]), "")
     return found
 
 

@@ -21,7 +21,7 @@ from converter.models.pixart.stock import STOCK
 from converter.models.pixart.table import PIXART
 from converter.nets import Weights
 from converter.nets.inputs import Case
-from converter.parity.provenance import model_of
+from converter.parity.opening import spec_of
 
 
 def findings(name: str, **given: Any) -> Findings:
@@ -46,7 +46,7 @@ def state(name: str) -> dict[str, torch.Tensor]:
 
 
 def test_it_is_what_the_family_brings() -> None:
-    assert model_of(PIXART) is PARITY
+    assert spec_of(PIXART) is PARITY
 
 
 # The architecture.

@@ -14,21 +14,15 @@ from makers import GOLDEN, HEADS
 from opened import Pair, golden, small
 
 from converter import convert
+from converter.conversion.record import Record, sidecar_beside
 from converter.errors import InputError, UsageError
 from converter.families import Family
 from converter.mapping import KeyMapping
 from converter.models.pixart.table import PIXART
 from converter.parity import check
-from converter.parity.digests import sha256
-from converter.parity.provenance import (
-    UNAVAILABLE,
-    Record,
-    about,
-    model_of,
-    phase,
-    record_of,
-    sidecar_of,
-)
+from converter.parity.determinism import environment
+from converter.parity.opening import UNAVAILABLE, spec_of
+from converter.parity.provenance import Digests, RecordedConversion, digests_of, phase, recorded_conversion, sha256
 from converter.reports.report import PASS
 
 RECORD, SIDECAR = "conversion.json", "original_extras.safetensors"
@@ -63,17 +57,21 @@ def test_sha256_of_what_is_no_file(tmp_path: Path) -> None:
             sha256(tmp_path / name)
 
 
-def test_about_a_file(tmp_path: Path) -> None:
+def test_digests_of_a_file(tmp_path: Path) -> None:
     path = GOLDEN / "sigma-ms.pth"
     data = path.read_bytes()
-    assert about(path) == {"name": "sigma-ms.pth", "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert digests_of(path).as_dict() == {
+        "name": "sigma-ms.pth",
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
     hostile = tmp_path / "a\x1b[31m.pth"
     hostile.write_bytes(b"x")
-    assert about(hostile)["name"] == "a\\x1b[31m.pth"
+    assert digests_of(hostile).name == "a\\x1b[31m.pth"
 
 
-def test_about_a_folder(pair: Pair) -> None:
-    made = about(pair.folder)
+def test_digests_of_a_folder(pair: Pair) -> None:
+    made = digests_of(pair.folder).as_dict()
     assert made["name"] == "sigma-ms"
     assert set(made["files"]) == {
         RECORD, SIDECAR, "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"
@@ -83,20 +81,19 @@ def test_about_a_folder(pair: Pair) -> None:
         assert row == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     assert made["size"] == sum(row["size"] for row in made["files"].values())
     before = made["sha256"]
-    assert about(pair.folder)["sha256"] == before
+    assert digests_of(pair.folder).sha256 == before
     for name in made["files"]:
         path = pair.folder / name
         data = path.read_bytes()
         path.write_bytes(data + b" ")
-        assert about(pair.folder)["sha256"] != before, name
+        assert digests_of(pair.folder).sha256 != before, name
         path.write_bytes(data)
     (pair.folder / "transformer" / "notes.txt").write_text("of no account")
-    assert about(pair.folder)["sha256"] == before
+    assert digests_of(pair.folder).sha256 == before
 
 
 def test_the_phase_judges_nothing() -> None:
-    switches = {"deterministic_algorithms": True, "tf32": False, "threads": 2, "seed": 1}
-    made = phase({"name": "a.pth", "sha256": "0123456789abcdef" + "f" * 48}, switches)
+    made = phase(Digests("a.pth", 1, "0123456789abcdef" + "f" * 48), environment("cpu", ()))
     assert (made.verdict, made.checks) == (PASS, [])
     assert "a.pth is 0123456789abcdef..." in made.words
 
@@ -105,36 +102,37 @@ def test_the_phase_judges_nothing() -> None:
 
 
 def test_a_record_is_taken(pair: Pair) -> None:
-    made, notes = record_of(pair.folder)
+    made, notes = recorded_conversion(pair.folder)
     assert notes == []
     assert made.weights == "raw"
     assert made.size == pair.original.stat().st_size
     assert made.given == {"num_attention_heads": HEADS, "multi_scale_train": True}
     assert made.folder == pair.folder
-    inside, notes = record_of(pair.model)
+    inside, notes = recorded_conversion(pair.model)
     assert (inside, notes) == (made, [])
-    assert sidecar_of(pair.folder, made) == sidecar_of(pair.model, made) == pair.folder / SIDECAR
+    record = Record(folder=made.folder)
+    assert sidecar_beside(pair.folder, record) == sidecar_beside(pair.model, record) == pair.folder / SIDECAR
 
 
 def test_no_record(pair: Pair) -> None:
     (pair.folder / RECORD).unlink()
-    made, notes = record_of(pair.folder)
-    assert (made, notes) == (Record(), [])
-    assert sidecar_of(pair.folder, made) == pair.folder / SIDECAR  # in the folder itself
-    assert sidecar_of(pair.model, made) is None  # beside it, it may be anybody's
+    made, notes = recorded_conversion(pair.folder)
+    assert (made, notes) == (RecordedConversion(), [])
+    assert sidecar_beside(pair.folder, Record()) == pair.folder / SIDECAR  # in the folder itself
+    assert sidecar_beside(pair.model, Record()) is None  # next to it, it may be anybody's
 
 
 def test_a_record_of_another_folder_beside_it_is_not_taken(pair: Pair) -> None:
     other = pair.folder / "another"
     (pair.model).rename(other)
-    assert record_of(other) == (Record(), [])
+    assert recorded_conversion(other) == (RecordedConversion(), [])
 
 
 def test_a_record_of_another_tool_is_passed_over(pair: Pair) -> None:
     """And said to be: it may be ours with a bit flipped, and then it is what vouches for the weights."""
     rewrite(pair, tool={"name": "somebody-else", "version": "1"})
-    made, notes = record_of(pair.folder)
-    assert made == Record()
+    made, notes = recorded_conversion(pair.folder)
+    assert made == RecordedConversion()
     assert notes == ["conversion.json cannot be read as a record of a conversion, and is not believed"]
 
 
@@ -157,8 +155,8 @@ def test_a_record_of_another_tool_is_passed_over(pair: Pair) -> None:
 )
 def test_a_corrupt_record_is_not_believed(pair: Pair, content: bytes) -> None:
     (pair.folder / RECORD).write_bytes(content)
-    made, notes = record_of(pair.folder)
-    assert made == Record()
+    made, notes = recorded_conversion(pair.folder)
+    assert made == RecordedConversion()
     assert notes in ([], DISBELIEVED)
 
 
@@ -183,7 +181,7 @@ def test_a_corrupt_record_is_not_believed(pair: Pair, content: bytes) -> None:
 def test_a_record_with_anything_in_it_is_not_believed(pair: Pair, change: dict[str, Any]) -> None:
     """And the comparison goes on without it."""
     rewrite(pair, **change)
-    assert record_of(pair.folder) == (Record(), DISBELIEVED)
+    assert recorded_conversion(pair.folder) == (RecordedConversion(), DISBELIEVED)
     report = check(pair.original, pair.folder, hyper_parameters={"num_attention_heads": HEADS})
     assert report.verdict == PASS
     assert DISBELIEVED[0] in report.notes
@@ -208,7 +206,7 @@ def test_what_a_record_says_is_told_as_the_users_word(pair: Pair) -> None:
 def test_what_the_first_conversion_was_told_travels_along(pair: Pair, tmp_path: Path) -> None:
     """Though the record of the second one is of a folder, and not of the original."""
     again = convert(pair.folder, tmp_path / "again", dtype="float16").path
-    made, notes = record_of(again)
+    made, notes = recorded_conversion(again)
     assert (made.size, made.cast, notes) == (os.path.getsize(pair.original), "float16", [])
     assert made.given["num_attention_heads"] == HEADS
     report = check(pair.original, again)
@@ -243,7 +241,7 @@ def test_which_weights_a_record_says(tmp_path: Path) -> None:
             weights=weights,
             hyper_parameters={"num_attention_heads": HEADS, "image_size": 128},
         )
-        assert record_of(out)[0].weights == weights
+        assert recorded_conversion(out)[0].weights == weights
         report = check(tmp_path / "both.pth", out)
         assert (report.verdict, report.original["weights"]) == (PASS, weights)
         wrong = {"raw": "ema", "ema": "raw"}[weights]
@@ -264,15 +262,15 @@ def test_a_cast_that_is_none(pair: Pair) -> None:
 
 def test_a_family_without_a_net() -> None:
     bare = Family("bare", "Bare", KeyMapping({"a": "b"}), lambda *arguments: None, lambda found: {})
-    assert model_of(bare) is UNAVAILABLE
-    assert model_of(PIXART).parts
+    assert spec_of(bare) is UNAVAILABLE
+    assert spec_of(PIXART).parts
 
 
 def test_without_a_net_only_bytes_and_fields_are_compared(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which is no proof of what it computes, but can be one that it is another model."""
     from safetensors.torch import load_file, save_file
 
-    monkeypatch.setattr("converter.parity.provenance.model_of", lambda family: UNAVAILABLE)
+    monkeypatch.setattr("converter.parity.opening.spec_of", lambda family: UNAVAILABLE)
     report = check(pair.original, pair.folder)
     assert (report.verdict, report.exit_code) == ("INCONCLUSIVE", 4)
     assert report.reason == (

@@ -97,7 +97,7 @@ def test_a_table_that_shows_no_scale_is_asked_for_and_never_a_pass(tmp_path: Pat
     (tmp_path / "out" / "conversion.json").unlink()
     report = check(path, tmp_path / "out", **stated(**SAID))
     assert (report.verdict, report.exit_code) == (INCONCLUSIVE, 4)
-    assert report.reason.startswith("config: --interpolation_scale is not said, and the original's own evidence")
+    assert report.reason.startswith("config: --interpolation_scale is not given, and the original's own evidence")
     assert "no sin-cos table" in report.reason
     assert check(path, tmp_path / "out", **stated(interpolation_scale=SCALE, **SAID)).verdict == FAIL
 
@@ -113,7 +113,7 @@ def test_the_placeholder_of_one_trainer_is_doubted_however_it_was_stored(
     converter.convert(path, tmp_path / "out", **stated(image_size=512, **SAID))
     report = check(path, tmp_path / "out")
     assert report.verdict == INCONCLUSIVE
-    assert "--interpolation_scale is not said" in report.reason
+    assert "--interpolation_scale is not given" in report.reason
     assert "OneTrainer" in report.reason
     assert check(path, tmp_path / "out", hyper_parameters={"interpolation_scale": 1.0}).verdict == PASS
 
@@ -204,6 +204,6 @@ def test_heads_that_the_file_names_elsewhere_are_not_passed_over(beside: dict[st
     assert any("4, and 2 heads are assumed: --num_attention_heads says" in note for note in done.notes)
     report = check(path, done.path)
     assert report.verdict == INCONCLUSIVE
-    assert "--num_attention_heads is not said" in report.reason
+    assert "--num_attention_heads is not given" in report.reason
     given = converter.convert(path, tmp_path / "given", hyper_parameters={"num_attention_heads": 4})
     assert check(path, given.path).verdict == PASS

@@ -12,7 +12,7 @@ from makers import ROOT
 
 from converter.conversion.pairs import Pair
 from converter.errors import UsageError
-from converter.parity.settings import Settings, chosen, load_settings
+from converter.parity.ci.settings import Settings, chosen, load_settings
 
 TODAY = date(2026, 6, 1)
 WHOLE = """
@@ -153,13 +153,13 @@ def test_what_the_command_line_names_comes_before_what_is_listed() -> None:
     assert chosen(["x"], ["y"], flags={"weights": "ema"}) == [Pair("x", "y", {"weights": "ema"})]
     with pytest.raises(UsageError, match="nothing to compare"):
         chosen([], [])
-    with pytest.raises(UsageError, match="once and `converted_path` not given"):
+    with pytest.raises(UsageError, match="got 1 `orig_ckpt_path` and 0 `converted_path`"):
         chosen(["x"], [], settings)
 
 
 def test_the_words_are_those_of_the_checker() -> None:
-    from converter.parity import settings
     from converter.parity.choices import PRECISIONS, PROFILES, SELF_TESTS
+    from converter.parity.ci import settings
 
     for name, choices in (
         ("profile", PROFILES),
@@ -167,12 +167,13 @@ def test_the_words_are_those_of_the_checker() -> None:
         ("dtype", PRECISIONS),
     ):
         for choice in choices:
-            assert settings._OPTIONS[name](choice) == choice
+            assert settings.OPTIONS[name](choice) == choice
 
 
 def test_reading_it_imports_neither_torch_nor_diffusers() -> None:
     program = (
-        "import sys, converter.parity.settings, converter.parity.batch, converter.parity.digests as d; d.program();"
+        "import sys, converter.parity.ci.settings, converter.parity.ci.batch, converter.parity.ci.digests as digests;"
+        "digests.program();"
         "print(*(m for m in ('torch', 'diffusers', 'numpy') if m in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)

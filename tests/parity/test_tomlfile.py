@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from converter.errors import UsageError
-from converter.parity.tomlfile import DEEPEST, LIMIT, MOST_PARTS, read_toml
+from converter.parity.ci.tomlfile import DEEPEST, LIMIT, MOST_PARTS, read_toml
 
 SPELT = {"bare": "a", "quoted": '"a.b"', "literal": "'a.b'", "number": "3", "escaped": r'"\"."'}
 parts = st.lists(st.sampled_from(sorted(SPELT.values())), min_size=1, max_size=3 * MOST_PARTS)

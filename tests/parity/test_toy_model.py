@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from opened import Pair
 from safetensors.torch import load_file, save_file
+from toy_spec import STOCK
 
 from converter import convert
+from converter.nets import Weights, no_probe
+from converter.nets.inputs import Case, noise
+from converter.nets.stock import StockStage
 from converter.parity import check
 from converter.reports.report import FAIL, PASS, Report
 
@@ -78,6 +83,27 @@ def test_a_swap_is_named_with_its_place_and_its_repair(pair: Pair, tmp_path: Pat
 def test_a_config_that_is_wrong_is_wrong_where_it_acts(pair: Pair, tmp_path: Path) -> None:
     report = compared(pair, tmp_path / "out", lambda state: None, eps=1e-2)
     assert list(faulty(report)) == ["block 0", "block 1", "block 2"]
+
+
+def test_a_table_of_modules_that_the_forward_does_not_use(pair: Pair) -> None:
+    unused = replace(STOCK, stages=(StockStage("idle", "blocks.0.attn.to_out.idle", ("x",)), *STOCK.stages))
+    state = load_file(pair.model / FILE)
+    config = json.loads((pair.model / "config.json").read_text())
+    case = Case("a", {"latent": noise(1, 1, 4, 8, 8), "timestep": noise(2, 1), "caption": noise(3, 1, 3, 6)})
+    right = STOCK.net(config, Weights(state, torch.float32))
+    # A module that is not there makes no stage.
+    assert [stage.name for stage in unused.net(config, right.weights).stages] == [stage.name for stage in right.stages]
+    idle = replace(STOCK, amend=with_idle, stages=(StockStage("idle", "idle", ("i",)), *STOCK.stages))
+    net = idle.net(config, right.weights)
+    values = case.tensors(torch.float32)
+    assert torch.equal(net.forward(values), right.forward(values))
+    with pytest.raises(ValueError, match="the library's forward does not use the modules of the stage 'idle'"):
+        net.stages[0].run(values, no_probe)
+
+
+def with_idle(model: torch.nn.Module) -> torch.nn.Module:
+    model.idle = torch.nn.Identity()
+    return model
 
 
 def test_it_takes_no_more_than_a_short_file() -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from converter.errors import UsageError
 from converter.parity import waivers as module
-from converter.parity.waivers import Waiver, apply, load_waivers
+from converter.parity.ci.waiver_files import load_waivers
+from converter.parity.waivers import Waiver, apply
 from converter.reports.report import Check
 
 TODAY = date(2026, 6, 1)
@@ -221,7 +222,7 @@ def test_only_a_failed_tolerance_within_the_bound_is_waived(check: Check, statis
 def test_the_statistics_are_those_of_the_gates() -> None:
     from converter.parity import gates
 
-    assert module.PRECISIONS == {"float64": 1.0, "float32": gates.FLOOR_LIMIT}
+    assert module.UNITS == {"float64": 1.0, "float32": gates.FLOOR_LIMIT}
     names = {f"float64 {name}" for name in gates.GATING}
     names |= {f"float32 {name}{more}" for name in gates.GATING for more in ("", " against the original's")}
     assert set(module.WAIVABLE) == names

@@ -24,7 +24,7 @@ def describe(plan: Any, state: Any, found: converter.Findings) -> None:
     for name, symbol in {"width": "D", "in_channels": "C", "context_width": "L"}.items():
         found.file(name, plan.dims.get(symbol), plan.evidence.get(symbol, "no tensor shows it"))
     found.file("depth", plan.blocks or None, f"{plan.blocks} blocks")
-    found.settle("num_attention_heads", 2, "by convention")
+    found.given_or_assumed("num_attention_heads", 2, "by convention")
 
 
 def config(found: converter.Findings) -> dict[str, Any]:

@@ -157,12 +157,14 @@ def tables_detail() -> list[dict[str, Any]]:
 def smallest_details() -> list[tuple[str, dict[str, Any]]]:
     """The details of phases, one at a time, of as little as makes a picture: there are many ways to damage them."""
     dice = random.Random(0)
+    heat = heat_detail(dice, 2, 2)
+    heat |= {"channels": heat["channels"][:1], "values": heat["values"][:1]}
     localisation = localisation_detail(dice, 1, (0,))
     for stage in localisation["stages"]:
         stage["inside"] = stage.get("inside", [])[:2]
     return [
         ("function", {"blocks": blocks_detail(dice, 1)}),
-        ("function", {"heat": heat_detail(dice, 2, 2)}),
+        ("function", {"heat": heat}),
         ("function", {"localisation": localisation}),
         ("trajectory", trajectory_detail(dice, 2)),
         ("other timesteps", {"timesteps": timesteps_detail()}),

@@ -9,7 +9,7 @@ family = "pixart"                        # another one is refused
 weights = "ema"
 given = { num_attention_heads = 16 }     # what a checkpoint does not show
 
-[[waiver]]                               # see waivers.py
+[[waiver]]                               # see waiver_files.py
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from ..conversion.pairs import Pair, expand, pair_up
-from ..errors import UsageError, printable
-from ..families.from_file import is_file
-from .choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
-from .tomlfile import Reader, one_of, read_toml, refusal, strict, tables, text
-from .waivers import Waiver, parse_waivers
+from ...conversion.pairs import Pair, expand, pair_up
+from ...errors import UsageError, printable
+from ...families.from_file import is_file
+from ..choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
+from ..waivers import Waiver
+from .tomlfile import Reader, accepting, one_of, read_toml, refusal, strict, tables, text
+from .waiver_files import parse_waivers
 
 _DTYPE = one_of(*PRECISIONS)
 
@@ -41,18 +42,6 @@ def _dtypes(value: Any) -> Any:
     return [_DTYPE(item) for item in value]
 
 
-def _threads(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MOST_THREADS:
-        raise ValueError(f"a whole number from 1 to {MOST_THREADS}")
-    return value
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
 def _given(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("a table such as { num_attention_heads = 16 }")
@@ -64,7 +53,7 @@ def _given(value: Any) -> dict[str, Any]:
     return value
 
 
-_OPTIONS: dict[str, Reader] = {
+OPTIONS: dict[str, Reader] = {
     "profile": one_of(*PROFILES),
     "family": text,
     "weights": one_of(*WEIGHTS),
@@ -73,11 +62,13 @@ _OPTIONS: dict[str, Reader] = {
     "dtype": _dtypes,
     "cast": _DTYPE,
     "self_test": one_of(*SELF_TESTS),
-    "threads": _threads,
+    "threads": accepting(
+        f"a whole number from 1 to {MOST_THREADS}", lambda value: type(value) is int and 0 < value <= MOST_THREADS
+    ),
     "given": _given,
-    "require_evidence": _boolean,
+    "require_evidence": accepting("true or false", lambda value: isinstance(value, bool)),
 }
-_CHECKPOINT: dict[str, Reader] = {"original": text, "converted": text, **_OPTIONS, "cases": text}
+_CHECKPOINT: dict[str, Reader] = {"original": text, "converted": text, **OPTIONS, "cases": text}
 
 
 @dataclass(frozen=True)
@@ -93,7 +84,7 @@ class Settings:
     def pairs(
         self, flags: Mapping[str, Any] | None = None, hyper_parameters: Mapping[str, Any] | None = None
     ) -> list[Pair]:
-        """All that is listed. A flag that was given (is not None) fills what a [[checkpoint]] does not say."""
+        """All that is listed. A flag that was given (is not None) fills what a [[checkpoint]] does not state."""
         if not self.checkpoints:
             raise refusal(self.path, "", "lists no [[checkpoint]]")
         base, pairs = os.path.dirname(self.path), list[Pair]()
@@ -108,23 +99,27 @@ class Settings:
 
 
 def load_settings(path: str | os.PathLike[str], today: date | None = None) -> Settings:
-    """Read a `parity.toml`; `UsageError` in one line for what it may not say.
+    """Read a `parity.toml`; `UsageError` in one line for what it may not state.
 
     >>> _ = (tmp / "parity.toml").write_text('weights = "ema"\\n[[checkpoint]]\\noriginal = "a"\\nconverted = "b"')
     >>> load_settings(tmp / "parity.toml").checkpoints
     [{'original': 'a', 'converted': 'b'}]
     """
-    content = read_toml(path)
-    whole: dict[str, Reader] = _OPTIONS | {"checkpoint": lambda value: value, "waiver": lambda value: value}
-    defaults = strict(path, "", content, whole)
-    listed = []
-    for where, table in tables(path, content, "checkpoint"):
-        checkpoint = _located(path, strict(path, where, table, _CHECKPOINT, ("original", "converted")))
-        if "cases" in checkpoint:
-            checkpoint["cases"] = os.path.join(os.path.dirname(os.fspath(path)), checkpoint["cases"])
-        listed.append(checkpoint)
-    own = _located(path, {key: value for key, value in defaults.items() if key in _OPTIONS})
-    return Settings(os.fspath(path), own, listed, parse_waivers(path, content, today))
+    content, folder = read_toml(path), os.path.dirname(os.fspath(path))
+    later = accepting("tables, which are read by themselves", lambda value: True)
+    defaults = strict(path, "", content, {**OPTIONS, "checkpoint": later, "waiver": later})
+    checkpoints = [
+        _located(folder, strict(path, where, table, _CHECKPOINT, needed=("original", "converted")))
+        for where, table in tables(path, content, "checkpoint")
+    ]
+    defaults = _located(folder, {name: value for name, value in defaults.items() if name in OPTIONS})
+    return Settings(os.fspath(path), defaults, checkpoints, parse_waivers(path, content, today))
+
+
+def _located(folder: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Saved cases and a family that is named by its file are relative to the settings, as all their paths are."""
+    files = [name for name in ("cases", "family") if name == "cases" or is_file(options.get(name, ""))]
+    return options | {name: os.path.join(folder, options[name]) for name in files if name in options}
 
 
 def chosen(
@@ -144,15 +139,18 @@ def chosen(
     """
     if originals or converted:
         stated = _stated(flags, hyper_parameters)
-        return pair_up(originals, converted, *_merged((settings or Settings("")).defaults, stated))
+        return pair_up(originals, converted, *_merged(settings.defaults if settings else {}, stated))
     if settings is None:
         raise UsageError("nothing to compare: give `orig_ckpt_path` and `converted_path`, or `config` parity.toml")
     return settings.pairs(flags, hyper_parameters)
 
 
 def _stated(flags: Mapping[str, Any] | None, hyper_parameters: Mapping[str, Any] | None) -> dict[str, Any]:
-    stated = {name: value for name, value in (flags or {}).items() if value is not None}
-    return stated | {"given": {name: value for name, value in (hyper_parameters or {}).items() if value is not None}}
+    flags, given = (
+        {name: value for name, value in (values or {}).items() if value is not None}
+        for values in (flags, hyper_parameters)
+    )
+    return {**flags, "given": given}
 
 
 def _merged(*layers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -164,10 +162,3 @@ def _merged(*layers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
         given |= layer.get("given", {})
     options.pop("given", None)
     return options, given
-
-
-def _located(path: str | os.PathLike[str], options: dict[str, Any]) -> dict[str, Any]:
-    """A family that is named by its file lies where the settings say, as all their paths do."""
-    if is_file(options.get("family", "")):
-        options["family"] = os.path.join(os.path.dirname(os.fspath(path)), options["family"])
-    return options

@@ -12,12 +12,16 @@ import pytest
 import torch
 from makers import save
 from safetensors.torch import load_file, save_file
-from toy_family import KEYS, state
+from two_stacks import KEYS, state
 
 import converter
-from converter import InputError, MappingError, UsageError
+from converter import InputError, KeyMapping, MappingError, Reorder, UsageError
+from converter.conversion.up_to_date import is_up_to_date
+from converter.conversion.zeros import find_zeros
+from converter.mapping import ZeroInit
+from converter.parity.catalogue import catalogue
 
-FAMILY = str(Path(__file__).with_name("toy_family.py"))
+FAMILY = str(Path(__file__).parents[1] / "two_stacks.py")
 State = dict[str, torch.Tensor]
 
 
@@ -222,7 +226,7 @@ def test_an_array_that_differs_is_refused_or_kept_as_the_family_says(tmp_path: P
     source, family = buffered(tmp_path, "torch.zeros(4)", torch.tensor([0.0, 0, 0, 0.5]))
     with pytest.raises(InputError, match=r"rope: is not what the target computes \(by up to 0\.5\)"):
         converter.convert(source, tmp_path / "out", family=family)
-    more = "unreproduced=lambda found, difference: (True, f'is off by {difference:g}'),"
+    more = "buffer_mismatch=lambda found, difference: (True, f'is off by {difference:g}'),"
     source, family = buffered(tmp_path, "torch.zeros(4)", torch.tensor([0.0, 0, 0, 0.5]), more)
     done = converter.convert(source, tmp_path / "out", family=family)
     assert torch.equal(load_file(done.path / "original_extras.safetensors")["rope"], torch.tensor([0.0, 0, 0, 0.5]))
@@ -239,6 +243,17 @@ def test_a_buffer_without_a_record_has_the_dtype_of_the_array(dtype: str, tmp_pa
     assert same({"rope": loaded(back.path)["rope"]}, {"rope": rope})
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["np.arange(4, dtype='>f4')", "np.arange(8, dtype=np.float32)[::2] / 2", "torch.arange(4.0).flip(0).flip(0)"],
+)
+def test_an_array_in_any_byte_order_and_of_any_strides(value: str, tmp_path: Path) -> None:
+    source, family = buffered(tmp_path, value, torch.arange(4.0))
+    done = converter.convert(source, tmp_path / "out", family=family)
+    back = converter.convert(done.path, tmp_path / "back.pth", to="original", family=family)
+    assert same({"rope": loaded(back.path)["rope"]}, {"rope": torch.arange(4.0)})
+
+
 def test_one_number_and_none_at_all(tmp_path: Path) -> None:
     for value, rope in (("torch.tensor(0.5)", torch.tensor(0.5)), ("np.zeros((0, 3), np.float32)", torch.zeros(0, 3))):
         source, family = buffered(tmp_path, value, rope)
@@ -247,3 +262,87 @@ def test_one_number_and_none_at_all(tmp_path: Path) -> None:
         done = converter.convert(source, tmp_path / "out", family=family, overwrite=True)
         back = converter.convert(done.path, tmp_path / "back.pth", to="original", family=family, overwrite=True)
         assert same({"rope": loaded(back.path)["rope"]}, {"rope": rope})
+
+
+def test_faults_are_in_both_stacks_and_in_the_order_of_rows() -> None:
+    plan = KEYS.plan(state())
+    faults = {fault.name: fault for fault in catalogue(plan)}
+    assert len(faults) == len(catalogue(plan))
+    theirs = KEYS(state())
+    for stack, last in (("double_blocks", 2), ("single_blocks", 4)):
+        for name in (f"blocks of {stack} off by one", f"block {last} of {stack} lost"):
+            fault = faults[name]
+            keys = {*fault.weights, *(origin for origin, _ in fault.weights.values()), *fault.drop}
+            head = "transformer_blocks." if stack == "double_blocks" else "single_transformer_blocks."
+            assert keys <= theirs.keys()
+            assert {key.partition(".")[0] + "." for key in keys} == {head}
+    undone = faults["rows of norm.linear of block 2 of double_blocks in the original's order"]
+    key = "transformer_blocks.2.norm.linear.weight"
+    origin, change = undone.weights[key]
+    assert change
+    assert torch.equal(change(theirs[origin]), state()["double_blocks.2.mod.weight"])
+    swapped = faults["proj and value swapped in block 4 of single_blocks"].weights
+    assert swapped["single_transformer_blocks.4.proj.bias"][0] == "single_transformer_blocks.4.value.bias"
+    assert "bias off by a last bit in one of 5 copies: single_transformer_blocks.4.norm.emb.bias" in faults
+
+
+def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
+    source = written(state(), tmp_path / "toy.pth")
+    for options in ({"to": "diffusers"}, {"to": "diffusers", "dtype": "float16"}):
+        target = tmp_path / f"out{len(options)}"
+        assert is_up_to_date(source, target, family=FAMILY, **options) is None
+        converter.convert(source, target, family=FAMILY, **options)
+        assert is_up_to_date(source, target, family=FAMILY, **options) == []
+    back = tmp_path / "back.pth"
+    converter.convert(tmp_path / "out1", back, to="original", family=FAMILY)
+    assert is_up_to_date(tmp_path / "out1", back, to="original", family=FAMILY) is not None
+    kept = loaded(back)
+    kept["final.mod.weight"] = kept["final.mod.weight"].roll(8, 0)
+    written(kept, back)
+    assert is_up_to_date(tmp_path / "out1", back, to="original", family=FAMILY) is None
+
+
+def test_zeros_are_told_by_the_part_of_the_target(tmp_path: Path) -> None:
+    made = state()
+    keys = KeyMapping(
+        {"b.{}.kv [2D D]": Reorder(("t.{}.v", "t.{}.k"), (1, 0)), "b.{}.mod [2D D]": ZeroInit("t.{}.mod")}
+    )
+    made = {f"b.{i}.{name}.weight": torch.ones(8, 4) for i in range(2) for name in ("kv", "mod")}
+    made |= {f"b.{i}.{name}.bias": torch.ones(8) for i in range(2) for name in ("kv", "mod")}
+    made["b.1.kv.weight"][:4] = 0  # what becomes k
+    family = converter.Family("toy", "Toy", keys, lambda *_: None, lambda found: {"_class_name": "Toy"})
+    with converter.open_checkpoint(written(made, tmp_path / "toy.pth")) as opened:
+        assert find_zeros(keys.plan(opened), opened).lost == ["b.1.kv.weight (k)"]
+    made["b.1.kv.weight"][4:] = 0
+    with converter.open_checkpoint(written(made, tmp_path / "toy.pth")) as opened:
+        assert find_zeros(keys.plan(opened), opened).lost == ["b.1.kv.weight"]
+    converter.register(family)
+    try:
+        for suffix in (".pth", ".safetensors"):
+            made["b.1.kv.weight"][4:] = suffix == ".pth"
+            with pytest.raises(InputError, match=r"b\.1\.kv\.weight \(k\)|b\.1\.kv\.weight "):
+                converter.convert(written(made, tmp_path / f"toy{suffix}"), tmp_path / "out")
+    finally:
+        converter.families._REGISTERED.clear()
+
+
+def test_damage_to_an_archive_is_found_where_rows_change_places(tmp_path: Path) -> None:
+    source = written(state(), tmp_path / "toy.pth")
+    data = bytearray(source.read_bytes())
+    wanted = state()["final.mod.weight"].numpy().tobytes()
+    data[data.index(wanted) + 700] ^= 1
+    source.write_bytes(data)
+    with pytest.raises(InputError, match="CRC-32 mismatch"):
+        converter.convert(source, tmp_path / "out", family=FAMILY)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nan_among_rows_that_change_places_is_counted_once(tmp_path: Path) -> None:
+    made = state()
+    made["final.mod.weight"][2, 3] = made["final.mod.weight"][9, 1] = float("nan")
+    source = written(made, tmp_path / "toy.pth")
+    with pytest.raises(InputError, match=r"2 elements are NaN or infinite, in norm_out\.linear\.weight"):
+        converter.convert(source, tmp_path / "out", family=FAMILY)
+    done = converter.convert(source, tmp_path / "out", family=FAMILY, allow_nonfinite=True)
+    back = converter.convert(done.path, tmp_path / "back.pth", to="original", family=FAMILY, allow_nonfinite=True)
+    assert loaded(back.path)["final.mod.weight"].isnan().sum() == 2

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from ..checkpoint.file import InputFile
-from ..errors import InputError, UsageError, printable
+from ...checkpoint.file import InputFile
+from ...errors import InputError, UsageError, printable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,7 +47,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UsageError(str(error)) from None
     try:
         content = raw.decode()
-        if rule := _overdone(content):
+        if rule := _excessive(content):
             raise refusal(path, "", f"not TOML that people write: {rule}")
         return tomllib.loads(content)
     except RecursionError:
@@ -56,8 +56,8 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise refusal(path, "", f"not TOML: {printable(error)}") from None
 
 
-def _overdone(content: str) -> str:
-    """What the parser had better not be given, '' where there is nothing of the kind. One pass, in linear time."""
+def _excessive(content: str) -> str:
+    """What would take the parser too long, '' where nothing would. One pass, in linear time."""
     parts, depth, line = 1, 0, 1
     for match in _TOKEN.finditer(content):
         token = match[0]
@@ -80,7 +80,7 @@ def _overdone(content: str) -> str:
 
 
 def strict(
-    path: str | os.PathLike[str], where: str, table: Any, known: Mapping[str, Reader], needed: Collection[str] = ()
+    path: str | os.PathLike[str], where: str, table: Any, known: Mapping[str, Reader], *, needed: Collection[str] = ()
 ) -> dict[str, Any]:
     """The values of a table, each through its reader; every key has to be known, and the needed ones there.
 
@@ -90,47 +90,55 @@ def strict(
     """
     if not isinstance(table, dict):
         raise refusal(path, where, f"a table, not {_shown(table)}")
-    made = {}
+    values = {}
     for key, value in table.items():
         place = ": ".join(filter(None, [where, printable(key)]))
         if key not in known:
             alike = difflib.get_close_matches(key[:80], known, 1)
-            meant = f"did you mean {alike[0]}?" if alike else f"there are {', '.join(known)}"
-            raise refusal(path, place, f"unknown; {meant}")
+            hint = f"did you mean {alike[0]}?" if alike else f"there are {', '.join(known)}"
+            raise refusal(path, place, f"unknown; {hint}")
         try:
-            made[key] = known[key](value)
+            values[key] = known[key](value)
         except ValueError as wanted:
             raise refusal(path, place, f"{wanted}, not {_shown(value)}") from None
-    if missing := [key for key in needed if key not in made]:
+    if missing := [key for key in needed if key not in values]:
         raise refusal(path, where, f"{missing[0]} is missing")
-    return made
+    return values
 
 
 def tables(path: str | os.PathLike[str], content: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
     """The [[name]] tables of a file with what an error calls them, such as "[[waiver]] 2"."""
-    found = content.get(name, [])
-    if not isinstance(found, list):
+    listed = content.get(name, [])
+    if not isinstance(listed, list):
         raise refusal(path, name, f"written as [[{name}]], once for each")
-    return [(f"[[{name}]] {i}", table) for i, table in enumerate(found, 1)]
+    return [(f"[[{name}]] {i}", table) for i, table in enumerate(listed, 1)]
 
 
 def _shown(value: Any) -> str:
     return printable(repr(value), 60)
 
 
-def text(value: Any) -> str:
-    """A reader of text that says something."""
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise ValueError("a text that is not empty")
-    return value
+def accepting(wanted: str, test: Callable[[Any], object]) -> Reader:
+    """The reader of a value that passes a test; `wanted` describes it to whoever wrote another.
+
+    >>> accepting("true or false", lambda value: isinstance(value, bool))(1)
+    Traceback (most recent call last):
+    ValueError: true or false
+    """
+
+    def read(value: Any) -> Any:
+        if not test(value):
+            raise ValueError(wanted)
+        return value
+
+    return read
 
 
 def one_of(*choices: str) -> Reader:
     """The reader of a word out of several."""
+    return accepting(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
 
-    def read(value: Any) -> str:
-        if not isinstance(value, str) or value not in choices:
-            raise ValueError(f"one of {', '.join(choices)}")
-        return value
 
-    return read
+text = accepting(
+    "a text that is not empty", lambda value: isinstance(value, str) and value.strip() and "\0" not in value
+)

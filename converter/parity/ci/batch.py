@@ -8,12 +8,12 @@ from datetime import date
 from functools import partial
 from typing import Any
 
-from ..conversion.pairs import Pair
-from ..errors import ConverterError, InputError, UsageError, as_flags, printable
-from ..reports.report import EXIT_CODES, FAIL, INTERNAL, REJECTED, Report, worst
+from ...conversion.pairs import Pair
+from ...errors import ConverterError, InputError, UsageError, as_flags, printable
+from ...reports.report import EXIT_CODES, FAIL, INTERNAL, REJECTED, Report, worst
+from ..waivers import Waiver
 from .cache import Cache
 from .digests import key_of, stamp
-from .waivers import Waiver
 
 Check = Callable[..., Report]
 
@@ -31,11 +31,8 @@ def run(
     """Compare every pair, and return a report for each, in order.
 
     Args:
-        pairs: what to compare, with the options of each.
-        check: compares one pair; default: `converter.parity.check`.
+        check: compares one pair; default: `converter.parity.check`, to which `waivers` and `progress` are passed on.
         cache: where reports of unchanged pairs are looked up and kept; its `notes` are for the caller to print.
-        waivers: passed on to `check`.
-        progress: passed on to `check`, where it is not None.
         done: called after each comparison.
         today: the day on which waivers have to hold.
 
@@ -52,10 +49,9 @@ def run(
     for number, pair in enumerate(pairs, 1):
         options = {**pair.options}
         if len(pairs) > 1 and options.get("save_failing"):  # cases of the same names must not overwrite each other
-            place = f"{number}-{os.path.basename(os.path.abspath(pair.converted))}"
-            options["save_failing"] = os.path.join(options["save_failing"], place)
+            options["save_failing"] = os.path.join(options["save_failing"], f"{number}-{_name(pair.converted)}")
         extra = {"hyper_parameters": pair.hyper_parameters, "waivers": waivers, "progress": progress}
-        compare = partial(check or _checker(), **{name: value for name, value in extra.items() if value} | options)
+        compare = partial(check or _check, **{name: value for name, value in extra.items() if value} | options)
         try:
             report = _cached(pair, compare, cache, waivers=waivers, today=today or date.today())
         except UsageError as error:
@@ -127,13 +123,10 @@ def _stamps(pair: Pair) -> tuple[object, object] | None:
         return None
 
 
-def _checker() -> Check:
-    def compare(original: str, converted: str, **options: Any) -> Report:
-        from .checker import check  # imports torch, which a run that finds everything in its cache never needs
+def _check(original: str, converted: str, **options: Any) -> Report:
+    from ..checker import check  # imports torch, which a run that finds everything in its cache never needs
 
-        return check(original, converted, **options)
-
-    return compare
+    return check(original, converted, **options)
 
 
 def _failed(pair: Pair, verdict: str, reason: str) -> Report:
@@ -141,7 +134,11 @@ def _failed(pair: Pair, verdict: str, reason: str) -> Report:
         verdict,
         reason,
         profile=str(pair.options.get("profile", "quick")),
-        original={"name": os.path.basename(os.path.abspath(pair.original))},
-        converted={"name": os.path.basename(os.path.abspath(pair.converted))},
+        original={"name": _name(pair.original)},
+        converted={"name": _name(pair.converted)},
         run={"original": pair.original, "converted": pair.converted},
     )
+
+
+def _name(path: str) -> str:
+    return os.path.basename(os.path.abspath(path))

@@ -1,7 +1,7 @@
-"""`--cache FILE`: a comparison of the same bytes by the same program is looked up instead of made again.
+"""`--cache FILE`: a comparison of the same bytes by the same program is looked up instead of run again.
 
 Only PASS and FAIL are kept; what was inconclusive, rejected or went wrong is always tried again. A cache never decides
-whether a run succeeds: one that cannot be read or written is said so, and everything is compared.
+whether a run succeeds: where it cannot be read or written there is a note, and everything is compared.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from contextlib import suppress
 from datetime import date
 from typing import Any
 
-from ..checkpoint.file import InputFile
-from ..errors import InputError, printable
-from ..reports.report import FAIL, PASS, Report
+from ...checkpoint.file import InputFile
+from ...errors import InputError, printable
+from ...reports.report import FAIL, PASS, Report
 from .digests import canonical
 
-# The first bytes of every cache. A file that begins otherwise is somebody's, and is neither read nor written over.
+# The first bytes of every cache. A file that begins otherwise is somebody else's, and is neither read nor overwritten.
 MARK = '{"format":"pixart parity cache","version":1,'
 KEPT_RUNS = 100  # an entry that so many runs have not asked for is dropped
 KEPT = 1000  # entries
@@ -103,32 +103,38 @@ class Cache:
         """(number of the last run, entries); an empty cache where there is none that can be believed."""
         try:
             if not stat.S_ISREG(os.stat(self.path).st_mode):
-                return self._leave("not a regular file")
+                return self._ignore("not a regular file")
+        except FileNotFoundError:
+            return 0, {}
         except OSError as error:
-            return (0, {}) if isinstance(error, FileNotFoundError) else self._leave(error.strerror or str(error))
+            return self._ignore(error.strerror or str(error))
         try:
             with InputFile(self.path) as file:
                 start = file.read(0, min(file.size, len(MARK)))
                 if not MARK.encode().startswith(start):
-                    return self._leave("not a cache of this version; name another file, or delete it")
+                    return self._ignore("not a cache of this version; name another file, or delete it")
                 if file.size > 2 * KEPT_BYTES:
                     raise ValueError
-                content = json.loads(file.read(0, file.size)) if file.size else {"runs": 0, "entries": {}}
+                content = json.loads(file.read(0, file.size)) if file.size else {}
         except InputError:
-            return self._leave("cannot be read")
+            return self._ignore("cannot be read")
         except (ValueError, RecursionError):
             self._note("damaged: everything is compared, and it is written anew")
             return 0, {}
-        entries = {key: entry for key, entry in _dict(content.get("entries")).items() if _whole(entry)}
+        entries = content.get("entries")
+        if not isinstance(entries, dict):
+            entries = {}
+        whole = {"date", "report", "sha256"}
+        entries = {key: entry for key, entry in entries.items() if isinstance(entry, dict) and whole <= entry.keys()}
         return _count(content.get("runs")), entries
 
-    def _leave(self, why: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    def _ignore(self, why: str) -> tuple[int, dict[str, dict[str, Any]]]:
         self._usable = False
         self._note(f"{why}: it is left alone, and everything is compared")
         return 0, {}
 
-    def _note(self, what: str) -> None:
-        note = f"cache {printable(self.path)}: {what}"
+    def _note(self, words: str) -> None:
+        note = f"cache {printable(self.path)}: {words}"
         if note not in self.notes:
             self.notes.append(note)
 
@@ -147,14 +153,6 @@ def _pruned(entries: dict[str, dict[str, Any]], run: int) -> dict[str, dict[str,
         if run - _count(entry.get("seen")) < KEPT_RUNS and len(kept) < KEPT and size <= KEPT_BYTES:
             kept[key] = entry
     return kept
-
-
-def _whole(entry: Any) -> bool:
-    return isinstance(entry, dict) and {"date", "report", "sha256"} <= entry.keys()
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _count(value: Any) -> int:

@@ -1,0 +1,1 @@
+"""What a team's CI needs around `check`: a list of checkpoints, waivers in files, a cache of results, batches."""
