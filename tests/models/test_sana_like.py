@@ -185,7 +185,7 @@ def test_every_deliberate_fault_is_detected(tmp_path: Path) -> None:
     state = {key: tensor for key, tensor in original("sana-1.5").items() if "blocks.1." not in key}
     path, given = save(state, tmp_path / "a.pth"), HEADS["sana-1.5"] | {"exact_eps": True}
     converter.convert(path, tmp_path / "out", family=FAMILY, hyper_parameters=given)
-    report = check(path, tmp_path / "out", family=FAMILY, profile="quick", self_test="full")
+    report = check(path, tmp_path / "out", family=FAMILY, self_test="full", dtype=("float32", "bfloat16"))
     assert report.verdict == PASS, report.reason
     phase = report.phase("self-test")
     assert phase

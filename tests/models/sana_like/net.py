@@ -82,7 +82,7 @@ def sana(weights: Weights, shape: SanaShape) -> Staged:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Over all channels of (..., D), not head by head. The mean square is float32 whatever the dtype, as it is in the
     original, where all of the norm is, and in diffusers: in float64 it would be another function."""
-    return x * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps) * weight
+    return (x * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
 def embed_timestep(weights: Weights, shape: SanaShape, timestep: Tensor) -> Values:
