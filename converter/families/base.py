@@ -141,7 +141,7 @@ class Family:
         marks: paths, written as in the table, of which no other family has one: a state dict with such a key is of
             this family, and of no other, however many names they share.
         parity: a `converter.parity.ParitySpec`, its nets to be compared, or where to import one from
-            ("package.module:NAME", so that describing a file loads no torch).
+            ("package.module:NAME", so that describing a file loads no torch; ".module:NAME" beside `describe`).
     """
 
     name: str

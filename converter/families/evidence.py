@@ -24,14 +24,15 @@ NUM_ATTENTION_HEADS = Flag(
 )
 
 
-def sizes(plan: Plan, found: Findings, more: Mapping[str, str] | None = None, *, mlp_ratio: float) -> None:
+def sizes(plan: Plan, found: Findings, more: Mapping[str, str] | None = None, *, mlp_ratio: float | None) -> None:
     """What the shapes show.
 
     Args:
         plan: its symbols are D hidden size, C latent channels, p patch size, F width of the feed-forward layers, R rows
             of the output layer (patch^2 times output channels).
         more: further hyper-parameters, name -> symbol.
-        mlp_ratio: the width of the feed-forward layers over the hidden size that the target's class is fixed at.
+        mlp_ratio: the width of the feed-forward layers over the hidden size that the target's class is fixed at; None
+            where it takes any, and then it is a hyper-parameter.
     """
     dims, evidence = plan.dims, plan.evidence
     for name, symbol in ({"hidden_size": "D", "patch_size": "p", "in_channels": "C"} | dict(more or {})).items():
@@ -46,7 +47,10 @@ def sizes(plan: Plan, found: Findings, more: Mapping[str, str] | None = None, *,
         else:
             found.problems.append(f"{counted} are {channels} output channels: neither {latent} nor twice as many")
     # What the original code lets a model choose and the diffusers class does not.
-    if {"F", "D"} <= dims.keys() and dims["F"] != mlp_ratio * dims["D"]:
+    if mlp_ratio is None:
+        ratio = dims["F"] / dims["D"] if {"F", "D"} <= dims.keys() else None
+        found.file("mlp_ratio", ratio, evidence.get("F", "no tensor shows it"))
+    elif {"F", "D"} <= dims.keys() and dims["F"] != mlp_ratio * dims["D"]:
         found.problems.append(
             f"its feed-forward layers are {dims['F'] / dims['D']:g} times as wide as the model, "
             f"and the diffusers class is fixed at {mlp_ratio:g}: {evidence['F']}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from contextvars import ContextVar
+from hashlib import sha256
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 from ..errors import ConverterError, UsageError, printable
 from .base import Family
@@ -25,7 +27,8 @@ def load(name: str) -> Family:
     """The family that a file registers, else its `FAMILY`, else the only one in it. It is in no registry afterwards.
 
     The file is run once, and again when it has changed. Modules that lie beside it can be imported, by itself and
-    by what it names to be imported later (`parity="my_parity:PARITY"`); none of them hides another of that name.
+    by what it names to be imported later: as of its package (`from .net import MyNet`, `parity=".parity:PARITY"`), or
+    by their names alone (`parity="my_parity:PARITY"`), where none of them hides another of that name.
 
     Raises: `UsageError` for a file that is not there, does not run, or makes no family or several.
     """
@@ -45,10 +48,12 @@ def load(name: str) -> Family:
 def _run(path: Path, name: str) -> Family:
     from traceback import extract_tb
 
-    spec = spec_from_file_location(f"converter_family_{path.stem}", path)
+    package = _package(path)
+    spec = spec_from_file_location(f"{package}.{path.stem}", path)
     assert spec
     assert spec.loader
     module, registered = module_from_spec(spec), dict[str, Family]()
+    sys.modules[spec.name] = module
     token = CAUGHT.set(registered)
     try:
         spec.loader.exec_module(module)
@@ -69,3 +74,13 @@ def _run(path: Path, name: str) -> Family:
         count = f"{len(chosen)} families in it: which one is it? Call it FAMILY, and register no other"
         raise UsageError(f"`family` {printable(name)}: {count if chosen else 'no converter.Family in it'}")
     return chosen[0]
+
+
+def _package(path: Path) -> str:
+    """The name of a package of a file and of what lies beside it: the modules of two families may be called alike."""
+    package = ModuleType(f"converter_family_{sha256(os.fsencode(path)).hexdigest()[:16]}")
+    package.__path__ = [str(path.parent)]
+    for name in [name for name in sys.modules if name == package.__name__ or name.startswith(f"{package.__name__}.")]:
+        del sys.modules[name]  # they may have changed with it
+    sys.modules[package.__name__] = package
+    return package.__name__

@@ -15,8 +15,8 @@ CHANNELS = 256  # of the sinusoids, as in DiT
 
 
 def linear(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
-    """The layer `name` of `weights` on (..., in): (..., out)."""
-    return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+    """The layer `name` of `weights`, with a bias where there is one, on (..., in): (..., out)."""
+    return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
 def sinusoid(numbers: Tensor, channels: int = CHANNELS) -> Tensor:

@@ -24,7 +24,9 @@ class Patched(Protocol):
     @property
     def input_size(self) -> int: ...
     @property
-    def scale(self) -> float: ...
+    def scale(self) -> float | None:
+        """Of the positions; None where there are none."""
+
     @property
     def multi_scale(self) -> bool: ...
     @property
@@ -44,13 +46,16 @@ def to_weights_dtype(weights: Weights, tensor: Tensor) -> Tensor:
 
 
 def embed_patches(weights: Weights, shape: Patched, latent: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, N, D), a linear map of each patch plus its place in the positional table."""
+    """(B, C, H, W) -> (B, N, D), a linear map of each patch plus its place in the positional table, if there is one."""
     kernel, bias = weights["x_embedder.proj.weight"], weights["x_embedder.proj.bias"]
     patches = F.conv2d(to_weights_dtype(weights, latent), kernel, bias, stride=shape.patch_size)
-    return patches.flatten(2).transpose(1, 2) + _positions(weights, shape, grid_of(shape, latent))
+    tokens = patches.flatten(2).transpose(1, 2)
+    if shape.scale is None:
+        return tokens
+    return tokens + _positions(weights, shape, grid_of(shape, latent), shape.scale)
 
 
-def _positions(weights: Weights, shape: Patched, grid: tuple[int, int]) -> Tensor:
+def _positions(weights: Weights, shape: Patched, grid: tuple[int, int], scale: float) -> Tensor:
     base = shape.input_size // shape.patch_size
     if "pos_embed" in weights.state and not shape.multi_scale:
         # A buffer and no weight: a conversion that rounds the weights drops it, and has it computed afresh.
@@ -58,7 +63,7 @@ def _positions(weights: Weights, shape: Patched, grid: tuple[int, int]) -> Tenso
     else:
         # Never the stored one of a multi-scale class, which has it only because it inherits it.
         own = grid if shape.multi_scale else (base, base)
-        table = torch.from_numpy(position_table(own, shape.hidden_size, base, shape.scale))
+        table = torch.from_numpy(position_table(own, shape.hidden_size, base, scale))
         table = table.float() if shape.float32_table else table
     rows, columns = grid
     if table.shape[1] != rows * columns:

@@ -52,12 +52,12 @@ def field_faults(
     return faults
 
 
-def more_heads(found: Findings, heads: int) -> Wrong:
-    """Another number of heads, as near as it can be."""
+def more_heads(found: Findings, heads: int, of: str = "") -> Wrong:
+    """Another number of heads, as near as it can be. `of`: in the names of the fields, such as "cross_"."""
     hidden = found.value("hidden_size")
     more = heads * 2 if hidden % (heads * 2) == 0 else max(heads // 2, 1)
-    fields = {"num_attention_heads": more, "attention_head_dim": hidden // more}
-    return f"{more} heads for {heads}", fields, STATED, True
+    fields = {f"num_{of}attention_heads": more, f"{of}attention_head_dim": hidden // more}
+    return f"{more} {of.replace('_', ' ')}heads for {heads}", fields, STATED, True
 
 
 def timestep_faults(name: str = "timestep") -> list[Fault]:

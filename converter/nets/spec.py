@@ -35,6 +35,8 @@ class ParitySpec:
             are taken from there only as a last resort, and reported as assumed.
         faults: (findings, config.json, plan) -> deliberate faults beyond those that the table of keys gives.
         invisible_biases: ends of target paths whose bias changes no output.
+        invisible_scales: ends of target paths whose weight may be multiplied by any positive number likewise.
+        invisible_swaps: two ends of target paths whose weights may stand in each other's place likewise.
         stages: (findings) -> stages to be tried by themselves too, in float64, on inputs too large for whole nets.
         optional: inputs that a case may lack.
         sampler: how a picture is drawn with it; without one no trajectory is compared.
@@ -52,6 +54,8 @@ class ParitySpec:
     config_hints: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
     faults: Callable[[Findings, Mapping[str, Any], Plan], Sequence[Fault]] = lambda found, config, plan: ()
     invisible_biases: tuple[str, ...] = ()
+    invisible_scales: tuple[str, ...] = ()
+    invisible_swaps: tuple[tuple[str, str], ...] = ()
     stages: Callable[[Findings], Sequence[tuple[str, Case]]] = lambda found: ()
     optional: tuple[str, ...] = ()
     sampler: Sampler | None = None
@@ -67,7 +71,7 @@ class PostLoadFix:
     mended net it is only where the user says that this is how the model is loaded.
 
     Attributes:
-        flag: the user's word that it is, one of the family's flags.
+        flag: the user's word that it is, one of the family's flags; a model without such a finding needs no fix.
         why: what the target's code does otherwise, in words.
         line: the code to be run on the loaded model, as it is shown.
         spec: what is compared where it is run.

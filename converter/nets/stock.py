@@ -25,6 +25,13 @@ SELF_ATTENTION = {
     "attn1 v": ("attn1.to_v", "output"),
     "attn1 out": ("attn1.to_out.0", "output"),
 }
+CROSS_ATTENTION = {
+    "after self-attention": ("attn2.to_q", "input"),
+    "attn2 q": ("attn2.to_q", "output"),
+    "attn2 k": ("attn2.to_k", "output"),
+    "attn2 v": ("attn2.to_v", "output"),
+    "attn2 out": ("attn2.to_out.0", "output"),
+}
 FEED_FORWARD = {
     "norm2 modulated": ("ff.net.0.proj", "input"),
     "ff hidden": ("ff.net.0.proj", "output"),

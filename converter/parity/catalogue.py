@@ -15,13 +15,21 @@ WEIGHTS_ONLY = frozenset({WEIGHTS})
 Changes = dict[str, tuple[str, Change | None]]
 
 
-def catalogue(plan: Plan, invisible_biases: tuple[str, ...] = (), block: int | None = None) -> list[Fault]:
+def catalogue(
+    plan: Plan,
+    invisible_biases: tuple[str, ...] = (),
+    block: int | None = None,
+    *,
+    invisible_scales: tuple[str, ...] = (),
+    invisible_swaps: tuple[tuple[str, str], ...] = (),
+) -> list[Fault]:
     """All of them, for one model.
 
     Args:
         plan: of the original state dict, with its moves and stacks of blocks.
         invisible_biases: ends of target paths whose bias no output depends on.
         block: the one that single tensors are taken from; default: the last.
+        invisible_scales, invisible_swaps: as of `ParitySpec`.
     """
     by_row: dict[Row, list[Move]] = defaultdict(list)
     for move in plan.moves:
@@ -29,8 +37,8 @@ def catalogue(plan: Plan, invisible_biases: tuple[str, ...] = (), block: int | N
     rows = [_RowFaults(row, moves, plan, block) for row, moves in by_row.items()]
     faults: list[Fault] = []
     for row in rows:
-        faults += [*row.swapped(), *row.one_copy(), *row.by_itself(invisible_biases)]
-    faults += _mistaken(rows)
+        faults += [*row.swapped(), *row.one_copy(), *row.by_itself(invisible_biases, invisible_scales)]
+    faults += _mistaken(rows, invisible_swaps)
     stacks = {path: count for path, count in plan.stacks.items() if count > 1}
     for path, count in stacks.items():
         faults += _block_faults(plan, path, count)
@@ -66,10 +74,10 @@ class _RowFaults:
     def __init__(self, row: Row, moves: list[Move], plan: Plan, block: int | None) -> None:
         path = row.stack
         last = max(plan.stacks.get(path or "", 0) - 1, 0) if block is None else block
-        self.row, self.moves = row, moves
+        self.row, self.moves, self.dims = row, moves, plan.dims
         self.where = "the model" if path is None else f"block {last}{_of(plan, path)}"
         self.chosen = [move for move in moves if move.place[0] in (None, last)]
-        self.name = _short(row.targets[0])
+        self.name, self.path = _short(row.targets[0]), row.targets[0].removesuffix(".weight")
 
     @staticmethod
     def separate(move: Move) -> list[tuple[str, ...]]:
@@ -94,11 +102,12 @@ class _RowFaults:
             for what, change, seen in (("scaled by 1 %", scaled, BOTH), ("off by a last bit", last_bit, WEIGHTS_ONLY)):
                 yield Fault(f"{kind} {what} in one of {len(move.parts)} copies: {copy}", seen, _changed([copy], change))
 
-    def by_itself(self, invisible_biases: tuple[str, ...]) -> Iterator[Fault]:
+    def by_itself(self, invisible_biases: tuple[str, ...], invisible_scales: tuple[str, ...]) -> Iterator[Fault]:
         """What can go wrong with its tensors by themselves; with copies, all of them alike."""
         row, name = self.row, f"{self.name} of {self.where}"
         first = self.separate(next(move for move in self.chosen if move.place[1] != ".bias"))[0]
-        yield Fault(f"{name} scaled by 1 %", BOTH, _changed(first, scaled))
+        seen = WEIGHTS_ONLY if self.path.endswith(invisible_scales) else BOTH
+        yield Fault(f"{name} scaled by 1 %", seen, _changed(first, scaled))
         yield Fault(f"{name} rounded to half", BOTH, _changed(first, halved), faint=True)
         yield Fault(f"last bit of {name}", WEIGHTS_ONLY, _changed(first, last_bit))
         for biases in [self.separate(move) for move in self.chosen if move.place[1] == ".bias"]:
@@ -108,7 +117,8 @@ class _RowFaults:
                 yield Fault(f"{what} dropped", seen, _changed(bias, zeroed), faint=True)
                 yield Fault(f"last bit of the {what}", WEIGHTS_ONLY, _changed(bias, last_bit))
         yield from self._rows(name)
-        if len(row.pattern) >= 2 and row.part_pattern[-1] == row.part_pattern[-2]:
+        square = len(row.pattern) >= 2 and row.part_pattern[-1] == row.part_pattern[-2]
+        if square and row.part_pattern[-1].value(self.dims) != 1:  # a 1 x 1 kernel is its own transpose
             what = "transposed" if len(row.pattern) == 2 else "with its last axes transposed"
             yield Fault(f"{name} {what}", BOTH, _changed(first, transposed))
 
@@ -130,8 +140,8 @@ class _RowFaults:
             yield Fault(title, BOTH, _changed(targets, exchanged(count, i, j)), cheap=count == 2)
 
 
-def _mistaken(rows: Sequence[_RowFaults]) -> Iterator[Fault]:
-    """Two rows of one shape in each other's place."""
+def _mistaken(rows: Sequence[_RowFaults], invisible: tuple[tuple[str, str], ...]) -> Iterator[Fault]:
+    """Two rows of one shape in each other's place; `invisible`: ends of their paths where no output shows that."""
     for one, other in combinations(rows, 2):
         alike = one.row.pattern == other.row.pattern and one.where == other.where
         single = len(one.row.targets) == len(other.row.targets) == 1 and one.row.spread == other.row.spread
@@ -139,7 +149,10 @@ def _mistaken(rows: Sequence[_RowFaults]) -> Iterator[Fault]:
             continue
         others = {move.place[1]: move for move in other.chosen}
         pairs = [pair for move in one.chosen for pair in zip(move.parts, others[move.place[1]].parts, strict=True)]
-        yield Fault(f"{one.name} and {other.name} of {one.where} swapped", BOTH, _exchanged(pairs))
+        ends = [pair for both in invisible for pair in (both, both[::-1])]
+        hidden = any(one.path.endswith(first) and other.path.endswith(second) for first, second in ends)
+        seen = WEIGHTS_ONLY if hidden else BOTH
+        yield Fault(f"{one.name} and {other.name} of {one.where} swapped", seen, _exchanged(pairs))
 
 
 def _block_faults(plan: Plan, path: str, blocks: int) -> Iterator[Fault]:

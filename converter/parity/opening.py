@@ -37,7 +37,7 @@ def spec_of(family: Family) -> ParitySpec:
     spec = family.parity
     if isinstance(spec, str):
         module, _, name = spec.partition(":")
-        spec = getattr(import_module(module), name)
+        spec = getattr(import_module(module, family.describe.__module__.rpartition(".")[0]), name)
     return spec if isinstance(spec, ParitySpec) else UNAVAILABLE
 
 

@@ -50,9 +50,10 @@ class Session(NetPair):
         device: str,
         digest: str = "",
     ) -> None:
-        self.fix, self.as_loaded = model.fix, model
-        self.fixed = model.fix is not None and bool(sides.found[model.fix.flag].value)
-        super().__init__(sides, model.fix.spec if model.fix and self.fixed else model, config, device)
+        needed = model.fix is not None and model.fix.flag in sides.found  # not by every model of the family
+        self.fix, self.as_loaded = model.fix if needed else None, model
+        self.fixed = self.fix is not None and bool(sides.found[self.fix.flag].value)
+        super().__init__(sides, self.fix.spec if self.fix and self.fixed else model, config, device)
         self.borrowed, self.digest = borrowed, digest
         self.judge = Judge(model.parts(sides.found), model.patch(sides.found))
         self.outcomes: list[CaseOutcome] = []
@@ -142,8 +143,10 @@ class Session(NetPair):
             return Phase("trajectory", NOT_RUN, "a phase before it has not passed")
         channels = next(iter(self.judge.parts.values())).stop
         sampler = self.model.sampler
-        case = next((one.case for one in self.outcomes if sampler and one.case.name == sampler.case), None)
-        if sampler is None or case is None or channels is None or len(case.arrays[sampler.latent]) != 2:
+        if sampler is None:
+            return Phase("trajectory", NOT_RUN, "the family describes no sampler")
+        case = next((one.case for one in self.outcomes if one.case.name == sampler.case), None)
+        if case is None or channels is None or len(case.arrays[sampler.latent]) != 2:
             return Phase("trajectory", NOT_RUN, "there is no case with a null caption to begin with")
         return trajectory.run(self.original, self.converted, case, channels, sampler=sampler, device=self.device)
 
@@ -167,7 +170,11 @@ class Session(NetPair):
 
     def known_faults(self, block: int | None = None) -> list[Fault]:
         """The faults that the table has in it, of one block (default: the last)."""
-        return catalogue(self.sides.plan, self.model.invisible_biases, block)
+        spec = self.model
+        return catalogue(
+            self.sides.plan, spec.invisible_biases, block,
+            invisible_scales=spec.invisible_scales, invisible_swaps=spec.invisible_swaps,
+        )  # fmt: skip
 
     def self_test(self, kind: str, right: bool, step: Callable[[int], None] = lambda count: None) -> Phase:
         """Phase 5: the cheap faults on the end of the net, or the whole catalogue on all of it."""

@@ -18,6 +18,7 @@ from converter.conversion.pairs import Pair
 from converter.families import from_file
 from converter.parity.ci.digests import key_of
 from converter.parity.ci.settings import load_settings
+from converter.parity.opening import spec_of
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -84,6 +85,25 @@ def test_it_may_import_what_lies_beside_it(tmp_path: Path) -> None:
     text = "from beside_a_family import TITLE\n" + MINE.replace('"Mine",', "TITLE,")
     assert families.find(written(tmp_path / "mine.py", text)).title == "Beside"
     del sys.modules["beside_a_family"]
+
+
+def test_modules_of_two_folders_may_be_called_alike(tmp_path: Path) -> None:
+    text = """
+from dataclasses import dataclass
+from .net import TITLE
+
+@dataclass
+class Shape:
+    depth: int
+""" + MINE.replace('"Mine",', "TITLE,").replace('("num_attention_heads",)', "parity='.net:PARITY'")
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        net = f"from converter.nets.spec import ParitySpec\nTITLE = {name!r}\n"
+        (tmp_path / name / "net.py").write_text(net + "PARITY = ParitySpec(None, None, lambda *_: TITLE)\n")
+    found = {name: families.find(written(tmp_path / name / "mine.py", text)) for name in ("one", "other")}
+    for name, family in found.items():
+        assert family.title == name
+        assert spec_of(family).cases(None, "", {}) == name
 
 
 def test_it_is_run_once_and_again_when_it_has_changed(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from opened import NAMES, State, golden, session
 
+from converter.mapping import KeyMapping
 from converter.models.pixart.parity import PARITY
 from converter.nets.faults import CONFIG, FUNCTION, WEIGHTS, Fault, with_fault
 from converter.parity.catalogue import catalogue
@@ -298,3 +299,21 @@ def test_a_table_of_one_block_has_no_faults_between_blocks(tmp_path: Path) -> No
         names = named(catalogue(opened.sides.plan))
     assert not [name for name in names if "off by one" in name or "EMA" in name]
     assert "attn1.to_q and attn1.to_k swapped in block 0" in names
+
+
+def test_what_no_output_shows_is_asked_of_the_weights_alone() -> None:
+    """Of a linear attention the scale of its keys, and of products of channels their order; of a 1 x 1 kernel nothing
+    is left to be transposed."""
+    shapes = {"norm_q": (8,), "norm_k": (8,), "out": (8, 8), "conv": (8, 8, 1, 1)}
+    table = {"norm_q.weight [D]": "q.weight", "norm_k.weight [D]": "k.weight", "out [D D]": "proj"}
+    keys = KeyMapping(table | {"conv [D D 1 1]": "ff"})
+    state = {f"{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
+    plan = keys.plan(state | {"out.bias": torch.ones(8), "conv.bias": torch.ones(8)})
+    swap, scale = "q.weight and k.weight of the model swapped", "q.weight of the model scaled by 1 %"
+    plain, told = named(catalogue(plan)), named(catalogue(plan, invisible_scales=("q",), invisible_swaps=(("k", "q"),)))
+    assert plain.keys() == told.keys()
+    assert {name for name in plain if plain[name].expected != told[name].expected} == {swap, scale}
+    assert plain[swap].expected == plain[scale].expected == BOTH
+    assert told[swap].expected == told[scale].expected == {WEIGHTS}
+    assert "proj of the model transposed" in plain
+    assert not [name for name in plain if name.startswith("ff") and "transposed" in name]

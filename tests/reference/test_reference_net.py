@@ -13,11 +13,10 @@ import torch
 from makers import ROOT
 from originals import MODELS, Original, golden, random
 
-from converter.models.pixart import attention
-from converter.models.pixart.attention import cross_attention
 from converter.models.pixart.compression import Compression
 from converter.models.pixart.controlnet import controlnet
-from converter.nets import Values, Weights, no_probe
+from converter.nets import Values, Weights, attention, no_probe
+from converter.nets.attention import cross_attention
 from converter.nets.embeddings import linear
 
 KV = Compression("conv", 2, frozenset({1}))

@@ -1,15 +1,13 @@
-"""The two attentions of a PixArt block: of the image to itself, and of the image to the caption."""
+"""The self attention of a PixArt block, with normalised queries and keys, or with compressed keys and values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...nets.attention import attend, self_attention
-from ...nets.embeddings import linear
+from ...nets.attention import self_attention
 from ...nets.net import Probe, no_probe
 from .compression import NORM_EPS, Compression, compress
 
@@ -45,40 +43,3 @@ def altered_attention(
         return q, k, v
 
     return self_attention(weights, x, heads, alter, probe)
-
-
-def cross_attention(
-    weights: Mapping[str, Tensor],
-    x: Tensor,
-    y: Tensor,
-    mask: Tensor | None,
-    *,
-    heads: int,
-    probe: Probe = no_probe,
-) -> Tensor:
-    """`blocks.i.cross_attn` (PixArt-alpha repository, diffusion/model/nets/PixArt_blocks.py).
-
-    As in the original the captions are packed: padding is left out, not masked, and costs nothing. A sample of which
-    no token is kept gets an attention of 0.
-
-    Args:
-        weights: `q_linear.*`, `kv_linear.*` (rows of the keys, then of the values), `proj.*`.
-        x: (B, N, D), the image.
-        y: (B, L, D), the caption.
-        mask: (B, L), nonzero where a token is kept; None keeps all.
-
-    Returns: (B, N, D).
-    """
-    q = linear(weights, "q_linear", x)
-    probe("attn2 q", q)
-    if probe is not no_probe:  # for the listener only, so that listening does not change what is computed
-        for name, tensor in zip("kv", linear(weights, "kv_linear", y).chunk(2, dim=-1), strict=True):
-            probe(f"attn2 {name}", tensor)
-
-    keep = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device) if mask is None else mask.to(y.device) != 0
-    lengths = keep.sum(dim=1).tolist()
-    k, v = (part.split(lengths) for part in linear(weights, "kv_linear", y[keep]).chunk(2, dim=-1))
-    samples = [attend(q[i : i + 1], k[i][None], v[i][None], heads) for i in range(len(lengths))]
-    out = linear(weights, "proj", torch.cat(samples))
-    probe("attn2 out", out)
-    return out

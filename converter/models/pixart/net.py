@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...nets.attention import cross_attention
 from ...nets.block import below, feed_forward, modulated_norm
 from ...nets.embeddings import embed_numbers, linear
 from ...nets.net import Probe, Stage, Staged, Values, Weights
 from ...nets.patches import embed_patches, grid_of, to_weights_dtype, unpatchify
-from .attention import altered_attention, cross_attention
+from .attention import altered_attention
 from .compression import Compression
 
 

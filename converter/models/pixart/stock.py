@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...nets.stock import FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
+from ...nets.stock import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 
 
 def settle(fields: dict[str, Any]) -> dict[str, Any]:
@@ -35,16 +35,7 @@ STOCK = Stock(
         StockStage("block {}", "transformer_blocks.{}", ("x",)),
         StockStage("final layer", "", ("output",)),
     ),
-    probes={
-        **SELF_ATTENTION,
-        "after self-attention": ("attn2.to_q", "input"),
-        "attn2 q": ("attn2.to_q", "output"),
-        "attn2 k": ("attn2.to_k", "output"),
-        "attn2 v": ("attn2.to_v", "output"),
-        "attn2 out": ("attn2.to_out.0", "output"),
-        "after cross-attention": ("norm2", "input"),
-        **FEED_FORWARD,
-    },
+    probes={**SELF_ATTENTION, **CROSS_ATTENTION, "after cross-attention": ("norm2", "input"), **FEED_FORWARD},
     shell={"num_layers": 0, "caption_channels": None},
     settle=settle,
 )

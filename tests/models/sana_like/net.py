@@ -1,0 +1,167 @@
+"""The SANA net, multi-scale, with and without positions and norms of queries and keys (SANA-1.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from converter.nets import Probe, Stage, Staged, Values, Weights, no_probe
+from converter.nets.attention import cross_attention, self_attention
+from converter.nets.block import below, modulated_norm
+from converter.nets.embeddings import embed_sinusoids, linear, sinusoid
+from converter.nets.patches import embed_patches, grid_of, to_weights_dtype, unpatchify
+
+CLIP = 65504.0  # the largest float16: what the original trains in float16 never sees more of
+NORM_EPS, CROSS_NORM_EPS = 1e-5, 1e-6
+
+
+@dataclass(frozen=True)
+class SanaShape:
+    """What the arguments of the original class fix and a state dict may not show.
+
+    Attributes:
+        depth: number of blocks.
+        hidden_size: D, channels of a token.
+        linear_heads, cross_heads: of the two attentions.
+        patch_size: side of a patch, in pixels of the latent.
+        out_channels: of the output.
+        input_size: side of the latents that the model was made for.
+        scale: of the positions; None where there are none.
+        timestep_scale: what the timesteps that it takes were multiplied by; where that is 1, it takes whole ones.
+    """
+
+    depth: int
+    hidden_size: int
+    linear_heads: int
+    cross_heads: int
+    patch_size: int
+    out_channels: int
+    input_size: int
+    scale: float | None
+    timestep_scale: float = 1.0
+    multi_scale: bool = True
+    float32_table: bool = False
+
+
+def sana(weights: Weights, shape: SanaShape) -> Staged:
+    """The net of a state dict in the original layout (arXiv 2410.10629, 2501.18427).
+
+    Inputs: "latent" (B, C, H, W); "timestep" (B,), of 1000 steps, or scaled; "caption" (B, L, K), text features;
+    "caption_mask" (B, L), nonzero where a token is kept, or absent to keep all.
+
+    Stages, and what they add:
+        "patch embedding": "x" (B, N, D), positions included; N patches, row by row.
+        "timestep embedding": "t" (B, D), and "t0" (B, 6 * D), the output of `t_block`.
+        "caption embedding", "caption norm": "y" (B, L, D), padding included.
+        "block 0" and so on: "x".
+        "final layer": "output" (B, out_channels, H, W).
+    """
+
+    def numbered(i: int) -> Stage:
+        def run(values: Values, probe: Probe) -> Values:
+            return {"x": block(weights.lend(f"blocks.{i}."), weights, shape, values, probe)}
+
+        return Stage(f"block {i}", run)
+
+    return Staged(
+        [
+            Stage("patch embedding", lambda values, probe: {"x": embed_patches(weights, shape, values["latent"])}),
+            Stage("timestep embedding", lambda values, probe: embed_timestep(weights, shape, values["timestep"])),
+            Stage("caption embedding", lambda values, probe: {"y": embed_caption(weights, values["caption"])}),
+            Stage("caption norm", lambda values, probe: {"y": caption_norm(weights, values["y"])}),
+            *(numbered(i) for i in range(shape.depth)),
+            Stage("final layer", lambda values, probe: {"output": final_layer(weights, shape, values)}),
+        ]
+    )
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Over all channels of (..., D), not head by head. The mean square is float32 whatever the dtype, as it is in the
+    original, where all of the norm is, and in diffusers: in float64 it would be another function."""
+    return (x * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
+
+
+def embed_timestep(weights: Weights, shape: SanaShape, timestep: Tensor) -> Values:
+    """(B,) -> "t" (B, D) and "t0" (B, 6 * D). Timesteps of 1000 are cut to their whole part."""
+    whole = timestep.float().trunc() if shape.timestep_scale == 1 else timestep.float()
+    t = embed_sinusoids(weights.under("t_embedder."), to_weights_dtype(weights, sinusoid(whole)))
+    return {"t": t, "t0": linear(weights, "t_block.1", F.silu(t))}
+
+
+def embed_caption(weights: Weights, caption: Tensor) -> Tensor:
+    """Text features (B, L, K) to (B, L, D)."""
+    mlp = weights.under("y_embedder.y_proj.")
+    return linear(mlp, "fc2", F.gelu(linear(mlp, "fc1", to_weights_dtype(weights, caption)), approximate="tanh"))
+
+
+def caption_norm(weights: Weights, y: Tensor) -> Tensor:
+    """(B, L, D). Its weight began at 0.01 in training, so that no factor remains to be applied."""
+    return rms_norm(to_weights_dtype(weights, y), weights["attention_y_norm.weight"], NORM_EPS)
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """ReLU attention of (B, N, D), head by head, in time linear in N: (V K^T q) / (1 K^T q + 1e-8).
+
+    In float32 whatever the dtype, as diffusers has it, and the original where it is trained in float16.
+    """
+    dtype, channels_first = q.dtype, (part.transpose(1, 2).unflatten(1, (heads, -1)) for part in (q, k, v))
+    q, k, v = (part.float() for part in channels_first)
+    sums = F.pad(v, (0, 0, 0, 1), value=1.0) @ k.relu().transpose(2, 3) @ q.relu()  # the last row: of the weights
+    return (sums[:, :, :-1] / (sums[:, :, -1:] + 1e-8)).flatten(1, 2).transpose(1, 2).to(dtype)
+
+
+def glu_conv(weights: Mapping[str, Tensor], x: Tensor, grid: tuple[int, int], probe: Probe = no_probe) -> Tensor:
+    """`mlp` on the grid: 1 x 1 convolution, SiLU, depthwise 3 x 3, one half times SiLU of the other, 1 x 1: (B, N, D).
+
+    `probe` is told "norm2 modulated", "ff hidden" and "ff out", all as images.
+    """
+
+    def conv(name: str, image: Tensor, **how: int) -> Tensor:
+        return F.conv2d(image, weights[f"{name}_conv.conv.weight"], weights.get(f"{name}_conv.conv.bias"), **how)
+
+    image = x.transpose(1, 2).unflatten(2, grid)
+    probe("norm2 modulated", image)
+    hidden = conv("inverted", image)
+    probe("ff hidden", hidden)
+    hidden, gate = conv("depth", F.silu(hidden), padding=1, groups=hidden.shape[1]).chunk(2, dim=1)
+    out = conv("point", hidden * F.silu(gate))
+    probe("ff out", out)
+    return out.flatten(2).transpose(1, 2)
+
+
+def block(own: Mapping[str, Tensor], weights: Weights, shape: SanaShape, values: Values, probe: Probe) -> Tensor:
+    """`blocks.i`, adaLN-single: "x" (B, N, D) to the same, with the weights `own`."""
+    x, y, t0 = (to_weights_dtype(weights, values[name]) for name in ("x", "y", "t0"))
+    modulation = own["scale_shift_table"][None] + t0.unflatten(1, (6, -1))
+    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)
+    attn, cross = below(own, "attn."), below(own, "cross_attn.")
+
+    def normed(layer: Mapping[str, Tensor], name: str, projected: Tensor, eps: float) -> Tensor:
+        weight = layer.get(f"{name}_norm.weight")
+        return projected if weight is None else rms_norm(projected, weight, eps)
+
+    def alter(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return normed(attn, "q", q, NORM_EPS), normed(attn, "k", k, NORM_EPS), v
+
+    modulated = modulated_norm(x, shift_attn, scale_attn)
+    probe("norm1 modulated", modulated)
+    out = self_attention(attn, modulated, shape.linear_heads, alter, probe, linear_attention)
+    x = x + gate_attn * out.clip(-CLIP, CLIP)
+    probe("after self-attention", x)
+    x = x + cross_attention(
+        cross, x, y, values.get("caption_mask"), heads=shape.cross_heads, probe=probe,
+        alter=lambda name, projected: normed(cross, name, projected, CROSS_NORM_EPS),
+    )  # fmt: skip
+    mlp = glu_conv(below(own, "mlp."), modulated_norm(x, shift_mlp, scale_mlp), grid_of(shape, values["latent"]), probe)
+    return x + gate_mlp * mlp
+
+
+def final_layer(weights: Weights, shape: SanaShape, values: Values) -> Tensor:
+    """(B, N, D) -> (B, out_channels, H, W), modulated by t itself and not by `t_block` of it."""
+    x, t = to_weights_dtype(weights, values["x"]), to_weights_dtype(weights, values["t"])
+    shift, scale = (weights["final_layer.scale_shift_table"][None] + t[:, None]).chunk(2, dim=1)
+    return unpatchify(shape, linear(weights, "final_layer.linear", modulated_norm(x, shift, scale)), values["latent"])

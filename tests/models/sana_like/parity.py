@@ -1,0 +1,117 @@
+"""SANA brought to be compared: where stock diffusers has the stages of the net, inputs, and deliberate faults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from converter.families import Findings
+from converter.mapping import Plan
+from converter.nets.faults import Fault
+from converter.nets.inputs import Case
+from converter.nets.latents import LatentInputs, believed_size, own_size, parts
+from converter.nets.net import Weights
+from converter.nets.shared_faults import SAID, SEEN, STATED, field_faults, more_heads, position_faults, timestep_faults
+from converter.nets.spec import ParitySpec, PostLoadFix
+from converter.nets.stock import CROSS_ATTENTION, SELF_ATTENTION, Stock, StockStage
+
+from .family import CROSS, EXACT_EPS, EXACT_LINE, SCALE, USE_PE, VAE_FACTOR, WHY
+from .net import SanaShape, Staged, sana
+
+UNHEEDED = ("dropout", "guidance_embeds_scale", "timestep_scale")  # change no output of the transformer itself
+
+
+def exact_eps(model: Any) -> Any:
+    """The model with the original's norms, which is `EXACT_LINE` carried out."""
+    for block in model.transformer_blocks:
+        block.attn2.norm_q.eps = block.attn2.norm_k.eps = 1e-6
+    return model
+
+
+STOCK = Stock(
+    kind="diffusers.models.transformers.sana_transformer:SanaTransformer2DModel",
+    arguments={"hidden_states": "latent", "encoder_hidden_states": "caption",
+               "encoder_attention_mask": "caption_mask", "timestep": "timestep"},
+    stages=(
+        StockStage("patch embedding", "patch_embed", ("x",)),
+        StockStage("timestep embedding", "time_embed", ("t0", "t")),
+        StockStage("caption embedding", "caption_projection", ("y",)),
+        StockStage("caption norm", "caption_norm", ("y",)),
+        StockStage("block {}", "transformer_blocks.{}", ("x",)),
+        StockStage("final layer", "", ("output",)),
+    ),
+    probes={
+        **SELF_ATTENTION, **CROSS_ATTENTION,
+        "norm2 modulated": ("ff.conv_inverted", "input"),
+        "ff hidden": ("ff.conv_inverted", "output"),
+        "ff out": ("ff.conv_point", "output"),
+    },
+)  # fmt: skip
+
+
+def reference(found: Findings, weights: Weights) -> Staged:
+    """The original net, from what its file shows."""
+    names = ("depth", "hidden_size", "num_attention_heads", CROSS, "patch_size", "out_channels", "sample_size")
+    scale = found.value(SCALE) if found.value(USE_PE) else None
+    return sana(weights, SanaShape(*map(found.value, names), scale, found.value("timestep_scale")))
+
+
+def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
+    """The inputs of a profile. Timesteps are whole: of others the original takes the whole part."""
+    make, width, tokens = LatentInputs(found), found.value("caption_channels"), found["caption_tokens"].value or 300
+    scale = found.value("timestep_scale")
+
+    def case(name: str, axes: str, grid: tuple[int, int], timesteps: Sequence[int], lengths: Sequence[int]) -> Case:
+        batch, kept = len(timesteps), np.minimum(np.array(lengths), tokens)[:, None]
+        arrays = {"latent": make.latent(batch, *grid), "timestep": np.float32(timesteps) * np.float32(scale)}
+        mask = (np.arange(tokens)[None] < kept).astype(np.float32)
+        return Case(name, arrays | {"caption": make.draw(batch, tokens, width), "caption_mask": mask}, axes)
+
+    listed = [
+        case("t999-t321", "a grid of 8 x 6, captions of 5 and of all tokens", (8, 6), (999, 321), (5, 999)),
+        case("t0-t20", "a grid of 4 x 12, captions of 1 and of 9 tokens", (4, 12), (0, 20), (1, 9)),
+        case("t700-t1000", "a grid of 16 x 16", (16, 16), (700, 1000), (999, 3)),
+    ]
+    return listed[:1] if profile == "quick" else listed
+
+
+def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `config.json` says of what an original file may not show, by flag name."""
+    have, same = STOCK.resolve_config(config), ("num_attention_heads", CROSS, SCALE, "timestep_scale")
+    size = believed_size(have["sample_size"], VAE_FACTOR)
+    return {name: have[name] for name in same} | {USE_PE: have[SCALE] is not None, "image_size": size}
+
+
+def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault]:
+    """Faults of the config, of conventions between the two code bases, and of what only a whole net shows."""
+    have, placed = STOCK.resolve_config(config), found.value(USE_PE)
+    wrong = [("positions left out", None), ("half the scale", (have[SCALE] or 1) / 2)] if placed else []
+    return [
+        *field_faults(config, STOCK.resolve_config, [
+            more_heads(found, have["num_attention_heads"]),
+            more_heads(found, have[CROSS], "cross_"),
+            *((name, {SCALE: scale}, STATED, False) for name, scale in wrong or [("positions added", 1.0)]),
+            ("twice the sample size", {"sample_size": have["sample_size"] * 2}, STATED if placed else SAID, False),
+            ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, STATED, True),
+        ], UNHEEDED),
+        *timestep_faults(),
+        *(position_faults(found, found.value(SCALE)) if placed else ()),
+        Fault("mask ignored", SEEN, inputs=lambda v: v | {"caption_mask": torch.ones_like(v["caption_mask"])}),
+    ]  # fmt: skip
+
+
+AS_LOADED = ParitySpec(
+    reference, STOCK.net, cases, parts=parts, patch=lambda found: int(found.value("patch_size")),
+    resolve_config=STOCK.resolve_config, config_hints=config_hints, faults=faults, stages=own_size,
+    # No softmax sees a shift of all keys, no linear attention a scale; products of channels have no order.
+    invisible_biases=("attn2.to_k",), invisible_scales=("attn1.to_q", "attn1.to_k", "attn1.norm_q", "attn1.norm_k"),
+    invisible_swaps=(("attn1.norm_q", "attn1.norm_k"), ("attn2.norm_q", "attn2.norm_k")),
+    optional=("caption_mask",), loaded=STOCK.loaded,
+)  # fmt: skip
+MENDED = replace(STOCK, amend=exact_eps)
+EXACT = replace(AS_LOADED, converted=MENDED.net, loaded=MENDED.loaded)
+PARITY = replace(AS_LOADED, fix=PostLoadFix(EXACT_EPS, WHY, EXACT_LINE, EXACT))
