@@ -61,7 +61,7 @@ def _of(plan: Plan, path: str) -> str:
 
 
 class _RowFaults:
-    """A row, and what can go wrong with its tensors: `chosen` are those of one block, or of a row that is in no block."""
+    """A row, and what can go wrong with its tensors. `chosen`: those of one block, or of a row that is in no block."""
 
     def __init__(self, row: Row, moves: list[Move], plan: Plan, block: int | None) -> None:
         path = stack(row.source)

@@ -93,7 +93,9 @@ def half_checks(what: str, precision: str, noise: Floor) -> Iterator[Check]:
     own, value = noise.original.relative_l2, noise.converted.relative_l2
     ratio = value / own if own else inf
     verdict = "no worse" if ratio <= HALF_LIMIT else "WORSE"
-    words = f"{ratio:.2f} times the original's own error of {own:.2g} ({verdict} than {HALF_LIMIT:g} times it; reported)"
+    words = (
+        f"{ratio:.2f} times the original's own error of {own:.2g} ({verdict} than {HALF_LIMIT:g} times it; reported)"
+    )
     yield Check(what, f"{precision} relative L2", value, HALF_LIMIT * own, None, words)
 
 

@@ -122,7 +122,7 @@ def open_pair(
         try:
             analysis = analyse(source, {**given, **borrowed}, options.family)
         except UsageError as error:  # nobody stated it: the file did
-            raise InputError.at(folder / CONFIG, "", f"what it says can be no such model: {error}") from error
+            raise InputError.at(folder / CONFIG, "", f"its values cannot be those of such a model: {error}") from error
     sidecar = sidecar_beside(converted, Record(folder=recorded.folder))
     return OpenedPair(
         original=source,

@@ -67,7 +67,7 @@ MAY_BE: dict[str, tuple[Callable[[Any], object], str]] = {
     "statistic": (lambda v: v == "float32 relative L2", "one of the statistics that have a tolerance"),
     "bound": (
         lambda v: type(v) in (int, float) and 3 < v <= 30,
-        "a number above zero, and no huge one|more than 3 and at most 30 times the noise floor",
+        "a number above zero and below 1e9|more than 3 and at most 30 times the noise floor",
     ),
     "expires": (
         lambda v: type(v) is date and v <= date(2027, 6, 2),
