@@ -3,7 +3,7 @@
 #
 #     need_env [EXTRA]
 #
-# which makes sure that $venv holds what this checkout asks for, optionally with an extra of setup.cfg.
+# which makes sure that $venv holds what this checkout asks for, the extra `report` included, optionally with another.
 # A start that finds everything in place costs a few milliseconds and starts no Python.
 
 venv=${root:?set by the launcher}/.venv

@@ -38,6 +38,22 @@ class InputError(ConverterError):
         return cls(": ".join([printable(path), *([] if where == "" else [printable(where)]), rule]))
 
 
+def explained(error: Exception) -> tuple[str, int]:
+    """What went wrong, and the exit code; what nobody expected is raised again where PIXART_DEBUG is set.
+
+    >>> explained(InputError("a.pth: truncated")), explained(KeyError("x"))
+    (('a.pth: truncated', 3), ("internal error: KeyError: 'x'", 5))
+    """
+    if isinstance(error, ConverterError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        where = f"{printable(error.filename)}: " if error.filename else ""
+        return f"{where}{error.strerror or error}", 5
+    if os.environ.get("PIXART_DEBUG"):
+        raise error
+    return f"internal error: {type(error).__name__}: {printable(error)}", 5
+
+
 _PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)`")
 
 

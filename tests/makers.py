@@ -300,8 +300,9 @@ def converted(pairs: Iterable[Pair], **words: Any) -> list[Outcome]:
     return run(Job(pairs, ConversionOptions(**named), hyper_parameters))
 
 
-def stated(**words: Any) -> dict[str, Any]:
+def stated(hyper_parameters: Mapping[str, Any] | None = None, **words: Any) -> dict[str, Any]:
     """Keyword arguments of `convert` and `check`: what is no option, nor another argument, is a hyper-parameter."""
     options = {field.name for kind in (ConversionOptions, CheckOptions) for field in fields(kind)}
     own = {name: value for name, value in words.items() if name in options | {"progress", "waivers"}}
-    return own | {"hyper_parameters": {name: value for name, value in words.items() if name not in own}}
+    given = {name: value for name, value in words.items() if name not in own}
+    return own | {"hyper_parameters": {**given, **(hyper_parameters or {})}}

@@ -333,15 +333,15 @@ def test_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 USAGES: dict[str, tuple[list[str], str]] = {
     "nothing": ([], "Missing option '--dump_path'"),
-    "no checkpoint": (["--dump_path={o}"], "--orig_ckpt_path or --watch is needed: which checkpoint?"),
+    "no checkpoint": (["--dump_path={o}"], "give either --orig_ckpt_path or --watch; got neither"),
     "no target": (["--orig_ckpt_path={s}"], "Missing option '--dump_path'"),
     "an unknown flag": (["--frobnicate"], "No such option"),
     "a misspelt flag": (["--orig_ckpt_pth={s}"], "--orig_ckpt_path"),
     "an argument too many": (["{base}", "extra"], "extra"),
     "no number": (["{base}", "--image_size=big"], "--image_size"),
     "too small": (["{base}", "--image_size=7"], "--image_size"),
-    "private, and published nowhere": (["{base}", "--private"], "--private: nothing without --push_to_hub"),
-    "an idle watch of nothing": (["{base}", "--watch_idle=3"], "--watch_idle: nothing without --watch"),
+    "private, and published nowhere": (["{base}", "--private"], "--private requires --push_to_hub"),
+    "an idle watch of nothing": (["{base}", "--watch_idle=3"], "--watch_idle requires --watch"),
     "no heads": (["{base}", "--num_attention_heads=0"], "--num_attention_heads"),
     "heads that do not divide": (["{base}", "--num_attention_heads=5"], "does not divide"),
     "heads missing": (["--orig_ckpt_path={s}", "--dump_path={o}"], "--num_attention_heads is needed"),
@@ -374,24 +374,24 @@ USAGES: dict[str, tuple[list[str], str]] = {
     ),
     "shards of a file": (
         ["--orig_ckpt_path={s}", "--dump_path={o}.pth", "--to=original", "--max_shard_size=1GB"],
-        "--max_shard_size: only diffusers",
+        "--max_shard_size applies to the diffusers layout only",
     ),
-    "no size": (["{base}", "--max_shard_size=much"], "--max_shard_size much: a size such as 5GB"),
-    "no name of a variant": (["{base}", "--variant=a/b"], "--variant a/b: letters"),
+    "no size": (["{base}", "--max_shard_size=much"], "--max_shard_size much: give a size such as 5GB"),
+    "no name of a variant": (["{base}", "--variant=a/b"], "--variant a/b: use letters"),
     "a variant that is something else": (["{base}", "--variant=fp16"], "--dtype float16 rounds them to that"),
     "a null caption of a file that has one": (["{base}", "--null_caption={s}"], "the checkpoint has its own"),
-    "nothing to prove": (["{base}", "--parity", "--dry_run"], "--parity --dry_run: nothing is written"),
+    "nothing to prove": (["{base}", "--parity", "--dry_run"], "--parity cannot be combined with --dry_run"),
     "a file to prove": (
         ["--orig_ckpt_path={s}", "--dump_path={o}.pth", "--to=original", "--parity"],
-        "--parity --to original: it takes a diffusers folder",
+        "--parity requires a diffusers folder, not --to original",
     ),
-    "a checkpoint and a job": (["{base}", "--watch={full}"], "not both"),
+    "a checkpoint and a job": (["{base}", "--watch={full}"], "got both"),
     "one target of several": (
         ["--orig_ckpt_path={s}", "--orig_ckpt_path={full}/mine.pth", "--dump_path={o}"],
-        "would both go with",
+        "have the same target",
     ),
     "a glob of nothing": (["--orig_ckpt_path={full}/*.bin", "--dump_path={o}/{{stem}}"], "matches no checkpoint"),
-    "a job without names": (["--watch={full}", "--dump_path={o}"], "has to tell checkpoints apart"),
+    "a job without names": (["--watch={full}", "--dump_path={o}"], "must tell checkpoints apart"),
     "a job in no folder": (["--watch={file}", "--dump_path={o}/{{stem}}"], "not a folder"),
     "target holds the input": (
         ["--orig_ckpt_path={full}/mine.pth", "--dump_path={full}", "--overwrite"],
@@ -448,7 +448,7 @@ def test_a_fault_of_ours_is_one_line_too(tmp_path: Path, cli: Cli, monkeypatch: 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("two\nlines \x1b[31mred")
 
-    monkeypatch.setattr("converter.conversion.convert.convert", broken)
+    monkeypatch.setattr("converter.conversion.batch.convert", broken)
     result = cli("convert-pixart", *flags(SIGMA, tmp_path / "out"))
     assert result.returncode == 5
     assert LINE.fullmatch(result.stderr)

@@ -119,8 +119,8 @@ def test_the_conclusion_comes_first(models: dict[str, Path], cli: Cli) -> None:
     assert out[5:] == [
         "weights: raw of A, raw of B",
         "tensors: 75 identical",
-        "only in A: pos_embed (diffusers' layout has no home for it, so it does not count)",
-        "only in A: y_embedder.y_embedding (diffusers' layout has no home for it, so it does not count)",
+        "only in A: pos_embed (diffusers' layout has no place for it, so it does not count)",
+        "only in A: y_embedder.y_embedding (diffusers' layout has no place for it, so it does not count)",
     ]
 
 

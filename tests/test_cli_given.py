@@ -1,14 +1,17 @@
-"""`--given NAME=VALUE`: hyper-parameters of a family by others, on the command line."""
+"""Hyper-parameters of a family by others on the command line: `--given NAME=VALUE`, or options of their own."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from makers import Result
+from makers import ROOT, Result
 
 Cli = Callable[..., Result]
 FAMILY = """
@@ -85,14 +88,17 @@ def test_what_is_given_is_in_the_config(word: str, name: str, value: object, toy
         (["num_heads"], "num_heads is not of the form NAME=VALUE"),
         (["=4"], "=4 is not of the form NAME=VALUE"),
         (["Num Heads=4"], "Num Heads=4 is not of the form NAME=VALUE"),
-        (["num_heads=4", "num-heads=5"], "num_heads is there twice"),
+        (["num_heads=4", "num-heads=5"], "num_heads is given twice"),
         (["num_heads=four"], "--num_heads 'four': not int but str"),
         (["num_heads=true"], "--num_heads True: not int but bool"),
         (["rate=1e999"], "--rate inf: not a finite number"),
-        (["heads=4"], "--heads: not a flag of the family toy, which has --num_heads, --rate, --causal, --kind"),
-        (["dtype=float16"], "--given dtype: say --dtype"),
-        (["image_size=512"], "--given image_size: say --image_size"),
-        (["progress=1"], "--given progress: not the name of a hyper-parameter"),
+        (
+            ["heads=4"],
+            "--heads: not a hyper-parameter of the family toy, which has --num_heads, --rate, --causal, --kind",
+        ),
+        (["dtype=float16"], "--given dtype: use --dtype"),
+        (["image_size=512"], "--given image_size: use --image_size"),
+        (["progress=1"], "--progress: not a hyper-parameter of the family toy"),
     ],
     ids=str,
 )
@@ -107,6 +113,41 @@ def test_what_is_misspelt_is_one_line(words: list[str], said: str, toy: Path, cl
 @pytest.mark.parametrize("name", ["original", "converted", "base", "progress", "profile"])
 def test_a_comparison_has_other_words_of_its_own(name: str, toy: Path, cli: Cli) -> None:
     paths = ["--orig_ckpt_path", toy / "toy.pth", "--converted_path", toy / "out"]
-    done = cli("pixart", "parity", *paths, "--given", f"{name}=1")
+    assert convert(cli, toy, "num_heads=2").returncode == 0
+    done = cli("pixart", "parity", *paths, "--family", toy / "toyfamily.py", "--given", f"{name}=1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"pixart: error: --given {name}: ")
+    rule = "--given profile: use --profile" if name == "profile" else f"--{name}: not a hyper-parameter of the family"
+    assert done.stderr.startswith(f"pixart: error: {rule}")
+
+
+@pytest.fixture
+def package(toy: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`pixart` in a process of its own, where a package has brought the family."""
+    (toy / "toy-1.0.dist-info").mkdir()
+    (toy / "toy-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    (toy / "toy-1.0.dist-info" / "entry_points.txt").write_text("[converter.families]\ntoy = toyfamily:FAMILY\n")
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{toy}"}
+
+    def call(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "converter", *map(str, words)]
+        return subprocess.run(command, cwd=toy, env=environment, capture_output=True, text=True, timeout=120)
+
+    return call
+
+
+def test_a_family_of_a_package_has_options_of_its_own(
+    toy: Path, package: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    call = ["convert", "--orig_ckpt_path", "toy.pth", "--dump_path", "out"]
+    done = package(*call, "--num-heads=2", "--causal", "--kind", "odd")
+    assert (done.returncode, done.stderr) == (0, "")
+    config = json.loads((toy / "out/transformer/config.json").read_text())
+    assert (config["num_heads"], config["causal"], config["kind"], config["rate"]) == (2, True, "odd", 0.5)
+    assert package("parity", "--help").stdout.count("--num_heads N") == 1
+    wrong = package(*call, "--overwrite", "--num_heads=two")
+    assert (wrong.returncode, "--num_heads" in wrong.stderr) == (2, True)
+    assert (
+        "--image_size: not a hyper-parameter of the family toy"
+        in package(*call, "--overwrite", "--image_size=512").stderr
+    )
+    assert "No such option '--num_head'" in package(*call, "--num_head=2").stderr.replace('"', "'")

@@ -355,9 +355,9 @@ USAGES: dict[str, tuple[list[str], str]] = {
     "an absent file of waivers": (["{base}", "--waivers=absent.toml"], "absent.toml: No such file"),
     "a card of several": (
         ["--orig_ckpt_path=runs", "--converted_path=converted/{stem}", "--card=card.md"],
-        "--card: of one comparison, and there are 3",
+        "--card needs exactly one comparison; got 3",
     ),
-    "no suffix": (["{base}", "--report=report"], "its suffix has to be one of .json, .xml, .md, .html"),
+    "no suffix": (["{base}", "--report=report"], "its suffix must be one of .json, .xml, .md, .html"),
     "an unknown suffix": (["{base}", "--report=r.json", "--report=r.pdf"], "--report r.pdf: its suffix has to be"),
     "an empty report": (["{base}", "--report="], "its suffix has to be"),
     "a report in no folder": (["{base}", "--report=none/r.json"], "none/r.json: cannot be written there"),
@@ -580,7 +580,7 @@ def test_an_unexpected_family_is_refused(made: tuple[Path, Path], tmp_path: Path
     result = cli("pixart", "parity", "--config", tmp_path / "parity.toml")
     assert (result.returncode, result.stdout) == (3, "")  # of several, it is one of the results
     assert len(result.stderr.splitlines()) == 2
-    assert "the call is wrong: --family vae: unknown" in result.stderr
+    assert "invalid arguments: --family vae: unknown" in result.stderr
 
 
 def test_a_config_with_wrong_content(runs: Path, checker: Checker, cli: Cli) -> None:
@@ -728,10 +728,21 @@ try:
 finally:
     print("IMPORTED", *sorted(set(sys.modules) & {heavy}))
 """
-HEAVY = {"torch", "diffusers", "safetensors", "transformers", "numpy", "tqdm", "ctypes", "jinja2", "tomllib"}
+HEAVY = {
+    "torch",
+    "diffusers",
+    "safetensors",
+    "transformers",
+    "numpy",
+    "tqdm",
+    "ctypes",
+    "jinja2",
+    "matplotlib",
+    "tomllib",
+}
 
 
-HEAVY_FOR_ALL = {"torch", "diffusers", "transformers", "jinja2"}
+HEAVY_FOR_ALL = {"torch", "diffusers", "transformers", "jinja2", "matplotlib"}
 NO_LINE = re.compile("")
 
 

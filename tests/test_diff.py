@@ -132,7 +132,7 @@ def test_whatever_the_layouts(
     assert same.same()
     assert differing(same) == {}
     homes = ["diffusers" in way or way == "pipeline" for way in (one, two)]
-    apart = {each.key: each.kind for each in only(same).apart}
+    apart = {each.key: each.kind for each in only(same).one_sided_buffers}
     assert apart == (dict.fromkeys(HOMELESS, f"only in {'A' if homes[1] else 'B'}") if homes[0] != homes[1] else {})
     apart_ = diff(kept[one][0], kept[two][1], **weights)
     assert (apart_.verdict, apart_.same(rounding_ok=True)) == ("different", False)
@@ -192,7 +192,7 @@ def test_a_tensor_that_is_missing_or_too_many(state: State, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("spoil", ["missing", "dtype", "shape"])
-def test_parts_that_cannot_be_put_together_stay_apart(spoil: str, state: State, tmp_path: Path) -> None:
+def test_parts_that_cannot_be_joined_stay_under_their_own_keys(spoil: str, state: State, tmp_path: Path) -> None:
     keyed = diffusers_keyed(state)
     part = "transformer_blocks.1.attn1.to_k.weight"
     parts = {part.replace("to_k", f"to_{letter}") for letter in "qkv"}
@@ -204,7 +204,7 @@ def test_parts_that_cannot_be_put_together_stay_apart(spoil: str, state: State, 
     found = diff(save(state, tmp_path / "a.pth"), folder(keyed, tmp_path / "b", CONFIG))
     assert differing(found) == {"blocks.1.attn.qkv.weight": "only in A"} | dict.fromkeys(parts, "only in B")
     assert only(found).notes == [
-        "B: blocks.1.attn.qkv.weight cannot be put together: its parts are not all there, or unlike"
+        "B: blocks.1.attn.qkv.weight cannot be joined: its parts are incomplete, or differ in shape or dtype"
     ]
 
 
@@ -389,9 +389,9 @@ def test_like_is_compared_with_like_where_both_have_both(
 
 def test_weights_that_a_file_does_not_hold(trained: Path, tmp_path: Path, state: State) -> None:
     b = save(state, tmp_path / "b.pth")
-    with pytest.raises(UsageError, match=r"b\.pth: --weights_b ema, but the file holds only raw weights"):
+    with pytest.raises(UsageError, match=r"b\.pth: `weights_b` ema, but the file holds only raw weights"):
         diff(trained, b, weights_b="ema")
-    with pytest.raises(UsageError, match=r"b\.pth: --weights_a ema, but the file holds only raw weights"):
+    with pytest.raises(UsageError, match=r"b\.pth: `weights_a` ema, but the file holds only raw weights"):
         diff(b, trained, weights_a="ema")
     with pytest.raises(ValueError, match="'best'"):
         diff(b, b, weights_a="best")
@@ -413,7 +413,7 @@ def test_a_sidecar_is_part_of_a_conversion(trained: Path, converted: Path, near:
         found = diff(trained, path, weights_a="raw")
         assert (found.verdict, differing(found)) == ("identical", {})
         assert EXTRA in {each.key for each in only(found).tensors}
-        assert {each.key: each.kind for each in only(found).apart} == {POSITIONS: "only in A"}
+        assert {each.key: each.kind for each in only(found).one_sided_buffers} == {POSITIONS: "only in A"}
     changed = save(near | {EXTRA: near[EXTRA] + 1}, tmp_path / "a.pth")
     assert differing(diff(changed, converted))[EXTRA] == "different"
     # Elsewhere it is of whatever lies there.
@@ -422,7 +422,7 @@ def test_a_sidecar_is_part_of_a_conversion(trained: Path, converted: Path, near:
     os.symlink(converted / "transformer", bare)
     os.symlink(converted / "original_extras.safetensors", bare.parent / "original_extras.safetensors")
     found = diff(trained, bare, weights_a="raw")
-    assert {each.key for each in only(found).apart} == HOMELESS
+    assert {each.key for each in only(found).one_sided_buffers} == HOMELESS
 
 
 def test_a_stray_null_caption_of_an_old_conversion(state: State, tmp_path: Path) -> None:
@@ -441,7 +441,7 @@ def test_a_buffer_on_one_side_only_is_no_difference(state: State, tmp_path: Path
     b = save({key: each for key, each in state.items() if key != POSITIONS}, tmp_path / "b.pth")
     found = diff(save(state, tmp_path / "a.pth"), b)
     assert found.same()
-    assert [(each.key, each.kind) for each in only(found).apart] == [(POSITIONS, "only in A")]
+    assert [(each.key, each.kind) for each in only(found).one_sided_buffers] == [(POSITIONS, "only in A")]
 
 
 def test_a_config_that_says_otherwise_than_the_original_shows(state: State, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_what_convert_returns(tmp_path: Path) -> None:
 
 
 def test_a_flag_that_no_family_has(tmp_path: Path) -> None:
-    with pytest.raises(converter.UsageError, match="--heads: not a flag of the family pixart"):
+    with pytest.raises(converter.UsageError, match="`heads`: not a hyper-parameter of the family pixart"):
         converter.convert(SIGMA, tmp_path / "out", hyper_parameters={"heads": 4})
 
 
@@ -400,9 +400,9 @@ def test_a_registered_family_is_recognised_and_converted(tmp_path: Path) -> None
     with pytest.raises(converter.InputError, match="no model family knows these keys"):
         converter.convert(path, tmp_path / "out", hyper_parameters={"heads": 1})
     converter.register(toy())
-    with pytest.raises(converter.UsageError, match="--heads is needed: a file does not show them"):
+    with pytest.raises(converter.UsageError, match="`heads` is needed: a file does not show them"):
         converter.convert(path, tmp_path / "out")
-    with pytest.raises(converter.UsageError, match="--width 6 contradicts the file, which says 5"):
+    with pytest.raises(converter.UsageError, match="`width` 6 contradicts the file, which says 5"):
         converter.convert(path, tmp_path / "out", hyper_parameters={"heads": 1, "width": 6})
     done = converter.convert(path, tmp_path / "out", hyper_parameters={"heads": 1})
     config = json.loads((done.path / "prior" / "config.json").read_text())
@@ -421,7 +421,7 @@ def test_a_registered_family_is_recognised_and_converted(tmp_path: Path) -> None
 @pytest.mark.usefixtures("no_families")
 def test_insisting_on_a_family(tmp_path: Path) -> None:
     path = save(toy_state(), tmp_path / "toy.pth")
-    with pytest.raises(converter.UsageError, match="--family toy: unknown; there are dit, pixart"):
+    with pytest.raises(converter.UsageError, match="`family` toy: unknown; there are dit, pixart"):
         converter.convert(path, tmp_path / "out", family="toy")
     converter.register(toy())
     with pytest.raises(converter.InputError, match="not a PixArt that can be converted"):

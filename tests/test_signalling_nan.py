@@ -58,8 +58,8 @@ def test_two_tensors(one: str, other: str, counts: tuple[int, int]) -> None:
     def side(code: str, count: int) -> SimpleNamespace:
         data = poisoned(code, count)
 
-        def chunks() -> Iterable[memoryview]:
-            yield memoryview(data)
+        def chunks() -> Iterable[tuple[int, memoryview]]:
+            yield 0, memoryview(data)
 
         return SimpleNamespace(dtype=BY_CODE[code], numel=8, nbytes=len(data), chunks=chunks)
 

@@ -133,7 +133,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     converter.errors.InputError: weights/none: No such file or directory
     """
     if "\0" in os.fspath(path):
-        raise InputError.at(path, "", "not a path: a null character is in it")
+        raise InputError.at(path, "", "not a path: it contains a null character")
     try:
         yield
     except OSError as error:

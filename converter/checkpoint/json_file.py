@@ -32,7 +32,7 @@ def has_byte_order_mark(path: Path) -> bool:
 def read_whole(file: InputFile) -> bytes:
     """All of a JSON file."""
     if file.size > JSON_LIMIT:
-        raise file.error("", f"{file.size} bytes of JSON")
+        raise file.error("", f"{file.size} bytes of JSON, more than the {JSON_LIMIT} that are accepted")
     return file.read(0, file.size)
 
 
@@ -71,6 +71,6 @@ def parse_json(file: InputFile, what: str, data: bytes) -> Any:
     except RecursionError:
         raise file.error(what, "nested too deeply") from None
     except UnicodeEncodeError:
-        raise file.error(what, "not valid JSON: half of a surrogate pair, which is no text") from None
+        raise file.error(what, "not valid JSON: an unpaired surrogate") from None
     except ValueError as error:
         raise file.error(what, f"not valid JSON: {printable(error, 120)}") from None

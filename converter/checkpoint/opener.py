@@ -41,14 +41,14 @@ SHARDS = "the shards"
 class Checkpoint(Mapping[str, LazyTensor]):
     """The state dict of a checkpoint, keys without prefix, tensors unread; close it, or use it in a `with`.
 
-    Attributes: `path`, `asked` (the weights asked for, or None), `asked_key` (the state dict asked for), `container`
-    (in words), `candidates` (the state dicts in the file), `others` (what else it holds), `nameless` (weights that
-    have no names), `said` (whole numbers in it by their place, which may be a model's settings), `foreign` (globals
-    that are not torch's, and whether they are known to be dangerous), `folder` (the model folder, or pipeline, that it
-    is or lies in; None for a file by itself), `place` (where in it the weights in use lie), `config` (of that), `notes`
-    (what the user should know of how it was read), `size` in bytes; of the state dict in use, `prefix`, which all its
-    keys had, `left_out`, keys that are no part of the model, and `mixed`, in words, where only some of them carry a
-    prefix, which they kept.
+    Attributes: `path`; `asked` and `asked_key`, the weights and the state dict asked for, or None;
+    `container`, in words; `candidates`, the state dicts in the file; `others`, what else it holds;
+    `nameless`, weights that have no names; `said`, whole numbers in it by their place, which may be
+    a model's settings; `foreign`, globals that are not torch's, and whether they are known to be dangerous;
+    `folder`, the model folder or pipeline that it is or lies in, None for a file by itself; `place`, where in it the
+    weights in use lie; `config`, that of `place`; `notes`, what the user should know of how it was read; `size` in
+    bytes; of the state dict in use, `prefix`, which all its keys had, `left_out`, keys that are no part of the model,
+    and `mixed`, in words, where only some of them carry a prefix, which they kept.
     """
 
     def __init__(
@@ -100,7 +100,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
             return f"torch archive, {'bare state dict' if places == [TOP] else wrapped}", candidates
         odd: dict[str, InputError] = {}
         tensors, metadata = read_header(file, odd)
-        self.said |= {key: int(value) for key, value in metadata.items() if re.fullmatch(r"[1-9][0-9]{0,5}", value)}
+        whole_numbers = {key: int(text) for key, text in metadata.items() if re.fullmatch(r"[1-9][0-9]{0,5}", text)}
+        self.said |= whole_numbers
         if not tensors:
             raise next(iter(odd.values()), file.error("header", "holds no tensors"))
         whole = Candidate("", FILE, file, lambda: [*tensors.items(), *odd.items()])

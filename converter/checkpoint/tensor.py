@@ -247,7 +247,7 @@ def checked(tensor: LazyTensor) -> LazyTensor:
     numbers = (*tensor.shape, *tensor.strides, tensor.offset)
     # The sizes other than 0 too must make a sound product: NumPy and torch compute it even for an empty tensor.
     if min(numbers) < 0 or max(numbers) >= 1 << 48 or prod(size or 1 for size in tensor.shape) >= 1 << 48:
-        raise fail("a negative or absurd size, stride or offset")
+        raise fail("a size, stride or offset that is negative or too large")
     axes = list(zip(tensor.shape, tensor.strides, strict=True))
     if tensor.numel and any(stride == 0 and size > 1 for size, stride in axes):
         raise fail("a stride of 0 repeats elements (an expanded view): re-save it with .contiguous()")

@@ -31,7 +31,7 @@ def diff(rounding_ok: bool, everything: bool, as_json: bool, quiet: bool, **word
     weights, the answer says which of them the other one is, or is nearest to. Of two files that both do, like is
     compared with like.
 
-    Exit codes: 0 identical, 1 they differ, 2 usage, 3 input rejected, 5 internal.
+    Exit codes: 0 identical, 1 they differ, 2 usage, 3 input rejected, 5 internal error.
     """
     from ..checkpoint.write.interrupt import interruptible
     from ..comparison import diff as run

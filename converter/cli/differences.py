@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..checkpoint.weights_kind import LABELS as SPOKEN
+from ..checkpoint.weights_kind import LABELS
 from ..comparison import Diff, TensorDiff, WeightsDiff
 from ..comparison.weights import DIFFERENT, ONLY_A, ONLY_B, SAME, SHAPE
 from ..errors import human_bytes, printable
@@ -25,13 +25,13 @@ def lines(found: Diff, everything: bool) -> Iterator[str]:
     yield from _side("B", found.b)
     for each in [found.decisive] if found.choice else found.comparisons:
         if len(found.comparisons) > 1:
-            yield f"weights: {SPOKEN[each.weights_a]} of A, {SPOKEN[each.weights_b]} of B"
+            yield f"weights: {LABELS[each.weights_a]} of A, {LABELS[each.weights_b]} of B"
         yield from _comparison(each, everything)
 
 
 def _side(letter: str, about: dict[str, Any]) -> Iterator[str]:
     kind = f"{about['family']}, {about['layout']} layout" if about["family"] else "unknown family"
-    weights = " and ".join(SPOKEN[each] for each in about["weights"])
+    weights = " and ".join(LABELS[each] for each in about["weights"])
     dtypes = ", ".join(f"{name} x {count}" for name, count in about["dtypes"].items())
     yield f"{letter}: {printable(about['name'])}, {human_bytes(about['size'])}, {about['container']}"
     yield f"{letter}: {weights} weights, {kind}, {about['parameters'] / 1e6:.4g} M parameters, {dtypes}"
@@ -47,8 +47,8 @@ def _comparison(each: WeightsDiff, everything: bool) -> Iterator[str]:
             yield f"  {name:<{width}}  {_told(of)}".rstrip()
         if len(rows) > SHOWN and not everything:
             yield f"  and {len(rows) - SHOWN} more lines: --all"
-    for tensor in each.apart:
-        yield f"{tensor.kind}: {printable(tensor.key)} (diffusers' layout has no home for it, so it does not count)"
+    for tensor in each.one_sided_buffers:
+        yield f"{tensor.kind}: {printable(tensor.key)} (diffusers' layout has no place for it, so it does not count)"
     for item in each.disagreements:
         sides = [(item.a, "A", item.evidence_a), (item.b, "B", item.evidence_b)]
         told = "; ".join(f"{printable(value)} in {letter} ({printable(why, 300)})" for value, letter, why in sides)

@@ -37,13 +37,11 @@ class ModelCommand(Command):
         except click.NoSuchOption:
             ctx.meta[_PACKAGES] = True
             rest = super().parse_args(ctx, args)
-        own = {param.name for param in self.params}
         stated: dict[str, Any] = ctx.params.pop("given")
-        options = [name for name in ctx.params if name not in own]
-        for name in stated:
-            if name in options:
-                raise UsageError(f"`given` {name}: use `{name}`")
-        values = {name: ctx.params.pop(name) for name in options}
+        if known := sorted(stated.keys() & ctx.params.keys()):
+            raise UsageError(f"`given` {known[0]}: use `{known[0]}`")
+        own = {param.name for param in self.params}
+        values = {name: ctx.params.pop(name) for name in [*ctx.params] if name not in own}
         ctx.params["hyper_parameters"] = {name: value for name, value in values.items() if value is not None} | stated
         return rest
 
@@ -54,10 +52,10 @@ class ModelCommand(Command):
 
 def _flags(context: click.Context) -> list[Flag]:
     """The hyper-parameters of all families, each once; one that two families declare is described by the first."""
-    from ..families import families
+    from ..families import installed
 
     flags: dict[str, Flag] = {}
-    for family in families(packages=context.meta.get(_PACKAGES, False)).values():
+    for family in installed(packages=context.meta.get(_PACKAGES, False)).values():
         for flag in family.flags.values():
             flags.setdefault(flag.name, flag)
     return [*flags.values()]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -34,33 +34,41 @@ from .output import print_json, progress_bar, say, say_error
     default="mean",
     help="What the shared layer starts as: the mean of the blocks' own (default), or random as in the paper's code.",
 )
-@click.option("--image_size", type=click.IntRange(min=8), metavar="PIXELS", help="Default: the DiT's own.")
+@click.option("--image_size", type=click.IntRange(min=8), metavar="PIXELS", help="Resolution. Default: the DiT's own.")
 @click.option(
-    "--interpolation_scale", type=float, metavar="X", help="Of the positions. Default: the released model's, or 1."
+    "--interpolation_scale",
+    type=float,
+    metavar="X",
+    help="Scale of the positions. Default: the released model's, or 1.",
 )
-@click.option("--version", type=click.Choice(["alpha", "sigma"]), help="120 caption tokens (default), or 300.")
-@click.option("--caption_tokens", type=click.IntRange(min=1), metavar="L", help="In place of --version.")
-@click.option("--caption_channels", type=click.IntRange(min=1), default=4096, metavar="K", help="Default: 4096, of T5.")
+@click.option(
+    "--version",
+    type=click.Choice(["alpha", "sigma"]),
+    help="How many caption tokens: 120 (alpha, the default) or 300 (sigma).",
+)
+@click.option(
+    "--caption_tokens", type=click.IntRange(min=1), metavar="L", help="Number of caption tokens, in place of --version."
+)
+@click.option(
+    "--caption_channels",
+    type=click.IntRange(min=1),
+    default=4096,
+    metavar="K",
+    help="Channels of the text encoder. Default: 4096, of T5.",
+)
 @boolean("--micro_condition", "Add embedders of size and aspect ratio, which start by adding nothing.")
-@click.option("--num_attention_heads", type=click.IntRange(min=1), metavar="N", help="Default: of the published size.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what is drawn. Default: 0.")
+@click.option(
+    "--num_attention_heads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of heads. Default: that of the published size.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Random seed. Default: 0.")
 @click.option("--report", multiple=True, metavar="FILE", help="Write a report: .json, .md or .html. Repeatable.")
-@click.option("--overwrite", is_flag=True, help="Replace a file, or a folder that an earlier run wrote.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file, or a folder that an earlier run wrote.")
 @shown
 def init_from_dit(
-    orig_ckpt_path: str,
-    dump_path: str,
-    weights: str | None,
-    state_dict_key: str | None,
-    version: str | None,
-    caption_tokens: int | None,
-    micro_condition: bool | None,
-    num_attention_heads: int | None,
-    report: tuple[str, ...],
-    overwrite: bool,
-    as_json: bool,
-    quiet: bool,
-    **chosen: Any,
+    orig_ckpt_path: str, dump_path: str, report: tuple[str, ...], as_json: bool, quiet: bool, **words: Any
 ) -> None:
     """Write a PixArt that begins as the DiT at PATH (arXiv 2310.00426, section 2.3).
 
@@ -69,57 +77,51 @@ def init_from_dit(
     written. A report shows how far apart they are at other timesteps.
 
     Exit codes: 0 done, 1 the proof failed, 4 it could not be made (in both nothing is written), 2 usage, 3 input
-    rejected, 5 internal, or a disk that fills up or fails.
+    rejected, 5 internal error, or a disk that fills up or fails.
     """
     from ..checkpoint.text_writer import write_text
     from ..checkpoint.write.interrupt import interruptible
-    from ..errors import UsageError, human_bytes, printable
+    from ..errors import UsageError, printable
     from ..initialisation import Options
     from ..initialisation import init_from_dit as run
     from ..initialisation.report import KINDS, render
     from ..jobs.reports import check_suffixes, check_writable
+    from .printing import wrote_lines
 
-    if version and caption_tokens:
+    version, tokens = words.pop("version"), words.pop("caption_tokens")
+    if version and tokens:
         raise UsageError("give `version` or `caption_tokens`, not both")
-    if version == "sigma" and micro_condition:
+    if version == "sigma" and words["micro_condition"]:
         raise UsageError("`version` sigma has no `micro_condition`; use `caption_tokens` 300 if that is what you mean")
     check_suffixes(report, [*KINDS])
     check_writable(report, [orig_ckpt_path, dump_path], "`report`")
-    reports = [Path(path) for path in report]
-    tokens = caption_tokens or {"alpha": 120, "sigma": 300}[version or "alpha"]
-    options = Options(caption_tokens=tokens, micro_condition=bool(micro_condition), timesteps=bool(reports), **chosen)
+    words["micro_condition"] = bool(words["micro_condition"])
+    words["caption_tokens"] = tokens or {"alpha": 120, "sigma": 300}[version or "alpha"]
+    names = {field.name for field in fields(Options)}
+    options = Options(timesteps=bool(report), **{name: words.pop(name) for name in names & words.keys()})
     with ExitStack() as bars, interruptible():
-        done = run(
-            orig_ckpt_path,
-            dump_path,
-            options,
-            num_attention_heads=num_attention_heads,
-            weights=weights,
-            state_dict_key=state_dict_key,
-            overwrite=overwrite,
-            progress=progress_bar(bars, quiet, "writing", unit="B"),
-        )
-    for path in reports:
+        progress = progress_bar(bars, quiet, "writing", unit="B")
+        done = run(orig_ckpt_path, dump_path, options, progress=progress, **words)
+    for path in map(Path, report):
         write_text(path, render(done, Path(orig_ckpt_path).name, path.suffix))
     proof = done.proof
     lines = [f"note: {note}" for note in done.notes] + ([f"proof: {proof.words}"] if proof.passed else [])
     lines += [proof.distances.words] if proof.distances else []
-    for name, size in done.files.items():
-        where = done.path / name if os.path.isdir(done.path) else done.path
-        lines.append(f"wrote: {printable(where)} ({human_bytes(size)})")
-    lines += [f"wrote: {printable(path)}" for path in reports]
+    lines += [*wrote_lines(done.path, done.files), *(f"wrote: {printable(path)}" for path in report)]
     for line in [] if quiet or as_json else lines:
         say(line)
-    error = {} if done.written else {"exit_code": proof.exit_code, "error": f"{proof.words}; nothing was written"}
+    error: dict[str, Any] = (
+        {} if done.written else {"exit_code": proof.exit_code, "error": f"{proof.words}; nothing was written"}
+    )
     if as_json:
-        made = {
+        content = {
             "path": str(done.path),
             "files": done.files,
             "choices": done.choices,
             "notes": done.notes,
             "proof": proof.as_dict(),
         }
-        print_json({"ok": done.written} | error | made)
+        print_json({"ok": done.written} | error | content)
     if error:
-        say_error(f"{proof.words}; nothing was written")
+        say_error(error["error"])
         raise click.exceptions.Exit(proof.exit_code)

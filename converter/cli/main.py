@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shlex
 import sys
 from contextlib import suppress
@@ -17,7 +16,7 @@ from typing import Any
 import click
 
 from .._version import __version__
-from ..errors import ConverterError, as_flags, printable
+from ..errors import ConverterError, as_flags, explained, printable
 from .convert import convert, revert
 from .diff import diff
 from .init_from_dit import init_from_dit
@@ -90,31 +89,18 @@ def _carried_out(command: click.Command, name: str, arguments: list[str], meta: 
         asked = getattr(error, "ctx", None)
         hint = f" (see {asked.command_path} --help)" if asked else ""
         return _fail(name, f"{error.format_message()}{hint}", 2, arguments)
-    except ConverterError as error:
-        return _fail(name, str(error), error.exit_code, arguments)
     except BrokenPipeError:
         hush()  # the reader of our output has gone, and nothing more can be said to it
         return 0
-    except OSError as error:
-        hush()
-        where = f"{printable(error.filename)}: " if error.filename else ""
-        return _fail(name, f"{where}{error.strerror or error}", 5, arguments)
     except KeyboardInterrupt as error:
         left = getattr(error, "left", "nothing half-finished was left behind")
-        return _fail(name, f"{str(error) or 'interrupted'}; {left}", _code(error), arguments)
+        return _fail(name, f"{str(error) or 'interrupted'}; {left}", int(getattr(error, "exit_code", 130)), arguments)
     except Exception as error:
-        if os.environ.get("PIXART_DEBUG"):
-            raise
-        return _fail(
-            name,
-            f"internal error: {type(error).__name__}: {printable(error)} (PIXART_DEBUG=1 shows where)",
-            5,
-            arguments,
-        )
-
-
-def _code(error: KeyboardInterrupt) -> int:
-    return int(getattr(error, "exit_code", 130))
+        if isinstance(error, OSError):
+            hush()
+        words, code = explained(error)
+        expected = isinstance(error, ConverterError | OSError)
+        return _fail(name, words if expected else f"{words} (PIXART_DEBUG=1 shows where)", code, arguments)
 
 
 def _fail(name: str, message: str, code: int, arguments: list[str]) -> int:

@@ -22,7 +22,7 @@ from .output import print_json, say
 )
 @which
 @click.option("--out", metavar="FILE.py", help="The module to write. Default: NAME.py.")
-@click.option("--overwrite", is_flag=True, help="Replace that file if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace that file if it exists.")
 @json_option
 def new_family(
     name: str,

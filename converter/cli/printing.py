@@ -56,7 +56,7 @@ def inspection_lines(made: dict[str, Any]) -> Iterator[str]:
         yield "hyper-parameters:"
         yield from _evidence_lines(made)
     if read := made.get("deep"):
-        proof = "held against its checksums" if read["checksums"] else "which has no checksums"
+        proof = "verified against its checksums" if read["checksums"] else "which has no checksums"
         yield f"read: {human_bytes(read['bytes'])}, all of it, {proof}"
     for title in ("features", "dropped", "sidecar"):
         if made[title]:
@@ -96,11 +96,15 @@ def conversion_lines(done: Conversion, seconds: float) -> Iterator[str]:
     if not done.written:
         yield f"dry run: nothing was written to {printable(done.path)}"
         return
-    for name, size in done.files.items():
-        where = done.path / name if os.path.isdir(done.path) else done.path
-        yield f"wrote: {printable(where)} ({human_bytes(size)})"
+    yield from wrote_lines(done.path, done.files)
     cast = f", rounded to {record['cast']}" if record["cast"] else ""
     yield f"done: {record['tensors']} tensors{cast} in {seconds:.1f} s, read back and verified"
+
+
+def wrote_lines(path: Path, files: dict[str, int]) -> Iterator[str]:
+    """The files that were written, with their sizes, in a folder or as the only one."""
+    for name, size in files.items():
+        yield f"wrote: {printable(path / name if os.path.isdir(path) else path)} ({human_bytes(size)})"
 
 
 def _plan_lines(rows: list[dict[str, Any]]) -> Iterator[str]:

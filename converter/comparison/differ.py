@@ -20,7 +20,7 @@ from ..errors import InputError, printable
 from .elements import measure
 from .result import Diff
 from .rounding import roundings
-from .sides import Side, Tensors, check_comparable, matched, open_side
+from .sides import Side, Tensors, about, check_comparable, open_side, with_copies
 from .weights import (
     DIFFERENT,
     IDENTICAL,
@@ -67,37 +67,30 @@ def diff(
     `UsageError` (2) for weights that a file does not hold.
 
     Example:
-        >>> found = diff("fixtures/golden/alpha-ms.pth", "fixtures/golden/alpha-ms.pth", weights_b="ema")
-        >>> found.words
+        >>> difference = diff("fixtures/golden/alpha-ms.pth", "fixtures/golden/alpha-ms.pth", weights_b="ema")
+        >>> difference.words
         'B is the EMA weights of A, byte for byte; raw: relative L2 0.081'
     """
     with ExitStack() as stack:
         with reading(a):
-            ones = open_side(
+            sides_a = open_side(
                 stack, "A", a, weights=weights_a, state_dict_key=state_dict_key_a, hyper_parameters=hyper_parameters
             )
         with reading(b):
-            others = open_side(
+            sides_b = open_side(
                 stack, "B", b, weights=weights_b, state_dict_key=state_dict_key_b, hyper_parameters=hyper_parameters
             )
-        check_comparable(ones[0], others[0])
-        like_with_like = len(ones) > 1 and len(others) > 1
-        pairs = list(zip(ones, others, strict=True)) if like_with_like else list(product(ones, others))
-        planned = [_Pair.of(one, other) for one, other in pairs]
-        step = progress(sum(pair.nbytes for pair in planned)) if progress else lambda count: None
-        return Diff(_about(ones), _about(others), [pair.compare(step) for pair in planned])
-
-
-def _about(sides: list[Side]) -> dict[str, Any]:
-    """What a file is; the weights are all that are compared."""
-    made = sides[0].about
-    source = {name: made["source"][name] for name in ("name", "size", "container", "prefix")}
-    return source | {"weights": [side.weights for side in sides]} | {k: v for k, v in made.items() if k != "source"}
+        check_comparable(sides_a[0], sides_b[0])
+        like_with_like = len(sides_a) > 1 and len(sides_b) > 1
+        pairs = zip(sides_a, sides_b, strict=True) if like_with_like else product(sides_a, sides_b)
+        comparisons = [_Comparison.of(*pair) for pair in pairs]
+        step = progress(sum(each.nbytes for each in comparisons)) if progress else lambda count: None
+        return Diff(about(sides_a), about(sides_b), [each.run(step) for each in comparisons])
 
 
 @dataclass
-class _Pair:
-    """Two sets of weights under one spelling of their keys."""
+class _Comparison:
+    """Two sets of weights under the keys of one layout."""
 
     a: Side
     b: Side
@@ -106,80 +99,80 @@ class _Pair:
     notes: list[str]
 
     @classmethod
-    def of(cls, a: Side, b: Side) -> _Pair:
-        original = a.looked.diffusers != b.looked.diffusers
-        one, other = a.spelled(original), b.spelled(original)
-        notes = one.notes + other.notes
-        if not a.looked.family:
+    def of(cls, a: Side, b: Side) -> _Comparison:
+        original = a.analysis.diffusers != b.analysis.diffusers
+        keyed_a, keyed_b = a.by_key(original), b.by_key(original)
+        notes = keyed_a.notes + keyed_b.notes
+        if not a.analysis.family:
             notes.append("no model family knows these files: compared by key, where the keys are the same")
         try:
-            apart = list(_disagreements(a, b))
+            disagreements = list(_disagreements(a, b))
         except RecursionError:
             raise InputError.at(a.path, CONFIG, "nested too deeply to be compared") from None
-        return cls(a, b, matched(one, other), disagreements=apart, notes=notes)
+        return cls(a, b, with_copies(keyed_a, keyed_b), disagreements, notes)
 
     @property
-    def jobs(self) -> list[tuple[str, bool, LazyTensor | None, LazyTensor | None]]:
-        """(key, whether it is a buffer without a home in diffusers' layout, in A, in B), in A's order."""
+    def tensors(self) -> list[tuple[str, bool, LazyTensor | None, LazyTensor | None]]:
+        """(key, whether it is a buffer without a place in diffusers' layout, in A, in B), in A's order."""
         return [
-            (key, buffer, one.get(key), other.get(key))
-            for buffer, (one, other) in ((False, self.weights), (True, (self.a.buffers, self.b.buffers)))
-            for key in one | other
+            (key, buffer, tensors_a.get(key), tensors_b.get(key))
+            for buffer, (tensors_a, tensors_b) in ((False, self.weights), (True, (self.a.buffers, self.b.buffers)))
+            for key in tensors_a | tensors_b
         ]
 
     @property
     def nbytes(self) -> int:
         """What there is to read."""
-        return sum(one.nbytes + other.nbytes for _, _, one, other in self.jobs if one and other)
+        return sum(a.nbytes + b.nbytes for _, _, a, b in self.tensors if a and b)
 
-    def compare(self, step: Callable[[int], None]) -> WeightsDiff:
+    def run(self, step: Callable[[int], None]) -> WeightsDiff:
         with ThreadPoolExecutor(WORKERS) as pool:
-            found = list(pool.map(lambda job: _tensor(*job, step=step), self.jobs))
+            compared = list(pool.map(lambda each: _compare(*each, step=step), self.tensors))
         return WeightsDiff(
             weights_a=self.a.weights,
             weights_b=self.b.weights,
-            tensors=[tensor for tensor in found if not tensor.homeless],
-            apart=[tensor for tensor in found if tensor.homeless],
+            tensors=[tensor for tensor in compared if not tensor.one_sided_buffer],
+            one_sided_buffers=[tensor for tensor in compared if tensor.one_sided_buffer],
             disagreements=self.disagreements,
             notes=self.notes,
         )
 
 
-def _tensor(
+def _compare(
     key: str, buffer: bool, a: LazyTensor | None, b: LazyTensor | None, *, step: Callable[[int], None]
 ) -> TensorDiff:
     """Compare a tensor. One that differs is read a second time, up to where no rounding explains the difference."""
-    shown = [(side.shape, side.dtype.name) if side else None for side in (a, b)]
-    of = partial(TensorDiff, key, buffer, a=shown[0], b=shown[1])
+    shape_and_dtype = [(side.shape, side.dtype.name) if side else None for side in (a, b)]
+    result = partial(TensorDiff, key, buffer, a=shape_and_dtype[0], b=shape_and_dtype[1])
     if a is None or b is None:
-        return of(kind=ONLY_B if a is None else ONLY_A)
+        return result(kind=ONLY_B if a is None else ONLY_A)
     if a.shape != b.shape:
         step(a.nbytes + b.nbytes)
-        return of(kind=SHAPE)
+        return result(kind=SHAPE)
     numbers = measure(a, b, step)
     if not numbers.differing:
-        return of(kind=IDENTICAL if a.dtype == b.dtype else SAME, numbers=numbers)
-    ways = roundings(a, b)
-    return of(kind=ROUNDED if ways else DIFFERENT, numbers=numbers, roundings=ways)
+        return result(kind=IDENTICAL if a.dtype == b.dtype else SAME, numbers=numbers)
+    explained = roundings(a, b)
+    return result(kind=ROUNDED if explained else DIFFERENT, numbers=numbers, roundings=explained)
 
 
 def _disagreements(a: Side, b: Side) -> Iterator[Disagreement]:
-    """What both files show, and not alike. What is only assumed of one of them is no evidence."""
-    one, other, family = a.looked.found, b.looked.found, a.looked.family
+    """Hyper-parameters that both files show, and not alike. What is only assumed of one of them is no evidence."""
+    found_a, found_b, family = a.analysis.found, b.analysis.found, a.analysis.family
     if family is None:
         return
-    for name in one:
-        if name in other and one[name].source == other[name].source == "file" and one[name].value != other[name].value:
-            evidence = {"evidence_a": one[name].evidence, "evidence_b": other[name].evidence}
-            yield Disagreement(name, one[name].value, other[name].value, **evidence)
-    # Two folders say more of themselves than the family reads off them.
-    ours, theirs = a.checkpoint.config, b.checkpoint.config
-    for name, value in ours.items():
-        alike = family.ignorable_config.get(name, ())
-        inert = name.startswith("_") or alike is None or value in alike or theirs.get(name) in alike
-        if name not in one and not inert and None not in (value, theirs.get(name)) and value != theirs[name]:
-            values = _plain(value), _plain(theirs[name])
-            yield Disagreement(printable(name), *values, evidence_a=CONFIG, evidence_b=CONFIG)
+    for name, one in found_a.items():
+        other = found_b.get(name)
+        if other and one.source == other.source == "file" and one.value != other.value:
+            yield Disagreement(name, one.value, other.value, one.evidence, other.evidence)
+    # Two configs hold more than what the family reads from them.
+    configs = a.checkpoint.config, b.checkpoint.config
+    for name in configs[0]:
+        values = [config.get(name) for config in configs]
+        ignorable = family.ignorable_config.get(name, ())
+        ignored = name.startswith("_") or name in found_a or ignorable is None or any(v in ignorable for v in values)
+        if not ignored and None not in values and values[0] != values[1]:
+            yield Disagreement(printable(name), _plain(values[0]), _plain(values[1]), CONFIG, CONFIG)
 
 
 def _plain(value: Any) -> Any:

@@ -6,29 +6,17 @@ Both are read front to back in blocks, so that memory does not depend on their s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from ..checkpoint import LazyTensor
 from ..checkpoint.cast import float64
 from ..checkpoint.dtypes import DType
 
 BLOCK = 1 << 16  # elements: a block of each side, and float64 copies of both, stay in the processor's cache
-
-
-class Readable(Protocol):
-    """What can be compared: `chunks()` are its row-major bytes, each with its offset; their checksum is verified once
-    they are all taken."""
-
-    @property
-    def dtype(self) -> DType: ...
-    @property
-    def numel(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
-    def chunks(self) -> Iterable[tuple[int, memoryview]]: ...
 
 
 @dataclass
@@ -58,21 +46,21 @@ class Numbers:
         return relative(self.difference, self.norm_a, self.norm_b)
 
     def add(self, a: Any, b: Any) -> None:
-        """Take in a block of both sides, in float64."""
+        """Add a block of both sides, in float64."""
         norm_a = _norm(a)
         norm_b = norm_a if b is a else _norm(b)
         if not math.isfinite(norm_a + norm_b):
-            good_a, good_b = np.isfinite(a), np.isfinite(b)
-            self.nonfinite_a += int(a.size - np.count_nonzero(good_a))
-            self.nonfinite_b += int(b.size - np.count_nonzero(good_b))
-            a, b = a[good_a & good_b], b[good_a & good_b]
+            finite_a, finite_b = np.isfinite(a), np.isfinite(b)
+            self.nonfinite_a += int(a.size - np.count_nonzero(finite_a))
+            self.nonfinite_b += int(b.size - np.count_nonzero(finite_b))
+            a, b = a[finite_a & finite_b], b[finite_a & finite_b]
             norm_a, norm_b = _norm(a), _norm(b)
         self.norm_a, self.norm_b = math.hypot(self.norm_a, norm_a), math.hypot(self.norm_b, norm_b)
         if b is not a and a.size:
             with np.errstate(over="ignore"):
-                apart = a - b
-            self.difference = math.hypot(self.difference, _norm(apart))
-            self.max_abs = max(self.max_abs, float(apart.max()), -float(apart.min()))
+                delta = a - b
+            self.difference = math.hypot(self.difference, _norm(delta))
+            self.max_abs = max(self.max_abs, float(delta.max()), -float(delta.min()))
 
 
 def relative(difference: float, *norms: float) -> float:
@@ -97,78 +85,62 @@ def _squares(values: Any) -> float:
     return float(np.einsum("i,i->", values, values))
 
 
-def measure(a: Readable, b: Readable, step: Callable[[int], None] = lambda count: None) -> Numbers:
+def measure(a: LazyTensor, b: LazyTensor, step: Callable[[int], None] = lambda count: None) -> Numbers:
     """Compare two tensors of one shape.
 
     Args:
-        step: told of every count of bytes compared, of both sides together.
+        step: called with every count of bytes compared, of both sides together.
 
     Raises: `InputError` where one of them cannot be read whole, or its checksum is wrong.
     """
-    made, alike = Numbers(a.numel), a.dtype == b.dtype
-    for one, other in blocks(a, b):
-        same = alike and equal(one, other)
-        x = float64(one, a.dtype)
-        y = x if same else float64(other, b.dtype)
+    numbers, one_dtype = Numbers(a.numel), a.dtype == b.dtype
+    for block_a, block_b in blocks(a, b):
+        same = one_dtype and _equal(block_a, block_b)
+        x = float64(block_a, a.dtype)
+        y = x if same else float64(block_b, b.dtype)
         if not same:
-            made.differing += _unlike_bits(one, other, a.dtype) if alike else _unlike_numbers(x, y)
-        made.add(x, y)
-        step(len(one) + len(other))
-    return made
+            numbers.differing += _count_bits(block_a, block_b, a.dtype) if one_dtype else _count_numbers(x, y)
+        numbers.add(x, y)
+        step(len(block_a) + len(block_b))
+    return numbers
 
 
-def blocks(a: Readable, b: Readable) -> Iterator[tuple[memoryview, memoryview]]:
-    """The bytes of as many elements of both at a time; each pair is valid until the next is taken.
+def blocks(a: LazyTensor, b: LazyTensor) -> Iterator[tuple[memoryview, memoryview]]:
+    """The bytes of the next `BLOCK` elements of both; each pair is valid until the next is taken.
 
     Exhausted, it has verified the checksums; a consumer that stops early has no proof of what it read.
     """
-    size = min(BLOCK, a.numel)
-    one, other = (memoryview(bytearray(size * side.dtype.itemsize)) for side in (a, b))
-    first, second = _Run(a.chunks()), _Run(b.chunks())
-    for start in range(0, a.numel, BLOCK):
-        count = min(BLOCK, a.numel - start)
-        x, y = one[: count * a.dtype.itemsize], other[: count * b.dtype.itemsize]
-        first.fill(x)
-        second.fill(y)
-        yield x, y
-    first.finish()
-    second.finish()
+    return zip(_blocks_of(a), _blocks_of(b), strict=True)
 
 
-class _Run:
-    """Chunks of any sizes, handed out in the sizes that are asked for."""
-
-    def __init__(self, chunks: Iterable[tuple[int, memoryview]]) -> None:
-        self._chunks = iter(chunks)
-        self._left = memoryview(b"")
-
-    def fill(self, into: memoryview) -> None:
-        done = 0
-        while done < len(into):
-            if not len(self._left):
-                _, self._left = next(self._chunks)
-            part = self._left[: len(into) - done]
-            into[done : done + len(part)] = part
-            self._left = self._left[len(part) :]
-            done += len(part)
-
-    def finish(self) -> None:
-        """Take what is left of what the chunks are part of: at its end its checksum is verified."""
-        for _ in self._chunks:
-            pass
+def _blocks_of(tensor: LazyTensor) -> Iterator[memoryview]:
+    """A tensor's chunks, which have any sizes, in blocks of `BLOCK` elements; the last one may be shorter."""
+    block = memoryview(bytearray(min(BLOCK, tensor.numel) * tensor.dtype.itemsize))
+    filled = 0
+    for _, chunk in tensor.chunks():
+        while len(chunk):
+            part = chunk[: len(block) - filled]
+            block[filled : filled + len(part)] = part
+            chunk, filled = chunk[len(part) :], filled + len(part)
+            if filled == len(block):
+                yield block
+                filled = 0
+    if filled:
+        yield block[:filled]
 
 
-def equal(one: memoryview, other: memoryview) -> bool:
-    """Equality of as many bytes, eight at a time where that goes."""
-    kind = np.uint64 if len(one) % 8 == 0 else np.uint8
-    return bool((np.frombuffer(one, kind) == np.frombuffer(other, kind)).all())
+def _equal(a: memoryview, b: memoryview) -> bool:
+    """Equality of two blocks of one length, eight bytes at a time where that goes."""
+    kind = np.uint64 if len(a) % 8 == 0 else np.uint8
+    return bool((np.frombuffer(a, kind) == np.frombuffer(b, kind)).all())
 
 
-def _unlike_bits(one: memoryview, other: memoryview, dtype: DType) -> int:
+def _count_bits(a: memoryview, b: memoryview, dtype: DType) -> int:
+    """How many elements differ in any bit."""
     kind = f"<u{dtype.itemsize}"
-    return int(np.count_nonzero(np.frombuffer(one, kind) != np.frombuffer(other, kind)))
+    return int(np.count_nonzero(np.frombuffer(a, kind) != np.frombuffer(b, kind)))
 
 
-def _unlike_numbers(x: Any, y: Any) -> int:
-    """How many are not the same number; 0 and -0 are not, and NaN is the same as NaN."""
+def _count_numbers(x: Any, y: Any) -> int:
+    """How many elements are not the same number; 0 and -0 are not, and NaN is the same as NaN."""
     return int(np.count_nonzero((x.view(np.uint64) != y.view(np.uint64)) & ~(np.isnan(x) & np.isnan(y))))

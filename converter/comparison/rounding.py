@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoint import LazyTensor
 from ..checkpoint.cast import round_to, widen
 from ..checkpoint.dtypes import BF16, F16, F32, DType
-from .elements import Readable, blocks
+from .elements import blocks
 
 # What weights are rounded to, the mildest first. It may not be what they are stored in: float16 weights that were
 # loaded into a float32 model are saved as float32.
@@ -27,7 +28,7 @@ class Rounding:
         return f"{self.side} is {'A' if self.side == 'B' else 'B'} rounded to {self.to}"
 
 
-def roundings(a: Readable, b: Readable) -> tuple[Rounding, ...]:
+def roundings(a: LazyTensor, b: LazyTensor) -> tuple[Rounding, ...]:
     """Every rounding that makes one of two unequal tensors out of the other, the mildest first; none is the rule.
 
     Small tensors may have several: 1 is what both float16 and bfloat16 make of 1.0001. NaN is the rounding of any
@@ -35,36 +36,36 @@ def roundings(a: Readable, b: Readable) -> tuple[Rounding, ...]:
     """
     if not (a.dtype.floating and b.dtype.floating):
         return ()
-    ways = [Rounding("B", to) for to in _between(a.dtype, b.dtype)]
-    ways += [Rounding("A", to) for to in _between(b.dtype, a.dtype)]
-    alive = sorted(ways, key=lambda way: (_ROUNDED_TO.index(way.to), way.side))
-    for one, other in blocks(a, b):
-        sides = {"A": (other, b.dtype, one, a.dtype), "B": (one, a.dtype, other, b.dtype)}
-        alive = [way for way in alive if _makes(way.to, *sides[way.side])]
-        if not alive:
+    candidates = [Rounding("B", to) for to in _targets(a.dtype, b.dtype)]
+    candidates += [Rounding("A", to) for to in _targets(b.dtype, a.dtype)]
+    candidates.sort(key=lambda rounding: (_ROUNDED_TO.index(rounding.to), rounding.side))
+    for block_a, block_b in blocks(a, b):
+        sides = {"A": (block_b, b.dtype, block_a, a.dtype), "B": (block_a, a.dtype, block_b, b.dtype)}
+        candidates = [rounding for rounding in candidates if _explains(rounding.to, *sides[rounding.side])]
+        if not candidates:
             break  # for nearly all tensors that differ, in the first block
-    return tuple(alive)
+    return tuple(candidates)
 
 
-def _between(source: DType, stored: DType) -> list[DType]:
+def _targets(source: DType, stored: DType) -> list[DType]:
     """What a tensor may have been rounded to between its two dtypes, the second one included."""
     return [to for to in _ROUNDED_TO if to != source and to.itemsize <= min(source.itemsize, stored.itemsize)]
 
 
-def _makes(to: DType, source: memoryview, of: DType, have: memoryview, stored: DType) -> bool:
-    """Whether rounding the source's elements to `to` makes those at hand, in what they are stored in."""
+def _explains(to: DType, source: memoryview, source_dtype: DType, result: memoryview, stored: DType) -> bool:
+    """Whether rounding the source's elements to `to`, and storing them as `stored`, gives the result."""
     with np.errstate(over="ignore", invalid="ignore"):
-        made = round_to(_numbers(source, of), to)
-        made = made if to == stored else round_to(_numbers(memoryview(made), to), stored)
+        rounded = round_to(_numbers(source, source_dtype), to)
+        rounded = rounded if to == stored else round_to(_numbers(memoryview(rounded), to), stored)
     kind = f"<u{stored.itemsize}"
-    wrong = np.frombuffer(made, kind) != np.frombuffer(have, kind)
+    wrong = np.frombuffer(rounded, kind) != np.frombuffer(result, kind)
     if not wrong.any():
         return True
-    return bool((np.isnan(widen(source, of)[wrong]) & np.isnan(widen(have, stored)[wrong])).all())
+    return bool((np.isnan(widen(source, source_dtype)[wrong]) & np.isnan(widen(result, stored)[wrong])).all())
 
 
 def _numbers(data: memoryview, dtype: DType) -> Any:
     """As float32 or float64, which is what can be rounded."""
-    made = widen(data, dtype)
+    values = widen(data, dtype)
     with np.errstate(invalid="ignore"):  # what a signalling NaN becomes is still a NaN
-        return made.astype(np.float32) if dtype == F16 else made
+        return values.astype(np.float32) if dtype == F16 else values

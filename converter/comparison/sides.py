@@ -1,4 +1,4 @@
-"""Both sides of a comparison: opened, recognised, and under one spelling of their keys. No weight is read."""
+"""Both sides of a comparison: opened, recognised, and under the keys of one layout. No weight is read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, LazyTensor, open_checkpoint
@@ -24,37 +23,37 @@ Tensors = dict[str, LazyTensor]
 
 
 @dataclass
-class Spelled:
-    """The tensors of one side, and in words what is odd about them. `copies`: keys of diffusers' layout, each of
-    which holds the whole tensor of the original's key that is given: each is compared with that."""
+class KeyedTensors:
+    """The tensors of one side by key. `copies`: keys of diffusers' layout -> the original's key of the whole tensor
+    that each of them holds. `notes`: what the user should know of them."""
 
     tensors: Tensors = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def matched(a: Spelled, b: Spelled) -> tuple[Tensors, Tensors]:
+def with_copies(a: KeyedTensors, b: KeyedTensors) -> tuple[Tensors, Tensors]:
     """Both sides' tensors, where a tensor of one side meets every copy that the other has of it."""
     sides = dict(a.tensors), dict(b.tensors)
-    for copies, mine in ((b.copies, sides[0]), (a.copies, sides[1])):
-        found = {copy: mine[key] for copy, key in copies.items() if key in mine}
-        for key in {copies[copy] for copy in found}:
-            del mine[key]
-        mine.update(found)
+    for copies, tensors in ((b.copies, sides[0]), (a.copies, sides[1])):
+        copied = {copy: tensors[key] for copy, key in copies.items() if key in tensors}
+        for key in {copies[copy] for copy in copied}:
+            del tensors[key]
+        tensors.update(copied)
     return sides
 
 
 @dataclass
 class Side:
-    """One set of weights: what it is, and what was found beside it. `letter` is A or B."""
+    """One set of weights of file A or B (`letter`), and the sidecar beside it."""
 
     letter: str
-    looked: Analysis
+    analysis: Analysis
     sidecar: Checkpoint | None = None
 
     @property
     def checkpoint(self) -> Checkpoint:
-        return self.looked.checkpoint
+        return self.analysis.checkpoint
 
     @property
     def path(self) -> str:
@@ -65,54 +64,47 @@ class Side:
         return self.checkpoint.selected.weights
 
     @cached_property
-    def about(self) -> dict[str, Any]:
-        """What it is, as `inspect` says it."""
-        made = report(self.looked)
-        return {name: made[name] for name in ("source", "family", "layout", "parameters", "dtypes")}
-
-    @cached_property
     def buffers(self) -> Tensors:
-        """What diffusers' layout has no home for, by the original's keys: from the file, and from a sidecar.
+        """Tensors that diffusers' layout has no place for, by the original's keys: from the file and the sidecar.
 
-        Of a tensor that is in both, the sidecar's is believed, as on the way back.
+        Of a tensor that is in both, the sidecar's counts, as in a conversion to the original layout.
         """
-        plan = self.looked.plan
+        plan = self.analysis.plan
         names = dict(zip(plan.computed, plan.computed, strict=True)) | plan.extras
         return {name: self.checkpoint[key] for key, name in names.items()} | dict(self.sidecar or {})
 
-    def spelled(self, original: bool) -> Spelled:
+    def by_key(self, original: bool) -> KeyedTensors:
         """All other tensors, by their own keys, or by the original's if that is asked for.
 
-        What has no place in the table, or cannot be put together, stays under its own key.
+        What has no row in the table, or cannot be joined, stays under its own key.
         """
-        plan, checkpoint, made = self.looked.plan, self.checkpoint, Spelled()
-        taken, apart = {*plan.computed, *plan.extras}, []
-        moves = []
-        if original and self.looked.diffusers and self.looked.family:
-            moves = self.looked.family.keys.survey_back(checkpoint).moves
+        plan, checkpoint, keyed = self.analysis.plan, self.checkpoint, KeyedTensors()
+        done = {*plan.computed, *plan.extras}
+        moves, unjoined = [], []
+        if original and self.analysis.diffusers and self.analysis.family:
+            moves = self.analysis.family.keys.survey_back(checkpoint).moves
         for move in moves:
-            there = [checkpoint[key] for key in move.parts if key in checkpoint]
+            parts = [checkpoint[key] for key in move.parts if key in checkpoint]
             if move.operation.must_agree:
-                made.copies |= dict.fromkeys(move.parts, move.origin)
-            elif len(there) == len(move.parts) and not _unlike(move, there):
-                made.tensors[move.origin] = move.operation.inverse(there, joined)
-                taken.update(move.parts)
+                keyed.copies |= dict.fromkeys(move.parts, move.origin)
+            elif len(parts) == len(move.parts) and _joinable(move, parts):
+                keyed.tensors[move.origin] = move.operation.inverse(parts, joined)
+                done.update(move.parts)
             else:
-                apart.append(move.origin)
+                unjoined.append(move.origin)
         for key, tensor in checkpoint.items():
-            if key in made.tensors:
+            if key in keyed.tensors:
                 raise InputError.at(checkpoint.path, key, "the same tensor is there under diffusers' keys too")
-            if key not in taken:
-                made.tensors[key] = tensor
-        unlike = "cannot be put together: its parts are not all there, or unlike"
-        made.notes = [f"{self.letter}: {key} {unlike}" for key in fold(apart)]
-        return made
+            if key not in done:
+                keyed.tensors[key] = tensor
+        problem = "cannot be joined: its parts are incomplete, or differ in shape or dtype"
+        keyed.notes = [f"{self.letter}: {key} {problem}" for key in fold(unjoined)]
+        return keyed
 
 
-def _unlike(move: Move, tensors: list[LazyTensor]) -> bool:
-    """Whether they cannot be put together."""
-    shapes, dtypes = [tensor.shape for tensor in tensors], [tensor.dtype.name for tensor in tensors]
-    return any(move.operation.unlike(move.origin, move.parts, shapes, dtypes, len(move.parts)))
+def _joinable(move: Move, parts: list[LazyTensor]) -> bool:
+    shapes, dtypes = [part.shape for part in parts], [part.dtype.name for part in parts]
+    return not any(move.operation.unlike(move.origin, move.parts, shapes, dtypes, len(move.parts)))
 
 
 def open_side(
@@ -131,32 +123,36 @@ def open_side(
     opened = stack.enter_context(open_model(path, weights, state_dict_key))
     try:
         _ = opened.selected
-    except ConverterError as error:  # which names flags that are called after their side here
+    except ConverterError as error:  # which names parameters that are called after their side here
         raise type(error)(re.sub(r"`(weights|state_dict_key)`", rf"`\1_{letter.lower()}`", str(error))) from error
     kinds = sorted({candidate.weights for candidate in opened.likely}, reverse=True)
-    found = [opened]
+    checkpoints = [opened]
     if not weights and not state_dict_key and kinds == [RAW, EMA]:
-        found = [stack.enter_context(open_model(path, kind)) for kind in kinds]
-    looks = [analyse(checkpoint, hyper_parameters) for checkpoint in found]
-    sidecar = _sidecar(looks[0])
-    kept = stack.enter_context(open_checkpoint(sidecar)) if sidecar else None
-    return [Side(letter, looked, kept) for looked in looks]
+        checkpoints = [stack.enter_context(open_model(path, kind)) for kind in kinds]
+    analyses = [analyse(checkpoint, hyper_parameters) for checkpoint in checkpoints]
+    first = analyses[0]
+    folder = first.checkpoint.folder if first.diffusers else None
+    place = sidecar_beside(folder, record_beside(folder)) if folder else None
+    sidecar = stack.enter_context(open_checkpoint(place)) if place else None
+    return [Side(letter, analysis, sidecar) for analysis in analyses]
 
 
-def _sidecar(looked: Analysis) -> Path | None:
-    """Where a conversion kept what the model of a folder has no place for."""
-    folder = looked.checkpoint.folder
-    return sidecar_beside(folder, record_beside(folder)) if looked.diffusers and folder else None
+def about(sides: list[Side]) -> dict[str, Any]:
+    """What a file is, as `inspect` reports it, and which weights of it are compared."""
+    content = report(sides[0].analysis)
+    source = {name: content["source"][name] for name in ("name", "size", "container", "prefix")}
+    model = {name: content[name] for name in ("family", "layout", "parameters", "dtypes")}
+    return source | {"weights": [side.weights for side in sides]} | model
 
 
 def check_comparable(a: Side, b: Side) -> None:
     """Raises `InputError` where there is nothing to compare: two families, or one and none, or no common key."""
-    titles = {side.letter: side.looked.family.title if side.looked.family else "" for side in (a, b)}
+    titles = {side.letter: side.analysis.family.title if side.analysis.family else "" for side in (a, b)}
     if all(titles.values()):
         if titles["A"] != titles["B"]:
             raise InputError(f"{b.path}: this is a {titles['B']}, and {a.path} is a {titles['A']}")
     elif any(titles.values()):
         known, unknown = (a, b) if titles["A"] else (b, a)
-        raise InputError(f"{unknown.path}: {unknown.looked.problem}; {known.path} is a {titles[known.letter]}")
+        raise InputError(f"{unknown.path}: {unknown.analysis.problem}; {known.path} is a {titles[known.letter]}")
     elif not any(key in b.checkpoint for key in a.checkpoint):
-        raise InputError(f"{b.path}: {b.looked.problem}; and it has no key in common with {a.path}")
+        raise InputError(f"{b.path}: {b.analysis.problem}; and it has no key in common with {a.path}")

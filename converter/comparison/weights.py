@@ -24,7 +24,7 @@ class TensorDiff:
     """A tensor: (shape, dtype) on each side, None where it is not, and how the two are alike.
 
     `numbers` are there where the shapes are the same; `roundings` are all that explain the difference. A `buffer` is
-    one that diffusers' layout has no home for.
+    one that diffusers' layout has no place for.
     """
 
     key: str
@@ -36,7 +36,7 @@ class TensorDiff:
     roundings: tuple[Rounding, ...] = ()
 
     @property
-    def homeless(self) -> bool:
+    def one_sided_buffer(self) -> bool:
         """Whether it is a buffer that only one side has: the other may be of a layout that cannot hold it."""
         return self.buffer and self.kind in (ONLY_A, ONLY_B)
 
@@ -47,7 +47,7 @@ class TensorDiff:
         if self.numbers:
             names = ("relative_l2", "max_abs", "differing", "elements", "nonfinite_a", "nonfinite_b")
             fields |= {name: json_number(getattr(self.numbers, name)) for name in names}
-        return fields | ({"roundings": [str(way) for way in self.roundings]} if self.roundings else {})
+        return fields | ({"roundings": [str(rounding) for rounding in self.roundings]} if self.roundings else {})
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class WeightsDiff:
     Attributes:
         weights_a, weights_b: raw or ema.
         tensors: all that are compared, or that one side lacks.
-        apart: buffers that only one side has, and that diffusers' layout has no home for: no difference of the models.
+        one_sided_buffers: buffers that only one side has, and that diffusers' layout has no place for: no difference
+            of the models.
         disagreements: hyper-parameters that both sides show, and not alike.
         notes: what else there is to know.
     """
@@ -76,7 +77,7 @@ class WeightsDiff:
     weights_a: str
     weights_b: str
     tensors: list[TensorDiff]
-    apart: list[TensorDiff] = field(default_factory=list)
+    one_sided_buffers: list[TensorDiff] = field(default_factory=list)
     disagreements: list[Disagreement] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -97,7 +98,7 @@ class WeightsDiff:
 
     @cached_property
     def relative_l2(self) -> float:
-        """Of all weights that were compared, as one vector; buffers without a home in diffusers' layout left out."""
+        """Of all weights that were compared, as one vector; buffers without a place in diffusers' layout left out."""
         numbers = [tensor.numbers for tensor in self.tensors if tensor.numbers and not tensor.buffer]
         names = ("difference", "norm_a", "norm_b")
         return relative(*(math.hypot(*(getattr(each, name) for each in numbers)) for name in names))
@@ -106,11 +107,11 @@ class WeightsDiff:
     def rounded(self) -> dict[Rounding, list[TensorDiff]]:
         """The tensors that are roundings, by the one that explains them all if there is such a one."""
         tensors = [tensor for tensor in self.tensors if tensor.kind == ROUNDED]
-        common = [way for way in (tensors[0].roundings if tensors else ()) if all(way in t.roundings for t in tensors)]
-        by_way: dict[Rounding, list[TensorDiff]] = {}
+        common = [each for each in tensors[0].roundings if all(each in t.roundings for t in tensors)] if tensors else []
+        grouped: dict[Rounding, list[TensorDiff]] = {}
         for tensor in tensors:
-            by_way.setdefault((common or tensor.roundings)[0], []).append(tensor)
-        return by_way
+            grouped.setdefault((common or tensor.roundings)[0], []).append(tensor)
+        return grouped
 
     @property
     def weights_verdict(self) -> str:
@@ -128,7 +129,7 @@ class WeightsDiff:
 
     @property
     def distance(self) -> tuple[int, int, bool, float]:
-        """By which the nearest of several is told: closer verdicts first, then what was lost, then the relative L2."""
+        """Orders several, the nearest first: by verdict, unpaired tensors, whether any was rounded, and relative L2."""
         return VERDICTS.index(self.weights_verdict), self.unpaired, bool(self.rounded), self.relative_l2
 
 

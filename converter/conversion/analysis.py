@@ -14,7 +14,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.key_names import plainly_foreign
 from ..checkpoint.weights_kind import EMA, RAW, UNKNOWN
 from ..errors import InputError, UsageError, printable
-from ..families import Family, Findings, altered, find, named, recognise, tables
+from ..families import Family, Findings, altered, find, named, recognise, stranger, tables
 from ..filenames import RECORD
 from ..mapping import KeyMapping, MappingError, Plan, fold
 from .misshapen import flat, misshapen, not_weights
@@ -123,7 +123,7 @@ def analyse(
     # What is said of the whole comes before what is said of single tensors.
     plan.problems[:0] = flat(checkpoint, plan) + misshapen(checkpoint, plan) + found.problems
     plan.problems += not_weights(checkpoint)
-    if plan.problems and (kind := altered(checkpoint)):  # of a family that was insisted on
+    if plan.problems and (kind := stranger(checkpoint, *recognised)):  # of a family that was insisted on
         plan.problems.insert(0, f"this is {kind}")
     if plan.problems and checkpoint.mixed:
         plan.problems.insert(0, checkpoint.mixed)

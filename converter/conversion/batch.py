@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ..checkpoint.write.transfer import Progress
-from ..errors import ConverterError, printable
+from ..errors import ConverterError, explained, printable
 from .convert import Conversion, convert
 from .options import ConversionOptions, with_shortcuts
 from .pairs import Pair
@@ -118,19 +118,12 @@ def _attempt(job: Job, outcome: Outcome, work: Callable[[], None]) -> None:
     """Do the work. Of several checkpoints, an error is told in the outcome, and the others go on."""
     if not job.several:
         return work()
-    original = outcome.pair.original
     try:
         work()
-    except ConverterError as error:
-        about = "" if original in str(error) else f"{printable(original)}: "
-        outcome.words, outcome.exit_code = f"{about}{error}", error.exit_code
-    except OSError as error:
-        where = f"{printable(error.filename)}: " if error.filename else ""
-        outcome.words, outcome.exit_code = f"{where}{error.strerror or error}", 5
     except Exception as error:
-        if os.environ.get("PIXART_DEBUG"):
-            raise
-        outcome.words, outcome.exit_code = f"internal error: {type(error).__name__}: {printable(error)}", 5
+        outcome.words, outcome.exit_code = explained(error)
+        if isinstance(error, ConverterError) and outcome.pair.original not in outcome.words:
+            outcome.words = f"{printable(outcome.pair.original)}: {outcome.words}"
 
 
 def worst(codes: Iterable[int]) -> int:

@@ -68,17 +68,17 @@ def table_of(family: Family, row: Row, found: Findings) -> Any:
     given = row.value.function(found)
     if hasattr(given, "rows"):
         return given
-    kind = str(getattr(given, "dtype", "")).rpartition(".")[2]
-    array = given.detach().cpu() if hasattr(given, "detach") else given
-    if kind == "bfloat16":  # which NumPy lacks
-        array = array.float()
-    array = array.numpy() if hasattr(array, "numpy") else array
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or kind not in BY_NAME:
-        what = f"an array of {kind}" if kind else f"a {type(given).__name__}"
+    kind = getattr(given, "dtype", "")
+    kind = str(getattr(kind, "name", kind)).rpartition(".")[2]
+    if kind not in ("float64", "float32", "float16", "bfloat16"):
+        what = printable(f"an array of {kind}" if kind else f"a {type(given).__name__}")
         raise UsageError(
-            f"the row {row.source!r} of the family {printable(family.name)} computes {printable(what)}: "
+            f"the row {row.source!r} of the family {printable(family.name)} computes {what}: "
             "give a NumPy or torch array of floats, or a table"
         )
+    array = given.detach().cpu() if hasattr(given, "detach") else given
+    array = array.float() if kind == "bfloat16" else array  # which NumPy lacks
+    array = np.asarray(array)
     return ArrayTable(array.astype(array.dtype.newbyteorder("="), copy=False), BY_NAME[kind])
 
 

@@ -36,53 +36,53 @@ class Deep:
         return {name: getattr(self, name) for name in ("bytes", "checksums", "nonfinite", "changed")}
 
 
-def read_through(looked: Analysis) -> Deep:
+def read_through(analysis: Analysis) -> Deep:
     """Read every tensor of the chosen weights, and of a sidecar beside them, to its end, one piece in memory at a time.
 
     Damage to single tensors is a problem among others, and the rest is read all the same.
     """
-    made, sound, buffer = Deep(), dict[str, LazyTensor](), bytearray(CHUNK)
+    result, sound, buffer = Deep(), dict[str, LazyTensor](), bytearray(CHUNK)
     with ExitStack() as stack:
-        beside = Sidecar()
+        sidecar = Sidecar()
         try:
-            if looked.family and not looked.plan.problems:
-                beside = open_sidecar(stack, looked, None)
-                if not looked.needs:
-                    hold_computed(looked, beside)
+            if analysis.family and not analysis.plan.problems:
+                sidecar = open_sidecar(stack, analysis, None)
+                if not analysis.needs:
+                    hold_computed(analysis, sidecar)
         except InputError as error:
-            made.problems.append(str(error))
-        must_match, recorded = beside.must_match, beside.recorded
+            result.problems.append(str(error))
+        must_match, recorded = sidecar.must_match, sidecar.recorded
         digests = must_match | recorded
         damaged, read = set[int](), dict[str, str]()
-        tensors = named(looked.checkpoint) | beside.kept
+        tensors = named(analysis.checkpoint) | sidecar.kept
         for key, tensor in tensors.items():
             if id(tensor.storage) in damaged:
                 continue
             digest = hashlib.sha256()
             try:
-                made.checksums &= tensor.storage.crc is not None
+                result.checksums &= tensor.storage.crc is not None
                 for _, piece in tensor.chunks(buffer):
                     if count := count_nonfinite(piece, tensor.dtype):
-                        made.nonfinite[key] = made.nonfinite.get(key, 0) + count
+                        result.nonfinite[key] = result.nonfinite.get(key, 0) + count
                     if key in digests:
                         digest.update(piece)
-                    made.bytes += len(piece)
+                    result.bytes += len(piece)
             except InputError as error:
                 damaged.add(id(tensor.storage))  # others may lie in it, and are as bad
-                made.problems.append(str(error))
+                result.problems.append(str(error))
                 continue
             sound[key] = tensor
             if key in digests:
                 read[key] = digest.hexdigest()
-        zeros = find_zeros(looked.plan, sound)
-    if made.nonfinite:
-        made.problems.append(f"{counted(made.nonfinite, NONFINITE)}; {ALLOW_NONFINITE}")
+        zeros = find_zeros(analysis.plan, sound)
+    if result.nonfinite:
+        result.problems.append(f"{counted(result.nonfinite, NONFINITE)}; {ALLOW_NONFINITE}")
     if zeros.refused:
-        made.problems.append(f"{zeros.refused}; {ALLOWED}")
-    made.notes += zeros.notes
-    held = hold_to_record(looked, must_match, recorded, read)
-    made.changed = [key for key in read if key in held.broken or key in held.changed]
-    made.problems += map(str, held.broken.values())
+        result.problems.append(f"{zeros.refused}; {ALLOWED}")
+    result.notes += zeros.notes
+    held = hold_to_record(analysis, must_match, recorded, read)
+    result.changed = [key for key in read if key in held.broken or key in held.changed]
+    result.problems += map(str, held.broken.values())
     if held.words:
-        made.notes.append(held.words + (f": {listed(held.changed)}" if held.changed else ""))
-    return made
+        result.notes.append(held.words + (f": {listed(held.changed)}" if held.changed else ""))
+    return result

@@ -1,4 +1,4 @@
-"""What a model in diffusers' layout has no place for, found again: in the sidecar, or in a file that the user names."""
+"""What a model in diffusers' layout has no place for: in the sidecar, or in a file that the user names."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Sidecar:
 
 
 def analyse_again(checkpoint: Checkpoint, hyper_parameters: Mapping[str, Any], family: str | None) -> Analysis:
-    """`survey`, and where a converted folder by itself does not suffice, with what its record says that was given."""
+    """`analyse`, and where a converted folder by itself does not suffice, with what its record says that was given."""
     analysis, folder = analyse(checkpoint, hyper_parameters, family), checkpoint.folder
     if not analysis.family or not analysis.diffusers or not folder or not (analysis.plan.problems or analysis.needs):
         return analysis
@@ -69,57 +69,57 @@ def analyse_again(checkpoint: Checkpoint, hyper_parameters: Mapping[str, Any], f
     return analysis if again.plan.problems or again.needs else again
 
 
-def rows_of(looked: Analysis, kind: type) -> list[Row]:
+def rows_of(analysis: Analysis, kind: type) -> list[Row]:
     """The rows of the family's table that have this kind of value."""
-    return [row for row in looked.require().keys.rows if isinstance(row.value, kind)]
+    return [row for row in analysis.require().keys.rows if isinstance(row.value, kind)]
 
 
-def open_sidecar(stack: ExitStack, looked: Analysis, null_caption: str | os.PathLike[str] | None) -> Sidecar:
-    """Open what lies beside a checkpoint, and what the user says is its null caption.
+def open_sidecar(stack: ExitStack, analysis: Analysis, null_caption: str | os.PathLike[str] | None) -> Sidecar:
+    """Open the sidecar of a checkpoint, and what the user says is its null caption.
 
     Raises: `InputError` for a sidecar, or a null caption, that is not of this model; `UsageError` for a null caption
     where none is wanted.
     """
-    folder, found = looked.checkpoint.folder, Sidecar()
-    if looked.diffusers and folder:
-        found.record = record_beside(folder)
-        if sidecar := sidecar_beside(folder, found.record):
-            tensors = stack.enter_context(open_checkpoint(sidecar))
+    folder, sidecar = analysis.checkpoint.folder, Sidecar()
+    if analysis.diffusers and folder:
+        sidecar.record = record_beside(folder)
+        if path := sidecar_beside(folder, sidecar.record):
+            tensors = stack.enter_context(open_checkpoint(path))
             for key, tensor in tensors.items():
-                if not any(row.match(key) for kind in (Extra, Computed) for row in rows_of(looked, kind)):
-                    raise InputError.at(sidecar, key, f"nothing that a {looked.require().title} keeps in {SIDECAR}")
-                found.kept[key] = _fitting(looked, key, tensor)
+                if not any(row.match(key) for kind in (Extra, Computed) for row in rows_of(analysis, kind)):
+                    raise InputError.at(path, key, f"nothing that a {analysis.require().title} keeps in {SIDECAR}")
+                sidecar.kept[key] = _fitting(analysis, key, tensor)
     if null_caption is not None:
-        found.given = _given(stack, looked, null_caption)
-        for key, tensor in found.given.items():
-            recorded = found.record.rows.get(key, {}).get("shape", list(tensor.shape))
+        sidecar.given = _given(stack, analysis, null_caption)
+        for key, tensor in sidecar.given.items():
+            recorded = sidecar.record.rows.get(key, {}).get("shape", list(tensor.shape))
             if recorded != list(tensor.shape):
                 rule = f"has shape {list(tensor.shape)}, and the original's {key} had {recorded}"
                 raise InputError.at(null_caption, tensor.key, rule)
-        there = sorted(found.given.keys() & looked.checkpoint.keys())
-        if there and not looked.diffusers:
+        there = sorted(sidecar.given.keys() & analysis.checkpoint.keys())
+        if there and not analysis.diffusers:
             raise UsageError(f"`null_caption` {printable(null_caption)}: the checkpoint has its own, {there[0]}")
-    return found
+    return sidecar
 
 
-def _given(stack: ExitStack, looked: Analysis, path: str | os.PathLike[str]) -> dict[str, LazyTensor]:
+def _given(stack: ExitStack, analysis: Analysis, path: str | os.PathLike[str]) -> dict[str, LazyTensor]:
     """The null caption of a file: under its own key, or the only tensor there is."""
-    rows, family = rows_of(looked, Extra), looked.require()
+    rows, family = rows_of(analysis, Extra), analysis.require()
     if not rows:
         raise UsageError(f"`null_caption`: a {family.title} has none")
     tensors = stack.enter_context(open_checkpoint(path))
-    found = {key: tensor for key, tensor in tensors.items() if any(row.match(key) for row in rows)}
-    if not found and len(tensors) == len(rows) == 1:
-        found = {rows[0].source: next(iter(tensors.values()))}
-    if not found:
+    matching = {key: tensor for key, tensor in tensors.items() if any(row.match(key) for row in rows)}
+    if not matching and len(tensors) == len(rows) == 1:
+        matching = {rows[0].source: next(iter(tensors.values()))}
+    if not matching:
         raise InputError.at(path, "", f"holds no {rows[0].source}, and more than one tensor: which one is meant?")
-    return {key: _fitting(looked, key, tensor) for key, tensor in found.items()}
+    return {key: _fitting(analysis, key, tensor) for key, tensor in matching.items()}
 
 
-def _fitting(looked: Analysis, key: str, tensor: LazyTensor) -> LazyTensor:
+def _fitting(analysis: Analysis, key: str, tensor: LazyTensor) -> LazyTensor:
     """The tensor under this key, if it has the shape that the table says, with the sizes of this model."""
-    row = next(row for kind in (Extra, Computed) for row in rows_of(looked, kind) if row.match(key))
-    dims = bind([(key, row.pattern, tensor.shape)])[0] | looked.plan.dims
+    row = next(row for kind in (Extra, Computed) for row in rows_of(analysis, kind) if row.match(key))
+    dims = bind([(key, row.pattern, tensor.shape)])[0] | analysis.plan.dims
     wanted = mismatch(row.pattern, tensor.shape, dims) if row.pattern else ""
     if wanted or not tensor.dtype.floating:
         kind = f"{tensor.dtype} {list(tensor.shape)}"

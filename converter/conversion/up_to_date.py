@@ -1,4 +1,4 @@
-"""Does a target hold already what a conversion would write? Told by digests of both sides, not by names or dates."""
+"""Does a target hold already what a conversion would write? Decided by digests of both sides, not by names or dates."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _same(part: TensorWrite, there: Mapping[str, LazyTensor], digests: Mapping[s
     sources = [_Source(tensor.key) for tensor in part.sources]
     wanted = _digest(_wanted(part, sources, digests))
     try:
-        return sources if wanted == _digest(_found(part, there)) else None
+        return sources if wanted == _digest(_held(part, there)) else None
     except InputError:
         return None  # what is there is damaged
 
@@ -148,7 +148,7 @@ def _shared_out(keys: Sequence[str], data: memoryview, start: int, nbytes: int) 
             yield key, data[low:high]
 
 
-def _found(part: TensorWrite, there: Mapping[str, LazyTensor]) -> Iterator[bytes | memoryview]:
+def _held(part: TensorWrite, there: Mapping[str, LazyTensor]) -> Iterator[bytes | memoryview]:
     """The bytes in its place, in the order of the sources."""
     for tensor in (tensor for filled in part.outputs(there) for tensor in filled):
         for _, piece in tensor.chunks():

@@ -43,13 +43,15 @@ def watch(
     if not os.path.isdir(folder):
         raise UsageError(f"`watch` {printable(folder)}: not a folder")
     if not settle >= 0 or not (idle is None or idle >= 0):  # NaN too
-        raise UsageError("`watch_settle`, `watch_idle`: seconds, 0 or more")
+        raise UsageError("`watch_settle` and `watch_idle` must be 0 seconds or more")
     # A template that cannot be filled, or that feeds the watch with its own results, is an error now, not in an hour.
     if not any(place in converted for place in ("{stem}", "{name}")):
-        raise UsageError(f"`dump_path` {printable(converted)}: {{stem}} or {{name}} has to tell checkpoints apart")
+        raise UsageError(f"`dump_path` {printable(converted)}: {{stem}} or {{name}} must tell checkpoints apart")
     place = paired(os.path.join(folder, "a.pth"), converted).converted
     if place.lower().endswith(SUFFIXES) and os.path.realpath(os.path.dirname(place) or ".") == os.path.realpath(folder):
-        raise UsageError(f"`dump_path` {printable(converted)}: its files would be taken for checkpoints of the job")
+        raise UsageError(
+            f"`dump_path` {printable(converted)}: its files would be taken for new checkpoints of the watched folder"
+        )
     seen: dict[str, tuple[State, float]] = {}  # what is there, and since when it has been so
     settled: dict[str, State] = {}  # taken, or found incomplete
     incomplete: set[str] = set()

@@ -166,25 +166,25 @@ def write_files(
         outputs = (output for delivery in tensor_copies for output in delivery.outputs)
         for output in sorted(outputs, key=lambda output: output.start):  # of what has several, from its first row on
             crcs[output.tensor.key] = combine(crcs.get(output.tensor.key, 0), output.crc, output.tensor.nbytes)
-        made: dict[str, dict[str, int | str]] = {}
+        sizes: dict[str, dict[str, int | str]] = {}
         for file, fd in zip(files, fds, strict=True):
             framed = _complete(out.path / file.name, fd, file.layout, crcs)
-            made[file.name] = {"size": file.layout.size, "header_sha256": hashlib.sha256(framed).hexdigest()}
-    return _found(made, tensor_copies)
+            sizes[file.name] = {"size": file.layout.size, "header_sha256": hashlib.sha256(framed).hexdigest()}
+    return _written(sizes, tensor_copies)
 
 
-def _found(files: dict[str, dict[str, int | str]], tensor_copies: list[TensorCopy]) -> Written:
-    found = Written(files)
+def _written(files: dict[str, dict[str, int | str]], tensor_copies: list[TensorCopy]) -> Written:
+    written = Written(files)
     for delivery in tensor_copies:
         key, outputs = delivery.tensor.key, delivery.outputs
-        found.digests.setdefault(key, {}).update({output.tensor.key: output.sha256 for output in outputs})
+        written.digests.setdefault(key, {}).update({output.tensor.key: output.sha256 for output in outputs})
         if delivery.read:
-            found.read[key] = delivery.read
+            written.read[key] = delivery.read
         bad = Counter[str]()
         for output in outputs:
             bad[output.tensor.key] += output.nonfinite
-        found.count(key, [count for output in outputs for count in output.zeros], bad, delivery.overflowed)
-    return found
+        written.count(key, [count for output in outputs for count in output.zeros], bad, delivery.overflowed)
+    return written
 
 
 def _complete(path: Path, fd: int, layout: Layout, crcs: dict[str, int]) -> bytes:

@@ -26,10 +26,10 @@ _REGISTERED: dict[str, Family] = {}
 
 
 def register(family: Family) -> None:
-    """Add a family, or replace the one of that name."""
+    """Add a family, or replace the one of that name. In a file that `--family` names, it is for that call alone."""
     if not isinstance(family, Family):
         raise TypeError(f"a family is a converter.families.Family, not {type(family).__name__}")
-    _REGISTERED[family.name] = family
+    from_file.CAUGHT.get(_REGISTERED)[family.name] = family
 
 
 @cache
@@ -59,9 +59,14 @@ def _from_packages() -> dict[str, Family]:
     return found
 
 
+def installed(*, packages: bool = True) -> dict[str, Family]:
+    """The built-in families by name, and those that other packages bring."""
+    return _built_in() | (_from_packages() if packages else {})
+
+
 def families(*, packages: bool = True) -> dict[str, Family]:
     """Every family by name, built-in ones first; one registered under the same name takes its place."""
-    return _built_in() | (_from_packages() if packages else {}) | _REGISTERED
+    return installed(packages=packages) | _REGISTERED
 
 
 def find(name: str) -> Family:
@@ -70,7 +75,7 @@ def find(name: str) -> Family:
     Raises: `UsageError` where there is none.
     """
     if from_file.is_file(name):
-        return from_file.load(name, _REGISTERED)
+        return from_file.load(name)
     known = families()
     if name not in known:
         there = ", ".join(sorted(known))
@@ -93,26 +98,36 @@ def tables(insisted: Family | None = None) -> Tables:
 def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple[Family, bool] | None:
     """(family, whether the keys are diffusers' already): the one whose table knows most keys.
 
-    None where it knows not even half of them, or where the layout is one that is known by name and the family does
-    not know every key of it. With `insisted`, only the side of its table is in question.
+    A family that has a mark among the keys comes before all others. None where the best knows not even half of them,
+    or where the layout is one that is known by name and the family does not know every key of it. With `insisted`,
+    only the side of its table is in question.
     """
     # Looking for entry points takes longer than all else here: only where no family at hand knows every key.
     for packages in (False, True):
         at_hand = [insisted] if insisted else list(families(packages=packages).values())
+        marked = [family for family in at_hand if family.marked(state)]
         known, family, diffusers = max(
             (
                 (table.known(state), family, diffusers)
-                for family in at_hand
+                for family in marked or at_hand
                 for diffusers, table in ((False, family.keys), (True, family.keys.targets))
             ),
             key=lambda side: side[0],
         )
         if insisted or (state and known == len(state)):
             return family, diffusers
-    return None if not state or known * 2 < len(state) or named(state) else (family, diffusers)
+    if marked:
+        return None if altered(state) else (family, diffusers)
+    return None if not state or known * 2 < len(state) or stranger(state, family, diffusers) else (family, diffusers)
+
+
+def stranger(state: Mapping[str, Any], family: Family, diffusers: bool) -> str:
+    """What a state dict is that is not of this family, if it is known by name; else ''."""
+    table = family.keys.targets if diffusers else family.keys
+    return named(state, lambda key: table.row_of(key) is not None)
 
 
 __all__ = [
-    "Family", "Finding", "Findings", "Flag", "State", "altered", "families", "find", "named", "recognise", "register",
-    "tables"
+    "Family", "Finding", "Findings", "Flag", "State", "altered", "families", "find", "installed", "named", "recognise",
+    "register", "stranger", "tables",
 ]  # fmt: skip

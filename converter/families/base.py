@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..errors import UsageError
 from ..mapping import KeyMapping, Plan
+from ..mapping.rows import matcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,8 @@ class Family:
             because the target's class keeps them so.
         comfyui: findings -> what ComfyUI would take this model for that it is not, in words; None where it does not
             know the family at all.
+        marks: paths, written as in the table, of which no other family has one: a state dict with such a key is of
+            this family, and of no other, however many names they share.
         parity: a `converter.parity.ParitySpec`, its nets to be compared, or where to import one from
             ("package.module:NAME", so that describing a file loads no torch).
     """
@@ -156,6 +159,7 @@ class Family:
     ignorable_config: Mapping[str, tuple[Any, ...] | None] = field(default_factory=lambda: {"_diffusers_version": None})
     keep_dtype: tuple[str, ...] = ()
     comfyui: Callable[[Findings], list[str]] | None = None
+    marks: tuple[str, ...] = ()
     parity: Any = None
 
     def __post_init__(self) -> None:
@@ -164,3 +168,8 @@ class Family:
         else:
             flags = [flag if isinstance(flag, Flag) else Flag(flag) for flag in self.flags]
         object.__setattr__(self, "flags", {flag.name: flag for flag in flags})
+
+    def marked(self, keys: Iterable[str]) -> bool:
+        """Whether one of these keys is a mark of this family."""
+        matches = [matcher(path) for path in self.marks]
+        return any(match(key) for key in (keys if matches else ()) for match in matches)

@@ -16,22 +16,22 @@ from .sincos import DRIFT, ROUNDING, SinCosTable, scale_of
 
 DIFFUSERS = "0.42.1"  # the release whose classes the configs are written for
 POSITIONS = "pos_embed"  # the stored table
-VAE_FACTOR = 8  # pixels per latent position
 LIMIT = 1 << 20  # far above any side, scale or number of heads, and its inverse far below any scale
 
 IMAGE_SIZE = Flag("image_size", int, "Resolution, if the file does not show it.", minimum=8, metavar="PIXELS")
 NUM_ATTENTION_HEADS = Flag(
-    "num_attention_heads", int, "Number of heads, if it is not that of the released models.", minimum=1, metavar="N"
+    "num_attention_heads", int, "Number of heads, if the file does not show it.", minimum=1, metavar="N"
 )
 
 
-def sizes(plan: Plan, found: Findings, more: Mapping[str, str] | None = None) -> None:
+def sizes(plan: Plan, found: Findings, more: Mapping[str, str] | None = None, *, mlp_ratio: float) -> None:
     """What the shapes show.
 
     Args:
         plan: its symbols are D hidden size, C latent channels, p patch size, F width of the feed-forward layers, R rows
             of the output layer (patch^2 times output channels).
         more: further hyper-parameters, name -> symbol.
+        mlp_ratio: the width of the feed-forward layers over the hidden size that the target's class is fixed at.
     """
     dims, evidence = plan.dims, plan.evidence
     for name, symbol in ({"hidden_size": "D", "patch_size": "p", "in_channels": "C"} | dict(more or {})).items():
@@ -46,10 +46,10 @@ def sizes(plan: Plan, found: Findings, more: Mapping[str, str] | None = None) ->
         else:
             found.problems.append(f"{counted} are {channels} output channels: neither {latent} nor twice as many")
     # What the original code lets a model choose and the diffusers class does not.
-    if {"F", "D"} <= dims.keys() and dims["F"] != 4 * dims["D"]:
+    if {"F", "D"} <= dims.keys() and dims["F"] != mlp_ratio * dims["D"]:
         found.problems.append(
             f"its feed-forward layers are {dims['F'] / dims['D']:g} times as wide as the model, "
-            f"and the diffusers class is fixed at 4: {evidence['F']}"
+            f"and the diffusers class is fixed at {mlp_ratio:g}: {evidence['F']}"
         )
     if dims.get("D", 0) % 4:
         found.problems.append(f"hidden size {dims['D']}: sines and cosines on two axes need a multiple of 4")
@@ -79,14 +79,15 @@ def configured(config: Mapping[str, Any], name: str, *kinds: type) -> Any:
 _HEADS = {"num_attention_heads", "num_heads", "n_heads", "heads", "num_head"}  # as programs call them
 
 
-def heads(found: Findings, state: State, usual: int | None, why: str) -> None:
-    """The number of heads, which no tensor shows. What the file says of heads beside the weights may be of another net
+def heads(found: Findings, state: State, usual: int | None, why: str, *, name: str = "num_attention_heads") -> None:
+    """A number of heads, which no tensor shows. What the file says of heads beside the weights may be of another net
     (a text encoder), so it is no evidence to go by, and none to be silent on either.
 
     Args:
+        name: of the hyper-parameter, where a model has several.
         usual: that of the released models, None where they have none of this hidden size; `why` that is so.
     """
-    name, hidden = "num_attention_heads", found["hidden_size"].value or 0
+    hidden = found["hidden_size"].value or 0
     said = configured(state.config, name, int)
     others = {place: n for place, n in state.said.items() if place.rpartition(".")[2] in _HEADS and n != usual}
     aside = ", ".join(f"{place} is {n}" for place, n in list(others.items())[:4])
@@ -172,28 +173,31 @@ def _from_whole(state: State, hidden: int, side: int) -> tuple[float | None, str
     return made.scale, f"and is {name} up to a drift, as of an average ({off})", ROUNDING
 
 
-def resolution(found: Findings, config: Mapping[str, Any], table: StoredTable | None, doubt: str = "") -> None:
+def resolution(
+    found: Findings, config: Mapping[str, Any], table: StoredTable | None, doubt: str = "", *, vae_factor: int
+) -> None:
     """`image_size` (pixels) and `sample_size` (latent side).
 
     Args:
+        vae_factor: pixels per latent position.
         doubt: why the table is not believed, where it is not: then its side is only taken beside the user's scale.
     """
     latent = configured(config, "sample_size", int)
     if table and table.side and not doubt:
-        found.file("image_size", table.side * VAE_FACTOR, table.seen)
+        found.file("image_size", table.side * vae_factor, table.seen)
     elif latent:
-        found.file("image_size", latent * VAE_FACTOR, "config.json: sample_size")
+        found.file("image_size", latent * vae_factor, "config.json: sample_size")
     elif table and table.side and "interpolation_scale" in found.given:
-        found.given_or_assumed("image_size", table.side * VAE_FACTOR, table.seen, doubt)
+        found.given_or_assumed("image_size", table.side * vae_factor, table.seen, doubt)
     else:
         nothing = f"there is no usable {POSITIONS}, and nothing else in a file shows the resolution"
         found.given_or_assumed("image_size", None, doubt or nothing, doubt or (table.aside if table else ""))
-    pixels, patch = found["image_size"].value, VAE_FACTOR * (found["patch_size"].value or 1)
+    pixels, patch = found["image_size"].value, vae_factor * (found["patch_size"].value or 1)
     if latent and pixels < patch:
         raise InputError(f"config.json: sample_size: {latent} is less than a patch")
     if found["image_size"].source == "given" and (pixels < 1 or pixels % patch):
         raise UsageError(f"`image_size` {pixels}: not a multiple of {patch}, the pixels that one patch covers")
-    found["sample_size"] = replace(found["image_size"], value=pixels and pixels // VAE_FACTOR)
+    found["sample_size"] = replace(found["image_size"], value=pixels and pixels // vae_factor)
 
 
 def computed_table(found: Findings, scale_name: str = "") -> SinCosTable:

@@ -64,16 +64,43 @@ _ALTERED: _Rows = (
         "LoRA or other adapter weights, not a whole transformer",
     ),
     (
+        r"controlnet\.\d+\.copied_block\.mlp\.(inverted|depth|point)_conv\.",
+        "a SANA ControlNet, another model family",
+    ),
+    (
         r"controlnet\.\d+\.(before_proj|after_proj|copied_block)\.",
         "a PixArt ControlNet (base_model. and controlnet. keys), which stock diffusers has no class for",
     ),
     (r"flat_param", "FSDP flat parameters: gather a full state dict first (FullStateDictConfig)"),
 )  # fmt: skip
-# Weights of another model.
+# Weights of another model, by keys that it alone has: descendants of DiT share most of their names.
 _OTHERS: _Rows = (
-    (
-        r"(joint_blocks|double_blocks|single_transformer_blocks)\.\d+\.",
-        "a multimodal transformer (SD3 or Flux), another model family",
+    *(
+        (pattern, f"{name}, another model family")
+        for pattern, name in (
+            (
+                r"(^|\.)(attention_y_norm|caption_norm)\.weight$|\.mlp\.(inverted|depth|point)_conv\."
+                r"|\.ff\.conv_(inverted|depth|point)\.",
+                "a SANA transformer",
+            ),
+            (
+                r"(^|\.)((spatial|temporal)_blocks|temporal_transformer_blocks)\.\d+\.|\.attn_temp\.",
+                "a video transformer (Open-Sora or Latte)",
+            ),
+            (r"(^|\.)text_embedding_padding$|\.(default_modulation|skip_linear)\.", "a Hunyuan-DiT"),
+            (r"(^|\.)individual_token_refiner\.", "a HunyuanVideo transformer"),
+            (r"(^|\.)(cond_seq_linear|(double_layers|joint_transformer_blocks)\.\d+)\.", "an AuraFlow transformer"),
+            (r"(^|\.)(cap_embedder|noise_refiner|context_refiner)\.\d+\.", "a Lumina transformer"),
+            (r"(^|\.)(patchify_proj|time_embed\.emb)\.", "an LTX-Video transformer"),
+            (r"\.attn\.qkv_[xy]\.", "a Mochi transformer"),
+            (r"(^|\.)distilled_guidance_layer\.", "a Chroma transformer"),
+            (r"(^|\.)(double|single)_stream_blocks\.\d+\.", "a HiDream transformer"),
+            (r"(^|\.)head\.modulation$", "a Wan transformer"),
+            (
+                r"(joint_blocks|double_blocks|single_transformer_blocks)\.\d+\.",
+                "a multimodal transformer (SD3 or Flux)",
+            ),
+        )
     ),
     (r"(down_blocks|input_blocks)\.\d+\.", "a U-Net (Stable Diffusion), another model family"),
     (r"(encoder|decoder)\.(mid|mid_block|conv_in)\.", "a VAE, not a transformer"),
@@ -81,9 +108,13 @@ _OTHERS: _Rows = (
 )  # fmt: skip
 
 
-def named(keys: Iterable[str]) -> str:
-    """What a state dict with these keys is, if it is one of the layouts known by name; else ''."""
-    return _first(keys, _ALTERED + _OTHERS)
+def named(keys: Collection[str], own: Callable[[str], bool] = lambda key: False) -> str:
+    """What a state dict with these keys is, if it is one of the layouts known by name; else ''.
+
+    Args:
+        own: whether a key is one that the family in question knows: it is no sign of another.
+    """
+    return _first(keys, _ALTERED) or _first((key for key in keys if not own(key)), _OTHERS)
 
 
 def altered(keys: Iterable[str]) -> str:

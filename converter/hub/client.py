@@ -1,4 +1,4 @@
-"""The hub's client, kept quiet, its errors in one line of ours."""
+"""`huggingface_hub`, kept quiet, its errors in one line of ours."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from traceback import walk_tb
 
 from ..errors import ConverterError, InputError, printable
-from .answers import Distrusted, checked
+from .answers import UntrustedAnswer, responses_checked
 from .redaction import redacted
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -17,8 +18,12 @@ LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 _NO_REPOSITORY = f"the hub has no such model repository, or it is private: {LOGIN}"
 
 
+class ClientError(Exception):
+    """What the client raised, in its words without secrets: what our errors are raised from."""
+
+
 @contextmanager
-def talking(
+def hub_calls(
     name: str,
     *,
     quiet: bool = False,
@@ -26,66 +31,47 @@ def talking(
     refusal: type[ConverterError] = InputError,
     failure: type[ConverterError] = InputError,
 ) -> Iterator[None]:
-    """Around calls of the hub's client: its progress bars on a terminal only, no chatter, its errors in one line, and
-    no answer believed that leads out of the cache.
+    """Around calls of the hub's client: its progress bars on a terminal only, no warnings, its errors in one line, and
+    no answer trusted that leads out of the cache.
 
     Args:
-        name: what the errors are about, as the user spelled it.
+        name: what the errors are about, as the user wrote it.
         quiet: no progress bars on a terminal either.
-        before: what is to be said before "the hub cannot be reached".
-        refusal: the kind of error where the hub says no; `failure` where it cannot be reached, or breaks off.
+        before: words in front of "the hub cannot be reached".
+        refusal: the kind of error where the hub says no; `failure` where it cannot be reached, or the connection ends.
 
     Raises: these; `InputError` for an answer that is no hub's; `ConverterError` itself where the disk, or the cache on
     it, fails. Neither they nor what they were raised from repeat a token or a password.
     """
     with ExitStack() as restored:
-        _hush(restored, bars=not quiet and sys.stderr is not None and sys.stderr.isatty())
-        restored.enter_context(checked())
+        _silence(restored, bars=not quiet and sys.stderr is not None and sys.stderr.isatty())
+        restored.enter_context(responses_checked())
         try:
             yield
-        except Distrusted as error:
-            raise InputError(f"{printable(name)}: {error}") from None
-        except failures() as error:
-            raise _explained(name, error, before, refusal, failure) from _told(error)
         except Exception as error:
             # An upload wraps what went wrong, and so does the faster transfer.
             cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+            if isinstance(cause, UntrustedAnswer):
+                raise InputError(f"{printable(name)}: {cause}") from None
             if isinstance(error, ConverterError):
                 raise
-            if isinstance(cause, Distrusted):
-                raise InputError(f"{printable(name)}: {cause}") from None
-            if isinstance(cause, failures()) or type(cause) is RuntimeError:
-                raise _explained(name, cause, before, refusal, failure) from _told(error)
-            if not _of_the_client(error):
+            if isinstance(cause, client_errors()) or type(cause) is RuntimeError:
+                kind, problem = _explained(cause, before, refusal, failure)
+            elif _raised_in_client(error):  # by an answer that is no JSON, or JSON of another shape
+                label = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                kind, problem = failure, f"the hub's client failed: {label}{one_line(error)}"
+            else:
                 raise
-            # An answer that is no JSON, or JSON of another shape.
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            raise failure(f"{printable(name)}: the hub's client gave up: {kind}{said(error)}") from _told(error)
+            redacted_error = ClientError(f"{type(error).__name__}: {redacted(error)}")
+            raise kind(f"{printable(name)}: {problem}") from redacted_error.with_traceback(error.__traceback__)
 
 
-class ClientError(Exception):
-    """What the client raised, in its words without secrets: what our errors are raised from."""
-
-
-def _told(error: BaseException) -> ClientError:
-    return ClientError(f"{type(error).__name__}: {redacted(error)}").with_traceback(error.__traceback__)
-
-
-def said(words: object, limit: int = 200) -> str:
+def one_line(text: object, limit: int = 200) -> str:
     """What a hub or its client says, in one line, safe to show: every text of theirs goes through this."""
-    return printable(redacted(" ".join(str(words).split())), limit)
+    return printable(redacted(" ".join(str(text).split())), limit)
 
 
-def _of_the_client(error: BaseException) -> bool:
-    """Whether it was raised below the client: what we do wrongly ourselves is not its fault."""
-    trace, ours = error.__traceback__, True
-    while trace:
-        ours = ours and trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] != "huggingface_hub"
-        trace = trace.tb_next
-    return not ours
-
-
-def failures() -> tuple[type[BaseException], ...]:
+def client_errors() -> tuple[type[BaseException], ...]:
     """What calls of the client raise where the hub says no, cannot be reached, or the disk fails.
 
     Its own errors derive from those of the HTTP library, which is another one from version 1 on.
@@ -95,7 +81,13 @@ def failures() -> tuple[type[BaseException], ...]:
     return (OSError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
 
 
-def _hush(restored: ExitStack, *, bars: bool) -> None:
+def unreachable(error: BaseException) -> bool:
+    """Whether the hub did not answer at all, or only that it cannot now: what is in the cache may still serve."""
+    status = _status(error)
+    return status == 429 or status >= 500 if status else not _is_disk_error(error)
+
+
+def _silence(restored: ExitStack, *, bars: bool) -> None:
     from huggingface_hub import utils
     from huggingface_hub.utils import logging as verbosity
 
@@ -110,10 +102,10 @@ def _hush(restored: ExitStack, *, bars: bool) -> None:
         restored.callback(utils.enable_progress_bars)
 
 
-def unreachable(error: BaseException) -> bool:
-    """Whether the hub did not answer at all, or only that it cannot now: what is in the cache may still serve."""
-    status = _status(error)
-    return status == 429 or status >= 500 if status else not _of_the_disk(error)
+def _raised_in_client(error: BaseException) -> bool:
+    """Whether the client is among the callers: what we do wrongly ourselves is not its fault."""
+    frames = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    return any(name.partition(".")[0] == "huggingface_hub" for name in frames)
 
 
 def _status(error: BaseException) -> int:
@@ -121,58 +113,47 @@ def _status(error: BaseException) -> int:
     return getattr(getattr(error, "response", None), "status_code", 0)
 
 
-def _of_the_disk(error: BaseException) -> bool:
+def _is_disk_error(error: BaseException) -> bool:
     network = ConnectionError | TimeoutError
     return isinstance(error, OSError) and error.errno is not None and not isinstance(error, network)
 
 
 def _explained(
-    name: str, error: BaseException, before: str, refusal: type[ConverterError], failure: type[ConverterError]
-) -> ConverterError:
-    """What went wrong, in our words."""
-    from huggingface_hub import errors
+    error: BaseException, before: str, refusal: type[ConverterError], failure: type[ConverterError]
+) -> tuple[type[ConverterError], str]:
+    """The kind of error, and what went wrong in our words."""
+    from huggingface_hub import constants, errors
 
-    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # it says that there is nothing in the cache either
-    kind, words = failure, before + _unreached(error)
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        error = error.__cause__ or error  # it says that there is nothing in the cache either
     if isinstance(error, errors.GatedRepoError):
-        kind, words = refusal, f"gated: ask for access on its page on the hub, and {LOGIN}"
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        kind, words = refusal, _NO_REPOSITORY
-    elif isinstance(error, errors.RevisionNotFoundError):
-        kind, words = refusal, "the repository has no such branch, tag or commit"
-    elif isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        kind, words = refusal, "the repository holds no such file"
-    elif status := _status(error):
-        kind, words = (failure if unreachable(error) else refusal), _answered(error, status)
-    elif _of_the_disk(error):
-        assert isinstance(error, OSError)
-        where = f"{said(error.filename)}: " if error.filename else ""
-        kind, words = ConverterError, f"cannot be kept: {where}{error.strerror} (HF_HOME says where downloads are kept)"
-    return kind(f"{printable(name)}: {words}")
+        return refusal, f"gated: ask for access on its page on the hub, and {LOGIN}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return refusal, _NO_REPOSITORY
+    if isinstance(error, errors.RevisionNotFoundError):
+        return refusal, "the repository has no such branch, tag or commit"
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return refusal, "the repository holds no such file"
+    if status := _status(error):
+        return failure if unreachable(error) else refusal, _answered(error, status)
+    if isinstance(error, OSError) and _is_disk_error(error):
+        file = f"{one_line(error.filename)}: " if error.filename else ""
+        return ConverterError, f"cannot be stored: {file}{error.strerror} (HF_HOME sets where downloads are stored)"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return failure, f"{before}HF_HUB_OFFLINE is set, so the hub cannot be asked"
+    reason = one_line(error) or type(error).__name__
+    endpoint = one_line(constants.ENDPOINT)
+    return failure, f"{before}the hub at {endpoint} cannot be reached, or the connection broke: {reason}"
 
 
 def _answered(error: BaseException, status: int) -> str:
     from huggingface_hub import get_token
 
     message = getattr(error, "server_message", None)
-    words = f" ({said(message)})" if message else ""
-    if status == 401 and not get_token():
-        return _NO_REPOSITORY
-    if status == 401:
-        return f"the hub does not accept the token{words}: {LOGIN}"
-    if status == 403:
-        return f"the hub does not allow it{words}"
-    if status == 412:
-        return "the repository was changed by somebody else meanwhile: try again"
-    return f"the hub answers with status {status}{words}"
-
-
-def _unreached(error: BaseException) -> str:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids to ask the hub"
-    words = said(error) or type(error).__name__
-    return f"the hub at {said(constants.ENDPOINT)} cannot be reached, or broke off: {words}"
+    quoted = f" ({one_line(message)})" if message else ""
+    meanings = {
+        401: f"the hub does not accept the token{quoted}: {LOGIN}" if get_token() else _NO_REPOSITORY,
+        403: f"the hub does not allow it{quoted}",
+        412: "the repository was changed by somebody else meanwhile: try again",
+    }
+    return meanings.get(status, f"the hub answers with status {status}{quoted}")

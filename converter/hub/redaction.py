@@ -1,4 +1,4 @@
-"""What must not be repeated: our token, and passwords in URLs, in whatever a hub or its client says."""
+"""Our token, and passwords in URLs, hidden in whatever a hub or its client says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import suppress
 from ..errors import HIDDEN, TOKEN
 
 # A token or a password of fewer characters, or a token of letters alone, may be any word: it is hidden only where it
-# stands as what it is (in a URL, after "token="), since elsewhere hiding it would garble the text, and tell it.
+# stands as what it is (in a URL, after "token="): elsewhere hiding it would garble the text, and reveal it.
 _SHORTEST, _LONG = 6, 16
 _LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")
 _PARAMETER = re.compile(r"([?&][^=&?\s]{1,64}=)[^&#\s\"'<>]+")
@@ -29,19 +29,19 @@ def redacted(text: object) -> str:
     >>> redacted("GET https://me:pw@mirror/model?token=abc&x=1: no")
     'GET https://***@mirror/model?token=***&x=1: no'
     """
-    made = _LOGIN.sub(f"{HIDDEN}@", str(text))
-    made = _PARAMETER.sub(lambda found: found[1] + HIDDEN if _SECRET_NAME.search(found[1]) else found[0], made)
-    known = {*_known()}
-    if literal := _any_of(secret for secret, distinctive in known if distinctive):
-        made = re.sub(literal, HIDDEN, made, flags=re.IGNORECASE)
-    if word := _any_of(secret for secret, distinctive in known if not distinctive):
-        made = re.sub(_AFTER + word + r"(?![A-Za-z0-9])", rf"\g<1>{HIDDEN}", made, flags=re.IGNORECASE)
-    return TOKEN.sub(HIDDEN, made)
+    shown = _LOGIN.sub(f"{HIDDEN}@", str(text))
+    shown = _PARAMETER.sub(lambda match: match[1] + HIDDEN if _SECRET_NAME.search(match[1]) else match[0], shown)
+    secrets = {*_secrets()}
+    if literal := _any_of(secret for secret, distinctive in secrets if distinctive):
+        shown = re.sub(literal, HIDDEN, shown, flags=re.IGNORECASE)
+    if word := _any_of(secret for secret, distinctive in secrets if not distinctive):
+        shown = re.sub(_AFTER + word + r"(?![A-Za-z0-9])", rf"\g<1>{HIDDEN}", shown, flags=re.IGNORECASE)
+    return TOKEN.sub(HIDDEN, shown)
 
 
 def repeats_secret(name: str) -> bool:
     """Whether a name that a hub chose holds our token or password, as no honest one would."""
-    literal = _any_of(secret for secret, distinctive in _known() if distinctive)
+    literal = _any_of(secret for secret, distinctive in _secrets() if distinctive)
     return bool(literal and re.search(literal, name, re.IGNORECASE))
 
 
@@ -57,7 +57,7 @@ def _any_of(secrets: Iterable[str]) -> str:
     return f"(?:{'|'.join(parts)})" if forms else ""
 
 
-def _known() -> Iterator[tuple[str, bool]]:
+def _secrets() -> Iterator[tuple[str, bool]]:
     """The secrets that the client has, and whether each is distinctive enough to be hidden wherever it stands."""
     from urllib.parse import unquote
 
@@ -65,12 +65,10 @@ def _known() -> Iterator[tuple[str, bool]]:
         yield token, len(token) >= _LONG or (len(token) >= _SHORTEST and not token.isalpha())
     for url in _urls():
         login = url.partition("://")[2].partition("/")[0].rpartition("@")[0]
-        for spelled in {login, unquote(login)} if login else ():
-            yield base64.b64encode(spelled.encode()).decode(), True
         user, _, password = login.partition(":")
-        for secret in {password or user, unquote(password or user)} - {
-            ""
-        }:  # a token may stand as the user's name alone
+        for text in filter(None, {login, unquote(login)}):
+            yield base64.b64encode(text.encode()).decode(), True
+        for secret in filter(None, {password or user, unquote(password or user)}):  # the user's name may be a token
             yield secret, len(secret) >= _SHORTEST
 
 

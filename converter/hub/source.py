@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Set
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint.json_file import read_json
 from ..errors import InputError
 from . import answers
-from .client import failures, said, talking, unreachable
-from .names import Place, place_of
-from .selection import absent, choose
+from .client import client_errors, hub_calls, one_line, unreachable
+from .names import HubPath, hub_path
+from .selection import absent, select
 
 
 def local(path: str | os.PathLike[str], *, quiet: bool = False) -> Path:
@@ -21,7 +21,7 @@ def local(path: str | os.PathLike[str], *, quiet: bool = False) -> Path:
     Args:
         path: a path, and where nothing is there: `hf://OWNER/NAME`, with `@REVISION`, with `/FILE` or `/FOLDER`, or
             just OWNER/NAME (unless there is a folder OWNER here). Of a repository only what the reader needs is
-            fetched: see `selection.choose`.
+            fetched: see `selection.select`.
         quiet: no progress bars, which are shown on a terminal only anyway.
 
     Returns: the path, unchanged where it is not the hub's; of a repository a folder in the hub's cache, of a file (or
@@ -34,89 +34,87 @@ def local(path: str | os.PathLike[str], *, quiet: bool = False) -> Path:
         >>> local("fixtures/golden/sigma-ms.pth").name
         'sigma-ms.pth'
     """
-    place = place_of(os.fspath(path))
-    if place is None:
+    wanted = hub_path(os.fspath(path))
+    if wanted is None:
         return Path(path)
-    with talking(place.asked, quiet=quiet, before="not in the cache, and "):
-        return _fetched(place)
+    with hub_calls(wanted.text, quiet=quiet, before="not in the cache, and "):
+        return _fetched(wanted)
+
+
+def _fetched(wanted: HubPath) -> Path:
+    snapshot = _snapshot(wanted)
+    selection = select(snapshot.names, wanted, complete=not snapshot.folder)
+    paths = {name: snapshot.fetch(name) for name in selection.files}
+    if selection.index:
+        folder = selection.index[: selection.index.rfind("/") + 1]
+        shards = [folder + shard for shard in _shards(paths[selection.index])]
+        for name in shards:
+            if name not in snapshot.names:
+                rule = f"the shard {one_line(name)} that the index names {absent(not snapshot.folder)}"
+                raise InputError.at(wanted.text, selection.index, rule)
+        for name in shards:
+            snapshot.fetch(name)
+    snapshot.record_revision(selection.files[0])
+    if selection.result in paths:
+        return paths[selection.result]
+    name, path = next(iter(paths.items()))
+    return path.parents[name.count("/")] / selection.result
 
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """One commit of a repository.
+    """A repository at the revision asked for: its `names` at a `commit` of the hub; or where the hub is out of reach,
+    those in the `folder` of the cache."""
 
-    Attributes:
-        names: the files it holds; `whole`: whether these are all.
-        fetch: what fetches one of them.
-        remember: what lets the cache know, by way of one of them, that the revision asked for is this commit.
-    """
-
+    wanted: HubPath
     names: Set[str]
-    whole: bool
-    fetch: Callable[[str], Path]
-    remember: Callable[[str], object]
+    commit: str = ""
+    folder: Path | None = None
+
+    def fetch(self, name: str) -> Path:
+        """A file of this commit, whatever is pushed meanwhile; what is in the cache of a commit is not asked for."""
+        from huggingface_hub import hf_hub_download
+
+        if self.folder:
+            return self.folder / name
+        path = Path(hf_hub_download(self.wanted.repo, name, revision=self.commit))
+        # Where it lies is what the hub said when it was asked for the file: another commit would not fit the rest.
+        answers.check_same_commit(self.commit, path.parents[name.count("/")].name)
+        return path
+
+    def record_revision(self, name: str) -> None:
+        """Let the cache know, by way of one file, that the revision asked for is this commit."""
+        from huggingface_hub import hf_hub_download
+
+        if not self.folder:
+            hf_hub_download(self.wanted.repo, name, revision=self.wanted.revision)
 
 
-def _fetched(place: Place) -> Path:
-    snapshot = _snapshot(place)
-    choice = choose(snapshot.names, place, whole=snapshot.whole)
-    found = {name: snapshot.fetch(name) for name in choice.files}
-    if choice.index:
-        folder = choice.index[: choice.index.rfind("/") + 1]
-        shards = [folder + shard for shard in _shards(found[choice.index])]
-        for name in shards:
-            if name not in snapshot.names:
-                rule = f"the shard {said(name)} that the index names {absent(snapshot.whole)}"
-                raise InputError.at(place.asked, choice.index, rule)
-        for name in shards:
-            snapshot.fetch(name)
-    snapshot.remember(choice.files[0])
-    if choice.result in found:
-        return found[choice.result]
-    name, path = next(iter(found.items()))
-    return path.parents[name.count("/")] / choice.result
-
-
-def _snapshot(place: Place) -> _Snapshot:
-    """The repository at the revision asked for; where the hub cannot be asked, what is in the cache of it."""
-    from huggingface_hub import HfApi, constants, hf_hub_download
+def _snapshot(wanted: HubPath) -> _Snapshot:
+    from huggingface_hub import HfApi, constants
 
     try:
-        info = HfApi().model_info(place.repo, revision=place.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except failures() as error:
-        folder = _cached(place) if unreachable(error) else None
+        info = HfApi().model_info(wanted.repo, revision=wanted.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except client_errors() as error:
+        folder = _cached(wanted) if unreachable(error) else None
         if folder is None:
             raise
         names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-        return _Snapshot(names, False, folder.joinpath, lambda name: None)
-
-    commit = answers.commit(info.sha)
-
-    def fetch(name: str) -> Path:
-        path = Path(hf_hub_download(place.repo, name, revision=commit))
-        # Where it lies is what the hub said when it was asked for the file: another commit would not fit the rest.
-        answers.same_commit(commit, path.parents[name.count("/")].name)
-        return path
-
-    # Every file of the same commit, whatever is pushed meanwhile; of a commit, what is in the cache is not asked for.
-    return _Snapshot(
-        answers.names(info.siblings),
-        True,
-        fetch,
-        lambda name: hf_hub_download(place.repo, name, revision=place.revision),
-    )
+        return _Snapshot(wanted, names, folder=folder)
+    commit = answers.checked_commit(info.sha)
+    return _Snapshot(wanted, answers.checked_names(info.siblings), commit)
 
 
-def _cached(place: Place) -> Path | None:
+def _cached(wanted: HubPath) -> Path | None:
     """The folder in the cache with what was fetched of that revision before, as far as it was."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(place.repo, revision=place.revision, allow_patterns=[], local_files_only=True)
+        folder = snapshot_download(wanted.repo, revision=wanted.revision, allow_patterns=[], local_files_only=True)
     except LocalEntryNotFoundError:
         return None
-    answers.commit(os.path.basename(folder))  # what an earlier answer left in the cache
+    answers.checked_commit(os.path.basename(folder))  # what an earlier answer left in the cache
     return Path(folder)
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import LazyTensor
-from ..families.evidence import VAE_FACTOR
 from ..models.dit.net import DiTShape, dit
 from ..models.pixart.net import PixArtShape, pixart
+from ..models.pixart.released import VAE_FACTOR
 from ..nets import Memory, Net, Values, Weights, no_probe
 from ..nets.inputs import Case, Draws
 from .modulation import CLASSES

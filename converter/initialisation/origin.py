@@ -16,13 +16,12 @@ from ..conversion.buffers import made as made_on_demand
 from ..conversion.to_diffusers import held_against_computed
 from ..conversion.write import counted
 from ..errors import InputError, UsageError, printable
-from ..families.evidence import VAE_FACTOR
 from ..families.sincos import SinCosTable
 from ..mapping import Computed, Extra, KeyMapping, Parameter, Refused
 from ..mapping.rows import PARAMETER, Row, Value, spell
 from ..models.dit.table import DIT
 from ..models.pixart.hyper_parameters import MICRO
-from ..models.pixart.released import RELEASED, TOKENS
+from ..models.pixart.released import RELEASED, TOKENS, VAE_FACTOR
 from ..models.pixart.table import PIXART
 from . import draws
 from .options import Options

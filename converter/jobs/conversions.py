@@ -43,7 +43,7 @@ class ConversionRequest:
     def validate(self) -> None:
         """Raises: `UsageError` for what does not go together."""
         if bool(self.originals) == bool(self.watch):
-            raise UsageError(f"give `orig_ckpt_path` or `watch`, {'not both' if self.originals else 'one of the two'}")
+            raise UsageError(f"give either `orig_ckpt_path` or `watch`; got {'both' if self.watch else 'neither'}")
         for flag, other in (("private", "push_to_hub"), ("watch_idle", "watch")):
             if getattr(self, flag) and not getattr(self, other):
                 raise UsageError(f"`{flag}` requires `{other}`")

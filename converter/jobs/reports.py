@@ -50,16 +50,16 @@ def check_reports(reports: Sequence[str], card: str | None, sources: Sequence[st
     Raises: `UsageError`.
     """
     check_suffixes(reports, [*KINDS])
-    if any(Path(path).suffix == ".html" for path in reports):
-        render([Report(PASS, "")], ".html")  # what it needs is installed
     check_writable([*reports, *([card] if card else [])], sources, "`report`, `card`")
 
 
 def check_suffixes(reports: Sequence[str], known: Sequence[str]) -> None:
-    """Whether there is a format for the suffix of each. Raises: `UsageError`."""
+    """Whether there is a format for the suffix of each, and what it needs is installed. Raises: `UsageError`."""
     for path in map(Path, reports):
         if path.suffix not in known:
             raise UsageError(f"`report` {printable(path)}: its suffix must be one of {', '.join(known)}")
+        if path.suffix == ".html":
+            render([Report(PASS, "")], path.suffix)
 
 
 def check_writable(targets: Sequence[str], sources: Sequence[str], flags: str) -> None:

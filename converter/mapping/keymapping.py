@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
@@ -12,7 +12,7 @@ from .dims import bind, mismatch
 from .fold import MappingError, fold
 from .matching import Matching
 from .plan import Move, Plan
-from .rows import Computed, Extra, Row, Sparse, Value, overlap, spell, stack
+from .rows import Computed, Extra, Row, Sparse, Value, overlap, spell, stack_of
 
 
 class KeyMapping:
@@ -39,11 +39,8 @@ class KeyMapping:
         rows += [
             Row.parse(text, value, group) for group, part in (optional or {}).items() for text, value in part.items()
         ]
-        self._check(rows)
-        self.rows = rows
-        self._stacks, self._target_stacks = _linked(rows)
-        # By the paths in the original layout.
-        self._counted = {path: self._stacks[path] for row in rows if row.counts for path in [stack(row.source) or ""]}
+        self.rows = _linked(rows)
+        self._check(self.rows)
 
     @staticmethod
     def _check(rows: list[Row]) -> None:
@@ -55,12 +52,10 @@ class KeyMapping:
             for one, other in combinations(paths, 2):
                 if overlap(one, other):
                     raise ValueError(f"the {what} {one!r} and {other!r} match the same keys")
-        ours, theirs = _linked(rows)
-        counted = {(ours[stack(row.source) or ""], row.group) for row in rows if row.counts}
+        counted = {(row.stack, row.group) for row in rows if row.counts}
         for row in rows:
-            spread = [stack(target) for target in row.targets if row.spread]
-            for path in (path for path in spread if path is not None):
-                if not counted & {(theirs[path], ""), (theirs[path], row.group)}:
+            for path in {*row.target_stacks} - {None} if row.spread else ():
+                if not counted & {(path, ""), (path, row.group)}:
                     raise ValueError(
                         f"{row.source!r} has a copy in every block, and no row says how many blocks there are"
                     )
@@ -79,13 +74,13 @@ class KeyMapping:
 
     def survey(self, state: Mapping[str, Any]) -> Plan:
         """The same plan, with what does not fit under `problems` instead of raised: for looking at a file."""
-        match = Matching(self.rows, state, self._stacks)
+        match = Matching(self.rows, state)
         plan = Plan(
             groups=match.groups,
-            stacks={path: match.blocks.get(number, 0) for path, number in self._counted.items()},
+            stacks=match.stacks,
             features={f: keys for f, (_, keys) in match.features().items()},
         )
-        shapes = []
+        shapes, countable = [], _countable(plan, state)
         for position, found in match.found.items():
             row = self.rows[position]
             for index, suffix in ((i, s) for i, suffixes in found.items() for s in sorted(suffixes, reverse=True)):
@@ -97,7 +92,7 @@ class KeyMapping:
                 elif isinstance(row.value, Extra):
                     plan.extras[key] = spell(row.name, index, suffix)
                 elif row.targets:
-                    plan.moves.append(Move((key,), self._written(row, index, suffix, match.blocks, len(state)), row))
+                    plan.moves.append(Move((key,), row.written(index, suffix, countable), row))
         plan.dims, plan.evidence = bind(shapes)
         wrong: dict[str, list[str]] = {}
         for key, pattern, shape in shapes:
@@ -122,26 +117,17 @@ class KeyMapping:
         there in part, and unlike each other: see what it says of them."""
         plan = self.targets.survey(state)
         origin = {target: row for row in self.rows for target in row.targets}
-        blocks = {self._counted[path]: count for path, count in plan.stacks.items()}
+        countable = _countable(plan, state)
         back: dict[str, Move] = {}
         for move in plan.moves:
             index, suffix = move.place
             row = origin[move.row.source]
             index = None if row.spread else index  # a copy in a block is of a tensor that is in none
             source = spell(row.source, index, suffix)
-            back[source] = Move(self._written(row, index, suffix, blocks, len(state)), (source,), row, back=True)
+            back[source] = Move(row.written(index, suffix, countable), (source,), row, back=True)
         plan.moves = list(back.values())
         plan.problems = plan.problems or _unlike(plan.moves, state)
         return plan
-
-    def _written(
-        self, row: Row, index: int | None, suffix: str, blocks: Mapping[int, int], most: int
-    ) -> tuple[str, ...]:
-        """The target keys of a source tensor. With holes, which are problems, an index may be as high as 10**18: no
-        copies are counted up to that, but up to `most`."""
-        stacks = self._target_stacks
-        counts = {path: blocks.get(stacks[path], 0) for path in map(stack, row.targets) if path is not None}
-        return row.written(index, suffix, {path: count if count <= most else 0 for path, count in counts.items()})
 
     @cached_property
     def targets(self) -> KeyMapping:
@@ -153,17 +139,16 @@ class KeyMapping:
                 pattern=row.part_pattern,
                 suffixes=row.suffixes,
                 zero_init=row.zero_init,
+                stack=stack,
             )
             for row in self.rows
-            for target in row.targets
+            for target, stack in zip(row.targets, row.target_stacks, strict=True)
         ]
         made.rows += [
             replace(row, source=row.value.stray)
             for row in self.rows
             if isinstance(row.value, Extra) and row.value.stray
         ]
-        made._stacks = made._target_stacks = self._target_stacks
-        made._counted = self._counted
         return made
 
     # Live state dicts.
@@ -240,15 +225,31 @@ def _unlike(moves: list[Move], state: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _linked(rows: Iterable[Row]) -> tuple[dict[str, int], dict[str, int]]:
-    """Path before `{}` -> a number for what its blocks are counted with, in the source and in the target layout: a
-    stack and what becomes of it have as many blocks, and so have two stacks that become one."""
-    numbers: dict[tuple[bool, str], int] = {}
-    for row in rows:
-        stray = (row.value.stray,) if isinstance(row.value, Extra) else ()
-        paths = [(False, stack(row.source)), *((True, stack(path)) for path in (*row.targets, *stray))]
-        own = {numbers.setdefault((target, path), len(numbers)) for target, path in paths if path is not None}
-        if not row.spread:  # the stacks that one tensor is copied into are not one for that
-            numbers = {place: min(own) if number in own else number for place, number in numbers.items()}
-    source, target = ({path: n for (there, path), n in numbers.items() if there is side} for side in (False, True))
-    return source, target
+def _countable(plan: Plan, state: Mapping[str, Any]) -> dict[str, int]:
+    """How many copies there are of what is in every block. With holes, which are problems, an index may be as high as
+    10**18: none are counted up to that."""
+    return {path: count if count <= len(state) else 0 for path, count in plan.stacks.items()}
+
+
+def _linked(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the names of their stacks: the path before `{}` in the source. A stack and what becomes of it have
+    as many blocks, and so have two stacks that become one, which has the lesser name."""
+    names: dict[tuple[bool, str], tuple[bool, str]] = {}  # (whether of the target, path) -> the least of its kin
+    for row in sorted(rows, key=lambda row: row.spread):  # stacks that one tensor is copied into are no kin for that
+        stray = stack_of(row.value.stray) if isinstance(row.value, Extra) else None
+        paths = [(False, row.stack), *((True, path) for path in (*row.target_stacks, stray))]
+        places = [(target, path) for target, path in paths if path is not None]
+        kin = {names.setdefault(place, place) for place in places}
+        if not row.spread:
+            names = {place: min(kin) if name in kin else name for place, name in names.items()}
+    counted = {names[False, row.stack] for row in rows if row.counts and row.stack is not None}
+    if len(counted) == 1:  # copies in blocks that no other row fills are as many as those of the only stack
+        names = {place: min(counted) if name[0] else name for place, name in names.items()}
+
+    def name(target: bool, path: str | None) -> str | None:
+        return None if path is None else names[target, path][1]
+
+    return [
+        replace(row, stack=name(False, row.stack), target_stacks=tuple(name(True, path) for path in row.target_stacks))
+        for row in rows
+    ]

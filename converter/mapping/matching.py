@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from .fold import SHOWN, fold, folded, holes
-from .rows import MODULE, PARAMETER, Refused, Row, spell, stack
+from .rows import MODULE, PARAMETER, Refused, Row, spell
 
 
 class Matching:
     """The keys of a state dict, each under the one row that matches it.
 
     `found`: (row, block index) -> the suffixes seen; `unknown`: keys that no row matches; `groups`: optional groups
-    that at least one key belongs to; `blocks`: of each stack, one more than the highest block index.
-
-    Args:
-        stacks: path before `{}` -> a number for what its blocks are counted with.
+    that at least one key belongs to; `stacks`: of each stack, one more than the highest block index.
     """
 
-    def __init__(self, rows: list[Row], keys: Iterable[str], stacks: Mapping[str, int]) -> None:
-        self.rows, self._stacks = rows, stacks
+    def __init__(self, rows: list[Row], keys: Iterable[str]) -> None:
+        self.rows = rows
         self.found: dict[int, dict[int | None, set[str]]] = {}
         self.unknown: list[str] = []
         for key in keys:
@@ -38,14 +35,11 @@ class Matching:
             for position in sorted(self.found)
         }
         self.groups = {rows[position].group for position in self.found} - {""}
-        self.blocks: dict[int, int] = {}
+        self.stacks: dict[str, int] = {}
         for position, row in enumerate(rows):
-            if row.counts:
+            if row.counts and row.stack is not None:
                 last = max((index for index in self.found.get(position, {}) if index is not None), default=-1)
-                self.blocks[self._stack(row)] = max(self.blocks.get(self._stack(row), 0), last + 1)
-
-    def _stack(self, row: Row) -> int:
-        return self._stacks[stack(row.source) or ""]
+                self.stacks[row.stack] = max(self.stacks.get(row.stack, 0), last + 1)
 
     def features(self) -> dict[str, tuple[str, list[str]]]:
         """Refused rows that keys belong to: feature -> (reason, the keys, folded)."""
@@ -72,7 +66,7 @@ class Matching:
     def _missing(self, row: Row, found: dict[int | None, set[str]]) -> list[str]:
         if not found and (row.sparse or (row.group and row.group not in self.groups)):
             return []
-        problems, blocks = [], self.blocks.get(self._stack(row), 0) if "{}" in row.source else 0
+        problems, blocks = [], 0 if row.stack is None else self.stacks.get(row.stack, 0)
         if not row.sparse:
             gaps = holes([i for i in found if i is not None], max(blocks, 1)) if row.counts else "" if found else "all"
             if gaps:

@@ -64,7 +64,7 @@ class Operation:
     # What follows from it: shapes.
     def groups(self, count: int) -> int:
         """Into how many equal groups the rows of the source are divided."""
-        return len(self.passes(count)[0])
+        return max(map(len, self.passes(count)), default=1)
 
     def contents(self, count: int) -> list[list[int]]:
         """Of each target, the groups of the source that it holds, in order."""

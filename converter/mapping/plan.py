@@ -74,7 +74,8 @@ class Plan:
 
     `moves`: tensors that go on; `extras`: source key -> key in the sidecar; `computed`: source key -> its row;
     `dims`, `evidence`: what the shape patterns say (symbol -> size, symbol -> the tensor that shows it);
-    `stacks`: how many blocks there are, by the path before `{}` in the original layout, whichever layout is read;
+    `stacks`: how many blocks there are, by the path before `{}` in the original layout, whichever layout is read (of
+    stacks that become one, by the first in the alphabet);
     `groups`: the optional groups that are there; `features`: refused features that are there -> the keys that show it;
     `problems`: everything that does not fit (none in a plan that was not refused).
     """

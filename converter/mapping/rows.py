@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .dims import Pattern, parse_pattern
-from .operations import Operation, Parameter, Paths, Rename, Reorder, Split
+from .operations import Operation, Parameter, Paths, Rename, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Refused:
 class Sparse:
     """A row of blocks that may be absent in some of them."""
 
-    to: Paths | Reorder
+    to: Paths | Operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,7 @@ class Row:
     `suffixes`: what every key of the row must end with: those of a module (`.weight` and `.bias`), or just '' where
     the path is a tensor itself. None where nothing is written under the row's name: then it is either, as found.
     `zero_init`: an initialisation leaves it at zero; `value` is what stood in the `ZeroInit`.
+    `stack`, `target_stacks`: what the blocks of its paths are counted with, None for a path that is in no block.
     """
 
     source: str
@@ -84,6 +85,8 @@ class Row:
     suffixes: frozenset[str] | None = None
     operation: Operation | None = None
     zero_init: bool = False
+    stack: str | None = None
+    target_stacks: tuple[str | None, ...] = ()
     match: Callable[[str], tuple[int | None, str] | None] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -122,7 +125,11 @@ class Row:
         bare = bare or any(path.endswith((".weight", ".bias")) for path in (source, *targets))
         suffixes = (PARAMETER if bare else MODULE) if targets else None
         shape = parse_pattern(pattern[:-1]) if pattern else ()
-        return cls(source, value, shape, group, source, targets, suffixes, operation if targets else None, zero_init)
+        stacks = tuple(map(stack_of, targets))
+        return cls(
+            source, value, shape, group, source, targets, suffixes, operation if targets else None, zero_init,
+            stack_of(source), stacks,
+        )  # fmt: skip
 
     @property
     def sparse(self) -> bool:
@@ -144,22 +151,17 @@ class Row:
         """Whether one tensor, of no block, has a copy in every block."""
         return "{}" not in self.source and any("{}" in target for target in self.targets)
 
-    def written(self, index: int | None, suffix: str, blocks: Mapping[str, int]) -> tuple[str, ...]:
-        """The target keys of one source tensor; what is in every block is as many keys as its stack has blocks.
-
-        Args:
-            blocks: path before `{}` -> how many there are.
-        """
+    def written(self, index: int | None, suffix: str, stacks: Mapping[str, int]) -> tuple[str, ...]:
+        """The target keys of one source tensor; `stacks`: how many blocks there are, for what is copied into all."""
         return tuple(
             spell(target, i, suffix)
-            for target in self.targets
-            for i in (range(blocks[stack(target) or ""]) if index is None and "{}" in target else (index,))
+            for target, stack in zip(self.targets, self.target_stacks, strict=True)
+            for i in (range(stacks[stack]) if index is None and stack is not None else (index,))
         )
 
     def keys(self, stacks: Mapping[str, int]) -> list[str]:
-        """The keys of its source as a tensor, one for every block; `stacks`: path before `{}` -> how many there are."""
-        path = stack(self.source)
-        return [self.source] if path is None else [spell(self.source, i) for i in range(stacks.get(path, 0))]
+        """The keys of its source as a tensor, one for every block."""
+        return [spell(self.source, i) for i in ((None,) if self.stack is None else range(stacks.get(self.stack, 0)))]
 
     def shape_pattern(self, suffix: str) -> Pattern:
         """The pattern of a tensor of this row: of a bias, only the first dimension."""
@@ -198,7 +200,7 @@ def overlap(one: str, other: str) -> bool:
     return len(shorter) == len(longer) and all(map(alike, shorter, longer))
 
 
-def stack(path: str) -> str | None:
+def stack_of(path: str) -> str | None:
     """What the blocks of a path are in, such as `blocks` of `blocks.{}.attn`; None where it is in no block."""
     head, braces, _ = path.partition("{}")
     return head.removesuffix(".") if braces else None

@@ -37,9 +37,9 @@ def last_bit(tensor: Tensor) -> Tensor:
 
 
 def not_a_number(tensor: Tensor) -> Tensor:
-    made = tensor.clone()
-    made.view(-1)[-1] = float("nan")
-    return made
+    spoilt = tensor.clone()
+    spoilt.view(-1)[-1] = float("nan")
+    return spoilt
 
 
 def drifted(tensor: Tensor) -> Tensor:

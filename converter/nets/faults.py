@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,26 +57,13 @@ def idle(fault: Fault, state: Mapping[str, Any]) -> bool:
     )
 
 
-class Faulty(Mapping[str, Any]):
+def with_fault(state: Mapping[str, Any], fault: Fault) -> dict[str, Any]:
     """A converted state dict with a fault in it; everything else is passed on unread."""
-
-    def __init__(self, state: Mapping[str, Any], fault: Fault) -> None:
-        self._state, self._fault = state, fault
-        self._keys = [key for key in state if key not in fault.drop]
-
-    def __getitem__(self, key: str) -> Any:
-        if key in self._fault.drop:
-            raise KeyError(key)
-        if key not in self._fault.weights:
-            return self._state[key]
-        origin, change = self._fault.weights[key]
-        return Altered(self._state[origin], change) if change else self._state[origin]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
+    spoilt = {key: state[key] for key in state if key not in fault.drop}
+    for key in spoilt.keys() & fault.weights.keys():
+        origin, change = fault.weights[key]
+        spoilt[key] = Altered(state[origin], change) if change else state[origin]
+    return spoilt
 
 
 class Altered:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..families import Findings
+from .inputs import Array, Case, Draws
 from .net import Net, Probe, Stage, Staged, Values
 from .patches import Patched, grid_of
 
@@ -21,6 +22,25 @@ def parts(found: Findings) -> dict[str, slice]:
 def believed_size(side: Any, factor: int) -> int | None:
     """The image size of a config's `sample_size`, at `factor` pixels each; None where that is no number, or absurd."""
     return side * factor if isinstance(side, int) and side <= LARGEST else None
+
+
+class LatentInputs(Draws):
+    """Noise for one model of latents, whose sides are counted in patches; `side` is the model's own."""
+
+    def __init__(self, found: Findings) -> None:
+        super().__init__()
+        self.patch, self.channels = found.value("patch_size"), found.value("in_channels")
+        self.side = found.value("sample_size") // self.patch
+
+    def latent(self, batch: int, rows: int, columns: int) -> Array:
+        return self.draw(batch, self.channels, rows * self.patch, columns * self.patch)
+
+
+def own_size(found: Findings) -> list[tuple[str, Case]]:
+    """The patches of a latent of the model's own size: the table that the original stores, at the cost of no block."""
+    draws = LatentInputs(found)
+    latent = draws.latent(1, draws.side, draws.side)
+    return [("patch embedding", Case("native", {"latent": latent}, "the model's own size"))]
 
 
 def of_any_size(net: Net, other: Net, shape: Patched) -> Staged:

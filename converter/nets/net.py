@@ -60,10 +60,10 @@ class Staged:
         values = dict(inputs)
         with torch.inference_mode():
             for stage in self.stages:
-                made = stage.run(values, no_probe)
-                values |= made
+                output = stage.run(values, no_probe)
+                values |= output
                 if watch:
-                    watch(stage.name, made)
+                    watch(stage.name, output)
         return values["output"]
 
 
@@ -79,17 +79,17 @@ class Memory:
         if len(self._bytes) < sum(sizes) + staging:
             self._bytes = torch.empty(0, dtype=torch.uint8)  # let go of the old run first
             self._bytes = torch.empty(sum(sizes) + staging, dtype=torch.uint8)
-        made, start = [], 0
+        lent, start = [], 0
         for (shape, dtype), size in zip(tensors, sizes, strict=True):
             run = self._bytes[start : start + shape.numel() * dtype.itemsize]
-            made.append(run.view(dtype).reshape(shape))
+            lent.append(run.view(dtype).reshape(shape))
             start += size
-        return [*made, self._bytes[start : start + staging]]
+        return [*lent, self._bytes[start : start + staging]]
 
 
 def _dtype(held: Any) -> torch.dtype:
-    made: torch.dtype = held.dtype if isinstance(held, Tensor) else getattr(torch, held.dtype.name)
-    return made
+    dtype: torch.dtype = held.dtype if isinstance(held, Tensor) else getattr(torch, held.dtype.name)
+    return dtype
 
 
 class Weights(Mapping[str, Tensor]):
@@ -133,7 +133,7 @@ class Weights(Mapping[str, Tensor]):
         kinds = {name: (torch.Size(held.shape), _dtype(held)) for name, held in mine.items()}
         room = [(shape, self.dtype) for shape, _ in kinds.values()]
         *lent, staging = self.memory.lend(room, max((s.numel() * d.itemsize for s, d in kinds.values()), default=0))
-        made = {}
+        tensors = {}
         for target, (name, held) in zip(lent, mine.items(), strict=True):
             shape, dtype = kinds[name]
             if not isinstance(held, Tensor):
@@ -143,8 +143,8 @@ class Weights(Mapping[str, Tensor]):
             held = held if self.rounded is None else held.to(self.rounded)
             if held is not target:
                 target.copy_(held)
-            made[name] = target.to(self.device)
-        return made
+            tensors[name] = target.to(self.device)
+        return tensors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.state)

@@ -110,11 +110,11 @@ class Stock:
 def config_with_defaults(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a model class of diffusers is given of a config: its own defaults, and over them what the config says."""
     arguments = inspect.signature(kind.__init__).parameters
-    made = {name: argument.default for name, argument in arguments.items() if name != "self"}
+    fields = {name: argument.default for name, argument in arguments.items() if name != "self"}
     unused = config.get("_use_default_values")  # what diffusers' own loader passes over
     if isinstance(unused, list):
         config = {name: value for name, value in config.items() if name not in unused}
-    return made | {name: value for name, value in config.items() if name in made or name.startswith("_")}
+    return fields | {name: value for name, value in config.items() if name in fields or name.startswith("_")}
 
 
 def meta_model(kind: Any, config: Mapping[str, Any], shell: Mapping[str, Any]) -> Any:

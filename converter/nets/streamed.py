@@ -38,8 +38,8 @@ class _Part:
         return dict(zip(self.names, output if len(self.names) > 1 else (output,), strict=True))
 
     def output(self, values: Values) -> Any:
-        made = tuple(values[name] for name in self.names)
-        return made if len(made) > 1 else made[0]
+        output = tuple(values[name] for name in self.names)
+        return output if len(output) > 1 else output[0]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,6 @@ class Streamed:
 
     def __init__(self, stock: Stock, model: nn.Module, weights: Weights) -> None:
         self.stock, self.model, self.weights = stock, model.eval().requires_grad_(False), weights
-        self._answering: set[nn.Module] = set()  # they do not run, but answer with what they are given
         self._placed = [placed for line in stock.stages for placed in _place(model, line, stock.probes)]
         owned = {part.module for placed in self._placed for part in placed.parts} - {model}
         streamed = dict(_streamable(model, "", owned))
@@ -81,22 +80,12 @@ class Streamed:
             _put(self.model, name, weights[name])
         return self
 
-    @contextmanager
-    def answering(self, module: nn.Module, output: Any) -> Iterator[None]:
-        """Let a module answer with `output`; it does not run, and its weights are not read."""
-        self._answering.add(module)
-        try:
-            with _replaced(module, lambda *_, **__: output):
-                yield
-        finally:
-            self._answering.discard(module)
-
     def _stream(self, module: nn.Module, prefix: str) -> None:
         """Let a module's parameters be there only while it runs."""
         absent = {name: parameter.to("meta") for name, parameter in module.named_parameters()}
 
         def bring(*_: Any) -> None:
-            if module in self._answering:
+            if "forward" in vars(module):  # replaced: it does not run, and its weights are not read
                 return
             lent = self.weights.lend(prefix)
             for name, parameter in absent.items():
@@ -117,13 +106,13 @@ class Streamed:
         """The library's own forward; `watch` is told what comes of each stage, of many modules of the first of them."""
         *inner, whole = self._placed
 
-        def told(name: str, part: _Part) -> Callable[..., None]:
+        def tell(name: str, part: _Part) -> Callable[..., None]:
             return lambda module, arguments, output: watch(name, part.values(output)) if watch else None
 
         with ExitStack() as undo, torch.inference_mode():
             for placed in inner if watch else ():
                 first = placed.parts[0]
-                undo.callback(first.module.register_forward_hook(told(placed.name, first)).remove)
+                undo.callback(first.module.register_forward_hook(tell(placed.name, first)).remove)
             output = self.stock.call(self.model, inputs)
         if watch:
             watch(whole.name, whole.parts[0].values(output))
@@ -145,7 +134,7 @@ class _Alone:
         with ExitStack() as undo:
             for part in self.before:
                 if values.keys() >= set(part.names):
-                    undo.enter_context(self.net.answering(part.module, part.output(values)))
+                    undo.enter_context(_replaced(part.module, self._given(part.output(values))))
             for part in self.around:
                 undo.enter_context(_replaced(part.module, self._until_answered(part, values, answers)))
             for part in self.stage.parts:
@@ -161,6 +150,10 @@ class _Alone:
         if self.stage.parts[0].module is not self.net.model:
             raise ValueError(f"the library's forward does not use the modules of the stage {self.stage.name!r}")
         return self.stage.parts[0].values(output)
+
+    @staticmethod
+    def _given(output: Any) -> Callable[..., Any]:
+        return lambda *_, **__: output
 
     def _answer(self, part: _Part, answers: Values, probe: Probe) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:

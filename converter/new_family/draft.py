@@ -1,4 +1,4 @@
-"""`draft`: the rows of a table for two lists of keys, each sure or marked, and what is left of either list."""
+"""`draft`: the rows of a table for two lists of keys, each sure or marked, and what is unmatched of either list."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ..errors import InputError
 from ..mapping.rows import overlap
 from .key_layout import KeyEntry, KeyLayout, key_layout
 from .keylist import KeyList
-from .matching import COPIES, RENAME, Drafted, match
+from .matching import COPIES, RENAME, Match, match
 from .symbols import Symbols
 from .words import positional
 
 COMPUTED, SIDECAR = "computed", "kept in the sidecar"
-SHOWN = 3  # of what else a row may be
+ALTERNATIVES = 3  # of a row that are shown
 MOST = 600  # distinct paths of one list, far above any net with numbered blocks
-MOST_ODD = 10 * MOST  # keys that no row can spell: they are listed
+MOST_UNUSABLE = 10 * MOST  # keys that no row can spell: they are listed
 
 
 @dataclass(frozen=True)
 class DraftRow:
     """One row: `source [pattern]` becomes `targets` by way of `kind` ('rename', 'split', 'copies', 'computed' or
-    'kept in the sidecar'). `sure`, or `doubt` says what has to be looked at, if it is of this row alone."""
+    'kept in the sidecar'). `sure`, or `doubt` says what has to be checked, if it is of this row alone."""
 
     source: str
     pattern: str
@@ -40,7 +40,7 @@ class DraftRow:
 @dataclass(frozen=True)
 class Draft:
     """A drafted table. `unmatched_source`, `unmatched_target`: paths without a partner, those of keys that no row can
-    spell among them; `dims`: symbol -> size, `first`: symbol -> where it was seen; `notes`: what else to look at."""
+    spell among them; `dims`: symbol -> size, `first`: symbol -> where it was seen; `notes`: what else to check."""
 
     rows: tuple[DraftRow, ...]
     unmatched_source: tuple[str, ...]
@@ -64,100 +64,109 @@ def draft(source: KeyList, target: KeyList | None = None) -> Draft:
     Raises: `InputError` for a list that is not of a net with numbered blocks.
 
     Example:
-        >>> made = draft(KeyList("a", {"stem.weight": (8, 3, 2, 2)}), KeyList("b", {"embed.weight": (8, 3, 2, 2)}))
-        >>> made.rows[0].source, made.rows[0].pattern, made.rows[0].targets, made.rows[0].sure
+        >>> table = draft(KeyList("a", {"stem.weight": (8, 3, 2, 2)}), KeyList("b", {"embed.weight": (8, 3, 2, 2)}))
+        >>> table.rows[0].source, table.rows[0].pattern, table.rows[0].targets, table.rows[0].sure
         ('stem.weight', 'D C p p', ('embed.weight',), True)
     """
-    ours = _layout(source)
-    theirs = _layout(target) if target else None
-    symbols = Symbols(ours.entries)
-    paired = {made.pairing.source: made for made in (match(ours, theirs) if theirs else ())}
-    rows: list[DraftRow] = []
-    lost: list[str] = []
-    for entry in ours.entries:
+    layout = _layout(source)
+    target_layout = _layout(target) if target else KeyLayout((), layout.blocks, ())
+    symbols = Symbols(layout.entries)
+    matches = {each.pairing.source: each for each in match(layout, target_layout)}
+    drafted: list[DraftRow] = []
+    unmatched: list[str] = []
+    for entry in layout.entries:
         pattern = symbols.pattern(entry)
-        if theirs is None:
-            rows.append(_row(entry, pattern, RENAME, (entry.path,)))
-        elif entry in paired:
-            rows.append(_paired(paired[entry], pattern))
+        if not target:
+            drafted.append(_row(entry, pattern, RENAME, (entry.path,)))
+        elif entry in matches:
+            drafted.append(_matched(matches[entry], pattern))
         elif entry.bare:
-            rows.append(_left(entry, pattern))
+            drafted.append(_without_target(entry, pattern))
         else:
-            lost.append(entry.path)
-    rows, apart = _together(rows)
-    lost += [row.source for row, _ in apart]
+            unmatched.append(entry.path)
+    rows, conflicts = _without_conflicts(drafted)
     reached = {path for row in rows for path in row.targets}
-    missed = [entry.path for entry in theirs.entries if entry.path not in reached] if theirs else []
-    notes = [why for _, why in apart]
-    notes += [] if theirs else ["no target was given, so every path becomes itself: write in what it is called there"]
-    if theirs and ours.blocks != theirs.blocks:
-        notes.append(f"{ours.blocks} blocks there and {theirs.blocks} in the target: they are not the same model")
+    notes = [*conflicts.values()]
+    if not target:
+        notes.append("no target was given, so every path becomes itself: write in what it is called there")
+    if layout.blocks != target_layout.blocks:
+        notes.append(
+            f"{layout.blocks} blocks there and {target_layout.blocks} in the target: they are not the same model"
+        )
     return Draft(
-        tuple(rows),
-        (*lost, *ours.odd),
-        (*missed, *(theirs.odd if theirs else ())),
-        symbols.dims,
-        symbols.first,
-        ours.blocks,
-        source.name,
-        target.name if target else "",
-        target.config if target else {},
-        tuple(notes),
+        rows=tuple(rows),
+        unmatched_source=(*unmatched, *conflicts, *layout.unusable),
+        unmatched_target=(
+            *(entry.path for entry in target_layout.entries if entry.path not in reached),
+            *target_layout.unusable,
+        ),
+        dims=symbols.dims,
+        first=symbols.first,
+        blocks=layout.blocks,
+        source=source.name,
+        target=target.name if target else "",
+        config=target.config if target else {},
+        notes=tuple(notes),
     )
 
 
-def _together(rows: list[DraftRow]) -> tuple[list[DraftRow], list[tuple[DraftRow, str]]]:
-    """(the rows that one table can have, the others with the reason): no key may be of two rows."""
-    kept: list[DraftRow] = []
-    apart: list[tuple[DraftRow, str]] = []
+def _without_conflicts(rows: list[DraftRow]) -> tuple[list[DraftRow], dict[str, str]]:
+    """(the rows that one table can have, source of any other -> the reason): no key may be of two rows."""
+    accepted: list[DraftRow] = []
+    conflicts: dict[str, str] = {}
     counted = any("{}" in row.source and row.targets and not row.sparse for row in rows)
     for row in rows:
-        spread = "{}" not in row.source and any("{}" in target for target in row.targets)
-        sources, targets = [other.source for other in kept], [target for other in kept for target in other.targets]
+        in_every_block = "{}" not in row.source and any("{}" in target for target in row.targets)
+        sources = [other.source for other in accepted]
+        targets = [target for other in accepted for target in other.targets]
         pairs = chain(product([row.source], sources), product(row.targets, targets))
-        met = next((f"{one} and {other}" for one, other in pairs if overlap(one, other)), "")
-        if met:
-            apart.append((row, f"{row.source} has no row: {met} can be the same key"))
-        elif spread and not counted:
-            apart.append((row, f"{row.source} has no row: a copy in every block, and no source says how many"))
+        clash = next((f"{one} and {other}" for one, other in pairs if overlap(one, other)), "")
+        if clash:
+            conflicts[row.source] = f"{row.source} has no row: {clash} can be the same key"
+        elif in_every_block and not counted:
+            conflicts[row.source] = f"{row.source} has no row: a copy in every block, and no source says how many"
         else:
-            kept.append(row)
-    return kept, apart
+            accepted.append(row)
+    return accepted, conflicts
 
 
 def _layout(keys: KeyList) -> KeyLayout:
-    made = key_layout(keys.shapes)
-    for count, most in ((len(made.entries), MOST), (len(made.odd), MOST_ODD)):
+    layout = key_layout(keys.shapes)
+    for count, most in ((len(layout.entries), MOST), (len(layout.unusable), MOST_UNUSABLE)):
         if count > most:
             raise InputError.at(keys.name, "", f"{count} different paths, and {most} are drafted at most")
-    return made
+    return layout
 
 
 def _row(
     entry: KeyEntry, pattern: str, kind: str, targets: tuple[str, ...], *, sure: bool = False, doubt: str = ""
 ) -> DraftRow:
     bare = not entry.module and not any(path.endswith((".weight", ".bias")) for path in (entry.path, *targets))
-    return DraftRow(entry.path, pattern, kind, targets, bare, entry.sparse, sure, doubt)
+    return DraftRow(entry.path, pattern, kind, targets, bare=bare, sparse=entry.sparse, sure=sure, doubt=doubt)
 
 
-def _paired(made: Drafted, pattern: str) -> DraftRow:
-    pairing = made.pairing
-    others = [", ".join(target.path for target in other.targets) for other in made.others[:SHOWN]]
-    doubt = "or " + "; or ".join(others) if others else "nothing else has its shape, and the names do not say so"
-    if pairing.kind == COPIES:
-        doubt = "a copy in every block: is each the whole tensor?" + (f" {doubt}" if others else "")
-    elif made.why:
-        doubt = made.why + (f"; {doubt}" if others else "")
-    elif len(pairing.targets) > 1 and not made.sure:
-        doubt = f"in this order? {doubt}" if others else "in this order?"
+def _matched(found: Match, pattern: str) -> DraftRow:
+    pairing = found.pairing
+    others = [", ".join(target.path for target in other.targets) for other in found.others[:ALTERNATIVES]]
+    alternatives = ["or " + "; or ".join(others)] if others else []
+    if found.sure:
+        doubt = ""
+    elif pairing.kind == COPIES:
+        doubt = " ".join(["a copy in every block: is each the whole tensor?", *alternatives])
+    elif found.why:
+        doubt = "; ".join([found.why, *alternatives])
+    elif len(pairing.targets) > 1:
+        doubt = " ".join(["in this order?", *alternatives])
+    else:
+        doubt = alternatives[0] if alternatives else "nothing else has its shape, and the names do not say so"
     paths = tuple(target.path for target in pairing.targets)
-    return _row(pairing.source, pattern, pairing.kind, paths, sure=made.sure, doubt="" if made.sure else doubt)
+    return _row(pairing.source, pattern, pairing.kind, paths, sure=found.sure, doubt=doubt)
 
 
-def _left(entry: KeyEntry, pattern: str) -> DraftRow:
+def _without_target(entry: KeyEntry, pattern: str) -> DraftRow:
     """A tensor by itself that the target has no place for: a table that it computes, or something for the sidecar."""
-    grid = entry.shape[1] if len(entry.shape) == 3 and entry.shape[0] == 1 else 0
-    square = grid > 0 and isqrt(grid) ** 2 == grid and entry.shape[2] % 4 == 0
+    tokens = entry.shape[1] if len(entry.shape) == 3 and entry.shape[0] == 1 else 0
+    square = tokens > 0 and isqrt(tokens) ** 2 == tokens and entry.shape[2] % 4 == 0
     if positional(entry.path) and square and pattern == "1 N D":
         return _row(entry, pattern, COMPUTED, (), doubt="a sin-cos table of positions? a conversion compares them")
     doubt = "no tensor of the target: kept in the sidecar; or Computed, or what is it?"

@@ -40,12 +40,12 @@ class KeyEntry:
 
 @dataclass(frozen=True)
 class KeyLayout:
-    """The entries of a list of keys in order; `blocks`; `odd`: keys that no row can spell, that hold nothing, whose
+    """The entries of a list of keys in order; `blocks`; `unusable`: keys that no row can spell, of empty tensors, whose
     shapes differ from block to block, or that are too long."""
 
     entries: tuple[KeyEntry, ...]
     blocks: int
-    odd: tuple[str, ...]
+    unusable: tuple[str, ...]
 
 
 def key_layout(shapes: Shapes) -> KeyLayout:
@@ -54,16 +54,16 @@ def key_layout(shapes: Shapes) -> KeyLayout:
     >>> [entry.path for entry in key_layout({"a.0.b.weight": (2, 2), "a.0.b.bias": (2,), "c": (3,)}).entries]
     ['a.{}.b', 'c']
     """
-    spelt = {key: shape for key, shape in shapes.items() if _spellable(key) and 0 not in shape}
-    odd = [key for key in shapes if key not in spelt]
-    shapes = spelt
+    usable = {key: shape for key, shape in shapes.items() if _writable(key) and 0 not in shape}
+    unusable = [key for key in shapes if key not in usable]
+    shapes = usable
     heads, blocks = _containers(shapes)
     templates: dict[str, dict[int | None, tuple[int, ...]]] = {}
     for key, shape in shapes.items():
         template, index = _folded(key, heads, blocks)
         templates.setdefault(template, {})[index] = shape
     uneven = {template for template, found in templates.items() if len(set(found.values())) > 1}
-    odd += [key for key in shapes if _folded(key, heads, blocks)[0] in uneven]
+    unusable += [key for key in shapes if _folded(key, heads, blocks)[0] in uneven]
     entries: list[KeyEntry] = []
     for template, found in templates.items():
         if template in uneven:
@@ -78,7 +78,7 @@ def key_layout(shapes: Shapes) -> KeyLayout:
         indexed = None not in found
         path = stem if module else template
         entries.append(KeyEntry(path, shape, module, indexed, indexed and len(found) < blocks, len(entries)))
-    return KeyLayout(tuple(entries), blocks, tuple(odd))
+    return KeyLayout(tuple(entries), blocks, tuple(unusable))
 
 
 def _is_bias(shape: tuple[int, ...], partner: Mapping[int | None, tuple[int, ...]], last: str) -> bool:
@@ -87,7 +87,7 @@ def _is_bias(shape: tuple[int, ...], partner: Mapping[int | None, tuple[int, ...
     return weight[:1] == bias
 
 
-def _spellable(key: str) -> bool:
+def _writable(key: str) -> bool:
     return len(key) <= LONGEST and _WRITABLE.fullmatch(key) is not None
 
 

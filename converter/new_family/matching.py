@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from ..errors import InputError
 from .key_layout import KeyEntry, KeyLayout
-from .order import unspoken
-from .words import Words, alike, spelling, words
+from .words import Words, agreement, similarity, words
 
 RENAME, SPLIT, COPIES = "rename", "split", "copies"
 # By so much a pair has to be better than every other one that either side could be in, to be sure.
 MARGIN = 0.12
-MOST = 20_000  # pairs that are looked at; a net with numbered blocks has some hundreds
+MOST = 20_000  # pairs that are considered; a net with numbered blocks has some hundreds
 _ORDER = {"q": 0, "k": 1, "v": 2}
+# Where names and shapes agree and the rows may still be in another order, or in the tensor beside it.
+FINAL = "its scale and shift in this order? norm_out has the scale first, most training code the shift"
+FUSED = "a gate and a value in one tensor: in this order?"
+SIBLING = "the gate, or the value beside it?"
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,17 @@ class Pairing:
     score: float
     contradicted: bool
 
+    @property
+    def entries(self) -> tuple[KeyEntry, ...]:
+        return self.source, *self.targets
+
     def rivals(self, other: Pairing) -> bool:
         """Whether only one of both can be."""
         return self is not other and (self.source is other.source or bool({*self.targets} & {*other.targets}))
 
 
 @dataclass(frozen=True)
-class Drafted:
+class Match:
     """A pairing that was chosen; `sure`, or `others`: what else its source may become, best first; or `why` it cannot
     be sure although nothing else has its shape."""
 
@@ -44,37 +52,36 @@ class Drafted:
     why: str = ""
 
 
-def match(source: KeyLayout, target: KeyLayout) -> list[Drafted]:
+def match(source: KeyLayout, target: KeyLayout) -> list[Match]:
     """Pair two layouts, every path in one pair at most; in the order of the source.
 
     A pair is sure where its words are understood and no other is possible, or it is clearly the best on both sides; a
     kernel also where it is the only one of its shape. Copies never are, and nothing is against which the words speak.
     """
-    pairings = sorted(_within_reason(_possible(source, target)), key=lambda pair: (-pair.score, pair.source.order))
-    chosen: list[Pairing] = []
-    taken: set[KeyEntry] = set()
+    pairings = list(islice(_possible(source, target), MOST + 1))
+    if len(pairings) > MOST:
+        raise InputError(f"more than {MOST} pairs of paths have shapes that fit: the shapes tell too few of them apart")
+    pairings.sort(key=lambda pairing: (-pairing.score, pairing.source.order))
+    by_entry: dict[KeyEntry, list[Pairing]] = {}
+    chosen: dict[KeyEntry, Pairing] = {}
     for pairing in pairings:
-        if not taken & {pairing.source, *pairing.targets}:
-            chosen.append(pairing)
-            taken |= {pairing.source, *pairing.targets}
-    by_place: dict[KeyEntry, list[Pairing]] = {}
-    for pairing in pairings:
-        for entry in (pairing.source, *pairing.targets):
-            by_place.setdefault(entry, []).append(pairing)
-    made = []
-    for pairing in chosen:
-        near = [other for entry in (pairing.source, *pairing.targets) for other in by_place[entry]]
-        rivals = [other for other in near if pairing.rivals(other)]
-        others = tuple(other for other in by_place[pairing.source] if other is not pairing)
-        why = unspoken(pairing.source, pairing.targets, source, target)
-        made.append(Drafted(pairing, not why and _sure(pairing, rivals), others, why))
-    return sorted(made, key=lambda drafted: drafted.pairing.source.order)
+        for entry in pairing.entries:
+            by_entry.setdefault(entry, []).append(pairing)
+        if not any(entry in chosen for entry in pairing.entries):
+            chosen |= dict.fromkeys(pairing.entries, pairing)
+    matches = []
+    for pairing in (chosen[entry] for entry in source.entries if entry in chosen and chosen[entry].source is entry):
+        rivals = [other for entry in pairing.entries for other in by_entry[entry] if pairing.rivals(other)]
+        others = tuple(other for other in by_entry[pairing.source] if other is not pairing)
+        why = order_doubt(pairing.source, pairing.targets, source, target)
+        matches.append(Match(pairing, not why and _sure(pairing, rivals), others, why))
+    return matches
 
 
 def _sure(pairing: Pairing, rivals: Iterable[Pairing]) -> bool:
     if pairing.kind == COPIES or pairing.contradicted:
         return False
-    if pairing.kind == SPLIT and not _spelt_out(pairing):
+    if pairing.kind == SPLIT and not _names_parts(pairing):
         return False
     best = max((rival.score for rival in rivals), default=None)
     if not _understood(pairing):
@@ -82,42 +89,41 @@ def _sure(pairing: Pairing, rivals: Iterable[Pairing]) -> bool:
     return best is None or pairing.score >= best + MARGIN
 
 
-def _spelt_out(pairing: Pairing) -> bool:
+def _names_parts(pairing: Pairing) -> bool:
     """Whether the fused tensor's own name says which parts it has, and in which order, as `qkv` and `kv` do."""
     return words(pairing.source.path).part == "".join(words(target.path).part for target in pairing.targets)
 
 
 def _understood(pairing: Pairing) -> bool:
-    """Whether both sides say the same of what they are, and not only look alike; or are spelt the same."""
-    ours, theirs = words(pairing.source.path), _joined(pairing.targets)
-    last = pairing.source.path.rpartition(".")[2] == pairing.targets[0].path.rpartition(".")[2]
-    return bool(ours.area and ours.area == theirs.area) or bool(ours.part and ours.part == theirs.part) or last
+    """Whether the names on both sides mean the same, and do not only look alike; or end in the same word."""
+    one, other = words(pairing.source.path), _words_of(pairing.targets)
+    same_end = pairing.source.path.rpartition(".")[2] == pairing.targets[0].path.rpartition(".")[2]
+    return bool(one.area and one.area == other.area) or bool(one.part and one.part == other.part) or same_end
 
 
-def _joined(targets: tuple[KeyEntry, ...]) -> Words:
+def _words_of(targets: tuple[KeyEntry, ...]) -> Words:
     """What several targets are together."""
-    found = [words(target.path) for target in targets]
-    areas = {word.area for word in found}
-    return Words(
-        areas.pop() if len(areas) == 1 else "", "".join(word.part for word in found), any(word.text for word in found)
-    )
+    each = [words(target.path) for target in targets]
+    area = each[0].area if len({word.area for word in each}) == 1 else ""
+    return Words(area, "".join(word.part for word in each), any(word.text for word in each))
 
 
 def _possible(source: KeyLayout, target: KeyLayout) -> Iterator[Pairing]:
     """Every pair whose shapes allow it."""
-    whole: dict[tuple[int, ...], list[tuple[KeyEntry, ...]]] = {}
+    by_shape: dict[tuple[int, ...], list[tuple[KeyEntry, ...]]] = {}
     for entry in target.entries:
-        whole.setdefault(entry.shape, []).append((entry,))
+        by_shape.setdefault(entry.shape, []).append((entry,))
     for group in _groups(target.entries):
         rows, *rest = group[0].shape
-        whole.setdefault((rows * len(group), *rest), []).append(group)
+        by_shape.setdefault((rows * len(group), *rest), []).append(group)
     lengths = len(source.entries), len(target.entries)
     for entry in source.entries:
-        for targets in whole.get(entry.shape, ()):
+        for targets in by_shape.get(entry.shape, ()):
             first = targets[0]
             kind = SPLIT if len(targets) > 1 else RENAME if entry.indexed == first.indexed else COPIES
-            split_up = kind == SPLIT and entry.indexed != first.indexed
-            if split_up or entry.module != first.module or entry.sparse != first.sparse:
+            if entry.module != first.module or entry.sparse != first.sparse:
+                continue
+            if kind == SPLIT and entry.indexed != first.indexed:
                 continue
             if kind == COPIES and (entry.indexed or first.sparse):
                 continue  # one tensor for many, not many for one
@@ -130,39 +136,71 @@ def _groups(entries: Iterable[KeyEntry]) -> Iterator[tuple[KeyEntry, ...]]:
     """Two or three neighbours of one shape that a fused tensor may hold; queries, keys and values in that order."""
     siblings: dict[tuple[object, ...], list[KeyEntry]] = {}
     for entry in entries:
-        if entry.module or not entry.bare:
-            parent = entry.parent if entry.module else entry.parent.rpartition(".")[0]
-            key = (
-                parent,
-                entry.path.rpartition(".")[2] if not entry.module else "",
-                entry.shape,
-                entry.sparse,
-                words(entry.path).text,
-            )
-            siblings.setdefault(key, []).append(entry)
+        if entry.bare or not entry.shape:
+            continue
+        module, end = (entry.path, "") if entry.module else (entry.parent, entry.path.rpartition(".")[2])
+        key = module.rpartition(".")[0], end, entry.shape, entry.sparse, words(entry.path).text
+        siblings.setdefault(key, []).append(entry)
     for group in siblings.values():
-        ordered = sorted(group, key=lambda entry: (_ORDER.get(words(entry.path).part, 3), entry.order))
+        group.sort(key=lambda entry: (_ORDER.get(words(entry.path).part, 3), entry.order))
         for size in (2, 3):
-            for start in range(len(ordered) - size + 1):
-                if ordered[start].shape:
-                    yield tuple(ordered[start : start + size])
-
-
-def _within_reason(pairings: Iterator[Pairing]) -> list[Pairing]:
-    """All of them, of layouts whose shapes tell their paths apart at all."""
-    made = list(islice(pairings, MOST + 1))
-    if len(made) > MOST:
-        raise InputError(f"more than {MOST} pairs of paths have shapes that fit: the shapes tell too few of them apart")
-    return made
+            for start in range(len(group) - size + 1):
+                yield tuple(group[start : start + size])
 
 
 def _scored(source: KeyEntry, targets: tuple[KeyEntry, ...], kind: str, lengths: tuple[int, int]) -> Pairing:
-    ours, theirs = words(source.path), _joined(targets)
+    one, other = words(source.path), _words_of(targets)
     near = 1 - abs(source.order / lengths[0] - targets[0].order / lengths[1])
-    looks = max(spelling(source.path, target.path) for target in targets)
-    score = 0.25 * alike(ours.area, theirs.area) + 0.25 * alike(ours.part, theirs.part)
-    score += 0.2 * (ours.text == theirs.text) + 0.2 * looks + 0.1 * near
-    contradicted = ours.text != theirs.text or any(
-        a and b and a != b for a, b in ((ours.area, theirs.area), (ours.part, theirs.part))
-    )
+    looks = max(similarity(source.path, target.path) for target in targets)
+    agreements = agreement(one.area, other.area), agreement(one.part, other.part)
+    score = 0.25 * agreements[0] + 0.25 * agreements[1]
+    score += 0.2 * (one.text == other.text) + 0.2 * looks + 0.1 * near
+    contradicted = one.text != other.text or 0.0 in agreements
     return Pairing(source, targets, kind, score * (0.8 if kind == COPIES else 1), contradicted)
+
+
+def order_doubt(
+    source: KeyEntry, targets: Sequence[KeyEntry], source_layout: KeyLayout, target_layout: KeyLayout
+) -> str:
+    """What no name says of a pair though everything else speaks for it; '' where there is nothing of the kind.
+
+    Found by comparing drafts with diffusers' own converters (its `loaders/single_file_utils.py`): they exchange the
+    halves of the last modulation for SD3, Flux, Mochi and HunyuanVideo, and those of gated feed-forward layers for
+    Mochi, and code bases do not agree on which of two such layers beside each other is the gate.
+    """
+    target = targets[0]
+    if "norm_out" in target.path.split(".") and "norm_out" not in source.path.split("."):
+        return FINAL
+    if len(targets) > 1 or "first" not in (words(source.path).part, words(target.path).part):
+        return ""
+    sides = ((source, source_layout), (target, target_layout))
+    if any(_fused(entry, layout) for entry, layout in sides):
+        return FUSED
+    if any(_has_sibling(entry, layout) for entry, layout in sides) and _number(source) != _number(target):
+        return SIBLING
+    return ""
+
+
+def _fused(entry: KeyEntry, layout: KeyLayout) -> bool:
+    """Whether the layer after it takes half of what it gives."""
+    if not entry.shape:
+        return False
+    rows, *columns = entry.shape
+    halved = (*columns, rows // 2)
+    return rows % 2 == 0 and any(words(p.path).part == "second" and p.shape == halved for p in layout.entries)
+
+
+def _has_sibling(entry: KeyEntry, layout: KeyLayout) -> bool:
+    """Whether another one of its shape stands beside it that is not the layer after it."""
+    parent = _module(entry).rpartition(".")[0]
+    siblings = (each for each in layout.entries if each is not entry and _module(each).rpartition(".")[0] == parent)
+    return any(each.shape == entry.shape and words(each.path).part != "second" for each in siblings)
+
+
+def _module(entry: KeyEntry) -> str:
+    return re.sub(r"\.(weight|bias)$", "", entry.path)
+
+
+def _number(entry: KeyEntry) -> str:
+    """`1` of `w1` and of `linear_1`."""
+    return "".join(re.findall(r"\d", _module(entry).rpartition(".")[2]))

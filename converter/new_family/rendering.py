@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import printable
@@ -25,7 +25,42 @@ _FIELDS = {
     "depth": ("num_layers", "depth", "n_layers", "num_blocks"),
     _HEADS: (_HEADS, "num_heads", "n_heads", "heads"),
 }
-_TABLE = '''
+_MODULE = '''"""{title}: the original layout to the target's. A draft: look at what is marked with a question mark."""
+
+{comments}
+
+from __future__ import annotations
+
+{imports}
+{computed}
+KEYS = KeyMapping({{
+{rows}
+}})
+
+
+def describe(plan: Any, state: Any, found: converter.Findings) -> None:
+    """What the file shows, with the evidence, and what only its user can say."""
+{findings}
+
+
+def config(found: converter.Findings) -> dict[str, Any]:
+    """`config.json` of the target's class."""
+    return {{
+{fields}
+    }}
+
+
+FAMILY = converter.Family(
+    name="{name}",
+    title="{title}",
+    keys=KEYS,
+    describe=describe,
+    config=config,
+    flags={{"{heads}": int}},
+)
+converter.register(FAMILY)
+'''
+_COMPUTED = '''
 
 def positions(found: converter.Findings) -> SinCosTable:
     """The table that the target computes."""
@@ -42,46 +77,59 @@ def render(name: str, draft: Draft) -> str:
         name: of the family; an identifier.
     """
     title = name.replace("_", " ").title()
-    parts = (_head(title, draft), _table(draft), _describe(draft), _config(title, draft), _family(name, title))
-    return "\n".join(line for part in parts for line in part)
+    patch = 'found.value("patch_size")' if "p" in draft.dims else "1"
+    return _MODULE.format(
+        name=name,
+        title=title,
+        heads=_HEADS,
+        comments="\n".join(_comments(draft)),
+        imports="\n".join(_imports(draft)),
+        computed=_COMPUTED.format(patch=patch) if _computes(draft) else "",
+        rows="\n".join(_rows(draft)),
+        findings="\n".join(_findings(draft)),
+        fields="\n".join(_fields(title, draft)),
+    )
 
 
-def _head(title: str, draft: Draft) -> Iterator[str]:
-    computed = any(row.kind == COMPUTED for row in draft.rows)
-    names = {"KeyMapping"} | {"Computed" for row in draft.rows if row.kind == COMPUTED}
-    for row in draft.rows:
-        names |= {"Extra"} if row.kind == SIDECAR else {"Copies"} if row.kind == COPIES else set()
-        names |= {"Parameter"} if row.bare and row.targets else set()
-        names |= {"Sparse"} if row.sparse and row.targets else set()
-    yield f'"""{title}: the original layout to the target\'s. A draft: look at what is marked with a question mark."""'
-    yield ""
+def _computes(draft: Draft) -> bool:
+    return any(row.kind == COMPUTED for row in draft.rows)
+
+
+def _comments(draft: Draft) -> Iterator[str]:
     yield from _comment("Drafted from " + " and ".join(_plain(file) for file in (draft.source, draft.target) if file))
     sizes = [f"{symbol} {size} ({draft.first[symbol]})" for symbol, size in draft.dims.items()]
     yield from _comment("Symbols of the shapes: " + ", ".join(sizes)) if sizes else ()
     yield from (line for note in draft.notes for line in _comment(f"Note: {note}"))
-    yield from ["", "from __future__ import annotations", ""]
-    yield from (["from math import isqrt"] if computed else [])
+
+
+def _imports(draft: Draft) -> Iterator[str]:
+    used = {
+        "Computed": _computes(draft),
+        "Copies": any(row.kind == COPIES for row in draft.rows),
+        "Extra": any(row.kind == SIDECAR for row in draft.rows),
+        "KeyMapping": True,
+        "Parameter": any(row.bare and row.targets for row in draft.rows),
+        "Sparse": any(row.sparse and row.targets for row in draft.rows),
+    }
+    if used["Computed"]:
+        yield "from math import isqrt"
     yield from ["from typing import Any", "", "import converter"]
-    yield f"from converter import {', '.join(sorted(names))}"
-    if computed:
+    yield f"from converter import {', '.join(name for name, is_used in used.items() if is_used)}"
+    if used["Computed"]:
         yield "from converter.families.evidence import configured"
         yield "from converter.families.sincos import SinCosTable"
-    patch = 'found.value("patch_size")' if "p" in draft.dims else "1"
-    yield from _TABLE.format(patch=patch).split("\n") if computed else [""]
 
 
-def _table(draft: Draft) -> Iterator[str]:
-    yield "KEYS = KeyMapping({"
+def _rows(draft: Draft) -> Iterator[str]:
     for row in draft.rows:
         yield from _comment(f"? {row.doubt}", "    ") if row.doubt else ()
-        yield from _line(row)
-    for what, paths in (("no row yet", draft.unmatched_source), ("no source yet", draft.unmatched_target)):
+        yield from _row(row)
+    for problem, paths in (("no row yet", draft.unmatched_source), ("no source yet", draft.unmatched_target)):
         for path in paths:
-            yield from _comment(f"? {what}: {_plain(path)}", "    ")
-    yield from ["})", ""]
+            yield from _comment(f"? {problem}: {_plain(path)}", "    ")
 
 
-def _line(row: DraftRow) -> Iterator[str]:
+def _row(row: DraftRow) -> Iterator[str]:
     key = json.dumps(f"{row.source} [{row.pattern}]" if row.pattern else row.source)
     value, end = _value(row), "" if row.sure else f"  {MARK}"
     if len(line := f"    {key}: {value},{end}") <= _WIDTH:
@@ -109,41 +157,31 @@ def _value(row: DraftRow) -> str:
     return value
 
 
-def _describe(draft: Draft) -> Iterator[str]:
-    yield from [
-        "",
-        "def describe(plan: Any, state: Any, found: converter.Findings) -> None:",
-        '    """What the file shows, with the evidence, and what only its user can say."""',
-    ]
+def _findings(draft: Draft) -> Iterator[str]:
     for symbol in draft.dims:
         if symbol in _SYMBOLS:
             shown = f'plan.dims.get("{symbol}"), plan.evidence.get("{symbol}", "no tensor shows it")'
             yield f'    found.file("{_SYMBOLS[symbol]}", {shown})'
     if draft.blocks:
         yield '    found.file("depth", plan.blocks or None, f"{plan.blocks} blocks")'
-    if any(row.kind == COMPUTED for row in draft.rows):
+    if _computes(draft):
         side = 'isqrt(plan.dims.get("N", 0))' + (' * plan.dims.get("p", 1)' if "p" in draft.dims else "")
         yield f'    side = {side} or configured(state.config, "sample_size", int)'
         yield '    found.file("sample_size", side, plan.evidence.get("N", "config.json: sample_size"))'
     yield f'    found.given_or_assumed("{_HEADS}", None, "a file does not show it")'
-    yield ""
 
 
-def _config(title: str, draft: Draft) -> Iterator[str]:
+def _fields(title: str, draft: Draft) -> Iterator[str]:
     fields = {key: value for key, value in draft.config.items() if key != "_name_or_path"}
     known: dict[str, Any] = {_SYMBOLS[s]: size for s, size in draft.dims.items() if s in _SYMBOLS}
     known |= {"depth": draft.blocks} if draft.blocks else {}
-    if any(row.kind == COMPUTED for row in draft.rows):
+    if _computes(draft):
         known["sample_size"] = math.isqrt(draft.dims["N"]) * draft.dims.get("p", 1)
-    yield from ["", "def config(found: converter.Findings) -> dict[str, Any]:"]
-    yield '    """`config.json` of the target\'s class."""'
-    yield "    return {"
     if not fields:
         yield f'        "_class_name": "{title.replace(" ", "")}Transformer",  {MARK}'
         yield from (f'        "{name}": found.value("{name}"),' for name in (*known, _HEADS))
     for key, value in fields.items():
         yield from _field(key, value, known)
-    yield from ["    }", ""]
 
 
 def _field(key: str, value: Any, known: dict[str, Any]) -> Iterator[str]:
@@ -171,22 +209,6 @@ def _literal(value: Any, depth: int = 0) -> str:
         parts = [_literal(part, depth + 1) for part in value]
         return f"[{', '.join(parts)}]" if all(parts) else ""
     return ""
-
-
-def _family(name: str, title: str) -> Iterable[str]:
-    return [
-        "",
-        "FAMILY = converter.Family(",
-        f'    name="{name}",',
-        f'    title="{title}",',
-        "    keys=KEYS,",
-        "    describe=describe,",
-        "    config=config,",
-        f'    flags={{"{_HEADS}": int}},',
-        ")",
-        "converter.register(FAMILY)",
-        "",
-    ]
 
 
 def _plain(text: object) -> str:

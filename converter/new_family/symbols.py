@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from .key_layout import KeyEntry
+from .words import words
 
 _MULTIPLES = (2, 3, 4, 6, 8, 9)
 _FREQUENCIES = 256  # what sines and cosines of the timestep are as a rule: a constant of the code
@@ -17,8 +18,8 @@ class Symbols:
     """Symbols for the sizes of a net. `dims`: symbol -> size; `first`: symbol -> the path that it was first seen at.
 
     D is the size that most axes of matrices have; a multiple of it is written as that where rows have it (`3D`). C
-    and p are the channels and the side of a patch's kernel, N what a table of positions has. Another symbol stands for
-    a size in one part of the net, its first segment: there, two sizes that are equal by chance share one.
+    and p are the channels and the side of the patch embedding's kernel, N what a table of positions has. Another symbol
+    stands for a size in one part of the net, its first segment: there, two sizes that are equal by chance share one.
     """
 
     def __init__(self, entries: Iterable[KeyEntry]) -> None:
@@ -34,6 +35,10 @@ class Symbols:
             for entry in entries
             if len(entry.shape) > 1 and self._width and entry.shape[0] in {m * self._width for m in _MULTIPLES}
         }
+        kernels = [entry for entry in entries if len(entry.shape) > 3 and entry.shape[0] == self._width]
+        named = [entry for entry in kernels if words(entry.path).area == "patch"]
+        outside = [entry for entry in kernels if not entry.indexed]
+        self._patches = next(iter(named or outside), None)  # other kernels have sides of their own
         # Named in the order of the entries, so that the same file gives the same letters.
         self._patterns = {entry: self._pattern(entry) for entry in entries}
 
@@ -42,7 +47,7 @@ class Symbols:
         return " ".join(self._patterns[entry])
 
     def _pattern(self, entry: KeyEntry) -> list[str]:
-        if len(entry.shape) > 3:  # a kernel: rows, channels, and its sides
+        if entry is self._patches:  # a kernel: rows, channels, and its sides
             meant = ["", "C", *["p"] * (len(entry.shape) - 2)]
         elif len(entry.shape) == 3 and entry.shape[0] == 1:
             meant = ["", "N", ""]

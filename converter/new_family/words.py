@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import pairwise
 
-# What a tensor is part of. Whole segments of a path, in any spelling; the first group that speaks decides.
+# What a tensor is part of, by whole segments of its path; the first group with one that matches decides.
 _AREAS = (
     {
         "cross attention": r"cross(_?attn\d?|_?attention)?|attn2|xattn|encoder_attn|multihead_attn|context_attn",
@@ -61,23 +61,22 @@ class Words:
 
 @lru_cache(maxsize=1 << 14)
 def words(path: str) -> Words:
-    """What is known of a path.
+    """What a path says.
 
     >>> words("blocks.{}.cross_attn.kv_linear")
     Words(area='cross attention', part='kv', text=False)
     """
     path = re.sub(r"\.(weight|bias)$", "", path)
-    areas = (area for group in _AREAS for area, spelt in group.items() if _has(path, spelt))
-    area = next(areas, "")
-    part = next((part for part, spelt in _PARTS if _has(path, spelt, end=True)), "")
+    area = next((area for group in _AREAS for area, pattern in group.items() if _has(path, pattern)), "")
+    part = next((part for part, pattern in _PARTS if _has(path, pattern, end=True)), "")
     if area.endswith("attention") and not part and _has(path, r"proj|linear|dense", end=True):
         part = "out"
     return Words(area, part, "{}" in path and _has(path, _TEXT))
 
 
-def _has(path: str, spelt: str, end: bool = False) -> bool:
+def _has(path: str, pattern: str, end: bool = False) -> bool:
     after = "$" if end else r"(\.|$)"
-    return re.search(rf"(^|\.)({spelt}){after}", path, re.ASCII | re.IGNORECASE) is not None
+    return re.search(rf"(^|\.)({pattern}){after}", path, re.ASCII | re.IGNORECASE) is not None
 
 
 def positional(path: str) -> bool:
@@ -86,8 +85,8 @@ def positional(path: str) -> bool:
 
 
 @lru_cache(maxsize=1 << 16)
-def spelling(one: str, other: str) -> float:
-    """How alike two paths are to the eye, 0 to 1: their segments without the numbers of blocks."""
+def similarity(one: str, other: str) -> float:
+    """How alike two paths look, 0 to 1: their segments without the numbers of blocks, and their letters."""
     a, b = (re.split(r"[._]", path.replace("{}.", "")) for path in (one, other))
     return (SequenceMatcher(None, a, b, autojunk=False).ratio() + _letters(one, other)) / 2
 
@@ -101,6 +100,6 @@ def _letters(one: str, other: str) -> float:
     return 2 * (pairs & others).total() / max(pairs.total() + others.total(), 1)
 
 
-def alike(one: str, other: str) -> float:
-    """1 where two words agree, 0 where they contradict each other, in between where one is silent."""
+def agreement(one: str, other: str) -> float:
+    """1 where two words agree, 0 where they contradict each other, in between where one is missing."""
     return 1.0 if one and one == other else 0.0 if one and other else 0.4

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 from ..mapping import Move, Plan
-from ..mapping.rows import Row, stack
+from ..mapping.rows import Row
 from ..nets.damage import Change, drifted, exchanged, halved, last_bit, not_a_number, scaled, transposed, zeroed
 from ..nets.faults import BOTH, WEIGHTS, Fault
 
@@ -61,10 +61,10 @@ def _of(plan: Plan, path: str) -> str:
 
 
 class _RowFaults:
-    """A row, and what can go wrong with its tensors. `chosen`: those of one block, or of a row that is in no block."""
+    """A row, and what can go wrong with its tensors: `chosen` are those of one block, or of a row in none."""
 
     def __init__(self, row: Row, moves: list[Move], plan: Plan, block: int | None) -> None:
-        path = stack(row.source)
+        path = row.stack
         last = max(plan.stacks.get(path or "", 0) - 1, 0) if block is None else block
         self.row, self.moves = row, moves
         self.where = "the model" if path is None else f"block {last}{_of(plan, path)}"
@@ -147,7 +147,7 @@ def _block_faults(plan: Plan, path: str, blocks: int) -> Iterator[Fault]:
     by_block: dict[int, dict[tuple[str, str], str]] = {}
     for move in plan.moves:
         index, suffix = move.place
-        if index is not None and stack(move.row.source) == path:
+        if index is not None and move.row.stack == path:
             names = zip(move.row.targets, move.parts, strict=True)
             by_block.setdefault(index, {}).update({(target, suffix): key for target, key in names})
 

@@ -141,9 +141,8 @@ class _Run:
         step = self.progress(self._steps()) if self.progress else lambda count: None
         with ThreadPoolExecutor(1) as pool:
             # It imports the target's library, which takes about as long as the weights take.
-            audited = pool.submit(
-                configuration.audit, pair.family, pair.spec, pair.found, pair.config, pair.borrowed, pair.seen
-            )
+            args = pair.family, pair.spec, pair.found, pair.config
+            audited = pool.submit(configuration.audit, *args, borrowed=pair.borrowed, seen=pair.seen)
             weights = doubt(audit(pair.weights, step), pair.weights)
             config = audited.result()
         if weights.verdict == FAIL and (other := self._other_weights()):
@@ -161,7 +160,9 @@ class _Run:
             pair.weights, pair.spec, pair.config, pair.borrowed, device=options.device, digest=original.result().sha256
         )
         cases = session.cases(options.profile, options.cases)
-        function = session.function(cases, options.precisions, self.waivers, self.notes, step)
+        session.waivers = self.waivers
+        function = session.function(cases, options.precisions, step)
+        self.notes += session.notes
         phases.append(function)
         if options.save_failing and function.verdict == FAIL:
             self.notes += session.save_failing(Path(options.save_failing))

@@ -33,14 +33,15 @@ def audit(
     model: ParitySpec,
     found: Findings,
     config: Mapping[str, Any],
+    *,
     borrowed: Mapping[str, Any],
-    seen: Findings,
+    seen: Findings | None = None,
 ) -> Phase:
     """Every field of `config.json` as the target's code takes it, against what it has to be.
 
     Args:
         borrowed: hyper-parameters whose value the converted config itself gave, for want of anything else.
-        seen: the findings before that.
+        seen: the findings before that, where they are others.
     """
     try:
         expected = family.config(found)
@@ -71,7 +72,7 @@ def audit(
     if failed:
         more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
         return Phase("config", FAIL, f"{failed[0].words}{more}", checks, notes)
-    if doubts := _distrusted(seen):
+    if doubts := _distrusted(seen or found):
         return Phase("config", INCONCLUSIVE, doubts[0], checks, [*doubts[1:], *notes])
     unproven = [check.what for check in checks if check.passed is None]
     words = f"all {len(checks) - len(unproven)} fields that matter are what the original shows or needs"

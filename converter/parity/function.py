@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,10 +13,9 @@ from ..nets.inputs import Case, exact
 from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from . import gates
 from .choices import FLOAT32, FLOAT64, HALF
-from .statistics import Statistics, compare, relative
+from .pictures import Detail, Tracer, Watch, pictures
+from .statistics import Statistics, compare
 
-TRACED = 1 << 22  # numbers of one stage's output up to which a case's stages are compared one by one
-Watch = Callable[[str, Values], None]
 Make = Callable[..., Net]  # (precision, rounded="") -> the net in it, of weights rounded first where that is asked
 
 
@@ -49,25 +47,31 @@ class Judge:
     parts: Mapping[str, slice]
     patch: int
 
+    def of_output(self, output: Tensor, right: CaseOutcome) -> CaseOutcome:
+        """What another converted net gives in float64, on the inputs of an outcome, judged."""
+        outcome = CaseOutcome(right.case, right.original, {FLOAT64: output})
+        self.judge(outcome)
+        return outcome
+
     def judge(self, outcome: CaseOutcome) -> None:
         """Fill in the checks and doubts of an outcome out of its outputs."""
         for part, channels in self.parts.items():
             what = f"{outcome.case.name} / {part}"
             for precision, output in outcome.converted.items():
                 truth = outcome.truth.get(precision, outcome.original[FLOAT64])
-                made = self._compare(output, truth, channels)
+                stats = self._compare(output, truth, channels)
                 # Not finite where the original in this precision is not either is no fault of the conversion.
                 theirs = int((~torch.isfinite(outcome.original[precision][:, channels])).sum())
-                made = replace(made, nonfinite=(made.nonfinite[0], max(made.nonfinite[1], theirs)))
-                if self._unfit(outcome, what, precision, made):
+                stats = replace(stats, nonfinite=(stats.nonfinite[0], max(stats.nonfinite[1], theirs)))
+                if self._unfit(outcome, what, precision, stats):
                     continue
                 if precision == FLOAT64:
-                    checks = list(gates.float64_checks(what, made))
+                    checks = list(gates.float64_checks(what, stats))
                     outcome.checks += [*checks, gates.smallest_passing(what, precision, checks)]
-                    outcome.checks += gates.shown(what, precision, made)
+                    outcome.checks += gates.shown(what, precision, stats)
                     continue
                 own = outcome.original[precision]
-                floor = gates.Floor(self._compare(own, truth, channels), made, self._compare(output, own, channels))
+                floor = gates.Floor(self._compare(own, truth, channels), stats, self._compare(output, own, channels))
                 if precision in HALF:
                     outcome.checks += gates.half_checks(what, precision, floor)
                 else:
@@ -77,16 +81,16 @@ class Judge:
         return compare(candidate[:, channels], reference[:, channels], self.patch)
 
     @staticmethod
-    def _unfit(outcome: CaseOutcome, what: str, precision: str, made: Statistics) -> bool:
+    def _unfit(outcome: CaseOutcome, what: str, precision: str, stats: Statistics) -> bool:
         """Whether there is nothing to compare: not finite, or a reference that is zero everywhere."""
-        bad = gates.nonfinite(what, precision, made)
+        bad = gates.nonfinite(what, precision, stats)
         if bad:
             outcome.checks.append(bad)
             if bad.passed is None and precision not in HALF:
                 outcome.doubts.append(f"{what}: the original's own output is not finite in {precision}")
-        elif not made.scale:
+        elif not stats.scale:
             outcome.doubts.append(f"{what}: the original's output is zero everywhere, which any zero would equal")
-        return bad is not None or not made.scale
+        return bad is not None or not stats.scale
 
     @staticmethod
     def _float32(outcome: CaseOutcome, what: str, floor: gates.Floor) -> None:
@@ -101,66 +105,6 @@ class Judge:
         outcome.checks += gates.shown(what, FLOAT32, floor.between)
 
 
-class Tracer:
-    """Follows one case stage by stage: how far each precision's values are from the original's in float64."""
-
-    def __init__(self) -> None:
-        self._truth: dict[str, Values] = {}
-        self.errors: dict[str, dict[str, float]] = {}
-
-    def truth(self, stage: str, made: Values) -> None:
-        if all(value.numel() <= TRACED for value in made.values()):
-            self._truth[stage] = {name: value.cpu() for name, value in made.items()}
-
-    def against(self, side: str) -> Watch:
-        def watch(stage: str, made: Values) -> None:
-            if stage in self._truth:
-                truth = self._truth[stage]
-                self.errors.setdefault(side, {})[stage] = max(
-                    relative(value.cpu(), truth[name]) for name, value in made.items() if name in truth
-                )
-
-        return watch
-
-
-@dataclass(frozen=True)
-class StageErrors:
-    """Of one case the error of each stage, on its own values, and the original's own; as a report shows it."""
-
-    case: str
-    precision: str
-    stages: list[str]
-    converted: list[float]
-    floor: list[float] | None
-    limit: float = gates.FLOOR_LIMIT
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """Of one case the differences by output channel and place, relative, the rows of a channel one after the other."""
-
-    case: str
-    precision: str
-    channels: list[str]
-    rows: int
-    columns: int
-    values: list[list[float]]
-    unit: str = "|difference| / RMS of the output, mean over the batch"
-
-
-@dataclass
-class Detail:
-    """What the pictures of the phase are made of."""
-
-    blocks: StageErrors | None = None
-    heat: HeatMap | None = None
-    cases: list[dict[str, str]] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Without what there is not."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
 def run(
     original: Make,
     converted: Make,
@@ -170,7 +114,7 @@ def run(
     judge: Judge,
     device: str = "cpu",
     step: Callable[[int], None] = lambda count: None,
-    keep: Watch = lambda stage, made: None,
+    keep: Watch = lambda stage, values: None,
 ) -> tuple[list[CaseOutcome], Detail]:
     """Run every case through both nets.
 
@@ -211,33 +155,16 @@ def run(
                 outcome.converted[precision] = converted(precision, rounded).forward(inputs, follow(*theirs)).cpu()
         judge.judge(outcome)
         outcomes.append(outcome)
-    return outcomes, _pictures(outcomes[0], tracer, traced, judge) if outcomes else Detail()
+    if not outcomes:
+        return outcomes, Detail()
+    first = outcomes[0]
+    outputs = first.converted[traced], first.original[FLOAT64]
+    return outcomes, pictures(first.case.name, traced, outputs, tracer, parts=judge.parts)
 
 
-def _pictures(first: CaseOutcome, tracer: Tracer, precision: str, judge: Judge) -> Detail:
-    """Error per stage with the floor, and a map of the differences per output channel."""
-    candidate, reference = first.converted[precision].double(), first.original[FLOAT64]
-    scale = float(reference.square().mean().sqrt()) or 1.0
-    apart = (candidate - reference).abs().mean(dim=0) / scale
-    heat = HeatMap(
-        first.case.name,
-        precision,
-        [f"{part} {i}" for part, channels in judge.parts.items() for i in range(apart[channels].shape[0])],
-        apart.shape[1],
-        apart.shape[2],
-        # Four digits are more than a colour shows.
-        [[float(f"{value:.3e}") for value in channel.flatten().tolist()] for channel in apart],
-    )
-    errors, floor = tracer.errors.get("converted", {}), tracer.errors.get("original", {})
-    if not errors:
-        return Detail(heat=heat)
-    floors = [floor[stage] for stage in errors] if floor else None
-    return Detail(StageErrors(first.case.name, precision, list(errors), list(errors.values()), floors), heat)
-
-
-def phase(outcomes: Sequence[CaseOutcome], pictures: Detail, what: str = "") -> Phase:
+def phase(outcomes: Sequence[CaseOutcome], shown: Detail, what: str = "") -> Phase:
     """The phase 'function': the worst of its cases decides. `what` says of which weights, if not those of the file."""
-    detail = pictures.as_dict()
+    detail = shown.as_dict()
     checks = [check for outcome in outcomes for check in outcome.checks]
     doubts = [doubt for outcome in outcomes for doubt in outcome.doubts]
     gating = [check for check in checks if check.passed is not None]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import printable
 from ..nets import Net, Stage, Values, no_probe
-from ..nets.faults import Fault, Faulty
+from ..nets.faults import Fault, with_fault
 from ..nets.inputs import Case
 from ..nets.inputs import exact as as_float64
 from .gates import FLOOR_LEAST, FLOOR_LIMIT
@@ -166,7 +166,7 @@ def repairs(
                 number = re.search(r"\d+$", stage.name)
                 known = faults(int(number[0]) if number else None)
                 for fault in [fault for fault in known if fault.undoes_itself][:TRIED]:
-                    net = build(Faulty(state, fault))
+                    net = build(with_fault(state, fault))
                     mended = next((own for own in net.stages if own.name == stage.name), None)
                     if mended and error_of(mended.run(values, no_probe), right, values) <= FAULTY:
                         repaired.append(Repair(f"{stage.name} is right again with {fault.name}", stage.name))

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-
-from ..nets import Net
 from ..nets.spec import PostLoadFix
 from ..reports.report import FAIL, PASS, Check, Phase
 from . import gates
 from .choices import FLOAT64
-from .function import CaseOutcome, Judge
+from .function import CaseOutcome
 from .statistics import relative
-
-
-def outcome_of(net: Net, right: CaseOutcome, judge: Judge, device: str) -> CaseOutcome:
-    """What another net gives on the inputs of an outcome, in float64, judged."""
-    outcome = CaseOutcome(right.case, right.original)
-    outcome.converted[FLOAT64] = net.forward(right.case.tensors(torch.float64, device)).cpu()
-    judge.judge(outcome)
-    return outcome
 
 
 def report_fix(phase: Phase, fix: PostLoadFix, fixed: bool, other: CaseOutcome) -> None:

@@ -9,21 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..families import Family, Findings
 from ..nets import Net, Values, no_probe
-from ..nets.faults import CONFIG, FUNCTION, WEIGHTS, Fault, Faulty
-from ..nets.spec import ParitySpec
+from ..nets.faults import CONFIG, FUNCTION, WEIGHTS, Fault, with_fault
 from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from .audit import audit
 from .choices import FLOAT64
 from .configuration import audit as config_audit
 from .function import CaseOutcome, Judge
-from .nets import is_resource_error
+from .net_pair import NetPair, is_resource_error
 from .statistics import relative
-from .weight_pair import WeightPair as Sides
 
 Tail = tuple[str, Values]  # (stage at which to begin, values before it)
-Build = Callable[[Mapping[str, Any], Mapping[str, Any]], Net]  # (config, converted state dict) -> the converted net
 
 
 FAINT = 1e-7  # relative L2, in float64: a change of the output that small is below every tolerance
@@ -34,33 +30,22 @@ class SelfTestContext:
     """What faults are tried on.
 
     Attributes:
-        build: makes the converted net in float64.
-        outcomes: what the right nets gave; a fault is tried on one case after the other until one kills it.
+        nets: makes the converted net in float64.
+        borrowed: what of the hyper-parameters only the converted config shows.
+        outcomes: what the right nets gave; a fault is tried on one case after the other until one shows it.
         tail: where to begin in the first case, so that a cheap fault near the end costs a stage or two and not the
             whole net; None to run whole nets.
         waive: lets failed checks pass as the waivers in force do, so that no fault survives by them unnoticed.
         saved: whether the inputs are a user's own, and not those of the profile.
     """
 
-    sides: Sides
-    model: ParitySpec
-    config: Mapping[str, Any]
+    nets: NetPair
     borrowed: Mapping[str, Any]
     judge: Judge
-    build: Build
     outcomes: Sequence[CaseOutcome]
     tail: Tail | None = None
-    device: str = "cpu"
     waive: Callable[[Sequence[Check]], object] = lambda checks: None
     saved: bool = False
-
-    @property
-    def family(self) -> Family:
-        return self.sides.family
-
-    @property
-    def found(self) -> Findings:
-        return self.sides.found
 
     def reaches(self, fault: Fault) -> bool:
         """Whether there are inputs that a fault of the inputs changes at all, such as a mask to be ignored."""
@@ -71,10 +56,10 @@ class SelfTestContext:
 
 def _changed(change: Callable[[Values], Values], inputs: Values) -> bool:
     try:
-        made = change(inputs)
+        new = change(inputs)
     except KeyError:  # of an input that is not there
         return False
-    return made.keys() != inputs.keys() or not all(torch.equal(value, made[name]) for name, value in inputs.items())
+    return new.keys() != inputs.keys() or not all(torch.equal(value, new[name]) for name, value in inputs.items())
 
 
 @dataclass
@@ -126,34 +111,21 @@ def _judged(context: SelfTestContext, fault: Fault, trial: Trial) -> Check:
 BENIGN = Fault("keys in another order, tensors copied", frozenset())
 
 
-class _Reordered(Mapping[str, Any]):
-    """The same tensors in the reverse order."""
-
-    def __init__(self, state: Mapping[str, Any]) -> None:
-        self._state, self._keys = state, list(state)[::-1]
-
-    def __getitem__(self, key: str) -> Any:
-        return self._state[key]
-
-    def __iter__(self) -> Any:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-
 def run_fault(context: SelfTestContext, fault: Fault) -> Trial:
     """Apply a fault, and ask each phase that can notice it."""
     trial = Trial()
-    state = _Reordered(context.sides.converted) if fault is BENIGN else Faulty(context.sides.converted, fault)
+    nets, sides = context.nets, context.nets.sides
+    state = with_fault(sides.converted, fault)
+    if fault is BENIGN:
+        state = dict(reversed(state.items()))
     if fault.weights or fault.drop or fault is BENIGN:
         # All else was audited before, and is the same.
         touched = fault.weights.keys() or fault.drop or set(list(state)[:1])
-        if audit(replace(context.sides, converted=state, brief=True), only=touched).verdict == FAIL:
+        if audit(replace(sides, converted=state, brief=True), only=touched).verdict == FAIL:
             trial.detected_by.add(WEIGHTS)
-    config = fault.config(dict(context.config)) if fault.config else context.config
+    config = fault.config(dict(nets.config)) if fault.config else nets.config
     if fault.config:
-        audited = config_audit(context.family, context.model, context.found, config, context.borrowed, context.found)
+        audited = config_audit(sides.family, nets.model, sides.found, config, borrowed=context.borrowed)
         if audited.verdict == FAIL:
             trial.detected_by.add(CONFIG)
     if not fault.drop and (FUNCTION in fault.expected or not fault.expected):
@@ -170,10 +142,9 @@ def _run_nets(
         first = context.outcomes[0]
         attempts[:1] = [(_one(first), context.tail), (first, context.tail)]
     for right, tail in attempts:
-        made = CaseOutcome(right.case, right.original)
         try:
-            net = context.build(config, state)
-            made.converted[FLOAT64] = _output(net, fault, right, tail, context.device)
+            net = context.nets.build(config, state)
+            output = output_with(net, fault, right, tail, device=context.nets.device)
         except Exception as error:
             if is_resource_error(error):
                 return
@@ -181,13 +152,13 @@ def _run_nets(
                 trial.detected_by.add(FUNCTION)
                 return
             continue  # inputs without what the fault changes
-        context.judge.judge(made)
-        context.waive(made.checks)
-        if made.verdict != PASS:
+        outcome = context.judge.of_output(output, right)
+        context.waive(outcome.checks)
+        if outcome.verdict != PASS:
             trial.detected_by.add(FUNCTION)
             return
         for channels in context.judge.parts.values():
-            apart = relative(made.converted[FLOAT64][:, channels], right.converted[FLOAT64][:, channels])
+            apart = relative(output[:, channels], right.converted[FLOAT64][:, channels])
             trial.effect = max(trial.effect, apart)
         if tail and not fault.expected:
             return  # nothing is going to notice it, and what is left are whole nets
@@ -196,11 +167,11 @@ def _run_nets(
 def _one(outcome: CaseOutcome) -> CaseOutcome:
     """The first sample alone."""
     case = replace(outcome.case, arrays={name: array[:1] for name, array in outcome.case.arrays.items()})
-    original, converted = ({p: made[:1] for p, made in side.items()} for side in (outcome.original, outcome.converted))
+    original, converted = ({p: out[:1] for p, out in side.items()} for side in (outcome.original, outcome.converted))
     return CaseOutcome(case, original, converted)
 
 
-def _output(net: Net, fault: Fault, right: CaseOutcome, tail: Tail | None, device: str) -> Tensor:
+def output_with(net: Net, fault: Fault, right: CaseOutcome, tail: Tail | None = None, *, device: str = "cpu") -> Tensor:
     """The output of a faulty net: from the inputs, or from the values before one of its last stages."""
     inputs = right.case.tensors(torch.float64, device)
     if fault.inputs:

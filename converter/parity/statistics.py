@@ -6,7 +6,7 @@ Every error is relative to the reference: a norm to its norm, an extreme to its 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, log10
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ def compare(candidate: Tensor, reference: Tensor, patch: int = 1) -> Statistics:
         q50=float(quantiles[0]) / unit,
         q99=float(quantiles[1]) / unit,
         cosine=float((a * b).sum()) / norms if norms else 0.0,
-        sqnr=-20 * _log10(relative),
+        sqnr=-20 * log10(relative) if relative > 0 else inf,
         worst=f"{list(index)}: {float(a[index]):.9g} for {float(b[index]):.9g}",
         nonfinite=(0, 0),
         scale=scale,
@@ -89,12 +89,6 @@ def _thinned(values: Tensor, limit: int = 1 << 22) -> Tensor:
     """At most `limit` of the values, evenly: quantiles are shown and gate nothing, and torch has a limit of its own."""
     flat = values.flatten()
     return flat[:: -(-flat.numel() // limit)]
-
-
-def _log10(value: float) -> float:
-    import math
-
-    return math.log10(value) if value > 0 else -inf
 
 
 def relative(candidate: Tensor, reference: Tensor, base: Tensor | None = None) -> float:

@@ -1,4 +1,7 @@
-"""Conversions on the Hugging Face hub: published with a model card, by way of `huggingface_hub` and its settings."""
+"""Conversions published on the Hugging Face hub with a model card, by way of `huggingface_hub` and its settings.
+
+Above `conversion` and `reports`, whose records it shows; fetching sources is below them, in `hub`.
+"""
 
 from .upload import Pushed, check, push
 

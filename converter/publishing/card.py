@@ -1,4 +1,4 @@
-"""The model card: what a published conversion was made from, how, and what was found of it."""
+"""The model card: what a published conversion was made from, how, and what the parity checker says of it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..checkpoint.folders.folder import CONFIG
-from ..checkpoint.weights_kind import LABELS as SPOKEN
-from ..conversion.paths import without_paths
+from ..checkpoint.weights_kind import LABELS
 from ..errors import human_bytes
 from ..filenames import PARITY, RECORD, SIDECAR
-from ..hub.names import place_of
+from ..hub.names import hub_path
 from ..reports import facts
 from ..reports.markdown_text import blocks, bullets, code, fenced, table, text
 from ..reports.published import published
 from ..reports.report import Report
 from ..reports.summary import ICONS
-from ..reports.wording import PARITY as WORDING
+from ..reports.without_paths import without_paths
+from ..reports.wording import MEANING
 from .target import MARK
 
-_OPERATIONS = {"rename": "renamed", "split": "split", "sidecar": "kept aside", "recompute": "recomputed"}
+_OPERATIONS = {"rename": "renamed", "split": "split", "sidecar": "kept in the sidecar", "recompute": "recomputed"}
 _HOW_KNOWN = {"file": "read from the file", "given": "given by the user", "assumed": "assumed"}
 
 
@@ -50,66 +50,70 @@ def card(
     """
     from huggingface_hub import ModelCardData
 
-    place = place_of(source) if source else None
-    record = without_paths(record, [*paths, *([] if place or not source else [source])])
+    on_hub = hub_path(source) if source else None
+    record = without_paths(record, [*paths, *([] if on_hub or not source else [source])])
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        base_model=place.repo if place else None,
+        base_model=on_hub.repo if on_hub else None,
         tags=[str(record["family"])],
     )
-    named = "/".join(filter(None, (f"hf://{place.repo}", place.path))) if place else record["source"]["name"]
-    made = _made(record, named, (place.revision if place else None) or "")
-    parts = [*_head(record, named, repo, revision, class_name), *made, *_shown(record)]
-    return f"---\n{data.to_yaml()}\n---\n\n" + blocks([*parts, *_parity(parity)])
+    name = "/".join(filter(None, (f"hf://{on_hub.repo}", on_hub.path))) if on_hub else record["source"]["name"]
+    parts = [
+        *_head(record, name, repo, revision, class_name),
+        *_source(record, name, (on_hub.revision if on_hub else None) or ""),
+        *_conversion(record),
+        *_hyper_parameters(record),
+        *_parity(parity),
+    ]
+    return f"---\n{data.to_yaml()}\n---\n\n" + blocks(parts)
 
 
-def _head(record: dict[str, Any], named: str, repo: str, revision: str | None, class_name: str | None) -> Iterator[str]:
-    tool = record["tool"]
+def _head(record: dict[str, Any], name: str, repo: str, revision: str | None, class_name: str | None) -> Iterator[str]:
+    tool = f"{code(record['tool']['name'])} {text(record['tool']['version'])}"
     yield f"<!-- {MARK}: without this line a card is yours, and the next push keeps it -->"
-    yield f"# {text(repo.rpartition('/')[2] or named)}"
-    made_by = f"{code(tool['name'])} {text(tool['version'])}"
-    yield f"{code(named)}, converted to the layout of diffusers by {made_by}."
-    config = next((PurePosixPath(name) for name in record["written"] if PurePosixPath(name).name == CONFIG), None)
+    yield f"# {text(repo.rpartition('/')[2] or name)}"
+    yield f"{code(name)}, converted to the layout of diffusers by {tool}."
+    config = next((path for path in map(PurePosixPath, record["written"]) if path.name == CONFIG), None)
     if repo and config and class_name and class_name.isidentifier():
-        folder = str(config.parent)
-        where = [json.dumps(repo), *([f"subfolder={json.dumps(folder)}"] if folder != "." else [])]
-        where += [f"revision={json.dumps(revision)}"] if revision else []
-        load = f"transformer = {class_name}.from_pretrained({', '.join(where)})"
+        options = {"subfolder": str(config.parent) if config.parent.name else "", "revision": revision}
+        arguments = [json.dumps(repo), *(f"{key}={json.dumps(value)}" for key, value in options.items() if value)]
+        load = f"transformer = {class_name}.from_pretrained({', '.join(arguments)})"
         yield fenced(f"from diffusers import {class_name}\n\n{load}", "python")
 
 
-def _made(record: dict[str, Any], named: str, revision: str) -> Iterator[str]:
-    made, others = record["source"], [c for c in record["candidates"] if not c["selected"]]
+def _source(record: dict[str, Any], name: str, revision: str) -> Iterator[str]:
+    source, others = record["source"], [c for c in record["candidates"] if not c["selected"]]
     rows = [
-        ["source", code(named)],
+        ["source", code(name)],
         ["revision", code(revision)],
-        ["file", code(made["name"] if made["name"] != named else "")],
-        ["size", human_bytes(int(made["size"]))],
-        ["container", text(made["container"])],
-        ["weights", f"{SPOKEN[made['weights']]}, from {code(made['where'])}"],
-        ["also there", ", ".join(f"{SPOKEN[c['weights']]} weights ({text(c['where'])})" for c in others)],
-        ["key prefix removed", code(made["prefix"])],
+        ["file", code(source["name"] if source["name"] != name else "")],
+        ["size", human_bytes(int(source["size"]))],
+        ["container", text(source["container"])],
+        ["weights", f"{LABELS[source['weights']]}, from {code(source['where'])}"],
+        ["also there", ", ".join(f"{LABELS[c['weights']]} weights ({text(c['where'])})" for c in others)],
+        ["key prefix removed", code(source["prefix"])],
         ["model", f"{text(record['family'])}, {text(record['layout'])} layout"],
         ["parameters", f"{int(record['parameters']):,} in {int(record['tensors'])} tensors"],
-        ["dtypes", ", ".join(f"{code(name)} x {int(count)}" for name, count in record["dtypes"].items())],
-        *([f"SHA-256 of {code(name)}", code(file["sha256"])] for name, file in record["sources"].items()),
+        ["dtypes", ", ".join(f"{code(dtype)} x {int(count)}" for dtype, count in record["dtypes"].items())],
+        *([f"SHA-256 of {code(file)}", code(about["sha256"])] for file, about in record["sources"].items()),
     ]
     yield "## What it was made from"
     yield table(["", ""], [row for row in rows if row[1]])
 
-    done = Counter(row["operation"] for row in record["plan"])
-    counts = ", ".join(f"{count} {_OPERATIONS.get(name, text(name))}" for name, count in done.items())
-    cast = record.get("cast")
+
+def _conversion(record: dict[str, Any]) -> Iterator[str]:
+    operations = Counter(row["operation"] for row in record["plan"])
+    counts = ", ".join(f"{count} {_OPERATIONS.get(name, text(name))}" for name, count in operations.items())
+    weights = "The bytes of the weights are the source's: nothing was computed with them."
+    if record.get("cast"):
+        weights = f"The weights were rounded to {code(record['cast'])}."
+    sidecar = f", and {code(SIDECAR)} what diffusers has no place for" if SIDECAR in record["written"] else ""
     yield "## How"
-    yield f"Of the source's tensors, {counts}." + (
-        f" The weights were rounded to {code(cast)}."
-        if cast
-        else " The bytes of the weights are the source's: nothing was computed with them."
-    )
+    yield f"Of the source's tensors, {counts}. {weights}"
     yield (
-        f"Every byte written was read back. {code(RECORD)} holds the plan tensor by tensor with the SHA-256 of each"
-        + (f", and {code(SIDECAR)} what diffusers has no place for." if SIDECAR in record["written"] else ".")
+        f"Every byte written was read back. {code(RECORD)} holds the plan tensor by tensor "
+        f"with the SHA-256 of each{sidecar}."
     )
     yield table(["file", "size", "SHA-256"], [_file(name, file) for name, file in record["written"].items()])
 
@@ -119,8 +123,8 @@ def _file(name: str, file: dict[str, Any]) -> list[str]:
     return [code(name), human_bytes(int(file["size"])), code(file.get("sha256") or "") or header]
 
 
-def _shown(record: dict[str, Any]) -> Iterator[str]:
-    """What the model is, with the evidence; what there was none for; and what to know."""
+def _hyper_parameters(record: dict[str, Any]) -> Iterator[str]:
+    """What the model is, with the evidence; what was assumed without any; and the notes."""
     found = record["hyper_parameters"]
     yield "## Hyper-parameters"
     rows = []
@@ -140,7 +144,7 @@ def _shown(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _parity(parity: dict[str, Any] | None) -> Iterator[str]:
-    """What the parity checker said, in words."""
+    """The verdict of the parity checker, and what it rests on."""
     yield "## Is it the same model?"
     if parity is None:
         yield (
@@ -150,7 +154,7 @@ def _parity(parity: dict[str, Any] | None) -> Iterator[str]:
         return
     report = published(Report.from_dict(parity))
     yield f"{ICONS[report.verdict]} **{report.verdict}**: {text(report.reason)}"
-    yield WORDING.meaning[report.verdict]
+    yield MEANING[report.verdict]
     yield bullets(f"{number.label}: **{number.value}** {text(number.words)}" for number in facts.key_numbers(report))
     phases = [[text(phase.name), text(phase.verdict), text(phase.words)] for phase in report.phases]
     yield table(["phase", "verdict", "in words"], phases)

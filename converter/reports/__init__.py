@@ -27,13 +27,13 @@ def to_json(reports: Sequence[Report]) -> str:
     if len(reports) == 1:
         return reports[0].to_json()
     verdict = worst(reports)
-    made = {
+    content = {
         "version": REPORT_VERSION,
         "verdict": verdict,
         "exit_code": EXIT_CODES[verdict],
         "reports": [report.as_dict() for report in reports],
     }
-    return json.dumps(made, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n"
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n"
 
 
 KINDS: dict[str, Callable[[Sequence[Report], Wording], str]] = {

@@ -79,10 +79,10 @@ class KeyNumber:
 def key_numbers(report: Report) -> list[KeyNumber]:
     """What a person asks first: how many checks passed, how far from the limits, and whether faults would be seen."""
     decided = [check for phase in report.phases for check in gates(phase)]
-    made = []
+    shown = []
     if decided:
         passed = sum(bool(check.passed or check.waived) for check in decided)
-        made.append(
+        shown.append(
             KeyNumber("Checks passed", f"{passed} of {len(decided)}", "that decide the verdict", passed == len(decided))
         )
     function = report.phase("function")
@@ -97,15 +97,15 @@ def key_numbers(report: Report) -> list[KeyNumber]:
                 good = all(check.passed or check.waived for _, check in used)
                 limit = f" (limit {show(unit)})" if unit != 1 else ""
                 largest = times(max(numbers) * unit)
-                made.append(KeyNumber(f"Worst in {precision}", f"{largest}×", f"{words}{limit}", good))
+                shown.append(KeyNumber(f"Worst in {precision}", f"{largest}×", f"{words}{limit}", good))
     if (steps := trajectory(report)) and steps.words:
-        made.append(steps)
+        shown.append(steps)
     mutants = gates(phase) if (phase := report.phase("self-test")) else []
     if mutants:
         killed = sum(bool(check.passed) for check in mutants)
         words = "caught by the checks: deliberate faults; let pass: a harmless change"
-        made.append(KeyNumber("Self-test", f"{killed} of {len(mutants)}", words, killed == len(mutants)))
-    return made
+        shown.append(KeyNumber("Self-test", f"{killed} of {len(mutants)}", words, killed == len(mutants)))
+    return shown
 
 
 def trajectory(report: Report) -> KeyNumber | None:
@@ -123,15 +123,15 @@ def trajectory(report: Report) -> KeyNumber | None:
 def side_facts(side: dict[str, Any]) -> list[tuple[str, str]]:
     """What is known of an input: (label, value), the digest last."""
     size = number(side.get("size"))
-    made = [("size", _bytes(int(size)))] if size is not None and 0 <= size < 1e18 else []
+    pairs = [("size", _bytes(int(size)))] if size is not None and 0 <= size < 1e18 else []
     known = ("container", "weights")
-    made += [(label, str(side[label])) for label in known if side.get(label)]
-    made += [
+    pairs += [(label, str(side[label])) for label in known if side.get(label)]
+    pairs += [
         (str(label), show(value))
         for label, value in sorted(side.items())
         if label not in ("name", "size", "sha256", "files", *known) and isinstance(value, str | int | float)
     ]
-    return made + ([("SHA-256", str(side["sha256"]))] if side.get("sha256") else [])
+    return pairs + ([("SHA-256", str(side["sha256"]))] if side.get("sha256") else [])
 
 
 def _bytes(count: int) -> str:
@@ -140,12 +140,12 @@ def _bytes(count: int) -> str:
 
 def files_of(side: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The files of a folder: name, size in words, SHA-256."""
-    made = []
+    rows = []
     for name, about in sorted(mapping(side.get("files")).items()):
         size = number(mapping(about).get("size"))
         words = human_bytes(int(size)) if size is not None and 0 <= size < 1e18 else show(None)
-        made.append((str(name), words, str(mapping(about).get("sha256") or "")))
-    return made
+        rows.append((str(name), words, str(mapping(about).get("sha256") or "")))
+    return rows
 
 
 def environment_facts(report: Report) -> list[tuple[str, str]]:
@@ -175,19 +175,19 @@ def tables(phase: Phase) -> Iterator[Table]:
 
 def repairs(phase: Phase) -> list[tuple[str, bool]]:
     """What was tried to mend a failure: (words, whether it restores parity), the ones that do first."""
-    tried: Sequence[Any] = sequence(mapping(phase.detail.get("localisation")).get("repairs"))
-    made = [(str(mapping(item).get("words", "")), bool(mapping(item).get("restores"))) for item in tried]
-    return sorted(made, key=lambda repair: not repair[1])
+    raw: Sequence[Any] = sequence(mapping(phase.detail.get("localisation")).get("repairs"))
+    proposals = [(str(mapping(item).get("words", "")), bool(mapping(item).get("restores"))) for item in raw]
+    return sorted(proposals, key=lambda repair: not repair[1])
 
 
 def faulty(phase: Phase) -> list[str]:
     """The stages that differ on their own, with what is wrong in them first: 'block 14 (attn1 q, attn1 k)'."""
-    made = []
+    names = []
     for stage in sequence(mapping(phase.detail.get("localisation")).get("stages")):
         if mapping(stage).get("faulty"):
             named = ", ".join(_first([mapping(part) for part in sequence(stage.get("inside"))]))
-            made.append(f"{stage.get('name', '')} ({named})" if named else str(stage.get("name", "")))
-    return made
+            names.append(f"{stage.get('name', '')} ({named})" if named else str(stage.get("name", "")))
+    return names
 
 
 def _first(inside: Sequence[dict[str, Any]]) -> list[str]:
@@ -207,7 +207,7 @@ def diagnosis(report: Report) -> list[str]:
     if report.verdict != FAIL or function is None:
         return []
     mended = [words for words, restores in repairs(function) if restores]
-    found = faulty(function)
+    stages = faulty(function)
     return mended or (
-        [f"It goes wrong in {', '.join(found[:6])}" + (" and more" if len(found) > 6 else "")] if found else []
+        [f"It goes wrong in {', '.join(stages[:6])}" + (" and more" if len(stages) > 6 else "")] if stages else []
     )

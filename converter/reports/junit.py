@@ -36,14 +36,16 @@ def junit(reports: Sequence[Report]) -> str:
 
 
 def _suites(report: Report) -> list[ET.Element]:
-    made = [_suite(report, phase.name, _cases(phase)) for phase in report.phases]
-    wrong = any(case.find(kind) is not None for suite in made for case in suite for kind in ("failure", "error"))
+    suites = [_suite(report, phase.name, _cases(phase)) for phase in report.phases]
+    wrong = any(case.find(kind) is not None for suite in suites for case in suite for kind in ("failure", "error"))
     if report.verdict != PASS and not wrong:
         kind = "failure" if report.verdict == FAIL else "error"
-        made.append(_suite(report, "verdict", [_case("verdict", report.verdict, kind, report.verdict, report.reason)]))
-    elif not made:
-        made.append(_suite(report, "verdict", [_case("verdict", report.verdict)]))
-    return made
+        suites.append(
+            _suite(report, "verdict", [_case("verdict", report.verdict, kind, report.verdict, report.reason)])
+        )
+    elif not suites:
+        suites.append(_suite(report, "verdict", [_case("verdict", report.verdict)]))
+    return suites
 
 
 def _suite(report: Report, name: str, cases: list[ET.Element]) -> ET.Element:

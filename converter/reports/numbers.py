@@ -48,14 +48,14 @@ def show(value: object) -> str:
         return UNKNOWN
     if isinstance(value, bool):
         return "yes" if value else "no"
-    found = number(value)
-    if found is None:
+    parsed = number(value)
+    if parsed is None:
         return str(value)
-    if not math.isfinite(found):
-        return "NaN" if math.isnan(found) else "∞" if found > 0 else "−∞"
-    if found == 0 or 1e-3 <= abs(found) < 1e6:
-        return f"{found:.0f}" if found == int(found) else f"{found:.4g}"
-    digits, _, exponent = f"{found:.2e}".partition("e")
+    if not math.isfinite(parsed):
+        return "NaN" if math.isnan(parsed) else "∞" if parsed > 0 else "−∞"
+    if parsed == 0 or 1e-3 <= abs(parsed) < 1e6:
+        return f"{parsed:.0f}" if parsed == int(parsed) else f"{parsed:.4g}"
+    digits, _, exponent = f"{parsed:.2e}".partition("e")
     return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
@@ -77,12 +77,12 @@ def times(ratio: float) -> str:
 
 def duration(value: object) -> str:
     """Seconds as people say them: '4.2 s', '3 min 20 s', '2 h 5 min'; '' where there are none."""
-    found = number(value)
-    if found is None or not math.isfinite(found) or found < 0:
+    total = number(value)
+    if total is None or not math.isfinite(total) or total < 0:
         return ""
-    if found < 60:
-        return f"{found:.2g} s" if found < 10 else f"{found:.0f} s"
-    minutes, seconds = divmod(round(found), 60)
+    if total < 60:
+        return f"{total:.2g} s" if total < 10 else f"{total:.0f} s"
+    minutes, seconds = divmod(round(total), 60)
     if minutes < 60:
         return f"{minutes} min {seconds} s"
     return f"{minutes // 60} h {minutes % 60} min"

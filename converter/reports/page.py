@@ -32,14 +32,14 @@ def page(reports: Sequence[Report], wording: Wording) -> str:
 
     with styled():
         views = [_view(report, i, wording) for i, report in enumerate(reports, 1)]
-    made: str = _template(jinja2, Markup).render(
+    html: str = _template(jinja2, Markup).render(
         style=_read("report.css"),
         verdict=worst(reports),
         views=views,
         marks=facts.MARKS,
         wording=wording,
     )
-    return made.rstrip() + "\n"
+    return html.strip() + "\n"
 
 
 @cache
@@ -82,7 +82,7 @@ def _view(report: Report, place: int, wording: Wording) -> dict[str, Any]:
 
 def _phase(phase: Phase, wording: Wording) -> dict[str, Any]:
     decided, repairs = facts.gates(phase), facts.repairs(phase)
-    said = {words for words, _ in repairs}
+    mended = {words for words, _ in repairs}
     return {
         "phase": phase,
         "ran": phase.verdict != NOT_RUN,
@@ -95,7 +95,7 @@ def _phase(phase: Phase, wording: Wording) -> dict[str, Any]:
         "about": wording.about.get(phase.name, ""),
         "cases": [mapping(case) for case in sequence(phase.detail.get("cases"))],
         "tables": list(facts.tables(phase)),
-        "notes": [note for note in phase.notes if note not in said],
+        "notes": [note for note in phase.notes if note not in mended],
         "repairs": repairs,
         "mutants": sorted(decided, key=lambda check: bool(check.passed)) if phase.name == "self-test" else [],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 
-from ..conversion.paths import base_name, without_paths
+from ..reports.without_paths import base_name, without_paths
 from .report import Report
 
 _SIDES = {"--orig_ckpt_path": "original", "--converted_path": "converted"}
@@ -20,11 +20,11 @@ def published(report: Report) -> Report:
     known = [path for path in (*paths, *_values(command)) if path]
     about = report.as_dict()
     run = {name: about["run"][name] for name in ("date", "seconds", "cached") if name in about["run"]}
-    made = Report.from_dict(without_paths(about | {"run": run}, known))
+    shown = Report.from_dict(without_paths(about | {"run": run}, known))
     names = {flag: str(getattr(report, side).get("name") or "") for flag, side in _SIDES.items()}
     if command and (portable := portable_command(command, names)):
-        made.run["command"] = portable
-    return made
+        shown.run["command"] = portable
+    return shown
 
 
 def portable_command(command: str, names: Mapping[str, str]) -> str:
@@ -36,22 +36,22 @@ def portable_command(command: str, names: Mapping[str, str]) -> str:
     >>> portable_command("pixart parity --orig_ckpt_path 'runs/*.pth' --cases=/a/b.safetensors", {})
     "pixart parity --orig_ckpt_path '*.pth' --cases=b.safetensors"
     """
-    told = {flag: base_name(name) for flag, name in names.items() if name}
-    if len({*told.values()}) < len(told):
-        told = {flag: f"{_SIDES[flag]}/{name}" for flag, name in told.items()}
-    made: list[str] = []
+    sides = {flag: base_name(name) for flag, name in names.items() if name}
+    if len({*sides.values()}) < len(sides):
+        sides = {flag: f"{_SIDES[flag]}/{name}" for flag, name in sides.items()}
+    words: list[str] = []
     written: set[str] = set()
     for flag, value, joined in _split(command):
         if value is not None and flag not in _NAMES:
             name, equals, rest = value.rpartition("=") if flag == "--given" else ("", "", value)
             value = base_name(name) + equals + base_name(rest) if equals else base_name(rest)
-            value = told.get(flag, value) if not value.startswith("hf:/") else value
+            value = sides.get(flag, value) if not value.startswith("hf:/") else value
             if flag in _WRITTEN and value in written:
                 continue
             written |= {value} if flag in _WRITTEN else set()
         spelled = [part for part in (joined, value) if part is not None]
-        made += ["".join(spelled)] if joined and joined.endswith("=") else spelled
-    return shlex.join(made)
+        words += ["".join(spelled)] if joined and joined.endswith("=") else spelled
+    return shlex.join(words)
 
 
 def _values(command: str) -> Iterator[str]:

@@ -87,8 +87,8 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: numbers that JSON lacks are spelled 'nan', 'inf' and '-inf'."""
-        made = {"version": REPORT_VERSION, "exit_code": self.exit_code} | asdict(self)
-        plain: dict[str, Any] = as_json(made)
+        content = {"version": REPORT_VERSION, "exit_code": self.exit_code} | asdict(self)
+        plain: dict[str, Any] = as_json(content)
         return plain
 
     def to_json(self) -> str:

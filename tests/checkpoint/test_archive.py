@@ -113,6 +113,7 @@ def test_valid_archives_are_read(tmp_path: Path, name: str) -> None:
     assert read_all(save(tmp_path, ACCEPTED[name]())) == GOOD
 
 
+@pytest.mark.slow
 def test_over_65535_members(tmp_path: Path) -> None:
     count = 65_600
     extra = [Part(f"data/x{n}", flags=0, local={"extra": b""}) for n in range(count)]

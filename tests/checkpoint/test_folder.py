@@ -282,7 +282,7 @@ def test_a_variant_is_named_as_diffusers_names_it(name: str, variant: str, expec
 
 
 @given(
-    st.sampled_from([name for stem in STEMS for name in (stem, f"{stem}.index.json")]),
+    st.sampled_from([*STEMS, *(f"{stem}.index.json" for stem in STEMS)]),
     st.from_regex(r"\A[A-Za-z0-9_-]+\Z"),
 )
 def test_a_variant_is_read_back_from_the_name(name: str, variant: str) -> None:

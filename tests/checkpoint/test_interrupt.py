@@ -176,6 +176,7 @@ def test_terminated_at_any_line_nothing_is_left_behind(tmp_path: Path, mode: str
     assert {(143, False), (143, True)} <= seen
 
 
+@pytest.mark.slow
 def test_terminated_while_a_failed_conversion_cleans_up_nothing_is_left_behind(tmp_path: Path) -> None:
     codes = set()
     for root, code in drive("failing", signal.SIGTERM, False, tmp_path):

@@ -8,8 +8,8 @@ from pathlib import Path
 from converter import checkpoint
 
 ORDER = [
-    "dtypes", "cast", "file", "json_file", "recognition", "weight_names", "tensor", "safetensors_reader", "torch_file",
-    "write", "weights_kind", "key_names", "state_dicts", "folders", "opener",
+    "dtypes", "cast", "file", "json_file", "recognition", "weight_names", "text_writer", "tensor", "safetensors_reader",
+    "torch_file", "write", "weights_kind", "key_names", "state_dicts", "folders", "opener",
 ]  # fmt: skip
 INNER = {
     "torch_file": ["zip_directory", "other_zips", "archive", "unpickle", "kinds", "attributes", "reader", "tree"],

@@ -70,7 +70,7 @@ REFUSED: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "Infinity": (entry(shape=[float("inf")]), ("Infinity is not JSON",)),
     "not UTF-8": (safetensors_file(b'{"\xff": 1}'), ("not valid JSON", "utf-8")),
     "half a character": (text('{"\ud800": 1}'), ("not valid JSON",)),
-    "half an escaped character": (text(f'{{"\\ud800":{ONE}}}'), ("not valid JSON: half of a surrogate pair",)),
+    "half an escaped character": (text(f'{{"\\ud800":{ONE}}}'), ("not valid JSON: an unpaired surrogate",)),
     "a number beyond any": (text('{"w":{"shape":[1e999],"data_offsets":[0,24]}}'), ("1e999 is not JSON",)),
     "bytes after the object": (text(f'{{"w":{ONE}}} x'), ("not valid JSON: Extra data",)),
     "a control character": (text('{"\n": 1}'), (r"not valid JSON: Invalid control character",)),
@@ -108,7 +108,7 @@ REFUSED: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "nested shape": (entry(shape=[[2], 3]), (ENTRY,)),
     "nine axes": (entry(shape=[1] * 9), (ENTRY,)),
     "overflowing shape": (entry(shape=[1 << 32, 1 << 32, 6]), ("24 bytes, where float32",)),
-    "huge empty": (entry(shape=[0, 1 << 47, 1 << 47], data_offsets=[0, 0]), ("a negative or absurd size",)),
+    "huge empty": (entry(shape=[0, 1 << 47, 1 << 47], data_offsets=[0, 0]), ("that is negative or too large",)),
     "another size": (entry(shape=[2, 2]), ("24 bytes, where float32 [2, 2] takes 16",)),
     "unknown dtype": (entry(dtype="F8_E4M3"), ("dtype F8_E4M3 is not accepted",)),
     "complex": (entry(dtype="C64"), ("dtype C64 is not accepted",)),
@@ -132,7 +132,7 @@ REFUSED: dict[str, tuple[bytes, tuple[str, ...]]] = {
         ("data", "24 bytes, where the header describes 16 (truncated or extended)"),
     ),
     "bytes missing": (two([0, 16], [16, 32]), ("data", "24 bytes, where the header describes 32")),
-    "a petabyte": (two([0, 8], [8, 1 << 50]), ("a negative or absurd size",)),
+    "a petabyte": (two([0, 8], [8, 1 << 50]), ("that is negative or too large",)),
 }
 
 

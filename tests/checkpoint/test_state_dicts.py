@@ -72,9 +72,9 @@ def test_a_file_with_both_says_so_and_gives_what_was_asked_for(tmp_path: Path) -
         ]
         assert checkpoint.others == ["epoch: a value of type int"]
         assert checkpoint.container == "torch archive, {state_dict, state_dict_ema, epoch}"
-    with pytest.raises(UsageError, match="--weights ema, but the file holds only raw weights"):
+    with pytest.raises(UsageError, match="`weights` ema, but the file holds only raw weights"):
         read_all(saved(tmp_path, {"w": tensor()}), "ema")
-    with pytest.raises(UsageError, match=r"--weights raw, but the file holds only ema weights \(ema\)"):
+    with pytest.raises(UsageError, match=r"`weights` raw, but the file holds only ema weights \(ema\)"):
         read_all(saved(tmp_path, {"ema": {"w": tensor()}}), "raw")
     with pytest.raises(ValueError, match="'raw', 'ema' or None"):
         open_checkpoint(path, "best")
@@ -103,7 +103,7 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "an FSDP shard": ({"flat_param_0": 3}, ("an FSDP shard: gather a full state dict first",)),
     "two raw": (
         {"state_dict": {"w": tensor()}, "model": {"v": tensor()}},
-        ("several raw state dicts: state_dict (raw), model (raw)", "--state_dict_key state_dict"),
+        ("several raw state dicts: state_dict (raw), model (raw)", "`state_dict_key` state_dict"),
     ),
     "two ema": ({"ema": {"w": tensor()}, "state_dict_ema": {"v": tensor()}}, ("several ema state dicts",)),
     "a wrapper twice": (
@@ -166,6 +166,10 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "a dict of another kind": (
         pairs(call(Node(b"ccollections\nCounter\n")), ("w", tensor())),
         ("not a dict of tensors",),
+    ),
+    "a defaultdict of items": (
+        pairs(call(Glob("collections", "defaultdict"), [("w", 1)]), ("w", tensor())),
+        ("a defaultdict built in a way that torch never uses",),
     ),
     "a defaultdict of a pair": (
         pairs(call(Glob("collections", "defaultdict"), None, {"w": 1}), ("w", tensor())),

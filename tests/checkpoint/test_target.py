@@ -1,9 +1,10 @@
-"""Where a single file may be written: refused before anything is read, and nothing that is there is touched."""
+"""Where a file may be written, and what holds for a folder too: refused before anything is read or touched."""
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,18 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def refused(target: Path, source: Path, *, overwrite: bool = True) -> str:
+def folder_check(target: Path, source: Path, *, overwrite: bool) -> Path:
+    return check_target(target, source, overwrite=overwrite, allowed=lambda _: set())
+
+
+Check = Callable[..., Path]
+both = pytest.mark.parametrize("check", [check_file, folder_check])
+
+
+def refused(target: Path, source: Path, *, overwrite: bool = True, check: Check = check_file) -> str:
     """The rule, without the path that stands before it."""
     with pytest.raises(UsageError) as caught:
-        check_file(target, source, overwrite=overwrite)
+        check(target, source, overwrite=overwrite)
     line = str(caught.value)
     assert caught.value.exit_code == 2
     assert line.isprintable()
@@ -46,7 +55,7 @@ def test_accepts_what_is_not_there_and_makes_nothing(tmp_path: Path, source: Pat
 def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(tmp_path: Path, source: Path) -> None:
     target = tmp_path / "out.pth"
     target.write_text("old")
-    assert refused(target, source, overwrite=False) == "exists; use --overwrite to replace it"
+    assert refused(target, source, overwrite=False) == "exists; use `overwrite` to replace it"
     assert check_file(target, source, overwrite=True).name == "out.pth"
     assert target.read_text() == "old"
 
@@ -54,7 +63,7 @@ def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(tmp_path:
 def test_a_link_is_followed(tmp_path: Path, source: Path) -> None:
     (tmp_path / "real.pth").write_text("old")
     (tmp_path / "link.pth").symlink_to("real.pth")
-    assert "--overwrite" in refused(tmp_path / "link.pth", source, overwrite=False)
+    assert "`overwrite`" in refused(tmp_path / "link.pth", source, overwrite=False)
     assert check_file(tmp_path / "link.pth", source, overwrite=True).name == "real.pth"
 
 
@@ -78,23 +87,25 @@ def test_refuses_a_socket(
         assert refused(Path("s.pth"), source) == "exists and is no regular file"
 
 
+@both
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_refuses_the_input_under_any_name(tmp_path: Path, source: Path, overwrite: bool) -> None:
+def test_refuses_the_input_under_any_name(tmp_path: Path, source: Path, overwrite: bool, check: Check) -> None:
     (tmp_path / "link.pth").symlink_to(source)
     (tmp_path / "hard.pth").hardlink_to(source)
     (tmp_path / "alias").symlink_to("in")
     for path in (source, tmp_path / "link.pth", tmp_path / "hard.pth", tmp_path / "in/../in/model.pth",
                  tmp_path / "alias" / "model.pth"):  # fmt: skip
-        assert refused(path, source, overwrite=overwrite).startswith("is the input")
-        assert refused(path, tmp_path / "link.pth", overwrite=overwrite).startswith("is the input")
+        assert refused(path, source, overwrite=overwrite, check=check).startswith("is the input")
+        assert refused(path, tmp_path / "link.pth", overwrite=overwrite, check=check).startswith("is the input")
 
 
-def test_refuses_a_place_inside_the_input_folder(tmp_path: Path, source: Path) -> None:
+@both
+def test_refuses_a_place_inside_the_input_folder(tmp_path: Path, source: Path, check: Check) -> None:
     (tmp_path / "alias").symlink_to("in")
     for path in (source, source.parent / "new.pth", tmp_path / "alias" / "new.pth", source.parent / "a" / "new.pth",
                  source.parent):  # fmt: skip
-        assert "lies inside it" in refused(path, source.parent)
-    assert "lies inside it" in refused(source / "new.pth", source)
+        assert "lies inside it" in refused(path, source.parent, check=check)
+    assert "lies inside it" in refused(source / "new.pth", source, check=check)
 
 
 def test_refuses_what_links_in_the_input_lead_to(tmp_path: Path, source: Path) -> None:
@@ -110,38 +121,37 @@ def test_refuses_what_links_in_the_input_lead_to(tmp_path: Path, source: Path) -
     check_file(tmp_path / "beside.pth", tmp_path / "snapshot", overwrite=True)
 
 
+@both
 @pytest.mark.parametrize("below", ["", "deep/out.pth"])
-def test_refuses_a_dangling_link_also_among_the_parents(tmp_path: Path, source: Path, below: str) -> None:
+def test_refuses_a_dangling_link_also_among_the_parents(tmp_path: Path, source: Path, below: str, check: Check) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    assert refused(tmp_path / "link" / below, source) == "is a dangling symbolic link"
+    assert refused(tmp_path / "link" / below, source, check=check) == "is a dangling symbolic link"
     (tmp_path / "loop").symlink_to("loop")
-    assert refused(tmp_path / "loop" / below, source) == "is a dangling symbolic link"
+    assert refused(tmp_path / "loop" / below, source, check=check) == "is a dangling symbolic link"
 
 
+@both
 def test_refuses_a_parent_that_is_a_file_or_may_not_be_written(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, check: Check
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert "is not a folder" in refused(tmp_path / "file" / "out.pth", source)
-    assert "is not a folder" in refused(tmp_path / "file" / "deep" / "out.pth", source)
+    assert "is not a folder" in refused(tmp_path / "file" / "out.pth", source, check=check)
+    assert "is not a folder" in refused(tmp_path / "file" / "deep" / "out.pth", source, check=check)
     (tmp_path / "locked").mkdir(mode=0o555)
     monkeypatch.setattr(os, "access", lambda path, mode, **_: not mode & os.W_OK)
     monkeypatch.setattr(os, "supports_effective_ids", {os.access})
-    assert refused(tmp_path / "locked" / "out.pth", source).endswith("locked is not writable")
+    for path in (tmp_path / "locked" / "out.pth", tmp_path / "locked" / "deep" / "out.pth"):
+        assert refused(path, source, check=check).endswith("locked is not writable")
 
 
-@pytest.mark.parametrize("suffix", ["", ".pth"])
-def test_refuses_a_name_that_is_too_long_before_anything_is_done(suffix: str, tmp_path: Path, source: Path) -> None:
-    target = tmp_path / ("x" * 256 + suffix)
-    with pytest.raises(UsageError, match="File name too long"):
-        check_target(target, source, overwrite=False, allowed=lambda _: set())
-    with pytest.raises(UsageError, match="File name too long"):
-        check_file(target, source, overwrite=False)
+@both
+def test_refuses_a_name_that_is_too_long_before_anything_is_done(tmp_path: Path, source: Path, check: Check) -> None:
+    assert refused(tmp_path / ("x" * 256), source, overwrite=False, check=check) == "File name too long"
 
 
 def test_names_that_are_not_plain_text_are_shown_safely(tmp_path: Path, source: Path) -> None:
     (tmp_path / "a\x1b[31m\n.pth").write_text("")
-    with pytest.raises(UsageError, match=r"a\\x1b\[31m\\n\.pth: exists; use --overwrite") as caught:
+    with pytest.raises(UsageError, match=r"a\\x1b\[31m\\n\.pth: exists; use `overwrite`") as caught:
         check_file(tmp_path / "a\x1b[31m\n.pth", source, overwrite=False)
     assert str(caught.value).isprintable()
 
@@ -195,7 +205,7 @@ def made(folder: Path, *names: str) -> Path:
 def test_what_systems_and_the_hub_leave_does_not_block_overwrite(tmp_path: Path, source: Path) -> None:
     out = made(tmp_path / "out", *NO_ONES)
     assert check_target(out, source, overwrite=True, allowed=lambda _: OURS) == out.resolve()
-    with pytest.raises(UsageError, match="use --overwrite to replace it"):
+    with pytest.raises(UsageError, match="use `overwrite` to replace it"):
         check_target(out, source, overwrite=False, allowed=lambda _: OURS)
 
 

@@ -57,36 +57,6 @@ def test_refuses_a_fifo_without_blocking(tmp_path: Path, source: Path) -> None:
     assert "not a folder" in refused(tmp_path / "out", source)
 
 
-@pytest.mark.parametrize("below", ["", "deep/out"])
-def test_refuses_a_dangling_link_also_among_the_parents(tmp_path: Path, source: Path, below: str) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    assert refused(tmp_path / "link" / below, source) == f"{tmp_path}/link: is a dangling symbolic link"
-
-
-def test_refuses_a_link_to_itself(tmp_path: Path, source: Path) -> None:
-    (tmp_path / "loop").symlink_to("loop")
-    assert "dangling" in refused(tmp_path / "loop", source)
-
-
-def test_refuses_the_input_itself_under_any_name(tmp_path: Path, source: Path) -> None:
-    (tmp_path / "link").symlink_to(source)
-    (tmp_path / "hard").hardlink_to(source)
-    for path in (source, tmp_path / "link", tmp_path / "hard", tmp_path / "in" / ".." / "in" / "model.pth"):
-        assert "is the input" in refused(path, source)
-    assert "is the input" in refused(source.parent, source.parent)
-
-
-def test_refuses_a_target_inside_the_input(tmp_path: Path, source: Path) -> None:
-    (tmp_path / "alias").symlink_to("in")
-    for path in (
-        source.parent / "out",
-        source.parent / "a" / "b",
-        tmp_path / "alias" / "out",
-        source / "out",
-    ):
-        assert "lies inside it" in refused(path, source if path.parent == source else source.parent)
-
-
 def test_refuses_a_target_that_holds_the_input(tmp_path: Path, source: Path) -> None:
     (tmp_path / "alias").symlink_to("in")
     (tmp_path / "link.pth").symlink_to(source)
@@ -107,14 +77,14 @@ def test_refuses_to_replace_what_links_in_the_input_lead_to(tmp_path: Path) -> N
 
 def test_refuses_a_full_folder_and_names_the_flag(tmp_path: Path, source: Path) -> None:
     make_old(tmp_path / "out")
-    assert "--overwrite" in refused(tmp_path / "out", source, overwrite=False)
+    assert "`overwrite`" in refused(tmp_path / "out", source, overwrite=False)
     check_target(tmp_path / "out", source, overwrite=True, allowed=allowed)
     # The flag is not advised where it would be refused in its turn.
     (tmp_path / "out" / "notes.txt").write_text("precious")
     line = refused(tmp_path / "out", source, overwrite=False)
     assert line == refused(tmp_path / "out", source, overwrite=True)
     assert "notes.txt" in line
-    assert "--overwrite" not in line
+    assert "`overwrite`" not in line
 
 
 def test_what_may_be_deleted_is_asked_of_the_folder_where_it_is_by_now(tmp_path: Path, both_ways: str) -> None:
@@ -172,22 +142,6 @@ def test_overwrite_is_refused_exactly_when_something_foreign_is_there(names: set
         foreign = sorted(name for name in names if name not in allowed(Path()))
         with pytest.raises(UsageError, match=r"has no record of, \S") if foreign else nullcontext():
             check_target(Path(folder, "out"), Path(folder, "a.pth"), overwrite=True, allowed=allowed)
-
-
-def test_refuses_a_parent_that_is_a_file(tmp_path: Path, source: Path) -> None:
-    (tmp_path / "file").write_text("")
-    assert "is not a folder" in refused(tmp_path / "file" / "deep" / "out", source)
-
-
-def test_refuses_a_parent_without_write_permission(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "locked").mkdir(mode=0o555)
-    if os.geteuid() == 0:  # root may write anywhere, so ask as someone who may not
-        tmp_path.chmod(0o755)
-        monkeypatch.setattr(os, "access", lambda path, mode, **_: not mode & os.W_OK)
-        monkeypatch.setattr(os, "supports_effective_ids", {os.access})
-    assert f"{tmp_path}/locked is not writable" in refused(tmp_path / "locked" / "deep" / "out", source)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")

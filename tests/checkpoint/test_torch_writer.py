@@ -134,6 +134,7 @@ def test_beyond_four_gigabytes(tmp_path: Path) -> None:
         assert opened["large"].nbytes == 4_400_000_000
 
 
+@pytest.mark.slow
 def test_more_members_than_sixteen_bits_count(tmp_path: Path) -> None:
     path = tmp_path / "many.pth"
     layout = lay_out_torch(TensorEntry(f"k{i}", F32, (1,)) for i in range(66_000))

@@ -231,7 +231,7 @@ def read_all(path: Any, weights: str | None = None) -> dict[str, tuple[str, tupl
 
 WHOLE = re.compile(
     r": (empty|not a regular file but .*|not a JSON object|not valid JSON: .*|nested too deeply|a PEFT adapter .*"
-    r"|a torch distributed checkpoint: .*|holds (both|no weights).*|\d+ bytes of JSON|bytes .* lie outside the file .*"
+    r"|a torch distributed checkpoint: .*|holds (both|no weights).*|\d+ bytes of JSON, .*|bytes .* lie outside .*"
     r"|No such file or directory|Too many levels of symbolic links|File name too long|Permission denied)$"
 )
 

@@ -168,9 +168,9 @@ def test_what_is_known_by_name(tmp_path: Path) -> None:
 # What the user insists on.
 def test_an_unknown_family_and_a_foreign_flag(tmp_path: Path) -> None:
     path = save(pixart(), tmp_path / "a.pth")
-    with pytest.raises(UsageError, match=r"--family unet: unknown; there are dit, pixart, or a file"):
+    with pytest.raises(UsageError, match=r"`family` unet: unknown; there are dit, pixart, or a file"):
         look(path, family="unet")
-    with pytest.raises(UsageError, match=r"^--colour, --size: not a flag of the family pixart, which has --"):
+    with pytest.raises(UsageError, match=r"^`colour`, `size`: not a hyper-parameter of the family pixart, which has `"):
         look(path, {"size": 3, "colour": "red", "image_size": 128})
 
 
@@ -196,7 +196,7 @@ def test_a_lost_last_block_shows_in_the_config_of_a_folder(tmp_path: Path) -> No
 def test_a_damaged_file_is_blamed_before_the_call(tmp_path: Path) -> None:
     state = pixart()
     path = save(state, tmp_path / "a.pth")
-    with pytest.raises(UsageError, match=r"--interpolation_scale 2\.0 contradicts the file"):
+    with pytest.raises(UsageError, match=r"`interpolation_scale` 2\.0 contradicts the file"):
         look(path, {"interpolation_scale": 2.0})
     content = bytearray(path.read_bytes())
     token = state["pos_embed"][0, 1].numpy().astype(np.float32).tobytes()
@@ -239,7 +239,7 @@ def test_an_error_about_a_config_names_the_folder(tmp_path: Path) -> None:
      ("num_attention_heads", True), ("interpolation_scale", "1"), ("interpolation_scale", True), ("version", 1)],
 )  # fmt: skip
 def test_a_word_of_another_type_is_refused(flag: str, value: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=rf"^--{flag} .*: not (bool|int|float|str) but {type(value).__name__}$"):
+    with pytest.raises(UsageError, match=rf"^`{flag}` .*: not (bool|int|float|str) but {type(value).__name__}$"):
         looked(pixart(), tmp_path, **{flag: value})
 
 

@@ -215,7 +215,7 @@ def test_both_kinds_are_told_apart(state: State, tmp_path: Path) -> None:
 )
 def test_weights_that_are_not_there(container: str, weights: str, state: State, tmp_path: Path) -> None:
     path = save(CONTAINERS[container](state), tmp_path / "made.pth")
-    with pytest.raises(converter.UsageError, match=f"--weights {weights}, but the file holds only"):
+    with pytest.raises(converter.UsageError, match=f"`weights` {weights}, but the file holds only"):
         convert(path, tmp_path / "out", weights=weights)
     assert not (tmp_path / "out").exists()
 
@@ -318,7 +318,7 @@ def test_flags_are_asked_for_by_the_names_that_they_have(name: str, tmp_path: Pa
     for _ in range(2 if name == "sigma-256" else 1):
         with pytest.raises(converter.UsageError) as raised:
             converter.convert(path, tmp_path / "out", **stated(**flags))
-        (asked,) = (flag for flag in answers if f"--{flag} is needed" in str(raised.value))
+        (asked,) = (flag for flag in answers if f"`{flag}` is needed" in str(raised.value))
         assert asked not in flags
         flags[asked] = answers[asked]
     done = converter.convert(path, tmp_path / "out", **stated(**flags))
@@ -330,33 +330,33 @@ def test_flags_are_asked_for_by_the_names_that_they_have(name: str, tmp_path: Pa
 @pytest.mark.parametrize("size", [9, 20, 24, 250])
 def test_an_image_size_that_no_latent_grid_has(size: int, tmp_path: Path) -> None:
     path = save(pixart(pos_embed=False), tmp_path / "made.pth")
-    with pytest.raises(converter.UsageError, match=f"--image_size {size}"):
+    with pytest.raises(converter.UsageError, match=f"`image_size` {size}"):
         convert(path, tmp_path / "out", hyper_parameters={"image_size": size, "interpolation_scale": 1.0})
 
 
 # What a user says against what the file shows.
 
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "image size": ({}, {"image_size": 256}, "--image_size 256 contradicts the file, which says 128"),
-    "scale": ({}, {"interpolation_scale": 2.0}, "--interpolation_scale 2.0 contradicts the file, which says 1.0"),
-    "micro": ({}, {"micro_condition": True}, "--micro_condition True contradicts the file, which says False"),
+    "image size": ({}, {"image_size": 256}, "`image_size` 256 contradicts the file, which says 128"),
+    "scale": ({}, {"interpolation_scale": 2.0}, "`interpolation_scale` 2.0 contradicts the file, which says 1.0"),
+    "micro": ({}, {"micro_condition": True}, "`micro_condition` True contradicts the file, which says False"),
     "no micro": (
         {"micro_conditions": True},
         {"micro_condition": False},
-        "--micro_condition False contradicts the file, which says True",
+        "`micro_condition` False contradicts the file, which says True",
     ),
     "class": (
         {"micro_conditions": True},
         {"multi_scale_train": False},
-        "--multi_scale_train False contradicts the file, which says True",
+        "`multi_scale_train` False contradicts the file, which says True",
     ),
-    "qk-norm": ({}, {"qk_norm": True}, "--qk_norm True contradicts the file, which says False"),
-    "version": ({"tokens": 300}, {"version": "alpha"}, "--version alpha contradicts the file, which says sigma"),
-    "kv": ({}, {"kv_compress": True}, "--kv_compress: stock diffusers"),
+    "qk-norm": ({}, {"qk_norm": True}, "`qk_norm` True contradicts the file, which says False"),
+    "version": ({"tokens": 300}, {"version": "alpha"}, "`version` alpha contradicts the file, which says sigma"),
+    "kv": ({}, {"kv_compress": True}, "`kv_compress`: stock diffusers"),
     "no kv": (
         {"kv_compress": (1,)},
         {"kv_compress": False},
-        "--kv_compress False contradicts the file, which says True",
+        "`kv_compress` False contradicts the file, which says True",
     ),
 }
 
@@ -374,7 +374,7 @@ def test_a_flag_that_contradicts_the_file(name: str, tmp_path: Path) -> None:
 
 def test_heads_that_do_not_divide_the_width(tmp_path: Path) -> None:
     path = save(pixart(), tmp_path / "made.pth")
-    with pytest.raises(converter.UsageError, match="--num_attention_heads 5: the hidden size 24 does not divide by it"):
+    with pytest.raises(converter.UsageError, match="`num_attention_heads` 5: the hidden size 24 does not divide by it"):
         convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": 5})
 
 
@@ -462,7 +462,7 @@ def test_a_table_that_only_begins_like_one(tmp_path: Path) -> None:
     table = sincos(24, 8, 1.0)
     table[0, 40:] = random_table()[0, 40:]
     path = save(with_table(table, tokens=120), tmp_path / "fixed.pth")
-    with pytest.raises(converter.UsageError, match=r"--interpolation_scale is needed: .* no sin-cos table"):
+    with pytest.raises(converter.UsageError, match=r"`interpolation_scale` is needed: .* no sin-cos table"):
         convert(path, tmp_path / "out")
     with pytest.raises(converter.InputError, match="fixed-size class uses it"):
         convert(path, tmp_path / "out", hyper_parameters={"interpolation_scale": 1.0})
@@ -474,7 +474,7 @@ def test_a_table_that_is_not_square_or_absent_needs_a_size(tmp_path: Path) -> No
         ("absent", pixart(pos_embed=False, tokens=300)),
     ):
         path = save(state, tmp_path / f"{name}.pth")
-        with pytest.raises(converter.UsageError, match="--image_size is needed"):
+        with pytest.raises(converter.UsageError, match="`image_size` is needed"):
             convert(path, tmp_path / name)
         done = convert(path, tmp_path / name, hyper_parameters={"image_size": 256})
         assert json.loads((done.path / CONFIG).read_text())["sample_size"] == 32
@@ -599,7 +599,7 @@ def test_a_config_that_changes_under_our_eyes_is_refused(tmp_path: Path, monkeyp
         (source / "config.json").write_text(json.dumps(config | {"sample_size": 32}))
         return looked
 
-    monkeypatch.setattr("converter.conversion.convert.analyse_again", meanwhile)
+    monkeypatch.setattr("converter.conversion.plan.analyse_again", meanwhile)
     with pytest.raises(converter.InputError, match=r"config\.json: it changed while it was read"):
         converter.convert(source, tmp_path / "out")
 
@@ -745,7 +745,7 @@ def test_a_refused_file_leaves_the_old_result_alone(tmp_path: Path) -> None:
 
 def test_overwriting_leaves_nothing_of_the_old(tmp_path: Path) -> None:
     out = convert(save(pixart(), tmp_path / "one.pth"), tmp_path / "out").path
-    with pytest.raises(converter.UsageError, match="use --overwrite"):
+    with pytest.raises(converter.UsageError, match="use `overwrite`"):
         convert(tmp_path / "one.pth", out)
     state = pixart(seed=1)
     del state["y_embedder.y_embedding"]
@@ -793,7 +793,7 @@ def test_overwrite_deletes_only_what_our_record_lists(name: str, tmp_path: Path)
     for overwrite in (False, True):
         with pytest.raises(converter.UsageError, match="has no record of") as raised:
             convert(path, out, overwrite=overwrite)
-        assert "--overwrite" not in str(raised.value)
+        assert "`overwrite`" not in str(raised.value)
     assert sorted(out.rglob("*")) == before
 
 
@@ -822,7 +822,7 @@ def test_a_file_that_comes_while_we_write_is_kept(
     exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exchange:
-        monkeypatch.setattr("converter.checkpoint.write.publish._exchange", lambda one, other: False)
+        monkeypatch.setattr("converter.checkpoint.write.publish.exchange", lambda one, other: False)
     path = save(pixart(), tmp_path / "made.pth")
     before = tree(convert(path, tmp_path / "out").path)
 

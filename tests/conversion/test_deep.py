@@ -65,9 +65,9 @@ def test_numbers_and_zeros(tmp_path: Path, cli: Cli) -> None:
     assert made["deep"]["nonfinite"] == {"blocks.1.mlp.fc1.weight": 2}
     assert made["deep"]["checksums"] is False
     assert made["problems"] == [
-        "2 elements are NaN or infinite, in blocks.1.mlp.fc1.weight; --allow_nonfinite converts them as they are",
+        "2 elements are NaN or infinite, in blocks.1.mlp.fc1.weight; `allow_nonfinite` converts them as they are",
         "1 tensor is zero throughout, as no training leaves it: x_embedder.proj.weight (was its download completed?); "
-        "--allow_zeros converts them as they are",
+        "`allow_zeros` converts them as they are",
     ]
     said = cli("pixart", "inspect", "--deep", path)
     assert said.returncode == 0

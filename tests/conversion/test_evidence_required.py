@@ -23,10 +23,10 @@ def saved(state: Any, at: Path) -> Path:
 
 def named(path: Path, out: Path, **words: Any) -> set[str]:
     """The flags that are asked for."""
-    with pytest.raises(converter.UsageError, match=r"^--require_evidence: ") as raised:
+    with pytest.raises(converter.UsageError, match=r"^`require_evidence`: ") as raised:
         converter.convert(path, out, **stated(require_evidence=True, **words))
     assert not out.exists()
-    return set(re.findall(r"--(\w+)(?: \w+)? \(", str(raised.value)))
+    return set(re.findall(r"`(\w+)`(?: \w+)? \(", str(raised.value)))
 
 
 def test_every_assumption_is_named_at_once(tmp_path: Path) -> None:

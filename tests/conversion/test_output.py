@@ -222,7 +222,7 @@ def test_a_size_in_bytes_is_exact(size: Any) -> None:
     "5GB\n5", None, True, "9" * 400, "9" * 400 + "GB", "9" * 5000, "\x1b[31m", ".5GB", "5.GB", 0.5,
 ], ids=lambda size: repr(size)[:20])  # fmt: skip
 def test_what_is_no_size(size: Any) -> None:
-    with pytest.raises(UsageError, match=r"`max_shard_size` .*: a size such as 5GB") as caught:
+    with pytest.raises(UsageError, match=r"`max_shard_size` .*: give a size such as 5GB") as caught:
         bytes_of(size)
     assert str(caught.value).isprintable()
 

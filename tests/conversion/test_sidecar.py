@@ -69,7 +69,7 @@ def test_beside_an_original_checkpoint_it_is_not_read(tmp_path: Path, config: st
 def test_beside_diffusers_keys_it_is_read_where_it_is_that_of_a_diffusers_model(tmp_path: Path, out: Path) -> None:
     path = save(diffusers_keyed(pixart()), tmp_path / "model.bin")
     (tmp_path / "config.json").write_text('{"model_type": "t5", "num_layers": 9}')
-    assert "--num_attention_heads" in inspect(path, hyper_parameters={"image_size": 128})["needs"]
+    assert "`num_attention_heads`" in inspect(path, hyper_parameters={"image_size": 128})["needs"]
     said = json.loads((out / "transformer" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(said))
     with pytest.raises(

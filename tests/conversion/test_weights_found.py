@@ -120,7 +120,7 @@ def test_where_the_weights_lie(tmp_path: Path, name: str) -> None:
         assert equal(path, EMA, weights="ema")
         assert equal(path, EMA, state_dict_key=ema)
     else:
-        with pytest.raises(UsageError, match="--weights ema, but the file holds only raw weights"):
+        with pytest.raises(UsageError, match="`weights` ema, but the file holds only raw weights"):
             equal(path, EMA, weights="ema")
     for weights in ("raw", "ema") if ema else ("raw",):
         made = convert(path, tmp_path / weights, weights=weights, hyper_parameters={"num_attention_heads": HEADS})
@@ -167,12 +167,12 @@ def test_where_it_is_doubtful_the_user_chooses_by_the_place(tmp_path: Path, name
     with pytest.raises(InputError) as refused:
         convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
     assert words in str(refused.value)
-    flag = str(refused.value).rpartition("--state_dict_key ")[2]
+    flag = str(refused.value).rpartition("`state_dict_key` ")[2]
     assert equal(path, RAW, state_dict_key=flag)
     made = convert(path, tmp_path / "out", state_dict_key=flag, hyper_parameters={"num_attention_heads": HEADS})
     assert made.record["source"]["where"] == flag
     assert check(path, tmp_path / "out").verdict == "PASS"
-    with pytest.raises(UsageError, match="--state_dict_key nowhere: there is "):
+    with pytest.raises(UsageError, match="`state_dict_key` nowhere: there is "):
         equal(path, RAW, state_dict_key="nowhere")
     with pytest.raises(UsageError, match="give one"):
         equal(path, RAW, state_dict_key=flag, weights="raw")
@@ -185,9 +185,9 @@ def test_of_two_averages_the_note_names_the_place(tmp_path: Path) -> None:
     (told,) = (note for note in made.notes if note.startswith("took the raw"))
     assert "--state_dict_key ema_fast takes those" in told
     assert equal(path, EMA, state_dict_key="ema_fast")
-    with pytest.raises(InputError, match=r"several ema state dicts: ema_fast .*--state_dict_key ema_fast"):
+    with pytest.raises(InputError, match=r"several ema state dicts: ema_fast .*`state_dict_key` ema_fast"):
         equal(path, EMA, weights="ema")
-    with pytest.raises(UsageError, match=r"--weights raw \(ema_fast holds ema weights too\)"):
+    with pytest.raises(UsageError, match=r"`weights` raw \(ema_fast holds ema weights too\)"):
         convert(path, tmp_path / "new", require_evidence=True, hyper_parameters={"num_attention_heads": HEADS})
 
 

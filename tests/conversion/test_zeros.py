@@ -84,7 +84,7 @@ def test_the_case_and_the_flag(tmp_path: Path) -> None:
         start = checkpoint["t_embedder.mlp.2.weight"].storage.start
     path.write_bytes(data[: start - 5000] + bytes(len(data) - start + 5000))
     words = "x_embedder.proj.weight, .*, y_embedder.y_proj.fc1.bias.*; zero as well: y_embedder.y_embedding"
-    with pytest.raises(InputError, match=f"{words} .*; --allow_zeros converts them as they are"):
+    with pytest.raises(InputError, match=f"{words} .*; `allow_zeros` converts them as they are"):
         converter.convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
     done = converter.convert(path, tmp_path / "out", allow_zeros=True, hyper_parameters={"num_attention_heads": HEADS})
     assert "the last 4 of 24 rows of t_embedder.mlp.0.weight are zero, where the file ends" in str(done.notes)
@@ -258,7 +258,7 @@ def test_rows_within_a_file_are_no_alarm(tmp_path: Path) -> None:
 def test_what_rounds_to_zero_is_called_that(tmp_path: Path) -> None:
     state = pixart()
     state["blocks.0.attn.qkv.weight"] *= 1e-12
-    words = r"blocks\.0\.attn\.qkv\.weight: zero throughout once rounded to float16; --allow_zeros"
+    words = r"blocks\.0\.attn\.qkv\.weight: zero throughout once rounded to float16; `allow_zeros`"
     with pytest.raises(InputError, match=words):
         convert(state, tmp_path, dtype="float16")
     assert convert(state, tmp_path, dtype="bfloat16").written
@@ -299,7 +299,7 @@ def test_a_result_that_is_there_already_is_judged_as_it_was_written(tmp_path: Pa
         for flag in let:
             with pytest.raises(InputError) as first:
                 converter.convert(path, tmp_path / target, **stated(overwrite=True, **let | {flag: False}, **said))
-            with pytest.raises(InputError, match=f"--{flag}") as again:
+            with pytest.raises(InputError, match=f"`{flag}`") as again:
                 is_up_to_date(path, tmp_path / target, **stated(**let | {flag: False}, **said))
             assert str(again.value) == str(first.value)
     back = converter.convert(tmp_path / "out", tmp_path / "back.pth", **stated(to="original", **let))

@@ -191,11 +191,11 @@ def test_heads_of_a_size_that_was_not_published() -> None:
     found = look(state)
     assert told(found, "num_attention_heads") == (None, "unknown")
     with pytest.raises(
-        UsageError, match=r"--num_attention_heads is needed: .*384, 768, 1024, 1152, and this .* has 48"
+        UsageError, match=r"`num_attention_heads` is needed: .*384, 768, 1024, 1152, and this .* has 48"
     ):
         DIT.config(found)
     assert told(look(state, num_attention_heads=4), "num_attention_heads") == (4, "given")
-    with pytest.raises(UsageError, match="--num_attention_heads 5: the hidden size 48 does not divide by it"):
+    with pytest.raises(UsageError, match="`num_attention_heads` 5: the hidden size 48 does not divide by it"):
         look(state, num_attention_heads=5)
     # 64 channels to a head do not make it a published model.
     assert told(look(small(hidden_size=640, depth=3)), "num_attention_heads") == (None, "unknown")
@@ -215,10 +215,10 @@ def test_the_table_has_to_be_that_of_scale_one() -> None:
 
 def test_without_a_table_the_size_is_asked_for() -> None:
     state = {key: tensor for key, tensor in small(hidden_size=384, depth=12).items() if key != "pos_embed"}
-    with pytest.raises(UsageError, match="--image_size is needed"):
+    with pytest.raises(UsageError, match="`image_size` is needed"):
         DIT.config(look(state))
     assert DIT.config(look(state, image_size=512))["sample_size"] == 64
-    with pytest.raises(UsageError, match="--image_size 256 contradicts the file"):
+    with pytest.raises(UsageError, match="`image_size` 256 contradicts the file"):
         look(small(hidden_size=384, depth=12, input_size=64), image_size=256)
 
 

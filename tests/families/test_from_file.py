@@ -77,7 +77,6 @@ def test_every_command_takes_it(text: str, tmp_path: Path, source: Path, cli: Ca
 def test_what_a_file_registers_counts_before_what_it_calls_family(tmp_path: Path) -> None:
     text = MINE + "from dataclasses import replace\nconverter.register(replace(FAMILY, title='Other'))\n"
     assert families.find(written(tmp_path / "mine.py", text)).title == "Other"
-    assert families.families()["mine"].title == "Other"
 
 
 def test_it_may_import_what_lies_beside_it(tmp_path: Path) -> None:
@@ -91,10 +90,20 @@ def test_it_is_run_once_and_again_when_it_has_changed(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     first = families.find(written(path, MINE))
     assert families.find(str(path)) is first
-    families._REGISTERED.clear()
-    assert families.find(str(path)) is first
-    assert families.families()["mine"] is first
     assert families.find(written(path, MINE.replace('"Mine",', '"Another",'))).title == "Another"
+
+
+@pytest.mark.parametrize("more", ["", "converter.register(FAMILY)\n"])
+def test_it_is_for_who_names_it_and_not_for_the_rest_of_the_process(more: str, tmp_path: Path, source: Path) -> None:
+    family = written(tmp_path / "mine.py", MINE + more)
+    assert converter.inspect(source, family=family)["family"] == "mine"
+    assert "mine" not in families.families()
+    assert converter.inspect(source)["family"] is None
+    done = converter.convert(source, tmp_path / "out", family=family)
+    assert converter.inspect(done.path)["family"] is None
+    assert converter.inspect(done.path, family=family)["problems"] == []
+    converter.register(families.find(family))
+    assert converter.inspect(source)["family"] == "mine"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +143,7 @@ def test_what_a_broken_file_registered_is_forgotten(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_says_what_there_is(source: Path) -> None:
-    with pytest.raises(UsageError, match=r"--family nothing: unknown; there are dit, .*pixart, or a file NAME\.py"):
+    with pytest.raises(UsageError, match=r"`family` nothing: unknown; there are dit, .*pixart, or a file NAME\.py"):
         converter.inspect(source, family="nothing")
 
 

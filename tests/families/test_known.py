@@ -11,9 +11,11 @@ from makers import HEADS, ROOT, pixart, within
 from safetensors.torch import save_file
 from shaped import CONTROLNETS, INVENTORIES
 
-from converter import InputError, open_checkpoint
+import converter
+from converter import Family, InputError, KeyMapping, diff, families, inspect, open_checkpoint
 from converter.conversion.convert import convert
 from converter.families import altered, named
+from converter.models.pixart.table import PIXART
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,24 @@ from converter.families import altered, named
         ("flat_param_0", "FSDP flat parameters"),
         ("joint_blocks.0.x_block.attn.qkv.weight", "multimodal transformer"),
         ("double_blocks.0.img_attn.qkv.weight", "multimodal transformer"),
+        ("controlnet.0.copied_block.mlp.depth_conv.conv.weight", "SANA ControlNet"),
+        ("attention_y_norm.weight", "SANA"),
+        ("caption_norm.weight", "SANA"),
+        ("blocks.7.mlp.inverted_conv.conv.bias", "SANA"),
+        ("transformer_blocks.7.ff.conv_depth.weight", "SANA"),
+        ("blocks.0.attn_temp.qkv.weight", "video transformer"),
+        ("temporal_transformer_blocks.0.attn1.to_q.weight", "video transformer"),
+        ("text_embedding_padding", "Hunyuan-DiT"),
+        ("blocks.21.skip_linear.weight", "Hunyuan-DiT"),
+        ("txt_in.individual_token_refiner.blocks.0.norm1.weight", "HunyuanVideo"),
+        ("double_layers.0.attn.w2q.weight", "AuraFlow"),
+        ("cap_embedder.0.weight", "Lumina"),
+        ("patchify_proj.weight", "LTX-Video"),
+        ("time_embed.emb.timestep_embedder.linear_1.weight", "LTX-Video"),
+        ("blocks.0.attn.qkv_x.weight", "Mochi"),
+        ("distilled_guidance_layer.in_proj.bias", "Chroma"),
+        ("double_stream_blocks.0.block.adaLN_modulation.1.bias", "HiDream"),
+        ("head.modulation", "Wan"),
         ("single_transformer_blocks.0.attn.to_q.weight", "multimodal transformer"),
         ("down_blocks.0.resnets.0.conv1.weight", "U-Net"),
         ("input_blocks.0.0.weight", "U-Net"),
@@ -189,3 +209,72 @@ def test_keys_without_end_take_bounded_time() -> None:
     with within(60):  # of which it takes one
         assert named(f"{'.' * 900}{i}" for i in range(100_000)) == ""
         assert named(f"{'.oft_' * 180}{i}-" for i in range(100_000)) == ""
+
+
+# Neighbours that share most of their names with PixArt, and marks of a family.
+def sana(width: int = 16) -> dict[str, torch.Tensor]:
+    """The keys of an original SANA, two blocks of it: two thirds of them are PixArt's."""
+    made = {"pos_embed": (1, 4, width), "y_embedder.y_embedding": (3, 8), "attention_y_norm.weight": (width,)}
+    made["final_layer.scale_shift_table"] = (2, width)
+    sizes = {
+        "x_embedder.proj": (width, 4, 1, 1), "t_embedder.mlp.0": (width, 256), "t_embedder.mlp.2": (width, width),
+        "t_block.1": (6 * width, width), "y_embedder.y_proj.fc1": (width, 8), "y_embedder.y_proj.fc2": (width, width),
+        "final_layer.linear": (4, width),
+    }  # fmt: skip
+    for i in range(2):
+        b = f"blocks.{i}."
+        made |= {b + "scale_shift_table": (6, width), b + "attn.qkv.weight": (3 * width, width)}
+        made[b + "mlp.point_conv.conv.weight"] = (width, 40, 1, 1)
+        sizes |= {b + "attn.proj": (width, width), b + "cross_attn.q_linear": (width, width)}
+        sizes |= {b + "cross_attn.kv_linear": (2 * width, width), b + "cross_attn.proj": (width, width)}
+        sizes |= {b + "mlp.inverted_conv.conv": (80, width, 1, 1), b + "mlp.depth_conv.conv": (80, 1, 3, 3)}
+    for path, shape in sizes.items():
+        made |= {f"{path}.weight": shape, f"{path}.bias": shape[:1]}
+    return {key: torch.full(shape, 0.5) for key, shape in made.items()}
+
+
+def test_a_sana_is_never_called_a_pixart(tmp_path: Path) -> None:
+    state = sana()
+    assert 2 * PIXART.keys.known(state) > len(state)
+    save_file(state, tmp_path / "sana.safetensors")
+    save_file(pixart(), tmp_path / "pixart.safetensors")
+    found = inspect(tmp_path / "sana.safetensors")
+    assert (found["family"], found["problems"]) == (None, ["this is a SANA transformer, another model family"])
+    with pytest.raises(InputError, match=r"this is a SANA transformer, another model family; .* is a PixArt") as caught:
+        diff(tmp_path / "pixart.safetensors", tmp_path / "sana.safetensors")
+    assert str(caught.value).startswith(str(tmp_path / "sana.safetensors"))
+    with pytest.raises(InputError, match="this is a SANA transformer"):
+        convert(tmp_path / "sana.safetensors", tmp_path / "out")
+    # Even where somebody insists.
+    with pytest.raises(InputError, match="not a PixArt that can be converted: this is a SANA transformer"):
+        convert(tmp_path / "sana.safetensors", tmp_path / "out", family="pixart")
+
+
+def marked(*marks: str) -> Family:
+    """A family that knows little of a SANA, and has marks."""
+    keys = KeyMapping({"attention_y_norm.weight": "caption_norm.weight", "x_embedder.proj": "patch_embed.proj"})
+    return Family("mine", "Mine", keys, lambda *_: None, lambda found: {"_class_name": "Mine"}, marks=marks)
+
+
+def test_a_mark_decides_whatever_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "_REGISTERED", {})
+    state = sana()
+    converter.register(marked())
+    assert families.recognise(state) is None
+    for marks in (("attention_y_norm",), ("blocks.{}.mlp.depth_conv.conv",), ("none", "attention_y_norm.weight")):
+        converter.register(marked(*marks))
+        assert families.recognise(state) == (families.families()["mine"], False)
+    converter.register(marked("attention_y", "blocks.mlp.depth_conv.conv"))
+    assert families.recognise(state) is None
+    converter.register(marked("attention_y_norm"))
+    assert families.recognise(state | {"scaled_fp8": torch.ones(1)}) is None
+    assert families.recognise(pixart()) == (PIXART, False)
+
+
+def test_what_a_family_knows_itself_is_no_sign_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "_REGISTERED", {})
+    keys = KeyMapping({"double_blocks.{}.fc": "transformer_blocks.{}.fc", "out": "proj_out"})
+    converter.register(Family("mine", "Mine", keys, lambda *_: None, lambda found: {}))
+    state = dict.fromkeys(["double_blocks.0.fc.weight", "double_blocks.0.fc.bias", "out.weight", "out.scale"])
+    assert families.recognise(state) == (families.families()["mine"], False)
+    assert families.recognise(state | {"joint_blocks.0.x": None}) is None

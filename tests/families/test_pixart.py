@@ -409,7 +409,7 @@ def test_the_config_asks_for_what_is_unknown(name: str) -> None:
     flags = {"num_attention_heads": 4, "image_size": 256, "interpolation_scale": 1.5}
     found = Findings({flag: value for flag, value in flags.items() if flag != name})
     PIXART.describe(KEYS.plan(small(hidden_size=12, pos_embed=False, tokens=9)), FakeState(), found)
-    with pytest.raises(UsageError, match=rf"^--{name} is needed: "):
+    with pytest.raises(UsageError, match=rf"^`{name}` is needed: "):
         PIXART.config(found)
     found = Findings(flags)
     PIXART.describe(KEYS.plan(small(hidden_size=12, pos_embed=False, tokens=9)), FakeState(), found)
@@ -458,7 +458,7 @@ def test_a_fixed_size_net_keeps_its_table_whatever_size_is_said() -> None:
 def test_a_scale_is_not_read_off_a_table_that_only_begins_like_one() -> None:
     found = Findings({})
     PIXART.describe(KEYS.plan(inventory("sigma-1024-ms")), FakeState(2.0), found)
-    with pytest.raises(UsageError, match=r"^--interpolation_scale is needed: pos_embed only begins like .* scale 2 "):
+    with pytest.raises(UsageError, match=r"^`interpolation_scale` is needed: pos_embed only begins like .* scale 2 "):
         buffer_mismatch(found, 3.0)
     assert buffer_mismatch(found, 1e-7)[0]
     said = Findings({"interpolation_scale": 2.0})

@@ -215,7 +215,7 @@ def test_of_an_insisted_family_only_the_layout_is_asked() -> None:
 def test_a_toy_family_converts(tmp_path: Path) -> None:
     converter.register(TOY)
     state = toy_state()
-    done = converter.convert(save(state, tmp_path / "toy.pth"), tmp_path / "out", rate=7)
+    done = converter.convert(save(state, tmp_path / "toy.pth"), tmp_path / "out", hyper_parameters={"rate": 7})
     weights = load_file(done.path / "toy" / "diffusion_pytorch_model.safetensors")
     assert sorted(weights) == [
         f"layers.{i}.{k}" for i in range(2) for k in ("gain", "k.bias", "k.weight", "v.bias", "v.weight")
@@ -264,7 +264,7 @@ def test_an_extra_of_every_block_is_kept_under_its_own_key(tmp_path: Path) -> No
 
 def test_a_flag_of_another_family_is_refused(tmp_path: Path) -> None:
     converter.register(TOY)
-    with pytest.raises(UsageError, match="--qk_norm: not a flag of the family toy"):
+    with pytest.raises(UsageError, match="`qk_norm`: not a hyper-parameter of the family toy"):
         converter.convert(save(toy_state(), tmp_path / "toy.pth"), tmp_path / "out", hyper_parameters={"qk_norm": True})
     assert not (tmp_path / "out").exists()
 
@@ -272,9 +272,9 @@ def test_a_flag_of_another_family_is_refused(tmp_path: Path) -> None:
 def test_insisting_on_a_family(tmp_path: Path) -> None:
     converter.register(TOY)
     path = save(pixart(), tmp_path / "pixart.pth")
-    with pytest.raises(UsageError, match=r"--family nonsense: unknown; there are dit, pixart, toy"):
+    with pytest.raises(UsageError, match=r"`family` nonsense: unknown; there are dit, pixart, toy"):
         converter.convert(path, tmp_path / "out", family="nonsense")
-    with pytest.raises(UsageError, match="--family : unknown"):
+    with pytest.raises(UsageError, match="`family` : unknown"):
         converter.convert(path, tmp_path / "out", family="")
     converter.register(Family("toy", "toy model", KEYS, lambda *_: None, config))
     with pytest.raises(InputError, match=r"pixart\.pth: not a toy model that can be converted: unknown key"):

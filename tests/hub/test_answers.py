@@ -19,7 +19,7 @@ from server import Hub, Repo, etag, git_oid
 import converter
 from converter.errors import ConverterError, InputError
 from converter.hub import local
-from converter.hub.answers import Distrusted, commit, names, same_repo
+from converter.hub.answers import UntrustedAnswer, check_same_repo, checked_commit, checked_names
 from converter.publishing import push
 
 CONTENT = b"not a checkpoint, only bytes"
@@ -315,8 +315,8 @@ def test_a_published_commit_that_is_none(hub: Hub, out: Path) -> None:
 def test_only_forty_hex_digits_are_a_commit(text: str) -> None:
     right = len(text) == 40 and {*text} <= {*"0123456789abcdef"}
     try:
-        taken = commit(text) == text
-    except Distrusted:
+        taken = checked_commit(text) == text
+    except UntrustedAnswer:
         taken = False
     assert taken == right
 
@@ -331,16 +331,16 @@ def test_every_name_that_is_taken_stays_inside(tmp_path: Path, parts: list[str])
 
     odd = {*parts} & {"..", ".", "", "C:", "\\", "\0"}
     try:
-        (taken,) = names([Sibling()])
-    except Distrusted:
+        (taken,) = checked_names([Sibling()])
+    except UntrustedAnswer:
         taken = ""
     assert bool(taken) == (not odd)
     assert not taken or tmp_path in (tmp_path / taken).resolve().parents
 
 
 def test_a_repository_may_be_asked_for_without_its_owner() -> None:
-    same_repo("name", "owner/name")
-    same_repo("owner/Name", "Owner/name")
+    check_same_repo("name", "owner/name")
+    check_same_repo("owner/Name", "Owner/name")
     for asked, told in (("owner/name", "other/name"), ("name", "owner/other"), ("name", None), ("a/b", "x/a/b")):
-        with pytest.raises(Distrusted):
-            same_repo(asked, told)
+        with pytest.raises(UntrustedAnswer):
+            check_same_repo(asked, told)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from converter.errors import InputError, UsageError
 from converter.hub import local
-from converter.hub.names import Place, place_of
+from converter.hub.names import HubPath, hub_path
 
 PLACES = {
     "owner/name": ("owner/name", None, ""),
@@ -41,12 +41,12 @@ PATHS = [
 
 @pytest.mark.parametrize("text", PLACES)
 def test_places(text: str) -> None:
-    assert place_of(text) == Place(text, *PLACES[text])
+    assert hub_path(text) == HubPath(text, *PLACES[text])
 
 
 def test_a_place_that_was_made_a_path(tmp_path: Path) -> None:
     """`Path` makes one slash of two."""
-    place = place_of(str(Path("hf://owner/name/a.pth")))
+    place = hub_path(str(Path("hf://owner/name/a.pth")))
     assert place is not None
     assert (place.repo, place.path) == ("owner/name", "a.pth")
 
@@ -65,7 +65,7 @@ def test_only_models(kind: str) -> None:
 
 @pytest.mark.parametrize("text", PATHS)
 def test_paths(text: str) -> None:
-    assert place_of(text) is None
+    assert hub_path(text) is None
     assert local(text) == Path(text)
 
 
@@ -104,7 +104,7 @@ WORDS = st.text("abcXYZ019-_.@%/~: \t\né\0", max_size=12)
 def test_any_text_is_a_place_a_path_or_misspelt(text: str) -> None:
     words = ""
     try:
-        place = place_of(text)
+        place = hub_path(text)
     except (UsageError, InputError) as error:
         place, words = None, str(error)
     assert words.isprintable()
@@ -122,6 +122,6 @@ def test_places_are_those_of_the_hub_itself(owner: str, name: str, revision: str
     """The oracle is the client's own parser, which the older ones do not have."""
     utils = pytest.importorskip("huggingface_hub.utils._hf_uris")
     text = f"hf://{owner}/{name}" + (f"@{revision}" if revision else "") + "".join(f"/{part}" for part in path)
-    place, theirs = place_of(text), utils.parse_hf_uri(text)
+    place, theirs = hub_path(text), utils.parse_hf_uri(text)
     assert place is not None
     assert (place.repo, place.revision, place.path) == (theirs.id, theirs.revision, theirs.path_in_repo)

@@ -13,63 +13,51 @@ from hypothesis import strategies as st
 from converter.checkpoint.folders.folder import model_folder, weight_files
 from converter.checkpoint.weight_names import STEMS
 from converter.errors import InputError
-from converter.hub.names import Place
-from converter.hub.selection import Choice, choose
+from converter.filenames import RECORD, SIDECAR
+from converter.hub.names import HubPath
+from converter.hub.selection import Selection, select
 
 T, W = "transformer/", "diffusion_pytorch_model"
 PIPELINE = ["model_index.json", "README.md", "vae/config.json", f"vae/{W}.safetensors", f"{T}config.json"]
-# files in the repository, path asked for, what is fetched, index, what is opened
-CHOICES = {
-    "a pipeline": ([*PIPELINE, f"{T}{W}.safetensors"], "", [f"{T}config.json", f"{T}{W}.safetensors"], "", ""),
-    "its transformer": (
-        [*PIPELINE, f"{T}{W}.safetensors"],
-        "transformer",
-        [f"{T}config.json", f"{T}{W}.safetensors"],
-        "",
-        T,
-    ),
-    "its VAE": ([*PIPELINE, f"{T}{W}.safetensors"], "vae", ["vae/config.json", f"vae/{W}.safetensors"], "", "vae/"),
+WHOLE = [*PIPELINE, f"{T}{W}.safetensors"]
+# files in the repository, path asked for, what is fetched
+FOLDERS = {
+    "a pipeline": (WHOLE, "", [f"{T}config.json", f"{T}{W}.safetensors"]),
+    "its transformer": (WHOLE, "transformer", [f"{T}config.json", f"{T}{W}.safetensors"]),
+    "its VAE": (WHOLE, "vae", ["vae/config.json", f"vae/{W}.safetensors"]),
     "every kind of weights": (
-        [*PIPELINE, f"{T}{W}.safetensors", f"{T}{W}.bin", f"{T}{W}.fp16.safetensors", "original.pth"],
+        [*WHOLE, f"{T}{W}.bin", f"{T}{W}.fp16.safetensors", "original.pth"],
         "",
         [f"{T}config.json", f"{T}{W}.safetensors"],
-        "",
-        "",
     ),
-    "pickles only": ([f"{T}{W}.bin", f"{T}{W}.fp16.safetensors"], "", [f"{T}{W}.bin"], "", ""),
-    "a model": (["config.json", f"{W}.safetensors"], "", ["config.json", f"{W}.safetensors"], "", ""),
+    "pickles only": ([f"{T}{W}.bin", f"{T}{W}.fp16.safetensors"], "", [f"{T}{W}.bin"]),
+    "a model": (["config.json", f"{W}.safetensors"], "", ["config.json", f"{W}.safetensors"]),
     "shards": (
         ["config.json", f"{W}.safetensors.index.json", f"{W}-00001-of-00001.safetensors"],
         "",
         ["config.json", f"{W}.safetensors.index.json"],
-        f"{W}.safetensors.index.json",
-        "",
     ),
     "our own": (
-        ["conversion.json", "original_extras.safetensors", "parity.json", "README.md", f"{T}{W}.safetensors"],
+        [RECORD, SIDECAR, "parity.json", "README.md", f"{T}{W}.safetensors"],
         "",
-        ["conversion.json", "original_extras.safetensors", f"{T}{W}.safetensors"],
-        "",
-        "",
+        [RECORD, SIDECAR, f"{T}{W}.safetensors"],
     ),
-    "extras of somebody": (["original_extras.safetensors", f"{W}.bin"], "", [f"{W}.bin"], "", ""),
+    "sidecar of somebody": ([SIDECAR, f"{W}.bin"], "", [f"{W}.bin"]),
     "one variant": (
         [*PIPELINE, f"{T}{W}.fp16.safetensors"],
         "",
         [f"{T}config.json", f"{T}{W}.fp16.safetensors"],
-        "",
-        "",
     ),
-    "one original": (["README.md", "runs/epoch_5.pth", "epoch.txt"], "", ["runs/epoch_5.pth"], "", "one"),
-    "a file": (["a.pth", "b.pth"], "b.pth", ["b.pth"], "", "one"),
+}
+FILES = {
+    "one original": (["README.md", "runs/epoch_5.pth", "epoch.txt"], "", ["runs/epoch_5.pth"]),
+    "a file": (["a.pth", "b.pth"], "b.pth", ["b.pth"]),
     "a file of a pipeline": (
-        [*PIPELINE, "conversion.json", "original_extras.safetensors", f"{T}{W}.safetensors"],
+        [*WHOLE, RECORD, SIDECAR],
         f"{T}{W}.safetensors",
-        [f"{T}{W}.safetensors", f"{T}config.json", "conversion.json", "original_extras.safetensors"],
-        "",
-        "one",
+        [f"{T}{W}.safetensors", f"{T}config.json", RECORD, SIDECAR],
     ),
-    "a folder with one": (["x/a.pth", "y/b.pth"], "y", ["y/b.pth"], "", "one"),
+    "a folder with one": (["x/a.pth", "y/b.pth"], "y", ["y/b.pth"]),
 }
 REFUSED = {
     "several": (["a.pth", "b.pth", "c.txt"], "", r"several checkpoints: name one of hf://o/n/a.pth, hf://o/n/b.pth$"),
@@ -82,40 +70,41 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", CHOICES)
-def test_choices(name: str) -> None:
-    names, path, files, index, result = CHOICES[name]
-    made = choose({*names}, Place("o/n", "o/n", None, path))
-    assert made == Choice(tuple(files), index, files[0] if result == "one" else result)
+@pytest.mark.parametrize("name", FOLDERS | FILES)
+def test_what_is_selected(name: str) -> None:
+    names, path, files = (FOLDERS | FILES)[name]
+    index = next((file for file in files if file.endswith(".index.json")), "")
+    result = files[0] if name in FILES else f"{path}/" if path else ""
+    assert select({*names}, HubPath("o/n", "o/n", None, path)) == Selection(tuple(files), index, result)
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name: str) -> None:
     names, path, words = REFUSED[name]
     with pytest.raises(InputError, match=f"^hf://o/n.*: .*{words}"):
-        choose({*names}, Place(f"hf://o/n/{path}", "o/n", None, path))
+        select({*names}, HubPath(f"hf://o/n/{path}", "o/n", None, path))
 
 
 def test_the_revision_is_named_too() -> None:
     with pytest.raises(InputError, match=r"hf://o/n@v1/a\.pth"):
-        choose({"a.pth", "b.pth"}, Place("hf://o/n@v1", "o/n", "v1"))
+        select({"a.pth", "b.pth"}, HubPath("hf://o/n@v1", "o/n", "v1"))
 
 
 def test_what_is_in_the_cache_may_not_be_all_there_is() -> None:
     """A checkpoint that was fetched by its name is not thereby the only one of its repository."""
-    place = Place("o/n", "o/n")
+    place = HubPath("o/n", "o/n")
     for names in ({"a.pth"}, {f"{T}{W}.fp16.safetensors"}):
-        assert choose(names, place).files[-1:] == (*names,)
-        with pytest.raises(InputError, match="the cache does not tell: name one of hf://o/n/"):
-            choose(names, place, whole=False)
+        assert select(names, place).files[-1:] == (*names,)
+        with pytest.raises(InputError, match="the cache does not show what else it holds: name one of hf://o/n/"):
+            select(names, place, complete=False)
         (name,) = names
-        assert choose(names, Place("", "o/n", None, name), whole=False).files == (name,)
+        assert select(names, HubPath("", "o/n", None, name), complete=False).files == (name,)
     with pytest.raises(InputError, match="is not in the cache, and the hub is out of reach"):
-        choose({"a.pth"}, Place("", "o/n", None, "b.pth"), whole=False)
+        select({"a.pth"}, HubPath("", "o/n", None, "b.pth"), complete=False)
     with pytest.raises(InputError, match=r"transformer/config\.json is not in the cache"):
-        choose({f"{T}{W}.safetensors"}, place, whole=False)
+        select({f"{T}{W}.safetensors"}, place, complete=False)
     with pytest.raises(InputError, match="weights in it: is not in the cache"):
-        choose({"config.json"}, place, whole=False)
+        select({"config.json"}, place, complete=False)
 
 
 SHARD = "shard-1.safetensors"
@@ -149,13 +138,13 @@ def test_it_is_what_the_reader_takes_of_the_whole_repository(names: set[str]) ->
     if rule:
         chosen, words = None, ""
         try:
-            chosen = choose(names, Place("o/n", "o/n"))
+            chosen = select(names, HubPath("o/n", "o/n"))
         except InputError as error:
             words = str(error)
         assert ("stale" in words) == ("stale" in rule)
         assert chosen is None or chosen.result in names  # the only checkpoint, which is no folder of a model
         return
-    chosen = choose(names, Place("o/n", "o/n"))
+    chosen = select(names, HubPath("o/n", "o/n"))
     assert chosen.result == ""
     assert bool(index) == bool(chosen.index)
     fetched = {*chosen.files} | ({chosen.index[: chosen.index.rfind("/") + 1] + SHARD} if index else set())

@@ -148,12 +148,14 @@ def test_without_a_hub_the_cache_serves(hub: Hub, converted: Files, monkeypatch:
     assert local("owner/name") == place
     assert local("hf://owner/file/a.pth") == file
     with pytest.raises(
-        InputError, match=r"what else it holds, the cache does not tell: name one of hf://owner/file/a\.pth"
+        InputError, match=r"the cache does not show what else it holds: name one of hf://owner/file/a\.pth"
     ):
         local("owner/file")
     with pytest.raises(InputError, match=r"the file or folder is not in the cache, and the hub is out of reach$"):
         local("hf://owner/file/b.pth")
-    with pytest.raises(InputError, match=r"^owner/other: not in the cache, and HF_HUB_OFFLINE forbids to ask the hub$"):
+    with pytest.raises(
+        InputError, match=r"^owner/other: not in the cache, and HF_HUB_OFFLINE is set, so the hub cannot be asked$"
+    ):
         local("owner/other")
     assert hub.log == []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -192,7 +194,9 @@ def test_what_broke_off_is_resumed(
 def test_what_never_arrives_is_not_adopted(hub: Hub, impatient: list[float], tmp_path: Path) -> None:
     hub.add("owner/name", {"a.pth": SIGMA})
     hub.cuts = [100] * 40
-    with pytest.raises(InputError, match=r"^owner/name: not in the cache, and the hub at http://.* broke off: "):
+    with pytest.raises(
+        InputError, match=r"^owner/name: not in the cache, and the hub at http://.* the connection broke: "
+    ):
         local("owner/name")
     assert not [path for path in (tmp_path / "hf").rglob("*") if path.name in ("a.pth", sha256(SIGMA))]
     hub.cuts = []
@@ -225,7 +229,7 @@ def test_a_full_disk(hub: Hub, code: int, monkeypatch: pytest.MonkeyPatch, tmp_p
 
     with monkeypatch.context() as patched:
         patched.setattr(file_download, "http_get", full)
-        with pytest.raises(ConverterError, match=r"^owner/name: cannot be kept: it is full \(HF_HOME says") as raised:
+        with pytest.raises(ConverterError, match=r"^owner/name: cannot be stored: it is full \(HF_HOME sets") as raised:
             local("owner/name")
     assert raised.value.exit_code == 5
     assert not [path for path in (tmp_path / "hf").rglob("*") if path.name in ("a.pth", sha256(SIGMA))]
@@ -236,7 +240,7 @@ def test_a_cache_that_cannot_be_written(hub: Hub, monkeypatch: pytest.MonkeyPatc
     hub.add("owner/name", {"a.pth": SIGMA})
     (tmp_path / "file").touch()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file/hub"))
-    with pytest.raises(ConverterError, match=r"^owner/name: cannot be kept: .*Not a directory") as raised:
+    with pytest.raises(ConverterError, match=r"^owner/name: cannot be stored: .*Not a directory") as raised:
         local("owner/name")
     assert raised.value.exit_code == 5
 
@@ -306,7 +310,7 @@ def test_a_hub_that_does_not_answer(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
     over = threading.Event()
     hub.answer = lambda method, path: (503, b"too late") if over.wait(60) else None
-    with pytest.raises(InputError, match=r"cannot be reached, or broke off: .*[Tt]imed out"):
+    with pytest.raises(InputError, match=r"cannot be reached, or the connection broke: .*[Tt]imed out"):
         local("owner/name")
     over.set()
 

@@ -110,7 +110,7 @@ def test_nothing_else_is_left_and_nothing_is_overwritten_unasked(name: str, tmp_
     for _ in range(2):
         init_from_dit(DIT, target, SMALL, num_attention_heads=HEADS, overwrite=target.exists())
         assert sorted(path.name for path in target.parent.iterdir()) == [name]
-    with pytest.raises(UsageError, match="--overwrite"):
+    with pytest.raises(UsageError, match="`overwrite`"):
         init_from_dit(DIT, target, SMALL, num_attention_heads=HEADS)
     theirs = tmp_path / "theirs"
     theirs.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def test_with_reports(tmp_path: Path, cli: Call) -> None:
     assert (told["choices"]["caption_tokens"], told["choices"]["t_block"]) == (300, "paper")
     assert set(told["distances"]) == {"mean", "paper"}
     assert all(path.stat().st_size > 1000 for path in reports)
+
+
+def test_what_a_page_needs_is_asked_for_before_the_work(
+    tmp_path: Path, cli: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = call(cli, tmp_path / "init.pth", "--report", tmp_path / "r.html")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the HTML report needs matplotlib: pip install 'convert-pixart[report]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_and_quiet(tmp_path: Path, cli: Call) -> None:
@@ -95,7 +106,7 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "a sigma with sizes": (["--version=sigma", "--micro_condition"], 2, "sigma has none"),
     "two lengths": (["--version=alpha", "--caption_tokens=3"], 2, "one of the two"),
     "no such start": (["--t_block=median"], 2, "--t_block"),
-    "an odd report": (["--report=r.pdf"], 2, "its suffix has to be one of .json, .md, .html"),
+    "an odd report": (["--report=r.pdf"], 2, "its suffix must be one of .json, .md, .html"),
     "a report nowhere": (["--report={tmp}/none/r.md"], 2, "cannot be written there"),
     "a report twice": (["--report={tmp}/r.md", "--report={tmp}/r.md"], 2, "two of them name the same file"),
     "nothing there": (["--orig_ckpt_path={golden}/none.pt"], 3, "No such file"),

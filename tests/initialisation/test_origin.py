@@ -76,13 +76,13 @@ def test_prefixes_and_training_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 136}, "--image_size 136: not a multiple of 16"),
-        ({"image_size": 130}, "--image_size 130: not a multiple of 16"),  # which a latent's side would hide
-        ({"none": "nothing"}, "--none nothing"),
-        ({"t_block": "median"}, "--t_block median"),
-        ({"caption_tokens": 0}, "--caption_tokens 0"),
-        ({"seed": -1}, "--seed -1"),
-        ({"interpolation_scale": float("nan")}, "--interpolation_scale nan"),
+        ({"image_size": 136}, "`image_size` 136: not a multiple of 16"),
+        ({"image_size": 130}, "`image_size` 130: not a multiple of 16"),  # which a latent's side would hide
+        ({"none": "nothing"}, "`none` nothing"),
+        ({"t_block": "median"}, "`t_block` median"),
+        ({"caption_tokens": 0}, "`caption_tokens` 0"),
+        ({"seed": -1}, "`seed` -1"),
+        ({"interpolation_scale": float("nan")}, "`interpolation_scale` nan"),
     ],
 )
 def test_choices_that_cannot_be(options: dict[str, Any], message: str) -> None:
@@ -98,7 +98,7 @@ def test_micro_conditions_need_a_third_of_the_hidden_size(tmp_path: Path) -> Non
     path = save(dit(hidden_size=32), tmp_path / "d.pt")
     with origin(replace(SMALL, micro_condition=True), path) as opened, pytest.raises(UsageError) as error:
         opened.state()
-    assert str(error.value).startswith("--micro_condition: csize_embedder.mlp.0 needs a hidden size that divides")
+    assert str(error.value).startswith("`micro_condition`: csize_embedder.mlp.0 needs a hidden size that divides")
 
 
 def test_the_scale_is_the_released_models() -> None:

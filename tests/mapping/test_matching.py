@@ -21,7 +21,6 @@ ROWS = [
     Row.parse("size.0", "s.a", "sizes"),
     Row.parse("size.2", "s.b", "sizes"),
 ]
-STACKS = {"blocks": 0}
 
 
 def module(*paths: str) -> list[str]:
@@ -36,17 +35,17 @@ def net(depth: int = 3) -> list[str]:
 
 
 def problems(keys: list[str]) -> list[str]:
-    return Matching(ROWS, keys, STACKS).problems()
+    return Matching(ROWS, keys).problems()
 
 
 def test_what_fits_has_no_problems() -> None:
-    match = Matching(ROWS, net(), STACKS)
+    match = Matching(ROWS, net())
     assert match.problems() == []
-    assert (match.blocks, match.groups, match.unknown, match.features()) == ({0: 3}, set(), [], {})
+    assert (match.stacks, match.groups, match.unknown, match.features()) == ({"blocks": 3}, set(), [], {})
 
 
 def test_optional_parts_may_be_there() -> None:
-    match = Matching(ROWS, net() + module("size.0", "size.2", "blocks.1.adapter") + ["null"], STACKS)
+    match = Matching(ROWS, net() + module("size.0", "size.2", "blocks.1.adapter") + ["null"])
     assert match.problems() == []
     assert match.groups == {"sizes"}
 
@@ -125,7 +124,7 @@ def test_a_sparse_row_does_not_make_blocks() -> None:
 
 
 def test_a_refused_feature_is_named_with_its_reason_and_its_keys() -> None:
-    match = Matching(ROWS, net() + module("blocks.0.norm", "blocks.2.norm"), STACKS)
+    match = Matching(ROWS, net() + module("blocks.0.norm", "blocks.2.norm"))
     assert match.problems() == ["norms: no home for them"]
     assert match.features() == {
         "norms": ("no home for them", ["blocks.{0,2}.norm.bias", "blocks.{0,2}.norm.weight"]),
@@ -134,7 +133,7 @@ def test_a_refused_feature_is_named_with_its_reason_and_its_keys() -> None:
 
 def test_the_order_of_the_keys_shows_nowhere() -> None:
     keys = [*net(12), *module("blocks.2.norm", "blocks.10.norm", "blocks.11.adapter", "size.0"), "b", "a"]
-    one, other = Matching(ROWS, keys, STACKS), Matching(ROWS, keys[::-1], STACKS)
+    one, other = Matching(ROWS, keys), Matching(ROWS, keys[::-1])
     assert one.problems() == other.problems() != []
     assert list(one.found.items()) == list(other.found.items())
     assert [list(found) for found in one.found.values()] == [list(found) for found in other.found.values()]
@@ -151,7 +150,7 @@ def test_hints_for_many_unknown_keys_take_no_time() -> None:
     """What is most alike was looked for anew for each of 100,000 keys; an error shows a dozen."""
     keys = [f"blocks.0.table{i}.weight" for i in range(20_000)]
     began = time.process_time()
-    problems = Matching(ROWS, keys, STACKS).problems()
+    problems = Matching(ROWS, keys).problems()
     assert time.process_time() - began < 4
     assert any("(nearest row: blocks.{}.table)" in problem for problem in problems)
     assert len([problem for problem in problems if problem.startswith("unknown key")]) == len(keys)

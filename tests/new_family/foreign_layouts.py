@@ -18,7 +18,7 @@ Pairs = Iterator[tuple[str, Shape]]
 
 
 @dataclass(frozen=True)
-class Stranger:
+class ForeignNet:
     """`source` and `target`: keys and shapes; `whole`: source key -> the targets that hold its rows in order, equal
     runs of them, or () where no row of a table says what becomes of it (dropped, or its rows change places)."""
 
@@ -278,7 +278,7 @@ NETS: dict[str, tuple[Callable[[], Pairs], str]] = {
 }
 
 
-def stranger(name: str) -> Stranger:
+def foreign_net(name: str) -> ForeignNet:
     """Both layouts of a net, and the truth of what becomes of each key."""
     make, converter = NETS[name]
     source = dict(make())
@@ -303,4 +303,4 @@ def stranger(name: str) -> Stranger:
         step = source[key][0] // max(len(found), 1)
         regular = [(start, size) for start, size, _ in found] == [(i * step, step) for i in range(len(found))]
         whole[key] = tuple(path for _, _, path in found) if regular else ()
-    return Stranger(source, target, whole)
+    return ForeignNet(source, target, whole)

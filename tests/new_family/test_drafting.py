@@ -283,7 +283,7 @@ def test_blocks_are_folded_and_other_numbers_are_not() -> None:
 def test_shapes_that_differ_from_block_to_block_are_listed() -> None:
     made = key_layout({"net.0.a.b": (4,), "net.1.a.b": (5,), "net.0.c.d": (1,), "net.1.c.d": (1,)})
     assert [place.path for place in made.entries] == ["net.{}.c.d"]
-    assert sorted(made.odd) == ["net.0.a.b", "net.1.a.b"]
+    assert sorted(made.unusable) == ["net.0.a.b", "net.1.a.b"]
 
 
 @pytest.mark.parametrize("name", ["sigma-256", "alpha-1024-ms", "dit-xl-2-512"])
@@ -330,12 +330,12 @@ def test_a_list_without_blocks_is_not_compared_for_ever() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("Mine", "k.json"), "NAME Mine: lower-case"),
-        (("class", "k.json"), "NAME class: lower-case"),
+        (("Mine", "k.json"), "NAME Mine: use lower-case"),
+        (("class", "k.json"), "NAME class: use lower-case"),
         (("pixart", "k.json"), "NAME pixart: there is a family of that name"),
-        (("mine", "k.json", "--out", "mine.txt"), "a module of Python"),
+        (("mine", "k.json", "--out", "mine.txt"), "must be a Python module"),
         (("mine", "k.json", "--out", "nowhere/mine.py"), "cannot be written there"),
-        (("there", "k.json"), "--overwrite replaces it"),
+        (("there", "k.json"), "use --overwrite to replace it"),
     ],
 )
 def test_a_wrong_call_writes_nothing(
@@ -361,3 +361,18 @@ def test_a_target_may_be_any_checkpoint(tmp_path: Path) -> None:
     save({"state_dict": {"module.stem.weight": torch.zeros(8, 4, 2, 2)}}, tmp_path / "a.pth")
     made = draft(read_keys(tmp_path / "a.pth"), read_keys(tmp_path / "b.safetensors"))
     assert [(row.source, row.targets) for row in made.rows] == [("stem.weight", ("embed.weight",))]
+
+
+def test_only_the_patch_embedding_has_a_patch() -> None:
+    """A depthwise kernel of 3 by 3, as in SANA's feed-forward layers, made a patch of 3 out of it."""
+    shapes: dict[str, tuple[int, ...]] = {"x_embedder.proj.weight": (16, 4, 2, 2)}
+    for i in range(2):
+        shapes |= {f"blocks.{i}.attn.weight": (16, 16), f"blocks.{i}.conv.weight": (16, 1, 3, 3)}
+        shapes[f"blocks.{i}.wide.weight"] = (48, 16, 1, 1)
+    for order in (list(shapes), list(shapes)[::-1]):
+        made = draft(KeyList("a", {key: shapes[key] for key in order}))
+        patterns = {row.source: row.pattern for row in made.rows}
+        assert patterns["x_embedder.proj.weight"] == "D C p p"
+        assert patterns["blocks.{}.conv.weight"] == "D 1 3 3"
+        assert patterns["blocks.{}.wide.weight"] == "3D D 1 1"
+        assert (made.dims["p"], made.dims["C"]) == (2, 4)

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 from diffusers.loaders import single_file_utils
-from foreign_layouts import NETS, Shapes, Stranger, stranger
+from foreign_layouts import NETS, ForeignNet, Shapes, foreign_net
 from shaped import shaped
 
 from converter import families
 from converter.mapping import KeyMapping
 from converter.mapping.rows import matcher, spell
 from converter.new_family import Draft, KeyList, draft, render
-from converter.new_family.order import FINAL, FUSED, SIBLING
+from converter.new_family.matching import FINAL, FUSED, SIBLING
 
 # How many of the rows are sure, at least: what a draft is worth on names that nobody prepared it for.
 SURE = {
     "sana": 17, "sd3": 17, "flux": 16, "mochi": 11, "hunyuan-video": 11, "wan": 23, "auraflow": 6, "ltx": 21,
 }  # fmt: skip
-known = cache(stranger)
+known = cache(foreign_net)
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def nothing_stays_registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=NETS)
-def net(request: pytest.FixtureRequest) -> Stranger:
+def net(request: pytest.FixtureRequest) -> ForeignNet:
     if not hasattr(single_file_utils, NETS[request.param][1]):
         pytest.skip("this release of diffusers does not convert it")
     return known(request.param)
@@ -47,7 +47,7 @@ def drafted(source: Shapes, target: Shapes) -> Draft:
     return draft(KeyList("source", source), KeyList("target", target))
 
 
-def wrong(made: Draft, net: Stranger) -> list[str]:
+def wrong(made: Draft, net: ForeignNet) -> list[str]:
     """The rows that are sure and not what becomes of every one of their keys."""
     found = []
     for row in made.rows:
@@ -70,21 +70,21 @@ def test_the_truth_is_of_every_kind() -> None:
     assert known("flux").whole["single_blocks.0.linear1.bias"] == ()  # cut into unequal parts
 
 
-def test_what_is_sure_is_what_diffusers_makes_of_it(net: Stranger, request: pytest.FixtureRequest) -> None:
+def test_what_is_sure_is_what_diffusers_makes_of_it(net: ForeignNet, request: pytest.FixtureRequest) -> None:
     made = drafted(net.source, net.target)
     assert wrong(made, net) == []
     assert sum(row.sure for row in made.rows) >= SURE[request.node.callspec.params["net"]]
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_in_whatever_order_the_keys_are(net: Stranger, seed: int) -> None:
+def test_in_whatever_order_the_keys_are(net: ForeignNet, seed: int) -> None:
     assert wrong(drafted(shuffled(net.source, seed), shuffled(net.target, seed + 10)), net) == []
 
 
-def test_the_table_builds_and_knows_every_key_that_is_not_listed(net: Stranger, tmp_path: Path) -> None:
+def test_the_table_builds_and_knows_every_key_that_is_not_listed(net: ForeignNet, tmp_path: Path) -> None:
     made = drafted(net.source, net.target)
     module: dict[str, object] = {}
-    exec(compile(render("stranger", made), "stranger.py", "exec"), module)
+    exec(compile(render("foreign", made), "foreign.py", "exec"), module)
     keys = module["KEYS"]
     assert isinstance(keys, KeyMapping)
     unknown = {key for key in net.source if not keys.known({key: ()})}

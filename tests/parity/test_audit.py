@@ -17,7 +17,7 @@ from converter.checkpoint import open_checkpoint
 from converter.errors import UsageError
 from converter.families import Family, Findings
 from converter.mapping import Copies, KeyMapping
-from converter.nets.faults import Faulty
+from converter.nets.faults import with_fault
 from converter.parity import misplaced
 from converter.parity.audit import audit
 from converter.parity.catalogue import catalogue
@@ -512,5 +512,5 @@ def test_every_copy_has_to_be_the_original(tmp_path: Path) -> None:
         faults = catalogue(plan)
         assert len({fault.name for fault in faults}) == len(faults)
         for fault in faults:
-            wrong = replace(made, converted=Faulty(made.converted, fault))
+            wrong = replace(made, converted=with_fault(made.converted, fault))
             assert (audit(wrong).verdict == FAIL) == ("weights" in fault.expected), fault.name

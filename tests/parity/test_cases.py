@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from converter.checkpoint import open_checkpoint
 from converter.conversion.analysis import analyse
 from converter.errors import ConverterError, InputError
-from converter.models.pixart.parity import cases
+from converter.models.pixart.parity import PARITY, cases
 from converter.nets.cases import load_cases
 from converter.nets.inputs import Case, noise
 from converter.parity.function import CaseOutcome
@@ -41,7 +41,7 @@ def saved(at: Path, content: dict[str, torch.Tensor]) -> Path:
 
 def refused(at: Path, content: dict[str, torch.Tensor]) -> str:
     with pytest.raises(InputError) as raised:
-        load_cases(saved(at, content), LIKE)
+        load_cases(saved(at, content), LIKE, PARITY.optional)
     assert str(at / "cases.safetensors") in str(raised.value)
     return str(raised.value)
 
@@ -56,7 +56,7 @@ def test_every_case_comes_back_to_the_last_bit(tmp_path: Path) -> None:
         words = save_outcome(tmp_path, CaseOutcome(case, {"float64": output.double()}, {"float32": output}))
         path = tmp_path / f"{case.name}.safetensors"
         assert words == f"saved {path}: run it again with --cases"
-        (again,) = load_cases(path, LIKE)
+        (again,) = load_cases(path, LIKE, PARITY.optional)
         assert again.name == case.name
         assert again.sha256 == case.sha256
         assert again.arrays.keys() == case.arrays.keys()
@@ -72,7 +72,7 @@ def test_any_name(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     save_outcome(at, CaseOutcome(Case(name, LIKE.arrays), {"float64": torch.ones(1)}))
     (path,) = at.iterdir()
     assert path.parent == at
-    (again,) = load_cases(path, LIKE)
+    (again,) = load_cases(path, LIKE, PARITY.optional)
     assert again.sha256 == LIKE.sha256
 
 
@@ -84,7 +84,7 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path) -> None:
 
 def test_many_cases_in_one_file(tmp_path: Path) -> None:
     content = tensors(LIKE, "a") | tensors(LIKE, "b.c") | {"a.output.original.float32": torch.ones(1)}
-    found = load_cases(saved(tmp_path, content), LIKE)
+    found = load_cases(saved(tmp_path, content), LIKE, PARITY.optional)
     assert {case.name for case in found} == {"a", "b.c"}
     assert {case.sha256 for case in found} == {LIKE.sha256}
     assert found[0].axes == "from cases.safetensors"
@@ -94,13 +94,13 @@ def test_special_numbers_come_back(tmp_path: Path) -> None:
     odd = dict(LIKE.arrays)
     odd["latent"] = np.array(odd["latent"])
     odd["latent"].view(np.uint32).ravel()[:4] = [0x7FC00007, 0x80000000, 0x7F800000, 1]
-    (again,) = load_cases(saved(tmp_path, tensors(Case("a", odd))), LIKE)
+    (again,) = load_cases(saved(tmp_path, tensors(Case("a", odd))), LIKE, PARITY.optional)
     assert again.sha256 == Case("a", odd).sha256
 
 
 def test_a_case_without_a_mask(tmp_path: Path) -> None:
     content = {key: tensor for key, tensor in tensors(LIKE).items() if "mask" not in key}
-    (again,) = load_cases(saved(tmp_path, content), LIKE)
+    (again,) = load_cases(saved(tmp_path, content), LIKE, PARITY.optional)
     assert "caption_mask" not in again.arrays
 
 
@@ -108,7 +108,7 @@ def test_a_case_without_a_mask(tmp_path: Path) -> None:
 def test_another_dtype_becomes_float32(tmp_path: Path, dtype: torch.dtype) -> None:
     content = tensors(LIKE)
     content["t999.latent"] = content["t999.latent"].to(dtype)
-    (again,) = load_cases(saved(tmp_path, content), LIKE)
+    (again,) = load_cases(saved(tmp_path, content), LIKE, PARITY.optional)
     assert again.arrays["latent"].dtype == np.float32
     assert np.array_equal(again.arrays["latent"], content["t999.latent"].float().numpy())
 
@@ -167,7 +167,7 @@ def test_no_cases(tmp_path: Path) -> None:
 
 def test_a_hostile_name_is_made_printable(tmp_path: Path) -> None:
     name = "\x1b[31m" + "a" * 500
-    (case,) = load_cases(saved(tmp_path, tensors(LIKE, name)), LIKE)
+    (case,) = load_cases(saved(tmp_path, tensors(LIKE, name)), LIKE, PARITY.optional)
     assert "\x1b" not in case.name
     assert len(case.name) < 100
     text = refused(tmp_path, {f"{name}.foo": torch.zeros(1)})
@@ -180,7 +180,7 @@ def test_a_truncated_file(tmp_path: Path, length: int) -> None:
     path = saved(tmp_path, tensors(LIKE))
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(InputError):
-        load_cases(path, LIKE)
+        load_cases(path, LIKE, PARITY.optional)
 
 
 def test_foreign_files(tmp_path: Path) -> None:
@@ -188,10 +188,10 @@ def test_foreign_files(tmp_path: Path) -> None:
     for content in (b"GGUF" + b"\0" * 100, b"{}", b"\xff" * 64, (1 << 60).to_bytes(8, "little") + b"{}"):
         path.write_bytes(content)
         with pytest.raises(InputError):
-            load_cases(path, LIKE)
+            load_cases(path, LIKE, PARITY.optional)
     for other in (tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError):
-            load_cases(other, LIKE)
+            load_cases(other, LIKE, PARITY.optional)
 
 
 def test_a_header_that_lies(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_header_that_lies(tmp_path: Path) -> None:
         assert old in data
         path.write_bytes(data.replace(old, new, 1))
         with pytest.raises(InputError):
-            load_cases(path, LIKE)
+            load_cases(path, LIKE, PARITY.optional)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

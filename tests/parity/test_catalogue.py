@@ -10,7 +10,7 @@ import torch
 from opened import NAMES, State, golden, session
 
 from converter.models.pixart.parity import PARITY
-from converter.nets.faults import CONFIG, FUNCTION, WEIGHTS, Fault, Faulty
+from converter.nets.faults import CONFIG, FUNCTION, WEIGHTS, Fault, with_fault
 from converter.parity.catalogue import catalogue
 from converter.parity.weight_pair import WeightPair
 
@@ -168,7 +168,7 @@ def test_every_fault_of_weights_changes_something(catalogues: Catalogues, name: 
     """A fault that is none would be a hole in the self-test, or a false alarm of it."""
     sides, faults = catalogues[name]
     for fault in faults:
-        spoilt = Faulty(sides.converted, fault)
+        spoilt = with_fault(sides.converted, fault)
         for key in fault.weights:
             was, now = sides.converted[key].torch(), spoilt[key].torch()
             assert (now.shape, now.dtype) == (was.shape, was.dtype), f"{fault.name}: {key}"
@@ -266,7 +266,7 @@ def test_configs_are_copied_and_not_changed(catalogues: Catalogues) -> None:
 
 
 def spoilt_state(sides: WeightPair, fault: Fault) -> State:
-    made_of = Faulty(sides.converted, fault)
+    made_of = with_fault(sides.converted, fault)
     return {key: made_of[key].torch() for key in made_of}
 
 

@@ -7,7 +7,7 @@ import torch
 from opened import Held
 
 from converter.nets.damage import scaled
-from converter.nets.faults import Fault, Faulty
+from converter.nets.faults import Fault, with_fault
 
 
 def state() -> dict[str, Held]:
@@ -18,16 +18,16 @@ def state() -> dict[str, Held]:
 def test_a_swap_is_its_own_repair() -> None:
     whole = state()
     swap = Fault("swap", frozenset(), {"a": ("b", None), "b": ("a", None)})
-    once = Faulty(whole, swap)
+    once = with_fault(whole, swap)
     assert once["a"] is whole["b"]
     assert once["b"] is whole["a"]
     assert once["c"] is whole["c"]
-    twice = Faulty(once, swap)
+    twice = with_fault(once, swap)
     assert all(twice[key] is whole[key] for key in whole)
 
 
 def test_what_is_dropped_is_not_there() -> None:
-    spoilt = Faulty(state(), Fault("lost", frozenset(), drop=frozenset({"b"})))
+    spoilt = with_fault(state(), Fault("lost", frozenset(), drop=frozenset({"b"})))
     assert list(spoilt) == ["a", "c"]
     assert len(spoilt) == 2
     assert "b" not in spoilt
@@ -42,7 +42,7 @@ def test_nothing_is_read_before_it_is_asked_for() -> None:
         def torch(self) -> torch.Tensor:
             raise AssertionError
 
-    spoilt = Faulty({"a": Unread(), "b": Unread()}, Fault("x", frozenset(), {"a": ("a", scaled)}))
+    spoilt = with_fault({"a": Unread(), "b": Unread()}, Fault("x", frozenset(), {"a": ("a", scaled)}))
     assert spoilt["a"].shape == (2,)
     with pytest.raises(AssertionError):
         spoilt["a"].torch()

@@ -165,7 +165,7 @@ def test_from_the_command_line(pair: Pair, tmp_path: Path, cli: Any) -> None:
     assert json.loads(Path(f"{report}.json").read_text())["verdict"] == "PASS"
     result = cli("pixart", "parity", "--orig_ckpt_path", GOLDEN / "sigma-ms.pth", "--converted_path", pair.folder,
                  "--exact_timesteps")  # fmt: skip
-    assert (result.returncode, "not a flag of the family pixart" in result.stderr) == (2, True)
+    assert (result.returncode, "not a hyper-parameter of the family pixart" in result.stderr) == (2, True)
 
 
 def test_right_after_a_conversion(tmp_path: Path, cli: Any) -> None:
@@ -284,7 +284,7 @@ def test_without_heads_they_are_taken_from_the_converted_config_and_said_to_be(p
     report = check(bare.original, bare.folder, **stated(**EXACT))
     assert report.verdict == "PASS"
     assert "num_attention_heads" in {item["name"] for item in report.assumed}
-    with pytest.raises(UsageError, match="--exact_timesteps 'yes': not bool but str"):
+    with pytest.raises(UsageError, match="`exact_timesteps` 'yes': not bool but str"):
         compared(pair, exact_timesteps="yes")
 
 
@@ -338,7 +338,7 @@ def test_the_reference_is_the_original_net_on_its_own_size_and_runs_on_others(la
         assert torch.equal(one, other) != own
         if own:
             assert torch.equal(one, whole(Weights(state, torch.float64), shape(found)).forward(inputs))
-    ((stage, case),) = brought.stages(found)
+    ((stage, case),) = PARITY.stages(found)
     assert (stage, case.arrays["latent"].shape) == ("patch embedding", (1, 4, 24, 24))
 
 
@@ -547,7 +547,7 @@ def test_fields_that_change_no_output_are_no_faults(pair: Pair) -> None:
 def test_the_session_compares_the_net_that_the_user_names(pair: Pair) -> None:
     for said, wanted in (({}, AS_LOADED), (EXACT, AMENDED)):
         with session(pair, **said) as opened:
-            assert opened.remedied == (wanted is AMENDED)
+            assert opened.fixed == (wanted is AMENDED)
             assert opened.model.converted is wanted.converted
 
 

@@ -284,7 +284,7 @@ def test_what_is_kept_and_told() -> None:
     steps: list[int] = []
     cases = [CASE, replace(CASE, name="b")]
     function.run(
-        nets(), nets(), cases, (F64, F32), JUDGE, step=steps.append, keep=lambda stage, made: kept.append(stage)
+        nets(), nets(), cases, (F64, F32), judge=JUDGE, step=steps.append, keep=lambda stage, values: kept.append(stage)
     )
     assert kept == ["first", "last"]  # of the original in float64, of the first case
     assert len(steps) == 2 * 2 * 4
@@ -300,7 +300,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 def run_on(pair: Pair, precisions: tuple[str, ...] = (F64, F32), **options: object) -> object:
     with session(pair, **options) as opened:
-        return opened.function(opened.cases("quick"), precisions, (), [], lambda count: None)
+        return opened.function(opened.cases("quick"), precisions)
 
 
 def test_a_converted_net_that_does_not_run_fails(pair: Pair) -> None:
@@ -315,7 +315,7 @@ def test_a_fault_of_our_own_is_not_called_a_fault_of_theirs(pair: Pair, monkeypa
         broken = Staged([Stage("x", lambda v, probe: {"output": v["nothing"]})])
         monkeypatch.setattr(opened, "original", lambda *names: broken)
         with pytest.raises(KeyError, match="nothing"):
-            opened.function(cases, (F64,), (), [], lambda count: None)
+            opened.function(cases, (F64,))
 
 
 def test_the_stored_table_of_the_native_size_is_tried_by_itself(pair: Pair) -> None:
@@ -345,7 +345,7 @@ def test_saved_inputs_that_the_model_does_not_take(pair: Pair, tmp_path: Path) -
         save_file(tensors | {"mine.latent": torch.zeros(4, 5, 8, 8)}, tmp_path / "cases.safetensors")
         cases = opened.cases("quick", tmp_path / "cases.safetensors")
         with pytest.raises(InputError, match=r"cases.safetensors: mine: the original net does not take it"):
-            opened.function(cases, (F64,), (), [], lambda count: None)
+            opened.function(cases, (F64,))
 
 
 def test_limits_are_those_of_the_gates() -> None:

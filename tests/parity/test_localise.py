@@ -29,7 +29,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 def compared(pair: Pair, change: Change | None, config: dict[str, Any] | None = None) -> Phase:
     with session(pair, change, config) as opened:
-        return opened.function(opened.cases("quick"), ("float64",), (), [], lambda count: None)
+        return opened.function(opened.cases("quick"), ("float64",))
 
 
 def swap(one: str, other: str, suffixes: tuple[str, ...] = (".weight", ".bias")) -> Change:
@@ -52,7 +52,7 @@ def faulty(made: Phase) -> dict[str, str]:
     found = {}
     for stage in made.detail["localisation"]["stages"]:
         if stage["faulty"]:
-            found[stage["name"]] = next((part.name for part in stage["inside"] if part.faulty), "")
+            found[stage["name"]] = next((part["name"] for part in stage["inside"] if part["faulty"]), "")
     return found
 
 
@@ -225,7 +225,7 @@ def bent(pair: Pair, wrong_in: str, by: float) -> Iterator[Session]:
 
 def test_what_is_wrong_in_float32_only_is_found_there(pair: Pair) -> None:
     with bent(pair, "float32", 1e-5) as opened:
-        made = opened.function(opened.cases("quick"), ("float64", "float32"), (), [], lambda count: None)
+        made = opened.function(opened.cases("quick"), ("float64", "float32"))
     assert made.verdict == FAIL
     assert made.words.endswith("; it goes wrong in block 1, in float32 only")
     assert all(check.statistic.startswith("float32") for check in made.failed)
@@ -235,7 +235,7 @@ def test_what_is_wrong_in_float32_only_is_found_there(pair: Pair) -> None:
 
 def test_what_is_worse_in_half_precision_is_told_and_decides_nothing(pair: Pair) -> None:
     with bent(pair, "bfloat16", 0.5) as opened:
-        made = opened.function(opened.cases("quick"), ("float64", "bfloat16"), (), [], lambda count: None)
+        made = opened.function(opened.cases("quick"), ("float64", "bfloat16"))
     assert made.verdict == PASS
     assert made.notes == ["bfloat16, t999-t321: worse than the original; block 1 stands out by itself"]
 

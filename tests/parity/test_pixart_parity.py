@@ -16,7 +16,7 @@ from converter.conversion.analysis import analyse
 from converter.families import Findings
 from converter.models.pixart.faults import UNHEEDED
 from converter.models.pixart.net import pixart as whole
-from converter.models.pixart.parity import GUIDED, PARITY, cases, config_hints, parts, reference, shape, stages
+from converter.models.pixart.parity import GUIDED, PARITY, cases, config_hints, parts, reference, shape
 from converter.models.pixart.stock import STOCK
 from converter.models.pixart.table import PIXART
 from converter.nets import Weights
@@ -88,7 +88,7 @@ def test_the_fixed_class_uses_its_stored_table_on_its_own_size() -> None:
 
 def test_the_stage_that_is_tried_by_itself_sees_the_stored_table() -> None:
     name = "alpha-fixed"
-    ((stage, case),) = stages(FOUND[name])
+    ((stage, case),) = PARITY.stages(FOUND[name])
     assert stage == "patch embedding"
     values = case.tensors(torch.float64)
     weights = state(name)

@@ -313,7 +313,7 @@ def test_what_the_machine_lacks_is_no_fault_of_the_model(
     assert report.reason.startswith(f"function: this machine cannot run the nets: {type(error).__name__}")
     # Nor has a fault been noticed by it.
     with monkeypatch.context() as patched:
-        patched.setattr("converter.parity.selftest._output", fails)
+        patched.setattr("converter.parity.selftest.output_with", fails)
         report = check(pair.original, pair.folder)
     assert (report.verdict, report.exit_code) == ("INCONCLUSIVE", 4)
     assert report.reason.startswith("self-test: ")

@@ -33,21 +33,12 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
 def ready(pairs: dict[str, Pair]) -> Iterator[Session]:
     """A session whose nets were found to be right."""
     with session(pairs["sigma-ms"]) as opened:
-        assert opened.function(opened.cases("quick"), ("float64", "float32"), (), [], lambda c: None).verdict == PASS
+        assert opened.function(opened.cases("quick"), ("float64", "float32")).verdict == PASS
         yield opened
 
 
-def bench(opened: Session, **changes: Any) -> selftest.SelfTestContext:
-    return selftest.SelfTestContext(
-        opened.sides,
-        opened.model,
-        opened.config,
-        opened.borrowed,
-        opened.judge,
-        opened.build,
-        opened.outcomes,
-        **changes,
-    )
+def context(opened: Session, **changes: Any) -> selftest.SelfTestContext:
+    return selftest.SelfTestContext(opened, opened.borrowed, opened.judge, opened.outcomes, **changes)
 
 
 def lines(phase: Phase) -> dict[str, Check]:
@@ -112,18 +103,18 @@ def test_the_quick_ones(pairs: dict[str, Pair], name: str) -> None:
 
 def test_the_end_of_the_net_tells_as_much_as_all_of_it(ready: Session) -> None:
     """A cheap fault run on the last stages only is killed as it is in the whole net."""
-    faults = [fault for fault in ready._catalogue() if fault.cheap]
+    faults = [fault for fault in ready.known_faults() if fault.cheap]
     faults += [f for f in ready.model.faults(ready.sides.found, ready.config, ready.sides.plan) if f.cheap]
-    tail = (ready._late[0], ready._before)
-    short, whole = (selftest.run(bench(ready, tail=end), faults) for end in (tail, None))
+    tail = ready.tail
+    short, whole = (selftest.run(context(ready, tail=end), faults) for end in (tail, None))
     assert short.verdict == whole.verdict == PASS
     assert [(c.what, c.value, c.passed) for c in short.checks] == [(c.what, c.value, c.passed) for c in whole.checks]
 
 
 def test_steps_are_told(ready: Session) -> None:
     told: list[int] = []
-    faults = ready._catalogue()[:5]
-    selftest.run(bench(ready), faults, told.append)
+    faults = ready.known_faults()[:5]
+    selftest.run(context(ready), faults, told.append)
     assert told == [1] * 5
 
 
@@ -135,7 +126,7 @@ def test_a_fault_that_is_none_is_inconclusive(ready: Session) -> None:
     key = "proj_out.weight"
     for expected in ({FUNCTION}, {WEIGHTS}, {WEIGHTS, FUNCTION}):
         none = Fault("nothing at all", frozenset(expected), {key: (key, identity)})
-        made = selftest.run(bench(ready), [none])
+        made = selftest.run(context(ready), [none])
         assert made.verdict == INCONCLUSIVE
         assert survivors(made) == {"nothing at all"}
         unseen = " and ".join(sorted(expected))
@@ -154,17 +145,17 @@ def test_the_other_kinds_of_nothing(ready: Session) -> None:
             Fault("nobody has to notice", frozenset()),
         ]
     ):
-        made = selftest.run(bench(ready), [none])
+        made = selftest.run(context(ready), [none])
         assert made.verdict == INCONCLUSIVE, number
         assert survivors(made) == {none.name}
 
 
 def test_one_phase_of_two_is_not_enough(ready: Session) -> None:
     """A last bit is seen by the audit and by nothing else; whoever says otherwise is told."""
-    (right,) = [fault for fault in ready._catalogue() if fault.name == "last bit of proj_out of the model"]
-    assert selftest.run(bench(ready), [right]).verdict == PASS
+    (right,) = [fault for fault in ready.known_faults() if fault.name == "last bit of proj_out of the model"]
+    assert selftest.run(context(ready), [right]).verdict == PASS
     wrong = Fault(right.name, frozenset({WEIGHTS, FUNCTION}), right.weights)
-    made = selftest.run(bench(ready), [wrong])
+    made = selftest.run(context(ready), [wrong])
     assert made.verdict == INCONCLUSIVE
     assert lines(made)[right.name].words == "killed by weights, NOT by function"
 
@@ -172,8 +163,8 @@ def test_one_phase_of_two_is_not_enough(ready: Session) -> None:
 def test_without_its_limits_the_function_lets_faults_through(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in gates.LIMITS:
         monkeypatch.setitem(gates.LIMITS, name, float("inf"))
-    faults = [fault for fault in ready._catalogue() if "block 2" in fault.name and FUNCTION in fault.expected]
-    made = selftest.run(bench(ready), faults)
+    faults = [fault for fault in ready.known_faults() if "block 2" in fault.name and FUNCTION in fault.expected]
+    made = selftest.run(context(ready), faults)
     assert made.verdict == INCONCLUSIVE
     assert len(faults) > 30
     assert survivors(made) == {fault.name for fault in faults}
@@ -183,24 +174,24 @@ def test_with_a_loose_limit_the_fine_faults_survive(ready: Session, monkeypatch:
     """What the usual gates are worth: NMSE of 1e-2 and so a relative L2 of 0.1 lets most of them pass."""
     for name in gates.LIMITS:
         monkeypatch.setitem(gates.LIMITS, name, 0.1)
-    faults = [fault for fault in ready._catalogue() if fault.name.endswith(("rounded to half", "scaled by 1 %"))]
-    made = selftest.run(bench(ready), faults)
+    faults = [fault for fault in ready.known_faults() if fault.name.endswith(("rounded to half", "scaled by 1 %"))]
+    made = selftest.run(context(ready), faults)
     assert made.verdict == INCONCLUSIVE
     assert len(survivors(made)) > len(faults) / 2
 
 
 def test_without_the_audit_the_last_bits_survive(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "audit", lambda sides, only: Phase("weights", PASS, ""))
-    faults = [fault for fault in ready._catalogue() if fault.expected == {WEIGHTS} and fault.weights]
-    made = selftest.run(bench(ready), faults)
+    faults = [fault for fault in ready.known_faults() if fault.expected == {WEIGHTS} and fault.weights]
+    made = selftest.run(context(ready), faults)
     assert made.verdict == INCONCLUSIVE
     assert survivors(made) == {fault.name for fault in faults}
 
 
 def test_without_the_config_audit_what_is_missing_survives(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftest, "config_audit", lambda *arguments: Phase("config", PASS, ""))
+    monkeypatch.setattr(selftest, "config_audit", lambda *_, borrowed: Phase("config", PASS, ""))
     faults = [f for f in ready.model.faults(ready.sides.found, ready.config, ready.sides.plan) if f.config]
-    made = selftest.run(bench(ready), faults)
+    made = selftest.run(context(ready), faults)
     assert made.verdict == INCONCLUSIVE
     assert survivors(made) == {fault.name for fault in faults}
 
@@ -208,7 +199,7 @@ def test_without_the_config_audit_what_is_missing_survives(ready: Session, monke
 def test_a_gate_that_nothing_passes_is_noticed(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever calls everything wrong kills every fault, and the harmless change too."""
     monkeypatch.setitem(gates.LIMITS, "relative L2", 1e-300)
-    made = selftest.run(bench(ready), ready._catalogue()[:3])
+    made = selftest.run(context(ready), ready.known_faults()[:3])
     assert made.verdict == INCONCLUSIVE
     assert survivors(made) == {selftest.BENIGN.name}
     assert "a harmless change is killed by function" in made.words
@@ -216,7 +207,7 @@ def test_a_gate_that_nothing_passes_is_noticed(ready: Session, monkeypatch: pyte
 
 def test_an_audit_that_nothing_passes_is_noticed(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "audit", lambda sides, only: Phase("weights", FAIL, "wrong"))
-    made = selftest.run(bench(ready), [])
+    made = selftest.run(context(ready), [])
     assert survivors(made) == {selftest.BENIGN.name}
     assert "killed by weights" in made.words
 
@@ -237,15 +228,15 @@ def test_a_waiver_that_lets_a_fault_through_is_told(ready: Session) -> None:
     """A waiver for noise must not blind the gates without anybody noticing."""
     key = "proj_out.weight"
     slight = Fault("weights off by 3e-7", frozenset({FUNCTION}), {key: (key, lambda tensor: tensor * (1 + 3e-7))})
-    assert selftest.run(bench(ready), [slight]).verdict == PASS
+    assert selftest.run(context(ready), [slight]).verdict == PASS
     case = ready.outcomes[0].case.name
     granted = [Waiver(case, f"float64 {name}", 10.0, "new kernel", date.max) for name in gates.LIMITS]
-    ready._waivers = granted
-    made = selftest.run(bench(ready, waive=ready._waive), [slight])
+    ready.waivers = granted
+    made = selftest.run(context(ready, waive=ready.waive), [slight])
     assert made.verdict == INCONCLUSIVE
     assert survivors(made) == {slight.name}
     gross = Fault("weights off by 1 %", slight.expected, {key: (key, lambda tensor: tensor * 1.01)})
-    assert selftest.run(bench(ready, waive=ready._waive), [gross]).verdict == PASS
+    assert selftest.run(context(ready, waive=ready.waive), [gross]).verdict == PASS
 
 
 def test_waivers_of_a_check_are_those_of_its_self_test(pairs: dict[str, Pair], monkeypatch: pytest.MonkeyPatch) -> None:

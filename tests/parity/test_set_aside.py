@@ -89,7 +89,7 @@ def test_the_scale_of_the_cases_is_read_from_the_file(
 def test_a_table_that_shows_no_scale_is_asked_for_and_never_a_pass(tmp_path: Path) -> None:
     """The released 512 px models have scale 1; that of this file is 1.5, and parity cannot know."""
     path = saved(unread(sigma()), tmp_path / "model.pth")
-    with pytest.raises(converter.UsageError, match=r"^--interpolation_scale is needed: pos_embed .* no sin-cos table"):
+    with pytest.raises(converter.UsageError, match=r"^`interpolation_scale` is needed: pos_embed .* no sin-cos table"):
         converter.convert(path, tmp_path / "out", **stated(**SAID))
     assert not (tmp_path / "out").exists()
     converter.convert(path, tmp_path / "out", **stated(interpolation_scale=1.0, **SAID))
@@ -108,7 +108,7 @@ def test_the_placeholder_of_one_trainer_is_doubted_however_it_was_stored(
 ) -> None:
     state = change(pixart(input_size=128, tokens=300, depth=1))
     path = saved(state, tmp_path / "model.pth")
-    with pytest.raises(converter.UsageError, match=r"^--image_size is needed: .*OneTrainer"):
+    with pytest.raises(converter.UsageError, match=r"^`image_size` is needed: .*OneTrainer"):
         converter.convert(path, tmp_path / "out", **stated(**SAID))
     converter.convert(path, tmp_path / "out", **stated(image_size=512, **SAID))
     report = check(path, tmp_path / "out")
@@ -165,7 +165,7 @@ def test_a_drift_that_the_net_adds_is_asked_about(
 ) -> None:
     path = saved(drifted(state()), tmp_path / "model.pth")
     with pytest.raises(
-        converter.UsageError, match=rf"^--{flag} is needed: pos_embed is the sin-cos table up to a drift"
+        converter.UsageError, match=rf"^`{flag}` is needed: pos_embed is the sin-cos table up to a drift"
     ):
         converter.convert(path, tmp_path / "out", **stated(**said))
     done = converter.convert(path, tmp_path / "out", **stated(**said, **{flag: value}))
@@ -176,7 +176,7 @@ def test_a_drift_that_the_net_adds_is_asked_about(
     assert "up to a drift" in report.reason
     assert "the original uses it as it is: the nets are compared with the computed one" in report.reason
     (done.path / "conversion.json").unlink()
-    with pytest.raises(converter.UsageError, match=rf"^--{flag} is needed"):
+    with pytest.raises(converter.UsageError, match=rf"^`{flag}` is needed"):
         check(path, done.path, **stated(**said, **amended))
 
 
@@ -184,12 +184,12 @@ def test_a_drift_that_the_net_adds_is_asked_about(
 def test_parity_that_may_assume_nothing(tmp_path: Path) -> None:
     path = saved(sigma(1.0), tmp_path / "model.pth")
     converter.convert(path, tmp_path / "out", **stated(**SAID))
-    with pytest.raises(converter.UsageError, match=r"^--require_evidence: .*--kv_compress \(False") as raised:
+    with pytest.raises(converter.UsageError, match=r"^`require_evidence`: .*`kv_compress` \(False") as raised:
         check(path, tmp_path / "out", require_evidence=True)
     assert "num_attention_heads" not in str(raised.value)  # it was given, and the record says so
     assert check(path, tmp_path / "out", require_evidence=True, hyper_parameters={"kv_compress": False}).verdict == PASS
     (tmp_path / "out" / "conversion.json").unlink()
-    with pytest.raises(converter.UsageError, match=r"--num_attention_heads \(4: as the converted model has it"):
+    with pytest.raises(converter.UsageError, match=r"`num_attention_heads` \(4: as the converted model has it"):
         check(path, tmp_path / "out", require_evidence=True, hyper_parameters={"kv_compress": False})
 
 

@@ -192,6 +192,22 @@ def test_only_the_part_that_runs_is_there(pairs: dict[str, Pair]) -> None:
     assert seen == [{"0"}, {"1"}, {"2"}]
 
 
+def test_a_stage_alone_reads_its_own_weights_only(pairs: dict[str, Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forward is the library's own, but what lies before the stage does not run, and what lies behind is not
+    reached."""
+    net, read = streamed(pairs["sigma-ms"]), []
+    lend = Weights.lend
+    monkeypatch.setattr(Weights, "lend", lambda self, prefix: read.append(prefix) or lend(self, prefix))
+    values = cases(pairs["sigma-ms"])["t0-t1"].tensors(torch.float32)
+    wanted = ["pos_embed.", "adaln_single.", "caption_projection."]
+    wanted += [*(f"transformer_blocks.{i}." for i in range(3)), "proj_out."]
+    with torch.inference_mode():
+        for stage, prefix in zip(net.stages, wanted, strict=True):
+            read.clear()
+            values |= stage.run(values, no_probe)
+            assert read == [prefix], stage.name
+
+
 class Breaks(Exception):
     pass
 

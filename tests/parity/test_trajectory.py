@@ -177,7 +177,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def phase(pair: Pair, change: Callable[[State], None] | None = None, profile: str = "standard") -> Phase:
     with session(pair, change) as opened:
         cases = [case for case in opened.cases("standard") if case.name == opened.model.sampler.case]
-        opened.function(cases, ("float64", "float32"), (), [], lambda count: None)
+        opened.function(cases, ("float64", "float32"))
         return opened.trajectory(profile, True)
 
 
@@ -201,6 +201,6 @@ def test_wrong_nets_do_not(pair: Pair) -> None:
 def test_when_it_is_not_run(pair: Pair) -> None:
     assert phase(pair, profile="quick").verdict == NOT_RUN
     with session(pair) as opened:
-        opened.function(opened.cases("quick"), ("float64",), (), [], lambda count: None)
+        opened.function(opened.cases("quick"), ("float64",))
         assert opened.trajectory("standard", False).words == "a phase before it has not passed"
         assert opened.trajectory("standard", True).words == "there is no case with a null caption to begin with"

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.models.pixart.block import altered_attention
+from converter.models.pixart.attention import altered_attention
 from converter.models.pixart.compression import Compression, compress
 
 D = 8

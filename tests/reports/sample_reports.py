@@ -146,6 +146,32 @@ def trajectory_detail(dice: random.Random, steps: int = 8, factor: float = 1.0) 
     return {"sampler": "DDIM", "steps": made}
 
 
+def timesteps_detail() -> dict[str, Any]:
+    return {"timesteps": [0, 500, 999], "lines": {"a": [0.5, 0.0, 0.7]}, "equal": 500, "words": "apart"}
+
+
+def tables_detail() -> list[dict[str, Any]]:
+    return [{"title": "measured", "words": "all of it", "header": ["name", "error"], "rows": [["a", 0.5]]}]
+
+
+def smallest_details() -> list[tuple[str, dict[str, Any]]]:
+    """The details of phases, one at a time, of as little as makes a picture: there are many ways to damage them."""
+    dice = random.Random(0)
+    heat = heat_detail(dice, 2, 2)
+    heat |= {"channels": heat["channels"][:1], "values": heat["values"][:1]}
+    localisation = localisation_detail(dice, 1, (0,))
+    for stage in localisation["stages"]:
+        stage["inside"] = stage.get("inside", [])[:2]
+    return [
+        ("function", {"blocks": blocks_detail(dice, 1)}),
+        ("function", {"heat": heat}),
+        ("function", {"localisation": localisation}),
+        ("trajectory", trajectory_detail(dice, 2)),
+        ("other timesteps", {"timesteps": timesteps_detail()}),
+        ("other timesteps", {"tables": tables_detail()}),
+    ]
+
+
 def self_test(survivors: int = 0, blocks: int = 28) -> Phase:
     kinds = (
         "q and k swapped",

@@ -70,7 +70,8 @@ class TorchFile:
         attributes = [[name for name, _ in state.pairs] if type(state) is Dict else [None] for state in node.states]
         if any(name != "_metadata" for names in attributes for name in names):
             raise self._refuse(where, f"{what} whose attributes are overridden: not a state dict")
-        plain = node.args == () or (not ordered and isinstance(node.args, tuple) and len(node.args) == 1)
+        factories = node.args if isinstance(node.args, tuple) else (node.args,)
+        plain = not factories or (not ordered and len(factories) == 1 and isinstance(factories[0], Global | None))
         if not plain or node.elements:
             raise self._refuse(where, f"{what} built in a way that torch never uses")
 

@@ -180,7 +180,7 @@ class _Machine:
     def integer(self, width: int) -> None:
         length = self.number(width)
         if length > INTEGER_LIMIT:
-            raise self.fail(f"an integer of {length} bytes")
+            raise self.fail(f"an integer of {length} bytes, more than the {INTEGER_LIMIT} that are accepted")
         self.push(int.from_bytes(self.take(length), "little", signed=True))
 
     def blob(self, width: int) -> None:

@@ -97,5 +97,5 @@ def _locate(file: InputFile, comment_size: int) -> tuple[int, bytes, int]:
     if offset + size != stop:
         raise file.error("zip end record", "the central directory does not end where the end record starts")
     if size > _DIRECTORY_LIMIT or total * CENTRAL.size > size:
-        raise file.error("zip end record", f"a central directory of {size} bytes with {total} entries")
+        raise file.error("zip end record", f"a central directory of {size} bytes with {total} entries is not accepted")
     return total, file.read(offset, size, "central directory"), offset

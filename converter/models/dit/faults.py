@@ -11,7 +11,6 @@ from torch import Tensor
 from ...families import Findings
 from ...mapping import Plan
 from ...nets.faults import BOTH, Fault
-from ...nets.net import Values
 from ...nets.shared_faults import (
     SEEN,
     STATED,
@@ -29,47 +28,37 @@ SINUSOIDS = "256"  # their number, as the shape pattern of the table has it
 
 def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault]:
     """Faults of the config, of conventions between the two code bases, and of what only a whole net shows."""
+    have = STOCK.resolve_config(config)
     return [
-        *_config_faults(found, config),
+        *field_faults(config, STOCK.resolve_config, [
+            more_heads(found, have["num_attention_heads"]),
+            ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, STATED, True),
+            ("exact GELU for tanh", {"activation_fn": "gelu"}, STATED, True),
+            ("twice the sample size", {"sample_size": have["sample_size"] * 2}, STATED, False),
+            ("a class more", {"num_embeds_ada_norm": have["num_embeds_ada_norm"] + 1}, STATED, False),
+        ], UNHEEDED),
         *timestep_faults(),
         *_class_faults(found),
         *position_faults(found, 1.0),
         *_condition_faults(found, plan),
         *output_faults(found, plan),
-    ]
-
-
-def _config_faults(found: Findings, config: Mapping[str, Any]) -> list[Fault]:
-    have = STOCK.resolve_config(config)
-    return field_faults(config, STOCK.resolve_config, [
-        more_heads(found, have["num_attention_heads"]),
-        ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, STATED, True),
-        ("exact GELU for tanh", {"activation_fn": "gelu"}, STATED, True),
-        ("twice the sample size", {"sample_size": have["sample_size"] * 2}, STATED, False),
-        ("a class more", {"num_embeds_ada_norm": have["num_embeds_ada_norm"] + 1}, STATED, False),
-    ], UNHEEDED)  # fmt: skip
+    ]  # fmt: skip
 
 
 def _class_faults(found: Findings) -> list[Fault]:
     """What a pipeline does wrong to the class."""
-    null = found.value("num_classes")
+    null, name = found.value("num_classes"), "class_label"
     if not null:
         return []  # there is one row, which is the class of everything
     return [
-        Fault("classes off by one", SEEN, inputs=lambda v: v | {"class_label": (v["class_label"] + 1) % (null + 1)}),
-        Fault("no class for any sample", SEEN, inputs=lambda v: v | {"class_label": v["class_label"] * 0 + null}),
-        Fault("classes of the samples mixed up", SEEN, inputs=lambda v: v | {"class_label": v["class_label"].roll(1)}),
+        Fault("classes off by one", SEEN, inputs=lambda v: v | {name: (v[name] + 1) % (null + 1)}),
+        Fault("no class for any sample", SEEN, inputs=lambda v: v | {name: v[name] * 0 + null}),
+        Fault("classes of the samples mixed up", SEEN, inputs=lambda v: v | {name: v[name].roll(1)}),
     ]
 
 
 def _condition_faults(found: Findings, plan: Plan) -> list[Fault]:
     """What goes wrong between timestep, class and the layers that they modulate."""
-
-    def classless(values: Values) -> Values:
-        return values | {"y0": torch.zeros_like(values["y0"])}
-
-    def timeless(values: Values) -> Values:
-        return values | {"t0": torch.zeros_like(values["t0"])}
 
     def halves(tensor: Tensor) -> Tensor:
         return torch.cat(tensor.chunk(2, dim=1)[::-1], dim=1)
@@ -79,6 +68,8 @@ def _condition_faults(found: Findings, plan: Plan) -> list[Fault]:
     fed = {target: (target, halves) for move in waves for target in move.targets if not target.endswith(".bias")}
     return [
         Fault("sines before cosines of the timestep", BOTH, fed),
-        Fault("last layer not told of the class", SEEN, stage=last, values=classless, cheap=True),
-        Fault("last layer not told of the timestep", SEEN, stage=last, values=timeless, cheap=True),
-    ]
+        Fault("last layer not told of the class", SEEN, stage=last, cheap=True,
+              values=lambda v: v | {"y0": torch.zeros_like(v["y0"])}),
+        Fault("last layer not told of the timestep", SEEN, stage=last, cheap=True,
+              values=lambda v: v | {"t0": torch.zeros_like(v["t0"])}),
+    ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from torch import Tensor
 from ...nets.attention import self_attention
 from ...nets.block import below, feed_forward, modulated_norm
 from ...nets.embeddings import embed_sinusoids, linear, sinusoid
-from ...nets.net import Probe, Stage, Staged, Values, Weights, no_probe
+from ...nets.net import Probe, Stage, Staged, Values, Weights
 from ...nets.patches import embed_patches, to_weights_dtype, unpatchify
 
 
@@ -88,11 +87,7 @@ def dit(weights: Weights, shape: DiTShape) -> Staged:
         return F.embedding(values["class_label"].to(weights.device), weights["y_embedder.embedding_table.weight"])
 
     def numbered(i: int) -> Stage:
-        def run(values: Values, probe: Probe) -> Values:
-            x, condition = to_weights_dtype(weights, values["x"]), conditioned(weights, values, i)
-            return {"x": block(weights.lend(f"blocks.{i}."), x, condition, heads=shape.num_heads, probe=probe)}
-
-        return Stage(f"block {i}", run)
+        return Stage(f"block {i}", lambda values, probe: {"x": run_block(weights, shape, values, probe, index=i)})
 
     return Staged(
         [
@@ -110,36 +105,26 @@ def conditioned(weights: Weights, values: Values, index: int) -> Tensor:
     return to_weights_dtype(weights, values[f"t{index}"]) + to_weights_dtype(weights, values[f"y{index}"])
 
 
-def block(
-    weights: Mapping[str, Tensor],
-    x: Tensor,
-    condition: Tensor,
-    *,
-    heads: int,
-    probe: Probe = no_probe,
-) -> Tensor:
-    """`blocks.i`, adaLN-Zero (arXiv 2212.09748, section 3.2).
+def run_block(weights: Weights, shape: DiTShape, values: Values, probe: Probe, *, index: int) -> Tensor:
+    """`blocks.{index}` on "x" (B, N, D): adaLN-Zero (arXiv 2212.09748, section 3.2).
 
     Args:
-        weights: of this block, keys from `adaLN_modulation.1.weight` and `attn.qkv.weight` on.
-        x: (B, N, D).
-        condition: (B, D).
         probe: told "norm1 modulated", "attn1 q", "attn1 k", "attn1 v", "attn1 out", "after self-attention",
             "norm2 modulated", "ff out", all (B, N, D), and "ff hidden", (B, N, 4 * D), before the GELU.
-
-    Returns: (B, N, D).
     """
-    modulation = linear(weights, "adaLN_modulation.1", F.silu(condition))[:, None]
+    x, condition = to_weights_dtype(weights, values["x"]), conditioned(weights, values, index)
+    own = weights.lend(f"blocks.{index}.")
+    modulation = linear(own, "adaLN_modulation.1", F.silu(condition))[:, None]
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=-1)
 
     modulated = modulated_norm(x, shift_attn, scale_attn)
     probe("norm1 modulated", modulated)
-    x = x + gate_attn * self_attention(below(weights, "attn."), modulated, heads, probe=probe)
+    x = x + gate_attn * self_attention(below(own, "attn."), modulated, shape.num_heads, probe=probe)
     probe("after self-attention", x)
 
     modulated = modulated_norm(x, shift_mlp, scale_mlp)
     probe("norm2 modulated", modulated)
-    return x + gate_mlp * feed_forward(weights, modulated, probe)
+    return x + gate_mlp * feed_forward(own, modulated, probe)
 
 
 def final_layer(weights: Weights, shape: DiTShape, values: Values) -> Tensor:

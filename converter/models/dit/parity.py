@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...families import Findings
-from ...families.evidence import VAE_FACTOR
-from ...nets.inputs import Case, Draws
-from ...nets.latents import AFFORDABLE, believed_size, of_any_size, parts
+from ...nets.inputs import Case
+from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, of_any_size, own_size, parts
 from ...nets.sampler import Sampler
 from ...nets.spec import ParitySpec, PostLoadFix
 from .faults import faults
 from .net import DiTShape, dit
 from .stock import AMENDED as AMENDED_STOCK
 from .stock import STOCK
-from .table import EXACT, EXACT_LINE, OTHERWISE
+from .table import EXACT, EXACT_LINE, OTHERWISE, VAE_FACTOR
 
 if TYPE_CHECKING:
     from ...nets import Net, Weights
@@ -41,21 +40,16 @@ def shape(found: Findings) -> DiTShape:
 
 def reference(found: Findings, weights: Weights) -> Net:
     """The original net, and on latents of another size than its own what it would be with the table of that size."""
-    made = shape(found)
-    return of_any_size(dit(weights, made), dit(weights, replace(made, multi_scale=True)), made)
+    own = shape(found)
+    return of_any_size(dit(weights, own), dit(weights, replace(own, multi_scale=True)), own)
 
 
-class _Inputs(Draws):
+class _Inputs(LatentInputs):
     """Makes cases for one model."""
 
     def __init__(self, found: Findings) -> None:
-        super().__init__()
-        self.patch, self.channels = found.value("patch_size"), found.value("in_channels")
+        super().__init__(found)
         self.null = found.value("num_classes")
-        self.side = found.value("sample_size") // self.patch
-
-    def latent(self, batch: int, side: int) -> Any:
-        return self.draw(batch, self.channels, side * self.patch, side * self.patch)
 
     def case(
         self,
@@ -69,7 +63,8 @@ class _Inputs(Draws):
     ) -> Case:
         """A batch of different samples, one per timestep. `labels` count from the last, which is no class, if they are
         negative, and begin anew behind it; `side` counts patches (0: as most cases have)."""
-        latent = self.latent(len(timesteps), side or min(self.side, SMALL)) * np.float32(amplitude)
+        side = side or min(self.side, SMALL)
+        latent = self.latent(len(timesteps), side, side) * np.float32(amplitude)
         if outliers:
             latent[:, 0] *= 10
         arrays = {
@@ -85,10 +80,10 @@ def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
     make = _Inputs(found)
     # One batch of four: every weight is read once for all of them.
     words = "timesteps 999 and 321, each with a class and with none"
-    made = [make.case("t999-t321", words, (999, 321, 999, 321), (3, -1, -1, 3))]
+    listed = [make.case("t999-t321", words, (999, 321, 999, 321), (3, -1, -1, 3))]
     if profile == "quick":
-        return made
-    made += [
+        return listed
+    listed += [
         make.case("t0-t1", "timesteps 0 and 1, the first class and the last", (0, 1), (0, -2)),
         make.case("t20-t500", "a quarter of the latents' side", (20, 500), (-1, 7), max(min(make.side, SMALL) // 4, 1)),
         make.case("t998-t431", "two classes far apart", (998, 431), (1, make.null // 2)),
@@ -98,14 +93,8 @@ def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
     ]
     if make.side > SMALL and (make.side**2 <= AFFORDABLE or profile == "full"):
         pixels = make.side * make.patch * VAE_FACTOR
-        made.append(make.case("native", f"the model's own size, {pixels} px", (600, 40), side=make.side))
-    return made
-
-
-def stages(found: Findings) -> list[tuple[str, Case]]:
-    """The patches of a latent of the model's own size: the table that the original stores, at the cost of no block."""
-    make = _Inputs(found)
-    return [("patch embedding", Case("native", {"latent": make.latent(1, make.side)}, "the model's own size"))]
+        listed.append(make.case("native", f"the model's own size, {pixels} px", (600, 40), side=make.side))
+    return listed
 
 
 def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +117,7 @@ AS_LOADED = ParitySpec(
     faults=faults,
     # A shift of all keys by one vector changes every score of a query alike, and softmax none of them.
     invisible_biases=("attn1.to_k",),
-    stages=stages,
+    stages=own_size,
     sampler=Sampler(GUIDED),
     loaded=STOCK.loaded,
 )

@@ -27,6 +27,7 @@ from ...families.evidence import (
 from ...families.sincos import DRIFT, SinCosTable
 from ...mapping import Computed, Copies, KeyMapping, Plan, ZeroInit
 
+VAE_FACTOR, MLP_RATIO = 8, 4  # pixels per latent position; the feed-forward layers over the hidden size
 B, T = "blocks.{}.", "transformer_blocks.{}."
 EMB = T + "norm1.emb."  # diffusers has the embedders in every block, each a copy of the original's
 
@@ -77,7 +78,7 @@ CONFIGURED = {
 
 def describe(plan: Plan, state: State, found: Findings) -> None:
     """Fill `found`: first what names, shapes and the positional table show, then the user's word, then convention."""
-    sizes(plan, found)
+    sizes(plan, found, mlp_ratio=MLP_RATIO)
     _classes(plan, found)
     hidden, depth, patch = (found[name].value for name in ("hidden_size", "depth", "patch_size"))
     name, blocks, usual = SIZES.get(hidden, ("", 0, 0))
@@ -88,7 +89,7 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
     others = f"; the published sizes are {', '.join(map(str, SIZES))}, and this model has {hidden}" if hidden else ""
     heads(found, state, usual or None, f"as in DiT-{name}, of hidden size {hidden}" if name else others)
     table = read_table(plan, state, found)
-    resolution(found, state.config, table)
+    resolution(found, state.config, table, vae_factor=VAE_FACTOR)
     if table and table.side > (patch or 1) and table.scale != 1:
         seen = f"{table.seen}: scale {table.scale:g}" if table.scale else table.seen
         found.problems.append(f"{seen}, and the diffusers class computes that of scale 1 and has no room for another")

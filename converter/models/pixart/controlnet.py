@@ -42,8 +42,8 @@ def controlnet(weights: Weights, shape: PixArtShape, copied_blocks: int) -> Stag
         plain = stages[name]
 
         def both(values: Values, probe: Probe) -> Values:
-            made = run(values, probe)
-            return {**made, **plain.run({**values, **made}, probe)}
+            new = run(values, probe)
+            return {**new, **plain.run({**values, **new}, probe)}
 
         stages[name] = Stage(name, both)
 

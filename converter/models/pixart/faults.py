@@ -32,27 +32,25 @@ def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault
     return [
         *_config_faults(found, config),
         *_input_faults(found),
-        *_value_faults(found),
+        *position_faults(found, found.value("interpolation_scale")),
+        Fault("t_block's output where the final layer wants t", SEEN, stage="timestep embedding",
+              values=lambda v: v | {"t": v["t0"][:, : v["t"].shape[1]]}),
         *output_faults(found, plan),
-    ]
+    ]  # fmt: skip
 
 
 def _config_faults(found: Findings, config: Mapping[str, Any]) -> list[Fault]:
     have = STOCK.resolve_config(config)
-    size, scale, conditioned = have["sample_size"], have["interpolation_scale"], found.value(MICRO)
+    scale, conditioned = have["interpolation_scale"], found.value(MICRO)
+    micro = "micro-conditions off" if conditioned else "micro-conditions where the model has none"
     return field_faults(config, STOCK.resolve_config, [
         more_heads(found, have["num_attention_heads"]),
         ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, STATED, False),
         ("exact GELU for tanh", {"activation_fn": "gelu"}, STATED, True),
         (f"scale {scale * 1.01:g} for {scale:g}", {"interpolation_scale": scale * 1.01}, STATED, False),
         ("half the scale", {"interpolation_scale": scale / 2}, STATED, False),
-        ("twice the sample size", {"sample_size": size * 2}, STATED, False),
-        (
-            "micro-conditions off" if conditioned else "micro-conditions where the model has none",
-            {"use_additional_conditions": not conditioned},
-            STATED if conditioned else SAID,
-            False,
-        ),
+        ("twice the sample size", {"sample_size": have["sample_size"] * 2}, STATED, False),
+        (micro, {"use_additional_conditions": not conditioned}, STATED if conditioned else SAID, False),
     ], UNHEEDED)  # fmt: skip
 
 
@@ -66,28 +64,16 @@ def _input_faults(found: Findings) -> list[Fault]:
         mask = inputs["caption_mask"]
         return inputs | {"caption_mask": torch.maximum(mask, mask.roll(1, dims=1))}
 
-    made = [
+    faults = [
         Fault("mask ignored", SEEN, inputs=maskless, cheap=True),
         Fault("mask one token too long", SEEN, inputs=longer),
         *timestep_faults(),
     ]
     if found.value(MICRO):
-        made += [
+        faults += [
             Fault("height and width swapped", SEEN, inputs=lambda v: v | {"img_hw": v["img_hw"].flip(1)}),
             Fault("aspect ratio upside down", SEEN, inputs=lambda v: v | {"aspect_ratio": 1 / v["aspect_ratio"]}),
-            Fault(
-                "one size for the whole batch",
-                SEEN,
-                inputs=lambda v: v | {"img_hw": v["img_hw"][:1].expand_as(v["img_hw"])},
-            ),
-        ]
-    return made
-
-
-def _value_faults(found: Findings) -> list[Fault]:
-    """What goes wrong inside the net though every weight is right."""
-    return [
-        *position_faults(found, found.value("interpolation_scale")),
-        Fault("t_block's output where the final layer wants t", SEEN, stage="timestep embedding",
-              values=lambda v: v | {"t": v["t0"][:, : v["t"].shape[1]]}),
-    ]  # fmt: skip
+            Fault("one size for the whole batch", SEEN,
+                  inputs=lambda v: v | {"img_hw": v["img_hw"][:1].expand_as(v["img_hw"])}),
+        ]  # fmt: skip
+    return faults

@@ -10,7 +10,6 @@ from ...families.evidence import (
     IMAGE_SIZE,
     NUM_ATTENTION_HEADS,
     POSITIONS,
-    VAE_FACTOR,
     StoredTable,
     configured,
     heads,
@@ -21,7 +20,7 @@ from ...families.evidence import (
     sizes,
 )
 from ...mapping import Plan
-from .released import HEAD_SIZE, PLACEHOLDER, RELEASED, TOKENS, remarks, stock
+from .released import HEAD_SIZE, MLP_RATIO, PLACEHOLDER, RELEASED, TOKENS, VAE_FACTOR, remarks, stock
 
 MICRO, QK_NORM, KV_COMPRESS, REL_POS = "micro_condition", "qk_norm", "kv_compress", "use_rel_pos"
 FLAGS = (
@@ -48,7 +47,7 @@ CONFIGURED = {
 
 def describe(plan: Plan, state: State, found: Findings) -> None:
     """Fill `found`: first what names, shapes and the positional table show, then the user's word, then convention."""
-    sizes(plan, found, {"caption_channels": "K"})
+    sizes(plan, found, {"caption_channels": "K"}, mlp_ratio=MLP_RATIO)
     _features(plan, state.config, found)
     _version(plan, found)
     heads(found, state, *_usual_heads(found["hidden_size"].value or 0))
@@ -132,7 +131,7 @@ def _resolution(found: Findings, config: dict[str, Any], table: StoredTable | No
     if doubt:
         found.distrusted[POSITIONS] = doubt
         found.notes.append(doubt)
-    resolution(found, config, table, doubt)
+    resolution(found, config, table, doubt, vae_factor=VAE_FACTOR)
     _scale(found, config, found["image_size"].value, table, doubt)
 
 

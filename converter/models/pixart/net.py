@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...nets.block import modulated_norm
+from ...nets.block import below, feed_forward, modulated_norm
 from ...nets.embeddings import embed_numbers, linear
 from ...nets.net import Probe, Stage, Staged, Values, Weights
 from ...nets.patches import embed_patches, grid_of, to_weights_dtype, unpatchify
-from .block import block
+from .attention import altered_attention, cross_attention
 from .compression import Compression
 
 
@@ -127,20 +127,40 @@ def embed_caption(weights: Weights, caption: Tensor) -> Tensor:
 def run_block(
     weights: Weights, shape: PixArtShape, values: Values, probe: Probe, *, index: int, key: str, x: Tensor
 ) -> Tensor:
-    """Block `index`, or a copy of it, with the weights under `key`, on x (B, N, D)."""
-    how = shape.compression
-    return block(
-        weights.lend(key),
-        to_weights_dtype(weights, x),
-        to_weights_dtype(weights, values["y"]),
-        to_weights_dtype(weights, values["t0"]),
-        mask=values.get("caption_mask"),
-        grid=grid_of(shape, values["latent"]),
-        heads=shape.num_heads,
-        qk_norm=shape.qk_norm,
-        compression=how if how is not None and index in how.blocks else None,
-        probe=probe,
+    """Block `index`, or a copy of it, with the weights under `key`, on x (B, N, D): adaLN-single (arXiv 2310.00426,
+    section 2.3).
+
+    Its source is PixArtBlock and PixArtMSBlock in diffusion/model/nets of the PixArt repositories, which are the same.
+
+    Args:
+        values: of them "y" (B, L, D), the caption, which has no norm and no modulation of its own, with its mask; and
+            "t0" (B, 6 * D), the same for all blocks: shift, scale and gate of the attention, then of the MLP, to which
+            the block's own table is added.
+        probe: told "norm1 modulated", "attn1 q", "attn1 k", "attn1 v" (projections, before any norm and compression),
+            "attn1 out", "after self-attention", "attn2 q", "attn2 out", "after cross-attention", "norm2 modulated",
+            "ff out", all (B, N, D); "attn2 k", "attn2 v", (B, L, D), padding included; "ff hidden", (B, N, 4 * D),
+            before the GELU.
+    """
+    x, y, t0 = (to_weights_dtype(weights, tensor) for tensor in (x, values["y"], values["t0"]))
+    own, grid, heads = weights.lend(key), grid_of(shape, values["latent"]), shape.num_heads
+    how = shape.compression if shape.compression is not None and index in shape.compression.blocks else None
+    modulation = own["scale_shift_table"][None] + t0.reshape(len(t0), 6, -1)
+    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)
+
+    modulated = modulated_norm(x, shift_attn, scale_attn)
+    probe("norm1 modulated", modulated)
+    x = x + gate_attn * altered_attention(
+        below(own, "attn."), modulated, grid, heads, qk_norm=shape.qk_norm, compression=how, probe=probe
     )
+    probe("after self-attention", x)
+
+    mask = values.get("caption_mask")
+    x = x + cross_attention(below(own, "cross_attn."), x, y, mask, heads=heads, probe=probe)
+    probe("after cross-attention", x)
+
+    modulated = modulated_norm(x, shift_mlp, scale_mlp)
+    probe("norm2 modulated", modulated)
+    return x + gate_mlp * feed_forward(own, modulated, probe)
 
 
 def final_layer(weights: Weights, shape: PixArtShape, values: Values) -> Tensor:

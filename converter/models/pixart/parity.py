@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...families import Findings
-from ...families.evidence import VAE_FACTOR
-from ...nets.inputs import Array, Case, Draws
-from ...nets.latents import AFFORDABLE, believed_size, of_any_size, parts
+from ...nets.inputs import Array, Case
+from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, of_any_size, own_size, parts
 from ...nets.sampler import Sampler
 from ...nets.spec import ParitySpec
 from .faults import faults
 from .hyper_parameters import MICRO
 from .net import PixArtShape, pixart
-from .released import TOKENS
+from .released import TOKENS, VAE_FACTOR
 from .stock import STOCK
 
 if TYPE_CHECKING:
@@ -44,25 +43,21 @@ def shape(found: Findings) -> PixArtShape:
 
 def reference(found: Findings, weights: Weights) -> Net:
     """The original net. The fixed class takes one size only; of another, which is cheaper to run, its blocks see the
-    table of that size, as in the multi-scale class, and the stored table is tried by itself (`stages`)."""
-    made = shape(found)
-    net = pixart(weights, made)
-    return net if made.multi_scale else of_any_size(net, pixart(weights, replace(made, multi_scale=True)), made)
+    table of that size, as in the multi-scale class, and the stored table is tried by itself (`own_size`)."""
+    own = shape(found)
+    net = pixart(weights, own)
+    return net if own.multi_scale else of_any_size(net, pixart(weights, replace(own, multi_scale=True)), own)
 
 
-class _Inputs(Draws):
+class _Inputs(LatentInputs):
     """Makes cases for one model."""
 
-    def __init__(self, found: Findings, null: Array | None = None) -> None:
-        super().__init__()
-        self.found, self.null = found, null
+    def __init__(self, found: Findings, null: Array | None) -> None:
+        super().__init__(found)
+        self.width, self.micro, self.null = found.value("caption_channels"), found.value(MICRO), null
         finding = found.get("caption_tokens")
         by_version = {version: tokens for tokens, version in TOKENS.items()}
         self.tokens: int = (finding.value if finding else None) or by_version.get(found["version"].value, min(TOKENS))
-        self.patch = found.value("patch_size")
-
-    def latent(self, batch: int, rows: int, columns: int) -> Array:
-        return self.draw(batch, self.found.value("in_channels"), rows * self.patch, columns * self.patch)
 
     def case(
         self,
@@ -78,19 +73,19 @@ class _Inputs(Draws):
     ) -> Case:
         """A batch of different samples, one per timestep. `grid` counts patches, `lengths` caption tokens (0: all;
         None: no mask); `padding` is the amplitude of what the mask hides, `null` puts the null caption first."""
-        batch, width = len(timesteps), self.found.value("caption_channels")
+        batch = len(timesteps)
         latent = self.latent(batch, *grid) * np.float32(amplitude)
-        caption = self.draw(batch, self.tokens, width)
+        caption = self.draw(batch, self.tokens, self.width)
         if outliers:  # as text encoders have: a few channels far above all others
             latent[:, 0] *= 10
-            caption[:, :, :: max(width // 4, 1)] *= 20
+            caption[:, :, :: max(self.width // 4, 1)] *= 20
         if null and self.null is not None:
             caption[0] = self.null
         arrays = {"latent": latent, "timestep": np.array(timesteps, np.float32), "caption": caption}
         if lengths is not None:
             arrays["caption_mask"] = mask = self._mask(lengths)
             caption[mask == 0] *= np.float32(padding)
-        if self.found.value(MICRO):
+        if self.micro:
             sizes = [[512, 768], [1280, 832], [1024, 1536], [704, 1344]]
             arrays["img_hw"] = np.array(sizes[:batch], np.float32)
             arrays["aspect_ratio"] = np.array([[height / width] for height, width in sizes[:batch]], np.float32)
@@ -111,7 +106,7 @@ def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
     null = next((tensor.numpy() for tensor in left.values() if len(tensor.shape) == 2), None)
     make = _Inputs(found, null)
     # One batch of four: every weight is read once for all of them.
-    made = [
+    listed = [
         make.case(
             "t999-t321",
             "24 x 16 latents; timesteps 999 and 321 with captions of 17 and of all tokens; garbage in the padding",
@@ -121,7 +116,7 @@ def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
         )
     ]
     if profile == "quick":
-        return made
+        return listed
     most = max(make.tokens - 1, 1)
     for name, axes, options in (
         ("t0-t1", "16 x 24 latents, timesteps 0 and 1, captions of 1 token and of all but one",
@@ -134,24 +129,17 @@ def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
         (GUIDED, "the null caption, unmasked, and a text, as for guidance", {"lengths": (0, 17), "null": True}),
     ):  # fmt: skip
         if name != GUIDED or null is not None:
-            made.append(make.case(name, axes, **options))
-    side = found.value("sample_size") // make.patch
+            listed.append(make.case(name, axes, **options))
+    side = make.side
     large = (side * 5 // 4, side * 4 // 5)
     if profile == "standard":
         large = (min(large[0], 40), min(large[1], 25))
     if min(large) > 0:
-        made.append(make.case("bin", "a large bin of another aspect ratio", large, timesteps=(700.0, 100.0)))
+        listed.append(make.case("bin", "a large bin of another aspect ratio", large, timesteps=(700.0, 100.0)))
     if side * side <= AFFORDABLE or profile == "full":
         pixels = side * make.patch * VAE_FACTOR
-        made.append(make.case("native", f"the model's own size, {pixels} px", (side, side), timesteps=(600.0, 40.0)))
-    return made
-
-
-def stages(found: Findings) -> list[tuple[str, Case]]:
-    """The patches of a latent of the model's own size: the table that the original stores, at the cost of no block."""
-    make = _Inputs(found)
-    side = found.value("sample_size") // make.patch
-    return [("patch embedding", Case("native", {"latent": make.latent(1, side, side)}, "the model's own size"))]
+        listed.append(make.case("native", f"the model's own size, {pixels} px", (side, side), timesteps=(600.0, 40.0)))
+    return listed
 
 
 def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +164,7 @@ PARITY = ParitySpec(
     faults=faults,
     # A shift of all keys by one vector changes every score of a query alike, and softmax none of them.
     invisible_biases=("attn1.to_k", "attn2.to_k"),
-    stages=stages,
+    stages=own_size,
     optional=("caption_mask",),
     sampler=Sampler(GUIDED),
     loaded=STOCK.loaded,

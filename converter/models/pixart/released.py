@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...families.base import Findings
 
+VAE_FACTOR, MLP_RATIO = 8, 4  # pixels per latent position; the feed-forward layers over the hidden size
 TOKENS = {120: "alpha", 300: "sigma"}  # caption length -> which PixArt
 # (version, pixels) -> positional scale of the released models. Sources disagree on alpha at 256: its training
 # configs say 1.

@@ -9,12 +9,11 @@ from ...nets.stock import FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 
 def settle(fields: dict[str, Any]) -> dict[str, Any]:
     """As the class takes what is None (diffusers 0.42.1, its `__init__`)."""
-    size = fields["sample_size"]
     # Of a size that is no number the class makes nothing at all.
-    if fields["interpolation_scale"] is None and isinstance(size, int | float):
-        fields["interpolation_scale"] = max(size // 64, 1)
+    if fields["interpolation_scale"] is None and isinstance(fields["sample_size"], int | float):
+        fields["interpolation_scale"] = max(fields["sample_size"] // 64, 1)
     if fields["use_additional_conditions"] is None:
-        fields["use_additional_conditions"] = size == 128
+        fields["use_additional_conditions"] = fields["sample_size"] == 128
     if fields["out_channels"] is None:
         fields["out_channels"] = fields["in_channels"]
     return fields

@@ -11,9 +11,8 @@ from ..numbers import mapping
 from ..report import Phase
 from .drawing import Figure, styled
 from .heat import heat
-from .localisation import localisation
 from .margins import margins
-from .stages import blocks, timesteps, trajectory
+from .stages import blocks, localisation, timesteps, trajectory
 
 __all__ = ["Figure", "figures", "localisation", "styled"]
 

@@ -9,21 +9,21 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil, floor, log10
+from math import ceil, floor, log10, nan
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 from ...errors import UsageError, printable
-from ..numbers import positive, power
+from ..numbers import broken, positive, power
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.lines import Line2D
-    from matplotlib.text import Text
 
 WIDTH = 920.0  # of a picture as wide as the page; a unit is a pixel of the page at its full width
 NEEDS = "the HTML report needs {}: pip install 'convert-pixart[report]'"
@@ -34,33 +34,24 @@ COLOURS = {name: f"#a1b2{i:02x}" for i, name in enumerate(NAMES)}
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "convert-pixart",
+    "font.family": "DejaVu Sans",
     "font.size": 11.5,
     "text.color": COLOURS["ink"],
-    "axes.edgecolor": COLOURS["grid"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": COLOURS["grid"],
     "xtick.color": COLOURS["mute"],
     "ytick.color": COLOURS["mute"],
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
-    "ytick.minor.size": 0,
-    "xtick.major.pad": 7,
-    "ytick.major.pad": 7,
-    "lines.solid_joinstyle": "round",
+    "axes.edgecolor": COLOURS["grid"],
+    "grid.color": COLOURS["grid"],
+    "axes.grid": True,
+    "axes.axisbelow": True,
     "legend.frameon": False,
     "legend.borderpad": 0,
     "legend.borderaxespad": 0,
     "legend.columnspacing": 1.4,
     "legend.handletextpad": 0.6,
-    "image.interpolation": "nearest",
 }
 _DECIMALS = re.compile(r"-?\d+\.\d{3,}")
-_FONT = re.compile(r"font: (?:(\d+|bold) )?([\d.]+px) [^;]*")
+_FONT = re.compile(r"font: (?:(\w+) )?([\d.]+px) [^;]*")  # in one, or, since matplotlib 3.11, one by one
+_FAMILY = re.compile(r"font-family: [^;]*(?:; )?")
 
 
 @dataclass(frozen=True)
@@ -120,6 +111,8 @@ class Drawing:
         x, y = self.place(left, top + height)
         axes = self.figure.add_axes((x, y, width / self.width, height / self.height))
         axes.patch.set_visible(False)
+        axes.spines[["top", "left", "right"]].set_visible(False)
+        axes.tick_params(which="both", length=0, pad=7)
         return axes
 
     def text(self, raw: object, limit: int = 60) -> str:
@@ -139,9 +132,16 @@ class Drawing:
         """A tooltip for each place on the x axis, as tall as the axes, that a pointer can hit."""
         low, high = axes.get_ylim()
         wide = 12 / axes.bbox.width * len(words)
-        for x, raw in enumerate(words):
-            bar = axes.bar([x], [high - low], wide, low, color=COLOURS["card"], alpha=0.001, zorder=5)[0]
+        bars = axes.bar(range(len(words)), high - low, wide, low, color=COLOURS["card"], alpha=0.001, zorder=5)
+        for bar, raw in zip(bars, words, strict=True):
             self.tooltips(bar, [raw])
+
+    def names(self, axis: Axis, names: Mapping[int, str], marked: Collection[int], **style: Any) -> None:
+        """Names at places of an axis, in the colour of what is wrong where they are `marked`."""
+        axis.set_ticks([*names], [self.text(name, 30) for name in names.values()], **style)
+        for place, label in zip(names, axis.get_ticklabels(), strict=True):
+            if place in marked:
+                label.set(color=COLOURS["fail"], fontweight="bold")
 
     def legend(self, keys: Iterable[tuple[Line2D, str]], left: float) -> None:
         """One line of keys with their words, at the top."""
@@ -149,19 +149,6 @@ class Drawing:
         wide = 2.0 if any(key.get_linestyle() != "None" for key in named.values()) else 0.8
         style: dict[str, Any] = {"bbox_to_anchor": self.place(left, 6), "ncols": len(named) or 1, "handlelength": wide}
         self.figure.legend([*named.values()], [*named], loc="upper left", **style)
-
-    def key(self, marker: str, colour: str, alpha: float = 1, **line: Any) -> Line2D:
-        """What a legend shows of a series of dots, or of a line."""
-        from matplotlib.lines import Line2D
-
-        style: dict[str, Any] = {"linestyle": "", "markeredgewidth": 0} | line
-        return Line2D([], [], color=COLOURS[colour], marker=marker, alpha=alpha, **style)
-
-    def mark(self, labels: Iterable[Text], marked: Iterable[bool]) -> None:
-        """Names of what is at fault."""
-        for label, wrong in zip(labels, marked, strict=True):
-            if wrong:
-                label.set(color=COLOURS["fail"], fontweight=700)
 
     def svg(self) -> str:
         """The element, without an id, a date, or anything that is loaded from elsewhere."""
@@ -181,7 +168,8 @@ class Drawing:
         """Bottom up, so that an element whose children have all gone goes too."""
         for child in list(element):
             self._clean(child, markers)
-            if child.tag in ("defs", "style", "metadata") or (child.tag == "g" and not len(child)):
+            nothing = (child.tag == "g" and not len(child)) or (child.tag == "path" and "d" not in child.attrib)
+            if nothing or child.tag in ("defs", "style", "metadata"):
                 element.remove(child)
             child.tail = None
         if element.tag == "use":
@@ -231,28 +219,37 @@ def log_range(values: Iterable[object], margin: float = 1.4) -> tuple[float, flo
     return 10.0**low, 10.0**high
 
 
-def clipped(value: float, low: float, high: float) -> float:
-    """What lies outside of a scale is drawn at its edge."""
-    return min(max(value, low), high)
+def placed(values: Iterable[float | None], low: float, high: float) -> list[float]:
+    """Numbers on a scale: what lies outside is drawn at its edge, what is none or not finite is left out."""
+    return [nan if value is None or broken(value) else min(max(value, low), high) for value in values]
+
+
+def key(marker: str, colour: str, alpha: float = 1, **style: Any) -> Line2D:
+    """What a legend shows of dots, bars, or of a line."""
+    from matplotlib.lines import Line2D
+
+    more: dict[str, Any] = {"linestyle": "", "markeredgewidth": 0, "markersize": 8} | style
+    return Line2D([], [], color=COLOURS[colour], marker=marker, alpha=alpha, **more)
 
 
 def _place(use: ET.Element, markers: dict[str, ET.Element]) -> None:
     """A marker where it is used, in place of a reference by an id, which would have to be unique in a page."""
     marker = markers[use.attrib.pop("{http://www.w3.org/1999/xlink}href")]
-    x, y, d = use.attrib.pop("x", "0"), use.attrib.pop("y", "0"), marker.attrib["d"]
+    x, y, d = use.get("x", "0"), use.get("y", "0"), marker.attrib["d"]
+    style = use.get("style") or marker.get("style") or ""
     if "C" in d:  # of curves there is only the circle, which begins at its lowest point
-        use.tag, place = "circle", {"cx": str(x), "cy": str(y), "r": d.split()[2]}
+        use.tag, use.attrib = "circle", {"style": style, "cx": x, "cy": y, "r": d.split()[2]}
     else:
-        use.tag, place = "path", {"d": d, "transform": f"translate({x} {y})"}
-    use.attrib = {"style": str(use.get("style") or marker.get("style", "")), **place}
+        use.tag, use.attrib = "path", {"style": style, "d": d, "transform": f"translate({x} {y})"}
 
 
 def _plain(value: str) -> str:
-    """An attribute with the page's colours and font, and no digits that nobody sees."""
+    """An attribute with the page's colours and font, and without the digits that nobody sees."""
     if value.startswith("data:"):
         return "".join(value.split())
     for name, colour in COLOURS.items():
         value = value.replace(colour, f"var(--{name})")
     value = _FONT.sub(lambda font: f"font-size: {font[2]}" + (f"; font-weight: {font[1]}" if font[1] else ""), value)
+    value = _FAMILY.sub("", value)
     value = _DECIMALS.sub(lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), value)
     return " ".join(value.split())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import ceil, floor, log10, nan
+from math import nan
 from typing import TYPE_CHECKING, Any
 
-from ..numbers import broken, number, power, sequence, show
+from ..numbers import broken, number, sequence, show
 from .drawing import COLOURS, WIDTH, Drawing, Figure
 from .stages import where
 
@@ -54,6 +54,8 @@ def _scale(maps: list[list[float]]) -> Normalize:
 def _draw(names: list[str], maps: list[list[float]], columns: int, scale: Normalize, unit: str) -> str:
     import numpy as np
     from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.ticker import MaxNLocator
 
     rows = len(maps[0]) // columns
     across = min(len(maps), 4 if len(maps) <= 8 or columns > 2 * rows else 8)
@@ -62,7 +64,12 @@ def _draw(names: list[str], maps: list[list[float]], columns: int, scale: Normal
     step, down = max(cell * columns, min(room, 96.0)) + GAP, cell * rows + HEAD + GAP
     left = (WIDTH - step * across + GAP) / 2
     drawing = Drawing(LEGEND + down * -(-len(maps) // across), "difference of the outputs, channel by channel")
-    colours: dict[str, Any] = {"norm": scale, "cmap": colormaps["viridis"].with_extremes(bad=BROKEN), "aspect": "auto"}
+    colours: dict[str, Any] = {
+        "norm": scale,
+        "cmap": colormaps["viridis"].with_extremes(bad=BROKEN),
+        "aspect": "auto",
+        "interpolation": "nearest",
+    }
     for i, (name, values) in enumerate(zip(names, maps, strict=True)):
         axes = drawing.axes(
             left + step * (i % across), LEGEND + down * (i // across) + HEAD, cell * columns, cell * rows
@@ -75,26 +82,17 @@ def _draw(names: list[str], maps: list[list[float]], columns: int, scale: Normal
         finite = [value for value in values if value == value]
         lost = f", {len(values) - len(finite)} not finite" if len(finite) < len(values) else ""
         drawing.tooltips(image, [f"{name}: at most {show(max(finite, default=None))}{lost}"])
-    _legend(drawing, left, colours, unit, sum(value != value for values in maps for value in values))
-    return drawing.svg()
-
-
-def _legend(drawing: Drawing, left: float, colours: dict[str, Any], unit: str, lost: int) -> None:
-    import numpy as np
-
-    scale = colours["norm"]
-    low, high = scale.vmin, scale.vmax
     bar = drawing.axes(left, 4, 300, 12)
-    shades = np.geomspace(low, high, 256) if low else np.linspace(low, high, 256)
-    bar.imshow(shades[None], **colours, extent=(0, 1, 0, 1))
-    bar.grid(False)
-    bar.set_yticks([])
-    decades = [10.0**e for e in range(ceil(log10(low)), floor(log10(high)) + 1)] if low and high >= 100 * low else []
-    ends = [low, high] if low else [0, high / 2, high]
-    ticks = {float(scale(value)): power(round(log10(value))) for value in decades}
-    ticks = ticks or {float(scale(value)): show(value) for value in ends}
-    bar.set_xticks(list(ticks), [drawing.text(words) for words in ticks.values()])
+    shades = ScalarMappable(scale, colours["cmap"])
+    legend = drawing.figure.colorbar(shades, cax=bar, orientation="horizontal", format=lambda value, _: show(value))
+    if scale.vmin == 0:
+        legend.locator = MaxNLocator(4)
+    for shade in bar.collections:
+        shade.set_rasterized(True)  # not one element for each
+    legend.outline.set_visible(False)
+    legend.minorticks_off()
     drawing.figure.text(*drawing.place(left + 328, 15), drawing.text(unit), color=COLOURS["mute"])
-    if lost:
-        words = drawing.text(f"■ not finite ({lost})")
+    if broken_ones := sum(value != value for values in maps for value in values):
+        words = drawing.text(f"■ not finite ({broken_ones})")
         drawing.figure.text(*drawing.place(left + 328, 34), words, color=BROKEN)
+    return drawing.svg()

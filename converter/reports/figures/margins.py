@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..facts import floor_limit, gates, margin, precision_of
 from ..numbers import broken, show
 from ..report import Check, Phase
-from .drawing import COLOURS, WIDTH, Drawing, Figure, clipped, log_axis
+from .drawing import COLOURS, WIDTH, Drawing, Figure, key, log_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,8 +45,8 @@ def _draw(checks: Sequence[Check], floors: float) -> str:
     for i, precision in enumerate(precisions):
         axes = drawing.axes(LEFT + i * (width + GAP), TOP, width, ROW * len(rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_yticks(range(len(rows)), ["" if i else drawing.text(what, 32) for what in rows])
-        drawing.mark(axes.get_yticklabels(), [what in failed for what in rows])
+        names = dict(enumerate("" if i else what for what in rows))
+        drawing.names(axes.yaxis, names, {row for row, what in enumerate(rows) if what in failed})
         mine = [check for check in checks if precision_of(check)[0] == precision]
         unit, counted = (floors, "noise floor") if precision == "float32" else (1.0, "limit")
         low, high = _scale(axes, [_margin(check) * unit for check in mine], unit)
@@ -54,7 +54,7 @@ def _draw(checks: Sequence[Check], floors: float) -> str:
         axes.axvline(unit, color=COLOURS["limit"], linewidth=1.6)
         place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
         heading, limit = f"{precision}: times the {counted}", f"limit {show(unit)}"
-        axes.annotate(drawing.text(heading), (low, 1), (0, 21), fontsize=12, fontweight=600, **place)
+        axes.annotate(drawing.text(heading), (low, 1), (0, 21), fontsize=12, fontweight="bold", **place)
         axes.annotate(drawing.text(limit), (unit, 1), (0, 6), color=COLOURS["limit"], ha="center", **place)
         alike: dict[tuple[int, bool, bool, bool], list[Check]] = {}
         for check in mine:
@@ -63,7 +63,7 @@ def _draw(checks: Sequence[Check], floors: float) -> str:
         for (series, faint, fails, lost), same in sorted(alike.items(), reverse=True):  # what people know is on top
             marker, colour = SERIES[min(series, len(SERIES) - 1)]
             dots = axes.scatter(
-                [high if lost else clipped(_margin(check) * unit, low, high) for check in same],
+                [high if lost else min(max(_margin(check) * unit, low), high) for check in same],
                 [rows.index(check.what) for check in same],
                 s=64 if marker == "o" else 42,
                 marker="x" if lost else marker,
@@ -74,9 +74,9 @@ def _draw(checks: Sequence[Check], floors: float) -> str:
             )
             drawing.tooltips(dots, [f"{check.what}, {check.statistic}: {check.words}" for check in same])
     finite = {_statistic(check) for check in checks if not broken(_margin(check))}
-    keys = [(drawing.key(*series), name) for series, name in zip(SERIES, statistics, strict=False) if name in finite]
+    keys = [(key(*series), name) for series, name in zip(SERIES, statistics, strict=False) if name in finite]
     if any(map(_faint, checks)):
-        keys.append((drawing.key(*SERIES[0], 0.4), "faint: against the original's float32 output"))
+        keys.append((key(*SERIES[0], 0.4), "faint: against the original's float32 output"))
     drawing.legend(keys, 8)
     return drawing.svg()
 
@@ -90,7 +90,7 @@ def _scale(axes: Axes, ratios: Sequence[float], unit: float) -> tuple[float, flo
     if high <= 2.5 * unit:
         low, high = 0.0, max(high * 1.08, unit * 1.2)
         axes.set_xlim(low, high)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     else:
         low, high = max(min([r for r in finite if r > 0] + [unit]) / 2, unit * 1e-3), min(high, 1e300) * 1.5

@@ -1,38 +1,44 @@
-"""Error along the net or along the steps of a sampler, with its noise floor and limit; distance over timesteps."""
+"""Error along the net or the steps of a sampler, the local error of every stage, and distance over timesteps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, nan
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..numbers import broken, mapping, number, positive, sequence, show, times
-from ..report import FLOOR_LIMIT
-from .drawing import COLOURS, WIDTH, Drawing, Figure, clipped, log_axis, log_range
+from ..report import FLOOR_LIMIT, Phase
+from .drawing import COLOURS, WIDTH, Drawing, Figure, key, log_axis, log_range, placed
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-RIGHT, TOP, PLOT = 20.0, 42.0, 250.0
+RIGHT, TOP, PLOT, ROW = 20.0, 42.0, 250.0, 20.0
 LETTER, LABEL_ROOM = 6.1, 15.0  # how wide a letter is; how far apart slanted names have to stand
-WORDS = ("converted", "noise floor: the original's own rounding")
+MOST = 8  # stages whose inside is drawn
+LINES = ("converted", "noise floor: the original's own rounding")
 WITHIN = "What lies in the shaded area would still pass."
-TIMESTEP_LINES = ("series", "s1", "s2", "s3")
+INHERITED = "In the order of the computation: the first red part is where it begins, those below inherit it."
 
 
 @dataclass(frozen=True)
 class Stage:
-    """An error with the noise floor there. What is no number is None; `limit` is in multiples of the floor."""
+    """An error, None where it is no number, with the noise floor there. `wrong`: over its limit, or at fault."""
 
     name: str
     error: float | None
     floor: float | None
-    limit: float = FLOOR_LIMIT
+    wrong: bool
 
-    @property
-    def over(self) -> bool:
-        return broken(self.error) or bool(self.error and self.floor and self.error > self.limit * self.floor)
+    @classmethod
+    def over(cls, name: str, raw_error: Any, raw_floor: Any, limit: float) -> Stage:
+        """One that may be `limit` times its floor."""
+        error, floor = number(raw_error), positive(raw_floor)
+        return cls(name, error, floor, broken(error) or bool(error and floor and error > limit * floor))
+
+    @classmethod
+    def local(cls, about: dict[str, Any]) -> Stage:
+        """One that was given the original's input."""
+        name = str(about.get("name", ""))
+        return cls(name, number(about.get("error")), positive(about.get("floor")), bool(about.get("faulty")))
 
     @property
     def words(self) -> str:
@@ -48,12 +54,11 @@ def blocks(about: dict[str, Any]) -> Iterator[Figure]:
     floors = [*sequence(about.get("floor")), *[None] * len(names)]
     limit = positive(about.get("limit")) or FLOOR_LIMIT
     stages = [
-        Stage(str(name), number(error), positive(floor), limit)
-        for name, error, floor in zip(names, errors, floors, strict=False)
+        Stage.over(str(name), error, floor, limit) for name, error, floor in zip(names, errors, floors, strict=False)
     ]
-    words = [str(name) for name in sequence(about.get("words"))] or WORDS
-    if svg := _curve(stages, "error of every stage of the net", words[0], words[-1]):
-        over = [stage.name for stage in stages if stage.over]
+    lines = [str(name) for name in sequence(about.get("words"))] or LINES
+    if svg := _curve(stages, limit, "error of every stage of the net", lines):
+        over = [stage.name for stage in stages if stage.wrong]
         verdict = f"The line leaves what is allowed at {over[0]}." if over else WITHIN
         caption = f"{where(about)}Relative L2 after each stage, log scale. {verdict}"
         yield Figure("Error along the net", caption, svg)
@@ -61,15 +66,34 @@ def blocks(about: dict[str, Any]) -> Iterator[Figure]:
 
 def trajectory(about: dict[str, Any]) -> Iterator[Figure]:
     """The error of every sampler step."""
-    steps = []
+    steps, limit = [], positive(about.get("limit")) or FLOOR_LIMIT
     for step in map(mapping, sequence(about.get("steps"))):
         name = show(step.get("step")) + (f" (t {show(step['timestep'])})" if "timestep" in step else "")
-        limit = positive(about.get("limit")) or FLOOR_LIMIT
-        steps.append(Stage(name, number(step.get("error")), positive(step.get("floor")), limit))
-    if svg := _curve(steps, "error of every sampler step", "converted", "noise floor"):
+        steps.append(Stage.over(name, step.get("error"), step.get("floor"), limit))
+    if svg := _curve(steps, limit, "error of every sampler step", ("converted", "noise floor")):
         sampler = f"{about['sampler']} from the same noise. " if about.get("sampler") else "From the same noise. "
         caption = f"{sampler}Relative L2 of the latents after each step, log scale."
         yield Figure("Error along the trajectory", caption, svg)
+
+
+def localisation(phase: Phase) -> Iterator[Figure]:
+    """Which stage is at fault: its own error when it gets the original's input, and the same for what is inside it."""
+    about = mapping(phase.detail.get("localisation"))
+    raw = [mapping(stage) for stage in sequence(about.get("stages"))]
+    stages = [Stage.local(stage) for stage in raw]
+    if svg := _bars(stages, "local error of every stage of the net", WIDTH):
+        wrong = [stage.name for stage in stages if stage.wrong]
+        more = ", ..." if len(wrong) > MOST else ""
+        at_fault = f" At fault: {', '.join(wrong[:MOST])}{more}." if wrong else ""
+        caption = (
+            f"{where(about)}Every stage is given what the original's got, so that no error spreads; by what the stage "
+            f"itself changes, log scale.{at_fault}"
+        )
+        yield Figure("Where it goes wrong", caption, svg)
+    for stage in [stage for stage in raw if stage.get("faulty") and sequence(stage.get("inside"))][:MOST]:
+        parts = [Stage.local(mapping(part)) for part in sequence(stage.get("inside"))]
+        if svg := _bars(parts, "local error of the parts of a stage", WIDTH / 2 - RIGHT):
+            yield Figure(f"Inside {stage.get('name', 'it')}", INHERITED, svg, "small")
 
 
 def timesteps(about: dict[str, Any]) -> Iterator[Figure]:
@@ -85,7 +109,7 @@ def timesteps(about: dict[str, Any]) -> Iterator[Figure]:
     axes.set(xlim=(0, 1000), ylim=(0, most * 1.08 or 1.0), xticks=range(0, 1001, 100))
     axes.set_xlabel("timestep", color=COLOURS["mute"])
     keys = []
-    for (name, values), colour in zip(drawn.items(), TIMESTEP_LINES, strict=False):
+    for (name, values), colour in zip(drawn.items(), ("series", "s1", "s2", "s3"), strict=False):
         style: dict[str, Any] = {"color": COLOURS[colour], "linewidth": 2.2}
         line = axes.plot(at, values, **style)[0]
         dots = axes.scatter(at, values, s=44, color=COLOURS[colour], edgecolors=COLOURS["card"], zorder=3)
@@ -103,56 +127,71 @@ def where(about: dict[str, Any]) -> str:
     return f"Case {about['case']}, {about.get('precision', '')}. " if about.get("case") else ""
 
 
-def _curve(stages: list[Stage], words: str, converted: str, noise: str) -> str:
+def _curve(stages: Sequence[Stage], limit: float, words: str, lines: Sequence[str]) -> str:
     """The error against its floor and limit on a log scale; '' where no number can be placed."""
-    limits = [stage.floor and stage.floor * stage.limit for stage in stages]
+    limits = [stage.floor and stage.floor * limit for stage in stages]
     span = log_range([*limits, *(value for stage in stages for value in (stage.error, stage.floor))])
     if span is None:
         return ""
-    low, high = span
-    drawing, axes = upright(stages, words)
-    log_axis(axes, "y", low, high)
+    shown = [stage.name if len(stage.name) <= 24 else f"{stage.name[:23]}…" for stage in stages]
+    # Slanted names run down to the left: the first one needs its room within the picture.
+    left = max(64.0, len(shown[0]) * LETTER * 0.72 + 12)
+    width = WIDTH - left - RIGHT
+    drawing = Drawing(TOP + PLOT + max(map(len, shown)) * LETTER * 0.75 + 22, words)
+    axes = drawing.axes(left, TOP, width, PLOT)
+    axes.set_xlim(-0.5, len(stages) - 0.5)
+    axes.grid(False, axis="x")
+    log_axis(axes, "y", *span)
     xs = range(len(stages))
-
-    def placed(values: list[float | None]) -> list[float]:
-        return [nan if value is None or broken(value) else clipped(value, low, high) for value in values]
-
-    axes.fill_between(xs, low, placed(limits), color=COLOURS["series"], alpha=0.07, linewidth=0)  # what is allowed
-    limit = axes.plot(xs, placed(limits), color=COLOURS["limit"], linewidth=1.6)[0]
-    dashes: dict[str, Any] = {"color": COLOURS["floor"], "linewidth": 1.8, "linestyle": (0, (3, 2))}
-    floor = axes.plot(xs, placed([stage.floor for stage in stages]), **dashes)[0]
-    dots: dict[str, Any] = {"marker": "o", "markersize": 7, "markeredgecolor": COLOURS["card"]}
-    line = axes.plot(xs, placed([stage.error for stage in stages]), color=COLOURS["series"], linewidth=2.2, **dots)[0]
-    for x, stage in enumerate(stages):
-        if stage.over:
-            marker = {"marker": "x", "s": 60, "linewidths": 2.2} if broken(stage.error) else {"s": 49}
-            at = high if broken(stage.error) else clipped(stage.error or 0.0, low, high)
-            axes.scatter([x], [at], color=COLOURS["fail"], zorder=4, **marker)
+    # Those behind the first that is wrong inherit its error. Names that stand too close to others are left out.
+    first = next((x for x in xs if stages[x].wrong), None)
+    every = ceil(LABEL_ROOM * len(stages) / width)
+    names = {x: shown[x] for x in xs if x == first or (x % every == 0 and (first is None or abs(x - first) >= every))}
+    slant: dict[str, Any] = {"rotation": 42, "ha": "right", "va": "top", "rotation_mode": "anchor"}
+    drawing.names(axes.xaxis, names, [x for x in names if x == first], **slant)
+    allowed, noise = placed(limits, *span), placed([stage.floor for stage in stages], *span)
+    axes.fill_between(xs, span[0], allowed, color=COLOURS["series"], alpha=0.07, linewidth=0)
+    over = axes.plot(xs, allowed, color=COLOURS["limit"], linewidth=1.6)[0]
+    floor = axes.plot(xs, noise, color=COLOURS["floor"], linewidth=1.8, linestyle=(0, (3, 2)))[0]
+    errors, edge = placed([stage.error for stage in stages], *span), COLOURS["card"]
+    line = axes.plot(xs, errors, "o-", color=COLOURS["series"], linewidth=2.2, markersize=7, markeredgecolor=edge)[0]
+    red = [stage.wrong and error == error for stage, error in zip(stages, errors, strict=True)]
+    axes.scatter([x for x in xs if red[x]], [errors[x] for x in xs if red[x]], s=49, color=COLOURS["fail"], zorder=4)
+    for x in xs:
+        if broken(stages[x].error):
+            axes.scatter([x], [span[1]], s=60, marker="x", color=COLOURS["fail"], linewidths=2.2, zorder=4)
     drawing.targets(axes, [stage.words for stage in stages])
-    name = f"limit: {show(stages[0].limit)} × the noise floor"
-    drawing.legend([(line, converted), (floor, noise), (limit, name)], axes.bbox.x0)
+    drawing.legend([(line, lines[0]), (floor, lines[-1]), (over, f"limit: {show(limit)} × the noise floor")], left)
     return drawing.svg()
 
 
-def upright(stages: Sequence[Stage], words: str, marked: list[bool] | None = None) -> tuple[Drawing, Axes]:
-    """A picture with a place for each stage and its slanted name below. What is over its limit is `marked`: the first
-    alone, where those behind it inherit the error."""
-    shown = [stage.name if len(stage.name) <= 24 else f"{stage.name[:23]}…" for stage in stages]
-    if marked is None:
-        first = next((i for i, stage in enumerate(stages) if stage.over), None)
-        marked = [i == first for i in range(len(stages))]
-    # Slanted names run down to the left: the first one needs its room within the picture.
-    left = max(64.0, len(shown[0]) * LETTER * 0.72 + 12)
-    drawing = Drawing(TOP + PLOT + max(map(len, shown)) * LETTER * 0.75 + 22, words)
-    axes = drawing.axes(left, TOP, WIDTH - left - RIGHT, PLOT)
-    axes.set_xlim(-0.5, len(stages) - 0.5)
-    axes.grid(False, axis="x")
-    # Where they stand too close some are left out, but never a marked one.
-    every = ceil(LABEL_ROOM / ((WIDTH - left - RIGHT) / len(stages)))
-    near = {j for i, wrong in enumerate(marked) if wrong for j in range(i - every + 1, i + every)}
-    places = [i for i, wrong in enumerate(marked) if wrong or (i % every == 0 and i not in near)]
-    axes.set_xticks(
-        places, [drawing.text(shown[i]) for i in places], rotation=42, ha="right", va="top", rotation_mode="anchor"
-    )
-    drawing.mark(axes.get_xticklabels(), [marked[i] for i in places])
-    return drawing, axes
+def _bars(stages: Sequence[Stage], words: str, width: float) -> str:
+    """A bar for each stage, with its noise floor and its number; '' where none can be placed."""
+    span = log_range([value for stage in stages for value in (stage.error, stage.floor)])
+    if span is None:
+        return ""
+    low, high = span
+    drawing = Drawing(TOP + ROW * len(stages) + 30, words, width)
+    axes = drawing.axes(160, 30, width - 160 - 76, ROW * len(stages))
+    log_axis(axes, "x", low, high)
+    ys = range(len(stages))
+    axes.set_ylim(len(stages) - 0.5, -0.5)
+    axes.grid(False, axis="y")
+    drawing.names(axes.yaxis, {y: stages[y].name for y in ys}, {y for y in ys if stages[y].wrong})
+    ends = [high if broken(stage.error) else min(max(stage.error or 0.0, low), high) for stage in stages]
+    kinds = [("fail", 1.0) if stage.wrong else ("series", 0.62) for stage in stages]
+    colours = [(COLOURS[name], alpha) for name, alpha in kinds]
+    bars = axes.barh(ys, [end - low for end in ends], 0.64, low, color=colours)
+    for y, (stage, bar) in enumerate(zip(stages, bars, strict=True)):
+        drawing.tooltips(bar, [stage.words])
+        style: dict[str, Any] = {"color": COLOURS["fail" if stage.wrong else "mute"], "va": "center_baseline"}
+        axes.annotate(drawing.text(show(stage.error)), (ends[y], y), (6, 0), textcoords="offset points", **style)
+    floors = placed([stage.floor for stage in stages], *span)
+    axes.vlines(floors, [y - 0.4 for y in ys], [y + 0.4 for y in ys], color=COLOURS["floor"], linewidth=2)
+    keys = [
+        (key("s", "series", 0.62), "as the original"),
+        (key("s", "fail"), "at fault"),
+        (key("|", "floor", markeredgewidth=2), "noise floor"),
+    ]
+    drawing.legend(keys, 40)
+    return drawing.svg()

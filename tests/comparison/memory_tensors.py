@@ -15,7 +15,7 @@ DTYPES = {dtype.name: dtype for dtype in BY_CODE.values()}
 
 
 @dataclass(frozen=True)
-class Held:
+class MemoryTensor:
     """A torch tensor that is read `chunk` bytes at a time, in one buffer as a file's are."""
 
     tensor: torch.Tensor

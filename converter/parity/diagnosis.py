@@ -1,0 +1,107 @@
+"""What is looked into once the function was compared: faulty stages with their repairs, half precision, the cast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+
+from ..errors import printable, shortened
+from ..nets import no_probe
+from ..nets.faults import Fault
+from ..reports.report import FAIL, Check, Phase
+from . import gates, localise
+from .choices import FLOAT32, FLOAT64, HALF
+from .function import CaseOutcome
+from .net_pair import NetPair, stage_of
+from .statistics import relative
+
+
+def describe(error: Exception) -> str:
+    """An error in words: its class and what it says."""
+    return f"{type(error).__name__}: {printable(error)}"
+
+
+def localise_failure(
+    nets: NetPair, phase: Phase, outcomes: Sequence[CaseOutcome], faults: Callable[[int | None], Sequence[Fault]]
+) -> None:
+    """Add to a failed phase which stages are wrong by themselves, and what would mend them."""
+    worst = next(outcome for outcome in outcomes if outcome.verdict == FAIL)
+    precision = FLOAT64
+    stages, faulty = nets.lockstep(worst.case, precision)
+    if not faulty and FLOAT32 in worst.converted:  # right in float64, it can be wrong below that only
+        below, faulty = nets.lockstep(worst.case, FLOAT32)
+        if faulty:
+            precision, stages = FLOAT32, below
+    repairs = localise.repairs(
+        nets.original(FLOAT64),
+        lambda state: nets.build(nets.config, state),
+        nets.sides.converted,
+        worst.case,
+        faults=faults,
+        stages=faulty,
+        device=nets.device,
+    )
+    phase.detail["localisation"] = {
+        "precision": precision,
+        "case": worst.case.name,
+        "stages": [stage.as_dict() for stage in stages],
+        "repairs": [asdict(repair) for repair in repairs],
+    }
+    where = shortened(faulty, 6)
+    where += "" if precision == FLOAT64 else f", in {precision} only"
+    phase.words += f"; it goes wrong in {where}" if faulty else "; no single stage is wrong: look at the inputs"
+    phase.notes += [repair.words for repair in repairs]
+
+
+def worse_in_half(nets: NetPair, outcomes: Sequence[CaseOutcome], parts: Sequence[str]) -> list[str]:
+    """Of half precision, which decides nothing: which stages stand out, where the whole is worse than it may be."""
+    notes = []
+    for precision in HALF:
+        for outcome in outcomes:
+            names = {f"{outcome.case.name} / {part}" for part in parts}
+            mine = [c for c in outcome.checks if c.statistic == f"{precision} relative L2" and c.what in names]
+            if any(isinstance(c.value, float) and isinstance(c.limit, float) and c.value > c.limit for c in mine):
+                _, faulty = nets.lockstep(outcome.case, precision)
+                where = ", ".join(faulty) or "no single stage"
+                notes.append(f"{precision}, {outcome.case.name}: worse than the original; {where} stands out by itself")
+                break
+    return notes
+
+
+def lone_stages(nets: NetPair, doubts: list[str]) -> list[Check]:
+    """The stages that the model wants tried by themselves; to `doubts` is added what the original net does not take."""
+    checks = []
+    for name, case in nets.model.stages(nets.sides.found):
+        values = case.tensors(torch.float64, nets.device)
+        with torch.inference_mode():
+            try:
+                right = stage_of(nets.original(FLOAT64), name).run(values, no_probe)
+            except ValueError as error:  # no fault of the converted net
+                doubts.append(f"{case.name} / {name}: the original net does not take it: {printable(error)}")
+                continue
+            candidate = stage_of(nets.converted(FLOAT64), name).run(values, no_probe)
+        checks.append(gates.float64_check(f"{case.name} / {name}", localise.error_of(candidate, right, values)))
+    return checks
+
+
+def effect_of_cast(nets: NetPair, first: CaseOutcome, parts: Mapping[str, slice]) -> str:
+    """Where a cast was declared that loses anything: add to the first outcome what it does to the output, and return
+    that in words; '' where there is none."""
+    cast = nets.sides.cast
+    if not nets.sides.rounded:
+        return ""
+    # Half precision loses far more than float32 does by running in it.
+    precision = FLOAT32 if cast in HALF else FLOAT64
+    inputs = first.case.tensors(getattr(torch, precision), nets.device)
+    output = nets.original(precision, as_stored=True).forward(inputs).cpu()
+    for part, channels in parts.items():
+        apart = relative(first.original[FLOAT64][:, channels], output[:, channels])
+        words = f"rounding the weights to {cast} changes the output by {apart:.2g} (reported)"
+        first.checks.append(Check(f"{first.case.name} / {part}", f"cast to {cast}", apart, None, None, words))
+    apart = relative(first.original[FLOAT64], output)
+    return (
+        f"the weights were rounded to {cast}, as declared, which changes the output by {apart:.2g} (relative L2); "
+        f"both nets are compared with the rounded weights"
+    )
