@@ -16,7 +16,7 @@ from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 QUANTISED = "quantization_config"  # acted on by diffusers' loader, whatever the class
 CLASS = "_class_name"
 MOST = 20  # unknown fields that are named
-BORROWED = "the original does not show it and nobody stated it: taken as the converted model has it"
+BORROWED = "the original does not show it and nobody said: taken as the converted model has it"
 
 
 def assumptions(found: Findings, borrowed: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -91,7 +91,7 @@ def _evidence(name: str, finding: Finding | None, borrowed: Mapping[str, Any]) -
     if name in borrowed:
         return f"assumed ({BORROWED})"
     if finding is None:
-        return "the original has no other, or none that anybody stated"
+        return "the original has no other, or none that anybody said"
     return f"assumed ({finding.evidence})" if finding.source == "assumed" else finding.evidence
 
 
