@@ -83,8 +83,16 @@ class OpenedPair:
 
     @cached_property
     def weights(self) -> WeightPair:
-        tensors = self.original, self.converted, self.sidecar
-        return WeightPair(self.family, self.found, self.analysis.plan, *tensors, cast=self.cast, seen=self.seen)
+        return WeightPair(
+            self.family,
+            self.found,
+            self.analysis.plan,
+            original=self.original,
+            converted=self.converted,
+            sidecar=self.sidecar,
+            cast=self.cast,
+            seen=self.seen,
+        )
 
     def demand_evidence(self) -> None:
         """Refuse what rests on an assumption. Raises: `UsageError`."""
