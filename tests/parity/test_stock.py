@@ -287,10 +287,9 @@ def test_the_same_net_on_other_weights(pairs: dict[str, Pair]) -> None:
     first = net.forward(inputs)
     for key in ("scale_shift_table", "proj_out.bias", "pos_embed.proj.weight", "transformer_blocks.2.ff.net.2.weight"):
         other = right | {key: right[key] + 0.01}
-        again = net.on(Weights(memory_tensors(other), torch.float32)).forward(inputs)
-        fresh = STOCK.net(read_json(pair.model / "config.json"), Weights(memory_tensors(other), torch.float32)).forward(
-            inputs
-        )
+        one, two = (Weights(memory_tensors(other), torch.float32) for _ in range(2))
+        again = net.on(one).forward(inputs)
+        fresh = STOCK.net(read_json(pair.model / "config.json"), two).forward(inputs)
         assert torch.equal(again, fresh), key
         assert not torch.equal(again, first), key
     assert torch.equal(net.on(Weights(memory_tensors(right), torch.float32)).forward(inputs), first)
