@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
@@ -34,10 +34,7 @@ UNAVAILABLE = ParitySpec(reference=_unavailable, converted=_unavailable, cases=_
 
 def spec_of(family: Family) -> ParitySpec:
     """The parity spec of a family, imported where it is needed; `UNAVAILABLE` where it has none."""
-    spec = family.parity
-    if isinstance(spec, str):
-        module, _, name = spec.partition(":")
-        spec = getattr(import_module(module), name)
+    spec = resolve_name(family.parity) if isinstance(family.parity, str) else family.parity
     return spec if isinstance(spec, ParitySpec) else UNAVAILABLE
 
 
