@@ -332,9 +332,9 @@ def test_bad_cases_are_bad_input(made: tuple[Path, Path], tmp_path: Path, cli: C
 
 USAGES: dict[str, tuple[list[str], str]] = {
     "nothing": ([], "nothing to compare: give --orig_ckpt_path and --converted_path, or --config parity.toml"),
-    "no original": (["--converted_path=out"], "--orig_ckpt_path is given not at all and --converted_path once"),
-    "no folder": (["--orig_ckpt_path=a"], "--orig_ckpt_path is given once and --converted_path not at all"),
-    "unequal counts": (["{base}", "--orig_ckpt_path=b"], "--orig_ckpt_path is given twice and --converted_path once"),
+    "no original": (["--converted_path=out"], "got 0 --orig_ckpt_path and 1 --converted_path"),
+    "no folder": (["--orig_ckpt_path=a"], "got 1 --orig_ckpt_path and 0 --converted_path"),
+    "unequal counts": (["{base}", "--orig_ckpt_path=b"], "got 2 --orig_ckpt_path and 1 --converted_path"),
     "a glob of nothing": (["--orig_ckpt_path=x*.pth", "--converted_path=y"], "x*.pth: matches no checkpoint"),
     "a folder of nothing": (["--orig_ckpt_path=converted", "--converted_path=y"], "neither a model nor a folder"),
     "several on one folder": (["--orig_ckpt_path=runs", "--converted_path=y"], "{stem}"),
@@ -358,8 +358,8 @@ USAGES: dict[str, tuple[list[str], str]] = {
         "--card needs exactly one comparison; got 3",
     ),
     "no suffix": (["{base}", "--report=report"], "its suffix must be one of .json, .xml, .md, .html"),
-    "an unknown suffix": (["{base}", "--report=r.json", "--report=r.pdf"], "--report r.pdf: its suffix has to be"),
-    "an empty report": (["{base}", "--report="], "its suffix has to be"),
+    "an unknown suffix": (["{base}", "--report=r.json", "--report=r.pdf"], "--report r.pdf: its suffix must be"),
+    "an empty report": (["{base}", "--report="], "its suffix must be"),
     "a report in no folder": (["{base}", "--report=none/r.json"], "none/r.json: cannot be written there"),
     "a report below a file": (["{base}", "--report=runs/notes.txt/r.json"], "cannot be written there"),
     "a report that is a folder": (["{base}", "--report=r.json", "--report=folder.md"], "folder.md: cannot be written"),

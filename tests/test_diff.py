@@ -38,7 +38,7 @@ from converter import Diff, InputError, UsageError, diff
 from converter.comparison import TensorDiff, WeightsDiff
 
 EXTRA, POSITIONS = "y_embedder.y_embedding", "pos_embed"
-HOMELESS = {EXTRA, POSITIONS}
+NO_PLACE = {EXTRA, POSITIONS}
 CONFIG = {"_class_name": "PixArtTransformer2DModel", "sample_size": 16, "interpolation_scale": 1}
 DEPTH = SMALL["depth"]
 
@@ -53,7 +53,7 @@ def near(state: State) -> State:
     """Nearly the same weights: what fine-tuning or averaging makes."""
     random = torch.Generator().manual_seed(9)
     return {
-        key: tensor if key in HOMELESS else tensor + 1e-3 * torch.randn(tensor.shape, generator=random)
+        key: tensor if key in NO_PLACE else tensor + 1e-3 * torch.randn(tensor.shape, generator=random)
         for key, tensor in state.items()
     }
 
@@ -75,7 +75,7 @@ def differing(found: Diff) -> dict[str, str]:
 
 def distance(a: State, b: State) -> float:
     """Relative L2 of two models, by torch: of what both layouts hold."""
-    keys = [key for key in a if key not in HOMELESS]
+    keys = [key for key in a if key not in NO_PLACE]
     one, two = (torch.cat([side[key].double().flatten() for key in keys]) for side in (a, b))
     return float((one - two).norm() / max(one.norm(), two.norm()))
 
@@ -131,15 +131,15 @@ def test_whatever_the_layouts(
     assert same.verdict == "identical"
     assert same.same()
     assert differing(same) == {}
-    homes = ["diffusers" in way or way == "pipeline" for way in (one, two)]
-    apart = {each.key: each.kind for each in only(same).one_sided_buffers}
-    assert apart == (dict.fromkeys(HOMELESS, f"only in {'A' if homes[1] else 'B'}") if homes[0] != homes[1] else {})
-    apart_ = diff(kept[one][0], kept[two][1], **weights)
-    assert (apart_.verdict, apart_.same(rounding_ok=True)) == ("different", False)
-    assert set(differing(apart_).values()) == {"different"}
-    assert only(apart_).relative_l2 == pytest.approx(distance(state, near), rel=1e-9)
-    spelling = diffusers_keyed(state) if all(homes) else {key for key in state if key not in HOMELESS}
-    assert set(differing(apart_)) == set(spelling)
+    diffusers = ["diffusers" in way or way == "pipeline" for way in (one, two)]
+    one_sided = dict.fromkeys(NO_PLACE, f"only in {'A' if diffusers[1] else 'B'}") if len({*diffusers}) > 1 else {}
+    assert {each.key: each.kind for each in only(same).one_sided_buffers} == one_sided
+    nearly = diff(kept[one][0], kept[two][1], **weights)
+    assert (nearly.verdict, nearly.same(rounding_ok=True)) == ("different", False)
+    assert set(differing(nearly).values()) == {"different"}
+    assert only(nearly).relative_l2 == pytest.approx(distance(state, near), rel=1e-9)
+    keys = diffusers_keyed(state) if all(diffusers) else {key for key in state if key not in NO_PLACE}
+    assert set(differing(nearly)) == set(keys)
 
 
 def test_numbers_of_every_tensor_are_torchs(kept: dict[str, tuple[Path, Path]], state: State, near: State) -> None:
@@ -173,7 +173,7 @@ def test_one_element_of_any_tensor_is_found_and_named(state: State, tmp_path: Pa
         numbers = tensor(found, key).numbers
         assert numbers
         assert numbers.differing == 1
-        if key not in HOMELESS:
+        if key not in NO_PLACE:
             path = folder(diffusers_keyed(changed), tmp_path / f"{i}", CONFIG)
             assert differing(diff(a, path)) == {key: "different"}
     assert found.words.startswith(f"1 of {len(state)} tensors differ, relative L2 ")
@@ -274,7 +274,7 @@ def test_a_model_rounded_and_stored_as_float32(state: State, tmp_path: Path) -> 
     """What comes of loading a half-precision model into a float32 one."""
     a, through = save(state, tmp_path / "a.pth"), {k: t.half().float() for k, t in state.items()}
     found = diff(a, folder(diffusers_keyed(through), tmp_path / "b", CONFIG))
-    count = len(state) - len(HOMELESS)
+    count = len(state) - len(NO_PLACE)
     assert found.words == (
         f"the same but for rounding: B is A rounded to float16 and stored as float32 ({count} of {count} tensors)"
     )
@@ -326,23 +326,23 @@ def trained(state: State, near: State, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_which_weights_a_file_is(trained: Path, state: State, near: State, tmp_path: Path) -> None:
-    apart = f"relative L2 {distance(state, near):.2g}"
+    far = f"relative L2 {distance(state, near):.2g}"
     for name, weights, further in (("raw", state, "EMA"), ("EMA", near, "raw")):
         b = folder(diffusers_keyed(weights), tmp_path / name, CONFIG)
         found = diff(trained, b)
-        assert found.words == f"B is the {name} weights of A, byte for byte; {further}: {apart}"
+        assert found.words == f"B is the {name} weights of A, byte for byte; {further}: {far}"
         assert (found.verdict, found.choice) == ("identical", "A")
         assert [each.weights_a for each in found.comparisons] == ["raw", "ema"]
         assert found.decisive.weights_a == name.lower()
         found = diff(b, trained)
-        assert found.words == f"A is the {name} weights of B, byte for byte; {further}: {apart}"
+        assert found.words == f"A is the {name} weights of B, byte for byte; {further}: {far}"
         assert (found.choice, found.decisive.weights_b) == ("B", name.lower())
 
 
 def test_which_weights_a_file_is_but_for_rounding(trained: Path, near: State, tmp_path: Path) -> None:
     b = folder(diffusers_keyed(cast(near, torch.float16)), tmp_path / "b", CONFIG)
     found = diff(trained, b)
-    count = len(near) - len(HOMELESS)
+    count = len(near) - len(NO_PLACE)
     assert found.words.startswith(
         f"B is the EMA weights of A, but for rounding: B is A rounded to float16 ({count} of {count} tensors); raw: "
     )
@@ -350,8 +350,8 @@ def test_which_weights_a_file_is_but_for_rounding(trained: Path, near: State, tm
 
 
 def test_which_weights_a_file_is_nearest_to(trained: Path, state: State, near: State, tmp_path: Path) -> None:
-    between = {key: each if key in HOMELESS else 0.9 * each + 0.1 * near[key] for key, each in state.items()}
-    count = len(state) - len(HOMELESS)
+    between = {key: each if key in NO_PLACE else 0.9 * each + 0.1 * near[key] for key, each in state.items()}
+    count = len(state) - len(NO_PLACE)
     found = diff(trained, folder(diffusers_keyed(between), tmp_path / "b", CONFIG))
     assert found.words == (
         f"B is nearest to the raw weights of A: {count} of {count} tensors differ, "
@@ -422,7 +422,7 @@ def test_a_sidecar_is_part_of_a_conversion(trained: Path, converted: Path, near:
     os.symlink(converted / "transformer", bare)
     os.symlink(converted / "original_extras.safetensors", bare.parent / "original_extras.safetensors")
     found = diff(trained, bare, weights_a="raw")
-    assert {each.key for each in only(found).one_sided_buffers} == HOMELESS
+    assert {each.key for each in only(found).one_sided_buffers} == NO_PLACE
 
 
 def test_a_stray_null_caption_of_an_old_conversion(state: State, tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def test_a_config_that_says_otherwise_than_the_original_shows(state: State, tmp_
     assert scale.evidence_a.startswith("pos_embed [1, 64, 24]")
     assert (found.verdict, only(found).weights_verdict) == ("different", "identical")
     assert not found.same(rounding_ok=True)
-    count = len(state) - len(HOMELESS)
+    count = len(state) - len(NO_PLACE)
     assert found.words == (
         f"identical: all {count} tensors, byte for byte; but the models differ: interpolation_scale 1.0 and 2"
     )

@@ -83,13 +83,13 @@ def diff(
         check_comparable(sides_a[0], sides_b[0])
         like_with_like = len(sides_a) > 1 and len(sides_b) > 1
         pairs = zip(sides_a, sides_b, strict=True) if like_with_like else product(sides_a, sides_b)
-        comparisons = [_Comparison.of(*pair) for pair in pairs]
-        step = progress(sum(each.nbytes for each in comparisons)) if progress else lambda count: None
-        return Diff(about(sides_a), about(sides_b), [each.run(step) for each in comparisons])
+        weights = [_WeightsPair.of(*pair) for pair in pairs]
+        step = progress(sum(each.nbytes for each in weights)) if progress else lambda count: None
+        return Diff(about(sides_a), about(sides_b), [each.compare(step) for each in weights])
 
 
 @dataclass
-class _Comparison:
+class _WeightsPair:
     """Two sets of weights under the keys of one layout."""
 
     a: Side
@@ -99,7 +99,7 @@ class _Comparison:
     notes: list[str]
 
     @classmethod
-    def of(cls, a: Side, b: Side) -> _Comparison:
+    def of(cls, a: Side, b: Side) -> _WeightsPair:
         original = a.analysis.diffusers != b.analysis.diffusers
         keyed_a, keyed_b = a.by_key(original), b.by_key(original)
         notes = keyed_a.notes + keyed_b.notes
@@ -125,14 +125,14 @@ class _Comparison:
         """What there is to read."""
         return sum(a.nbytes + b.nbytes for _, _, a, b in self.tensors if a and b)
 
-    def run(self, step: Callable[[int], None]) -> WeightsDiff:
+    def compare(self, step: Callable[[int], None]) -> WeightsDiff:
         with ThreadPoolExecutor(WORKERS) as pool:
-            compared = list(pool.map(lambda each: _compare(*each, step=step), self.tensors))
+            tensors = list(pool.map(lambda each: _compare(*each, step=step), self.tensors))
         return WeightsDiff(
             weights_a=self.a.weights,
             weights_b=self.b.weights,
-            tensors=[tensor for tensor in compared if not tensor.one_sided_buffer],
-            one_sided_buffers=[tensor for tensor in compared if tensor.one_sided_buffer],
+            tensors=[tensor for tensor in tensors if not tensor.one_sided_buffer],
+            one_sided_buffers=[tensor for tensor in tensors if tensor.one_sided_buffer],
             disagreements=self.disagreements,
             notes=self.notes,
         )

@@ -109,15 +109,11 @@ def pair_up(
     """
     if len(originals) != len(converted):
         raise UsageError(
-            f"`orig_ckpt_path` is {_times(originals)} and `converted_path` {_times(converted)}: give one of each for "
-            "every comparison; they are paired in order"
+            f"got {len(originals)} `orig_ckpt_path` and {len(converted)} `converted_path`: give one of each for every "
+            "comparison; they are paired in order"
         )
     more: dict[str, Any] = {"options": options, "hyper_parameters": hyper_parameters}
     return [pair for one, other in zip(originals, converted, strict=True) for pair in expand(one, other, **more)]
-
-
-def _times(given: Sequence[str]) -> str:
-    return {0: "not given", 1: "given once", 2: "given twice"}.get(len(given), f"given {len(given)} times")
 
 
 def natural(path: str) -> tuple[list[tuple[str, int, str]], str]:

@@ -60,32 +60,22 @@ def _any_of(secrets: Iterable[str]) -> str:
 def _secrets() -> Iterator[tuple[str, bool]]:
     """The secrets that the client has, and whether each is distinctive enough to be hidden wherever it stands."""
     from urllib.parse import unquote
+    from urllib.request import getproxies
 
-    for token in _tokens():
+    tokens = [os.environ.get(name, "").strip() for name in _TOKENS]
+    urls = [os.environ.get("HF_ENDPOINT", ""), *getproxies().values()]
+    if "huggingface_hub" in sys.modules:
+        from huggingface_hub import constants, get_token
+
+        urls.append(constants.ENDPOINT)
+        with suppress(OSError, ValueError):
+            tokens.append(get_token() or "")
+    for token in filter(None, tokens):
         yield token, len(token) >= _LONG or (len(token) >= _SHORTEST and not token.isalpha())
-    for url in _urls():
+    for url in urls:
         login = url.partition("://")[2].partition("/")[0].rpartition("@")[0]
         user, _, password = login.partition(":")
         for text in filter(None, {login, unquote(login)}):
             yield base64.b64encode(text.encode()).decode(), True
         for secret in filter(None, {password or user, unquote(password or user)}):  # the user's name may be a token
             yield secret, len(secret) >= _SHORTEST
-
-
-def _tokens() -> Iterator[str]:
-    yield from filter(None, (os.environ.get(name, "").strip() for name in _TOKENS))
-    if "huggingface_hub" in sys.modules:
-        from huggingface_hub import get_token
-
-        with suppress(OSError, ValueError):
-            yield from filter(None, [get_token()])
-
-
-def _urls() -> Iterator[str]:
-    from urllib.request import getproxies
-
-    yield from (os.environ.get("HF_ENDPOINT", ""), *getproxies().values())
-    if "huggingface_hub" in sys.modules:
-        from huggingface_hub import constants
-
-        yield constants.ENDPOINT

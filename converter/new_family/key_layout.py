@@ -11,11 +11,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 _NUMBER = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)
 _WRITABLE = re.compile(r"\w+(\.\w+)*", re.ASCII)  # what a row can spell, and what can do no harm in a program
 LONGEST = 300
+_SUFFIXES = ("weight", "bias")
 
 
 @dataclass(frozen=True)
 class KeyEntry:
-    """One path of a layout. `key` tells how it is written in a table.
+    """One path of a layout, as a row of a table has it.
 
     `path` ends in `.weight` or `.bias` where the one is there without the other, and `module` is true where it stands
     for both. `indexed`: it has a `{}`; `sparse`: not in every block. `shape` is the weight's. `order`: its position.
@@ -62,22 +63,22 @@ def key_layout(shapes: Shapes) -> KeyLayout:
     for key, shape in shapes.items():
         template, index = _folded(key, heads, blocks)
         templates.setdefault(template, {})[index] = shape
-    uneven = {template for template, found in templates.items() if len(set(found.values())) > 1}
+    uneven = {template for template, by_block in templates.items() if len(set(by_block.values())) > 1}
     unusable += [key for key in shapes if _folded(key, heads, blocks)[0] in uneven]
     entries: list[KeyEntry] = []
-    for template, found in templates.items():
+    for template, by_block in templates.items():
         if template in uneven:
             continue
         stem, _, last = template.rpartition(".")
         other = {"weight": "bias", "bias": "weight"}.get(last)
         partner = templates.get(f"{stem}.{other}", {}) if other and f"{stem}.{other}" not in uneven else {}
-        shape = next(iter(found.values()))
-        module = bool(stem) and partner.keys() == found.keys() and _is_bias(shape, partner, last)
+        shape = next(iter(by_block.values()))
+        module = bool(stem) and partner.keys() == by_block.keys() and _is_bias(shape, partner, last)
         if module and last == "bias":
             continue
-        indexed = None not in found
+        indexed = None not in by_block
         path = stem if module else template
-        entries.append(KeyEntry(path, shape, module, indexed, indexed and len(found) < blocks, len(entries)))
+        entries.append(KeyEntry(path, shape, module, indexed, indexed and len(by_block) < blocks, len(entries)))
     return KeyLayout(tuple(entries), blocks, tuple(unusable))
 
 
@@ -92,7 +93,7 @@ def _writable(key: str) -> bool:
 
 
 def _folded(key: str, heads: frozenset[str], blocks: int) -> tuple[str, int | None]:
-    """The key with `{}` for the index of its block, and the index; a module beside the blocks is none of them."""
+    """The key with `{}` for the index of its block, and the index; a module next to the blocks is none of them."""
     parts = key.split(".")
     for position in range(1, len(parts)):
         head = ".".join(parts[:position])
@@ -115,14 +116,11 @@ def _containers(shapes: Shapes) -> tuple[frozenset[str], int]:
                 inside.setdefault(head, {}).setdefault(int(parts[position]), set()).add(tail)
                 break  # the outermost: a path has one index
     sizes: dict[int, int] = {}
-    found = {}
+    complete = {}
     for head, blocks in inside.items():
         shared = set.intersection(*blocks.values())
-        if set(blocks) == set(range(len(blocks))) and any("." in tail or tail not in _ENDS for tail in shared):
-            found[head] = len(blocks)
+        if set(blocks) == set(range(len(blocks))) and any("." in tail or tail not in _SUFFIXES for tail in shared):
+            complete[head] = len(blocks)
             sizes[len(blocks)] = sizes.get(len(blocks), 0) + sum(map(len, blocks.values()))
     count = max(sizes, key=lambda size: (sizes[size], size), default=0)
-    return frozenset(head for head, size in found.items() if size == count), count
-
-
-_ENDS = ("weight", "bias")
+    return frozenset(head for head, size in complete.items() if size == count), count

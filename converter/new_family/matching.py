@@ -16,7 +16,7 @@ RENAME, SPLIT, COPIES = "rename", "split", "copies"
 MARGIN = 0.12
 MOST = 20_000  # pairs that are considered; a net with numbered blocks has some hundreds
 _ORDER = {"q": 0, "k": 1, "v": 2}
-# Where names and shapes agree and the rows may still be in another order, or in the tensor beside it.
+# Questions where names and shapes agree, and the rows may still be in another order or in a sibling.
 FINAL = "its scale and shift in this order? norm_out has the scale first, most training code the shift"
 FUSED = "a gate and a value in one tensor: in this order?"
 SIBLING = "the gate, or the value beside it?"
@@ -24,7 +24,7 @@ SIBLING = "the gate, or the value beside it?"
 
 @dataclass(frozen=True)
 class Pairing:
-    """A source and what it may become. `score`: 0 to 1; `contradicted`: the words of both sides speak against it."""
+    """A source and what it may become. `score`: 0 to 1; `contradicted`: their words contradict each other."""
 
     source: KeyEntry
     targets: tuple[KeyEntry, ...]
@@ -56,11 +56,11 @@ def match(source: KeyLayout, target: KeyLayout) -> list[Match]:
     """Pair two layouts, every path in one pair at most; in the order of the source.
 
     A pair is sure where its words are understood and no other is possible, or it is clearly the best on both sides; a
-    kernel also where it is the only one of its shape. Copies never are, and nothing is against which the words speak.
+    kernel also where it is the only one of its shape. Copies never are, nor is a pair whose words contradict.
     """
     pairings = list(islice(_possible(source, target), MOST + 1))
     if len(pairings) > MOST:
-        raise InputError(f"more than {MOST} pairs of paths have shapes that fit: the shapes tell too few of them apart")
+        raise InputError(f"more than {MOST} pairs of paths have shapes that fit: too many paths share a shape")
     pairings.sort(key=lambda pairing: (-pairing.score, pairing.source.order))
     by_entry: dict[KeyEntry, list[Pairing]] = {}
     chosen: dict[KeyEntry, Pairing] = {}
@@ -162,7 +162,7 @@ def _scored(source: KeyEntry, targets: tuple[KeyEntry, ...], kind: str, lengths:
 def order_doubt(
     source: KeyEntry, targets: Sequence[KeyEntry], source_layout: KeyLayout, target_layout: KeyLayout
 ) -> str:
-    """What no name says of a pair though everything else speaks for it; '' where there is nothing of the kind.
+    """The question that no name answers about a pair though all else is for it; '' where there is none.
 
     Found by comparing drafts with diffusers' own converters (its `loaders/single_file_utils.py`): they exchange the
     halves of the last modulation for SD3, Flux, Mochi and HunyuanVideo, and those of gated feed-forward layers for
@@ -191,7 +191,7 @@ def _fused(entry: KeyEntry, layout: KeyLayout) -> bool:
 
 
 def _has_sibling(entry: KeyEntry, layout: KeyLayout) -> bool:
-    """Whether another one of its shape stands beside it that is not the layer after it."""
+    """Whether its parent has another one of its shape that is not the layer after it."""
     parent = _module(entry).rpartition(".")[0]
     siblings = (each for each in layout.entries if each is not entry and _module(each).rpartition(".")[0] == parent)
     return any(each.shape == entry.shape and words(each.path).part != "second" for each in siblings)

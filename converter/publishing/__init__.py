@@ -1,6 +1,6 @@
 """Conversions published on the Hugging Face hub with a model card, by way of `huggingface_hub` and its settings.
 
-Above `conversion` and `reports`, whose records it shows; fetching sources is below them, in `hub`.
+Above `conversion` and `parity`, whose results it publishes; fetching sources is below them, in `hub`.
 """
 
 from .upload import Pushed, check, push

@@ -115,24 +115,23 @@ def _conversion(record: dict[str, Any]) -> Iterator[str]:
         f"Every byte written was read back. {code(RECORD)} holds the plan tensor by tensor "
         f"with the SHA-256 of each{sidecar}."
     )
-    yield table(["file", "size", "SHA-256"], [_file(name, file) for name, file in record["written"].items()])
-
-
-def _file(name: str, file: dict[str, Any]) -> list[str]:
-    header = f"header: {code(file['header_sha256'])}" if file.get("header_sha256") else ""
-    return [code(name), human_bytes(int(file["size"])), code(file.get("sha256") or "") or header]
+    rows = []
+    for name, file in record["written"].items():
+        header = f"header: {code(file['header_sha256'])}" if file.get("header_sha256") else ""
+        rows.append([code(name), human_bytes(int(file["size"])), code(file.get("sha256") or "") or header])
+    yield table(["file", "size", "SHA-256"], rows)
 
 
 def _hyper_parameters(record: dict[str, Any]) -> Iterator[str]:
     """What the model is, with the evidence; what was assumed without any; and the notes."""
-    found = record["hyper_parameters"]
+    findings = record["hyper_parameters"]
     yield "## Hyper-parameters"
     rows = []
-    for name, f in found.items():
+    for name, f in findings.items():
         value, how = "" if f["value"] is None else f["value"], _HOW_KNOWN.get(f["source"], f["source"])
         rows.append([code(name), code(value), text(how), text(f["evidence"])])
     yield table(["name", "value", "how it is known", "evidence"], rows)
-    assumed = [f"{code(name)} = {code(f['value'])}" for name, f in found.items() if f["source"] == "assumed"]
+    assumed = [f"{code(name)} = {code(f['value'])}" for name, f in findings.items() if f["source"] == "assumed"]
     yield (
         f"Assumed, as the source holds no evidence of it: {', '.join(assumed)}. If that is wrong, so is the model."
         if assumed

@@ -143,9 +143,9 @@ def test_flags_are_paired_in_order(here: Path) -> None:
 @pytest.mark.parametrize(
     ("originals", "converted", "words"),
     [
-        (["a"], [], "`orig_ckpt_path` is given once and `converted_path` not given"),
-        (["a", "b"], ["A"], "`orig_ckpt_path` is given twice and `converted_path` given once"),
-        (["a"], ["A", "B", "C"], "`orig_ckpt_path` is given once and `converted_path` given 3 times"),
+        (["a"], [], "got 1 `orig_ckpt_path` and 0 `converted_path`: give one of each"),
+        (["a", "b"], ["A"], "got 2 `orig_ckpt_path` and 1 `converted_path`"),
+        (["a"], ["A", "B", "C"], "got 1 `orig_ckpt_path` and 3 `converted_path`"),
     ],
 )
 def test_unequal_counts(originals: list[str], converted: list[str], words: str) -> None:

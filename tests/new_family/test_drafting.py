@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import GOLDEN, HEADS, ROOT, dit, pixart, save, stated, tree
 from safetensors.torch import save_file
-from shaped import inventory
+from shaped import inventory, shaped
 
 import converter
 from converter import Family, InputError, KeyMapping, families
@@ -161,21 +161,12 @@ def test_the_module_runs_and_its_table_is_the_real_one(drafted: tuple[Draft, Fam
     lint(tmp_path / "mine.py")
     assert families.families()["mine"] is space["FAMILY"]
     ours, theirs = (
-        {move.sources: (move.targets, move.operation.word) for move in table.plan(_shaped(keys)).moves}
+        {move.sources: (move.targets, move.operation.word) for move in table.plan(shaped(keys.shapes)).moves}
         for table in (space["KEYS"], family.keys)
     )
     assert ours == theirs
     assert space["config"]  # and it is the config of the target's class
     assert f'"{made.config["_class_name"]}"' in (tmp_path / "mine.py").read_text()
-
-
-class _Shaped:
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-
-
-def _shaped(keys: KeyList) -> dict[str, _Shaped]:
-    return {key: _Shaped(shape) for key, shape in keys.shapes.items()}
 
 
 @pytest.mark.parametrize("kind", ["dit", "pixart"])
@@ -217,7 +208,7 @@ def test_without_a_target_every_path_becomes_itself_and_is_marked(tmp_path: Path
     text = render("alone", made)
     space = module(text, tmp_path / "alone.py")
     lint(tmp_path / "alone.py")
-    assert space["KEYS"](_shaped(keys)).keys() == keys.shapes.keys()
+    assert space["KEYS"](shaped(keys.shapes)).keys() == keys.shapes.keys()
     assert text.count("# ?\n") >= len(made.rows)
 
 

@@ -162,7 +162,7 @@ def test_what_the_command_line_names_comes_before_what_is_listed() -> None:
     assert chosen(["x"], ["y"], flags={"weights": "ema"}) == [Pair("x", "y", {"weights": "ema"})]
     with pytest.raises(UsageError, match="nothing to compare"):
         chosen([], [])
-    with pytest.raises(UsageError, match="once and `converted_path` not given"):
+    with pytest.raises(UsageError, match="got 1 `orig_ckpt_path` and 0 `converted_path`"):
         chosen(["x"], [], settings)
 
 
