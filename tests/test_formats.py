@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from converter.nets.net import Stage, Staged
+from converter.nets.sampler import Sampler
 from converter.parity import Case, noise, trajectory
 from converter.parity.ci.cache import Cache
 from converter.parity.determinism import environment
@@ -192,4 +193,4 @@ def _sampled() -> Any:
         return Staged([Stage("whole", lambda values, probe: {"output": values["latent"] / 8})])
 
     case = Case("guided", {"latent": noise(1, 2, 4, 8, 8), "timestep": noise(2, 2)})
-    return trajectory.run(make, make, case, 4).detail
+    return trajectory.run(make, make, case, 4, sampler=Sampler("guided")).detail
