@@ -140,7 +140,7 @@ def audit(original: Path, converted: Path) -> dict[str, float]:
     with open_checkpoint(original) as ours, open_checkpoint(converted) as theirs:
         looked = analyse(ours)
         started = time.perf_counter()
-        made = run(WeightPair(PIXART, looked.found, looked.plan, ours, theirs))
+        made = run(WeightPair(PIXART, looked.found, looked.plan, original=ours, converted=theirs))
         spent = time.perf_counter() - started
     assert made.verdict == "PASS", made.words
     return {"read": read, "audit": spent}

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from converter.nets.net import Stage, Staged
+from converter.nets.sampler import Sampler
 from converter.parity import Case, noise, trajectory
 from converter.parity.ci.cache import Cache
 from converter.parity.determinism import environment
@@ -182,7 +183,7 @@ def _below_float64() -> Any:
         return Staged([stage(number, factor) for number, factor in enumerate(factors)])
 
     case = Case("noise", {"x": noise(1, 4)})
-    return lockstep(net(2, 3), net(5), case, dtype=torch.float32, exact=net(2, 3))
+    return [stage.as_dict() for stage in lockstep(net(2, 3), net(5), case, dtype=torch.float32, exact=net(2, 3))]
 
 
 def _sampled() -> Any:
@@ -192,4 +193,4 @@ def _sampled() -> Any:
         return Staged([Stage("whole", lambda values, probe: {"output": values["latent"] / 8})])
 
     case = Case("guided", {"latent": noise(1, 2, 4, 8, 8), "timestep": noise(2, 2)})
-    return trajectory.run(make, make, case, 4).detail
+    return trajectory.run(make, make, case, 4, sampler=Sampler("guided")).detail

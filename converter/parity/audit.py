@@ -5,9 +5,10 @@ Running the nets cannot replace it: a bias that softmax does not see, or one las
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def audit(
     if only is not None:
         moves = [move for move in moves if not {*only}.isdisjoint(move.parts)]
 
-    def compare(move: Move) -> Difference | None:
+    def compare(move: Move) -> dict[str, str]:
         result = difference(pair, move)
         step(1)
         return result
@@ -62,15 +63,16 @@ def audit(
     else:
         with ThreadPoolExecutor(WORKERS) as pool:
             results = list(pool.map(compare, moves))
-    wrong = [result for result in results if result]
+    wrong = {name: kind for result in results for name, kind in result.items()}
     checks += _difference_checks(wrong)
     notes: list[str] = []
     if only is None:
         checks += [*_sidecar_checks(pair, notes), *_buffer_checks(pair, notes)]
     notes += [f"{key} is left over from an old conversion, and not used" for key in back.extras]
     if failed := [check for check in checks if check.passed is False]:
-        bad, total = sum(len(each.wrong) for each in wrong), sum(len(move.parts) for move in moves)
-        return _failed(failed, notes, f"{bad} of {total} converted tensors are not the original's" if wrong else "")
+        total = sum(len(move.parts) for move in moves)
+        words = f"{len(wrong)} of {total} converted tensors are not the original's" if wrong else ""
+        return _failed(failed, notes, words)
     kind = f"{'rounded' if pair.rounded else 'widened'} to {pair.cast}" if pair.cast else "byte for byte"
     total = sum(int(np.prod(pair.original[move.origin].shape)) for move in moves)
     words = (
@@ -118,35 +120,27 @@ def matches(pair: WeightPair, count: int = 3) -> bool:
     return bool(moves) and not any(difference(pair, move) for move in moves)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How one source tensor differs from what the converted file makes of it: converted key -> what is wrong there."""
-
-    key: str
-    wrong: dict[str, str]
-
-
-def difference(pair: WeightPair, move: Move) -> Difference | None:
-    """None where the converted tensors of a move, of either direction, are what its operation makes of the source's
-    bytes, or of their declared rounding."""
+def difference(pair: WeightPair, move: Move) -> dict[str, str]:
+    """Converted key -> what is wrong with its tensor: those of a move, of either direction, have to be what its
+    operation makes of the source's bytes, or of their declared rounding."""
     key, operation, count = move.origin, move.operation, len(move.parts)
     source, parts = pair.original[key], [pair.converted[name] for name in move.parts]
     shape = operation.source_shape(tuple(parts[0].shape), count)
     if shape != tuple(source.shape):
-        return Difference(key, dict.fromkeys(move.parts, f"has shape {list(shape)}, not {list(source.shape)}"))
+        return dict.fromkeys(move.parts, f"has shape {list(shape)}, not {list(source.shape)}")
     kinds = {part.dtype.name for part in parts}
     rounded = bool(pair.cast) and kinds == {pair.cast} and source.dtype.name != pair.cast
     if kinds != {source.dtype.name} and not rounded:
         kind = "/".join(sorted(kinds))
         floating = len(kinds) == 1 and parts[0].dtype.floating
         hint = f"; --cast {kind} if that was meant" if floating and not pair.cast else ""
-        return Difference(key, dict.fromkeys(move.parts, f"is {kind}, and the original is {source.dtype.name}{hint}"))
+        return dict.fromkeys(move.parts, f"is {kind}, and the original is {source.dtype.name}{hint}")
     if pair.cast and kinds != {pair.cast}:
         words = f"is {source.dtype.name} as in the original, and was declared to be rounded to {pair.cast}"
-        return Difference(key, dict.fromkeys(move.parts, words))
+        return dict.fromkeys(move.parts, words)
     one, other = pair.buffers.pair
     if not rounded and operation.in_order(count) and equal_in_pieces(pieces([source], one), pieces(parts, other)):
-        return None
+        return {}
     data = pair.buffers.read(source)
     if rounded:
         data = as_dtype(data, source.dtype, parts[0].dtype)
@@ -155,7 +149,7 @@ def difference(pair: WeightPair, move: Move) -> Difference | None:
     for name, part, right in zip(move.parts, parts, operation.forward(data, count), strict=True):
         if not equal_in_pieces(pieces([part], other), iter([right] if len(right) else [])):
             wrong[name] = "differs" if pair.brief else _described(pair, name, right)
-    return Difference(key, wrong) if wrong else None
+    return wrong
 
 
 def _described(pair: WeightPair, name: str, right: Bytes) -> str:
@@ -165,12 +159,11 @@ def _described(pair: WeightPair, name: str, right: Bytes) -> str:
     return f"holds what belongs in {owner}" if owner else difference_in_words(stored, right, tensor.dtype)
 
 
-def _difference_checks(differences: Iterable[Difference]) -> Iterator[Check]:
+def _difference_checks(wrong: Mapping[str, str]) -> Iterator[Check]:
     """One check for every kind of difference, the keys folded over the blocks; kinds with numbers stay apart."""
-    by_kind: dict[str, list[str]] = {}
-    for each in differences:
-        for name, kind in each.wrong.items():
-            by_kind.setdefault(kind, []).append(name)
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for name, kind in wrong.items():
+        by_kind[kind].append(name)
     for kind, names in by_kind.items():
         for name in fold(names):
             yield Check(name, "bytes", None, None, False, f"{name} {kind}")
@@ -186,10 +179,8 @@ def _sidecar_checks(pair: WeightPair, notes: list[str]) -> Iterator[Check]:
         unchanged = pair.sidecar[name].dtype == pair.original[key].dtype
         sidecar = replace(pair, converted=pair.sidecar, cast="" if unchanged else pair.cast)
         wrong = difference(sidecar, Move((key,), (name,), _SAME))
-        words = (
-            f"{name} of the sidecar {wrong.wrong[name]}" if wrong else f"{name} is kept in the sidecar, byte for byte"
-        )
-        yield Check(name, "bytes", None, None, wrong is None, words)
+        words = f"{name} of the sidecar {wrong[name]}" if wrong else f"{name} is kept in the sidecar, byte for byte"
+        yield Check(name, "bytes", None, None, not wrong, words)
 
 
 def _buffer_checks(pair: WeightPair, notes: list[str]) -> Iterator[Check]:

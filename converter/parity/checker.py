@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from threading import Event
@@ -74,10 +74,9 @@ def check(
             pair = open_pair(stack, *sides, options, hyper_parameters=hyper_parameters or {})
         if options.require_evidence:
             pair.demand_evidence()
-        run = _Run(pair, options, waivers, progress)
         with deterministic(options.device, options.threads):
             machine = environment(options.device, options.precisions)
-            phases = run.phases(digests[0], machine)
+            phases = _phases(pair, options, digests[0], machine, waivers=waivers, progress=progress)
         verdict, reason = _verdict(phases)
         report = Report(
             verdict=verdict,
@@ -88,7 +87,7 @@ def check(
             converted=digests[1].result().as_dict(),
             environment=machine.as_dict(),
             assumed=configuration.assumptions(pair.found, pair.borrowed),
-            notes=[*pair.notes, *run.notes],
+            notes=pair.notes,
             phases=phases,
         )
     report.run = {
@@ -125,74 +124,76 @@ def _verdict(phases: Sequence[Phase]) -> tuple[str, str]:
     return PASS, by_name["function"].words
 
 
-@dataclass
-class _Run:
-    """The phases of one comparison, each on its own, in their order."""
+def _phases(
+    pair: OpenedPair,
+    options: CheckOptions,
+    original: Future[Digests],
+    machine: Environment,
+    *,
+    waivers: Sequence[Waiver],
+    progress: Callable[[int], Progress] | None,
+) -> list[Phase]:
+    """All phases, in their order; what is noted of the whole run is added to the pair's notes.
 
-    pair: OpenedPair
-    options: CheckOptions
-    waivers: Sequence[Waiver]
-    progress: Callable[[int], Progress] | None
-    notes: list[str] = field(default_factory=list)
+    Args:
+        original: will be the digests of the original.
+    """
+    step = progress(_steps(pair, options)) if progress else lambda count: None
+    with ThreadPoolExecutor(1) as pool:
+        # It imports the target's library, which takes about as long as the weights take.
+        args = pair.family, pair.spec, pair.found, pair.config
+        audited = pool.submit(configuration.audit, *args, borrowed=pair.borrowed, seen=pair.seen)
+        weights = doubt(audit(pair.weights, step), pair.weights)
+        config = audited.result()
+    if weights.verdict == FAIL and (other := _other_weights(pair)):
+        weights.words = f"{other}; {weights.words}"
+    phases = [provenance.phase(original.result(), machine), weights, config]
+    obstacle = _obstacle(weights, config, pair.config)
+    if pair.spec is UNAVAILABLE:
+        obstacle = f"the family {pair.family.name} brings no reference net (`parity`): "
+        obstacle += "what it computes was not compared"
+    if obstacle:
+        return phases + [Phase(name, NOT_RUN, obstacle) for name in ("function", "trajectory", "self-test")]
+    from .session import Session
 
-    def phases(self, original: Future[Digests], machine: Environment) -> list[Phase]:
-        """All of them. `original` will be the digests of the original."""
-        pair, options = self.pair, self.options
-        step = self.progress(self._steps()) if self.progress else lambda count: None
-        with ThreadPoolExecutor(1) as pool:
-            # It imports the target's library, which takes about as long as the weights take.
-            audited = pool.submit(
-                configuration.audit, pair.family, pair.spec, pair.found, pair.config, pair.borrowed, pair.seen
-            )
-            weights = doubt(audit(pair.weights, step), pair.weights)
-            config = audited.result()
-        if weights.verdict == FAIL and (other := self._other_weights()):
-            weights.words = f"{other}; {weights.words}"
-        phases = [provenance.phase(original.result(), machine), weights, config]
-        obstacle = _obstacle(weights, config, pair.config)
-        if pair.spec is UNAVAILABLE:
-            obstacle = f"the family {pair.family.name} brings no reference net (`parity`): "
-            obstacle += "what it computes was not compared"
-        if obstacle:
-            return phases + [Phase(name, NOT_RUN, obstacle) for name in ("function", "trajectory", "self-test")]
-        from .session import Session
+    session = Session(
+        pair.weights, pair.spec, pair.config, pair.borrowed, device=options.device, digest=original.result().sha256
+    )
+    cases = session.cases(options.profile, options.cases)
+    session.waivers = waivers
+    function = session.function(cases, options.precisions, step)
+    pair.notes += session.notes
+    phases.append(function)
+    if options.save_failing and function.verdict == FAIL:
+        pair.notes += session.save_failing(Path(options.save_failing))
+    if options.profile == "full" and function.verdict == PASS and pair.spec.loaded:
+        session.stock_loader(function, pair.folder)
+    right = all(phase.verdict == PASS for phase in (weights, config, function))
+    phases.append(session.trajectory(options.profile, right))
+    phases.append(session.self_test(options.self_test, right, step))
+    return phases
 
-        session = Session(
-            pair.weights, pair.spec, pair.config, pair.borrowed, device=options.device, digest=original.result().sha256
-        )
-        cases = session.cases(options.profile, options.cases)
-        session.waivers = self.waivers
-        function = session.function(cases, options.precisions, step)
-        self.notes += session.notes
-        phases.append(function)
-        if options.save_failing and function.verdict == FAIL:
-            self.notes += session.save_failing(Path(options.save_failing))
-        if options.profile == "full" and function.verdict == PASS and pair.spec.loaded:
-            session.stock_loader(function, pair.folder)
-        right = all(phase.verdict == PASS for phase in (weights, config, function))
-        phases.append(session.trajectory(options.profile, right))
-        phases.append(session.self_test(options.self_test, right, step))
-        return phases
 
-    def _other_weights(self) -> str:
-        """Whether the converted weights are another set that the original file holds: the commonest mistake of all."""
-        pair, original = self.pair, self.pair.original
-        for candidate in original.likely:
-            if candidate is original.selected:
-                continue
-            with open_model(original.path, state_dict_key=candidate.where) as other:
-                if set(other) == set(original) and matches(replace(pair.weights, original=other, brief=True)):
-                    flag = as_flags(selecting_flag(candidate, original.likely))
-                    where = f"{printable(candidate.where)} ({flag})"
-                    return f"the converted model has the {candidate.weights} weights of the file, {where}"
-        return ""
+def _other_weights(pair: OpenedPair) -> str:
+    """Whether the converted weights are another set that the original file holds: the commonest mistake of all."""
+    original = pair.original
+    for candidate in original.likely:
+        if candidate is original.selected:
+            continue
+        with open_model(original.path, state_dict_key=candidate.where) as other:
+            if set(other) == set(original) and matches(replace(pair.weights, original=other, brief=True)):
+                flag = as_flags(selecting_flag(candidate, original.likely))
+                where = f"{printable(candidate.where)} ({flag})"
+                return f"the converted model has the {candidate.weights} weights of the file, {where}"
+    return ""
 
-    def _steps(self) -> int:
-        """About how many steps there will be: tensors to audit, stages to run, faults to try."""
-        plan = self.pair.analysis.plan
-        stages = sum(plan.stacks.values()) + 4
-        cases = {"quick": 1, "standard": 8, "full": 9}[self.options.profile]
-        return len(plan.moves) + stages * cases * 2 * len(self.options.precisions) + 12
+
+def _steps(pair: OpenedPair, options: CheckOptions) -> int:
+    """About how many steps there will be: tensors to audit, stages to run, faults to try."""
+    plan = pair.analysis.plan
+    stages = sum(plan.stacks.values()) + 4
+    cases = {"quick": 1, "standard": 8, "full": 9}[options.profile]
+    return len(plan.moves) + stages * cases * 2 * len(options.precisions) + 12
 
 
 def _obstacle(weights: Phase, config: Phase, fields: Mapping[str, Any]) -> str:

@@ -74,9 +74,6 @@ class CheckOptions:
                 raise UsageError(f"`{name}` {printable(value)}: one of {', '.join(known)}")
         if self.threads is not None and not 0 < self.threads <= MOST_THREADS:
             raise UsageError(f"`threads` {printable(self.threads)}: from 1 to {MOST_THREADS}")
-        if (
-            self.save_failing is not None
-            and os.path.lexists(self.save_failing)
-            and not os.path.isdir(self.save_failing)
-        ):
-            raise UsageError(f"`save_failing` {printable(self.save_failing)}: not a folder")
+        folder = self.save_failing
+        if folder is not None and os.path.lexists(folder) and not os.path.isdir(folder):
+            raise UsageError(f"`save_failing` {printable(folder)}: not a folder")

@@ -16,14 +16,14 @@ from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 QUANTISED = "quantization_config"  # acted on by diffusers' loader, whatever the class
 CLASS = "_class_name"
 MOST = 20  # unknown fields that are named
-BORROWED = "the original does not show it and nobody stated it: taken as the converted model has it"
+BORROWED = "the original does not show it and nobody said: taken as the converted model has it"
 
 
-def assumptions(found: Findings, borrowed: Mapping[str, Any]) -> list[dict[str, Any]]:
+def assumptions(findings: Findings, borrowed: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What nobody has evidence for, as it stands in the report."""
     return [
         {"name": name, "value": finding.value, "why": BORROWED if name in borrowed else finding.evidence}
-        for name, finding in found.items()
+        for name, finding in findings.items()
         if finding.source == "assumed" or name in borrowed
     ]
 
@@ -31,19 +31,20 @@ def assumptions(found: Findings, borrowed: Mapping[str, Any]) -> list[dict[str, 
 def audit(
     family: Family,
     model: ParitySpec,
-    found: Findings,
+    findings: Findings,
     config: Mapping[str, Any],
+    *,
     borrowed: Mapping[str, Any],
-    seen: Findings,
+    seen: Findings | None = None,
 ) -> Phase:
     """Every field of `config.json` as the target's code takes it, against what it has to be.
 
     Args:
         borrowed: hyper-parameters whose value the converted config itself gave, for want of anything else.
-        seen: the findings before that.
+        seen: the findings before that, where they are others.
     """
     try:
-        expected = family.config(found)
+        expected = family.config(findings)
     except UsageError as error:
         return Phase("config", FAIL, f"what the model should be is not known: {as_flags(str(error))}")
     resolved = model.resolve_config(config)
@@ -55,7 +56,7 @@ def audit(
         same = _same(value, right)
         quoted = repr(value) if isinstance(value, str) and not isinstance(right, str) else value
         words = f"{name} is {printable(quoted)}{'' if same else f', and has to be {printable(right)}'}: "
-        words += _evidence(name, found.get(name), borrowed)
+        words += _evidence(name, findings.get(name), borrowed)
         if name not in config:
             words += " (not written; the target's default)"
         # What is compared with itself shows nothing.
@@ -67,11 +68,11 @@ def audit(
     notes = _unknown(key for key in config if key not in resolved and not key.startswith("_") and key != QUANTISED)
     failed = [check for check in checks if check.passed is False]
     # First what it is at all, then what somebody has evidence for: the rest may only follow from that.
-    failed.sort(key=lambda check: (check.what != CLASS, found.get(check.what) is None))
+    failed.sort(key=lambda check: (check.what != CLASS, findings.get(check.what) is None))
     if failed:
         more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
         return Phase("config", FAIL, f"{failed[0].words}{more}", checks, notes)
-    if doubts := _distrusted(seen):
+    if doubts := _distrusted(seen or findings):
         return Phase("config", INCONCLUSIVE, doubts[0], checks, [*doubts[1:], *notes])
     unproven = [check.what for check in checks if check.passed is None]
     words = f"all {len(checks) - len(unproven)} fields that matter are what the original shows or needs"
@@ -90,7 +91,7 @@ def _evidence(name: str, finding: Finding | None, borrowed: Mapping[str, Any]) -
     if name in borrowed:
         return f"assumed ({BORROWED})"
     if finding is None:
-        return "the original has no other, or none that anybody stated"
+        return "the original has no other, or none that anybody said"
     return f"assumed ({finding.evidence})" if finding.source == "assumed" else finding.evidence
 
 

@@ -82,7 +82,7 @@ def lone_stages(nets: NetPair, doubts: list[str]) -> list[Check]:
                 doubts.append(f"{case.name} / {name}: the original net does not take it: {printable(error)}")
                 continue
             candidate = stage_of(nets.converted(FLOAT64), name).run(values, no_probe)
-        checks.append(gates.stage_check(f"{case.name} / {name}", localise.error_of(candidate, right, values)))
+        checks.append(gates.float64_check(f"{case.name} / {name}", localise.error_of(candidate, right, values)))
     return checks
 
 

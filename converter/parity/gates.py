@@ -74,9 +74,6 @@ def float64_checks(what: str, statistics: Statistics) -> Iterator[Check]:
     return (float64_check(what, value, name) for name, value in gated(statistics).items())
 
 
-stage_check = float64_check
-
-
 def float32_checks(what: str, noise: Floor) -> Iterator[Check]:
     """The float32 gate of one output: against the truth and against the original, by the original's own noise."""
     floors = gated(noise.original)

@@ -83,8 +83,16 @@ class OpenedPair:
 
     @cached_property
     def weights(self) -> WeightPair:
-        tensors = self.original, self.converted, self.sidecar
-        return WeightPair(self.family, self.found, self.analysis.plan, *tensors, cast=self.cast, seen=self.seen)
+        return WeightPair(
+            self.family,
+            self.found,
+            self.analysis.plan,
+            original=self.original,
+            converted=self.converted,
+            sidecar=self.sidecar,
+            cast=self.cast,
+            seen=self.seen,
+        )
 
     def demand_evidence(self) -> None:
         """Refuse what rests on an assumption. Raises: `UsageError`."""
@@ -122,7 +130,7 @@ def open_pair(
         try:
             analysis = analyse(source, {**given, **borrowed}, options.family)
         except UsageError as error:  # nobody stated it: the file did
-            raise InputError.at(folder / CONFIG, "", f"what it says can be no such model: {error}") from error
+            raise InputError.at(folder / CONFIG, "", f"its values cannot be those of such a model: {error}") from error
     sidecar = sidecar_beside(converted, Record(folder=recorded.folder))
     return OpenedPair(
         original=source,

@@ -132,8 +132,14 @@ def recorded_conversion(converted: Path) -> tuple[RecordedConversion, list[str]]
         source, cast = (record.origin or record.content)["source"], record.casts[-1] if record.casts else ""
         if source["weights"] not in (*WEIGHTS, UNKNOWN) or cast not in ("", *PRECISIONS):
             raise TypeError
-        where = source.get("where", "")
-        recorded = RecordedConversion(source["weights"], where, source["size"], cast, record.given, record.folder)
+        recorded = RecordedConversion(
+            weights=source["weights"],
+            where=source.get("where", ""),
+            size=source["size"],
+            cast=cast,
+            given=record.given,
+            folder=record.folder,
+        )
         twice = f"by its record the weights were rounded to {record.rounding}, and not once"
         return recorded, [twice] if len(record.casts) > 1 else []
     except (TypeError, KeyError, AttributeError):

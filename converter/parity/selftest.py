@@ -125,7 +125,7 @@ def run_fault(context: SelfTestContext, fault: Fault) -> Trial:
             trial.detected_by.add(WEIGHTS)
     config = fault.config(dict(nets.config)) if fault.config else nets.config
     if fault.config:
-        audited = config_audit(sides.family, nets.model, sides.found, config, context.borrowed, sides.found)
+        audited = config_audit(sides.family, nets.model, sides.found, config, borrowed=context.borrowed)
         if audited.verdict == FAIL:
             trial.detected_by.add(CONFIG)
     if not fault.drop and (FUNCTION in fault.expected or not fault.expected):

@@ -23,7 +23,8 @@ from .function import CaseOutcome, Judge
 from .net_pair import NetPair, is_resource_error
 from .post_load_fix import report_fix
 from .save_failing import save_outcome
-from .weight_pair import WeightPair as Sides
+from .waivers import Waiver, apply
+from .weight_pair import WeightPair
 
 
 class Session(NetPair):
@@ -43,7 +44,7 @@ class Session(NetPair):
 
     def __init__(
         self,
-        sides: Sides,
+        sides: WeightPair,
         model: ParitySpec,
         config: Mapping[str, Any],
         borrowed: Mapping[str, Any],
@@ -57,7 +58,7 @@ class Session(NetPair):
         self.borrowed, self.digest = borrowed, digest
         self.judge = Judge(model.parts(sides.found), model.patch(sides.found))
         self.outcomes: list[CaseOutcome] = []
-        self.waivers: Sequence[Any] = ()
+        self.waivers: Sequence[Waiver] = ()
         self.notes: list[str] = []
         self._saved: Any = None
         names = [stage.name for stage in self.original(FLOAT64).stages]
@@ -124,10 +125,6 @@ class Session(NetPair):
 
     def waive(self, checks: Sequence[Check]) -> list[str]:
         """Let pass what the waivers in force are for; returns what is said of it."""
-        if not self.waivers:
-            return []
-        from .waivers import apply
-
         return apply(self.waivers, checks, checkpoint=self.digest)
 
     def _keep(self, stage: str, values: Values) -> None:

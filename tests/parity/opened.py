@@ -60,7 +60,7 @@ def small(at: Path, state: State | None = None, **options: Any) -> Pair:
     return Pair(at / "model.safetensors", at / "out")
 
 
-class Held:
+class MemoryTensor:
     """A lazy tensor whose bytes are in memory."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
@@ -75,8 +75,8 @@ class Held:
         return self._tensor if out is None else out.copy_(self._tensor)
 
 
-def held(state: Mapping[str, torch.Tensor]) -> dict[str, Held]:
-    return {key: Held(tensor) for key, tensor in state.items()}
+def memory_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, MemoryTensor]:
+    return {key: MemoryTensor(tensor) for key, tensor in state.items()}
 
 
 @contextmanager
@@ -88,8 +88,8 @@ def sides(
     with open_checkpoint(original) as ours:
         looked = analyse(ours, said)
         family = looked.require()
-        kept = held(sidecar) if sidecar is not None else None
-        yield WeightPair(family, looked.found, looked.plan, ours, held(converted), kept, cast)
+        kept = memory_tensors(sidecar) if sidecar is not None else None
+        yield WeightPair(family, looked.found, looked.plan, ours, memory_tensors(converted), kept, cast)
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def session(pair: Pair, change: Any = None, config: Mapping[str, Any] | None = N
         state = {key: tensor.torch().clone() for key, tensor in theirs.items()}
         if change:
             change(state)
-        made = WeightPair(looked.require(), looked.found, looked.plan, ours, held(state))
+        made = WeightPair(looked.require(), looked.found, looked.plan, ours, memory_tensors(state))
         yield Session(made, PARITY, read_json(pair.model / "config.json") | dict(config or {}), {}, "cpu")
 
 

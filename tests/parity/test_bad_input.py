@@ -40,7 +40,8 @@ def out(right: Path, tmp_path: Path) -> Path:
 
 def compared(original: Path, folder: Path, **options: Any) -> Report:
     """The report of a comparison among others, so that whatever is raised becomes a verdict too."""
-    spare = Pair(str(original), str(folder), options)
+    options = stated(**options)
+    spare = Pair(str(original), str(folder), hyper_parameters=options.pop("hyper_parameters"), options=options)
     first, _ = batch.run([spare, Pair(str(original.parent / "none.pth"), str(folder))])
     return first
 

@@ -47,6 +47,11 @@ def sides(tmp_path: Path) -> tuple[Path, Path]:
     return original, converted
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 def key(sides: tuple[Path, Path], **options: Any) -> str:
     return key_of(Pair(str(sides[0]), str(sides[1]), options), [], TODAY)
 
@@ -211,30 +216,44 @@ def test_what_is_kept_comes_back_marked(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "deep") == ["cache.json"]
 
 
-@pytest.mark.parametrize("verdict", ["INCONCLUSIVE", "REJECTED", "INTERNAL"])
-def test_only_what_is_certain_is_kept(tmp_path: Path, verdict: str) -> None:
-    cache = Cache(tmp_path / "c")
-    cache.put("k", report(verdict), TODAY)
-    cache.put("f", report("FAIL"), TODAY)
-    cache.save()
-    assert kept(tmp_path / "c") is None
-    failed = kept(tmp_path / "c", "f")
-    assert failed
-    assert failed.exit_code == 1
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("kf"), st.sampled_from(["PASS", "FAIL", "INCONCLUSIVE", "REJECTED", "INTERNAL"]))
+    )
+)
+def test_what_is_certain_is_kept_until_something_else_is(folder: Path, runs: list[tuple[str, str]]) -> None:
+    path, certain = folder / "runs", dict[str, str]()
+    path.unlink(missing_ok=True)
+    for key, verdict in runs:
+        cache = Cache(path)
+        cache.put(key, report(verdict), TODAY)
+        cache.save()
+        certain |= {key: verdict} if verdict in ("PASS", "FAIL") else {}
+    assert {key: back.verdict for key in "kf" if (back := kept(path, key))} == certain
 
 
-@pytest.mark.parametrize("content", [b"", b"{", MARK.encode()[:10], MARK.encode(), MARK.encode() + b"}",
-                                     MARK.encode() + b'"runs":"x","entries":[]}', MARK.encode() + b"[" * 100_000,
-                                     MARK.encode() + b'"entries":{"k":{"date":1,"report":2,"sha256":3},"j":4}}',
-                                     MARK.encode() + b"\xff"])  # fmt: skip
-def test_a_damaged_cache_is_written_anew(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "c"
+BEGUN = MARK.encode()
+CONTENT = st.binary(max_size=20) | st.binary(max_size=20).map(lambda data: BEGUN + data)
+CONTENT |= st.integers(0, len(BEGUN)).map(lambda count: BEGUN[:count])
+CONTENT |= JSON.map(lambda value: BEGUN + f'"runs":1,"entries":{json.dumps(value)}}}'.encode())
+CONTENT |= st.sampled_from([BEGUN + b"[" * 100_000, BEGUN + b'"runs":"x","entries":[]}', b'profile = "quick"'])
+CONTENT |= st.just(BEGUN + b'"entries":{"k":{"date":1,"report":2,"sha256":3},"j":4}}')
+
+
+@given(CONTENT)
+def test_a_damaged_cache_is_written_anew_and_another_file_left_alone(folder: Path, content: bytes) -> None:
+    path = folder / "any"
     path.write_bytes(content)
     cache = Cache(path)
     assert cache.get("k") is None
     cache.put("k", report(), TODAY)
+    assert cache.get("k")
     cache.save()
-    assert kept(path)
+    if BEGUN.startswith(content[: len(BEGUN)]):
+        assert kept(path)
+    else:
+        assert path.read_bytes() == content
+        assert "not a cache of this version" in cache.notes[0]
 
 
 def test_damage_is_said(tmp_path: Path) -> None:
@@ -242,17 +261,6 @@ def test_damage_is_said(tmp_path: Path) -> None:
     assert Cache(tmp_path / "c").notes == [
         f"cache {tmp_path / 'c'}: damaged: everything is compared, and it is written anew"
     ]
-
-
-def test_a_file_of_someone_else_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "parity.toml"
-    path.write_text('profile = "quick"')
-    cache = Cache(path)
-    cache.put("k", report(), TODAY)
-    assert cache.get("k")
-    cache.save()
-    assert path.read_text() == 'profile = "quick"'
-    assert "not a cache of this version" in cache.notes[0]
 
 
 def test_no_regular_file_is_replaced(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ each = pytest.mark.parametrize("name", FOUND)
 
 def audited(name: str = "alpha-ms", without: tuple[str, ...] = (), **change: Any) -> Phase:
     config = {key: value for key, value in CONFIG[name].items() if key not in without} | change
-    return audit(PIXART, PARITY, FOUND[name], config, {}, FOUND[name])
+    return audit(PIXART, PARITY, FOUND[name], config, borrowed={})
 
 
 def wrong(phase: Phase) -> list[str]:
@@ -59,7 +59,7 @@ def test_a_right_config(name: str, tmp_path: Path) -> None:
     assert found.words == f"all {matter} fields that matter are what the original shows or needs"
     assert len(found.checks) == matter
     on_disk = json.loads((golden(name, tmp_path).model / "config.json").read_text())
-    assert audit(PIXART, PARITY, FOUND[name], on_disk, {}, FOUND[name]).verdict == PASS
+    assert audit(PIXART, PARITY, FOUND[name], on_disk, borrowed={}).verdict == PASS
 
 
 @pytest.mark.parametrize("field", [field for field in CONFIG["alpha-ms"] if field not in INERT])
@@ -202,7 +202,7 @@ def test_evidence_is_told() -> None:
     words = {check.what: check.words for check in audited("alpha-fixed").checks}
     assert words["num_attention_heads"] == f"num_attention_heads is {HEADS}: --num_attention_heads"
     assert "pos_embed" in words["sample_size"]
-    assert words["norm_eps"].endswith("the original has no other, or none that anybody stated")
+    assert words["norm_eps"].endswith("the original has no other, or none that anybody said")
 
 
 def test_what_nobody_shows_is_assumed() -> None:
@@ -216,13 +216,13 @@ def test_what_nobody_shows_is_assumed() -> None:
 
 def test_a_borrowed_value_is_marked_in_its_line() -> None:
     found, borrowed = FOUND["alpha-ms"], {"num_attention_heads": HEADS}
-    audited = audit(PIXART, PARITY, found, CONFIG["alpha-ms"], borrowed, found)
+    audited = audit(PIXART, PARITY, found, CONFIG["alpha-ms"], borrowed=borrowed)
     (check,) = [check for check in audited.checks if check.what == "num_attention_heads"]
     assert check.words == f"num_attention_heads is {HEADS}: assumed ({BORROWED})"
 
 
 def test_what_is_not_known_fails() -> None:
     found = findings("alpha-ms", num_attention_heads=None)
-    audited_without = audit(PIXART, PARITY, found, CONFIG["alpha-ms"], {}, found)
+    audited_without = audit(PIXART, PARITY, found, CONFIG["alpha-ms"], borrowed={})
     assert audited_without.verdict == FAIL
     assert "num_attention_heads" in audited_without.words

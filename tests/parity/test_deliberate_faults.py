@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from opened import Held
+from opened import MemoryTensor
 
 from converter.nets.damage import scaled
 from converter.nets.faults import Fault, with_fault
 
 
-def state() -> dict[str, Held]:
+def state() -> dict[str, MemoryTensor]:
     draw = torch.Generator().manual_seed(0)
-    return {name: Held(torch.randn(4, 4, generator=draw)) for name in "abc"}
+    return {name: MemoryTensor(torch.randn(4, 4, generator=draw)) for name in "abc"}
 
 
 def test_a_swap_is_its_own_repair() -> None:

@@ -1,4 +1,4 @@
-"""`--device`: everything is moved there. On a real one where there is one; on a pretended one everywhere."""
+"""`--device`: everything is moved there. On a real one where there is one; on a fake one everywhere."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from fake_device import LEAKS
 from makers import ROOT
 from opened import WEIGHTS, Pair, golden
-from pretended import LEAKS
 from safetensors.torch import load_file, save_file
 from torch.utils import backend_registration
 
@@ -46,8 +46,8 @@ def spoilt(pair: Pair, at: Path) -> Pair:
     return Pair(pair.original, folder)
 
 
-def pretended(pair: Pair, leak: str = "none", **options: str) -> dict[str, Any]:
-    script = Path(__file__).parent / "pretended.py"
+def on_fake_device(pair: Pair, leak: str = "none", **options: str) -> dict[str, Any]:
+    script = Path(__file__).parent / "fake_device.py"
     said = [f"{name}={value}" for name, value in options.items()]
     command = [sys.executable, str(script), str(pair.original), str(pair.folder), leak, *said]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PIXART_DEBUG": "1"}
@@ -69,9 +69,9 @@ def pretended(pair: Pair, leak: str = "none", **options: str) -> dict[str, Any]:
 )
 def test_no_tensor_stays_behind(pairs: dict[str, Pair], name: str, options: dict[str, str]) -> None:
     """Both nets, the trajectory and every fault, in every precision: what stays on the CPU meets nothing there."""
-    report = pretended(pairs[name], **options)
+    report = on_fake_device(pairs[name], **options)
     assert report["verdict"] == PASS, report["reason"]
-    assert report["environment"]["device"] == "pretended:0"
+    assert report["environment"]["device"] == "fake:0"
     ran = {phase["name"]: phase["verdict"] for phase in report["phases"]}
     assert ran["trajectory"] == (PASS if "profile" in options else "NOT RUN")
     assert ran["self-test"] == PASS
@@ -82,14 +82,14 @@ def test_nor_does_one_of_a_dit(tmp_path: Path) -> None:
     """Of which whole numbers are an input, and every block has embedders of its own."""
     original = ROOT / "fixtures/golden/dit.pt"
     convert(original, tmp_path / "out", hyper_parameters={"num_attention_heads": 4})
-    report = pretended(Pair(original, tmp_path / "out"), exact_timesteps="true", dtype="float32,bfloat16")
+    report = on_fake_device(Pair(original, tmp_path / "out"), exact_timesteps="true", dtype="float32,bfloat16")
     assert report["verdict"] == PASS, report["reason"]
 
 
 @needs_pretending
 def test_what_fails_is_localised_there_too(pairs: dict[str, Pair], tmp_path: Path) -> None:
     pair = spoilt(pairs["sigma-ms"], tmp_path)
-    report = pretended(pair, save_failing=str(tmp_path / "failing"))
+    report = on_fake_device(pair, save_failing=str(tmp_path / "failing"))
     assert report["verdict"] == FAIL
     (function,) = [phase for phase in report["phases"] if phase["name"] == "function"]
     assert "it goes wrong in block 1" in function["words"]
@@ -101,9 +101,9 @@ def test_what_fails_is_localised_there_too(pairs: dict[str, Pair], tmp_path: Pat
 @pytest.mark.parametrize("leak", sorted(LEAKS.keys() - {"none"}))
 def test_what_stays_behind_is_noticed(pairs: dict[str, Pair], leak: str) -> None:
     """So that the tests above are worth something."""
-    report = pretended(pairs["sigma-ms"], leak)
+    report = on_fake_device(pairs["sigma-ms"], leak)
     words = report.get("error") or report["reason"]
-    assert "pretended:0" in words, words
+    assert "fake:0" in words, words
 
 
 # On a real one.

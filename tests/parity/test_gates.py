@@ -73,10 +73,10 @@ def test_multiples_in_words(times: float, words: str) -> None:
 
 
 def test_a_lone_stage() -> None:
-    assert gates.stage_check("native / patch embedding", 1e-7).passed
-    wrong = gates.stage_check("native / patch embedding", nextafter(1e-7, 1))
+    assert gates.float64_check("native / patch embedding", 1e-7).passed
+    wrong = gates.float64_check("native / patch embedding", nextafter(1e-7, 1))
     assert wrong.passed is False
-    assert gates.stage_check("native / patch embedding", inf).passed is False
+    assert gates.float64_check("native / patch embedding", inf).passed is False
     assert "the limit of 1e-07" in wrong.words
 
 

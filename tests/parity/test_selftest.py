@@ -189,7 +189,7 @@ def test_without_the_audit_the_last_bits_survive(ready: Session, monkeypatch: py
 
 
 def test_without_the_config_audit_what_is_missing_survives(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftest, "config_audit", lambda *arguments: Phase("config", PASS, ""))
+    monkeypatch.setattr(selftest, "config_audit", lambda *_, borrowed: Phase("config", PASS, ""))
     faults = [f for f in ready.model.faults(ready.sides.found, ready.config, ready.sides.plan) if f.config]
     made = selftest.run(context(ready), faults)
     assert made.verdict == INCONCLUSIVE

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import stat
-from contextlib import suppress
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from ...checkpoint.file import InputFile
-from ...errors import InputError, printable
+from ...checkpoint.text_writer import write_text
+from ...errors import ConverterError, InputError, printable
 from ...reports.report import FAIL, PASS, Report
 from .digests import canonical
 
@@ -85,19 +85,11 @@ class Cache:
         for key in self._seen & entries.keys():
             entries[key]["seen"] = self._run
         content = f'{MARK}"runs":{self._run},"entries":{canonical(_pruned(entries, self._run))}}}\n'
-        partial = f"{self.path}.{secrets.token_hex(8)}.partial"
         try:
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            # Not `tempfile`: the rights are those of any new file, so that a team can share it.
-            fd = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-            with open(fd, "w") as file:
-                file.write(content)
-            os.replace(partial, self.path)
-        except OSError as error:
-            self._note(f"not written: {error.strerror}")
-        finally:
-            with suppress(OSError):
-                os.unlink(partial)
+            write_text(Path(self.path), content)
+        except (OSError, ConverterError) as error:
+            self._note(f"not written: {getattr(error.__cause__ or error, 'strerror', error)}")
 
     def _read(self) -> tuple[int, dict[str, dict[str, Any]]]:
         """(number of the last run, entries); an empty cache where there is none that can be believed."""

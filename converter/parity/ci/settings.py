@@ -47,7 +47,7 @@ def _given(value: Any) -> dict[str, Any]:
         raise ValueError("a table such as { num_attention_heads = 16 }")
     for name, item in value.items():
         if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in _CHECKPOINT:
-            raise ValueError(f"names of hyper-parameters ({printable(name)} is none)")
+            raise ValueError(f"names of hyper-parameters ({printable(name)} is not one)")
         if not isinstance(item, str | int | float) or (isinstance(item, float) and not math.isfinite(item)):
             raise ValueError(f"one value each ({name})")
     return value

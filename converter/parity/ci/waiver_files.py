@@ -58,7 +58,7 @@ _KNOWN: dict[str, Reader] = {
         lambda value: isinstance(value, str) and value in WAIVABLE,
     ),
     "bound": accepting(
-        "a number above zero, and no huge one", lambda value: type(value) in (int, float) and 0 < value < 1e9
+        "a number above zero and below 1e9", lambda value: type(value) in (int, float) and 0 < value < 1e9
     ),
     "reason": text,
     "expires": accepting("a day, written 2027-01-31 without quotes", lambda value: type(value) is date),

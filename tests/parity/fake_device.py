@@ -2,7 +2,7 @@
 
 Run by itself it compares a checkpoint with the folder made of it there, with one of the LEAKS put in:
 
-    pretended.py ORIGINAL CONVERTED LEAK OPTION=VALUE ...
+    fake_device.py ORIGINAL CONVERTED LEAK OPTION=VALUE ...
 
 and prints the report as JSON, or the error that a real accelerator would raise as well. What it cannot show is the
 arithmetic of one.
@@ -21,7 +21,7 @@ from makers import stated
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-NAME = "pretended"
+NAME = "fake"
 # What makes up nearly all the work: on the device, or the device is not used at all.
 WORK = ("addmm", "bmm", "convolution", "gelu", "layer_norm", "linear", "mm", "scaled_dot_product_attention")
 MOVES = ("aten::_to_copy", "aten::copy_", "aten::to")
