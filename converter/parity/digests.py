@@ -15,9 +15,8 @@ from typing import Any
 
 from .._version import __version__
 from ..checkpoint.file import InputFile, reads
-from ..checkpoint.folders.folder import CONFIG, model_folder, weight_files
+from ..checkpoint.folders.folder import CONFIG, in_cache, model_folder, weight_files
 from ..checkpoint.folders.folder import averaged_sibling as averaged_beside
-from ..checkpoint.folders.odd_folders import in_cache
 from ..conversion.pairs import Pair
 from ..families.from_file import is_file
 from ..filenames import RECORD, SIDECAR

@@ -12,9 +12,9 @@ ORDER = [
     "torch_file", "write", "weights_kind", "key_names", "state_dicts", "folders", "opener",
 ]  # fmt: skip
 INNER = {
-    "torch_file": ["zip_directory", "other_zips", "archive", "unpickle", "kinds", "attributes", "reader", "tree"],
-    "folders": ["odd_folders", "folder"],
-    "write": ["interrupt", "target", "publish", "layout", "safetensors_writer", "torch_writer", "transfer"],
+    "torch_file": ["zip_directory", "archive", "unpickle", "kinds", "reader", "tree"],
+    "folders": ["folder"],
+    "write": ["interrupt", "target", "publish", "layout", "torch_writer", "transfer"],
 }
 ROOT = Path(checkpoint.__file__).parent
 
