@@ -68,7 +68,7 @@ def plain(node: Any) -> Any:
 
 
 @given(VALUES, st.integers(2, 5), st.booleans())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_plain_values_are_what_pickle_reads(value: Any, protocol: int, optimised: bool) -> None:
     data = pickle.dumps(value, protocol)
     found, _ = load(pickletools.optimize(data) if optimised else data)

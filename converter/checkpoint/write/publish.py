@@ -166,19 +166,15 @@ class Publication:
             with signals_deferred:
                 self._move()
                 self.published = True
-                self._finish()
+                try:  # flush what the rename changed
+                    for path in (self.target, *reversed(self._parents)):
+                        _sync(path.parent)
+                except OSError as error:
+                    rule = "the disk may not know the new name yet, and a crash of the system now could lose it"
+                    self.notes.append(f"{printable(self.target)} is there, whole; {rule} ({error.strerror or error})")
+                self.discard()  # of the old folder, now that the new one is sure to stay
         except OSError as error:
             raise write_error(self.target, error) from error
-
-    def _finish(self) -> None:
-        """Flush what the rename changed, and delete the old folder, now that the new one is sure to stay."""
-        try:
-            for path in (self.target, *reversed(self._parents)):
-                _sync(path.parent)
-        except OSError as error:
-            rule = "the disk may not know the new name yet, and a crash of the system now could lose it"
-            self.notes.append(f"{printable(self.target)} is there, whole; {rule} ({error.strerror or error})")
-        self.discard()
 
     def _move(self) -> None:
         """Give the target's name to the new folder; `_to_delete` is then the old one, where there was one."""

@@ -46,11 +46,6 @@ class Output:
         """Offset in the file."""
         return self.tensor.storage.start + self.tensor.span[0]
 
-    def runs(self) -> list[tuple[int, int]]:
-        """The bytes of each part, from the tensor's first on."""
-        size = self.tensor.nbytes // self.parts
-        return [(part * size, (part + 1) * size) for part in range(self.parts)]
-
 
 class TensorCopy:
     """One source tensor and the outputs that its row-major bytes fill, one after the other.
@@ -116,18 +111,12 @@ class TensorCopy:
         assert self._done == self.size, f"{self.tensor.key}: {self._done} of {self.size} bytes"
 
     def _emit(self, view: memoryview) -> None:
-        """The next elements of the tensor: rounded where that is wanted, and written."""
+        """The next elements of the tensor, rounded where that is wanted, to the outputs that they belong to."""
         if self._read:
             self._read.update(view)
-        if self.dtype == self.tensor.dtype:
-            self._write(view)
-        else:
-            data, overflowed = cast(view, self.tensor.dtype, self.dtype)
+        if self.dtype != self.tensor.dtype:
+            view, overflowed = cast(view, self.tensor.dtype, self.dtype)
             self.overflowed += overflowed
-            self._write(memoryview(data))
-
-    def _write(self, view: memoryview) -> None:
-        """The next bytes, to the outputs that they belong to."""
         self.crc = crc32(view, self.crc or 0)
         start = 0
         for output in self.outputs:
@@ -143,9 +132,10 @@ class TensorCopy:
         digests = {output.tensor.key: hashlib.sha256() for output in self.outputs}
         for output in sorted(self.outputs, key=lambda output: output.start):
             file, digest, dtype = output.tensor.storage.file, digests[output.tensor.key], output.tensor.dtype
-            for start, end in output.runs():
+            size = output.tensor.nbytes // output.parts
+            for end in (size * (part + 1) for part in range(output.parts)):
                 zeros = 0
-                for offset in range(start, end, len(buffer)):
+                for offset in range(end - size, end, len(buffer)):
                     if stop.is_set():
                         return
                     part = memoryview(buffer)[: min(len(buffer), end - offset)]
