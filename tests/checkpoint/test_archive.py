@@ -205,7 +205,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "bytes after": (lambda: plain(after=b"\n"), ("no end record in the last 22 bytes",)),
     "a second archive after": (lambda: plain() + plain(), ("does not end where the end record starts",)),
     "bytes before": (lambda: b"PK\x03\x04" + plain(), ("does not end where the end record starts",)),
-    "bytes before, offsets right": (lambda: plain(before=b"PK\x03\x04" + bytes(60)), ("bytes before the first member",)),
+    "bytes before, offsets right": (lambda: plain(before=b"PK\3\4" + bytes(60)), ("bytes before the first member",)),
     "a comment": (lambda: plain(comment=3, after=b"hey"), ("no end record in the last 22",)),
     "a comment that is not there": (lambda: plain(comment=3), ("comments are not accepted",)),
     "many disks": (lambda: plain(disk=1), ("multi-disk",)),
