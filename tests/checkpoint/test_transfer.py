@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import raw_bytes, sincos, within
 from safetensors.torch import save_file
-from zip_builder import SIX, parts, pickled, refused, save, storage, tensor, torch_file, zip_file
+from zip_builder import SIX, Watched, parts, pickled, refused, save, storage, tensor, torch_file, zip_file
 from zlib_ng.zlib_ng import crc32_combine
 
 from converter.checkpoint import Checkpoint, open_checkpoint
@@ -82,19 +82,6 @@ def check(checkpoint: Checkpoint, made: list[TensorCopy], fd: int) -> None:
 
 def no_copying(*args: Any) -> int:
     raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-
-class Watched:
-    """How many bytes of a file were read since."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-        self.read, preadv, source = 0, os.preadv, path.stat()
-
-        def counting(fd: int, views: Any, at: int) -> int:
-            self.read += len(views[0]) * os.path.samestat(os.fstat(fd), source)
-            return preadv(fd, views, at)
-
-        monkeypatch.setattr(os, "preadv", counting)
 
 
 @pytest.mark.parametrize("copying", [True, False])

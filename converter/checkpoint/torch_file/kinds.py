@@ -123,8 +123,10 @@ class Attributes:
                 if not is_ordered_dict(hooks) or hooks.args or hooks.changed:
                     return node, "a parameter with other arguments than torch writes"
                 inner, state = args[0], args[3]
-            elif is_global(func, "torch._tensor", "_rebuild_from_type_v2") and len(args) == 4 and (
-                is_global(args[1], "torch", "Tensor") or is_global(args[1], "torch.nn.parameter", "Parameter")
+            elif (
+                is_global(func, "torch._tensor", "_rebuild_from_type_v2")
+                and len(args) == 4
+                and (is_global(args[1], "torch", "Tensor") or is_global(args[1], "torch.nn.parameter", "Parameter"))
             ):  # no subclass
                 inner, state = Call(args[0], args[2]), args[3]
             else:
