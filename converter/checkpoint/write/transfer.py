@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 
 from zlib_ng.zlib_ng import crc32, crc32_combine
@@ -215,17 +216,16 @@ def transfer(
     # that is laid out anew takes memory for a whole tensor, of which there is to be one at a time.
     casts = any(d.dtype != d.tensor.dtype for _, wanting in jobs for d in wanting)
     writers = 2 if casts and all(d.tensor.contiguous for _, wanting in jobs for d in wanting) else 1
-    waiting, unwritten, turn = iter(jobs), [None] * writers, threading.Lock()
-    ready: SimpleQueue[TensorCopy | None] = SimpleQueue()  # None: there will be no more
+    writing, turn = writers, threading.Lock()
+    waiting: SimpleQueue[tuple[Storage, list[TensorCopy]] | None] = SimpleQueue()
+    ready: SimpleQueue[TensorCopy | None] = SimpleQueue()  # None, in both: there will be no more
+    for job in (*jobs, *[None] * writers):
+        waiting.put(job)
 
-    def write(stop: threading.Event) -> None:
-        buffer = bytearray(CHUNK)
+    def write(buffer: bytearray, stop: threading.Event) -> None:
+        nonlocal writing
         try:
-            while not stop.is_set():
-                with turn:
-                    job = next(waiting, None)
-                if job is None:
-                    break
+            while (job := waiting.get()) and not stop.is_set():
                 storage, wanting = job
                 if not (len(wanting) == 1 and wanting[0].copied()):
                     _read_and_write(storage, wanting, buffer, stop)
@@ -236,8 +236,8 @@ def transfer(
             raise
         finally:
             with turn:
-                unwritten.pop()
-                last = not unwritten
+                writing -= 1
+                last = not writing
             if last:
                 try:
                     if not stop.is_set():
@@ -246,16 +246,14 @@ def transfer(
                     ready.put(None)
                     ready.put(None)
 
-    def prove(stop: threading.Event) -> None:
+    def work(writes: bool, stop: threading.Event) -> None:
         buffer = bytearray(CHUNK)
+        if writes:
+            write(buffer, stop)
         while (copy := ready.get()) and not stop.is_set():
             copy.prove(buffer, stop, progress)
 
-    def write_then_prove(stop: threading.Event) -> None:
-        write(stop)
-        prove(stop)
-
-    in_threads(write_then_prove, write_then_prove if writers == 2 else prove)
+    in_threads(partial(work, True), partial(work, writers == 2))
 
 
 def _read_and_write(storage: Storage, wanting: list[TensorCopy], buffer: bytearray, stop: threading.Event) -> None:
