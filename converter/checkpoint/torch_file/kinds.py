@@ -108,8 +108,9 @@ class Attributes:
     """
 
     def __init__(self) -> None:
-        self._plain: set[int] = set()  # by identity: the tree of the file keeps the nodes
-        self._states: set[int] = set()
+        # By identity; each node is kept, so that no other takes its place.
+        self._plain: dict[int, Any] = {}
+        self._states: dict[int, Any] = {}
 
     def strip(self, node: Any) -> tuple[Any, str]:
         """(the node of the tensor itself, or of what is there instead; what stands against taking it, or '')."""
@@ -155,12 +156,12 @@ class Attributes:
                     kind = "a tensor" if is_tensor(odd) else describe(odd)
                     what = describe_package(odd) or f"{kind}, which is no plain value: {_REMEDY}"
                     return f"a tensor whose attribute {printable(repr(name[:41]), 40)} holds {what}"
-            self._states.add(id(part))
+            self._states[id(part)] = part
         return ""
 
     def _odd(self, value: Any) -> Any:
         """The first node in a value that is none of the plain ones; None where there is none."""
-        seen, waiting = set[int](), [value]
+        seen, waiting = dict[int, Any](), [value]
         while waiting:
             node = waiting.pop()
             if isinstance(node, _PLAIN) or id(node) in seen or id(node) in self._plain:
@@ -171,6 +172,6 @@ class Attributes:
                 waiting += node
             else:
                 return node
-            seen.add(id(node))
+            seen[id(node)] = node
         self._plain |= seen
         return None
