@@ -89,29 +89,23 @@ def trailing_zeros(view: bytes | memoryview, dtype: DType) -> int:
 def _largest(bits: Any) -> int:
     """The largest magnitude of floats, as its bits: nothing to count in most arrays, and this needs no memory."""
     # As signed numbers, the positive ones are the largest, and as unsigned ones the negative.
-    largest: int = max(bits.view(f"<i{bits.itemsize}").max().item(), bits.max().item() - (1 << 8 * bits.itemsize - 1))
-    return largest
+    return int(max(bits.view(f"<i{bits.itemsize}").max(), bits.max().item() - (1 << 8 * bits.itemsize - 1)))
 
 
 _MOST = 1 << 19  # elements that are rounded at once: the room for it is kept
 
 
-class _ScratchMemory(threading.local):
-    """Memory of one thread for the steps of a rounding."""
-
-    def __init__(self) -> None:
-        self._array: Any = None
-
-    def rows(self, count: int) -> Any:
-        """Three rows of so many words."""
-        import numpy as np
-
-        if self._array is None or self._array.shape[1] < count:
-            self._array = np.empty((3, count), "<u4")
-        return self._array[:, :count]
+_SCRATCH = threading.local()  # memory of one thread for the steps of a rounding
 
 
-_SCRATCH = _ScratchMemory()
+def _scratch(count: int) -> Any:
+    """Three rows of so many words."""
+    import numpy as np
+
+    rows = getattr(_SCRATCH, "rows", None)
+    if rows is None or rows.shape[1] < count:
+        rows = _SCRATCH.rows = np.empty((3, count), "<u4")
+    return rows[:, :count]
 
 
 def _rounded(values: Any, dtype: DType) -> Any:
@@ -152,7 +146,7 @@ def _bfloat16(bits: Any) -> Any:
     """The upper halves, after adding half of their last place, less one where that place is even."""
     import numpy as np
 
-    sum_, halves, _ = _SCRATCH.rows(len(bits))
+    sum_, halves, _ = _scratch(len(bits))
     np.right_shift(bits, 16, out=sum_)
     np.bitwise_and(sum_, 1, out=sum_)
     np.add(sum_, 0x7FFF, out=sum_)
@@ -167,7 +161,7 @@ def _float16(wide: Any, bits: Any, largest: int) -> Any:
     2048 or less, at the low end of the sum. The exponent goes on top: a carry leads to the next one, or to infinity."""
     import numpy as np
 
-    size, power, sum_ = _SCRATCH.rows(len(bits))
+    size, power, sum_ = _scratch(len(bits))
     np.abs(wide, out=size.view("<f4"))
     if largest > 143 << 23:  # 2^16, which is infinite already
         np.minimum(size, 143 << 23, out=size)

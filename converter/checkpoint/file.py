@@ -32,23 +32,20 @@ class InputFile:
         self._fd = -1
         try:
             # Asked before opening too: merely opening a device can act on it. O_NONBLOCK: a FIFO must not block.
-            self._check_regular(os.stat(self.path))
+            self._regular(os.stat(self.path))
             self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            status = os.fstat(self._fd)
-            self._check_regular(status)
-        except (OSError, ValueError) as error:
+            self.size = self._regular(os.fstat(self._fd)).st_size
+        except (OSError, ValueError, InputError) as error:
             self.close()
+            if isinstance(error, InputError):
+                raise
             rule = getattr(error, "strerror", None) or str(error)
             raise self.error("", dangling_link(self.path) or rule) from None
-        except InputError:
-            self.close()
-            raise
-        self.size = status.st_size
 
-    def _check_regular(self, status: os.stat_result) -> None:
-        if not stat.S_ISREG(status.st_mode):
-            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
-            raise self.error("", f"not a regular file but {kind}")
+    def _regular(self, status: os.stat_result) -> os.stat_result:
+        if stat.S_ISREG(status.st_mode):
+            return status
+        raise self.error("", f"not a regular file but {_KINDS.get(stat.S_IFMT(status.st_mode), 'a device')}")
 
     def error(self, where: object, rule: str) -> InputError:
         return InputError.at(self.path, where, rule)
@@ -154,9 +151,7 @@ def reads(call: _Call) -> _Call:
 def present(path: str | os.PathLike[str]) -> bool:
     """Whether anything has this name, even a link to nothing. Where the system does not say, that is an error: a config
     or a record that is there and not seen would be missed in silence."""
-    with reading(path):
-        try:
-            os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-    return True
+    with reading(path), suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(path)
+        return True
+    return False

@@ -37,7 +37,7 @@ def read_whole(file: InputFile) -> bytes:
 
 
 def parse_content(file: InputFile, data: bytes) -> Any:
-    """What the `read_whole` a JSON file says."""
+    """What a JSON file says that was `read_whole`."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
         raise file.error("", "not valid JSON: it is in UTF-16 or UTF-32: save it as UTF-8")
     text = data.removeprefix(codecs.BOM_UTF8)

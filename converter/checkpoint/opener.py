@@ -33,8 +33,6 @@ UNGUARDED = (
     "carries no checksums (every CRC-32 in it is 0, as torch writes with compute_crc32 = False): nothing would show a "
     "damaged byte; loaded and saved anew with torch.utils.serialization.config.save.compute_crc32 = True it has them"
 )
-
-
 SHARDS = "the shards"
 
 
@@ -100,8 +98,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
             return f"torch archive, {'bare state dict' if places == [TOP] else wrapped}", candidates
         odd: dict[str, InputError] = {}
         tensors, metadata = read_header(file, odd)
-        whole_numbers = {key: int(text) for key, text in metadata.items() if re.fullmatch(r"[1-9][0-9]{0,5}", text)}
-        self.said |= whole_numbers
+        self.said |= {key: int(text) for key, text in metadata.items() if re.fullmatch(r"[1-9][0-9]{0,5}", text)}
         if not tensors:
             raise next(iter(odd.values()), file.error("header", "holds no tensors"))
         whole = Candidate("", FILE, file, lambda: [*tensors.items(), *odd.items()])
@@ -169,7 +166,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     @property
     def prefix(self) -> str:
-        return self.selected.prefix
+        return self.selected.keys.prefix
 
     @property
     def mixed(self) -> str:

@@ -75,7 +75,9 @@ def text_in(head: bytes, *, whole: bool) -> str:
     if start.startswith("version https://git-lfs"):
         return "this is a Git-LFS pointer, not the weights: run `git lfs pull` and try again"
     if start.startswith("<"):
-        return f"this is an HTML or XML page, not the weights{_quoted(_without_tags(text))} (a failed download?)"
+        title = re.search(r"<title[^<>]*>([^<]+)", text, re.IGNORECASE)
+        shown = title[1] if title else re.sub(r"<[^<>]*>?", " ", text)
+        return f"this is an HTML or XML page, not the weights{_quoted(shown)} (a failed download?)"
     if start.startswith(("{", "[")):
         if '"weight_map"' in start:
             return "this is an index of shards, not the weights: give the folder that it lies in"
@@ -106,9 +108,3 @@ def _quoted(text: str) -> str:
     line = _BEARER.sub(HIDDEN, TOKEN.sub(HIDDEN, " ".join(text.split())))  # nobody's secret is to end in a log
     more = "..." if len(line) > _SHOWN else ""
     return f": '{printable(line[:_SHOWN])}{more}'" if line else ""
-
-
-def _without_tags(text: str) -> str:
-    """The title of a page, or what it says between its tags."""
-    title = re.search(r"<title[^<>]*>([^<]+)", text, re.IGNORECASE)
-    return title[1] if title else re.sub(r"<[^<>]*>?", " ", text)

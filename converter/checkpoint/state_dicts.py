@@ -69,10 +69,6 @@ class Candidate:
             raise self.file.error(self.where, rule)
         return tensors
 
-    @property
-    def prefix(self) -> str:
-        return self.keys.prefix
-
     @cached_property
     def extents(self) -> frozenset[Any]:
         """Where its tensors lie: the very same ones under a second name, not merely equal ones, lie there too."""
@@ -121,7 +117,7 @@ def find_candidates(torch_file: TorchFile, tables: Tables | None = None) -> tupl
         if any(path[:count] in contents.duplicates for count in range(1, len(path) + 1)):
             raise file.error("data.pkl", f"two entries have the same wrapper key ({where})")
         whole = Candidate(
-            "", TOP, file, partial(_checked, torch_file, node, entries, where), make_tensor=torch_file.tensor
+            "", TOP, file, partial(torch_file.check_dict, node, entries, where), make_tensor=torch_file.tensor
         )
         models = split(whole, shown, [key for key, _ in entries], tables, top_level)
         (in_optimizers if of_optimizer(path) else candidates).extend(models)
@@ -142,11 +138,6 @@ def find_candidates(torch_file: TorchFile, tables: Tables | None = None) -> tupl
 def display_key(key: Any, form: Callable[[str], str] = str) -> str:
     """A key for a report. Anything but text is named by its kind: to hash or print a nested key may never end."""
     return printable(form(key[:41]), 40) if isinstance(key, str) else describe(key)
-
-
-def _checked(torch_file: TorchFile, node: Any, entries: Entries, where: str) -> Entries:
-    torch_file.check_dict(node, where)
-    return entries
 
 
 def _no_weights(root: Any, contents: Contents) -> str:

@@ -31,7 +31,7 @@ class Storage:
         self, file: InputFile, name: str, size: int, *, start: int | Callable[[], int] = 0, crc: int | None = None
     ) -> None:
         self.file, self.name, self.size = file, name, size
-        self._start, self._crc = start, crc
+        self._start, self.crc = start, crc
         self._proven = crc is None  # there is nothing to prove it by
 
     @cached_property
@@ -47,11 +47,6 @@ class Storage:
     def place(self) -> tuple[str, int]:
         """What storages are read in the order of, so that a disk reads forward."""
         return self.file.path, self.start
-
-    @property
-    def crc(self) -> int | None:
-        """The CRC-32 that the file states; None where it carries no checksums."""
-        return self._crc
 
     def copy_to(self, offset: int, count: int, fd: int, position: int) -> bool:
         """Let the system copy `count` bytes from `offset` to `position` of another file; False where it cannot."""
@@ -178,10 +173,7 @@ class LazyTensor:
         Args:
             buffer: to read into, for who reads many tensors; each view is valid until the next is taken.
         """
-        if not self.contiguous:
-            yield 0, memoryview(self.read())
-            return
-        yield from self._span_chunks(buffer)
+        yield from self._span_chunks(buffer) if self.contiguous else [(0, memoryview(self.read()))]
 
     def _span_chunks(self, buffer: bytearray | None = None) -> Iterator[tuple[int, memoryview]]:
         start, stop = self.span

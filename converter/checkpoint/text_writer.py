@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from ..errors import ConverterError, printable
@@ -14,17 +14,14 @@ def write_text(path: Path, text: str) -> None:
 
     Raises: `ConverterError` where that fails; the file is then as it was.
     """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
         try:
-            with os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace") as file:
+            with partial.open("x", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)  # as any other new file; a temporary one is its owner's alone
-            os.replace(name, path)
+            os.replace(partial, path)
         except BaseException:
-            os.unlink(name)
+            partial.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise ConverterError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error

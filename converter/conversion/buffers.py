@@ -141,15 +141,11 @@ class MadeStorage(Storage):
     """
 
     def __init__(self, name: str, size: int, pieces: Pieces) -> None:
-        self.name, self.size, self._pieces = name, size, pieces
+        self.name, self.size, self.crc, self._pieces = name, size, None, pieces
 
     @property
     def place(self) -> tuple[str, int]:
         return "", 0
-
-    @property
-    def crc(self) -> int | None:
-        return None
 
     def copy_to(self, offset: int, count: int, fd: int, position: int) -> bool:
         return False

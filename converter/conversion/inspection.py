@@ -82,7 +82,7 @@ def report(analysis: Analysis) -> dict[str, Any]:
             "container": checkpoint.container,
             "weights": chosen.weights,
             "where": chosen.where,
-            "prefix": chosen.prefix,
+            "prefix": chosen.keys.prefix,
         },
         "candidates": [
             {"weights": c.weights, "where": c.where, "selected": c is chosen} | ({"why": c.why} if c.why else {})

@@ -15,8 +15,8 @@ from ..checkpoint.file import reading
 from ..checkpoint.json_file import read_json
 from ..checkpoint.weight_names import INDEX, WEIGHTS, is_shard, with_variant
 from ..checkpoint.write.layout import TensorEntry as Entry
+from ..checkpoint.write.layout import lay_out_safetensors
 from ..checkpoint.write.publish import FilePublication, Publication
-from ..checkpoint.write.safetensors_writer import lay_out_safetensors
 from ..checkpoint.write.target import check_file, check_target
 from ..checkpoint.write.torch_writer import lay_out_torch
 from ..errors import ConverterError, UsageError, printable

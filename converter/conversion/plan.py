@@ -17,7 +17,7 @@ from ..checkpoint.folders.folder import CONFIG
 from ..checkpoint.folders.folder import files_next_to_weights as beside
 from ..checkpoint.state_dicts import selecting_flag as asked_by
 from ..checkpoint.weights_kind import LABELS as SPOKEN
-from ..checkpoint.write.safetensors_writer import lay_out_safetensors
+from ..checkpoint.write.layout import lay_out_safetensors
 from ..errors import InputError, UsageError, as_flags, printable
 from ..filenames import RECORD, SIDECAR
 from ..hub import local

@@ -1,4 +1,4 @@
-"""Replacing a folder both ways."""
+"""An input, and replacing a folder both ways."""
 
 from __future__ import annotations
 
@@ -18,3 +18,12 @@ def both_ways(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     elif not exchanges(tmp_path):
         pytest.skip("this system cannot exchange two folders")
     return str(request.param)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A checkpoint in a folder of its own."""
+    path = tmp_path / "in" / "model.pth"
+    path.parent.mkdir()
+    path.write_bytes(b"weights")
+    return path

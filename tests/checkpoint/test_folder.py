@@ -145,24 +145,6 @@ def test_a_key_in_two_shards(sharded: Path) -> None:
     assert_refused(sharded, SECOND, "the key b is in two shards")
 
 
-@pytest.mark.parametrize(
-    ("text", "fragment"),
-    [
-        ("", "not valid JSON"),
-        ("[]", "weight_map"),
-        ("{", "not valid JSON"),
-        ('{"weight_map": {"a": "x", "a": "y"}}', "a duplicate key"),
-        ("[" * 100_000, "nested too deeply"),
-        ('{"weight_map": NaN}', "NaN is not JSON"),
-    ],
-)
-def test_an_index_that_is_none(sharded: Path, text: str, fragment: str) -> None:
-    path = sharded / f"{STEM}.index.json"
-    path.write_text(text)
-    with within(5), refused(path, fragment):
-        read_all(sharded)
-
-
 def test_a_stale_file_beside_an_index(sharded: Path) -> None:
     shard(sharded, STEM, "a")
     assert_refused(sharded, f"holds both {STEM} and an index of shards: one of them is stale")
@@ -197,22 +179,17 @@ def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
     assert_refused(tmp_path, "holds no weights: looked for", STEM, "pytorch_model.bin")
 
 
-@pytest.mark.parametrize(
-    ("text", "fragment"),
-    [
-        ("[]", "not a JSON object"),
-        ("{", "not valid JSON"),
-        ('{"a": 1, "a": 2}', "a duplicate key"),
-        ("[" * 99_999, "nested too deeply"),
-        ('{"a": ' + "9" * 9999 + "}", "not valid JSON"),
-        ("\ufeff\ufeff{}", "not valid JSON"),
-    ],
-)
-def test_a_hostile_config(tmp_path: Path, text: str, fragment: str) -> None:
-    shard(tmp_path, STEM, "a")
-    (tmp_path / "config.json").write_text(text)
-    with within(5), refused(tmp_path / "config.json", fragment):
-        read_all(tmp_path)
+@pytest.mark.parametrize("name", ["config.json", f"{STEM}.index.json"])
+@pytest.mark.parametrize(("text", "fragment"), [
+    ("", "not valid JSON"), ("[]", ""), ("{", "not valid JSON"), ('{"a": 1, "a": 2}', "a duplicate key"),
+    ("[" * 99_999, "nested too deeply"), ('{"a": ' + "9" * 9999 + "}", "not valid JSON"),
+    ("\ufeff\ufeff{}", "not valid JSON"), ('{"weight_map": NaN}', "NaN is not JSON"),
+])  # fmt: skip
+def test_a_hostile_config_or_index(sharded: Path, name: str, text: str, fragment: str) -> None:
+    (sharded / name).write_text(text)
+    fragment = fragment or ("not a JSON object" if name == "config.json" else "weight_map")
+    with within(5), refused(sharded / name, fragment):
+        read_all(sharded)
 
 
 @pytest.mark.parametrize("name", ["config.json", f"{STEM}.index.json"])

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from zip_builder import assert_refused, read_all, refused, safetensors_file, save
 
 from converter.checkpoint import open_checkpoint
+from converter.checkpoint.dtypes import BY_NAME
 from converter.checkpoint.file import InputFile
 from converter.checkpoint.safetensors_reader import HEADER_LIMIT, read_header
 from converter.conversion.convert import convert
@@ -62,10 +63,7 @@ REFUSED: dict[str, tuple[bytes, tuple[str, ...]]] = {
     # JSON
     "duplicate keys": (text(f'{{"w":{ONE},"w":{ONE}}}'), ("header", "a duplicate key")),
     "duplicate keys, spelled differently": (text(f'{{"w":{ONE},"\\u0077":{ONE}}}'), ("a duplicate key",)),
-    "duplicate fields": (
-        text('{"w":{"dtype":"F32","shape":[6],"data_offsets":[0,24],"shape":[2,3]}}'),
-        ("a duplicate key",),
-    ),
+    "duplicate fields": (text(f'{{"w":{ONE[:-1]},"shape":[6]}}}}'), ("a duplicate key",)),
     "NaN": (entry(shape=[float("nan")]), ("NaN is not JSON",)),
     "Infinity": (entry(shape=[float("inf")]), ("Infinity is not JSON",)),
     "not UTF-8": (safetensors_file(b'{"\xff": 1}'), ("not valid JSON", "utf-8")),
@@ -76,10 +74,7 @@ REFUSED: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "a control character": (text('{"\n": 1}'), (r"not valid JSON: Invalid control character",)),
     "nested lists": (text('{"w":' + "[" * 200_000), ("header", "nested too deeply")),
     "nested objects": (text('{"w":' * 200_000), ("nested too deeply",)),
-    "a huge integer": (
-        text('{"w":{"dtype":"F32","shape":[' + "9" * 100_000 + '],"data_offsets":[0,24]}}'),
-        ("header", "digits"),
-    ),
+    "a huge integer": (text('{"w":{"shape":[' + "9" * 100_000 + "]}}"), ("header", "digits")),
     "a large integer": (entry(shape=[10**4000]), (ENTRY,)),
     "a hostile key": (text('{"\\u001b[2J\\n":1}'), (r"\x1b[2J\n",)),
     "a long key": (text('{"' + "k" * 100_000 + '":1}'), ("(100000 characters)",)),
@@ -116,10 +111,7 @@ REFUSED: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "a hostile dtype": (entry(dtype="\x1b[2J" * 99), (r"\x1b[2J",)),
     "empty key": (safetensors_file({"": GOOD["w"]}, SIX), ("a key that is not plain text: ''",)),
     "metadata that is no map": (safetensors_file({"__metadata__": [], **GOOD}, SIX), ("__metadata__", "not a map")),
-    "metadata of numbers": (
-        safetensors_file({"__metadata__": {"a": 1}, **GOOD}, SIX),
-        ("not a map from text to text",),
-    ),
+    "metadata of numbers": (safetensors_file({"__metadata__": {"a": 1}} | GOOD, SIX), ("not a map from text to text",)),
     "metadata of null": (safetensors_file({"__metadata__": None, **GOOD}, SIX), ("__metadata__", "not a map")),
     # Where the data lies
     "a hole": (two([0, 8], [16, 24]), ("b", "starts at 16, where 8 was expected (a hole or an overlap)")),
@@ -170,24 +162,10 @@ def test_the_order_is_that_of_the_header(tmp_path: Path) -> None:
         assert tensors["b"].read() == SIX[12:]
 
 
-DTYPES = [
-    torch.float16,
-    torch.bfloat16,
-    torch.float32,
-    torch.float64,
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.bool,
-]
-
-
 @given(
     st.dictionaries(
         st.text(st.characters(categories=["L", "N", "P"]), min_size=1),
-        st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3)),
+        st.tuples(st.sampled_from([getattr(torch, name) for name in BY_NAME]), st.lists(st.integers(0, 4), max_size=3)),
         min_size=1,
     )
 )
@@ -265,14 +243,7 @@ def test_random_headers(tmp_path_factory: pytest.TempPathFactory, body: bytes) -
 
 
 JSONS = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(-5, 1 << 65),
-        st.floats(),
-        st.text(max_size=3),
-        st.sampled_from(["F32", "U8"]),
-    ),
+    st.none() | st.booleans() | st.integers(-5, 1 << 65) | st.floats() | st.text(max_size=3) | st.just("F32"),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
     max_leaves=8,
 )
@@ -297,9 +268,9 @@ def tree(state: dict[str, torch.Tensor]) -> torch.nn.Module:
         *path, name = key.split(".")
         place = root
         for part in path:
-            if part not in place._modules:
+            if not hasattr(place, part):
                 place.add_module(part, torch.nn.Module())
-            place = place._modules[part]
+            place = place.get_submodule(part)
         place.register_parameter(name, made.setdefault(id(value), torch.nn.Parameter(value)))
     return root
 

@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 from zip_builder import read_all
 
 from converter.checkpoint.dtypes import BY_CODE
-from converter.checkpoint.write.layout import TensorEntry
-from converter.checkpoint.write.safetensors_writer import lay_out_safetensors
+from converter.checkpoint.write.layout import TensorEntry, lay_out_safetensors
 
 CODES = {dtype.name: dtype for dtype in BY_CODE.values()}
 TENSORS = st.tuples(st.sampled_from(sorted(CODES)), st.lists(st.integers(0, 5), max_size=4), st.integers(0, 1 << 30))

@@ -90,6 +90,11 @@ def test_the_weights_not_asked_for_may_be_anything(tmp_path: Path) -> None:
     assert read_all(saved(tmp_path, {"model": {"depth": 28}, "ema": {"w": tensor()}})) == {"w": ONE}
 
 
+def twice(*entries: tuple[Any, Any]) -> Node:
+    """A dict of entries that Python's own cannot have."""
+    return pairs(Node(b"}"), *entries)
+
+
 OVERRIDDEN = "an OrderedDict whose attributes are overridden"
 REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "a number": (3, ("data.pkl", "holds a value of type int, not a dict of tensors")),
@@ -106,28 +111,16 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
         ("several raw state dicts: state_dict (raw), model (raw)", "`state_dict_key` state_dict"),
     ),
     "two ema": ({"ema": {"w": tensor()}, "state_dict_ema": {"v": tensor()}}, ("several ema state dicts",)),
-    "a wrapper twice": (
-        pairs(Node(b"}"), ("model", {"w": tensor()}), ("model", {"w": tensor()})),
-        ("the same wrapper key",),
-    ),
-    "a wrapper twice, once empty": (
-        pairs(Node(b"}"), ("model", {"w": tensor()}), ("model", None)),
-        ("the same wrapper key",),
-    ),
+    "a wrapper twice": (twice(("model", {"w": tensor()}), ("model", {"w": tensor()})), ("the same wrapper key",)),
+    "a wrapper twice, once empty": (twice(("model", {"w": tensor()}), ("model", None)), ("the same wrapper key",)),
     # Keys
-    "a key twice": (
-        pairs(Node(b"}"), ("w", tensor()), ("v", tensor()), ("w", tensor())),
-        ("two entries have the key w",),
-    ),
-    "a key twice in a wrapper": (
-        {"ema": ordered(("w", tensor()), ("w", tensor()))},
-        ("ema", "two entries have the key w"),
-    ),
+    "a key twice": (twice(("w", tensor()), ("v", tensor()), ("w", tensor())), ("two entries have the key w",)),
+    "a key twice in a wrapper": ({"ema": ordered(*[("w", tensor())] * 2)}, ("ema", "two entries have the key w")),
     "an empty key": ({"w": tensor(), "": tensor()}, ("a key that is not plain text: ''",)),
     "a number for a key": ({"w": tensor(), 1: tensor()}, ("not plain text: a value of type int",)),
     "bytes for a key": ({"w": tensor(), b"v": tensor()}, ("not plain text: a value of type bytes",)),
-    "a list for a key": (pairs(Node(b"}"), ("w", tensor()), ([1], tensor())), ("not plain text: a sequence",)),
-    "a tensor for a key": (pairs(Node(b"}"), ("w", tensor()), (tensor(), tensor())), ("not plain text: an object",)),
+    "a list for a key": (twice(("w", tensor()), ([1], tensor())), ("not plain text: a sequence",)),
+    "a tensor for a key": (twice(("w", tensor()), (tensor(), tensor())), ("not plain text: an object",)),
     "a line break": ({"w\nv": tensor()}, (r"not plain text: 'w\nv'",)),
     "a terminal's command": ({"\x1b[2J": tensor()}, (r"'\x1b[2J'",)),
     "right to left": ({"a\u202eb": tensor()}, (r"'a\u202eb'",)),

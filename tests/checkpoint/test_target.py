@@ -13,14 +13,6 @@ from converter.checkpoint.write.target import check_file, check_target, nearest
 from converter.errors import UsageError
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "in" / "model.pth"
-    path.parent.mkdir()
-    path.write_bytes(b"weights")
-    return path
-
-
 def folder_check(target: Path, source: Path, *, overwrite: bool) -> Path:
     return check_target(target, source, overwrite=overwrite, allowed=lambda _: set())
 

@@ -39,14 +39,6 @@ def refused(target: Path, source: Path, *, overwrite: bool = True) -> str:
     return line
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "in" / "model.pth"
-    path.parent.mkdir()
-    path.write_bytes(b"weights")
-    return path
-
-
 def test_refuses_a_file(tmp_path: Path, source: Path) -> None:
     (tmp_path / "out").write_text("precious")
     assert refused(tmp_path / "out", source) == f"{tmp_path}/out: exists and is not a folder"

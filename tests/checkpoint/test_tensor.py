@@ -16,7 +16,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import within
-from zip_builder import SIX, assert_refused, parts, pickled, refused, save, storage, tensor, torch_file, zip_file
+from zip_builder import (
+    SIX,
+    Watched,
+    assert_refused,
+    parts,
+    pickled,
+    refused,
+    save,
+    storage,
+    tensor,
+    torch_file,
+    zip_file,
+)
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.cast import round_to
@@ -182,13 +194,11 @@ def test_many_small_views_do_not_read_their_storage_over_and_over(
     count, many = 1 << 20, 300
     one = storage(count=count)
     path = big_file(tmp_path, {f"w{n}": tensor((8,), (1,), n * 1000, source=one) for n in range(many)}, count)
-    read = []
-    preadv = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda fd, views, at: read.append(len(views[0])) or preadv(fd, views, at))
+    watched = Watched(monkeypatch, path)
     with within(20), open_checkpoint(path) as checkpoint:
         for n in range(many):
             assert checkpoint[f"w{n}"].numpy()[0] == n * 1000
-    assert sum(read) < 2 * path.stat().st_size
+    assert watched.read < 2 * path.stat().st_size
 
 
 def test_reading_takes_the_memory_of_the_tensor_not_of_the_storage(tmp_path: Path) -> None:

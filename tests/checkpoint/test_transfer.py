@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import raw_bytes, sincos, within
 from safetensors.torch import save_file
-from zip_builder import SIX, parts, pickled, refused, save, storage, tensor, torch_file, zip_file
+from zip_builder import SIX, Watched, parts, pickled, refused, save, storage, tensor, torch_file, zip_file
 from zlib_ng.zlib_ng import crc32_combine
 
 from converter.checkpoint import Checkpoint, open_checkpoint
@@ -121,15 +121,9 @@ def test_a_storage_is_read_once_for_all_that_lie_in_it(
     path = save(tmp_path, torch_file(views, {"0": np.arange(count, dtype="<f4").tobytes()}))
     with open_checkpoint(path) as checkpoint:
         made = copies(checkpoint, out)
-        read, preadv, source = [], os.preadv, checkpoint.files[0]._fd
-
-        def counting(fd: int, views: Any, at: int) -> int:
-            read.extend([len(views[0])] * (fd == source))
-            return preadv(fd, views, at)
-
-        monkeypatch.setattr(os, "preadv", counting)
+        watched = Watched(monkeypatch, path)
         transfer.transfer(made)
-        assert 4 * count <= sum(read) < 4 * count + 1000
+        assert 4 * count <= watched.read < 4 * count + 1000
         check(checkpoint, made, out)
 
 
@@ -579,23 +573,16 @@ def test_a_source_is_read_once_however_often_it_is_written(
 ) -> None:
     values = torch.randn(6, 100_000)
     torch.save({"w": values}, tmp_path / "w.pth")
-    read, preadv = [], os.preadv
     with open_checkpoint(tmp_path / "w.pth") as checkpoint:
-        source = checkpoint.files[0]._fd
-
-        def counting(fd: int, views: Any, at: int) -> int:
-            read.extend([len(views[0])] * (fd == source))
-            return preadv(fd, views, at)
-
         specs = [((6, 100_000), F32), ((6, 100_000), F16), *[((2, 100_000), BF16)] * 3, *[((3, 100_000), F32)] * 2]
         outputs = places(out, *specs)
         groups = [outputs[:1], outputs[1:2], outputs[2:5], outputs[5:]]
         made = [TensorCopy(checkpoint["w"], [Output(place, out) for place in group]) for group in groups]
-        monkeypatch.setattr(os, "preadv", counting)
+        watched = Watched(monkeypatch, tmp_path / "w.pth")
         transfer.transfer(made)
         monkeypatch.undo()
         # Its headers are read a second time, to find where it lies.
-        assert values.nbytes <= sum(read) < values.nbytes + 1000
+        assert values.nbytes <= watched.read < values.nbytes + 1000
         for group in groups:
             joined = torch.cat([there(out, place) for place in group])
             assert identical(joined, values.to(getattr(torch, group[0].dtype.name)))
@@ -623,19 +610,6 @@ def test_a_computed_table_is_written_like_one_of_a_file(tmp_path: Path, out: int
 # ---------------------------------------------------------------- the digest of a record, in place of a checksum
 
 
-class Watched:
-    """Which files were read while a transfer ran."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint) -> None:
-        self.read, preadv, fd = 0, os.preadv, checkpoint.files[0]._fd
-
-        def counting(number: int, views: Any, at: int) -> int:
-            self.read += len(views[0]) * (number == fd)
-            return preadv(number, views, at)
-
-        monkeypatch.setattr(os, "preadv", counting)
-
-
 @pytest.fixture
 def unchecked(tmp_path: Path) -> Path:
     """A tensor in a file without checksums, of more than a chunk."""
@@ -659,7 +633,7 @@ def test_what_was_copied_and_has_the_recorded_digest_is_proven(
         digest = {"right": right, "wrong": "0" * 64, "upper case": right.upper(), "nothing": ""}[said]
         outputs = places(out, *[((4 // count, 100_000), F32)] * count)
         copy = TensorCopy(lazy, [Output(place, out) for place in outputs], digest)
-        watched = Watched(monkeypatch, checkpoint)
+        watched = Watched(monkeypatch, unchecked)
         transfer.transfer([copy])
         monkeypatch.undo()
         assert torch.cat([there(out, place) for place in outputs]).equal(lazy.torch())
@@ -710,7 +684,7 @@ def test_a_digest_proves_nothing_of_a_cast_and_costs_nothing(
         lazy = checkpoint["w"]
         (place,) = places(out, ((4, 100_000), BF16))
         copy = TensorCopy(lazy, [Output(place, out)], hashlib.sha256(lazy.read()).hexdigest())
-        watched = Watched(monkeypatch, checkpoint)
+        watched = Watched(monkeypatch, unchecked)
         transfer.transfer([copy])
         assert watched.read == lazy.nbytes
         assert identical(there(out, place), lazy.torch().bfloat16())

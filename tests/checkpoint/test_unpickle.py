@@ -68,7 +68,7 @@ def plain(node: Any) -> Any:
 
 
 @given(VALUES, st.integers(2, 5), st.booleans())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_plain_values_are_what_pickle_reads(value: Any, protocol: int, optimised: bool) -> None:
     data = pickle.dumps(value, protocol)
     found, _ = load(pickletools.optimize(data) if optimised else data)
@@ -176,8 +176,6 @@ def test_a_module_that_is_named_is_not_imported() -> None:
 
 # ---------------------------------------------------------------- refused
 
-KNOWN = {ord(o.code) for o in pickletools.opcodes}
-ACCEPTED = {code for code in range(256) if unpickle._TABLE[code]} | {0x2E}
 REFUSED: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "offset 0: not a pickle of protocol 2 to 5"),
     "protocol only": (b"\x80", "not a pickle of protocol 2 to 5"),
@@ -248,14 +246,22 @@ def test_malformed_pickles_are_refused(name: str) -> None:
     assert line.isprintable()
 
 
-@pytest.mark.parametrize("code", sorted(KNOWN - ACCEPTED))
-def test_the_other_opcodes_of_pickle_are_refused(code: int) -> None:
-    with pytest.raises(PickleError, match=f"offset 3: opcode {code:#04x} is not one that torch writes"):
+@pytest.mark.parametrize("code", range(256))
+def test_no_opcode_is_invented_and_what_torch_never_writes_is_refused(code: int) -> None:
+    names = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+    try:
         load(b"\x80\x02N" + bytes([code]) + b"\n\n\n\n.")
+        line = ""
+    except PickleError as error:
+        line = str(error)
+    refused = line == f"offset 3: opcode {code:#04x} is not one that torch writes"
+    assert refused == (names.get(code, "none") in UNUSED)
 
 
-def test_no_opcode_is_invented() -> None:
-    assert ACCEPTED <= KNOWN
+UNUSED = {
+    "none", "DICT", "EXT1", "EXT2", "EXT4", "FLOAT", "GET", "INST", "INT", "LIST", "LONG", "NEXT_BUFFER", "OBJ",
+    "PERSID", "PROTO", "PUT", "READONLY_BUFFER", "STRING", "UNICODE",
+}  # fmt: skip
 
 
 def test_the_memo_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ The defaults give what torch gives: members stored, a data descriptor behind eac
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 import zlib
@@ -53,18 +54,9 @@ def zip_file(parts: list[Part], root: str = "archive", *, before: bytes = b"", a
         raw = raw.removeprefix(b"/")
         streamed = bool(part.flags & 8)
         crc, size, at = zlib.crc32(part.data), len(part.data), len(made)
-        fields = {
-            "magic": b"PK\x03\x04",
-            "version": 0,
-            "flags": part.flags,
-            "method": 0,
-            "time": 0,
-            "date": 0,
-            "crc": 0 if streamed else crc,
-            "packed": 0 if streamed else size,
-            "size": 0 if streamed else size,
-        }
-        fields |= {"name": raw, "extra": None} | part.local
+        stated = {"crc": crc, "packed": size, "size": size}
+        fields: dict[str, Any] = dict.fromkeys(_LOCAL, 0) | ({} if streamed else stated)
+        fields |= {"magic": b"PK\x03\x04", "flags": part.flags, "name": raw, "extra": None} | part.local
         extra = fields["extra"]
         if extra is None:  # padded as torch pads it
             fill = -(at + 30 + len(fields["name"]) + 4) % 64
@@ -75,24 +67,8 @@ def zip_file(parts: list[Part], root: str = "archive", *, before: bytes = b"", a
             form = "<4s3I" if part.descriptor == 16 else "<4sI2Q"
             made += struct.pack(form, b"PK\x07\x08", crc, size, size)
         made += part.gap
-        fields = {
-            "magic": b"PK\x01\x02",
-            "made": 0,
-            "version": 0,
-            "flags": part.flags,
-            "method": 0,
-            "time": 0,
-            "date": 0,
-            "crc": crc,
-            "packed": size,
-            "size": size,
-            "comment": 0,
-            "disk": 0,
-            "internal": 0,
-            "external": 0,
-            "header": at,
-        }
-        fields |= {"name": raw, "extra": b""} | part.central
+        fields = dict.fromkeys((*_CENTRAL, "comment", "disk", "internal", "external"), 0) | stated
+        fields |= {"magic": b"PK\x01\x02", "flags": part.flags, "header": at, "name": raw, "extra": b""} | part.central
         directory += struct.pack("<4s6H3I", *(fields[name] for name in _CENTRAL))
         directory += struct.pack("<3H", len(fields["name"]), len(fields["extra"]), fields["comment"])
         directory += struct.pack("<2HI", fields["disk"], fields["internal"], fields["external"])
@@ -227,6 +203,19 @@ def read_all(path: Any, weights: str | None = None) -> dict[str, tuple[str, tupl
     """Every tensor of a checkpoint: dtype, shape, bytes."""
     with open_checkpoint(path, weights) as checkpoint:
         return {key: (tensor.dtype.name, tensor.shape, tensor.read()) for key, tensor in checkpoint.items()}
+
+
+class Watched:
+    """How many bytes of a file were read since."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+        self.read, preadv, source = 0, os.preadv, path.stat()
+
+        def counting(fd: int, views: Any, at: int) -> int:
+            self.read += len(views[0]) * os.path.samestat(os.fstat(fd), source)
+            return preadv(fd, views, at)
+
+        monkeypatch.setattr(os, "preadv", counting)
 
 
 WHOLE = re.compile(

@@ -13,14 +13,13 @@ import bisect
 import re
 import stat
 import struct
-from dataclasses import dataclass
+from dataclasses import replace
 
 from zlib_ng.zlib_ng import crc32
 
 from ...errors import InputError
 from ..file import InputFile
-from .other_zips import around, packed_again
-from .zip_directory import LOCAL, ZipEntry, read_directory, trailing_comment
+from .zip_directory import LOCAL, ZipEntry, around, packed_again, read_directory, trailing_comment
 
 _DESCRIPTOR_FLAG = 0x0008
 _FLAGS = {0, _DESCRIPTOR_FLAG, 0x0800, 0x0800 | _DESCRIPTOR_FLAG}  # 0x0800: names are UTF-8
@@ -34,23 +33,12 @@ _SECOND_OPINIONS = {0x7075, 0x000D, 0x756E}
 _TORCHSCRIPT = re.compile(r"constants\.pkl|code/.*|bytecode\.pkl|constants/.*")
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One stored member: its name below the root folder, CRC-32, and where its local header stands."""
-
-    name: str
-    size: int
-    crc: int
-    flags: int
-    header: int
-    raw_name: bytes
-
-
 class Archive:
     """The index of a torch zip file. Nothing but the central directory is read on opening.
 
-    Attributes: `summed`, whether it carries checksums. torch can leave them out, and then writes 0 for every member;
-    a single 0 among others is the checksum of its member, or damage.
+    Attributes: `members`, the entries by their names below the root folder, sizes and offsets of ZIP64 put in;
+    `summed`, whether it carries checksums. torch can leave them out, and then writes 0 for every member; a single 0
+    among others is the checksum of its member, or damage.
     """
 
     def __init__(self, file: InputFile) -> None:
@@ -58,13 +46,14 @@ class Archive:
         entries, start = self._directory()
         if other := around(entries):
             raise file.error("zip", other)
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, ZipEntry] = {}
         self.root = ""
         for entry in entries:
-            member = self._member(entry, entries)
-            if member.name in self.members:
-                raise file.error(member.name, "two members have this name")
-            self.members[member.name] = member
+            name = self._name(entry.name, entries)
+            member = self._member(name, entry, entries)
+            if name in self.members:
+                raise file.error(name, "two members have this name")
+            self.members[name] = member
         self.summed = any(member.crc for member in self.members.values())
         if "data.pkl" not in self.members:
             raise file.error("zip", "an archive without data.pkl: not a checkpoint that torch.save wrote")
@@ -88,9 +77,8 @@ class Archive:
                 raise self.file.error("zip", other) from None
             raise
 
-    def _member(self, entry: ZipEntry, entries: list[ZipEntry]) -> Member:
+    def _member(self, name: str, entry: ZipEntry, entries: list[ZipEntry]) -> ZipEntry:
         """The member that an entry describes, if it is one that torch writes."""
-        name = self._name(entry.name, entries)
 
         def fail(rule: str) -> InputError:
             return self.file.error(name, rule + packed_again(entries))
@@ -106,7 +94,8 @@ class Archive:
         size, packed, header = self._zip64(name, entry.extra, entry.size, entry.packed, entry.header)
         if size != packed:
             raise self.file.error(name, "stored and packed sizes differ")
-        return Member(name, size, entry.crc, entry.flags, header, entry.name)
+        same = (size, header) == (entry.size, entry.header)
+        return entry if same else replace(entry, size=size, packed=size, header=header)
 
     def _name(self, raw: bytes, entries: list[ZipEntry]) -> str:
         """The name below the one root folder, checked against the fixed grammar."""
@@ -156,12 +145,12 @@ class Archive:
         """The offset of a member's data, once its local header and descriptor agree with the directory."""
         file, member = self.file, self.members[name]
         end = self._starts[bisect.bisect_right(self._starts, member.header)]
-        head = file.read(member.header, min(LOCAL.size + len(member.raw_name), file.size - member.header), name)
-        if len(head) < LOCAL.size + len(member.raw_name):
+        head = file.read(member.header, min(LOCAL.size + len(member.name), file.size - member.header), name)
+        if len(head) < LOCAL.size + len(member.name):
             raise file.error(name, "local header outside the file")
         magic, _, flags, method, _, _, crc, packed, size, name_size, extra_size = LOCAL.unpack_from(head)
         if (magic, flags, method, head[LOCAL.size :], name_size) != (
-            b"PK\x03\x04", member.flags, 0, member.raw_name, len(member.raw_name)
+            b"PK\x03\x04", member.flags, 0, member.name, len(member.name)
         ):  # fmt: skip
             raise file.error(name, "the local header and the central directory disagree")
         start = member.header + LOCAL.size + name_size + extra_size

@@ -14,8 +14,7 @@ from ..dtypes import BY_STORAGE, DType
 from ..file import InputFile
 from ..tensor import LazyTensor, Storage, checked
 from .archive import Archive
-from .attributes import Attributes
-from .kinds import KINDS, describe, is_global, is_ordered_dict
+from .kinds import KINDS, Attributes, describe, is_global, is_ordered_dict
 from .unpickle import Call, Dict, Global, PersistentId, PickleError, load
 
 PICKLE_LIMIT = 32 << 20
@@ -48,22 +47,24 @@ class TorchFile:
 
     def foreign(self) -> list[tuple[str, bool]]:
         """(global, is it known to be dangerous) for every name in the pickle that is none of torch's own."""
-        names = []
+        names = set()
         for g in self.globals:
-            if _own(g):
+            if (g.module, g.name) in _OWN or (g.module == "torch" and (g.name in BY_STORAGE or g.name in KINDS)):
+                continue  # torch itself puts it into state dicts
+            if g.module == "torch._utils" and g.name.startswith("_rebuild_") and "." not in g.name:
                 continue
             top, full = g.module.partition(".")[0], f"{g.module}.{g.name}"
             # A dotted name is looked up attribute by attribute: `torch.serialization` has an `os`, that a `system`.
             reached = {top, g.module, full, *(g.name.split(".") if "." in g.name else ())}
             builtin = top in ("builtins", "__builtin__")
             danger = bool(reached & _DANGEROUS) and not (builtin and g.name in _HARMLESS)
-            names.append((str(g), danger))
-        return sorted(set(names))
+            names.add((str(g), danger))
+        return sorted(names)
 
-    def check_dict(self, node: Any, where: str) -> None:
-        """Refuse an OrderedDict or a defaultdict that would hold something else once it is loaded."""
+    def check_dict(self, node: Any, entries: list[tuple[Any, Any]], where: str) -> list[tuple[Any, Any]]:
+        """The entries; refused where an OrderedDict or a defaultdict would hold something else once it is loaded."""
         if not isinstance(node, Call):
-            return
+            return entries
         ordered = is_ordered_dict(node)
         what = "an OrderedDict" if ordered else "a defaultdict"
         # torch keeps `_metadata` as an attribute.
@@ -74,6 +75,7 @@ class TorchFile:
         plain = not factories or (not ordered and len(factories) == 1 and isinstance(factories[0], Global | None))
         if not plain or node.elements:
             raise self._refuse(where, f"{what} built in a way that torch never uses")
+        return entries
 
     def tensor(self, key: str, node: Any) -> LazyTensor:
         """The tensor that a node describes, checked; anything else is refused by its kind."""
@@ -108,10 +110,10 @@ class TorchFile:
             raise self._refuse(key, f"its storage data/{printable(name)} is not in the archive")
         if count * dtype.itemsize != member.size:
             rule = f"{member.size} bytes, where {printable(key)} declares {count} x {dtype}"
-            raise self.file.error(member.name, rule)
+            raise self.file.error(f"data/{name}", rule)
         if name not in self._storages:
-            crc, locate = member.crc if self.archive.summed else None, partial(self.archive.locate, member.name)
-            self._storages[name] = dtype, Storage(self.file, member.name, member.size, start=locate, crc=crc)
+            crc, locate = member.crc if self.archive.summed else None, partial(self.archive.locate, f"data/{name}")
+            self._storages[name] = dtype, Storage(self.file, f"data/{name}", member.size, start=locate, crc=crc)
         # torch refuses to write this, and on reading gives all tensors of the storage the first one's dtype.
         if (first := self._storages[name][0]) != dtype:
             raise self._refuse(key, f"its storage data/{name} is {first} for one tensor and {dtype} for another")
@@ -119,10 +121,3 @@ class TorchFile:
 
     def _refuse(self, key: str, rule: str) -> InputError:
         return self.file.error(f"data.pkl: {printable(key)}", rule)
-
-
-def _own(g: Global) -> bool:
-    """Whether torch itself puts this name into every state dict."""
-    if g.module == "torch._utils":
-        return g.name.startswith("_rebuild_") and "." not in g.name
-    return (g.module, g.name) in _OWN or (g.module == "torch" and (g.name in BY_STORAGE or g.name in KINDS))

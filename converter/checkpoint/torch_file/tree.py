@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from ...errors import printable
@@ -14,6 +15,10 @@ from .unpickle import Call, Dict, Global
 AGAIN = 8  # further names under which dicts are taken up that are there already: each is looked at again
 INTEGERS = 2_000  # that are kept
 DEPTH = 16  # keys that lead to a dict of tensors
+UNNAMED = (
+    "tensors in a list, without names (as diffusers' EMAModel and torch_ema keep an EMA): put them into the model with "
+    "EMAModel.copy_to(model.parameters()), and save model.state_dict()"
+)
 _PLAIN = (int, float, str, bytes, type(None))
 _LONGEST = 1024  # characters of a key that are looked at
 # What holds copies of the weights that are none: their moments and gradients.
@@ -58,11 +63,16 @@ def search(root: Any) -> Contents:
         seen.add(id(node))
         pairs = pairs_of(node)
         if pairs is None and isinstance(node, list | tuple):
-            _hint_unnamed(contents, path, node)
+            if (count := sum(map(is_tensor, node))) > 1:
+                contents.hints.append(f"{_shown(path) or 'the file'}: {count} {UNNAMED}")
             pairs = [(str(index), each) for index, each in enumerate(node) if _holds(each)]
-        _take_integers(contents, path, node)
+        # Of an object, such as a namespace of arguments.
+        attributes = [s.pairs for s in node.states if isinstance(s, Dict)] if isinstance(node, Call) else []
+        for key, value in chain(node.pairs, *attributes) if isinstance(node, Dict) else ():
+            if type(value) is int and isinstance(key, str) and len(contents.integers) < INTEGERS:
+                contents.integers[_shown((*path, key))] = value
         if pairs is None:
-            if _is_module(node):
+            if any(key == "_modules" for each in attributes for key, _ in each):  # what every nn.Module has
                 where = f"{_shown(path)}: " if path else ""
                 contents.hints.append(
                     f"{where}a whole pickled module ({describe(node)}): save its .state_dict() instead"
@@ -75,31 +85,14 @@ def search(root: Any) -> Contents:
             at[id(node)] = len(contents.dicts)
             contents.dicts.append((path, node, weights))
         if len(path) < DEPTH:
-            waiting.extend(_below(contents, path, pairs))
+            names = Counter(key for key, _ in _texts(pairs))
+            inner = [(key, node) for key, node in _texts(pairs) if _holds(node)]
+            # Of a key that two entries have, nobody can say which one is meant.
+            contents.duplicates |= {(*path, key) for key, _ in inner if names[key] > 1}
+            waiting.extend(((*path, key), node) for key, node in inner)
     if not contents.dicts and not contents.hints and not contents.optimizer:
         contents.dicts = _intended(root)
     return contents
-
-
-def _take_integers(contents: Contents, path: Path, node: Any) -> None:
-    """The whole numbers in a dict, or among the attributes of an object such as a namespace of arguments."""
-    attributes = [state.pairs for state in node.states if isinstance(state, Dict)] if isinstance(node, Call) else []
-    for pairs in [node.pairs, *attributes] if isinstance(node, Dict) else []:
-        for key, value in pairs:
-            if type(value) is int and isinstance(key, str) and len(contents.integers) < INTEGERS:
-                contents.integers[_shown((*path, key))] = value
-
-
-def _below(contents: Contents, path: Path, pairs: Pairs) -> Iterator[tuple[Path, Any]]:
-    """What else is to be looked at; of a key that two entries have, nobody can say which one is meant."""
-    there = set[str]()
-    inner = {key for key, node in _texts(pairs) if _holds(node)}
-    for key, node in _texts(pairs):
-        if key in there and key in inner:
-            contents.duplicates.add((*path, key))
-        there.add(key)
-        if _holds(node):
-            yield (*path, key), node
 
 
 def _texts(pairs: Pairs) -> Iterator[tuple[str, Any]]:
@@ -143,21 +136,5 @@ def of_optimizer(path: Path) -> bool:
     return any(part.startswith("optimizer") or part in _OPTIMIZER for part in path)
 
 
-def _hint_unnamed(contents: Contents, path: Path, nodes: Iterable[Any]) -> None:
-    count = sum(is_tensor(node) for node in nodes)
-    if count > 1:
-        where = _shown(path) or "the file"
-        contents.hints.append(
-            f"{where}: {count} tensors in a list, without names (as diffusers' EMAModel and torch_ema keep an EMA): "
-            "put them into the model with EMAModel.copy_to(model.parameters()), and save model.state_dict()"
-        )
-
-
 def _shown(path: Path) -> str:
     return ".".join(printable(part, 80) for part in path)
-
-
-def _is_module(node: Any) -> bool:
-    """Whether an object has what every nn.Module has."""
-    states = node.states if isinstance(node, Call) else []
-    return any(key == "_modules" for state in states if isinstance(state, Dict) for key, _ in state.pairs)

@@ -215,9 +215,6 @@ class _Machine:
             raise self.fail("sets items of something that is not a dict")
         target.pairs.extend(zip(items[::2], items[1::2], strict=True))
 
-    def frozen(self) -> None:
-        self.push(Set(self.pop_mark()))
-
     # What would run code in a real unpickler.
     def name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
@@ -248,31 +245,26 @@ class _Machine:
         target.states.append(state)
 
 
-def _table() -> list[Callable[[_Machine], None] | None]:
-    """One entry per opcode byte; None means refused."""
-    m = _Machine
-    operations: dict[bytes, Callable[[_Machine], Any]] = {
-        b"(": m.mark, b"0": m.pop, b"1": m.pop_mark, b"2": lambda s: s.push(s.top()),
-        b"N": lambda s: s.push(None), b"\x88": lambda s: s.push(True), b"\x89": lambda s: s.push(False),
-        b"K": lambda s: s.push(s.number(1)), b"M": lambda s: s.push(s.number(2)),
-        b"J": lambda s: s.push(int.from_bytes(s.take(4), "little", signed=True)),
-        b"\x8a": lambda s: s.integer(1), b"\x8b": lambda s: s.integer(4),
-        b"G": lambda s: s.push(struct.unpack(">d", s.take(8))[0]),
-        b"X": lambda s: s.push(s.text(4)), b"\x8c": lambda s: s.push(s.text(1)), b"\x8d": lambda s: s.push(s.text(8)),
-        b"U": lambda s: s.blob(1), b"T": lambda s: s.blob(4), b"C": lambda s: s.blob(1), b"B": lambda s: s.blob(4),
-        b"\x8e": lambda s: s.blob(8), b"\x96": lambda s: s.blob(8), b"\x95": m.frame,
-        b")": lambda s: s.push(()), b"t": lambda s: s.push(tuple(s.pop_mark())),
-        b"\x85": lambda s: s.tuple_of(1), b"\x86": lambda s: s.tuple_of(2), b"\x87": lambda s: s.tuple_of(3),
-        b"]": lambda s: s.push([]), b"a": lambda s: s.append([s.pop()]), b"e": lambda s: s.append(s.pop_mark()),
-        b"}": lambda s: s.push(Dict()), b"u": lambda s: s.set_items(s.pop_mark()),
-        b"s": lambda s: s.set_items([s.pop(), s.pop()][::-1]),
-        b"\x8f": lambda s: s.push(Set()), b"\x90": lambda s: s.append(s.pop_mark()), b"\x91": m.frozen,
-        b"q": lambda s: s.put(s.number(1)), b"r": lambda s: s.put(s.number(4)), b"\x94": lambda s: s.put(len(s.memo)),
-        b"h": lambda s: s.get(s.number(1)), b"j": lambda s: s.get(s.number(4)),
-        b"c": m.global_, b"\x93": m.stack_global, b"R": m.reduce, b"\x81": m.reduce, b"\x92": m.new_with_keywords,
-        b"b": m.build, b"Q": lambda s: s.push(PersistentId(s.pop())),
-    }  # fmt: skip
-    return [operations.get(bytes([code])) for code in range(256)]
-
-
-_TABLE = _table()
+_OPERATIONS: dict[bytes, Callable[[_Machine], Any]] = {
+    b"(": _Machine.mark, b"0": _Machine.pop, b"1": _Machine.pop_mark, b"2": lambda s: s.push(s.top()),
+    b"N": lambda s: s.push(None), b"\x88": lambda s: s.push(True), b"\x89": lambda s: s.push(False),
+    b"K": lambda s: s.push(s.number(1)), b"M": lambda s: s.push(s.number(2)),
+    b"J": lambda s: s.push(int.from_bytes(s.take(4), "little", signed=True)),
+    b"\x8a": lambda s: s.integer(1), b"\x8b": lambda s: s.integer(4),
+    b"G": lambda s: s.push(struct.unpack(">d", s.take(8))[0]),
+    b"X": lambda s: s.push(s.text(4)), b"\x8c": lambda s: s.push(s.text(1)), b"\x8d": lambda s: s.push(s.text(8)),
+    b"U": lambda s: s.blob(1), b"T": lambda s: s.blob(4), b"C": lambda s: s.blob(1), b"B": lambda s: s.blob(4),
+    b"\x8e": lambda s: s.blob(8), b"\x96": lambda s: s.blob(8), b"\x95": _Machine.frame,
+    b")": lambda s: s.push(()), b"t": lambda s: s.push(tuple(s.pop_mark())),
+    b"\x85": lambda s: s.tuple_of(1), b"\x86": lambda s: s.tuple_of(2), b"\x87": lambda s: s.tuple_of(3),
+    b"]": lambda s: s.push([]), b"a": lambda s: s.append([s.pop()]), b"e": lambda s: s.append(s.pop_mark()),
+    b"}": lambda s: s.push(Dict()), b"u": lambda s: s.set_items(s.pop_mark()),
+    b"s": lambda s: s.set_items([s.pop(), s.pop()][::-1]),
+    b"\x8f": lambda s: s.push(Set()), b"\x90": lambda s: s.append(s.pop_mark()),
+    b"\x91": lambda s: s.push(Set(s.pop_mark())),
+    b"q": lambda s: s.put(s.number(1)), b"r": lambda s: s.put(s.number(4)), b"\x94": lambda s: s.put(len(s.memo)),
+    b"h": lambda s: s.get(s.number(1)), b"j": lambda s: s.get(s.number(4)),
+    b"c": _Machine.global_, b"\x93": _Machine.stack_global, b"R": _Machine.reduce, b"\x81": _Machine.reduce,
+    b"\x92": _Machine.new_with_keywords, b"b": _Machine.build, b"Q": lambda s: s.push(PersistentId(s.pop())),
+}  # fmt: skip
+_TABLE = [_OPERATIONS.get(bytes([code])) for code in range(256)]  # by the opcode's byte; None means refused

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Protocol
 
 
 class Interrupted(KeyboardInterrupt):
@@ -16,12 +15,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signum: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
         self.exit_code = 128 + signum
-
-
-class Discardable(Protocol):
-    """Something unfinished that can be undone."""
-
-    def discard(self) -> None: ...
 
 
 class SignalDeferral:
@@ -42,7 +35,7 @@ class SignalDeferral:
 
 signals_deferred = SignalDeferral()
 # What has to be undone if a signal hits between a `with` and its body.
-pending_cleanup: set[Discardable] = set()
+pending_cleanup: set[Callable[[], None]] = set()
 
 
 @contextmanager
@@ -76,8 +69,8 @@ def interruptible() -> Iterator[None]:
                 signal.signal(signum, handler)
         yield
     except Interrupted:
-        for unfinished in list(pending_cleanup):
-            unfinished.discard()
+        for discard in list(pending_cleanup):
+            discard()
         raise
     finally:
         raised = True

@@ -3,19 +3,6 @@
 Everything goes into a sibling `.NAME.<random>.partial` folder, is flushed to disk, and is renamed into
 place. So at any moment the target is the whole old folder or the whole new one, also after a crash, and
 no file of the old one (say, a stale shard index) stays behind in the new one.
-
->>> import tempfile
->>> from converter.checkpoint.write.interrupt import interruptible
->>> from converter.checkpoint.write.target import check_target
->>> with tempfile.TemporaryDirectory() as folder:
-...     target = check_target(Path(folder, "out"), Path("a.pth"), overwrite=False, allowed=lambda _: set())
-...     with interruptible(), Publication(target, needed_bytes=2) as out:
-...         out.write_text("vae/config.json", "{}")
-...         os.listdir(folder) == [out.path.name]
-...         out.publish()
-...     os.listdir(folder), os.listdir(target)
-True
-(['out'], ['vae'])
 """
 
 from __future__ import annotations
@@ -75,7 +62,7 @@ class Publication:
     """A folder that appears whole, by `publish()`; leaving the `with` without it removes everything.
 
     >>> with Publication(Path("new", "out"), needed_bytes=2) as out:
-    ...     out.write_text("config.json", "{}")
+    ...     out.write_text("config.json", "{}")  # and then out.publish()
     >>> os.path.exists("new")
     False
     """
@@ -95,7 +82,7 @@ class Publication:
     def __enter__(self) -> Publication:
         try:
             with signals_deferred:
-                pending_cleanup.add(self)
+                pending_cleanup.add(self.discard)
                 disk = os.statvfs(nearest(self.target.parent))
                 free = disk.f_bavail * disk.f_frsize
                 if disk.f_blocks and free < self._needed:  # some file systems tell no size at all
@@ -132,7 +119,7 @@ class Publication:
             for folder in [] if self.published else reversed(self._parents):
                 with suppress(OSError):  # someone else has put something there
                     folder.rmdir()
-            pending_cleanup.discard(self)
+            pending_cleanup.discard(self.discard)
 
     def _note_remains(self, path: Path) -> None:
         """Name what could not be deleted, and why: tried once more, up to the first failure."""
@@ -179,19 +166,15 @@ class Publication:
             with signals_deferred:
                 self._move()
                 self.published = True
-                self._finish()
+                try:  # flush what the rename changed
+                    for path in (self.target, *reversed(self._parents)):
+                        _sync(path.parent)
+                except OSError as error:
+                    rule = "the disk may not know the new name yet, and a crash of the system now could lose it"
+                    self.notes.append(f"{printable(self.target)} is there, whole; {rule} ({error.strerror or error})")
+                self.discard()  # of the old folder, now that the new one is sure to stay
         except OSError as error:
             raise write_error(self.target, error) from error
-
-    def _finish(self) -> None:
-        """Flush what the rename changed, and delete the old folder, now that the new one is sure to stay."""
-        try:
-            for path in (self.target, *reversed(self._parents)):
-                _sync(path.parent)
-        except OSError as error:
-            rule = "the disk may not know the new name yet, and a crash of the system now could lose it"
-            self.notes.append(f"{printable(self.target)} is there, whole; {rule} ({error.strerror or error})")
-        self.discard()
 
     def _move(self) -> None:
         """Give the target's name to the new folder; `_to_delete` is then the old one, where there was one."""

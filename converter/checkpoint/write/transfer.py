@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 
 from zlib_ng.zlib_ng import crc32, crc32_combine
@@ -45,11 +46,6 @@ class Output:
     def start(self) -> int:
         """Offset in the file."""
         return self.tensor.storage.start + self.tensor.span[0]
-
-    def runs(self) -> list[tuple[int, int]]:
-        """The bytes of each part, from the tensor's first on."""
-        size = self.tensor.nbytes // self.parts
-        return [(part * size, (part + 1) * size) for part in range(self.parts)]
 
 
 class TensorCopy:
@@ -116,18 +112,12 @@ class TensorCopy:
         assert self._done == self.size, f"{self.tensor.key}: {self._done} of {self.size} bytes"
 
     def _emit(self, view: memoryview) -> None:
-        """The next elements of the tensor: rounded where that is wanted, and written."""
+        """The next elements of the tensor, rounded where that is wanted, to the outputs that they belong to."""
         if self._read:
             self._read.update(view)
-        if self.dtype == self.tensor.dtype:
-            self._write(view)
-        else:
-            data, overflowed = cast(view, self.tensor.dtype, self.dtype)
+        if self.dtype != self.tensor.dtype:
+            view, overflowed = cast(view, self.tensor.dtype, self.dtype)
             self.overflowed += overflowed
-            self._write(memoryview(data))
-
-    def _write(self, view: memoryview) -> None:
-        """The next bytes, to the outputs that they belong to."""
         self.crc = crc32(view, self.crc or 0)
         start = 0
         for output in self.outputs:
@@ -143,9 +133,10 @@ class TensorCopy:
         digests = {output.tensor.key: hashlib.sha256() for output in self.outputs}
         for output in sorted(self.outputs, key=lambda output: output.start):
             file, digest, dtype = output.tensor.storage.file, digests[output.tensor.key], output.tensor.dtype
-            for start, end in output.runs():
+            size = output.tensor.nbytes // output.parts
+            for end in (size * (part + 1) for part in range(output.parts)):
                 zeros = 0
-                for offset in range(start, end, len(buffer)):
+                for offset in range(end - size, end, len(buffer)):
                     if stop.is_set():
                         return
                     part = memoryview(buffer)[: min(len(buffer), end - offset)]
@@ -225,17 +216,16 @@ def transfer(
     # that is laid out anew takes memory for a whole tensor, of which there is to be one at a time.
     casts = any(d.dtype != d.tensor.dtype for _, wanting in jobs for d in wanting)
     writers = 2 if casts and all(d.tensor.contiguous for _, wanting in jobs for d in wanting) else 1
-    waiting, unwritten, turn = iter(jobs), [None] * writers, threading.Lock()
-    ready: SimpleQueue[TensorCopy | None] = SimpleQueue()  # None: there will be no more
+    writing, turn = writers, threading.Lock()
+    waiting: SimpleQueue[tuple[Storage, list[TensorCopy]] | None] = SimpleQueue()
+    ready: SimpleQueue[TensorCopy | None] = SimpleQueue()  # None, in both: there will be no more
+    for job in (*jobs, *[None] * writers):
+        waiting.put(job)
 
-    def write(stop: threading.Event) -> None:
-        buffer = bytearray(CHUNK)
+    def write(buffer: bytearray, stop: threading.Event) -> None:
+        nonlocal writing
         try:
-            while not stop.is_set():
-                with turn:
-                    job = next(waiting, None)
-                if job is None:
-                    break
+            while (job := waiting.get()) and not stop.is_set():
                 storage, wanting = job
                 if not (len(wanting) == 1 and wanting[0].copied()):
                     _read_and_write(storage, wanting, buffer, stop)
@@ -246,8 +236,8 @@ def transfer(
             raise
         finally:
             with turn:
-                unwritten.pop()
-                last = not unwritten
+                writing -= 1
+                last = not writing
             if last:
                 try:
                     if not stop.is_set():
@@ -256,16 +246,14 @@ def transfer(
                     ready.put(None)
                     ready.put(None)
 
-    def prove(stop: threading.Event) -> None:
+    def work(writes: bool, stop: threading.Event) -> None:
         buffer = bytearray(CHUNK)
+        if writes:
+            write(buffer, stop)
         while (copy := ready.get()) and not stop.is_set():
             copy.prove(buffer, stop, progress)
 
-    def write_then_prove(stop: threading.Event) -> None:
-        write(stop)
-        prove(stop)
-
-    in_threads(write_then_prove, write_then_prove if writers == 2 else prove)
+    in_threads(partial(work, True), partial(work, writers == 2))
 
 
 def _read_and_write(storage: Storage, wanting: list[TensorCopy], buffer: bytearray, stop: threading.Event) -> None:
