@@ -1,17 +1,23 @@
-"""Saved inputs: cases that were written down, to be run again on another machine."""
+"""Saved inputs: cases that are written down with their outputs, to be run again on another machine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..checkpoint.dtypes import DType
 from ..checkpoint.file import InputFile
 from ..checkpoint.safetensors_reader import read_header
-from ..errors import InputError, printable
+from ..errors import ConverterError, InputError, printable
 from .inputs import Array, Case
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OUTPUT = "output"  # CASE.output.SIDE.PRECISION is no input
 
@@ -64,3 +70,27 @@ def _checked(path: Path, name: str, arrays: dict[str, Array], needed: Sequence[s
             path, name, f"batches of {', '.join(map(str, sorted(batches)))}: one and the same is needed"
         )
     return Case(printable(name, 60), arrays, f"from {printable(path.name)}")
+
+
+def save_case(folder: Path, case: Case, outputs: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Write a case's inputs, and its outputs by side and precision, to `folder/CASE.safetensors`; returns what was
+    written, in words."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {f"{case.name}.{name}": torch.from_numpy(np.array(array)) for name, array in case.arrays.items()}
+    for side, by_precision in outputs.items():
+        for precision, output in by_precision.items():
+            tensors[f"{case.name}.{OUTPUT}.{side}.{precision}"] = output.clone().contiguous()
+    path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', case.name)}.safetensors"
+    partial = folder / f".{path.name}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(tensors, partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)  # whatever stopped it: nobody ever reads half of a case
+    except OSError as error:
+        raise ConverterError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
+    return f"saved {printable(path)}: run it again with --cases"

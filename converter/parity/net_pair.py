@@ -16,7 +16,7 @@ from ..nets.spec import ParitySpec
 from ..nets.streamed import Streamed
 from . import localise
 from .choices import FLOAT64, HALF
-from .weight_pair import WeightPair as Sides
+from .weight_pair import WeightPair
 
 
 class NetPair:
@@ -26,7 +26,7 @@ class NetPair:
         sides: the opened state dicts with their plan; `config`: the converted `config.json`.
     """
 
-    def __init__(self, sides: Sides, model: ParitySpec, config: Mapping[str, Any], device: str) -> None:
+    def __init__(self, sides: WeightPair, model: ParitySpec, config: Mapping[str, Any], device: str) -> None:
         self.sides, self.model, self.config, self.device = sides, model, config, device
         self._memory = Memory()
         self._net: Net | None = None

@@ -6,8 +6,7 @@ import pytest
 import torch
 from opened import Held
 
-from converter.nets.damage import scaled
-from converter.nets.faults import Fault, with_fault
+from converter.nets.faults import Fault, scaled, with_fault
 
 
 def state() -> dict[str, Held]:

@@ -14,8 +14,7 @@ from makers import ROOT
 from originals import MODELS, Original, golden, random
 
 from converter.models.pixart import attention
-from converter.models.pixart.attention import cross_attention
-from converter.models.pixart.compression import Compression
+from converter.models.pixart.attention import Compression, cross_attention
 from converter.models.pixart.controlnet import controlnet
 from converter.nets import Values, Weights, no_probe
 from converter.nets.embeddings import linear

@@ -19,10 +19,11 @@ from ...nets.shared_faults import (
     more_heads,
     output_faults,
     position_faults,
+    targets_of,
     timestep_faults,
 )
 from .hyper_parameters import MICRO
-from .stock import STOCK
+from .stock import FINAL, PATCHES, STOCK
 
 UNHEEDED = ("dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention")  # change no output
 
@@ -32,10 +33,10 @@ def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault
     return [
         *_config_faults(found, config),
         *_input_faults(found),
-        *position_faults(found, found.value("interpolation_scale")),
+        *position_faults(found, found.value("interpolation_scale"), PATCHES),
         Fault("t_block's output where the final layer wants t", SEEN, stage="timestep embedding",
               values=lambda v: v | {"t": v["t0"][:, : v["t"].shape[1]]}),
-        *output_faults(found, plan),
+        *output_faults(found, targets_of(plan, 0, "R"), FINAL),
     ]  # fmt: skip
 
 
