@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from begun import DEPTH, HIDDEN, SMALL, begun, embedded, golden, layer, origin
+from init_helpers import DEPTH, HIDDEN, SMALL, begun, embedded, golden, layer, origin
 
 from converter.initialisation import modulation
 from converter.initialisation.modulation import Modulation

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from begun import DEPTH, HEADS, SMALL, golden, origin
+from init_helpers import DEPTH, HEADS, SMALL, golden, origin
 from makers import save
 
 from converter.initialisation.nets import Inputs

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from makers import SMALL, pixart
-from opened import Held, State, golden, held, keyed, sides
+from memory_tensors import MemoryTensor, memory_tensors
+from opened import State, golden, keyed, sides
 from safetensors.torch import save_file
 
 from converter.checkpoint import open_checkpoint
@@ -51,7 +52,7 @@ def right(original: Path, state: State) -> Iterator[WeightPair]:
 
 
 def put(made: WeightPair, key: str, tensor: torch.Tensor) -> None:
-    made.converted[key] = Held(tensor)
+    made.converted[key] = MemoryTensor(tensor)
 
 
 def failed(made: WeightPair) -> list[str]:
@@ -100,7 +101,7 @@ def test_the_golden_models_from_disk(name: str, tmp_path: Path) -> None:
         assert audit(lazy).verdict == PASS
         spoilt = {key: tensor.torch().clone() for key, tensor in theirs.items()}
         spoilt["proj_out.bias"][-1] += 1e-7
-        wrong = WeightPair(made.family, made.found, made.plan, made.original, held(spoilt))
+        wrong = WeightPair(made.family, made.found, made.plan, made.original, memory_tensors(spoilt))
         (words,) = [check.words for check in audit(wrong).failed]
         assert words.startswith("proj_out.bias differs in 1 of 32 elements, by up to ")
 
@@ -419,11 +420,11 @@ def test_the_sidecar(right: WeightPair, state: State) -> None:
     assert "kept in the sidecar, byte for byte" in found.words
     wrong = state[EXTRA].clone()
     wrong[3, 3] += 1e-6
-    right.sidecar[EXTRA] = Held(wrong)
+    right.sidecar[EXTRA] = MemoryTensor(wrong)
     assert [line.partition(",")[0] for line in failed(right)] == [
         f"{EXTRA} of the sidecar differs in 1 of {wrong.numel()} elements"
     ]
-    right.sidecar[EXTRA] = Held(wrong[:5])
+    right.sidecar[EXTRA] = MemoryTensor(wrong[:5])
     assert failed(right) == [f"{EXTRA} of the sidecar has shape [5, 16], not [12, 16]"]
 
 
@@ -503,7 +504,7 @@ def test_every_copy_has_to_be_the_original(tmp_path: Path) -> None:
     save_file(state, tmp_path / "a.safetensors")
     with open_checkpoint(tmp_path / "a.safetensors") as original:
         plan = keys.plan(original)
-        made = WeightPair(family, Findings({}), plan, original, held(keys(state)))
+        made = WeightPair(family, Findings({}), plan, original, memory_tensors(keys(state)))
         assert audit(made).verdict == PASS
         put(made, "layers.1.table.weight", state["t_block.weight"] + 1)
         (line,) = audit(made).failed

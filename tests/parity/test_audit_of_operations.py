@@ -6,7 +6,7 @@ from pathlib import Path
 
 import two_stacks
 from makers import save
-from opened import held
+from memory_tensors import memory_tensors
 from two_stacks import KEYS, state
 
 import converter
@@ -25,20 +25,20 @@ def test_the_audit_finds_every_fault_and_names_the_place(tmp_path: Path) -> None
         looked = analyse(original, {}, FAMILY)
         family = looked.require()
         theirs = KEYS(state())
-        sidecar = held({"null": state()["null"]})
+        sidecar = memory_tensors({"null": state()["null"]})
         for fault in catalogue(looked.plan):
             if "weights" not in fault.expected:
                 continue
-            spoilt = with_fault(held({key: tensor.clone() for key, tensor in theirs.items()}), fault)
+            spoilt = with_fault(memory_tensors({key: tensor.clone() for key, tensor in theirs.items()}), fault)
             found = audit(WeightPair(family, looked.found, looked.plan, original, spoilt, sidecar))
             assert found.verdict == "FAIL", fault.name
-        made = held(theirs)
+        made = memory_tensors(theirs)
         right = audit(WeightPair(family, looked.found, looked.plan, original, made, sidecar))
         assert right.verdict == "PASS", right.words
-        made |= held({"norm_out.linear.weight": state()["final.mod.weight"]})
+        made |= memory_tensors({"norm_out.linear.weight": state()["final.mod.weight"]})
         wrong = audit(WeightPair(family, looked.found, looked.plan, original, made, sidecar))
         assert "norm_out.linear.weight differs in 128 of 128 elements" in wrong.words
         other = theirs["transformer_blocks.1.norm.linear.weight"]
-        made |= held({"norm_out.linear.weight": other})
+        made |= memory_tensors({"norm_out.linear.weight": other})
         wrong = audit(WeightPair(family, looked.found, looked.plan, original, made, sidecar))
         assert "holds what belongs in transformer_blocks.1.norm.linear.weight" in wrong.words

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from fake_device import LEAKS
 from makers import ROOT
 from opened import WEIGHTS, Pair, golden
-from pretended import LEAKS
 from safetensors.torch import load_file, save_file
 from torch.utils import backend_registration
 
@@ -47,7 +47,7 @@ def spoilt(pair: Pair, at: Path) -> Pair:
 
 
 def pretended(pair: Pair, leak: str = "none", **options: str) -> dict[str, Any]:
-    script = Path(__file__).parent / "pretended.py"
+    script = Path(__file__).parent / "fake_device.py"
     said = [f"{name}={value}" for name, value in options.items()]
     command = [sys.executable, str(script), str(pair.original), str(pair.folder), leak, *said]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PIXART_DEBUG": "1"}

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from makers import HEADS
-from opened import NAMES, Held, Pair, golden, held
+from memory_tensors import MemoryTensor, memory_tensors
+from opened import NAMES, Pair, golden
 from safetensors.torch import load_file
 
 from converter.checkpoint import open_checkpoint
@@ -31,7 +32,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
 
 def streamed(pair: Pair, dtype: torch.dtype = torch.float32, **change: Any) -> Streamed:
     state = load_file(pair.model / "diffusion_pytorch_model.safetensors")
-    return STOCK.net(read_json(pair.model / "config.json") | change, Weights(held(state), dtype))
+    return STOCK.net(read_json(pair.model / "config.json") | change, Weights(memory_tensors(state), dtype))
 
 
 def whole(pair: Pair) -> Any:
@@ -129,11 +130,11 @@ def test_watching_and_listening_change_nothing(pairs: dict[str, Pair]) -> None:
             values |= stage.run(values, lambda name, value: None)
     assert torch.equal(values["output"], alone)
     assert torch.equal(net.forward(inputs), alone)
-    hooks = [hook for module in net.model.modules() for hook in module._forward_hooks]
-    assert len(hooks) == len(set(hooks))
-    before = len(hooks)
-    net.forward(inputs, lambda stage, made: None)
-    assert sum(len(module._forward_hooks) for module in net.model.modules()) == before
+    watched: list[str] = []
+    net.forward(inputs, lambda stage, made: watched.append(stage))
+    assert watched == [stage.name for stage in net.stages]
+    net.forward(inputs)
+    assert len(watched) == len(net.stages)  # nobody listens any longer
 
 
 # Probes.
@@ -248,8 +249,8 @@ def test_a_watcher_that_raises_leaves_no_hook(pairs: dict[str, Pair]) -> None:
 # Weights that do not fit.
 
 
-def spoilt(pair: Pair, change: Callable[[dict[str, Held]], None]) -> Streamed:
-    state = held(load_file(pair.model / "diffusion_pytorch_model.safetensors"))
+def spoilt(pair: Pair, change: Callable[[dict[str, MemoryTensor]], None]) -> Streamed:
+    state = memory_tensors(load_file(pair.model / "diffusion_pytorch_model.safetensors"))
     change(state)
     return STOCK.net(read_json(pair.model / "config.json"), Weights(state, torch.float32))
 
@@ -272,7 +273,7 @@ def test_a_wrong_shape_is_an_error(pairs: dict[str, Pair], shape: tuple[int, ...
     """Even one that torch would broadcast."""
     pair = pairs["sigma-ms"]
     inputs = cases(pair)["t0-t1"].tensors(torch.float32)
-    net = spoilt(pair, lambda state: state.update({KEY: Held(torch.zeros(shape))}))
+    net = spoilt(pair, lambda state: state.update({KEY: MemoryTensor(torch.zeros(shape))}))
     with pytest.raises(ValueError, match=r"transformer_blocks\.1\.attn1\.to_q\.weight has shape"):
         net.forward(inputs)
     assert left(net) == STAYS
@@ -287,17 +288,19 @@ def test_the_same_net_on_other_weights(pairs: dict[str, Pair]) -> None:
     first = net.forward(inputs)
     for key in ("scale_shift_table", "proj_out.bias", "pos_embed.proj.weight", "transformer_blocks.2.ff.net.2.weight"):
         other = right | {key: right[key] + 0.01}
-        again = net.on(Weights(held(other), torch.float32)).forward(inputs)
-        fresh = STOCK.net(read_json(pair.model / "config.json"), Weights(held(other), torch.float32)).forward(inputs)
+        again = net.on(Weights(memory_tensors(other), torch.float32)).forward(inputs)
+        fresh = STOCK.net(read_json(pair.model / "config.json"), Weights(memory_tensors(other), torch.float32)).forward(
+            inputs
+        )
         assert torch.equal(again, fresh), key
         assert not torch.equal(again, first), key
-    assert torch.equal(net.on(Weights(held(right), torch.float32)).forward(inputs), first)
+    assert torch.equal(net.on(Weights(memory_tensors(right), torch.float32)).forward(inputs), first)
 
 
 def test_one_memory_for_both_sides(pairs: dict[str, Pair]) -> None:
     """Only one stage runs at a time, so two nets may take turns in the same memory."""
     pair = pairs["sigma-ms"]
-    state = held(load_file(pair.model / "diffusion_pytorch_model.safetensors"))
+    state = memory_tensors(load_file(pair.model / "diffusion_pytorch_model.safetensors"))
     config, memory = read_json(pair.model / "config.json"), Memory()
     one = STOCK.net(config, Weights(state, torch.float32, memory=memory))
     other = STOCK.net(config, Weights(state, torch.float64, memory=memory))

@@ -2,7 +2,7 @@
 
 Run by itself it compares a checkpoint with the folder made of it there, with one of the LEAKS put in:
 
-    pretended.py ORIGINAL CONVERTED LEAK OPTION=VALUE ...
+    fake_device.py ORIGINAL CONVERTED LEAK OPTION=VALUE ...
 
 and prints the report as JSON, or the error that a real accelerator would raise as well. What it cannot show is the
 arithmetic of one.

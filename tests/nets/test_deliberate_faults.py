@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from opened import Held
+from memory_tensors import MemoryTensor
 
 from converter.nets.faults import Fault, scaled, with_fault
 
 
-def state() -> dict[str, Held]:
+def state() -> dict[str, MemoryTensor]:
     draw = torch.Generator().manual_seed(0)
-    return {name: Held(torch.randn(4, 4, generator=draw)) for name in "abc"}
+    return {name: MemoryTensor(torch.randn(4, 4, generator=draw)) for name in "abc"}
 
 
 def test_a_swap_is_its_own_repair() -> None:

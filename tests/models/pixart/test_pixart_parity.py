@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from makers import GOLDEN, HEADS
-from opened import NAMES, held
+from memory_tensors import memory_tensors
+from opened import NAMES
 
 from converter.checkpoint import open_checkpoint
 from converter.conversion.analysis import analyse
@@ -197,7 +198,7 @@ def test_no_two_cases_share_numbers(name: str) -> None:
 @each
 def test_guidance_begins_with_the_null_caption(name: str) -> None:
     null = state(name)["y_embedder.y_embedding"]
-    left = held({"y_embedder.y_embedding": null})
+    left = memory_tensors({"y_embedder.y_embedding": null})
     for tensor in left.values():
         tensor.numpy = lambda: null.numpy()
     made = of(name, "standard", left)[GUIDED]
