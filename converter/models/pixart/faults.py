@@ -22,7 +22,7 @@ from ...nets.shared_faults import (
     targets_of,
     timestep_faults,
 )
-from .hyper_parameters import MICRO
+from .released import MICRO
 from .stock import FINAL, PATCHES, STOCK
 
 UNHEEDED = ("dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention")  # change no output

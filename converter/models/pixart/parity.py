@@ -15,9 +15,8 @@ from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, described, 
 from ...nets.sampler import Sampler
 from ...nets.spec import ParitySpec
 from .faults import faults
-from .hyper_parameters import MICRO
 from .net import PixArtShape, pixart
-from .released import TOKENS, VAE_FACTOR
+from .released import MICRO, TOKENS, VAE_FACTOR
 from .stock import PATCHES, STOCK
 
 if TYPE_CHECKING:
