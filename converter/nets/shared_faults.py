@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,13 +30,13 @@ def field_faults(
     config: Mapping[str, Any],
     resolve_config: Callable[[Mapping[str, Any]], dict[str, Any]],
     wrong: Sequence[Wrong],
-    unheeded: Sequence[str],
+    ignorable: Collection[str],
 ) -> list[Fault]:
     """A field that is wrong, or missing where the class would take it for something else.
 
     Args:
         resolve_config: config -> what the class takes each field for.
-        unheeded: fields that change no output.
+        ignorable: fields that change no output.
     """
 
     def replaced(fields: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def field_faults(
         for name, fields, expected, cheap in wrong
         if resolve_config(replaced(fields, config)) != have
     ]
-    for field in sorted(have.keys() & config.keys() - set(unheeded)):
+    for field in sorted(have.keys() & config.keys() - set(ignorable)):
         if not field.startswith("_") and resolve_config(without(field, config)) != have:
             faults.append(Fault(f"{field} missing from the config", SAID, config=partial(without, field)))
     return faults

@@ -10,9 +10,8 @@ import torch
 
 from ..errors import ConverterError, InputError, as_flags
 from ..nets import Memory, Values, Weights
-from ..nets.cases import load_cases, save_case
 from ..nets.faults import Fault, idle
-from ..nets.inputs import Case
+from ..nets.inputs import Case, load_cases, save_case
 from ..nets.spec import ParitySpec
 from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase
 from . import diagnosis, function, provenance, selftest, trajectory

@@ -16,8 +16,7 @@ from converter.checkpoint import open_checkpoint
 from converter.conversion.analysis import analyse
 from converter.errors import ConverterError, InputError
 from converter.models.pixart.parity import PARITY, cases
-from converter.nets.cases import load_cases, save_case
-from converter.nets.inputs import Case, noise
+from converter.nets.inputs import Case, load_cases, noise, save_case
 
 
 def made(name: str = "alpha-ms", profile: str = "standard") -> list[Case]:

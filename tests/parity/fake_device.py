@@ -54,7 +54,7 @@ class Remote(torch.Tensor):
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """What nested lists, tuples and dictionaries hold. torch's own walk takes longer than the arithmetic of small nets."""
+    """What nested lists, tuples and dictionaries hold; torch's own walk takes longer than small nets compute."""
     if isinstance(value, list | tuple):
         for part in value:
             yield from leaves(part)

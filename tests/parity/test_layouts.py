@@ -13,7 +13,7 @@ from opened import Pair, golden, session
 from safetensors.torch import load_file, save_file
 
 from converter.errors import InputError
-from converter.nets.cases import save_case
+from converter.nets.inputs import save_case
 from converter.parity import check
 from converter.parity.ci.digests import digest
 from converter.parity.provenance import loading

@@ -22,8 +22,7 @@ from ...nets.shared_faults import (
     timestep_faults,
 )
 from .stock import FINAL, PATCHES, STOCK
-
-UNHEEDED = ("dropout", "norm_num_groups", "upcast_attention")  # change no output
+from .table import IGNORABLE_CONFIG
 
 
 def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault]:
@@ -36,7 +35,7 @@ def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault
             ("exact GELU for tanh", {"activation_fn": "gelu"}, STATED, True),
             ("twice the sample size", {"sample_size": have["sample_size"] * 2}, STATED, False),
             ("a class more", {"num_embeds_ada_norm": have["num_embeds_ada_norm"] + 1}, STATED, False),
-        ], UNHEEDED),
+        ], IGNORABLE_CONFIG),
         *timestep_faults(),
         *_class_faults(found),
         *position_faults(found, 1.0, PATCHES),

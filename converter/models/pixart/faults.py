@@ -24,8 +24,7 @@ from ...nets.shared_faults import (
 )
 from .released import MICRO
 from .stock import FINAL, PATCHES, STOCK
-
-UNHEEDED = ("dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention")  # change no output
+from .table import IGNORABLE_CONFIG
 
 
 def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault]:
@@ -52,7 +51,7 @@ def _config_faults(found: Findings, config: Mapping[str, Any]) -> list[Fault]:
         ("half the scale", {"interpolation_scale": scale / 2}, STATED, False),
         ("twice the sample size", {"sample_size": have["sample_size"] * 2}, STATED, False),
         (micro, {"use_additional_conditions": not conditioned}, STATED if conditioned else SAID, False),
-    ], UNHEEDED)  # fmt: skip
+    ], IGNORABLE_CONFIG)  # fmt: skip
 
 
 def _input_faults(found: Findings) -> list[Fault]:
