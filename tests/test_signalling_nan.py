@@ -20,8 +20,7 @@ from converter.comparison.elements import measure
 from converter.comparison.rounding import roundings
 from converter.conversion.buffers import compare
 from converter.conversion.up_to_date import is_up_to_date
-from converter.nets.cases import load_cases
-from converter.nets.inputs import Case
+from converter.nets.inputs import Case, load_cases
 
 pytestmark = pytest.mark.filterwarnings("error")
 

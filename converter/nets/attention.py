@@ -23,6 +23,7 @@ def self_attention(
     x: Tensor,
     heads: int,
     alter: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None,
+    *,
     probe: Probe = no_probe,
     attention: Callable[[Tensor, Tensor, Tensor, int], Tensor] = attend,
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the blocks of DiT and of its descendants have in common: modulated norms, feed-forward layers."""
+"""What the blocks of DiT and of its descendants have in common, with parts named as timm names them."""
 
 from __future__ import annotations
 

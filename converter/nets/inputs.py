@@ -1,20 +1,33 @@
-"""Fixed noise: the same numbers for every torch version, device and thread count, drawn on the CPU and hashed."""
+"""What nets are run on: fixed noise, drawn on the CPU, and cases that were saved, to be run again on another machine.
+
+The noise is the same for every torch version, device and thread count.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checkpoint.dtypes import DType
+from ..checkpoint.file import InputFile
+from ..checkpoint.safetensors_reader import read_header
+from ..errors import ConverterError, InputError, printable
+
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from .net import Values
 
 SEED = 20231001
+OUTPUT = "output"  # CASE.output.SIDE.PRECISION is no input
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -69,3 +82,77 @@ class Case:
 def exact(values: Values) -> Values:
     """The same numbers in float64; whole ones as they are."""
     return {name: value.double() if value.is_floating_point() else value for name, value in values.items()}
+
+
+def load_cases(path: Path, like: Case, optional: Sequence[str] = ()) -> list[Case]:
+    """The cases of a safetensors file with tensors `CASE.NAME`, such as `t999.latent`.
+
+    Args:
+        like: a case of the same model: its arrays say which there have to be, and of how many axes.
+        optional: those that a case may lack.
+
+    Raises: `InputError` for a file that is malformed, or of another model.
+    """
+    with InputFile(path) as file:
+        tensors, _ = read_header(file)
+        found: dict[str, dict[str, Array]] = {}
+        for key, tensor in tensors.items():
+            if f".{OUTPUT}." in key:
+                continue
+            case, _, name = key.rpartition(".")  # a case's own name may have a dot in it, as t998-t431.5 has
+            own = like.arrays.get(name)
+            if not case or own is None or len(tensor.shape) != own.ndim or not _of_kind(tensor.dtype, own):
+                wanted = ", ".join(f"{n} with {a.ndim} axes" for n, a in like.arrays.items())
+                raise file.error(
+                    key, f"{tensor.dtype} {list(tensor.shape)} is no input of this model: it takes {wanted}"
+                )
+            with np.errstate(invalid="ignore", over="ignore"):  # whatever it holds goes into both nets
+                found.setdefault(case, {})[name] = np.array(tensor.numpy(), own.dtype)
+    if not found:
+        name = f"t999.{next(iter(like.arrays))}"
+        raise InputError.at(path, "", f"holds no cases: tensors are named CASE.NAME, such as {name}")
+    needed = [name for name in like.arrays if name not in optional]
+    return [_checked(path, name, arrays, needed) for name, arrays in found.items()]
+
+
+def _of_kind(dtype: DType, own: Array) -> bool:
+    """Whether both are of floating point, or both whole numbers."""
+    return dtype.floating if own.dtype.kind == "f" else dtype.name == own.dtype.name
+
+
+def _checked(path: Path, name: str, arrays: dict[str, Array], needed: Sequence[str]) -> Case:
+    missing = [wanted for wanted in needed if wanted not in arrays]
+    if missing:
+        raise InputError.at(path, name, f"lacks {', '.join(missing)}")
+    batches = {array.shape[0] for array in arrays.values()}
+    if any(0 in array.shape[1:] for array in arrays.values()):
+        raise InputError.at(path, name, "holds nothing: one of its arrays has an axis of no length")
+    if len(batches) != 1 or 0 in batches:
+        raise InputError.at(
+            path, name, f"batches of {', '.join(map(str, sorted(batches)))}: one and the same is needed"
+        )
+    return Case(printable(name, 60), arrays, f"from {printable(path.name)}")
+
+
+def save_case(folder: Path, case: Case, outputs: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Write a case's inputs, and its outputs by side and precision, to `folder/CASE.safetensors`; returns what was
+    written, in words."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {f"{case.name}.{name}": torch.from_numpy(np.array(array)) for name, array in case.arrays.items()}
+    for side, by_precision in outputs.items():
+        for precision, output in by_precision.items():
+            tensors[f"{case.name}.{OUTPUT}.{side}.{precision}"] = output.clone().contiguous()
+    path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', case.name)}.safetensors"
+    partial = folder / f".{path.name}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(tensors, partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)  # whatever stopped it: nobody ever reads half of a case
+    except OSError as error:
+        raise ConverterError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
+    return f"saved {printable(path)}: run it again with --cases"

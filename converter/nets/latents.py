@@ -7,7 +7,7 @@ from typing import Any
 from ..families import Findings
 from .inputs import Array, Case, Draws
 from .net import Net, Probe, Stage, Staged, Values
-from .patches import Patched, grid_of
+from .patches import LatentShape
 
 AFFORDABLE = 1024  # tokens of one sample in the standard profile; the attention grows with their square
 LARGEST = 1024  # latent side that is believed of a config: a table of positions grows with its square
@@ -36,21 +36,29 @@ class LatentInputs(Draws):
         return self.draw(batch, self.channels, rows * self.patch, columns * self.patch)
 
 
-def own_size(found: Findings) -> list[tuple[str, Case]]:
-    """The patches of a latent of the model's own size: the table that the original stores, at the cost of no block."""
+def own_size(found: Findings, stage: str) -> list[tuple[str, Case]]:
+    """The stage that makes tokens, on a latent of the model's own size: it shows the table that the original stores, at
+    the cost of no block."""
     draws = LatentInputs(found)
     latent = draws.latent(1, draws.side, draws.side)
-    return [("patch embedding", Case("native", {"latent": latent}, "the model's own size"))]
+    return [(stage, Case("native", {"latent": latent}, "the model's own size"))]
 
 
-def of_any_size(net: Net, other: Net, shape: Patched) -> Staged:
+def of_any_size(net: Net, other: Net, shape: LatentShape) -> Staged:
     """A net that takes one size of latents only, run on others too, which are cheaper: there its blocks see the patches
     of `other`, the same net with the table of positions computed for each size. The stored table is tried by itself.
     """
     first, *rest = net.stages
-    own = (shape.input_size // shape.patch_size,) * 2
 
     def embed(values: Values, probe: Probe) -> Values:
-        return (first if grid_of(shape, values["latent"]) == own else other.stages[0]).run(values, probe)
+        fits = shape.grid(values["latent"]) == (shape.base, shape.base)
+        return (first if fits else other.stages[0]).run(values, probe)
 
     return Staged([Stage(first.name, embed), *rest])
+
+
+def described(found: Findings) -> dict[str, Any]:
+    """The fields of a `LatentShape` that an original file shows, but for the scale and `multi_scale`."""
+    names = {"num_heads": "num_attention_heads", "input_size": "sample_size"}
+    same = ("depth", "hidden_size", "patch_size", "out_channels")
+    return {field: found.value(name) for field, name in (names | dict(zip(same, same, strict=True))).items()}

@@ -71,20 +71,20 @@ class Memory:
     """One run of bytes, as large as the most that was asked for at once, lent over and over."""
 
     def __init__(self) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self.buffer = torch.empty(0, dtype=torch.uint8)
 
     def lend(self, tensors: Sequence[tuple[torch.Size, torch.dtype]], staging: int) -> list[Tensor]:
         """Tensors of these shapes and dtypes side by side, and after them `staging` bytes; all of unknown content."""
         sizes = [-(-shape.numel() * dtype.itemsize // 64) * 64 for shape, dtype in tensors]
-        if len(self._bytes) < sum(sizes) + staging:
-            self._bytes = torch.empty(0, dtype=torch.uint8)  # let go of the old run first
-            self._bytes = torch.empty(sum(sizes) + staging, dtype=torch.uint8)
+        if len(self.buffer) < sum(sizes) + staging:
+            self.buffer = torch.empty(0, dtype=torch.uint8)  # let go of the old run first
+            self.buffer = torch.empty(sum(sizes) + staging, dtype=torch.uint8)
         lent, start = [], 0
         for (shape, dtype), size in zip(tensors, sizes, strict=True):
-            run = self._bytes[start : start + shape.numel() * dtype.itemsize]
+            run = self.buffer[start : start + shape.numel() * dtype.itemsize]
             lent.append(run.view(dtype).reshape(shape))
             start += size
-        return [*lent, self._bytes[start : start + staging]]
+        return [*lent, self.buffer[start : start + staging]]
 
 
 def _dtype(held: Any) -> torch.dtype:

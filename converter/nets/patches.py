@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,32 +12,44 @@ from .embeddings import position_table
 from .net import Weights
 
 
-class Patched(Protocol):
-    """What of a net's shape this takes: the models' own say what each is."""
+@dataclass(frozen=True, kw_only=True)
+class LatentShape:
+    """What the arguments of an original class fix and a state dict may not show.
 
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def patch_size(self) -> int: ...
-    @property
-    def out_channels(self) -> int: ...
-    @property
-    def input_size(self) -> int: ...
-    @property
-    def scale(self) -> float | None:
-        """Of the positions; None where there are none."""
+    Attributes:
+        depth: number of blocks.
+        hidden_size: D, channels of a token.
+        num_heads: of every attention.
+        patch_size: side of a patch, in pixels of the latent.
+        out_channels: of the output; twice those of the latent where the variance is predicted too.
+        input_size: side of the latents that the model was made for, in their pixels.
+        scale: of the positions; None where the model has none.
+        multi_scale: latents of any size, with the positional table computed for each, and not the stored one.
+    """
 
-    @property
-    def multi_scale(self) -> bool: ...
+    depth: int
+    hidden_size: int
+    num_heads: int
+    patch_size: int
+    out_channels: int
+    input_size: int
+    scale: float | None = 1.0
+    multi_scale: bool = False
+
     @property
     def float32_table(self) -> bool:
         """Whether the positional table is a buffer of float32, whatever the dtype of the model."""
+        return True
 
+    @property
+    def base(self) -> int:
+        """Side of the grid that the model was made for, in patches."""
+        return self.input_size // self.patch_size
 
-def grid_of(shape: Patched, latent: Tensor) -> tuple[int, int]:
-    """(rows, columns) of the patches of a latent (B, C, H, W)."""
-    height, width = latent.shape[-2:]
-    return height // shape.patch_size, width // shape.patch_size
+    def grid(self, latent: Tensor) -> tuple[int, int]:
+        """(rows, columns) of the patches of a latent (B, C, H, W)."""
+        height, width = latent.shape[-2:]
+        return height // self.patch_size, width // self.patch_size
 
 
 def to_weights_dtype(weights: Weights, tensor: Tensor) -> Tensor:
@@ -45,25 +57,27 @@ def to_weights_dtype(weights: Weights, tensor: Tensor) -> Tensor:
     return tensor.to(weights.device, weights.dtype)
 
 
-def embed_patches(weights: Weights, shape: Patched, latent: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, N, D), a linear map of each patch plus its place in the positional table, if there is one."""
-    kernel, bias = weights["x_embedder.proj.weight"], weights["x_embedder.proj.bias"]
+def embed_patches(weights: Weights, shape: LatentShape, latent: Tensor, *, projection: str, table: str) -> Tensor:
+    """(B, C, H, W) -> (B, N, D), a linear map of each patch plus its place in the positional table, if there is one.
+
+    Args:
+        projection, table: where `weights` have the map and, if at all, the table.
+    """
+    kernel, bias = weights[f"{projection}.weight"], weights[f"{projection}.bias"]
     patches = F.conv2d(to_weights_dtype(weights, latent), kernel, bias, stride=shape.patch_size)
     tokens = patches.flatten(2).transpose(1, 2)
-    if shape.scale is None:
-        return tokens
-    return tokens + _positions(weights, shape, grid_of(shape, latent), shape.scale)
+    return tokens if shape.scale is None else tokens + _positions(weights, shape, shape.grid(latent), table)
 
 
-def _positions(weights: Weights, shape: Patched, grid: tuple[int, int], scale: float) -> Tensor:
-    base = shape.input_size // shape.patch_size
-    if "pos_embed" in weights.state and not shape.multi_scale:
+def _positions(weights: Weights, shape: LatentShape, grid: tuple[int, int], key: str) -> Tensor:
+    assert shape.scale is not None
+    if key in weights.state and not shape.multi_scale:
         # A buffer and no weight: a conversion that rounds the weights drops it, and has it computed afresh.
-        table = Weights(weights.state, weights.dtype, weights.device)["pos_embed"]
+        table = Weights(weights.state, weights.dtype, weights.device)[key]
     else:
         # Never the stored one of a multi-scale class, which has it only because it inherits it.
-        own = grid if shape.multi_scale else (base, base)
-        table = torch.from_numpy(position_table(own, shape.hidden_size, base, scale))
+        own = grid if shape.multi_scale else (shape.base, shape.base)
+        table = torch.from_numpy(position_table(own, shape.hidden_size, shape.base, shape.scale))
         table = table.float() if shape.float32_table else table
     rows, columns = grid
     if table.shape[1] != rows * columns:
@@ -71,9 +85,9 @@ def _positions(weights: Weights, shape: Patched, grid: tuple[int, int], scale: f
     return to_weights_dtype(weights, table)
 
 
-def unpatchify(shape: Patched, patches: Tensor, latent: Tensor) -> Tensor:
+def unpatchify(shape: LatentShape, patches: Tensor, latent: Tensor) -> Tensor:
     """(B, N, patch^2 * out_channels) -> (B, out_channels, H, W), N the patches of a latent of that size."""
     # The numbers of a token are its patch, pixel by pixel, the channels of a pixel side by side.
-    (rows, columns), side = grid_of(shape, latent), shape.patch_size
+    (rows, columns), side = shape.grid(latent), shape.patch_size
     image = patches.reshape(len(patches), rows, columns, side, side, shape.out_channels).permute(0, 5, 1, 3, 2, 4)
     return image.reshape(len(patches), shape.out_channels, rows * side, columns * side)

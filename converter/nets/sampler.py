@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,16 +45,15 @@ class Sampler:
         net: Net,
         case: Case,
         channels: int,
-        seen: Callable[[int, Tensor], bool],
         *,
         dtype: torch.dtype = torch.float64,
         device: str = "cpu",
-    ) -> None:
-        """Draw. The null branch is the case's first sample as it stands, with a mask of its own, say.
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Draw: each timestep with the latents after it. The null branch is the case's first sample as it stands, with
+        a mask of its own, say.
 
         Args:
             channels: of the output, the first ones, which predict the noise.
-            seen: (timestep, latents after it) -> whether to go on.
         """
         alphas, values = self.alphas, case.tensors(dtype, device)
         x = values[self.latent][1:2]
@@ -63,8 +62,7 @@ class Sampler:
             now, then = alphas[timestep], alphas[following] if following >= 0 else 1.0
             start = (x - (1 - now) ** 0.5 * epsilon) / now**0.5
             x = then**0.5 * start + (1 - then) ** 0.5 * epsilon
-            if not seen(timestep, x):
-                return
+            yield timestep, x
 
     def _guided(self, net: Net, values: Values, x: Tensor, timestep: int) -> Tensor:
         inputs = values | {

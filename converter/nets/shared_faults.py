@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,23 +15,28 @@ from ..mapping import Plan
 from .faults import BOTH, CONFIG, FUNCTION, Fault
 from .net import Values
 
-OUTPUT_ROWS = "R"  # as the shape patterns of the tables call them
 SEEN, SAID = frozenset({FUNCTION}), frozenset({CONFIG})
 STATED = frozenset({CONFIG, FUNCTION})
 Wrong = tuple[str, dict[str, Any], frozenset[str], bool]  # name, fields, phases that have to notice, cheap
+
+
+def targets_of(plan: Plan, axis: int, extent: str) -> list[str]:
+    """The targets of the tensors whose shape pattern has this extent, such as "256" or "R", on an axis."""
+    patterned = [move for move in plan.moves if move.row.pattern and str(move.row.pattern[axis]) == extent]
+    return [target for move in patterned for target in move.targets]
 
 
 def field_faults(
     config: Mapping[str, Any],
     resolve_config: Callable[[Mapping[str, Any]], dict[str, Any]],
     wrong: Sequence[Wrong],
-    unheeded: Sequence[str],
+    ignorable: Collection[str],
 ) -> list[Fault]:
     """A field that is wrong, or missing where the class would take it for something else.
 
     Args:
         resolve_config: config -> what the class takes each field for.
-        unheeded: fields that change no output.
+        ignorable: fields that change no output.
     """
 
     def replaced(fields: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +51,7 @@ def field_faults(
         for name, fields, expected, cheap in wrong
         if resolve_config(replaced(fields, config)) != have
     ]
-    for field in sorted(have.keys() & config.keys() - set(unheeded)):
+    for field in sorted(have.keys() & config.keys() - set(ignorable)):
         if not field.startswith("_") and resolve_config(without(field, config)) != have:
             faults.append(Fault(f"{field} missing from the config", SAID, config=partial(without, field)))
     return faults
@@ -69,8 +74,8 @@ def timestep_faults(name: str = "timestep") -> list[Fault]:
     ]
 
 
-def position_faults(found: Findings, scale: float) -> list[Fault]:
-    """What goes wrong in the positional table, seen after the stage "patch embedding"."""
+def position_faults(found: Findings, scale: float, stage: str) -> list[Fault]:
+    """What goes wrong in the positional table, seen after the stage that adds it."""
     hidden, patch = found.value("hidden_size"), found.value("patch_size")
     side = found.value("sample_size") // patch
 
@@ -88,7 +93,7 @@ def position_faults(found: Findings, scale: float) -> list[Fault]:
         return torch.cat([parts[i] for i in order], dim=-1)
 
     return [
-        Fault(name, SEEN, stage="patch embedding", values=partial(table, wrong))
+        Fault(name, SEEN, stage=stage, values=partial(table, wrong))
         for name, wrong in (
             ("positional table transposed", partial(chunks, (1, 0))),
             ("positional table left out", torch.zeros_like),
@@ -97,9 +102,13 @@ def position_faults(found: Findings, scale: float) -> list[Fault]:
     ]
 
 
-def output_faults(found: Findings, plan: Plan) -> list[Fault]:
-    """What goes wrong between the last tokens and the output."""
-    patch, out, final = found.value("patch_size"), found.value("out_channels"), "final layer"
+def output_faults(found: Findings, rows: Sequence[str], stage: str) -> list[Fault]:
+    """What goes wrong between the last tokens and the output, in the stage of that name.
+
+    Args:
+        rows: the converted tensors whose rows are patch positions times channels.
+    """
+    patch, out = found.value("patch_size"), found.value("out_channels")
 
     def pixels_transposed(values: Values) -> Values:
         n, c, h, w = values["output"].shape
@@ -112,15 +121,10 @@ def output_faults(found: Findings, plan: Plan) -> list[Fault]:
     def channels_first(tensor: Tensor) -> Tensor:
         return tensor.reshape(patch * patch, out, -1).transpose(0, 1).reshape(tensor.shape)
 
-    faults = [
-        Fault("pixels of every patch transposed", SEEN, stage=final, values=pixels_transposed, cheap=patch > 1),
-        Fault(
-            "epsilon and variance swapped", SEEN, stage=final, values=halves_swapped, cheap=found.value("pred_sigma")
-        ),
-    ]
-    # The only layer whose rows are patch positions times channels.
-    rows = [m.targets[0] for m in plan.moves if m.row.pattern and m.row.pattern[0].symbol == OUTPUT_ROWS]
-    if patch > 1:
-        changed = {target: (target, channels_first) for target in rows}
-        faults.append(Fault("output rows with the channel before the patch position", BOTH, changed))
-    return faults
+    both = found.value("pred_sigma")
+    return [
+        Fault("pixels of every patch transposed", SEEN, stage=stage, values=pixels_transposed, cheap=patch > 1),
+        Fault("epsilon and variance swapped", SEEN, stage=stage, values=halves_swapped, cheap=both),
+        *([Fault("output rows with the channel before the patch position", BOTH,
+                 {target: (target, channels_first) for target in rows})] if patch > 1 else []),
+    ]  # fmt: skip

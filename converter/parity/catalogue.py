@@ -8,8 +8,20 @@ from itertools import combinations
 
 from ..mapping import Move, Plan
 from ..mapping.rows import Row
-from ..nets.damage import Change, drifted, exchanged, halved, last_bit, not_a_number, scaled, transposed, zeroed
-from ..nets.faults import BOTH, WEIGHTS, Fault
+from ..nets.faults import (
+    BOTH,
+    WEIGHTS,
+    Change,
+    Fault,
+    drifted,
+    exchanged,
+    halved,
+    last_bit,
+    not_a_number,
+    scaled,
+    transposed,
+    zeroed,
+)
 
 WEIGHTS_ONLY = frozenset({WEIGHTS})
 Changes = dict[str, tuple[str, Change | None]]

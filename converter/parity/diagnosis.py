@@ -1,4 +1,5 @@
-"""What is looked into once the function was compared: faulty stages with their repairs, half precision, the cast."""
+"""What is looked into once the function was compared: faulty stages with their repairs, half precision, the cast,
+and a fix that is run after loading."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import torch
 from ..errors import printable, shortened
 from ..nets import no_probe
 from ..nets.faults import Fault
-from ..reports.report import FAIL, Check, Phase
+from ..nets.spec import PostLoadFix
+from ..reports.report import FAIL, PASS, Check, Phase
 from . import gates, localise
 from .choices import FLOAT32, FLOAT64, HALF
 from .function import CaseOutcome
@@ -105,3 +107,26 @@ def effect_of_cast(nets: NetPair, first: CaseOutcome, parts: Mapping[str, slice]
         f"the weights were rounded to {cast}, as declared, which changes the output by {apart:.2g} (relative L2); "
         f"both nets are compared with the rounded weights"
     )
+
+
+def report_fix(phase: Phase, fix: PostLoadFix, fixed: bool, other: CaseOutcome) -> None:
+    """Say in the phase 'function' which net was compared, and what the other one gives.
+
+    Args:
+        fixed: whether it was the mended one.
+        other: the outcome of the other one.
+    """
+    error, limit = relative(other.converted[FLOAT64], other.original[FLOAT64]), gates.LIMITS["relative L2"]
+    how = "as from_pretrained alone loads it" if fixed else "with the line run on it"
+    words = f"{how}: {error:.2g} of the output apart in float64, where {limit:g} are allowed"
+    phase.checks.append(Check(f"{other.case.name} / whole", f"float64 {how}", error, limit, None, words))
+    if fixed:
+        phase.words += f"; of what from_pretrained loads once this was run on it: {fix.line}"
+        phase.notes.append(f"{words}: {fix.why}" if other.verdict == FAIL else f"{words}: the line is not needed")
+    elif phase.verdict == FAIL and other.verdict == PASS:
+        phase.words += (
+            f". This is because {fix.why}: it is the original's function ({error:.2g} of the output apart) once "
+            f"this is run on what from_pretrained loads: {fix.line} (--{fix.flag} true compares that)"
+        )
+    elif phase.verdict == FAIL:
+        phase.notes.append(f"{fix.why}, but that is not all: {words}")

@@ -35,6 +35,11 @@ class CaseOutcome:
     doubts: list[str] = field(default_factory=list)
 
     @property
+    def outputs(self) -> dict[str, dict[str, Tensor]]:
+        """By side and precision."""
+        return {"original": self.original, "converted": self.converted}
+
+    @property
     def verdict(self) -> str:
         failed = any(check.passed is False and not check.waived for check in self.checks)
         return FAIL if failed else INCONCLUSIVE if self.doubts else PASS

@@ -49,10 +49,7 @@ class NetPair:
 
     @cached_property
     def _stored(self) -> Mapping[str, Any]:
-        sides = self.sides
-        return (
-            {key: sides.exact.get(key, held) for key, held in sides.original.items()} if sides.exact else sides.original
-        )
+        return {**self.sides.original, **self.sides.exact}
 
     def original(self, precision: str, rounded: str = "", as_stored: bool = False) -> Net:
         """The reference net; of weights that are rounded as the conversion was declared to, unless `as_stored`."""

@@ -10,9 +10,8 @@ import torch
 
 from ..errors import ConverterError, InputError, as_flags
 from ..nets import Memory, Values, Weights
-from ..nets.cases import load_cases
 from ..nets.faults import Fault, idle
-from ..nets.inputs import Case
+from ..nets.inputs import Case, load_cases, save_case
 from ..nets.spec import ParitySpec
 from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase
 from . import diagnosis, function, provenance, selftest, trajectory
@@ -21,8 +20,6 @@ from .choices import FLOAT64
 from .diagnosis import describe
 from .function import CaseOutcome, Judge
 from .net_pair import NetPair, is_resource_error
-from .post_load_fix import report_fix
-from .save_failing import save_outcome
 from .waivers import Waiver, apply
 from .weight_pair import WeightPair
 
@@ -106,7 +103,7 @@ class Session(NetPair):
             spec = self.as_loaded if self.fixed else self.fix.spec
             net = spec.converted(self.config, self.weights(self.sides.converted, FLOAT64))
             output = net.forward(first.case.tensors(torch.float64, self.device)).cpu()
-            report_fix(phase, self.fix, self.fixed, self.judge.of_output(output, first))
+            diagnosis.report_fix(phase, self.fix, self.fixed, self.judge.of_output(output, first))
         return phase
 
     def _failed(self, error: Exception, cases: Sequence[Case]) -> Phase:
@@ -198,6 +195,6 @@ class Session(NetPair):
     def save_failing(self, folder: Path) -> list[str]:
         """Write the inputs and outputs of every failing case; returns what is said of it."""
         try:
-            return [save_outcome(folder, outcome) for outcome in self.outcomes if outcome.verdict != PASS]
+            return [save_case(folder, o.case, o.outputs) for o in self.outcomes if o.verdict != PASS]
         except ConverterError as error:  # the verdict is worth more than its evidence
             return [f"--save_failing: {as_flags(str(error))}"]

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
 
 from ..nets import Net
 from ..nets.inputs import Case
@@ -39,23 +38,19 @@ def run(
     device: str = "cpu",
 ) -> Phase:
     """Both nets from the same noise in float32; the original in float64 is what both are held against."""
-    truth: list[Tensor] = []
-
-    def remember(timestep: int, x: Tensor) -> bool:
-        truth.append(x.cpu())
-        return True
+    drawn = sampler.sample(original(FLOAT64), case, channels, dtype=torch.float64, device=device)
+    truth = [x.cpu() for _, x in drawn]
 
     def errors(net: Net) -> list[float]:
+        """Up to the step at which the two have diverged."""
         apart: list[float] = []
-
-        def seen(timestep: int, x: Tensor) -> bool:
-            apart.append(relative(x.cpu(), truth[len(apart)]))
-            return apart[-1] <= DIVERGED
-
-        sampler.sample(net, case, channels, seen, dtype=torch.float32, device=device)
+        drawn = sampler.sample(net, case, channels, dtype=torch.float32, device=device)
+        for right, (_, x) in zip(truth, drawn, strict=False):
+            apart.append(relative(x.cpu(), right))
+            if not apart[-1] <= DIVERGED:
+                break
         return apart
 
-    sampler.sample(original(FLOAT64), case, channels, remember, dtype=torch.float64, device=device)
     floors = errors(original(FLOAT32))
     rows = zip(sampler.timesteps, errors(converted(FLOAT32)), floors, strict=False)
     steps = [Step(number, *row) for number, row in enumerate(rows, 1)]

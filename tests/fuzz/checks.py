@@ -13,8 +13,7 @@ import click
 import numpy as np
 from makers import tree
 
-from converter.nets.cases import load_cases
-from converter.nets.inputs import Case
+from converter.nets.inputs import Case, load_cases
 
 from . import oracles
 from .bench import GIVEN, READ, WRITTEN, Bench, Check

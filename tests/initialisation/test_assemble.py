@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from begun import DIT, SMALL, begun, golden
+from init_helpers import DIT, SMALL, begun, golden
 from makers import GOLDEN, HEADS, dit_keyed, folder, pixart, save, stated, tree
 from safetensors import safe_open
 from safetensors.torch import load_file

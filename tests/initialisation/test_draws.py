@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from begun import DEPTH, HIDDEN, SMALL, begun, origin
+from init_helpers import DEPTH, HIDDEN, SMALL, begun, origin
 
 from converter.initialisation import draws
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from begun import DEPTH, HIDDEN, SMALL, begun, embedded, golden, layer, origin
+from init_helpers import DEPTH, HIDDEN, SMALL, begun, embedded, golden, layer, origin
 
 from converter.initialisation import modulation
 from converter.initialisation.modulation import Modulation
@@ -47,7 +47,7 @@ def test_what_is_stored_is_that_rounded_once(none: str, t_block: str, tmp_path: 
 
 
 def test_the_embedded_timestep_is_the_nets_own() -> None:
-    shape = DiTShape(DEPTH, HIDDEN, 4, 2, 8, 16)
+    shape = DiTShape(depth=DEPTH, hidden_size=HIDDEN, num_heads=4, patch_size=2, out_channels=8, input_size=16)
     stage = dit(Weights(golden(), torch.float64), shape).stages[1]
     nets = stage.run({"timestep": torch.tensor([500])}, no_probe)["t0"][0]
     assert torch.equal(Modulation(golden(), DEPTH, SMALL).embedded, nets)

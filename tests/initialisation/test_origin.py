@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from begun import DEPTH, SMALL, begun, golden, origin
+from init_helpers import DEPTH, SMALL, begun, golden, origin
 from makers import dit, save
 
 from converter.errors import InputError, UsageError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from begun import DEPTH, SMALL, State, golden, origin
+from init_helpers import DEPTH, SMALL, State, golden, origin
 from makers import dit, save
 
 from converter.errors import InputError

@@ -9,8 +9,8 @@ from math import inf
 from pathlib import Path
 
 import pytest
-from begun import SMALL, origin
 from html_page import Page
+from init_helpers import SMALL, origin
 
 from converter.initialisation import Initialisation
 from converter.initialisation.proof import prove

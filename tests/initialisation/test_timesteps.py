@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from begun import DEPTH, HEADS, SMALL, golden, origin
+from init_helpers import DEPTH, HEADS, SMALL, golden, origin
 from makers import save
 
 from converter.initialisation.nets import Inputs
@@ -30,6 +30,9 @@ def test_they_touch_at_500_and_nowhere_else() -> None:
         assert min(at.values()) > 0.1
 
 
+SIZES = {"depth": DEPTH, "hidden_size": 48, "num_heads": HEADS, "patch_size": 2, "out_channels": 8, "input_size": 16}
+
+
 @pytest.mark.parametrize("none", ["unconditional", "zero"])
 def test_against_both_nets_built_by_hand(none: str) -> None:
     """One timestep of each choice, through the reference nets, in torch's own words."""
@@ -40,10 +43,10 @@ def test_against_both_nets_built_by_hand(none: str) -> None:
         state = golden()
         if none == "zero":
             state["y_embedder.embedding_table.weight"][-1] = 0
-        own = DiTShape(DEPTH, 48, HEADS, 2, 8, 16, multi_scale=True)
+        own = DiTShape(multi_scale=True, **SIZES)
         inputs = {"latent": latent, "timestep": torch.tensor([t]), "caption": torch.zeros(1, 3, 32)}
         theirs = dit(Weights(state, torch.float32), own).forward(inputs | {"class_label": torch.tensor([10])})
-        new = PixArtShape(DEPTH, 48, HEADS, 2, 4, 8, 16, 1.0, multi_scale=True)
+        new = PixArtShape(multi_scale=True, in_channels=4, **SIZES)
         for choice, values in found.distances.items():
             held = {key: tensor.torch() for key, tensor in opened.with_t_block(choice).state().items()}
             ours = pixart(Weights(held, torch.float32), new).forward(inputs)

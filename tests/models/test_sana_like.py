@@ -91,9 +91,10 @@ def test_what_is_converted_computes_what_was_recorded(name: str, folders: dict[s
 @pytest.mark.parametrize("name", NAMES)
 def test_the_net_computes_what_was_recorded(name: str) -> None:
     settings, cases = recorded(name)
-    heads = settings["hidden_size"] // settings["linear_head_dim"], settings["num_heads"]
     scale = settings["pe_interpolation"] if settings["use_pe"] else None
-    shape = SanaShape(settings["depth"], settings["hidden_size"], *heads, 1, 8, settings["input_size"], scale)
+    same = {field: settings[field] for field in ("depth", "hidden_size", "input_size")}
+    heads = {"linear_heads": settings["hidden_size"] // settings["linear_head_dim"], "num_heads": settings["num_heads"]}
+    shape = SanaShape(**same, **heads, patch_size=1, out_channels=8, scale=scale, multi_scale=True)
     for case in cases:
         stages: dict[str, Values] = {}
         output = sana(Weights(original(name), torch.float32), shape).forward(inputs(case), stages.__setitem__)

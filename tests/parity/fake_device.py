@@ -13,17 +13,17 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from makers import stated
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "fake"
 # What makes up nearly all the work: on the device, or the device is not used at all.
-WORK = ("addmm", "bmm", "convolution", "gelu", "layer_norm", "linear", "mm", "scaled_dot_product_attention")
+OPERATIONS = ("addmm", "bmm", "convolution", "gelu", "layer_norm", "linear", "mm", "scaled_dot_product_attention")
+WORK = {f"aten::{native}{name}" for name in OPERATIONS for native in ("", "native_")}
 MOVES = ("aten::_to_copy", "aten::copy_", "aten::to")
 
 
@@ -53,34 +53,57 @@ class Remote(torch.Tensor):
         return self.inner.tolist()
 
 
+def leaves(value: Any) -> Iterator[Any]:
+    """What nested lists, tuples and dictionaries hold; torch's own walk takes longer than small nets compute."""
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from leaves(part)
+    elif isinstance(value, dict):
+        yield from leaves(list(value.values()))
+    else:
+        yield value
+
+
+def mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """The same nesting, of what `change` makes of each leaf."""
+    if isinstance(value, list | tuple):
+        return type(value)([mapped(change, part) for part in value])
+    if isinstance(value, dict):
+        return {key: mapped(change, part) for key, part in value.items()}
+    return change(value)
+
+
+def local(leaf: Any) -> Any:
+    """What there is on the CPU in place of it."""
+    if isinstance(leaf, Remote):
+        return leaf.inner
+    return torch.device("cpu") if isinstance(leaf, torch.device) and leaf.type == NAME else leaf
+
+
+def remote(leaf: Any) -> Any:
+    return Remote(leaf) if isinstance(leaf, torch.Tensor) and not isinstance(leaf, Remote) else leaf
+
+
 def carry_out(function: Any, args: Any, kwargs: Any) -> Any:
-    name, leaves = function.name().partition(".")[0], tree_leaves((args, kwargs))
-    devices = [leaf for leaf in leaves if isinstance(leaf, torch.device)]
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    remote = [tensor for tensor in tensors if isinstance(tensor, Remote)]
-    local = [tensor for tensor in tensors if not isinstance(tensor, Remote) and tensor.dim()]
-    if remote and local and name not in MOVES:
+    name, device, there, here = function.name().partition(".")[0], None, False, False
+    for leaf in leaves([args, kwargs]):
+        if isinstance(leaf, Remote):
+            there = True
+        elif isinstance(leaf, torch.Tensor):
+            here = here or leaf.dim() > 0
+        elif isinstance(leaf, torch.device):
+            device = device or leaf
+    if there and here and name not in MOVES:
         raise RuntimeError(f"{name}: expected all tensors to be on the same device, found {NAME}:0 and cpu")
-    if not remote and name.removeprefix("aten::").removeprefix("native_") in WORK:
+    if not there and name in WORK:
         raise RuntimeError(f"{name}: on the CPU, and meant to be on {NAME}:0")
-
-    def plain(leaf: Any) -> Any:
-        if isinstance(leaf, torch.device) and leaf.type == NAME:
-            return torch.device("cpu")
-        return leaf.inner if isinstance(leaf, Remote) else leaf
-
-    made = function(*tree_map(plain, args), **tree_map(plain, kwargs))
+    output = function(*mapped(local, args), **mapped(local, kwargs))
     if name == "aten::copy_":
         return args[0]
-    there = devices[0].type == NAME if devices else bool(remote)
-
-    def placed(leaf: Any) -> Any:
-        return Remote(leaf) if there and isinstance(leaf, torch.Tensor) and not isinstance(leaf, Remote) else leaf
-
-    return tree_map(placed, made)
+    return mapped(remote, output) if (device.type == NAME if device else there) else output
 
 
-class Pretended(TorchDispatchMode):
+class FakeDevice(TorchDispatchMode):
     """While it is on, what is made for the device is on it."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -142,7 +165,7 @@ def main(original: str, converted: str, leak: str, *options: str) -> None:
         said["exact_timesteps"] = True
     else:
         said["multi_scale_train"] = True
-    with Pretended():
+    with FakeDevice():
         report = check(original, converted, **stated(device=f"{NAME}:0", num_attention_heads=4, **said))
     print(report.to_json())
 

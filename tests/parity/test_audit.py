@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from makers import SMALL, pixart
-from opened import MemoryTensor, State, golden, keyed, memory_tensors, sides
+from memory_tensors import MemoryTensor, memory_tensors
+from opened import State, golden, keyed, sides
 from safetensors.torch import save_file
 
 from converter.checkpoint import open_checkpoint

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import two_stacks
 from makers import save
-from opened import memory_tensors
+from memory_tensors import memory_tensors
 from two_stacks import KEYS, state
 
 import converter

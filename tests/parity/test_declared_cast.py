@@ -93,7 +93,16 @@ def test_rounded_as_declared(tmp_path: Path, dtype: torch.dtype, to: torch.dtype
 def test_what_the_rounding_costs_is_what_it_costs(tmp_path: Path) -> None:
     pair, state = made(tmp_path, FLOAT32, FLOAT16)
     report = check(pair.original, pair.folder, save_failing=tmp_path / "none")
-    shape = PixArtShape(3, 48, HEADS, 2, 4, 8, 64, 1.0, True)
+    shape = PixArtShape(
+        depth=3,
+        hidden_size=48,
+        num_heads=HEADS,
+        patch_size=2,
+        in_channels=4,
+        out_channels=8,
+        input_size=64,
+        multi_scale=True,
+    )
     from converter.checkpoint import open_checkpoint
     from converter.conversion.analysis import analyse
     from converter.models.pixart.parity import PARITY

@@ -13,11 +13,10 @@ from opened import Pair, golden, session
 from safetensors.torch import load_file, save_file
 
 from converter.errors import InputError
+from converter.nets.inputs import save_case
 from converter.parity import check
 from converter.parity.ci.digests import digest
-from converter.parity.function import CaseOutcome
 from converter.parity.provenance import loading
-from converter.parity.save_failing import save_outcome
 from converter.reports.report import FAIL, PASS, Report
 
 SHARDED, BIN, VARIANT = {"max_shard_size": "200KB"}, {"safe_serialization": False}, {"variant": "fp16"}
@@ -44,7 +43,7 @@ def case(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The quick profile's inputs as a file: with it the stock loader is tried at the cost of one case."""
     at = tmp_path_factory.mktemp("cases")
     with session(pair) as opened:
-        save_outcome(at, CaseOutcome(opened.cases("quick")[0]))
+        save_case(at, opened.cases("quick")[0], {})
     (path,) = at.iterdir()
     return path
 

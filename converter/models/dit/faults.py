@@ -18,12 +18,11 @@ from ...nets.shared_faults import (
     more_heads,
     output_faults,
     position_faults,
+    targets_of,
     timestep_faults,
 )
-from .stock import STOCK
-
-UNHEEDED = ("dropout", "norm_num_groups", "upcast_attention")  # change no output
-SINUSOIDS = "256"  # their number, as the shape pattern of the table has it
+from .stock import FINAL, PATCHES, STOCK
+from .table import IGNORABLE_CONFIG
 
 
 def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault]:
@@ -36,12 +35,12 @@ def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault
             ("exact GELU for tanh", {"activation_fn": "gelu"}, STATED, True),
             ("twice the sample size", {"sample_size": have["sample_size"] * 2}, STATED, False),
             ("a class more", {"num_embeds_ada_norm": have["num_embeds_ada_norm"] + 1}, STATED, False),
-        ], UNHEEDED),
+        ], IGNORABLE_CONFIG),
         *timestep_faults(),
         *_class_faults(found),
-        *position_faults(found, 1.0),
+        *position_faults(found, 1.0, PATCHES),
         *_condition_faults(found, plan),
-        *output_faults(found, plan),
+        *output_faults(found, targets_of(plan, 0, "R"), FINAL),
     ]  # fmt: skip
 
 
@@ -64,8 +63,8 @@ def _condition_faults(found: Findings, plan: Plan) -> list[Fault]:
         return torch.cat(tensor.chunk(2, dim=1)[::-1], dim=1)
 
     last = f"block {found.value('depth') - 1}"
-    waves = [move for move in plan.moves if move.row.pattern and str(move.row.pattern[-1]) == SINUSOIDS]
-    fed = {target: (target, halves) for move in waves for target in move.targets if not target.endswith(".bias")}
+    waves = targets_of(plan, -1, "256")  # the sinusoids, in the shape pattern of the table
+    fed = {target: (target, halves) for target in waves if not target.endswith(".bias")}
     return [
         Fault("sines before cosines of the timestep", BOTH, fed),
         Fault("last layer not told of the class", SEEN, stage=last, cheap=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,38 +11,12 @@ from ...nets.attention import self_attention
 from ...nets.block import below, feed_forward, modulated_norm
 from ...nets.embeddings import embed_sinusoids, linear, sinusoid
 from ...nets.net import Probe, Stage, Staged, Values, Weights
-from ...nets.patches import embed_patches, to_weights_dtype, unpatchify
+from ...nets.patches import LatentShape, embed_patches, to_weights_dtype, unpatchify
 
 
-@dataclass(frozen=True)
-class DiTShape:
-    """What the arguments of the original class fix and a state dict may not show.
-
-    Attributes:
-        depth: number of blocks.
-        hidden_size: D, channels of a token.
-        num_heads: of the attention.
-        patch_size: side of a patch, in pixels of the latent.
-        out_channels: of the output; twice those of the latent where the variance is predicted too.
-        input_size: side of the latents that the model was made for, in their pixels. The original takes no other.
-        multi_scale: latents of any size, with the positional table computed for each (as diffusers does, and the
-            original does not) and not the stored one.
-        scale: of the positions; 1 in the original, which knows no other.
-    """
-
-    depth: int
-    hidden_size: int
-    num_heads: int
-    patch_size: int
-    out_channels: int
-    input_size: int
-    multi_scale: bool = False
-    scale: float = 1.0
-
-    @property
-    def float32_table(self) -> bool:
-        """As the original stores it, and as diffusers computes it."""
-        return True
+class DiTShape(LatentShape):
+    """Of a DiT. The original takes latents of `input_size` only and knows no scale but 1; `multi_scale` computes the
+    table for each size, as diffusers does."""
 
 
 def dit(weights: Weights, shape: DiTShape) -> Staged:
@@ -73,6 +47,9 @@ def dit(weights: Weights, shape: DiTShape) -> Staged:
         torch.Size([1, 8, 16, 16])
     """
 
+    def patches(values: Values) -> Tensor:
+        return embed_patches(weights, shape, values["latent"], projection="x_embedder.proj", table="pos_embed")
+
     def for_each_block(name: str, embedded: Tensor, probe: Probe) -> Values:
         """The same for every block."""
         for i in range(shape.depth):
@@ -86,15 +63,15 @@ def dit(weights: Weights, shape: DiTShape) -> Staged:
     def label(values: Values) -> Tensor:
         return F.embedding(values["class_label"].to(weights.device), weights["y_embedder.embedding_table.weight"])
 
-    def numbered(i: int) -> Stage:
-        return Stage(f"block {i}", lambda values, probe: {"x": run_block(weights, shape, values, probe, index=i)})
+    def block(i: int, values: Values, probe: Probe) -> Values:
+        return {"x": run_block(weights, shape, values, probe, index=i)}
 
     return Staged(
         [
-            Stage("patch embedding", lambda values, probe: {"x": embed_patches(weights, shape, values["latent"])}),
+            Stage("patch embedding", lambda values, probe: {"x": patches(values)}),
             Stage("timestep embedding", lambda values, probe: for_each_block("t", timestep(values), probe)),
             Stage("class embedding", lambda values, probe: for_each_block("y", label(values), probe)),
-            *(numbered(i) for i in range(shape.depth)),
+            *(Stage(f"block {i}", partial(block, i)) for i in range(shape.depth)),
             Stage("final layer", lambda values, probe: {"output": final_layer(weights, shape, values)}),
         ]
     )

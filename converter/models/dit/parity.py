@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...families import Findings
 from ...nets.inputs import Case
-from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, of_any_size, own_size, parts
+from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, described, of_any_size, own_size, parts
 from ...nets.sampler import Sampler
 from ...nets.spec import ParitySpec, PostLoadFix
 from .faults import faults
 from .net import DiTShape, dit
 from .stock import AMENDED as AMENDED_STOCK
-from .stock import STOCK
+from .stock import PATCHES, STOCK
 from .table import EXACT, EXACT_LINE, OTHERWISE, VAE_FACTOR
 
 if TYPE_CHECKING:
@@ -28,14 +29,7 @@ SMALL = 8  # patches on a side of a latent that most cases have; stock diffusers
 
 def shape(found: Findings) -> DiTShape:
     """The architecture, from what the original file shows."""
-    return DiTShape(
-        depth=found.value("depth"),
-        hidden_size=found.value("hidden_size"),
-        num_heads=found.value("num_attention_heads"),
-        patch_size=found.value("patch_size"),
-        out_channels=found.value("out_channels"),
-        input_size=found.value("sample_size"),
-    )
+    return DiTShape(**described(found))
 
 
 def reference(found: Findings, weights: Weights) -> Net:
@@ -117,7 +111,7 @@ AS_LOADED = ParitySpec(
     faults=faults,
     # A shift of all keys by one vector changes every score of a query alike, and softmax none of them.
     invisible_biases=("attn1.to_k",),
-    stages=own_size,
+    stages=partial(own_size, stage=PATCHES),
     sampler=Sampler(GUIDED),
     loaded=STOCK.loaded,
 )

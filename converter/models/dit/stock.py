@@ -9,6 +9,8 @@ from ...nets.stock import FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 
 EMBEDDERS = "transformer_blocks.{}.norm1.emb"  # each block has its own; those of block 0 serve the last layer as well
 
+PATCHES, FINAL = "patch embedding", "final layer"
+
 
 def settle(fields: dict[str, Any]) -> dict[str, Any]:
     """As the class takes what is None (diffusers 0.42.1, its `__init__`)."""
@@ -28,11 +30,11 @@ STOCK = Stock(
     kind="diffusers.models.transformers.dit_transformer_2d:DiTTransformer2DModel",
     arguments={"hidden_states": "latent", "timestep": "timestep", "class_labels": "class_label"},
     stages=(
-        StockStage("patch embedding", "pos_embed", ("x",)),
+        StockStage(PATCHES, "pos_embed", ("x",)),
         StockStage("timestep embedding", f"{EMBEDDERS}.timestep_embedder", ("t{}",)),
         StockStage("class embedding", f"{EMBEDDERS}.class_embedder", ("y{}",)),
         StockStage("block {}", "transformer_blocks.{}", ("x",)),
-        StockStage("final layer", "", ("output",)),
+        StockStage(FINAL, "", ("output",)),
     ),
     probes={**SELF_ATTENTION, "after self-attention": ("norm3", "input"), **FEED_FORWARD},
     settle=settle,

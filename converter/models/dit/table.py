@@ -24,17 +24,12 @@ from ...families.evidence import (
     sizes,
     up_to_rounding,
 )
-from ...families.sincos import DRIFT, SinCosTable
+from ...families.sincos import DRIFT
 from ...mapping import Computed, Copies, KeyMapping, Plan, ZeroInit
 
 VAE_FACTOR, MLP_RATIO = 8, 4  # pixels per latent position; the feed-forward layers over the hidden size
 B, T = "blocks.{}.", "transformer_blocks.{}."
 EMB = T + "norm1.emb."  # diffusers has the embedders in every block, each a copy of the original's
-
-
-def positions(findings: Findings) -> SinCosTable:
-    """The table that diffusers will compute from the config."""
-    return computed_table(findings)
 
 
 KEYS = KeyMapping({
@@ -49,7 +44,7 @@ KEYS = KeyMapping({
     B + "mlp.fc2 [D F]":                T + "ff.net.2",
     "final_layer.adaLN_modulation.1 [2D D]": ZeroInit("proj_out_1"),
     "final_layer.linear [R D]":         ZeroInit("proj_out_2"),
-    POSITIONS + " [1 N D]":             Computed(positions),
+    POSITIONS + " [1 N D]":             Computed(computed_table),
 })  # fmt: skip
 
 EXACT = "exact_timesteps"

@@ -3,13 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...nets.attention import self_attention
 from ...nets.net import Probe, no_probe
-from .compression import NORM_EPS, Compression, compress
+
+NORM_EPS = 1e-5  # of the norms with parameters: `attn.norm`, `attn.q_norm`, `attn.k_norm`
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How a model of PixArt-sigma compresses keys and values (arXiv 2403.04692, "Efficient DiT Design").
+
+    Attributes:
+        sampling: 'conv', the published one: a depthwise convolution and a norm. The others have no weights, so that a
+            file does not show them: 'ave', which despite its name averages nothing but takes the nearest token;
+            'uniform', every factor-th row and column; 'uniform_every', every factor-th token of the flat sequence.
+        factor: by which rows and columns become fewer ('uniform_every': tokens).
+        blocks: indices of the blocks that do it.
+    """
+
+    sampling: Literal["conv", "ave", "uniform", "uniform_every"]
+    factor: int
+    blocks: frozenset[int]
+
+
+def compress(weights: Mapping[str, Tensor], tokens: Tensor, grid: tuple[int, int], how: Compression) -> Tensor:
+    """Fewer tokens, before they are split into heads (PixArt-sigma repository, diffusion/model/nets/PixArt_blocks.py).
+
+    Args:
+        weights: of the attention; 'conv' reads `sr.*` and `norm.*`, the same for keys and values.
+        tokens: (B, N, D), the keys or the values.
+        grid: (rows, columns) of the N tokens.
+
+    Returns: (B, M, D), M = floor(rows / factor) * floor(columns / factor) ('uniform_every': N / factor).
+    """
+    batch, count, width = tokens.shape
+    (rows, columns), factor = grid, how.factor
+    if factor == 1:
+        return tokens
+    # Where the factor leaves a rest, these two keep more tokens than the original then has room for: it fails.
+    if how.sampling == "uniform_every":
+        if count % factor:
+            raise ValueError(f"KV compression 'uniform_every': {count} tokens are not a multiple of {factor}")
+        return tokens[:, ::factor]
+    if how.sampling == "uniform" and (rows % factor or columns % factor):
+        raise ValueError(f"KV compression 'uniform': a grid of {rows} x {columns} is not a multiple of {factor}")
+
+    image = tokens.transpose(1, 2).reshape(batch, width, rows, columns)
+    if how.sampling == "conv":
+        image = F.conv2d(image, weights["sr.weight"], weights["sr.bias"], stride=factor, groups=width)
+    elif how.sampling == "ave":
+        image = F.interpolate(image, scale_factor=1 / factor, mode="nearest")
+    elif how.sampling == "uniform":
+        image = image[:, :, ::factor, ::factor]
+    else:
+        raise ValueError(f"no such KV compression: {how.sampling!r}")
+    tokens = image.flatten(2).transpose(1, 2)
+    if how.sampling == "conv":
+        tokens = F.layer_norm(tokens, (width,), weights["norm.weight"], weights["norm.bias"], NORM_EPS)
+    return tokens
 
 
 def altered_attention(
@@ -42,4 +99,4 @@ def altered_attention(
             k, v = (compress(weights, t, grid, compression) for t in (k, v))
         return q, k, v
 
-    return self_attention(weights, x, heads, alter, probe)
+    return self_attention(weights, x, heads, alter, probe=probe)

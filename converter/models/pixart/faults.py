@@ -19,12 +19,12 @@ from ...nets.shared_faults import (
     more_heads,
     output_faults,
     position_faults,
+    targets_of,
     timestep_faults,
 )
-from .hyper_parameters import MICRO
-from .stock import STOCK
-
-UNHEEDED = ("dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention")  # change no output
+from .released import MICRO
+from .stock import FINAL, PATCHES, STOCK
+from .table import IGNORABLE_CONFIG
 
 
 def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault]:
@@ -32,10 +32,10 @@ def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault
     return [
         *_config_faults(found, config),
         *_input_faults(found),
-        *position_faults(found, found.value("interpolation_scale")),
+        *position_faults(found, found.value("interpolation_scale"), PATCHES),
         Fault("t_block's output where the final layer wants t", SEEN, stage="timestep embedding",
               values=lambda v: v | {"t": v["t0"][:, : v["t"].shape[1]]}),
-        *output_faults(found, plan),
+        *output_faults(found, targets_of(plan, 0, "R"), FINAL),
     ]  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def _config_faults(found: Findings, config: Mapping[str, Any]) -> list[Fault]:
         ("half the scale", {"interpolation_scale": scale / 2}, STATED, False),
         ("twice the sample size", {"sample_size": have["sample_size"] * 2}, STATED, False),
         (micro, {"use_additional_conditions": not conditioned}, STATED if conditioned else SAID, False),
-    ], UNHEEDED)  # fmt: skip
+    ], IGNORABLE_CONFIG)  # fmt: skip
 
 
 def _input_faults(found: Findings) -> list[Fault]:

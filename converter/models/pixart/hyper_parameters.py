@@ -20,9 +20,9 @@ from ...families.evidence import (
     sizes,
 )
 from ...mapping import Plan
-from .released import HEAD_SIZE, MLP_RATIO, PLACEHOLDER, RELEASED, TOKENS, VAE_FACTOR, remarks, stock
+from .released import HEAD_SIZE, MICRO, MLP_RATIO, PLACEHOLDER, RELEASED, TOKENS, VAE_FACTOR, remarks, stock
 
-MICRO, QK_NORM, KV_COMPRESS, REL_POS = "micro_condition", "qk_norm", "kv_compress", "use_rel_pos"
+QK_NORM, KV_COMPRESS, REL_POS = "qk_norm", "kv_compress", "use_rel_pos"
 FLAGS = (
     IMAGE_SIZE,
     Flag("version", str, "Which PixArt, if the file does not show it.", choices=("alpha", "sigma")),
@@ -54,8 +54,8 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
     _resolution(found, state.config, read_table(plan, state, found))
     if found["multi_scale_train"].value:
         found.unused.add(POSITIONS)  # its class computes the table of each size anew
-    found.notes += remarks(found, MICRO)
-    found.diffusers_notes += stock(found, MICRO)
+    found.notes += remarks(found)
+    found.diffusers_notes += stock(found)
     held_against(state.config, found, CONFIGURED)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,40 +13,23 @@ from ...nets.attention import cross_attention
 from ...nets.block import below, feed_forward, modulated_norm
 from ...nets.embeddings import embed_numbers, linear
 from ...nets.net import Probe, Stage, Staged, Values, Weights
-from ...nets.patches import embed_patches, grid_of, to_weights_dtype, unpatchify
-from .attention import altered_attention
-from .compression import Compression
+from ...nets.patches import LatentShape, embed_patches, to_weights_dtype, unpatchify
+from .attention import Compression, altered_attention
 
 
-@dataclass(frozen=True)
-class PixArtShape:
-    """What the arguments of the original class fix and a state dict may not show.
+@dataclass(frozen=True, kw_only=True)
+class PixArtShape(LatentShape):
+    """Of a PixArt. The class is PixArtMS where it is `multi_scale`, and else PixArt, which takes latents of
+    `input_size` only and stores its positional table (where the state dict lacks it, it is computed).
 
     Attributes:
-        depth: number of blocks.
-        hidden_size: D, channels of a token.
-        num_heads: of both attentions.
-        patch_size: side of a patch, in pixels of the latent.
         in_channels: of the latent.
-        out_channels: of the output; twice those of the latent where the variance is predicted too.
-        input_size: side of the latents that the model was made for, in their pixels. The fixed class takes no other.
-        scale: positional interpolation scale (`lewei_scale`, `pe_interpolation`).
-        multi_scale: PixArtMS, which computes the positional table for each size of latent, and not PixArt, which
-            stores it as `pos_embed` (where the state dict lacks it, it is computed for `input_size`).
         micro_condition: the timestep embedding includes the image's size and aspect ratio.
         qk_norm: queries and keys of the self attention are normalised.
         compression: of keys and values, in some blocks.
     """
 
-    depth: int
-    hidden_size: int
-    num_heads: int
-    patch_size: int
     in_channels: int
-    out_channels: int
-    input_size: int
-    scale: float
-    multi_scale: bool
     micro_condition: bool = False
     qk_norm: bool = False
     compression: Compression | None = None
@@ -86,23 +70,23 @@ def pixart(weights: Weights, shape: PixArtShape) -> Staged:
         torch.Size([1, 8, 16, 24])
     """
 
-    def numbered(i: int) -> Stage:
-        return Stage(
-            f"block {i}",
-            lambda values, probe: {
-                "x": run_block(weights, shape, values, probe, index=i, key=f"blocks.{i}.", x=values["x"])
-            },
-        )
+    def block(i: int, values: Values, probe: Probe) -> Values:
+        return {"x": run_block(weights, shape, values, probe, index=i, key=f"blocks.{i}.", x=values["x"])}
 
     return Staged(
         [
-            Stage("patch embedding", lambda values, probe: {"x": embed_patches(weights, shape, values["latent"])}),
+            Stage("patch embedding", lambda values, probe: {"x": embed_latent(weights, shape, values["latent"])}),
             Stage("timestep embedding", lambda values, probe: embed_timestep(weights, shape, values)),
             Stage("caption embedding", lambda values, probe: {"y": embed_caption(weights, values["caption"])}),
-            *(numbered(i) for i in range(shape.depth)),
+            *(Stage(f"block {i}", partial(block, i)) for i in range(shape.depth)),
             Stage("final layer", lambda values, probe: {"output": final_layer(weights, shape, values)}),
         ]
     )
+
+
+def embed_latent(weights: Weights, shape: PixArtShape, latent: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, N, D), the positional table included."""
+    return embed_patches(weights, shape, latent, projection="x_embedder.proj", table="pos_embed")
 
 
 def embed_timestep(weights: Weights, shape: PixArtShape, values: Values) -> Values:
@@ -143,7 +127,7 @@ def run_block(
             before the GELU.
     """
     x, y, t0 = (to_weights_dtype(weights, tensor) for tensor in (x, values["y"], values["t0"]))
-    own, grid, heads = weights.lend(key), grid_of(shape, values["latent"]), shape.num_heads
+    own, grid, heads = weights.lend(key), shape.grid(values["latent"]), shape.num_heads
     how = shape.compression if shape.compression is not None and index in shape.compression.blocks else None
     modulation = own["scale_shift_table"][None] + t0.reshape(len(t0), 6, -1)
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...families import Findings
 from ...nets.inputs import Array, Case
-from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, of_any_size, own_size, parts
+from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, described, of_any_size, own_size, parts
 from ...nets.sampler import Sampler
 from ...nets.spec import ParitySpec
 from .faults import faults
-from .hyper_parameters import MICRO
 from .net import PixArtShape, pixart
-from .released import TOKENS, VAE_FACTOR
-from .stock import STOCK
+from .released import MICRO, TOKENS, VAE_FACTOR
+from .stock import PATCHES, STOCK
 
 if TYPE_CHECKING:
     from ...nets import Net, Weights
@@ -28,13 +28,8 @@ GUIDED = "guidance"
 def shape(found: Findings) -> PixArtShape:
     """The architecture, from what the original file shows."""
     return PixArtShape(
-        depth=found.value("depth"),
-        hidden_size=found.value("hidden_size"),
-        num_heads=found.value("num_attention_heads"),
-        patch_size=found.value("patch_size"),
+        **described(found),
         in_channels=found.value("in_channels"),
-        out_channels=found.value("out_channels"),
-        input_size=found.value("sample_size"),
         scale=found.value("interpolation_scale"),
         multi_scale=found.value("multi_scale_train"),
         micro_condition=found.value(MICRO),
@@ -164,7 +159,7 @@ PARITY = ParitySpec(
     faults=faults,
     # A shift of all keys by one vector changes every score of a query alike, and softmax none of them.
     invisible_biases=("attn1.to_k", "attn2.to_k"),
-    stages=own_size,
+    stages=partial(own_size, stage=PATCHES),
     optional=("caption_mask",),
     sampler=Sampler(GUIDED),
     loaded=STOCK.loaded,

@@ -6,6 +6,8 @@ from typing import Any
 
 from ...nets.stock import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 
+PATCHES, FINAL = "patch embedding", "final layer"
+
 
 def settle(fields: dict[str, Any]) -> dict[str, Any]:
     """As the class takes what is None (diffusers 0.42.1, its `__init__`)."""
@@ -29,11 +31,11 @@ STOCK = Stock(
         "added_cond_kwargs": {"resolution": "img_hw", "aspect_ratio": "aspect_ratio"},
     },
     stages=(
-        StockStage("patch embedding", "pos_embed", ("x",)),
+        StockStage(PATCHES, "pos_embed", ("x",)),
         StockStage("timestep embedding", "adaln_single", ("t0", "t")),
         StockStage("caption embedding", "caption_projection", ("y",)),
         StockStage("block {}", "transformer_blocks.{}", ("x",)),
-        StockStage("final layer", "", ("output",)),
+        StockStage(FINAL, "", ("output",)),
     ),
     probes={**SELF_ATTENTION, **CROSS_ATTENTION, "after cross-attention": ("norm2", "input"), **FEED_FORWARD},
     shell={"num_layers": 0, "caption_channels": None},

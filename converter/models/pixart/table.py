@@ -13,25 +13,23 @@ from typing import Any
 from ...errors import UsageError
 from ...families.base import Family, Findings
 from ...families.evidence import DIFFUSERS, POSITIONS, computed_table, drifted, exact_instead, up_to_rounding
-from ...families.sincos import DRIFT, SinCosTable
+from ...families.sincos import DRIFT
 from ...mapping import Computed, Extra, KeyMapping, Parameter, Refused, ZeroInit
-from .comfyui import comfyui_warnings
-from .hyper_parameters import FLAGS, KV_COMPRESS, MICRO, QK_NORM, REL_POS, describe
+from .hyper_parameters import FLAGS, KV_COMPRESS, QK_NORM, REL_POS, describe
+from .released import MICRO, comfyui_warnings
 
 B, T = "blocks.{}.", "transformer_blocks.{}."
 EMB = "adaln_single.emb."
 
 
-def positions(findings: Findings) -> SinCosTable:
-    """The table that diffusers will compute from the config."""
-    return computed_table(findings, "interpolation_scale")
-
-
-_NO_QK_NORM = Refused(
-    QK_NORM, "this model normalises queries and keys, which stock diffusers' PixArt class cannot hold"
+_NO_QK_NORM, _NO_KV, _NO_REL_POS = (
+    Refused(feature, f"this model {does}, which stock diffusers' PixArt class cannot hold")
+    for feature, does in (
+        (QK_NORM, "normalises queries and keys"),
+        (KV_COMPRESS, "compresses keys and values"),
+        (REL_POS, "has relative positions"),
+    )
 )
-_NO_KV = Refused(KV_COMPRESS, "this model compresses keys and values, which stock diffusers' PixArt class cannot hold")
-_NO_REL_POS = Refused(REL_POS, "this model has relative positions, which stock diffusers' PixArt class cannot hold")
 
 NO_CAPTION = (
     "the null caption, which the model saw in training in place of a dropped caption: the original's guidance and "
@@ -55,7 +53,7 @@ KEYS = KeyMapping({
     B + "mlp.fc2 [D F]":                T + "ff.net.2",
     "final_layer.linear [R D]":         ZeroInit("proj_out"),
     "final_layer.scale_shift_table [2 D]": Parameter("scale_shift_table"),
-    POSITIONS + " [1 N D]":             Computed(positions),
+    POSITIONS + " [1 N D]":             Computed(partial(computed_table, scale_name="interpolation_scale")),
     "y_embedder.y_embedding [L K]":     Extra("caption_projection.y_embedding", NO_CAPTION),
     B + "attn.q_norm":                  _NO_QK_NORM,
     B + "attn.k_norm":                  _NO_QK_NORM,
@@ -149,6 +147,6 @@ IGNORABLE_CONFIG: dict[str, tuple[Any, ...] | None] = dict.fromkeys(_INERT) | {"
 
 PIXART = Family(
     "pixart", "PixArt", KEYS, describe, config, FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
-    ignorable_config=IGNORABLE_CONFIG, comfyui=partial(comfyui_warnings, micro=MICRO),
+    ignorable_config=IGNORABLE_CONFIG, comfyui=comfyui_warnings,
     parity="converter.models.pixart.parity:PARITY",
 )  # fmt: skip

@@ -13,38 +13,27 @@ from converter.nets import Probe, Stage, Staged, Values, Weights, no_probe
 from converter.nets.attention import cross_attention, self_attention
 from converter.nets.block import below, modulated_norm
 from converter.nets.embeddings import embed_sinusoids, linear, sinusoid
-from converter.nets.patches import embed_patches, grid_of, to_weights_dtype, unpatchify
+from converter.nets.patches import LatentShape, embed_patches, to_weights_dtype, unpatchify
 
 CLIP = 65504.0  # the largest float16: what the original trains in float16 never sees more of
 NORM_EPS, CROSS_NORM_EPS = 1e-5, 1e-6
 
 
-@dataclass(frozen=True)
-class SanaShape:
-    """What the arguments of the original class fix and a state dict may not show.
+@dataclass(frozen=True, kw_only=True)
+class SanaShape(LatentShape):
+    """The shape of a net on latents, `num_heads` those of the cross attention.
 
     Attributes:
-        depth: number of blocks.
-        hidden_size: D, channels of a token.
-        linear_heads, cross_heads: of the two attentions.
-        patch_size: side of a patch, in pixels of the latent.
-        out_channels: of the output.
-        input_size: side of the latents that the model was made for.
-        scale: of the positions; None where there are none.
+        linear_heads: of the self attention.
         timestep_scale: what the timesteps that it takes were multiplied by; where that is 1, it takes whole ones.
     """
 
-    depth: int
-    hidden_size: int
     linear_heads: int
-    cross_heads: int
-    patch_size: int
-    out_channels: int
-    input_size: int
-    scale: float | None
     timestep_scale: float = 1.0
-    multi_scale: bool = True
-    float32_table: bool = False
+
+    @property
+    def float32_table(self) -> bool:
+        return False
 
 
 def sana(weights: Weights, shape: SanaShape) -> Staged:
@@ -61,6 +50,9 @@ def sana(weights: Weights, shape: SanaShape) -> Staged:
         "final layer": "output" (B, out_channels, H, W).
     """
 
+    def embed(latent: Tensor) -> Tensor:
+        return embed_patches(weights, shape, latent, projection="x_embedder.proj", table="pos_embed")
+
     def numbered(i: int) -> Stage:
         def run(values: Values, probe: Probe) -> Values:
             return {"x": block(weights.lend(f"blocks.{i}."), weights, shape, values, probe)}
@@ -69,7 +61,7 @@ def sana(weights: Weights, shape: SanaShape) -> Staged:
 
     return Staged(
         [
-            Stage("patch embedding", lambda values, probe: {"x": embed_patches(weights, shape, values["latent"])}),
+            Stage("patch embedding", lambda values, probe: {"x": embed(values["latent"])}),
             Stage("timestep embedding", lambda values, probe: embed_timestep(weights, shape, values["timestep"])),
             Stage("caption embedding", lambda values, probe: {"y": embed_caption(weights, values["caption"])}),
             Stage("caption norm", lambda values, probe: {"y": caption_norm(weights, values["y"])}),
@@ -149,14 +141,14 @@ def block(own: Mapping[str, Tensor], weights: Weights, shape: SanaShape, values:
 
     modulated = modulated_norm(x, shift_attn, scale_attn)
     probe("norm1 modulated", modulated)
-    out = self_attention(attn, modulated, shape.linear_heads, alter, probe, linear_attention)
+    out = self_attention(attn, modulated, shape.linear_heads, alter, probe=probe, attention=linear_attention)
     x = x + gate_attn * out.clip(-CLIP, CLIP)
     probe("after self-attention", x)
     x = x + cross_attention(
-        cross, x, y, values.get("caption_mask"), heads=shape.cross_heads, probe=probe,
+        cross, x, y, values.get("caption_mask"), heads=shape.num_heads, probe=probe,
         alter=lambda name, projected: normed(cross, name, projected, CROSS_NORM_EPS),
     )  # fmt: skip
-    mlp = glu_conv(below(own, "mlp."), modulated_norm(x, shift_mlp, scale_mlp), grid_of(shape, values["latent"]), probe)
+    mlp = glu_conv(below(own, "mlp."), modulated_norm(x, shift_mlp, scale_mlp), shape.grid(values["latent"]), probe)
     return x + gate_mlp * mlp
 
 

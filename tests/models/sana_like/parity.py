@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from converter.families import Findings
 from converter.mapping import Plan
 from converter.nets.faults import Fault
 from converter.nets.inputs import Case
-from converter.nets.latents import LatentInputs, believed_size, own_size, parts
+from converter.nets.latents import LatentInputs, believed_size, described, own_size, parts
 from converter.nets.net import Weights
 from converter.nets.shared_faults import SAID, SEEN, STATED, field_faults, more_heads, position_faults, timestep_faults
 from converter.nets.spec import ParitySpec, PostLoadFix
@@ -55,9 +56,9 @@ STOCK = Stock(
 
 def reference(found: Findings, weights: Weights) -> Staged:
     """The original net, from what its file shows."""
-    names = ("depth", "hidden_size", "num_attention_heads", CROSS, "patch_size", "out_channels", "sample_size")
-    scale = found.value(SCALE) if found.value(USE_PE) else None
-    return sana(weights, SanaShape(*map(found.value, names), scale, found.value("timestep_scale")))
+    shape = described(found) | {"num_heads": found.value(CROSS), "linear_heads": found.value("num_attention_heads")}
+    scale, factor = found.value(SCALE) if found.value(USE_PE) else None, found.value("timestep_scale")
+    return sana(weights, SanaShape(**shape, multi_scale=True, scale=scale, timestep_scale=factor))
 
 
 def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
@@ -99,14 +100,14 @@ def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault
             ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, STATED, True),
         ], UNHEEDED),
         *timestep_faults(),
-        *(position_faults(found, found.value(SCALE)) if placed else ()),
+        *(position_faults(found, found.value(SCALE), "patch embedding") if placed else ()),
         Fault("mask ignored", SEEN, inputs=lambda v: v | {"caption_mask": torch.ones_like(v["caption_mask"])}),
     ]  # fmt: skip
 
 
 AS_LOADED = ParitySpec(
     reference, STOCK.net, cases, parts=parts, patch=lambda found: int(found.value("patch_size")),
-    resolve_config=STOCK.resolve_config, config_hints=config_hints, faults=faults, stages=own_size,
+    resolve_config=STOCK.resolve_config, config_hints=config_hints, faults=faults, stages=partial(own_size, stage="patch embedding"),
     # No softmax sees a shift of all keys, no linear attention a scale; products of channels have no order.
     invisible_biases=("attn2.to_k",), invisible_scales=("attn1.to_q", "attn1.to_k", "attn1.norm_q", "attn1.norm_k"),
     invisible_swaps=(("attn1.norm_q", "attn1.norm_k"), ("attn2.norm_q", "attn2.norm_k")),

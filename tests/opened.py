@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from makers import GOLDEN, HEADS, SMALL, diffusers_keyed, pixart, raw_bytes, stated
+from makers import GOLDEN, HEADS, SMALL, diffusers_keyed, pixart, stated
+from memory_tensors import memory_tensors
 from safetensors.torch import save_file
 
 from converter import convert
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.dtypes import BY_CODE, DType
 from converter.checkpoint.json_file import read_json
 from converter.conversion.analysis import analyse
 from converter.models.pixart.parity import PARITY
@@ -24,9 +24,6 @@ from converter.parity.weight_pair import WeightPair
 NAMES = ("alpha-ms", "sigma-ms", "alpha-fixed")  # the golden models that stock diffusers can hold
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 State = dict[str, torch.Tensor]
-
-
-_DTYPES = {dtype.name: dtype for dtype in BY_CODE.values()}
 
 
 @dataclass(frozen=True)
@@ -58,25 +55,6 @@ def small(at: Path, state: State | None = None, **options: Any) -> Pair:
     said = {"num_attention_heads": HEADS, "image_size": size, "multi_scale_train": True} | options
     convert(at / "model.safetensors", at / "out", **stated(**said))
     return Pair(at / "model.safetensors", at / "out")
-
-
-class MemoryTensor:
-    """A lazy tensor whose bytes are in memory."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._tensor = tensor.contiguous()
-        self.shape = tuple(tensor.shape)
-        self.dtype: DType = _DTYPES[str(tensor.dtype).removeprefix("torch.")]
-
-    def read(self) -> bytes:
-        return raw_bytes(self._tensor)
-
-    def torch(self, out: torch.Tensor | None = None) -> torch.Tensor:
-        return self._tensor if out is None else out.copy_(self._tensor)
-
-
-def memory_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, MemoryTensor]:
-    return {key: MemoryTensor(tensor) for key, tensor in state.items()}
 
 
 @contextmanager

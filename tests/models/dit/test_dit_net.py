@@ -68,7 +68,10 @@ def random(grid: tuple[int, int] = (4, 4), batch: int = 2, multi_scale: bool = F
     side = sizes["patch_size"]
     sizes["input_size"] = (8 if multi_scale else grid[0]) * side
     out = sizes["in_channels"] * (2 if sizes["learn_sigma"] else 1)
-    shape = DiTShape(sizes["depth"], 24, 4, side, out, sizes["input_size"], multi_scale)
+    shape = DiTShape(
+        depth=sizes["depth"], hidden_size=24, num_heads=4, patch_size=side, out_channels=out,
+        input_size=sizes["input_size"], multi_scale=multi_scale,
+    )  # fmt: skip
     draw = torch.Generator().manual_seed(1)
     case = {
         "latent": torch.randn(batch, sizes["in_channels"], grid[0] * side, grid[1] * side, generator=draw),

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from makers import GOLDEN, HEADS, dit, save, stated
-from opened import Pair, held
+from memory_tensors import memory_tensors
+from opened import Pair
 from safetensors.torch import load_file, save_file
 
 from converter import UsageError, convert
@@ -24,7 +25,7 @@ from converter.errors import InputError
 from converter.families import Findings
 from converter.mapping import fold
 from converter.models.dit import parity as brought
-from converter.models.dit.faults import UNHEEDED, faults
+from converter.models.dit.faults import faults
 from converter.models.dit.net import dit as whole
 from converter.models.dit.parity import AMENDED, AS_LOADED, GUIDED, PARITY, cases, shape
 from converter.models.dit.stock import STOCK, exact_timesteps
@@ -343,7 +344,7 @@ def test_the_reference_is_the_original_net_on_its_own_size_and_runs_on_others(la
 
 
 def streamed(dtype: torch.dtype = torch.float32, state: Any = CONVERTED, **config: Any) -> Any:
-    return AMENDED.converted(DIT.config(FOUND) | config, Weights(held(state), dtype))
+    return AMENDED.converted(DIT.config(FOUND) | config, Weights(memory_tensors(state), dtype))
 
 
 def test_the_line_of_the_note_is_what_is_done_to_the_model() -> None:
@@ -367,7 +368,7 @@ def test_the_loader_of_the_checker_is_that_of_the_library(pair: Pair) -> None:
     inputs = cases(FOUND, "quick", {})[0].tensors(torch.float32)
     for model in (AS_LOADED, AMENDED):
         assert model.loaded
-        ours = model.converted(DIT.config(FOUND), Weights(held(CONVERTED), torch.float32)).forward(inputs)
+        ours = model.converted(DIT.config(FOUND), Weights(memory_tensors(CONVERTED), torch.float32)).forward(inputs)
         assert torch.equal(model.loaded(pair.model, inputs), ours)
 
 
@@ -540,7 +541,7 @@ def test_what_is_feared_is_among_the_faults(pair: Pair) -> None:
 def test_fields_that_change_no_output_are_no_faults(pair: Pair) -> None:
     inputs = cases(FOUND, "quick", {})[0].tensors(torch.float32)
     right = streamed().forward(inputs)
-    for field, value in zip(UNHEEDED, (0.5, 8, True), strict=True):
+    for field, value in (("dropout", 0.5), ("norm_num_groups", 8), ("upcast_attention", True)):
         assert torch.equal(streamed(**{field: value}).forward(inputs), right), field
 
 

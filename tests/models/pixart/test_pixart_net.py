@@ -13,7 +13,7 @@ import torch
 from makers import ROOT
 from originals import MODELS, Original, golden, random
 
-from converter.models.pixart.compression import Compression
+from converter.models.pixart.attention import Compression
 from converter.models.pixart.controlnet import controlnet
 from converter.nets import Values, Weights, attention, no_probe
 from converter.nets.attention import cross_attention

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from memory_tensors import MemoryTensor
 from opened import MemoryTensor
 
-from converter.nets.damage import scaled
-from converter.nets.faults import Fault, with_fault
+from converter.nets.faults import Fault, scaled, with_fault
 
 
 def state() -> dict[str, MemoryTensor]:

@@ -11,7 +11,7 @@ import torch
 from makers import GOLDEN, HEADS, SMALL, pixart, sincos
 from safetensors import safe_open
 
-from converter.models.pixart.compression import Compression
+from converter.models.pixart.attention import Compression
 from converter.models.pixart.controlnet import controlnet
 from converter.models.pixart.net import PixArtShape
 from converter.models.pixart.net import pixart as reference
@@ -94,7 +94,17 @@ def random(
 ) -> Original:
     """A multi-scale model of makers' small sizes, `changes` made to its shape, and one case of inputs."""
     hidden, side = SMALL["hidden_size"], SMALL["input_size"]
-    shape = PixArtShape(depth, hidden, HEADS, 2, 4, 8, side, 2.0, multi_scale=True)
+    shape = PixArtShape(
+        depth=depth,
+        hidden_size=hidden,
+        num_heads=HEADS,
+        patch_size=2,
+        in_channels=4,
+        out_channels=8,
+        input_size=side,
+        scale=2.0,
+        multi_scale=True,
+    )
     shape = replace(shape, **changes)
     how = shape.compression
     state = pixart(

@@ -16,10 +16,7 @@ from converter.checkpoint import open_checkpoint
 from converter.conversion.analysis import analyse
 from converter.errors import ConverterError, InputError
 from converter.models.pixart.parity import PARITY, cases
-from converter.nets.cases import load_cases
-from converter.nets.inputs import Case, noise
-from converter.parity.function import CaseOutcome
-from converter.parity.save_failing import save_outcome
+from converter.nets.inputs import Case, load_cases, noise, save_case
 
 
 def made(name: str = "alpha-ms", profile: str = "standard") -> list[Case]:
@@ -53,7 +50,7 @@ def test_every_case_comes_back_to_the_last_bit(tmp_path: Path) -> None:
     """Whatever its name: t998-t431.5 has a dot in it."""
     for case in made():
         output = torch.randn(2, 8, 4, 4)
-        words = save_outcome(tmp_path, CaseOutcome(case, {"float64": output.double()}, {"float32": output}))
+        words = save_case(tmp_path, case, {"original": {"float64": output.double()}, "converted": {"float32": output}})
         path = tmp_path / f"{case.name}.safetensors"
         assert words == f"saved {path}: run it again with --cases"
         (again,) = load_cases(path, LIKE, PARITY.optional)
@@ -69,7 +66,7 @@ def test_every_case_comes_back_to_the_last_bit(tmp_path: Path) -> None:
 @given(st.text(min_size=1, max_size=20, alphabet=st.characters(codec="utf-8", exclude_characters="\0")))
 def test_any_name(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     at = tmp_path_factory.mktemp("names")
-    save_outcome(at, CaseOutcome(Case(name, LIKE.arrays), {"float64": torch.ones(1)}))
+    save_case(at, Case(name, LIKE.arrays), {"original": {"float64": torch.ones(1)}})
     (path,) = at.iterdir()
     assert path.parent == at
     (again,) = load_cases(path, LIKE, PARITY.optional)
@@ -77,7 +74,7 @@ def test_any_name(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
 
 
 def test_a_name_cannot_leave_the_folder(tmp_path: Path) -> None:
-    words = save_outcome(tmp_path / "in" / "deep", CaseOutcome(Case("../../up", LIKE.arrays)))
+    words = save_case(tmp_path / "in" / "deep", Case("../../up", LIKE.arrays), {})
     assert [path.name for path in (tmp_path / "in" / "deep").iterdir()] == [".._.._up.safetensors"]
     assert ".._.._up" in words
 
@@ -207,4 +204,4 @@ def test_a_header_that_lies(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConverterError, match="cannot be written"):
-        save_outcome(tmp_path / "file" / "in", CaseOutcome(Case("a", {"latent": noise(1, 2, 2)})))
+        save_case(tmp_path / "file" / "in", Case("a", {"latent": noise(1, 2, 2)}), {})

@@ -83,9 +83,9 @@ def test_memory_is_the_same_until_more_is_asked_for() -> None:
     assert first.data_ptr() == again.data_ptr()
     less, _ = memory.lend([(torch.Size([3]), torch.float64)], 0)
     assert less.data_ptr() == first.data_ptr()
-    assert len(memory._bytes) == 448  # in steps of 64 bytes
+    assert len(memory.buffer) == 448  # in steps of 64 bytes
     more, _ = memory.lend([(torch.Size([1000]), torch.float32)], 64)
-    assert len(memory._bytes) == 4032 + 64
+    assert len(memory.buffer) == 4032 + 64
     assert more.numel() == 1000
 
 

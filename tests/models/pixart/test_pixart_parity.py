@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from makers import GOLDEN, HEADS
-from opened import NAMES, held
+from memory_tensors import memory_tensors
+from opened import NAMES
 
 from converter.checkpoint import open_checkpoint
 from converter.conversion.analysis import analyse
 from converter.families import Findings
-from converter.models.pixart.faults import UNHEEDED
 from converter.models.pixart.net import pixart as whole
 from converter.models.pixart.parity import GUIDED, PARITY, cases, config_hints, parts, reference, shape
 from converter.models.pixart.stock import STOCK
@@ -197,7 +197,7 @@ def test_no_two_cases_share_numbers(name: str) -> None:
 @each
 def test_guidance_begins_with_the_null_caption(name: str) -> None:
     null = state(name)["y_embedder.y_embedding"]
-    left = held({"y_embedder.y_embedding": null})
+    left = memory_tensors({"y_embedder.y_embedding": null})
     for tensor in left.values():
         tensor.numpy = lambda: null.numpy()
     made = of(name, "standard", left)[GUIDED]
@@ -248,7 +248,7 @@ def test_what_is_taken_from_a_config_for_want_of_better() -> None:
 
 def test_what_no_output_shows_is_tolerated() -> None:
     """A field is out of the self-test because it changes nothing, and then the audit may not ask for it either."""
-    for field in UNHEEDED:
+    for field in ("dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention"):
         assert PIXART.ignorable_config[field] is None
     assert PARITY.invisible_biases == ("attn1.to_k", "attn2.to_k")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from originals import MODELS, golden
 
-from converter.models.pixart.compression import Compression
+from converter.models.pixart.attention import Compression
 from converter.nets import Values
 
 TOLERANCE = 2e-5

@@ -11,8 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.models.pixart.attention import altered_attention
-from converter.models.pixart.compression import Compression, compress
+from converter.models.pixart.attention import Compression, altered_attention, compress
 
 D = 8
 SAMPLINGS = ("conv", "ave", "uniform", "uniform_every")

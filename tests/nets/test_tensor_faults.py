@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from converter.nets import damage
+from converter.nets import faults as damage
 
 TENSOR = torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,10 @@ class MemoryTensor:
         return DTYPES[str(self.tensor.dtype).removeprefix("torch.")]
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
     def numel(self) -> int:
         return self.tensor.numel()
 
@@ -40,6 +44,16 @@ class MemoryTensor:
             part = data[start : start + self.chunk]
             buffer[: len(part)] = part
             yield start, memoryview(buffer)[: len(part)]
+
+    def read(self) -> bytes:
+        return raw_bytes(self.tensor)
+
+    def torch(self, out: torch.Tensor | None = None) -> torch.Tensor:
+        return self.tensor.contiguous() if out is None else out.copy_(self.tensor)
+
+
+def memory_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, MemoryTensor]:
+    return {key: MemoryTensor(tensor) for key, tensor in state.items()}
 
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
