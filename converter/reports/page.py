@@ -81,7 +81,7 @@ def _view(report: Report, place: int, wording: Wording) -> dict[str, Any]:
 
 
 def _phase(phase: Phase, wording: Wording) -> dict[str, Any]:
-    decided, repairs = facts.gates(phase), facts.repairs(phase)
+    decided, repairs = phase.gates, facts.repairs(phase)
     mended = {words for words, _ in repairs}
     return {
         "phase": phase,
