@@ -17,7 +17,7 @@ from ..filenames import PARITY, RECORD, TOOL
 from ..hub import answers
 from ..hub.client import LOGIN, said, talking
 from ..hub.names import place_of, valid
-from ..reports.without_paths import without_paths
+from ..reports.published import without_paths
 from .target import CARD, listed, target
 
 

@@ -115,6 +115,11 @@ def trajectory(report: Report) -> KeyNumber | None:
     return KeyNumber("Trajectory", f"{times(error / floor)}×", words, phase.verdict == PASS)
 
 
+def sides(report: Report) -> list[tuple[str, dict[str, Any]]]:
+    """What was compared, as far as it is known: 'original' and 'converted'."""
+    return [(label, side) for label in ("original", "converted") if (side := getattr(report, label))]
+
+
 def side_facts(side: dict[str, Any]) -> list[tuple[str, str]]:
     """What is known of an input: (label, value), the digest last."""
     size = number(side.get("size"))
@@ -166,6 +171,11 @@ def tables(phase: Phase) -> Iterator[Table]:
         rows = [(sequence(row) + [None] * len(header))[: len(header)] for row in sequence(raw.get("rows"))]
         if header and rows:
             yield Table(str(raw.get("title", "")), str(raw.get("words", "")), header, rows)
+
+
+def cases(phase: Phase) -> list[dict[str, Any]]:
+    """The cases that were run: `name`, and as `axes` what each tries."""
+    return [mapping(case) for case in sequence(phase.detail.get("cases"))]
 
 
 def repairs(phase: Phase) -> list[tuple[str, bool]]:

@@ -311,4 +311,3 @@ def test_seconds_for_people() -> None:
         "",
     ]
     assert number("1e3") is None
-

@@ -9,20 +9,21 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UsageError, printable
+from ..numbers import broken, show
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
+    from matplotlib.axis import Tick
     from matplotlib.lines import Line2D
-    from matplotlib.text import Text
 
 WIDTH = 920.0  # of a picture as wide as the page; a unit is a pixel of the page at its full width
 NEEDS = "the HTML report needs {}: pip install 'convert-pixart[report]'"
@@ -47,9 +48,13 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.left": False,
     "axes.spines.right": False,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.major.pad": 7,
+    "ytick.major.pad": 7,
+    "axes.labelpad": 8,
+    "figure.constrained_layout.h_pad": 0.12,
     "legend.frameon": False,
-    "legend.borderpad": 0,
-    "legend.borderaxespad": 0,
     "legend.columnspacing": 1.4,
     "legend.handletextpad": 0.6,
 }
@@ -99,11 +104,11 @@ def cut(raw: object, limit: int) -> str:
 
 
 class Drawing:
-    """A picture in the making; `words` is what a screen reader says of it. Places are in units from the upper left.
+    """A picture in the making, of that size in units; `words` is what a screen reader says of it.
 
     >>> with styled():
     ...     drawing = Drawing(100, "one dot", width=200)
-    ...     dots = drawing.axes(0, 0, 200, 100).scatter([0.5], [0.5], color=COLOURS["fail"])
+    ...     dots = drawing.figure.subplots().scatter([0.5], [0.5], color=COLOURS["fail"])
     ...     drawing.tip(dots, "<b> is no markup")
     ...     svg = drawing.svg()
     >>> "fill: var(--fail)" in svg, "<title>&lt;b&gt; is no markup</title>" in svg
@@ -113,51 +118,21 @@ class Drawing:
     def __init__(self, height: float, words: str, width: float = WIDTH) -> None:
         from matplotlib.figure import Figure
 
-        self.width, self.height, self.words = width, height, words
-        self.figure = Figure(figsize=(width / 72, height / 72), dpi=72)  # a point is a unit
+        self.words = words
+        self.figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="compressed")  # a point is a unit
         self._tips: list[str] = []
-
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        """A point as matplotlib counts: in shares from the lower left."""
-        return x / self.width, 1 - y / self.height
-
-    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        x, y = self.place(left, top + height)
-        axes = self.figure.add_axes((x, y, width / self.width, height / self.height))
-        axes.tick_params(which="both", length=0, pad=7)
-        return axes
 
     def tip(self, artist: Artist, words: str) -> None:
         """A tooltip for all that an artist draws."""
         artist.set_gid(f"tip-{len(self._tips)}")
         self._tips.append(printable(words, 400))
 
-    def note(self, axes: Axes, raw: object, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
-        """A text beside a place in the axes. Where it has to be cut, to `limit`, a tooltip shows more of it."""
-        limit = style.pop("limit", 60)
-        place: dict[str, Any] = {"xycoords": "data", "textcoords": "offset points"} | style
-        self._explain(axes.annotate(cut(raw, limit), at, offset, **place), raw, limit)
-
-    def names(self, axis: Axis, names: Mapping[int, str], marked: Collection[int], **style: Any) -> None:
-        """Names at places of an axis, in the colour of what is wrong where they are `marked`."""
-        axis.set_ticks([*names], [cut(name, 30) for name in names.values()], **style)
-        for (place, name), label in zip(names.items(), axis.get_ticklabels(), strict=True):
-            self._explain(label, name, 30)
-            if place in marked:
-                label.set(color=COLOURS["fail"], fontweight="bold")
-
-    def legend(self, keys: Sequence[tuple[Line2D, str]], left: float) -> None:
+    def legend(self, keys: Iterable[tuple[Line2D, str]]) -> None:
         """One line of keys with their words, at the top."""
-        handles, labels = [key for key, _ in keys], [cut(words, 60) for _, words in keys]
-        length = 2.0 if any(key.get_linestyle() != "None" for key in handles) else 0.8
-        style: dict[str, Any] = {"bbox_to_anchor": self.place(left, 6), "ncols": len(keys) or 1, "handlelength": length}
-        legend = self.figure.legend(handles, labels, loc="upper left", **style)
-        for text, (_, words) in zip(legend.get_texts(), keys, strict=True):
-            self._explain(text, words, 60)
-
-    def _explain(self, text: Text, raw: object, limit: int) -> None:
-        if len(printable(raw, 400)) > limit:
-            self.tip(text, str(raw))
+        lines, words = zip(*keys, strict=True)
+        length = 2.0 if any(line.get_linestyle() != "None" for line in lines) else 0.8
+        style: dict[str, Any] = {"loc": "outside upper left", "ncols": len(lines), "handlelength": length}
+        self.figure.legend(lines, [cut(name, 60) for name in words], **style)
 
     def svg(self) -> str:
         """The element, with nothing that is loaded from elsewhere. Its ids are hashes of what they name."""
@@ -167,8 +142,8 @@ class Drawing:
         _, _, drawn = file.getvalue().decode().partition("</defs>")  # before it: the head, and a style for the document
         drawn = _TAG.sub(lambda tag: _plain(tag[0]), drawn)
         drawn = _TIP.sub(lambda tip: f"<g><title>{escape(self._tips[int(tip[1])])}</title>", drawn)
-        name = escape(printable(self.words))
-        return f'<svg viewBox="0 0 {self.width:g} {self.height:g}" role="img" aria-label="{name}">{drawn.strip()}'
+        box = f"0 0 {self.figure.bbox.width:g} {self.figure.bbox.height:g}"
+        return f'<svg viewBox="{box}" role="img" aria-label="{escape(self.words)}">{drawn.strip()}'
 
 
 def _plain(tag: str) -> str:
@@ -182,4 +157,26 @@ def key(marker: str, colour: str, alpha: float = 1, **style: Any) -> Line2D:
     from matplotlib.lines import Line2D
 
     more: dict[str, Any] = {"linestyle": "", "markeredgewidth": 0, "markersize": 8} | style
-    return Line2D([], [], color=COLOURS[colour], marker=marker, alpha=alpha, **more)
+    return Line2D([], [], color=colour, marker=marker, alpha=alpha, **more)
+
+
+def mark(ticks: Iterable[Tick], wrong: Iterable[bool]) -> None:
+    """Names of what is wrong in the colour for it."""
+    for tick, is_wrong in zip(ticks, wrong, strict=True):
+        if is_wrong:
+            tick.label1.set(color=COLOURS["fail"], fontweight="bold")
+
+
+def log_axis(axes: Axes, which: str, low: float, high: float) -> None:
+    """A logarithmic scale for `which`, "x" or "y"."""
+    from matplotlib.ticker import NullLocator
+
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(lambda value, _: show(value))
+    axis.set_minor_locator(NullLocator())
+
+
+def placed(values: Iterable[float | None], low: float, high: float) -> list[float]:
+    """Numbers on a scale: what lies outside is drawn at its edge, what is none or not finite is left out."""
+    return [nan if value is None or broken(value) else min(max(value, low), high) for value in values]

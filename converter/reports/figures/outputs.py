@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from ..facts import floor_limit, margin, precision_of
 from ..numbers import broken, number, sequence, show
 from ..report import Check, Phase
-from .drawing import COLOURS, WIDTH, Drawing, Figure, key
-from .stages import log_axis, placed, where
+from .drawing import COLOURS, WIDTH, Drawing, Figure, cut, key, log_axis, mark, placed
+from .stages import where
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,10 +19,7 @@ if TYPE_CHECKING:
 ROWS = 60  # of more cases those that use most of their limits are drawn
 SERIES = (("o", "series"), ("D", "s1"), ("s", "s2"), ("^", "s3"), ("|", "mute"))  # a marker and a colour per statistic
 AGAINST = " against "  # the original in the same precision, and not the truth
-LEFT, RIGHT, TOP, ROW, GAP = 212.0, 14.0, 70.0, 20.0, 34.0
-WIDEST, TALLEST, HEAD = 212.0, 240.0, 56.0  # of one map; of the legend above them
 MOST = 64  # channels
-PIXELS = 192  # an image has at least this many across, so that no program blurs it visibly
 BROKEN = "#e6007e"
 
 
@@ -44,41 +42,42 @@ def _margins(checks: Sequence[tuple[float, Check]], floors: float) -> str:
     rows = list(dict.fromkeys(check.what for _, check in checks))
     statistics = list(dict.fromkeys(_statistic(check) for _, check in checks))
     precisions = sorted({precision_of(check)[0] for _, check in checks}, key=lambda name: (name != "float32", name))[:3]
-    failed = {rows.index(check.what) for _, check in checks if check.failed}
-    drawing = Drawing(TOP + ROW * len(rows) + 30, "how much of its limit every case uses")
-    width = (WIDTH - LEFT - RIGHT - GAP * (len(precisions) - 1)) / len(precisions)
-    for i, precision in enumerate(precisions):
-        axes = drawing.axes(LEFT + i * (width + GAP), TOP, width, ROW * len(rows))
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        drawing.names(axes.yaxis, dict(enumerate(rows if i == 0 else [""] * len(rows))), failed)
+    failed = {check.what for _, check in checks if check.failed}
+    drawing = Drawing(100 + 20 * len(rows), "how much of its limit every case uses")
+    panels = drawing.figure.subplots(1, len(precisions), sharey=True, squeeze=False)[0]
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    mark(panels[0].set_yticks(range(len(rows)), [cut(what, 30) for what in rows]), [what in failed for what in rows])
+    for axes, precision in zip(panels, precisions, strict=True):
         unit, counted = (floors, "noise floor") if precision == "float32" else (1.0, "limit")
         ratios = [(share * unit, check) for share, check in checks if precision_of(check)[0] == precision]
         low, high = _scale(axes, [ratio for ratio, _ in ratios], unit)
         axes.axvspan(low, unit, color=COLOURS["series"], alpha=0.07, linewidth=0)  # what passes
-        axes.axvline(unit, color=COLOURS["limit"], linewidth=1.6)
-        place: dict[str, Any] = {"xycoords": ("data", "axes fraction")}
-        heading = f"{precision}: times the {counted}"
-        drawing.note(axes, heading, (low, 1), (0, 21), fontsize=12, fontweight="bold", **place)
-        drawing.note(axes, f"limit {show(unit)}", (unit, 1), (0, 6), color=COLOURS["limit"], ha="center", **place)
+        axes.axvline(unit, color=COLOURS["limit"])
+        axes.set_title(cut(f"{precision}: times the {counted}", 60), size=12, weight="bold", loc="left", pad=21)
+        top: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(f"limit {show(unit)}", (unit, 1), (0, 6), color=COLOURS["limit"], **top)
         for ratio, check in ratios:
             series = min(statistics.index(_statistic(check)), len(SERIES) - 1)
             marker, colour = ("x", "fail") if broken(ratio) else SERIES[series]
-            dot = axes.plot(
-                *(high if broken(ratio) else min(max(ratio, low), high), rows.index(check.what)),
+            (dot,) = axes.plot(
+                high if broken(ratio) else min(max(ratio, low), high),
+                rows.index(check.what),
                 marker=marker,
                 color=COLOURS["fail" if check.failed else colour],
-                alpha=0.4 if AGAINST in check.statistic and not broken(ratio) else 1,
+                alpha=0.4 if AGAINST in check.statistic and marker != "x" else 1,
                 markersize=8 if marker == "o" else 6.5,
                 markeredgewidth=2.2 if marker in "x|" else 0,
                 zorder=4 - series / 10,  # what people know is on top
                 clip_on=False,
             )
-            drawing.tip(dot[0], f"{check.what}, {check.statistic}: {check.words}")
+            drawing.tip(dot, f"{check.what}, {check.statistic}: {check.words}")
     finite = {_statistic(check) for share, check in checks if not broken(share)}
-    keys = [(key(*series), name) for series, name in zip(SERIES, statistics, strict=False) if name in finite]
+    dots = [key(marker, COLOURS[colour]) for marker, colour in SERIES]
+    keys = [(dot, name) for dot, name in zip(dots, statistics, strict=False) if name in finite]
     if any(AGAINST in check.statistic for _, check in checks):
-        keys.append((key(*SERIES[0], 0.4), "faint: against the original's float32 output"))
-    drawing.legend(keys, 8)
+        keys.append((key("o", COLOURS["series"], 0.4), "faint: against the original's float32 output"))
+    if keys:
+        drawing.legend(keys)
     return drawing.svg()
 
 
@@ -116,7 +115,7 @@ def heat(about: dict[str, Any]) -> Iterator[Figure]:
     unit, scale = str(about.get("unit") or "|difference|"), _colour_scale(maps)
     kind = "linear" if scale.vmin == 0 else "log"
     caption = f"{unit}, one {kind} colour scale for all channels. Evenly spread is noise; a pattern is a fault."
-    svg = _maps(dict(enumerate(zip(names, maps, strict=True))), int(columns), scale, unit)
+    svg = _maps(list(zip(names, maps, strict=True)), int(columns), scale, unit)
     yield Figure("Where the outputs differ", where(about) + caption, svg)
 
 
@@ -132,42 +131,35 @@ def _colour_scale(maps: list[list[float]]) -> Normalize:
     return LogNorm(min(max(values[len(values) // 50], high / 1e6), high / 10), high, clip=True)
 
 
-def _maps(maps: dict[int, tuple[str, list[float]]], columns: int, scale: Normalize, unit: str) -> str:
+def _maps(maps: Sequence[tuple[str, list[float]]], columns: int, scale: Normalize, unit: str) -> str:
     import numpy as np
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.ticker import MaxNLocator
 
-    rows, gap = len(maps[0][1]) // columns, 14.0
+    rows = len(maps[0][1]) // columns
     across = min(len(maps), 4 if len(maps) <= 8 or columns > 2 * rows else 8)
-    room = (WIDTH - gap * (across - 1)) / across
-    cell = min(min(room, WIDEST) / columns, TALLEST / rows)
-    step, down = max(cell * columns, min(room, 96.0)) + gap, cell * rows + 22 + gap
-    left = (WIDTH - step * across + gap) / 2
-    drawing = Drawing(HEAD + down * -(-len(maps) // across), "difference of the outputs, channel by channel")
+    down, cell = ceil(len(maps) / across), min(WIDTH / across / columns, 212 / columns, 240 / rows)
+    drawing = Drawing(80 + down * (cell * rows + 30), "difference of the outputs, channel by channel")
+    panels = drawing.figure.subplots(down, across, squeeze=False)
     colours = colormaps["viridis"].with_extremes(bad=BROKEN)
-    for i, (name, values) in maps.items():
-        x, y = left + step * (i % across), HEAD + down * (i // across) + 22
-        axes = drawing.axes(x, y, cell * columns, cell * rows)
-        large = np.kron(np.reshape(values, (rows, columns)), np.ones([max(1, PIXELS // columns)] * 2))
-        axes.imshow(large, norm=scale, cmap=colours, aspect="auto", interpolation="nearest")
-        axes.set_axis_off()
-        heading: dict[str, Any] = {"limit": max(8, int(step / 6.6)), "color": COLOURS["mute"]}
-        drawing.note(axes, name, (0, 1), (0, 7), xycoords="axes fraction", **heading)
+    for axes, (name, values) in zip(panels.flat, maps, strict=False):
+        axes.imshow(np.reshape(values, (rows, columns)), norm=scale, cmap=colours)
+        axes.set_title(cut(name, max(8, int(cell * columns / 6.6))), color=COLOURS["mute"], size=11.5, loc="left")
         finite = [value for value in values if value == value]
         lost = f", {len(values) - len(finite)} not finite" if len(finite) < len(values) else ""
         drawing.tip(axes, f"{name}: at most {show(max(finite, default=None))}{lost}")
-    bar = drawing.axes(left, 4, 300, 12)
-    legend = drawing.figure.colorbar(ScalarMappable(scale, colours), cax=bar, orientation="horizontal")
-    legend.formatter = lambda value, _: show(value)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    shades: dict[str, Any] = {"location": "top", "shrink": 0.4, "aspect": 25, "label": cut(unit, 60)}
+    bar = drawing.figure.colorbar(ScalarMappable(scale, colours), ax=panels, **shades)
+    bar.ax.xaxis.set_major_formatter(lambda value, _: show(value))
     if scale.vmin == 0:
-        legend.locator = MaxNLocator(4)
-    for shade in bar.collections:
+        bar.locator = MaxNLocator(4)
+    for shade in bar.ax.collections:
         shade.set_rasterized(True)  # not one element for each
-    legend.outline.set_visible(False)
-    legend.minorticks_off()
-    beside: dict[str, Any] = {"xycoords": "axes fraction", "va": "top"}
-    drawing.note(bar, unit, (1, 1), (28, 0), color=COLOURS["mute"], **beside)
-    if broken_ones := sum(value != value for _, values in maps.values() for value in values):
-        drawing.note(bar, f"■ not finite ({broken_ones})", (1, 1), (28, -19), color=BROKEN, **beside)
+    bar.outline.set_visible(False)
+    bar.minorticks_off()
+    if count := sum(value != value for _, values in maps for value in values):
+        drawing.legend([(key("s", BROKEN), f"not finite ({count})")])
     return drawing.svg()

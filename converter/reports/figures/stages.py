@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, inf, log10, nan
-from typing import TYPE_CHECKING, Any
+from math import ceil, floor, inf, log10
+from typing import Any
 
 from ..numbers import broken, mapping, number, positive, sequence, show, times
 from ..report import FLOOR_LIMIT, Phase
-from .drawing import COLOURS, WIDTH, Drawing, Figure, cut, key
+from .drawing import COLOURS, WIDTH, Drawing, Figure, cut, key, log_axis, mark, placed
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-RIGHT, TOP, PLOT, ROW = 20.0, 42.0, 250.0, 20.0
-LETTER, LABEL_ROOM = 6.1, 15.0  # how wide a letter is; how far apart slanted names have to stand
 MOST = 8  # stages whose inside is drawn
 LINES = ("converted", "noise floor: the original's own rounding")
 INHERITED = "In the order of the computation: the first red part is where it begins, those below inherit it."
-DASHES = (0, (4, 2.5))
 
 
 @dataclass(frozen=True)
@@ -32,16 +26,11 @@ class Point:
     wrong: bool
 
     @classmethod
-    def over(cls, name: str, raw_error: Any, raw_floor: Any, limit: float) -> Point:
-        """One that may be `limit` times its floor."""
-        error, floor = number(raw_error), positive(raw_floor)
-        return cls(name, error, floor, broken(error) or bool(error and floor and error > limit * floor))
-
-    @classmethod
-    def local(cls, about: dict[str, Any]) -> Point:
-        """One that was given the original's input."""
-        name = str(about.get("name", ""))
-        return cls(name, number(about.get("error")), positive(about.get("floor")), bool(about.get("faulty")))
+    def of(cls, name: object, error: object, floor: object, limit: float = 0, wrong: bool = False) -> Point:
+        """Of numbers from elsewhere. Wrong too is what is not finite, or more than `limit` times its floor, if any."""
+        error, floor = number(error), positive(floor)
+        over = broken(error) or bool(error and floor and error > limit * floor)
+        return cls(str(name), error, floor, wrong or (limit > 0 and over))
 
     @property
     def words(self) -> str:
@@ -56,7 +45,7 @@ def blocks(about: dict[str, Any]) -> Iterator[Figure]:
     names, errors = sequence(about.get("stages")), sequence(about.get("converted"))
     floors = [*sequence(about.get("floor")), *[None] * len(names)]
     limit = positive(about.get("limit")) or FLOOR_LIMIT
-    points = [Point.over(str(name), *numbers, limit) for name, *numbers in zip(names, errors, floors, strict=False)]
+    points = [Point.of(*about_one, limit) for about_one in zip(names, errors, floors, strict=False)]
     lines = [str(name) for name in sequence(about.get("words"))] or LINES
     if svg := _curve(points, limit, "error of every stage of the net", lines):
         first = next((point.name for point in points if point.wrong), None)
@@ -70,7 +59,7 @@ def trajectory(about: dict[str, Any]) -> Iterator[Figure]:
     points, limit = [], positive(about.get("limit")) or FLOOR_LIMIT
     for step in map(mapping, sequence(about.get("steps"))):
         name = show(step.get("step")) + (f" (t {show(step['timestep'])})" if "timestep" in step else "")
-        points.append(Point.over(name, step.get("error"), step.get("floor"), limit))
+        points.append(Point.of(name, step.get("error"), step.get("floor"), limit))
     if svg := _curve(points, limit, "error of every sampler step", ("converted", "noise floor")):
         sampler = f"{about['sampler']} from the same noise." if about.get("sampler") else "From the same noise."
         caption = f"{sampler} Relative L2 of the latents after each step, log scale."
@@ -80,70 +69,46 @@ def trajectory(about: dict[str, Any]) -> Iterator[Figure]:
 def localisation(phase: Phase) -> Iterator[Figure]:
     """Which stage is at fault: its own error when it gets the original's input, and the same for what is inside it."""
     about = mapping(phase.detail.get("localisation"))
-    raw = [mapping(stage) for stage in sequence(about.get("stages"))]
-    points = [Point.local(stage) for stage in raw]
-    if svg := _bars(points, "local error of every stage of the net", WIDTH):
-        wrong = [point.name for point in points if point.wrong]
-        more = ", ..." if len(wrong) > MOST else ""
-        at_fault = f" At fault: {', '.join(wrong[:MOST])}{more}." if wrong else ""
+    stages = [mapping(stage) for stage in sequence(about.get("stages"))]
+    wrong = [stage for stage in stages if stage.get("faulty")]
+    if svg := _bars(stages, "local error of every stage of the net", WIDTH):
+        named = ", ".join(str(stage.get("name", "")) for stage in wrong[:MOST]) + ", ..." * (len(wrong) > MOST)
         caption = (
             f"{where(about)}Every stage is given what the original's got, so that no error spreads; by what the stage "
-            f"itself changes, log scale.{at_fault}"
+            "itself changes, log scale."
         )
-        yield Figure("Where it goes wrong", caption, svg)
-    for stage in [stage for stage in raw if stage.get("faulty") and sequence(stage.get("inside"))][:MOST]:
-        inside = [Point.local(mapping(part)) for part in sequence(stage.get("inside"))]
-        if svg := _bars(inside, "local error of the parts of a stage", WIDTH / 2 - RIGHT):
+        yield Figure("Where it goes wrong", caption + (f" At fault: {named}." if wrong else ""), svg)
+    for stage in [stage for stage in wrong if sequence(stage.get("inside"))][:MOST]:
+        inside = [mapping(part) for part in sequence(stage["inside"])]
+        if svg := _bars(inside, "local error of the parts of a stage", WIDTH / 2 - 20):
             yield Figure(f"Inside {stage.get('name', 'it')}", INHERITED, svg, "small")
 
 
 def timesteps(about: dict[str, Any]) -> Iterator[Figure]:
     """How far apart two nets are at every timestep: a line for each of `about["lines"]`, name -> numbers."""
     at = [value for raw in sequence(about.get("timesteps")) if (value := number(raw)) is not None]
-    lines = {
-        str(name): placed(map(number, sequence(values)), -inf, inf)
-        for name, values in mapping(about.get("lines")).items()
-    }
+    raw = mapping(about.get("lines")).items()
+    lines = {str(name): placed(map(number, sequence(values)), -inf, inf) for name, values in raw}
     if not at or not lines or any(len(values) != len(at) for values in lines.values()):
         return
-    drawing = Drawing(TOP + PLOT + 50, "how far apart the two are at each timestep")
-    axes = drawing.axes(64, TOP, WIDTH - 64 - RIGHT, PLOT)
-    most = max((value for values in lines.values() for value in values if value == value), default=0.0)
-    axes.set(xlim=(0, 1000), ylim=(0, most * 1.08 or 1.0), xticks=range(0, 1001, 100), xlabel="timestep")
-    keys = []
+    drawing, keys = Drawing(340, "how far apart the two are at each timestep"), []
+    axes = drawing.figure.subplots()
     for (name, values), colour in zip(lines.items(), ("series", "s1", "s2", "s3"), strict=False):
         keys.append((axes.plot(at, values, color=COLOURS[colour], linewidth=2.2)[0], name))
         for t, value in zip(at, values, strict=True):
-            dot = axes.plot(t, value, "o", color=COLOURS[colour], ms=6.6, mec=COLOURS["card"], mew=1, clip_on=False)[0]
+            dot = axes.plot(t, value, "o", color=COLOURS[colour], mec=COLOURS["card"], clip_on=False)[0]
             drawing.tip(dot, f"t = {t:g}, {name}: {value:.3g}")
+    axes.set(xlim=(0, 1000), ylim=(0, None), xlabel="timestep")
     if (equal := number(about.get("equal"))) is not None and 0 <= equal <= 1000:
-        axes.axvline(equal, color=COLOURS["floor"], linewidth=1.4, linestyle=DASHES)
-        drawing.note(axes, "made equal here", (equal, 1), (6, -12), xycoords=("data", "axes fraction"))
-    drawing.legend(keys, 64)
+        axes.axvline(equal, color=COLOURS["floor"], linestyle="--")
+        axes.annotate("made equal here", (equal, 1), (6, -12), ("data", "axes fraction"), "offset points")
+    drawing.legend(keys)
     yield Figure("Distance at other timesteps", str(about.get("words", "")), drawing.svg())
 
 
 def where(about: dict[str, Any]) -> str:
     """The case that a picture is of."""
     return f"Case {about['case']}, {about.get('precision', '')}. " if about.get("case") else ""
-
-
-def placed(values: Any, low: float, high: float) -> list[float]:
-    """Numbers on a scale: what lies outside is drawn at its edge, what is none or not finite is left out."""
-    return [nan if value is None or broken(value) else min(max(value, low), high) for value in values]
-
-
-def log_axis(axes: Axes, which: str, low: float, high: float) -> None:
-    """A logarithmic scale for `which`, "x" or "y", with numbers at powers of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-    axis, room = (axes.xaxis, axes.bbox.width / 44) if which == "x" else (axes.yaxis, axes.bbox.height / 22)
-    axis.set_major_locator(LogLocator(numticks=max(2, int(room))))
-    axis.set_major_formatter(lambda value, _: show(value))
-    axis.set_minor_locator(LogLocator(subs=(2, 5), numticks=4))
-    axis.set_minor_formatter(NullFormatter())
-    axis.grid(True, which="minor", linestyle=(0, (1, 4)))
 
 
 def _range(values: Sequence[float | None]) -> tuple[float, float] | None:
@@ -157,68 +122,59 @@ def _range(values: Sequence[float | None]) -> tuple[float, float] | None:
 
 def _curve(points: Sequence[Point], limit: float, words: str, lines: Sequence[str]) -> str:
     """The error against its floor and limit on a log scale; '' where no number can be placed."""
-    limits = [point.floor and point.floor * limit for point in points]
-    span = _range([*limits, *(value for point in points for value in (point.error, point.floor))])
+    limits, floors = [point.floor and point.floor * limit for point in points], [point.floor for point in points]
+    span = _range([*limits, *floors, *(point.error for point in points)])
     if span is None:
         return ""
-    shown = [cut(point.name, 24) for point in points]
-    # Slanted names run down to the left: the first one needs its room within the picture.
-    left = max(64.0, len(shown[0]) * LETTER * 0.72 + 12)
-    drawing = Drawing(TOP + PLOT + max(map(len, shown)) * LETTER * 0.75 + 22, words)
-    axes = drawing.axes(left, TOP, WIDTH - left - RIGHT, PLOT)
+    names = [cut(point.name, 24) for point in points]
+    drawing = Drawing(310 + max(map(len, names)) * 4.6, words)
+    axes, xs = drawing.figure.subplots(), range(len(points))
+    log_axis(axes, "y", *span)
     axes.set_xlim(-0.5, len(points) - 0.5)
     axes.grid(False, axis="x")
-    log_axis(axes, "y", *span)
     # Those behind the first that is wrong inherit its error. Names that stand too close to others are left out.
-    first = next((x for x, point in enumerate(points) if point.wrong), None)
-    every = ceil(LABEL_ROOM * len(points) / (WIDTH - left - RIGHT))
-    near = range(first - every + 1, first + every) if first is not None else ()
-    names = {x: shown[x] for x in range(len(points)) if x == first or (x % every == 0 and x not in near)}
+    first, every = next((x for x in xs if points[x].wrong), -len(points)), ceil(len(points) / 55)
+    shown = [x for x in xs if x == first or (x % every == 0 and abs(x - first) >= every)]
     slant: dict[str, Any] = {"rotation": 42, "ha": "right", "va": "top", "rotation_mode": "anchor"}
-    drawing.names(axes.xaxis, names, [x for x in names if x == first], **slant)
-    xs, allowed = range(len(points)), placed(limits, *span)
+    mark(axes.set_xticks(shown, [names[x] for x in shown], **slant), [x == first for x in shown])
+    allowed, errors = placed(limits, *span), placed([point.error for point in points], *span)
     axes.fill_between(xs, span[0], allowed, color=COLOURS["series"], alpha=0.07, linewidth=0)
-    over = axes.plot(xs, allowed, color=COLOURS["limit"], linewidth=1.6)[0]
-    floors = placed([point.floor for point in points], *span)
-    noise = axes.plot(xs, floors, color=COLOURS["floor"], linewidth=1.8, linestyle=DASHES)[0]
-    errors, white = placed([point.error for point in points], *span), COLOURS["card"]
-    line = axes.plot(xs, errors, "o-", color=COLOURS["series"], linewidth=2.2, ms=7, mec=white, mew=1)[0]
+    over = axes.plot(xs, allowed, color=COLOURS["limit"])[0]
+    noise = axes.plot(xs, placed(floors, *span), "--", color=COLOURS["floor"], linewidth=1.8)[0]
+    line = axes.plot(xs, errors, "o-", color=COLOURS["series"], linewidth=2.2, mec=COLOURS["card"])[0]
     for x, point in enumerate(points):
         if point.wrong:
-            marker = ("x", span[1], 2.2) if broken(point.error) else ("o", errors[x], 0)
-            axes.plot(x, marker[1], marker[0], color=COLOURS["fail"], ms=7, mew=marker[2], clip_on=False, zorder=4)
+            y, marker, edge = (span[1], "x", 2.2) if broken(point.error) else (errors[x], "o", 0)
+            axes.plot(x, y, marker, color=COLOURS["fail"], ms=7, mew=edge, clip_on=False, zorder=4)
         # What a pointer can hit is as tall as the axes.
-        bar = axes.bar(x, span[1] - span[0], 12 / axes.bbox.width * len(points), span[0], color=white, alpha=0.001)
+        bar = axes.bar(x, span[1] - span[0], 1, span[0], color=COLOURS["card"], alpha=0.001, zorder=5)
         drawing.tip(bar[0], point.words)
-    drawing.legend([(line, lines[0]), (noise, lines[-1]), (over, f"limit: {show(limit)} × the noise floor")], left)
+    drawing.legend([(line, lines[0]), (noise, lines[-1]), (over, f"limit: {show(limit)} × the noise floor")])
     return drawing.svg()
 
 
-def _bars(points: Sequence[Point], words: str, width: float) -> str:
+def _bars(stages: Sequence[dict[str, Any]], words: str, width: float) -> str:
     """A bar for each stage, with its noise floor and its number; '' where none can be placed."""
+    points = [Point.of(s.get("name", ""), s.get("error"), s.get("floor"), 0, bool(s.get("faulty"))) for s in stages]
     span = _range([value for point in points for value in (point.error, point.floor)])
     if span is None:
         return ""
     low, high = span
-    drawing = Drawing(TOP + ROW * len(points) + 30, words, width)
-    axes = drawing.axes(160, 30, width - 160 - 76, ROW * len(points))
+    drawing = Drawing(70 + 20 * len(points), words, width)
+    axes, ys = drawing.figure.subplots(), range(len(points))
     log_axis(axes, "x", low, high)
     axes.set_ylim(len(points) - 0.5, -0.5)
     axes.grid(False, axis="y")
-    names = {y: point.name for y, point in enumerate(points)}
-    drawing.names(axes.yaxis, names, {y for y in names if points[y].wrong})
+    mark(axes.set_yticks(ys, [cut(point.name, 24) for point in points]), [point.wrong for point in points])
     for y, point in enumerate(points):
         end = high if broken(point.error) else min(max(point.error or 0.0, low), high)
         fill, alpha, ink = ("fail", 1.0, "fail") if point.wrong else ("series", 0.62, "mute")
         bar = axes.barh(y, end - low, 0.64, low, color=COLOURS[fill], alpha=alpha)
+        axes.bar_label(bar, [show(point.error)], padding=6, color=COLOURS[ink])
         drawing.tip(bar[0], point.words)
-        drawing.note(axes, show(point.error), (end, y), (6, 0), color=COLOURS[ink], va="center_baseline")
-    floors = placed([point.floor for point in points], *span)
-    axes.vlines(floors, [y - 0.4 for y in names], [y + 0.4 for y in names], color=COLOURS["floor"], linewidth=2)
-    keys = [
-        (key("s", "series", 0.62), "as the original"),
-        (key("s", "fail"), "at fault"),
-        (key("|", "floor", markeredgewidth=2), "noise floor"),
-    ]
-    drawing.legend(keys, 40)
+    floors = placed([point.floor for point in points], low, high)
+    axes.vlines(floors, [y - 0.4 for y in ys], [y + 0.4 for y in ys], color=COLOURS["floor"], linewidth=2)
+    right, wrong = key("s", COLOURS["series"], 0.62), key("s", COLOURS["fail"])
+    noise = key("|", COLOURS["floor"], markeredgewidth=2)
+    drawing.legend([(right, "as the original"), (wrong, "at fault"), (noise, "noise floor")])
     return drawing.svg()
