@@ -16,25 +16,32 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.words: list[str] = []
         self.comments: list[str] = []
-        self.tooltips: list[tuple[str, str]] = []  # what a shape of a picture says, and the shape's style
+        self.tooltips: list[tuple[str, str]] = []  # what a group of a picture says, and the styles in it
+        self.tipped = 0  # how deep the group is
         self.feed(content)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
+        self.handle_startendtag(tag, attrs)
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
+        if self.tipped:
+            words, styles = self.tooltips[-1]
+            self.tooltips[-1] = words, f"{styles} {dict(attrs).get('style') or ''}"
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        if len(self.open) < self.tipped:
+            self.tipped = 0
 
     def handle_data(self, data: str) -> None:
         if "svg" in self.open and self.open[-1] == "title":
-            self.tooltips.append((data, self.elements[-2][1].get("style") or ""))
+            self.tooltips.append((data, ""))
+            self.tipped = len(self.open) - 1
         elif "style" not in self.open:
             self.words.append(data)
 

@@ -14,11 +14,10 @@ from ..errors import human_bytes
 from ..filenames import PARITY, RECORD, SIDECAR
 from ..hub.names import hub_path
 from ..reports import facts
+from ..reports.markdown import ICONS
 from ..reports.markdown_text import blocks, bullets, code, fenced, table, text
-from ..reports.published import published
+from ..reports.published import published, without_paths
 from ..reports.report import Report
-from ..reports.summary import ICONS
-from ..reports.without_paths import without_paths
 from ..reports.wording import MEANING
 from .target import MARK
 

@@ -13,10 +13,9 @@ import json
 from collections.abc import Callable, Sequence
 
 from .junit import junit
+from .markdown import card, markdown
 from .page import page
 from .report import EXIT_CODES, REPORT_VERSION, Report, worst
-from .summary import markdown
-from .verification import card
 from .wording import PARITY, Wording
 
 __all__ = ["KINDS", "card", "render", "worst"]

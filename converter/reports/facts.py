@@ -36,11 +36,6 @@ def name_of(report: Report) -> str:
     return next((str(name) for name in names if name), "unnamed")
 
 
-def gates(phase: Phase) -> list[Check]:
-    """The checks that decide; the others are only shown."""
-    return [check for check in phase.checks if check.passed is not None]
-
-
 def waived(report: Report) -> Iterator[tuple[Phase, Check]]:
     return ((phase, check) for phase in report.phases for check in phase.checks if check.waived)
 
@@ -78,7 +73,7 @@ class KeyNumber:
 
 def key_numbers(report: Report) -> list[KeyNumber]:
     """What a person asks first: how many checks passed, how far from the limits, and whether faults would be seen."""
-    decided = [check for phase in report.phases for check in gates(phase)]
+    decided = [check for phase in report.phases for check in phase.gates]
     shown = []
     if decided:
         passed = sum(bool(check.passed or check.waived) for check in decided)
@@ -91,7 +86,7 @@ def key_numbers(report: Report) -> list[KeyNumber]:
             ("float32", floor_limit(function), "the original's own noise floor"),
             ("float64", 1.0, "the limit"),
         ):
-            used = [(margin(check), check) for check in gates(function) if precision_of(check)[0] == precision]
+            used = [(margin(check), check) for check in function.gates if precision_of(check)[0] == precision]
             numbers = [used for used, _ in used if used is not None]
             if numbers:
                 good = all(check.passed or check.waived for _, check in used)
@@ -100,7 +95,7 @@ def key_numbers(report: Report) -> list[KeyNumber]:
                 shown.append(KeyNumber(f"Worst in {precision}", f"{largest}×", f"{words}{limit}", good))
     if (steps := trajectory(report)) and steps.words:
         shown.append(steps)
-    mutants = gates(phase) if (phase := report.phase("self-test")) else []
+    mutants = phase.gates if (phase := report.phase("self-test")) else []
     if mutants:
         killed = sum(bool(check.passed) for check in mutants)
         words = "caught by the checks: deliberate faults; let pass: a harmless change"
@@ -118,6 +113,11 @@ def trajectory(report: Report) -> KeyNumber | None:
         return None
     words = f"the noise floor after {len(steps)} sampler steps"
     return KeyNumber("Trajectory", f"{times(error / floor)}×", words, phase.verdict == PASS)
+
+
+def sides(report: Report) -> list[tuple[str, dict[str, Any]]]:
+    """What was compared, as far as it is known: 'original' and 'converted'."""
+    return [(label, side) for label in ("original", "converted") if (side := getattr(report, label))]
 
 
 def side_facts(side: dict[str, Any]) -> list[tuple[str, str]]:
@@ -171,6 +171,11 @@ def tables(phase: Phase) -> Iterator[Table]:
         rows = [(sequence(row) + [None] * len(header))[: len(header)] for row in sequence(raw.get("rows"))]
         if header and rows:
             yield Table(str(raw.get("title", "")), str(raw.get("words", "")), header, rows)
+
+
+def cases(phase: Phase) -> list[dict[str, Any]]:
+    """The cases that were run: `name`, and as `axes` what each tries."""
+    return [mapping(case) for case in sequence(phase.detail.get("cases"))]
 
 
 def repairs(phase: Phase) -> list[tuple[str, bool]]:

@@ -6,7 +6,7 @@ before, and a content security policy in the page forbids whatever might slip th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -15,8 +15,8 @@ from ..errors import UsageError, printable
 from . import facts
 from .figures import figures, localisation, styled
 from .figures.drawing import NEEDS
-from .numbers import duration, mapping, sequence, show
-from .report import NOT_RUN, Check, Phase, Report, worst
+from .numbers import duration, show
+from .report import Check, Phase, Report, worst
 from .wording import Wording
 
 TEXT_LIMIT, NAME_LIMIT = 2000, 200
@@ -31,14 +31,13 @@ def page(reports: Sequence[Report], wording: Wording) -> str:
         raise UsageError(NEEDS.format("jinja2")) from error
 
     with styled():
-        views = [_view(report, i, wording) for i, report in enumerate(reports, 1)]
-    html: str = _template(jinja2, Markup).render(
-        style=_read("report.css"),
-        verdict=worst(reports),
-        views=views,
-        marks=facts.MARKS,
-        wording=wording,
-    )
+        html: str = _template(jinja2, Markup).render(
+            reports=reports,
+            verdict=worst(reports),
+            wording=wording,
+            subject=lambda report: f"{wording.subject}{wording.name or facts.name_of(report)}",
+            style=_read("report.css"),
+        )
     return html.strip() + "\n"
 
 
@@ -49,9 +48,9 @@ def _template(jinja2: Any, markup: type[str]) -> Any:
         return value if isinstance(value, markup | jinja2.Undefined) else printable(value, TEXT_LIMIT)
 
     environment = jinja2.Environment(autoescape=True, finalize=cleaned, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["show"] = show
+    environment.filters |= {"show": show, "duration": duration, "drawn": markup}
     environment.filters["brief"] = lambda value: printable(value, NAME_LIMIT)
-    environment.filters["drawn"] = markup
+    environment.globals |= {"facts": facts, "figures": figures, "localisation": localisation, "grouped": grouped}
     return environment.from_string(_read("report.html.j2"))
 
 
@@ -59,53 +58,9 @@ def _read(name: str) -> str:
     return files(__package__).joinpath(name).read_text("utf-8")
 
 
-def _view(report: Report, place: int, wording: Wording) -> dict[str, Any]:
-    """A report as the template wants it."""
-    return {
-        "report": report,
-        "anchor": f"report-{place}",
-        "name": f"{wording.subject}{wording.name or facts.name_of(report)}",
-        "numbers": facts.key_numbers(report),
-        "diagnosis": facts.diagnosis(report),
-        "sides": [
-            {"label": label, "name": side.get("name") or "unnamed", "facts": facts.side_facts(side), "files": found}
-            for label, side in (("Original", report.original), ("Converted", report.converted))
-            if side
-            for found in [facts.files_of(side)]
-        ],
-        "phases": [_phase(phase, wording) for phase in report.phases],
-        "waived": list(facts.waived(report)),
-        "environment": facts.environment_facts(report),
-        "took": duration(report.run.get("seconds")),
-    }
-
-
-def _phase(phase: Phase, wording: Wording) -> dict[str, Any]:
-    decided, repairs = facts.gates(phase), facts.repairs(phase)
-    mended = {words for words, _ in repairs}
-    return {
-        "phase": phase,
-        "ran": phase.verdict != NOT_RUN,
-        "failed": list(phase.failed),
-        "passed": sum(bool(check.passed or check.waived) for check in decided),
-        "decided": len(decided),
-        "groups": list(_groups(phase)),
-        "where": list(localisation(phase)),
-        "figures": list(figures(phase)),
-        "about": wording.about.get(phase.name, ""),
-        "cases": [mapping(case) for case in sequence(phase.detail.get("cases"))],
-        "tables": list(facts.tables(phase)),
-        "notes": [note for note in phase.notes if note not in mended],
-        "repairs": repairs,
-        "mutants": sorted(decided, key=lambda check: bool(check.passed)) if phase.name == "self-test" else [],
-    }
-
-
-def _groups(phase: Phase) -> Iterator[tuple[str, list[Check]]]:
-    """The checks under what they are about, in the order in which the report has them."""
+def grouped(phase: Phase) -> dict[str, list[Check]]:
+    """The checks under what they are about, in the order in which the report has them; under '' where none has two."""
     groups: dict[str, list[Check]] = {}
     for check in phase.checks:
         groups.setdefault(check.what, []).append(check)
-    if all(len(checks) == 1 for checks in groups.values()):
-        groups = {"": phase.checks} if phase.checks else {}
-    yield from groups.items()
+    return groups if len(groups) < len(phase.checks) else {"": phase.checks}

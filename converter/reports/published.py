@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
-from ..reports.without_paths import base_name, without_paths
 from .report import Report
 
+Texts = TypeVar("Texts")
+_PART = r"[^\s/\\\"'`<>|:;,()\[\]]+"
+# From the root, from home, from here or above; on a Windows drive, or in its network. What is said of files inside a
+# model, such as transformer/config.json, begins otherwise, and stays.
+_PATH = re.compile(
+    rf"(?<![\w./\\:<~-])(?:~[\w.-]*/|\.{{1,2}}/|/(?={_PART}/))(?:{_PART}/)*({_PART})?/?"
+    rf"|(?<![A-Za-z0-9])(?:[A-Za-z]:[\\/]|\\\\(?={_PART}\\))(?:{_PART}[\\/])*({_PART})?[\\/]?"
+)
 _SIDES = {"--orig_ckpt_path": "original", "--converted_path": "converted"}
 _NAMES = ("--push_to_hub",)  # a name on the hub is no path
 _WRITTEN = ("--report", "--card")  # each has to name a file of its own
@@ -80,3 +90,47 @@ def _split(command: str) -> Iterator[tuple[str, str | None, str | None]]:
             flag = spelled = None
     if spelled:
         yield flag or "", None, spelled
+
+
+def base_name(path: str) -> str:
+    """The last part of a path of any system; a place on the hub as it is.
+
+    >>> base_name("runs/epoch_5.pth"), base_name("C:\\\\runs\\\\out\\\\"), base_name("hf://owner/name")
+    ('epoch_5.pth', 'out', 'hf://owner/name')
+    """
+    if path.startswith("hf:/"):
+        return path
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or "."
+
+
+def without_paths(texts: Texts, known: Iterable[object] = ()) -> Texts:
+    """A text, or all texts in lists and dicts, with every path that stands in it cut down to its last part.
+
+    Args:
+        known: paths that may stand in it, however they begin and whatever characters they hold.
+
+    >>> without_paths({"note": "/home/me/runs/a.pth and transformer/config.json, x/y b"}, ["x/y b"])
+    {'note': 'a.pth and transformer/config.json, y b'}
+    """
+    folders = sorted({*_folders(known)}, key=len, reverse=True)
+    inside = re.compile("|".join(rf"(?<![\w.-]){re.escape(folder)}" for folder in folders)) if folders else None
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, str):
+            value = inside.sub("", value) if inside else value
+            return _PATH.sub(lambda found: found[1] or found[2] or "", value)
+        if isinstance(value, dict):
+            return {key: cut(item) for key, item in value.items()}
+        return [cut(item) for item in value] if isinstance(value, list | tuple) else value
+
+    shown: Texts = cut(texts)
+    return shown
+
+
+def _folders(paths: Iterable[object]) -> Iterator[str]:
+    """Where paths lie, as they are spelled and from the root."""
+    for path in map(str, paths):
+        for spelled in (path, os.path.abspath(path)):
+            folder = spelled[: len(spelled.rstrip("/\\")) - len(base_name(spelled))]
+            if folder.strip("./\\") and not path.startswith("hf:/"):
+                yield folder

@@ -37,6 +37,10 @@ class Check:
     words: str
     waived: str = ""
 
+    @property
+    def failed(self) -> bool:
+        return self.passed is False and not self.waived
+
 
 @dataclass
 class Phase:
@@ -51,7 +55,12 @@ class Phase:
 
     @property
     def failed(self) -> Iterator[Check]:
-        return (check for check in self.checks if check.passed is False and not check.waived)
+        return (check for check in self.checks if check.failed)
+
+    @property
+    def gates(self) -> list[Check]:
+        """The checks that decide; the others are only shown."""
+        return [check for check in self.checks if check.passed is not None]
 
 
 @dataclass

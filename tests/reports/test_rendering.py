@@ -14,9 +14,8 @@ import pytest
 import sample_reports as samples
 
 from converter.reports import KINDS, card, facts, render, worst
-from converter.reports.figures.drawing import log_range
 from converter.reports.markdown_text import code, fenced, table, text
-from converter.reports.numbers import duration, number, power, show
+from converter.reports.numbers import duration, number, show
 from converter.reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 
 REPORTS = samples.everything()
@@ -312,9 +311,3 @@ def test_seconds_for_people() -> None:
         "",
     ]
     assert number("1e3") is None
-
-
-def test_scales() -> None:
-    assert [power(e) for e in (-8, -1, 0, 3, 4)] == ["10⁻⁸", "10⁻¹", "1", "1000", "10⁴"]
-    assert log_range([None, 0.0, math.nan, "inf", -1.0]) is None
-    assert log_range([1e-320, 1e308])[0] > 0

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from ..numbers import mapping
 from ..report import Phase
 from .drawing import Figure, styled
-from .heat import heat
-from .margins import margins
+from .outputs import heat, margins
 from .stages import blocks, localisation, timesteps, trajectory
 
 __all__ = ["Figure", "figures", "localisation", "styled"]

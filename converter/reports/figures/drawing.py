@@ -1,7 +1,6 @@
-"""A picture that matplotlib lays out, as inline SVG: its colours are the page's, and its texts go in afterwards.
+"""A picture that matplotlib draws as inline SVG, in the colours and the font of the page, with tooltips.
 
-matplotlib knows only stand-ins for both. The colours become CSS variables, so that dark mode needs no second set of
-pictures; a name may be in any script, needs no font here, and is never read as mathematics.
+matplotlib is given stand-ins for the colours. They become CSS variables, so that dark mode needs no second picture.
 """
 
 from __future__ import annotations
@@ -9,20 +8,21 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil, floor, log10, nan
+from html import escape
+from math import nan
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree as ET
 
 from ...errors import UsageError, printable
-from ..numbers import broken, positive, power
+from ..numbers import broken, show
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
+    from matplotlib.axis import Tick
     from matplotlib.lines import Line2D
 
 WIDTH = 920.0  # of a picture as wide as the page; a unit is a pixel of the page at its full width
@@ -34,24 +34,35 @@ COLOURS = {name: f"#a1b2{i:02x}" for i, name in enumerate(NAMES)}
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "convert-pixart",
+    "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "font.size": 11.5,
     "text.color": COLOURS["ink"],
     "xtick.color": COLOURS["mute"],
     "ytick.color": COLOURS["mute"],
+    "axes.labelcolor": COLOURS["mute"],
     "axes.edgecolor": COLOURS["grid"],
     "grid.color": COLOURS["grid"],
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.major.pad": 7,
+    "ytick.major.pad": 7,
+    "axes.labelpad": 8,
+    "figure.constrained_layout.h_pad": 0.12,
     "legend.frameon": False,
-    "legend.borderpad": 0,
-    "legend.borderaxespad": 0,
     "legend.columnspacing": 1.4,
     "legend.handletextpad": 0.6,
 }
+_TAG = re.compile(r"<[^>]+>")  # no text and no attribute of matplotlib's holds a bare < or >
+_COLOUR = re.compile(r"#a1b2(\w\w)")
+_NAME = re.compile(r' id="[\w.]+_\d+"')  # figure_1, matplotlib.axis_2; what is referred to has a hash for an id
 _DECIMALS = re.compile(r"-?\d+\.\d{3,}")
-_FONT = re.compile(r"font: (?:(\w+) )?([\d.]+px) [^;]*")  # in one, or, since matplotlib 3.11, one by one
-_FAMILY = re.compile(r"font-family: [^;]*(?:; )?")
+_TIP = re.compile(r'<g id="tip-(\d+)">')
 
 
 @dataclass(frozen=True)
@@ -77,17 +88,28 @@ def styled() -> Iterator[None]:
         from matplotlib import style
     except ImportError as error:
         raise UsageError(NEEDS.format("matplotlib")) from error
-    with style.context(["default", STYLE]):
+    with style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from ")  # the reader's browser has the font
         yield
 
 
+def cut(raw: object, limit: int) -> str:
+    """A text from elsewhere on one line, so that it fits.
+
+    >>> cut("block 12", 30), cut("block 12", 6)
+    ('block 12', 'block…')
+    """
+    text = printable(raw, 400)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 class Drawing:
-    """A picture in the making; `words` is what a screen reader says of it.
+    """A picture in the making, of that size in units; `words` is what a screen reader says of it.
 
     >>> with styled():
     ...     drawing = Drawing(100, "one dot", width=200)
-    ...     dots = drawing.axes(0, 0, 200, 100).scatter([0.5], [0.5], color=COLOURS["fail"])
-    ...     drawing.tooltips(dots, ["<b> is no markup"])
+    ...     dots = drawing.figure.subplots().scatter([0.5], [0.5], color=COLOURS["fail"])
+    ...     drawing.tip(dots, "<b> is no markup")
     ...     svg = drawing.svg()
     >>> "fill: var(--fail)" in svg, "<title>&lt;b&gt; is no markup</title>" in svg
     (True, True)
@@ -96,160 +118,65 @@ class Drawing:
     def __init__(self, height: float, words: str, width: float = WIDTH) -> None:
         from matplotlib.figure import Figure
 
-        self.width, self.height, self.words = width, height, words
-        self.figure = Figure(figsize=(width / 72, height / 72), dpi=72)  # a point is a unit
-        self.figure.patch.set_visible(False)
-        self._texts: dict[str, tuple[str, int]] = {}
-        self._tooltips: dict[str, list[str]] = {}
+        self.words = words
+        self.figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="compressed")  # a point is a unit
+        self._tips: list[str] = []
 
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        """A point in units from the upper left corner, as matplotlib counts: in shares from the lower left."""
-        return x / self.width, 1 - y / self.height
+    def tip(self, artist: Artist, words: str) -> None:
+        """A tooltip for all that an artist draws."""
+        artist.set_gid(f"tip-{len(self._tips)}")
+        self._tips.append(printable(words, 400))
 
-    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Axes in that rectangle, in units from the upper left corner."""
-        x, y = self.place(left, top + height)
-        axes = self.figure.add_axes((x, y, width / self.width, height / self.height))
-        axes.patch.set_visible(False)
-        axes.spines[["top", "left", "right"]].set_visible(False)
-        axes.tick_params(which="both", length=0, pad=7)
-        return axes
-
-    def text(self, raw: object, limit: int = 60) -> str:
-        """What matplotlib is given in place of a text, about as wide. One that is cut shows more as a tooltip."""
-        stand_in = f"t{len(self._texts)}x"
-        stand_in += "x" * (min(len(str(raw)), limit) - len(stand_in))
-        self._texts[stand_in] = (str(raw), limit)
-        return stand_in
-
-    def tooltips(self, artist: Artist, words: Iterable[str]) -> None:
-        """A tooltip for each of the shapes that an artist draws, in their order."""
-        name = f"tooltips-{len(self._tooltips)}"
-        artist.set_gid(name)
-        self._tooltips[name] = list(words)
-
-    def targets(self, axes: Axes, words: Sequence[str]) -> None:
-        """A tooltip for each place on the x axis, as tall as the axes, that a pointer can hit."""
-        low, high = axes.get_ylim()
-        wide = 12 / axes.bbox.width * len(words)
-        bars = axes.bar(range(len(words)), high - low, wide, low, color=COLOURS["card"], alpha=0.001, zorder=5)
-        for bar, raw in zip(bars, words, strict=True):
-            self.tooltips(bar, [raw])
-
-    def names(self, axis: Axis, names: Mapping[int, str], marked: Collection[int], **style: Any) -> None:
-        """Names at places of an axis, in the colour of what is wrong where they are `marked`."""
-        axis.set_ticks([*names], [self.text(name, 30) for name in names.values()], **style)
-        for place, label in zip(names, axis.get_ticklabels(), strict=True):
-            if place in marked:
-                label.set(color=COLOURS["fail"], fontweight="bold")
-
-    def legend(self, keys: Iterable[tuple[Line2D, str]], left: float) -> None:
+    def legend(self, keys: Iterable[tuple[Line2D, str]]) -> None:
         """One line of keys with their words, at the top."""
-        named = {self.text(words): key for key, words in keys}
-        wide = 2.0 if any(key.get_linestyle() != "None" for key in named.values()) else 0.8
-        style: dict[str, Any] = {"bbox_to_anchor": self.place(left, 6), "ncols": len(named) or 1, "handlelength": wide}
-        self.figure.legend([*named.values()], [*named], loc="upper left", **style)
+        lines, words = zip(*keys, strict=True)
+        length = 2.0 if any(line.get_linestyle() != "None" for line in lines) else 0.8
+        style: dict[str, Any] = {"loc": "outside upper left", "ncols": len(lines), "handlelength": length}
+        self.figure.legend(lines, [cut(name, 60) for name in words], **style)
 
     def svg(self) -> str:
-        """The element, without an id, a date, or anything that is loaded from elsewhere."""
+        """The element, with nothing that is loaded from elsewhere. Its ids are hashes of what they name."""
         file = io.BytesIO()
-        about = {"Creator": None, "Date": None, "Format": None, "Type": None}
-        self.figure.savefig(file, format="svg", metadata=about, transparent=True)
-        root = ET.fromstring(file.getvalue())
-        for element in root.iter():
-            element.tag = element.tag.rpartition("}")[2]
-        markers = {f"#{marker.get('id')}": marker for defs in root.iter("defs") for marker in defs}
-        self._clean(root, markers)
-        size = {"xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {self.width:g} {self.height:g}"}
-        root.attrib = size | {"role": "img", "aria-label": printable(self.words)}
-        return ET.tostring(root, encoding="unicode")
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        self.figure.savefig(file, format="svg", metadata=nothing, transparent=True)
+        _, _, drawn = file.getvalue().decode().partition("</defs>")  # before it: the head, and a style for the document
+        drawn = _TAG.sub(lambda tag: _plain(tag[0]), drawn)
+        drawn = _TIP.sub(lambda tip: f"<g><title>{escape(self._tips[int(tip[1])])}</title>", drawn)
+        box = f"0 0 {self.figure.bbox.width:g} {self.figure.bbox.height:g}"
+        return f'<svg viewBox="{box}" role="img" aria-label="{escape(self.words)}">{drawn.strip()}'
 
-    def _clean(self, element: ET.Element, markers: dict[str, ET.Element]) -> None:
-        """Bottom up, so that an element whose children have all gone goes too."""
-        for child in list(element):
-            self._clean(child, markers)
-            nothing = (child.tag == "g" and not len(child)) or (child.tag == "path" and "d" not in child.attrib)
-            if nothing or child.tag in ("defs", "style", "metadata"):
-                element.remove(child)
-            child.tail = None
-        if element.tag == "use":
-            _place(element, markers)
-        if words := self._tooltips.get(element.attrib.pop("id", "")):
-            shapes = [shape for shape in element.iter() if shape.tag in ("path", "circle", "image")]
-            for shape, raw in zip(shapes, words, strict=True):
-                ET.SubElement(shape, "title").text = printable(raw, 400)
-        if element.tag == "text" and element.text in self._texts:
-            raw, limit = self._texts[element.text]
-            element.text = printable(raw if len(raw) <= limit else f"{raw[: limit - 1]}…", limit + 20)
-            if len(raw) > limit:
-                ET.SubElement(element, "title").text = printable(raw, 400)
-        elif element.tag != "title":
-            element.text = (element.text or "").strip() or None
-        element.attrib = {
-            name.rpartition("}")[2]: _plain(value)
-            for name, value in element.attrib.items()
-            if name != "clip-path" and value
-        }
+
+def _plain(tag: str) -> str:
+    """A tag with the page's colours, and without the names and the digits that nobody sees."""
+    tag = _COLOUR.sub(lambda colour: f"var(--{NAMES[int(colour[1], 16)]})", _NAME.sub("", tag))
+    return _DECIMALS.sub(lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), tag)
+
+
+def key(marker: str, colour: str, alpha: float = 1, **style: Any) -> Line2D:
+    """What a legend shows of dots or bars."""
+    from matplotlib.lines import Line2D
+
+    more: dict[str, Any] = {"linestyle": "", "markeredgewidth": 0, "markersize": 8} | style
+    return Line2D([], [], color=colour, marker=marker, alpha=alpha, **more)
+
+
+def mark(ticks: Iterable[Tick], wrong: Iterable[bool]) -> None:
+    """Names of what is wrong in the colour for it."""
+    for tick, is_wrong in zip(ticks, wrong, strict=True):
+        if is_wrong:
+            tick.label1.set(color=COLOURS["fail"], fontweight="bold")
 
 
 def log_axis(axes: Axes, which: str, low: float, high: float) -> None:
-    """A logarithmic scale for `which`, "x" or "y": lines at powers of ten, at 2 and 5 too where there are few."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+    """A logarithmic scale for `which`, "x" or "y"."""
+    from matplotlib.ticker import NullLocator
 
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-    axis, room = (axes.xaxis, axes.bbox.width / 44) if which == "x" else (axes.yaxis, axes.bbox.height / 22)
-    axis.set_major_locator(LogLocator(numticks=max(2, int(room))))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: power(round(log10(value)))))
-    axis.set_minor_locator(LogLocator(subs=(2, 5)) if high <= 2000 * low else NullLocator())
-    axis.set_minor_formatter(NullFormatter())
-    axis.grid(True, which="minor", linestyle=(0, (1, 4)))
-
-
-def log_range(values: Iterable[object], margin: float = 1.4) -> tuple[float, float] | None:
-    """Whole decades around the positive numbers of many values; None without any.
-
-    >>> log_range([5.1e-07, None, float("nan"), 0.0, 1.3e-06])
-    (1e-07, 1e-05)
-    """
-    placed = [value for raw in values if (value := positive(raw)) is not None]
-    if not placed:
-        return None
-    low = max(floor(log10(max(min(placed) / margin, 1e-300))), -300)
-    high = min(max(ceil(log10(min(max(placed), 1e300) * margin)), low + 1), 300)
-    return 10.0**low, 10.0**high
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(lambda value, _: show(value))
+    axis.set_minor_locator(NullLocator())
 
 
 def placed(values: Iterable[float | None], low: float, high: float) -> list[float]:
     """Numbers on a scale: what lies outside is drawn at its edge, what is none or not finite is left out."""
     return [nan if value is None or broken(value) else min(max(value, low), high) for value in values]
-
-
-def key(marker: str, colour: str, alpha: float = 1, **style: Any) -> Line2D:
-    """What a legend shows of dots, bars, or of a line."""
-    from matplotlib.lines import Line2D
-
-    more: dict[str, Any] = {"linestyle": "", "markeredgewidth": 0, "markersize": 8} | style
-    return Line2D([], [], color=COLOURS[colour], marker=marker, alpha=alpha, **more)
-
-
-def _place(use: ET.Element, markers: dict[str, ET.Element]) -> None:
-    """A marker where it is used, in place of a reference by an id, which would have to be unique in a page."""
-    marker = markers[use.attrib.pop("{http://www.w3.org/1999/xlink}href")]
-    x, y, d = use.get("x", "0"), use.get("y", "0"), marker.attrib["d"]
-    style = use.get("style") or marker.get("style") or ""
-    if "C" in d:  # of curves there is only the circle, which begins at its lowest point
-        use.tag, use.attrib = "circle", {"style": style, "cx": x, "cy": y, "r": d.split()[2]}
-    else:
-        use.tag, use.attrib = "path", {"style": style, "d": d, "transform": f"translate({x} {y})"}
-
-
-def _plain(value: str) -> str:
-    """An attribute with the page's colours and font, and without the digits that nobody sees."""
-    if value.startswith("data:"):
-        return "".join(value.split())
-    for name, colour in COLOURS.items():
-        value = value.replace(colour, f"var(--{name})")
-    value = _FONT.sub(lambda font: f"font-size: {font[2]}" + (f"; font-weight: {font[1]}" if font[1] else ""), value)
-    value = _FAMILY.sub("", value)
-    value = _DECIMALS.sub(lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), value)
-    return " ".join(value.split())

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil, nan
+from math import ceil, floor, inf, log10
 from typing import Any
 
 from ..numbers import broken, mapping, number, positive, sequence, show, times
 from ..report import FLOOR_LIMIT, Phase
-from .drawing import COLOURS, WIDTH, Drawing, Figure, key, log_axis, log_range, placed
+from .drawing import COLOURS, WIDTH, Drawing, Figure, cut, key, log_axis, mark, placed
 
-RIGHT, TOP, PLOT, ROW = 20.0, 42.0, 250.0, 20.0
-LETTER, LABEL_ROOM = 6.1, 15.0  # how wide a letter is; how far apart slanted names have to stand
 MOST = 8  # stages whose inside is drawn
 LINES = ("converted", "noise floor: the original's own rounding")
-WITHIN = "What lies in the shaded area would still pass."
 INHERITED = "In the order of the computation: the first red part is where it begins, those below inherit it."
 
 
 @dataclass(frozen=True)
-class Stage:
+class Point:
     """An error, None where it is no number, with the noise floor there. `wrong`: over its limit, or at fault."""
 
     name: str
@@ -29,16 +26,11 @@ class Stage:
     wrong: bool
 
     @classmethod
-    def over(cls, name: str, raw_error: Any, raw_floor: Any, limit: float) -> Stage:
-        """One that may be `limit` times its floor."""
-        error, floor = number(raw_error), positive(raw_floor)
-        return cls(name, error, floor, broken(error) or bool(error and floor and error > limit * floor))
-
-    @classmethod
-    def local(cls, about: dict[str, Any]) -> Stage:
-        """One that was given the original's input."""
-        name = str(about.get("name", ""))
-        return cls(name, number(about.get("error")), positive(about.get("floor")), bool(about.get("faulty")))
+    def of(cls, name: object, error: object, floor: object, limit: float = 0, wrong: bool = False) -> Point:
+        """Of numbers from elsewhere. Wrong too is what is not finite, or more than `limit` times its floor, if any."""
+        error, floor = number(error), positive(floor)
+        over = broken(error) or bool(error and floor and error > limit * floor)
+        return cls(str(name), error, floor, wrong or (limit > 0 and over))
 
     @property
     def words(self) -> str:
@@ -53,72 +45,64 @@ def blocks(about: dict[str, Any]) -> Iterator[Figure]:
     names, errors = sequence(about.get("stages")), sequence(about.get("converted"))
     floors = [*sequence(about.get("floor")), *[None] * len(names)]
     limit = positive(about.get("limit")) or FLOOR_LIMIT
-    stages = [
-        Stage.over(str(name), error, floor, limit) for name, error, floor in zip(names, errors, floors, strict=False)
-    ]
+    points = [Point.of(*about_one, limit) for about_one in zip(names, errors, floors, strict=False)]
     lines = [str(name) for name in sequence(about.get("words"))] or LINES
-    if svg := _curve(stages, limit, "error of every stage of the net", lines):
-        over = [stage.name for stage in stages if stage.wrong]
-        verdict = f"The line leaves what is allowed at {over[0]}." if over else WITHIN
-        caption = f"{where(about)}Relative L2 after each stage, log scale. {verdict}"
-        yield Figure("Error along the net", caption, svg)
+    if svg := _curve(points, limit, "error of every stage of the net", lines):
+        first = next((point.name for point in points if point.wrong), None)
+        within = "What lies in the shaded area would still pass."
+        verdict = within if first is None else f"The line leaves what is allowed at {first}."
+        yield Figure("Error along the net", f"{where(about)}Relative L2 after each stage, log scale. {verdict}", svg)
 
 
 def trajectory(about: dict[str, Any]) -> Iterator[Figure]:
     """The error of every sampler step."""
-    steps, limit = [], positive(about.get("limit")) or FLOOR_LIMIT
+    points, limit = [], positive(about.get("limit")) or FLOOR_LIMIT
     for step in map(mapping, sequence(about.get("steps"))):
         name = show(step.get("step")) + (f" (t {show(step['timestep'])})" if "timestep" in step else "")
-        steps.append(Stage.over(name, step.get("error"), step.get("floor"), limit))
-    if svg := _curve(steps, limit, "error of every sampler step", ("converted", "noise floor")):
-        sampler = f"{about['sampler']} from the same noise. " if about.get("sampler") else "From the same noise. "
-        caption = f"{sampler}Relative L2 of the latents after each step, log scale."
+        points.append(Point.of(name, step.get("error"), step.get("floor"), limit))
+    if svg := _curve(points, limit, "error of every sampler step", ("converted", "noise floor")):
+        sampler = f"{about['sampler']} from the same noise." if about.get("sampler") else "From the same noise."
+        caption = f"{sampler} Relative L2 of the latents after each step, log scale."
         yield Figure("Error along the trajectory", caption, svg)
 
 
 def localisation(phase: Phase) -> Iterator[Figure]:
     """Which stage is at fault: its own error when it gets the original's input, and the same for what is inside it."""
     about = mapping(phase.detail.get("localisation"))
-    raw = [mapping(stage) for stage in sequence(about.get("stages"))]
-    stages = [Stage.local(stage) for stage in raw]
+    stages = [mapping(stage) for stage in sequence(about.get("stages"))]
+    wrong = [stage for stage in stages if stage.get("faulty")]
     if svg := _bars(stages, "local error of every stage of the net", WIDTH):
-        wrong = [stage.name for stage in stages if stage.wrong]
-        more = ", ..." if len(wrong) > MOST else ""
-        at_fault = f" At fault: {', '.join(wrong[:MOST])}{more}." if wrong else ""
+        named = ", ".join(str(stage.get("name", "")) for stage in wrong[:MOST]) + ", ..." * (len(wrong) > MOST)
         caption = (
             f"{where(about)}Every stage is given what the original's got, so that no error spreads; by what the stage "
-            f"itself changes, log scale.{at_fault}"
+            "itself changes, log scale."
         )
-        yield Figure("Where it goes wrong", caption, svg)
-    for stage in [stage for stage in raw if stage.get("faulty") and sequence(stage.get("inside"))][:MOST]:
-        parts = [Stage.local(mapping(part)) for part in sequence(stage.get("inside"))]
-        if svg := _bars(parts, "local error of the parts of a stage", WIDTH / 2 - RIGHT):
+        yield Figure("Where it goes wrong", caption + (f" At fault: {named}." if wrong else ""), svg)
+    for stage in [stage for stage in wrong if sequence(stage.get("inside"))][:MOST]:
+        inside = [mapping(part) for part in sequence(stage["inside"])]
+        if svg := _bars(inside, "local error of the parts of a stage", WIDTH / 2 - 20):
             yield Figure(f"Inside {stage.get('name', 'it')}", INHERITED, svg, "small")
 
 
 def timesteps(about: dict[str, Any]) -> Iterator[Figure]:
     """How far apart two nets are at every timestep: a line for each of `about["lines"]`, name -> numbers."""
     at = [value for raw in sequence(about.get("timesteps")) if (value := number(raw)) is not None]
-    lines = {str(name): [number(v) for v in sequence(values)] for name, values in mapping(about.get("lines")).items()}
-    drawn = {name: [nan if v is None or broken(v) else v for v in values] for name, values in lines.items()}
-    if not at or not drawn or any(len(values) != len(at) for values in drawn.values()):
+    raw = mapping(about.get("lines")).items()
+    lines = {str(name): placed(map(number, sequence(values)), -inf, inf) for name, values in raw}
+    if not at or not lines or any(len(values) != len(at) for values in lines.values()):
         return
-    drawing = Drawing(TOP + PLOT + 50, "how far apart the two are at each timestep")
-    axes = drawing.axes(64, TOP, WIDTH - 64 - RIGHT, PLOT)
-    most = max((value for values in drawn.values() for value in values if value == value), default=0.0)
-    axes.set(xlim=(0, 1000), ylim=(0, most * 1.08 or 1.0), xticks=range(0, 1001, 100))
-    axes.set_xlabel("timestep", color=COLOURS["mute"])
-    keys = []
-    for (name, values), colour in zip(drawn.items(), ("series", "s1", "s2", "s3"), strict=False):
-        style: dict[str, Any] = {"color": COLOURS[colour], "linewidth": 2.2}
-        line = axes.plot(at, values, **style)[0]
-        dots = axes.scatter(at, values, s=44, color=COLOURS[colour], edgecolors=COLOURS["card"], zorder=3)
-        drawing.tooltips(dots, [f"t = {t:g}, {name}: {v:.3g}" for t, v in zip(at, values, strict=True) if v == v])
-        keys.append((line, name))
-    if (meet := number(about.get("equal"))) is not None and 0 <= meet <= 1000:
-        axes.axvline(meet, color=COLOURS["floor"], linewidth=1.4, linestyle=(0, (4, 2.5)))
-        axes.annotate("made equal here", (meet, 1), (6, -12), ("data", "axes fraction"), "offset points")
-    drawing.legend(keys, 64)
+    drawing, keys = Drawing(340, "how far apart the two are at each timestep"), []
+    axes = drawing.figure.subplots()
+    for (name, values), colour in zip(lines.items(), ("series", "s1", "s2", "s3"), strict=False):
+        keys.append((axes.plot(at, values, color=COLOURS[colour], linewidth=2.2)[0], name))
+        for t, value in zip(at, values, strict=True):
+            dot = axes.plot(t, value, "o", color=COLOURS[colour], mec=COLOURS["card"], clip_on=False)[0]
+            drawing.tip(dot, f"t = {t:g}, {name}: {value:.3g}")
+    axes.set(xlim=(0, 1000), ylim=(0, None), xlabel="timestep")
+    if (equal := number(about.get("equal"))) is not None and 0 <= equal <= 1000:
+        axes.axvline(equal, color=COLOURS["floor"], linestyle="--")
+        axes.annotate("made equal here", (equal, 1), (6, -12), ("data", "axes fraction"), "offset points")
+    drawing.legend(keys)
     yield Figure("Distance at other timesteps", str(about.get("words", "")), drawing.svg())
 
 
@@ -127,71 +111,70 @@ def where(about: dict[str, Any]) -> str:
     return f"Case {about['case']}, {about.get('precision', '')}. " if about.get("case") else ""
 
 
-def _curve(stages: Sequence[Stage], limit: float, words: str, lines: Sequence[str]) -> str:
+def _range(values: Sequence[float | None]) -> tuple[float, float] | None:
+    """Whole decades around the positive numbers of many values; None without any."""
+    numbers = [value for value in values if value is not None and 0 < value < inf]
+    if not numbers:
+        return None
+    low = floor(log10(max(min(numbers) / 1.4, 1e-300)))
+    return 10.0**low, 10.0 ** max(ceil(log10(min(max(numbers), 1e300) * 1.4)), low + 1)
+
+
+def _curve(points: Sequence[Point], limit: float, words: str, lines: Sequence[str]) -> str:
     """The error against its floor and limit on a log scale; '' where no number can be placed."""
-    limits = [stage.floor and stage.floor * limit for stage in stages]
-    span = log_range([*limits, *(value for stage in stages for value in (stage.error, stage.floor))])
+    limits, floors = [point.floor and point.floor * limit for point in points], [point.floor for point in points]
+    span = _range([*limits, *floors, *(point.error for point in points)])
     if span is None:
         return ""
-    shown = [stage.name if len(stage.name) <= 24 else f"{stage.name[:23]}…" for stage in stages]
-    # Slanted names run down to the left: the first one needs its room within the picture.
-    left = max(64.0, len(shown[0]) * LETTER * 0.72 + 12)
-    width = WIDTH - left - RIGHT
-    drawing = Drawing(TOP + PLOT + max(map(len, shown)) * LETTER * 0.75 + 22, words)
-    axes = drawing.axes(left, TOP, width, PLOT)
-    axes.set_xlim(-0.5, len(stages) - 0.5)
-    axes.grid(False, axis="x")
+    names = [cut(point.name, 24) for point in points]
+    drawing = Drawing(310 + max(map(len, names)) * 4.6, words)
+    axes, xs = drawing.figure.subplots(), range(len(points))
     log_axis(axes, "y", *span)
-    xs = range(len(stages))
+    axes.set_xlim(-0.5, len(points) - 0.5)
+    axes.grid(False, axis="x")
     # Those behind the first that is wrong inherit its error. Names that stand too close to others are left out.
-    first = next((x for x in xs if stages[x].wrong), None)
-    every = ceil(LABEL_ROOM * len(stages) / width)
-    names = {x: shown[x] for x in xs if x == first or (x % every == 0 and (first is None or abs(x - first) >= every))}
+    first, every = next((x for x in xs if points[x].wrong), -len(points)), ceil(len(points) / 55)
+    shown = [x for x in xs if x == first or (x % every == 0 and abs(x - first) >= every)]
     slant: dict[str, Any] = {"rotation": 42, "ha": "right", "va": "top", "rotation_mode": "anchor"}
-    drawing.names(axes.xaxis, names, [x for x in names if x == first], **slant)
-    allowed, noise = placed(limits, *span), placed([stage.floor for stage in stages], *span)
+    mark(axes.set_xticks(shown, [names[x] for x in shown], **slant), [x == first for x in shown])
+    allowed, errors = placed(limits, *span), placed([point.error for point in points], *span)
     axes.fill_between(xs, span[0], allowed, color=COLOURS["series"], alpha=0.07, linewidth=0)
-    over = axes.plot(xs, allowed, color=COLOURS["limit"], linewidth=1.6)[0]
-    floor = axes.plot(xs, noise, color=COLOURS["floor"], linewidth=1.8, linestyle=(0, (3, 2)))[0]
-    errors, edge = placed([stage.error for stage in stages], *span), COLOURS["card"]
-    line = axes.plot(xs, errors, "o-", color=COLOURS["series"], linewidth=2.2, markersize=7, markeredgecolor=edge)[0]
-    red = [stage.wrong and error == error for stage, error in zip(stages, errors, strict=True)]
-    axes.scatter([x for x in xs if red[x]], [errors[x] for x in xs if red[x]], s=49, color=COLOURS["fail"], zorder=4)
-    for x in xs:
-        if broken(stages[x].error):
-            axes.scatter([x], [span[1]], s=60, marker="x", color=COLOURS["fail"], linewidths=2.2, zorder=4)
-    drawing.targets(axes, [stage.words for stage in stages])
-    drawing.legend([(line, lines[0]), (floor, lines[-1]), (over, f"limit: {show(limit)} × the noise floor")], left)
+    over = axes.plot(xs, allowed, color=COLOURS["limit"])[0]
+    noise = axes.plot(xs, placed(floors, *span), "--", color=COLOURS["floor"], linewidth=1.8)[0]
+    line = axes.plot(xs, errors, "o-", color=COLOURS["series"], linewidth=2.2, mec=COLOURS["card"])[0]
+    for x, point in enumerate(points):
+        if point.wrong:
+            y, marker, edge = (span[1], "x", 2.2) if broken(point.error) else (errors[x], "o", 0)
+            axes.plot(x, y, marker, color=COLOURS["fail"], ms=7, mew=edge, clip_on=False, zorder=4)
+        # What a pointer can hit is as tall as the axes.
+        bar = axes.bar(x, span[1] - span[0], 1, span[0], color=COLOURS["card"], alpha=0.001, zorder=5)
+        drawing.tip(bar[0], point.words)
+    drawing.legend([(line, lines[0]), (noise, lines[-1]), (over, f"limit: {show(limit)} × the noise floor")])
     return drawing.svg()
 
 
-def _bars(stages: Sequence[Stage], words: str, width: float) -> str:
+def _bars(stages: Sequence[dict[str, Any]], words: str, width: float) -> str:
     """A bar for each stage, with its noise floor and its number; '' where none can be placed."""
-    span = log_range([value for stage in stages for value in (stage.error, stage.floor)])
+    points = [Point.of(s.get("name", ""), s.get("error"), s.get("floor"), 0, bool(s.get("faulty"))) for s in stages]
+    span = _range([value for point in points for value in (point.error, point.floor)])
     if span is None:
         return ""
     low, high = span
-    drawing = Drawing(TOP + ROW * len(stages) + 30, words, width)
-    axes = drawing.axes(160, 30, width - 160 - 76, ROW * len(stages))
+    drawing = Drawing(70 + 20 * len(points), words, width)
+    axes, ys = drawing.figure.subplots(), range(len(points))
     log_axis(axes, "x", low, high)
-    ys = range(len(stages))
-    axes.set_ylim(len(stages) - 0.5, -0.5)
+    axes.set_ylim(len(points) - 0.5, -0.5)
     axes.grid(False, axis="y")
-    drawing.names(axes.yaxis, {y: stages[y].name for y in ys}, {y for y in ys if stages[y].wrong})
-    ends = [high if broken(stage.error) else min(max(stage.error or 0.0, low), high) for stage in stages]
-    kinds = [("fail", 1.0) if stage.wrong else ("series", 0.62) for stage in stages]
-    colours = [(COLOURS[name], alpha) for name, alpha in kinds]
-    bars = axes.barh(ys, [end - low for end in ends], 0.64, low, color=colours)
-    for y, (stage, bar) in enumerate(zip(stages, bars, strict=True)):
-        drawing.tooltips(bar, [stage.words])
-        style: dict[str, Any] = {"color": COLOURS["fail" if stage.wrong else "mute"], "va": "center_baseline"}
-        axes.annotate(drawing.text(show(stage.error)), (ends[y], y), (6, 0), textcoords="offset points", **style)
-    floors = placed([stage.floor for stage in stages], *span)
+    mark(axes.set_yticks(ys, [cut(point.name, 24) for point in points]), [point.wrong for point in points])
+    for y, point in enumerate(points):
+        end = high if broken(point.error) else min(max(point.error or 0.0, low), high)
+        fill, alpha, ink = ("fail", 1.0, "fail") if point.wrong else ("series", 0.62, "mute")
+        bar = axes.barh(y, end - low, 0.64, low, color=COLOURS[fill], alpha=alpha)
+        axes.bar_label(bar, [show(point.error)], padding=6, color=COLOURS[ink])
+        drawing.tip(bar[0], point.words)
+    floors = placed([point.floor for point in points], low, high)
     axes.vlines(floors, [y - 0.4 for y in ys], [y + 0.4 for y in ys], color=COLOURS["floor"], linewidth=2)
-    keys = [
-        (key("s", "series", 0.62), "as the original"),
-        (key("s", "fail"), "at fault"),
-        (key("|", "floor", markeredgewidth=2), "noise floor"),
-    ]
-    drawing.legend(keys, 40)
+    right, wrong = key("s", COLOURS["series"], 0.62), key("s", COLOURS["fail"])
+    noise = key("|", COLOURS["floor"], markeredgewidth=2)
+    drawing.legend([(right, "as the original"), (wrong, "at fault"), (noise, "noise floor")])
     return drawing.svg()
