@@ -17,8 +17,8 @@ from ..filenames import PARITY, RECORD, TOOL
 from ..hub import answers
 from ..hub.client import LOGIN, hub_calls, one_line
 from ..hub.names import hub_path, is_repo_id
-from .target import CARD, Repository, recorded_files
 from ..reports.published import without_paths
+from .target import CARD, Repository, recorded_files
 
 
 @dataclass(frozen=True)

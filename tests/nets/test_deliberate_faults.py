@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from memory_tensors import MemoryTensor
-from opened import MemoryTensor
 
 from converter.nets.faults import Fault, scaled, with_fault
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from converter.reports.without_paths import without_paths
+from converter.reports.published import without_paths
 
 
 @pytest.mark.parametrize(

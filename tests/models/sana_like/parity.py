@@ -107,7 +107,8 @@ def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault
 
 AS_LOADED = ParitySpec(
     reference, STOCK.net, cases, parts=parts, patch=lambda found: int(found.value("patch_size")),
-    resolve_config=STOCK.resolve_config, config_hints=config_hints, faults=faults, stages=partial(own_size, stage="patch embedding"),
+    resolve_config=STOCK.resolve_config, config_hints=config_hints, faults=faults,
+    stages=partial(own_size, stage="patch embedding"),
     # No softmax sees a shift of all keys, no linear attention a scale; products of channels have no order.
     invisible_biases=("attn2.to_k",), invisible_scales=("attn1.to_q", "attn1.to_k", "attn1.norm_q", "attn1.norm_k"),
     invisible_swaps=(("attn1.norm_q", "attn1.norm_k"), ("attn2.norm_q", "attn2.norm_k")),
