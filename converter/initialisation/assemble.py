@@ -89,19 +89,19 @@ def init_from_dit(
     wanted = wanted.check(source, overwrite=overwrite)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_model(source, weights, state_dict_key))
-        looked = analyse(checkpoint, {"num_attention_heads": num_attention_heads})
-        family = looked.require()
+        analysis = analyse(checkpoint, {"num_attention_heads": num_attention_heads})
+        family = analysis.require()
         if family.name != DIT.name:
             raise InputError(f"{printable(source)}: this is a {family.title}, and a DiT is needed")
-        if looked.diffusers:
+        if analysis.diffusers:
             rule = "a DiT in diffusers' layout, and one in its original layout is needed (`pixart revert` makes it)"
             raise InputError(f"{printable(source)}: this is {rule}")
-        looked.config()  # all that a DiT has to show, or an error that says what is missing
-        origin = Origin(looked, options)
+        analysis.config()  # all that a DiT has to show, or an error that says what is missing
+        origin = Origin(analysis, options)
         state = origin.state()
         with deterministic():
             done = Initialisation(wanted.path, origin.choices, notes(origin, wanted), prove(origin, state))
-            if refused := find_zeros(looked.plan, checkpoint).refused:  # a sound proof: of what has been lost
+            if refused := find_zeros(analysis.plan, checkpoint).refused:  # a sound proof: of what has been lost
                 raise InputError(f"{printable(source)}: {refused}")
             if options.timesteps:
                 done.proof.distances = measure(origin)
@@ -114,15 +114,15 @@ def init_from_dit(
 
 def notes(origin: Origin, wanted: Destination) -> list[str]:
     """What the user should know."""
-    looked, options = origin.looked, origin.options
-    found = looked.found
-    words = notes_on(looked.checkpoint)
+    analysis, options = origin.analysis, origin.options
+    found = analysis.found
+    words = notes_on(analysis.checkpoint)
     words += [
         f"assumed: {name} = {finding.value} ({finding.evidence})"
         for name, finding in found.items()
         if finding.source == "assumed" and name == "num_attention_heads"
     ]
-    rows = looked.plan.dims["Y"]
+    rows = analysis.plan.dims["Y"]
     if options.none != ZERO:
         words.append(
             f"no class is row {rows - 1} of its class table, the last of {rows}, if it was trained to have one "
@@ -143,7 +143,7 @@ def notes(origin: Origin, wanted: Destination) -> list[str]:
 
 def _unshown(origin: Origin) -> dict[str, Any]:
     """What a file of this PixArt does not show, or shows as another's: flags for its conversion."""
-    heads, hidden = origin.looked.found.value("num_attention_heads"), origin.dims["D"]
+    heads, hidden = origin.analysis.found.value("num_attention_heads"), origin.dims["D"]
     made: dict[str, Any] = {} if heads * HEAD_SIZE == hidden else {"num_attention_heads": heads}
     if origin.dims["N"] == 1 or (origin.side, origin.scale) == PLACEHOLDER:
         made |= {"image_size": origin.image_size, "interpolation_scale": origin.scale}
@@ -166,7 +166,7 @@ def _write(
         with Publication(wanted.path, needed_bytes=size, overwrite=True) as beside:  # never published, so never over it
             file = replace(wanted, path=beside.path / "init.pth", to=ORIGINAL)
             _write(origin, state, file, progress=progress)
-            # Whatever is zero in it is so by the choices: the DiT was looked at.
+            # Whatever is zero in it is so by the choices: the DiT was analysed.
             how = ConversionOptions(overwrite=overwrite, allow_zeros=True)
             done = convert(file.path, wanted.path, how, hyper_parameters=_unshown(origin))
             return done.files, [note for note in done.notes if note not in done.record["notes"]]
@@ -176,7 +176,7 @@ def _write(
         written = write_files(out, files, parts, step=step, digests={})
         if written.nonfinite:
             raise InputError(
-                f"{printable(origin.looked.checkpoint.path)}: {counted(written.nonfinite, 'NaN or infinite')}"
+                f"{printable(origin.analysis.checkpoint.path)}: {counted(written.nonfinite, 'NaN or infinite')}"
             )
         out.publish()
     return {file.name: file.layout.size for file in files}, out.notes

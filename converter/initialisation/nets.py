@@ -35,7 +35,7 @@ class _Float32Table(PixArtShape):
 
 
 @dataclass(frozen=True)
-class Nets:
+class BothNets:
     """A DiT and a PixArt, whose weights are read when a stage runs.
 
     Args:
@@ -67,20 +67,20 @@ class Nets:
 
     @property
     def _sizes(self) -> dict[str, Any]:
-        found = self.origin.looked.found
+        found = self.origin.analysis.found
         made = {name: found.value(name) for name in ("depth", "hidden_size", "patch_size", "out_channels")}
         return made | {"num_heads": found.value("num_attention_heads")}
 
     @property
     def _without_class(self) -> Mapping[str, Any]:
         """The DiT's state dict, in which the last class is none."""
-        held: Mapping[str, LazyTensor] = self.origin.looked.checkpoint
+        held: Mapping[str, LazyTensor] = self.origin.analysis.checkpoint
         if self.origin.options.none != ZERO:
             return held
         return {key: held[key] for key in held} | {CLASSES: torch.zeros(held[CLASSES].shape)}
 
 
-class Inputs(Draws):
+class CaseMaker(Draws):
     """Makes cases that both nets take."""
 
     def __init__(self, origin: Origin) -> None:

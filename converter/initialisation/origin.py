@@ -71,22 +71,22 @@ DRAWN |= {
 
 @dataclass(frozen=True)
 class Origin:
-    """A DiT that was looked at, and what is to be made of it.
+    """A DiT as it was analysed, and what is to be made of it.
 
     Raises: `UsageError` for choices that this DiT does not allow for.
     """
 
-    looked: Analysis
+    analysis: Analysis
     options: Options
 
     @property
     def depth(self) -> int:
-        return self.looked.plan.blocks
+        return self.analysis.plan.blocks
 
     @property
     def image_size(self) -> int:
         """Of the PixArt, in pixels."""
-        size: int = self.options.image_size or self.looked.found.value("image_size")
+        size: int = self.options.image_size or self.analysis.found.value("image_size")
         return size
 
     @property
@@ -99,7 +99,7 @@ class Origin:
         """The options, with what they come to for this DiT."""
         made = {"image_size": self.image_size, "interpolation_scale": self.scale}
         chosen = {name: value for name, value in asdict(self.options).items() if name != "timesteps"}
-        return chosen | made | {"num_attention_heads": self.looked.found.value("num_attention_heads")}
+        return chosen | made | {"num_attention_heads": self.analysis.found.value("num_attention_heads")}
 
     @property
     def version(self) -> str:
@@ -117,27 +117,27 @@ class Origin:
         Raises: `InputError` where the DiT was trained with other positions than all of it is computed with here.
         """
         held = False
-        for key in self.looked.plan.computed:
-            tensor = self.looked.checkpoint[key]
-            compared, _ = held_against_computed(self.looked, key, tensor)
+        for key in self.analysis.plan.computed:
+            tensor = self.analysis.checkpoint[key]
+            compared, _ = held_against_computed(self.analysis, key, tensor)
             held = compared.equal and tensor.dtype.itemsize >= F32.itemsize  # in fewer bits it is equal once rounded
-        return held and (self.image_size, self.scale) == (self.looked.found.value("image_size"), 1.0)
+        return held and (self.image_size, self.scale) == (self.analysis.found.value("image_size"), 1.0)
 
     @cached_property
     def dims(self) -> dict[str, int]:
         """The sizes of the PixArt, by the symbols of its table."""
-        patch = self.looked.plan.dims["p"]
+        patch = self.analysis.plan.dims["p"]
         if self.image_size % (patch * VAE_FACTOR):
             rule = f"not a multiple of {patch * VAE_FACTOR}, the pixels that one patch covers"
             raise UsageError(f"`image_size` {self.image_size}: {rule}")
         tokens, channels = self.options.caption_tokens, self.options.caption_channels
-        return self.looked.plan.dims | {"L": tokens, "K": channels, "N": (self.side // patch) ** 2}
+        return self.analysis.plan.dims | {"L": tokens, "K": channels, "N": (self.side // patch) ** 2}
 
     @cached_property
     def modulation(self) -> Modulation:
         from .modulation import Modulation
 
-        return Modulation(self.looked.checkpoint, self.depth, self.options)
+        return Modulation(self.analysis.checkpoint, self.depth, self.options)
 
     def with_t_block(self, choice: str) -> Origin:
         """The same with another start of the shared layer."""
@@ -149,7 +149,7 @@ class Origin:
         Raises: `MappingError` where a key of the DiT has no place, or the PixArt lacks one, which is a mistake of this
         module.
         """
-        carried = KEYS(self.looked.checkpoint)
+        carried = KEYS(self.analysis.checkpoint)
         state = {key: replace(tensor, key=key) for key, tensor in carried.items()}
         for row in PIXART.keys.rows:
             if isinstance(row.value, Refused) or (row.group == MICRO and not self.options.micro_condition):
@@ -171,11 +171,11 @@ class Origin:
     def refuse_nonfinite(self) -> None:
         """Raises: `InputError` that names the tensors of the DiT that hold NaN or infinity, if any do."""
         bad = {}
-        for key, tensor in self.looked.checkpoint.items():
+        for key, tensor in self.analysis.checkpoint.items():
             if count := sum(count_nonfinite(part, tensor.dtype) for _, part in tensor.chunks()):
                 bad[key] = count
         if bad:
-            raise InputError(f"{printable(self.looked.checkpoint.path)}: {counted(bad, 'NaN or infinite')}")
+            raise InputError(f"{printable(self.analysis.checkpoint.path)}: {counted(bad, 'NaN or infinite')}")
 
     def _made(self, row: Row, key: str, suffix: str) -> LazyTensor:
         """A tensor that the DiT does not have, made when it is asked for."""

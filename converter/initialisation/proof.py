@@ -27,9 +27,9 @@ from ..parity.function import CaseOutcome, Judge
 from ..parity.statistics import relative
 from ..reports.numbers import times
 from ..reports.report import Check
-from .nets import OUTPUT, PATCHES, Inputs, Nets, embedded, followed
+from .nets import OUTPUT, PATCHES, BothNets, CaseMaker, embedded, followed
 from .options import TIMESTEP
-from .verdict import Proof, Stage
+from .verdict import Proof, StageResult
 
 if TYPE_CHECKING:
     from .origin import Origin
@@ -47,10 +47,10 @@ def prove(origin: Origin, state: Mapping[str, Any]) -> Proof:
 
     Raises: `InputError` where the DiT holds numbers that are not finite.
     """
-    nets, tables = Nets(origin, state), origin.tables
-    exact = Nets(origin, {key: state[key] for key in state} | tables, nets.memory)
-    checks, doubts, stages = list(_rounded(state, tables)), list[str](), dict[str, Stage]()
-    inputs, judge = Inputs(origin), Judge(parts(origin.looked.found), origin.dims["p"])
+    nets, tables = BothNets(origin, state), origin.tables
+    exact = BothNets(origin, {key: state[key] for key in state} | tables, nets.memory)
+    checks, doubts, stages = list(_rounded(state, tables)), list[str](), dict[str, StageResult]()
+    inputs, judge = CaseMaker(origin), Judge(parts(origin.analysis.found), origin.dims["p"])
     cases = [inputs.case(name, *grid, [TIMESTEP] * 2) for name, grid in GRIDS.items()]
     native = inputs.case("own size", *(origin.side // origin.dims["p"],) * 2, [TIMESTEP])
     for case in [*cases, native]:
@@ -78,7 +78,7 @@ _PRECISIONS = (torch.float64, torch.float32)
 _Pair = tuple[dict[str, Tensor], dict[str, Tensor]]  # of the DiT and of the PixArt, by stage
 
 
-def _run(nets: Nets, exact: Nets, case: Case, dtype: torch.dtype, *, whole: bool) -> _Pair:
+def _run(nets: BothNets, exact: BothNets, case: Case, dtype: torch.dtype, *, whole: bool) -> _Pair:
     """Both nets in one precision; not `whole`: only the patches, with the table of positions that is stored."""
     inputs, ours = case.tensors(dtype), exact if dtype == torch.float64 else nets
     if whole:
@@ -108,9 +108,9 @@ class _Runs:
         )
         return CaseOutcome(self.case, theirs, ours)
 
-    def stage(self, name: str) -> Stage:
+    def stage(self, name: str) -> StageResult:
         truth, (theirs, ours) = self.truth[name], self.single
-        return Stage(
+        return StageResult(
             name,
             self.case.name,
             error=relative(ours[name], truth),
@@ -129,7 +129,7 @@ def _rounded(state: Mapping[str, Any], tables: Mapping[str, Tensor]) -> Iterator
         yield Check(key, "rounding", float(wrong), 0.0, wrong == 0, words)
 
 
-def _checks(stage: Stage) -> Iterator[Check]:
+def _checks(stage: StageResult) -> Iterator[Check]:
     what, limit = f"{stage.case} / {stage.name}", gates.FLOOR_LIMIT
     words = f"{stage.exact:.2g} apart before tables are rounded (limit {EXACT:g})"
     yield Check(what, "float64 relative L2", stage.exact, EXACT, stage.exact <= EXACT, words)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..parity.statistics import relative
-from .nets import Inputs, Nets
+from .nets import BothNets, CaseMaker
 from .options import T_BLOCKS
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ class Distances:
 
 def measure(origin: Origin) -> Distances:
     """Both nets at other timesteps, the PixArt with each `t_block` that can be chosen."""
-    case = Inputs(origin).case("timesteps", *GRID, list(STEPS), alike=True)
+    case = CaseMaker(origin).case("timesteps", *GRID, list(STEPS), alike=True)
     given = case.tensors(torch.float32)
-    theirs = Nets(origin, {}).dit(torch.float32).forward(given)
+    theirs = BothNets(origin, {}).dit(torch.float32).forward(given)
     apart = {}
     for choice in T_BLOCKS:
         other = origin.with_t_block(choice)
-        ours = Nets(other, other.state()).pixart(torch.float32).forward(given)
+        ours = BothNets(other, other.state()).pixart(torch.float32).forward(given)
         apart[choice] = [relative(one, truth) for one, truth in zip(ours, theirs, strict=True)]
     return Distances(STEPS, apart)

@@ -18,7 +18,7 @@ TOO_COARSE = (
 
 
 @dataclass
-class Stage:
+class StageResult:
     """What was found after a stage, in the case that uses most of the limit.
 
     Attributes:
@@ -49,7 +49,7 @@ class Stage:
 class Proof:
     """The verdict with everything that led to it. `distances`: at other timesteps, where that was asked for."""
 
-    stages: list[Stage]
+    stages: list[StageResult]
     checks: list[Check]
     doubts: list[str] = field(default_factory=list)
     distances: Distances | None = None
@@ -71,7 +71,7 @@ class Proof:
         return EXIT_CODES[self.verdict]
 
     @property
-    def worst(self) -> Stage:
+    def worst(self) -> StageResult:
         return max(self.stages, key=lambda stage: stage.times)
 
     @property

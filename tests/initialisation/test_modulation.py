@@ -71,7 +71,7 @@ def test_however_few_rows_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     tables, shared = [whole.table(i) for i in range(DEPTH)], whole.t_block
     monkeypatch.setattr(modulation, "ROWS", 7)  # which does not divide 288
     with origin() as opened:  # lazy tensors, of which slices are read
-        made = Modulation(opened.looked.checkpoint, DEPTH, SMALL)
+        made = Modulation(opened.analysis.checkpoint, DEPTH, SMALL)
         assert all(torch.equal(one, other) for one, other in zip(made.t_block, shared, strict=True))
         apart = [float((made.table(i) - table).abs().max()) for i, table in enumerate(tables)]
     assert max(apart) < 1e-14

@@ -127,4 +127,4 @@ def test_whose_positions_are_the_files_own(tmp_path: Path) -> None:
     with origin(path=save(rounded, tmp_path / "r.pt")) as opened:
         assert not opened.same_positions  # they are rounded there, and not here
     with origin(replace(SMALL, image_size=128), save(bare, tmp_path / "b.pt")) as opened:
-        assert not opened.looked.plan.computed
+        assert not opened.analysis.plan.computed

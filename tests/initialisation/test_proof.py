@@ -16,7 +16,7 @@ from makers import dit, save
 from converter.errors import InputError
 from converter.initialisation import Options, init_from_dit
 from converter.initialisation.modulation import Modulation
-from converter.initialisation.nets import Inputs, Nets, followed
+from converter.initialisation.nets import BothNets, CaseMaker, followed
 from converter.initialisation.origin import DRAWN, Origin
 from converter.initialisation.proof import GRIDS, prove
 from converter.initialisation.verdict import Proof
@@ -65,7 +65,7 @@ def test_dits_of_other_sizes(sizes: dict[str, Any], tmp_path: Path) -> None:
 def test_on_latents_that_the_proof_never_saw() -> None:
     """Both reference nets, in float64 and float32, block by block, with captions of noise."""
     with origin() as opened:
-        nets, inputs = Nets(opened, opened.state()), Inputs(opened)
+        nets, inputs = BothNets(opened, opened.state()), CaseMaker(opened)
         for _ in range(3):
             inputs.draw(1)  # other noise than the proof's
         for rows, columns in ((5, 7), (12, 8), (1, 1), (9, 9)):
@@ -80,7 +80,7 @@ def test_on_latents_that_the_proof_never_saw() -> None:
 
 def test_whatever_the_caption_says() -> None:
     with origin() as opened:
-        net, inputs = Nets(opened, opened.state()).pixart(torch.float32), Inputs(opened)
+        net, inputs = BothNets(opened, opened.state()).pixart(torch.float32), CaseMaker(opened)
         given = inputs.case("any", 4, 4, [500, 500]).tensors(torch.float32)
         mask = torch.ones(2, given["caption"].shape[1])
         mask[:, 1:] = 0

@@ -109,7 +109,8 @@ def test_there_is_a_picture_with_a_line_for_each_choice(done: Initialisation) ->
     colours = set()
     for choice, values in done.proof.distances.distances.items():
         for t, value in zip(done.proof.distances.timesteps, values, strict=True):
-            colours.add(words[f"t = {t}, --t_block {choice}: {value:.3g}"])
+            style = words[f"t = {t}, --t_block {choice}: {value:.3g}"]
+            colours.add(re.search(r"fill: var\(--\w+\)", style)[0])
     assert len(colours) == 2
 
 

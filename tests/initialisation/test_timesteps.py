@@ -11,7 +11,7 @@ import torch
 from init_helpers import DEPTH, HEADS, SMALL, golden, origin
 from makers import save
 
-from converter.initialisation.nets import Inputs
+from converter.initialisation.nets import CaseMaker
 from converter.initialisation.options import TIMESTEP
 from converter.initialisation.timesteps import GRID, STEPS, Distances, measure
 from converter.models.dit.net import DiTShape, dit
@@ -39,7 +39,9 @@ def test_against_both_nets_built_by_hand(none: str) -> None:
     t, index = STEPS[3], 3
     with origin(replace(SMALL, none=none)) as opened:
         found = measure(opened)
-        latent = torch.from_numpy(Inputs(opened).case("timesteps", *GRID, list(STEPS), alike=True).arrays["latent"][:1])
+        latent = torch.from_numpy(
+            CaseMaker(opened).case("timesteps", *GRID, list(STEPS), alike=True).arrays["latent"][:1]
+        )
         state = golden()
         if none == "zero":
             state["y_embedder.embedding_table.weight"][-1] = 0

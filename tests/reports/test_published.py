@@ -15,7 +15,7 @@ from makers import GOLDEN, HEADS, Result
 
 from converter.publishing.card import card as model_card
 from converter.reports import card
-from converter.reports.published import portable_command, published
+from converter.reports.published import portable_command, published, without_paths
 from converter.reports.report import Phase, Report
 
 SECRET = "unique secret-name"
@@ -122,3 +122,23 @@ def test_what_is_published_of_a_run_holds_no_path_and_runs_elsewhere(
     again = cli(*shlex.split(command))
     assert (again.returncode, again.stderr) == (0, "")
     assert {path.name for path in there.iterdir()} >= {"CARD.md", "r.html", "c.json"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/me/runs/x.pth: missing", "x.pth: missing"),
+        ("in (/home/me/x) and '../../me/y' or ~/me/z", "in (x) and 'y' or z"),
+        (r"C:\me\x.pth, D:/me/y, \\me\share\z", "x.pth, y, z"),
+        ("transformer/config.json and 3 / 4, and/or", "transformer/config.json and 3 / 4, and/or"),
+        ("t999 / epsilon; https://host/a/b; hf://owner/name/x", "t999 / epsilon; https://host/a/b; hf://owner/name/x"),
+        ("me/my runs/x.pth", "x.pth"),
+    ],
+)
+def test_texts_lose_their_folders(text: str, shown: str) -> None:
+    assert without_paths({"a": [text]}, ["me/my runs/y", "hf://owner/name/x", "/", "..", "."]) == {"a": [shown]}
+
+
+def test_texts_are_searched_in_time_linear_in_them() -> None:
+    for part in ("/a", "../", "C:\\", "\\\\", "/", "~", "a/b", "~a"):
+        without_paths(part * 50_000)
