@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 from makers import raw_bytes
@@ -47,6 +49,9 @@ class MemoryTensor:
 
     def read(self) -> bytes:
         return raw_bytes(self.tensor)
+
+    def numpy(self) -> np.ndarray[Any, np.dtype[Any]]:
+        return self.tensor.numpy()
 
     def torch(self, out: torch.Tensor | None = None) -> torch.Tensor:
         return self.tensor.contiguous() if out is None else out.copy_(self.tensor)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,4 +28,76 @@ def feed_forward(weights: Mapping[str, Tensor], x: Tensor, probe: Probe = no_pro
     probe("ff hidden", hidden)
     out = linear(weights, "mlp.fc2", F.gelu(hidden, approximate="tanh"))
     probe("ff out", out)
+    return out
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Softmax attention of (B, N, D) queries to (B, M, D) keys and values, head by head: (B, N, D)."""
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def self_attention(
+    weights: Mapping[str, Tensor],
+    x: Tensor,
+    heads: int,
+    alter: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None,
+    *,
+    probe: Probe = no_probe,
+    attention: Callable[[Tensor, Tensor, Tensor, int], Tensor] = attend,
+) -> Tensor:
+    """Attention of (B, N, D) to itself, as timm and DiT have it: (B, N, D).
+
+    Args:
+        weights: `qkv.*`, `proj.*`.
+        alter: queries, keys and values, (B, N, D) each -> what is attended with, before it is split into heads.
+        probe: told "attn1 q", "attn1 k", "attn1 v" (projections, before `alter`), "attn1 out".
+        attention: of another kind than softmax.
+    """
+    q, k, v = linear(weights, "qkv", x).chunk(3, dim=-1)
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        probe(f"attn1 {name}", tensor)
+    if alter:
+        q, k, v = alter(q, k, v)
+    out = linear(weights, "proj", attention(q, k, v, heads))
+    probe("attn1 out", out)
+    return out
+
+
+def cross_attention(
+    weights: Mapping[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    *,
+    heads: int,
+    alter: Callable[[str, Tensor], Tensor] = lambda name, projected: projected,
+    probe: Probe = no_probe,
+) -> Tensor:
+    """Attention of (B, N, D) to a caption (PixArt-alpha repository, diffusion/model/nets/PixArt_blocks.py): (B, N, D).
+
+    As in the original the captions are packed: padding is left out, not masked, and costs nothing. A sample of which
+    no token is kept gets an attention of 0.
+
+    Args:
+        weights: `q_linear.*`, `kv_linear.*` (rows of the keys, then of the values), `proj.*`.
+        x: (B, N, D), the image.
+        y: (B, L, D), the caption.
+        mask: (B, L), nonzero where a token is kept; None keeps all.
+        alter: ("q" or "k", what is projected) -> what is attended with, before it is split into heads.
+        probe: told "attn2 q", "attn2 k", "attn2 v" (projections, before `alter`, padding included), "attn2 out".
+    """
+    q = linear(weights, "q_linear", x)
+    probe("attn2 q", q)
+    if probe is not no_probe:  # for the listener only, so that listening does not change what is computed
+        for name, tensor in zip("kv", linear(weights, "kv_linear", y).chunk(2, dim=-1), strict=True):
+            probe(f"attn2 {name}", tensor)
+
+    keep = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device) if mask is None else mask.to(y.device) != 0
+    lengths = keep.sum(dim=1).tolist()
+    k, v = (part.split(lengths) for part in linear(weights, "kv_linear", y[keep]).chunk(2, dim=-1))
+    q, k = alter("q", q), [alter("k", own) for own in k]
+    samples = [attend(q[i : i + 1], k[i][None], v[i][None], heads) for i in range(len(lengths))]
+    out = linear(weights, "proj", torch.cat(samples))
+    probe("attn2 out", out)
     return out

@@ -101,7 +101,8 @@ def effect_of_cast(nets: NetPair, first: CaseOutcome, parts: Mapping[str, slice]
     for part, channels in parts.items():
         apart = relative(first.original[FLOAT64][:, channels], output[:, channels])
         words = f"rounding the weights to {cast} changes the output by {apart:.2g} (reported)"
-        first.checks.append(Check(f"{first.case.name} / {part}", f"cast to {cast}", apart, None, None, words))
+        what = f"{first.case.name} / {part}"
+        first.checks.append(Check(what, f"cast to {cast}", apart, None, passed=None, words=words))
     apart = relative(first.original[FLOAT64], output)
     return (
         f"the weights were rounded to {cast}, as declared, which changes the output by {apart:.2g} (relative L2); "
@@ -119,7 +120,7 @@ def report_fix(phase: Phase, fix: PostLoadFix, fixed: bool, other: CaseOutcome) 
     error, limit = relative(other.converted[FLOAT64], other.original[FLOAT64]), gates.LIMITS["relative L2"]
     how = "as from_pretrained alone loads it" if fixed else "with the line run on it"
     words = f"{how}: {error:.2g} of the output apart in float64, where {limit:g} are allowed"
-    phase.checks.append(Check(f"{other.case.name} / whole", f"float64 {how}", error, limit, None, words))
+    phase.checks.append(Check(f"{other.case.name} / whole", f"float64 {how}", error, limit, passed=None, words=words))
     if fixed:
         phase.words += f"; of what from_pretrained loads once this was run on it: {fix.line}"
         phase.notes.append(f"{words}: {fix.why}" if other.verdict == FAIL else f"{words}: the line is not needed")

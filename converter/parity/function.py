@@ -177,9 +177,10 @@ def phase(outcomes: Sequence[CaseOutcome], shown: Detail, what: str = "") -> Pha
     if failed:
         worst = max(failed, key=_exhausted)
         words = f"{len(failed)} of {len(gating)} checks failed; worst: {worst.what}, {worst.statistic}: {worst.words}"
-        return Phase("function", FAIL, words, checks, doubts, detail)
+        return Phase("function", FAIL, words, checks, notes=doubts, detail=detail)
     if doubts or not gating:
-        return Phase("function", INCONCLUSIVE, doubts[0] if doubts else "nothing was compared", checks, doubts, detail)
+        words = doubts[0] if doubts else "nothing was compared"
+        return Phase("function", INCONCLUSIVE, words, checks, notes=doubts, detail=detail)
     numbers = []
     for precision in (FLOAT32, FLOAT64):
         # Whichever statistic is the worst, as the reports' pictures show it.
@@ -189,7 +190,7 @@ def phase(outcomes: Sequence[CaseOutcome], shown: Detail, what: str = "") -> Pha
             numbers.append(f"at worst {worst.words} in {precision}")
     words = f"the same function{what}: {', '.join(numbers)}; {len(gating)} checks in {len(outcomes)} case"
     words += "s" * (len(outcomes) > 1)
-    return Phase("function", PASS, words, checks, doubts, detail)
+    return Phase("function", PASS, words, checks, notes=doubts, detail=detail)
 
 
 def _exhausted(check: Check) -> float:

@@ -74,9 +74,8 @@ class NetPair:
 
     def weights(self, state: Mapping[str, Any], precision: str, rounded: str = "") -> Weights:
         """A state dict in a precision, read when it is asked for."""
-        return Weights(
-            state, getattr(torch, precision), self.device, getattr(torch, rounded) if rounded else None, self._memory
-        )
+        first = getattr(torch, rounded) if rounded else None
+        return Weights(state, getattr(torch, precision), self.device, rounded=first, memory=self._memory)
 
     def lockstep(self, case: Case, precision: str) -> tuple[list[localise.StageError], list[str]]:
         """What `localise.lockstep` finds in a precision, and the names of the stages that are faulty."""

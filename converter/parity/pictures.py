@@ -90,14 +90,15 @@ def pictures(
     heat = HeatMap(
         case,
         precision,
-        [f"{part} {i}" for part, channels in parts.items() for i in range(apart[channels].shape[0])],
-        apart.shape[1],
-        apart.shape[2],
+        channels=[f"{part} {i}" for part, channels in parts.items() for i in range(apart[channels].shape[0])],
+        rows=apart.shape[1],
+        columns=apart.shape[2],
         # Four digits are more than a colour shows.
-        [[float(f"{value:.3e}") for value in channel.flatten().tolist()] for channel in apart],
+        values=[[float(f"{value:.3e}") for value in channel.flatten().tolist()] for channel in apart],
     )
     errors, floor = tracer.errors.get("converted", {}), tracer.errors.get("original", {})
     if not errors:
         return Detail(heat=heat)
     floors = [floor[stage] for stage in errors] if floor else None
-    return Detail(StageErrors(case, precision, list(errors), list(errors.values()), floors), heat)
+    blocks = StageErrors(case, precision, list(errors), converted=list(errors.values()), floor=floors)
+    return Detail(blocks, heat)

@@ -76,19 +76,16 @@ def run(context: SelfTestContext, faults: Sequence[Fault], step: Callable[[int],
     for fault in faults:
         checks.append(_judged(context, fault, run_fault(context, fault)))
         step(1)
-    benign = run_fault(context, BENIGN).detected_by
-    words = (
-        "a harmless change passes" if not benign else f"a harmless change is killed by {' and '.join(sorted(benign))}"
-    )
-    checks.append(Check(BENIGN.name, "killed by", ", ".join(sorted(benign)), "", not benign, words))
+    benign = sorted(run_fault(context, BENIGN).detected_by)
+    words = f"a harmless change {'is killed by ' + ' and '.join(benign) if benign else 'passes'}"
+    checks.append(Check(BENIGN.name, "killed by", ", ".join(benign), "", passed=not benign, words=words))
     survived = [check for check in checks if not check.passed]
     if survived:
         first = f"{survived[0].what} ({survived[0].words})"
         words = f"{len(survived)} of {len(checks)} faults not told from a right conversion: {first}"
         return Phase("self-test", INCONCLUSIVE, words, checks)
-    return Phase(
-        "self-test", PASS, f"all {len(faults)} deliberate faults were found, by the phases that have to", checks
-    )
+    words = f"all {len(faults)} deliberate faults were found, by the phases that have to"
+    return Phase("self-test", PASS, words, checks)
 
 
 def _judged(context: SelfTestContext, fault: Fault, trial: Trial) -> Check:
@@ -105,7 +102,8 @@ def _judged(context: SelfTestContext, fault: Fault, trial: Trial) -> Check:
             words += ": it changes nothing in these inputs"
             words += ", which are not enough for a PASS; leave --cases out" if context.saved else ""
     passed = bool(fault.expected) and not missing
-    return Check(fault.name, "killed by", ", ".join(detected), ", ".join(sorted(fault.expected)), passed, words)
+    wanted = ", ".join(sorted(fault.expected))
+    return Check(fault.name, "killed by", ", ".join(detected), wanted, passed=passed, words=words)
 
 
 BENIGN = Fault("keys in another order, tensors copied", frozenset())
@@ -129,12 +127,12 @@ def run_fault(context: SelfTestContext, fault: Fault) -> Trial:
         if audited.verdict == FAIL:
             trial.detected_by.add(CONFIG)
     if not fault.drop and (FUNCTION in fault.expected or not fault.expected):
-        _run_nets(context, fault, config, state, trial)
+        _run_nets(context, fault, trial, config=config, state=state)
     return trial
 
 
 def _run_nets(
-    context: SelfTestContext, fault: Fault, config: Mapping[str, Any], state: Mapping[str, Any], trial: Trial
+    context: SelfTestContext, fault: Fault, trial: Trial, *, config: Mapping[str, Any], state: Mapping[str, Any]
 ) -> None:
     attempts: list[tuple[CaseOutcome, Tail | None]] = [(right, None) for right in context.outcomes]
     if context.tail:

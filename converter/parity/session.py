@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import ConverterError, InputError, as_flags
-from ..nets import Memory, Values, Weights
+from ..nets import Values, Weights
 from ..nets.faults import Fault, idle
 from ..nets.inputs import Case, load_cases, save_case
 from ..nets.spec import ParitySpec
@@ -141,7 +141,7 @@ class Session(NetPair):
             return Phase("trajectory", NOT_RUN, "the family describes no sampler")
         case = next((one.case for one in self.outcomes if one.case.name == sampler.case), None)
         if case is None or channels is None or len(case.arrays[sampler.latent]) != 2:
-            return Phase("trajectory", NOT_RUN, "there is no case with a null caption to begin with")
+            return Phase("trajectory", NOT_RUN, "there is no case with an unconditioned sample")
         return trajectory.run(self.original, self.converted, case, channels, sampler=sampler, device=self.device)
 
     def stock_loader(self, phase: Phase, folder: Path) -> None:
@@ -155,10 +155,11 @@ class Session(NetPair):
             same, words = False, f"from_pretrained does not load it: {describe(error)}"
         else:
             # Both on the CPU: no two devices agree to the last bit.
-            weights = Weights(self.sides.converted, torch.float32, "cpu", None, Memory())
+            weights = Weights(self.sides.converted, torch.float32)
             same = torch.equal(output, self.model.converted(self.config, weights).forward(inputs))
             words = f"from_pretrained gives {'the net that was compared, bit for bit' if same else 'another net'}"
-        phase.checks.append(Check(f"{case.name} / whole", "float32 stock loader", None, None, same, words))
+        what = f"{case.name} / whole"
+        phase.checks.append(Check(what, "float32 stock loader", None, None, passed=same, words=words))
         if not same:
             phase.verdict, phase.words = FAIL, words
 

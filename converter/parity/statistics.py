@@ -56,9 +56,10 @@ def compare(candidate: Tensor, reference: Tensor, patch: int = 1) -> Statistics:
     if candidate.shape != reference.shape:
         raise ValueError(f"shapes {list(candidate.shape)} and {list(reference.shape)} cannot be compared")
     a, b = candidate.detach().cpu().double(), reference.detach().cpu().double()
-    nonfinite = tuple(int((~torch.isfinite(side)).sum()) for side in (a, b))
+    nonfinite = int((~torch.isfinite(a)).sum()), int((~torch.isfinite(b)).sum())
     if any(nonfinite):
-        return Statistics(inf, inf, inf, inf, inf, inf, inf, -1.0, -inf, "", (nonfinite[0], nonfinite[1]), inf)
+        errors = dict.fromkeys(("relative_l2", "peak", "channel", "position", "bias", "q50", "q99", "scale"), inf)
+        return Statistics(**errors, cosine=-1.0, sqnr=-inf, worst="", nonfinite=nonfinite)
     error, scale = a - b, float(b.square().mean().sqrt())
     size = error.abs()
     unit = scale or 1.0

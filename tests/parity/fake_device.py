@@ -136,8 +136,8 @@ def everything_stays() -> None:
 
     right = Session.__init__
 
-    def on_the_cpu(self: Session, sides: Any, model: Any, config: Any, borrowed: Any, device: str, *more: Any) -> None:
-        right(self, sides, model, config, borrowed, "cpu", *more)
+    def on_the_cpu(self: Session, *arguments: Any, **named: Any) -> None:
+        right(self, *arguments, **named | {"device": "cpu"})
 
     Session.__init__ = on_the_cpu
 

@@ -21,7 +21,7 @@ from converter import convert
 from converter.parity import check
 from converter.reports.report import FAIL, PASS
 
-needs_pretending = pytest.mark.skipif(
+needs_fake_device = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this torch cannot be told of a device in Python",
 )
@@ -50,7 +50,7 @@ def on_fake_device(pair: Pair, leak: str = "none", **options: str) -> dict[str, 
     script = Path(__file__).parent / "fake_device.py"
     said = [f"{name}={value}" for name, value in options.items()]
     command = [sys.executable, str(script), str(pair.original), str(pair.folder), leak, *said]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PIXART_DEBUG": "1"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PIXART_DEBUG": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     made: dict[str, Any] = json.loads(done.stdout)
@@ -58,7 +58,7 @@ def on_fake_device(pair: Pair, leak: str = "none", **options: str) -> dict[str, 
 
 
 @pytest.mark.slow
-@needs_pretending
+@needs_fake_device
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -77,7 +77,7 @@ def test_no_tensor_stays_behind(pairs: dict[str, Pair], name: str, options: dict
     assert ran["self-test"] == PASS
 
 
-@needs_pretending
+@needs_fake_device
 def test_nor_does_one_of_a_dit(tmp_path: Path) -> None:
     """Of which whole numbers are an input, and every block has embedders of its own."""
     original = ROOT / "fixtures/golden/dit.pt"
@@ -86,7 +86,7 @@ def test_nor_does_one_of_a_dit(tmp_path: Path) -> None:
     assert report["verdict"] == PASS, report["reason"]
 
 
-@needs_pretending
+@needs_fake_device
 def test_what_fails_is_localised_there_too(pairs: dict[str, Pair], tmp_path: Path) -> None:
     pair = spoilt(pairs["sigma-ms"], tmp_path)
     report = on_fake_device(pair, save_failing=str(tmp_path / "failing"))
@@ -97,7 +97,7 @@ def test_what_fails_is_localised_there_too(pairs: dict[str, Pair], tmp_path: Pat
     assert len(list((tmp_path / "failing").iterdir())) == 1
 
 
-@needs_pretending
+@needs_fake_device
 @pytest.mark.parametrize("leak", sorted(LEAKS.keys() - {"none"}))
 def test_what_stays_behind_is_noticed(pairs: dict[str, Pair], leak: str) -> None:
     """So that the tests above are worth something."""

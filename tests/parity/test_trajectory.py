@@ -201,4 +201,4 @@ def test_when_it_is_not_run(pair: Pair) -> None:
     with session(pair) as opened:
         opened.function(opened.cases("quick"), ("float64",))
         assert opened.trajectory("standard", False).words == "a phase before it has not passed"
-        assert opened.trajectory("standard", True).words == "there is no case with a null caption to begin with"
+        assert opened.trajectory("standard", True).words == "there is no case with an unconditioned sample"

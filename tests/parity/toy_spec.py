@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from converter.families import Findings
 from converter.nets import Probe, Stage, Staged, Values, Weights
-from converter.nets.attention import self_attention
+from converter.nets.block import self_attention
 from converter.nets.embeddings import linear
 from converter.nets.faults import FUNCTION, Fault
 from converter.nets.inputs import Case, noise

@@ -7,8 +7,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...nets.attention import self_attention
-from ...nets.block import below, feed_forward, modulated_norm
+from ...nets.block import below, feed_forward, modulated_norm, self_attention
 from ...nets.embeddings import embed_sinusoids, linear, sinusoid
 from ...nets.net import Probe, Stage, Staged, Values, Weights
 from ...nets.patches import LatentShape, embed_patches, to_weights_dtype, unpatchify

@@ -77,9 +77,10 @@ def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
     listed = [make.case("t999-t321", words, (999, 321, 999, 321), (3, -1, -1, 3))]
     if profile == "quick":
         return listed
+    quarter = max(min(make.side, SMALL) // 4, 1)
     listed += [
         make.case("t0-t1", "timesteps 0 and 1, the first class and the last", (0, 1), (0, -2)),
-        make.case("t20-t500", "a quarter of the latents' side", (20, 500), (-1, 7), max(min(make.side, SMALL) // 4, 1)),
+        make.case("t20-t500", "a quarter of the latents' side", (20, 500), (-1, 7), side=quarter),
         make.case("t998-t431", "two classes far apart", (998, 431), (1, make.null // 2)),
         make.case("x3", "latents of three times the amplitude", amplitude=3.0),
         make.case("outliers", "a channel far above the others", outliers=True),

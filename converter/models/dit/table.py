@@ -153,6 +153,6 @@ IGNORABLE_CONFIG: dict[str, tuple[Any, ...] | None] = {
 }
 
 DIT = Family(
-    "dit", "DiT", KEYS, describe, config, FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
+    "dit", "DiT", KEYS, describe, config=config, flags=FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
     ignorable_config=IGNORABLE_CONFIG, parity="converter.models.dit.parity:PARITY",
 )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...nets.attention import self_attention
+from ...nets.block import self_attention
 from ...nets.net import Probe, no_probe
 
 NORM_EPS = 1e-5  # of the norms with parameters: `attn.norm`, `attn.q_norm`, `attn.k_norm`

@@ -132,11 +132,11 @@ def _resolution(found: Findings, config: dict[str, Any], table: StoredTable | No
         found.distrusted[POSITIONS] = doubt
         found.notes.append(doubt)
     resolution(found, config, table, doubt, vae_factor=VAE_FACTOR)
-    _scale(found, config, found["image_size"].value, table, doubt)
+    _scale(found, config, table, doubt)
 
 
-def _scale(found: Findings, config: dict[str, Any], pixels: int | None, table: StoredTable | None, doubt: str) -> None:
-    name, version = "interpolation_scale", found["version"].value
+def _scale(found: Findings, config: dict[str, Any], table: StoredTable | None, doubt: str) -> None:
+    name, version, pixels = "interpolation_scale", found["version"].value, found["image_size"].value
     latent, written = configured(config, "sample_size", int), configured(config, name, float, int)
     said, aside = found.given.get(name), doubt or (table.aside if table else "")
     if said is not None and not sensible(said):

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...nets.attention import cross_attention
-from ...nets.block import below, feed_forward, modulated_norm
+from ...nets.block import below, cross_attention, feed_forward, modulated_norm
 from ...nets.embeddings import embed_numbers, linear
 from ...nets.net import Probe, Stage, Staged, Values, Weights
 from ...nets.patches import LatentShape, embed_patches, to_weights_dtype, unpatchify

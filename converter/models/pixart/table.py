@@ -146,7 +146,7 @@ _INERT = ("_diffusers_version", "dropout", "norm_num_groups", "num_embeds_ada_no
 IGNORABLE_CONFIG: dict[str, tuple[Any, ...] | None] = dict.fromkeys(_INERT) | {"_class_name": ("Transformer2DModel",)}
 
 PIXART = Family(
-    "pixart", "PixArt", KEYS, describe, config, FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
+    "pixart", "PixArt", KEYS, describe, config=config, flags=FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
     ignorable_config=IGNORABLE_CONFIG, comfyui=comfyui_warnings,
     parity="converter.models.pixart.parity:PARITY",
 )  # fmt: skip

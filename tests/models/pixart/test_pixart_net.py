@@ -15,8 +15,8 @@ from originals import MODELS, Original, golden, random
 
 from converter.models.pixart.attention import Compression
 from converter.models.pixart.controlnet import controlnet
-from converter.nets import Values, Weights, attention, no_probe
-from converter.nets.attention import cross_attention
+from converter.nets import Values, Weights, no_probe
+from converter.nets.block import cross_attention
 from converter.nets.embeddings import linear
 
 KV = Compression("conv", 2, frozenset({1}))
@@ -96,7 +96,7 @@ def test_padding_is_not_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
             multiplied.append(x[..., 0].numel())
         return linear(weights, name, x)
 
-    monkeypatch.setattr(attention, "linear", counting)
+    monkeypatch.setattr("converter.nets.block.linear", counting)
     x, y, mask = torch.randn(2, 5, 24), torch.randn(2, 12, 24), model.inputs()["caption_mask"]
     cross_attention(weights, x, y, mask, heads=4)
     assert multiplied == [3 + 7]

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from converter.nets import Probe, Stage, Staged, Values, Weights, no_probe
-from converter.nets.attention import cross_attention, self_attention
-from converter.nets.block import below, modulated_norm
+from converter.nets.block import below, cross_attention, modulated_norm, self_attention
 from converter.nets.embeddings import embed_sinusoids, linear, sinusoid
 from converter.nets.patches import LatentShape, embed_patches, to_weights_dtype, unpatchify
 
