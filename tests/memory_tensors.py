@@ -39,11 +39,11 @@ class MemoryTensor:
     def nbytes(self) -> int:
         return self.numel * self.dtype.itemsize
 
-    def chunks(self) -> Iterator[tuple[int, memoryview]]:
+    def chunks(self, buffer: bytearray | None = None) -> Iterator[tuple[int, memoryview]]:
         data = raw_bytes(self.tensor)
-        buffer = bytearray(self.chunk)
-        for start in range(0, len(data), self.chunk):
-            part = data[start : start + self.chunk]
+        buffer = buffer or bytearray(self.chunk)
+        for start in range(0, len(data), len(buffer)):
+            part = data[start : start + len(buffer)]
             buffer[: len(part)] = part
             yield start, memoryview(buffer)[: len(part)]
 
@@ -52,6 +52,9 @@ class MemoryTensor:
 
     def numpy(self) -> np.ndarray[Any, np.dtype[Any]]:
         return self.tensor.numpy()
+
+    def numpy(self) -> Any:
+        return self.tensor.float().numpy()
 
     def torch(self, out: torch.Tensor | None = None) -> torch.Tensor:
         return self.tensor.contiguous() if out is None else out.copy_(self.tensor)

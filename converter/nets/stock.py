@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .net import Values, Weights
-from .streamed import Streamed, owner
+from .streamed import StockStage, Streamed, owner
 
 # A probe's name -> where a stock block has it: what the blocks of diffusers have in common.
 SELF_ATTENTION = {
@@ -37,21 +37,6 @@ FEED_FORWARD = {
     "ff hidden": ("ff.net.0.proj", "output"),
     "ff out": ("ff.net.2", "output"),
 }
-
-
-@dataclass(frozen=True)
-class StockStage:
-    """Where a stage is in the stock module.
-
-    Attributes:
-        name: with `{}` there is a stage for each number that `path` matches.
-        path: of the sub-module, "" for the whole. With `{}` and none in `name`, one stage of many modules.
-        values: what its output is called; several names where it is a tuple.
-    """
-
-    name: str
-    path: str
-    values: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,37 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .net import Probe, Stage, Values, Weights, no_probe
 
-if TYPE_CHECKING:
-    from .stock import Stock, StockStage
+
+@dataclass(frozen=True)
+class StockStage:
+    """Where a stage is in the stock module.
+
+    Attributes:
+        name: with `{}` there is a stage for each number that `path` matches.
+        path: of the sub-module, "" for the whole. With `{}` and none in `name`, one stage of many modules.
+        values: what its output is called; several names where it is a tuple.
+    """
+
+    name: str
+    path: str
+    values: tuple[str, ...]
+
+
+class StageTable(Protocol):
+    """A stock model as a table: its stages, the probes inside a numbered one, and a call of its forward."""
+
+    @property
+    def stages(self) -> Sequence[StockStage]: ...
+    @property
+    def probes(self) -> Mapping[str, tuple[str, str]]: ...
+    def call(self, model: Any, values: Values) -> Tensor: ...
 
 
 class _Answered(Exception):
@@ -59,7 +81,7 @@ class Streamed:
         weights: the state dict, by the module's own keys.
     """
 
-    def __init__(self, stock: Stock, model: nn.Module, weights: Weights) -> None:
+    def __init__(self, stock: StageTable, model: nn.Module, weights: Weights) -> None:
         self.stock, self.model, self.weights = stock, model.eval().requires_grad_(False), weights
         self._placed = [placed for line in stock.stages for placed in _place(model, line, stock.probes)]
         owned = {part.module for placed in self._placed for part in placed.parts} - {model}

@@ -164,7 +164,7 @@ def test_the_order_is_that_of_the_header(tmp_path: Path) -> None:
 
 @given(
     st.dictionaries(
-        st.text(st.characters(categories=["L", "N", "P"]), min_size=1),
+        st.text(st.characters(categories=["L", "N", "P"]), min_size=1).filter(lambda name: name != "__metadata__"),
         st.tuples(st.sampled_from([getattr(torch, name) for name in BY_NAME]), st.lists(st.integers(0, 4), max_size=3)),
         min_size=1,
     )

@@ -63,7 +63,9 @@ def told_by_torch(state: dict[str, torch.Tensor]) -> dict[str, tuple[str, tuple[
 
 @pytest.mark.parametrize("path", sorted([*GOLDEN.glob("*.pth"), *GOLDEN.glob("*.pt")]), ids=lambda path: path.name)
 def test_golden_files_are_what_torch_loads(path: Path) -> None:
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    # The random state of a training file is an array of NumPy, which torch loads only of files that are trusted.
+    trusted = path.name == "sana-4k.pth"
+    loaded = torch.load(path, map_location="cpu", weights_only=not trusted)
     ways = {"raw": loaded.get("state_dict", loaded)} | (
         {"ema": loaded["state_dict_ema"]} if loaded.get("state_dict_ema") else {}
     )
@@ -73,7 +75,7 @@ def test_golden_files_are_what_torch_loads(path: Path) -> None:
             for key, value in state.items():
                 assert torch.equal(checkpoint[key].torch(), value)
                 assert (checkpoint[key].numpy() == value.float().numpy()).all()
-            assert checkpoint.foreign == []
+            assert bool(checkpoint.foreign) is trusted
 
 
 DTYPES = [

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import converter
 from converter import inspect
 from converter.conversion.sidecar import CHANGED
+from converter.errors import as_flags
 from converter.filenames import SIDECAR
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -71,7 +72,7 @@ def test_numbers_and_zeros(tmp_path: Path, cli: Cli) -> None:
     ]
     said = cli("pixart", "inspect", "--deep", path)
     assert said.returncode == 0
-    assert f"problem: {made['problems'][1]}" in said.stdout
+    assert f"problem: {as_flags(made['problems'][1])}" in said.stdout
     assert "which has no checksums" in said.stdout
     assert "convertible: no" in said.stdout
     assert json.loads(cli("pixart", "inspect", "--deep", "--json", path).stdout)["deep"] == made["deep"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...nets.stock import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
+from ...nets.stock import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION, Stock
+from ...nets.streamed import StockStage
 
 PATCHES, FINAL = "patch embedding", "final layer"
 
