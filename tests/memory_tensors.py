@@ -53,9 +53,6 @@ class MemoryTensor:
     def numpy(self) -> np.ndarray[Any, np.dtype[Any]]:
         return self.tensor.numpy()
 
-    def numpy(self) -> Any:
-        return self.tensor.float().numpy()
-
     def torch(self, out: torch.Tensor | None = None) -> torch.Tensor:
         return self.tensor.contiguous() if out is None else out.copy_(self.tensor)
 
