@@ -114,14 +114,14 @@ def analyse(
         checkpoint.take_config_beside()
         _as_recorded(checkpoint)
     plan = analysis.plan = analysis.table.survey(checkpoint)
-    found = analysis.found = Findings(hyper_parameters or {})
-    _check_hyper_parameters(known, found.given)
+    findings = analysis.found = Findings(hyper_parameters or {})
+    _check_hyper_parameters(known, findings.given)
     with analysis.state.blaming(), analysis.naming():
-        known.describe(plan, analysis.state, found)
+        known.describe(plan, analysis.state, findings)
         if not plan.problems:
-            analysis.needs = _compare_with_config(known, analysis.state.config, found)
+            analysis.needs = _compare_with_config(known, analysis.state.config, findings)
     # What is said of the whole comes before what is said of single tensors.
-    plan.problems[:0] = flat(checkpoint, plan) + misshapen(checkpoint, plan) + found.problems
+    plan.problems[:0] = flat(checkpoint, plan) + misshapen(checkpoint, plan) + findings.problems
     plan.problems += not_weights(checkpoint)
     if plan.problems and (kind := stranger(checkpoint, *recognised)):  # of a family that was insisted on
         plan.problems.insert(0, f"this is {kind}")
@@ -182,19 +182,19 @@ def _check_hyper_parameters(family: Family, given: Mapping[str, Any]) -> None:
             raise UsageError(f"`{name}` {printable(repr(value))}: not {kind.__name__} but {type(value).__name__}")
 
 
-def _compare_with_config(family: Family, source: Mapping[str, Any], found: Findings) -> str:
+def _compare_with_config(family: Family, source: Mapping[str, Any], findings: Findings) -> str:
     """Whatever the source's `config.json` says of the model has to be what ours will say; returns what ours lacks."""
-    if any(not problem.startswith("config.json: ") for problem in found.problems):
+    if any(not problem.startswith("config.json: ") for problem in findings.problems):
         return ""
     try:
-        config = family.config(found)
+        config = family.config(findings)
     except UsageError as error:
         return str(error)
     for key, ours in config.items():
         theirs, others = source.get(key), family.ignorable_config.get(key, ())
-        known = any(problem.startswith(f"config.json: {key}:") for problem in found.problems)
+        known = any(problem.startswith(f"config.json: {key}:") for problem in findings.problems)
         if theirs is not None and theirs != ours and others is not None and theirs not in others and not known:
-            found.problems.append(
+            findings.problems.append(
                 f"config.json: {key}: {printable(theirs)}, and the converted model would have {printable(ours)}"
             )
     return ""

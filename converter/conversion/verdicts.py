@@ -16,7 +16,7 @@ from .analysis import Analysis
 from .options import ConversionOptions
 from .record import LIKE, UNLIKE
 from .sidecar import CHANGED, rows_of
-from .to_diffusers import Arrangement, named
+from .to_diffusers import TensorWrites, named
 from .write import Written, counted
 from .zeros import judge, listed, refuse_zeros, tails
 
@@ -67,7 +67,7 @@ def hold_to_record(
 
 
 def give_verdict(
-    analysis: Analysis, arranged: Arrangement, written: Written, options: ConversionOptions
+    analysis: Analysis, writes: TensorWrites, written: Written, options: ConversionOptions
 ) -> tuple[list[str], dict[str, str]]:
     """(what the user should know of the tensors that were written, `Held.changed`).
 
@@ -76,29 +76,29 @@ def give_verdict(
     path, notes = analysis.checkpoint.path, list[str]()
     for bad, let_through, what, flag in (
         (written.nonfinite, options.allow_nonfinite, NONFINITE, ALLOW_NONFINITE),
-        (written.overflowed, options.allow_overflow, f"beyond {arranged.cast}", ALLOW_OVERFLOW),
+        (written.overflowed, options.allow_overflow, f"beyond {writes.cast}", ALLOW_OVERFLOW),
     ):
         if bad and not let_through:
             raise InputError(f"{printable(path)}: {counted(bad, what)}; {flag}")
         if bad:
             notes.append(f"{counted(bad, what)}: let through")
-    notes += _zeros(analysis, arranged, written, options.allow_zeros)
-    held = hold_to_record(analysis, arranged.must_match, arranged.recorded, written.read)
+    notes += _zeros(analysis, writes, written, options.allow_zeros)
+    held = hold_to_record(analysis, writes.must_match, writes.recorded, written.read)
     for error in held.broken.values():
         raise error
     return notes + ([held.words] if held.words else []), held.changed
 
 
-def _zeros(analysis: Analysis, arranged: Arrangement, written: Written, allowed: bool) -> list[str]:
+def _zeros(analysis: Analysis, writes: TensorWrites, written: Written, allowed: bool) -> list[str]:
     """What is zero throughout, in words. Raises: `InputError` for zeros that no training leaves, unless allowed."""
-    sources, rounded = {tensor.key: tensor for part in arranged.parts for tensor in part.sources}, arranged.rounded
+    sources, rounded = {tensor.key: tensor for part in writes.parts for tensor in part.sources}, writes.rounded
     # What is zero once it is rounded may not have been so before.
-    found = {
+    ends = {
         key: tails(sources[key], len(zeros)) if key in rounded and any(zeros) else zeros
         for key, zeros in written.zeros.items()
     }
-    judged = judge(analysis.plan, named(analysis.checkpoint) | sources, found)
-    lost = [key for key in found if found[key] != written.zeros[key] and sum(written.zeros[key]) == sources[key].numel]
-    words = f"{listed(lost)}: zero throughout once rounded to {arranged.cast}" if lost else ""
+    judged = judge(analysis.plan, named(analysis.checkpoint) | sources, ends)
+    lost = [key for key in ends if ends[key] != written.zeros[key] and sum(written.zeros[key]) == sources[key].numel]
+    words = f"{listed(lost)}: zero throughout once rounded to {writes.cast}" if lost else ""
     refused = "; ".join(filter(None, (judged.refused, words)))
     return [*refuse_zeros(analysis.checkpoint.path, refused, allowed), *judged.notes]

@@ -43,7 +43,7 @@ class Finding:
     value: Any
     source: str
     evidence: str
-    aside: str = ""
+    rejected_evidence: str = ""
 
 
 class Findings(dict[str, Finding]):
@@ -64,8 +64,8 @@ class Findings(dict[str, Finding]):
         self.problems: list[str] = []
         self.distrusted: dict[str, str] = {}
         self.rounded: dict[str, float] = {}
-        self.unused: set[str] = set()
-        self.asked: set[str] = set()
+        self.unused_buffers: set[str] = set()
+        self.used: set[str] = set()
 
     def file(self, name: str, value: Any, evidence: str) -> Any:
         """A value that the file shows (None: it should, and does not).
@@ -74,13 +74,13 @@ class Findings(dict[str, Finding]):
         """
         if value is None:
             return self.given_or_assumed(name, None, evidence)
-        said = self.given.get(name)
-        if said is not None and said != value:
-            raise UsageError(f"`{name}` {said} contradicts the file, which says {value}: {evidence}")
+        stated = self.given.get(name)
+        if stated is not None and stated != value:
+            raise UsageError(f"`{name}` {stated} contradicts the file, which says {value}: {evidence}")
         self[name] = Finding(value, "file", evidence)
         return value
 
-    def given_or_assumed(self, name: str, default: Any = None, why: str = "", aside: str = "") -> Any:
+    def given_or_assumed(self, name: str, default: Any = None, why: str = "", rejected_evidence: str = "") -> Any:
         """A value that the file cannot show: the user's word, else the default with its reason, else unknown.
 
         Args:
@@ -89,12 +89,12 @@ class Findings(dict[str, Finding]):
         if name in self.given:
             self[name] = Finding(self.given[name], "given", f"--{name}")
         else:
-            self[name] = Finding(default, "unknown" if default is None else "assumed", why, aside)
+            self[name] = Finding(default, "unknown" if default is None else "assumed", why, rejected_evidence)
         return self[name].value
 
     def value(self, name: str) -> Any:
         """The value, or `UsageError` naming the flag where it is unknown."""
-        self.asked.add(name)
+        self.used.add(name)
         finding = self[name]
         if finding.source == "unknown":
             raise UsageError(f"`{name}` is needed: {finding.evidence}")
@@ -151,7 +151,7 @@ class Family:
     config: Callable[[Findings], dict[str, Any]]
     flags: Any = ()
     subfolder: str = "transformer"
-    buffer_mismatch: Callable[[Findings, float], tuple[bool, str]] = lambda found, difference: (
+    buffer_mismatch: Callable[[Findings, float], tuple[bool, str]] = lambda findings, difference: (
         False,
         f"is not what the target computes (by up to {difference:.2g})",
     )

@@ -56,14 +56,14 @@ class SinCosTable:
         """Tokens `start` to `stop`, (stop - start, hidden) float32, from `axis()`: never the whole table in memory."""
         import numpy as np
 
-        made = np.empty((stop - start, self.hidden), np.float32)
+        table = np.empty((stop - start, self.hidden), np.float32)
         half, row = self.hidden // 2, start // self.side
         while (first := max(row * self.side, start)) < stop:  # one row of the grid after the other
             last = min((row + 1) * self.side, stop)
-            made[first - start : last - start, :half] = axis[first - row * self.side : last - row * self.side]
-            made[first - start : last - start, half:] = axis[row]
+            table[first - start : last - start, :half] = axis[first - row * self.side : last - row * self.side]
+            table[first - start : last - start, half:] = axis[row]
             row += 1
-        return made
+        return table
 
 
 def scale_of(sine: float, cosine: float, tolerance: float) -> float | None:

@@ -77,8 +77,8 @@ def _beyond_doubt(sums: _Sums, best: float) -> float | None:
         scale = round(best, digits)
         step = min(10.0**-digits, FINE * scale)
         if scale > 0 and sums.apart(scale) <= bound:
-            beside = [sums.apart(other) for other in (scale - step, scale + step) if other > 0]
-            return scale if min(beside) > MARGIN * bound else None
+            neighbours = [sums.apart(other) for other in (scale - step, scale + step) if other > 0]
+            return scale if min(neighbours) > MARGIN * bound else None
     return None
 
 
@@ -127,7 +127,7 @@ class _Sums:
         """The best 1 / scale, found in slow channels first, where no angle goes round, and refined in fast ones."""
         import numpy as np
 
-        phasors, angles, found = self._phasors, self._angles, 0.0
+        phasors, angles, frequency = self._phasors, self._angles, 0.0
         slow = angles[1][angles[1] <= 0.1]
         reach = float(slow[0] if len(slow) else angles[1, -1])
         while True:
@@ -137,9 +137,9 @@ class _Sums:
             if not weight > 0:
                 return None
             for _ in range(2):
-                found += float((t * np.abs(seen) * np.angle(seen * np.exp(-1j * found * t))).sum()) / weight
+                frequency += float((t * np.abs(seen) * np.angle(seen * np.exp(-1j * frequency * t))).sum()) / weight
             if reach >= angles.max():
-                return found if 1e-6 < found < 1e6 else None
+                return frequency if 1e-6 < frequency < 1e6 else None
             reach *= 2
 
     def apart(self, scale: float) -> float:

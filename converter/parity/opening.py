@@ -88,11 +88,11 @@ class OpenedPair:
 
     def demand_evidence(self) -> None:
         """Refuse what rests on an assumption. Raises: `UsageError`."""
-        self.found.asked.clear()
-        self.seen.asked.clear()
+        self.found.used.clear()
+        self.seen.used.clear()
         self.family.config(self.found)
         _ = self.weights.recomputed  # whether they are dispensable may rest on one too
-        self.found.asked |= self.seen.asked
+        self.found.used |= self.seen.used
         demand(self.family, self.found, self.original, self.borrowed)
 
 
