@@ -11,7 +11,9 @@ from math import isfinite
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.cast import widen
 from ..checkpoint.key_names import plainly_foreign
+from ..checkpoint.tensor import Storage
 from ..checkpoint.weights_kind import EMA, RAW, UNKNOWN
 from ..errors import InputError, UsageError, printable
 from ..families import Family, Findings, altered, find, named, recognise, stranger, tables
@@ -19,7 +21,44 @@ from ..filenames import RECORD
 from ..mapping import KeyMapping, MappingError, Plan, fold
 from .misshapen import flat, misshapen, not_weights
 from .record import record_beside
-from .state import CheckpointState
+
+
+class CheckpointState:
+    """The `State` of `families`: a checkpoint as a family may see it, read in place and blamed where it is damaged."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.config, self.said = checkpoint.config, checkpoint.said
+        self._checkpoint = checkpoint
+        self._peeked: dict[int, Storage] = {}
+
+    def elements(self, key: str, *positions: int) -> tuple[tuple[float, ...], float]:
+        """Single elements, read in place without the CRC's proof; what they show is checked against the whole later."""
+        tensor = self._checkpoint[key]
+        self._peeked[id(tensor.storage)] = tensor.storage
+        return tensor.peek(*positions), tensor.dtype.rounding
+
+    def rows(self, key: str) -> Iterator[tuple[int, Any]]:
+        """All of a tensor, about a megabyte at a time; at the end the CRC is proven."""
+        tensor, row, kept = self._checkpoint[key], 0, bytearray()
+        width = tensor.shape[-1] * tensor.dtype.itemsize if tensor.shape and tensor.dtype.floating else 0
+        for _, part in tensor.chunks() if width else ():
+            kept += part
+            whole = len(kept) // width
+            if whole:
+                yield row, widen(bytes(kept[: whole * width]), tensor.dtype).reshape(whole, -1)
+                del kept[: whole * width]
+                row += whole
+
+    @contextmanager
+    def blaming(self) -> Iterator[None]:
+        """Before the call is blamed for what single elements show, the file is: they may be damaged."""
+        try:
+            yield
+        except UsageError:
+            for storage in self._peeked.values():
+                for _ in storage.chunks():
+                    pass  # at the end it verifies the CRC
+            raise
 
 
 @dataclass

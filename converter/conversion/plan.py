@@ -22,7 +22,6 @@ from ..filenames import RECORD, SIDECAR
 from ..hub import local
 from ..mapping import fold, summed_up
 from .analysis import Analysis, open_model
-from .evidence_required import demand
 from .inspection import report
 from .options import ConversionOptions
 from .output import COMFYUI, Destination
@@ -30,6 +29,7 @@ from .record import ConversionRecord, Record
 from .sidecar import Sidecar, analyse_again, open_sidecar
 from .to_diffusers import TensorWrites, to_diffusers
 from .to_original import to_original
+from .verdicts import demand_evidence
 from .write import TensorFile, TensorWrite
 from .zeros import find_zeros, refuse_zeros
 
@@ -136,7 +136,7 @@ def make_plan(
         writes = convert(analysis, sidecar, destination.dtype)
     findings = analysis.found
     if options.require_evidence:
-        demand(family, findings, checkpoint)
+        demand_evidence(family, findings, checkpoint)
     notes = [*findings.notes, *(findings.diffusers_notes if destination.folder else []), *notes_on(checkpoint)]
     if analysis.diffusers and checkpoint.folder and not checkpoint.config:
         notes.append(f"the folder holds no {CONFIG}: what it would say is given or assumed")

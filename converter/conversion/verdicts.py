@@ -6,10 +6,13 @@ the record beside them states.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from ..errors import InputError, printable
+from ..checkpoint import Checkpoint
+from ..checkpoint.state_dicts import selecting_flag
+from ..errors import InputError, UsageError, printable
+from ..families import Family, Findings
 from ..filenames import RECORD
 from ..mapping import Computed
 from .analysis import Analysis
@@ -23,6 +26,30 @@ from .zeros import judge, listed, refuse_zeros, tails
 NONFINITE = "NaN or infinite"
 ALLOW_NONFINITE = "`allow_nonfinite` converts them as they are"
 ALLOW_OVERFLOW = "`allow_overflow` makes them infinite"
+BORROWED = "as the converted model has it, which is to be proven"
+
+
+def demand_evidence(family: Family, findings: Findings, checkpoint: Checkpoint, borrowed: Collection[str] = ()) -> None:
+    """Refuse a result that rests on what neither the file shows nor the user says.
+
+    Args:
+        found: its `used` are what the result was made with; whatever else is assumed cannot change it.
+        borrowed: the hyper-parameters that only the converted model shows, whose word is what is to be proven.
+
+    Raises: `UsageError` with all of them, and the flag that states each.
+    """
+    lines = [
+        f"`{name}` ({printable(finding.value)}: {BORROWED if name in borrowed else finding.evidence})"
+        for name, finding in findings.items()
+        if name in family.flags and name in findings.used and (finding.source == "assumed" or name in borrowed)
+    ]
+    chosen = checkpoint.selected
+    others = [candidate for candidate in checkpoint.likely if candidate is not chosen]
+    if others and checkpoint.asked is None and checkpoint.asked_key is None:
+        flag = selecting_flag(chosen, checkpoint.likely)
+        lines.append(f"{flag} ({others[0].where} holds {others[0].weights} weights too)")
+    if lines:
+        raise UsageError(f"`require_evidence`: assumed so far, and to be said: {'; '.join(lines)}")
 
 
 @dataclass

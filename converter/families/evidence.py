@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import InputError, UsageError, printable
 from ..mapping import Plan
 from .base import Findings, Flag, State
-from .sincos import DRIFT, ROUNDING, SinCosTable, scale_of
+from .sincos import DRIFT, ROUNDING, ROUNDINGS, SinCosTable, fit, scale_of
 
 DIFFUSERS = "0.42.1"  # the release whose classes the configs are written for
 POSITIONS = "pos_embed"  # the stored table
@@ -160,8 +160,6 @@ def _from_samples(state: State, hidden: int, side: int) -> tuple[float, str, flo
 
 def _from_whole(state: State, hidden: int, side: int) -> tuple[float | None, str, float]:
     """The same off every element; the scale is None where none is beyond doubt."""
-    from .sincos_fit import ROUNDINGS, fit
-
     fitted = fit(lambda: state.rows(POSITIONS), hidden, side)
     if fitted is None:
         return None, "and is no sin-cos table: it is zero throughout, or not finite", 0.0
