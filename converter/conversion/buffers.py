@@ -169,7 +169,8 @@ class ComputedStorage(Storage):
 
 def on_demand(key: str, dtype: DType, shape: tuple[int, ...], pieces: Pieces) -> LazyTensor:
     """A tensor to be written though no file holds it: `pieces` give its elements in row-major order, little-endian."""
-    return LazyTensor(key, dtype, shape, ComputedStorage(key, prod(shape) * dtype.itemsize, pieces), row_major(shape))
+    storage = ComputedStorage(key, prod(shape) * dtype.itemsize, pieces)
+    return LazyTensor(key, dtype, shape, storage, strides=row_major(shape))
 
 
 def joined(tensors: list[LazyTensor]) -> LazyTensor:

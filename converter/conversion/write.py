@@ -52,12 +52,12 @@ class TensorWrite:
             for source, runs in zip(self.sources, self.runs, strict=True)
             for place in runs
         }
-        made, ends = {}, Counter[int]()
+        slices, ends = {}, Counter[int]()
         for key, group in sorted(counts):
             start = ends[key]
             ends[key] += counts[key, group]
-            made[key, group] = slice(start, ends[key])
-        return made
+            slices[key, group] = slice(start, ends[key])
+        return slices
 
     @cached_property
     def entries(self) -> list[TensorEntry]:
@@ -73,13 +73,13 @@ class TensorWrite:
 
     def outputs(self, written: Mapping[str, LazyTensor]) -> list[list[LazyTensor]]:
         """For each source, what its rows fill, in order: whole tensors of those `written`, or groups of their rows."""
-        made = []
+        outputs = []
         for runs in self.runs:
             wholes = [written[self.keys[key]] for key, _ in runs]
-            made.append(
+            outputs.append(
                 [whole[self.rows[place]] if whole.shape else whole for whole, place in zip(wholes, runs, strict=True)]
             )
-        return made
+        return outputs
 
     def tensor_copies(self, wholes: Mapping[str, Output], digests: Mapping[str, str]) -> list[TensorCopy]:
         """What moves where; `wholes` are the tensors to be written, by key, and `digests` what a record states of the

@@ -27,7 +27,7 @@ class Zeros:
 
     Attributes:
         untrained: keys that are zero as an initialisation leaves them.
-        aside: others that are zero throughout and may be: buffers, and whatever is of a family that names nothing as
+        others: more that are zero throughout and may be: buffers, and whatever is of a family that names nothing as
             `ZeroInit`.
         lost: keys, or "key (which part of it)", that are zero throughout and are so in no training; those first that
             are so in no initialisation either.
@@ -172,7 +172,7 @@ def judge(plan: Plan, tensors: Mapping[str, LazyTensor], ends: Mapping[str, Sequ
     Args:
         plan: of the file's own layout.
         tensors: those of the file, and others that were looked at, such as a null caption, by key.
-        found: `tails` of those that were looked at, in as many parts as the plan splits them into.
+        ends: `tails` of those that were looked at, in as many parts as the plan splits them into.
     """
     units = list(_units(plan, tensors, ends))
     counts = Counter(unit.key for unit in units)
@@ -212,7 +212,8 @@ def _units(plan: Plan, tensors: Mapping[str, LazyTensor], ends: Mapping[str, Seq
         shared = move.operation.groups(len(move.parts)) == len(full) > 1
         # What every target holds, if the tensor is shared out; else it is looked at whole.
         for part, groups in enumerate(contents if shared else [range(len(full))]):
-            yield _Unit(move.row, key, index, suffix, part, all(full[group] for group in groups))
+            zero = all(full[group] for group in groups)
+            yield _Unit(row=move.row, key=key, index=index, suffix=suffix, part=part, zero=zero)
 
 
 def _zero(tensor: LazyTensor, zeros: int) -> bool:

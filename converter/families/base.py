@@ -37,7 +37,7 @@ class Flag:
 class Finding:
     """One hyper-parameter: its value, where it is from ('file', 'given' or 'assumed'; 'unknown'), and the evidence.
 
-    `aside`: of what is assumed or unknown, the evidence that the file does hold and that is not believed, in words.
+    `rejected_evidence`: of what is assumed or unknown, what the file does hold of it and is not believed, in words.
     """
 
     value: Any
@@ -49,11 +49,10 @@ class Finding:
 class Findings(dict[str, Finding]):
     """Hyper-parameters by name. `given` are the user's words; they may not contradict what the file shows.
 
-    `notes`: what a user should be told; `stock`: what only those should be told who use diffusers' own classes and
-    pipelines; `problems`: what stands against a conversion though every key has its row; `doubted`: stored buffers
-    that are there and not believed -> why; `rounded`: stored buffers -> by how much storing them moved an element at
-    most; `unused`: stored buffers that the original net does not use; `asked`: the names whose value was used for the
-    result.
+    `notes`: what a user should know; `diffusers_notes`: what only those should know who use diffusers' own classes and
+    pipelines; `problems`: what stands against a conversion though every key has its row; `distrusted`: stored buffers
+    that are not believed -> why; `rounded`: stored buffers -> by how much storing them moved an element at most;
+    `unused_buffers`: those that the original net does not use; `used`: the names whose value the result depends on.
     """
 
     def __init__(self, given: Mapping[str, Any]) -> None:
@@ -84,7 +83,7 @@ class Findings(dict[str, Finding]):
         """A value that the file cannot show: the user's word, else the default with its reason, else unknown.
 
         Args:
-            aside: what the file holds that would show it, and why that is not believed; '' where it holds nothing.
+            rejected_evidence: what the file holds that would show it, and why that is not believed; '' for nothing.
         """
         if name in self.given:
             self[name] = Finding(self.given[name], "given", f"--{name}")
