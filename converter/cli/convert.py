@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .hyper_parameters import ModelCommand, given
-from .options import family, require_evidence, together, which, writing
+from .options import ModelCommand, family, given, require_evidence, together, which, writing
 from .output import print_json, progress_bar, say, say_error
 
 if TYPE_CHECKING:

@@ -39,12 +39,12 @@ def diff(rounding_ok: bool, everything: bool, as_json: bool, quiet: bool, **word
 
     # The bar is wiped before anything else is printed, an error too.
     with ExitStack() as bars, interruptible():
-        found = run(**words, progress=progress_bar(bars, quiet, "comparing", unit="B"))
-    same = found.same(rounding_ok=rounding_ok)
+        result = run(**words, progress=progress_bar(bars, quiet, "comparing", unit="B"))
+    same = result.same(rounding_ok=rounding_ok)
     if as_json:
-        print_json({"ok": same} | found.as_dict())
+        print_json({"ok": same} | result.as_dict())
     elif not quiet:
-        for line in lines(found, everything):
+        for line in lines(result, everything):
             say(line)
     if not same:
         raise click.exceptions.Exit(1)

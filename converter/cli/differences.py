@@ -14,17 +14,17 @@ from ..mapping.fold import folded
 SHOWN = 12  # lines of a section; `--all` shows them all
 
 
-def lines(found: Diff, everything: bool) -> Iterator[str]:
+def lines(result: Diff, everything: bool) -> Iterator[str]:
     """The result, for people.
 
     Args:
         everything: every tensor on a line of its own, instead of the first few lines with the blocks folded.
     """
-    yield found.words
-    yield from _side("A", found.a)
-    yield from _side("B", found.b)
-    for each in [found.decisive] if found.choice else found.comparisons:
-        if len(found.comparisons) > 1:
+    yield result.words
+    yield from _side("A", result.a)
+    yield from _side("B", result.b)
+    for each in [result.decisive] if result.choice else result.comparisons:
+        if len(result.comparisons) > 1:
             yield f"weights: {LABELS[each.weights_a]} of A, {LABELS[each.weights_b]} of B"
         yield from _comparison(each, everything)
 
@@ -44,15 +44,15 @@ def _comparison(each: WeightsDiff, everything: bool) -> Iterator[str]:
         width = max(len(name) for name, _ in rows)
         yield f"{title}:"
         for name, of in rows if everything else rows[:SHOWN]:
-            yield f"  {name:<{width}}  {_told(of)}".rstrip()
+            yield f"  {name:<{width}}  {_distance(of)}".rstrip()
         if len(rows) > SHOWN and not everything:
             yield f"  and {len(rows) - SHOWN} more lines: --all"
     for tensor in each.one_sided_buffers:
         yield f"{tensor.kind}: {printable(tensor.key)} (diffusers' layout has no place for it, so it does not count)"
     for item in each.disagreements:
         sides = [(item.a, "A", item.evidence_a), (item.b, "B", item.evidence_b)]
-        told = "; ".join(f"{printable(value)} in {letter} ({printable(why, 300)})" for value, letter, why in sides)
-        yield f"{item.name}: {told}"
+        values = "; ".join(f"{printable(value)} in {letter} ({printable(why, 300)})" for value, letter, why in sides)
+        yield f"{item.name}: {values}"
     yield from (f"note: {note}" for note in each.notes)
 
 
@@ -83,7 +83,7 @@ def _farthest(tensors: list[TensorDiff]) -> float:
     return max(tensor.numbers.relative_l2 if tensor.numbers else 0.0 for tensor in tensors)
 
 
-def _told(tensors: list[TensorDiff]) -> str:
+def _distance(tensors: list[TensorDiff]) -> str:
     """How far tensors are apart: the farthest of them, and all their elements."""
     first = tensors[0]
     if first.kind == SHAPE and first.a and first.b:

@@ -85,7 +85,7 @@ def init_from_dit(
     from ..initialisation import Options
     from ..initialisation import init_from_dit as run
     from ..initialisation.report import KINDS, render
-    from ..jobs.reports import check_suffixes, check_writable
+    from ..jobs.comparisons import check_suffixes, check_writable
     from .printing import wrote_lines
 
     version, tokens = words.pop("version"), words.pop("caption_tokens")

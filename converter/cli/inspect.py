@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from .hyper_parameters import ModelCommand, given
-from .options import family, json_option, which
+from .options import ModelCommand, family, given, json_option, which
 from .output import print_json, say
 
 

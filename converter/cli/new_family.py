@@ -60,11 +60,11 @@ def new_family(
         raise UsageError(f"{printable(path)}: cannot be written there")
     if path.exists() and not overwrite:
         raise UsageError(f"{printable(path)}: exists; use `overwrite` to replace it")
-    made = draft(read_keys(local(file), weights, state_dict_key), read_keys(local(target)) if target else None)
-    write_text(path, render(name, made))
+    drafted = draft(read_keys(local(file), weights, state_dict_key), read_keys(local(target)) if target else None)
+    write_text(path, render(name, drafted))
     if as_json:
-        content = asdict(replace(made, config={})) | {"config": made.config}  # that may be nested deeply
-        print_json({"ok": True, "path": str(path), "unsure": made.unsure} | content)
+        content = asdict(replace(drafted, config={})) | {"config": drafted.config}  # that may be nested deeply
+        print_json({"ok": True, "path": str(path), "unsure": drafted.unsure} | content)
         return
-    for line in draft_lines(path, made):
+    for line in draft_lines(path, drafted):
         say(line)

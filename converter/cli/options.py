@@ -1,13 +1,22 @@
-"""Options with underscores or hyphens, real booleans, and the options that several commands share."""
+"""Options with underscores or hyphens, real booleans, those that several commands share, those for the hyper-parameters
+of every installed model family, and `--given NAME=VALUE` for those of others."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from ..errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from ..families import Flag
+
 Decorator = Callable[[Any], Any]
+_PACKAGES = "converter.packages"  # in a context's `meta`: whether the families of packages are asked too
 
 
 def underscored(name: str) -> str:
@@ -105,4 +114,100 @@ writing = together(
     click.option("--allow_overflow", is_flag=True, help="Let values beyond the range of --dtype become infinity."),
     click.option("--allow_zeros", is_flag=True, help="Accept tensors that are zero throughout."),
     shown,
+)
+
+
+class ModelCommand(Command):
+    """A command on a model, called with `hyper_parameters`, in which the model's own options are gathered.
+
+    They stand before `--family`, and come from the families that are installed. To look for those of other packages
+    takes longer than all else at the start: that is done for `--help`, and for an option that is not known.
+    """
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        params = super().get_params(ctx)
+        taken = {param.name for param in params}
+        options = [_option(flag) for flag in _flags(ctx) if flag.name not in taken]
+        place = next((i for i, param in enumerate(params) if param.name == "family"), len(params))
+        return [*params[:place], *options, *params[place:]]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            rest = super().parse_args(ctx, [*args])
+        except click.NoSuchOption:
+            ctx.meta[_PACKAGES] = True
+            rest = super().parse_args(ctx, args)
+        stated: dict[str, Any] = ctx.params.pop("given")
+        if known := sorted(stated.keys() & ctx.params.keys()):
+            raise UsageError(f"`given` {known[0]}: use `{known[0]}`")
+        own = {param.name for param in self.params}
+        values = {name: ctx.params.pop(name) for name in [*ctx.params] if name not in own}
+        ctx.params["hyper_parameters"] = {name: value for name, value in values.items() if value is not None} | stated
+        return rest
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        ctx.meta[_PACKAGES] = True
+        super().format_options(ctx, formatter)
+
+
+def _flags(context: click.Context) -> list[Flag]:
+    """The hyper-parameters of all families, each once; one that two families declare is described by the first."""
+    from ..families import installed
+
+    flags: dict[str, Flag] = {}
+    for family in installed(packages=context.meta.get(_PACKAGES, False)).values():
+        for flag in family.flags.values():
+            flags.setdefault(flag.name, flag)
+    return [*flags.values()]
+
+
+def _option(flag: Flag) -> click.Option:
+    name, metavar = f"--{flag.name}", flag.metavar
+    if flag.type is bool:
+        return boolean_option(name, flag.help)
+    kind: Any = _value
+    if flag.choices:
+        kind = click.Choice(flag.choices)
+    elif flag.type is int:
+        kind, metavar = click.IntRange(min=flag.minimum), metavar or "N"
+    elif flag.type is float:
+        kind, metavar = click.FLOAT, metavar or "X"
+    elif flag.type is str:
+        kind = click.STRING
+    return click.Option([name], type=kind, metavar=metavar, help=flag.help)
+
+
+def _value(text: str) -> Any:
+    """A number, or true or false, where it reads as one, else the text; a family says what it takes."""
+
+    def constant(text: str) -> NoReturn:
+        raise ValueError
+
+    try:
+        value = json.loads(text.lower(), parse_constant=constant)
+    except ValueError:
+        return text
+    return value if isinstance(value, bool | int | float) else text
+
+
+def _read(context: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, Any]:
+    """`num_heads=4` is {"num_heads": 4}."""
+    stated: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = underscored(name)
+        if not equals or not re.fullmatch("[a-z][a-z0-9_]*", name):
+            raise click.BadParameter(f"{printable(word)} is not of the form NAME=VALUE")
+        if name in stated:
+            raise click.BadParameter(f"{name} is given twice")
+        stated[name] = _value(value)
+    return stated
+
+
+given = click.option(
+    "--given",
+    multiple=True,
+    callback=_read,
+    metavar="NAME=VALUE",
+    help="A hyper-parameter of a family in a file (NAME.py), such as num_heads=4. Repeatable.",
 )

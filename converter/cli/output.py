@@ -82,8 +82,8 @@ def progress_bar(bars: ExitStack, quiet: bool, what: str, **how: Any) -> Callabl
 
 def untold(meta: dict[str, Any]) -> Untold | None:
     """What standard output did not take of a command, by its context's `meta`."""
-    found: Untold | None = meta.get(_UNTOLD)
-    return found
+    lost: Untold | None = meta.get(_UNTOLD)
+    return lost
 
 
 def hush() -> None:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..parity.choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
-from .hyper_parameters import ModelCommand, given
-from .options import family, require_evidence, shown
+from .options import ModelCommand, family, given, require_evidence, shown
 from .output import print_json, progress_bar, say, say_error
 
 if TYPE_CHECKING:
@@ -85,8 +84,7 @@ def parity(
     Exit codes: 0 PASS, 1 FAIL, 2 usage, 3 input rejected, 4 INCONCLUSIVE, 5 internal error. Of several: the worst.
     """
     from ..checkpoint.write.interrupt import interruptible
-    from ..jobs.comparisons import ComparisonRequest, compare
-    from ..jobs.reports import lines
+    from ..jobs.comparisons import ComparisonRequest, compare, lines
 
     names = {"orig_ckpt_path": "originals", "converted_path": "converted", "report": "reports"}
     places = {name: words.pop(name) for name in ("config", "waivers", "cache", "card")}

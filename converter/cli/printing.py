@@ -39,35 +39,35 @@ def _evidence_lines(record: dict[str, Any]) -> Iterator[str]:
         yield f"  {name:<{width}}  {value!s:<8} {finding['source']:<8} {printable(finding['evidence'], 300)}"
 
 
-def inspection_lines(made: dict[str, Any]) -> Iterator[str]:
+def inspection_lines(report: dict[str, Any]) -> Iterator[str]:
     """The report of `pixart inspect`."""
-    yield from _source_lines(made)
-    for candidate in made["candidates"]:
+    yield from _source_lines(report)
+    for candidate in report["candidates"]:
         if not candidate["selected"]:
             yield f"also there: {candidate['weights']} weights ({candidate['where']})"
         if "why" in candidate:
             yield f"note: {candidate['where']}: {candidate['why']}"
-    if made["left_out"]:
-        yield f"left out, as no part of the model: {summed_up(made['left_out'])}"
-    if made["other_entries"]:
-        yield f"other entries: {'; '.join(made['other_entries'])}"
-    yield from _model_lines(made)
-    if made["hyper_parameters"]:
+    if report["left_out"]:
+        yield f"left out, as no part of the model: {summed_up(report['left_out'])}"
+    if report["other_entries"]:
+        yield f"other entries: {'; '.join(report['other_entries'])}"
+    yield from _model_lines(report)
+    if report["hyper_parameters"]:
         yield "hyper-parameters:"
-        yield from _evidence_lines(made)
-    if read := made.get("deep"):
+        yield from _evidence_lines(report)
+    if read := report.get("deep"):
         proof = "verified against its checksums" if read["checksums"] else "which has no checksums"
         yield f"read: {human_bytes(read['bytes'])}, all of it, {proof}"
     for title in ("features", "dropped", "sidecar"):
-        if made[title]:
-            yield f"{title}: {', '.join(map(printable, made[title]))}"
-    for item in made["foreign_objects"]:
+        if report[title]:
+            yield f"{title}: {', '.join(map(printable, report[title]))}"
+    for item in report["foreign_objects"]:
         yield f"foreign object: {item['name']}" + (
             " (DANGEROUS: it can run code in other readers)" if item["dangerous"] else ""
         )
-    yield from (f"note: {note}" for note in made["notes"])
-    yield from (f"problem: {problem}" for problem in made["problems"])
-    yield "convertible: " + ("no" if made["problems"] else _missing(made["needs"], made["unknown"]) or "yes")
+    yield from (f"note: {note}" for note in report["notes"])
+    yield from (f"problem: {problem}" for problem in report["problems"])
+    yield "convertible: " + ("no" if report["problems"] else _missing(report["needs"], report["unknown"]) or "yes")
 
 
 def _missing(needs: str, unknown: list[str]) -> str:

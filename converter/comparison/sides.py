@@ -87,7 +87,7 @@ class Side:
             parts = [checkpoint[key] for key in move.parts if key in checkpoint]
             if move.operation.must_agree:
                 keyed.copies |= dict.fromkeys(move.parts, move.origin)
-            elif len(parts) == len(move.parts) and _joinable(move, parts):
+            elif len(parts) == len(move.parts) and _joinable(move, checkpoint):
                 keyed.tensors[move.origin] = move.operation.inverse(parts, joined)
                 done.update(move.parts)
             else:
@@ -102,9 +102,9 @@ class Side:
         return keyed
 
 
-def _joinable(move: Move, parts: list[LazyTensor]) -> bool:
-    shapes, dtypes = [part.shape for part in parts], [part.dtype.name for part in parts]
-    return not any(move.operation.unlike(move.origin, move.parts, shapes, dtypes, len(move.parts)))
+def _joinable(move: Move, checkpoint: Mapping[str, LazyTensor]) -> bool:
+    parts = {key: checkpoint[key] for key in move.parts}
+    return not any(move.operation.unlike(move.origin, parts, len(parts)))
 
 
 def open_side(

@@ -11,7 +11,9 @@ from math import isfinite
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.cast import widen
 from ..checkpoint.key_names import plainly_foreign
+from ..checkpoint.tensor import Storage
 from ..checkpoint.weights_kind import EMA, RAW, UNKNOWN
 from ..errors import InputError, UsageError, printable
 from ..families import Family, Findings, altered, find, named, recognise, stranger, tables
@@ -19,7 +21,44 @@ from ..filenames import RECORD
 from ..mapping import KeyMapping, MappingError, Plan, fold
 from .misshapen import flat, misshapen, not_weights
 from .record import record_beside
-from .state import CheckpointState
+
+
+class CheckpointState:
+    """The `State` of `families`: a checkpoint as a family may see it, read in place and blamed where it is damaged."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.config, self.said = checkpoint.config, checkpoint.said
+        self._checkpoint = checkpoint
+        self._peeked: dict[int, Storage] = {}
+
+    def elements(self, key: str, *positions: int) -> tuple[tuple[float, ...], float]:
+        """Single elements, read in place without the CRC's proof; what they show is checked against the whole later."""
+        tensor = self._checkpoint[key]
+        self._peeked[id(tensor.storage)] = tensor.storage
+        return tensor.peek(*positions), tensor.dtype.rounding
+
+    def rows(self, key: str) -> Iterator[tuple[int, Any]]:
+        """All of a tensor, about a megabyte at a time; at the end the CRC is proven."""
+        tensor, row, kept = self._checkpoint[key], 0, bytearray()
+        width = tensor.shape[-1] * tensor.dtype.itemsize if tensor.shape and tensor.dtype.floating else 0
+        for _, part in tensor.chunks() if width else ():
+            kept += part
+            whole = len(kept) // width
+            if whole:
+                yield row, widen(bytes(kept[: whole * width]), tensor.dtype).reshape(whole, -1)
+                del kept[: whole * width]
+                row += whole
+
+    @contextmanager
+    def blaming(self) -> Iterator[None]:
+        """Before the call is blamed for what single elements show, the file is: they may be damaged."""
+        try:
+            yield
+        except UsageError:
+            for storage in self._peeked.values():
+                for _ in storage.chunks():
+                    pass  # at the end it verifies the CRC
+            raise
 
 
 @dataclass
@@ -114,14 +153,14 @@ def analyse(
         checkpoint.take_config_beside()
         _as_recorded(checkpoint)
     plan = analysis.plan = analysis.table.survey(checkpoint)
-    found = analysis.found = Findings(hyper_parameters or {})
-    _check_hyper_parameters(known, found.given)
+    findings = analysis.found = Findings(hyper_parameters or {})
+    _check_hyper_parameters(known, findings.given)
     with analysis.state.blaming(), analysis.naming():
-        known.describe(plan, analysis.state, found)
+        known.describe(plan, analysis.state, findings)
         if not plan.problems:
-            analysis.needs = _compare_with_config(known, analysis.state.config, found)
+            analysis.needs = _compare_with_config(known, analysis.state.config, findings)
     # What is said of the whole comes before what is said of single tensors.
-    plan.problems[:0] = flat(checkpoint, plan) + misshapen(checkpoint, plan) + found.problems
+    plan.problems[:0] = flat(checkpoint, plan) + misshapen(checkpoint, plan) + findings.problems
     plan.problems += not_weights(checkpoint)
     if plan.problems and (kind := stranger(checkpoint, *recognised)):  # of a family that was insisted on
         plan.problems.insert(0, f"this is {kind}")
@@ -182,19 +221,19 @@ def _check_hyper_parameters(family: Family, given: Mapping[str, Any]) -> None:
             raise UsageError(f"`{name}` {printable(repr(value))}: not {kind.__name__} but {type(value).__name__}")
 
 
-def _compare_with_config(family: Family, source: Mapping[str, Any], found: Findings) -> str:
+def _compare_with_config(family: Family, source: Mapping[str, Any], findings: Findings) -> str:
     """Whatever the source's `config.json` says of the model has to be what ours will say; returns what ours lacks."""
-    if any(not problem.startswith("config.json: ") for problem in found.problems):
+    if any(not problem.startswith("config.json: ") for problem in findings.problems):
         return ""
     try:
-        config = family.config(found)
+        config = family.config(findings)
     except UsageError as error:
         return str(error)
     for key, ours in config.items():
         theirs, others = source.get(key), family.ignorable_config.get(key, ())
-        known = any(problem.startswith(f"config.json: {key}:") for problem in found.problems)
+        known = any(problem.startswith(f"config.json: {key}:") for problem in findings.problems)
         if theirs is not None and theirs != ours and others is not None and theirs not in others and not known:
-            found.problems.append(
+            findings.problems.append(
                 f"config.json: {key}: {printable(theirs)}, and the converted model would have {printable(ours)}"
             )
     return ""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from ..checkpoint.write.transfer import Progress
@@ -87,12 +87,15 @@ def run(
     for pair in job.pairs:
         outcome = Outcome(pair)
         outcomes.append(outcome)
-        _attempt(job, outcome, partial(_convert, job, outcome, progress))
+        with _errors_in(outcome, job.several):
+            _convert(job, outcome, progress)
         finished(outcome, "")
         for name, step in job.steps.items():
             if outcome.status == FAILED or outcome.exit_code:
                 break
-            _attempt(job, outcome, partial(_follow_up, outcome, name, step))
+            with _errors_in(outcome, job.several):
+                outcome.results[name] = step(outcome)
+                outcome.exit_code = outcome.results[name].exit_code
             finished(outcome, name)
     return outcomes
 
@@ -109,18 +112,14 @@ def _convert(job: Job, outcome: Outcome, progress: Callable[[int], Progress] | N
     outcome.status, outcome.conversion, outcome.notes = CONVERTED if done.written else PLANNED, done, done.notes
 
 
-def _follow_up(outcome: Outcome, name: str, step: Callable[[Outcome], StepResult]) -> None:
-    result = step(outcome)
-    outcome.results[name], outcome.exit_code = result, result.exit_code
-
-
-def _attempt(job: Job, outcome: Outcome, work: Callable[[], None]) -> None:
-    """Do the work. Of several checkpoints, an error is told in the outcome, and the others go on."""
-    if not job.several:
-        return work()
+@contextmanager
+def _errors_in(outcome: Outcome, several: bool) -> Iterator[None]:
+    """Of several checkpoints, an error is reported in the outcome, and the others go on."""
     try:
-        work()
+        yield
     except Exception as error:
+        if not several:
+            raise
         outcome.words, outcome.exit_code = explained(error)
         if isinstance(error, ConverterError) and outcome.pair.original not in outcome.words:
             outcome.words = f"{printable(outcome.pair.original)}: {outcome.words}"

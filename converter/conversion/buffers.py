@@ -57,7 +57,7 @@ class ArrayTable:
         return axis[start:stop]
 
 
-def table_of(family: Family, row: Row, found: Findings) -> Any:
+def table_of(family: Family, row: Row, findings: Findings) -> Any:
     """The table of a `Computed` row.
 
     Raises: `UsageError` where the family's function gives neither a table nor an array of floats.
@@ -65,7 +65,7 @@ def table_of(family: Family, row: Row, found: Findings) -> Any:
     import numpy as np
 
     assert isinstance(row.value, Computed)
-    given = row.value.function(found)
+    given = row.value.function(findings)
     if hasattr(given, "rows"):
         return given
     kind = getattr(given, "dtype", "")
@@ -83,7 +83,7 @@ def table_of(family: Family, row: Row, found: Findings) -> Any:
 
 
 def recomputed(
-    family: Family, row: Row, tensor: LazyTensor, found: Findings, seen: Findings | None = None
+    family: Family, row: Row, tensor: LazyTensor, findings: Findings, seen: Findings | None = None
 ) -> tuple[Comparison, bool, str]:
     """Compare a stored buffer with what the target computes in its place.
 
@@ -93,14 +93,14 @@ def recomputed(
     Returns: (how the two compare, whether the model is the same without the stored one, what that is if not the
         computed one). Raises: `UsageError` where that has to be said.
     """
-    table = table_of(family, row, found)
+    table = table_of(family, row, findings)
     compared = compare(tensor, table)
     if compared.equal:
         return compared, True, ""
     if isinstance(table, ArrayTable) and table.shape != tuple(tensor.shape):
         words = f"has shape {list(tensor.shape)}, and the row {row.source!r} of the family {family.name} computes"
         return compared, False, f"{words} {list(table.shape)}"
-    return compared, *family.buffer_mismatch(seen or found, compared.difference)
+    return compared, *family.buffer_mismatch(seen or findings, compared.difference)
 
 
 def compare(tensor: LazyTensor, table: Any) -> Comparison:
@@ -133,7 +133,7 @@ def compare(tensor: LazyTensor, table: Any) -> Comparison:
     return Comparison(equal, difference, digest.hexdigest())
 
 
-class MadeStorage(Storage):
+class ComputedStorage(Storage):
     """Bytes that are made when they are asked for, as if they lay in a file.
 
     Args:
@@ -163,16 +163,17 @@ class MadeStorage(Storage):
         return False  # nothing is at hand: it comes by `chunks`
 
 
-def made(key: str, dtype: DType, shape: tuple[int, ...], pieces: Pieces) -> LazyTensor:
+def on_demand(key: str, dtype: DType, shape: tuple[int, ...], pieces: Pieces) -> LazyTensor:
     """A tensor to be written though no file holds it: `pieces` give its elements in row-major order, little-endian."""
-    return LazyTensor(key, dtype, shape, MadeStorage(key, prod(shape) * dtype.itemsize, pieces), row_major(shape))
+    storage = ComputedStorage(key, prod(shape) * dtype.itemsize, pieces)
+    return LazyTensor(key, dtype, shape, storage, strides=row_major(shape))
 
 
 def joined(tensors: list[LazyTensor]) -> LazyTensor:
     """Tensors put together on axis 0, unread."""
     first = tensors[0]
     shape = (sum(tensor.shape[0] for tensor in tensors), *first.shape[1:])
-    return made(first.key, first.dtype, shape, lambda: (piece for each in tensors for _, piece in each.chunks()))
+    return on_demand(first.key, first.dtype, shape, lambda: (piece for each in tensors for _, piece in each.chunks()))
 
 
 def computed(key: str, table: Any, dtype: DType | None = None) -> LazyTensor:
@@ -191,4 +192,4 @@ def computed(key: str, table: Any, dtype: DType | None = None) -> LazyTensor:
         for row in range(0, count, step):
             yield round_to(table.rows(row, min(row + step, count), axis), to)
 
-    return made(key, to, table.shape, rows)
+    return on_demand(key, to, table.shape, rows)

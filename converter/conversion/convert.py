@@ -87,8 +87,8 @@ def _write(
     record, sidecar = plan.record, plan.sidecar
     total = sum(part.nbytes for part in plan.parts)
     step = progress(total) if progress else lambda count: None
-    written = write_files(out, plan.files, plan.parts, step=step, digests=plan.arranged.stated)
-    notes, record.changed = give_verdict(plan.analysis, plan.arranged, written, options)
+    written = write_files(out, plan.files, plan.parts, step=step, digests=plan.writes.stated)
+    notes, record.changed = give_verdict(plan.analysis, plan.writes, written, options)
     record.notes += notes
     _add_digests(plan, written)
     for name, text in plan.texts.items():
@@ -97,7 +97,7 @@ def _write(
     sizes = {name: int(file["size"]) for name, file in record.written.items()}
     if plan.destination.folder:
         # What was changed before is not vouched for: what was stated of it is passed on.
-        anew = (plan.arranged.rounded | sidecar.given.keys()) - record.changed.keys()
+        anew = (plan.writes.rounded | sidecar.given.keys()) - record.changed.keys()
         shas = {key: sha for name in anew for key, sha in written.digests.get(name, {}).items()}
         record.earlier = sidecar.record.passed_on(shas)
         text = json.dumps(record.as_dict(), indent=1, ensure_ascii=False) + "\n"

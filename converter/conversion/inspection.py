@@ -48,15 +48,15 @@ def inspect(
     """
     with open_model(path, weights, state_dict_key, family) as checkpoint:
         analysis = analyse_again(checkpoint, hyper_parameters or {}, family)
-        plan, found = analysis.plan, analysis.found
+        plan, findings = analysis.plan, analysis.found
         flags = analysis.family.flags if analysis.family else ()
         content = report(analysis) | {
             "features": sorted(plan.features),
             "dropped": sorted(plan.computed),
             "sidecar": sorted(plan.extras),
-            "notes": [*found.notes, *found.diffusers_notes, *checkpoint.notes],
+            "notes": [*findings.notes, *findings.diffusers_notes, *checkpoint.notes],
             "needs": analysis.needs,
-            "unknown": [name for name, finding in found.items() if finding.source == "unknown" and name in flags],
+            "unknown": [name for name, finding in findings.items() if finding.source == "unknown" and name in flags],
             "problems": ([analysis.problem] if analysis.problem else []) + plan.problems,
         }
         if deep:

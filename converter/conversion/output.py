@@ -14,8 +14,7 @@ from ..checkpoint.dtypes import BF16, BY_NAME, F16, F32
 from ..checkpoint.file import reading
 from ..checkpoint.json_file import read_json
 from ..checkpoint.weight_names import INDEX, WEIGHTS, is_shard, with_variant
-from ..checkpoint.write.layout import TensorEntry as Entry
-from ..checkpoint.write.layout import lay_out_safetensors
+from ..checkpoint.write.layout import TensorEntry, lay_out_safetensors
 from ..checkpoint.write.publish import FilePublication, Publication
 from ..checkpoint.write.target import check_file, check_target
 from ..checkpoint.write.torch_writer import lay_out_torch
@@ -118,7 +117,7 @@ class Destination:
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         return files, {f"{subfolder}/{with_variant(INDEX, self.variant)}": text}
 
-    def _named_rightly(self, entries: list[Entry]) -> None:
+    def _named_rightly(self, entries: list[TensorEntry]) -> None:
         named = _NAMED.get(self.variant)
         other = next((entry.dtype.name for entry in entries if named not in (None, entry.dtype)), "")
         if named and other:
@@ -127,13 +126,13 @@ class Destination:
             )
 
 
-def _shards(entries: list[Entry], limit: int) -> list[list[Entry]]:
+def _shards(entries: list[TensorEntry], limit: int) -> list[list[TensorEntry]]:
     """The tensors in the order of the state dict, as many to a shard as it takes (huggingface_hub,
     `serialization/_base.py`): one that is larger than a shard has one to itself."""
     if not limit:
         return [entries]
-    shards: list[list[Entry]] = []
-    current: list[Entry] = []
+    shards: list[list[TensorEntry]] = []
+    current: list[TensorEntry] = []
     size = 0
     for entry in entries:
         if entry.nbytes > limit:

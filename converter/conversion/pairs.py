@@ -131,20 +131,20 @@ def natural(path: str) -> tuple[list[tuple[str, int, str]], str]:
 @reads
 def _originals(path: str) -> list[str]:
     if os.path.isdir(path) and not is_model(Path(path)):
-        found = in_folder(path)
-        if not found:
+        paths = in_folder(path)
+        if not paths:
             raise UsageError(f"{printable(path)}: neither a model nor a folder with {', '.join(SUFFIXES)} files in it")
     elif os.path.lexists(path) or not glob.has_magic(path):
         return [path]  # where there is no such file, the reader says so
     else:
         # A folder among what matches lies on the way to checkpoints; it is one only if it is a model.
         matches = glob.glob(_pattern(path), recursive=True)
-        found = [match for match in matches if not os.path.isdir(match) or is_model(Path(match))]
-        if not found:
+        paths = [match for match in matches if not os.path.isdir(match) or is_model(Path(match))]
+        if not paths:
             os.listdir(_literal(path) or ".")  # `glob` finds nothing in a folder that it cannot read
             only = ", only folders that are no models" if matches else ""
             raise UsageError(f"{printable(path)}: matches no checkpoint{only}")
-    return sorted(set(found), key=natural)
+    return sorted(set(paths), key=natural)
 
 
 def in_folder(path: str) -> list[str]:

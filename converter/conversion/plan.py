@@ -13,24 +13,23 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.file import reading
-from ..checkpoint.folders.folder import CONFIG
-from ..checkpoint.folders.folder import files_next_to_weights as beside
-from ..checkpoint.state_dicts import selecting_flag as asked_by
-from ..checkpoint.weights_kind import LABELS as SPOKEN
+from ..checkpoint.folders.folder import CONFIG, files_next_to_weights
+from ..checkpoint.state_dicts import selecting_flag
+from ..checkpoint.weights_kind import LABELS
 from ..checkpoint.write.layout import lay_out_safetensors
 from ..errors import InputError, UsageError, as_flags, printable
 from ..filenames import RECORD, SIDECAR
 from ..hub import local
 from ..mapping import fold, summed_up
 from .analysis import Analysis, open_model
-from .evidence_required import demand
 from .inspection import report
 from .options import ConversionOptions
 from .output import COMFYUI, Destination
 from .record import ConversionRecord, Record
 from .sidecar import Sidecar, analyse_again, open_sidecar
-from .to_diffusers import Arrangement, to_diffusers
+from .to_diffusers import TensorWrites, to_diffusers
 from .to_original import to_original
+from .verdicts import demand_evidence
 from .write import TensorFile, TensorWrite
 from .zeros import find_zeros, refuse_zeros
 
@@ -45,7 +44,7 @@ class ConversionPlan:
     analysis: Analysis
     destination: Destination
     sidecar: Sidecar
-    arranged: Arrangement
+    writes: TensorWrites
     parts: list[TensorWrite]
     files: list[TensorFile]
     texts: dict[str, str]
@@ -126,44 +125,44 @@ def make_plan(
     Raises: `InputError` and `UsageError`, whatever stands against the conversion.
     """
     family, checkpoint, texts = analysis.require(), analysis.checkpoint, dict[str, str]()
-    analysis.found.asked.clear()  # what this result is made with counts
+    analysis.found.used.clear()  # what this result is made with counts
     if destination.folder:
         texts[f"{family.subfolder}/{CONFIG}"] = json.dumps(analysis.config(), indent=2, sort_keys=True) + "\n"
     if destination.to == COMFYUI and family.comfyui is None:
         raise UsageError(f"`to` comfyui: ComfyUI cannot read a {family.title} from such a file")
-    arrange = to_diffusers if destination.folder else to_original
+    convert = to_diffusers if destination.folder else to_original
     sidecar = open_sidecar(stack, analysis, options.null_caption)
     with analysis.state.blaming():
-        arranged = arrange(analysis, sidecar, destination.dtype)
-    found = analysis.found
+        writes = convert(analysis, sidecar, destination.dtype)
+    findings = analysis.found
     if options.require_evidence:
-        demand(family, found, checkpoint)
-    notes = [*found.notes, *(found.diffusers_notes if destination.folder else []), *notes_on(checkpoint)]
+        demand_evidence(family, findings, checkpoint)
+    notes = [*findings.notes, *(findings.diffusers_notes if destination.folder else []), *notes_on(checkpoint)]
     if analysis.diffusers and checkpoint.folder and not checkpoint.config:
         notes.append(f"the folder holds no {CONFIG}: what it would say is given or assumed")
-    notes += [*sidecar.notes, *_unlike_record(analysis, sidecar.record), *arranged.notes]
+    notes += [*sidecar.notes, *_unlike_record(analysis, sidecar.record), *writes.notes]
     if destination.to == COMFYUI and family.comfyui:
-        notes += family.comfyui(found)
-    model = destination.with_prefix(arranged.model)
+        notes += family.comfyui(findings)
+    model = destination.with_prefix(writes.model)
     files, more = destination.files(model, family.subfolder)
-    if arranged.sidecar:
-        entries = (entry for part in arranged.sidecar for entry in part.entries)
+    if writes.sidecar:
+        entries = (entry for part in writes.sidecar for entry in part.entries)
         files.append(TensorFile(SIDECAR, lay_out_safetensors(entries)))
     return ConversionPlan(
         analysis=analysis,
         destination=destination,
         sidecar=sidecar,
-        arranged=arranged,
-        parts=[*model, *arranged.sidecar],
+        writes=writes,
+        parts=[*model, *writes.sidecar],
         files=files,
         texts=texts | more,
         record=ConversionRecord(
             about=report(analysis),
             sources=_sources(checkpoint),
             to=destination.to,
-            cast=arranged.cast,
+            cast=writes.cast,
             notes=notes,
-            plan=arranged.rows,
+            plan=writes.rows,
         ),
     )
 
@@ -176,12 +175,12 @@ def _unlike_record(analysis: Analysis, record: Record) -> list[str]:
     """Where a converted folder says otherwise than the record of its conversion: its config was changed."""
     recorded = record.content.get("hyper_parameters", {}) if analysis.diffusers else {}
     return [
-        f"{name} is {printable(found.value)} ({printable(found.evidence, 80)}), and {RECORD} says "
+        f"{name} is {printable(finding.value)} ({printable(finding.evidence, 80)}), and {RECORD} says "
         f"{printable(recorded[name]['value'])}: was {CONFIG} changed?"
-        for name, found in analysis.found.items()
+        for name, finding in analysis.found.items()
         if name in recorded
-        and None not in (found.value, recorded[name]["value"])
-        and found.value != recorded[name]["value"]
+        and None not in (finding.value, recorded[name]["value"])
+        and finding.value != recorded[name]["value"]
     ]
 
 
@@ -191,8 +190,8 @@ def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:
     if folder is None or place is None:
         return {}
     # Of a file by itself the place is known, and no index says what is in it.
-    found = beside(place, checkpoint.config, indexed=os.path.isdir(checkpoint.path))
-    return {Path(os.path.relpath(place / name, folder)).as_posix(): digest_of(data) for name, data in found.items()}
+    files = files_next_to_weights(place, checkpoint.config, indexed=os.path.isdir(checkpoint.path))
+    return {Path(os.path.relpath(place / name, folder)).as_posix(): digest_of(data) for name, data in files.items()}
 
 
 def notes_on(checkpoint: Checkpoint) -> list[str]:
@@ -203,8 +202,8 @@ def notes_on(checkpoint: Checkpoint) -> list[str]:
     if chosen.why:
         notes.append(f"{chosen.where}: {chosen.why}")
     if others and checkpoint.asked is None and checkpoint.asked_key is None:
-        other, flag = others[0], as_flags(asked_by(others[0], checkpoint.likely))
-        kind = SPOKEN[other.weights]
+        other, flag = others[0], as_flags(selecting_flag(others[0], checkpoint.likely))
+        kind = LABELS[other.weights]
         notes.append(
             f"took the {chosen.weights} weights ({chosen.where}); {kind} weights are there too: {flag} takes those"
         )

@@ -132,8 +132,8 @@ class Record:
         """Hyper-parameters in the user's words, at the first conversion and at this one."""
         return {
             name: finding["value"]
-            for told in (self.origin, self.content)
-            for name, finding in told.get("hyper_parameters", {}).items()
+            for record in (self.origin, self.content)
+            for name, finding in record.get("hyper_parameters", {}).items()
             if finding["source"] == "given"
         }
 
@@ -181,12 +181,12 @@ def record_beside(model: Path) -> Record:
     return Record()
 
 
-def _sound(told: Any) -> bool:
+def _sound(record: Any) -> bool:
     """Whether all that is relied on is of the types that it ought to be: anyone may have written it."""
-    keys = [row["source"] for row in _listed(told["plan"]) if _sound_row(row)]
-    source, findings = told["source"], told["hyper_parameters"].values()
+    keys = [row["source"] for row in _listed(record["plan"]) if _sound_row(row)]
+    source, findings = record["source"], record["hyper_parameters"].values()
     return (
-        len(set(keys)) == len(told["plan"])
+        len(set(keys)) == len(record["plan"])
         and isinstance(source["weights"], str)
         and isinstance(source.get("where", ""), str)
         and type(source["size"]) is int

@@ -21,7 +21,7 @@ from .write import TensorWrite
 
 
 @dataclass
-class Arrangement:
+class TensorWrites:
     """Tensors of the model and of the sidecar, the rows of the record, what the user should know.
 
     `must_match`: key of a source -> the SHA-256 that an earlier record states of what has to be just that; `recorded`:
@@ -55,11 +55,11 @@ class Arrangement:
         """The dtype that something of the model is rounded to, '' where nothing is."""
         return next((part.dtype.name for part in self.model if part.dtype != part.sources[0].dtype), "")
 
-    def hold_to(self, beside: Sidecar, buffers: Collection[str] = ()) -> None:
+    def hold_to(self, sidecar: Sidecar, buffers: Collection[str] = ()) -> None:
         """What is written has to be what the record beside its source says; `buffers` were computed for it."""
-        digests = beside.record.digests
-        self.must_match |= beside.must_match | {key: digests[key] for key in buffers if key in digests}
-        self.recorded |= {key: sha for key, sha in beside.recorded.items() if key not in self.must_match}
+        digests = sidecar.record.digests
+        self.must_match |= sidecar.must_match | {key: digests[key] for key in buffers if key in digests}
+        self.recorded |= {key: sha for key, sha in sidecar.recorded.items() if key not in self.must_match}
 
     def row(self, operation: str, *sources: LazyTensor, **more: Any) -> None:
         """A row of the record. What is written of it is hashed later."""
@@ -76,12 +76,12 @@ def cast_parts(
     family: Family, dtype: DType | None, move: Move, checkpoint: Mapping[str, LazyTensor]
 ) -> list[TensorWrite]:
     """What a move writes of the tensors of a checkpoint, cast where that is asked for."""
-    made = []
+    writes = []
     for write in move.writes:
         sources = tuple(checkpoint[key] for key in write.sources)
         wanted = dtype_of(family, dtype, sources[0], move.parts if move.back else write.targets)
-        made.append(TensorWrite(sources, write.targets, wanted, runs=write.runs))
-    return made
+        writes.append(TensorWrite(sources, write.targets, wanted, runs=write.runs))
+    return writes
 
 
 def dtype_of(family: Family, dtype: DType | None, tensor: LazyTensor, names: Iterable[str]) -> DType:
@@ -91,62 +91,62 @@ def dtype_of(family: Family, dtype: DType | None, tensor: LazyTensor, names: Ite
     return tensor.dtype if kept or dtype is None else dtype
 
 
-def to_diffusers(looked: Analysis, beside: Sidecar, dtype: DType | None) -> Arrangement:
+def to_diffusers(analysis: Analysis, sidecar: Sidecar, dtype: DType | None) -> TensorWrites:
     """Every tensor of the model under its diffusers key, cast to `dtype` if that is given; what has no home there goes
     to the sidecar as it is. The tensors that are recomputed are read and compared, no other is."""
-    family, plan, made = looked.require(), looked.plan, Arrangement()
+    family, plan, writes = analysis.require(), analysis.plan, TensorWrites()
     moves = {move.origin: move for move in plan.moves}
-    there, checkpoint = beside.tensors, named(looked.checkpoint)
+    there, checkpoint = sidecar.tensors, named(analysis.checkpoint)
     for key, tensor in checkpoint.items():
         if move := moves.get(key):
-            made.model += cast_parts(family, dtype, move, checkpoint)
-            made.row(move.operation.word, tensor, targets=list(move.targets))
+            writes.model += cast_parts(family, dtype, move, checkpoint)
+            writes.row(move.operation.word, tensor, targets=list(move.targets))
         elif key in plan.extras and plan.extras[key] in there:
-            made.notes.append(f"{key} is a stray copy; what lies beside the model is believed")
+            writes.notes.append(f"{key} is a stray copy; what lies beside the model is believed")
         elif key in plan.extras:
-            _aside(made, tensor, plan.extras[key])
+            _keep(writes, tensor, plan.extras[key])
         else:
-            _recomputed(made, looked, key, tensor)
+            _recomputed(writes, analysis, key, tensor)
     for key, tensor in there.items():
-        _aside(made, tensor, key)
-    made.hold_to(beside)
-    hold_computed(looked, beside)
-    return made
+        _keep(writes, tensor, key)
+    writes.hold_to(sidecar)
+    hold_computed(analysis, sidecar)
+    return writes
 
 
-def hold_computed(looked: Analysis, beside: Sidecar) -> None:
+def hold_computed(analysis: Analysis, sidecar: Sidecar) -> None:
     """Of a converted model, what was left to be computed is still what the original held; it may have another config.
 
     Raises: `InputError` where it is not.
     """
-    recorded = beside.record.rows if looked.diffusers else {}
-    for row in rows_of(looked, Computed):
+    recorded = sidecar.record.rows if analysis.diffusers else {}
+    for row in rows_of(analysis, Computed):
         for key in (key for key in recorded if row.match(key)):
             wanted = (recorded[key].get("sha256") or {}).get(key)
-            if not wanted or key in beside.tensors:
+            if not wanted or key in sidecar.tensors:
                 continue
-            tensor = computed(key, table_of(looked.require(), row, looked.found), BY_NAME[recorded[key]["dtype"]])
+            tensor = computed(key, table_of(analysis.require(), row, analysis.found), BY_NAME[recorded[key]["dtype"]])
             if hashlib.sha256(tensor.read()).hexdigest() != wanted:
-                raise InputError.at(looked.checkpoint.path, key, CHANGED)
+                raise InputError.at(analysis.checkpoint.path, key, CHANGED)
 
 
-def _aside(made: Arrangement, tensor: LazyTensor, name: str) -> None:
-    made.sidecar.append(TensorWrite((tensor,), (name,), tensor.dtype))
-    made.row("sidecar", tensor, sidecar=name)
+def _keep(writes: TensorWrites, tensor: LazyTensor, name: str) -> None:
+    writes.sidecar.append(TensorWrite((tensor,), (name,), tensor.dtype))
+    writes.row("sidecar", tensor, sidecar=name)
 
 
-def _recomputed(made: Arrangement, looked: Analysis, key: str, tensor: LazyTensor) -> None:
-    compared, why_kept = held_against_computed(looked, key, tensor)
-    found = {"sha256": {key: compared.sha256}, "reproduced": compared.equal}
-    made.row("recompute", tensor, **found, **({"sidecar": key} if why_kept else {}))
+def _recomputed(writes: TensorWrites, analysis: Analysis, key: str, tensor: LazyTensor) -> None:
+    compared, why_kept = held_against_computed(analysis, key, tensor)
+    row = {"sha256": {key: compared.sha256}, "reproduced": compared.equal}
+    writes.row("recompute", tensor, **row, **({"sidecar": key} if why_kept else {}))
     if why_kept:
-        made.notes.append(why_kept)
-        made.sidecar.append(TensorWrite((tensor,), (key,), tensor.dtype))
+        writes.notes.append(why_kept)
+        writes.sidecar.append(TensorWrite((tensor,), (key,), tensor.dtype))
 
 
-def held_against_computed(looked: Analysis, key: str, tensor: LazyTensor) -> tuple[Comparison, str]:
+def held_against_computed(analysis: Analysis, key: str, tensor: LazyTensor) -> tuple[Comparison, str]:
     """(the comparison with what is recomputed; why the stored buffer has to be kept, '' where it need not be)."""
-    compared, dispensable, what = recomputed(looked.require(), looked.plan.computed[key], tensor, looked.found)
+    compared, dispensable, what = recomputed(analysis.require(), analysis.plan.computed[key], tensor, analysis.found)
     if not dispensable:
         raise tensor.storage.file.error(key, what)
     return compared, f"{printable(key)} {what}: kept in {SIDECAR}" if what else ""

@@ -45,7 +45,7 @@ def is_up_to_date(
             return None  # without its record, or with more than we would write, it is another result
         with reading(plan.analysis.checkpoint.path):
             written = _written_before(path if plan.destination.folder else path.parent, plan)
-            return give_verdict(plan.analysis, plan.arranged, written, options)[0] if written else None
+            return give_verdict(plan.analysis, plan.writes, written, options)[0] if written else None
 
 
 def _written_before(folder: Path, plan: ConversionPlan) -> Written | None:
@@ -75,7 +75,7 @@ def _written_before(folder: Path, plan: ConversionPlan) -> Written | None:
         if wanted != {key: (tensor.dtype, tensor.shape) for key, tensor in there.items()}:
             return None
         with ThreadPoolExecutor(2) as pool:
-            seen = list(pool.map(lambda part: _same(part, there, plan.arranged.stated), plan.parts))
+            seen = list(pool.map(lambda part: _same(part, there, plan.writes.stated), plan.parts))
     written = Written()
     for counted in seen:
         if counted is None:

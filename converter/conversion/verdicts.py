@@ -6,23 +6,50 @@ the record beside them states.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from ..errors import InputError, printable
+from ..checkpoint import Checkpoint
+from ..checkpoint.state_dicts import selecting_flag
+from ..errors import InputError, UsageError, printable
+from ..families import Family, Findings
 from ..filenames import RECORD
 from ..mapping import Computed
 from .analysis import Analysis
 from .options import ConversionOptions
 from .record import LIKE, UNLIKE
 from .sidecar import CHANGED, rows_of
-from .to_diffusers import Arrangement, named
+from .to_diffusers import TensorWrites, named
 from .write import Written, counted
 from .zeros import judge, listed, refuse_zeros, tails
 
 NONFINITE = "NaN or infinite"
 ALLOW_NONFINITE = "`allow_nonfinite` converts them as they are"
 ALLOW_OVERFLOW = "`allow_overflow` makes them infinite"
+BORROWED = "as the converted model has it, which is to be proven"
+
+
+def demand_evidence(family: Family, findings: Findings, checkpoint: Checkpoint, borrowed: Collection[str] = ()) -> None:
+    """Refuse a result that rests on what neither the file shows nor the user says.
+
+    Args:
+        found: its `used` are what the result was made with; whatever else is assumed cannot change it.
+        borrowed: the hyper-parameters that only the converted model shows, whose word is what is to be proven.
+
+    Raises: `UsageError` with all of them, and the flag that states each.
+    """
+    lines = [
+        f"`{name}` ({printable(finding.value)}: {BORROWED if name in borrowed else finding.evidence})"
+        for name, finding in findings.items()
+        if name in family.flags and name in findings.used and (finding.source == "assumed" or name in borrowed)
+    ]
+    chosen = checkpoint.selected
+    others = [candidate for candidate in checkpoint.likely if candidate is not chosen]
+    if others and checkpoint.asked is None and checkpoint.asked_key is None:
+        flag = selecting_flag(chosen, checkpoint.likely)
+        lines.append(f"{flag} ({others[0].where} holds {others[0].weights} weights too)")
+    if lines:
+        raise UsageError(f"`require_evidence`: assumed so far, and to be said: {'; '.join(lines)}")
 
 
 @dataclass
@@ -67,7 +94,7 @@ def hold_to_record(
 
 
 def give_verdict(
-    analysis: Analysis, arranged: Arrangement, written: Written, options: ConversionOptions
+    analysis: Analysis, writes: TensorWrites, written: Written, options: ConversionOptions
 ) -> tuple[list[str], dict[str, str]]:
     """(what the user should know of the tensors that were written, `Held.changed`).
 
@@ -76,29 +103,29 @@ def give_verdict(
     path, notes = analysis.checkpoint.path, list[str]()
     for bad, let_through, what, flag in (
         (written.nonfinite, options.allow_nonfinite, NONFINITE, ALLOW_NONFINITE),
-        (written.overflowed, options.allow_overflow, f"beyond {arranged.cast}", ALLOW_OVERFLOW),
+        (written.overflowed, options.allow_overflow, f"beyond {writes.cast}", ALLOW_OVERFLOW),
     ):
         if bad and not let_through:
             raise InputError(f"{printable(path)}: {counted(bad, what)}; {flag}")
         if bad:
             notes.append(f"{counted(bad, what)}: let through")
-    notes += _zeros(analysis, arranged, written, options.allow_zeros)
-    held = hold_to_record(analysis, arranged.must_match, arranged.recorded, written.read)
+    notes += _zeros(analysis, writes, written, options.allow_zeros)
+    held = hold_to_record(analysis, writes.must_match, writes.recorded, written.read)
     for error in held.broken.values():
         raise error
     return notes + ([held.words] if held.words else []), held.changed
 
 
-def _zeros(analysis: Analysis, arranged: Arrangement, written: Written, allowed: bool) -> list[str]:
+def _zeros(analysis: Analysis, writes: TensorWrites, written: Written, allowed: bool) -> list[str]:
     """What is zero throughout, in words. Raises: `InputError` for zeros that no training leaves, unless allowed."""
-    sources, rounded = {tensor.key: tensor for part in arranged.parts for tensor in part.sources}, arranged.rounded
+    sources, rounded = {tensor.key: tensor for part in writes.parts for tensor in part.sources}, writes.rounded
     # What is zero once it is rounded may not have been so before.
-    found = {
+    ends = {
         key: tails(sources[key], len(zeros)) if key in rounded and any(zeros) else zeros
         for key, zeros in written.zeros.items()
     }
-    judged = judge(analysis.plan, named(analysis.checkpoint) | sources, found)
-    lost = [key for key in found if found[key] != written.zeros[key] and sum(written.zeros[key]) == sources[key].numel]
-    words = f"{listed(lost)}: zero throughout once rounded to {arranged.cast}" if lost else ""
+    judged = judge(analysis.plan, named(analysis.checkpoint) | sources, ends)
+    lost = [key for key in ends if ends[key] != written.zeros[key] and sum(written.zeros[key]) == sources[key].numel]
+    words = f"{listed(lost)}: zero throughout once rounded to {writes.cast}" if lost else ""
     refused = "; ".join(filter(None, (judged.refused, words)))
     return [*refuse_zeros(analysis.checkpoint.path, refused, allowed), *judged.notes]

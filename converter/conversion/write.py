@@ -15,10 +15,8 @@ from pathlib import Path
 from zlib_ng.zlib_ng import crc32_combine as combine
 
 from ..checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
-from ..checkpoint.write.layout import FileLayout as Layout
-from ..checkpoint.write.layout import TensorEntry as Entry
-from ..checkpoint.write.publish import Publication
-from ..checkpoint.write.publish import write_error as unwritten
+from ..checkpoint.write.layout import FileLayout, TensorEntry
+from ..checkpoint.write.publish import Publication, write_error
 from ..checkpoint.write.transfer import Output, Progress, TensorCopy, transfer, write_at
 from ..errors import ConverterError, InputError, printable, shortened
 from ..mapping import fold
@@ -54,18 +52,18 @@ class TensorWrite:
             for source, runs in zip(self.sources, self.runs, strict=True)
             for place in runs
         }
-        made, ends = {}, Counter[int]()
+        slices, ends = {}, Counter[int]()
         for key, group in sorted(counts):
             start = ends[key]
             ends[key] += counts[key, group]
-            made[key, group] = slice(start, ends[key])
-        return made
+            slices[key, group] = slice(start, ends[key])
+        return slices
 
     @cached_property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[TensorEntry]:
         first, ends = self.sources[0].shape, {key: rows.stop for (key, _), rows in self.rows.items()}
         return [
-            Entry(key, self.dtype, (ends[number], *first[1:]) if first else first)
+            TensorEntry(key, self.dtype, (ends[number], *first[1:]) if first else first)
             for number, key in enumerate(self.keys)
         ]
 
@@ -75,13 +73,13 @@ class TensorWrite:
 
     def outputs(self, written: Mapping[str, LazyTensor]) -> list[list[LazyTensor]]:
         """For each source, what its rows fill, in order: whole tensors of those `written`, or groups of their rows."""
-        made = []
+        outputs = []
         for runs in self.runs:
             wholes = [written[self.keys[key]] for key, _ in runs]
-            made.append(
+            outputs.append(
                 [whole[self.rows[place]] if whole.shape else whole for whole, place in zip(wholes, runs, strict=True)]
             )
-        return made
+        return outputs
 
     def tensor_copies(self, wholes: Mapping[str, Output], digests: Mapping[str, str]) -> list[TensorCopy]:
         """What moves where; `wholes` are the tensors to be written, by key, and `digests` what a record states of the
@@ -102,7 +100,7 @@ class TensorFile:
     """A file to be written: its name in the folder, and where every tensor lies in it."""
 
     name: str
-    layout: Layout
+    layout: FileLayout
 
 
 @dataclass
@@ -159,11 +157,11 @@ def write_files(
             os.ftruncate(fd, file.layout.size)
             opened = stack.enter_context(_reopened(out.path / file.name, file.layout, frame))
             wholes |= {tensor.key: Output(tensor, fd) for tensor in opened.values()}
-        tensor_copies = [delivery for part in parts for delivery in part.tensor_copies(wholes, digests)]
+        tensor_copies = [copy for part in parts for copy in part.tensor_copies(wholes, digests)]
         with _flushing(fds, out.target) as flush:
             transfer(tensor_copies, step, flush)
         crcs: dict[str, int] = {}
-        outputs = (output for delivery in tensor_copies for output in delivery.outputs)
+        outputs = (output for copy in tensor_copies for output in copy.outputs)
         for output in sorted(outputs, key=lambda output: output.start):  # of what has several, from its first row on
             crcs[output.tensor.key] = combine(crcs.get(output.tensor.key, 0), output.crc, output.tensor.nbytes)
         sizes: dict[str, dict[str, int | str]] = {}
@@ -175,19 +173,19 @@ def write_files(
 
 def _written(files: dict[str, dict[str, int | str]], tensor_copies: list[TensorCopy]) -> Written:
     written = Written(files)
-    for delivery in tensor_copies:
-        key, outputs = delivery.tensor.key, delivery.outputs
+    for copy in tensor_copies:
+        key, outputs = copy.tensor.key, copy.outputs
         written.digests.setdefault(key, {}).update({output.tensor.key: output.sha256 for output in outputs})
-        if delivery.read:
-            written.read[key] = delivery.read
+        if copy.read:
+            written.read[key] = copy.read
         bad = Counter[str]()
         for output in outputs:
             bad[output.tensor.key] += output.nonfinite
-        written.count(key, [count for output in outputs for count in output.zeros], bad, delivery.overflowed)
+        written.count(key, [count for output in outputs for count in output.zeros], bad, copy.overflowed)
     return written
 
 
-def _complete(path: Path, fd: int, layout: Layout, crcs: dict[str, int]) -> bytes:
+def _complete(path: Path, fd: int, layout: FileLayout, crcs: dict[str, int]) -> bytes:
     """Put the checksums, where the format has any, into what frames the tensors; returns all of that."""
     frame = layout.frame(crcs)
     if frame != layout.frame({}):
@@ -206,7 +204,7 @@ def _unlike(path: Path) -> ConverterError:
     )
 
 
-def _reopened(path: Path, layout: Layout, frame: list[tuple[int, bytes]]) -> Checkpoint:
+def _reopened(path: Path, layout: FileLayout, frame: list[tuple[int, bytes]]) -> Checkpoint:
     """The new file as a strict reader sees it, its data still to come."""
     wanted = {entry.key: (entry.dtype, entry.shape) for entry in layout.entries}
     with ExitStack() as stack:
@@ -216,8 +214,8 @@ def _reopened(path: Path, layout: Layout, frame: list[tuple[int, bytes]]) -> Che
             file.ours = True
             for tensor in opened.values():
                 tensor.storage.locate()
-            found = {tensor.key: (tensor.dtype, tensor.shape) for tensor in opened.values()}
-            if found != wanted or any(file.read(offset, len(data)) != data for offset, data in frame):
+            tensors = {tensor.key: (tensor.dtype, tensor.shape) for tensor in opened.values()}
+            if tensors != wanted or any(file.read(offset, len(data)) != data for offset, data in frame):
                 raise _unlike(path)
         except InputError as error:  # no fault of the input
             raise _unlike(path) from error
@@ -261,4 +259,4 @@ def _flushing(fds: list[int], target: Path) -> Iterator[Callable[[], None]]:
         if thread.ident is not None:
             thread.join()
     if failures:
-        raise unwritten(target, failures[0])
+        raise write_error(target, failures[0])

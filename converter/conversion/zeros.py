@@ -27,7 +27,7 @@ class Zeros:
 
     Attributes:
         untrained: keys that are zero as an initialisation leaves them.
-        aside: others that are zero throughout and may be: buffers, and whatever is of a family that names nothing as
+        others: more that are zero throughout and may be: buffers, and whatever is of a family that names nothing as
             `ZeroInit`.
         lost: keys, or "key (which part of it)", that are zero throughout and are so in no training; those first that
             are so in no initialisation either.
@@ -35,7 +35,7 @@ class Zeros:
     """
 
     untrained: list[str] = field(default_factory=list)
-    aside: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
 
@@ -44,23 +44,23 @@ class Zeros:
         """Why this is no sound model, in words; '' where it may be one."""
         count = len(self.lost)
         are, them = ("1 tensor is", "it") if count == 1 else (f"{count} tensors are", "them")
-        said = [f"{are} zero throughout, as no training leaves {them}: {listed(self.lost)}"] if count else []
-        said += [f"{end} are zero, where the file ends" for end in self.ends]
-        if not said:
+        reasons = [f"{are} zero throughout, as no training leaves {them}: {listed(self.lost)}"] if count else []
+        reasons += [f"{end} are zero, where the file ends" for end in self.ends]
+        if not reasons:
             return ""
-        others = [*self.untrained, *self.aside]
+        others = [*self.untrained, *self.others]
         more = f"; zero as well: {listed(others)}" if others else ""
-        return f"{'; '.join(said)}{more} (was its download completed?)"
+        return f"{'; '.join(reasons)}{more} (was its download completed?)"
 
     @property
     def notes(self) -> list[str]:
         """What the user should know of what is not refused."""
         if self.refused:
             return []  # which names all of it
-        made = [f"{listed(self.aside)}: zero throughout"] if self.aside else []
+        result = [f"{listed(self.others)}: zero throughout"] if self.others else []
         if self.untrained:
-            made.append(f"zero throughout, as a training begins, and so not trained yet: {listed(self.untrained)}")
-        return made
+            result.append(f"zero throughout, as a training begins, and so not trained yet: {listed(self.untrained)}")
+        return result
 
 
 def refuse_zeros(path: str, refused: str, allowed: bool) -> list[str]:
@@ -155,14 +155,14 @@ def find_zeros(plan: Plan, tensors: Mapping[str, LazyTensor]) -> Zeros:
     The plan may have problems: a tensor whose rows do not split as they should is looked at whole.
     """
     groups = {move.origin: move.operation.groups(len(move.parts)) for move in plan.moves}
-    found = {}
+    ends = {}
     for key, tensor in tensors.items():
         wanted, rows = groups.get(key, 1), tensor.shape[0] if tensor.shape else 1
-        found[key] = tails(tensor, wanted if rows % wanted == 0 else 1)
-    return judge(plan, tensors, found)
+        ends[key] = tails(tensor, wanted if rows % wanted == 0 else 1)
+    return judge(plan, tensors, ends)
 
 
-def judge(plan: Plan, tensors: Mapping[str, LazyTensor], found: Mapping[str, Sequence[int]]) -> Zeros:
+def judge(plan: Plan, tensors: Mapping[str, LazyTensor], ends: Mapping[str, Sequence[int]]) -> Zeros:
     """Tell zeros that an initialisation leaves from those that only damage does.
 
     What starts at zero does so in every block alike. A single tensor shows nothing by itself: it is believed where all
@@ -172,9 +172,9 @@ def judge(plan: Plan, tensors: Mapping[str, LazyTensor], found: Mapping[str, Seq
     Args:
         plan: of the file's own layout.
         tensors: those of the file, and others that were looked at, such as a null caption, by key.
-        found: `tails` of those that were looked at, in as many parts as the plan splits them into.
+        ends: `tails` of those that were looked at, in as many parts as the plan splits them into.
     """
-    units = list(_units(plan, tensors, found))
+    units = list(_units(plan, tensors, ends))
     counts = Counter(unit.key for unit in units)
     everywhere: dict[tuple[str, str, int], bool] = defaultdict(lambda: True)
     starting: dict[str, bool] = defaultdict(lambda: True)
@@ -183,36 +183,37 @@ def judge(plan: Plan, tensors: Mapping[str, LazyTensor], found: Mapping[str, Seq
         if unit.row.zero_init:
             starting[unit.row.source] &= unit.zero
     if not any(move.row.zero_init for move in plan.moves):
-        return Zeros(aside=[key for key in found if _zero(tensors[key], sum(found[key]))])
+        return Zeros(others=[key for key in ends if _zero(tensors[key], sum(ends[key]))])
     biases = [unit.zero for unit in units if unit.bias]
     fresh = any(starting.values()) or (bool(biases) and all(biases))
-    made, lost = Zeros(), dict[str, list[_Unit]]()
+    result, lost = Zeros(), dict[str, list[_Unit]]()
     untrained: dict[str, None] = {}  # in order, each once
     for unit in (unit for unit in units if unit.zero):
         if unit.initial and (fresh if unit.index is None else everywhere[unit.alike]):
             untrained[unit.key] = None
         else:
             lost.setdefault(unit.key, []).append(unit)
-    made.untrained = list(untrained)
+    result.untrained = list(untrained)
     for key, parts in sorted(lost.items(), key=lambda item: item[1][0].initial):
         names = (unit.row.targets[unit.part].rpartition(".")[2] for unit in parts)
-        made.lost.append(key if len(parts) == counts[key] else f"{key} ({', '.join(names)})")
-    made.aside = [key for key in found if key not in counts and _zero(tensors[key], sum(found[key]))]
-    made.ends = list(_ends(tensors, found, {unit.key for unit in units if not unit.initial}))
-    return made
+        result.lost.append(key if len(parts) == counts[key] else f"{key} ({', '.join(names)})")
+    result.others = [key for key in ends if key not in counts and _zero(tensors[key], sum(ends[key]))]
+    result.ends = list(_ends(tensors, ends, {unit.key for unit in units if not unit.initial}))
+    return result
 
 
-def _units(plan: Plan, tensors: Mapping[str, LazyTensor], found: Mapping[str, Sequence[int]]) -> Iterator[_Unit]:
+def _units(plan: Plan, tensors: Mapping[str, LazyTensor], ends: Mapping[str, Sequence[int]]) -> Iterator[_Unit]:
     for move in plan.moves:
         key, (index, suffix) = move.origin, move.place
-        if not (runs := found.get(key)):
+        if not (runs := ends.get(key)):
             continue
         full = [zeros > 0 and zeros * len(runs) == tensors[key].numel for zeros in runs]
         contents = move.operation.contents(len(move.parts))
         shared = move.operation.groups(len(move.parts)) == len(full) > 1
         # What every target holds, if the tensor is shared out; else it is looked at whole.
         for part, groups in enumerate(contents if shared else [range(len(full))]):
-            yield _Unit(move.row, key, index, suffix, part, all(full[group] for group in groups))
+            zero = all(full[group] for group in groups)
+            yield _Unit(row=move.row, key=key, index=index, suffix=suffix, part=part, zero=zero)
 
 
 def _zero(tensor: LazyTensor, zeros: int) -> bool:
@@ -220,7 +221,7 @@ def _zero(tensor: LazyTensor, zeros: int) -> bool:
 
 
 def _ends(
-    tensors: Mapping[str, LazyTensor], found: Mapping[str, Sequence[int]], weights: Collection[str]
+    tensors: Mapping[str, LazyTensor], ends: Mapping[str, Sequence[int]], weights: Collection[str]
 ) -> Iterator[str]:
     """Of every file, the last rows of the weight behind which there is nothing but zeros."""
     files: dict[str, list[tuple[int, int, str]]] = {}
@@ -230,7 +231,7 @@ def _ends(
             files.setdefault(path, []).append((start, tensor.span[0], key))
     for there in files.values():
         for _, _, key in sorted(there, reverse=True):
-            tensor, runs = tensors[key], found.get(key, (0,))
+            tensor, runs = tensors[key], ends.get(key, (0,))
             each, zeros = tensor.numel // len(runs), 0
             for run in reversed(runs):
                 zeros += run

@@ -45,7 +45,7 @@ def _built_in() -> dict[str, Family]:
 def _from_packages() -> dict[str, Family]:
     from importlib.metadata import entry_points
 
-    found = {}
+    by_name = {}
     for point in entry_points(group="converter.families"):
         try:
             family = point.load()
@@ -55,8 +55,8 @@ def _from_packages() -> dict[str, Family]:
             ) from error
         if not isinstance(family, Family):
             raise ConverterError(f"the entry point {point.name} ({point.value}) is not a converter.families.Family")
-        found[family.name] = family
-    return found
+        by_name[family.name] = family
+    return by_name
 
 
 def installed(*, packages: bool = True) -> dict[str, Family]:

@@ -37,23 +37,22 @@ class Flag:
 class Finding:
     """One hyper-parameter: its value, where it is from ('file', 'given' or 'assumed'; 'unknown'), and the evidence.
 
-    `aside`: of what is assumed or unknown, the evidence that the file does hold and that is not believed, in words.
+    `rejected_evidence`: of what is assumed or unknown, what the file does hold of it and is not believed, in words.
     """
 
     value: Any
     source: str
     evidence: str
-    aside: str = ""
+    rejected_evidence: str = ""
 
 
 class Findings(dict[str, Finding]):
     """Hyper-parameters by name. `given` are the user's words; they may not contradict what the file shows.
 
-    `notes`: what a user should be told; `stock`: what only those should be told who use diffusers' own classes and
-    pipelines; `problems`: what stands against a conversion though every key has its row; `doubted`: stored buffers
-    that are there and not believed -> why; `rounded`: stored buffers -> by how much storing them moved an element at
-    most; `unused`: stored buffers that the original net does not use; `asked`: the names whose value was used for the
-    result.
+    `notes`: what a user should know; `diffusers_notes`: what only those should know who use diffusers' own classes and
+    pipelines; `problems`: what stands against a conversion though every key has its row; `distrusted`: stored buffers
+    that are not believed -> why; `rounded`: stored buffers -> by how much storing them moved an element at most;
+    `unused_buffers`: those that the original net does not use; `used`: the names whose value the result depends on.
     """
 
     def __init__(self, given: Mapping[str, Any]) -> None:
@@ -64,8 +63,8 @@ class Findings(dict[str, Finding]):
         self.problems: list[str] = []
         self.distrusted: dict[str, str] = {}
         self.rounded: dict[str, float] = {}
-        self.unused: set[str] = set()
-        self.asked: set[str] = set()
+        self.unused_buffers: set[str] = set()
+        self.used: set[str] = set()
 
     def file(self, name: str, value: Any, evidence: str) -> Any:
         """A value that the file shows (None: it should, and does not).
@@ -74,27 +73,27 @@ class Findings(dict[str, Finding]):
         """
         if value is None:
             return self.given_or_assumed(name, None, evidence)
-        said = self.given.get(name)
-        if said is not None and said != value:
-            raise UsageError(f"`{name}` {said} contradicts the file, which says {value}: {evidence}")
+        stated = self.given.get(name)
+        if stated is not None and stated != value:
+            raise UsageError(f"`{name}` {stated} contradicts the file, which says {value}: {evidence}")
         self[name] = Finding(value, "file", evidence)
         return value
 
-    def given_or_assumed(self, name: str, default: Any = None, why: str = "", aside: str = "") -> Any:
+    def given_or_assumed(self, name: str, default: Any = None, why: str = "", rejected_evidence: str = "") -> Any:
         """A value that the file cannot show: the user's word, else the default with its reason, else unknown.
 
         Args:
-            aside: what the file holds that would show it, and why that is not believed; '' where it holds nothing.
+            rejected_evidence: what the file holds that would show it, and why that is not believed; '' for nothing.
         """
         if name in self.given:
             self[name] = Finding(self.given[name], "given", f"--{name}")
         else:
-            self[name] = Finding(default, "unknown" if default is None else "assumed", why, aside)
+            self[name] = Finding(default, "unknown" if default is None else "assumed", why, rejected_evidence)
         return self[name].value
 
     def value(self, name: str) -> Any:
         """The value, or `UsageError` naming the flag where it is unknown."""
-        self.asked.add(name)
+        self.used.add(name)
         finding = self[name]
         if finding.source == "unknown":
             raise UsageError(f"`{name}` is needed: {finding.evidence}")
@@ -151,7 +150,7 @@ class Family:
     config: Callable[[Findings], dict[str, Any]]
     flags: Any = ()
     subfolder: str = "transformer"
-    buffer_mismatch: Callable[[Findings, float], tuple[bool, str]] = lambda found, difference: (
+    buffer_mismatch: Callable[[Findings, float], tuple[bool, str]] = lambda findings, difference: (
         False,
         f"is not what the target computes (by up to {difference:.2g})",
     )

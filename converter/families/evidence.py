@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import InputError, UsageError, printable
 from ..mapping import Plan
 from .base import Findings, Flag, State
-from .sincos import DRIFT, ROUNDING, SinCosTable, scale_of
+from .sincos import DRIFT, ROUNDING, ROUNDINGS, SinCosTable, fit, scale_of
 
 DIFFUSERS = "0.42.1"  # the release whose classes the configs are written for
 POSITIONS = "pos_embed"  # the stored table
@@ -24,7 +24,7 @@ NUM_ATTENTION_HEADS = Flag(
 )
 
 
-def sizes(plan: Plan, found: Findings, more: Mapping[str, str] | None = None, *, mlp_ratio: float | None) -> None:
+def sizes(plan: Plan, findings: Findings, more: Mapping[str, str] | None = None, *, mlp_ratio: float | None) -> None:
     """What the shapes show.
 
     Args:
@@ -36,35 +36,39 @@ def sizes(plan: Plan, found: Findings, more: Mapping[str, str] | None = None, *,
     """
     dims, evidence = plan.dims, plan.evidence
     for name, symbol in ({"hidden_size": "D", "patch_size": "p", "in_channels": "C"} | dict(more or {})).items():
-        found.file(name, dims.get(symbol), evidence.get(symbol, "no tensor shows it"))
-    found.file("depth", plan.blocks or None, f"blocks 0 to {plan.blocks - 1}" if plan.blocks else "there are no blocks")
+        findings.file(name, dims.get(symbol), evidence.get(symbol, "no tensor shows it"))
+    findings.file(
+        "depth", plan.blocks or None, f"blocks 0 to {plan.blocks - 1}" if plan.blocks else "there are no blocks"
+    )
     if {"R", "p", "C"} <= dims.keys():
         channels, latent = Fraction(dims["R"], dims["p"] ** 2), dims["C"]
         counted = f"{evidence['R']}: {dims['R']} rows / patch {dims['p']} squared"
         if channels in (latent, 2 * latent):
-            found.file("out_channels", int(channels), counted)
-            found.file("pred_sigma", channels > latent, f"{channels} output channels for {latent} latent channels")
+            findings.file("out_channels", int(channels), counted)
+            findings.file("pred_sigma", channels > latent, f"{channels} output channels for {latent} latent channels")
         else:
-            found.problems.append(f"{counted} are {channels} output channels: neither {latent} nor twice as many")
+            findings.problems.append(f"{counted} are {channels} output channels: neither {latent} nor twice as many")
     # What the original code lets a model choose and the diffusers class does not.
     if mlp_ratio is None:
         ratio = dims["F"] / dims["D"] if {"F", "D"} <= dims.keys() else None
         found.file("mlp_ratio", ratio, evidence.get("F", "no tensor shows it"))
     elif {"F", "D"} <= dims.keys() and dims["F"] != mlp_ratio * dims["D"]:
-        found.problems.append(
+        findings.problems.append(
             f"its feed-forward layers are {dims['F'] / dims['D']:g} times as wide as the model, "
             f"and the diffusers class is fixed at {mlp_ratio:g}: {evidence['F']}"
         )
     if dims.get("D", 0) % 4:
-        found.problems.append(f"hidden size {dims['D']}: sines and cosines on two axes need a multiple of 4")
+        findings.problems.append(f"hidden size {dims['D']}: sines and cosines on two axes need a multiple of 4")
 
 
-def held_against(config: Mapping[str, Any], found: Findings, fields: Mapping[str, str]) -> None:
+def held_against(config: Mapping[str, Any], findings: Findings, fields: Mapping[str, str]) -> None:
     """What a folder's `config.json` says otherwise than its tensors. `fields`: its key -> the hyper-parameter."""
     for key, name in fields.items():
-        said, shown = config.get(key), found.get(name)
-        if said is not None and shown and shown.source == "file" and said != shown.value:
-            found.problems.append(f"config.json: {key}: {printable(said)} contradicts the tensors: {shown.evidence}")
+        stated, shown = config.get(key), findings.get(name)
+        if stated is not None and shown and shown.source == "file" and stated != shown.value:
+            findings.problems.append(
+                f"config.json: {key}: {printable(stated)} contradicts the tensors: {shown.evidence}"
+            )
 
 
 def sensible(value: float) -> bool:
@@ -83,7 +87,7 @@ def configured(config: Mapping[str, Any], name: str, *kinds: type) -> Any:
 _HEADS = {"num_attention_heads", "num_heads", "n_heads", "heads", "num_head"}  # as programs call them
 
 
-def heads(found: Findings, state: State, usual: int | None, why: str, *, name: str = "num_attention_heads") -> None:
+def heads(findings: Findings, state: State, usual: int | None, why: str, *, name: str = "num_attention_heads") -> None:
     """A number of heads, which no tensor shows. What the file says of heads beside the weights may be of another net
     (a text encoder), so it is no evidence to go by, and none to be silent on either.
 
@@ -91,19 +95,19 @@ def heads(found: Findings, state: State, usual: int | None, why: str, *, name: s
         name: of the hyper-parameter, where a model has several.
         usual: that of the released models, None where they have none of this hidden size; `why` that is so.
     """
-    hidden = found["hidden_size"].value or 0
-    said = configured(state.config, name, int)
+    hidden = findings["hidden_size"].value or 0
+    stated = configured(state.config, name, int)
     others = {place: n for place, n in state.said.items() if place.rpartition(".")[2] in _HEADS and n != usual}
-    aside = ", ".join(f"{place} is {n}" for place, n in list(others.items())[:4])
-    if said:
-        count = found.file(name, said, "config.json")
+    rejected = ", ".join(f"{place} is {n}" for place, n in list(others.items())[:4])
+    if stated:
+        count = findings.file(name, stated, "config.json")
     else:
-        count = found.given_or_assumed(name, usual, why if usual else f"a file does not show it{why}", aside)
-        if aside and found[name].source == "assumed":
-            found.notes.append(f"{aside}, and {usual} heads are assumed: --{name} says how many there are")
+        count = findings.given_or_assumed(name, usual, why if usual else f"a file does not show it{why}", rejected)
+        if rejected and findings[name].source == "assumed":
+            findings.notes.append(f"{rejected}, and {usual} heads are assumed: --{name} says how many there are")
     if count is not None and hidden and (type(count) is not int or count < 1 or hidden % count):
         wrong = f"{count}: the hidden size {hidden} does not divide by it"
-        raise InputError(f"config.json: {name} {wrong}") if said else UsageError(f"`{name}` {wrong}")
+        raise InputError(f"config.json: {name} {wrong}") if stated else UsageError(f"`{name}` {wrong}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +118,10 @@ class StoredTable:
     side: int
     scale: float | None
     seen: str
-    aside: str = ""
+    rejected_evidence: str = ""
 
 
-def read_table(plan: Plan, state: State, found: Findings) -> StoredTable | None:
+def read_table(plan: Plan, state: State, findings: Findings) -> StoredTable | None:
     """What the file's `pos_embed` says, None where there is none: its side follows from its length, its scale from a
     few of its elements, or, where these explain none, from all of them."""
     count, patch, hidden = plan.dims.get("N", 0), plan.dims.get("p", 1), plan.dims.get("D", 0)
@@ -126,13 +130,13 @@ def read_table(plan: Plan, state: State, found: Findings) -> StoredTable | None:
     side, seen = isqrt(count), f"{POSITIONS} [1, {count}, {hidden}]"
     if side**2 != count:
         why = f"{count} positions, which is not a square"
-        found.notes.append(f"{POSITIONS} has {why}: it tells no resolution")
+        findings.notes.append(f"{POSITIONS} has {why}: it tells no resolution")
         return StoredTable(0, None, f"{seen} has {why}", f"{seen} has {why}")
     seen += f" has {side} x {side} positions"
     if side == 1 or hidden % 4:
         return StoredTable(side * patch, None, seen)
     scale, words, rounding = _from_samples(state, hidden, side) or _from_whole(state, hidden, side)
-    found.rounded[POSITIONS] = rounding
+    findings.rounded[POSITIONS] = rounding
     seen += f", {words}"
     return StoredTable(side * patch, scale, seen, "" if scale else seen)
 
@@ -160,25 +164,23 @@ def _from_samples(state: State, hidden: int, side: int) -> tuple[float, str, flo
 
 def _from_whole(state: State, hidden: int, side: int) -> tuple[float | None, str, float]:
     """The same off every element; the scale is None where none is beyond doubt."""
-    from .sincos_fit import ROUNDINGS, fit
-
-    made = fit(lambda: state.rows(POSITIONS), hidden, side)
-    if made is None:
+    fitted = fit(lambda: state.rows(POSITIONS), hidden, side)
+    if fitted is None:
         return None, "and is no sin-cos table: it is zero throughout, or not finite", 0.0
-    off, name = f"off by up to {made.difference:.2g}", f"the sin-cos table of scale {made.nearest:g}"
-    if made.scale is None:
+    off, name = f"off by up to {fitted.difference:.2g}", f"the sin-cos table of scale {fitted.nearest:g}"
+    if fitted.scale is None:
         return (
             None,
-            f"and is no sin-cos table whose scale is beyond doubt (the closest is of {made.nearest:g}, {off})",
+            f"and is no sin-cos table whose scale is beyond doubt (the closest is of {fitted.nearest:g}, {off})",
             0.0,
         )
-    if made.rounded:
-        return made.scale, f"and is {name}, rounded to {made.rounded} ({off})", ROUNDINGS[made.rounded]
-    return made.scale, f"and is {name} up to a drift, as of an average ({off})", ROUNDING
+    if fitted.rounded:
+        return fitted.scale, f"and is {name}, rounded to {fitted.rounded} ({off})", ROUNDINGS[fitted.rounded]
+    return fitted.scale, f"and is {name} up to a drift, as of an average ({off})", ROUNDING
 
 
 def resolution(
-    found: Findings, config: Mapping[str, Any], table: StoredTable | None, doubt: str = "", *, vae_factor: int
+    findings: Findings, config: Mapping[str, Any], table: StoredTable | None, doubt: str = "", *, vae_factor: int
 ) -> None:
     """`image_size` (pixels) and `sample_size` (latent side).
 
@@ -188,32 +190,36 @@ def resolution(
     """
     latent = configured(config, "sample_size", int)
     if table and table.side and not doubt:
-        found.file("image_size", table.side * vae_factor, table.seen)
+        findings.file("image_size", table.side * vae_factor, table.seen)
     elif latent:
-        found.file("image_size", latent * vae_factor, "config.json: sample_size")
-    elif table and table.side and "interpolation_scale" in found.given:
-        found.given_or_assumed("image_size", table.side * vae_factor, table.seen, doubt)
+        findings.file("image_size", latent * vae_factor, "config.json: sample_size")
+    elif table and table.side and "interpolation_scale" in findings.given:
+        findings.given_or_assumed("image_size", table.side * vae_factor, table.seen, doubt)
     else:
         nothing = f"there is no usable {POSITIONS}, and nothing else in a file shows the resolution"
-        found.given_or_assumed("image_size", None, doubt or nothing, doubt or (table.aside if table else ""))
-    pixels, patch = found["image_size"].value, vae_factor * (found["patch_size"].value or 1)
+        findings.given_or_assumed(
+            "image_size", None, doubt or nothing, doubt or (table.rejected_evidence if table else "")
+        )
+    pixels, patch = findings["image_size"].value, vae_factor * (findings["patch_size"].value or 1)
     if latent and pixels < patch:
         raise InputError(f"config.json: sample_size: {latent} is less than a patch")
-    if found["image_size"].source == "given" and (pixels < 1 or pixels % patch):
+    if findings["image_size"].source == "given" and (pixels < 1 or pixels % patch):
         raise UsageError(f"`image_size` {pixels}: not a multiple of {patch}, the pixels that one patch covers")
-    found["sample_size"] = replace(found["image_size"], value=pixels and pixels // vae_factor)
+    findings["sample_size"] = replace(findings["image_size"], value=pixels and pixels // vae_factor)
 
 
-def computed_table(found: Findings, scale_name: str = "") -> SinCosTable:
+def computed_table(findings: Findings, scale_name: str = "") -> SinCosTable:
     """The table that diffusers will compute from the config, of scale 1 where no hyper-parameter says another."""
-    found.value("image_size")  # asked for first: where it is known, the scale often is
-    scale = found.value(scale_name) if scale_name else 1.0
-    return SinCosTable(found.value("hidden_size"), found.value("sample_size") // found.value("patch_size"), scale)
+    findings.value("image_size")  # asked for first: where it is known, the scale often is
+    scale = findings.value(scale_name) if scale_name else 1.0
+    return SinCosTable(
+        findings.value("hidden_size"), findings.value("sample_size") // findings.value("patch_size"), scale
+    )
 
 
-def up_to_rounding(found: Findings, difference: float) -> str:
+def up_to_rounding(findings: Findings, difference: float) -> str:
     """What a stored table is that differs from the computed one as far as storing it explains; '' for any other."""
-    near = difference < max(found.rounded.get(POSITIONS, 0.0), ROUNDING)
+    near = difference < max(findings.rounded.get(POSITIONS, 0.0), ROUNDING)
     return f"is the sin-cos table up to rounding (by up to {difference:.2g})" if near else ""
 
 
@@ -222,16 +228,16 @@ def drifted(difference: float) -> str:
     return f"is the sin-cos table up to a drift of {difference:.2g}, as of an average" if difference <= DRIFT else ""
 
 
-def exact_instead(found: Findings, drift: str, flag: str) -> str:
+def exact_instead(findings: Findings, drift: str, flag: str) -> str:
     """What a drifted table is, where the net adds it to its input and what is converted adds the exact one.
 
     Raises: `UsageError` where nobody said to take the exact one.
     """
-    said = found.given.keys() & {"image_size", "interpolation_scale"}
-    for name in said:  # the file says the same, but it is the user's word that counts: records pass it on
-        found[name] = replace(found[name], source="given")
-    if not said:
-        value = found.value(flag)
+    stated = findings.given.keys() & {"image_size", "interpolation_scale"}
+    for name in stated:  # the file says the same, but it is the user's word that counts: records pass it on
+        findings[name] = replace(findings[name], source="given")
+    if not stated:
+        value = findings.value(flag)
         raise UsageError(
             f"`{flag}` is needed: {POSITIONS} {drift}, the original adds it to its input as it is, and what is "
             f"converted would add the exact one: `{flag}` {value} says to take that"

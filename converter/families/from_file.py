@@ -61,8 +61,8 @@ def _run(path: Path, name: str) -> Family:
         lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == str(path)]
         # A module has no place of its own in the trace of what does not even compile.
         line = lines[-1] if lines else error.lineno if isinstance(error, SyntaxError) else None
-        said = error.msg if isinstance(error, SyntaxError) else error
-        what = str(error) if isinstance(error, ConverterError) else f"{type(error).__name__}: {said}"
+        message = error.msg if isinstance(error, SyntaxError) else error
+        what = str(error) if isinstance(error, ConverterError) else f"{type(error).__name__}: {message}"
         where = f"line {line}: " if line else ""
         raise UsageError(f"`family` {printable(name)}: {where}{printable(what, 1000)}") from error
     finally:

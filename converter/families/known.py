@@ -24,7 +24,7 @@ def _with_adapters(keys: Collection[str]) -> bool:
     PEFT wraps a layer, so that its weight is at `.base_layer` (up to 0.5 it stayed where it was), and keeps a module
     that is trained whole beside the `.original_module`; of both, an adapter that was saved alone has nothing.
     """
-    adapted = {key[: found.start()].partition(".base_layer")[0] for key in keys if (found := _ADAPTED.search(key))}
+    adapted = {key[: match.start()].partition(".base_layer")[0] for key in keys if (match := _ADAPTED.search(key))}
     wrapped = {key.partition(".base_layer.")[0] for key in keys if ".base_layer." in key}
     plain = {key.removesuffix(".weight") for key in keys if key.endswith(".weight")}
     layers = adapted | wrapped

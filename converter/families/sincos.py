@@ -4,18 +4,32 @@ arXiv 2310.00426 and 2403.04692 (positions scaled by the resolution); layout mea
 a token at row h and column w holds [sin(w), cos(w), sin(h), cos(h)], a quarter of the hidden size each.
 Positions are float32 (at scale 3 or 2.02 the quotient is rounded), angles, sines and cosines float64, and the result
 is stored as float32: in the original's NumPy and in diffusers' torch alike, so that both have the same bits.
+
+A stored table may have been rounded, or averaged, since: a merger saves in half precision and widens again, so that the
+dtype says nothing of it; an average of models that averages their buffers as well rounds them once a step, so that
+every element drifts. In both the scale is still there, in thousands of elements (`fit`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 ROUNDING = 1e-5  # of elements: above the last bits of float32 sines, far below any other table
 # The largest difference that counts as a drift. An average in float32 ends at about 6e-8 / (1 - decay): 6e-4 at 0.9999
 # and 6e-3 at 0.99999. What is further off was trained, or is another table.
 DRIFT = 1e-2
+# dtype -> how far rounding to it moves a value of at most 1: half of its last place; bfloat16 also by way of float16.
+ROUNDINGS = {"float16": 2.5e-4, "bfloat16": 2.2e-3}
+DIGITS = range(7)  # decimals that a scale may have
+# A scale explains a drifted table if it leaves no more than so many times what the best fit does; its neighbours must
+# leave more than so many times the bound.
+MARGIN = 4.0
+FINE = 0.003  # of a scale: others that are so close to a round one are told from it, or it is not believed
+Rows = Callable[[], Iterable[tuple[int, Any]]]  # gives (first token, floats [tokens, hidden]), first to last
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +70,14 @@ class SinCosTable:
         """Tokens `start` to `stop`, (stop - start, hidden) float32, from `axis()`: never the whole table in memory."""
         import numpy as np
 
-        made = np.empty((stop - start, self.hidden), np.float32)
+        table = np.empty((stop - start, self.hidden), np.float32)
         half, row = self.hidden // 2, start // self.side
         while (first := max(row * self.side, start)) < stop:  # one row of the grid after the other
             last = min((row + 1) * self.side, stop)
-            made[first - start : last - start, :half] = axis[first - row * self.side : last - row * self.side]
-            made[first - start : last - start, half:] = axis[row]
+            table[first - start : last - start, :half] = axis[first - row * self.side : last - row * self.side]
+            table[first - start : last - start, half:] = axis[row]
             row += 1
-        return made
+        return table
 
 
 def scale_of(sine: float, cosine: float, tolerance: float) -> float | None:
@@ -87,3 +101,141 @@ def scale_of(sine: float, cosine: float, tolerance: float) -> float | None:
         if scale > 0 and max(abs(math.sin(1 / scale) - sine), abs(math.cos(1 / scale) - cosine)) <= tolerance:
             return scale
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The `scale` that is beyond doubt, None for none; the `nearest` there is; its largest `difference`; and the dtype
+    that all values were `rounded` to, '' for none."""
+
+    scale: float | None
+    nearest: float
+    difference: float
+    rounded: str = ""
+
+
+def fit(rows: Rows, hidden: int, side: int) -> Fit | None:
+    """Fit the scale over the whole of a table of `side` x `side` tokens; None where nothing can be (NaN, all zero).
+
+    It is read twice, a run of tokens at a time. The time is linear in its elements.
+    """
+    import numpy as np
+
+    with np.errstate(all="ignore"):  # what is not finite is told by the result
+        sums = _Sums(hidden, side)
+        for first, values in rows():
+            sums.add(first, values)
+        if not sums.whole:
+            return None
+        best = sums.frequency()
+        if best is None:
+            return None
+        scale = _beyond_doubt(sums, 1 / best)
+        nearest = float(f"{1 / best:.4g}") if scale is None else scale
+        table, difference = SinCosTable(hidden, side, nearest), 0.0
+        axis = table.axis()
+        for first, values in rows():
+            apart = np.abs(values - table.rows(first, first + len(values), axis).astype(np.float64))
+            difference = max(difference, float(apart.max()))
+    rounded = next((name for name, most in ROUNDINGS.items() if name in sums.numbers_of and difference <= most), "")
+    return Fit(scale if difference <= DRIFT else None, nearest, difference, rounded)
+
+
+def _beyond_doubt(sums: _Sums, best: float) -> float | None:
+    """The scale with the fewest decimals that explains the table, if its neighbours are far from doing so: so far that
+    no scale of more decimals between them, rounded, would have explained it.
+
+    A rounding moves no element further than its bound. Of a drift no bound is known: that the best fit leaves a small
+    part of it only is not believed. A round number would explain much; so others close to it must not.
+    """
+    least = sums.apart(best)
+    # The best fit is by the sum of squares, and so may leave a little more somewhere than the true scale does.
+    bounds = [bound for name, bound in ROUNDINGS.items() if name in sums.numbers_of and least <= 1.1 * bound]
+    bound = max(ROUNDING, min(bounds, default=MARGIN * least))
+    for digits in DIGITS:
+        scale = round(best, digits)
+        step = min(10.0**-digits, FINE * scale)
+        if scale > 0 and sums.apart(scale) <= bound:
+            neighbours = [sums.apart(other) for other in (scale - step, scale + step) if other > 0]
+            return scale if min(neighbours) > MARGIN * bound else None
+    return None
+
+
+class _Sums:
+    """What the fit needs of a table: its mean over both axes, and what its values are."""
+
+    def __init__(self, hidden: int, side: int) -> None:
+        import numpy as np
+
+        self.side, self.quarter = side, hidden // 4
+        self.numbers_of = set(ROUNDINGS)
+        self._tokens, self._squares = 0, 0.0
+        self._columns, self._rows = np.zeros((side, hidden // 2)), np.zeros((side, hidden // 2))
+        # The angle of a position and a channel at scale 1.
+        frequencies = 1.0 / 10000 ** (np.arange(self.quarter) / self.quarter)
+        self._angles = np.outer(np.arange(side), frequencies)
+
+    def add(self, first: int, values: Any) -> None:
+        import numpy as np
+
+        if values.shape[1] != 4 * self.quarter or first + len(values) > self.side**2:
+            return  # and so it is not whole
+        self.numbers_of = {name for name in self.numbers_of if _are_numbers(values, name)}
+        wide, half = values.astype(np.float64), 2 * self.quarter
+        self._tokens += len(wide)
+        self._squares += float((wide * wide).sum())
+        while len(wide):
+            row, column = divmod(first, self.side)
+            part = wide[: self.side - column]
+            self._columns[column : column + len(part)] += part[:, :half]
+            self._rows[row] += part[:, half:].sum(axis=0)
+            first, wide = first + len(part), wide[len(part) :]
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it was added, and is finite and not zero."""
+        return self._tokens == self.side**2 and 0 < self._squares < float("inf")
+
+    @cached_property
+    def _phasors(self) -> Any:
+        """(side, quarter), once all is added: cosine + i sine of the mean over both axes."""
+        mean = (self._columns + self._rows) / (2 * self.side)
+        return mean[:, self.quarter :] + 1j * mean[:, : self.quarter]
+
+    def frequency(self) -> float | None:
+        """The best 1 / scale, found in slow channels first, where no angle goes round, and refined in fast ones."""
+        import numpy as np
+
+        phasors, angles, frequency = self._phasors, self._angles, 0.0
+        slow = angles[1][angles[1] <= 0.1]
+        reach = float(slow[0] if len(slow) else angles[1, -1])
+        while True:
+            used = (angles > 0) & (angles <= reach)
+            t, seen = angles[used], phasors[used]
+            weight = float((t * t * np.abs(seen)).sum())
+            if not weight > 0:
+                return None
+            for _ in range(2):
+                frequency += float((t * np.abs(seen) * np.angle(seen * np.exp(-1j * frequency * t))).sum()) / weight
+            if reach >= angles.max():
+                return frequency if 1e-6 < frequency < 1e6 else None
+            reach *= 2
+
+    def apart(self, scale: float) -> float:
+        """The largest difference of the mean rows and columns from the table of a scale."""
+        import numpy as np
+
+        angles, mean = self._angles / scale, self._phasors
+        return float(max(np.abs(mean.real - np.cos(angles)).max(), np.abs(mean.imag - np.sin(angles)).max()))
+
+
+def _are_numbers(values: Any, dtype: str) -> bool:
+    """Whether all of these floats are numbers of a narrower dtype."""
+    import numpy as np
+
+    narrow = values.astype(np.float32)
+    if dtype == "bfloat16":
+        same = not (narrow.view(np.uint32) & 0xFFFF).any()
+    else:
+        same = bool((narrow == narrow.astype(np.float16)).all())
+    return same and bool((narrow == values).all())

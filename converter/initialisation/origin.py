@@ -11,8 +11,7 @@ from ..checkpoint import LazyTensor
 from ..checkpoint.cast import count_nonfinite
 from ..checkpoint.dtypes import F32
 from ..conversion.analysis import Analysis
-from ..conversion.buffers import computed
-from ..conversion.buffers import made as made_on_demand
+from ..conversion.buffers import computed, on_demand
 from ..conversion.to_diffusers import held_against_computed
 from ..conversion.write import counted
 from ..errors import InputError, UsageError, printable
@@ -190,7 +189,7 @@ class Origin:
         def pieces() -> Iterator[bytes]:
             yield how().astype("<f4", copy=False).tobytes()
 
-        return made_on_demand(key, F32, shape, pieces)
+        return on_demand(key, F32, shape, pieces)
 
     def _how(self, path: str, key: str, suffix: str, shape: tuple[int, ...]) -> Callable[[], Any]:
         """What makes a tensor: the re-parameterisation, or a draw (of a bias: zero)."""

@@ -16,7 +16,7 @@ from ..filenames import PARITY
 from ..hub import local
 from ..parity.ci.digests import program
 from ..reports.report import NOT_RUN, PASS, Report
-from .reports import lines
+from .comparisons import lines
 
 Step = Callable[[Outcome], StepResult]
 

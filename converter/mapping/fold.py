@@ -48,13 +48,13 @@ def folded(keys: Iterable[str]) -> dict[str, list[str]]:
         match = _NUMBERED.fullmatch(key)
         head, index, tail = (match[1], int(match[2]), match[3]) if match else (key, -1, None)
         groups.setdefault((head, tail), {})[key] = index
-    made: dict[str, list[str]] = {}
-    for (head, tail), found in groups.items():
-        indices = ranges(found.values())
-        pattern = head if tail is None else head + (f"{{{indices}}}" if len(found) > 1 else indices) + tail
+    patterns: dict[str, list[str]] = {}
+    for (head, tail), members in groups.items():
+        indices = ranges(members.values())
+        pattern = head if tail is None else head + (f"{{{indices}}}" if len(members) > 1 else indices) + tail
         # Long keys may look alike once they are cut.
-        made.setdefault(printable(pattern, 160), []).extend(found)
-    return made
+        patterns.setdefault(printable(pattern, 160), []).extend(members)
+    return patterns
 
 
 def fold(keys: Iterable[str]) -> list[str]:

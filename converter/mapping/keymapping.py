@@ -40,25 +40,7 @@ class KeyMapping:
             Row.parse(text, value, group) for group, part in (optional or {}).items() for text, value in part.items()
         ]
         self.rows = _linked(rows)
-        self._check(self.rows)
-
-    @staticmethod
-    def _check(rows: list[Row]) -> None:
-        strays = [r.value.stray for r in rows if isinstance(r.value, Extra) and r.value.stray]
-        for what, paths in (
-            ("sources", [r.source for r in rows]),
-            ("targets", [t for r in rows for t in r.targets] + strays),
-        ):
-            for one, other in combinations(paths, 2):
-                if overlap(one, other):
-                    raise ValueError(f"the {what} {one!r} and {other!r} match the same keys")
-        counted = {(row.stack, row.group) for row in rows if row.counts}
-        for row in rows:
-            for path in {*row.target_stacks} - {None} if row.spread else ():
-                if not counted & {(path, ""), (path, row.group)}:
-                    raise ValueError(
-                        f"{row.source!r} has a copy in every block, and no row says how many blocks there are"
-                    )
+        _check(self.rows)
 
     # Plans.
     def plan(self, state: Mapping[str, Any]) -> Plan:
@@ -81,9 +63,9 @@ class KeyMapping:
             features={f: keys for f, (_, keys) in match.features().items()},
         )
         shapes, countable = [], _countable(plan, state)
-        for position, found in match.found.items():
+        for position, blocks in match.found.items():
             row = self.rows[position]
-            for index, suffix in ((i, s) for i, suffixes in found.items() for s in sorted(suffixes, reverse=True)):
+            for index, suffix in ((i, s) for i, suffixes in blocks.items() for s in sorted(suffixes, reverse=True)):
                 key = spell(row.source, index, suffix)
                 if row.pattern:
                     shapes.append((key, row.shape_pattern(suffix), tuple(state[key].shape)))
@@ -132,8 +114,8 @@ class KeyMapping:
     @cached_property
     def targets(self) -> KeyMapping:
         """The table of the target layout alone: every target maps to itself, and strays to the sidecar."""
-        made = object.__new__(KeyMapping)
-        made.rows = [
+        table = object.__new__(KeyMapping)
+        table.rows = [
             replace(
                 Row.parse(target, Sparse(target) if row.sparse else target, row.group),
                 pattern=row.part_pattern,
@@ -144,12 +126,8 @@ class KeyMapping:
             for row in self.rows
             for target, stack in zip(row.targets, row.target_stacks, strict=True)
         ]
-        made.rows += [
-            replace(row, source=row.value.stray)
-            for row in self.rows
-            if isinstance(row.value, Extra) and row.value.stray
-        ]
-        return made
+        table.rows += [replace(row, source=stray) for row in self.rows for stray in row.strays]
+        return table
 
     # Live state dicts.
     def __call__(self, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,10 +136,10 @@ class KeyMapping:
 
         What does not travel is given by `left(state)`. Of an open checkpoint the lazy tensors are split unread.
         """
-        made: dict[str, Any] = {}
+        target: dict[str, Any] = {}
         for move in self.plan(state).moves:
-            made.update(zip(move.parts, move.operation.forward(state[move.origin], len(move.parts)), strict=True))
-        return made
+            target.update(zip(move.parts, move.operation.forward(state[move.origin], len(move.parts)), strict=True))
+        return target
 
     def left(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The tensors of a source state dict that have no home in the target: extras and computed buffers."""
@@ -174,16 +152,16 @@ class KeyMapping:
         Raises: `MappingError`, as `plan_back` does, and where the copies of a tensor differ in a single bit.
         """
         plan = self.plan_back(state)
-        made = {name: state[key] for key, name in plan.extras.items()} | dict(left or {})
+        source = {name: state[key] for key, name in plan.extras.items()} | dict(left or {})
         problems: list[str] = []
         for move in plan.moves:
             arrays = [state[key] for key in move.parts]
             problems += move.operation.disagreeing(move.origin, move.parts, arrays)
-            made[move.origin] = move.operation.inverse(arrays)
+            source[move.origin] = move.operation.inverse(arrays)
         if problems:
             raise MappingError(problems)
-        self.plan(made)  # `left` is checked as strictly as the rest
-        return made
+        self.plan(source)  # `left` is checked as strictly as the rest
+        return source
 
     # Recognition.
     def known(self, state: Iterable[str]) -> int:
@@ -199,10 +177,10 @@ class KeyMapping:
     @cached_property
     def _by_head(self) -> dict[str, list[tuple[int, Row]]]:
         """The rows by the first part of their path: few are left to be tried for a key."""
-        made: dict[str, list[tuple[int, Row]]] = {}
+        rows: dict[str, list[tuple[int, Row]]] = {}
         for position, row in enumerate(self.rows):
-            made.setdefault(row.source.partition(".")[0], []).append((position, row))
-        return made
+            rows.setdefault(row.source.partition(".")[0], []).append((position, row))
+        return rows
 
     @cached_property
     def required(self) -> frozenset[int]:
@@ -210,15 +188,26 @@ class KeyMapping:
         return frozenset(i for i, row in enumerate(self.rows) if not row.sparse and not row.group)
 
 
+def _check(rows: list[Row]) -> None:
+    targets = [target for row in rows for target in (*row.targets, *row.strays)]
+    for what, paths in (("sources", [row.source for row in rows]), ("targets", targets)):
+        for one, other in combinations(paths, 2):
+            if overlap(one, other):
+                raise ValueError(f"the {what} {one!r} and {other!r} match the same keys")
+    counted = {(row.stack, row.group) for row in rows if row.counts}
+    for row in rows:
+        for path in {*row.target_stacks} - {None} if row.spread else ():
+            if not counted & {(path, ""), (path, row.group)}:
+                raise ValueError(f"{row.source!r} has a copy in every block, and no row says how many blocks there are")
+
+
 def _unlike(moves: list[Move], state: Mapping[str, Any]) -> list[str]:
     """What keeps tensors of the target layout from being one again: one is absent, or they are not alike."""
     missing = [key for move in moves for key in move.parts if key not in state]
     wrong: dict[str, list[str]] = {}
     for move in moves:
-        keys = [key for key in move.parts if key in state]
-        shapes = [tuple(state[key].shape) for key in keys]
-        dtypes = [str(getattr(state[key], "dtype", "")) for key in keys]
-        for key, words in move.operation.unlike(move.origin, keys, shapes, dtypes, len(move.parts)):
+        parts = {key: state[key] for key in move.parts if key in state}
+        for key, words in move.operation.unlike(move.origin, parts, len(move.parts)):
             wrong.setdefault(words, []).append(key)
     return [f"missing {key}" for key in fold(missing)] + [
         f"{key} {words}" for words, keys in wrong.items() for key in fold(keys)
@@ -236,8 +225,7 @@ def _linked(rows: Sequence[Row]) -> list[Row]:
     as many blocks, and so have two stacks that become one, which has the lesser name."""
     names: dict[tuple[bool, str], tuple[bool, str]] = {}  # (whether of the target, path) -> the least of its kin
     for row in sorted(rows, key=lambda row: row.spread):  # stacks that one tensor is copied into are no kin for that
-        stray = stack_of(row.value.stray) if isinstance(row.value, Extra) else None
-        paths = [(False, row.stack), *((True, path) for path in (*row.target_stacks, stray))]
+        paths = [(False, row.stack), *((True, path) for path in (*row.target_stacks, *map(stack_of, row.strays)))]
         places = [(target, path) for target, path in paths if path is not None]
         kin = {names.setdefault(place, place) for place in places}
         if not row.spread:

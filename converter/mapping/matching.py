@@ -44,12 +44,14 @@ class Matching:
     def features(self) -> dict[str, tuple[str, list[str]]]:
         """Refused rows that keys belong to: feature -> (reason, the keys, folded)."""
         keys: dict[str, tuple[str, list[str]]] = {}
-        for position, found in self.found.items():
+        for position, blocks in self.found.items():
             row = self.rows[position]
             if isinstance(row.value, Refused):
                 entry = keys.setdefault(row.value.feature, (row.value.reason, []))
                 entry[1].extend(
-                    spell(row.source, index, suffix) for index, suffixes in found.items() for suffix in sorted(suffixes)
+                    spell(row.source, index, suffix)
+                    for index, suffixes in blocks.items()
+                    for suffix in sorted(suffixes)
                 )
         return {feature: (reason, fold(list_)) for feature, (reason, list_) in keys.items()}
 
@@ -63,23 +65,23 @@ class Matching:
             problems += self._missing(row, self.found.get(position, {}))
         return problems
 
-    def _missing(self, row: Row, found: dict[int | None, set[str]]) -> list[str]:
-        if not found and (row.sparse or (row.group and row.group not in self.groups)):
+    def _missing(self, row: Row, seen: dict[int | None, set[str]]) -> list[str]:
+        if not seen and (row.sparse or (row.group and row.group not in self.groups)):
             return []
         problems, blocks = [], 0 if row.stack is None else self.stacks.get(row.stack, 0)
         if not row.sparse:
-            gaps = holes([i for i in found if i is not None], max(blocks, 1)) if row.counts else "" if found else "all"
+            gaps = holes([i for i in seen if i is not None], max(blocks, 1)) if row.counts else "" if seen else "all"
             if gaps:
                 partly = f" (the {row.group} are there in part)" if row.group else ""
                 problems.append("missing " + row.source.replace("{}", f"{{{gaps}}}") + partly)
         # The row says whether its path is a module or a tensor itself. One that only keeps what it finds may be
         # either, but the same in every block.
-        whole = row.suffixes or (PARAMETER if any("" in suffixes for suffixes in found.values()) else MODULE)
+        whole = row.suffixes or (PARAMETER if any("" in suffixes for suffixes in seen.values()) else MODULE)
         # A row that may be absent does not say how many blocks there are: the others do.
-        outside = {i: s for i, s in found.items() if blocks and i is not None and i >= blocks}
+        outside = {i: s for i, s in seen.items() if blocks and i is not None and i >= blocks}
         for word, wrong, why in (
-            ("missing", {i: whole - s for i, s in found.items()}, ""),
-            ("unexpected", {i: s - whole for i, s in found.items()}, ""),
+            ("missing", {i: whole - s for i, s in seen.items()}, ""),
+            ("unexpected", {i: s - whole for i, s in seen.items()}, ""),
             ("unexpected", outside, f" (there are {blocks} blocks)"),
         ):
             problems += [

@@ -1,25 +1,47 @@
 """What can become of a tensor: each operation is one small class, and its inverse follows from what it says.
 
 An operation shares out the rows of a source tensor, in equal groups, among the tensors of the target. It says only
-where each group goes (`passes`). Shapes both ways, what moves on the disk, what becomes of arrays, the way back and
-what stands against it follow from that. One that cannot be said in rows (a split on another axis) overrides the
-methods on shapes and arrays.
+where each group goes (`passes`); all else follows from that. One that cannot be said in rows (a split on another axis)
+overrides the methods on shapes and arrays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
-from .arrays import concatenate, same_bits
 from .dims import Dim, Pattern
 from .fold import fold
 
 Place = tuple[int, int]  # (which of the targets, which of the groups of rows in it)
 Shape = tuple[int, ...]
 Join = Callable[[list[Any]], Any]
+
+
+def same_bits(one: Any, other: Any) -> bool:
+    """Whether two arrays of one shape and dtype are equal bit for bit; a NaN is equal to itself, and -0 not to 0."""
+    if one is other:
+        return True
+    library = _library(one, "uint8", "compared")
+    bits = [array.reshape(-1).view(library.uint8) for array in (one, other)]
+    return bool((bits[0] == bits[1]).all())
+
+
+def concatenate(arrays: list[Any]) -> Any:
+    """Concatenate on axis 0."""
+    return _library(arrays[0], "concatenate", "concatenated").concatenate(arrays)
+
+
+def _library(array: Any, wanted: str, done: str) -> Any:
+    """The array's own library, which is loaded already: the engine knows none. `wanted`: what it has to have."""
+    kind = type(array)
+    library = sys.modules[kind.__module__.partition(".")[0]]
+    if not hasattr(library, wanted):
+        raise TypeError(f"a {kind.__name__} cannot be {done}: give arrays, such as its numpy() or torch()")
+    return library
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +83,6 @@ class Operation:
         """
         return ""
 
-    # What follows from it: shapes.
     def groups(self, count: int) -> int:
         """Into how many equal groups the rows of the source are divided."""
         return max(map(len, self.passes(count)), default=1)
@@ -98,15 +119,14 @@ class Operation:
         """Why a source of this shape cannot be shared out, in words; '' where it can."""
         return _indivisible(shape, self.groups(count))
 
-    def unlike(self, source: str, keys: Sequence[str], shapes: Sequence[Shape], dtypes: Sequence[str], count: int
-               ) -> Iterator[tuple[str, str]]:  # fmt: skip
-        """(key, what keeps these tensors of the target from being `source` again). `keys`: those that are there."""
+    def unlike(self, source: str, parts: Mapping[str, Any], count: int) -> Iterator[tuple[str, str]]:
+        """(key, what keeps tensors of the target from being `source` again). `parts`: those that are there, by key."""
         # An array library would promote them without a word, and the way out would not give them back.
-        for what, kinds in (("shapes", [str(list(shape)) for shape in shapes]), ("dtypes", list(dtypes))):
-            if len(set(kinds)) > 1 or (what == "shapes" and count > 1 and "[]" in kinds):
-                yield source, f"cannot be put together out of {what} " + ", ".join(kinds)
-        for key, shape, groups in zip(keys, shapes, self.contents(count), strict=False):
-            if wrong := _indivisible(shape, len(groups)):
+        for what, kinds in _kinds(parts):
+            if len(set(kinds)) > 1 or (count > 1 and "[]" in kinds):
+                yield source, f"cannot be put together out of {what}s " + ", ".join(kinds)
+        for key, groups in zip(parts, self.contents(count), strict=False):
+            if wrong := _indivisible(tuple(parts[key].shape), len(groups)):
                 yield key, wrong
 
     # Arrays: torch, NumPy, or anything that slices. `join` puts a list of them together on axis 0.
@@ -151,11 +171,10 @@ class Copies(Operation):
     def check(self, count: int, spread: bool) -> str:
         return "" if count > 1 or spread else "a single copy is a rename"
 
-    def unlike(self, source: str, keys: Sequence[str], shapes: Sequence[Shape], dtypes: Sequence[str], count: int
-               ) -> Iterator[tuple[str, str]]:  # fmt: skip
-        for what, kinds in (("shape", [str(list(shape)) for shape in shapes]), ("dtype", list(dtypes))):
+    def unlike(self, source: str, parts: Mapping[str, Any], count: int) -> Iterator[tuple[str, str]]:
+        for what, kinds in _kinds(parts):
             usual = max(kinds, key=kinds.count, default="")
-            for key, kind in zip(keys, kinds, strict=True):
+            for key, kind in zip(parts, kinds, strict=True):
                 if kind != usual:
                     yield key, f"has {what} {kind}, and the other copies of {source} have {usual}"
 
@@ -194,6 +213,12 @@ class Reorder(Operation):
         if len(order) < 2 or sorted(order) != list(range(len(order))):
             return f"{self.order!r} is not an order of two or more groups of rows, such as (1, 0)"
         return f"{len(order)} groups of rows do not divide into {count} targets" if len(order) % count else ""
+
+
+def _kinds(parts: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """The shapes and the dtypes of tensors, as words."""
+    shapes = [str(list(part.shape)) for part in parts.values()]
+    return [("shape", shapes), ("dtype", [str(getattr(part, "dtype", "")) for part in parts.values()])]
 
 
 def _indivisible(shape: Shape, groups: int) -> str:

@@ -112,8 +112,7 @@ class Row:
             raise ValueError(
                 f"{source!r} becomes {inner!r}: a row's value is a path, a tuple of paths, or Parameter and the like"
             )
-        stray = (value.stray,) if isinstance(value, Extra) and value.stray else ()
-        paths = (source, *targets, *stray)
+        paths = (source, *targets, *_strays(value))
         for path in paths:
             if not isinstance(path, str) or not _PATH.fullmatch(path):
                 raise ValueError(f"{path!r} is not a dotted path with at most one {{}}")
@@ -123,13 +122,24 @@ class Row:
         if targets and (wrong := operation.check(len(targets), spread and "{}" in targets[0])):
             raise ValueError(f"{source!r}: {wrong}")
         bare = bare or any(path.endswith((".weight", ".bias")) for path in (source, *targets))
-        suffixes = (PARAMETER if bare else MODULE) if targets else None
-        shape = parse_pattern(pattern[:-1]) if pattern else ()
-        stacks = tuple(map(stack_of, targets))
         return cls(
-            source, value, shape, group, source, targets, suffixes, operation if targets else None, zero_init,
-            stack_of(source), stacks,
-        )  # fmt: skip
+            source=source,
+            value=value,
+            pattern=parse_pattern(pattern[:-1]) if pattern else (),
+            group=group,
+            name=source,
+            targets=targets,
+            suffixes=(PARAMETER if bare else MODULE) if targets else None,
+            operation=operation if targets else None,
+            zero_init=zero_init,
+            stack=stack_of(source),
+            target_stacks=tuple(map(stack_of, targets)),
+        )
+
+    @property
+    def strays(self) -> tuple[str, ...]:
+        """Where old conversions left an extra."""
+        return _strays(self.value)
 
     @property
     def sparse(self) -> bool:
@@ -168,6 +178,10 @@ class Row:
         return self.pattern[:1] if suffix == ".bias" else self.pattern
 
 
+def _strays(value: Value) -> tuple[str, ...]:
+    return (value.stray,) if isinstance(value, Extra) and value.stray else ()
+
+
 def matcher(path: str) -> Callable[[str], tuple[int | None, str] | None]:
     """key -> (block index, '.weight' or '.bias' or '') where the key is this path, anchored at both ends; else None."""
     head, braces, tail = path.partition("{}")
@@ -176,8 +190,8 @@ def matcher(path: str) -> Callable[[str], tuple[int | None, str] | None]:
     )
 
     def match(key: str) -> tuple[int | None, str] | None:
-        found = regex.fullmatch(key)
-        return (int(found[1]) if braces else None, found[2] or "") if found else None
+        hit = regex.fullmatch(key)
+        return (int(hit[1]) if braces else None, hit[2] or "") if hit else None
 
     return match
 

@@ -100,7 +100,7 @@ def doubt(weights: Phase, pair: WeightPair) -> Phase:
         return weights  # where they differ, that is what there is to report
     zeros = find_zeros(pair.plan, pair.original)
     weights.notes += zeros.notes
-    unused = (pair.seen or pair.found).unused
+    unused = (pair.seen or pair.found).unused_buffers
     other_buffers = [
         f"{key} {what}, and the original uses it as it is: the nets are compared with the computed one"
         for key, (comparison, _, what) in pair.recomputed.items()

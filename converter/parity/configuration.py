@@ -107,7 +107,7 @@ def _distrusted(seen: Findings) -> list[str]:
     """What is assumed though the original has evidence of it that is not believed: a converter that assumes the same
     may be just as wrong."""
     return [
-        f"--{name} is not given, and the original's own evidence of it is not believed: {finding.aside}"
+        f"--{name} is not given, and the original's own evidence of it is not believed: {finding.rejected_evidence}"
         for name, finding in seen.items()
-        if finding.aside and finding.source in ("assumed", "unknown")
+        if finding.rejected_evidence and finding.source in ("assumed", "unknown")
     ]

@@ -15,8 +15,8 @@ from ..checkpoint.folders.folder import CONFIG, model_folder
 from ..checkpoint.json_file import has_byte_order_mark
 from ..checkpoint.weight_names import WEIGHTS
 from ..conversion.analysis import Analysis, analyse, open_model
-from ..conversion.evidence_required import demand
 from ..conversion.record import Record, sidecar_beside
+from ..conversion.verdicts import demand_evidence
 from ..errors import InputError, UsageError, printable
 from ..families import Family, Findings, families, find
 from ..nets.spec import ParitySpec
@@ -96,12 +96,12 @@ class OpenedPair:
 
     def demand_evidence(self) -> None:
         """Refuse what rests on an assumption. Raises: `UsageError`."""
-        self.found.asked.clear()
-        self.seen.asked.clear()
+        self.found.used.clear()
+        self.seen.used.clear()
         self.family.config(self.found)
         _ = self.weights.recomputed  # whether they are dispensable may rest on one too
-        self.found.asked |= self.seen.asked
-        demand(self.family, self.found, self.original, self.borrowed)
+        self.found.used |= self.seen.used
+        demand_evidence(self.family, self.found, self.original, self.borrowed)
 
 
 def open_pair(

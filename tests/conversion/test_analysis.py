@@ -15,8 +15,7 @@ from makers import HEADS, diffusers_keyed, folder, pixart, prefixed, save
 from safetensors.torch import save_file
 
 from converter import InputError, MappingError, UsageError, open_checkpoint
-from converter.conversion.analysis import Analysis, analyse
-from converter.conversion.state import CheckpointState
+from converter.conversion.analysis import Analysis, CheckpointState, analyse
 
 State = dict[str, torch.Tensor]
 

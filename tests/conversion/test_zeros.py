@@ -69,7 +69,7 @@ def test_right_size_and_zeros_at_the_end(share: float, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     with open_checkpoint(path) as checkpoint:
         found = find_zeros(PIXART.keys.survey(checkpoint), checkpoint)
-    assert set(lost) <= {*found.lost, *found.untrained, *found.aside}
+    assert set(lost) <= {*found.lost, *found.untrained, *found.others}
     assert (f"{len(found.lost)} tensor" in str(error.value)) == bool(lost)
     if lost:
         assert REFUSED in str(error.value)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from makers import sincos
 
-from converter.families.sincos_fit import DRIFT, Fit, fit
+from converter.families.sincos import DRIFT, Fit, fit
 
 SCALES = (0.15, 0.25, 0.5, 0.75, 1.0, 1.37, 1.5, 2.0, 2.02, 3.0, 4.0)
 HALF, BRAIN = torch.float16, torch.bfloat16

@@ -182,9 +182,9 @@ def test_the_way_back_of_every_operation(made: tuple[Operation, int], part: Any,
     assert not operation.misfit(tuple(source.shape), count)
     assert {tuple(each.shape) for each in parts} == {(int(source.shape[0] * operation.share(count)), part.shape[1])}
     assert operation.source_shape(tuple(parts[0].shape), count) == tuple(source.shape)
-    keys, shapes = [f"t{i}" for i in range(count)], [tuple(each.shape) for each in parts]
-    assert list(operation.unlike("s", keys, shapes, ["float32"] * count, count)) == []
-    assert operation.disagreeing("s", keys, parts) == []
+    by_key = {f"t{i}": each for i, each in enumerate(parts)}
+    assert list(operation.unlike("s", by_key, count)) == []
+    assert operation.disagreeing("s", [*by_key], parts) == []
     back = operation.inverse(parts)
     assert type(back) is type(source)
     assert np.array_equal(np.asarray(back), np.asarray(source))

@@ -53,7 +53,7 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
     heads(found, state, *_usual_heads(found["hidden_size"].value or 0))
     _resolution(found, state.config, read_table(plan, state, found))
     if found["multi_scale_train"].value:
-        found.unused.add(POSITIONS)  # its class computes the table of each size anew
+        found.unused_buffers.add(POSITIONS)  # its class computes the table of each size anew
     found.notes += remarks(found)
     found.diffusers_notes += stock(found)
     held_against(state.config, found, CONFIGURED)
@@ -138,7 +138,7 @@ def _resolution(found: Findings, config: dict[str, Any], table: StoredTable | No
 def _scale(found: Findings, config: dict[str, Any], table: StoredTable | None, doubt: str) -> None:
     name, version, pixels = "interpolation_scale", found["version"].value, found["image_size"].value
     latent, written = configured(config, "sample_size", int), configured(config, name, float, int)
-    said, aside = found.given.get(name), doubt or (table.aside if table else "")
+    said, rejected = found.given.get(name), doubt or (table.rejected_evidence if table else "")
     if said is not None and not sensible(said):
         raise UsageError(f"`{name}` {said}: not a sensible positive number")
     if table and table.scale and not doubt:
@@ -151,13 +151,15 @@ def _scale(found: Findings, config: dict[str, Any], table: StoredTable | None, d
             )
     elif written:
         found.file(name, written, "config.json")
-    elif table and table.side and table.aside:
-        found.given_or_assumed(name, None, f"{table.aside}: it shows none", table.aside)
+    elif table and table.side and table.rejected_evidence:
+        found.given_or_assumed(name, None, f"{table.rejected_evidence}: it shows none", table.rejected_evidence)
     elif latent:
-        found.given_or_assumed(name, max(latent // 64, 1), "what diffusers takes where config.json does not say", aside)
+        found.given_or_assumed(
+            name, max(latent // 64, 1), "what diffusers takes where config.json does not say", rejected
+        )
     elif pixels and (version, pixels) in RELEASED:
         found.given_or_assumed(
-            name, RELEASED[version, pixels], f"as in the released {version} {pixels} px models", aside
+            name, RELEASED[version, pixels], f"as in the released {version} {pixels} px models", rejected
         )
         if (version, pixels) == ("alpha", 256) and found[name].source == "assumed":
             found.notes.append(
@@ -166,4 +168,6 @@ def _scale(found: Findings, config: dict[str, Any], table: StoredTable | None, d
             )
     else:
         model = f"no released {version or '(version unknown)'} model at {pixels} px" if pixels else "no image size"
-        found.given_or_assumed(name, None, f"no positional table shows it, and there is {model} to tell it by", aside)
+        found.given_or_assumed(
+            name, None, f"no positional table shows it, and there is {model} to tell it by", rejected
+        )

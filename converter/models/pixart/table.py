@@ -108,7 +108,7 @@ def buffer_mismatch(found: Findings, difference: float) -> tuple[bool, str]:
         return True, rounded
     # The class before anything else: no word on the size makes a table superfluous that the net adds to its input.
     if found["multi_scale_train"].value:
-        found.asked.add("multi_scale_train")
+        found.used.add("multi_scale_train")
         return True, _unused(found, difference)
     if drift := drifted(difference):
         return True, exact_instead(found, drift, "interpolation_scale")

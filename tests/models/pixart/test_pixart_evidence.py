@@ -259,7 +259,7 @@ def test_a_table_that_is_no_sin_cos_table_shows_the_size_alone() -> None:
     assert told(found, "image_size") == (512, "file")
     assert told(found, "interpolation_scale") == (None, "unknown")
     assert "is no sin-cos table" in found["image_size"].evidence
-    assert "is no sin-cos table" in found["interpolation_scale"].aside
+    assert "is no sin-cos table" in found["interpolation_scale"].rejected_evidence
     with pytest.raises(UsageError, match=r"^`interpolation_scale` is needed: pos_embed .* is no sin-cos table"):
         found.value("interpolation_scale")
     said = look(inventory("alpha-512"), FakeState(None), interpolation_scale=1.5)
