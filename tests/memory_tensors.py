@@ -39,11 +39,11 @@ class MemoryTensor:
     def nbytes(self) -> int:
         return self.numel * self.dtype.itemsize
 
-    def chunks(self) -> Iterator[tuple[int, memoryview]]:
+    def chunks(self, buffer: bytearray | None = None) -> Iterator[tuple[int, memoryview]]:
         data = raw_bytes(self.tensor)
-        buffer = bytearray(self.chunk)
-        for start in range(0, len(data), self.chunk):
-            part = data[start : start + self.chunk]
+        buffer = bytearray(self.chunk) if buffer is None else buffer
+        for start in range(0, len(data), len(buffer)):
+            part = data[start : start + len(buffer)]
             buffer[: len(part)] = part
             yield start, memoryview(buffer)[: len(part)]
 

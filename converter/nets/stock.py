@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .net import Values, Weights
+from .streamed import StockStage as StockStage
 from .streamed import Streamed, owner
 
 # A probe's name -> where a stock block has it: what the blocks of diffusers have in common.
@@ -37,21 +38,6 @@ FEED_FORWARD = {
     "ff hidden": ("ff.net.0.proj", "output"),
     "ff out": ("ff.net.2", "output"),
 }
-
-
-@dataclass(frozen=True)
-class StockStage:
-    """Where a stage is in the stock module.
-
-    Attributes:
-        name: with `{}` there is a stage for each number that `path` matches.
-        path: of the sub-module, "" for the whole. With `{}` and none in `name`, one stage of many modules.
-        values: what its output is called; several names where it is a tuple.
-    """
-
-    name: str
-    path: str
-    values: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -93,7 +79,8 @@ class Stock:
 
     def net(self, config: Mapping[str, Any], weights: Weights) -> Streamed:
         """The net of a `config.json`, in the dtype of `weights`. Raises whatever the class makes of a wrong config."""
-        return Streamed(self, self.amend(meta_model(self.model_class, config, self.shell)), weights)
+        model = self.amend(meta_model(self.model_class, config, self.shell))
+        return Streamed(model, weights, self.stages, self.call, probes=self.probes)
 
     def loaded(self, folder: Path, inputs: Values, options: Mapping[str, Any] | None = None) -> Tensor:
         """The output of what `from_pretrained` makes of a folder, whole in memory, in float32, and amended."""
