@@ -41,7 +41,7 @@ class MemoryTensor:
 
     def chunks(self, buffer: bytearray | None = None) -> Iterator[tuple[int, memoryview]]:
         data = raw_bytes(self.tensor)
-        buffer = buffer or bytearray(self.chunk)
+        buffer = bytearray(self.chunk) if buffer is None else buffer
         for start in range(0, len(data), len(buffer)):
             part = data[start : start + len(buffer)]
             buffer[: len(part)] = part

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .net import Values, Weights
-from .streamed import StockStage, Streamed, owner
+from .streamed import StockStage as StockStage
+from .streamed import Streamed, owner
 
 # A probe's name -> where a stock block has it: what the blocks of diffusers have in common.
 SELF_ATTENTION = {
@@ -78,7 +79,8 @@ class Stock:
 
     def net(self, config: Mapping[str, Any], weights: Weights) -> Streamed:
         """The net of a `config.json`, in the dtype of `weights`. Raises whatever the class makes of a wrong config."""
-        return Streamed(self, self.amend(meta_model(self.model_class, config, self.shell)), weights)
+        model = self.amend(meta_model(self.model_class, config, self.shell))
+        return Streamed(model, weights, self.stages, self.call, probes=self.probes)
 
     def loaded(self, folder: Path, inputs: Values, options: Mapping[str, Any] | None = None) -> Tensor:
         """The output of what `from_pretrained` makes of a folder, whole in memory, in float32, and amended."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +32,6 @@ class StockStage:
     name: str
     path: str
     values: tuple[str, ...]
-
-
-class StageTable(Protocol):
-    """A stock model as a table: its stages, the probes inside a numbered one, and a call of its forward."""
-
-    @property
-    def stages(self) -> Sequence[StockStage]: ...
-    @property
-    def probes(self) -> Mapping[str, tuple[str, str]]: ...
-    def call(self, model: Any, values: Values) -> Tensor: ...
 
 
 class _Answered(Exception):
@@ -77,13 +67,22 @@ class Streamed:
     """A stock module as a `Net`, run on streamed weights.
 
     Args:
-        stock: the table; `model`: a module of its class, parameters on the meta device.
-        weights: the state dict, by the module's own keys.
+        model: parameters on the meta device; `weights`: the state dict, by the module's own keys.
+        stages: where they are in it, the whole as the last; `probes` inside those with a number in their name.
+        call: (model, inputs) -> the output of its forward.
     """
 
-    def __init__(self, stock: StageTable, model: nn.Module, weights: Weights) -> None:
-        self.stock, self.model, self.weights = stock, model.eval().requires_grad_(False), weights
-        self._placed = [placed for line in stock.stages for placed in _place(model, line, stock.probes)]
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: Weights,
+        stages: Sequence[StockStage],
+        call: Callable[[Any, Values], Tensor],
+        *,
+        probes: Mapping[str, tuple[str, str]],
+    ) -> None:
+        self.model, self.weights, self.call = model.eval().requires_grad_(False), weights, call
+        self._placed = [placed for line in stages for placed in _place(model, line, probes)]
         owned = {part.module for placed in self._placed for part in placed.parts} - {model}
         streamed = dict(_streamable(model, "", owned))
         for prefix, module in streamed.items():
@@ -135,7 +134,7 @@ class Streamed:
             for placed in inner if watch else ():
                 first = placed.parts[0]
                 undo.callback(first.module.register_forward_hook(tell(placed.name, first)).remove)
-            output = self.stock.call(self.model, inputs)
+            output = self.call(self.model, inputs)
         if watch:
             watch(whole.name, whole.parts[0].values(output))
         return output
@@ -166,7 +165,7 @@ class _Alone:
                     hook = part.module.register_forward_hook(self._answer(part, answers, probe))
                     undo.callback(hook.remove)
             try:
-                output = self.net.stock.call(self.net.model, values)
+                output = self.net.call(self.net.model, values)
             except _Answered:
                 return answers
         if self.stage.parts[0].module is not self.net.model:

@@ -16,7 +16,7 @@ from toy_spec import STOCK
 from converter import convert
 from converter.nets import Weights, no_probe
 from converter.nets.inputs import Case, noise
-from converter.nets.streamed import StockStage
+from converter.nets.stock import StockStage
 from converter.parity import check
 from converter.reports.report import FAIL, PASS, Report
 

@@ -17,8 +17,7 @@ from converter.nets.faults import FUNCTION, Fault
 from converter.nets.inputs import Case, noise
 from converter.nets.sampler import Sampler
 from converter.nets.spec import ParitySpec
-from converter.nets.stock import Stock
-from converter.nets.streamed import StockStage
+from converter.nets.stock import Stock, StockStage
 
 STOCK = Stock(
     kind="toy_library:ToyTransformer2DModel",

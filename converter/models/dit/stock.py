@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...nets.stock import FEED_FORWARD, SELF_ATTENTION, Stock
-from ...nets.streamed import StockStage
+from ...nets.stock import FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 
 EMBEDDERS = "transformer_blocks.{}.norm1.emb"  # each block has its own; those of block 0 serve the last layer as well
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...nets.stock import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION, Stock
-from ...nets.streamed import StockStage
+from ...nets.stock import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 
 PATCHES, FINAL = "patch embedding", "final layer"
 

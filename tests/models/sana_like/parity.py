@@ -18,8 +18,7 @@ from converter.nets.latents import LatentInputs, believed_size, described, own_s
 from converter.nets.net import Weights
 from converter.nets.shared_faults import SAID, SEEN, STATED, field_faults, more_heads, position_faults, timestep_faults
 from converter.nets.spec import ParitySpec, PostLoadFix
-from converter.nets.stock import CROSS_ATTENTION, SELF_ATTENTION, Stock
-from converter.nets.streamed import StockStage
+from converter.nets.stock import CROSS_ATTENTION, SELF_ATTENTION, Stock, StockStage
 
 from .family import CROSS, EXACT_EPS, EXACT_LINE, SCALE, USE_PE, VAE_FACTOR, WHY
 from .net import SanaShape, Staged, sana
