@@ -28,7 +28,7 @@ class InputFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        self.ours = False  # written by this process: what cannot be read of it is no fault of the input
+        self.written_here = False  # written by this process: what cannot be read of it is no fault of the input
         self._fd = -1
         try:
             # Asked before opening too: merely opening a device can act on it. O_NONBLOCK: a FIFO must not block.
@@ -52,7 +52,7 @@ class InputFile:
 
     def _read_error(self, where: object, rule: str) -> ConverterError:
         error = self.error(where, rule)
-        return ConverterError(f"{error} (a faulty disk, or another program?)") if self.ours else error
+        return ConverterError(f"{error} (a faulty disk, or another program?)") if self.written_here else error
 
     def read(self, offset: int, count: int, what: str = "") -> bytes:
         """Exactly `count` bytes from `offset`."""

@@ -39,10 +39,10 @@ SHARDS = "the shards"
 class Checkpoint(Mapping[str, LazyTensor]):
     """The state dict of a checkpoint, keys without prefix, tensors unread; close it, or use it in a `with`.
 
-    Attributes: `path`; `asked` and `asked_key`, the weights and the state dict asked for, or None;
+    Attributes: `path`; `requested_weights` and `requested_key`, the weights and the state dict asked for, or None;
     `container`, in words; `candidates`, the state dicts in the file; `others`, what else it holds;
-    `nameless`, weights that have no names; `said`, whole numbers in it by their place, which may be
-    a model's settings; `foreign`, globals that are not torch's, and whether they are known to be dangerous;
+    `unnamed_weights`, weights that have no names; `recorded_integers`, whole numbers in it by their place, which may be
+    a model's settings; `foreign_globals`, globals that are not torch's, and whether they are known to be dangerous;
     `folder`, the model folder or pipeline that it is or lies in, None for a file by itself; `place`, where in it the
     weights in use lie; `config`, that of `place`; `notes`, what the user should know of how it was read; `size` in
     bytes; of the state dict in use, `prefix`, which all its keys had, `left_out`, keys that are no part of the model,
@@ -62,10 +62,10 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self.config: dict[str, Any] = {}
         self.notes: list[str] = []
         self.others: list[str] = []
-        self.nameless: list[str] = []
-        self.said: dict[str, int] = {}
-        self.foreign: list[tuple[str, bool]] = []
-        self.asked, self.asked_key = weights, state_dict_key
+        self.unnamed_weights: list[str] = []
+        self.recorded_integers: dict[str, int] = {}
+        self.foreign_globals: list[tuple[str, bool]] = []
+        self.requested_weights, self.requested_key = weights, state_dict_key
         self.place: Path | None = None
         try:
             with reading(self.path):
@@ -89,16 +89,18 @@ class Checkpoint(Mapping[str, LazyTensor]):
             candidates, others, contents = find_candidates(torch_file, tables)
             # Shards add up: what one of them asks to import is reported even if the next is clean.
             self.others += others
-            self.nameless += contents.hints
-            self.said |= contents.integers
-            self.foreign = sorted({*self.foreign, *torch_file.foreign()})
+            self.unnamed_weights += contents.hints
+            self.recorded_integers |= contents.integers
+            self.foreign_globals = sorted({*self.foreign_globals, *torch_file.foreign()})
             places = [candidate.where for candidate in candidates]
             names = places + [other.partition(":")[0] for other in others]
             wrapped = "{" + ", ".join(names[:8] + ["..."] * (len(names) > 8)) + "}"
             return f"torch archive, {'bare state dict' if places == [TOP] else wrapped}", candidates
         odd: dict[str, InputError] = {}
         tensors, metadata = read_header(file, odd)
-        self.said |= {key: int(text) for key, text in metadata.items() if re.fullmatch(r"[1-9][0-9]{0,5}", text)}
+        self.recorded_integers |= {
+            key: int(text) for key, text in metadata.items() if re.fullmatch(r"[1-9][0-9]{0,5}", text)
+        }
         if not tensors:
             raise next(iter(odd.values()), file.error("header", "holds no tensors"))
         whole = Candidate("", FILE, file, lambda: [*tensors.items(), *odd.items()])
@@ -107,7 +109,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     def _open_folder(self, folder: Path, tables: Tables | None) -> None:
         place = model_folder(folder)
         averaged = averaged_sibling(place)
-        if averaged and (self.asked == EMA or self.asked_key == averaged.name):
+        if averaged and (self.requested_weights == EMA or self.requested_key == averaged.name):
             place, averaged = averaged, place
         self.config, self.place = read_config(place), place
         paths, weight_map, passed_over = weight_files(place)
@@ -138,7 +140,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
                 if candidate.weights == RAW and is_averaged(path.parent):
                     candidate.weights, candidate.why = kind_by_name(path.parent.name)
 
-    def take_config_beside(self) -> None:
+    def use_config_next_to_it(self) -> None:
         """Of a file in a model folder, let the config.json next to it count, as it does where the folder is given.
 
         To be called once the keys are known to be diffusers': next to an original checkpoint it may be anyone's.
@@ -157,10 +159,10 @@ class Checkpoint(Mapping[str, LazyTensor]):
     @cached_property
     def selected(self) -> Candidate:
         """The state dict in use: the one that `weights` asked for."""
-        return choose(self.candidates, self.asked, self.asked_key, self.nameless)
+        return choose(self.candidates, self.requested_weights, self.requested_key, self.unnamed_weights)
 
     @property
-    def likely(self) -> list[Candidate]:
+    def plausible(self) -> list[Candidate]:
         """The state dicts that may be meant: those that a kind of model fits, if one does."""
         return plausible(self.candidates)
 

@@ -125,7 +125,7 @@ def open_side(
         _ = opened.selected
     except ConverterError as error:  # which names parameters that are called after their side here
         raise type(error)(re.sub(r"`(weights|state_dict_key)`", rf"`\1_{letter.lower()}`", str(error))) from error
-    kinds = sorted({candidate.weights for candidate in opened.likely}, reverse=True)
+    kinds = sorted({candidate.weights for candidate in opened.plausible}, reverse=True)
     checkpoints = [opened]
     if not weights and not state_dict_key and kinds == [RAW, EMA]:
         checkpoints = [stack.enter_context(open_model(path, kind)) for kind in kinds]

@@ -27,7 +27,7 @@ class CheckpointState:
     """The `State` of `families`: a checkpoint as a family may see it, read in place and blamed where it is damaged."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.config, self.said = checkpoint.config, checkpoint.said
+        self.config, self.said = checkpoint.config, checkpoint.recorded_integers
         self._checkpoint = checkpoint
         self._peeked: dict[int, Storage] = {}
 
@@ -150,7 +150,7 @@ def analyse(
     known, analysis.diffusers = recognised
     analysis.family = known
     if analysis.diffusers:
-        checkpoint.take_config_beside()
+        checkpoint.use_config_next_to_it()
         _as_recorded(checkpoint)
     plan = analysis.plan = analysis.table.survey(checkpoint)
     findings = analysis.found = Findings(hyper_parameters or {})

@@ -86,11 +86,11 @@ def report(analysis: Analysis) -> dict[str, Any]:
         },
         "candidates": [
             {"weights": c.weights, "where": c.where, "selected": c is chosen} | ({"why": c.why} if c.why else {})
-            for c in checkpoint.likely
+            for c in checkpoint.plausible
         ],
-        "other_entries": [*checkpoint.others, *checkpoint.nameless],
+        "other_entries": [*checkpoint.others, *checkpoint.unnamed_weights],
         "left_out": list(checkpoint.left_out),
-        "foreign_objects": [{"name": name, "dangerous": danger} for name, danger in checkpoint.foreign],
+        "foreign_objects": [{"name": name, "dangerous": danger} for name, danger in checkpoint.foreign_globals],
         "family": family.name if family else None,
         "layout": ("diffusers" if analysis.diffusers else "original") if family else None,
         "hyper_parameters": {

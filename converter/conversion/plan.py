@@ -198,18 +198,18 @@ def notes_on(checkpoint: Checkpoint) -> list[str]:
     """What the user should know of what was read before the result is used."""
     notes, chosen = [*checkpoint.notes], checkpoint.selected
     # Where nobody chose, those of the same kind are the very same tensors under another name.
-    others = [candidate for candidate in checkpoint.likely if candidate.weights != chosen.weights]
+    others = [candidate for candidate in checkpoint.plausible if candidate.weights != chosen.weights]
     if chosen.why:
         notes.append(f"{chosen.where}: {chosen.why}")
-    if others and checkpoint.asked is None and checkpoint.asked_key is None:
-        other, flag = others[0], as_flags(selecting_flag(others[0], checkpoint.likely))
+    if others and checkpoint.requested_weights is None and checkpoint.requested_key is None:
+        other, flag = others[0], as_flags(selecting_flag(others[0], checkpoint.plausible))
         kind = LABELS[other.weights]
         notes.append(
             f"took the {chosen.weights} weights ({chosen.where}); {kind} weights are there too: {flag} takes those"
         )
     if checkpoint.left_out:
         notes.append(f"left out, as no part of the model: {summed_up(checkpoint.left_out)}")
-    for name, danger in checkpoint.foreign:
+    for name, danger in checkpoint.foreign_globals:
         if danger:
             notes.append(f"the file asks to import {name}, which can run code in other readers; nothing of it ran here")
     if shared := _sharing(checkpoint):

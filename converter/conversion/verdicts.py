@@ -44,9 +44,9 @@ def demand_evidence(family: Family, findings: Findings, checkpoint: Checkpoint, 
         if name in family.flags and name in findings.used and (finding.source == "assumed" or name in borrowed)
     ]
     chosen = checkpoint.selected
-    others = [candidate for candidate in checkpoint.likely if candidate is not chosen]
-    if others and checkpoint.asked is None and checkpoint.asked_key is None:
-        flag = selecting_flag(chosen, checkpoint.likely)
+    others = [candidate for candidate in checkpoint.plausible if candidate is not chosen]
+    if others and checkpoint.requested_weights is None and checkpoint.requested_key is None:
+        flag = selecting_flag(chosen, checkpoint.plausible)
         lines.append(f"{flag} ({others[0].where} holds {others[0].weights} weights too)")
     if lines:
         raise UsageError(f"`require_evidence`: assumed so far, and to be said: {'; '.join(lines)}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from zlib_ng.zlib_ng import crc32_combine as combine
+from zlib_ng.zlib_ng import crc32_combine
 
 from ..checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
 from ..checkpoint.write.layout import FileLayout, TensorEntry
@@ -163,7 +163,7 @@ def write_files(
         crcs: dict[str, int] = {}
         outputs = (output for copy in tensor_copies for output in copy.outputs)
         for output in sorted(outputs, key=lambda output: output.start):  # of what has several, from its first row on
-            crcs[output.tensor.key] = combine(crcs.get(output.tensor.key, 0), output.crc, output.tensor.nbytes)
+            crcs[output.tensor.key] = crc32_combine(crcs.get(output.tensor.key, 0), output.crc, output.tensor.nbytes)
         sizes: dict[str, dict[str, int | str]] = {}
         for file, fd in zip(files, fds, strict=True):
             framed = _complete(out.path / file.name, fd, file.layout, crcs)
@@ -211,7 +211,7 @@ def _reopened(path: Path, layout: FileLayout, frame: list[tuple[int, bytes]]) ->
         try:
             opened = stack.enter_context(open_checkpoint(path))
             file = opened.files[0]
-            file.ours = True
+            file.written_here = True
             for tensor in opened.values():
                 tensor.storage.locate()
             tensors = {tensor.key: (tensor.dtype, tensor.shape) for tensor in opened.values()}

@@ -51,7 +51,7 @@ def sizes(plan: Plan, findings: Findings, more: Mapping[str, str] | None = None,
     # What the original code lets a model choose and the diffusers class does not.
     if mlp_ratio is None:
         ratio = dims["F"] / dims["D"] if {"F", "D"} <= dims.keys() else None
-        found.file("mlp_ratio", ratio, evidence.get("F", "no tensor shows it"))
+        findings.file("mlp_ratio", ratio, evidence.get("F", "no tensor shows it"))
     elif {"F", "D"} <= dims.keys() and dims["F"] != mlp_ratio * dims["D"]:
         findings.problems.append(
             f"its feed-forward layers are {dims['F'] / dims['D']:g} times as wide as the model, "

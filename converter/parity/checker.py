@@ -177,12 +177,12 @@ def _phases(
 def _other_weights(pair: OpenedPair) -> str:
     """Whether the converted weights are another set that the original file holds: the commonest mistake of all."""
     original = pair.original
-    for candidate in original.likely:
+    for candidate in original.plausible:
         if candidate is original.selected:
             continue
         with open_model(original.path, state_dict_key=candidate.where) as other:
             if set(other) == set(original) and matches(replace(pair.weights, original=other, brief=True)):
-                flag = as_flags(selecting_flag(candidate, original.likely))
+                flag = as_flags(selecting_flag(candidate, original.plausible))
                 where = f"{printable(candidate.where)} ({flag})"
                 return f"the converted model has the {candidate.weights} weights of the file, {where}"
     return ""

@@ -169,7 +169,7 @@ def _as_recorded(
     weights, where = recorded.weights, recorded.where
     if where in {candidate.where for candidate in source.candidates}:
         return stack.enter_context(open_model(source.path, None, where, family))
-    if not where and weights in {candidate.weights for candidate in source.likely}:
+    if not where and weights in {candidate.weights for candidate in source.plausible}:
         return stack.enter_context(open_model(source.path, weights, None, family))
     named = f"{weights} weights ({printable(where)})"
     notes.append(f"the conversion record names {named}, which the original does not hold")

@@ -158,7 +158,7 @@ def test_torch_shards_keep_every_foreign_name_and_refuse_hostile_keys(tmp_path: 
     index(tmp_path, {"a": names[0], "b": names[1]}, stem)
     assert set(read_all(tmp_path)) == {"a", "b"}
     with open_checkpoint(tmp_path) as checkpoint:
-        assert checkpoint.foreign == [("os.system", True)]
+        assert checkpoint.foreign_globals == [("os.system", True)]
         assert len(checkpoint.others) == 1
     for hostile in (b")" + b"2\x86" * 60, b"]", b")" + b"\x85" * 100_000, b"N"):
         data = torch_file(b"\x80\x02}(" + hostile + tensor().emit() + b"u.", SIX)

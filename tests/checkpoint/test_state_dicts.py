@@ -323,8 +323,8 @@ def test_two_state_dicts_at_one_place_cannot_be_told_apart(tmp_path: Path) -> No
 def test_where_weights_lie_is_printable(tmp_path: Path) -> None:
     hint = {"w": tensor()} | {"\x1b[2J\nnote: all is well": [tensor(), tensor()]}
     with open_checkpoint(saved(tmp_path, {"model": {"w": tensor()}, "odd": hint})) as checkpoint:
-        assert checkpoint.nameless
-        assert all(line.isprintable() for line in checkpoint.nameless)
+        assert checkpoint.unnamed_weights
+        assert all(line.isprintable() for line in checkpoint.unnamed_weights)
 
 
 def test_one_dict_under_many_names_is_looked_at_a_few_times(tmp_path: Path) -> None:
@@ -351,4 +351,4 @@ def test_a_defaultdict_is_read_as_a_dict(keys: dict[str, None], wrapped: bool) -
             assert {key: value.numpy().tolist() for key, value in checkpoint.items()} == {
                 key: [0, 1, 2] for key in keys
             }
-            assert not any(danger for _, danger in checkpoint.foreign)
+            assert not any(danger for _, danger in checkpoint.foreign_globals)

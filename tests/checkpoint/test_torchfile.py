@@ -75,7 +75,7 @@ def test_golden_files_are_what_torch_loads(path: Path) -> None:
             for key, value in state.items():
                 assert torch.equal(checkpoint[key].torch(), value)
                 assert (checkpoint[key].numpy() == value.float().numpy()).all()
-            assert bool(checkpoint.foreign) is trusted
+            assert bool(checkpoint.foreign_globals) is trusted
 
 
 DTYPES = [
@@ -185,7 +185,7 @@ def test_other_parts_of_a_training_checkpoint_may_be_anything(tmp_path: Path) ->
     assert read_all(path) == told_by_torch({"w": weight})
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.others == ["optimizer: a dict of 2 items", "config: a dict of 8 items"]
-        foreign = dict(checkpoint.foreign)
+        foreign = dict(checkpoint.foreign_globals)
         assert foreign.keys() >= {"pathlib.PosixPath", "torch.serialization._get_layout"}
         assert not any(foreign.values())
 
@@ -437,7 +437,7 @@ def test_no_payload_of_a_file_runs(tmp_path: Path, name: str, place: str) -> Non
     else:
         assert read_all(path) == {"w": ("float32", (2, 3), SIX["0"])}
         with open_checkpoint(path) as checkpoint:
-            named = dict(checkpoint.foreign)
+            named = dict(checkpoint.foreign_globals)
         dangerous = {n for n, danger in named.items() if danger}
         assert dangerous or not named, named
         assert all(n.partition(".")[0] in payload.emit().decode("latin-1") for n in named)
@@ -484,7 +484,7 @@ def test_foreign_globals_are_named_and_the_dangerous_told_apart(tmp_path: Path, 
     node = {"GLOBAL": Glob, "STACK_GLOBAL": stack_glob}[way](module, attribute)
     path = save(tmp_path, torch_file(pickled({"state_dict": {"w": tensor()}, "optimizer": [node]}, 4), SIX))
     with open_checkpoint(path) as checkpoint:
-        assert checkpoint.foreign == [(name, name in DANGEROUS)]
+        assert checkpoint.foreign_globals == [(name, name in DANGEROUS)]
 
 
 @pytest.mark.parametrize(
@@ -501,13 +501,13 @@ def test_foreign_globals_are_named_and_the_dangerous_told_apart(tmp_path: Path, 
 def test_a_dotted_name_does_not_hide_behind_torch(tmp_path: Path, module: str, name: str) -> None:
     root = {"state_dict": {"w": tensor()}, "optimizer": call(stack_glob(module, name), "true")}
     with open_checkpoint(save(tmp_path, torch_file(pickled(root, 4), SIX))) as checkpoint:
-        assert checkpoint.foreign == [(f"{module}.{name}", True)]
+        assert checkpoint.foreign_globals == [(f"{module}.{name}", True)]
 
 
 def test_a_hostile_name_is_printed_harmlessly(tmp_path: Path) -> None:
     root = {"state_dict": {"w": tensor()}, "x": stack_glob("os\n\x1b[31m", "s" * 100_000)}
     with open_checkpoint(save(tmp_path, torch_file(pickled(root, 4), SIX))) as checkpoint:
-        [(name, _)] = checkpoint.foreign
+        [(name, _)] = checkpoint.foreign_globals
     assert name.isprintable()
     assert len(name) < 300
 
