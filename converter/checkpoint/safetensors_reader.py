@@ -97,7 +97,7 @@ def _entry(file: InputFile, key: str, entry: Any, base: int) -> tuple[int, int, 
             raise file.error(key, "data_offsets that go backwards")
         return start, stop, file.error(key, f"dtype {printable(code, 40)} is not accepted{remedy}")
     storage = Storage(file, key, stop - start, start=base + start)
-    tensor = LazyTensor(key, dtype, tuple(shape), storage, row_major(tuple(shape)))
+    tensor = LazyTensor(key, dtype, tuple(shape), storage, strides=row_major(tuple(shape)))
     if start > stop or tensor.nbytes != stop - start:
         raise file.error(key, f"{stop - start} bytes, where {dtype} {list(tensor.shape)} takes {tensor.nbytes}")
     return start, stop, checked(tensor)

@@ -119,7 +119,7 @@ def find_candidates(torch_file: TorchFile, tables: Tables | None = None) -> tupl
         whole = Candidate(
             "", TOP, file, partial(torch_file.check_dict, node, entries, where), make_tensor=torch_file.tensor
         )
-        models = split(whole, shown, [key for key, _ in entries], tables, top_level)
+        models = split(whole, shown, [key for key, _ in entries], tables, top_level=top_level)
         (in_optimizers if of_optimizer(path) else candidates).extend(models)
     if not any(candidate.keys.fits for candidate in candidates):
         candidates = [candidate for candidate in in_optimizers if candidate.keys.fits] or candidates

@@ -109,7 +109,7 @@ class _WeightsPair:
             disagreements = list(_disagreements(a, b))
         except RecursionError:
             raise InputError.at(a.path, CONFIG, "nested too deeply to be compared") from None
-        return cls(a, b, with_copies(keyed_a, keyed_b), disagreements, notes)
+        return cls(a, b, with_copies(keyed_a, keyed_b), disagreements, notes=notes)
 
     @property
     def tensors(self) -> list[tuple[str, bool, LazyTensor | None, LazyTensor | None]]:
@@ -164,7 +164,7 @@ def _disagreements(a: Side, b: Side) -> Iterator[Disagreement]:
     for name, one in found_a.items():
         other = found_b.get(name)
         if other and one.source == other.source == "file" and one.value != other.value:
-            yield Disagreement(name, one.value, other.value, one.evidence, other.evidence)
+            yield Disagreement(name, one.value, other.value, one.evidence, evidence_b=other.evidence)
     # Two configs hold more than what the family reads from them.
     configs = a.checkpoint.config, b.checkpoint.config
     for name in configs[0]:
@@ -172,7 +172,7 @@ def _disagreements(a: Side, b: Side) -> Iterator[Disagreement]:
         ignorable = family.ignorable_config.get(name, ())
         ignored = name.startswith("_") or name in found_a or ignorable is None or any(v in ignorable for v in values)
         if not ignored and None not in values and values[0] != values[1]:
-            yield Disagreement(printable(name), _plain(values[0]), _plain(values[1]), CONFIG, CONFIG)
+            yield Disagreement(printable(name), _plain(values[0]), _plain(values[1]), CONFIG, evidence_b=CONFIG)
 
 
 def _plain(value: Any) -> Any:

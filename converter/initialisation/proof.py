@@ -126,14 +126,16 @@ def _rounded(state: Mapping[str, Any], tables: Mapping[str, Tensor]) -> Iterator
         stored = held if isinstance(held, Tensor) else held.torch()
         wrong = int((stored != table.float()).sum()) if stored.shape == table.shape else table.numel()
         words = f"{wrong} of {table.numel()} numbers are not the table's, rounded to float32"
-        yield Check(key, "rounding", float(wrong), 0.0, wrong == 0, words)
+        yield Check(key, "rounding", float(wrong), 0.0, passed=wrong == 0, words=words)
 
 
 def _checks(stage: StageResult) -> Iterator[Check]:
     what, limit = f"{stage.case} / {stage.name}", gates.FLOOR_LIMIT
     words = f"{stage.exact:.2g} apart before tables are rounded (limit {EXACT:g})"
-    yield Check(what, "float64 relative L2", stage.exact, EXACT, stage.exact <= EXACT, words)
+    yield Check(what, "float64 relative L2", stage.exact, EXACT, passed=stage.exact <= EXACT, words=words)
     floor = max(stage.floor, gates.FLOOR_LEAST)
     for against, value in (("", stage.error), (" against the DiT's", stage.apart)):
         words = f"{times(value / floor)} times the DiT's own rounding (limit {limit:g})"
-        yield Check(what, f"float32 relative L2{against}", value, limit * floor, value <= limit * floor, words)
+        yield Check(
+            what, f"float32 relative L2{against}", value, limit * floor, passed=value <= limit * floor, words=words
+        )

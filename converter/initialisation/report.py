@@ -88,7 +88,9 @@ def as_report(done: Initialisation) -> Report:
 def _phase(name: str, checks: list[Check], doubts: list[str], detail: dict[str, Any]) -> Phase:
     failed = sum(check.passed is False for check in checks)
     verdict = FAIL if failed else INCONCLUSIVE if doubts or not checks else PASS
-    return Phase(name, verdict, f"{len(checks) - failed} of {len(checks)} checks passed", checks, doubts, detail)
+    return Phase(
+        name, verdict, f"{len(checks) - failed} of {len(checks)} checks passed", checks, notes=doubts, detail=detail
+    )
 
 
 def _timesteps(distances: Distances) -> Phase:

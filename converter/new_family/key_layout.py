@@ -78,7 +78,9 @@ def key_layout(shapes: Shapes) -> KeyLayout:
             continue
         indexed = None not in by_block
         path = stem if module else template
-        entries.append(KeyEntry(path, shape, module, indexed, indexed and len(by_block) < blocks, len(entries)))
+        entries.append(
+            KeyEntry(path, shape, module, indexed, sparse=indexed and len(by_block) < blocks, order=len(entries))
+        )
     return KeyLayout(tuple(entries), blocks, tuple(unusable))
 
 

@@ -156,7 +156,7 @@ def _scored(source: KeyEntry, targets: tuple[KeyEntry, ...], kind: str, lengths:
     score = 0.25 * agreements[0] + 0.25 * agreements[1]
     score += 0.2 * (one.text == other.text) + 0.2 * looks + 0.1 * near
     contradicted = one.text != other.text or 0.0 in agreements
-    return Pairing(source, targets, kind, score * (0.8 if kind == COPIES else 1), contradicted)
+    return Pairing(source, targets, kind, score * (0.8 if kind == COPIES else 1), contradicted=contradicted)
 
 
 def order_doubt(

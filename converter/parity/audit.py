@@ -42,13 +42,13 @@ def audit(
     try:
         back = pair.family.keys.plan_back(pair.converted)
     except MappingError as error:
-        return _failed([Check("keys", "bijection", None, None, False, problem) for problem in error.problems])
+        return _failed([Check("keys", "bijection", passed=False, words=problem) for problem in error.problems])
     wanted = {move.origin: move for move in pair.plan.moves}
     present = {move.origin: move for move in back.moves}
     missing = [name for key in wanted.keys() - present.keys() for name in wanted[key].parts]
     extra = [name for key in present.keys() - wanted.keys() for name in present[key].parts]
     for what, names in (("missing", missing), ("extra", extra)):
-        checks += [Check("keys", "bijection", None, None, False, f"{what}: {name}") for name in fold(sorted(names))]
+        checks += [Check("keys", "bijection", passed=False, words=f"{what}: {name}") for name in fold(sorted(names))]
     moves = [present[key] for key in wanted if key in present]
     if only is not None:
         moves = [move for move in moves if not {*only}.isdisjoint(move.parts)]
@@ -78,14 +78,14 @@ def audit(
     words = (
         f"all {len(moves)} tensors ({total / 1e6:.4g} M numbers) are the original's, {kind}; none missing, none extra"
     )
-    checks.append(Check("weights", "bytes", None, None, True, words))
-    return Phase("weights", PASS, words, checks, notes)
+    checks.append(Check("weights", "bytes", passed=True, words=words))
+    return Phase("weights", PASS, words, checks, notes=notes)
 
 
 def _failed(checks: list[Check], notes: Iterable[str] = (), words: str = "") -> Phase:
     words = words or "the converted weights are not the original's"
     more = f", and {len(checks) - 1} more" if len(checks) > 1 else ""
-    return Phase("weights", FAIL, f"{words}: {checks[0].words}{more}", checks, list(notes))
+    return Phase("weights", FAIL, f"{words}: {checks[0].words}{more}", checks, notes=list(notes))
 
 
 def doubt(weights: Phase, pair: WeightPair) -> Phase:
@@ -166,7 +166,7 @@ def _difference_checks(wrong: Mapping[str, str]) -> Iterator[Check]:
         by_kind[kind].append(name)
     for kind, names in by_kind.items():
         for name in fold(names):
-            yield Check(name, "bytes", None, None, False, f"{name} {kind}")
+            yield Check(name, "bytes", passed=False, words=f"{name} {kind}")
 
 
 def _sidecar_checks(pair: WeightPair, notes: list[str]) -> Iterator[Check]:
@@ -180,15 +180,15 @@ def _sidecar_checks(pair: WeightPair, notes: list[str]) -> Iterator[Check]:
         sidecar = replace(pair, converted=pair.sidecar, cast="" if unchanged else pair.cast)
         wrong = difference(sidecar, Move((key,), (name,), _SAME))
         words = f"{name} of the sidecar {wrong[name]}" if wrong else f"{name} is kept in the sidecar, byte for byte"
-        yield Check(name, "bytes", None, None, not wrong, words)
+        yield Check(name, "bytes", passed=not wrong, words=words)
 
 
 def _buffer_checks(pair: WeightPair, notes: list[str]) -> Iterator[Check]:
     """The stored buffers against what the target computes in their place."""
     for key, (comparison, dispensable, what) in pair.recomputed.items():
         if comparison.equal:
-            yield Check(key, "recomputed", None, None, True, f"{key} is what the target computes, bit for bit")
+            yield Check(key, "recomputed", passed=True, words=f"{key} is what the target computes, bit for bit")
             continue
         words = f"{printable(key)} {what}"
-        yield Check(key, "recomputed", comparison.difference, 0.0, None if dispensable else False, words)
+        yield Check(key, "recomputed", comparison.difference, 0.0, passed=None if dispensable else False, words=words)
         notes += [words] if dispensable else []

@@ -61,23 +61,23 @@ def audit(
             words += " (not written; the target's default)"
         # What is compared with itself shows nothing.
         passed = None if same and name in borrowed else same
-        checks.append(Check(name, "config", printable(value), printable(right), passed, words))
+        checks.append(Check(name, "config", printable(value), printable(right), passed=passed, words=words))
     if config.get(QUANTISED) is not None:
         words = f"{QUANTISED} is there: diffusers would load other weights than these, quantised ones"
-        checks.append(Check(QUANTISED, "config", printable(config[QUANTISED]), None, False, words))
+        checks.append(Check(QUANTISED, "config", printable(config[QUANTISED]), None, passed=False, words=words))
     notes = _unknown(key for key in config if key not in resolved and not key.startswith("_") and key != QUANTISED)
     failed = [check for check in checks if check.passed is False]
     # First what it is at all, then what somebody has evidence for: the rest may only follow from that.
     failed.sort(key=lambda check: (check.what != CLASS, findings.get(check.what) is None))
     if failed:
         more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
-        return Phase("config", FAIL, f"{failed[0].words}{more}", checks, notes)
+        return Phase("config", FAIL, f"{failed[0].words}{more}", checks, notes=notes)
     if doubts := _distrusted(seen or findings):
-        return Phase("config", INCONCLUSIVE, doubts[0], checks, [*doubts[1:], *notes])
+        return Phase("config", INCONCLUSIVE, doubts[0], checks, notes=[*doubts[1:], *notes])
     unproven = [check.what for check in checks if check.passed is None]
     words = f"all {len(checks) - len(unproven)} fields that matter are what the original shows or needs"
     words += f"; taken as they are: {', '.join(unproven)}" if unproven else ""
-    return Phase("config", PASS, words, checks, notes)
+    return Phase("config", PASS, words, checks, notes=notes)
 
 
 def _same(value: Any, right: Any) -> bool:

@@ -51,7 +51,9 @@ def nonfinite(what: str, precision: str, statistics: Statistics) -> Check | None
     if not converted and not original:
         return None
     words = f"{converted} elements are NaN or infinite, {original} in the original's output"
-    return Check(what, f"{precision} non-finite", float(converted), 0.0, None if original else False, words)
+    return Check(
+        what, f"{precision} non-finite", float(converted), 0.0, passed=None if original else False, words=words
+    )
 
 
 def above_cap(floor: Statistics) -> str:
@@ -66,7 +68,7 @@ def float64_check(what: str, value: float, name: str = "relative L2") -> Check:
     """The float64 gate of one statistic, of an output or of one stage by itself."""
     limit = LIMITS[name]
     words = f"{_times(value / limit)} the limit of {limit:g}"
-    return Check(what, f"float64 {name}", value, limit, value <= limit, words)
+    return Check(what, f"float64 {name}", value, limit, passed=value <= limit, words=words)
 
 
 def float64_checks(what: str, statistics: Statistics) -> Iterator[Check]:
@@ -82,7 +84,7 @@ def float32_checks(what: str, noise: Floor) -> Iterator[Check]:
             floor = max(floors[name], FLOOR_LEAST)
             limit, ratio = FLOOR_LIMIT * floor, value / floor
             words = f"{_times(ratio, '.2f')} the noise floor (limit {FLOOR_LIMIT:g})" if ratio < inf else "not finite"
-            yield Check(what, f"float32 {name}{against}", value, limit, value <= limit, words)
+            yield Check(what, f"float32 {name}{against}", value, limit, passed=value <= limit, words=words)
 
 
 def half_checks(what: str, precision: str, noise: Floor) -> Iterator[Check]:
@@ -93,7 +95,7 @@ def half_checks(what: str, precision: str, noise: Floor) -> Iterator[Check]:
     words = (
         f"{ratio:.2f} times the original's own error of {own:.2g} ({verdict} than {HALF_LIMIT:g} times it; reported)"
     )
-    yield Check(what, f"{precision} relative L2", value, HALF_LIMIT * own, None, words)
+    yield Check(what, f"{precision} relative L2", value, HALF_LIMIT * own, passed=None, words=words)
 
 
 def shown(what: str, precision: str, statistics: Statistics) -> Iterator[Check]:
@@ -107,7 +109,7 @@ def shown(what: str, precision: str, statistics: Statistics) -> Iterator[Check]:
         ("quantile 99 %", s.q99, f"{s.q99:.2g} of the RMS"),
         ("worst index", s.worst, s.worst),
     ):
-        yield Check(what, f"{precision} {name}", value, None, None, words)
+        yield Check(what, f"{precision} {name}", value, None, passed=None, words=words)
 
 
 def smallest_passing(what: str, precision: str, checks: list[Check]) -> Check:
@@ -116,7 +118,7 @@ def smallest_passing(what: str, precision: str, checks: list[Check]) -> Check:
     used = max((value / limit if limit else inf for value, limit in numbers), default=inf)
     unit = FLOOR_LIMIT if precision == "float32" else 1.0
     words = f"{used * unit:.2f} times the noise floor" if unit > 1 else f"{used:.3g} times the limits"
-    return Check(what, f"{precision} smallest passing tolerance", used * unit, None, None, words)
+    return Check(what, f"{precision} smallest passing tolerance", used * unit, None, passed=None, words=words)
 
 
 def _times(ratio: float, digits: str = ".2g") -> str:

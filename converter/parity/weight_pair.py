@@ -54,7 +54,7 @@ class WeightPair:
         Raises: `UsageError` where that has to be stated.
         """
         return {
-            key: recomputed(self.family, row, self.original[key], self.found, self.seen)
+            key: recomputed(self.family, row, self.original[key], self.found, seen=self.seen)
             for key, row in self.plan.computed.items()
         }
 

@@ -59,7 +59,7 @@ def card(
     )
     name = "/".join(filter(None, (f"hf://{on_hub.repo}", on_hub.path))) if on_hub else record["source"]["name"]
     parts = [
-        *_head(record, name, repo, revision, class_name),
+        *_head(record, name, repo, revision, class_name=class_name),
         *_source(record, name, (on_hub.revision if on_hub else None) or ""),
         *_conversion(record),
         *_hyper_parameters(record),

@@ -68,7 +68,7 @@ class Repository:
                 earlier = {*recorded_files(read_json(file(RECORD)))}
         earlier = earlier | {PARITY} if earlier else earlier
         other_card = CARD in names and MARK not in file(CARD).read_text(encoding="utf-8", errors="replace")
-        return cls(repo, commit, bool(info.private), names, earlier, other_card)
+        return cls(repo, commit, bool(info.private), names, from_earlier_push=earlier, has_other_card=other_card)
 
     def outdated(self, files: Collection[str]) -> Set[str]:
         """What an earlier push wrote and this one does not replace: of another model, it must not stay."""

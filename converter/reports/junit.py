@@ -41,7 +41,7 @@ def _suites(report: Report) -> list[ET.Element]:
     if report.verdict != PASS and not wrong:
         kind = "failure" if report.verdict == FAIL else "error"
         suites.append(
-            _suite(report, "verdict", [_case("verdict", report.verdict, kind, report.verdict, report.reason)])
+            _suite(report, "verdict", [_case("verdict", report.verdict, kind, report.verdict, words=report.reason)])
         )
     elif not suites:
         suites.append(_suite(report, "verdict", [_case("verdict", report.verdict)]))
@@ -61,11 +61,11 @@ def _cases(phase: Phase) -> list[ET.Element]:
     cases = [_checked(phase, check) for check in phase.gates]
     failed = any(case.find("failure") is not None for case in cases)
     if phase.verdict == NOT_RUN:
-        cases.append(_case(phase.name, phase.name, "skipped", "", phase.words))
+        cases.append(_case(phase.name, phase.name, "skipped", "", words=phase.words))
     elif phase.verdict == INCONCLUSIVE:
-        cases.append(_case(phase.name, phase.name, "error", INCONCLUSIVE, phase.words))
+        cases.append(_case(phase.name, phase.name, "error", INCONCLUSIVE, words=phase.words))
     elif phase.verdict == FAIL and not failed:
-        cases.append(_case(phase.name, phase.name, "failure", FAIL, phase.words))
+        cases.append(_case(phase.name, phase.name, "failure", FAIL, words=phase.words))
     elif not cases:
         cases.append(_case(phase.name, phase.name))
     return cases
@@ -79,7 +79,7 @@ def _checked(phase: Phase, check: Check) -> ET.Element:
         case = _case(phase.name, name)
         ET.SubElement(case, "system-out").text = _words(f"waived ({check.waived}): {check.words}")
         return case
-    case = _case(phase.name, name, "failure", FAIL, check.words)
+    case = _case(phase.name, name, "failure", FAIL, words=check.words)
     case[0].text = f"{_words(check.words)}\n{_words(f'value {show(check.value)}, limit {show(check.limit)}')}"
     return case
 

@@ -31,10 +31,10 @@ class Check:
 
     what: str
     statistic: str
-    value: float | str | None
-    limit: float | str | None
-    passed: bool | None
-    words: str
+    value: float | str | None = None
+    limit: float | str | None = None
+    passed: bool | None = None
+    words: str = ""
     waived: str = ""
 
     @property

@@ -56,4 +56,6 @@ MEANING = {
     REJECTED: "An input is missing, malformed, unsafe or of another kind: nothing was compared.",
     INTERNAL: "The checker itself failed: this says nothing about the model.",
 }
-PARITY = Wording("Parity report", "does the converted model compute the original's function?", MEANING, ABOUT, GLOSSARY)
+PARITY = Wording(
+    "Parity report", "does the converted model compute the original's function?", MEANING, ABOUT, glossary=GLOSSARY
+)

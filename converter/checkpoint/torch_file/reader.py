@@ -95,7 +95,7 @@ class TorchFile:
         if not sizes or any(type(n) is not int for n in (offset, *shape, *strides)):
             raise self._refuse(key, "a tensor whose sizes, strides or offset are not integers")
         dtype, storage = self._storage(key, pid)
-        return checked(LazyTensor(key, dtype, shape, storage, strides, offset))
+        return checked(LazyTensor(key, dtype, shape, storage, strides=strides, offset=offset))
 
     def _storage(self, key: str, pid: Any) -> tuple[DType, Storage]:
         value = pid.value if isinstance(pid, PersistentId) else None

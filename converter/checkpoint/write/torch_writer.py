@@ -73,7 +73,7 @@ def lay_out_torch(entries: Iterable[TensorEntry]) -> FileLayout:
     def add(name: str, size: int, content: bytes | None = None, key: str = "") -> None:
         raw, header = b"archive/" + name.encode(), members[-1].start + members[-1].size if members else 0
         least = header + LOCAL.size + len(raw) + len(_zip64(size, size)) + 4
-        members.append(_Member(raw, header, least + -least % ALIGNMENT, size, content, key))
+        members.append(_Member(raw, header, least + -least % ALIGNMENT, size, content=content, key=key))
 
     for name, content in (
         # Not `.format_version`: from it torch may calculate where storages lie, as its own writer lays them out.
