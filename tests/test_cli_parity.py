@@ -650,7 +650,7 @@ def test_a_report_that_can_no_longer_be_written(
     def full(*paths: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("converter.cli.reporting.os.replace", full)
+    monkeypatch.setattr("converter.checkpoint.text_writer.os.replace", full)
     before = sorted(runs.rglob("*"))
     result = cli("pixart", *flags(ALL, "--report=report.json"))
     assert result.returncode == 5

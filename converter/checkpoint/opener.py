@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError, UsageError, printable
 from .file import InputFile, reading
-from .folders.folder import (
+from .folder import (
     CONFIG,
     averaged_sibling,
     copies_of_shards,

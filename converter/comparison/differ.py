@@ -14,7 +14,7 @@ from typing import Any
 
 from ..checkpoint import LazyTensor
 from ..checkpoint.file import reading
-from ..checkpoint.folders.folder import CONFIG
+from ..checkpoint.folder import CONFIG
 from ..checkpoint.write.transfer import Progress
 from ..errors import InputError, printable
 from .elements import measure

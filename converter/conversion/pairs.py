@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.file import reads
-from ..checkpoint.folders.folder import CONFIG, model_folder, weight_files
+from ..checkpoint.folder import CONFIG, model_folder, weight_files
 from ..checkpoint.weight_names import SUFFIXES
 from ..errors import InputError, UsageError, printable
 from ..filenames import RECORD

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.file import reading
-from ..checkpoint.folders.folder import CONFIG, files_next_to_weights
+from ..checkpoint.folder import CONFIG, files_next_to_weights
 from ..checkpoint.state_dicts import selecting_flag
 from ..checkpoint.weights_kind import LABELS
 from ..checkpoint.write.layout import lay_out_safetensors

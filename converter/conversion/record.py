@@ -10,7 +10,7 @@ from typing import Any
 from .._version import __version__
 from ..checkpoint.dtypes import BY_NAME
 from ..checkpoint.file import present
-from ..checkpoint.folders.folder import in_cache
+from ..checkpoint.folder import in_cache
 from ..checkpoint.json_file import read_json
 from ..errors import ConverterError
 from ..filenames import RECORD, SIDECAR, TOOL, record_places

@@ -6,7 +6,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from ..checkpoint.folders.folder import CONFIG
+from ..checkpoint.folder import CONFIG
 from ..checkpoint.weight_names import STEMS, SUFFIXES, weights_among
 from ..errors import InputError, printable, shortened
 from ..filenames import RECORD, SIDECAR, record_places

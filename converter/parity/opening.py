@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..checkpoint.folders.folder import CONFIG, model_folder
+from ..checkpoint.folder import CONFIG, model_folder
 from ..checkpoint.json_file import has_byte_order_mark
 from ..checkpoint.weight_names import WEIGHTS
 from ..conversion.analysis import Analysis, analyse, open_model

@@ -11,7 +11,7 @@ from threading import Event
 from typing import Any
 
 from ..checkpoint.file import InputFile, reads
-from ..checkpoint.folders.folder import CONFIG, averaged_sibling, in_cache, model_folder, names_in, weight_files
+from ..checkpoint.folder import CONFIG, averaged_sibling, in_cache, model_folder, names_in, weight_files
 from ..checkpoint.weight_names import STEMS, variants, weights_among, with_variant
 from ..checkpoint.weight_names import WEIGHTS as WEIGHTS_FILE
 from ..checkpoint.weights_kind import UNKNOWN

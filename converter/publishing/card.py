@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..checkpoint.folders.folder import CONFIG
+from ..checkpoint.folder import CONFIG
 from ..checkpoint.weights_kind import LABELS
 from ..errors import human_bytes
 from ..filenames import PARITY, RECORD, SIDECAR

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .._version import __version__
-from ..checkpoint.folders.folder import CONFIG, read_config
+from ..checkpoint.folder import CONFIG, read_config
 from ..checkpoint.json_file import read_json
 from ..errors import ConverterError, InputError, UsageError, printable
 from ..filenames import PARITY, RECORD, TOOL

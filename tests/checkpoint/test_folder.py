@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from zip_builder import SIX, Glob, assert_refused, call, read_all, refused, safetensors_file, save, tensor, torch_file
 
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.folders.folder import files_next_to_weights, model_folder, read_config, weight_files
+from converter.checkpoint.folder import files_next_to_weights, model_folder, read_config, weight_files
 from converter.checkpoint.weight_names import STEMS, variants, weights_among, with_variant
 from converter.errors import InputError
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from zip_builder import assert_refused, read_all
 
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.folders.folder import in_cache, model_folder
+from converter.checkpoint.folder import in_cache, model_folder
 from converter.checkpoint.weight_names import STEMS
 from converter.conversion.pairs import is_model
 from converter.conversion.record import record_beside

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.checkpoint.folders.folder import model_folder, weight_files
+from converter.checkpoint.folder import model_folder, weight_files
 from converter.checkpoint.weight_names import STEMS
 from converter.errors import InputError
 from converter.filenames import RECORD, SIDECAR

@@ -15,7 +15,7 @@ from makers import GOLDEN, HEADS, save, stated
 from safetensors.torch import load_file, save_file
 
 import converter
-from converter.checkpoint.folders.folder import CONFIG
+from converter.checkpoint.folder import CONFIG
 from converter.checkpoint.weight_names import WEIGHTS
 from converter.conversion.pairs import Pair
 from converter.parity.ci import batch

@@ -8,12 +8,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError, printable
-from ..file import InputFile, dangling_link, present, reading, reads
-from ..json_file import parse_content, read_json, read_whole
-from ..safetensors_reader import copies_named
-from ..weight_names import STEMS, SUFFIXES, pairs_among, variants, weights_among
-from ..weights_kind import EMA, kind_by_name
+from ..errors import InputError, printable
+from .file import InputFile, dangling_link, present, reading, reads
+from .json_file import parse_content, read_json, read_whole
+from .safetensors_reader import copies_named
+from .weight_names import STEMS, SUFFIXES, pairs_among, variants, weights_among
+from .weights_kind import EMA, kind_by_name
 
 CONFIG = "config.json"  # of a model in diffusers' layout
 # How folders of averaged weights are called: as diffusers' training scripts do it, and the other way round.

@@ -1,1 +1,0 @@
-"""Model folders: what their files are called, which folder is meant, and the config next to the weights."""
