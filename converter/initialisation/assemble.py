@@ -115,11 +115,11 @@ def init_from_dit(
 def notes(origin: Origin, wanted: Destination) -> list[str]:
     """What the user should know."""
     analysis, options = origin.analysis, origin.options
-    found = analysis.found
+    findings = analysis.found
     words = notes_on(analysis.checkpoint)
     words += [
         f"assumed: {name} = {finding.value} ({finding.evidence})"
-        for name, finding in found.items()
+        for name, finding in findings.items()
         if finding.source == "assumed" and name == "num_attention_heads"
     ]
     rows = analysis.plan.dims["Y"]
@@ -128,7 +128,7 @@ def notes(origin: Origin, wanted: Destination) -> list[str]:
             f"no class is row {rows - 1} of its class table, the last of {rows}, if it was trained to have one "
             "(--none zero takes none)"
         )
-    own = found.value("sample_size")
+    own = findings.value("sample_size")
     positions = f"positions: latent side {origin.side}, scale {origin.scale:g}"
     if (origin.side, origin.scale) != (own, 1.0):
         positions += f"; the DiT has {own} and 1, so that what enters the blocks differs from what it was trained on"
@@ -136,18 +136,18 @@ def notes(origin: Origin, wanted: Destination) -> list[str]:
     if options.caption_tokens not in TOKENS:
         words.append(f"{options.caption_tokens} caption tokens are neither alpha's (120) nor sigma's (300)")
     if not wanted.folder and (flags := _unshown(origin)):
-        told = " ".join(f"--{name} {value}" for name, value in flags.items())
-        words.append(f"the file does not show everything: its conversion has to be told {told}")
+        stated = " ".join(f"--{name} {value}" for name, value in flags.items())
+        words.append(f"the file does not show everything: its conversion has to be told {stated}")
     return words
 
 
 def _unshown(origin: Origin) -> dict[str, Any]:
     """What a file of this PixArt does not show, or shows as another's: flags for its conversion."""
     heads, hidden = origin.analysis.found.value("num_attention_heads"), origin.dims["D"]
-    made: dict[str, Any] = {} if heads * HEAD_SIZE == hidden else {"num_attention_heads": heads}
+    flags: dict[str, Any] = {} if heads * HEAD_SIZE == hidden else {"num_attention_heads": heads}
     if origin.dims["N"] == 1 or (origin.side, origin.scale) == PLACEHOLDER:
-        made |= {"image_size": origin.image_size, "interpolation_scale": origin.scale}
-    return made
+        flags |= {"image_size": origin.image_size, "interpolation_scale": origin.scale}
+    return flags
 
 
 def _write(

@@ -80,22 +80,22 @@ class Modulation:
         if self.options.t_block != MEAN:
             drawn = EMBEDDER(self.options.seed, "t_block.1.weight", (rows, columns))
             return torch.from_numpy(drawn), torch.zeros(rows)
-        made = torch.empty(rows, columns), torch.empty(rows)
-        for whole, end in zip(made, (".weight", ".bias"), strict=True):
+        layer = torch.empty(rows, columns), torch.empty(rows)
+        for whole, end in zip(layer, (".weight", ".bias"), strict=True):
             for start in range(0, rows, ROWS):
                 layers = (self._rows(f"{LAYER.format(i)}{end}", start, start + ROWS) for i in range(self.depth))
                 total = next(layers)
                 for layer in layers:
                     total += layer
                 whole[start : start + ROWS] = total / self.depth
-        return made
+        return layer
 
     @cached_property
     def _shared(self) -> Tensor:
         """What `t_block`, as it is stored, gives at t = 500: (6, D)."""
         weight, bias = self.t_block
-        made = [row.double() @ F.silu(self.embedded) for row in weight.split(ROWS)]
-        return (torch.cat(made) + bias.double()).reshape(6, -1)
+        products = [row.double() @ F.silu(self.embedded) for row in weight.split(ROWS)]
+        return (torch.cat(products) + bias.double()).reshape(6, -1)
 
     def table(self, index: int) -> Tensor:
         """`scale_shift_table` of block `index`, (6, D) in float64; it is stored in float32."""
@@ -109,8 +109,8 @@ class Modulation:
     def _applied(self, layer: str) -> Tensor:
         """A layer of the DiT on silu(e(500) + y)."""
         count, heard = self.state[f"{layer}.weight"].shape[0], F.silu(self.condition)
-        made = [self._rows(f"{layer}.weight", start, start + ROWS) @ heard for start in range(0, count, ROWS)]
-        return torch.cat(made) + self._rows(f"{layer}.bias", 0, count)
+        products = [self._rows(f"{layer}.weight", start, start + ROWS) @ heard for start in range(0, count, ROWS)]
+        return torch.cat(products) + self._rows(f"{layer}.bias", 0, count)
 
     def _rows(self, key: str, start: int, stop: int | None = None) -> Tensor:
         """Rows of a tensor in float64, the only ones that are read."""

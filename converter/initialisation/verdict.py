@@ -98,7 +98,7 @@ class Proof:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: numbers that JSON lacks are spelled 'nan', 'inf' and '-inf'."""
-        made = {
+        content = {
             "verdict": self.verdict,
             "passed": self.passed,
             "words": self.words,
@@ -108,5 +108,5 @@ class Proof:
             "checks": [asdict(check) for check in self.checks],
             "doubts": self.doubts,
         }
-        plain: dict[str, Any] = as_json(made | (self.distances.as_dict() if self.distances else {}))
+        plain: dict[str, Any] = as_json(content | (self.distances.as_dict() if self.distances else {}))
         return plain

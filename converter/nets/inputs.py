@@ -95,7 +95,7 @@ def load_cases(path: Path, like: Case, optional: Sequence[str] = ()) -> list[Cas
     """
     with InputFile(path) as file:
         tensors, _ = read_header(file)
-        found: dict[str, dict[str, Array]] = {}
+        by_case: dict[str, dict[str, Array]] = {}
         for key, tensor in tensors.items():
             if f".{OUTPUT}." in key:
                 continue
@@ -107,12 +107,12 @@ def load_cases(path: Path, like: Case, optional: Sequence[str] = ()) -> list[Cas
                     key, f"{tensor.dtype} {list(tensor.shape)} is no input of this model: it takes {wanted}"
                 )
             with np.errstate(invalid="ignore", over="ignore"):  # whatever it holds goes into both nets
-                found.setdefault(case, {})[name] = np.array(tensor.numpy(), own.dtype)
-    if not found:
+                by_case.setdefault(case, {})[name] = np.array(tensor.numpy(), own.dtype)
+    if not by_case:
         name = f"t999.{next(iter(like.arrays))}"
         raise InputError.at(path, "", f"holds no cases: tensors are named CASE.NAME, such as {name}")
     needed = [name for name in like.arrays if name not in optional]
-    return [_checked(path, name, arrays, needed) for name, arrays in found.items()]
+    return [_checked(path, name, arrays, needed) for name, arrays in by_case.items()]
 
 
 def _of_kind(dtype: DType, own: Array) -> bool:

@@ -13,9 +13,9 @@ AFFORDABLE = 1024  # tokens of one sample in the standard profile; the attention
 LARGEST = 1024  # latent side that is believed of a config: a table of positions grows with its square
 
 
-def parts(found: Findings) -> dict[str, slice]:
+def parts(findings: Findings) -> dict[str, slice]:
     """The halves of the output: the noise, and the variance where the net predicts it."""
-    channels, out = found.value("in_channels"), found.value("out_channels")
+    channels, out = findings.value("in_channels"), findings.value("out_channels")
     return {"epsilon": slice(0, channels)} | ({"variance": slice(channels, out)} if out > channels else {})
 
 
@@ -27,19 +27,19 @@ def believed_size(side: Any, factor: int) -> int | None:
 class LatentInputs(Draws):
     """Noise for one model of latents, whose sides are counted in patches; `side` is the model's own."""
 
-    def __init__(self, found: Findings) -> None:
+    def __init__(self, findings: Findings) -> None:
         super().__init__()
-        self.patch, self.channels = found.value("patch_size"), found.value("in_channels")
-        self.side = found.value("sample_size") // self.patch
+        self.patch, self.channels = findings.value("patch_size"), findings.value("in_channels")
+        self.side = findings.value("sample_size") // self.patch
 
     def latent(self, batch: int, rows: int, columns: int) -> Array:
         return self.draw(batch, self.channels, rows * self.patch, columns * self.patch)
 
 
-def own_size(found: Findings, stage: str) -> list[tuple[str, Case]]:
+def own_size(findings: Findings, stage: str) -> list[tuple[str, Case]]:
     """The stage that makes tokens, on a latent of the model's own size: it shows the table that the original stores, at
     the cost of no block."""
-    draws = LatentInputs(found)
+    draws = LatentInputs(findings)
     latent = draws.latent(1, draws.side, draws.side)
     return [(stage, Case("native", {"latent": latent}, "the model's own size"))]
 
@@ -57,8 +57,8 @@ def of_any_size(net: Net, other: Net, shape: LatentShape) -> Staged:
     return Staged([Stage(first.name, embed), *rest])
 
 
-def described(found: Findings) -> dict[str, Any]:
+def described(findings: Findings) -> dict[str, Any]:
     """The fields of a `LatentShape` that an original file shows, but for the scale and `multi_scale`."""
     names = {"num_heads": "num_attention_heads", "input_size": "sample_size"}
     same = ("depth", "hidden_size", "patch_size", "out_channels")
-    return {field: found.value(name) for field, name in (names | dict(zip(same, same, strict=True))).items()}
+    return {field: findings.value(name) for field, name in (names | dict(zip(same, same, strict=True))).items()}

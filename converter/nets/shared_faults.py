@@ -57,9 +57,9 @@ def field_faults(
     return faults
 
 
-def more_heads(found: Findings, heads: int, of: str = "") -> Wrong:
+def more_heads(findings: Findings, heads: int, of: str = "") -> Wrong:
     """Another number of heads, as near as it can be. `of`: in the names of the fields, such as "cross_"."""
-    hidden = found.value("hidden_size")
+    hidden = findings.value("hidden_size")
     more = heads * 2 if hidden % (heads * 2) == 0 else max(heads // 2, 1)
     fields = {f"num_{of}attention_heads": more, f"{of}attention_head_dim": hidden // more}
     return f"{more} {of.replace('_', ' ')}heads for {heads}", fields, STATED, True
@@ -74,10 +74,10 @@ def timestep_faults(name: str = "timestep") -> list[Fault]:
     ]
 
 
-def position_faults(found: Findings, scale: float, stage: str) -> list[Fault]:
+def position_faults(findings: Findings, scale: float, stage: str) -> list[Fault]:
     """What goes wrong in the positional table, seen after the stage that adds it."""
-    hidden, patch = found.value("hidden_size"), found.value("patch_size")
-    side = found.value("sample_size") // patch
+    hidden, patch = findings.value("hidden_size"), findings.value("patch_size")
+    side = findings.value("sample_size") // patch
 
     def table(wrong: Callable[[Tensor], Tensor], values: Values) -> Values:
         """Tokens with a wrong table of this grid instead of the right one."""
@@ -102,13 +102,13 @@ def position_faults(found: Findings, scale: float, stage: str) -> list[Fault]:
     ]
 
 
-def output_faults(found: Findings, rows: Sequence[str], stage: str) -> list[Fault]:
+def output_faults(findings: Findings, rows: Sequence[str], stage: str) -> list[Fault]:
     """What goes wrong between the last tokens and the output, in the stage of that name.
 
     Args:
         rows: the converted tensors whose rows are patch positions times channels.
     """
-    patch, out = found.value("patch_size"), found.value("out_channels")
+    patch, out = findings.value("patch_size"), findings.value("out_channels")
 
     def pixels_transposed(values: Values) -> Values:
         n, c, h, w = values["output"].shape
@@ -121,7 +121,7 @@ def output_faults(found: Findings, rows: Sequence[str], stage: str) -> list[Faul
     def channels_first(tensor: Tensor) -> Tensor:
         return tensor.reshape(patch * patch, out, -1).transpose(0, 1).reshape(tensor.shape)
 
-    both = found.value("pred_sigma")
+    both = findings.value("pred_sigma")
     return [
         Fault("pixels of every patch transposed", SEEN, stage=stage, values=pixels_transposed, cheap=patch > 1),
         Fault("epsilon and variance swapped", SEEN, stage=stage, values=halves_swapped, cheap=both),

@@ -48,15 +48,15 @@ class ParitySpec:
     reference: Callable[[Findings, Weights], Net]
     converted: Callable[[Mapping[str, Any], Weights], Net]
     cases: Callable[[Findings, str, Mapping[str, Any]], Sequence[Case]]
-    parts: Callable[[Findings], Mapping[str, slice]] = lambda found: {"output": slice(None)}
-    patch: Callable[[Findings], int] = lambda found: 1
+    parts: Callable[[Findings], Mapping[str, slice]] = lambda findings: {"output": slice(None)}
+    patch: Callable[[Findings], int] = lambda findings: 1
     resolve_config: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     config_hints: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
-    faults: Callable[[Findings, Mapping[str, Any], Plan], Sequence[Fault]] = lambda found, config, plan: ()
+    faults: Callable[[Findings, Mapping[str, Any], Plan], Sequence[Fault]] = lambda findings, config, plan: ()
     invisible_biases: tuple[str, ...] = ()
     invisible_scales: tuple[str, ...] = ()
     invisible_swaps: tuple[tuple[str, str], ...] = ()
-    stages: Callable[[Findings], Sequence[tuple[str, Case]]] = lambda found: ()
+    stages: Callable[[Findings], Sequence[tuple[str, Case]]] = lambda findings: ()
     optional: tuple[str, ...] = ()
     sampler: Sampler | None = None
     loaded: Callable[[Path, Values, Mapping[str, Any]], Tensor] | None = None

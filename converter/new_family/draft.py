@@ -145,22 +145,22 @@ def _row(
     return DraftRow(entry.path, pattern, kind, targets, bare=bare, sparse=entry.sparse, sure=sure, doubt=doubt)
 
 
-def _matched(found: Match, pattern: str) -> DraftRow:
-    pairing = found.pairing
-    others = [", ".join(target.path for target in other.targets) for other in found.others[:ALTERNATIVES]]
+def _matched(chosen: Match, pattern: str) -> DraftRow:
+    pairing = chosen.pairing
+    others = [", ".join(target.path for target in other.targets) for other in chosen.others[:ALTERNATIVES]]
     alternatives = ["or " + "; or ".join(others)] if others else []
-    if found.sure:
+    if chosen.sure:
         doubt = ""
     elif pairing.kind == COPIES:
         doubt = " ".join(["a copy in every block: is each the whole tensor?", *alternatives])
-    elif found.why:
-        doubt = "; ".join([found.why, *alternatives])
+    elif chosen.why:
+        doubt = "; ".join([chosen.why, *alternatives])
     elif len(pairing.targets) > 1:
         doubt = " ".join(["in this order?", *alternatives])
     else:
         doubt = alternatives[0] if alternatives else "nothing else has its shape, and the names do not say so"
     paths = tuple(target.path for target in pairing.targets)
-    return _row(pairing.source, pattern, pairing.kind, paths, sure=found.sure, doubt=doubt)
+    return _row(pairing.source, pattern, pairing.kind, paths, sure=chosen.sure, doubt=doubt)
 
 
 def _without_target(entry: KeyEntry, pattern: str) -> DraftRow:

@@ -105,13 +105,13 @@ class Report:
         return json.dumps(self.as_dict(), indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n"
 
     @classmethod
-    def from_dict(cls, made: dict[str, Any]) -> Report:
+    def from_dict(cls, content: dict[str, Any]) -> Report:
         """The report of a JSON form."""
-        content = {k: v for k, v in made.items() if k not in ("version", "exit_code")}
-        content["phases"] = [
-            Phase(**phase | {"checks": [Check(**check) for check in phase["checks"]]}) for phase in content["phases"]
+        fields = {k: v for k, v in content.items() if k not in ("version", "exit_code")}
+        fields["phases"] = [
+            Phase(**phase | {"checks": [Check(**check) for check in phase["checks"]]}) for phase in fields["phases"]
         ]
-        return cls(**content)
+        return cls(**fields)
 
 
 def worst(reports: Iterable[Report]) -> str:

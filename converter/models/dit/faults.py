@@ -25,28 +25,28 @@ from .stock import FINAL, PATCHES, STOCK
 from .table import IGNORABLE_CONFIG
 
 
-def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault]:
+def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault]:
     """Faults of the config, of conventions between the two code bases, and of what only a whole net shows."""
     have = STOCK.resolve_config(config)
     return [
         *field_faults(config, STOCK.resolve_config, [
-            more_heads(found, have["num_attention_heads"]),
+            more_heads(findings, have["num_attention_heads"]),
             ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, STATED, True),
             ("exact GELU for tanh", {"activation_fn": "gelu"}, STATED, True),
             ("twice the sample size", {"sample_size": have["sample_size"] * 2}, STATED, False),
             ("a class more", {"num_embeds_ada_norm": have["num_embeds_ada_norm"] + 1}, STATED, False),
         ], IGNORABLE_CONFIG),
         *timestep_faults(),
-        *_class_faults(found),
-        *position_faults(found, 1.0, PATCHES),
-        *_condition_faults(found, plan),
-        *output_faults(found, targets_of(plan, 0, "R"), FINAL),
+        *_class_faults(findings),
+        *position_faults(findings, 1.0, PATCHES),
+        *_condition_faults(findings, plan),
+        *output_faults(findings, targets_of(plan, 0, "R"), FINAL),
     ]  # fmt: skip
 
 
-def _class_faults(found: Findings) -> list[Fault]:
+def _class_faults(findings: Findings) -> list[Fault]:
     """What a pipeline does wrong to the class."""
-    null, name = found.value("num_classes"), "class_label"
+    null, name = findings.value("num_classes"), "class_label"
     if not null:
         return []  # there is one row, which is the class of everything
     return [
@@ -56,13 +56,13 @@ def _class_faults(found: Findings) -> list[Fault]:
     ]
 
 
-def _condition_faults(found: Findings, plan: Plan) -> list[Fault]:
+def _condition_faults(findings: Findings, plan: Plan) -> list[Fault]:
     """What goes wrong between timestep, class and the layers that they modulate."""
 
     def halves(tensor: Tensor) -> Tensor:
         return torch.cat(tensor.chunk(2, dim=1)[::-1], dim=1)
 
-    last = f"block {found.value('depth') - 1}"
+    last = f"block {findings.value('depth') - 1}"
     waves = targets_of(plan, -1, "256")  # the sinusoids, in the shape pattern of the table
     fed = {target: (target, halves) for target in waves if not target.endswith(".bias")}
     return [

@@ -27,23 +27,23 @@ GUIDED = "guidance"
 SMALL = 8  # patches on a side of a latent that most cases have; stock diffusers makes squares of any size
 
 
-def shape(found: Findings) -> DiTShape:
+def shape(findings: Findings) -> DiTShape:
     """The architecture, from what the original file shows."""
-    return DiTShape(**described(found))
+    return DiTShape(**described(findings))
 
 
-def reference(found: Findings, weights: Weights) -> Net:
+def reference(findings: Findings, weights: Weights) -> Net:
     """The original net, and on latents of another size than its own what it would be with the table of that size."""
-    own = shape(found)
+    own = shape(findings)
     return of_any_size(dit(weights, own), dit(weights, replace(own, multi_scale=True)), own)
 
 
 class _Inputs(LatentInputs):
     """Makes cases for one model."""
 
-    def __init__(self, found: Findings) -> None:
-        super().__init__(found)
-        self.null = found.value("num_classes")
+    def __init__(self, findings: Findings) -> None:
+        super().__init__(findings)
+        self.null = findings.value("num_classes")
 
     def case(
         self,
@@ -69,9 +69,9 @@ class _Inputs(LatentInputs):
         return Case(name, arrays, axes)
 
 
-def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
+def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
     """The inputs of a profile."""
-    make = _Inputs(found)
+    make = _Inputs(findings)
     # One batch of four: every weight is read once for all of them.
     words = "timesteps 999 and 321, each with a class and with none"
     listed = [make.case("t999-t321", words, (999, 321, 999, 321), (3, -1, -1, 3))]
@@ -106,7 +106,7 @@ AS_LOADED = ParitySpec(
     converted=STOCK.net,
     cases=cases,
     parts=parts,
-    patch=lambda found: int(found.value("patch_size")),
+    patch=lambda findings: int(findings.value("patch_size")),
     resolve_config=STOCK.resolve_config,
     config_hints=config_hints,
     faults=faults,

@@ -71,47 +71,49 @@ CONFIGURED = {
 }
 
 
-def describe(plan: Plan, state: State, found: Findings) -> None:
-    """Fill `found`: first what names, shapes and the positional table show, then the user's word, then convention."""
-    sizes(plan, found, mlp_ratio=MLP_RATIO)
-    _classes(plan, found)
-    hidden, depth, patch = (found[name].value for name in ("hidden_size", "depth", "patch_size"))
+def describe(plan: Plan, state: State, findings: Findings) -> None:
+    """Fill `findings`: first what names, shapes and the positional table show, then the user's word, then convention."""
+    sizes(plan, findings, mlp_ratio=MLP_RATIO)
+    _classes(plan, findings)
+    hidden, depth, patch = (findings[name].value for name in ("hidden_size", "depth", "patch_size"))
     name, blocks, usual = SIZES.get(hidden, ("", 0, 0))
     if (depth, bool(name)) == (blocks, True):
-        found.file("size", f"DiT-{name}/{patch}", f"hidden size {hidden}, {depth} blocks, patch {patch}")
+        findings.file("size", f"DiT-{name}/{patch}", f"hidden size {hidden}, {depth} blocks, patch {patch}")
     elif name and depth:
-        found.notes.append(f"it has {depth} blocks, where DiT-{name} has {blocks}: blocks at the end may be missing")
+        findings.notes.append(f"it has {depth} blocks, where DiT-{name} has {blocks}: blocks at the end may be missing")
     others = f"; the published sizes are {', '.join(map(str, SIZES))}, and this model has {hidden}" if hidden else ""
-    heads(found, state, usual or None, f"as in DiT-{name}, of hidden size {hidden}" if name else others)
-    table = read_table(plan, state, found)
-    resolution(found, state.config, table, vae_factor=VAE_FACTOR)
+    heads(findings, state, usual or None, f"as in DiT-{name}, of hidden size {hidden}" if name else others)
+    table = read_table(plan, state, findings)
+    resolution(findings, state.config, table, vae_factor=VAE_FACTOR)
     if table and table.side > (patch or 1) and table.scale != 1:
         seen = f"{table.seen}: scale {table.scale:g}" if table.scale else table.seen
-        found.problems.append(f"{seen}, and the diffusers class computes that of scale 1 and has no room for another")
-    found.given_or_assumed(EXACT, False, "as from_pretrained loads it, without the line that the note gives")
-    found.diffusers_notes.append(
+        findings.problems.append(
+            f"{seen}, and the diffusers class computes that of scale 1 and has no room for another"
+        )
+    findings.given_or_assumed(EXACT, False, "as from_pretrained loads it, without the line that the note gives")
+    findings.diffusers_notes.append(
         f"{OTHERWISE}, which no weights can make up for: what from_pretrained loads is the original's function once "
         f"this is run on it: {EXACT_LINE}"
     )
-    held_against(state.config, found, CONFIGURED)
+    held_against(state.config, findings, CONFIGURED)
 
 
-def _classes(plan: Plan, found: Findings) -> None:
+def _classes(plan: Plan, findings: Findings) -> None:
     rows = plan.dims.get("Y")
     shown = plan.evidence.get("Y", "no tensor shows it")
     counted = f"{shown}: a row for each class, and the last for none, as diffusers counts"
-    found.file("num_classes", rows - 1 if rows else None, counted if rows else shown)
+    findings.file("num_classes", rows - 1 if rows else None, counted if rows else shown)
     if rows and rows != PIPELINE_NULL + 1:
-        found.diffusers_notes.append(
+        findings.diffusers_notes.append(
             f"its class table has {rows} rows, so that {rows - 1} is the label of no class (if it was trained to have "
             f"one); the stock DiTPipeline takes {PIPELINE_NULL} for it and cannot guide this model"
         )
 
 
-def config(found: Findings) -> dict[str, Any]:
+def config(findings: Findings) -> dict[str, Any]:
     """`config.json` for `DiTTransformer2DModel`: every field that diffusers would otherwise guess is written."""
     names = ("hidden_size", "num_attention_heads", "image_size")
-    hidden, count, _ = (found.value(name) for name in names)
+    hidden, count, _ = (findings.value(name) for name in names)
     return {
         "_class_name": "DiTTransformer2DModel",
         "_diffusers_version": DIFFUSERS,
@@ -119,27 +121,27 @@ def config(found: Findings) -> dict[str, Any]:
         "attention_bias": True,
         "attention_head_dim": hidden // count,
         "dropout": 0.0,
-        "in_channels": found.value("in_channels"),
+        "in_channels": findings.value("in_channels"),
         "norm_elementwise_affine": False,
         "norm_eps": 1e-06,  # of a block's second norm, where the default is 1e-5; the others have 1e-6 anyway
         "norm_num_groups": 32,
         "norm_type": "ada_norm_zero",
         "num_attention_heads": count,
-        "num_embeds_ada_norm": found.value("num_classes"),
-        "num_layers": found.value("depth"),
-        "out_channels": found.value("out_channels"),
-        "patch_size": found.value("patch_size"),
-        "sample_size": found.value("sample_size"),
+        "num_embeds_ada_norm": findings.value("num_classes"),
+        "num_layers": findings.value("depth"),
+        "out_channels": findings.value("out_channels"),
+        "patch_size": findings.value("patch_size"),
+        "sample_size": findings.value("sample_size"),
         "upcast_attention": False,
     }
 
 
-def buffer_mismatch(found: Findings, difference: float) -> tuple[bool, str]:
+def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
     """What a `pos_embed` is that recomputing does not give; the net adds it to its input whatever it is."""
-    if rounded := up_to_rounding(found, difference):
+    if rounded := up_to_rounding(findings, difference):
         return True, rounded
     if drift := drifted(difference):
-        return True, exact_instead(found, drift, "image_size")
+        return True, exact_instead(findings, drift, "image_size")
     return False, (
         f"is not the sin-cos table of its size (by up to {difference:.2g}), which is all that the diffusers class "
         "computes: the converted model would be another one"

@@ -27,24 +27,24 @@ from .stock import FINAL, PATCHES, STOCK
 from .table import IGNORABLE_CONFIG
 
 
-def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault]:
+def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault]:
     """Faults of the config, of conventions between the two code bases, and of what only a whole net shows."""
     return [
-        *_config_faults(found, config),
-        *_input_faults(found),
-        *position_faults(found, found.value("interpolation_scale"), PATCHES),
+        *_config_faults(findings, config),
+        *_input_faults(findings),
+        *position_faults(findings, findings.value("interpolation_scale"), PATCHES),
         Fault("t_block's output where the final layer wants t", SEEN, stage="timestep embedding",
               values=lambda v: v | {"t": v["t0"][:, : v["t"].shape[1]]}),
-        *output_faults(found, targets_of(plan, 0, "R"), FINAL),
+        *output_faults(findings, targets_of(plan, 0, "R"), FINAL),
     ]  # fmt: skip
 
 
-def _config_faults(found: Findings, config: Mapping[str, Any]) -> list[Fault]:
+def _config_faults(findings: Findings, config: Mapping[str, Any]) -> list[Fault]:
     have = STOCK.resolve_config(config)
-    scale, conditioned = have["interpolation_scale"], found.value(MICRO)
+    scale, conditioned = have["interpolation_scale"], findings.value(MICRO)
     micro = "micro-conditions off" if conditioned else "micro-conditions where the model has none"
     return field_faults(config, STOCK.resolve_config, [
-        more_heads(found, have["num_attention_heads"]),
+        more_heads(findings, have["num_attention_heads"]),
         ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, STATED, False),
         ("exact GELU for tanh", {"activation_fn": "gelu"}, STATED, True),
         (f"scale {scale * 1.01:g} for {scale:g}", {"interpolation_scale": scale * 1.01}, STATED, False),
@@ -54,7 +54,7 @@ def _config_faults(found: Findings, config: Mapping[str, Any]) -> list[Fault]:
     ], IGNORABLE_CONFIG)  # fmt: skip
 
 
-def _input_faults(found: Findings) -> list[Fault]:
+def _input_faults(findings: Findings) -> list[Fault]:
     """What a pipeline does wrong before the net is called."""
 
     def maskless(inputs: Values) -> Values:
@@ -69,7 +69,7 @@ def _input_faults(found: Findings) -> list[Fault]:
         Fault("mask one token too long", SEEN, inputs=longer),
         *timestep_faults(),
     ]
-    if found.value(MICRO):
+    if findings.value(MICRO):
         faults += [
             Fault("height and width swapped", SEEN, inputs=lambda v: v | {"img_hw": v["img_hw"].flip(1)}),
             Fault("aspect ratio upside down", SEEN, inputs=lambda v: v | {"aspect_ratio": 1 / v["aspect_ratio"]}),

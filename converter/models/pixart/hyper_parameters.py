@@ -45,29 +45,29 @@ CONFIGURED = {
 }
 
 
-def describe(plan: Plan, state: State, found: Findings) -> None:
-    """Fill `found`: first what names, shapes and the positional table show, then the user's word, then convention."""
-    sizes(plan, found, {"caption_channels": "K"}, mlp_ratio=MLP_RATIO)
-    _features(plan, state.config, found)
-    _version(plan, found)
-    heads(found, state, *_usual_heads(found["hidden_size"].value or 0))
-    _resolution(found, state.config, read_table(plan, state, found))
-    if found["multi_scale_train"].value:
-        found.unused_buffers.add(POSITIONS)  # its class computes the table of each size anew
-    found.notes += remarks(found)
-    found.diffusers_notes += stock(found)
-    held_against(state.config, found, CONFIGURED)
+def describe(plan: Plan, state: State, findings: Findings) -> None:
+    """Fill `findings`: first what names, shapes and the positional table show, then the user's word, then convention."""
+    sizes(plan, findings, {"caption_channels": "K"}, mlp_ratio=MLP_RATIO)
+    _features(plan, state.config, findings)
+    _version(plan, findings)
+    heads(findings, state, *_usual_heads(findings["hidden_size"].value or 0))
+    _resolution(findings, state.config, read_table(plan, state, findings))
+    if findings["multi_scale_train"].value:
+        findings.unused_buffers.add(POSITIONS)  # its class computes the table of each size anew
+    findings.notes += remarks(findings)
+    findings.diffusers_notes += stock(findings)
+    held_against(state.config, findings, CONFIGURED)
 
 
-def _features(plan: Plan, config: dict[str, Any], found: Findings) -> None:
+def _features(plan: Plan, config: dict[str, Any], findings: Findings) -> None:
     there = "" if MICRO in plan.groups else "not "
-    found.file(MICRO, MICRO in plan.groups, f"the embedders of size and aspect ratio are {there}there")
-    found.file(QK_NORM, QK_NORM in plan.features, ", ".join(plan.features.get(QK_NORM, ["no query or key norms"])))
+    findings.file(MICRO, MICRO in plan.groups, f"the embedders of size and aspect ratio are {there}there")
+    findings.file(QK_NORM, QK_NORM in plan.features, ", ".join(plan.features.get(QK_NORM, ["no query or key norms"])))
     if KV_COMPRESS in plan.features:
-        found.file(KV_COMPRESS, True, ", ".join(plan.features[KV_COMPRESS]))
-    elif config and not found.given.get(KV_COMPRESS):
-        found.file(KV_COMPRESS, False, "config.json: the class that it is of has none")
-    elif found.given_or_assumed(
+        findings.file(KV_COMPRESS, True, ", ".join(plan.features[KV_COMPRESS]))
+    elif config and not findings.given.get(KV_COMPRESS):
+        findings.file(KV_COMPRESS, False, "config.json: the class that it is of has none")
+    elif findings.given_or_assumed(
         KV_COMPRESS, False, "no convolutions; sampling 'uniform' or 'ave' would leave no trace in a file"
     ):
         raise UsageError(
@@ -75,23 +75,23 @@ def _features(plan: Plan, config: dict[str, Any], found: Findings) -> None:
         )
 
 
-def _version(plan: Plan, found: Findings) -> None:
+def _version(plan: Plan, findings: Findings) -> None:
     tokens = plan.dims.get("L")
     if tokens:
-        found.file("caption_tokens", tokens, plan.evidence["L"])
+        findings.file("caption_tokens", tokens, plan.evidence["L"])
     if tokens in TOKENS:
-        found.file("version", TOKENS[tokens], f"{tokens} caption tokens")
-    elif found[MICRO].value:
-        found.file("version", "alpha", "micro-conditions, which sigma does not have")
+        findings.file("version", TOKENS[tokens], f"{tokens} caption tokens")
+    elif findings[MICRO].value:
+        findings.file("version", "alpha", "micro-conditions, which sigma does not have")
     else:
-        found.given_or_assumed(
+        findings.given_or_assumed(
             "version", None, f"{tokens or 'no'} caption tokens tell neither alpha (120) nor sigma (300)"
         )
-    version = found["version"].value
-    if found[MICRO].value:
-        found.file("multi_scale_train", True, "micro-conditions exist in the multi-scale class only")
+    version = findings["version"].value
+    if findings[MICRO].value:
+        findings.file("multi_scale_train", True, "micro-conditions exist in the multi-scale class only")
     else:
-        found.given_or_assumed(
+        findings.given_or_assumed(
             "multi_scale_train",
             {"alpha": False, "sigma": True}.get(version),
             f"as in the released {version} models without micro-conditions"
@@ -108,66 +108,66 @@ def _usual_heads(hidden: int) -> tuple[int | None, str]:
     return None, why if hidden else ""
 
 
-def _doubt(table: StoredTable, found: Findings) -> str:
+def _doubt(table: StoredTable, findings: Findings) -> str:
     """Why a table is not believed; '' where it is."""
     if (table.side, table.scale) != PLACEHOLDER:
         return ""
     pixels = table.side * VAE_FACTOR
-    said = found.given.keys() & {"image_size", "interpolation_scale"}
+    stated = findings.given.keys() & {"image_size", "interpolation_scale"}
     return (
         f"{table.seen}: scale {table.scale:g}, but every released {pixels} px model has "
         f"{RELEASED['sigma', pixels]:g}, and OneTrainer writes this table into every file: "
         + (
             "what the flags say is taken instead"
-            if said
+            if stated
             else "say what the model was trained with (--image_size, --interpolation_scale)"
         )
     )
 
 
-def _resolution(found: Findings, config: dict[str, Any], table: StoredTable | None) -> None:
+def _resolution(findings: Findings, config: dict[str, Any], table: StoredTable | None) -> None:
     """`image_size` (pixels), `sample_size` (latent side) and `interpolation_scale`."""
-    doubt = _doubt(table, found) if table else ""
+    doubt = _doubt(table, findings) if table else ""
     if doubt:
-        found.distrusted[POSITIONS] = doubt
-        found.notes.append(doubt)
-    resolution(found, config, table, doubt, vae_factor=VAE_FACTOR)
-    _scale(found, config, table, doubt)
+        findings.distrusted[POSITIONS] = doubt
+        findings.notes.append(doubt)
+    resolution(findings, config, table, doubt, vae_factor=VAE_FACTOR)
+    _scale(findings, config, table, doubt)
 
 
-def _scale(found: Findings, config: dict[str, Any], table: StoredTable | None, doubt: str) -> None:
-    name, version, pixels = "interpolation_scale", found["version"].value, found["image_size"].value
+def _scale(findings: Findings, config: dict[str, Any], table: StoredTable | None, doubt: str) -> None:
+    name, version, pixels = "interpolation_scale", findings["version"].value, findings["image_size"].value
     latent, written = configured(config, "sample_size", int), configured(config, name, float, int)
-    said, rejected = found.given.get(name), doubt or (table.rejected_evidence if table else "")
-    if said is not None and not sensible(said):
-        raise UsageError(f"`{name}` {said}: not a sensible positive number")
+    stated, rejected = findings.given.get(name), doubt or (table.rejected_evidence if table else "")
+    if stated is not None and not sensible(stated):
+        raise UsageError(f"`{name}` {stated}: not a sensible positive number")
     if table and table.scale and not doubt:
-        found.file(name, table.scale, table.seen)
+        findings.file(name, table.scale, table.seen)
         usual = {scale for (_, size), scale in RELEASED.items() if size == pixels}
         if usual and table.scale not in usual:
-            found.notes.append(
+            findings.notes.append(
                 f"{table.seen}: scale {table.scale:g}, where the released {pixels} px models have "
                 f"{' or '.join(f'{s:g}' for s in sorted(usual))}; the file decides"
             )
     elif written:
-        found.file(name, written, "config.json")
+        findings.file(name, written, "config.json")
     elif table and table.side and table.rejected_evidence:
-        found.given_or_assumed(name, None, f"{table.rejected_evidence}: it shows none", table.rejected_evidence)
+        findings.given_or_assumed(name, None, f"{table.rejected_evidence}: it shows none", table.rejected_evidence)
     elif latent:
-        found.given_or_assumed(
+        findings.given_or_assumed(
             name, max(latent // 64, 1), "what diffusers takes where config.json does not say", rejected
         )
     elif pixels and (version, pixels) in RELEASED:
-        found.given_or_assumed(
+        findings.given_or_assumed(
             name, RELEASED[version, pixels], f"as in the released {version} {pixels} px models", rejected
         )
-        if (version, pixels) == ("alpha", 256) and found[name].source == "assumed":
-            found.notes.append(
+        if (version, pixels) == ("alpha", 256) and findings[name].source == "assumed":
+            findings.notes.append(
                 "alpha 256 px without a positional table: scale 1 is assumed, as in its training configs "
                 "(another source says 0.5)"
             )
     else:
         model = f"no released {version or '(version unknown)'} model at {pixels} px" if pixels else "no image size"
-        found.given_or_assumed(
+        findings.given_or_assumed(
             name, None, f"no positional table shows it, and there is {model} to tell it by", rejected
         )

@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 GUIDED = "guidance"
 
 
-def shape(found: Findings) -> PixArtShape:
+def shape(findings: Findings) -> PixArtShape:
     """The architecture, from what the original file shows."""
     return PixArtShape(
-        **described(found),
-        in_channels=found.value("in_channels"),
-        scale=found.value("interpolation_scale"),
-        multi_scale=found.value("multi_scale_train"),
-        micro_condition=found.value(MICRO),
+        **described(findings),
+        in_channels=findings.value("in_channels"),
+        scale=findings.value("interpolation_scale"),
+        multi_scale=findings.value("multi_scale_train"),
+        micro_condition=findings.value(MICRO),
     )
 
 
-def reference(found: Findings, weights: Weights) -> Net:
+def reference(findings: Findings, weights: Weights) -> Net:
     """The original net. The fixed class takes one size only; of another, which is cheaper to run, its blocks see the
     table of that size, as in the multi-scale class, and the stored table is tried by itself (`own_size`)."""
-    own = shape(found)
+    own = shape(findings)
     net = pixart(weights, own)
     return net if own.multi_scale else of_any_size(net, pixart(weights, replace(own, multi_scale=True)), own)
 
@@ -47,12 +47,14 @@ def reference(found: Findings, weights: Weights) -> Net:
 class _Inputs(LatentInputs):
     """Makes cases for one model."""
 
-    def __init__(self, found: Findings, null: Array | None) -> None:
-        super().__init__(found)
-        self.width, self.micro, self.null = found.value("caption_channels"), found.value(MICRO), null
-        finding = found.get("caption_tokens")
+    def __init__(self, findings: Findings, null: Array | None) -> None:
+        super().__init__(findings)
+        self.width, self.micro, self.null = findings.value("caption_channels"), findings.value(MICRO), null
+        finding = findings.get("caption_tokens")
         by_version = {version: tokens for tokens, version in TOKENS.items()}
-        self.tokens: int = (finding.value if finding else None) or by_version.get(found["version"].value, min(TOKENS))
+        self.tokens: int = (finding.value if finding else None) or by_version.get(
+            findings["version"].value, min(TOKENS)
+        )
 
     def case(
         self,
@@ -92,14 +94,14 @@ class _Inputs(LatentInputs):
         return (np.arange(self.tokens)[None] < np.array(kept)[:, None]).astype(np.float32)
 
 
-def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
+def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
     """The inputs of a profile.
 
     Args:
         left: what the original holds and the converted model does not: the null caption, to run it as guidance does.
     """
     null = next((tensor.numpy() for tensor in left.values() if len(tensor.shape) == 2), None)
-    make = _Inputs(found, null)
+    make = _Inputs(findings, null)
     # One batch of four: every weight is read once for all of them.
     listed = [
         make.case(
@@ -153,7 +155,7 @@ PARITY = ParitySpec(
     converted=STOCK.net,
     cases=cases,
     parts=parts,
-    patch=lambda found: int(found.value("patch_size")),
+    patch=lambda findings: int(findings.value("patch_size")),
     resolve_config=STOCK.resolve_config,
     config_hints=config_hints,
     faults=faults,

@@ -31,17 +31,17 @@ _FIXED = {
 _NATIVE = 64  # latent side whose scale it takes for 1; other scales are whole multiples
 
 
-def remarks(found: Findings) -> list[str]:
+def remarks(findings: Findings) -> list[str]:
     """What is unlike every released model, and may mean that part of the file is lost; no reason to refuse it."""
     notes = []
-    version, pixels, depth = (found[name].value for name in ("version", "image_size", "depth"))
-    conditioned = found[MICRO].value
+    version, pixels, depth = (findings[name].value for name in ("version", "image_size", "depth"))
+    conditioned = findings[MICRO].value
     if version and pixels and (version, pixels) not in (WITH_MICRO if conditioned else WITHOUT_MICRO):
         notes.append(
             f"no released {version} model of {pixels} px is {'with' if conditioned else 'without'} micro-conditions"
             + (": part of the file may be missing" if (version, pixels) in WITH_MICRO else "")
         )
-    if found["hidden_size"].value == WIDTH and depth not in (None, *DEPTHS):
+    if findings["hidden_size"].value == WIDTH and depth not in (None, *DEPTHS):
         notes.append(
             f"it has {depth} blocks, where the released models of hidden size {WIDTH} have "
             f"{' or '.join(map(str, DEPTHS))}: blocks at the end may be missing"
@@ -49,10 +49,10 @@ def remarks(found: Findings) -> list[str]:
     return notes
 
 
-def stock(found: Findings) -> list[str]:
+def stock(findings: Findings) -> list[str]:
     """What diffusers' own pipelines do with such a model."""
-    side = found["sample_size"].value
-    if not found[MICRO].value or side in (None, PIPELINE_SIDE):
+    side = findings["sample_size"].value
+    if not findings[MICRO].value or side in (None, PIPELINE_SIDE):
         return []
     return [
         f"the stock PixArtAlphaPipeline passes micro-conditions on at sample_size {PIPELINE_SIDE} only, and this "
@@ -60,21 +60,21 @@ def stock(found: Findings) -> list[str]:
     ]
 
 
-def comfyui_warnings(found: Findings) -> list[str]:
+def comfyui_warnings(findings: Findings) -> list[str]:
     """In words, everything that ComfyUI would take for something else: it guesses the model from the keys.
 
     comfyanonymous/ComfyUI, `comfy/model_detection.py` (the branch that asks for `t_block.1.weight`),
     `comfy/supported_models.py` (which latents a model has) and `comfy/ldm/pixart/pixartms.py` (the rest).
     """
     warnings = []
-    version = found["version"].value
-    if version != "sigma" and not found[MICRO].value:
+    version = findings["version"].value
+    if version != "sigma" and not findings[MICRO].value:
         warnings.append(
             ("" if version else "if this is an alpha, which nothing in the model shows (--version): ")
             + "ComfyUI takes an alpha without micro-conditions for a sigma, and so its latents for SDXL's (scaling "
             "0.13025 in place of 0.18215): images will be wrong until that is overridden there"
         )
-    side, scale = found["sample_size"].value, found["interpolation_scale"].value
+    side, scale = findings["sample_size"].value, findings["interpolation_scale"].value
     if side and scale and side // _NATIVE != scale:
         guess = side // _NATIVE
         warnings.append(
@@ -83,7 +83,7 @@ def comfyui_warnings(found: Findings) -> list[str]:
             + ("its positions will be off" if guess else "it divides by that, and no image comes of it")
         )
     for name, fixed in _FIXED.items():
-        value = found[name].value if name in found else None
+        value = findings[name].value if name in findings else None
         if value is not None and value != fixed:
             warnings.append(f"ComfyUI has {name} = {fixed} fixed, and this model has {value}: it will not run there")
     return warnings

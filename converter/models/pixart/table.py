@@ -69,12 +69,12 @@ KEYS = KeyMapping({
 }})  # fmt: skip
 
 
-def config(found: Findings) -> dict[str, Any]:
+def config(findings: Findings) -> dict[str, Any]:
     """`config.json` for `PixArtTransformer2DModel`: every field that diffusers would otherwise guess is written."""
-    found.value(KV_COMPRESS)  # there is no field for it: the class has none
+    findings.value(KV_COMPRESS)  # there is no field for it: the class has none
     # The size before the scale: where it is known, the scale often is.
     names = ("hidden_size", "num_attention_heads", "image_size", "interpolation_scale")
-    hidden, heads, _, scale = (found.value(name) for name in names)
+    hidden, heads, _, scale = (findings.value(name) for name in names)
     return {
         "_class_name": "PixArtTransformer2DModel",
         "_diffusers_version": DIFFUSERS,
@@ -82,10 +82,10 @@ def config(found: Findings) -> dict[str, Any]:
         "attention_bias": True,
         "attention_head_dim": hidden // heads,
         "attention_type": "default",
-        "caption_channels": found.value("caption_channels"),
+        "caption_channels": findings.value("caption_channels"),
         "cross_attention_dim": hidden,
         "dropout": 0.0,
-        "in_channels": found.value("in_channels"),
+        "in_channels": findings.value("in_channels"),
         "interpolation_scale": int(scale) if scale == int(scale) else scale,
         "norm_elementwise_affine": False,
         "norm_eps": 1e-06,
@@ -93,27 +93,27 @@ def config(found: Findings) -> dict[str, Any]:
         "norm_type": "ada_norm_single",
         "num_attention_heads": heads,
         "num_embeds_ada_norm": 1000,
-        "num_layers": found.value("depth"),
-        "out_channels": found.value("out_channels"),
-        "patch_size": found.value("patch_size"),
-        "sample_size": found.value("sample_size"),
+        "num_layers": findings.value("depth"),
+        "out_channels": findings.value("out_channels"),
+        "patch_size": findings.value("patch_size"),
+        "sample_size": findings.value("sample_size"),
         "upcast_attention": False,
-        "use_additional_conditions": found.value(MICRO),
+        "use_additional_conditions": findings.value(MICRO),
     }
 
 
-def buffer_mismatch(found: Findings, difference: float) -> tuple[bool, str]:
+def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
     """What a `pos_embed` is that recomputing does not give. Only the fixed-size class ever uses it."""
-    if rounded := up_to_rounding(found, difference):
+    if rounded := up_to_rounding(findings, difference):
         return True, rounded
     # The class before anything else: no word on the size makes a table superfluous that the net adds to its input.
-    if found["multi_scale_train"].value:
-        found.used.add("multi_scale_train")
-        return True, _unused(found, difference)
+    if findings["multi_scale_train"].value:
+        findings.used.add("multi_scale_train")
+        return True, _unused(findings, difference)
     if drift := drifted(difference):
-        return True, exact_instead(found, drift, "interpolation_scale")
-    doubted = POSITIONS in found.distrusted
-    if doubted and found.given.keys() & {"image_size", "interpolation_scale"}:
+        return True, exact_instead(findings, drift, "interpolation_scale")
+    doubted = POSITIONS in findings.distrusted
+    if doubted and findings.given.keys() & {"image_size", "interpolation_scale"}:
         return True, (
             "is the table that OneTrainer writes into every file, and what the flags say is taken instead: if this "
             "fixed-size model was trained with it, the converted model is another one"
@@ -125,15 +125,15 @@ def buffer_mismatch(found: Findings, difference: float) -> tuple[bool, str]:
     )
 
 
-def _unused(found: Findings, difference: float) -> str:
+def _unused(findings: Findings, difference: float) -> str:
     """What the table of a multi-scale model is. The net does without it, but the scale may have been read off it."""
-    scale = found["interpolation_scale"]
+    scale = findings["interpolation_scale"]
     if drift := drifted(difference):
         return f"{drift}, and the multi-scale class never uses it"
-    if POSITIONS in found.distrusted:
+    if POSITIONS in findings.distrusted:
         return "is not the table of the size and scale that were given, and the multi-scale class never uses it"
     # An element that is not finite is refused for that, and shows nothing about the others.
-    if scale.source == "file" and "interpolation_scale" not in found.given and difference < inf:
+    if scale.source == "file" and "interpolation_scale" not in findings.given and difference < inf:
         raise UsageError(
             f"`interpolation_scale` is needed: {POSITIONS} only begins like the sin-cos table of scale "
             f"{scale.value:g} and is off by up to {difference:.2g} further on, so it shows none"
