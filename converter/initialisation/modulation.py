@@ -80,15 +80,15 @@ class Modulation:
         if self.options.t_block != MEAN:
             drawn = EMBEDDER(self.options.seed, "t_block.1.weight", (rows, columns))
             return torch.from_numpy(drawn), torch.zeros(rows)
-        layer = torch.empty(rows, columns), torch.empty(rows)
-        for whole, end in zip(layer, (".weight", ".bias"), strict=True):
+        mean = torch.empty(rows, columns), torch.empty(rows)
+        for whole, end in zip(mean, (".weight", ".bias"), strict=True):
             for start in range(0, rows, ROWS):
                 layers = (self._rows(f"{LAYER.format(i)}{end}", start, start + ROWS) for i in range(self.depth))
                 total = next(layers)
                 for layer in layers:
                     total += layer
                 whole[start : start + ROWS] = total / self.depth
-        return layer
+        return mean
 
     @cached_property
     def _shared(self) -> Tensor:

@@ -72,7 +72,7 @@ CONFIGURED = {
 
 
 def describe(plan: Plan, state: State, findings: Findings) -> None:
-    """Fill `findings`: first what names, shapes and the positional table show, then the user's word, then convention."""
+    """Fill `findings`: what names, shapes and the positional table show, then the user's word, then convention."""
     sizes(plan, findings, mlp_ratio=MLP_RATIO)
     _classes(plan, findings)
     hidden, depth, patch = (findings[name].value for name in ("hidden_size", "depth", "patch_size"))

@@ -46,7 +46,7 @@ CONFIGURED = {
 
 
 def describe(plan: Plan, state: State, findings: Findings) -> None:
-    """Fill `findings`: first what names, shapes and the positional table show, then the user's word, then convention."""
+    """Fill `findings`: what names, shapes and the positional table show, then the user's word, then convention."""
     sizes(plan, findings, {"caption_channels": "K"}, mlp_ratio=MLP_RATIO)
     _features(plan, state.config, findings)
     _version(plan, findings)
