@@ -20,7 +20,7 @@ import click
 import numpy as np
 import pytest
 import torch
-from followed import PROGRAMS, Reader, blocks, commands
+from doc_runner import PROGRAMS, Reader, blocks, commands
 from fuzz.__main__ import parser
 from makers import ROOT
 

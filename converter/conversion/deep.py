@@ -14,7 +14,7 @@ from ..errors import InputError
 from .analysis import Analysis
 from .sidecar import Sidecar, open_sidecar
 from .to_diffusers import hold_computed, named
-from .verdicts import ALLOW_NONFINITE, NONFINITE, hold_to_record
+from .verdicts import ALLOW_NONFINITE, NONFINITE, compare_with_record
 from .write import counted
 from .zeros import ALLOWED, find_zeros, listed
 
@@ -80,7 +80,7 @@ def read_through(analysis: Analysis) -> Deep:
     if zeros.refused:
         result.problems.append(f"{zeros.refused}; {ALLOWED}")
     result.notes += zeros.notes
-    held = hold_to_record(analysis, must_match, recorded, read)
+    held = compare_with_record(analysis, must_match, recorded, read)
     result.changed = [key for key in read if key in held.broken or key in held.changed]
     result.problems += map(str, held.broken.values())
     if held.words:

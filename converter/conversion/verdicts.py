@@ -53,7 +53,7 @@ def demand_evidence(family: Family, findings: Findings, checkpoint: Checkpoint, 
 
 
 @dataclass
-class Held:
+class RecordComparison:
     """What was read, held against a record: `broken` has an error for everything that nobody trains and that is not
     what it was; `changed` is key -> the SHA-256 promised, of what may have been trained and is another; `words` say so,
     or that all is as it was, and are '' where nothing was promised."""
@@ -63,40 +63,40 @@ class Held:
     words: str = ""
 
 
-def hold_to_record(
+def compare_with_record(
     analysis: Analysis, must_match: Mapping[str, str], recorded: Mapping[str, str], read: Mapping[str, str]
-) -> Held:
+) -> RecordComparison:
     """Compare what was read with what the record of the conversion that made it says.
 
     Args:
         analysis: of the model.
-        must_match, recorded: as in an `Arrangement`.
+        must_match, recorded: as in `TensorWrites`.
         read: SHA-256 by key; what is in neither it nor the model is not there, but for what is computed.
     """
-    held, path = Held(), analysis.checkpoint.path
+    comparison, path = RecordComparison(), analysis.checkpoint.path
     for key, sha in must_match.items():
         if read.get(key, sha) != sha:
-            held.broken[key] = InputError.at(path, key, CHANGED)
+            comparison.broken[key] = InputError.at(path, key, CHANGED)
     compared = {key: sha for key, sha in recorded.items() if key in read}
-    held.changed = {key: sha for key, sha in compared.items() if read[key] != sha}
+    comparison.changed = {key: sha for key, sha in compared.items() if read[key] != sha}
     absent = [key for key in {**must_match, **recorded} if key not in read and key not in analysis.checkpoint]
     computed = rows_of(analysis, Computed) if absent else []
     absent = [key for key in absent if not any(row.match(key) for row in computed)]
     words = []
-    if held.changed:
-        words.append(f"{len(held.changed)} of {len(compared)} tensors {UNLIKE}")
+    if comparison.changed:
+        words.append(f"{len(comparison.changed)} of {len(compared)} tensors {UNLIKE}")
     if absent:
         words.append(f"no longer there, of the tensors that {RECORD} names: {listed(absent)}")
     if compared and not words:
         words.append(f"all {len(compared)} tensors {LIKE}")
-    held.words = "; ".join(words)
-    return held
+    comparison.words = "; ".join(words)
+    return comparison
 
 
 def give_verdict(
     analysis: Analysis, writes: TensorWrites, written: Written, options: ConversionOptions
 ) -> tuple[list[str], dict[str, str]]:
-    """(what the user should know of the tensors that were written, `Held.changed`).
+    """(what the user should know of the tensors that were written, `RecordComparison.changed`).
 
     Raises: `InputError` for what is not allowed, and where a promise is broken.
     """
@@ -110,10 +110,10 @@ def give_verdict(
         if bad:
             notes.append(f"{counted(bad, what)}: let through")
     notes += _zeros(analysis, writes, written, options.allow_zeros)
-    held = hold_to_record(analysis, writes.must_match, writes.recorded, written.read)
-    for error in held.broken.values():
+    comparison = compare_with_record(analysis, writes.must_match, writes.recorded, written.read)
+    for error in comparison.broken.values():
         raise error
-    return notes + ([held.words] if held.words else []), held.changed
+    return notes + ([comparison.words] if comparison.words else []), comparison.changed
 
 
 def _zeros(analysis: Analysis, writes: TensorWrites, written: Written, allowed: bool) -> list[str]:

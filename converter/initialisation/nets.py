@@ -105,7 +105,7 @@ class CaseMaker(Draws):
         return Case(name, arrays, f"{rows} x {columns} patches")
 
 
-def followed(net: Net, inputs: Values) -> dict[str, Tensor]:
+def stage_outputs(net: Net, inputs: Values) -> dict[str, Tensor]:
     """What comes of every stage that changes the image: the patches, each block, and the output."""
     seen: dict[str, Tensor] = {}
 

@@ -27,7 +27,7 @@ from ..parity.function import CaseOutcome, Judge
 from ..parity.statistics import relative
 from ..reports.numbers import times
 from ..reports.report import Check
-from .nets import OUTPUT, PATCHES, BothNets, CaseMaker, embedded, followed
+from .nets import OUTPUT, PATCHES, BothNets, CaseMaker, embedded, stage_outputs
 from .options import TIMESTEP
 from .verdict import Proof, StageResult
 
@@ -82,7 +82,7 @@ def _run(nets: BothNets, exact: BothNets, case: Case, dtype: torch.dtype, *, who
     """Both nets in one precision; not `whole`: only the patches, with the table of positions that is stored."""
     inputs, ours = case.tensors(dtype), exact if dtype == torch.float64 else nets
     if whole:
-        return followed(nets.dit(dtype), inputs), followed(ours.pixart(dtype), inputs)
+        return stage_outputs(nets.dit(dtype), inputs), stage_outputs(ours.pixart(dtype), inputs)
     theirs = nets.dit(dtype, stored=nets.origin.same_positions)
     return {PATCHES: embedded(theirs, inputs)}, {PATCHES: embedded(ours.pixart(dtype, stored=True), inputs)}
 

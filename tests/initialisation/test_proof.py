@@ -16,7 +16,7 @@ from makers import dit, save
 from converter.errors import InputError
 from converter.initialisation import Options, init_from_dit
 from converter.initialisation.modulation import Modulation
-from converter.initialisation.nets import BothNets, CaseMaker, followed
+from converter.initialisation.nets import BothNets, CaseMaker, stage_outputs
 from converter.initialisation.origin import DRAWN, Origin
 from converter.initialisation.proof import GRIDS, prove
 from converter.initialisation.verdict import Proof
@@ -73,7 +73,7 @@ def test_on_latents_that_the_proof_never_saw() -> None:
             case = inputs.case("any", rows, columns, [500, 500])
             for dtype, limit in ((torch.float64, 1e-7), (torch.float32, 1e-6)):
                 given = case.tensors(dtype)
-                theirs, ours = followed(nets.dit(dtype), given), followed(nets.pixart(dtype), given)
+                theirs, ours = stage_outputs(nets.dit(dtype), given), stage_outputs(nets.pixart(dtype), given)
                 assert list(theirs) == STAGES
                 assert max(relative(ours[name], theirs[name]) for name in STAGES) < limit
 

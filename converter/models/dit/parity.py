@@ -38,7 +38,7 @@ def reference(findings: Findings, weights: Weights) -> Net:
     return of_any_size(dit(weights, own), dit(weights, replace(own, multi_scale=True)), own)
 
 
-class _Inputs(LatentInputs):
+class _DiTInputs(LatentInputs):
     """Makes cases for one model."""
 
     def __init__(self, findings: Findings) -> None:
@@ -71,7 +71,7 @@ class _Inputs(LatentInputs):
 
 def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
     """The inputs of a profile."""
-    make = _Inputs(findings)
+    make = _DiTInputs(findings)
     # One batch of four: every weight is read once for all of them.
     words = "timesteps 999 and 321, each with a class and with none"
     listed = [make.case("t999-t321", words, (999, 321, 999, 321), (3, -1, -1, 3))]

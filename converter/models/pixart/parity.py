@@ -44,7 +44,7 @@ def reference(findings: Findings, weights: Weights) -> Net:
     return net if own.multi_scale else of_any_size(net, pixart(weights, replace(own, multi_scale=True)), own)
 
 
-class _Inputs(LatentInputs):
+class _PixArtInputs(LatentInputs):
     """Makes cases for one model."""
 
     def __init__(self, findings: Findings, null: Array | None) -> None:
@@ -101,7 +101,7 @@ def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Cas
         left: what the original holds and the converted model does not: the null caption, to run it as guidance does.
     """
     null = next((tensor.numpy() for tensor in left.values() if len(tensor.shape) == 2), None)
-    make = _Inputs(findings, null)
+    make = _PixArtInputs(findings, null)
     # One batch of four: every weight is read once for all of them.
     listed = [
         make.case(
