@@ -101,7 +101,7 @@ def test_comfyui_warnings_are_printed(tmp_path: Path, cli: Cli) -> None:
     converter.convert(GOLDEN / "dit.pt", tmp_path / "dit", hyper_parameters={"num_attention_heads": 4})
     done = cli("pixart", "revert", "--converted_path", tmp_path / "dit", *call[2:], "--overwrite")
     assert done.returncode == 2
-    assert "ComfyUI knows no DiT" in done.stderr
+    assert "ComfyUI cannot read a DiT" in done.stderr
 
 
 @pytest.mark.parametrize("pred_sigma", [True, False])

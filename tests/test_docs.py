@@ -180,7 +180,7 @@ def test_the_settings_that_are_shown_are_accepted(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     Reader("ci.md", tmp_path, {}).follow(PAGES["ci.md"], lambda command: False)
     settings = load_settings(tmp_path / "parity.toml", today=date(2026, 12, 1))
-    assert settings.checkpoints[0]["num_attention_heads"] == 16
+    assert settings.checkpoints[0]["given"] == {"num_attention_heads": 16}
     assert settings.waivers[0].bound == 3.4
 
 
@@ -212,7 +212,8 @@ def test_a_page_that_is_wrong_would_be_found(wrong: str, tmp_path: Path) -> None
 def test_the_flags_that_are_named_exist() -> None:
     from converter.cli.main import pixart
 
-    known = {flag for command in pixart.commands.values() for parameter in command.params for flag in parameter.opts}
+    options = [command.get_params(click.Context(command)) for command in pixart.commands.values()]
+    known = {flag for command in options for parameter in command for flag in parameter.opts}
     known |= {flag for action in parser()._actions for flag in action.option_strings}  # of bin/fuzz
     named = set(re.findall(r"(?<![\w-])--[a-z]\w*", TEXT))
     assert named

@@ -140,7 +140,7 @@ def test_a_nul_in_a_path(inputs: Path, tmp_path: Path) -> None:
             lambda path=path: converter.open_checkpoint(path),
             lambda path=path: converter.convert(inputs / "conv", tmp_path / "b.pth", to="original", null_caption=path),
         ):
-            with pytest.raises(InputError, match=r"\\x00.*: not a path: a null character"):
+            with pytest.raises(InputError, match=r"\\x00.*: not a path: it contains a null character"):
                 call()
     with pytest.raises(UsageError, match="a null character"):
         converter.convert(inputs / "a.pth", str(tmp_path / "a\0b"))

@@ -51,7 +51,6 @@ def config(found: converter.Findings) -> dict[str, Any]:
 
 
 FAMILY = converter.Family("toy", "Toy", KEYS, describe, config, marks=("time_in", "x_embedder"))
-converter.register(FAMILY)
 
 
 def state(double: int = 3, single: int = 5, width: int = 8) -> dict[str, torch.Tensor]:

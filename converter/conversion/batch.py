@@ -77,7 +77,8 @@ def run(
 
     Example:
         >>> from converter.conversion.pairs import expand
-        >>> job = Job(expand("fixtures/golden/*.pth", f"{tmp}/{{stem}}"), hyper_parameters={"num_attention_heads": 4})
+        >>> pairs = expand("fixtures/golden/sigma-*.pth", f"{tmp}/{{stem}}")
+        >>> job = Job(pairs, hyper_parameters={"num_attention_heads": 4})
         >>> [(outcome.pair.original[16:], outcome.status) for outcome in run(job)][0]
         ('sigma-kvcompress.pth', 'failed')
         >>> [outcome.status for outcome in run(job)]

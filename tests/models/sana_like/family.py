@@ -82,7 +82,7 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
         found.file(SCALE, scale, table.seen if table else "no pos_embed shows it")
     elif SCALE in found.given:
         raise UsageError(f"`{SCALE}` {found.given[SCALE]}: there are no positions: {found[USE_PE].evidence}")
-    found.unused.add("pos_embed")  # the multi-scale class computes the table of each size anew
+    found.unused_buffers.add("pos_embed")  # the multi-scale class computes the table of each size anew
     found.given_or_assumed("timestep_scale", 1.0, "as in SANA and SANA-1.5; Sprint's teachers have 0.001")
     if found[QK_NORM].value:
         found.given_or_assumed(EXACT_EPS, False, "as from_pretrained loads it, without the note's line")
