@@ -841,6 +841,7 @@ def on_a_terminal(name: str, *arguments: object) -> tuple[int, str, bytes]:
     return process.returncode, out, shown
 
 
+@pytest.mark.slow
 def test_converted_and_proven_on_a_terminal(made: tuple[Path, Path], tmp_path: Path, cli: Cli) -> None:
     code, out, shown = on_a_terminal("convert-pixart", *converting(made[0], tmp_path / "out"))
     assert code == 0

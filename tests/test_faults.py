@@ -64,6 +64,7 @@ def kill_while_writing(command: list[object], place: Path, delay: float) -> bool
     return process.wait() != 0
 
 
+@pytest.mark.slow
 def test_kill_at_random_moments(two: list[tuple[Path, dict[str, bytes]]], tmp_path: Path) -> None:
     chance, (path, wanted) = random.Random(4), two[0]
     duration, rounds = 0.05, 13
@@ -89,6 +90,7 @@ def test_kill_at_random_moments(two: list[tuple[Path, dict[str, bytes]]], tmp_pa
     assert partial >= 2  # it was caught in the act
 
 
+@pytest.mark.slow
 def test_kill_while_overwriting(two: list[tuple[Path, dict[str, bytes]]], tmp_path: Path) -> None:
     chance, rounds, seen = random.Random(5), 12, []
     old = 0
@@ -454,12 +456,15 @@ def no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_truncation_at_every_byte(tiny: tuple[bytes, dict[str, bytes]], tmp_path: Path) -> None:
+def test_truncation_anywhere(tiny: tuple[bytes, dict[str, bytes]], tmp_path: Path) -> None:
+    """At every byte of the pickle and of the directory at the end, and at one of seven elsewhere."""
     whole, _ = tiny
+    pickled = range(whole.index(b"data.pkl"), whole.index(b"PK\x07\x08"))
+    sizes = {*range(0, len(whole), 7), *pickled, *range(whole.index(b"PK\x01\x02"), len(whole))}
     path, out = tmp_path / "tiny.pth", tmp_path / "out"
     path.write_bytes(whole)
     with open(path, "r+b") as file:
-        for size in range(len(whole) - 1, -1, -1):
+        for size in sorted(sizes, reverse=True):
             file.truncate(size)
             with pytest.raises(converter.InputError) as raised:
                 convert(path, out)

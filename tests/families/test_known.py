@@ -205,6 +205,7 @@ def test_a_family_that_knows_nearly_every_key_changes_nothing(more: Callable[[st
         convert(tmp_path / "a.safetensors", tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
 
 
+@pytest.mark.slow
 def test_keys_without_end_take_bounded_time() -> None:
     with within(60):  # of which it takes one
         assert named(f"{'.' * 900}{i}" for i in range(100_000)) == ""

@@ -129,6 +129,7 @@ def test_a_wider_dtype_loses_nothing(tmp_path: Path, dtype: torch.dtype, to: tor
     assert not any("rounded" in note for note in report.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "to"), [("alpha-fixed", FLOAT16), ("alpha-ms", BFLOAT16)])
 def test_the_whole_profile(tmp_path: Path, name: str, to: torch.dtype) -> None:
     """With the stored table that no cast touches, the stock loader, half precision on top, and all faults."""

@@ -77,6 +77,7 @@ def test_no_tensor_stays_behind(pairs: dict[str, Pair], name: str, options: dict
     assert ran["self-test"] == PASS
 
 
+@pytest.mark.slow
 @needs_fake_device
 def test_nor_does_one_of_a_dit(tmp_path: Path) -> None:
     """Of which whole numbers are an input, and every block has embedders of its own."""
@@ -86,6 +87,7 @@ def test_nor_does_one_of_a_dit(tmp_path: Path) -> None:
     assert report["verdict"] == PASS, report["reason"]
 
 
+@pytest.mark.slow
 @needs_fake_device
 def test_what_fails_is_localised_there_too(pairs: dict[str, Pair], tmp_path: Path) -> None:
     pair = spoilt(pairs["sigma-ms"], tmp_path)
@@ -97,6 +99,7 @@ def test_what_fails_is_localised_there_too(pairs: dict[str, Pair], tmp_path: Pat
     assert len(list((tmp_path / "failing").iterdir())) == 1
 
 
+@pytest.mark.slow
 @needs_fake_device
 @pytest.mark.parametrize("leak", sorted(LEAKS.keys() - {"none"}))
 def test_what_stays_behind_is_noticed(pairs: dict[str, Pair], leak: str) -> None:
