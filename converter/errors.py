@@ -15,6 +15,10 @@ HIDDEN = "***"  # in place of a secret
 TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:[A-Za-z0-9]{16,}|(?=[A-Za-z]*[0-9])[A-Za-z0-9]{6,})")
 
 
+# The remedy for weights of element types that are not accepted, for the readers and for whoever knows the layout.
+UNQUANTISED = "take the weights as they were before they were quantised"
+
+
 class ConverterError(Exception):
     """Base of everything this package raises on purpose; itself, a fault of neither the call nor the input."""
 

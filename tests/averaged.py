@@ -17,7 +17,7 @@ class _Holder(nn.Module):
 def averaged(table: torch.Tensor, decay: float = 0.9999, updates: int = 3000) -> torch.Tensor:
     """A buffer that no step changes, after so many updates of an average: it drifts by the rounding of each."""
     model = _Holder(table)
-    average = AveragedModel(model, avg_fn=get_ema_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+    average = AveragedModel(model, avg_fn=get_ema_avg_fn(decay), use_buffers=True)
     for _ in range(updates):
         average.update_parameters(model)
     return average.module.state_dict()["pos_embed"]

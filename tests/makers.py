@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from converter.conversion.batch import Job, Outcome, run
 from converter.conversion.options import ConversionOptions
@@ -266,6 +267,19 @@ def terminal(name: str, *arguments: object, **options: Any) -> tuple[int, str, b
     os.close(ours)
     out, _ = process.communicate(timeout=60)
     return process.returncode, out, shown
+
+
+def recorded(name: str) -> tuple[dict[str, Any], list[State]]:
+    """(what a golden net was made with, the tensors of each recorded case in the order of their names)."""
+    path = GOLDEN / f"{name}.golden.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    cases: dict[str, State] = {}
+    for key, tensor in load_file(path).items():
+        case, _, what = key.partition(".")
+        cases.setdefault(case, {})[what] = tensor
+    settings = json.loads(metadata["hyperparameters"])
+    return settings | {"model": metadata.get("model")}, [cases[case] for case in sorted(cases)]
 
 
 @contextmanager

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
-from makers import GOLDEN, HEADS, SMALL, pixart, sincos
-from safetensors import safe_open
+from makers import GOLDEN, HEADS, SMALL, pixart, recorded, sincos
 
 from converter.models.pixart.attention import Compression
 from converter.models.pixart.controlnet import controlnet
@@ -48,23 +46,16 @@ def golden(name: str) -> Original:
     """The checkpoint and what was recorded of it, the caption and its mask without their axes of size 1."""
     held = torch.load(GOLDEN / f"{name}.pth", weights_only=True)
     state: State = held.get("state_dict", held)
-    with safe_open(GOLDEN / f"{name}.golden.safetensors", "pt") as file:
-        metadata = file.metadata()
-        recorded = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    cases: dict[str, State] = {}
-    for key, tensor in recorded.items():
-        case, _, what = key.partition(".")
-        cases.setdefault(case, {})[what] = tensor
-    for tensors in cases.values():
+    told, cases = recorded(name)
+    for tensors in cases:
         tensors["caption"] = tensors["caption"].squeeze(1)
         tensors["caption_mask"] = tensors["caption_mask"].squeeze(1).squeeze(1)
 
-    told = json.loads(metadata["hyperparameters"])
     compression = None
     if "kv_compress_config" in told:
         how = told["kv_compress_config"]
         compression = Compression(how["sampling"], how["scale_factor"], frozenset(how["kv_compress_layer"]))
-    multi_scale = metadata["model"] == "PixArtMS"
+    multi_scale = told["model"] == "PixArtMS"
     shape = PixArtShape(
         depth=told["depth"],
         hidden_size=told["hidden_size"],
@@ -79,8 +70,21 @@ def golden(name: str) -> Original:
         qk_norm=told.get("qk_norm", False),
         compression=compression,
     )
-    ordered = tuple(cases[case] for case in sorted(cases))
-    return Original(state, shape, ordered, told.get("copy_blocks_num", 0))
+    return Original(state, shape, tuple(cases), told.get("copy_blocks_num", 0))
+
+
+def errors_of(net: Staged, inputs: Values, case: State) -> dict[str, float]:
+    """The largest difference of the output, and of each block that was recorded ("block0" and so on)."""
+    errors = {}
+
+    def watch(stage: str, made: Values) -> None:
+        key = stage.replace(" ", "")
+        if key in case:
+            errors[key] = float((made["x"] - case[key]).abs().max())
+
+    output = net.forward(inputs, watch)
+    assert output.shape == case["output"].shape
+    return errors | {"output": float((output - case["output"]).abs().max())}
 
 
 def random(

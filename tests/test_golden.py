@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,19 @@ from typing import Any
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
-from makers import GOLDEN, HEADS, diffusers_keyed, expected_weights, inventories, pixart, prefixed, save, sincos, tree
-from safetensors import safe_open
+from makers import (
+    GOLDEN,
+    HEADS,
+    diffusers_keyed,
+    expected_weights,
+    inventories,
+    pixart,
+    prefixed,
+    recorded,
+    save,
+    sincos,
+    tree,
+)
 from safetensors.torch import load_file
 
 import converter
@@ -21,19 +31,6 @@ import converter
 TOLERANCE = 2e-5
 MODELS = ("alpha-ms", "alpha-fixed", "sigma-ms")
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
-
-
-@cache
-def recorded(name: str) -> tuple[dict[str, Any], list[dict[str, torch.Tensor]]]:
-    """(hyper-parameters of the original net, the tensors of each case)."""
-    with safe_open(GOLDEN / f"{name}.golden.safetensors", "pt") as file:
-        settings = json.loads(file.metadata()["hyperparameters"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    cases: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        case, _, what = key.partition(".")
-        cases.setdefault(case, {})[what] = tensor
-    return settings, [cases[case] for case in sorted(cases)]
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-UNQUANTISED = "take the weights as they were before they were quantised"  # of element types that are not accepted
-
 
 @dataclass(frozen=True, slots=True)
 class DType:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ..errors import InputError, printable
-from .dtypes import BY_CODE, UNQUANTISED
+from ..errors import UNQUANTISED, InputError, printable
+from .dtypes import BY_CODE
 from .file import InputFile
 from .json_file import NODE_LIMIT, parse_json
 from .tensor import LazyTensor, Storage, checked, row_major

@@ -33,7 +33,7 @@ def demand_evidence(family: Family, findings: Findings, checkpoint: Checkpoint, 
     """Refuse a result that rests on what neither the file shows nor the user says.
 
     Args:
-        found: its `used` are what the result was made with; whatever else is assumed cannot change it.
+        findings: `used` are what the result was made with; whatever else is assumed cannot change it.
         borrowed: the hyper-parameters that only the converted model shows, whose word is what is to be proven.
 
     Raises: `UsageError` with all of them, and the flag that states each.

@@ -12,14 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.key_names import Tables
 from ..errors import ConverterError, UsageError, printable
 from ..mapping import KeyMapping
 from . import from_file
 from .base import Family, Finding, Findings, Flag, State
 from .known import altered, named
+
+if TYPE_CHECKING:
+    from ..checkpoint.key_names import Tables  # which every start of a command would pay for
 
 MODELS = "converter.models"
 _REGISTERED: dict[str, Family] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable
 
-from ..checkpoint.dtypes import UNQUANTISED
+from ..errors import UNQUANTISED
 
 # What PEFT calls its own weights in a layer: LoRA and its kin (DoRA, AdaLoRA, VeRA), LoHa, LoKr, OFT, BOFT, IA3, HRA,
 # FourierFT. Kohya and LyCORIS share some of them.

@@ -8,7 +8,8 @@ from ..errors import UsageError
 from ..families.evidence import sensible
 
 UNCONDITIONAL, ZERO = NONES = ("unconditional", "zero")
-MEAN, PAPER = T_BLOCKS = ("mean", "paper")
+T_BLOCKS = ("mean", "paper")
+MEAN = T_BLOCKS[0]
 TIMESTEP = 500  # at which the two agree (arXiv 2310.00426, section 2.3)
 
 

@@ -26,7 +26,7 @@ from ..parity.choices import FLOAT32, FLOAT64
 from ..parity.function import CaseOutcome, Judge
 from ..parity.statistics import relative
 from ..reports.numbers import times
-from ..reports.report import Check
+from ..reports.report import FLOOR_LIMIT, Check
 from .nets import OUTPUT, PATCHES, BothNets, CaseMaker, embedded, stage_outputs
 from .options import TIMESTEP
 from .verdict import Proof, StageResult
@@ -130,7 +130,7 @@ def _rounded(state: Mapping[str, Any], tables: Mapping[str, Tensor]) -> Iterator
 
 
 def _checks(stage: StageResult) -> Iterator[Check]:
-    what, limit = f"{stage.case} / {stage.name}", gates.FLOOR_LIMIT
+    what, limit = f"{stage.case} / {stage.name}", FLOOR_LIMIT
     words = f"{stage.exact:.2g} apart before tables are rounded (limit {EXACT:g})"
     yield Check(what, "float64 relative L2", stage.exact, EXACT, passed=stage.exact <= EXACT, words=words)
     floor = max(stage.floor, gates.FLOOR_LEAST)

@@ -6,10 +6,9 @@ import json
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..parity.gates import FLOOR_LIMIT
 from ..reports import render as rendered
 from ..reports.facts import Table
-from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase, Report
+from ..reports.report import FAIL, FLOOR_LIMIT, INCONCLUSIVE, PASS, Check, Phase, Report
 from ..reports.wording import Wording
 from .assemble import Initialisation
 from .options import TIMESTEP

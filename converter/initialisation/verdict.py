@@ -7,7 +7,7 @@ from typing import Any
 
 from ..parity import gates
 from ..reports.numbers import times as spell
-from ..reports.report import EXIT_CODES, FAIL, INCONCLUSIVE, PASS, Check, as_json
+from ..reports.report import EXIT_CODES, FAIL, FLOOR_LIMIT, INCONCLUSIVE, PASS, Check, as_json
 from .options import TIMESTEP
 from .timesteps import Distances
 
@@ -84,7 +84,7 @@ class Proof:
             return words + ("" if self._mathematics else f". {TOO_COARSE}")
         if not self.passed:
             return f"whether it computes at t = {TIMESTEP} what the DiT does cannot be told: {self.doubts[0]}"
-        times = f"at worst {spell(self.worst.times)} times the DiT's own rounding (limit {gates.FLOOR_LIMIT:g})"
+        times = f"at worst {spell(self.worst.times)} times the DiT's own rounding (limit {FLOOR_LIMIT:g})"
         exact = max(stage.exact for stage in self.stages)
         return (
             f"at t = {TIMESTEP} it computes what the DiT does, block by block: {times} in float32; in float64, before "
@@ -102,7 +102,7 @@ class Proof:
             "verdict": self.verdict,
             "passed": self.passed,
             "words": self.words,
-            "limit": gates.FLOOR_LIMIT,
+            "limit": FLOOR_LIMIT,
             "worst": self.worst.times if self.stages else None,
             "stages": [asdict(stage) | {"times": stage.times} for stage in self.stages],
             "checks": [asdict(check) for check in self.checks],

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .net import Values, Weights
-from .streamed import StockStage as StockStage
+from .streamed import StockStage as StockStage  # a table is written of both
 from .streamed import Streamed, owner
 
 # A probe's name -> where a stock block has it: what the blocks of diffusers have in common.

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
-from ..reports.report import FLOOR_LIMIT as FLOOR_LIMIT
-from ..reports.report import Check
+from ..reports.report import FLOOR_LIMIT, Check
 
 if TYPE_CHECKING:
     from .statistics import Statistics

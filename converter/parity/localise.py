@@ -20,7 +20,8 @@ from ..nets import Net, Stage, Values, no_probe
 from ..nets.faults import Fault, with_fault
 from ..nets.inputs import Case
 from ..nets.inputs import exact as as_float64
-from .gates import FLOOR_LEAST, FLOOR_LIMIT
+from ..reports.report import FLOOR_LIMIT
+from .gates import FLOOR_LEAST
 from .statistics import relative
 
 # In float64; a right stage is at 1e-15, one with a float32 island at 3e-8. Below it the limit is that of the gates, in

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..nets import Values
-from . import gates
+from ..reports.report import FLOOR_LIMIT
 from .statistics import relative
 
 TRACED = 1 << 22  # numbers of one stage's output up to which a case's stages are compared one by one
@@ -47,7 +47,7 @@ class StageErrors:
     stages: list[str]
     converted: list[float]
     floor: list[float] | None
-    limit: float = gates.FLOOR_LIMIT
+    limit: float = FLOOR_LIMIT
 
 
 @dataclass(frozen=True)

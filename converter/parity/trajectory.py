@@ -10,9 +10,9 @@ import torch
 from ..nets import Net
 from ..nets.inputs import Case
 from ..nets.sampler import Sampler
-from ..reports.report import FAIL, INCONCLUSIVE, PASS, Phase
+from ..reports.report import FAIL, FLOOR_LIMIT, INCONCLUSIVE, PASS, Phase
 from .choices import FLOAT32, FLOAT64
-from .gates import FLOOR_LIMIT, LIMITS
+from .gates import LIMITS
 from .statistics import relative
 
 DIVERGED = 1e-2  # relative L2 of the latents, from which on the two draw different pictures

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from datetime import date
 
 from ..errors import printable
-from ..reports.report import Check
+from ..reports.report import FLOOR_LIMIT, Check
 from .choices import FLOAT32, FLOAT64
-from .gates import AGAINST, FLOOR_LIMIT, GATING
+from .gates import AGAINST, GATING
 
 UNITS = {FLOAT64: 1.0, FLOAT32: FLOOR_LIMIT}  # the limit of each precision, in the unit that its words have
 WAIVABLE = (

@@ -140,7 +140,7 @@ def test_no_other_table_has_a_scale(name: str) -> None:
 def test_rows_that_are_not_those_of_the_table() -> None:
     table = sincos(16, 4, 2.0)[0].numpy()
     for wrong in (table[:-1], np.concatenate([table, table]), table[:, :-4]):
-        assert fit(lambda wrong=wrong: iter([(0, wrong)]), 16, 4) is None  # type: ignore[misc]
+        assert fit(lambda wrong=wrong: iter([(0, wrong)]), 16, 4) is None
 
 
 @pytest.mark.parametrize("step", [1, 5, 8, 64, 1000])

@@ -278,8 +278,8 @@ def test_rows_that_are_no_equal_groups_are_refused_both_ways() -> None:
         (Reorder("x", (0, 0)), "is not an order"),
         (Reorder("x"), "is not an order"),
         (Reorder("x", (0,)), "is not an order"),
-        (Reorder("x", [1, 0]), "is not an order"),  # type: ignore[arg-type]
-        (Reorder("x", 2), "is not an order"),  # type: ignore[arg-type]
+        (Reorder("x", [1, 0]), "is not an order"),
+        (Reorder("x", 2), "is not an order"),
         (Reorder(("x", "y"), (2, 1, 0)), "3 groups of rows do not divide into 2 targets"),
         (Reorder("x.{}", (1, 0)), "an index on one side only cannot be undone"),
         (Reorder((), (1, 0)), "a row's value is"),

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import SanaTransformer2DModel
-from makers import GOLDEN, save
+from makers import GOLDEN, recorded, save
 from safetensors.torch import load_file
 from sana_like.family import EXACT_LINE
 from sana_like.net import SanaShape, sana
-from test_golden import TOLERANCE, WEIGHTS, recorded
+from test_golden import TOLERANCE, WEIGHTS
 
 import converter
 from converter.nets import Values, Weights

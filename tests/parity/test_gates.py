@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.parity import gates
-from converter.parity.gates import FLOOR_LEAST, FLOOR_LIMIT, GATING, LIMITS, Floor
+from converter.parity.gates import FLOOR_LEAST, GATING, LIMITS, Floor
 from converter.parity.statistics import Statistics
-from converter.reports.report import Check
+from converter.reports.report import FLOOR_LIMIT, Check
 
 NOTHING = Statistics(0, 0, 0, 0, 0, 0, 0, 1, inf, "[0, 0, 0, 0]: 1 for 1", (0, 0), 1)
 FIELDS = dict(zip(GATING, ("relative_l2", "peak", "channel", "position"), strict=True))

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from typing import Any, TypeGuard
 
-from ...errors import printable
-from ..dtypes import UNQUANTISED
+from ...errors import UNQUANTISED, printable
 from .unpickle import Call, Dict, Global, Set
 
 # By the name of torch's function that rebuilds them, or of their storage's class.

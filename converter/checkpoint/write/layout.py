@@ -40,9 +40,6 @@ class FileLayout:
     frame: Callable[[Mapping[str, int]], list[tuple[int, bytes]]]
 
 
-LayOut = Callable[[Iterable[TensorEntry]], FileLayout]
-
-
 def lay_out_safetensors(entries: Iterable[TensorEntry], metadata: dict[str, str] | None = None) -> FileLayout:
     """The layout of a file that holds these tensors. It has no checksums.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,8 +12,8 @@ import formulae
 import numpy as np
 import pytest
 import torch
-from makers import GOLDEN, dit
-from safetensors import safe_open
+from makers import GOLDEN, dit, recorded
+from originals import errors_of
 
 from converter.models.dit.net import DiTShape
 from converter.models.dit.net import dit as reference
@@ -43,13 +42,7 @@ class Original:
 
 @cache
 def golden() -> Original:
-    with safe_open(GOLDEN / "dit.golden.safetensors", "pt") as file:
-        told = json.loads(file.metadata()["hyperparameters"])
-        recorded = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    cases: dict[str, State] = {}
-    for key, tensor in recorded.items():
-        case, _, what = key.partition(".")
-        cases.setdefault(case, {})[what] = tensor
+    told, cases = recorded("dit")
     shape = DiTShape(
         depth=told["depth"],
         hidden_size=told["hidden_size"],
@@ -59,7 +52,7 @@ def golden() -> Original:
         input_size=told["input_size"],
     )
     state = torch.load(GOLDEN / "dit.pt", weights_only=True)
-    return Original(state, shape, tuple(cases[case] for case in sorted(cases)))
+    return Original(state, shape, tuple(cases))
 
 
 def random(grid: tuple[int, int] = (4, 4), batch: int = 2, multi_scale: bool = False, **sizes: Any) -> Original:
@@ -87,15 +80,7 @@ def random(grid: tuple[int, int] = (4, 4), batch: int = 2, multi_scale: bool = F
 @pytest.mark.parametrize("case", [0, 1])
 def test_outputs_and_blocks(case: int, record_property: pytest.RecordProperty) -> None:
     model, recorded = golden(), golden().cases[case]
-    errors = {}
-
-    def watch(stage: str, made: Values) -> None:
-        key = stage.replace(" ", "")
-        if key in recorded:
-            errors[key] = float((made["x"] - recorded[key]).abs().max())
-
-    output = model.net().forward(model.inputs(case), watch)
-    errors["output"] = float((output - recorded["output"]).abs().max())
+    errors = errors_of(model.net(), model.inputs(case), recorded)
     record_property("max abs error", errors)
     assert set(errors) == {"output", "block0", "block1", "block2"}
     assert max(errors.values()) < TOLERANCE, errors
@@ -107,9 +92,9 @@ WRONG: tuple[dict[str, Any], ...] = ({"num_heads": 2}, {"multi_scale": True, "sc
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_shape_would_be_seen(wrong: dict[str, Any]) -> None:
     model = golden()
-    for case, recorded in enumerate(model.cases):
+    for case, tensors in enumerate(model.cases):
         output = replace(model, shape=replace(model.shape, **wrong)).net().forward(model.inputs(case))
-        assert float((output - recorded["output"]).abs().max()) > 10 * TOLERANCE
+        assert float((output - tensors["output"]).abs().max()) > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["timestep", "class_label"])

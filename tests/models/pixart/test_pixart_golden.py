@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from originals import MODELS, golden
+from originals import MODELS, errors_of, golden
 
 from converter.models.pixart.attention import Compression
-from converter.nets import Values
 
 TOLERANCE = 2e-5
 CASES = [(name, case) for name in MODELS for case in range(len(golden(name).cases))]
@@ -21,17 +20,8 @@ CASES = [(name, case) for name in MODELS for case in range(len(golden(name).case
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_outputs_and_blocks(name: str, case: int, record_property: pytest.RecordProperty) -> None:
     model, recorded = golden(name), golden(name).cases[case]
-    errors = {}
-
-    def watch(stage: str, made: Values) -> None:
-        key = stage.replace(" ", "")
-        if key in recorded:
-            errors[key] = float((made["x"] - recorded[key]).abs().max())
-
-    output = model.net().forward(model.inputs(case), watch)
-    errors["output"] = float((output - recorded["output"]).abs().max())
+    errors = errors_of(model.net(), model.inputs(case), recorded)
     record_property("max abs error", errors)
-    assert output.shape == recorded["output"].shape
     assert set(errors) == {"output"} | {key for key in recorded if key.startswith("block")}
     assert max(errors.values()) < TOLERANCE, errors
 
