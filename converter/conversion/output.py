@@ -101,18 +101,15 @@ class Destination:
             layout = lay_out_safetensors(entries, {"format": "pt"}) if safe else lay_out_torch(entries)
             return [TensorFile(self.path.name, layout)], {}
         self._named_rightly(entries)
-        name, shards = with_variant(WEIGHTS, self.variant), _shards(entries, self.shard)
-        names = [name]
-        if len(shards) > 1:
-            stem = name.removesuffix(".safetensors")
-            names = [f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+        name = with_variant(WEIGHTS, self.variant)
+        shards = _shards(entries, self.shard, name) if self.shard else {name: entries}
         files = [
             TensorFile(f"{subfolder}/{name}", lay_out_safetensors(shard, {"format": "pt"}))
-            for name, shard in zip(names, shards, strict=True)
+            for name, shard in shards.items()
         ]
         if len(shards) == 1:
             return files, {}
-        where = {entry.key: name for name, shard in zip(names, shards, strict=True) for entry in shard}
+        where = {entry.key: name for name, shard in shards.items() for entry in shard}
         index = {"metadata": {"total_size": sum(entry.nbytes for entry in entries)}, "weight_map": where}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         return files, {f"{subfolder}/{with_variant(INDEX, self.variant)}": text}
@@ -126,24 +123,18 @@ class Destination:
             )
 
 
-def _shards(entries: list[TensorEntry], limit: int) -> list[list[TensorEntry]]:
-    """The tensors in the order of the state dict, as many to a shard as it takes (huggingface_hub,
-    `serialization/_base.py`): one that is larger than a shard has one to itself."""
-    if not limit:
-        return [entries]
-    shards: list[list[TensorEntry]] = []
-    current: list[TensorEntry] = []
-    size = 0
-    for entry in entries:
-        if entry.nbytes > limit:
-            shards.append([entry])
-            continue
-        if size + entry.nbytes > limit:
-            shards.append(current)
-            current, size = [], 0
-        current.append(entry)
-        size += entry.nbytes
-    return [*shards, current] if current else shards
+def _shards(entries: list[TensorEntry], limit: int, name: str) -> dict[str, list[TensorEntry]]:
+    """File name -> the tensors in it, as the hub's own tools share them out."""
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    by_key = {entry.key: entry for entry in entries}
+    split = split_state_dict_into_shards_factory(
+        by_key,
+        get_storage_size=lambda entry: entry.nbytes,
+        filename_pattern=name.replace(".safetensors", "{suffix}.safetensors"),
+        max_shard_size=limit,
+    )
+    return {file: [by_key[key] for key in keys] for file, keys in split.filename_to_tensors.items()}
 
 
 def bytes_of(size: str | int) -> int:

@@ -168,10 +168,11 @@ def write_files(
         for file, fd in zip(files, fds, strict=True):
             framed = _complete(out.path / file.name, fd, file.layout, crcs)
             sizes[file.name] = {"size": file.layout.size, "header_sha256": hashlib.sha256(framed).hexdigest()}
-    return _written(sizes, tensor_copies)
+    return summary(tensor_copies, sizes)
 
 
-def _written(files: dict[str, dict[str, int | str]], tensor_copies: list[TensorCopy]) -> Written:
+def summary(tensor_copies: list[TensorCopy], files: dict[str, dict[str, int | str]]) -> Written:
+    """What was counted and hashed while these were carried out."""
     written = Written(files)
     for copy in tensor_copies:
         key, outputs = copy.tensor.key, copy.outputs

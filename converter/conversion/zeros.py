@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..checkpoint import DType, LazyTensor
+from ..checkpoint import LazyTensor
 from ..checkpoint.cast import trailing_zeros
 from ..errors import InputError, printable
 from ..mapping import Plan, fold
@@ -76,32 +76,6 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
 
 
-class Tails:
-    """Counts, of each of so many equal runs of a tensor's elements, how many at its end are zero, as its bytes come.
-
-    >>> from converter.checkpoint.dtypes import F16
-    >>> counting = Tails(F16, 8, 2)
-    >>> counting.feed(bytes.fromhex("0000 003c 0080"))  # 0, 1, -0
-    >>> counting.feed(bytes.fromhex("0000"))
-    >>> counting.zeros
-    [0, 2]
-    """
-
-    def __init__(self, dtype: DType, nbytes: int, parts: int = 1) -> None:
-        self.zeros = [0] * parts
-        self._dtype, self._each, self._done = dtype, nbytes // parts, 0
-
-    def feed(self, piece: bytes | memoryview) -> None:
-        """The next elements."""
-        view = memoryview(piece)
-        while len(view):
-            part, begun = divmod(self._done, self._each)
-            run, view = view[: self._each - begun], view[self._each - begun :]
-            last = trailing_zeros(run, self._dtype)
-            self.zeros[part] = last + (self.zeros[part] if last * self._dtype.itemsize == len(run) else 0)
-            self._done += len(run)
-
-
 def tails(tensor: LazyTensor, parts: int = 1) -> list[int]:
     """Of each of so many equal runs of a tensor's rows, how many elements at its end are zero.
 
@@ -114,13 +88,15 @@ def tails(tensor: LazyTensor, parts: int = 1) -> list[int]:
 
 
 def _tail(tensor: LazyTensor) -> int:
+    zeros = 0
     for part in (*([tensor[tensor.shape[0] - 1 :]] if tensor.shape else []), tensor):
-        counting = Tails(tensor.dtype, part.nbytes)
+        zeros = 0
         for _, piece in part.chunks():
-            counting.feed(piece)
-        if counting.zeros[0] < part.numel:
+            last = trailing_zeros(piece, tensor.dtype)
+            zeros = last + (zeros if last * tensor.dtype.itemsize == len(piece) else 0)
+        if zeros < part.numel:
             break
-    return counting.zeros[0]
+    return zeros
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ once, which proves both ends: the CRC-32 of what lies in the new file has to be 
 source. SHA-256 and the search for NaN, infinity and zeros happen in that same pass. One thread writes, since two on one
 file only wait for each other, a second proves what is there already, and in the end both do: hashing and I/O release
 the interpreter's lock. Memory is two buffers, plus one tensor where a view has to be laid out anew.
+
+The same passes tell whether a file holds already what would be written: then nothing is, and SHA-256 takes the place of
+the CRC-32.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
+from typing import Any
 
 from zlib_ng.zlib_ng import crc32, crc32_combine
 
@@ -28,19 +32,24 @@ from ..tensor import CHUNK, LazyTensor, Storage
 Progress = Callable[[int], None]
 
 
+class DifferentError(Exception):
+    """A file does not hold what would be written."""
+
+
 @dataclass
 class Output:
     """A tensor, or rows of one, of a file being written: where it lies as a reader of that file sees it, and what was
     read back. `nonfinite` counts elements; `zeros`, of each of `parts` equal runs of rows (such as q, k and v), how
-    many at its end are zero."""
+    many at its end are zero. Without an `fd` it is compared with what is there."""
 
     tensor: LazyTensor
-    fd: int
+    fd: int | None
     parts: int = 1
     sha256: str = ""
     crc: int = 0
     nonfinite: int = 0
     zeros: list[int] = field(default_factory=list)
+    wanted: Any = field(default_factory=hashlib.sha256)  # of what would be written without an `fd`
 
     @property
     def start(self) -> int:
@@ -86,7 +95,7 @@ class TensorCopy:
             return False
         done = 0
         for output in self.outputs:
-            if not storage.copy_to(done, output.tensor.nbytes, output.fd, output.start):
+            if output.fd is None or not storage.copy_to(done, output.tensor.nbytes, output.fd, output.start):
                 return False
             done += output.tensor.nbytes
         self.crc = storage.crc
@@ -122,7 +131,9 @@ class TensorCopy:
         start = 0
         for output in self.outputs:
             low, high = max(start, self._done), min(start + output.tensor.nbytes, self._done + len(view))
-            if low < high:
+            if low < high and output.fd is None:
+                output.wanted.update(view[low - self._done : high - self._done])
+            elif low < high and output.fd is not None:
                 write_at(output.fd, view[low - self._done : high - self._done], output.start + low - start)
             start += output.tensor.nbytes
         self._done += len(view)
@@ -133,7 +144,7 @@ class TensorCopy:
         digests = {output.tensor.key: hashlib.sha256() for output in self.outputs}
         for output in sorted(self.outputs, key=lambda output: output.start):
             file, digest, dtype = output.tensor.storage.file, digests[output.tensor.key], output.tensor.dtype
-            size = output.tensor.nbytes // output.parts
+            size, there = output.tensor.nbytes // output.parts, hashlib.sha256()
             for end in (size * (part + 1) for part in range(output.parts)):
                 zeros = 0
                 for offset in range(end - size, end, len(buffer)):
@@ -143,11 +154,15 @@ class TensorCopy:
                     file.read_into(part, output.start + offset, output.tensor.key)
                     output.crc = crc32(part, output.crc)
                     digest.update(part)
+                    if output.fd is None:
+                        there.update(part)
                     output.nonfinite += count_nonfinite(part, dtype)
                     last = trailing_zeros(part, dtype)
                     zeros = last + (zeros if last * dtype.itemsize == len(part) else 0)
                     progress(len(part))
                 output.zeros.append(zeros)
+            if output.fd is None and there.digest() != output.wanted.digest():
+                raise DifferentError
         crc = 0
         for output in self.outputs:
             output.sha256 = digests[output.tensor.key].hexdigest()
@@ -204,7 +219,8 @@ def transfer(
     are still to be proven: the moment to put the disk to work.
 
     Raises: `InputError` where a storage cannot be read whole or its CRC is wrong; `ConverterError` where reading back
-    gives something else than was written; `OSError` where writing fails.
+    gives something else than was written; `OSError` where writing fails; `DifferentError` where an output that is only
+    compared holds something else.
     """
     by_storage: dict[int, tuple[Storage, list[TensorCopy]]] = {}
     for copy in copies:
@@ -214,7 +230,7 @@ def transfer(
     jobs = sorted(by_storage.values(), key=lambda job: job[0].place)
     # Rounding is work for both threads, and only copying is not: two writers on one file wait for each other. A view
     # that is laid out anew takes memory for a whole tensor, of which there is to be one at a time.
-    casts = any(d.dtype != d.tensor.dtype for _, wanting in jobs for d in wanting)
+    casts = any(d.dtype != d.tensor.dtype or d.outputs[0].fd is None for _, wanting in jobs for d in wanting)
     writers = 2 if casts and all(d.tensor.contiguous for _, wanting in jobs for d in wanting) else 1
     writing, turn = writers, threading.Lock()
     waiting: SimpleQueue[tuple[Storage, list[TensorCopy]] | None] = SimpleQueue()
