@@ -28,7 +28,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from converter.conversion.batch import Job, Outcome, run
+from converter.conversion.batch import Outcome, run
 from converter.conversion.options import ConversionOptions
 from converter.conversion.pairs import Pair
 from converter.parity.choices import CheckOptions
@@ -311,7 +311,7 @@ def converted(pairs: Iterable[Pair], **words: Any) -> list[Outcome]:
     """Several conversions, with options and hyper-parameters as `stated` takes them."""
     named = stated(**words)
     hyper_parameters = named.pop("hyper_parameters")
-    return run(Job(pairs, ConversionOptions(**named), hyper_parameters))
+    return run(pairs, ConversionOptions(**named), hyper_parameters)
 
 
 def stated(hyper_parameters: Mapping[str, Any] | None = None, **words: Any) -> dict[str, Any]:

@@ -132,8 +132,8 @@ def _request(originals: list[str], target: str, words: dict[str, Any], *, litera
 def _carry_out(context: click.Context, request: ConversionRequest, *, quiet: bool, as_json: bool) -> None:
     """Do what is asked for, and print what comes of it: in full of one checkpoint, a line or two of each of several."""
     from ..checkpoint.write.interrupt import interruptible
-    from ..conversion.batch import CONVERTED, PLANNED, STATUSES, run, worst
-    from ..jobs.conversions import job_of
+    from ..conversion.batch import CONVERTED, PLANNED, STATUSES, worst
+    from ..jobs.conversions import run
 
     silent, started = quiet or as_json, time.monotonic()
     outcomes: list[Outcome] = []
@@ -145,7 +145,7 @@ def _carry_out(context: click.Context, request: ConversionRequest, *, quiet: boo
         if outcome.words:
             say_error(outcome.words)
         elif not silent:
-            for line in _lines(outcome, step, time.monotonic() - started if not job.several else None):
+            for line in _lines(outcome, step, time.monotonic() - started if not request.several else None):
                 say(line)
 
     def summary() -> dict[str, int]:
@@ -156,22 +156,22 @@ def _carry_out(context: click.Context, request: ConversionRequest, *, quiet: boo
         return counts
 
     with ExitStack() as bars, interruptible():
-        comparing = progress_bar(bars, quiet, "comparing")
-        job = job_of(
-            request,
-            str(context.obj),
-            quiet=quiet,
-            progress=comparing,
-            say=lambda words: say(f"note: {words}", err=True),
-        )
         try:
-            run(job, progress=progress_bar(bars, quiet, "converting", unit="B"), finished=finished)
+            run(
+                request,
+                str(context.obj),
+                quiet=quiet,
+                progress=progress_bar(bars, quiet, "converting", unit="B"),
+                comparing=progress_bar(bars, quiet, "comparing"),
+                say=lambda words: say(f"note: {words}", err=True),
+                finished=finished,
+            )
         except KeyboardInterrupt:  # how a watch usually ends
-            if job.several:
+            if request.several:
                 summary()
             raise
     code = worst(outcome.exit_code for outcome in outcomes)
-    if job.several:
+    if request.several:
         content: dict[str, Any] = {"conversions": [_row(outcome) for outcome in outcomes], "summary": summary()}
     else:
         done = outcomes[0].conversion

@@ -44,73 +44,61 @@ class Outcome:
     results: dict[str, StepResult] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Job:
-    """What to convert, and what to do with each result.
-
-    Attributes:
-        pairs: may be produced as they are asked for, as `watch` does.
-        hyper_parameters: of all pairs; a pair may have its own.
-        steps: done with every result that is not refused, in order, until one has an exit code; by name.
-        several: none of the checkpoints stops the rest, and what is done already is not done again: a target that
-            holds what would be written, to the last bit, is left alone. Otherwise errors are raised.
-    """
-
-    pairs: Iterable[Pair]
-    options: ConversionOptions = field(default_factory=ConversionOptions)
-    hyper_parameters: Mapping[str, Any] = field(default_factory=dict)
-    steps: Mapping[str, Callable[[Outcome], StepResult]] = field(default_factory=dict)
-    several: bool = True
-
-
 def run(
-    job: Job,
+    pairs: Iterable[Pair],
+    options: ConversionOptions | None = None,
+    hyper_parameters: Mapping[str, Any] | None = None,
     *,
+    several: bool = True,
+    steps: Mapping[str, Callable[[Outcome], StepResult]] | None = None,
     progress: Callable[[int], Progress] | None = None,
     finished: Callable[[Outcome, str], object] = lambda outcome, step: None,
 ) -> list[Outcome]:
-    """Do it, one checkpoint after the other.
+    """Convert one checkpoint after the other.
 
     Args:
+        pairs: may be produced as they are asked for, as `watch` does.
+        options, hyper_parameters: of all pairs; a pair may have its own.
+        several: none of the checkpoints stops the rest, and what is done already is not done again: a target that
+            holds what would be written, to the last bit, is left alone. Otherwise errors are raised.
+        steps: done with every result that is not refused, in order, until one has an exit code; by name.
         progress: as of `convert`.
         finished: called with each outcome once it is converted (or not), and again after each step, with its name.
 
     Example:
         >>> from converter.conversion.pairs import expand
         >>> pairs = expand("fixtures/golden/sigma-*.pth", f"{tmp}/{{stem}}")
-        >>> job = Job(pairs, hyper_parameters={"num_attention_heads": 4})
-        >>> [(outcome.pair.original[16:], outcome.status) for outcome in run(job)][0]
+        >>> heads = {"num_attention_heads": 4}
+        >>> [(outcome.pair.original[16:], outcome.status) for outcome in run(pairs, hyper_parameters=heads)][0]
         ('sigma-kvcompress.pth', 'failed')
-        >>> [outcome.status for outcome in run(job)]
+        >>> [outcome.status for outcome in run(pairs, hyper_parameters=heads)]
         ['failed', 'unchanged', 'failed']
     """
     outcomes = []
-    for pair in job.pairs:
+    for pair in pairs:
         outcome = Outcome(pair)
         outcomes.append(outcome)
-        with _errors_in(outcome, job.several):
-            _convert(job, outcome, progress)
+        with _errors_in(outcome, several):
+            own = with_shortcuts(options or ConversionOptions(), pair.options)
+            known = {**(hyper_parameters or {}), **pair.hyper_parameters}
+            notes = None
+            if several and os.path.lexists(pair.converted):
+                notes = is_up_to_date(pair.original, pair.converted, own, hyper_parameters=known)
+            if notes is not None:
+                outcome.status, outcome.notes = UNCHANGED, notes
+            else:
+                done = convert(pair.original, pair.converted, own, hyper_parameters=known, progress=progress)
+                outcome.status, outcome.notes = CONVERTED if done.written else PLANNED, done.notes
+                outcome.conversion = done
         finished(outcome, "")
-        for name, step in job.steps.items():
+        for name, step in (steps or {}).items():
             if outcome.status == FAILED or outcome.exit_code:
                 break
-            with _errors_in(outcome, job.several):
+            with _errors_in(outcome, several):
                 outcome.results[name] = step(outcome)
                 outcome.exit_code = outcome.results[name].exit_code
             finished(outcome, name)
     return outcomes
-
-
-def _convert(job: Job, outcome: Outcome, progress: Callable[[int], Progress] | None) -> None:
-    pair, hyper_parameters = outcome.pair, {**job.hyper_parameters, **outcome.pair.hyper_parameters}
-    options = with_shortcuts(job.options, pair.options)
-    if job.several and os.path.lexists(pair.converted):
-        notes = is_up_to_date(pair.original, pair.converted, options, hyper_parameters=hyper_parameters)
-        if notes is not None:
-            outcome.status, outcome.notes = UNCHANGED, notes
-            return
-    done = convert(pair.original, pair.converted, options, hyper_parameters=hyper_parameters, progress=progress)
-    outcome.status, outcome.conversion, outcome.notes = CONVERTED if done.written else PLANNED, done, done.notes
 
 
 @contextmanager

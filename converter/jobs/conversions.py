@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.write.transfer import Progress
-from ..conversion.batch import Job
+from ..conversion import batch
+from ..conversion.batch import Outcome
 from ..conversion.options import ConversionOptions
 from ..conversion.pairs import Pair, check_targets_unique, expand, several
 from ..conversion.watch import watch
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from .steps import Step
 
 
 @dataclass(frozen=True)
@@ -53,42 +58,58 @@ class ConversionRequest:
         if after and self.options.to != "diffusers":
             raise UsageError(f"`{after}` requires a diffusers folder, not `to` {self.options.to}")
 
+    @cached_property
+    def several(self) -> bool:
+        """Whether it may be more than one checkpoint, none of which stops the rest."""
+        return bool(self.watch) or (not self.literally and several(self.originals, self.target))
 
-def job_of(
+
+def run(
     request: ConversionRequest,
     command: str,
     *,
     quiet: bool = False,
     progress: Callable[[int], Progress] | None = None,
+    comparing: Callable[[int], Progress] | None = None,
     say: Callable[[str], object] = lambda words: None,
-) -> Job:
-    """The job that a request stands for, with the steps that follow each conversion.
+    finished: Callable[[Outcome, str], object] = lambda outcome, step: None,
+) -> list[Outcome]:
+    """Convert, and do what is to follow each conversion.
 
     Args:
         command: the command line, for reports.
-        quiet: no progress bars while publishing. progress: of a comparison, as `check` takes it.
+        quiet: no progress bars while publishing.
+        progress, comparing: of the conversions and comparisons, as `convert` and `check` take them.
         say: told of files in a watched folder that are not complete.
+        finished: as of `batch.run`.
 
     Raises: `UsageError` for what does not go together, or cannot be done.
     """
     request.validate()
-    steps = {}
+    steps: dict[str, Step] = {}
     if request.parity:
-        from .steps import comparing
+        from .steps import compare_step
 
-        steps["parity"] = comparing(command, request.options.family, progress)
-    many = bool(request.watch) or (not request.literally and several(request.originals, request.target))
+        steps["parity"] = compare_step(command, request.options.family, comparing)
     if request.push_to_hub:
-        if many:
+        if request.several:
             raise UsageError("`push_to_hub` requires exactly one conversion")
-        from .steps import publishing
+        from .steps import publish_step
 
-        steps["published"] = publishing(request.push_to_hub, request.private, quiet=quiet)
+        steps["published"] = publish_step(request.push_to_hub, request.private, quiet=quiet)
     pairs: Iterable[Pair]
     if request.watch:
         pairs = watch(request.watch, request.target, settle=request.watch_settle, idle=request.watch_idle, say=say)
-    elif many:
+    elif request.several:
         pairs = check_targets_unique([pair for path in request.originals for pair in expand(path, request.target)])
     else:
         pairs = [Pair(request.originals[0], request.target)]
-    return Job(pairs, request.options, request.hyper_parameters, steps, several=many)
+    return batch.run(
+        pairs,
+        request.options,
+        request.hyper_parameters,
+        several=request.several,
+        steps=steps,
+        progress=progress,
+        finished=finished,
+    )

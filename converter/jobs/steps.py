@@ -30,7 +30,7 @@ class Unproven(KeyboardInterrupt):
         self.left = f"{printable(folder)} is converted, whole, and was not compared"
 
 
-def comparing(command: str, family: str | None, progress: Callable[[int], Progress] | None) -> Step:
+def compare_step(command: str, family: str | None, progress: Callable[[int], Progress] | None) -> Step:
     """A step that compares the result with its source in the quick profile, and leaves the report beside the record,
     which says what weights were taken and what the user stated. A PASS from before stands where nothing has changed.
 
@@ -57,7 +57,7 @@ def comparing(command: str, family: str | None, progress: Callable[[int], Progre
     return step
 
 
-def publishing(repo: str, private: bool, *, quiet: bool) -> Step:
+def publish_step(repo: str, private: bool, *, quiet: bool) -> Step:
     """A step that publishes the result on the hub; whether it could is asked at once, before anything is done."""
     from ..publishing import check, push
 
