@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import ModelCommand, family, given, require_evidence, together, which, writing
+from .options import ModelCommand, combined, family, given, require_evidence, weights_options, writing_options
 from .output import print_json, progress_bar, say, say_error
 
 if TYPE_CHECKING:
@@ -46,14 +46,14 @@ if TYPE_CHECKING:
     metavar="BOOL",
     help="Must be true for now: whole pipelines are not written yet.",
 )
-@together(
-    which,
+@combined(
+    weights_options,
     family,
     given,
     require_evidence,
     click.option("--max_shard_size", metavar="SIZE", help="Split larger models into files of this size, such as 5GB."),
     click.option("--variant", metavar="NAME", help="Put this into the names of the weights, such as fp16."),
-    writing,
+    writing_options,
 )
 @click.option("--parity", is_flag=True, help="Prove the result (quick profile); the verdict becomes the exit code.")
 @click.option("--push_to_hub", metavar="REPO", help="Publish the result there (owner/name), with a model card.")
@@ -89,7 +89,7 @@ def convert(context: click.Context, /, as_json: bool, quiet: bool, only_transfor
             "`only_transformer` false: whole pipelines are not written yet; convert the transformer and pass it to "
             "PixArtAlphaPipeline or PixArtSigmaPipeline.from_pretrained(..., transformer=...)"
         )
-    _carry_out(context, request, quiet=quiet, as_json=as_json)
+    _run_and_print(context, request, quiet=quiet, as_json=as_json)
 
 
 @click.command(cls=ModelCommand, short_help="Write a converted model in the original layout again.")
@@ -103,7 +103,7 @@ def convert(context: click.Context, /, as_json: bool, quiet: bool, only_transfor
     default="original",
     help="The original layout (default), or a .safetensors as ComfyUI reads it.",
 )
-@together(which, writing, family, given)
+@combined(weights_options, writing_options, family, given)
 @click.pass_context
 def revert(context: click.Context, /, as_json: bool, quiet: bool, **words: Any) -> None:
     """Write a converted model in the original layout again, bit for bit, buffers included.
@@ -115,7 +115,7 @@ def revert(context: click.Context, /, as_json: bool, quiet: bool, **words: Any) 
     Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal error, or a disk that fills up or fails.
     """
     request = _request([words.pop("converted_path")], words.pop("dump_path"), words, literally=True)
-    _carry_out(context, request, quiet=quiet, as_json=as_json)
+    _run_and_print(context, request, quiet=quiet, as_json=as_json)
 
 
 def _request(originals: list[str], target: str, words: dict[str, Any], *, literally: bool = False) -> ConversionRequest:
@@ -129,7 +129,7 @@ def _request(originals: list[str], target: str, words: dict[str, Any], *, litera
     return ConversionRequest(originals, target, options, literally=literally, **words)
 
 
-def _carry_out(context: click.Context, request: ConversionRequest, *, quiet: bool, as_json: bool) -> None:
+def _run_and_print(context: click.Context, request: ConversionRequest, *, quiet: bool, as_json: bool) -> None:
     """Do what is asked for, and print what comes of it: in full of one checkpoint, a line or two of each of several."""
     from ..checkpoint.write.interrupt import interruptible
     from ..conversion.batch import CONVERTED, PLANNED, STATUSES, worst

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import Command, shown
+from .options import Command, output_options
 from .output import print_json, progress_bar, say
 
 WEIGHTS = click.Choice(["raw", "ema"])
@@ -22,7 +22,7 @@ WEIGHTS = click.Choice(["raw", "ema"])
 @click.option("--state_dict_key_b", metavar="PATH", help="Where in B the weights are, if it holds several state dicts.")
 @click.option("--rounding_ok", is_flag=True, help="Exit with 0 also if one is the other, rounded to fewer bits.")
 @click.option("--all", "everything", is_flag=True, help="List every tensor that differs, each on its own line.")
-@shown
+@output_options
 def diff(rounding_ok: bool, everything: bool, as_json: bool, quiet: bool, **words: Any) -> None:
     """Say how the checkpoints A and B differ, tensor by tensor: identical, the same but for rounding, or how far apart
     (relative L2: the norm of the difference over the larger of both norms).

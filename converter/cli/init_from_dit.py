@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .options import Command, boolean, shown, which
+from .options import Command, boolean, output_options, weights_options
 from .output import print_json, progress_bar, say, say_error
 
 
@@ -21,7 +21,7 @@ from .output import print_json, progress_bar, say, say_error
     metavar="PATH",
     help="A .pth or .safetensors in PixArt's original layout, or a folder for diffusers.",
 )
-@which
+@weights_options
 @click.option(
     "--none",
     type=click.Choice(["unconditional", "zero"]),
@@ -66,7 +66,7 @@ from .output import print_json, progress_bar, say, say_error
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Random seed. Default: 0.")
 @click.option("--report", multiple=True, metavar="FILE", help="Write a report: .json, .md or .html. Repeatable.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file, or a folder that an earlier run wrote.")
-@shown
+@output_options
 def init_from_dit(
     orig_ckpt_path: str, dump_path: str, report: tuple[str, ...], as_json: bool, quiet: bool, **words: Any
 ) -> None:

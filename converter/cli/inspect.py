@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from .options import ModelCommand, family, given, json_option, which
+from .options import ModelCommand, family, given, json_option, weights_options
 from .output import print_json, say
 
 
 @click.command(cls=ModelCommand, short_help="Say what a checkpoint is, from its index.")
 @click.argument("path")
-@which
+@weights_options
 @family
 @given
 @click.option(

@@ -23,7 +23,7 @@ from .init_from_dit import init_from_dit
 from .inspect import inspect
 from .new_family import new_family
 from .options import Group
-from .output import hush, untold
+from .output import discard_output, lost_output
 from .parity import parity
 
 
@@ -59,19 +59,21 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     meta: dict[str, Any] = {}
-    code = _carried_out(command, name, arguments, meta)
-    if lost := untold(meta):
+    code = _execute(command, name, arguments, meta)
+    if lost := lost_output(meta):
         why = lost.error.strerror or str(lost.error)
         if isinstance(lost.error, BrokenPipeError):
             pass  # its reader has gone, and wanted no more
         elif lost.result and not code:
             return _fail(name, f"done, but the result could not be printed: standard output: {why}", 5, [])
         else:
-            _tell(f"{name}: warning: not all could be printed: standard output: {why}; the exit code is the result's")
+            _print_error(
+                f"{name}: warning: not all could be printed: standard output: {why}; the exit code is the result's"
+            )
     return code
 
 
-def _carried_out(command: click.Command, name: str, arguments: list[str], meta: dict[str, Any]) -> int:
+def _execute(command: click.Command, name: str, arguments: list[str], meta: dict[str, Any]) -> int:
     """The exit code of a command; every error is told. `meta` becomes that of its context."""
     try:
         # Not `command.main`: it has opinions of its own on interrupts and broken pipes.
@@ -90,14 +92,14 @@ def _carried_out(command: click.Command, name: str, arguments: list[str], meta: 
         hint = f" (see {asked.command_path} --help)" if asked else ""
         return _fail(name, f"{error.format_message()}{hint}", 2, arguments)
     except BrokenPipeError:
-        hush()  # the reader of our output has gone, and nothing more can be said to it
+        discard_output()  # the reader of our output has gone, and nothing more can be said to it
         return 0
     except KeyboardInterrupt as error:
         left = getattr(error, "left", "nothing half-finished was left behind")
         return _fail(name, f"{str(error) or 'interrupted'}; {left}", int(getattr(error, "exit_code", 130)), arguments)
     except Exception as error:
         if isinstance(error, OSError):
-            hush()
+            discard_output()
         words, code = explained(error)
         expected = isinstance(error, ConverterError | OSError)
         return _fail(name, words if expected else f"{words} (PIXART_DEBUG=1 shows where)", code, arguments)
@@ -110,16 +112,16 @@ def _fail(name: str, message: str, code: int, arguments: list[str]) -> int:
 
         message = redacted(message)
     line = printable(" ".join(as_flags(message).split()), 4000)
-    _tell(f"{name}: error: {line}")
+    _print_error(f"{name}: error: {line}")
     if "--json" in arguments and sys.stdout:
         try:
             print(json.dumps({"ok": False, "exit_code": code, "error": line}), flush=True)
         except OSError:
-            hush()  # the exit code says it
+            discard_output()  # the exit code says it
     return code
 
 
-def _tell(line: str) -> None:
+def _print_error(line: str) -> None:
     if sys.stderr:  # None where it was closed before the start: `print` would take standard output
         with suppress(OSError):
             print(line, file=sys.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .options import Command, json_option, which
+from .options import Command, json_option, weights_options
 from .output import print_json, say
 
 
@@ -20,7 +20,7 @@ from .output import print_json, say
     help="What it is to become: a diffusers folder, any checkpoint in that layout, or a .json of keys and shapes. "
     "Default: every path becomes itself, to be filled in.",
 )
-@which
+@weights_options
 @click.option("--out", metavar="FILE.py", help="The module to write. Default: NAME.py.")
 @click.option("--overwrite", is_flag=True, help="Replace that file if it exists.")
 @json_option

@@ -62,7 +62,7 @@ def boolean_option(name: str, help: str) -> click.Option:
     return click.Option([name], help=help, **_BOOLEAN)
 
 
-def together(*decorators: Decorator) -> Decorator:
+def combined(*decorators: Decorator) -> Decorator:
     """Several decorators as one, in the order in which `--help` lists them."""
 
     def decorate(command: Any) -> Any:
@@ -75,9 +75,9 @@ def together(*decorators: Decorator) -> Decorator:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-shown = together(json_option, quiet_option)
+output_options = combined(json_option, quiet_option)
 
-which = together(
+weights_options = combined(
     click.option(
         "--weights", type=click.Choice(["raw", "ema"]), help="Which weights, if a file has both. Default: raw."
     ),
@@ -99,7 +99,7 @@ require_evidence = boolean(
     "Refuse an assumption that can change an output, and name the flag that states the value instead.",
 )
 
-writing = together(
+writing_options = combined(
     click.option(
         "--dtype",
         type=click.Choice(["float32", "float16", "bfloat16"]),
@@ -113,7 +113,7 @@ writing = together(
     click.option("--allow_nonfinite", is_flag=True, help="Convert NaN and infinity as they are."),
     click.option("--allow_overflow", is_flag=True, help="Let values beyond the range of --dtype become infinity."),
     click.option("--allow_zeros", is_flag=True, help="Accept tensors that are zero throughout."),
-    shown,
+    output_options,
 )
 
 

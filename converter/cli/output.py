@@ -15,11 +15,11 @@ import click
 
 from ..errors import as_flags, printable
 
-_UNTOLD = "converter.untold"  # in a context's `meta`
+_LOST = "converter.lost_output"  # in a context's `meta`
 
 
 @dataclass(frozen=True)
-class Untold:
+class LostOutput:
     """Why standard output took no more, and whether what it did not take was the result itself."""
 
     error: OSError
@@ -27,7 +27,7 @@ class Untold:
 
 
 def say(line: str, *, result: bool = False, err: bool = False) -> None:
-    """Print a line, at once. What cannot be printed is told when the command is done: see `untold`.
+    """Print a line, at once. What cannot be printed is reported when the command is done: see `lost_output`.
 
     Args:
         result: it is what the command is for, and not only said of what it does.
@@ -38,17 +38,17 @@ def say(line: str, *, result: bool = False, err: bool = False) -> None:
             click.echo(line, err=True)
         return
     meta = click.get_current_context().meta
-    if _UNTOLD in meta and (meta[_UNTOLD].result or not result):
+    if _LOST in meta and (meta[_LOST].result or not result):
         return
     try:
-        if _UNTOLD in meta:
-            raise meta[_UNTOLD].error
+        if _LOST in meta:
+            raise meta[_LOST].error
         if result and not sys.stdout:  # closed before the start
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         click.echo(line)
     except OSError as error:
-        meta[_UNTOLD] = Untold(error, result)
-        hush()
+        meta[_LOST] = LostOutput(error, result)
+        discard_output()
 
 
 def say_error(words: str) -> None:
@@ -80,13 +80,13 @@ def progress_bar(bars: ExitStack, quiet: bool, what: str, **how: Any) -> Callabl
     return None if quiet else begin
 
 
-def untold(meta: dict[str, Any]) -> Untold | None:
+def lost_output(meta: dict[str, Any]) -> LostOutput | None:
     """What standard output did not take of a command, by its context's `meta`."""
-    lost: Untold | None = meta.get(_UNTOLD)
+    lost: LostOutput | None = meta.get(_LOST)
     return lost
 
 
-def hush() -> None:
+def discard_output() -> None:
     """Let what standard output cannot take go nowhere: at exit Python would try once more to write it, and complain."""
     try:
         if sys.stdout:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..parity.choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
-from .options import ModelCommand, family, given, require_evidence, shown
+from .options import ModelCommand, family, given, output_options, require_evidence
 from .output import print_json, progress_bar, say, say_error
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ DTYPES = click.Choice(PRECISIONS)
     "--report", multiple=True, metavar="FILE", help="Write a report: .json, .xml (JUnit), .md or .html. Repeatable."
 )
 @click.option("--card", metavar="FILE", help="Write a verification card (Markdown) to publish with the weights.")
-@shown
+@output_options
 @click.pass_context
 def parity(
     context: click.Context, /, as_json: bool, quiet: bool, hyper_parameters: dict[str, Any], **words: Any

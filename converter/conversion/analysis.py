@@ -50,7 +50,7 @@ class CheckpointState:
                 row += whole
 
     @contextmanager
-    def blaming(self) -> Iterator[None]:
+    def file_checked_first(self) -> Iterator[None]:
         """Before the call is blamed for what single elements show, the file is: they may be damaged."""
         try:
             yield
@@ -100,11 +100,11 @@ class Analysis:
 
     def config(self) -> dict[str, Any]:
         """`config.json` of the converted model. Raises what stands against it, as `require()` does, or `UsageError`."""
-        with self.state.blaming(), self.naming():
+        with self.state.file_checked_first(), self.path_in_errors():
             return self.require().config(self.found)
 
     @contextmanager
-    def naming(self) -> Iterator[None]:
+    def path_in_errors(self) -> Iterator[None]:
         """A family sees the content of `config.json` and not where it lies: its errors are told that here."""
         try:
             yield
@@ -155,7 +155,7 @@ def analyse(
     plan = analysis.plan = analysis.table.survey(checkpoint)
     findings = analysis.found = Findings(hyper_parameters or {})
     _check_hyper_parameters(known, findings.given)
-    with analysis.state.blaming(), analysis.naming():
+    with analysis.state.file_checked_first(), analysis.path_in_errors():
         known.describe(plan, analysis.state, findings)
         if not plan.problems:
             analysis.needs = _compare_with_config(known, analysis.state.config, findings)

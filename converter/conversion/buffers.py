@@ -163,7 +163,7 @@ class ComputedStorage(Storage):
         return False  # nothing is at hand: it comes by `chunks`
 
 
-def on_demand(key: str, dtype: DType, shape: tuple[int, ...], pieces: Pieces) -> LazyTensor:
+def computed_on_demand(key: str, dtype: DType, shape: tuple[int, ...], pieces: Pieces) -> LazyTensor:
     """A tensor to be written though no file holds it: `pieces` give its elements in row-major order, little-endian."""
     storage = ComputedStorage(key, prod(shape) * dtype.itemsize, pieces)
     return LazyTensor(key, dtype, shape, storage, strides=row_major(shape))
@@ -173,7 +173,9 @@ def joined(tensors: list[LazyTensor]) -> LazyTensor:
     """Tensors put together on axis 0, unread."""
     first = tensors[0]
     shape = (sum(tensor.shape[0] for tensor in tensors), *first.shape[1:])
-    return on_demand(first.key, first.dtype, shape, lambda: (piece for each in tensors for _, piece in each.chunks()))
+    return computed_on_demand(
+        first.key, first.dtype, shape, lambda: (piece for each in tensors for _, piece in each.chunks())
+    )
 
 
 def computed(key: str, table: Any, dtype: DType | None = None) -> LazyTensor:
@@ -192,4 +194,4 @@ def computed(key: str, table: Any, dtype: DType | None = None) -> LazyTensor:
         for row in range(0, count, step):
             yield round_to(table.rows(row, min(row + step, count), axis), to)
 
-    return on_demand(key, to, table.shape, rows)
+    return computed_on_demand(key, to, table.shape, rows)

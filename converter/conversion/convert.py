@@ -99,7 +99,7 @@ def _write(
         # What was changed before is not vouched for: what was stated of it is passed on.
         anew = (plan.writes.rounded | sidecar.given.keys()) - record.changed.keys()
         shas = {key: sha for name in anew for key, sha in written.digests.get(name, {}).items()}
-        record.earlier = sidecar.record.passed_on(shas)
+        record.earlier = sidecar.record.history(shas)
         text = json.dumps(record.as_dict(), indent=1, ensure_ascii=False) + "\n"
         out.write_text(RECORD, text)
         sizes[RECORD] = len(text.encode())

@@ -13,14 +13,14 @@ from ..checkpoint.tensor import CHUNK
 from ..errors import InputError
 from .analysis import Analysis
 from .sidecar import Sidecar, open_sidecar
-from .to_diffusers import hold_computed, named
+from .to_diffusers import check_computed, named
 from .verdicts import ALLOW_NONFINITE, NONFINITE, compare_with_record
 from .write import counted
 from .zeros import ALLOWED, find_zeros, listed
 
 
 @dataclass
-class Deep:
+class DeepInspection:
     """What was found in the tensors: the bytes read, whether the file has checksums, elements that are not finite by
     key, the keys that a record promised otherwise; `problems` and `notes` in words."""
 
@@ -36,19 +36,19 @@ class Deep:
         return {name: getattr(self, name) for name in ("bytes", "checksums", "nonfinite", "changed")}
 
 
-def read_through(analysis: Analysis) -> Deep:
+def read_through(analysis: Analysis) -> DeepInspection:
     """Read every tensor of the chosen weights, and of a sidecar beside them, to its end, one piece in memory at a time.
 
     Damage to single tensors is a problem among others, and the rest is read all the same.
     """
-    result, sound, buffer = Deep(), dict[str, LazyTensor](), bytearray(CHUNK)
+    result, sound, buffer = DeepInspection(), dict[str, LazyTensor](), bytearray(CHUNK)
     with ExitStack() as stack:
         sidecar = Sidecar()
         try:
             if analysis.family and not analysis.plan.problems:
                 sidecar = open_sidecar(stack, analysis, None)
                 if not analysis.needs:
-                    hold_computed(analysis, sidecar)
+                    check_computed(analysis, sidecar)
         except InputError as error:
             result.problems.append(str(error))
         must_match, recorded = sidecar.must_match, sidecar.recorded

@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoint import DType
 from ..checkpoint.dtypes import BF16, BY_NAME, F16, F32
 from ..checkpoint.file import reading
-from ..checkpoint.json_file import read_json
 from ..checkpoint.weight_names import INDEX, WEIGHTS, is_shard, with_variant
 from ..checkpoint.write.layout import TensorEntry, lay_out_safetensors
 from ..checkpoint.write.publish import FilePublication, Publication
 from ..checkpoint.write.target import check_file, check_target
 from ..checkpoint.write.torch_writer import lay_out_torch
-from ..errors import ConverterError, UsageError, printable
-from ..filenames import PARITY, RECORD, TOOL
+from ..errors import UsageError, printable
 from .options import ConversionOptions
+from .record import files_we_wrote
 from .write import TensorFile, TensorWrite
 
 DIFFUSERS, ORIGINAL, COMFYUI = LAYOUTS = ("diffusers", "original", "comfyui")
@@ -150,13 +149,3 @@ def bytes_of(size: str | int) -> int:
     if nbytes < 1:
         raise UsageError(f"`max_shard_size` {printable(size)}: give a size such as 5GB, 500MB or 100000 (bytes)")
     return nbytes
-
-
-def files_we_wrote(folder: Path) -> Set[str]:
-    """The files that this tool wrote into a folder, by its record there, and the record; none without a record."""
-    try:
-        record = read_json(folder / RECORD)
-        tool, written = record["tool"]["name"], record["written"]
-    except (ConverterError, TypeError, KeyError):
-        return frozenset()
-    return {*written, RECORD, PARITY} if tool == TOOL and isinstance(written, dict) else frozenset()

@@ -116,7 +116,7 @@ def pair_up(
     return [pair for one, other in zip(originals, converted, strict=True) for pair in expand(one, other, **more)]
 
 
-def natural(path: str) -> tuple[list[tuple[str, int, str]], str]:
+def natural_order(path: str) -> tuple[list[tuple[str, int, str]], str]:
     """A sort key that reads runs of digits as numbers; paths that differ in leading zeros only are still told apart.
 
     >>> sorted(["e10", "e9", "e09"], key=natural)
@@ -144,13 +144,13 @@ def _originals(path: str) -> list[str]:
             os.listdir(_literal(path) or ".")  # `glob` finds nothing in a folder that it cannot read
             only = ", only folders that are no models" if matches else ""
             raise UsageError(f"{printable(path)}: matches no checkpoint{only}")
-    return sorted(set(paths), key=natural)
+    return sorted(set(paths), key=natural_order)
 
 
 def in_folder(path: str) -> list[str]:
     """The checkpoints in a folder, told by their names, in natural order. Raises: `InputError` if it cannot be read."""
     try:
-        return sorted((entry.path for entry in os.scandir(path) if _is_checkpoint(entry)), key=natural)
+        return sorted((entry.path for entry in os.scandir(path) if _is_checkpoint(entry)), key=natural_order)
     except OSError as error:
         raise InputError.at(path, "", error.strerror or str(error)) from error
 

@@ -26,7 +26,7 @@ from .inspection import report
 from .options import ConversionOptions
 from .output import COMFYUI, Destination
 from .record import ConversionRecord, Record
-from .sidecar import Sidecar, analyse_again, open_sidecar
+from .sidecar import Sidecar, analyse_with_record, open_sidecar
 from .to_diffusers import TensorWrites, to_diffusers
 from .to_original import to_original
 from .verdicts import demand_evidence
@@ -93,14 +93,14 @@ def open_plan(
     with ExitStack() as stack:
         with reading(place):
             opened = open_model(place, options.weights, options.state_dict_key, options.family)
-            analysis = analyse_again(stack.enter_context(opened), hyper_parameters, options.family)
-            plan = _make_or_blame(analysis, destination, options, stack)
+            analysis = analyse_with_record(stack.enter_context(opened), hyper_parameters, options.family)
+            plan = _make_plan_or_report_zeros(analysis, destination, options, stack)
         if place != Path(source):  # in the cache it has a name that says nothing
             plan.record.about["source"]["name"] = printable(source)
         yield plan
 
 
-def _make_or_blame(
+def _make_plan_or_report_zeros(
     analysis: Analysis, destination: Destination, options: ConversionOptions, stack: ExitStack
 ) -> ConversionPlan:
     """`make_plan`. Where it fails, an incomplete download may be the cause (a table of positions that is zero fits no
@@ -132,15 +132,15 @@ def make_plan(
         raise UsageError(f"`to` comfyui: ComfyUI cannot read a {family.title} from such a file")
     convert = to_diffusers if destination.folder else to_original
     sidecar = open_sidecar(stack, analysis, options.null_caption)
-    with analysis.state.blaming():
+    with analysis.state.file_checked_first():
         writes = convert(analysis, sidecar, destination.dtype)
     findings = analysis.found
     if options.require_evidence:
         demand_evidence(family, findings, checkpoint)
-    notes = [*findings.notes, *(findings.diffusers_notes if destination.folder else []), *notes_on(checkpoint)]
+    notes = [*findings.notes, *(findings.diffusers_notes if destination.folder else []), *checkpoint_notes(checkpoint)]
     if analysis.diffusers and checkpoint.folder and not checkpoint.config:
         notes.append(f"the folder holds no {CONFIG}: what it would say is given or assumed")
-    notes += [*sidecar.notes, *_unlike_record(analysis, sidecar.record), *writes.notes]
+    notes += [*sidecar.notes, *_differences_from_record(analysis, sidecar.record), *writes.notes]
     if destination.to == COMFYUI and family.comfyui:
         notes += family.comfyui(findings)
     model = destination.with_prefix(writes.model)
@@ -171,7 +171,7 @@ def digest_of(data: bytes) -> dict[str, int | str]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _unlike_record(analysis: Analysis, record: Record) -> list[str]:
+def _differences_from_record(analysis: Analysis, record: Record) -> list[str]:
     """Where a converted folder says otherwise than the record of its conversion: its config was changed."""
     recorded = record.content.get("hyper_parameters", {}) if analysis.diffusers else {}
     return [
@@ -194,7 +194,7 @@ def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:
     return {Path(os.path.relpath(place / name, folder)).as_posix(): digest_of(data) for name, data in files.items()}
 
 
-def notes_on(checkpoint: Checkpoint) -> list[str]:
+def checkpoint_notes(checkpoint: Checkpoint) -> list[str]:
     """What the user should know of what was read before the result is used."""
     notes, chosen = [*checkpoint.notes], checkpoint.selected
     # Where nobody chose, those of the same kind are the very same tensors under another name.
@@ -212,7 +212,7 @@ def notes_on(checkpoint: Checkpoint) -> list[str]:
     for name, danger in checkpoint.foreign_globals:
         if danger:
             notes.append(f"the file asks to import {name}, which can run code in other readers; nothing of it ran here")
-    if shared := _sharing(checkpoint):
+    if shared := _sharing_storage(checkpoint):
         tied = (
             " (tied weights, as its metadata says)"
             if len({id(t) for t in checkpoint.values()}) < len(checkpoint)
@@ -222,7 +222,7 @@ def notes_on(checkpoint: Checkpoint) -> list[str]:
     return notes
 
 
-def _sharing(checkpoint: Checkpoint) -> list[str]:
+def _sharing_storage(checkpoint: Checkpoint) -> list[str]:
     """The keys whose run of bytes overlaps with that of a key before them, be it in part."""
     runs: dict[int, list[tuple[int, int, str]]] = {}
     for key, tensor in checkpoint.items():

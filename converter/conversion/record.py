@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from ..checkpoint.file import present
 from ..checkpoint.folder import in_cache
 from ..checkpoint.json_file import read_json
 from ..errors import ConverterError
-from ..filenames import RECORD, SIDECAR, TOOL, record_places
+from ..filenames import PARITY, RECORD, SIDECAR, TOOL, record_places
+from ..hub.names import stays_inside
 
 # Of tensors that a record promises.
 LIKE = f"are what {RECORD} says was converted"
@@ -137,7 +138,7 @@ class Record:
             if finding["source"] == "given"
         }
 
-    def passed_on(self, digests: Mapping[str, str]) -> dict[str, Any]:
+    def history(self, digests: Mapping[str, str]) -> dict[str, Any]:
         """What the record of a conversion of this model says of what was before it, so that the way back stays exact.
 
         Args:
@@ -171,7 +172,7 @@ def record_beside(model: Path) -> Record:
             casts = [content.get("cast") or "float32", *_listed(content.get("earlier_casts", []))]
             known = [content, *([content["origin"]] if content.get("origin") else [])]
             texts = [*content.get("changed", {}).items()]
-            if not all(map(_sound, known)) or not all(BY_NAME[cast].floating for cast in casts):
+            if not all(map(_is_valid, known)) or not all(BY_NAME[cast].floating for cast in casts):
                 raise TypeError
             if not all(isinstance(sha, str) for _, sha in texts):
                 raise TypeError
@@ -181,9 +182,9 @@ def record_beside(model: Path) -> Record:
     return Record()
 
 
-def _sound(record: Any) -> bool:
+def _is_valid(record: Any) -> bool:
     """Whether all that is relied on is of the types that it ought to be: anyone may have written it."""
-    keys = [row["source"] for row in _listed(record["plan"]) if _sound_row(row)]
+    keys = [row["source"] for row in _listed(record["plan"]) if _is_valid_row(row)]
     source, findings = record["source"], record["hyper_parameters"].values()
     return (
         len(set(keys)) == len(record["plan"])
@@ -200,7 +201,7 @@ def _listed(value: Any) -> list[Any]:
     return value
 
 
-def _sound_row(row: Any) -> bool:
+def _is_valid_row(row: Any) -> bool:
     digests, shape = row.get("sha256") or {}, row["shape"]
     if not (isinstance(digests, dict) and isinstance(shape, list)):
         return False
@@ -212,3 +213,26 @@ def sidecar_beside(model: Path, record: Record) -> Path | None:
     """Where a conversion kept what the converted model has no place for: in the folder, or beside its record."""
     places = (model, *([record.folder] if record.folder else []))
     return next((folder / SIDECAR for folder in places if present(folder / SIDECAR)), None)
+
+
+def recorded_files(record: Any) -> dict[str, dict[str, Any]]:
+    """The files that a record says were written, with what it says of each; none where it is no record of ours.
+
+    >>> recorded_files({"tool": {"name": "convert-pixart"}, "written": {"transformer/config.json": {"size": 7}}})
+    {'transformer/config.json': {'size': 7}}
+    """
+    try:
+        files: dict[str, dict[str, Any]] = {**record["written"]} if record["tool"]["name"] == TOOL else {}
+        valid = all(isinstance(about["size"], int) and stays_inside(name) for name, about in files.items())
+    except (TypeError, KeyError):
+        return {}
+    return files if valid else {}
+
+
+def files_we_wrote(folder: Path) -> Set[str]:
+    """The files that this tool wrote into a folder, by its record there, and the record; none without a record."""
+    try:
+        files = recorded_files(read_json(folder / RECORD))
+    except ConverterError:
+        return frozenset()
+    return {*files, RECORD, PARITY} if files else frozenset()

@@ -54,7 +54,7 @@ class Sidecar:
         return {key: self.record.digests[key] for key in sorted(others)}
 
 
-def analyse_again(checkpoint: Checkpoint, hyper_parameters: Mapping[str, Any], family: str | None) -> Analysis:
+def analyse_with_record(checkpoint: Checkpoint, hyper_parameters: Mapping[str, Any], family: str | None) -> Analysis:
     """`analyse`, and where a converted folder by itself does not suffice, with what its record says that was given."""
     analysis, folder = analyse(checkpoint, hyper_parameters, family), checkpoint.folder
     if not analysis.family or not analysis.diffusers or not folder or not (analysis.plan.problems or analysis.needs):
@@ -88,7 +88,7 @@ def open_sidecar(stack: ExitStack, analysis: Analysis, null_caption: str | os.Pa
             for key, tensor in tensors.items():
                 if not any(row.match(key) for kind in (Extra, Computed) for row in rows_of(analysis, kind)):
                     raise InputError.at(path, key, f"nothing that a {analysis.require().title} keeps in {SIDECAR}")
-                sidecar.kept[key] = _fitting(analysis, key, tensor)
+                sidecar.kept[key] = _checked(analysis, key, tensor)
     if null_caption is not None:
         sidecar.given = _given(stack, analysis, null_caption)
         for key, tensor in sidecar.given.items():
@@ -113,10 +113,10 @@ def _given(stack: ExitStack, analysis: Analysis, path: str | os.PathLike[str]) -
         matching = {rows[0].source: next(iter(tensors.values()))}
     if not matching:
         raise InputError.at(path, "", f"holds no {rows[0].source}, and more than one tensor: which one is meant?")
-    return {key: _fitting(analysis, key, tensor) for key, tensor in matching.items()}
+    return {key: _checked(analysis, key, tensor) for key, tensor in matching.items()}
 
 
-def _fitting(analysis: Analysis, key: str, tensor: LazyTensor) -> LazyTensor:
+def _checked(analysis: Analysis, key: str, tensor: LazyTensor) -> LazyTensor:
     """The tensor under this key, if it has the shape that the table says, with the sizes of this model."""
     row = next(row for kind in (Extra, Computed) for row in rows_of(analysis, kind) if row.match(key))
     dims = bind([(key, row.pattern, tensor.shape)])[0] | analysis.plan.dims

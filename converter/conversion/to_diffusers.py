@@ -55,7 +55,7 @@ class TensorWrites:
         """The dtype that something of the model is rounded to, '' where nothing is."""
         return next((part.dtype.name for part in self.model if part.dtype != part.sources[0].dtype), "")
 
-    def hold_to(self, sidecar: Sidecar, buffers: Collection[str] = ()) -> None:
+    def expect_digests(self, sidecar: Sidecar, buffers: Collection[str] = ()) -> None:
         """What is written has to be what the record beside its source says; `buffers` were computed for it."""
         digests = sidecar.record.digests
         self.must_match |= sidecar.must_match | {key: digests[key] for key in buffers if key in digests}
@@ -72,7 +72,7 @@ def named(checkpoint: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     return {key: replace(tensor, key=key) for key, tensor in checkpoint.items()}
 
 
-def cast_parts(
+def tensor_writes(
     family: Family, dtype: DType | None, move: Move, checkpoint: Mapping[str, LazyTensor]
 ) -> list[TensorWrite]:
     """What a move writes of the tensors of a checkpoint, cast where that is asked for."""
@@ -99,22 +99,22 @@ def to_diffusers(analysis: Analysis, sidecar: Sidecar, dtype: DType | None) -> T
     there, checkpoint = sidecar.tensors, named(analysis.checkpoint)
     for key, tensor in checkpoint.items():
         if move := moves.get(key):
-            writes.model += cast_parts(family, dtype, move, checkpoint)
+            writes.model += tensor_writes(family, dtype, move, checkpoint)
             writes.row(move.operation.word, tensor, targets=list(move.targets))
         elif key in plan.extras and plan.extras[key] in there:
             writes.notes.append(f"{key} is a stray copy; what lies beside the model is believed")
         elif key in plan.extras:
-            _keep(writes, tensor, plan.extras[key])
+            _to_sidecar(writes, tensor, plan.extras[key])
         else:
-            _recomputed(writes, analysis, key, tensor)
+            _drop_computed(writes, analysis, key, tensor)
     for key, tensor in there.items():
-        _keep(writes, tensor, key)
-    writes.hold_to(sidecar)
-    hold_computed(analysis, sidecar)
+        _to_sidecar(writes, tensor, key)
+    writes.expect_digests(sidecar)
+    check_computed(analysis, sidecar)
     return writes
 
 
-def hold_computed(analysis: Analysis, sidecar: Sidecar) -> None:
+def check_computed(analysis: Analysis, sidecar: Sidecar) -> None:
     """Of a converted model, what was left to be computed is still what the original held; it may have another config.
 
     Raises: `InputError` where it is not.
@@ -130,13 +130,13 @@ def hold_computed(analysis: Analysis, sidecar: Sidecar) -> None:
                 raise InputError.at(analysis.checkpoint.path, key, CHANGED)
 
 
-def _keep(writes: TensorWrites, tensor: LazyTensor, name: str) -> None:
+def _to_sidecar(writes: TensorWrites, tensor: LazyTensor, name: str) -> None:
     writes.sidecar.append(TensorWrite((tensor,), (name,), tensor.dtype))
     writes.row("sidecar", tensor, sidecar=name)
 
 
-def _recomputed(writes: TensorWrites, analysis: Analysis, key: str, tensor: LazyTensor) -> None:
-    compared, why_kept = held_against_computed(analysis, key, tensor)
+def _drop_computed(writes: TensorWrites, analysis: Analysis, key: str, tensor: LazyTensor) -> None:
+    compared, why_kept = compare_with_computed(analysis, key, tensor)
     row = {"sha256": {key: compared.sha256}, "reproduced": compared.equal}
     writes.row("recompute", tensor, **row, **({"sidecar": key} if why_kept else {}))
     if why_kept:
@@ -144,7 +144,7 @@ def _recomputed(writes: TensorWrites, analysis: Analysis, key: str, tensor: Lazy
         writes.sidecar.append(TensorWrite((tensor,), (key,), tensor.dtype))
 
 
-def held_against_computed(analysis: Analysis, key: str, tensor: LazyTensor) -> tuple[Comparison, str]:
+def compare_with_computed(analysis: Analysis, key: str, tensor: LazyTensor) -> tuple[Comparison, str]:
     """(the comparison with what is recomputed; why the stored buffer has to be kept, '' where it need not be)."""
     compared, dispensable, what = recomputed(analysis.require(), analysis.plan.computed[key], tensor, analysis.found)
     if not dispensable:

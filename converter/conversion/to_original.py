@@ -14,7 +14,7 @@ from ..mapping.dims import bind, mismatch
 from .analysis import Analysis
 from .buffers import computed, table_of
 from .sidecar import Sidecar, rows_of
-from .to_diffusers import TensorWrites, cast_parts, dtype_of, named
+from .to_diffusers import TensorWrites, dtype_of, named, tensor_writes
 from .write import TensorWrite
 
 
@@ -24,10 +24,10 @@ def to_original(analysis: Analysis, sidecar: Sidecar, dtype: DType | None) -> Te
     Raises: `InputError` for a model that cannot be put together, `UsageError` where a buffer is to be computed and
     what it depends on is not known.
     """
-    return (_from_diffusers if analysis.diffusers else _as_it_is)(analysis, sidecar, dtype)
+    return (_from_diffusers if analysis.diffusers else _same_layout)(analysis, sidecar, dtype)
 
 
-def _as_it_is(analysis: Analysis, sidecar: Sidecar, dtype: DType | None) -> TensorWrites:
+def _same_layout(analysis: Analysis, sidecar: Sidecar, dtype: DType | None) -> TensorWrites:
     """The same layout in another container, or in another dtype."""
     family, writes = analysis.require(), TensorWrites()
     moves = {move.origin: move for move in analysis.plan.moves}
@@ -52,8 +52,8 @@ def _from_diffusers(analysis: Analysis, sidecar: Sidecar, dtype: DType | None) -
     words = {}
     for move in moves:
         if move.operation.must_agree:
-            _agree(path, move, checkpoint)
-        (parts[move.origin],) = cast_parts(family, dtype, move, checkpoint)
+            _check_copies(path, move, checkpoint)
+        (parts[move.origin],) = tensor_writes(family, dtype, move, checkpoint)
         words[move.origin] = move.operation.word_back
     strays = {name: checkpoint[key] for key, name in analysis.plan.extras.items()}
     for name, tensor in (strays | sidecar.tensors).items():
@@ -61,7 +61,7 @@ def _from_diffusers(analysis: Analysis, sidecar: Sidecar, dtype: DType | None) -
         parts[name] = TensorWrite((tensor,), (name,), rounded or tensor.dtype)
     if rounding := sidecar.record.rounding:
         writes.notes.append(f"its weights were rounded to {rounding} when it was converted: bits are lost")
-    writes.notes += _lost(analysis, recorded, parts)
+    writes.notes += _left_out(analysis, recorded, parts)
     buffers = _buffers(analysis, recorded, parts, writes.notes)
     parts |= buffers
     # In the order of the file that all this once came from, where that is known.
@@ -69,11 +69,11 @@ def _from_diffusers(analysis: Analysis, sidecar: Sidecar, dtype: DType | None) -
         part = parts[key]
         writes.model.append(part)
         writes.row("recompute" if key in buffers else words.get(key, "rename"), *part.sources, targets=[key])
-    writes.hold_to(sidecar, buffers)
+    writes.expect_digests(sidecar, buffers)
     return writes
 
 
-def _agree(path: str, move: Move, checkpoint: Mapping[str, LazyTensor]) -> None:
+def _check_copies(path: str, move: Move, checkpoint: Mapping[str, LazyTensor]) -> None:
     """Copies of one tensor are read and compared, by their digests: one run of bytes in memory at a time."""
     import numpy as np
 
@@ -87,7 +87,7 @@ def _agree(path: str, move: Move, checkpoint: Mapping[str, LazyTensor]) -> None:
         raise InputError(f"{printable(path)}: {MappingError(strange)}")
 
 
-def _lost(analysis: Analysis, recorded: dict[str, Any], parts: dict[str, TensorWrite]) -> list[str]:
+def _left_out(analysis: Analysis, recorded: dict[str, Any], parts: dict[str, TensorWrite]) -> list[str]:
     """In words, what diffusers has no home for and nothing beside the model holds: it is left out, never invented."""
     notes = []
     for row in rows_of(analysis, Extra):

@@ -14,8 +14,8 @@ from ..checkpoint.write.transfer import DifferentError, Output, transfer
 from ..errors import InputError
 from ..filenames import PARITY, RECORD
 from .options import ConversionOptions, with_shortcuts
-from .output import files_we_wrote
 from .plan import ConversionPlan, open_plan
+from .record import files_we_wrote
 from .verdicts import give_verdict
 from .write import Written, summary
 

@@ -21,7 +21,7 @@ from .record import LIKE, UNLIKE
 from .sidecar import CHANGED, rows_of
 from .to_diffusers import TensorWrites, named
 from .write import Written, counted
-from .zeros import judge, listed, refuse_zeros, tails
+from .zeros import judge, listed, refuse_zeros, trailing_zero_counts
 
 NONFINITE = "NaN or infinite"
 ALLOW_NONFINITE = "`allow_nonfinite` converts them as they are"
@@ -121,7 +121,7 @@ def _zeros(analysis: Analysis, writes: TensorWrites, written: Written, allowed: 
     sources, rounded = {tensor.key: tensor for part in writes.parts for tensor in part.sources}, writes.rounded
     # What is zero once it is rounded may not have been so before.
     ends = {
-        key: tails(sources[key], len(zeros)) if key in rounded and any(zeros) else zeros
+        key: trailing_zero_counts(sources[key], len(zeros)) if key in rounded and any(zeros) else zeros
         for key, zeros in written.zeros.items()
     }
     judged = judge(analysis.plan, named(analysis.checkpoint) | sources, ends)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from ..checkpoint import open_checkpoint
 from ..checkpoint.weight_names import SUFFIXES
 from ..errors import InputError, UsageError, printable
-from .pairs import Pair, in_folder, natural, paired
+from .pairs import Pair, in_folder, natural_order, paired
 
 POLL = 1.0  # seconds at the most between two looks
 
@@ -78,7 +78,7 @@ def watch(
         if waited and all(settled.get(path) == state for path, (state, _) in seen.items()):
             break
         sleep(min(POLL, settle or POLL))
-    for path in sorted(incomplete, key=natural):
+    for path in sorted(incomplete, key=natural_order):
         yield paired(path, converted)
 
 

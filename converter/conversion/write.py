@@ -194,11 +194,11 @@ def _complete(path: Path, fd: int, layout: FileLayout, crcs: dict[str, int]) -> 
             write_at(fd, data, offset)
         with _reopened(path, layout, frame) as opened:
             if any(tensor.storage.crc != crcs[tensor.key] for tensor in opened.values()):
-                raise _unlike(path)
+                raise _header_mismatch(path)
     return b"".join(data for _, data in frame)
 
 
-def _unlike(path: Path) -> ConverterError:
+def _header_mismatch(path: Path) -> ConverterError:
     return ConverterError(
         f"{printable(path)}: the header that was read back is not the one that was written "
         "(a faulty disk, or another program?)"
@@ -217,9 +217,9 @@ def _reopened(path: Path, layout: FileLayout, frame: list[tuple[int, bytes]]) ->
                 tensor.storage.locate()
             tensors = {tensor.key: (tensor.dtype, tensor.shape) for tensor in opened.values()}
             if tensors != wanted or any(file.read(offset, len(data)) != data for offset, data in frame):
-                raise _unlike(path)
+                raise _header_mismatch(path)
         except InputError as error:  # no fault of the input
-            raise _unlike(path) from error
+            raise _header_mismatch(path) from error
         stack.pop_all()
     return opened
 

@@ -76,18 +76,18 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
 
 
-def tails(tensor: LazyTensor, parts: int = 1) -> list[int]:
+def trailing_zero_counts(tensor: LazyTensor, parts: int = 1) -> list[int]:
     """Of each of so many equal runs of a tensor's rows, how many elements at its end are zero.
 
     The last row is read first, which mostly is enough.
     """
     if parts == 1:
-        return [_tail(tensor)]
+        return [_trailing_zero_count(tensor)]
     step = tensor.shape[0] // parts
-    return [_tail(tensor[part * step : (part + 1) * step]) for part in range(parts)]
+    return [_trailing_zero_count(tensor[part * step : (part + 1) * step]) for part in range(parts)]
 
 
-def _tail(tensor: LazyTensor) -> int:
+def _trailing_zero_count(tensor: LazyTensor) -> int:
     zeros = 0
     for part in (*([tensor[tensor.shape[0] - 1 :]] if tensor.shape else []), tensor):
         zeros = 0
@@ -134,7 +134,7 @@ def find_zeros(plan: Plan, tensors: Mapping[str, LazyTensor]) -> Zeros:
     ends = {}
     for key, tensor in tensors.items():
         wanted, rows = groups.get(key, 1), tensor.shape[0] if tensor.shape else 1
-        ends[key] = tails(tensor, wanted if rows % wanted == 0 else 1)
+        ends[key] = trailing_zero_counts(tensor, wanted if rows % wanted == 0 else 1)
     return judge(plan, tensors, ends)
 
 

@@ -16,7 +16,7 @@ from ..conversion.analysis import analyse, open_model
 from ..conversion.convert import convert
 from ..conversion.options import ConversionOptions
 from ..conversion.output import DIFFUSERS, ORIGINAL, SUFFIXES, Destination
-from ..conversion.plan import notes_on
+from ..conversion.plan import checkpoint_notes
 from ..conversion.write import TensorWrite, counted, write_files
 from ..conversion.zeros import find_zeros
 from ..errors import InputError, printable
@@ -116,7 +116,7 @@ def notes(origin: Origin, wanted: Destination) -> list[str]:
     """What the user should know."""
     analysis, options = origin.analysis, origin.options
     findings = analysis.found
-    words = notes_on(analysis.checkpoint)
+    words = checkpoint_notes(analysis.checkpoint)
     words += [
         f"assumed: {name} = {finding.value} ({finding.evidence})"
         for name, finding in findings.items()

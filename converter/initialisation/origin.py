@@ -11,8 +11,8 @@ from ..checkpoint import LazyTensor
 from ..checkpoint.cast import count_nonfinite
 from ..checkpoint.dtypes import F32
 from ..conversion.analysis import Analysis
-from ..conversion.buffers import computed, on_demand
-from ..conversion.to_diffusers import held_against_computed
+from ..conversion.buffers import computed, computed_on_demand
+from ..conversion.to_diffusers import compare_with_computed
 from ..conversion.write import counted
 from ..errors import InputError, UsageError, printable
 from ..families.sincos import SinCosTable
@@ -118,7 +118,7 @@ class Origin:
         held = False
         for key in self.analysis.plan.computed:
             tensor = self.analysis.checkpoint[key]
-            compared, _ = held_against_computed(self.analysis, key, tensor)
+            compared, _ = compare_with_computed(self.analysis, key, tensor)
             held = compared.equal and tensor.dtype.itemsize >= F32.itemsize  # in fewer bits it is equal once rounded
         return held and (self.image_size, self.scale) == (self.analysis.found.value("image_size"), 1.0)
 
@@ -189,7 +189,7 @@ class Origin:
         def pieces() -> Iterator[bytes]:
             yield how().astype("<f4", copy=False).tobytes()
 
-        return on_demand(key, F32, shape, pieces)
+        return computed_on_demand(key, F32, shape, pieces)
 
     def _how(self, path: str, key: str, suffix: str, shape: tuple[int, ...]) -> Callable[[], Any]:
         """What makes a tensor: the re-parameterisation, or a draw (of a bias: zero)."""

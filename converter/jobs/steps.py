@@ -21,7 +21,7 @@ from .comparisons import lines
 Step = Callable[[Outcome], StepResult]
 
 
-class Unproven(KeyboardInterrupt):
+class NotCompared(KeyboardInterrupt):
     """An interrupt of the comparison after a conversion: what was converted stays, and that is said."""
 
     def __init__(self, stop: KeyboardInterrupt, folder: Path) -> None:
@@ -50,7 +50,7 @@ def compare_step(command: str, family: str | None, progress: Callable[[int], Pro
                 report.run |= {"command": command, "program": program()}
                 write_text(folder / PARITY, report.to_json())
         except KeyboardInterrupt as stop:
-            raise Unproven(stop, folder) from stop
+            raise NotCompared(stop, folder) from stop
         words = [*lines(Pair(original, str(folder)), report), f"wrote: {printable(folder / PARITY)}"]
         return StepResult(report.as_dict(), words, report.exit_code)
 

@@ -12,13 +12,14 @@ from typing import Any
 from .._version import __version__
 from ..checkpoint.folder import CONFIG, read_config
 from ..checkpoint.json_file import read_json
+from ..conversion.record import recorded_files
 from ..errors import ConverterError, InputError, UsageError, printable
 from ..filenames import PARITY, RECORD, TOOL
 from ..hub import answers
 from ..hub.client import LOGIN, hub_calls, one_line
 from ..hub.names import hub_path, is_repo_id
 from ..reports.published import without_paths
-from .target import CARD, Repository, recorded_files
+from .target import CARD, Repository
 
 
 @dataclass(frozen=True)

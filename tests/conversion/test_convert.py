@@ -599,7 +599,7 @@ def test_a_config_that_changes_under_our_eyes_is_refused(tmp_path: Path, monkeyp
         (source / "config.json").write_text(json.dumps(config | {"sample_size": 32}))
         return looked
 
-    monkeypatch.setattr("converter.conversion.plan.analyse_again", meanwhile)
+    monkeypatch.setattr("converter.conversion.plan.analyse_with_record", meanwhile)
     with pytest.raises(converter.InputError, match=r"config\.json: it changed while it was read"):
         converter.convert(source, tmp_path / "out")
 

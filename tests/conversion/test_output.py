@@ -23,7 +23,8 @@ from converter.checkpoint.file import InputFile
 from converter.checkpoint.tensor import Storage, row_major
 from converter.checkpoint.write.publish import FilePublication, Publication
 from converter.conversion.options import ConversionOptions
-from converter.conversion.output import Destination, bytes_of, files_we_wrote
+from converter.conversion.output import Destination, bytes_of
+from converter.conversion.record import files_we_wrote
 from converter.conversion.write import TensorWrite
 from converter.errors import UsageError
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.conversion.pairs import Pair, expand, is_model, natural, pair_up
+from converter.conversion.pairs import Pair, expand, is_model, natural_order, pair_up
 from converter.errors import UsageError
 
 
@@ -158,12 +158,12 @@ def test_natural_order_is_that_of_the_numbers(numbers: list[int], shuffle: rando
     wanted = [f"epoch_{number}.pth" for number in sorted(numbers)]
     names = list(wanted)
     shuffle.shuffle(names)
-    assert sorted(names, key=natural) == wanted
+    assert sorted(names, key=natural_order) == wanted
 
 
 @given(st.lists(st.text(alphabet="ab019_/é²", max_size=8), max_size=8))
 def test_natural_order_is_total(names: list[str]) -> None:
-    assert sorted(names, key=natural) == sorted(reversed(names), key=natural)
+    assert sorted(names, key=natural_order) == sorted(reversed(names), key=natural_order)
 
 
 _NAME = st.text(alphabet="ab01[]{}*?.-", min_size=1, max_size=6).filter(lambda name: name.strip("."))

@@ -18,7 +18,7 @@ from converter import InputError, KeyMapping, open_checkpoint
 from converter.checkpoint import LazyTensor
 from converter.conversion.pairs import Pair
 from converter.conversion.up_to_date import is_up_to_date
-from converter.conversion.zeros import Zeros, find_zeros, judge, tails
+from converter.conversion.zeros import Zeros, find_zeros, judge, trailing_zero_counts
 from converter.initialisation.assemble import init_from_dit
 from converter.initialisation.options import Options
 from converter.mapping import ZeroInit
@@ -337,7 +337,7 @@ def test_tails(dtype: str, count: int, zeros: int, parts: int, tmp_path_factory:
     for kept in (values, values.t().contiguous().t()):
         with open_checkpoint(save({"a": kept}, path)) as checkpoint:
             tensor: LazyTensor = checkpoint["a"]
-            assert tails(tensor, parts) == [min(zeros, 3 * count)] * parts
+            assert trailing_zero_counts(tensor, parts) == [min(zeros, 3 * count)] * parts
 
 
 def test_judging_takes_what_was_looked_at(tmp_path: Path) -> None:
