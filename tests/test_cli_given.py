@@ -60,7 +60,7 @@ def convert(cli: Cli, toy: Path, *words: str) -> Result:
     ("word", "name", "value"),
     [
         ("num_heads=4", "num_heads", 4), ("num-heads=4", "num_heads", 4), ("rate=0.25", "rate", 0.25),
-        ("rate=1", "rate", 1), ("causal=true", "causal", True), ("causal=False", "causal", False),
+        ("rate=1", "rate", 1.0), ("causal=true", "causal", True), ("causal=False", "causal", False),
         ("kind=a=b", "kind", "a=b"), ("kind=[1]", "kind", "[1]"), ("kind=", "kind", ""), ("kind=NaN", "kind", "NaN"),
     ],
 )  # fmt: skip
@@ -89,8 +89,8 @@ def test_what_is_given_is_in_the_config(word: str, name: str, value: object, toy
         (["=4"], "=4 is not of the form NAME=VALUE"),
         (["Num Heads=4"], "Num Heads=4 is not of the form NAME=VALUE"),
         (["num_heads=4", "num-heads=5"], "num_heads is given twice"),
-        (["num_heads=four"], "--num_heads 'four': not int but str"),
-        (["num_heads=true"], "--num_heads True: not int but bool"),
+        (["num_heads=four"], "'--given': num_heads: 'four' is not a valid integer"),
+        (["num_heads=true"], "'--given': num_heads: 'true' is not a valid integer"),
         (["rate=1e999"], "--rate inf: not a finite number"),
         (
             ["heads=4"],

@@ -109,7 +109,7 @@ def test_opening_leaves_no_descriptor_behind(tmp_path: Path) -> None:
 
 
 def test_weights_that_do_not_exist_as_a_word() -> None:
-    with pytest.raises(ValueError, match="'best'"):
+    with pytest.raises(converter.UsageError, match="`weights` best: one of raw, ema"):
         converter.open_checkpoint(SIGMA, weights="best")
 
 

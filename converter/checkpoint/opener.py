@@ -251,7 +251,7 @@ def open_checkpoint(
         (48, 4, 2, 2)
     """
     if weights not in (None, RAW, EMA):
-        raise ValueError(f"weights is 'raw', 'ema' or None, not {weights!r}")
+        raise UsageError(f"`weights` {printable(weights)}: one of {RAW}, {EMA}")
     if weights and state_dict_key:
         raise UsageError("`weights`, `state_dict_key`: each of them says which weights are meant; give one")
     return Checkpoint(path, weights, state_dict_key, tables)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from ..families import Flag
 
 Decorator = Callable[[Any], Any]
-_PACKAGES = "converter.packages"  # in a context's `meta`: whether the families of packages are asked too
+# In a context's `meta`, where more than the built-in families is asked for: the file of one, '' for those of packages.
+_FAMILY = "converter.family"
 
 
 def underscored(name: str) -> str:
@@ -121,7 +123,8 @@ class ModelCommand(Command):
     """A command on a model, called with `hyper_parameters`, in which the model's own options are gathered.
 
     They stand before `--family`, and come from the families that are installed. To look for those of other packages
-    takes longer than all else at the start: that is done for `--help`, and for an option that is not known.
+    takes longer than all else at the start, and a file that `--family` names is run: both are done for an option that
+    is not known, the first for `--help` too.
     """
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -132,32 +135,44 @@ class ModelCommand(Command):
         return [*params[:place], *options, *params[place:]]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        from ..families import find
+
         try:
             rest = super().parse_args(ctx, [*args])
         except click.NoSuchOption:
-            ctx.meta[_PACKAGES] = True
+            ctx.meta[_FAMILY] = next((word for word in _words_after("--family", args) if word.endswith(".py")), "")
             rest = super().parse_args(ctx, args)
-        stated: dict[str, Any] = ctx.params.pop("given")
-        if known := sorted(stated.keys() & ctx.params.keys()):
-            raise UsageError(f"`given` {known[0]}: use `{known[0]}`")
+        given, file = ctx.params.pop("given"), ctx.params["family"] or ""
+        flags = find(file).flags if given and file.endswith(".py") else {}
+        for name in given:
+            if ctx.params.get(name) is not None or name in ctx.params.keys() - flags.keys():
+                raise UsageError(f"`given` {name}: use `{name}`")
+        stated = {name: _read_as(flags.get(name), name, text, ctx) for name, text in given.items()}
         own = {param.name for param in self.params}
         values = {name: ctx.params.pop(name) for name in [*ctx.params] if name not in own}
         ctx.params["hyper_parameters"] = {name: value for name, value in values.items() if value is not None} | stated
         return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        ctx.meta[_PACKAGES] = True
+        ctx.meta[_FAMILY] = ""
         super().format_options(ctx, formatter)
+
+
+def _words_after(option: str, args: list[str]) -> list[str]:
+    """The values of an option among arguments that are not parsed yet."""
+    joined = [word.partition("=")[2] for word in args if word.startswith(f"{option}=")]
+    return joined + [value for word, value in pairwise(args) if word == option]
 
 
 def _flags(context: click.Context) -> list[Flag]:
     """The hyper-parameters of all families, each once; one that two families declare is described by the first."""
-    from ..families import installed
+    from ..families import find, installed
 
+    more = context.meta.get(_FAMILY)
+    families = [*installed(packages=more is not None).values(), *([find(more)] if more else [])]
     flags: dict[str, Flag] = {}
-    for family in installed(packages=context.meta.get(_PACKAGES, False)).values():
-        for flag in family.flags.values():
-            flags.setdefault(flag.name, flag)
+    for flag in (flag for family in families for flag in family.flags.values()):
+        flags.setdefault(flag.name, flag)
     return [*flags.values()]
 
 
@@ -190,9 +205,17 @@ def _value(text: str) -> Any:
     return value if isinstance(value, bool | int | float) else text
 
 
-def _read(context: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, Any]:
-    """`num_heads=4` is {"num_heads": 4}."""
-    stated: dict[str, Any] = {}
+def _read_as(flag: Flag | None, name: str, text: str, ctx: click.Context) -> Any:
+    """A value of `--given`, as the option of its flag would read it."""
+    try:
+        return _option(flag).type.convert(text, None, ctx) if flag else _value(text)
+    except click.BadParameter as error:
+        raise click.BadParameter(f"{name}: {error.message}", ctx, param_hint="'--given'") from None
+
+
+def _read(context: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, str]:
+    """`num_heads=4` is {"num_heads": "4"}."""
+    stated: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
         name = underscored(name)
@@ -200,7 +223,7 @@ def _read(context: click.Context, parameter: click.Parameter, words: tuple[str, 
             raise click.BadParameter(f"{printable(word)} is not of the form NAME=VALUE")
         if name in stated:
             raise click.BadParameter(f"{name} is given twice")
-        stated[name] = _value(value)
+        stated[name] = value
     return stated
 
 

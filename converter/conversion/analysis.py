@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from ..families import Family, Findings, altered, find, named, recognise, strang
 from ..filenames import RECORD
 from ..mapping import KeyMapping, MappingError, Plan, fold
 from .misshapen import flat, misshapen, not_weights
-from .record import record_beside
+from .options import stated
+from .record import PLAIN, record_beside
 
 
 class CheckpointState:
@@ -101,7 +103,7 @@ class Analysis:
     def config(self) -> dict[str, Any]:
         """`config.json` of the converted model. Raises what stands against it, as `require()` does, or `UsageError`."""
         with self.state.file_checked_first(), self.path_in_errors():
-            return self.require().config(self.found)
+            return config_of(self.require(), self.found)
 
     @contextmanager
     def path_in_errors(self) -> Iterator[None]:
@@ -153,10 +155,17 @@ def analyse(
         checkpoint.use_config_next_to_it()
         _as_recorded(checkpoint)
     plan = analysis.plan = analysis.table.survey(checkpoint)
-    findings = analysis.found = Findings(hyper_parameters or {})
+    findings = analysis.found = Findings(stated(hyper_parameters))
     _check_hyper_parameters(known, findings.given)
     with analysis.state.file_checked_first(), analysis.path_in_errors():
-        known.describe(plan, analysis.state, findings)
+        with known.own_code("describe"):
+            known.describe(plan, analysis.state, findings)
+        for name, finding in findings.items():
+            if not isinstance(finding.value, PLAIN) or (type(finding.value) is float and not isfinite(finding.value)):
+                kind = f"{printable(repr(finding.value), 60)}, a {type(finding.value).__name__}"
+                raise UsageError(
+                    f"`family` {known.name}: {name} is {kind}: a finding is a finite number, a bool or a str"
+                )
         if not plan.problems:
             analysis.needs = _compare_with_config(known, analysis.state.config, findings)
     # What is said of the whole comes before what is said of single tensors.
@@ -214,11 +223,30 @@ def _check_hyper_parameters(family: Family, given: Mapping[str, Any]) -> None:
             f"has {', '.join(f'`{name}`' for name in family.flags) or 'none'}"
         )
     for name, value in given.items():
+        flag, shown = family.flags[name], printable(repr(value), 60)
         if isinstance(value, float) and not isfinite(value):
             raise UsageError(f"`{name}` {value}: not a finite number")
-        kind = family.flags[name].type
-        if kind and type(value) not in ((float, int) if kind is float else (kind,)):
-            raise UsageError(f"`{name}` {printable(repr(value))}: not {kind.__name__} but {type(value).__name__}")
+        if flag.type and type(value) not in ((float, int) if flag.type is float else (flag.type,)):
+            raise UsageError(f"`{name}` {shown}: not {flag.type.__name__} but {type(value).__name__}")
+        if flag.choices and value not in flag.choices:
+            raise UsageError(f"`{name}` {shown}: one of {', '.join(flag.choices)}")
+        if flag.minimum is not None and value < flag.minimum:
+            raise UsageError(f"`{name}` {shown}: must be at least {flag.minimum}")
+
+
+def config_of(family: Family, findings: Findings) -> dict[str, Any]:
+    """`config.json` of the converted model, as it is read back: a tuple is a list in JSON.
+
+    Raises: `UsageError` where something is unknown, or what the family gives is no JSON.
+    """
+    with family.own_code("config"):
+        config = family.config(findings)
+    try:
+        text = json.dumps(config, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:  # NaN, half a surrogate pair, an object
+        raise UsageError(f"`family` {family.name}: config: {printable(error)}") from error
+    content: dict[str, Any] = json.loads(text)
+    return content
 
 
 def _compare_with_config(family: Family, source: Mapping[str, Any], findings: Findings) -> str:
@@ -226,7 +254,7 @@ def _compare_with_config(family: Family, source: Mapping[str, Any], findings: Fi
     if any(not problem.startswith("config.json: ") for problem in findings.problems):
         return ""
     try:
-        config = family.config(findings)
+        config = config_of(family, findings)
     except UsageError as error:
         return str(error)
     for key, ours in config.items():

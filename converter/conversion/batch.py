@@ -11,7 +11,7 @@ from typing import Any
 from ..checkpoint.write.transfer import Progress
 from ..errors import ConverterError, explained, printable
 from .convert import Conversion, convert
-from .options import ConversionOptions, with_shortcuts
+from .options import ConversionOptions, stated, with_shortcuts
 from .pairs import Pair
 from .up_to_date import is_up_to_date
 
@@ -80,7 +80,7 @@ def run(
         outcomes.append(outcome)
         with _errors_in(outcome, several):
             own = with_shortcuts(options or ConversionOptions(), pair.options)
-            known = {**(hyper_parameters or {}), **pair.hyper_parameters}
+            known = {**stated(hyper_parameters), **pair.hyper_parameters}
             notes = None
             if several and os.path.lexists(pair.converted):
                 notes = is_up_to_date(pair.original, pair.converted, own, hyper_parameters=known)

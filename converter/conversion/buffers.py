@@ -65,7 +65,8 @@ def table_of(family: Family, row: Row, findings: Findings) -> Any:
     import numpy as np
 
     assert isinstance(row.value, Computed)
-    given = row.value.function(findings)
+    with family.own_code(f"the row {row.source!r}"):
+        given = row.value.function(findings)
     if hasattr(given, "rows"):
         return given
     kind = getattr(given, "dtype", "")

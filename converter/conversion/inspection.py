@@ -12,6 +12,7 @@ from ..checkpoint.file import reads
 from ..errors import printable
 from ..mapping import fold
 from .analysis import Analysis, open_model
+from .options import stated
 from .sidecar import analyse_with_record
 
 REPORT_VERSION = 1
@@ -47,7 +48,7 @@ def inspect(
         48
     """
     with open_model(path, weights, state_dict_key, family) as checkpoint:
-        analysis = analyse_with_record(checkpoint, hyper_parameters or {}, family)
+        analysis = analyse_with_record(checkpoint, stated(hyper_parameters), family)
         plan, findings = analysis.plan, analysis.found
         flags = analysis.family.flags if analysis.family else ()
         content = report(analysis) | {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, replace
+from types import NoneType
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..errors import UsageError, printable
 
@@ -60,12 +61,26 @@ def with_shortcuts(options: AnyOptions, shortcuts: Mapping[str, Any]) -> AnyOpti
     >>> with_shortcuts(ConversionOptions(), {"dtype": "float16"}).dtype
     'float16'
 
-    Raises: `UsageError` for a name that is no field.
+    Raises: `UsageError` for a name that is no field, and for a value that is not of its field's type.
     """
-    known = {field.name for field in fields(options)}
-    if unknown := sorted(shortcuts.keys() - known):
+    hints = get_type_hints(type(options))
+    if unknown := sorted(shortcuts.keys() - hints.keys()):
         raise UsageError(
             f"{', '.join(map(printable, unknown))}: not an option; hyper-parameters of the model go into "
             f"hyper_parameters={{{unknown[0]!r}: ...}}"
         )
-    return replace(options, **shortcuts)
+    result = replace(options, **shortcuts)
+    for name, hint in hints.items():
+        value, kinds = getattr(result, name), [get_origin(kind) or kind for kind in get_args(hint) or (hint,)]
+        # 'false' is true, and True is 1.
+        if not any(isinstance(value, kind) for kind in kinds) or (isinstance(value, bool) and bool not in kinds):
+            words = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
+            raise UsageError(f"`{name}` {printable(repr(value), 60)}: must be {words}, not {type(value).__name__}")
+    return result
+
+
+def stated(hyper_parameters: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What the user states of a model. Raises: `UsageError` where it is no mapping."""
+    if not isinstance(hyper_parameters, Mapping | None):
+        raise UsageError(f"`hyper_parameters`: must map names to values, not be a {type(hyper_parameters).__name__}")
+    return hyper_parameters or {}

@@ -134,6 +134,8 @@ def make_plan(
     sidecar = open_sidecar(stack, analysis, options.null_caption)
     with analysis.state.file_checked_first():
         writes = convert(analysis, sidecar, destination.dtype)
+    if not writes.model:
+        raise UsageError(f"`family` {family.name}: its table gives no tensor of this file to the target")
     findings = analysis.found
     if options.require_evidence:
         demand_evidence(family, findings, checkpoint)

@@ -19,7 +19,7 @@ from ..hub.names import stays_inside
 # Of tensors that a record promises.
 LIKE = f"are what {RECORD} says was converted"
 UNLIKE = f"are not what {RECORD} says was converted (trained since?)"
-_PLAIN = (bool, int, float, str, type(None))  # what a hyper-parameter may be
+PLAIN = (bool, int, float, str, type(None))  # what a hyper-parameter may be
 
 
 @dataclass
@@ -191,7 +191,7 @@ def _is_valid(record: Any) -> bool:
         and isinstance(source["weights"], str)
         and isinstance(source.get("where", ""), str)
         and type(source["size"]) is int
-        and all(isinstance(finding["value"], _PLAIN) and finding["source"] for finding in findings)
+        and all(isinstance(finding["value"], PLAIN) and finding["source"] for finding in findings)
     )
 
 

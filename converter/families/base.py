@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from traceback import extract_tb
 from typing import Any, Protocol
 
-from ..errors import UsageError
+from ..errors import ConverterError, UsageError, printable
 from ..mapping import KeyMapping, Plan
 from ..mapping.rows import matcher
 
@@ -44,6 +48,10 @@ class Finding:
     source: str
     evidence: str
     rejected_evidence: str = ""
+
+    def __post_init__(self) -> None:
+        if type(self.value).__module__ == "numpy":  # a scalar, which no JSON takes
+            object.__setattr__(self, "value", self.value.item())
 
 
 class Findings(dict[str, Finding]):
@@ -166,7 +174,29 @@ class Family:
             flags = [kind if isinstance(kind, Flag) else Flag(name, kind) for name, kind in self.flags.items()]
         else:
             flags = [flag if isinstance(flag, Flag) else Flag(flag) for flag in self.flags]
+        for flag in flags:
+            if not re.fullmatch("[a-z][a-z0-9_]*", str(flag.name)):
+                raise UsageError(f"flag {printable(repr(flag.name))}: use lower-case letters, digits and underscores")
+        for name in ("keep_dtype", "marks"):
+            if isinstance(getattr(self, name), str):
+                raise UsageError(f"{name} must be a tuple of paths, not one string")
         object.__setattr__(self, "flags", {flag.name: flag for flag in flags})
+
+    @contextmanager
+    def own_code(self, what: str) -> Iterator[None]:
+        """Around a call of a function of the family: an error that is not meant for a user names the family, and the
+        line of its code. Those of built-in families stay internal errors."""
+        try:
+            yield
+        except (ConverterError, OSError, MemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            place = getattr(sys.modules.get(self.describe.__module__), "__file__", None)
+            lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == place]
+            if not lines or self.describe.__module__.startswith("converter."):
+                raise
+            reason = printable(f"{type(error).__name__}: {error}", 1000)
+            raise UsageError(f"`family` {self.name}: {what}: {printable(place)}, line {lines[-1]}: {reason}") from error
 
     def marked(self, keys: Iterable[str]) -> bool:
         """Whether one of these keys is a mark of this family."""

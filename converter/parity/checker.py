@@ -16,7 +16,7 @@ from typing import Any
 from ..checkpoint.file import reading
 from ..checkpoint.state_dicts import selecting_flag
 from ..conversion.analysis import open_model
-from ..conversion.options import with_shortcuts
+from ..conversion.options import stated, with_shortcuts
 from ..errors import UsageError, as_flags, printable
 from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 from . import configuration, provenance
@@ -71,7 +71,7 @@ def check(
         stack.callback(stop.set)  # whoever refuses or interrupts does not wait for the rest of it
         digests = [hashing.submit(digests_of, path, stop) for path in sides]
         with reading(original), reading(converted):
-            pair = open_pair(stack, *sides, options, hyper_parameters=hyper_parameters or {})
+            pair = open_pair(stack, *sides, options, hyper_parameters=stated(hyper_parameters))
         if options.require_evidence:
             pair.demand_evidence()
         with deterministic(options.device, options.threads):

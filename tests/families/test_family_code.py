@@ -1,0 +1,118 @@
+"""A family is a user's own code: what goes wrong in it names the family and the line, and what it gives is checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from makers import Result
+from safetensors.torch import save_file
+from torch import ones
+
+from converter import UsageError, convert
+
+SOURCE = """
+import numpy as np
+from converter import Extra, Family, Flag, KeyMapping
+
+def describe(plan, state, findings):
+    findings.file("width", np.int64(plan.dims["W"]), "its shape")
+    findings.given_or_assumed("mode", "a", "the default")
+    findings.given_or_assumed("heads", None, "a file does not show it")
+
+def config(findings):
+    return {"mode": findings.value("mode"), "heads": findings.value("heads"), "channels": (1, 2)}
+
+FAMILY = Family(
+    "toy", "Toy", KeyMapping({"a [W W]": "b"}), describe, config,
+    flags=[Flag("mode", str, "Mode.", choices=("a", "b", "1")), Flag("heads", int, "Heads.", minimum=1)],
+)
+"""
+KEYS = 'KeyMapping({"a [W W]": "b"})'
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    save_file({"a.weight": ones(2, 2), "a.bias": ones(2)}, "toy.safetensors", metadata={"format": "pt"})
+    Path("toy.py").write_text(SOURCE)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('plan.dims["W"]', 'plan.dims["X"]', r"describe: .*toy.py, line 6: KeyError: 'X'"),
+        ('plan.dims["W"]', "exit()", r"describe: .*toy.py, line 6: SystemExit"),
+        ('findings.value("mode")', "1 / 0", r"config: .*toy.py, line 11: ZeroDivisionError"),
+        ('np.int64(plan.dims["W"])', "[2]", r"width is \[2\], a list: a finding is a finite number, a bool or a str"),
+        ('np.int64(plan.dims["W"])', "np.inf", r"width is inf, a float: a finding is a finite number"),
+        ("(1, 2)", 'float("nan")', r"config: Out of range float values are not JSON compliant"),
+        ("(1, 2)", r'"\ud800"', r"config: .*surrogates not allowed"),
+        ("(1, 2)", "{1}", r"config: Object of type set is not JSON serializable"),
+        (KEYS, 'KeyMapping({"a [W W]": Extra()})', r"its table gives no tensor of this file to the target"),
+        ("flags=[", 'marks="a", flags=[', r"marks must be a tuple of paths, not one string"),
+        ("flags=[", 'keep_dtype="a", flags=[', r"keep_dtype must be a tuple of paths, not one string"),
+        ('Flag("heads"', 'Flag("my heads"', r"flag 'my heads': use lower-case letters, digits and underscores"),
+    ],
+)
+def test_what_goes_wrong_in_it_names_the_family_and_the_line(toy: Path, old: str, new: str, words: str) -> None:
+    source = SOURCE.replace(old, new)
+    assert source != SOURCE
+    Path("toy.py").write_text(source)
+    with pytest.raises(UsageError, match=f"`family` (toy|toy.py): .*{words}"):
+        convert("toy.safetensors", "out", family="toy.py", hyper_parameters={"heads": 2})
+    assert not Path("out").exists()
+
+
+def test_what_it_gives_is_written_as_json_reads_it_and_goes_back(toy: Path) -> None:
+    """A scalar of NumPy and a tuple are what JSON makes of them: the folder is accepted again."""
+    done = convert("toy.safetensors", "out", family="toy.py", hyper_parameters={"heads": 2})
+    assert done.record["hyper_parameters"]["width"]["value"] == 2
+    assert json.loads(Path("out/transformer/config.json").read_text())["channels"] == [1, 2]
+    convert("out", "back.safetensors", family="toy.py", to="original")
+    assert Path("back.safetensors").read_bytes() == Path("toy.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        ({"heads": 0}, "`heads` 0: must be at least 1"),
+        ({"heads": "2"}, "`heads` '2': not int but str"),
+        ({"heads": 2, "mode": "z"}, "`mode` 'z': one of a, b, 1"),
+        ([("heads", 2)], "`hyper_parameters`: must map names to values, not be a list"),
+    ],
+)
+def test_flags_hold_from_python_too(toy: Path, stated: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        convert("toy.safetensors", "out", family="toy.py", hyper_parameters=stated)
+
+
+@pytest.mark.parametrize(
+    ("words", "result"),
+    [
+        ("--given heads=2 --given mode=1", {"heads": 2, "mode": "1"}),  # of a str, as text
+        ("--heads 2 --mode b", {"heads": 2, "mode": "b"}),  # the file's flags are options
+        ("--heads=2 --given mode=b", {"heads": 2, "mode": "b"}),
+        ("--given heads=2 --given mode=z", "'--given': mode: 'z' is not one of 'a', 'b', '1'"),
+        ("--given heads=0", "'--given': heads: 0 is not in the range x>=1"),
+        ("--heads 0", "'--heads': 0 is not in the range x>=1"),
+        ("--nope 2", "No such option '--nope'"),
+        ("", "--heads is needed: a file does not show it"),
+    ],
+)
+def test_flags_of_a_file_on_the_command_line(
+    cli: Callable[..., Result], toy: Path, words: str, result: dict[str, Any] | str
+) -> None:
+    call = ["--orig_ckpt_path", toy / "toy.safetensors", "--dump_path", toy / "out", "--family", toy / "toy.py"]
+    done = cli("convert-pixart", *call, *words.split())
+    if isinstance(result, str):
+        assert done.returncode == 2
+        assert result in done.stderr
+    else:
+        config = json.loads(Path("out/transformer/config.json").read_text())
+        assert {name: config[name] for name in result} == result
