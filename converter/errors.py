@@ -42,7 +42,7 @@ class InputError(ConverterError):
         return cls(": ".join([printable(path), *([] if where == "" else [printable(where)]), rule]))
 
 
-def explained(error: Exception) -> tuple[str, int]:
+def explained(error: Exception | SystemExit) -> tuple[str, int]:
     """What went wrong, and the exit code; what nobody expected is raised again where PIXART_DEBUG is set.
 
     >>> explained(InputError("a.pth: truncated")), explained(KeyError("x"))

@@ -97,7 +97,7 @@ def _execute(command: click.Command, name: str, arguments: list[str], meta: dict
     except KeyboardInterrupt as error:
         left = getattr(error, "left", "nothing half-finished was left behind")
         return _fail(name, f"{str(error) or 'interrupted'}; {left}", int(getattr(error, "exit_code", 130)), arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the second out of a family's code: it is no result
         if isinstance(error, OSError):
             discard_output()
         words, code = explained(error)

@@ -184,7 +184,7 @@ def _option(flag: Flag) -> click.Option:
     if flag.choices:
         kind = click.Choice(flag.choices)
     elif flag.type is int:
-        kind, metavar = click.IntRange(min=flag.minimum), metavar or "N"
+        kind, metavar = click.INT if flag.minimum is None else click.IntRange(min=flag.minimum), metavar or "N"
     elif flag.type is float:
         kind, metavar = click.FLOAT, metavar or "X"
     elif flag.type is str:

@@ -17,12 +17,12 @@ from ..checkpoint.key_names import plainly_foreign
 from ..checkpoint.tensor import Storage
 from ..checkpoint.weights_kind import EMA, RAW, UNKNOWN
 from ..errors import InputError, UsageError, printable
-from ..families import Family, Findings, altered, find, named, recognise, stranger, tables
+from ..families import Family, Findings, altered, families, find, named, recognise, stranger, tables
 from ..filenames import RECORD
 from ..mapping import KeyMapping, MappingError, Plan, fold
 from .misshapen import flat, misshapen, not_weights
 from .options import stated
-from .record import PLAIN, record_beside
+from .record import PLAIN, Record, record_beside
 
 
 class CheckpointState:
@@ -150,10 +150,18 @@ def analyse(
         analysis.problem = _unrecognised(checkpoint, family, changed)
         return analysis
     known, analysis.diffusers = recognised
+    record = record_beside(checkpoint.folder) if analysis.diffusers and checkpoint.folder else Record()
+    recorded = record.content.get("family", known.name)
+    if recorded != known.name and family is None:  # the keys of two families may have the same targets
+        if recorded not in families():
+            name = printable(recorded)
+            analysis.problem = f"{RECORD} says that this is of the family {name}, which is not installed: use `family`"
+            return analysis
+        known = families()[recorded]
     analysis.family = known
     if analysis.diffusers:
         checkpoint.use_config_next_to_it()
-        _as_recorded(checkpoint)
+        _take_recorded_weights(checkpoint, record)
     plan = analysis.plan = analysis.table.survey(checkpoint)
     findings = analysis.found = Findings(stated(hyper_parameters))
     _check_hyper_parameters(known, findings.given)
@@ -180,10 +188,9 @@ def analyse(
     return analysis
 
 
-def _as_recorded(checkpoint: Checkpoint) -> None:
+def _take_recorded_weights(checkpoint: Checkpoint, record: Record) -> None:
     """Which weights a converted folder was made of: nothing in it shows that but its record."""
-    chosen, folder = checkpoint.selected, checkpoint.folder
-    recorded = record_beside(folder).origin.get("source", {}).get("weights") if folder else RAW
+    chosen, recorded = checkpoint.selected, record.origin.get("source", {}).get("weights")
     if recorded in (EMA, UNKNOWN) and chosen.weights == RAW:
         chosen.weights, chosen.why = recorded, f"{recorded} weights, says {RECORD}"
 

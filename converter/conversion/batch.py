@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..checkpoint.write.transfer import Progress
-from ..errors import ConverterError, explained, printable
+from ..errors import ConverterError, UsageError, explained, printable
 from .convert import Conversion, convert
 from .options import ConversionOptions, stated, with_shortcuts
 from .pairs import Pair
@@ -74,11 +74,13 @@ def run(
         >>> [outcome.status for outcome in run(pairs, hyper_parameters=heads)]
         ['failed', 'unchanged', 'failed']
     """
-    outcomes = []
+    outcomes, owners = [], dict[str, str]()
     for pair in pairs:
         outcome = Outcome(pair)
         outcomes.append(outcome)
         with _errors_in(outcome, several):
+            if (other := owners.setdefault(os.path.abspath(pair.converted), pair.original)) != pair.original:
+                raise UsageError(f"{printable(pair.converted)}: is the target of {printable(other)} already")
             own = with_shortcuts(options or ConversionOptions(), pair.options)
             known = {**stated(hyper_parameters), **pair.hyper_parameters}
             notes = None

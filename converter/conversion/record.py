@@ -188,6 +188,7 @@ def _is_valid(record: Any) -> bool:
     source, findings = record["source"], record["hyper_parameters"].values()
     return (
         len(set(keys)) == len(record["plan"])
+        and isinstance(record.get("family"), str | None)
         and isinstance(source["weights"], str)
         and isinstance(source.get("where", ""), str)
         and type(source["size"]) is int
@@ -203,9 +204,12 @@ def _listed(value: Any) -> list[Any]:
 
 def _is_valid_row(row: Any) -> bool:
     digests, shape = row.get("sha256") or {}, row["shape"]
-    if not (isinstance(digests, dict) and isinstance(shape, list)):
+    targets = row.get("targets", [])
+    if not (isinstance(digests, dict) and isinstance(shape, list) and isinstance(targets, list)):
         return False
-    texts = isinstance(row["source"], str) and all(isinstance(text, str) for text in digests.values())
+    texts = all(
+        isinstance(text, str) for text in (row["source"], row.get("operation", ""), *targets, *digests.values())
+    )
     return texts and BY_NAME[row["dtype"]].floating and all(type(size) is int for size in shape)
 
 

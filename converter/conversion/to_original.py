@@ -9,6 +9,7 @@ from typing import Any
 from ..checkpoint import DType, LazyTensor
 from ..checkpoint.dtypes import BY_NAME
 from ..errors import InputError, UsageError, printable
+from ..filenames import RECORD
 from ..mapping import Computed, Extra, MappingError, Move, fold
 from ..mapping.dims import bind, mismatch
 from .analysis import Analysis
@@ -51,6 +52,14 @@ def _from_diffusers(analysis: Analysis, sidecar: Sidecar, dtype: DType | None) -
         raise InputError(f"{printable(path)}: {error}") from error
     words = {}
     for move in moves:
+        row = recorded.get(move.origin, {})
+        now = (move.operation.word, list(move.parts))
+        if (before := (row.get("operation", now[0]), row.get("targets", now[1]))) != now or (recorded and not row):
+            was = f"{before[0]} to {', '.join(map(str, before[1]))}" if row else "nothing"
+            rule = (
+                f"{RECORD} says {was}, and the table of the family {family.name} says {now[0]} to {', '.join(now[1])}"
+            )
+            raise InputError.at(path, move.origin, f"{rule}: was it another version?")
         if move.operation.must_agree:
             _check_copies(path, move, checkpoint)
         (parts[move.origin],) = tensor_writes(family, dtype, move, checkpoint)

@@ -51,7 +51,7 @@ def _from_packages() -> dict[str, Family]:
     for point in entry_points(group="converter.families"):
         try:
             family = point.load()
-        except Exception as error:  # somebody else's code: whatever it raises, say whose it is
+        except (Exception, SystemExit) as error:  # somebody else's code: whatever it raises, say whose it is
             raise ConverterError(
                 f"the family {point.name} ({point.value}) cannot be loaded: {printable(error)}"
             ) from error

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from traceback import extract_tb
 from typing import Any, Protocol
 
@@ -191,12 +192,15 @@ class Family:
         except (ConverterError, OSError, MemoryError):
             raise
         except (Exception, SystemExit) as error:
-            place = getattr(sys.modules.get(self.describe.__module__), "__file__", None)
-            lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == place]
-            if not lines or self.describe.__module__.startswith("converter."):
+            file = Path(getattr(sys.modules.get(self.describe.__module__), "__file__", None) or ".")
+            trace = extract_tb(error.__traceback__)
+            frames = [frame for frame in trace if frame.filename == str(file)]
+            frames = frames or [frame for frame in trace if Path(frame.filename).parent == file.parent]
+            if not frames or self.describe.__module__.startswith("converter."):
                 raise
+            place = f"{printable(frames[-1].filename)}, line {frames[-1].lineno}"
             reason = printable(f"{type(error).__name__}: {error}", 1000)
-            raise UsageError(f"`family` {self.name}: {what}: {printable(place)}, line {lines[-1]}: {reason}") from error
+            raise UsageError(f"`family` {self.name}: {what}: {place}: {reason}") from error
 
     def marked(self, keys: Iterable[str]) -> bool:
         """Whether one of these keys is a mark of this family."""

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from makers import Result
-from safetensors.torch import save_file
-from torch import ones
+from safetensors.torch import load_file, save_file
+from torch import ones, randn
 
-from converter import UsageError, convert
+from converter import Family, InputError, UsageError, convert, families, inspect
 
 SOURCE = """
 import numpy as np
@@ -116,3 +116,73 @@ def test_flags_of_a_file_on_the_command_line(
     else:
         config = json.loads(Path("out/transformer/config.json").read_text())
         assert {name: config[name] for name in result} == result
+
+
+TWO = """
+from converter import Family, KeyMapping, Reorder
+
+def describe(plan, state, findings):
+    pass
+
+FAMILY = Family("NAME", "Toy", KeyMapping({TABLE}), describe, lambda findings: {"_class_name": "Toy"})
+"""
+TABLE = '"q [W W]": "a.to_q", "k [W W]": "a.to_k", "m [2W W]": Reorder("m", (1, 0))'
+
+
+@pytest.fixture
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint, converted."""
+    monkeypatch.chdir(tmp_path)
+    sizes = {"q": 2, "k": 2, "m": 4}
+    state = {f"{key}.weight": randn(size, 2) for key, size in sizes.items()}
+    save_file(state | {f"{key}.bias": randn(size) for key, size in sizes.items()}, "two.safetensors")
+    Path("two.py").write_text(TWO.replace("NAME", "two").replace("TABLE", TABLE))
+    convert("two.safetensors", "out", family="two.py")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            '"a.to_q", "k [W W]": "a.to_k"',
+            '"a.to_k", "k [W W]": "a.to_q"',
+            "says rename to a.to_q.weight, and the table",
+        ),
+        (
+            'Reorder("m", (1, 0))',
+            '"m"',
+            "says reorder to m.weight, and the table of the family two says rename to m.weight",
+        ),
+        ('"q [W W]"', '"query [W W]"', "says nothing, and the table of the family two says rename to a.to_q.weight"),
+    ],
+)
+def test_a_table_other_than_that_of_the_conversion_does_not_take_it_back(
+    two: Path, old: str, new: str, words: str
+) -> None:
+    changed = TWO.replace("NAME", "two").replace("TABLE", TABLE.replace(old, new))
+    Path("changed.py").write_text(changed)
+    with pytest.raises(InputError, match=words):
+        convert("out", "back.safetensors", family="changed.py", to="original")
+    assert not Path("back.safetensors").exists()
+
+
+def test_a_folder_is_of_the_family_that_its_record_names(two: Path) -> None:
+    """Two families may have the same targets: what the names alone show is not enough."""
+    other = TWO.replace("NAME", "other").replace("TABLE", TABLE.replace('"q [', '"query ['))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(families, "_REGISTERED", {"other": load_family(other)})
+        problem = "conversion.json says that this is of the family two, which is not installed: use `family`"
+        assert inspect("out")["problems"] == [problem]
+        with pytest.raises(InputError, match=re.escape(problem)):
+            convert("out", "back.safetensors", to="original")
+        patch.setitem(families._REGISTERED, "two", load_family(Path("two.py").read_text()))
+        convert("out", "back.safetensors", to="original")
+    assert {*load_file("back.safetensors")} == {*load_file("two.safetensors")}
+
+
+def load_family(source: str) -> Family:
+    names: dict[str, Any] = {"__name__": "loaded"}
+    exec(source, names)
+    family: Family = names["FAMILY"]
+    return family
