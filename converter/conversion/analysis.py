@@ -150,7 +150,10 @@ def analyse(
         analysis.problem = _unrecognised(checkpoint, family, changed)
         return analysis
     known, analysis.diffusers = recognised
-    record = record_beside(checkpoint.folder) if analysis.diffusers and checkpoint.folder else Record()
+    folder = checkpoint.folder
+    record = record_beside(folder) if folder and (analysis.diffusers or os.path.isdir(checkpoint.path)) else Record()
+    if record.content.get("to") == "diffusers" and known.keys.targets.known(checkpoint) == len(checkpoint):
+        analysis.diffusers = True  # of a table whose names are the same on both sides, the keys alone do not show it
     recorded = record.content.get("family", known.name)
     if recorded != known.name and family is None:  # the keys of two families may have the same targets
         if recorded not in families():

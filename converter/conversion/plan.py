@@ -136,6 +136,9 @@ def make_plan(
         writes = convert(analysis, sidecar, destination.dtype)
     if not writes.model:
         raise UsageError(f"`family` {family.name}: its table gives no tensor of this file to the target")
+    keys = {key for part in writes.model for key in part.keys}
+    if twice := sorted(key for part in writes.sidecar for key in part.keys if key in keys):
+        raise UsageError(f"`family` {family.name}: {twice[0]} is a key of the target, and of a tensor in the sidecar")
     findings = analysis.found
     if options.require_evidence:
         demand_evidence(family, findings, checkpoint)

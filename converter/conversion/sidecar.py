@@ -118,9 +118,11 @@ def _given(stack: ExitStack, analysis: Analysis, path: str | os.PathLike[str]) -
 
 def _checked(analysis: Analysis, key: str, tensor: LazyTensor) -> LazyTensor:
     """The tensor under this key, if it has the shape that the table says, with the sizes of this model."""
-    row = next(row for kind in (Extra, Computed) for row in rows_of(analysis, kind) if row.match(key))
-    dims = bind([(key, row.pattern, tensor.shape)])[0] | analysis.plan.dims
-    wanted = mismatch(row.pattern, tensor.shape, dims) if row.pattern else ""
+    rows = [row for kind in (Extra, Computed) for row in rows_of(analysis, kind)]
+    row, (_, suffix) = next((row, place) for row in rows if (place := row.match(key)))
+    pattern = row.shape_pattern(suffix)
+    dims = bind([(key, pattern, tensor.shape)])[0] | analysis.plan.dims
+    wanted = mismatch(pattern, tensor.shape, dims) if pattern else ""
     if wanted or not tensor.dtype.floating:
         kind = f"{tensor.dtype} {list(tensor.shape)}"
         raise tensor.storage.file.error(tensor.key, f"{kind} is not the {key} of this model: {wanted or 'no floats'}")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from makers import Result
 from safetensors.torch import load_file, save_file
-from torch import ones, randn
+from torch import equal, ones, randn
 
 from converter import Family, InputError, UsageError, convert, families, inspect
 
@@ -54,6 +54,11 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("(1, 2)", 'float("nan")', r"config: Out of range float values are not JSON compliant"),
         ("(1, 2)", r'"\ud800"', r"config: .*surrogates not allowed"),
         ("(1, 2)", "{1}", r"config: Object of type set is not JSON serializable"),
+        (
+            KEYS,
+            'KeyMapping({"a.weight [W W]": "a.bias", "a.bias [W]": Extra()})',
+            r"a.bias is a key of the target, and of",
+        ),
         (KEYS, 'KeyMapping({"a [W W]": Extra()})', r"its table gives no tensor of this file to the target"),
         ("flags=[", 'marks="a", flags=[', r"marks must be a tuple of paths, not one string"),
         ("flags=[", 'keep_dtype="a", flags=[', r"keep_dtype must be a tuple of paths, not one string"),
@@ -165,6 +170,19 @@ def test_a_table_other_than_that_of_the_conversion_does_not_take_it_back(
     with pytest.raises(InputError, match=words):
         convert("out", "back.safetensors", family="changed.py", to="original")
     assert not Path("back.safetensors").exists()
+
+
+def test_names_that_are_the_same_on_both_sides(two: Path) -> None:
+    """The keys of the converted folder are the original's: that it is converted, its record says."""
+    table = '"q [W W]": "q", "k [W W]": Extra(), "m [2W W]": Reorder("m", (1, 0))'
+    source = TWO.replace("import Family", "import Extra, Family").replace("NAME", "same").replace("TABLE", table)
+    Path("same.py").write_text(source)
+    convert("two.safetensors", "same", family="same.py")
+    assert inspect("same", family="same.py")["layout"] == "diffusers"
+    convert("same", "back.safetensors", family="same.py", to="original")
+    before, after = load_file("two.safetensors"), load_file("back.safetensors")
+    assert before.keys() == after.keys()
+    assert all(equal(before[key], after[key]) for key in before)
 
 
 def test_a_folder_is_of_the_family_that_its_record_names(two: Path) -> None:
