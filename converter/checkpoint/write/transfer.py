@@ -14,16 +14,15 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from queue import SimpleQueue
+from typing import Any
 
 from zlib_ng.zlib_ng import crc32, crc32_combine
 
 from ...errors import ConverterError, printable
 from ..cast import cast, count_nonfinite, trailing_zeros
-from ..tensor import CHUNK, LazyTensor, Storage
+from ..tensor import CHUNK, LazyTensor
 
 Progress = Callable[[int], None]
 
@@ -174,23 +173,11 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
-def in_threads(*works: Callable[[threading.Event], None]) -> None:
-    """Run each `work(stop)` in a thread. The first failure, or an interrupt, stops all before it is raised."""
-    stop = threading.Event()
+class _Buffer(threading.local):
+    """Memory of one thread, to read into."""
 
-    def guarded(work: Callable[[threading.Event], None]) -> None:
-        try:
-            work(stop)
-        except BaseException:
-            stop.set()
-            raise
-
-    with ThreadPoolExecutor(len(works)) as pool:
-        try:
-            for future in [pool.submit(guarded, work) for work in works]:
-                future.result()
-        finally:
-            stop.set()
+    def __init__(self) -> None:
+        self.data = bytearray(CHUNK)
 
 
 def transfer(
@@ -198,7 +185,7 @@ def transfer(
     progress: Progress = lambda count: None,
     written: Callable[[], None] = lambda: None,
 ) -> None:
-    """Carry out all copies and prove them.
+    """Carry out all copies and prove them. The first failure, or an interrupt, stops all before it is raised.
 
     `progress` is told of every run of bytes that was proven; `written` is called once, when all are written and many
     are still to be proven: the moment to put the disk to work.
@@ -206,62 +193,54 @@ def transfer(
     Raises: `InputError` where a storage cannot be read whole or its CRC is wrong; `ConverterError` where reading back
     gives something else than was written; `OSError` where writing fails.
     """
-    by_storage: dict[int, tuple[Storage, list[TensorCopy]]] = {}
+    by_storage: dict[int, list[TensorCopy]] = {}
     for copy in copies:
-        storage = copy.tensor.storage
-        by_storage.setdefault(id(storage), (storage, []))[1].append(copy)
+        by_storage.setdefault(id(copy.tensor.storage), []).append(copy)
     # In the order of the file, so that a disk reads forward.
-    jobs = sorted(by_storage.values(), key=lambda job: job[0].place)
+    jobs = sorted(by_storage.values(), key=lambda wanting: wanting[0].tensor.storage.place)
     # Rounding is work for both threads, and only copying is not: two writers on one file wait for each other. A view
     # that is laid out anew takes memory for a whole tensor, of which there is to be one at a time.
-    casts = any(d.dtype != d.tensor.dtype for _, wanting in jobs for d in wanting)
-    writers = 2 if casts and all(d.tensor.contiguous for _, wanting in jobs for d in wanting) else 1
-    writing, turn = writers, threading.Lock()
-    waiting: SimpleQueue[tuple[Storage, list[TensorCopy]] | None] = SimpleQueue()
-    ready: SimpleQueue[TensorCopy | None] = SimpleQueue()  # None, in both: there will be no more
-    for job in (*jobs, *[None] * writers):
-        waiting.put(job)
+    everything = [copy for wanting in jobs for copy in wanting]
+    casts = any(copy.dtype != copy.tensor.dtype for copy in everything)
+    shares = [[job] for job in jobs] if casts and all(copy.tensor.contiguous for copy in everything) else [jobs]
+    buffer, stop, proofs = _Buffer(), threading.Event(), list[Future[None]]()
 
-    def write(buffer: bytearray, stop: threading.Event) -> None:
-        nonlocal writing
+    def guarded(work: Callable[..., None], *args: Any) -> None:
         try:
-            while (job := waiting.get()) and not stop.is_set():
-                storage, wanting = job
-                if not (len(wanting) == 1 and wanting[0].copied()):
-                    _read_and_write(storage, wanting, buffer, stop)
-                for copy in wanting:
-                    ready.put(copy)
+            work(*args)
         except BaseException:
             stop.set()
             raise
+
+    def write(*share: list[TensorCopy]) -> None:
+        for wanting in share:
+            if stop.is_set():
+                return
+            if not (len(wanting) == 1 and wanting[0].copied()):
+                _read_and_write(wanting, buffer.data, stop)
+            proofs.extend(pool.submit(guarded, prove, copy) for copy in wanting)
+
+    def prove(copy: TensorCopy) -> None:
+        copy.prove(buffer.data, stop, progress)
+
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            for future in [pool.submit(guarded, write, *share) for share in shares]:
+                future.result()
+            if not stop.is_set():
+                written()
+            for future in proofs:
+                future.result()
         finally:
-            with turn:
-                writing -= 1
-                last = not writing
-            if last:
-                try:
-                    if not stop.is_set():
-                        written()
-                finally:
-                    ready.put(None)
-                    ready.put(None)
-
-    def work(writes: bool, stop: threading.Event) -> None:
-        buffer = bytearray(CHUNK)
-        if writes:
-            write(buffer, stop)
-        while (copy := ready.get()) and not stop.is_set():
-            copy.prove(buffer, stop, progress)
-
-    in_threads(partial(work, True), partial(work, writers == 2))
+            stop.set()
 
 
-def _read_and_write(storage: Storage, wanting: list[TensorCopy], buffer: bytearray, stop: threading.Event) -> None:
+def _read_and_write(wanting: list[TensorCopy], buffer: bytearray, stop: threading.Event) -> None:
     """One pass over a storage for all tensors in it; of views to be laid out anew, only one at a time is in memory."""
     anew = [copy for copy in wanting if not copy.tensor.contiguous]
     first = [copy for copy in wanting if copy.tensor.contiguous] + anew[:1]
     for group, span in [(first, None), *(([copy], copy.tensor.span) for copy in anew[1:])]:
-        for offset, part in storage.chunks(buffer, span):
+        for offset, part in wanting[0].tensor.storage.chunks(buffer, span):
             if stop.is_set():
                 return
             for copy in group:
