@@ -14,10 +14,9 @@ from ..checkpoint.dtypes import BF16, BY_NAME, F16, F32
 from ..checkpoint.file import reading
 from ..checkpoint.json_file import read_json
 from ..checkpoint.weight_names import INDEX, WEIGHTS, is_shard, with_variant
-from ..checkpoint.write.layout import TensorEntry, lay_out_safetensors
+from ..checkpoint.write.layout import TensorEntry, lay_out_safetensors, lay_out_torch
 from ..checkpoint.write.publish import FilePublication, Publication
 from ..checkpoint.write.target import check_file, check_target
-from ..checkpoint.write.torch_writer import lay_out_torch
 from ..errors import ConverterError, UsageError, printable
 from ..filenames import PARITY, RECORD, TOOL
 from .options import ConversionOptions
