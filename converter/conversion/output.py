@@ -16,7 +16,7 @@ from ..checkpoint.json_file import read_json
 from ..checkpoint.weight_names import INDEX, WEIGHTS, is_shard, with_variant
 from ..checkpoint.write.layout import TensorEntry, lay_out_safetensors, lay_out_torch
 from ..checkpoint.write.publish import FilePublication, Publication
-from ..checkpoint.write.target import check_file, check_target
+from ..checkpoint.write.target import check_target
 from ..errors import ConverterError, UsageError, printable
 from ..filenames import PARITY, RECORD, TOOL
 from .options import ConversionOptions
@@ -77,9 +77,8 @@ class Destination:
         """The same with the real path to write to, or a `UsageError`; called before a byte of `source` is read."""
         with reading(source):  # a path at all
             pass
-        if self.folder:
-            return replace(self, path=check_target(self.path, source, overwrite=overwrite, allowed=files_we_wrote))
-        return replace(self, path=check_file(self.path, source, overwrite=overwrite))
+        allowed = files_we_wrote if self.folder else None
+        return replace(self, path=check_target(self.path, source, overwrite=overwrite, allowed=allowed))
 
     def publication(self, size: int, *, overwrite: bool) -> Publication:
         """What makes it appear whole or not at all."""

@@ -114,21 +114,19 @@ class Publication:
             if self._to_delete is not None:
                 shutil.rmtree(self._to_delete, ignore_errors=True)
                 if self.published and os.path.lexists(self._to_delete):
-                    self._note_remains(self._to_delete)
+                    try:  # once more, up to the first failure
+                        shutil.rmtree(self._to_delete)
+                    except OSError as error:
+                        of_old = "what is left of the old result"
+                        what = of_old if self._replaced else "the folder in which the result was written"
+                        why = f"{printable(error.filename or self._to_delete)}: {error.strerror or error}"
+                        remains = f"{printable(self._to_delete)} is {what}, and could not be deleted"
+                        self.notes.append(f"{remains} ({why}): delete it")
                 self._to_delete = None
             for folder in [] if self.published else reversed(self._parents):
                 with suppress(OSError):  # someone else has put something there
                     folder.rmdir()
             pending_cleanup.discard(self.discard)
-
-    def _note_remains(self, path: Path) -> None:
-        """Name what could not be deleted, and why: tried once more, up to the first failure."""
-        try:
-            shutil.rmtree(path)
-        except OSError as error:
-            what = "what is left of the old result" if self._replaced else "the folder in which the result was written"
-            why = f"{printable(error.filename or path)}: {error.strerror or error}"
-            self.notes.append(f"{printable(path)} is {what}, and could not be deleted ({why}): delete it")
 
     def create(self, name: str) -> int:
         """A descriptor that writes the new file `name`, such as "vae/config.json"; the caller closes it."""
