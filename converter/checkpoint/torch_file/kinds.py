@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, TypeGuard
 
-from ...errors import UNQUANTISED, printable
+from ...errors import UNQUANTISED
 from .unpickle import Call, Dict, Global, Set
 
 # By the name of torch's function that rebuilds them, or of their storage's class.
@@ -32,10 +32,6 @@ _PACKAGES = {
         ("compressed_tensors", "compressed-tensors"), ("auto_gptq", "GPTQ"), ("gptqmodel", "GPTQ"), ("awq", "AWQ"),
     )
 }  # fmt: skip
-# `torch.load` sets attributes one by one: these names are no attributes to it but the elements themselves.
-_DATA = {"data", "real", "imag"}
-_PLAIN = (type(None), bool, int, float, str)
-_REMEDY = "save {k: v.detach().clone() for k, v in state_dict.items()} instead"
 
 
 def is_global(node: Any, module: str, name: str) -> bool:
@@ -70,9 +66,9 @@ def describe_package(node: Any) -> str:
     kind = node.func if isinstance(node, Call) else node
     if not isinstance(kind, Global):
         return ""
-    parts = kind.module.split(".", 4)[:4]
-    packages = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
-    return next((_PACKAGES[package].format(kind) for package in packages if package in _PACKAGES), "")
+    return next(
+        (words.format(kind) for name, words in _PACKAGES.items() if f"{kind.module}.".startswith(f"{name}.")), ""
+    )
 
 
 def describe(node: Any) -> str:
@@ -95,82 +91,3 @@ def describe(node: Any) -> str:
     if isinstance(node, (list, tuple, Set)):
         return "a sequence"
     return f"a value of type {type(node).__name__}"
-
-
-class Attributes:
-    """Takes tensors out of what torch saves of a parameter, or of a tensor with attributes of its own.
-
-    An attribute (`p._is_hf_initialized = True`) makes torch save a tensor by another function, with the attributes
-    after it (torch/nn/parameter.py and torch/_tensor.py, `__reduce_ex__`). They are no part of its data: plain values
-    are passed over. Anything else may stand for the data (quantised weights keep theirs so), and is refused. What is
-    plain is remembered: attributes may be shared by all tensors, and the time is that of reading the pickle once.
-    """
-
-    def __init__(self) -> None:
-        # By identity; each node is kept, so that no other takes its place.
-        self._plain: dict[int, Any] = {}
-        self._states: dict[int, Any] = {}
-
-    def strip(self, node: Any) -> tuple[Any, str]:
-        """(the node of the tensor itself, or of what is there instead; what stands against taking it, or '')."""
-        for _ in range(3):  # a Parameter of a Parameter is already more than torch writes
-            func = node.func if isinstance(node, Call) else None
-            args = node.args if isinstance(node, Call) and isinstance(node.args, tuple) else ()
-            if is_global(func, "torch._utils", "_rebuild_parameter"):
-                inner, state = args[0] if args else None, None
-            elif is_global(func, "torch._utils", "_rebuild_parameter_with_state"):
-                hooks = args[2] if len(args) == 4 else None  # which torch does not save: an empty OrderedDict
-                if not is_ordered_dict(hooks) or hooks.args or hooks.changed:
-                    return node, "a parameter with other arguments than torch writes"
-                inner, state = args[0], args[3]
-            elif (
-                is_global(func, "torch._tensor", "_rebuild_from_type_v2")
-                and len(args) == 4
-                and (is_global(args[1], "torch", "Tensor") or is_global(args[1], "torch.nn.parameter", "Parameter"))
-            ):  # no subclass
-                inner, state = Call(args[0], args[2]), args[3]
-            else:
-                break
-            if node.changed:
-                return node, "a parameter whose attributes are overridden"
-            if problem := self._problem(state):
-                return node, problem
-            node = inner
-        return node, ""
-
-    def _problem(self, state: Any) -> str:
-        """What is wrong with the attributes, which torch saves as a dict, or as a pair of one and of slots."""
-        for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
-            if part is None or id(part) in self._states:
-                continue
-            if type(part) is not Dict:
-                return f"a tensor whose attributes are not a dict but {describe(part)}: {_REMEDY}"
-            for name, value in part.pairs:
-                if not isinstance(name, str):
-                    return f"a tensor with an attribute whose name is {describe(name)}: {_REMEDY}"
-                if name in _DATA:
-                    return f"a tensor whose attribute {name!r} takes the place of its data when it is loaded: {_REMEDY}"
-                odd = self._odd(value)
-                if odd is not None:
-                    kind = "a tensor" if is_tensor(odd) else describe(odd)
-                    what = describe_package(odd) or f"{kind}, which is no plain value: {_REMEDY}"
-                    return f"a tensor whose attribute {printable(repr(name[:41]), 40)} holds {what}"
-            self._states[id(part)] = part
-        return ""
-
-    def _odd(self, value: Any) -> Any:
-        """The first node in a value that is none of the plain ones; None where there is none."""
-        seen, waiting = dict[int, Any](), [value]
-        while waiting:
-            node = waiting.pop()
-            if isinstance(node, _PLAIN) or id(node) in seen or id(node) in self._plain:
-                continue
-            if type(node) is Dict:
-                waiting += [part for pair in node.pairs for part in pair]
-            elif isinstance(node, (list, tuple)):
-                waiting += node
-            else:
-                return node
-            seen[id(node)] = node
-        self._plain |= seen
-        return None
