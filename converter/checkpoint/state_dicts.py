@@ -17,8 +17,8 @@ from .torch_file.reader import TorchFile
 from .torch_file.tree import Contents, of_optimizer, search
 from .weights_kind import EMA, RAW, kind_of_weights
 
-TOP = "the top level"  # where the weights lie that no wrapper holds
-FILE = "the file"  # of a format without wrappers
+# Where weights lie that no wrapper holds: in a torch archive, in a format without wrappers, in shards.
+TOP, FILE, SHARDS = WHOLE = "the top level", "the file", "the shards"
 KEY_LIMIT = 1024  # characters
 MOST_SHOWN = 12
 # A view may be shared by many keys; more than this many times the file is an expansion, not sharing.
@@ -116,9 +116,8 @@ def find_candidates(torch_file: TorchFile, tables: Tables | None = None) -> tupl
         where = ".".join(shown) or TOP
         if any(path[:count] in contents.duplicates for count in range(1, len(path) + 1)):
             raise file.error("data.pkl", f"two entries have the same wrapper key ({where})")
-        whole = Candidate(
-            "", TOP, file, partial(torch_file.check_dict, node, entries, where), make_tensor=torch_file.tensor
-        )
+        checked = partial(torch_file.check_dict, node, entries, where)
+        whole = Candidate("", TOP, file, checked, make_tensor=torch_file.tensor)
         models = split(whole, shown, [key for key, _ in entries], tables, top_level=top_level)
         (in_optimizers if of_optimizer(path) else candidates).extend(models)
     if not any(candidate.keys.fits for candidate in candidates):
@@ -165,36 +164,30 @@ def choose(
 
     Raises: `UsageError` for what the file does not hold, `InputError` where several may be meant.
     """
-    path = candidates[0].file.path
-    if state_dict_key is None:
-        chosen = _of_kind(plausible(candidates), weights, path, hints)
-    elif not (chosen := [candidate for candidate in candidates if candidate.where == state_dict_key]):
-        listed = f"there is {_listed(candidates)}"
-        raise UsageError(f"{printable(path)}: `state_dict_key` {printable(state_dict_key)}: {listed}")
+    path, pool = printable(candidates[0].file.path), plausible(candidates)
+    kinds = {kind: [c for c in pool if c.weights == kind] for kind in (RAW, EMA)}
+    if state_dict_key is not None:
+        if not (chosen := [candidate for candidate in candidates if candidate.where == state_dict_key]):
+            rule = f"`state_dict_key` {printable(state_dict_key)}: there is {_listed(candidates)}"
+            raise UsageError(f"{path}: {rule}")
+    elif weights:
+        if not (chosen := kinds[weights]):
+            kind = "/".join(dict.fromkeys(c.weights for c in pool))
+            there = "; ".join([f"({', '.join(c.where for c in pool[:MOST_SHOWN])})", *hints])
+            raise UsageError(f"{path}: `weights` {weights}, but the file holds only {kind} weights {there}")
+    else:
+        chosen = kinds[RAW] if kinds[RAW] and len(kinds[RAW]) + len(kinds[EMA]) == len(pool) else pool
     # Each once, even if it is there under several names.
     chosen = list({c.extents: c for c in reversed(chosen)}.values())[::-1] if len(chosen) > 1 else chosen
     if len(chosen) == 1:
         return chosen[0]
-    kinds = {candidate.weights for candidate in chosen}
-    kind = f"{chosen[0].weights} " if kinds in ({RAW}, {EMA}) else ""
-    others = [candidate for candidate in plausible(candidates) if candidate not in chosen]
+    kind = f"{chosen[0].weights} " if {candidate.weights for candidate in chosen} in ({RAW}, {EMA}) else ""
+    others = [candidate for candidate in pool if candidate not in chosen]
     also = f"; also there: {_listed(others)}" if others else ""
     which = f"choose one with `state_dict_key`, such as `state_dict_key` {shlex.quote(chosen[0].where)}"
     if state_dict_key is not None:
         which = "two have this place, and no flag tells them apart"
-    raise InputError.at(path, "", f"several {kind}state dicts: {_listed(chosen)}{also}: {which}")
-
-
-def _of_kind(pool: list[Candidate], weights: str | None, path: str, hints: Sequence[str]) -> list[Candidate]:
-    """Those of the requested kind; without a request the raw ones, where all others are their EMA."""
-    kinds = {kind: [c for c in pool if c.weights == kind] for kind in (RAW, EMA)}
-    if not weights:
-        return kinds[RAW] if kinds[RAW] and len(kinds[RAW]) + len(kinds[EMA]) == len(pool) else pool
-    if not kinds[weights]:
-        kind = "/".join(dict.fromkeys(c.weights for c in pool))
-        there = "; ".join([f"({', '.join(c.where for c in pool[:MOST_SHOWN])})", *hints])
-        raise UsageError(f"{printable(path)}: `weights` {weights}, but the file holds only {kind} weights {there}")
-    return kinds[weights]
+    raise InputError(f"{path}: several {kind}state dicts: {_listed(chosen)}{also}: {which}")
 
 
 def selecting_flag(candidate: Candidate, candidates: Sequence[Candidate]) -> str:
