@@ -71,14 +71,12 @@ def _left_by_system(inside: str, entry: os.DirEntry[str], siblings: Set[str]) ->
     if entry.stat(follow_symlinks=False).st_size > _LARGEST:
         return False
     if entry.name.startswith("._"):  # what macOS knows of a file on a disk that has no place for it
-        return entry.name[2:] in siblings or _begins(entry.path, _APPLE_DOUBLE)
+        if entry.name[2:] in siblings:
+            return True
+        with suppress(InputError), InputFile(entry.path) as file:
+            return file.read(0, len(_APPLE_DOUBLE)) == _APPLE_DOUBLE
+        return False
     return entry.name in _OF_SYSTEMS
-
-
-def _begins(path: str, magic: bytes) -> bool:
-    with suppress(InputError), InputFile(path) as file:
-        return file.size >= len(magic) and file.read(0, len(magic)) == magic
-    return False
 
 
 def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowed | None = None) -> Path:
@@ -104,7 +102,14 @@ def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowe
     try:
         with suppress(FileNotFoundError):
             os.lstat(real)  # a name that is too long is one only when it is used, hours later
-        there = _file_there(target, real) if allowed is None else _folder_there(target, real, source, allowed)
+        if allowed is not None:
+            there = _folder_there(target, real, source, allowed)
+        elif os.path.isdir(real):
+            raise target_error(target, "is a folder; name the file to write")
+        elif os.path.exists(real) and not os.path.isfile(real):
+            raise target_error(target, "exists and is no regular file")
+        else:
+            there = "exists" if os.path.exists(real) else ""
         if there and not overwrite:
             raise target_error(target, f"{there}; use `overwrite` to replace it")
         for path in _links_in(source) if there else ():  # a cache is full of them
@@ -115,15 +120,6 @@ def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowe
     except OSError as error:
         raise target_error(target, error) from error
     return real
-
-
-def _file_there(target: Path, real: Path) -> str:
-    """That there is a file already, in words; '' where there is none."""
-    if os.path.isdir(real):
-        raise target_error(target, "is a folder; name the file to write")
-    if os.path.exists(real) and not os.path.isfile(real):
-        raise target_error(target, "exists and is no regular file")
-    return "exists" if os.path.exists(real) else ""
 
 
 def _folder_there(target: Path, real: Path, source: Path, allowed: Allowed) -> str:
