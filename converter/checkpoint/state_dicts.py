@@ -12,9 +12,8 @@ from ..errors import InputError, UsageError, printable, shortened
 from .file import InputFile
 from .key_names import ModelKeys, Tables, find_models
 from .tensor import LazyTensor
-from .torch_file.kinds import describe, is_tensor, pairs_of
 from .torch_file.reader import TorchFile
-from .torch_file.tree import Contents, of_optimizer, search
+from .torch_file.tree import Contents, describe, is_tensor, of_optimizer, pairs_of, search
 from .weights_kind import EMA, RAW, kind_of_weights
 
 # Where weights lie that no wrapper holds: in a torch archive, in a format without wrappers, in shards.

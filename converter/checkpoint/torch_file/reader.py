@@ -14,7 +14,7 @@ from ..dtypes import BY_STORAGE, DType
 from ..file import InputFile
 from ..tensor import LazyTensor, Storage, checked
 from .archive import Archive
-from .kinds import KINDS, describe, describe_package, is_global, is_ordered_dict, is_tensor
+from .tree import KINDS, describe, describe_package, is_global, is_ordered_dict, is_tensor
 from .unpickle import Call, Dict, Global, PersistentId, PickleError, load
 
 PICKLE_LIMIT = 32 << 20
