@@ -183,18 +183,13 @@ class LazyTensor:
             if not in_place:
                 data[offset : offset + len(part)] = part
         if not self.contiguous:
-            into[:] = self.lay_out(data)
+            import numpy as np
 
-    def lay_out(self, span: bytes | bytearray | memoryview) -> bytes:
-        """The elements in row-major order, out of the bytes of `span`."""
-        if self.contiguous:
-            return bytes(span)
-        import numpy as np
-
-        item = self.dtype.itemsize
-        flat = np.frombuffer(span, dtype=f"<u{item}")
-        view = np.lib.stride_tricks.as_strided(flat, self.shape, [s * item for s in self.strides], writeable=False)
-        return view.tobytes()
+            item = self.dtype.itemsize
+            flat, laid_out = np.frombuffer(data, f"<u{item}"), np.frombuffer(into, f"<u{item}")
+            strides = [stride * item for stride in self.strides]
+            view = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
+            laid_out.reshape(self.shape)[...] = view
 
     def numpy(self) -> Any:
         """The tensor as a NumPy array (bfloat16, which NumPy lacks, is widened to float32 exactly)."""

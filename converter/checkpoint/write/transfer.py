@@ -69,8 +69,6 @@ class TensorCopy:
         self._read = hashlib.sha256() if digest and (self.dtype != tensor.dtype or len(outputs) > 1) else None
         self._start, self._stop = tensor.span
         self._done = 0
-        # A view that is not one run of bytes is collected, once its bytes arrive, and laid out anew.
-        self._collected = bytearray()
 
     @property
     def read(self) -> str:
@@ -92,20 +90,15 @@ class TensorCopy:
         return True
 
     def feed(self, offset: int, part: memoryview) -> None:
-        """Bytes of the storage from `offset`; those that are not of this tensor are ignored."""
-        wanted = part[max(0, self._start - offset) : max(0, self._stop - offset)]
-        if not wanted:
-            return
-        if self.tensor.contiguous:
+        """Bytes of the storage from `offset`; those that are not of this tensor, which is contiguous, are ignored."""
+        if wanted := part[max(0, self._start - offset) : max(0, self._stop - offset)]:
             self._emit(wanted)
-        else:
-            self._collected = self._collected or bytearray(self._stop - self._start)
-            first = max(0, offset - self._start)
-            self._collected[first : first + len(wanted)] = wanted
 
     def finish(self) -> None:
-        if self._collected:
-            data, self._collected = memoryview(self.tensor.lay_out(self._collected)), bytearray()
+        """Once its storage was read: what is no run of bytes is read by itself and laid out anew, in memory."""
+        if not self.tensor.contiguous:
+            data = memoryview(bytearray(self.tensor.nbytes))
+            self.tensor.read_into(data)
             for start in range(0, len(data), CHUNK):
                 self._emit(data[start : start + CHUNK])
         assert self._done == self.size, f"{self.tensor.key}: {self._done} of {self.size} bytes"
@@ -236,14 +229,14 @@ def transfer(
 
 
 def _read_and_write(wanting: list[TensorCopy], buffer: bytearray, stop: threading.Event) -> None:
-    """One pass over a storage for all tensors in it; of views to be laid out anew, only one at a time is in memory."""
-    anew = [copy for copy in wanting if not copy.tensor.contiguous]
-    first = [copy for copy in wanting if copy.tensor.contiguous] + anew[:1]
-    for group, span in [(first, None), *(([copy], copy.tensor.span) for copy in anew[1:])]:
-        for offset, part in wanting[0].tensor.storage.chunks(buffer, span):
-            if stop.is_set():
-                return
-            for copy in group:
-                copy.feed(offset, part)
-        for copy in group:
-            copy.finish()
+    """One pass over a storage for all tensors in it; views to be laid out anew are read after it, one at a time."""
+    contiguous = [copy for copy in wanting if copy.tensor.contiguous]
+    for offset, part in wanting[0].tensor.storage.chunks(buffer) if contiguous else ():
+        if stop.is_set():
+            return
+        for copy in contiguous:
+            copy.feed(offset, part)
+    for copy in wanting:
+        if stop.is_set():
+            return
+        copy.finish()
