@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError, printable
 from .file import InputFile, dangling_link, present, reading, reads
-from .json_file import parse_content, read_json, read_whole
+from .json_file import read_json
 from .safetensors_reader import copies_named
 from .weight_names import STEMS, SUFFIXES, pairs_among, variants, weights_among
 from .weights_kind import EMA, kind_by_name
@@ -117,11 +117,11 @@ def _folders_named_like_weights(folder: Path) -> list[str]:
 
 
 @reads
-def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a model folder, {} where there is none."""
+def read_config(folder: Path, kept: dict[Path, bytes] | None = None) -> dict[str, Any]:
+    """`config.json` of a model folder, {} where there is none; its bytes are `kept`, by its path."""
     if not present(folder / CONFIG):
         return {}
-    config = read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG, kept)
     if not isinstance(config, dict):
         raise InputError.at(folder / CONFIG, "", "not a JSON object")
     return config
@@ -149,9 +149,9 @@ class Index:
 
 
 @reads
-def weight_files(folder: Path) -> tuple[list[Path], Index | None, list[str]]:
+def weight_files(folder: Path, kept: dict[Path, bytes] | None = None) -> tuple[list[Path], Index | None, list[str]]:
     """(files, what an index says where there is one, weights of other names passed over) of a model folder, by the
-    rules of `weights_among`."""
+    rules of `weights_among`; the bytes of the index are `kept`, by its path."""
     try:
         pairs = weights_among(names_in(folder))
     except ValueError as error:
@@ -160,7 +160,7 @@ def weight_files(folder: Path) -> tuple[list[Path], Index | None, list[str]]:
         raise _without_weights(folder)
     (single, index), *later = pairs
     passed_over = [name for pair in later for name in pair if name]
-    return (*_shards(folder / index), passed_over) if index else ([folder / single], None, passed_over)
+    return (*_shards(folder / index, kept), passed_over) if index else ([folder / single], None, passed_over)
 
 
 def _without_weights(folder: Path) -> InputError:
@@ -176,8 +176,8 @@ def _without_weights(folder: Path) -> InputError:
     return InputError.at(folder, "", f"holds no weights: looked for {', '.join(STEMS)} and their .index.json{hint}")
 
 
-def _shards(index: Path) -> tuple[list[Path], Index]:
-    content = read_json(index)
+def _shards(index: Path, kept: dict[Path, bytes] | None) -> tuple[list[Path], Index]:
+    content = read_json(index, kept)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise InputError.at(index, "weight_map", "missing, empty, or not a map from keys to file names")
@@ -192,17 +192,3 @@ def _shards(index: Path) -> tuple[list[Path], Index]:
     metadata = content.get("metadata")
     copies = copies_named(os.fspath(index), "metadata", weight_map, metadata) if isinstance(metadata, dict) else {}
     return [index.parent / name for name in names], Index(weight_map, copies)
-
-
-@reads
-def files_next_to_weights(folder: Path, config: dict[str, Any], *, indexed: bool = True) -> dict[str, bytes]:
-    """The files next to the weights that were relied on, by name: config.json and, where the weights were found by it
-    (`indexed`), the index."""
-    index = next((index for _, index in weights_among(names_in(folder))), "") if indexed else ""
-    contents = {}
-    for name in filter(None, [CONFIG if config or present(folder / CONFIG) else "", index]):
-        with InputFile(folder / name) as file:
-            contents[name] = read_whole(file)
-            if name == CONFIG and parse_content(file, contents[name]) != config:
-                raise file.error("", "it changed while it was read")
-    return contents

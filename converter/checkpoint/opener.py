@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import InputError, UsageError, printable
 from .file import InputFile, reading
-from .folder import CONFIG, Index, averaged_sibling, is_averaged, model_folder, read_config, unread, weight_files
+from .folder import CONFIG, averaged_sibling, is_averaged, model_folder, read_config, unread, weight_files
 from .key_names import Tables
 from .recognition import container_of
 from .safetensors_reader import read_header
@@ -22,10 +22,9 @@ from .state_dicts import (
     TOP,
     WHOLE,
     Candidate,
-    Entries,
     choose,
-    display_key,
     find_candidates,
+    merged_shards,
     plausible,
     split,
 )
@@ -47,10 +46,11 @@ class Checkpoint(Mapping[str, LazyTensor]):
     `container`, in words; `candidates`, the state dicts in the file; `others`, what else it holds;
     `unnamed_weights`, weights that have no names; `recorded_integers`, whole numbers in it by their place, which may be
     a model's settings; `foreign_globals`, globals that are not torch's, and whether they are known to be dangerous;
-    `folder`, the model folder or pipeline that it is or lies in, None for a file by itself; `place`, where in it the
-    weights in use lie; `config`, that of `place`; `notes`, what the user should know of how it was read; `size` in
-    bytes; of the state dict in use, `prefix`, which all its keys had, `left_out`, keys that are no part of the model,
-    and `mixed`, in words, where only some of them carry a prefix, which they kept.
+    `folder`, the model folder or pipeline that it is or lies in, None for a file by itself; `config`, that of the
+    weights in use; `beside`, what was relied on beside them (config and index), as it was read; `notes`, what the user
+    should know of how it was read; `size` in bytes; of the state dict in use, `prefix`, which all its keys had,
+    `left_out`, keys that are no part of the model, and `mixed`, in words, where only some of them carry a prefix, which
+    they kept.
     """
 
     path: str
@@ -64,8 +64,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     recorded_integers: dict[str, int] = field(default_factory=dict)
     foreign_globals: list[tuple[str, bool]] = field(default_factory=list)
     folder: Path | None = None
-    place: Path | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    beside: dict[Path, bytes] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def open(self, tables: Tables | None) -> None:
@@ -113,8 +113,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
         averaged = averaged_sibling(place)
         if averaged and (self.requested_weights == EMA or self.requested_key == averaged.name):
             place, averaged = averaged, place
-        self.folder, self.place, self.config = folder, place, read_config(place)
-        paths, index, passed_over = weight_files(place)
+        self.folder, self.config = folder, read_config(place, self.beside)
+        paths, index, passed_over = weight_files(place, self.beside)
         self.others += unread(place, paths, passed_over)
         if index is None:
             words, self.candidates = self._open_file(paths[0], tables)
@@ -123,7 +123,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
             opened = [(path.name, *self._open_file(path, None)) for path in paths]
             self.container = f"folder of {opened[0][1]}, {len(paths)} shards"
             shards = [(name, choose(parts, None)) for name, _, parts in opened]
-            whole = Candidate("", SHARDS, self.files[0], partial(_merged, place, shards, index))
+            whole = Candidate("", SHARDS, self.files[0], partial(merged_shards, place, shards, index))
             self.candidates = split(whole, (), [*index.weight_map, *index.copies], tables)
         if is_averaged(place) or averaged:
             for candidate in self.candidates:
@@ -141,8 +141,9 @@ class Checkpoint(Mapping[str, LazyTensor]):
         Raises: `InputError` where it cannot be read.
         """
         folder = Path(os.path.abspath(self.path)).parent
-        if self.folder is None and isinstance((config := read_config(folder)).get("_class_name"), str):
-            self.folder, self.place, self.config = folder, folder, config
+        kept: dict[Path, bytes] = {}
+        if self.folder is None and isinstance((config := read_config(folder, kept)).get("_class_name"), str):
+            self.folder, self.config, self.beside = folder, config, kept
             self.notes.append(f"{CONFIG} beside it was read too, as where the folder is given")
 
     @property
@@ -192,28 +193,6 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _merged(folder: Path, shards: list[tuple[str, Candidate]], index: Index) -> Entries:
-    """The entries of all shards, which must be exactly those of the index, each in the shard that it names, and the
-    copies of them that it names."""
-    tensors: dict[str, LazyTensor] = {}
-    for name, candidate in shards:
-        for key, entry in candidate.entries():
-            if not isinstance(key, str):
-                raise InputError.at(folder, name, f"a key that is not plain text: {display_key(key)}")
-            tensor, named_here = candidate.make_tensor(key, entry), index.weight_map.get(key) == name
-            if tensor.key != key and not named_here:
-                continue  # a copy that the header names (tied weights): of shards, the index says which there are
-            if key in tensors:
-                raise InputError.at(folder, name, f"the key {printable(key)} is in two shards")
-            if not named_here:
-                raise InputError.at(folder, name, f"holds {printable(key)}, which the index does not place there")
-            tensors[key] = tensor
-    if absent := next((key for key in index.weight_map if key not in tensors), None):
-        rule = f"places {printable(absent)} in {printable(index.weight_map[absent])}, which does not hold it"
-        raise InputError.at(folder, "index", rule)
-    return list((tensors | {name: tensors[kept] for name, kept in index.copies.items()}).items())
 
 
 def open_checkpoint(

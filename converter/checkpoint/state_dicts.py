@@ -6,10 +6,12 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UsageError, printable, shortened
 from .file import InputFile
+from .folder import Index
 from .key_names import ModelKeys, Tables, find_models
 from .tensor import LazyTensor
 from .torch_file.reader import TorchFile
@@ -131,6 +133,28 @@ def find_candidates(torch_file: TorchFile, tables: Tables | None = None) -> tupl
         if not (isinstance(key, str | int) and str(key) in wrappers) and id(node) not in weights
     ]
     return candidates, others, contents
+
+
+def merged_shards(folder: Path, shards: list[tuple[str, Candidate]], index: Index) -> Entries:
+    """The entries of all shards, which must be exactly those of the index, each in the shard that it names, and the
+    copies of them that it names."""
+    tensors: dict[str, LazyTensor] = {}
+    for name, candidate in shards:
+        for key, entry in candidate.entries():
+            if not isinstance(key, str):
+                raise InputError.at(folder, name, f"a key that is not plain text: {display_key(key)}")
+            tensor, named_here = candidate.make_tensor(key, entry), index.weight_map.get(key) == name
+            if tensor.key != key and not named_here:
+                continue  # a copy that the header names (tied weights): of shards, the index says which there are
+            if key in tensors:
+                raise InputError.at(folder, name, f"the key {printable(key)} is in two shards")
+            if not named_here:
+                raise InputError.at(folder, name, f"holds {printable(key)}, which the index does not place there")
+            tensors[key] = tensor
+    if absent := next((key for key in index.weight_map if key not in tensors), None):
+        rule = f"places {printable(absent)} in {printable(index.weight_map[absent])}, which does not hold it"
+        raise InputError.at(folder, "index", rule)
+    return list((tensors | {name: tensors[kept] for name, kept in index.copies.items()}).items())
 
 
 def display_key(key: Any, form: Callable[[str], str] = str) -> str:
