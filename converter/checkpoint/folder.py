@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, printable
 from .file import InputFile, dangling_link, present, reading, reads
-from .json_file import parse_content, read_json, read_whole
+from .json_file import read_json
 from .safetensors_reader import copies_named
 from .weight_names import STEMS, SUFFIXES, pairs_among, variants, weights_among
 from .weights_kind import EMA, kind_by_name
@@ -41,15 +42,6 @@ def in_cache(folder: Path) -> Path:
     raise InputError.at(folder, "snapshots", rule)
 
 
-def _refuse_loose(folder: Path, *, inside: bool) -> None:
-    """Raises: `InputError` where the members of a torch file lie loose in a folder, or (`inside`) in one in it, as
-    browsers and file managers leave what they take for a zip."""
-    for place in (folder, *(sorted(path for path in folder.iterdir() if path.is_dir()) if inside else ())):
-        if (place / "data.pkl").is_file() and ((place / "data").is_dir() or (place / "version").is_file()):
-            rule = "an unpacked torch file (data.pkl, data/0 ... lie loose): fetch it again without unpacking it"
-            raise InputError.at(place, "data.pkl", rule)
-
-
 @reads
 def model_folder(folder: Path) -> Path:
     """The folder that holds the weights: of a cached repository the snapshot that is in use, of a pipeline its
@@ -75,7 +67,11 @@ def model_folder(folder: Path) -> Path:
         if _holds_weights(folder / name):
             return folder / name
     others = any(name.endswith(SUFFIXES) for name in names)  # a folder of checkpoints is about those
-    _refuse_loose(place, inside=not others)
+    inside = [] if others else sorted(path for path in place.iterdir() if path.is_dir())
+    for where in (place, *inside):  # as browsers and file managers leave what they take for a zip
+        if (where / "data.pkl").is_file() and ((where / "data").is_dir() or (where / "version").is_file()):
+            rule = "an unpacked torch file (data.pkl, data/0 ... lie loose): fetch it again without unpacking it"
+            raise InputError.at(where, "data.pkl", rule)
     folders = _folders_named_like_weights(place)
     return place / folders[0] if len(folders) == 1 and CONFIG not in names and not others else place
 
@@ -121,11 +117,11 @@ def _folders_named_like_weights(folder: Path) -> list[str]:
 
 
 @reads
-def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a model folder, {} where there is none."""
+def read_config(folder: Path, kept: dict[Path, bytes] | None = None) -> dict[str, Any]:
+    """`config.json` of a model folder, {} where there is none; its bytes are `kept`, by its path."""
     if not present(folder / CONFIG):
         return {}
-    config = read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG, kept)
     if not isinstance(config, dict):
         raise InputError.at(folder / CONFIG, "", "not a JSON object")
     return config
@@ -143,20 +139,28 @@ def unread(folder: Path, files: Collection[Path], passed_over: Collection[str]) 
     ]
 
 
+@dataclass
+class Index:
+    """What an index of shards says: key to file name, and {left out: kept} of tied weights, which it names where a
+    single file's header would (huggingface_hub's `save_torch_state_dict`)."""
+
+    weight_map: dict[str, str]
+    copies: dict[str, str]
+
+
 @reads
-def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, list[str]]:
-    """(files, key to file name where an index says so, weights of other names passed over) of a model folder, by the
-    rules of `weights_among`."""
-    names = names_in(folder)
+def weight_files(folder: Path, kept: dict[Path, bytes] | None = None) -> tuple[list[Path], Index | None, list[str]]:
+    """(files, what an index says where there is one, weights of other names passed over) of a model folder, by the
+    rules of `weights_among`; the bytes of the index are `kept`, by its path."""
     try:
-        pairs = weights_among(names)
+        pairs = weights_among(names_in(folder))
     except ValueError as error:
         raise InputError.at(folder, "", str(error)) from None
     if not pairs:
         raise _without_weights(folder)
     (single, index), *later = pairs
     passed_over = [name for pair in later for name in pair if name]
-    return (*_shards(folder / index), passed_over) if index else ([folder / single], None, passed_over)
+    return (*_shards(folder / index, kept), passed_over) if index else ([folder / single], None, passed_over)
 
 
 def _without_weights(folder: Path) -> InputError:
@@ -172,8 +176,8 @@ def _without_weights(folder: Path) -> InputError:
     return InputError.at(folder, "", f"holds no weights: looked for {', '.join(STEMS)} and their .index.json{hint}")
 
 
-def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
-    content = read_json(index)
+def _shards(index: Path, kept: dict[Path, bytes] | None) -> tuple[list[Path], Index]:
+    content = read_json(index, kept)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise InputError.at(index, "weight_map", "missing, empty, or not a map from keys to file names")
@@ -185,26 +189,6 @@ def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
         if not os.path.exists(index.parent / name):  # unlike Path.exists, False for a name that is too long
             why = dangling_link(index.parent / name) if os.path.islink(index.parent / name) else ""
             raise InputError.at(index, "weight_map", f"the shard {printable(name)} is missing" + (why and f": {why}"))
-    return [index.parent / name for name in names], weight_map
-
-
-def copies_of_shards(folder: Path, keys: Collection[str]) -> dict[str, str]:
-    """{left out: kept} of tied weights, which the index of the shards names where a single file's header would
-    (huggingface_hub's `save_torch_state_dict`)."""
-    index = folder / weights_among(names_in(folder))[0][1]
-    metadata = read_json(index).get("metadata")
-    return copies_named(os.fspath(index), "metadata", keys, metadata) if isinstance(metadata, dict) else {}
-
-
-@reads
-def files_next_to_weights(folder: Path, config: dict[str, Any], *, indexed: bool = True) -> dict[str, bytes]:
-    """The files next to the weights that were relied on, by name: config.json and, where the weights were found by it
-    (`indexed`), the index."""
-    index = next((index for _, index in weights_among(names_in(folder))), "") if indexed else ""
-    contents = {}
-    for name in filter(None, [CONFIG if config or present(folder / CONFIG) else "", index]):
-        with InputFile(folder / name) as file:
-            contents[name] = read_whole(file)
-            if name == CONFIG and parse_content(file, contents[name]) != config:
-                raise file.error("", "it changed while it was read")
-    return contents
+    metadata = content.get("metadata")
+    copies = copies_named(os.fspath(index), "metadata", weight_map, metadata) if isinstance(metadata, dict) else {}
+    return [index.parent / name for name in names], Index(weight_map, copies)

@@ -16,34 +16,31 @@ JSON_LIMIT = 25_000_000  # bytes of a file
 NODE_LIMIT = 500_000
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, kept: dict[Path, bytes] | None = None) -> Any:
     """What a JSON file says, read strictly: no duplicate keys, nothing without bounds. The byte order mark that editors
-    on Windows put before UTF-8 is no part of it."""
+    on Windows put before UTF-8 is no part of it.
+
+    Args:
+        kept: takes up the bytes, by their path.
+    """
     with InputFile(path) as file:
-        return parse_content(file, read_whole(file))
+        if file.size > JSON_LIMIT:
+            raise file.error("", f"{file.size} bytes of JSON, more than the {JSON_LIMIT} that are accepted")
+        data = file.read(0, file.size)
+        if kept is not None:
+            kept[path] = data
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
+            raise file.error("", "not valid JSON: it is in UTF-16 or UTF-32: save it as UTF-8")
+        text = data.removeprefix(codecs.BOM_UTF8)
+        if text.startswith(codecs.BOM_UTF8):
+            raise file.error("", "not valid JSON: it begins with two byte order marks: save it as UTF-8 without one")
+        return parse_json(file, "", text)
 
 
 def has_byte_order_mark(path: Path) -> bool:
     """Whether a file begins with a byte order mark: `read_json` reads past it, and diffusers does not."""
     with InputFile(path) as file:
         return file.read(0, min(file.size, 3)) == codecs.BOM_UTF8
-
-
-def read_whole(file: InputFile) -> bytes:
-    """All of a JSON file."""
-    if file.size > JSON_LIMIT:
-        raise file.error("", f"{file.size} bytes of JSON, more than the {JSON_LIMIT} that are accepted")
-    return file.read(0, file.size)
-
-
-def parse_content(file: InputFile, data: bytes) -> Any:
-    """What a JSON file says that was `read_whole`."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
-        raise file.error("", "not valid JSON: it is in UTF-16 or UTF-32: save it as UTF-8")
-    text = data.removeprefix(codecs.BOM_UTF8)
-    if text.startswith(codecs.BOM_UTF8):
-        raise file.error("", "not valid JSON: it begins with two byte order marks: save it as UTF-8 without one")
-    return parse_json(file, "", text)
 
 
 def parse_json(file: InputFile, what: str, data: bytes) -> Any:

@@ -8,8 +8,10 @@ known to the tables that are given; without any, only prefixes that are known by
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Protocol
 
 from ..errors import printable
@@ -111,17 +113,15 @@ def _plain(keys: Sequence[str]) -> ModelKeys:
         for known in PREFIXES:
             # A key that is nothing but a prefix does not carry it: none may be left empty.
             start = prefix + known
-            carrying = {key: None for key in keys if key.startswith(start) and key != start}
-            if len(carrying) == len(keys):
+            others = {key: None for key in keys if not key.startswith(start) or key == start}
+            if not others:
                 prefix = start
                 break
-            if carrying:
-                others = {key: None for key in keys if key not in carrying}
-                twin = next((name for key in carrying if (name := prefix + key[len(start) :]) in others), "")
-                # Of a block that was compiled by itself: a wrapper, wherever it stands.
-                if known == "_orig_mod." and not twin:
-                    continue
-                mixed = _mixed(known, len(carrying), len(keys), twin or next(iter(others)))
+            bare = (prefix + key[len(start) :] for key in keys if key not in others)
+            twin = next((name for name in bare if name in others), "")
+            # Of a block that was compiled by itself: a wrapper, wherever it stands.
+            if len(others) < len(keys) and (twin or known != "_orig_mod."):
+                mixed = _mixed(known, len(keys) - len(others), len(keys), twin or next(iter(others)))
                 clash = mixed if twin else ""
                 break
         else:
@@ -135,66 +135,44 @@ def _plain(keys: Sequence[str]) -> ModelKeys:
     return ModelKeys(prefix, names, mixed=mixed, clash=clash)
 
 
-@dataclass
-class _Group:
-    """The names that a table knows after one prefix."""
-
-    rows: set[int] = field(default_factory=set)
-    names: dict[str, str] = field(default_factory=dict)  # as the table knows it -> the whole name
-
-    def fits(self, table: Names) -> bool:
-        """Whether this is such a model, be it with holes: those are for the table to tell."""
-        return bool(self.names) and 2 * len(self.rows & table.required) >= len(table.required)
-
-
 def _by_tables(keys: Sequence[str], tables: Sequence[Names]) -> tuple[list[ModelKeys], str]:
     """(the models after prefixes of any kind, by the table that knows most; in words, why there are none though one
     fits: keys outside of it may well be its own)."""
     names = {unwrapped(key): key for key in keys}
     if len(names) < len(keys) or len(names) > _MOST:
         return [], ""
-    best: dict[str, _Group] = {}
-    strays: list[tuple[str, str]] = []
+    most, best, strays = 0, dict[str, dict[str, str]](), list[tuple[str, str]]()
     for table in tables:
-        groups = _groups(names, table)
-        fitting = {prefix: group for prefix, group in groups.items() if group.fits(table)}
-        if _largest(fitting) > _largest(best):
-            best = fitting
-            strays = [(p, name) for p, group in groups.items() if p not in fitting for name in group.names.values()]
+        # By prefix, the names that the table knows after it, each with the whole name; and the rows that they are of.
+        groups, rows = defaultdict[str, dict[str, str]](dict), defaultdict[str, set[int]](set)
+        for name in names:
+            for start in _starts(name):
+                if (row := table.row_of(name[start:])) is not None:
+                    groups[name[:start]][name[start:]] = name
+                    rows[name[:start]].add(row)
+        # Be it a model with holes: those are for the table to tell.
+        fitting = {p: known for p, known in groups.items() if 2 * len(rows[p] & table.required) >= len(table.required)}
+        size = max(map(len, fitting.values()), default=0)
+        if size > most:
+            most, best = size, fitting
+            strays = [(p, name) for p, known in groups.items() if p not in fitting for name in known.values()]
+    if not best:
+        return [], ""
     # Names outside of all models that would be theirs, if a known prefix or its absence meant nothing.
     within = tuple(best)
     outside = [
         name for prefix, name in strays if set(prefix.split(".")) <= _OF_PREFIXES and not name.startswith(within)
     ]
-    if not best:
-        return [], ""
-    main = max(best, key=lambda prefix: len(best[prefix].names))
+    main = max(best, key=lambda prefix: len(best[prefix]))
     # Several models have their names in common; what has others is a part of one.
-    parts = [
-        group for group in best.values() if 2 * len(group.names.keys() & best[main].names.keys()) < len(group.names)
-    ]
-    outside += [name for group in parts for name in group.names.values()]
+    parts = [known for known in best.values() if 2 * len(known.keys() & best[main].keys()) < len(known)]
+    outside += [name for known in parts for name in known.values()]
     if outside:
-        return [], _mixed(main, len(best[main].names), len(keys), outside[0])
+        return [], _mixed(main, len(best[main]), len(keys), outside[0])
     return (_separated(best, names), "") if len(best) <= _MODELS else ([], "")
 
 
-def _groups(names: Iterable[str], table: Names) -> dict[str, _Group]:
-    groups: dict[str, _Group] = {}
-    for name in names:
-        for start in _starts(name):
-            if (row := table.row_of(name[start:])) is not None:
-                group = groups.setdefault(name[:start], _Group())
-                group.rows.add(row)
-                group.names[name[start:]] = name
-    return groups
-
-
-def _largest(groups: dict[str, _Group]) -> int:
-    return max((len(group.names) for group in groups.values()), default=0)
-
-
-def _separated(models: dict[str, _Group], names: dict[str, str]) -> list[ModelKeys]:
+def _separated(models: dict[str, dict[str, str]], names: dict[str, str]) -> list[ModelKeys]:
     """The models in a state dict: each has what carries its prefix and no longer one of another model's, but for what
     is plainly no part of it. That, and whatever carries no model's prefix, is left out."""
     kept: dict[str, dict[str, str]] = {prefix: {} for prefix in models}
@@ -204,23 +182,19 @@ def _separated(models: dict[str, _Group], names: dict[str, str]) -> list[ModelKe
         prefix = max((name[:start] for start in _starts(name) if name[:start] in models), key=len, default=None)
         if prefix is None:
             apart.append(key)
-        elif (rest := name[len(prefix) :]) in models[prefix].names or not plainly_foreign(rest):
+        elif (rest := name[len(prefix) :]) in models[prefix] or not plainly_foreign(rest):
             kept[prefix][rest] = key
         else:
             foreign[prefix].append(key)
     return [
-        ModelKeys(prefix, kept[prefix], (*foreign[prefix], *apart), known=len(group.names), fits=True)
-        for prefix, group in models.items()
+        ModelKeys(prefix, kept[prefix], (*foreign[prefix], *apart), known=len(known), fits=True)
+        for prefix, known in models.items()
     ]
 
 
-def _starts(name: str) -> Iterator[int]:
+def _starts(name: str) -> list[int]:
     """Where a model's own name may begin in a name: at its beginning, and after the first few dots."""
-    start = 0
-    for _ in range(_DEPTH + 1):
-        yield start
-        if not (start := name.find(".", start) + 1):
-            break
+    return [0, *(dot.end() for dot in islice(re.finditer(r"\.", name), _DEPTH))]
 
 
 def _mixed(prefix: str, count: int, total: int, other: str) -> str:

@@ -5,26 +5,29 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UsageError, printable
 from .file import InputFile, reading
-from .folder import (
-    CONFIG,
-    averaged_sibling,
-    copies_of_shards,
-    is_averaged,
-    model_folder,
-    read_config,
-    unread,
-    weight_files,
-)
+from .folder import CONFIG, averaged_sibling, is_averaged, model_folder, read_config, unread, weight_files
 from .key_names import Tables
 from .recognition import container_of
 from .safetensors_reader import read_header
-from .state_dicts import FILE, TOP, Candidate, Entries, choose, display_key, find_candidates, plausible, split
+from .state_dicts import (
+    FILE,
+    SHARDS,
+    TOP,
+    WHOLE,
+    Candidate,
+    choose,
+    find_candidates,
+    merged_shards,
+    plausible,
+    split,
+)
 from .tensor import LazyTensor
 from .torch_file.reader import TorchFile
 from .weights_kind import EMA, RAW, kind_by_name
@@ -33,9 +36,9 @@ UNGUARDED = (
     "carries no checksums (every CRC-32 in it is 0, as torch writes with compute_crc32 = False): nothing would show a "
     "damaged byte; loaded and saved anew with torch.utils.serialization.config.save.compute_crc32 = True it has them"
 )
-SHARDS = "the shards"
 
 
+@dataclass(eq=False, repr=False)
 class Checkpoint(Mapping[str, LazyTensor]):
     """The state dict of a checkpoint, keys without prefix, tensors unread; close it, or use it in a `with`.
 
@@ -43,41 +46,41 @@ class Checkpoint(Mapping[str, LazyTensor]):
     `container`, in words; `candidates`, the state dicts in the file; `others`, what else it holds;
     `unnamed_weights`, weights that have no names; `recorded_integers`, whole numbers in it by their place, which may be
     a model's settings; `foreign_globals`, globals that are not torch's, and whether they are known to be dangerous;
-    `folder`, the model folder or pipeline that it is or lies in, None for a file by itself; `place`, where in it the
-    weights in use lie; `config`, that of `place`; `notes`, what the user should know of how it was read; `size` in
-    bytes; of the state dict in use, `prefix`, which all its keys had, `left_out`, keys that are no part of the model,
-    and `mixed`, in words, where only some of them carry a prefix, which they kept.
+    `folder`, the model folder or pipeline that it is or lies in, None for a file by itself; `config`, that of the
+    weights in use; `beside`, what was relied on beside them (config and index), as it was read; `notes`, what the user
+    should know of how it was read; `size` in bytes; of the state dict in use, `prefix`, which all its keys had,
+    `left_out`, keys that are no part of the model, and `mixed`, in words, where only some of them carry a prefix, which
+    they kept.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        weights: str | None = None,
-        state_dict_key: str | None = None,
-        tables: Tables | None = None,
-    ) -> None:
-        self.path = os.fspath(path)
-        self.files: list[InputFile] = []
-        self.folder: Path | None = None
-        self.config: dict[str, Any] = {}
-        self.notes: list[str] = []
-        self.others: list[str] = []
-        self.unnamed_weights: list[str] = []
-        self.recorded_integers: dict[str, int] = {}
-        self.foreign_globals: list[tuple[str, bool]] = []
-        self.requested_weights, self.requested_key = weights, state_dict_key
-        self.place: Path | None = None
-        try:
-            with reading(self.path):
-                if os.path.isdir(self.path):
-                    self.folder = Path(self.path)
-                    self._open_folder(self.folder, tables)
-                else:
-                    self.container, self.candidates = self._open_file(self.path, tables)
-                    self._by_name(Path(os.path.abspath(self.path)))
-        except BaseException:
-            self.close()
-            raise
+    path: str
+    requested_weights: str | None = None
+    requested_key: str | None = None
+    files: list[InputFile] = field(default_factory=list)
+    container: str = ""
+    candidates: list[Candidate] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    unnamed_weights: list[str] = field(default_factory=list)
+    recorded_integers: dict[str, int] = field(default_factory=dict)
+    foreign_globals: list[tuple[str, bool]] = field(default_factory=list)
+    folder: Path | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    beside: dict[Path, bytes] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def open(self, tables: Tables | None) -> None:
+        """Find out what is there."""
+        if os.path.isdir(self.path):
+            self._open_folder(Path(self.path), tables)
+            return
+        self.container, self.candidates = self._open_file(self.path, tables)
+        path = Path(os.path.abspath(self.path))
+        for candidate in self.candidates:
+            # Of a file that holds nothing but weights, its name tells whether they are averaged, or its folder's.
+            if candidate.where in (FILE, TOP) and candidate.weights == RAW:
+                names = (path.stem, *([path.parent.name] if is_averaged(path.parent) else []))
+                kinds = [kind_by_name(name) for name in names]
+                candidate.weights, candidate.why = next((kind for kind in kinds if kind[0] != RAW), kinds[0])
 
     def _open_file(self, path: str | os.PathLike[str], tables: Tables | None) -> tuple[str, list[Candidate]]:
         file = InputFile(path)
@@ -98,9 +101,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
             return f"torch archive, {'bare state dict' if places == [TOP] else wrapped}", candidates
         odd: dict[str, InputError] = {}
         tensors, metadata = read_header(file, odd)
-        self.recorded_integers |= {
-            key: int(text) for key, text in metadata.items() if re.fullmatch(r"[1-9][0-9]{0,5}", text)
-        }
+        whole_numbers = {key: text for key, text in metadata.items() if re.fullmatch(r"[1-9][0-9]{0,5}", text)}
+        self.recorded_integers |= {key: int(text) for key, text in whole_numbers.items()}
         if not tensors:
             raise next(iter(odd.values()), file.error("header", "holds no tensors"))
         whole = Candidate("", FILE, file, lambda: [*tensors.items(), *odd.items()])
@@ -111,34 +113,25 @@ class Checkpoint(Mapping[str, LazyTensor]):
         averaged = averaged_sibling(place)
         if averaged and (self.requested_weights == EMA or self.requested_key == averaged.name):
             place, averaged = averaged, place
-        self.config, self.place = read_config(place), place
-        paths, weight_map, passed_over = weight_files(place)
+        self.folder, self.config = folder, read_config(place, self.beside)
+        paths, index, passed_over = weight_files(place, self.beside)
         self.others += unread(place, paths, passed_over)
-        if weight_map is None:
+        if index is None:
             words, self.candidates = self._open_file(paths[0], tables)
             self.container = f"folder of {words}"
         else:
             opened = [(path.name, *self._open_file(path, None)) for path in paths]
             self.container = f"folder of {opened[0][1]}, {len(paths)} shards"
             shards = [(name, choose(parts, None)) for name, _, parts in opened]
-            copies = copies_of_shards(place, weight_map)
-            whole = Candidate("", SHARDS, self.files[0], partial(_merged, place, shards, weight_map, copies))
-            self.candidates = split(whole, (), [*weight_map, *copies], tables)
+            whole = Candidate("", SHARDS, self.files[0], partial(merged_shards, place, shards, index))
+            self.candidates = split(whole, (), [*index.weight_map, *index.copies], tables)
         if is_averaged(place) or averaged:
             for candidate in self.candidates:
-                inner = "" if candidate.where in (FILE, TOP, SHARDS) else f".{candidate.where}"
+                inner = "" if candidate.where in WHOLE else f".{candidate.where}"
                 candidate.weights, candidate.where = (EMA if is_averaged(place) else RAW), place.name + inner
         if averaged:  # opened only where it is asked for
             kind = EMA if is_averaged(averaged) else RAW
             self.candidates.append(Candidate(kind, averaged.name, self.files[0]))
-
-    def _by_name(self, path: Path) -> None:
-        """Of a file that holds nothing but weights, its name tells whether they are averaged, or its folder's."""
-        for candidate in self.candidates:
-            if candidate.where in (FILE, TOP) and candidate.weights == RAW:
-                candidate.weights, candidate.why = kind_by_name(path.stem)
-                if candidate.weights == RAW and is_averaged(path.parent):
-                    candidate.weights, candidate.why = kind_by_name(path.parent.name)
 
     def use_config_next_to_it(self) -> None:
         """Of a file in a model folder, let the config.json next to it count, as it does where the folder is given.
@@ -148,8 +141,9 @@ class Checkpoint(Mapping[str, LazyTensor]):
         Raises: `InputError` where it cannot be read.
         """
         folder = Path(os.path.abspath(self.path)).parent
-        if self.folder is None and isinstance((config := read_config(folder)).get("_class_name"), str):
-            self.folder, self.place, self.config = folder, folder, config
+        kept: dict[Path, bytes] = {}
+        if self.folder is None and isinstance((config := read_config(folder, kept)).get("_class_name"), str):
+            self.folder, self.config, self.beside = folder, config, kept
             self.notes.append(f"{CONFIG} beside it was read too, as where the folder is given")
 
     @property
@@ -201,31 +195,6 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self.close()
 
 
-def _merged(
-    folder: Path, shards: list[tuple[str, Candidate]], weight_map: dict[str, str], copies: dict[str, str]
-) -> Entries:
-    """The entries of all shards, which must be exactly those of the index, each in the shard that it names, and the
-    copies of them that it names."""
-    tensors: dict[str, LazyTensor] = {}
-    for name, candidate in shards:
-        for key, entry in candidate.entries():
-            if not isinstance(key, str):
-                raise InputError.at(folder, name, f"a key that is not plain text: {display_key(key)}")
-            tensor = candidate.make_tensor(key, entry)
-            if tensor.key != key and weight_map.get(key) != name:
-                continue  # a copy that the header names (tied weights): of shards, the index says which there are
-            if key in tensors:
-                raise InputError.at(folder, name, f"the key {printable(key)} is in two shards")
-            if weight_map.get(key) != name:
-                raise InputError.at(folder, name, f"holds {printable(key)}, which the index does not place there")
-            tensors[key] = tensor
-    absent = [key for key in weight_map if key not in tensors]
-    if absent:
-        rule = f"places {printable(absent[0])} in {printable(weight_map[absent[0]])}, which does not hold it"
-        raise InputError.at(folder, "index", rule)
-    return list((tensors | {name: tensors[kept] for name, kept in copies.items()}).items())
-
-
 def open_checkpoint(
     path: str | os.PathLike[str],
     weights: str | None = None,
@@ -254,4 +223,11 @@ def open_checkpoint(
         raise UsageError(f"`weights` {printable(weights)}: one of {RAW}, {EMA}")
     if weights and state_dict_key:
         raise UsageError("`weights`, `state_dict_key`: each of them says which weights are meant; give one")
-    return Checkpoint(path, weights, state_dict_key, tables)
+    checkpoint = Checkpoint(os.fspath(path), weights, state_dict_key)
+    try:
+        with reading(path):
+            checkpoint.open(tables)
+    except BaseException:
+        checkpoint.close()
+        raise
+    return checkpoint

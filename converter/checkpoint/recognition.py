@@ -82,9 +82,8 @@ def text_in(head: bytes, *, whole: bool) -> str:
         if '"weight_map"' in start:
             return "this is an index of shards, not the weights: give the folder that it lies in"
         return f"this is JSON text, not the weights{_quoted(text)} (a failed download, or a config?)"
-    return (
-        f"this is text, not weights{_quoted(text)} (a message from a server? then the download failed: fetch it again)"
-    )
+    what = "a message from a server? then the download failed: fetch it again"
+    return f"this is text, not weights{_quoted(text)} ({what})"
 
 
 def _decoded(head: bytes, whole: bool) -> str:

@@ -84,20 +84,21 @@ def copies_named(path: str, place: str, keys: Collection[str], metadata: Mapping
 def _entry(file: InputFile, key: str, entry: Any, base: int) -> tuple[int, int, LazyTensor | InputError]:
     try:
         code, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = all(type(n) is int and 0 <= n < 1 << 62 for n in (start, stop, *shape))
+        sound = len(entry) == 3 and isinstance(shape, list) and len(shape) <= 8
+        sound = sound and all(type(n) is int and 0 <= n < 1 << 62 for n in (start, stop, *shape))
     except (TypeError, KeyError, ValueError):
-        raise file.error(key, "not an entry of dtype, shape and data_offsets") from None
-    if len(entry) != 3 or not whole or not isinstance(shape, list) or len(shape) > 8:
+        sound = False
+    if not sound:
         raise file.error(key, "not an entry of dtype, shape and data_offsets")
     dtype = BY_CODE.get(code) if isinstance(code, str) else None
     if dtype is None:
-        few = isinstance(code, str) and code.startswith(_FEW_BITS)
-        remedy = f" (quantised weights): {UNQUANTISED}" if few else ""
         if start > stop:
             raise file.error(key, "data_offsets that go backwards")
+        few = isinstance(code, str) and code.startswith(_FEW_BITS)
+        remedy = f" (quantised weights): {UNQUANTISED}" if few else ""
         return start, stop, file.error(key, f"dtype {printable(code, 40)} is not accepted{remedy}")
     storage = Storage(file, key, stop - start, start=base + start)
     tensor = LazyTensor(key, dtype, tuple(shape), storage, strides=row_major(tuple(shape)))
-    if start > stop or tensor.nbytes != stop - start:
+    if tensor.nbytes != stop - start:
         raise file.error(key, f"{stop - start} bytes, where {dtype} {list(tensor.shape)} takes {tensor.nbytes}")
     return start, stop, checked(tensor)

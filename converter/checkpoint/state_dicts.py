@@ -6,19 +6,20 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UsageError, printable, shortened
 from .file import InputFile
+from .folder import Index
 from .key_names import ModelKeys, Tables, find_models
 from .tensor import LazyTensor
-from .torch_file.kinds import describe, is_tensor, pairs_of
 from .torch_file.reader import TorchFile
-from .torch_file.tree import Contents, of_optimizer, search
+from .torch_file.tree import Contents, describe, is_tensor, of_optimizer, pairs_of, search
 from .weights_kind import EMA, RAW, kind_of_weights
 
-TOP = "the top level"  # where the weights lie that no wrapper holds
-FILE = "the file"  # of a format without wrappers
+# Where weights lie that no wrapper holds: in a torch archive, in a format without wrappers, in shards.
+TOP, FILE, SHARDS = WHOLE = "the top level", "the file", "the shards"
 KEY_LIMIT = 1024  # characters
 MOST_SHOWN = 12
 # A view may be shared by many keys; more than this many times the file is an expansion, not sharing.
@@ -116,9 +117,8 @@ def find_candidates(torch_file: TorchFile, tables: Tables | None = None) -> tupl
         where = ".".join(shown) or TOP
         if any(path[:count] in contents.duplicates for count in range(1, len(path) + 1)):
             raise file.error("data.pkl", f"two entries have the same wrapper key ({where})")
-        whole = Candidate(
-            "", TOP, file, partial(torch_file.check_dict, node, entries, where), make_tensor=torch_file.tensor
-        )
+        checked = partial(torch_file.check_dict, node, entries, where)
+        whole = Candidate("", TOP, file, checked, make_tensor=torch_file.tensor)
         models = split(whole, shown, [key for key, _ in entries], tables, top_level=top_level)
         (in_optimizers if of_optimizer(path) else candidates).extend(models)
     if not any(candidate.keys.fits for candidate in candidates):
@@ -133,6 +133,28 @@ def find_candidates(torch_file: TorchFile, tables: Tables | None = None) -> tupl
         if not (isinstance(key, str | int) and str(key) in wrappers) and id(node) not in weights
     ]
     return candidates, others, contents
+
+
+def merged_shards(folder: Path, shards: list[tuple[str, Candidate]], index: Index) -> Entries:
+    """The entries of all shards, which must be exactly those of the index, each in the shard that it names, and the
+    copies of them that it names."""
+    tensors: dict[str, LazyTensor] = {}
+    for name, candidate in shards:
+        for key, entry in candidate.entries():
+            if not isinstance(key, str):
+                raise InputError.at(folder, name, f"a key that is not plain text: {display_key(key)}")
+            tensor, named_here = candidate.make_tensor(key, entry), index.weight_map.get(key) == name
+            if tensor.key != key and not named_here:
+                continue  # a copy that the header names (tied weights): of shards, the index says which there are
+            if key in tensors:
+                raise InputError.at(folder, name, f"the key {printable(key)} is in two shards")
+            if not named_here:
+                raise InputError.at(folder, name, f"holds {printable(key)}, which the index does not place there")
+            tensors[key] = tensor
+    if absent := next((key for key in index.weight_map if key not in tensors), None):
+        rule = f"places {printable(absent)} in {printable(index.weight_map[absent])}, which does not hold it"
+        raise InputError.at(folder, "index", rule)
+    return list((tensors | {name: tensors[kept] for name, kept in index.copies.items()}).items())
 
 
 def display_key(key: Any, form: Callable[[str], str] = str) -> str:
@@ -165,36 +187,30 @@ def choose(
 
     Raises: `UsageError` for what the file does not hold, `InputError` where several may be meant.
     """
-    path = candidates[0].file.path
-    if state_dict_key is None:
-        chosen = _of_kind(plausible(candidates), weights, path, hints)
-    elif not (chosen := [candidate for candidate in candidates if candidate.where == state_dict_key]):
-        listed = f"there is {_listed(candidates)}"
-        raise UsageError(f"{printable(path)}: `state_dict_key` {printable(state_dict_key)}: {listed}")
+    path, pool = printable(candidates[0].file.path), plausible(candidates)
+    kinds = {kind: [c for c in pool if c.weights == kind] for kind in (RAW, EMA)}
+    if state_dict_key is not None:
+        if not (chosen := [candidate for candidate in candidates if candidate.where == state_dict_key]):
+            rule = f"`state_dict_key` {printable(state_dict_key)}: there is {_listed(candidates)}"
+            raise UsageError(f"{path}: {rule}")
+    elif weights:
+        if not (chosen := kinds[weights]):
+            kind = "/".join(dict.fromkeys(c.weights for c in pool))
+            there = "; ".join([f"({', '.join(c.where for c in pool[:MOST_SHOWN])})", *hints])
+            raise UsageError(f"{path}: `weights` {weights}, but the file holds only {kind} weights {there}")
+    else:
+        chosen = kinds[RAW] if kinds[RAW] and len(kinds[RAW]) + len(kinds[EMA]) == len(pool) else pool
     # Each once, even if it is there under several names.
     chosen = list({c.extents: c for c in reversed(chosen)}.values())[::-1] if len(chosen) > 1 else chosen
     if len(chosen) == 1:
         return chosen[0]
-    kinds = {candidate.weights for candidate in chosen}
-    kind = f"{chosen[0].weights} " if kinds in ({RAW}, {EMA}) else ""
-    others = [candidate for candidate in plausible(candidates) if candidate not in chosen]
+    kind = f"{chosen[0].weights} " if {candidate.weights for candidate in chosen} in ({RAW}, {EMA}) else ""
+    others = [candidate for candidate in pool if candidate not in chosen]
     also = f"; also there: {_listed(others)}" if others else ""
     which = f"choose one with `state_dict_key`, such as `state_dict_key` {shlex.quote(chosen[0].where)}"
     if state_dict_key is not None:
         which = "two have this place, and no flag tells them apart"
-    raise InputError.at(path, "", f"several {kind}state dicts: {_listed(chosen)}{also}: {which}")
-
-
-def _of_kind(pool: list[Candidate], weights: str | None, path: str, hints: Sequence[str]) -> list[Candidate]:
-    """Those of the requested kind; without a request the raw ones, where all others are their EMA."""
-    kinds = {kind: [c for c in pool if c.weights == kind] for kind in (RAW, EMA)}
-    if not weights:
-        return kinds[RAW] if kinds[RAW] and len(kinds[RAW]) + len(kinds[EMA]) == len(pool) else pool
-    if not kinds[weights]:
-        kind = "/".join(dict.fromkeys(c.weights for c in pool))
-        there = "; ".join([f"({', '.join(c.where for c in pool[:MOST_SHOWN])})", *hints])
-        raise UsageError(f"{printable(path)}: `weights` {weights}, but the file holds only {kind} weights {there}")
-    return kinds[weights]
+    raise InputError(f"{path}: several {kind}state dicts: {_listed(chosen)}{also}: {which}")
 
 
 def selecting_flag(candidate: Candidate, candidates: Sequence[Candidate]) -> str:

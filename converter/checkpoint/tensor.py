@@ -52,47 +52,34 @@ class Storage:
         """Let the system copy `count` bytes from `offset` to `position` of another file; False where it cannot."""
         return self.file.copy_to(self.start + offset, count, fd, position, self.name)
 
-    def read_into(self, into: memoryview, start: int) -> bool:
-        """Fill `into` with the bytes from `start` on, if that proves them or they were proven before; else False."""
-        if self._proven:
-            self.file.read_into(into, self.start + start, self.name)
-        elif (start, len(into)) == (0, self.size):
-            crc = 0
-            for offset in range(0, self.size, CHUNK):
-                part = into[offset : offset + CHUNK]
-                self.file.read_into(part, self.start + offset, self.name)
-                crc = crc32(part, crc)
-            self._prove(crc)
-        else:
-            return False
-        return True
+    def reads_only(self, span: tuple[int, int]) -> bool:
+        """Whether `chunks` of this span, which may read more to verify the CRC-32, are just its bytes."""
+        return self._proven or span == (0, self.size)
 
     def chunks(
-        self, buffer: bytearray | None = None, span: tuple[int, int] | None = None
+        self, buffer: bytearray | memoryview | None = None, span: tuple[int, int] | None = None
     ) -> Iterator[tuple[int, memoryview]]:
         """(offset, bytes) in order, each byte read once; a pass over the whole verifies the CRC-32, if any, at its end.
 
         Once that is verified, only the bytes of `span` are read where it is given: many small views of one storage
         take time for what they show, not for the storage over and over.
-        The views share one buffer, so each is valid until the next is taken. A consumer that stops early
-        has no proof of what it read.
+        In a buffer that takes all of them, each has its own place; else they share it, and each is valid until the next
+        is taken. A consumer that stops early has no proof of what it read.
         """
         start, stop = span if span and self._proven else (0, self.size)
         view = memoryview(buffer if buffer is not None else bytearray(min(CHUNK, stop - start)))
+        whole, step = len(view) >= stop - start, min(CHUNK, len(view)) or 1
         crc, verify = 0, self.crc is not None and (start, stop) == (0, self.size)
-        for offset in range(start, stop, len(view) or 1):
-            part = view[: stop - offset]
+        for offset in range(start, stop, step):
+            at = offset - start if whole else 0
+            part = view[at : at + min(step, stop - offset)]
             self.file.read_into(part, self.start + offset, self.name)
             if verify:
                 crc = crc32(part, crc)
             yield offset, part
-        if verify:
-            self._prove(crc)
-
-    def _prove(self, crc: int) -> None:
-        if crc != self.crc:
+        if verify and crc != self.crc:
             raise self.file.error(self.name, "CRC-32 mismatch: the file is damaged")
-        self._proven = True
+        self._proven |= verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +162,7 @@ class LazyTensor:
         """
         yield from self._span_chunks(buffer) if self.contiguous else [(0, memoryview(self.read()))]
 
-    def _span_chunks(self, buffer: bytearray | None = None) -> Iterator[tuple[int, memoryview]]:
+    def _span_chunks(self, buffer: bytearray | memoryview | None = None) -> Iterator[tuple[int, memoryview]]:
         start, stop = self.span
         for offset, part in self.storage.chunks(buffer, (start, stop)):
             if wanted := part[max(0, start - offset) : max(0, stop - offset)]:
@@ -190,23 +177,19 @@ class LazyTensor:
     def read_into(self, into: memoryview) -> None:
         """All elements in row-major order, into `nbytes` bytes that are there already."""
         start, stop = self.span
-        span = into if self.contiguous else memoryview(bytearray(stop - start))
-        if self.numel and not self.storage.read_into(span, start):
-            for offset, part in self._span_chunks():
-                span[offset : offset + len(part)] = part
+        data = into if self.contiguous else memoryview(bytearray(stop - start))
+        in_place = self.storage.reads_only((start, stop))
+        for offset, part in self._span_chunks(data if in_place else None) if self.numel else ():
+            if not in_place:
+                data[offset : offset + len(part)] = part
         if not self.contiguous:
-            into[:] = self.lay_out(span)
+            import numpy as np
 
-    def lay_out(self, span: bytes | bytearray | memoryview) -> bytes:
-        """The elements in row-major order, out of the bytes of `span`."""
-        if self.contiguous:
-            return bytes(span)
-        import numpy as np
-
-        item = self.dtype.itemsize
-        flat = np.frombuffer(span, dtype=f"<u{item}")
-        view = np.lib.stride_tricks.as_strided(flat, self.shape, [s * item for s in self.strides], writeable=False)
-        return view.tobytes()
+            item = self.dtype.itemsize
+            flat, laid_out = np.frombuffer(data, f"<u{item}"), np.frombuffer(into, f"<u{item}")
+            strides = [stride * item for stride in self.strides]
+            view = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
+            laid_out.reshape(self.shape)[...] = view
 
     def numpy(self) -> Any:
         """The tensor as a NumPy array (bfloat16, which NumPy lacks, is widened to float32 exactly)."""

@@ -76,14 +76,12 @@ def _of_writer(path: Sequence[str], top_level: Mapping[str, Any]) -> tuple[str, 
     """
     place = path[0] if path else ""
     if {"state_dict", "current_model_state"} <= top_level.keys():
-        who = "Lightning's WeightAveraging keeps the"
-        return {
-            "state_dict": (EMA, f"{who} average there"),
-            "current_model_state": (RAW, f"{who} raw weights there"),
-        }.get(place)
-    if {"state_dict", "ema_state_dict"} <= top_level.keys() and place in ("state_dict", "ema_state_dict"):
-        if "message_hub" in top_level:
-            averaged = place == "state_dict"
-            return (EMA if averaged else RAW), "mmengine's EMAHook exchanges the two when it saves"
-        return UNKNOWN, "some frameworks exchange the two when they save"
+        if place == "state_dict":
+            return EMA, "Lightning's WeightAveraging keeps the average there"
+        if place == "current_model_state":
+            return RAW, "Lightning's WeightAveraging keeps the raw weights there"
+    elif {"state_dict", "ema_state_dict"} <= top_level.keys() and place in ("state_dict", "ema_state_dict"):
+        if "message_hub" not in top_level:
+            return UNKNOWN, "some frameworks exchange the two when they save"
+        return EMA if place == "state_dict" else RAW, "mmengine's EMAHook exchanges the two when it saves"
     return None

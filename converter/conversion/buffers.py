@@ -152,7 +152,7 @@ class ComputedStorage(Storage):
         return False
 
     def chunks(
-        self, buffer: bytearray | None = None, span: tuple[int, int] | None = None
+        self, buffer: bytearray | memoryview | None = None, span: tuple[int, int] | None = None
     ) -> Iterator[tuple[int, memoryview]]:
         """(offset, bytes) of everything, whatever the span: a consumer takes what is of it."""
         offset = 0
@@ -160,8 +160,8 @@ class ComputedStorage(Storage):
             yield offset, memoryview(piece)
             offset += len(piece)
 
-    def read_into(self, into: memoryview, start: int) -> bool:
-        return False  # nothing is at hand: it comes by `chunks`
+    def reads_only(self, span: tuple[int, int]) -> bool:
+        return False
 
 
 def computed_on_demand(key: str, dtype: DType, shape: tuple[int, ...], pieces: Pieces) -> LazyTensor:

@@ -13,10 +13,9 @@ from ..checkpoint import DType
 from ..checkpoint.dtypes import BF16, BY_NAME, F16, F32
 from ..checkpoint.file import reading
 from ..checkpoint.weight_names import INDEX, WEIGHTS, is_shard, with_variant
-from ..checkpoint.write.layout import TensorEntry, lay_out_safetensors
+from ..checkpoint.write.layout import TensorEntry, lay_out_safetensors, lay_out_torch
 from ..checkpoint.write.publish import FilePublication, Publication
-from ..checkpoint.write.target import check_file, check_target
-from ..checkpoint.write.torch_writer import lay_out_torch
+from ..checkpoint.write.target import check_target
 from ..errors import UsageError, printable
 from .options import ConversionOptions
 from .record import files_we_wrote
@@ -77,9 +76,8 @@ class Destination:
         """The same with the real path to write to, or a `UsageError`; called before a byte of `source` is read."""
         with reading(source):  # a path at all
             pass
-        if self.folder:
-            return replace(self, path=check_target(self.path, source, overwrite=overwrite, allowed=files_we_wrote))
-        return replace(self, path=check_file(self.path, source, overwrite=overwrite))
+        allowed = files_we_wrote if self.folder else None
+        return replace(self, path=check_target(self.path, source, overwrite=overwrite, allowed=allowed))
 
     def publication(self, size: int, *, overwrite: bool) -> Publication:
         """What makes it appear whole or not at all."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.file import reading
-from ..checkpoint.folder import CONFIG, files_next_to_weights
+from ..checkpoint.folder import CONFIG
 from ..checkpoint.state_dicts import selecting_flag
 from ..checkpoint.weights_kind import LABELS
 from ..checkpoint.write.layout import lay_out_safetensors
@@ -191,12 +191,10 @@ def _differences_from_record(analysis: Analysis, record: Record) -> list[str]:
 
 def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:
     """What was believed beside the weights, so that the record is enough to audit what it led to."""
-    folder, place = checkpoint.folder, checkpoint.place
-    if folder is None or place is None:
-        return {}
-    # Of a file by itself the place is known, and no index says what is in it.
-    files = files_next_to_weights(place, checkpoint.config, indexed=os.path.isdir(checkpoint.path))
-    return {Path(os.path.relpath(place / name, folder)).as_posix(): digest_of(data) for name, data in files.items()}
+    return {
+        Path(os.path.relpath(path, checkpoint.folder)).as_posix(): digest_of(data)
+        for path, data in checkpoint.beside.items()
+    }
 
 
 def checkpoint_notes(checkpoint: Checkpoint) -> list[str]:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from zip_builder import SIX, Glob, assert_refused, call, read_all, refused, safetensors_file, save, tensor, torch_file
 
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.folder import files_next_to_weights, model_folder, read_config, weight_files
+from converter.checkpoint.folder import model_folder, read_config, weight_files
 from converter.checkpoint.weight_names import STEMS, variants, weights_among, with_variant
 from converter.errors import InputError
 
@@ -322,7 +322,9 @@ def test_a_variant_in_shards(tmp_path: Path) -> None:
     assert {key: value[2] for key, value in read_all(tmp_path).items()} == {
         "a": torch.ones(2).numpy().tobytes(), "b": torch.full((2,), 2.0).numpy().tobytes()}  # fmt: skip
     assert variants({path.name for path in tmp_path.iterdir()}) == ["fp16"]
-    assert set(files_next_to_weights(tmp_path, {})) == {f"{STEM}.index.fp16.json"}
+    with open_checkpoint(tmp_path) as checkpoint:
+        path = tmp_path / f"{STEM}.index.fp16.json"
+        assert checkpoint.beside == {path: path.read_bytes()}
     sharded_variant(tmp_path, "bf16")
     with pytest.raises(InputError, match=r"several variants \(bf16, fp16\)"):
         read_all(tmp_path)

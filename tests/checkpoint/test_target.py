@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.checkpoint.write.target import check_file, check_target, nearest
+from converter.checkpoint.write.target import check_target, nearest
 from converter.errors import UsageError
 
 
@@ -18,10 +18,10 @@ def folder_check(target: Path, source: Path, *, overwrite: bool) -> Path:
 
 
 Check = Callable[..., Path]
-both = pytest.mark.parametrize("check", [check_file, folder_check])
+both = pytest.mark.parametrize("check", [check_target, folder_check])
 
 
-def refused(target: Path, source: Path, *, overwrite: bool = True, check: Check = check_file) -> str:
+def refused(target: Path, source: Path, *, overwrite: bool = True, check: Check = check_target) -> str:
     """The rule, without the path that stands before it."""
     with pytest.raises(UsageError) as caught:
         check(target, source, overwrite=overwrite)
@@ -40,7 +40,7 @@ def test_accepts_what_is_not_there_and_makes_nothing(tmp_path: Path, source: Pat
     for name, real in (("out.pth", "out.pth"), ("a/b/out.pth", "a/b/out.pth"), ("link/out.pth", "in/out.pth"),
                        ("in/../out.pth", "out.pth"), ("in/other.pth", "in/other.pth")):  # fmt: skip
         for overwrite in (False, True):
-            assert check_file(tmp_path / name, source, overwrite=overwrite) == Path(os.path.realpath(tmp_path)) / real
+            assert check_target(tmp_path / name, source, overwrite=overwrite) == Path(os.path.realpath(tmp_path)) / real
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -48,7 +48,7 @@ def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(tmp_path:
     target = tmp_path / "out.pth"
     target.write_text("old")
     assert refused(target, source, overwrite=False) == "exists; use `overwrite` to replace it"
-    assert check_file(target, source, overwrite=True).name == "out.pth"
+    assert check_target(target, source, overwrite=True).name == "out.pth"
     assert target.read_text() == "old"
 
 
@@ -56,7 +56,7 @@ def test_a_link_is_followed(tmp_path: Path, source: Path) -> None:
     (tmp_path / "real.pth").write_text("old")
     (tmp_path / "link.pth").symlink_to("real.pth")
     assert "`overwrite`" in refused(tmp_path / "link.pth", source, overwrite=False)
-    assert check_file(tmp_path / "link.pth", source, overwrite=True).name == "real.pth"
+    assert check_target(tmp_path / "link.pth", source, overwrite=True).name == "real.pth"
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -110,7 +110,7 @@ def test_refuses_what_links_in_the_input_lead_to(tmp_path: Path, source: Path) -
     (tmp_path / "hard.pth").hardlink_to(tmp_path / "blob.pth")
     assert "links to" in refused(tmp_path / "hard.pth", tmp_path / "snapshot")
     (tmp_path / "beside.pth").write_text("")
-    check_file(tmp_path / "beside.pth", tmp_path / "snapshot", overwrite=True)
+    check_target(tmp_path / "beside.pth", tmp_path / "snapshot", overwrite=True)
 
 
 @both
@@ -144,7 +144,7 @@ def test_refuses_a_name_that_is_too_long_before_anything_is_done(tmp_path: Path,
 def test_names_that_are_not_plain_text_are_shown_safely(tmp_path: Path, source: Path) -> None:
     (tmp_path / "a\x1b[31m\n.pth").write_text("")
     with pytest.raises(UsageError, match=r"a\\x1b\[31m\\n\.pth: exists; use `overwrite`") as caught:
-        check_file(tmp_path / "a\x1b[31m\n.pth", source, overwrite=False)
+        check_target(tmp_path / "a\x1b[31m\n.pth", source, overwrite=False)
     assert str(caught.value).isprintable()
 
 

@@ -17,8 +17,7 @@ from makers import raw_bytes
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.dtypes import BY_NAME, F32
-from converter.checkpoint.write.layout import FileLayout, TensorEntry
-from converter.checkpoint.write.torch_writer import ALIGNMENT, lay_out_torch, pickled
+from converter.checkpoint.write.layout import ALIGNMENT, FileLayout, TensorEntry, lay_out_torch, pickled
 
 TENSORS = st.tuples(st.sampled_from(sorted(BY_NAME)), st.lists(st.integers(0, 5), max_size=4), st.integers(0, 1 << 30))
 KEYS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)

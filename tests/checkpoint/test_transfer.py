@@ -29,7 +29,7 @@ from converter.checkpoint.dtypes import BF16, BY_CODE, F16, F32, F64, DType
 from converter.checkpoint.file import InputFile
 from converter.checkpoint.tensor import LazyTensor, Storage, row_major
 from converter.checkpoint.write import transfer
-from converter.checkpoint.write.transfer import CHUNK, Output, TensorCopy, in_threads, write_at
+from converter.checkpoint.write.transfer import CHUNK, Output, TensorCopy, write_at
 from converter.conversion.buffers import computed
 from converter.errors import ConverterError, InputError
 from converter.families.sincos import SinCosTable
@@ -263,25 +263,9 @@ def test_short_writes_are_continued(out: int, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
-def test_the_first_failure_stops_the_other_thread(failure: type[BaseException]) -> None:
-    begun, stopped = threading.Event(), []
-
-    def fails(stop: threading.Event) -> None:
-        begun.wait(10)
-        raise failure("the first")
-
-    def goes_on(stop: threading.Event) -> None:
-        begun.set()
-        stopped.append(stop.wait(10))
-
-    for works in ([fails, goes_on], [goes_on, fails]):
-        begun.clear()
-        with within(20), pytest.raises(failure, match="the first"):
-            in_threads(*works)
-    assert stopped == [True, True]
-
-
-def test_a_failure_in_proving_stops_the_writing(tmp_path: Path, out: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_in_proving_stops_the_writing(
+    tmp_path: Path, out: int, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+) -> None:
     torch.save({f"w{n}": torch.ones(4) for n in range(200)}, tmp_path / "w.pth")
     written: list[str] = []
     with open_checkpoint(tmp_path / "w.pth") as checkpoint:
@@ -290,7 +274,7 @@ def test_a_failure_in_proving_stops_the_writing(tmp_path: Path, out: int, monkey
 
         def fails(self: TensorCopy, *args: Any) -> None:
             failed.set()
-            raise RuntimeError("the proof fails")
+            raise failure("the proof fails")
 
         def slowly(self: TensorCopy) -> bool:
             written.append(self.tensor.key)
@@ -298,7 +282,7 @@ def test_a_failure_in_proving_stops_the_writing(tmp_path: Path, out: int, monkey
 
         monkeypatch.setattr(TensorCopy, "prove", fails)
         monkeypatch.setattr(TensorCopy, "copied", slowly)
-        with within(20), pytest.raises(RuntimeError, match="the proof fails"):
+        with within(20), pytest.raises(failure, match="the proof fails"):
             transfer.transfer(made, written=lambda: written.append("all"))
     assert "all" not in written
 

@@ -19,9 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.dtypes import BF16, F16, F32, DType
-from converter.checkpoint.write.layout import lay_out_safetensors
+from converter.checkpoint.write.layout import lay_out_safetensors, lay_out_torch
 from converter.checkpoint.write.publish import Publication
-from converter.checkpoint.write.torch_writer import lay_out_torch
 from converter.checkpoint.write.transfer import write_at
 from converter.conversion import write as writing
 from converter.conversion.buffers import computed

@@ -13,7 +13,6 @@ import bisect
 import re
 import stat
 import struct
-from dataclasses import replace
 
 from zlib_ng.zlib_ng import crc32
 
@@ -44,16 +43,16 @@ class Archive:
     def __init__(self, file: InputFile) -> None:
         self.file = file
         entries, start = self._directory()
-        if other := around(entries):
-            raise file.error("zip", other)
         self.members: dict[str, ZipEntry] = {}
         self.root = ""
-        for entry in entries:
-            name = self._name(entry.name, entries)
-            member = self._member(name, entry, entries)
-            if name in self.members:
-                raise file.error(name, "two members have this name")
-            self.members[name] = member
+        try:
+            for entry in entries:
+                name = self._name(entry.name)
+                if name in self.members:
+                    raise file.error(name, "two members have this name")
+                self.members[name] = self._member(name, entry)
+        except InputError as error:
+            raise InputError(f"{error}{packed_again(entries)}") from None
         self.summed = any(member.crc for member in self.members.values())
         if "data.pkl" not in self.members:
             raise file.error("zip", "an archive without data.pkl: not a checkpoint that torch.save wrote")
@@ -70,34 +69,39 @@ class Archive:
 
     def _directory(self) -> tuple[list[ZipEntry], int]:
         try:
-            return read_directory(self.file)
+            entries, start = read_directory(self.file)
+            other = around(entries)
         except InputError:
             # What torch writes has no comment. It is read only to say which other zip this is.
-            if (comment := trailing_comment(self.file)) and (other := around(read_directory(self.file, comment)[0])):
-                raise self.file.error("zip", other) from None
-            raise
+            if not (
+                (comment := trailing_comment(self.file)) and (other := around(read_directory(self.file, comment)[0]))
+            ):
+                raise
+        if other:
+            raise self.file.error("zip", other)
+        return entries, start
 
-    def _member(self, name: str, entry: ZipEntry, entries: list[ZipEntry]) -> ZipEntry:
+    def _member(self, name: str, entry: ZipEntry) -> ZipEntry:
         """The member that an entry describes, if it is one that torch writes."""
-
-        def fail(rule: str) -> InputError:
-            return self.file.error(name, rule + packed_again(entries))
-
-        if entry.flags not in _FLAGS or entry.method or entry.comment or entry.disk:
+        if entry.flags not in _FLAGS or entry.method or entry.comment_size or entry.disk:
             what = f"flags {entry.flags:#06x}, comment or disk number"
             if entry.flags & 1 or entry.method:
                 what = "encrypted" if entry.flags & 1 else "compressed"
-            raise fail(f"only plain stored members are accepted ({what})")
-        if not _plain(entry):
+            raise self.file.error(name, f"only plain stored members are accepted ({what})")
+        # A plain file to every reader: without attributes, as torch writes it, or as tools on Unix do, with a mode.
+        mode, dos = divmod(entry.external, 1 << 16)
+        ordinary = mode == 0 or (entry.made_by >> 8 == _UNIX and stat.S_IFMT(mode) in (0, stat.S_IFREG))
+        text = entry.internal in (0, 1)  # whether it looks like text
+        if dos or not (ordinary and text and entry.needed <= _VERSION):
             what = f"external {entry.external:#010x}, internal {entry.internal:#x}, version needed {entry.needed}"
-            raise fail(f"attributes that torch never writes, by which readers may disagree on what it is ({what})")
+            rule = f"attributes that torch never writes, by which readers may disagree on what it is ({what})"
+            raise self.file.error(name, rule)
         size, packed, header = self._zip64(name, entry.extra, entry.size, entry.packed, entry.header)
         if size != packed:
             raise self.file.error(name, "stored and packed sizes differ")
-        same = (size, header) == (entry.size, entry.header)
-        return entry if same else replace(entry, size=size, packed=size, header=header)
+        return entry._replace(size=size, packed=packed, header=header)
 
-    def _name(self, raw: bytes, entries: list[ZipEntry]) -> str:
+    def _name(self, raw: bytes) -> str:
         """The name below the one root folder, checked against the fixed grammar."""
         try:
             root, slash, name = raw.decode().partition("/")
@@ -106,12 +110,11 @@ class Archive:
         if root.endswith(".npy"):
             raise self.file.error(root, "this is a NumPy .npz, not a torch checkpoint")
         if not slash or root in ("", ".", "..") or "\\" in root or not root.isprintable():
-            rule = "not below one root folder, as torch writes" + (packed_again(entries) or ": not a torch checkpoint")
-            raise self.file.error(root, rule)
+            raise self.file.error(root, "not below one root folder, as torch writes: not a torch checkpoint")
         if _TORCHSCRIPT.fullmatch(name):
             raise self.file.error(name, "this is a TorchScript program, not a state dict: save model.state_dict()")
         if not _MEMBER.fullmatch(name):
-            raise self.file.error(f"{root}/{name}", "not a member that torch.save writes" + packed_again(entries))
+            raise self.file.error(f"{root}/{name}", "not a member that torch.save writes")
         self.root = self.root or root
         if root != self.root:
             raise self.file.error(name, "more than one root folder")
@@ -181,11 +184,3 @@ class Archive:
         if self.summed and crc32(data) != member.crc:
             raise self.file.error(name, "CRC-32 mismatch: the file is damaged")
         return data
-
-
-def _plain(entry: ZipEntry) -> bool:
-    """Whether an entry is that of a plain file to every reader: without attributes, as torch writes it, or as zip tools
-    on Unix do, with a mode."""
-    mode, dos = divmod(entry.external, 1 << 16)
-    ordinary = mode == 0 or (entry.made_by >> 8 == _UNIX and stat.S_IFMT(mode) in (0, stat.S_IFREG))
-    return dos == 0 and ordinary and entry.internal in (0, 1) and entry.needed <= _VERSION  # 1: it looks like text

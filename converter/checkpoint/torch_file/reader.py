@@ -14,7 +14,7 @@ from ..dtypes import BY_STORAGE, DType
 from ..file import InputFile
 from ..tensor import LazyTensor, Storage, checked
 from .archive import Archive
-from .kinds import KINDS, Attributes, describe, is_global, is_ordered_dict
+from .tree import KINDS, describe, describe_package, is_global, is_ordered_dict, is_tensor
 from .unpickle import Call, Dict, Global, PersistentId, PickleError, load
 
 PICKLE_LIMIT = 32 << 20
@@ -29,6 +29,9 @@ _DANGEROUS = {
 _OWN = {("collections", "OrderedDict"), ("torch", "Size"), ("torch", "device"), ("torch.storage", "UntypedStorage"),
         ("torch._tensor", "_rebuild_from_type_v2"), ("torch", "Tensor"), ("torch.nn.parameter", "Parameter"),
         *(("torch", dtype.name) for dtype in BY_STORAGE.values())}  # fmt: skip
+# `torch.load` sets attributes one by one: these names are no attributes to it but the elements themselves.
+_DATA = {"data", "real", "imag"}
+_REMEDY = "save {k: v.detach().clone() for k, v in state_dict.items()} instead"
 _HARMLESS = {"set", "frozenset", "bytearray", "complex", "slice", "range", "int", "float", "dict", "list"}  # builtins
 
 
@@ -43,7 +46,10 @@ class TorchFile:
         except PickleError as error:
             raise file.error("data.pkl", str(error)) from None
         self._storages: dict[str, tuple[DType, Storage]] = {}
-        self._attributes = Attributes()
+        # By identity, attributes that are known to be harmless: all tensors may share them, and the time is that of
+        # reading the pickle once.
+        self._states: set[int] = set()
+        self._plain: set[int] = set()
 
     def foreign(self) -> list[tuple[str, bool]]:
         """(global, is it known to be dangerous) for every name in the pickle that is none of torch's own."""
@@ -79,9 +85,7 @@ class TorchFile:
 
     def tensor(self, key: str, node: Any) -> LazyTensor:
         """The tensor that a node describes, checked; anything else is refused by its kind."""
-        node, problem = self._attributes.strip(node)
-        if problem:
-            raise self._refuse(key, problem)
+        node = self._without_attributes(key, node)
         if not (isinstance(node, Call) and is_global(node.func, "torch._utils", "_rebuild_tensor_v2")):
             raise self._refuse(key, f"not a tensor but {describe(node)}")
         if not isinstance(node.args, tuple) or not 6 <= len(node.args) <= 7 or node.changed:
@@ -96,6 +100,68 @@ class TorchFile:
             raise self._refuse(key, "a tensor whose sizes, strides or offset are not integers")
         dtype, storage = self._storage(key, pid)
         return checked(LazyTensor(key, dtype, shape, storage, strides=strides, offset=offset))
+
+    def _without_attributes(self, key: str, node: Any) -> Any:
+        """The node of the tensor itself, out of what torch saves of a parameter, or of a tensor with attributes.
+
+        An attribute (`p._is_hf_initialized = True`) makes torch save a tensor by another function, with the attributes
+        after it (torch/nn/parameter.py and torch/_tensor.py, `__reduce_ex__`). They are no part of its data: plain
+        values are passed over. Anything else may stand for the data (quantised weights keep theirs so), and is refused.
+        """
+        for _ in range(3):  # a Parameter of a Parameter is already more than torch writes
+            func = node.func if isinstance(node, Call) else None
+            args = node.args if isinstance(node, Call) and isinstance(node.args, tuple) else ()
+            state = args[3] if len(args) == 4 else None
+            if is_global(func, "torch._utils", "_rebuild_parameter"):
+                inner, state = args[0] if args else None, None
+            elif is_global(func, "torch._utils", "_rebuild_parameter_with_state"):
+                hooks = args[2] if len(args) == 4 else None  # which torch does not save: an empty OrderedDict
+                if not is_ordered_dict(hooks) or hooks.args or hooks.changed:
+                    raise self._refuse(key, "a parameter with other arguments than torch writes")
+                inner = args[0]
+            elif (
+                is_global(func, "torch._tensor", "_rebuild_from_type_v2")
+                and len(args) == 4
+                and (is_global(args[1], "torch", "Tensor") or is_global(args[1], "torch.nn.parameter", "Parameter"))
+            ):  # no subclass
+                inner = Call(args[0], args[2])
+            else:
+                break
+            if node.changed:
+                raise self._refuse(key, "a parameter whose attributes are overridden")
+            for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):  # a dict, and slots
+                if part is not None and id(part) not in self._states:
+                    self._check_attributes(key, part)
+                    self._states.add(id(part))
+            node = inner
+        return node
+
+    def _check_attributes(self, key: str, state: Any) -> None:
+        if type(state) is not Dict:
+            rule = f"a tensor whose attributes are not a dict but {describe(state)}: {_REMEDY}"
+            raise self._refuse(key, rule)
+        for name, value in state.pairs:
+            if not isinstance(name, str):
+                raise self._refuse(key, f"a tensor with an attribute whose name is {describe(name)}: {_REMEDY}")
+            if name in _DATA:
+                rule = f"a tensor whose attribute {name!r} takes the place of its data when it is loaded: {_REMEDY}"
+                raise self._refuse(key, rule)
+            seen, waiting = set[int](), [value]
+            while waiting:
+                node = waiting.pop()
+                if isinstance(node, bool | int | float | str | None) or id(node) in seen or id(node) in self._plain:
+                    continue
+                if type(node) is Dict:
+                    waiting += [part for pair in node.pairs for part in pair]
+                elif isinstance(node, list | tuple):
+                    waiting += node
+                else:
+                    kind = "a tensor" if is_tensor(node) else describe(node)
+                    what = describe_package(node) or f"{kind}, which is no plain value: {_REMEDY}"
+                    shown = printable(repr(name[:41]), 40)
+                    raise self._refuse(key, f"a tensor whose attribute {shown} holds {what}")
+                seen.add(id(node))
+            self._plain |= seen
 
     def _storage(self, key: str, pid: Any) -> tuple[DType, Storage]:
         value = pid.value if isinstance(pid, PersistentId) else None

@@ -1,4 +1,6 @@
-"""Looking through what a torch file holds: every dict of tensors, at any depth, and what else may be weights."""
+"""The nodes of a torch pickle by what they are, and a search through them: for every dict of tensors, at any depth, and
+for what else may be weights. Kinds of tensors, and classes of other libraries that put themselves in a tensor's place,
+are named for the line that refuses them: a new one is a row here."""
 
 from __future__ import annotations
 
@@ -6,11 +8,10 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, TypeGuard
 
-from ...errors import printable
-from .kinds import describe, is_tensor, pairs_of
-from .unpickle import Call, Dict, Global
+from ...errors import UNQUANTISED, printable
+from .unpickle import Call, Dict, Global, Set
 
 AGAIN = 8  # further names under which dicts are taken up that are there already: each is looked at again
 INTEGERS = 2_000  # that are kept
@@ -27,6 +28,89 @@ _OPTIMIZER = ("optim", "opt", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "moment
 
 Pairs = list[tuple[Any, Any]]
 Path = tuple[str, ...]
+# By the name of torch's function that rebuilds them, or of their storage's class.
+KINDS = {
+    "_rebuild_qtensor": "a quantised tensor", "_rebuild_sparse_tensor": "a sparse tensor",
+    "_rebuild_sparse_csr_tensor": "a sparse tensor", "_rebuild_nested_tensor": "a nested tensor",
+    "_rebuild_wrapper_subclass": "a tensor subclass", "_rebuild_from_type_v2": "a tensor subclass",
+    "_rebuild_meta_tensor_no_storage": "a meta tensor without data",
+    "_rebuild_device_tensor_from_numpy": "a tensor of another device, stored through NumPy",
+    "_rebuild_tensor_v3": "a tensor of a dtype without a storage class",
+    "ComplexFloatStorage": "a complex tensor", "ComplexDoubleStorage": "a complex tensor",
+    "QInt8Storage": "a quantised tensor", "QUInt8Storage": "a quantised tensor", "QInt32Storage": "a quantised tensor",
+    "UntypedStorage": "an untyped storage",
+}  # fmt: skip
+# By the package that their class is from.
+_PACKAGES = {
+    "torch.distributed": "a part of a tensor that is spread over processes ({}): save the whole, "
+    "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), or v.full_tensor() of every v",
+} | {
+    package: f"quantised weights ({name}, {{}}): {UNQUANTISED}"
+    for package, name in (
+        ("torchao", "torchao"), ("optimum.quanto", "quanto"), ("quanto", "quanto"), ("bitsandbytes", "bitsandbytes"),
+        ("gguf", "GGUF"), ("diffusers.quantizers.gguf", "GGUF"), ("hqq", "HQQ"), ("transformer_engine", "fp8"),
+        ("compressed_tensors", "compressed-tensors"), ("auto_gptq", "GPTQ"), ("gptqmodel", "GPTQ"), ("awq", "AWQ"),
+    )
+}  # fmt: skip
+
+
+def is_global(node: Any, module: str, name: str) -> bool:
+    return isinstance(node, Global) and (node.module, node.name) == (module, name)
+
+
+def is_ordered_dict(node: Any) -> TypeGuard[Call]:
+    """Whether a node is the call that makes an OrderedDict."""
+    return isinstance(node, Call) and is_global(node.func, "collections", "OrderedDict")
+
+
+def pairs_of(node: Any) -> list[tuple[Any, Any]] | None:
+    """The entries of a dict, an OrderedDict or a defaultdict, None for anything else."""
+    if not isinstance(node, Dict):
+        return None
+    default_dict = isinstance(node, Call) and is_global(node.func, "collections", "defaultdict")
+    return node.pairs if default_dict or is_ordered_dict(node) or not isinstance(node, Call) else None
+
+
+def is_tensor(node: Any) -> bool:
+    """Whether a node is some kind of torch tensor, accepted or not."""
+    return (
+        isinstance(node, Call)
+        and isinstance(node.func, Global)
+        and node.func.module in ("torch._utils", "torch._tensor")
+        and node.func.name.startswith("_rebuild")
+    )
+
+
+def describe_package(node: Any) -> str:
+    """What a class is, or an object of it, that another library puts in a tensor's place; '' for any other."""
+    kind = node.func if isinstance(node, Call) else node
+    if not isinstance(kind, Global):
+        return ""
+    return next(
+        (words.format(kind) for name, words in _PACKAGES.items() if f"{kind.module}.".startswith(f"{name}.")), ""
+    )
+
+
+def describe(node: Any) -> str:
+    """A node in a few words, for an error line. Never recurses into it."""
+    if isinstance(node, Call):
+        if not isinstance(node.func, Global):
+            return "an object"
+        args = node.args if isinstance(node.args, tuple) else ()
+        if node.func.name == "_rebuild_from_type_v2" and len(args) > 1 and isinstance(args[1], Global):
+            return describe_package(args[1]) or f"{KINDS[node.func.name]} ({args[1]}): save plain tensors instead"
+        kind = KINDS.get(node.func.name, "")
+        if node.func.name == "_rebuild_tensor_v3" and len(args) > 6 and isinstance(args[6], Global):
+            few = args[6].name.startswith(("float8", "float4"))
+            return f"{kind} ({args[6]})" + (f", quantised weights: {UNQUANTISED}" if few else "")
+        return kind or describe_package(node) or f"an object made by {node.func}"
+    if isinstance(node, Global):
+        return f"a reference to {node}"
+    if isinstance(node, Dict):
+        return f"a dict of {len(node.pairs)} items"
+    if isinstance(node, (list, tuple, Set)):
+        return "a sequence"
+    return f"a value of type {type(node).__name__}"
 
 
 @dataclass
@@ -91,7 +175,13 @@ def search(root: Any) -> Contents:
             contents.duplicates |= {(*path, key) for key, _ in inner if names[key] > 1}
             waiting.extend(((*path, key), node) for key, node in inner)
     if not contents.dicts and not contents.hints and not contents.optimizer:
-        contents.dicts = _intended(root)
+        # What may have been meant as a dict of tensors, so that what is in it is called by its kind: the top level, or
+        # a dict right below, if there is a tensor or an object in it.
+        for path, node in (((), root), *(((key,), inner) for key, inner in _texts(contents.pairs))):
+            pairs = pairs_of(node) or []
+            if any(isinstance(each, Call | Global) and pairs_of(each) is None for _, each in pairs):
+                contents.dicts = [(path, node, pairs)]
+                break
     return contents
 
 
@@ -109,26 +199,15 @@ def _weights(pairs: Pairs) -> Pairs:
     """The entries of a dict that are meant as weights: where there are tensors under names as weights have them, these
     and whatever else cannot be anything but a weight, so that it is refused and not passed over; else tensors, if
     there is nothing else."""
-    if not any(is_tensor(node) for _, node in pairs):
-        return []
-    if any("." in key[:_LONGEST] for key, node in _texts(pairs) if is_tensor(node)):
-        return [(key, node) for key, node in pairs if not _plainly_no_weight(key, node)]
-    return pairs if all(is_tensor(node) for _, node in pairs) else []
-
-
-def _plainly_no_weight(key: Any, node: Any) -> bool:
-    """Whether an entry is no weight: a number, a text or a container, and not called like a weight."""
-    return (isinstance(node, _PLAIN) or _holds(node)) and isinstance(key, str) and "." not in key[:_LONGEST]
-
-
-def _intended(root: Any) -> list[tuple[Path, Any, Pairs]]:
-    """Where no dict of tensors was found: what may have been meant as one, so that what is in it is called by its kind.
-    That is the top level, or a dict right below, if there is a tensor or an object in it."""
-    for path, node in (((), root), *(((key,), inner) for key, inner in _texts(pairs_of(root) or []))):
-        pairs = pairs_of(node) or []
-        if any(isinstance(each, Call | Global) and pairs_of(each) is None for _, each in pairs):
-            return [(path, node, pairs)]
-    return []
+    tensors = [key for key, node in pairs if is_tensor(node)]
+    if any(isinstance(key, str) and "." in key[:_LONGEST] for key in tensors):
+        return [
+            (key, node)
+            for key, node in pairs
+            # Neither a number, a text or a container, nor of a key that is no text or is one as weights have it.
+            if not ((isinstance(node, _PLAIN) or _holds(node)) and isinstance(key, str) and "." not in key[:_LONGEST])
+        ]
+    return pairs if len(tensors) == len(pairs) else []
 
 
 def of_optimizer(path: Path) -> bool:

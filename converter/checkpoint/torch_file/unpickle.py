@@ -99,28 +99,30 @@ class _Machine:
         if self.data[:1] != b"\x80" or self.end < 2 or not 2 <= self.data[1] <= 5:
             raise self.fail("not a pickle of protocol 2 to 5")
         self.at = 2
-        data, table = self.data, _TABLE
         for _ in range(OPCODE_LIMIT):
             if self.at >= self.end:
                 raise self.fail("ends without STOP")
-            opcode = data[self.at]
+            opcode = self.data[self.at]
             self.at += 1
-            if opcode == 0x2E:  # STOP
-                if self.at != self.end:
-                    raise self.fail("bytes after STOP")
-                if len(self.stack) != 1 or self.marks:
-                    raise self.fail("the stack does not hold one object at STOP")
-                return self.stack[0], list(self.globals.values())
-            operation = table[opcode]
-            if operation is None:
+            if value := _VALUES.get(opcode):
+                pushed = value(self)  # which may put another stack in place
+                self.stack.append(pushed)
+            elif action := _ACTIONS.get(opcode):
+                action(self)
+            elif opcode != ord("."):
                 self.at -= 1
                 raise self.fail(f"opcode {opcode:#04x} is not one that torch writes")
-            operation(self)
+            elif self.at != self.end:
+                raise self.fail("bytes after STOP")
+            elif len(self.stack) != 1 or self.marks:
+                raise self.fail("the stack does not hold one object at STOP")
+            else:
+                return self.stack[0], list(self.globals.values())
             if len(self.stack) > STACK_LIMIT or len(self.memo) > MEMO_LIMIT:
                 raise self.fail("stack or memo beyond the limit")
         raise self.fail(f"more than {OPCODE_LIMIT} opcodes")
 
-    # Arguments that stand in the pickle. Lengths are checked before anything is allocated.
+    # What stands in the pickle. Lengths are checked before anything is allocated.
     def take(self, count: int) -> bytes:
         if count > self.end - self.at:
             raise self.fail(f"asks for {count} bytes, {self.end - self.at} are left")
@@ -130,11 +132,20 @@ class _Machine:
     def number(self, width: int) -> int:
         return int.from_bytes(self.take(width), "little")
 
+    def blob(self, width: int) -> bytes:
+        return self.take(self.number(width))
+
     def text(self, width: int) -> str:
         try:
-            return self.take(self.number(width)).decode("utf-8", "surrogatepass")
+            return self.blob(width).decode("utf-8", "surrogatepass")
         except UnicodeDecodeError:
             raise self.fail("text that is not UTF-8") from None
+
+    def integer(self, width: int) -> int:
+        length = self.number(width)
+        if length > INTEGER_LIMIT:
+            raise self.fail(f"an integer of {length} bytes, more than the {INTEGER_LIMIT} that are accepted")
+        return int.from_bytes(self.take(length), "little", signed=True)
 
     def line(self) -> str:
         stop = self.data.find(b"\n", self.at, self.at + 1024)
@@ -146,7 +157,11 @@ class _Machine:
         except UnicodeDecodeError:
             raise self.fail("a name that is not UTF-8") from None
 
-    # The stack.
+    def frame(self) -> None:
+        if self.number(8) > self.end - self.at:
+            raise self.fail("a frame beyond the end")
+
+    # What is on the stack, and in the memo.
     def pop(self) -> Any:
         if not self.stack:
             raise self.fail("pops from an empty stack")
@@ -157,57 +172,36 @@ class _Machine:
             raise self.fail("needs an object on the stack")
         return self.stack[-1]
 
-    def pop_mark(self) -> list[Any]:
-        if not self.marks:
-            raise self.fail("pops to a MARK that was never set")
-        items, self.stack = self.stack, self.marks.pop()
-        return items
-
     def mark(self) -> None:
         if len(self.marks) >= NESTING_LIMIT:
             raise self.fail("nested too deeply")
         self.marks.append(self.stack)
         self.stack = []
 
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
+    def pop_mark(self) -> list[Any]:
+        if not self.marks:
+            raise self.fail("pops to a MARK that was never set")
+        items, self.stack = self.stack, self.marks.pop()
+        return items
 
-    def tuple_of(self, count: int) -> None:
+    def tuple_of(self, count: int) -> tuple[Any, ...]:
         if len(self.stack) < count:
             raise self.fail("a tuple of more than the stack holds")
-        self.stack[-count:] = [tuple(self.stack[-count:])]
+        return tuple([self.stack.pop() for _ in range(count)][::-1])
 
-    def integer(self, width: int) -> None:
-        length = self.number(width)
-        if length > INTEGER_LIMIT:
-            raise self.fail(f"an integer of {length} bytes, more than the {INTEGER_LIMIT} that are accepted")
-        self.push(int.from_bytes(self.take(length), "little", signed=True))
-
-    def blob(self, width: int) -> None:
-        self.push(self.take(self.number(width)))
-
-    def frame(self) -> None:
-        if self.number(8) > self.end - self.at:
-            raise self.fail("a frame beyond the end")
-
-    # Memo.
     def put(self, index: int) -> None:
         self.memo[index] = self.top()
 
-    def get(self, index: int) -> None:
+    def get(self, index: int) -> Any:
         if index not in self.memo:
             raise self.fail(f"reads memo {index}, which was never set")
-        self.push(self.memo[index])
+        return self.memo[index]
 
-    # Containers.
     def append(self, items: list[Any]) -> None:
         target = self.top()
-        if isinstance(target, list):
-            target.extend(items)
-        elif isinstance(target, (Call, Set)):
-            target.elements.extend(items)
-        else:
+        if not isinstance(target, (list, Call, Set)):
             raise self.fail("appends to something that is not a list")
+        (target if isinstance(target, list) else target.elements).extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top()
@@ -216,27 +210,17 @@ class _Machine:
         target.pairs.extend(zip(items[::2], items[1::2], strict=True))
 
     # What would run code in a real unpickler.
-    def name(self, module: Any, name: Any) -> None:
+    def name(self, module: Any, name: Any) -> Global:
         if not isinstance(module, str) or not isinstance(name, str):
             raise self.fail("a global whose name is not text")
-        self.push(self.globals.setdefault((module, name), Global(module, name)))
+        known = self.globals.setdefault((module, name), Global(module, name))
         if len(self.globals) > GLOBAL_LIMIT:
             raise self.fail(f"more than {GLOBAL_LIMIT} different globals")
+        return known
 
-    def global_(self) -> None:
-        self.name(self.line(), self.line())
-
-    def stack_global(self) -> None:
-        name, module = self.pop(), self.pop()
-        self.name(module, name)
-
-    def reduce(self) -> None:
+    def reduce(self, *states: Any) -> Call:
         args, func = self.pop(), self.pop()
-        self.push(Call(func, args))
-
-    def new_with_keywords(self) -> None:
-        keywords, args, func = self.pop(), self.pop(), self.pop()
-        self.push(Call(func, args, states=[keywords]))
+        return Call(func, args, states=[*states])
 
     def build(self) -> None:
         state, target = self.pop(), self.top()
@@ -245,26 +229,34 @@ class _Machine:
         target.states.append(state)
 
 
-_OPERATIONS: dict[bytes, Callable[[_Machine], Any]] = {
-    b"(": _Machine.mark, b"0": _Machine.pop, b"1": _Machine.pop_mark, b"2": lambda s: s.push(s.top()),
-    b"N": lambda s: s.push(None), b"\x88": lambda s: s.push(True), b"\x89": lambda s: s.push(False),
-    b"K": lambda s: s.push(s.number(1)), b"M": lambda s: s.push(s.number(2)),
-    b"J": lambda s: s.push(int.from_bytes(s.take(4), "little", signed=True)),
+def _by_code(operations: dict[bytes, Callable[[_Machine], Any]]) -> dict[int, Callable[[_Machine], Any]]:
+    return {ord(code): operation for code, operation in operations.items()}
+
+
+# What an opcode pushes on the stack.
+_VALUES = _by_code({
+    b"N": lambda s: None, b"\x88": lambda s: True, b"\x89": lambda s: False, b"2": _Machine.top,
+    b"K": lambda s: s.number(1), b"M": lambda s: s.number(2),
+    b"J": lambda s: int.from_bytes(s.take(4), "little", signed=True),
     b"\x8a": lambda s: s.integer(1), b"\x8b": lambda s: s.integer(4),
-    b"G": lambda s: s.push(struct.unpack(">d", s.take(8))[0]),
-    b"X": lambda s: s.push(s.text(4)), b"\x8c": lambda s: s.push(s.text(1)), b"\x8d": lambda s: s.push(s.text(8)),
+    b"G": lambda s: struct.unpack(">d", s.take(8))[0],
+    b"X": lambda s: s.text(4), b"\x8c": lambda s: s.text(1), b"\x8d": lambda s: s.text(8),
     b"U": lambda s: s.blob(1), b"T": lambda s: s.blob(4), b"C": lambda s: s.blob(1), b"B": lambda s: s.blob(4),
-    b"\x8e": lambda s: s.blob(8), b"\x96": lambda s: s.blob(8), b"\x95": _Machine.frame,
-    b")": lambda s: s.push(()), b"t": lambda s: s.push(tuple(s.pop_mark())),
+    b"\x8e": lambda s: s.blob(8), b"\x96": lambda s: s.blob(8),
+    b")": lambda s: (), b"t": lambda s: tuple(s.pop_mark()),
     b"\x85": lambda s: s.tuple_of(1), b"\x86": lambda s: s.tuple_of(2), b"\x87": lambda s: s.tuple_of(3),
-    b"]": lambda s: s.push([]), b"a": lambda s: s.append([s.pop()]), b"e": lambda s: s.append(s.pop_mark()),
-    b"}": lambda s: s.push(Dict()), b"u": lambda s: s.set_items(s.pop_mark()),
-    b"s": lambda s: s.set_items([s.pop(), s.pop()][::-1]),
-    b"\x8f": lambda s: s.push(Set()), b"\x90": lambda s: s.append(s.pop_mark()),
-    b"\x91": lambda s: s.push(Set(s.pop_mark())),
-    b"q": lambda s: s.put(s.number(1)), b"r": lambda s: s.put(s.number(4)), b"\x94": lambda s: s.put(len(s.memo)),
+    b"]": lambda s: [], b"}": lambda s: Dict(), b"\x8f": lambda s: Set(), b"\x91": lambda s: Set(s.pop_mark()),
     b"h": lambda s: s.get(s.number(1)), b"j": lambda s: s.get(s.number(4)),
-    b"c": _Machine.global_, b"\x93": _Machine.stack_global, b"R": _Machine.reduce, b"\x81": _Machine.reduce,
-    b"\x92": _Machine.new_with_keywords, b"b": _Machine.build, b"Q": lambda s: s.push(PersistentId(s.pop())),
-}  # fmt: skip
-_TABLE = [_OPERATIONS.get(bytes([code])) for code in range(256)]  # by the opcode's byte; None means refused
+    b"c": lambda s: s.name(s.line(), s.line()), b"\x93": lambda s: s.name(*[s.pop(), s.pop()][::-1]),
+    b"R": _Machine.reduce, b"\x81": _Machine.reduce, b"\x92": lambda s: s.reduce(s.pop()),
+    b"Q": lambda s: PersistentId(s.pop()),
+})  # fmt: skip
+# And what it does without.
+_ACTIONS = _by_code({
+    b"(": _Machine.mark, b"0": _Machine.pop, b"1": _Machine.pop_mark, b"\x95": _Machine.frame,
+    b"a": lambda s: s.append([s.pop()]), b"e": lambda s: s.append(s.pop_mark()),
+    b"\x90": lambda s: s.append(s.pop_mark()),
+    b"s": lambda s: s.set_items([s.pop(), s.pop()][::-1]), b"u": lambda s: s.set_items(s.pop_mark()),
+    b"q": lambda s: s.put(s.number(1)), b"r": lambda s: s.put(s.number(4)), b"\x94": lambda s: s.put(len(s.memo)),
+    b"b": _Machine.build,
+})  # fmt: skip

@@ -6,8 +6,8 @@ Format: PKWARE APPNOTE 6.3, sections 4.3 to 4.5.
 from __future__ import annotations
 
 import struct
+from collections import namedtuple
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from ...errors import printable, shortened
 from ..file import InputFile
@@ -23,25 +23,12 @@ _WRITTEN_BY_TORCH = (0, 45)  # `made_by` as torch writes it, and as this tool do
 _MACOS = ("._", ".DS_Store")  # what macOS puts in, and "__MACOSX/"
 
 
-@dataclass(frozen=True, slots=True)
-class ZipEntry:
-    """One entry, its fields under the names of the format: `made_by` which version on which system, `comment` the
-    length of one, `name` and `extra` as they stand."""
-
-    made_by: int
-    needed: int
-    flags: int
-    method: int
-    crc: int
-    packed: int
-    size: int
-    comment: int
-    disk: int
-    internal: int
-    external: int
-    header: int
-    name: bytes
-    extra: bytes
+# The fields of the format (`made_by`: which version on which system), then name and extra fields as they stand.
+ZipEntry = namedtuple(
+    "ZipEntry",
+    """magic made_by needed flags method time date crc packed size name_size extra_size comment_size disk internal
+    external header name extra""",
+)
 
 
 def read_directory(file: InputFile, comment_size: int = 0) -> tuple[list[ZipEntry], int]:
@@ -55,14 +42,14 @@ def read_directory(file: InputFile, comment_size: int = 0) -> tuple[list[ZipEntr
     for _ in range(count):
         if at + CENTRAL.size > len(directory):
             raise file.error("central directory", "ends inside an entry")
-        magic, made_by, needed, flags, method, _, _, crc, packed, size, *rest = CENTRAL.unpack_from(directory, at)
-        name_size, extra_size, comment, disk, internal, external, header = rest
+        fields = CENTRAL.unpack_from(directory, at)
+        name_size, extra_size, comment_size = fields[10:13]
         name = at + CENTRAL.size
-        extra, at = name + name_size, name + name_size + extra_size + comment
-        if magic != b"PK\x01\x02" or at > len(directory):
+        extra, stop = name + name_size, name + name_size + extra_size
+        entries.append(ZipEntry._make((*fields, directory[name:extra], directory[extra:stop])))
+        at = stop + comment_size
+        if fields[0] != b"PK\x01\x02" or at > len(directory):
             raise file.error("central directory", "malformed entry")
-        fields = made_by, needed, flags, method, crc, packed, size, comment, disk, internal, external, header
-        entries.append(ZipEntry(*fields, directory[name:extra], directory[extra : extra + extra_size]))
     if at != len(directory):
         raise file.error("central directory", "bytes after the last entry")
     return entries, start
@@ -78,7 +65,7 @@ def trailing_comment(file: InputFile) -> int:
 
 
 def _locate(file: InputFile, comment_size: int) -> tuple[int, bytes, int]:
-    """(number of entries, bytes, offset) of the directory."""
+    """(number of entries, their bytes, where these begin)."""
     end = file.size - END.size - comment_size
     if end < 0:
         raise file.error("zip", "truncated: no end record")
@@ -110,8 +97,7 @@ def _locate(file: InputFile, comment_size: int) -> tuple[int, bytes, int]:
 def around(entries: Iterable[ZipEntry]) -> str:
     """That a zip is one around checkpoints, and around which; '' where it is not.
 
-    >>> entry = ZipEntry(788, 20, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, b"models/base.pth", b"")
-    >>> around([entry])
+    >>> around([ZipEntry._make([b"PK\\x01\\x02", *[0] * 16, b"models/base.pth", b""])])
     'this is a zip that holds models/base.pth: unpack it first'
     """
     names = [name for name in _names(entries) if not name.startswith("__MACOSX/")]

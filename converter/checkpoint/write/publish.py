@@ -23,6 +23,9 @@ _NAMES = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE", "EREMOTEIO", "E
 _FAULTS = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}  # not every system knows all of them
 
 
+_TAKEN = "was created by someone else in the meantime"
+
+
 def write_error(path: Path, error: OSError) -> ConverterError:
     """The error that a path could not be written: the environment's fault where the disk is, else the call's."""
     if error.errno in _FAULTS:
@@ -114,21 +117,19 @@ class Publication:
             if self._to_delete is not None:
                 shutil.rmtree(self._to_delete, ignore_errors=True)
                 if self.published and os.path.lexists(self._to_delete):
-                    self._note_remains(self._to_delete)
+                    try:  # once more, up to the first failure
+                        shutil.rmtree(self._to_delete)
+                    except OSError as error:
+                        of_old = "what is left of the old result"
+                        what = of_old if self._replaced else "the folder in which the result was written"
+                        why = f"{printable(error.filename or self._to_delete)}: {error.strerror or error}"
+                        remains = f"{printable(self._to_delete)} is {what}, and could not be deleted"
+                        self.notes.append(f"{remains} ({why}): delete it")
                 self._to_delete = None
             for folder in [] if self.published else reversed(self._parents):
                 with suppress(OSError):  # someone else has put something there
                     folder.rmdir()
             pending_cleanup.discard(self.discard)
-
-    def _note_remains(self, path: Path) -> None:
-        """Name what could not be deleted, and why: tried once more, up to the first failure."""
-        try:
-            shutil.rmtree(path)
-        except OSError as error:
-            what = "what is left of the old result" if self._replaced else "the folder in which the result was written"
-            why = f"{printable(error.filename or path)}: {error.strerror or error}"
-            self.notes.append(f"{printable(path)} is {what}, and could not be deleted ({why}): delete it")
 
     def create(self, name: str) -> int:
         """A descriptor that writes the new file `name`, such as "vae/config.json"; the caller closes it."""
@@ -186,7 +187,7 @@ class Publication:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
             if not self._overwrite:
-                raise self._taken() from error
+                raise target_error(self.target, _TAKEN) from error
         old = self.path if exchange(self.path, self.target) else self.path.with_suffix(".old")
         if old != self.path:
             # For an instant there is no target: a crash right here leaves the old one, whole, as `.old`.
@@ -197,24 +198,18 @@ class Publication:
             if old != self.path:
                 os.rename(self.path, self.target)
         except BaseException:
-            self._put_back(old)
+            try:
+                if old != self.path:
+                    os.rename(old, self.target)
+                elif not exchange(self.path, self.target):
+                    raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+            except OSError as error:
+                raise target_error(old, "is the old target, whole: it could not be put back") from error
+            self._to_delete = self.path
             raise
         self._replaced, self._to_delete = True, old
         with suppress(OSError):  # a kill while it is deleted leaves it under a name that says what it is
             self._to_delete = old.rename(old.with_suffix(REPLACED))
-
-    def _taken(self) -> ConverterError:
-        return target_error(self.target, "was created by someone else in the meantime")
-
-    def _put_back(self, old: Path) -> None:
-        try:
-            if old != self.path:
-                os.rename(old, self.target)
-            elif not exchange(self.path, self.target):
-                raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-        except OSError as error:
-            raise target_error(old, "is the old target, whole: it could not be put back") from error
-        self._to_delete = self.path
 
 
 class FilePublication(Publication):
@@ -232,5 +227,5 @@ class FilePublication(Publication):
                 raise
             # A file system without hard links says so in many ways.
             if os.path.lexists(self.target):
-                raise self._taken() from error
+                raise target_error(self.target, _TAKEN) from error
             os.rename(written, self.target)

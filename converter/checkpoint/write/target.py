@@ -71,21 +71,26 @@ def _left_by_system(inside: str, entry: os.DirEntry[str], siblings: Set[str]) ->
     if entry.stat(follow_symlinks=False).st_size > _LARGEST:
         return False
     if entry.name.startswith("._"):  # what macOS knows of a file on a disk that has no place for it
-        return entry.name[2:] in siblings or _begins(entry.path, _APPLE_DOUBLE)
+        if entry.name[2:] in siblings:
+            return True
+        with suppress(InputError), InputFile(entry.path) as file:
+            return file.read(0, len(_APPLE_DOUBLE)) == _APPLE_DOUBLE
+        return False
     return entry.name in _OF_SYSTEMS
 
 
-def _begins(path: str, magic: bytes) -> bool:
-    with suppress(InputError), InputFile(path) as file:
-        return file.size >= len(magic) and file.read(0, len(magic)) == magic
-    return False
+def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowed | None = None) -> Path:
+    """The real path of what is to be written, or a `UsageError`; called before a byte of `source` is read.
 
+    Args:
+        allowed: what of a folder that is there may be deleted; None where a file is to be written.
 
-def _place(target: Path, source: Path) -> Path:
-    """The real path of a target of either kind; called before a byte of `source` is read. Raises: `UsageError`."""
+    >>> check_target(Path("new.pth"), Path("a.pth"), overwrite=False).name
+    'new.pth'
+    """
     for path in (target, nearest(target)):  # a link that leads nowhere may also be among the parents
         if os.path.islink(path) and not os.path.exists(path):
-            raise target_error(path, "is a dangling symbolic link")
+            raise target_error(target, "is a dangling symbolic link")
     real = Path(os.path.realpath(target))
     if any(_same(path, source) for path in (real, *real.parents)):
         raise target_error(target, "is the input or lies inside it; name a place elsewhere")
@@ -95,68 +100,46 @@ def _place(target: Path, source: Path) -> Path:
     if not os.access(parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise target_error(target, f"its parent {printable(parent)} is not writable")
     try:
-        os.lstat(real)
-    except FileNotFoundError:
-        pass
-    except OSError as error:  # a name that is too long is one only when it is used, hours later
+        with suppress(FileNotFoundError):
+            os.lstat(real)  # a name that is too long is one only when it is used, hours later
+        if allowed is not None:
+            there = _folder_there(target, real, source, allowed)
+        elif os.path.isdir(real):
+            raise target_error(target, "is a folder; name the file to write")
+        elif os.path.exists(real) and not os.path.isfile(real):
+            raise target_error(target, "exists and is no regular file")
+        else:
+            there = "exists" if os.path.exists(real) else ""
+        if there and not overwrite:
+            raise target_error(target, f"{there}; use `overwrite` to replace it")
+        for path in _links_in(source) if there else ():  # a cache is full of them
+            leads_to = Path(os.path.realpath(path))
+            if _same(real, leads_to) or real in leads_to.parents:
+                how = "is" if allowed is None else "holds"
+                raise target_error(target, f"{how} what the input's {printable(path)} links to")
+    except OSError as error:
         raise target_error(target, error) from error
     return real
 
 
-def _links_of(source: Path) -> Iterator[tuple[Path, Path]]:
-    """The links in a folder (a cache is full of them), and what they lead to."""
-    for folder, folders, files in os.walk(source):
-        for path in (Path(folder, name) for name in folders + files):
-            if path.is_symlink():
-                yield path, Path(os.path.realpath(path))
-
-
-def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowed) -> Path:
-    """The real path of the folder to write, or a `UsageError`; called before a byte of `source` is read.
-
-    >>> check_target(Path("out"), Path("a.pth"), overwrite=False, allowed=lambda _: set()).name
-    'out'
-    """
-    real = _place(target, source)
-    parents = {*Path(os.path.abspath(source)).parents, *Path(os.path.realpath(source)).parents}
-    if any(_same(path, real) for path in parents):
+def _folder_there(target: Path, real: Path, source: Path, allowed: Allowed) -> str:
+    """That there is a folder with something in it already, in words; '' where there is none."""
+    if any(_same(path, real) for where in (os.path.abspath, os.path.realpath) for path in Path(where(source)).parents):
         raise target_error(target, "holds the input, which would be lost; name a folder elsewhere")
     if os.path.exists(real) and not os.path.isdir(real):
         raise target_error(target, "exists and is not a folder")
     if os.path.ismount(real) or _same(real, Path()):
         # The first cannot be renamed over, and the second would vanish from under the user's shell.
         raise target_error(target, "is a mount point or the current folder; name a folder inside it")
-    try:
-        if os.path.isdir(real) and any(real.iterdir()):
-            check_replaceable(target, real, allowed)  # first: --overwrite is not to be advised where it cannot help
-            if not overwrite:
-                raise target_error(target, "exists and is not empty; use `overwrite` to replace it")
-            for path, leads_to in _links_of(source):
-                if real in leads_to.parents:
-                    raise target_error(target, f"holds what the input's {printable(path)} links to")
-    except OSError as error:
-        raise target_error(target, error) from error
-    return real
+    if not (os.path.isdir(real) and any(real.iterdir())):
+        return ""
+    check_replaceable(target, real, allowed)  # first: --overwrite is not to be advised where it cannot help
+    return "exists and is not empty"
 
 
-def check_file(target: Path, source: Path, *, overwrite: bool) -> Path:
-    """The real path of the file to write, or a `UsageError`; called before a byte of `source` is read.
-
-    >>> check_file(Path("new.pth"), Path("a.pth"), overwrite=False).name
-    'new.pth'
-    """
-    real = _place(target, source)
-    if os.path.isdir(real):
-        raise target_error(target, "is a folder; name the file to write")
-    if os.path.exists(real):
-        if not os.path.isfile(real):
-            raise target_error(target, "exists and is no regular file")
-        if not overwrite:
-            raise target_error(target, "exists; use `overwrite` to replace it")
-        for path, leads_to in _links_of(source):
-            if _same(real, leads_to):
-                raise target_error(target, f"is what the input's {printable(path)} links to")
-    return real
+def _links_in(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        yield from filter(os.path.islink, (Path(place, name) for name in folders + files))
 
 
 def temporary_prefix(target: Path) -> str:

@@ -17,17 +17,15 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from queue import SimpleQueue
 from typing import Any
 
 from zlib_ng.zlib_ng import crc32, crc32_combine
 
 from ...errors import ConverterError, printable
 from ..cast import cast, count_nonfinite, trailing_zeros
-from ..tensor import CHUNK, LazyTensor, Storage
+from ..tensor import CHUNK, LazyTensor
 
 Progress = Callable[[int], None]
 
@@ -79,8 +77,6 @@ class TensorCopy:
         self._read = hashlib.sha256() if digest and (self.dtype != tensor.dtype or len(outputs) > 1) else None
         self._start, self._stop = tensor.span
         self._done = 0
-        # A view that is not one run of bytes is collected, once its bytes arrive, and laid out anew.
-        self._collected = bytearray()
 
     @property
     def read(self) -> str:
@@ -102,20 +98,15 @@ class TensorCopy:
         return True
 
     def feed(self, offset: int, part: memoryview) -> None:
-        """Bytes of the storage from `offset`; those that are not of this tensor are ignored."""
-        wanted = part[max(0, self._start - offset) : max(0, self._stop - offset)]
-        if not wanted:
-            return
-        if self.tensor.contiguous:
+        """Bytes of the storage from `offset`; those that are not of this tensor, which is contiguous, are ignored."""
+        if wanted := part[max(0, self._start - offset) : max(0, self._stop - offset)]:
             self._emit(wanted)
-        else:
-            self._collected = self._collected or bytearray(self._stop - self._start)
-            first = max(0, offset - self._start)
-            self._collected[first : first + len(wanted)] = wanted
 
     def finish(self) -> None:
-        if self._collected:
-            data, self._collected = memoryview(self.tensor.lay_out(self._collected)), bytearray()
+        """Once its storage was read: what is no run of bytes is read by itself and laid out anew, in memory."""
+        if not self.tensor.contiguous:
+            data = memoryview(bytearray(self.tensor.nbytes))
+            self.tensor.read_into(data)
             for start in range(0, len(data), CHUNK):
                 self._emit(data[start : start + CHUNK])
         assert self._done == self.size, f"{self.tensor.key}: {self._done} of {self.size} bytes"
@@ -189,23 +180,11 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
-def in_threads(*works: Callable[[threading.Event], None]) -> None:
-    """Run each `work(stop)` in a thread. The first failure, or an interrupt, stops all before it is raised."""
-    stop = threading.Event()
+class _Buffer(threading.local):
+    """Memory of one thread, to read into."""
 
-    def guarded(work: Callable[[threading.Event], None]) -> None:
-        try:
-            work(stop)
-        except BaseException:
-            stop.set()
-            raise
-
-    with ThreadPoolExecutor(len(works)) as pool:
-        try:
-            for future in [pool.submit(guarded, work) for work in works]:
-                future.result()
-        finally:
-            stop.set()
+    def __init__(self) -> None:
+        self.data = bytearray(CHUNK)
 
 
 def transfer(
@@ -213,7 +192,7 @@ def transfer(
     progress: Progress = lambda count: None,
     written: Callable[[], None] = lambda: None,
 ) -> None:
-    """Carry out all copies and prove them.
+    """Carry out all copies and prove them. The first failure, or an interrupt, stops all before it is raised.
 
     `progress` is told of every run of bytes that was proven; `written` is called once, when all are written and many
     are still to be proven: the moment to put the disk to work.
@@ -222,65 +201,58 @@ def transfer(
     gives something else than was written; `OSError` where writing fails; `DifferentError` where an output that is only
     compared holds something else.
     """
-    by_storage: dict[int, tuple[Storage, list[TensorCopy]]] = {}
+    by_storage: dict[int, list[TensorCopy]] = {}
     for copy in copies:
-        storage = copy.tensor.storage
-        by_storage.setdefault(id(storage), (storage, []))[1].append(copy)
+        by_storage.setdefault(id(copy.tensor.storage), []).append(copy)
     # In the order of the file, so that a disk reads forward.
-    jobs = sorted(by_storage.values(), key=lambda job: job[0].place)
+    jobs = sorted(by_storage.values(), key=lambda wanting: wanting[0].tensor.storage.place)
     # Rounding is work for both threads, and only copying is not: two writers on one file wait for each other. A view
     # that is laid out anew takes memory for a whole tensor, of which there is to be one at a time.
-    casts = any(d.dtype != d.tensor.dtype or d.outputs[0].fd is None for _, wanting in jobs for d in wanting)
-    writers = 2 if casts and all(d.tensor.contiguous for _, wanting in jobs for d in wanting) else 1
-    writing, turn = writers, threading.Lock()
-    waiting: SimpleQueue[tuple[Storage, list[TensorCopy]] | None] = SimpleQueue()
-    ready: SimpleQueue[TensorCopy | None] = SimpleQueue()  # None, in both: there will be no more
-    for job in (*jobs, *[None] * writers):
-        waiting.put(job)
+    everything = [copy for wanting in jobs for copy in wanting]
+    # What is only compared is not written either.
+    shared = any(copy.dtype != copy.tensor.dtype or copy.outputs[0].fd is None for copy in everything)
+    shares = [[job] for job in jobs] if shared and all(copy.tensor.contiguous for copy in everything) else [jobs]
+    buffer, stop, proofs = _Buffer(), threading.Event(), list[Future[None]]()
 
-    def write(buffer: bytearray, stop: threading.Event) -> None:
-        nonlocal writing
+    def guarded(work: Callable[..., None], *args: Any) -> None:
         try:
-            while (job := waiting.get()) and not stop.is_set():
-                storage, wanting = job
-                if not (len(wanting) == 1 and wanting[0].copied()):
-                    _read_and_write(storage, wanting, buffer, stop)
-                for copy in wanting:
-                    ready.put(copy)
+            work(*args)
         except BaseException:
             stop.set()
             raise
-        finally:
-            with turn:
-                writing -= 1
-                last = not writing
-            if last:
-                try:
-                    if not stop.is_set():
-                        written()
-                finally:
-                    ready.put(None)
-                    ready.put(None)
 
-    def work(writes: bool, stop: threading.Event) -> None:
-        buffer = bytearray(CHUNK)
-        if writes:
-            write(buffer, stop)
-        while (copy := ready.get()) and not stop.is_set():
-            copy.prove(buffer, stop, progress)
-
-    in_threads(partial(work, True), partial(work, writers == 2))
-
-
-def _read_and_write(storage: Storage, wanting: list[TensorCopy], buffer: bytearray, stop: threading.Event) -> None:
-    """One pass over a storage for all tensors in it; of views to be laid out anew, only one at a time is in memory."""
-    anew = [copy for copy in wanting if not copy.tensor.contiguous]
-    first = [copy for copy in wanting if copy.tensor.contiguous] + anew[:1]
-    for group, span in [(first, None), *(([copy], copy.tensor.span) for copy in anew[1:])]:
-        for offset, part in storage.chunks(buffer, span):
+    def write(*share: list[TensorCopy]) -> None:
+        for wanting in share:
             if stop.is_set():
                 return
-            for copy in group:
-                copy.feed(offset, part)
-        for copy in group:
-            copy.finish()
+            if not (len(wanting) == 1 and wanting[0].copied()):
+                _read_and_write(wanting, buffer.data, stop)
+            proofs.extend(pool.submit(guarded, prove, copy) for copy in wanting)
+
+    def prove(copy: TensorCopy) -> None:
+        copy.prove(buffer.data, stop, progress)
+
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            for future in [pool.submit(guarded, write, *share) for share in shares]:
+                future.result()
+            if not stop.is_set():
+                written()
+            for future in proofs:
+                future.result()
+        finally:
+            stop.set()
+
+
+def _read_and_write(wanting: list[TensorCopy], buffer: bytearray, stop: threading.Event) -> None:
+    """One pass over a storage for all tensors in it; views to be laid out anew are read after it, one at a time."""
+    contiguous = [copy for copy in wanting if copy.tensor.contiguous]
+    for offset, part in wanting[0].tensor.storage.chunks(buffer) if contiguous else ():
+        if stop.is_set():
+            return
+        for copy in contiguous:
+            copy.feed(offset, part)
+    for copy in wanting:
+        if stop.is_set():
+            return
+        copy.finish()
