@@ -10,10 +10,7 @@ from .rows import Row
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Tensors that are written out of others: of each source, in order, where its equal groups of rows go.
-
-    `runs`: for each source a tuple of (which target, which of the groups of rows in it).
-    """
+    """Tensors that are written out of others; `runs`: for each source, in order, where its equal groups of rows go."""
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
@@ -39,7 +36,7 @@ class Move:
     @property
     def origin(self) -> str:
         """The key in the original layout."""
-        return self.targets[0] if self.back else self.sources[0]
+        return (self.targets if self.back else self.sources)[0]
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -55,16 +52,13 @@ class Move:
     def writes(self) -> list[Write]:
         """What is written for it, in keys: of copies each by itself, and on the way back the first alone."""
         count = len(self.parts)
-        passes, contents = self.operation.passes(count), self.operation.contents(count)
-        writes = []
-        for places in passes[:1] if self.back else passes:
+        writes, contents = [], self.operation.contents(count)
+        for places in self.operation.passes(count):
             used = sorted({part for part, _ in places})
             keys = tuple(self.parts[part] for part in used)
             if self.back:
-                runs = tuple(tuple((0, group) for group in contents[part]) for part in used)
-                writes.append(Write(keys, self.targets, runs))
-            else:
-                writes.append(Write(self.sources, keys, (tuple((used.index(part), at) for part, at in places),)))
+                return [Write(keys, self.targets, tuple(tuple((0, group) for group in contents[i]) for i in used))]
+            writes.append(Write(self.sources, keys, (tuple((used.index(part), at) for part, at in places),)))
         return writes
 
 

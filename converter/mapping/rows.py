@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from .dims import Pattern, parse_pattern
@@ -82,15 +83,12 @@ class Row:
     group: str = ""  # of an optional group: present whole or not at all
     name: str = ""  # of an Extra: its key in the sidecar
     targets: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()  # where old conversions left an extra
     suffixes: frozenset[str] | None = None
     operation: Operation | None = None
     zero_init: bool = False
     stack: str | None = None
     target_stacks: tuple[str | None, ...] = ()
-    match: Callable[[str], tuple[int | None, str] | None] = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "match", matcher(self.source))
 
     @classmethod
     def parse(cls, text: str, value: Value, group: str = "") -> Row:
@@ -98,21 +96,19 @@ class Row:
         source, _, pattern = text.partition(" [")
         if pattern and not pattern.endswith("]"):
             raise ValueError(f"{text!r}: a shape pattern ends with ']'")
-        zero_init = isinstance(value, ZeroInit)
-        value = value.to if isinstance(value, ZeroInit) else value
-        inner = value.to if isinstance(value, Sparse) else value
-        to: Any = inner.to if isinstance(inner, Operation) else inner
-        bare = isinstance(to, Parameter)
-        to = to.to if isinstance(to, Parameter) else to
+        value, zero_init = _unwrapped(value, ZeroInit)
+        inner, sparse = _unwrapped(value, Sparse)
+        to, operates = _unwrapped(inner, Operation)
+        to, bare = _unwrapped(to, Parameter)
         targets = (to,) if isinstance(to, str) else to if isinstance(to, tuple) else ()
-        operation: Operation = (Split if len(targets) > 1 else Rename)(targets)
-        operation = inner if isinstance(inner, Operation) else operation
-        absent = isinstance(value, Sparse) and operation.must_agree  # of copies, nobody could say how many there are
+        operation = inner if operates else (Split if len(targets) > 1 else Rename)(targets)
+        absent = sparse and operation.must_agree  # of copies, nobody could say how many there are
         if absent or not (targets or isinstance(value, Computed | Extra | Refused)):
             raise ValueError(
                 f"{source!r} becomes {inner!r}: a row's value is a path, a tuple of paths, or Parameter and the like"
             )
-        paths = (source, *targets, *_strays(value))
+        strays = (value.stray,) if isinstance(value, Extra) and value.stray else ()
+        paths = (source, *targets, *strays)
         for path in paths:
             if not isinstance(path, str) or not _PATH.fullmatch(path):
                 raise ValueError(f"{path!r} is not a dotted path with at most one {{}}")
@@ -123,12 +119,13 @@ class Row:
             raise ValueError(f"{source!r}: {wrong}")
         bare = bare or any(path.endswith((".weight", ".bias")) for path in (source, *targets))
         return cls(
-            source=source,
-            value=value,
-            pattern=parse_pattern(pattern[:-1]) if pattern else (),
-            group=group,
+            source,
+            value,
+            parse_pattern(pattern[:-1]),
+            group,
             name=source,
             targets=targets,
+            strays=strays,
             suffixes=(PARAMETER if bare else MODULE) if targets else None,
             operation=operation if targets else None,
             zero_init=zero_init,
@@ -136,10 +133,9 @@ class Row:
             target_stacks=tuple(map(stack_of, targets)),
         )
 
-    @property
-    def strays(self) -> tuple[str, ...]:
-        """Where old conversions left an extra."""
-        return _strays(self.value)
+    def match(self, key: str) -> tuple[int | None, str] | None:
+        """(block index, suffix) of a key of this row, None of any other."""
+        return matcher(self.source)(key)
 
     @property
     def sparse(self) -> bool:
@@ -178,10 +174,12 @@ class Row:
         return self.pattern[:1] if suffix == ".bias" else self.pattern
 
 
-def _strays(value: Value) -> tuple[str, ...]:
-    return (value.stray,) if isinstance(value, Extra) and value.stray else ()
+def _unwrapped(value: Any, kind: Any) -> tuple[Any, bool]:
+    """(what it is without a wrapper of this kind, whether it had one)."""
+    return (value.to, True) if isinstance(value, kind) else (value, False)
 
 
+@cache
 def matcher(path: str) -> Callable[[str], tuple[int | None, str] | None]:
     """key -> (block index, '.weight' or '.bias' or '') where the key is this path, anchored at both ends; else None."""
     head, braces, tail = path.partition("{}")
