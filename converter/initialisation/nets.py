@@ -29,9 +29,7 @@ CAPTION = 8  # tokens, of noise: whatever they say must not matter
 class _Float32Table(PixArtShape):
     """Of any size of latent the table of positions is float32, as the stored one is, and as a DiT has it."""
 
-    @property
-    def float32_table(self) -> bool:
-        return True
+    float64_tables = False
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .sampler import Sampler
 
 
+Cases = Callable[[Findings, str, Mapping[str, Any]], Sequence[Case]]
+
+
 @dataclass(frozen=True)
 class ParitySpec:
     """The nets of a model, and what to try them on. Everything is called with what the original file shows.
@@ -47,7 +50,7 @@ class ParitySpec:
 
     reference: Callable[[Findings, Weights], Net]
     converted: Callable[[Mapping[str, Any], Weights], Net]
-    cases: Callable[[Findings, str, Mapping[str, Any]], Sequence[Case]]
+    cases: Cases
     parts: Callable[[Findings], Mapping[str, slice]] = lambda findings: {"output": slice(None)}
     patch: Callable[[Findings], int] = lambda findings: 1
     resolve_config: Callable[[Mapping[str, Any]], dict[str, Any]] = dict

@@ -7,10 +7,9 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...nets.block import below, feed_forward, modulated_norm, self_attention
-from ...nets.embeddings import embed_sinusoids, linear, sinusoid
+from ...nets.layers import below, embed_sinusoids, feed_forward, linear, modulated_norm, self_attention, sinusoid
 from ...nets.net import Probe, Stage, Staged, Values, Weights
-from ...nets.patches import LatentShape, embed_patches, to_weights_dtype, unpatchify
+from ...nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
 
 
 class DiTShape(LatentShape):
@@ -67,11 +66,11 @@ def dit(weights: Weights, shape: DiTShape) -> Staged:
 
     return Staged(
         [
-            Stage("patch embedding", lambda values, probe: {"x": patches(values)}),
+            Stage(PATCHES, lambda values, probe: {"x": patches(values)}),
             Stage("timestep embedding", lambda values, probe: for_each_block("t", timestep(values), probe)),
             Stage("class embedding", lambda values, probe: for_each_block("y", label(values), probe)),
             *(Stage(f"block {i}", partial(block, i)) for i in range(shape.depth)),
-            Stage("final layer", lambda values, probe: {"output": final_layer(weights, shape, values)}),
+            Stage(FINAL, lambda values, probe: {"output": final_layer(weights, shape, values)}),
         ]
     )
 

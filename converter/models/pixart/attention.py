@@ -9,7 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...nets.block import self_attention
+from ...nets.layers import self_attention
 from ...nets.net import Probe, no_probe
 
 NORM_EPS = 1e-5  # of the norms with parameters: `attn.norm`, `attn.q_norm`, `attn.k_norm`
@@ -32,6 +32,10 @@ class Compression:
     blocks: frozenset[int]
 
 
+def _normed(weights: Mapping[str, Tensor], name: str, tokens: Tensor) -> Tensor:
+    return F.layer_norm(tokens, tokens.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], NORM_EPS)
+
+
 def compress(weights: Mapping[str, Tensor], tokens: Tensor, grid: tuple[int, int], how: Compression) -> Tensor:
     """Fewer tokens, before they are split into heads (PixArt-sigma repository, diffusion/model/nets/PixArt_blocks.py).
 
@@ -42,31 +46,27 @@ def compress(weights: Mapping[str, Tensor], tokens: Tensor, grid: tuple[int, int
 
     Returns: (B, M, D), M = floor(rows / factor) * floor(columns / factor) ('uniform_every': N / factor).
     """
-    batch, count, width = tokens.shape
-    (rows, columns), factor = grid, how.factor
+    count, (rows, columns), factor = tokens.shape[1], grid, how.factor
     if factor == 1:
         return tokens
     # Where the factor leaves a rest, these two keep more tokens than the original then has room for: it fails.
-    if how.sampling == "uniform_every":
-        if count % factor:
-            raise ValueError(f"KV compression 'uniform_every': {count} tokens are not a multiple of {factor}")
-        return tokens[:, ::factor]
+    if how.sampling == "uniform_every" and count % factor:
+        raise ValueError(f"KV compression 'uniform_every': {count} tokens are not a multiple of {factor}")
     if how.sampling == "uniform" and (rows % factor or columns % factor):
         raise ValueError(f"KV compression 'uniform': a grid of {rows} x {columns} is not a multiple of {factor}")
-
-    image = tokens.transpose(1, 2).reshape(batch, width, rows, columns)
+    if how.sampling == "uniform_every":
+        return tokens[:, ::factor]
+    image: Tensor = tokens.transpose(1, 2).unflatten(2, grid)
     if how.sampling == "conv":
-        image = F.conv2d(image, weights["sr.weight"], weights["sr.bias"], stride=factor, groups=width)
-    elif how.sampling == "ave":
+        image = F.conv2d(image, weights["sr.weight"], weights["sr.bias"], stride=factor, groups=image.shape[1])
+        return _normed(weights, "norm", image.flatten(2).transpose(1, 2))
+    if how.sampling == "ave":
         image = F.interpolate(image, scale_factor=1 / factor, mode="nearest")
     elif how.sampling == "uniform":
         image = image[:, :, ::factor, ::factor]
     else:
         raise ValueError(f"no such KV compression: {how.sampling!r}")
-    tokens = image.flatten(2).transpose(1, 2)
-    if how.sampling == "conv":
-        tokens = F.layer_norm(tokens, (width,), weights["norm.weight"], weights["norm.bias"], NORM_EPS)
-    return tokens
+    return image.flatten(2).transpose(1, 2)
 
 
 def altered_attention(
@@ -91,10 +91,7 @@ def altered_attention(
 
     def alter(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if qk_norm:
-            q, k = (
-                F.layer_norm(t, t.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], NORM_EPS)
-                for name, t in (("q_norm", q), ("k_norm", k))
-            )
+            q, k = _normed(weights, "q_norm", q), _normed(weights, "k_norm", k)
         if compression is not None:
             k, v = (compress(weights, t, grid, compression) for t in (k, v))
         return q, k, v

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ...nets.embeddings import linear
+from ...nets.layers import linear
 from ...nets.net import Probe, Stage, Staged, Values, Weights, no_probe
-from ...nets.patches import to_weights_dtype
+from ...nets.patches import PATCHES, to_weights_dtype
 from .net import PixArtShape, embed_latent, pixart, run_block
 
 
@@ -64,7 +64,7 @@ def controlnet(weights: Weights, shape: PixArtShape, copied_blocks: int) -> Stag
     # The original computes the control's table in either class. The stored one is the same but for its float32, which
     # a float64 run can tell from it.
     computed = replace(shape, multi_scale=True)
-    controlled("patch embedding", lambda values, probe: {"c": embed_latent(base, computed, values["control"])})
+    controlled(PATCHES, lambda values, probe: {"c": embed_latent(base, computed, values["control"])})
     for j in range(copied_blocks):
         controlled(f"block {j + 1}", copy(j))
     return Staged(list(stages.values()))

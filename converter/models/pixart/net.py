@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...nets.block import below, cross_attention, feed_forward, modulated_norm
-from ...nets.embeddings import embed_numbers, linear
+from ...nets.layers import below, cross_attention, embed_numbers, feed_forward, linear, modulated_norm
 from ...nets.net import Probe, Stage, Staged, Values, Weights
-from ...nets.patches import LatentShape, embed_patches, to_weights_dtype, unpatchify
+from ...nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
 from .attention import Compression, altered_attention
 
 
@@ -32,11 +32,7 @@ class PixArtShape(LatentShape):
     micro_condition: bool = False
     qk_norm: bool = False
     compression: Compression | None = None
-
-    @property
-    def float32_table(self) -> bool:
-        """The multi-scale class computes its table in float64, and casts it to the dtype of the model."""
-        return not self.multi_scale
+    float64_tables: ClassVar[bool] = True
 
 
 def pixart(weights: Weights, shape: PixArtShape) -> Staged:
@@ -74,11 +70,11 @@ def pixart(weights: Weights, shape: PixArtShape) -> Staged:
 
     return Staged(
         [
-            Stage("patch embedding", lambda values, probe: {"x": embed_latent(weights, shape, values["latent"])}),
+            Stage(PATCHES, lambda values, probe: {"x": embed_latent(weights, shape, values["latent"])}),
             Stage("timestep embedding", lambda values, probe: embed_timestep(weights, shape, values)),
             Stage("caption embedding", lambda values, probe: {"y": embed_caption(weights, values["caption"])}),
             *(Stage(f"block {i}", partial(block, i)) for i in range(shape.depth)),
-            Stage("final layer", lambda values, probe: {"output": final_layer(weights, shape, values)}),
+            Stage(FINAL, lambda values, probe: {"output": final_layer(weights, shape, values)}),
         ]
     )
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from converter.nets import Probe, Stage, Staged, Values, Weights, no_probe
-from converter.nets.block import below, cross_attention, modulated_norm, self_attention
-from converter.nets.embeddings import embed_sinusoids, linear, sinusoid
-from converter.nets.patches import LatentShape, embed_patches, to_weights_dtype, unpatchify
+from converter.nets.layers import (
+    below,
+    cross_attention,
+    embed_sinusoids,
+    linear,
+    modulated_norm,
+    self_attention,
+    sinusoid,
+)
+from converter.nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
 
 CLIP = 65504.0  # the largest float16: what the original trains in float16 never sees more of
 NORM_EPS, CROSS_NORM_EPS = 1e-5, 1e-6
@@ -29,10 +37,7 @@ class SanaShape(LatentShape):
 
     linear_heads: int
     timestep_scale: float = 1.0
-
-    @property
-    def float32_table(self) -> bool:
-        return False
+    float64_tables: ClassVar[bool] = True
 
 
 def sana(weights: Weights, shape: SanaShape) -> Staged:
@@ -60,12 +65,12 @@ def sana(weights: Weights, shape: SanaShape) -> Staged:
 
     return Staged(
         [
-            Stage("patch embedding", lambda values, probe: {"x": embed(values["latent"])}),
+            Stage(PATCHES, lambda values, probe: {"x": embed(values["latent"])}),
             Stage("timestep embedding", lambda values, probe: embed_timestep(weights, shape, values["timestep"])),
             Stage("caption embedding", lambda values, probe: {"y": embed_caption(weights, values["caption"])}),
             Stage("caption norm", lambda values, probe: {"y": caption_norm(weights, values["y"])}),
             *(numbered(i) for i in range(shape.depth)),
-            Stage("final layer", lambda values, probe: {"output": final_layer(weights, shape, values)}),
+            Stage(FINAL, lambda values, probe: {"output": final_layer(weights, shape, values)}),
         ]
     )
 
