@@ -22,6 +22,33 @@ IMAGE_SIZE = Flag("image_size", int, "Resolution, if the file does not show it."
 NUM_ATTENTION_HEADS = Flag(
     "num_attention_heads", int, "Number of heads, if the file does not show it.", minimum=1, metavar="N"
 )
+# Of a `config.json`, what changes no output: at most training, or a part that these classes do not have.
+INERT: dict[str, tuple[Any, ...] | None] = {
+    "_class_name": ("Transformer2DModel",),
+    **dict.fromkeys(("_diffusers_version", "dropout", "norm_num_groups", "upcast_attention")),
+}
+# What every such config says, as the class calls it -> the hyper-parameter.
+SHOWN = {"num_layers": "depth"} | {name: name for name in ("patch_size", "in_channels", "out_channels")}
+
+
+def stock_config(findings: Findings, **own: Any) -> dict[str, Any]:
+    """`config.json` of a transformer of diffusers: every field that it would otherwise guess is written."""
+    hidden, count, _ = (findings.value(name) for name in ("hidden_size", "num_attention_heads", "image_size"))
+    return {
+        "_diffusers_version": DIFFUSERS,
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": hidden // count,
+        "dropout": 0.0,
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-06,  # of a block's second norm, where the default is 1e-5; the others have 1e-6 anyway
+        "norm_num_groups": 32,
+        "num_attention_heads": count,
+        "sample_size": findings.value("sample_size"),
+        "upcast_attention": False,
+        **{field: findings.value(name) for field, name in SHOWN.items()},
+        **own,
+    }
 
 
 def sizes(plan: Plan, findings: Findings, more: Mapping[str, str] | None = None, *, mlp_ratio: float | None) -> None:
@@ -61,9 +88,10 @@ def sizes(plan: Plan, findings: Findings, more: Mapping[str, str] | None = None,
         findings.problems.append(f"hidden size {dims['D']}: sines and cosines on two axes need a multiple of 4")
 
 
-def held_against(config: Mapping[str, Any], findings: Findings, fields: Mapping[str, str]) -> None:
-    """What a folder's `config.json` says otherwise than its tensors. `fields`: its key -> the hyper-parameter."""
-    for key, name in fields.items():
+def held_against(config: Mapping[str, Any], findings: Findings, **more: str) -> None:
+    """What a folder's `config.json` says otherwise than its tensors: a last block that is lost shows nowhere else.
+    `more`: further keys of it, and the hyper-parameters that they are."""
+    for key, name in {**SHOWN, **more}.items():
         stated, shown = config.get(key), findings.get(name)
         if stated is not None and shown and shown.source == "file" and stated != shown.value:
             findings.problems.append(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...families import Findings
+from ...families.evidence import INERT
 from ...mapping import Plan
 from ...nets import Net, Weights
 from ...nets.faults import BOTH, Fault
@@ -32,7 +33,7 @@ from ...nets.shared_faults import (
 from ...nets.spec import PostLoadFix
 from ...nets.stock import FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 from .net import DiTShape, dit
-from .table import EXACT, EXACT_LINE, IGNORABLE_CONFIG, OTHERWISE, VAE_FACTOR
+from .table import EXACT, EXACT_LINE, OTHERWISE, VAE_FACTOR
 
 GUIDED = "guidance"
 SMALL = 8  # patches on a side of a latent that most cases have; stock diffusers makes squares of any size
@@ -139,7 +140,7 @@ def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fa
             ("exact GELU for tanh", {"activation_fn": "gelu"}, STATED, True),
             ("twice the sample size", {"sample_size": have["sample_size"] * 2}, STATED, False),
             ("a class more", {"num_embeds_ada_norm": have["num_embeds_ada_norm"] + 1}, STATED, False),
-        ], IGNORABLE_CONFIG),
+        ], INERT),
         *timestep_faults(),
         *(classes if null else ()),  # where there is one row, it is the class of everything
         *position_faults(findings, 1.0),

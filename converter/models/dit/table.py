@@ -10,8 +10,8 @@ from typing import Any
 
 from ...families.base import Family, Findings, Flag, State
 from ...families.evidence import (
-    DIFFUSERS,
     IMAGE_SIZE,
+    INERT,
     NUM_ATTENTION_HEADS,
     POSITIONS,
     computed_table,
@@ -22,6 +22,7 @@ from ...families.evidence import (
     read_table,
     resolution,
     sizes,
+    stock_config,
     up_to_rounding,
 )
 from ...families.sincos import DRIFT
@@ -61,15 +62,6 @@ FLAGS = (
 SIZES = {384: ("S", 12, 6), 768: ("B", 12, 12), 1024: ("L", 24, 16), 1152: ("XL", 28, 16)}
 PIPELINE_NULL = 1000  # the label that the stock pipeline takes for the unconditional one, whatever the model
 
-# In a folder's config.json -> what the tensors show of it.
-CONFIGURED = {
-    "num_layers": "depth",
-    "patch_size": "patch_size",
-    "in_channels": "in_channels",
-    "out_channels": "out_channels",
-    "num_embeds_ada_norm": "num_classes",
-}
-
 
 def describe(plan: Plan, state: State, findings: Findings) -> None:
     """Fill `findings`: what names, shapes and the positional table show, then the user's word, then convention."""
@@ -95,7 +87,7 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
         f"{OTHERWISE}, which no weights can make up for: what from_pretrained loads is the original's function once "
         f"this is run on it: {EXACT_LINE}"
     )
-    held_against(state.config, findings, CONFIGURED)
+    held_against(state.config, findings, num_embeds_ada_norm="num_classes")
 
 
 def _classes(plan: Plan, findings: Findings) -> None:
@@ -111,29 +103,9 @@ def _classes(plan: Plan, findings: Findings) -> None:
 
 
 def config(findings: Findings) -> dict[str, Any]:
-    """`config.json` for `DiTTransformer2DModel`: every field that diffusers would otherwise guess is written."""
-    names = ("hidden_size", "num_attention_heads", "image_size")
-    hidden, count, _ = (findings.value(name) for name in names)
-    return {
-        "_class_name": "DiTTransformer2DModel",
-        "_diffusers_version": DIFFUSERS,
-        "activation_fn": "gelu-approximate",
-        "attention_bias": True,
-        "attention_head_dim": hidden // count,
-        "dropout": 0.0,
-        "in_channels": findings.value("in_channels"),
-        "norm_elementwise_affine": False,
-        "norm_eps": 1e-06,  # of a block's second norm, where the default is 1e-5; the others have 1e-6 anyway
-        "norm_num_groups": 32,
-        "norm_type": "ada_norm_zero",
-        "num_attention_heads": count,
-        "num_embeds_ada_norm": findings.value("num_classes"),
-        "num_layers": findings.value("depth"),
-        "out_channels": findings.value("out_channels"),
-        "patch_size": findings.value("patch_size"),
-        "sample_size": findings.value("sample_size"),
-        "upcast_attention": False,
-    }
+    """`config.json` for `DiTTransformer2DModel`."""
+    own = {"norm_type": "ada_norm_zero", "num_embeds_ada_norm": findings.value("num_classes")}
+    return stock_config(findings, _class_name="DiTTransformer2DModel", **own)
 
 
 def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
@@ -148,13 +120,7 @@ def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
     )
 
 
-# What changes no output: at most training, or a part that this class does not have.
-IGNORABLE_CONFIG: dict[str, tuple[Any, ...] | None] = {
-    "_class_name": ("Transformer2DModel",),
-    **dict.fromkeys(("_diffusers_version", "dropout", "norm_num_groups", "upcast_attention")),
-}
-
 DIT = Family(
     "dit", "DiT", KEYS, describe, config=config, flags=FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
-    ignorable_config=IGNORABLE_CONFIG, parity="converter.models.dit.parity:PARITY",
+    ignorable_config=INERT, parity="converter.models.dit.parity:PARITY",
 )  # fmt: skip

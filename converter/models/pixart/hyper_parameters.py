@@ -34,29 +34,31 @@ FLAGS = (
     Flag("interpolation_scale", float, "Scale of the positions, if the file does not show it.", metavar="X"),
 )
 
-# In a folder's config.json -> what the tensors show of it. A last block that is lost shows nowhere else.
-CONFIGURED = {
-    "num_layers": "depth",
-    "patch_size": "patch_size",
-    "in_channels": "in_channels",
-    "out_channels": "out_channels",
-    "caption_channels": "caption_channels",
-    "use_additional_conditions": MICRO,
-}
-
 
 def describe(plan: Plan, state: State, findings: Findings) -> None:
     """Fill `findings`: what names, shapes and the positional table show, then the user's word, then convention."""
     sizes(plan, findings, {"caption_channels": "K"}, mlp_ratio=MLP_RATIO)
     _features(plan, state.config, findings)
     _version(plan, findings)
-    heads(findings, state, *_usual_heads(findings["hidden_size"].value or 0))
-    _resolution(findings, state.config, read_table(plan, state, findings))
+    hidden = findings["hidden_size"].value or 0
+    released = f"the released models have hidden size / {HEAD_SIZE}, and {hidden} does not divide by {HEAD_SIZE}"
+    if hidden and hidden % HEAD_SIZE == 0:
+        heads(findings, state, hidden // HEAD_SIZE, f"hidden {hidden} / {HEAD_SIZE}, as in the released models")
+    else:
+        heads(findings, state, None, f"; {released}" if hidden else "")
+    table = read_table(plan, state, findings)
+    doubt = _doubt(table, findings) if table else ""
+    if doubt:
+        findings.distrusted[POSITIONS] = doubt
+        findings.notes.append(doubt)
+    resolution(findings, state.config, table, doubt, vae_factor=VAE_FACTOR)
+    _scale(findings, state.config, table, doubt)
     if findings["multi_scale_train"].value:
         findings.unused_buffers.add(POSITIONS)  # its class computes the table of each size anew
     findings.notes += remarks(findings)
     findings.diffusers_notes += stock(findings)
-    held_against(state.config, findings, CONFIGURED)
+    more = {"caption_channels": "caption_channels", "use_additional_conditions": MICRO}
+    held_against(state.config, findings, **more)
 
 
 def _features(plan: Plan, config: dict[str, Any], findings: Findings) -> None:
@@ -90,22 +92,11 @@ def _version(plan: Plan, findings: Findings) -> None:
     version = findings["version"].value
     if findings[MICRO].value:
         findings.file("multi_scale_train", True, "micro-conditions exist in the multi-scale class only")
+    elif version:
+        why = f"as in the released {version} models without micro-conditions"
+        findings.given_or_assumed("multi_scale_train", {"alpha": False, "sigma": True}.get(version), why)
     else:
-        findings.given_or_assumed(
-            "multi_scale_train",
-            {"alpha": False, "sigma": True}.get(version),
-            f"as in the released {version} models without micro-conditions"
-            if version
-            else "the file does not show its class",
-        )
-
-
-def _usual_heads(hidden: int) -> tuple[int | None, str]:
-    """The number of heads as in the released models, and why it is that one, or why there is none."""
-    if hidden and hidden % HEAD_SIZE == 0:
-        return hidden // HEAD_SIZE, f"hidden {hidden} / {HEAD_SIZE}, as in the released models"
-    why = f"; the released models have hidden size / {HEAD_SIZE}, and {hidden} does not divide by {HEAD_SIZE}"
-    return None, why if hidden else ""
+        findings.given_or_assumed("multi_scale_train", None, "the file does not show its class")
 
 
 def _doubt(table: StoredTable, findings: Findings) -> str:
@@ -114,25 +105,12 @@ def _doubt(table: StoredTable, findings: Findings) -> str:
         return ""
     pixels = table.side * VAE_FACTOR
     stated = findings.given.keys() & {"image_size", "interpolation_scale"}
+    asked = "say what the model was trained with (--image_size, --interpolation_scale)"
     return (
         f"{table.seen}: scale {table.scale:g}, but every released {pixels} px model has "
         f"{RELEASED['sigma', pixels]:g}, and OneTrainer writes this table into every file: "
-        + (
-            "what the flags say is taken instead"
-            if stated
-            else "say what the model was trained with (--image_size, --interpolation_scale)"
-        )
+        + ("what the flags say is taken instead" if stated else asked)
     )
-
-
-def _resolution(findings: Findings, config: dict[str, Any], table: StoredTable | None) -> None:
-    """`image_size` (pixels), `sample_size` (latent side) and `interpolation_scale`."""
-    doubt = _doubt(table, findings) if table else ""
-    if doubt:
-        findings.distrusted[POSITIONS] = doubt
-        findings.notes.append(doubt)
-    resolution(findings, config, table, doubt, vae_factor=VAE_FACTOR)
-    _scale(findings, config, table, doubt)
 
 
 def _scale(findings: Findings, config: dict[str, Any], table: StoredTable | None, doubt: str) -> None:
@@ -149,25 +127,23 @@ def _scale(findings: Findings, config: dict[str, Any], table: StoredTable | None
                 f"{table.seen}: scale {table.scale:g}, where the released {pixels} px models have "
                 f"{' or '.join(f'{s:g}' for s in sorted(usual))}; the file decides"
             )
-    elif written:
+        return
+    if written:
         findings.file(name, written, "config.json")
-    elif table and table.side and table.rejected_evidence:
-        findings.given_or_assumed(name, None, f"{table.rejected_evidence}: it shows none", table.rejected_evidence)
+        return
+    default = None
+    if table and table.side and table.rejected_evidence:
+        why = f"{table.rejected_evidence}: it shows none"
     elif latent:
-        findings.given_or_assumed(
-            name, max(latent // 64, 1), "what diffusers takes where config.json does not say", rejected
-        )
+        default, why = max(latent // 64, 1), "what diffusers takes where config.json does not say"
     elif pixels and (version, pixels) in RELEASED:
-        findings.given_or_assumed(
-            name, RELEASED[version, pixels], f"as in the released {version} {pixels} px models", rejected
-        )
-        if (version, pixels) == ("alpha", 256) and findings[name].source == "assumed":
-            findings.notes.append(
-                "alpha 256 px without a positional table: scale 1 is assumed, as in its training configs "
-                "(another source says 0.5)"
-            )
+        default, why = RELEASED[version, pixels], f"as in the released {version} {pixels} px models"
     else:
         model = f"no released {version or '(version unknown)'} model at {pixels} px" if pixels else "no image size"
-        findings.given_or_assumed(
-            name, None, f"no positional table shows it, and there is {model} to tell it by", rejected
+        why = f"no positional table shows it, and there is {model} to tell it by"
+    findings.given_or_assumed(name, default, why, rejected)
+    if default and not latent and (version, pixels) == ("alpha", 256) and findings[name].source == "assumed":
+        findings.notes.append(
+            "alpha 256 px without a positional table: scale 1 is assumed, as in its training configs (another source "
+            "says 0.5)"
         )

@@ -12,7 +12,15 @@ from typing import Any
 
 from ...errors import UsageError
 from ...families.base import Family, Findings
-from ...families.evidence import DIFFUSERS, POSITIONS, computed_table, drifted, exact_instead, up_to_rounding
+from ...families.evidence import (
+    INERT,
+    POSITIONS,
+    computed_table,
+    drifted,
+    exact_instead,
+    stock_config,
+    up_to_rounding,
+)
 from ...families.sincos import DRIFT
 from ...mapping import Computed, Extra, KeyMapping, Parameter, Refused, ZeroInit
 from .hyper_parameters import FLAGS, KV_COMPRESS, QK_NORM, REL_POS, describe
@@ -70,34 +78,17 @@ KEYS = KeyMapping({
 
 
 def config(findings: Findings) -> dict[str, Any]:
-    """`config.json` for `PixArtTransformer2DModel`: every field that diffusers would otherwise guess is written."""
+    """`config.json` for `PixArtTransformer2DModel`."""
     findings.value(KV_COMPRESS)  # there is no field for it: the class has none
-    # The size before the scale: where it is known, the scale often is.
-    names = ("hidden_size", "num_attention_heads", "image_size", "interpolation_scale")
-    hidden, heads, _, scale = (findings.value(name) for name in names)
-    return {
-        "_class_name": "PixArtTransformer2DModel",
-        "_diffusers_version": DIFFUSERS,
-        "activation_fn": "gelu-approximate",
-        "attention_bias": True,
-        "attention_head_dim": hidden // heads,
+    fields = stock_config(findings, _class_name="PixArtTransformer2DModel")
+    scale = findings.value("interpolation_scale")  # after the size: where that is known, the scale often is
+    return fields | {
         "attention_type": "default",
         "caption_channels": findings.value("caption_channels"),
-        "cross_attention_dim": hidden,
-        "dropout": 0.0,
-        "in_channels": findings.value("in_channels"),
+        "cross_attention_dim": findings.value("hidden_size"),
         "interpolation_scale": int(scale) if scale == int(scale) else scale,
-        "norm_elementwise_affine": False,
-        "norm_eps": 1e-06,
-        "norm_num_groups": 32,
         "norm_type": "ada_norm_single",
-        "num_attention_heads": heads,
         "num_embeds_ada_norm": 1000,
-        "num_layers": findings.value("depth"),
-        "out_channels": findings.value("out_channels"),
-        "patch_size": findings.value("patch_size"),
-        "sample_size": findings.value("sample_size"),
-        "upcast_attention": False,
         "use_additional_conditions": findings.value(MICRO),
     }
 
@@ -141,9 +132,7 @@ def _unused(findings: Findings, difference: float) -> str:
     return "is no sin-cos table, and the multi-scale class never uses it"
 
 
-# What changes no output: at most training, or a part that this class does not have.
-_INERT = ("_diffusers_version", "dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention")
-IGNORABLE_CONFIG: dict[str, tuple[Any, ...] | None] = dict.fromkeys(_INERT) | {"_class_name": ("Transformer2DModel",)}
+IGNORABLE_CONFIG = INERT | {"num_embeds_ada_norm": None}
 
 PIXART = Family(
     "pixart", "PixArt", KEYS, describe, config=config, flags=FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
