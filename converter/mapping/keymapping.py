@@ -76,7 +76,8 @@ class KeyMapping:
     def targets(self) -> KeyMapping:
         """The table of the target layout alone: every target maps to itself, and strays to the sidecar."""
         table = object.__new__(KeyMapping)
-        table.rows = [
+        table.rows = [replace(row, source=stray) for row in self.rows for stray in row.strays]
+        table.rows[:0] = [
             replace(
                 Row.parse(target, Sparse(target) if row.sparse else target, row.group),
                 pattern=row.part_pattern,
@@ -87,7 +88,6 @@ class KeyMapping:
             for row in self.rows
             for target, stack in zip(row.targets, row.target_stacks, strict=True)
         ]
-        table.rows += [replace(row, source=stray) for row in self.rows for stray in row.strays]
         return table
 
     # Live state dicts.

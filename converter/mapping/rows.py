@@ -14,22 +14,17 @@ from .operations import Operation, Parameter, Paths, Rename, Split
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A buffer that the target computes for itself, so that it does not travel.
-
-    `function` takes the family's findings and gives the table that the target will compute; a conversion compares it
-    with what is stored. The table of keys never calls it: `inverse` restores the buffer from `left`, and without that
-    it is for whoever holds the config to recompute it.
-    """
+    """A buffer that the target computes for itself, so that it does not travel. `function`: the family's findings ->
+    the table that the target will compute. A conversion compares it with what is stored; the table of keys never calls
+    it: `inverse` restores the buffer from `left`."""
 
     function: Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """A tensor without a home in the target: kept in a sidecar and restored.
-
-    `stray`: where old conversions left it; `without`: in words, what it means to go back without it.
-    """
+    """A tensor without a home in the target: kept in a sidecar and restored. `stray`: where old conversions left it;
+    `without`: in words, what it means to go back without it."""
 
     stray: str = ""
     without: str = ""
@@ -148,14 +143,18 @@ class Row:
         return "{}" in self.source and not self.sparse
 
     @property
+    def spread(self) -> bool:
+        """Whether one tensor, of no block, has a copy in every block."""
+        return "{}" not in self.source and any("{}" in target for target in self.targets)
+
+    @property
     def part_pattern(self) -> Pattern:
         """The pattern of each target."""
         return self.operation.pattern(self.pattern, len(self.targets)) if self.operation else self.pattern
 
-    @property
-    def spread(self) -> bool:
-        """Whether one tensor, of no block, has a copy in every block."""
-        return "{}" not in self.source and any("{}" in target for target in self.targets)
+    def shape_pattern(self, suffix: str) -> Pattern:
+        """The pattern of a tensor of this row: of a bias, only the first dimension."""
+        return self.pattern[:1] if suffix == ".bias" else self.pattern
 
     def written(self, index: int | None, suffix: str, stacks: Mapping[str, int]) -> tuple[str, ...]:
         """The target keys of one source tensor; `stacks`: how many blocks there are, for what is copied into all."""
@@ -168,10 +167,6 @@ class Row:
     def keys(self, stacks: Mapping[str, int]) -> list[str]:
         """The keys of its source as a tensor, one for every block."""
         return [spell(self.source, i) for i in ((None,) if self.stack is None else range(stacks.get(self.stack, 0)))]
-
-    def shape_pattern(self, suffix: str) -> Pattern:
-        """The pattern of a tensor of this row: of a bias, only the first dimension."""
-        return self.pattern[:1] if suffix == ".bias" else self.pattern
 
 
 def _unwrapped(value: Any, kind: Any) -> tuple[Any, bool]:
@@ -207,9 +202,8 @@ def overlap(one: str, other: str) -> bool:
         return a == b or re.fullmatch(_INDEX, number, re.ASCII) is not None
 
     shorter, longer = sorted((one.split("."), other.split(".")), key=len)
-    if len(longer) == len(shorter) + 1 and longer[-1] in ("weight", "bias"):
-        longer = longer[:-1]
-    return len(shorter) == len(longer) and all(map(alike, shorter, longer))
+    rest = longer[len(shorter) :]
+    return rest in ([], ["weight"], ["bias"]) and all(map(alike, shorter, longer))
 
 
 def stack_of(path: str) -> str | None:
