@@ -104,13 +104,12 @@ def scale_of(sine: float, cosine: float, tolerance: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The `scale` that is beyond doubt, None for none; the `nearest` there is; its largest `difference`; and the dtype
-    that all values were `rounded` to, '' for none."""
+    """How close a table is to a sin-cos table."""
 
-    scale: float | None
+    scale: float | None  # beyond doubt, None for none
     nearest: float
-    difference: float
-    rounded: str = ""
+    difference: float  # the largest
+    rounded: str = ""  # the dtype that all values were rounded to, '' for none
 
 
 def fit(rows: Rows, hidden: int, side: int) -> Fit | None:

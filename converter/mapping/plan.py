@@ -64,25 +64,19 @@ class Move:
 
 @dataclass
 class Plan:
-    """What a table makes of a state dict, complete and checked.
+    """What a table makes of a state dict, complete and checked."""
 
-    `moves`: tensors that go on; `extras`: source key -> key in the sidecar; `computed`: source key -> its row;
-    `dims`, `evidence`: what the shape patterns say (symbol -> size, symbol -> the tensor that shows it);
-    `stacks`: how many blocks there are, by the path before `{}` in the original layout, whichever layout is read (of
-    stacks that become one, by the first in the alphabet);
-    `groups`: the optional groups that are there; `features`: refused features that are there -> the keys that show it;
-    `problems`: everything that does not fit (none in a plan that was not refused).
-    """
-
-    moves: list[Move] = field(default_factory=list)
-    extras: dict[str, str] = field(default_factory=dict)
-    computed: dict[str, Row] = field(default_factory=dict)
-    dims: dict[str, int] = field(default_factory=dict)
-    evidence: dict[str, str] = field(default_factory=dict)
+    moves: list[Move] = field(default_factory=list)  # tensors that go on
+    extras: dict[str, str] = field(default_factory=dict)  # source key -> key in the sidecar
+    computed: dict[str, Row] = field(default_factory=dict)  # source key -> its row
+    dims: dict[str, int] = field(default_factory=dict)  # what the shape patterns say: symbol -> size
+    evidence: dict[str, str] = field(default_factory=dict)  # symbol -> the tensor that shows it
+    # How many blocks there are, by the path before `{}` in the original layout, whichever layout is read (of stacks
+    # that become one, by the first in the alphabet).
     stacks: dict[str, int] = field(default_factory=dict)
-    groups: set[str] = field(default_factory=set)
-    features: dict[str, list[str]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    groups: set[str] = field(default_factory=set)  # the optional groups that are there
+    features: dict[str, list[str]] = field(default_factory=dict)  # refused ones that are there -> the keys that show it
+    problems: list[str] = field(default_factory=list)  # everything that does not fit
 
     @property
     def blocks(self) -> int:

@@ -63,26 +63,21 @@ Value = Paths | Sparse | Operation | ZeroInit | Computed | Extra | Refused
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table, read: `source` and `targets` are whole dotted paths with at most one `{}`.
+    """One line of a table, read."""
 
-    `operation`: what happens between them, None for a row that moves nothing.
-    `suffixes`: what every key of the row must end with: those of a module (`.weight` and `.bias`), or just '' where
-    the path is a tensor itself. None where nothing is written under the row's name: then it is either, as found.
-    `zero_init`: an initialisation leaves it at zero; `value` is what stood in the `ZeroInit`.
-    `stack`, `target_stacks`: what the blocks of its paths are counted with, None for a path that is in no block.
-    """
-
-    source: str
-    value: Value
+    source: str  # a whole dotted path with at most one `{}`, as those of the targets
+    value: Value  # what stood in a `ZeroInit`, if it did
     pattern: Pattern = ()
     group: str = ""  # of an optional group: present whole or not at all
     name: str = ""  # of an Extra: its key in the sidecar
     targets: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()  # where old conversions left an extra
+    # What every key of the row must end with: those of a module, or just '' where the path is a tensor itself. None
+    # where nothing is written under the row's name: then it is either, as found.
     suffixes: frozenset[str] | None = None
-    operation: Operation | None = None
-    zero_init: bool = False
-    stack: str | None = None
+    operation: Operation | None = None  # what happens between them, None for a row that moves nothing
+    zero_init: bool = False  # an initialisation leaves it at zero
+    stack: str | None = None  # what the blocks of its path are counted with, None for a path that is in no block
     target_stacks: tuple[str | None, ...] = ()
 
     @classmethod

@@ -17,29 +17,17 @@ PATCHES, FINAL = "patch embedding", "final layer"  # the first stage, which make
 
 @dataclass(frozen=True, kw_only=True)
 class LatentShape:
-    """What the arguments of an original class fix and a state dict may not show.
+    """What the arguments of an original class fix and a state dict may not show."""
 
-    Attributes:
-        depth: number of blocks.
-        hidden_size: D, channels of a token.
-        num_heads: of every attention.
-        patch_size: side of a patch, in pixels of the latent.
-        out_channels: of the output; twice those of the latent where the variance is predicted too.
-        input_size: side of the latents that the model was made for, in their pixels.
-        scale: of the positions; None where the model has none.
-        multi_scale: latents of any size, with the positional table computed for each, and not the stored one.
-        float64_tables: whether tables that are computed for each size are not rounded to float32, as stored ones are.
-    """
-
-    depth: int
-    hidden_size: int
-    num_heads: int
-    patch_size: int
-    out_channels: int
-    input_size: int
-    scale: float | None = 1.0
-    multi_scale: bool = False
-    float64_tables: ClassVar[bool] = False
+    depth: int  # number of blocks
+    hidden_size: int  # D, channels of a token
+    num_heads: int  # of every attention
+    patch_size: int  # side of a patch, in pixels of the latent
+    out_channels: int  # of the output; twice those of the latent where the variance is predicted too
+    input_size: int  # side of the latents that the model was made for, in their pixels
+    scale: float | None = 1.0  # of the positions; None where the model has none
+    multi_scale: bool = False  # latents of any size, with the table of positions computed for each, not the stored one
+    float64_tables: ClassVar[bool] = False  # whether tables computed for each size are not rounded, as stored ones are
 
     @property
     def base(self) -> int:

@@ -17,20 +17,14 @@ TRAINED_STEPS = 1000
 
 @dataclass(frozen=True)
 class Sampler:
-    """Deterministic DDIM (arXiv 2010.02502, eq. 12 with sigma 0).
+    """Deterministic DDIM (arXiv 2010.02502, eq. 12 with sigma 0)."""
 
-    Attributes:
-        case: the name of the case to begin with: no condition in its first sample, a condition in its second; its
-            "latent" and "timestep" are replaced.
-        betas: first and last of the linear schedule of 1000 steps that the model is trained with.
-        timesteps: from the noisiest on.
-        guidance: how far beyond the unconditioned prediction.
-    """
-
+    # The case to begin with: no condition in its first sample, a condition in its second; "latent" and "timestep" are
+    # replaced.
     case: str
-    betas: tuple[float, float] = (1e-4, 0.02)
-    timesteps: tuple[int, ...] = (999, 749, 499, 249)
-    guidance: float = 4.5
+    betas: tuple[float, float] = (1e-4, 0.02)  # of the linear schedule of 1000 steps that the model is trained with
+    timesteps: tuple[int, ...] = (999, 749, 499, 249)  # from the noisiest on
+    guidance: float = 4.5  # how far beyond the unconditioned prediction
 
     @property
     def alphas(self) -> list[float]:

@@ -44,29 +44,24 @@ FEED_FORWARD = {
 class Stock:
     """A model class of diffusers, cut into stages.
 
-    Attributes:
-        kind: "package.module:Class".
-        arguments: of its forward -> the value that it takes, or a dict of such; None is passed for what is not there.
-        stages: in the order of the computation; the last one is the whole.
-        probes: of a stage with `{}` in its name: a probe's name -> (path inside, "input" or "output").
-        shell: fields of a config that cost parameters, as small as they can be: the buffers that the class computes
-            for itself are taken from such a model.
-        settle: completes the fields of a config as the class does, where that takes more than its defaults.
-        amend: what is done to the model after loading.
-
     Example:
         >>> from converter.models.dit.parity import STOCK
         >>> STOCK.stages[3]
         StockStage(name='block {}', path='transformer_blocks.{}', values=('x',))
     """
 
-    kind: str
+    kind: str  # "package.module:Class"
+    # Of its forward -> the value that it takes, or a dict of such; None is passed for what is not there.
     arguments: Mapping[str, str | Mapping[str, str]]
-    stages: Sequence[StockStage]
+    stages: Sequence[StockStage]  # in the order of the computation; the last one is the whole
+    # Of a stage with `{}` in its name: a probe's name -> (path inside, "input" or "output").
     probes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    # Fields of a config that cost parameters, as small as they can be: the buffers that the class computes for itself
+    # are taken from such a model.
     shell: Mapping[str, Any] = field(default_factory=lambda: {"num_layers": 0})
+    # Completes the fields of a config as the class does, where that takes more than its defaults.
     settle: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
-    amend: Callable[[Any], Any] = lambda model: model
+    amend: Callable[[Any], Any] = lambda model: model  # what is done to the model after loading
 
     @property
     def model_class(self) -> Any:

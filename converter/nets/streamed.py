@@ -22,17 +22,11 @@ from .net import Probe, Stage, Values, Weights, no_probe
 
 @dataclass(frozen=True)
 class StockStage:
-    """Where a stage is in the stock module.
+    """Where a stage is in the stock module."""
 
-    Attributes:
-        name: with `{}` there is a stage for each number that `path` matches.
-        path: of the sub-module, "" for the whole. With `{}` and none in `name`, one stage of many modules.
-        values: what its output is called; several names where it is a tuple.
-    """
-
-    name: str
-    path: str
-    values: tuple[str, ...]
+    name: str  # with `{}` there is a stage for each number that `path` matches
+    path: str  # of the sub-module, "" for the whole. With `{}` and none in `name`, one stage of many modules
+    values: tuple[str, ...]  # what its output is called; several names where it is a tuple
 
 
 class _Answered(Exception):

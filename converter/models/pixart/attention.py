@@ -19,17 +19,14 @@ NORM_EPS = 1e-5  # of the norms with parameters: `attn.norm`, `attn.q_norm`, `at
 class Compression:
     """How a model of PixArt-sigma compresses keys and values (arXiv 2403.04692, "Efficient DiT Design").
 
-    Attributes:
-        sampling: 'conv', the published one: a depthwise convolution and a norm. The others have no weights, so that a
-            file does not show them: 'ave', which despite its name averages nothing but takes the nearest token;
-            'uniform', every factor-th row and column; 'uniform_every', every factor-th token of the flat sequence.
-        factor: by which rows and columns become fewer ('uniform_every': tokens).
-        blocks: indices of the blocks that do it.
+    'conv' is the published sampling: a depthwise convolution and a norm. The others have no weights, so that a file
+    does not show them: 'ave', which despite its name averages nothing but takes the nearest token; 'uniform', every
+    factor-th row and column; 'uniform_every', every factor-th token of the flat sequence.
     """
 
     sampling: Literal["conv", "ave", "uniform", "uniform_every"]
-    factor: int
-    blocks: frozenset[int]
+    factor: int  # by which rows and columns become fewer ('uniform_every': tokens)
+    blocks: frozenset[int]  # indices of the blocks that do it
 
 
 def _normed(weights: Mapping[str, Tensor], name: str, tokens: Tensor) -> Tensor:

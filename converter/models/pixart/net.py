@@ -19,19 +19,12 @@ from .attention import Compression, altered_attention
 @dataclass(frozen=True, kw_only=True)
 class PixArtShape(LatentShape):
     """Of a PixArt. The class is PixArtMS where it is `multi_scale`, and else PixArt, which takes latents of
-    `input_size` only and stores its positional table (where the state dict lacks it, it is computed).
+    `input_size` only and stores its positional table (where the state dict lacks it, it is computed)."""
 
-    Attributes:
-        in_channels: of the latent.
-        micro_condition: the timestep embedding includes the image's size and aspect ratio.
-        qk_norm: queries and keys of the self attention are normalised.
-        compression: of keys and values, in some blocks.
-    """
-
-    in_channels: int
-    micro_condition: bool = False
-    qk_norm: bool = False
-    compression: Compression | None = None
+    in_channels: int  # of the latent
+    micro_condition: bool = False  # the timestep embedding includes the image's size and aspect ratio
+    qk_norm: bool = False  # queries and keys of the self attention are normalised
+    compression: Compression | None = None  # of keys and values, in some blocks
     float64_tables: ClassVar[bool] = True
 
 
