@@ -58,6 +58,11 @@ def field_faults(
     ]
 
 
+def latent_faults(findings: Findings, plan: Plan, scale: float) -> list[Fault]:
+    """What goes wrong with timesteps, positions (of that scale) and output."""
+    return [*timestep_faults(), *position_faults(findings, scale), *output_faults(findings, plan)]
+
+
 def more_heads(findings: Findings, heads: int, of: str = "") -> Wrong:
     """Another number of heads, as near as it can be. `of`: in the names of the fields, such as "cross_"."""
     hidden = findings.value("hidden_size")

@@ -20,16 +20,7 @@ from ...nets.inputs import Case
 from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, described, latent_spec
 from ...nets.patches import FINAL, PATCHES, of_any_size
 from ...nets.sampler import Sampler
-from ...nets.shared_faults import (
-    SEEN,
-    STATED,
-    field_faults,
-    more_heads,
-    output_faults,
-    position_faults,
-    targets_of,
-    timestep_faults,
-)
+from ...nets.shared_faults import SEEN, STATED, field_faults, latent_faults, more_heads, targets_of
 from ...nets.spec import PostLoadFix
 from ...nets.stock import FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 from .net import DiTShape, dit
@@ -141,16 +132,14 @@ def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fa
             ("twice the sample size", {"sample_size": have["sample_size"] * 2}, STATED, False),
             ("a class more", {"num_embeds_ada_norm": have["num_embeds_ada_norm"] + 1}, STATED, False),
         ], INERT),
-        *timestep_faults(),
         *(classes if null else ()),  # where there is one row, it is the class of everything
-        *position_faults(findings, 1.0),
         Fault("sines before cosines of the timestep", BOTH,
               {target: (target, halves) for target in waves if not target.endswith(".bias")}),
         Fault("last layer not told of the class", SEEN, stage=last, cheap=True,
               values=lambda v: v | {"y0": torch.zeros_like(v["y0"])}),
         Fault("last layer not told of the timestep", SEEN, stage=last, cheap=True,
               values=lambda v: v | {"t0": torch.zeros_like(v["t0"])}),
-        *output_faults(findings, plan),
+        *latent_faults(findings, plan, 1.0),
     ]  # fmt: skip
 
 

@@ -34,15 +34,9 @@ def _normed(weights: Mapping[str, Tensor], name: str, tokens: Tensor) -> Tensor:
 
 
 def compress(weights: Mapping[str, Tensor], tokens: Tensor, grid: tuple[int, int], how: Compression) -> Tensor:
-    """Fewer tokens, before they are split into heads (PixArt-sigma repository, diffusion/model/nets/PixArt_blocks.py).
-
-    Args:
-        weights: of the attention; 'conv' reads `sr.*` and `norm.*`, the same for keys and values.
-        tokens: (B, N, D), the keys or the values.
-        grid: (rows, columns) of the N tokens.
-
-    Returns: (B, M, D), M = floor(rows / factor) * floor(columns / factor) ('uniform_every': N / factor).
-    """
+    """Fewer keys or values (B, N, D) of a grid of (rows, columns), before they are split into heads (PixArt-sigma
+    repository, diffusion/model/nets/PixArt_blocks.py): (B, M, D), M = floor(rows / factor) * floor(columns / factor)
+    ('uniform_every': N / factor). Of the attention's weights 'conv' reads `sr.*` and `norm.*`, the same for both."""
     count, (rows, columns), factor = tokens.shape[1], grid, how.factor
     if factor == 1:
         return tokens
@@ -76,14 +70,12 @@ def altered_attention(
     compression: Compression | None = None,
     probe: Probe = no_probe,
 ) -> Tensor:
-    """`blocks.i.attn` (PixArt-sigma repository, diffusion/model/nets/PixArt_blocks.py, AttentionKVCompress).
+    """`blocks.i.attn` (PixArt-sigma repository, diffusion/model/nets/PixArt_blocks.py, AttentionKVCompress) on tokens
+    (B, N, D), row by row of a `grid` of (rows, columns): (B, N, D).
 
     Args:
         weights: `qkv.*`, `proj.*`; with qk-norm `q_norm.*`, `k_norm.*`; with compression 'conv' `sr.*`, `norm.*`.
-        x: (B, N, D), the tokens row by row; N = rows * columns of `grid`.
         qk_norm: normalise queries and keys over all of D, not head by head, and before the keys are compressed.
-
-    Returns: (B, N, D).
     """
 
     def alter(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,60 +5,48 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import UsageError
+from ...families import evidence
 from ...families.base import Findings, Flag, State
-from ...families.evidence import (
-    IMAGE_SIZE,
-    NUM_ATTENTION_HEADS,
-    POSITIONS,
-    StoredTable,
-    configured,
-    heads,
-    held_against,
-    read_table,
-    resolution,
-    sensible,
-    sizes,
-)
 from ...mapping import Plan
 from .released import HEAD_SIZE, MICRO, MLP_RATIO, PLACEHOLDER, RELEASED, TOKENS, VAE_FACTOR, remarks, stock
 
 QK_NORM, KV_COMPRESS, REL_POS = "qk_norm", "kv_compress", "use_rel_pos"
 FLAGS = (
-    IMAGE_SIZE,
+    evidence.IMAGE_SIZE,
     Flag("version", str, "Which PixArt, if the file does not show it.", choices=("alpha", "sigma")),
     Flag("multi_scale_train", bool, "Whether the model is of the multi-scale class (PixArtMS)."),
     Flag(MICRO, bool, "Whether the model must have micro-conditions (size, aspect ratio)."),
     Flag(QK_NORM, bool, "Whether the model must normalise queries and keys."),
     Flag(KV_COMPRESS, bool, "Whether the model compresses keys and values, which a file may not show."),
-    NUM_ATTENTION_HEADS,
+    evidence.NUM_ATTENTION_HEADS,
     Flag("interpolation_scale", float, "Scale of the positions, if the file does not show it.", metavar="X"),
 )
 
 
 def describe(plan: Plan, state: State, findings: Findings) -> None:
     """Fill `findings`: what names, shapes and the positional table show, then the user's word, then convention."""
-    sizes(plan, findings, {"caption_channels": "K"}, mlp_ratio=MLP_RATIO)
+    evidence.sizes(plan, findings, {"caption_channels": "K"}, mlp_ratio=MLP_RATIO)
     _features(plan, state.config, findings)
     _version(plan, findings)
     hidden = findings["hidden_size"].value or 0
-    released = f"the released models have hidden size / {HEAD_SIZE}, and {hidden} does not divide by {HEAD_SIZE}"
-    if hidden and hidden % HEAD_SIZE == 0:
-        heads(findings, state, hidden // HEAD_SIZE, f"hidden {hidden} / {HEAD_SIZE}, as in the released models")
-    else:
-        heads(findings, state, None, f"; {released}" if hidden else "")
-    table = read_table(plan, state, findings)
+    count, why = hidden // HEAD_SIZE or None, f"hidden {hidden} / {HEAD_SIZE}, as in the released models"
+    if hidden % HEAD_SIZE:
+        count = None
+        why = f"; the released models have hidden size / {HEAD_SIZE}, and {hidden} does not divide by {HEAD_SIZE}"
+    evidence.heads(findings, state, count, why if hidden else "")
+    table = evidence.read_table(plan, state, findings)
     doubt = _doubt(table, findings) if table else ""
     if doubt:
-        findings.distrusted[POSITIONS] = doubt
+        findings.distrusted[evidence.POSITIONS] = doubt
         findings.notes.append(doubt)
-    resolution(findings, state.config, table, doubt, vae_factor=VAE_FACTOR)
+    evidence.resolution(findings, state.config, table, doubt, vae_factor=VAE_FACTOR)
     _scale(findings, state.config, table, doubt)
     if findings["multi_scale_train"].value:
-        findings.unused_buffers.add(POSITIONS)  # its class computes the table of each size anew
+        findings.unused_buffers.add(evidence.POSITIONS)  # its class computes the table of each size anew
     findings.notes += remarks(findings)
     findings.diffusers_notes += stock(findings)
     more = {"caption_channels": "caption_channels", "use_additional_conditions": MICRO}
-    held_against(state.config, findings, **more)
+    evidence.held_against(state.config, findings, **more)
 
 
 def _features(plan: Plan, config: dict[str, Any], findings: Findings) -> None:
@@ -99,7 +87,7 @@ def _version(plan: Plan, findings: Findings) -> None:
         findings.given_or_assumed("multi_scale_train", None, "the file does not show its class")
 
 
-def _doubt(table: StoredTable, findings: Findings) -> str:
+def _doubt(table: evidence.StoredTable, findings: Findings) -> str:
     """Why a table is not believed; '' where it is."""
     if (table.side, table.scale) != PLACEHOLDER:
         return ""
@@ -113,11 +101,11 @@ def _doubt(table: StoredTable, findings: Findings) -> str:
     )
 
 
-def _scale(findings: Findings, config: dict[str, Any], table: StoredTable | None, doubt: str) -> None:
+def _scale(findings: Findings, config: dict[str, Any], table: evidence.StoredTable | None, doubt: str) -> None:
     name, version, pixels = "interpolation_scale", findings["version"].value, findings["image_size"].value
-    latent, written = configured(config, "sample_size", int), configured(config, name, float, int)
+    latent, written = evidence.configured(config, "sample_size", int), evidence.configured(config, name, float, int)
     stated, rejected = findings.given.get(name), doubt or (table.rejected_evidence if table else "")
-    if stated is not None and not sensible(stated):
+    if stated is not None and not evidence.sensible(stated):
         raise UsageError(f"`{name}` {stated}: not a sensible positive number")
     if table and table.scale and not doubt:
         findings.file(name, table.scale, table.seen)

@@ -18,16 +18,7 @@ from ...nets.inputs import Case
 from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, described, latent_spec
 from ...nets.patches import FINAL, PATCHES, of_any_size
 from ...nets.sampler import Sampler
-from ...nets.shared_faults import (
-    SAID,
-    SEEN,
-    STATED,
-    field_faults,
-    more_heads,
-    output_faults,
-    position_faults,
-    timestep_faults,
-)
+from ...nets.shared_faults import SAID, SEEN, STATED, field_faults, latent_faults, more_heads
 from ...nets.stock import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 from .net import PixArtShape, pixart
 from .released import MICRO, TOKENS, VAE_FACTOR
@@ -192,12 +183,10 @@ def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fa
         ], IGNORABLE_CONFIG),
         Fault("mask ignored", SEEN, cheap=True, inputs=lambda v: {n: v[n] for n in v if n != "caption_mask"}),
         Fault("mask one token too long", SEEN, inputs=longer),
-        *timestep_faults(),
         *(conditions if conditioned else ()),
-        *position_faults(findings, findings.value("interpolation_scale")),
         Fault("t_block's output where the final layer wants t", SEEN, stage="timestep embedding",
               values=lambda v: v | {"t": v["t0"][:, : v["t"].shape[1]]}),
-        *output_faults(findings, plan),
+        *latent_faults(findings, plan, findings.value("interpolation_scale")),
     ]  # fmt: skip
 
 

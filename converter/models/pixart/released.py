@@ -19,15 +19,9 @@ WIDTH, DEPTHS = 1152, (28, 42)  # of XL/2, and of a published model made deeper
 PIPELINE_SIDE = 128  # the only `sample_size` at which the stock alpha pipeline passes micro-conditions on
 # OneTrainer writes the table of this latent side and scale into every PixArt file, whatever the model is.
 PLACEHOLDER = (128, 1.0)
-# What ComfyUI does not read off a file but takes for granted.
-_FIXED = {
-    "hidden_size": 1152,
-    "num_attention_heads": 16,
-    "patch_size": 2,
-    "in_channels": 4,
-    "out_channels": 8,  # the variance too
-    "caption_channels": 4096,
-}
+# What ComfyUI does not read off a file but takes for granted; the output has the variance too.
+_FIXED = {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 2, "in_channels": 4, "out_channels": 8,
+          "caption_channels": 4096}  # fmt: skip
 _NATIVE = 64  # latent side whose scale it takes for 1; other scales are whole multiples
 
 
@@ -84,6 +78,6 @@ def comfyui_warnings(findings: Findings) -> list[str]:
         )
     for name, fixed in _FIXED.items():
         value = findings[name].value if name in findings else None
-        if value is not None and value != fixed:
+        if value not in (None, fixed):
             warnings.append(f"ComfyUI has {name} = {fixed} fixed, and this model has {value}: it will not run there")
     return warnings
