@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..checkpoint import LazyTensor
 from ..models.dit.net import DiTShape, dit
+from ..models.pixart.hyper_parameters import VAE_FACTOR
 from ..models.pixart.net import PixArtShape, pixart
-from ..models.pixart.released import VAE_FACTOR
 from ..nets import Memory, Net, Values, Weights, no_probe
 from ..nets.inputs import Case, Draws
 from .modulation import CLASSES

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -35,11 +36,12 @@ class _Answered(Exception):
 
 @dataclass(frozen=True)
 class _Part:
-    """A module that makes (some of) a stage: what its output is called, and what a probe is told that it is."""
+    """A module that makes (some of) a stage."""
 
     module: nn.Module
-    names: tuple[str, ...]
-    label: str
+    names: tuple[str, ...]  # what its output is called
+    label: str  # what a probe is told that it is
+    probes: Mapping[str, tuple[str, str]]  # what a probe is told of it inside
 
     def values(self, output: Any) -> Values:
         return dict(zip(self.names, output if len(self.names) > 1 else (output,), strict=True))
@@ -47,15 +49,6 @@ class _Part:
     def output(self, values: Values) -> Any:
         output = tuple(values[name] for name in self.names)
         return output if len(output) > 1 else output[0]
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """A stage in one model."""
-
-    name: str
-    parts: Sequence[_Part]
-    probes: Mapping[str, tuple[str, str]]
 
 
 class Streamed:
@@ -77,8 +70,8 @@ class Streamed:
         probes: Mapping[str, tuple[str, str]],
     ) -> None:
         self.model, self.call = model.eval().requires_grad_(False), call
-        self._placed = [placed for line in stages for placed in _place(model, line, probes)]
-        owned = {part.module for placed in self._placed for part in placed.parts} - {model}
+        self._parts = {name: parts for line in stages for name, parts in _place(model, line, probes)}
+        owned = {part.module for parts in self._parts.values() for part in parts} - {model}
         streamed = dict(_streamable(model, "", owned))
         for prefix, module in streamed.items():
             self._stream(module, prefix)
@@ -86,7 +79,7 @@ class Streamed:
         self._staying = [name for name, _ in model.named_parameters() if not name.startswith(tuple(streamed))]
         for name, buffer in model.named_buffers():
             put_buffer(model, name, buffer.to(weights.device))
-        self.stages = [Stage(placed.name, partial(self._alone, i)) for i, placed in enumerate(self._placed)]
+        self.stages = [Stage(name, partial(self._alone, i)) for i, name in enumerate(self._parts)]
         self.on(weights)
 
     def on(self, weights: Weights) -> Streamed:
@@ -120,28 +113,29 @@ class Streamed:
 
     def forward(self, inputs: Values, watch: Callable[[str, Values], None] | None = None) -> Tensor:
         """The library's own forward; `watch` is told what comes of each stage, of many modules of the first of them."""
-        *inner, whole = self._placed
+        *inner, (whole, (top,)) = self._parts.items()
 
-        def tell(placed: _Placed, output: Any) -> None:
+        def tell(name: str, part: _Part, module: nn.Module, arguments: Any, output: Any) -> None:
             if watch:
-                watch(placed.name, placed.parts[0].values(output))
+                watch(name, part.values(output))
 
         with ExitStack() as undo, torch.inference_mode():
-            for placed in inner if watch else ():
-                hook = placed.parts[0].module.register_forward_hook(lambda _, __, output, at=placed: tell(at, output))
+            for name, parts in inner if watch else ():
+                hook = parts[0].module.register_forward_hook(partial(tell, name, parts[0]))
                 undo.callback(hook.remove)
             output = self.call(self.model, inputs)
-        tell(whole, output)
+        tell(whole, top, self.model, inputs, output)
         return output
 
     def _alone(self, index: int, values: Values, probe: Probe) -> Values:
         """One stage by itself: the library's forward, from the values before the stage to its own."""
-        stage, answers = self._placed[index], dict[str, Tensor]()
-        wanted, whole = {part.module for part in stage.parts}, stage.parts[0].module is self.model
+        *stages, _ = self._parts.values()
+        parts, answers = [*self._parts.values()][index], dict[str, Tensor]()
+        wanted, whole = {part.module for part in parts}, parts[0].module is self.model
 
-        def answer(part: _Part, output: Any) -> None:
+        def answer(part: _Part, module: nn.Module, arguments: Any, output: Any) -> None:
             answers.update(part.values(output))
-            if len(stage.parts) > 1:
+            if len(parts) > 1:
                 probe(part.label, output)
             raise _Answered
 
@@ -150,7 +144,7 @@ class Streamed:
             try:
                 return forward(*arguments, **named)
             except _Answered:
-                if all(name in answers for one in stage.parts for name in one.names):
+                if all(name in answers for one in parts for name in one.names):
                     raise
                 return part.output(values)
 
@@ -161,17 +155,17 @@ class Streamed:
                 vars(module)["forward"] = forward
                 undo.callback(vars(module).pop, "forward")
 
-            for part in (part for earlier in self._placed[:index] for part in earlier.parts):
+            for part in chain(*stages[:index]):
                 if values.keys() >= set(part.names):
                     given = part.output(values)
                     compute(part.module, lambda *_, given=given, **__: given)
-            for part in (part for later in self._placed[index + 1 : -1] for part in later.parts):
+            for part in chain(*stages[index + 1 :]):
                 if wanted & set(part.module.modules()):
                     compute(part.module, partial(until_answered, part, part.module.forward))
-            for part in stage.parts:
-                hooks = list(_listening(part.module, stage.probes, probe))
+            for part in parts:
+                hooks = list(_listening(part, probe))
                 if not whole:
-                    hooks.append(part.module.register_forward_hook(lambda _, __, made, at=part: answer(at, made)))
+                    hooks.append(part.module.register_forward_hook(partial(answer, part)))
                 for hook in hooks:
                     undo.callback(hook.remove)
             try:
@@ -179,23 +173,29 @@ class Streamed:
             except _Answered:
                 return answers
         if not whole:
-            raise ValueError(f"the library's forward does not use the modules of the stage {stage.name!r}")
-        return stage.parts[0].values(output)
+            raise ValueError(f"the library's forward does not use the modules of the stage {self.stages[index].name!r}")
+        return parts[0].values(output)
 
 
-def _place(model: nn.Module, line: StockStage, probes: Mapping[str, tuple[str, str]]) -> Iterator[_Placed]:
-    """A line of the table in one model; nothing where the model has no such module, as a config may say."""
+def _place(
+    model: nn.Module, line: StockStage, probes: Mapping[str, tuple[str, str]]
+) -> Iterator[tuple[str, list[_Part]]]:
+    """The stages of a line of the table in one model; none where it has no such module, as a config may say."""
     over, numbered, _ = line.path.partition(".{}")
     try:
         count = sum(1 for _ in model.get_submodule(over).children()) if numbered else 1
         modules = [model.get_submodule(line.path.replace("{}", str(i))) for i in range(count)]
     except AttributeError:
         return
-    parts = [_Part(module, tuple(n.format(i) for n in line.values), f"block {i}") for i, module in enumerate(modules)]
+    inside = probes if "{}" in line.name else {}
+    parts = [
+        _Part(module, tuple(name.format(i) for name in line.values), f"block {i}", inside)
+        for i, module in enumerate(modules)
+    ]
     if "{}" in line.name:
-        yield from (_Placed(line.name.format(i), [part], probes) for i, part in enumerate(parts))
+        yield from ((line.name.format(i), [part]) for i, part in enumerate(parts))
     elif parts:
-        yield _Placed(line.name, parts, {})
+        yield line.name, parts
 
 
 def _streamable(module: nn.Module, prefix: str, owned: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
@@ -219,12 +219,11 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
     module.get_submodule(path)._parameters[own] = nn.Parameter(tensor, requires_grad=False)
 
 
-def _listening(module: nn.Module, inside: Mapping[str, tuple[str, str]], probe: Probe) -> Iterator[Any]:
-    """Hooks that tell `probe` of what sub-modules take ('input') or give ('output'), by the names of `inside`; none
-    where nobody listens."""
-    for name, (path, side) in inside.items() if probe is not no_probe else ():
-        part = module.get_submodule(path)
+def _listening(part: _Part, probe: Probe) -> Iterator[Any]:
+    """Hooks that tell `probe` of what sub-modules take ('input') or give ('output'); none where nobody listens."""
+    for name, (path, side) in part.probes.items() if probe is not no_probe else ():
+        module = part.module.get_submodule(path)
         if side == "input":
-            yield part.register_forward_pre_hook(lambda _, taken, name=name: probe(name, taken[0]))
+            yield module.register_forward_pre_hook(lambda _, taken, name=name: probe(name, taken[0]))
         else:
-            yield part.register_forward_hook(lambda _, __, given, name=name: probe(name, given))
+            yield module.register_forward_hook(lambda _, __, given, name=name: probe(name, given))

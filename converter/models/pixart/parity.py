@@ -20,8 +20,8 @@ from ...nets.patches import FINAL, PATCHES, of_any_size
 from ...nets.sampler import Sampler
 from ...nets.shared_faults import SAID, SEEN, STATED, field_faults, latent_faults, more_heads
 from ...nets.stock import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
+from .hyper_parameters import MICRO, TOKENS, VAE_FACTOR
 from .net import PixArtShape, pixart
-from .released import MICRO, TOKENS, VAE_FACTOR
 from .table import IGNORABLE_CONFIG
 
 GUIDED = "guidance"

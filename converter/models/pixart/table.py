@@ -15,8 +15,7 @@ from ...families import evidence
 from ...families.base import Family, Findings
 from ...families.sincos import DRIFT
 from ...mapping import Computed, Extra, KeyMapping, Parameter, Refused, ZeroInit
-from .hyper_parameters import FLAGS, KV_COMPRESS, QK_NORM, REL_POS, describe
-from .released import MICRO, comfyui_warnings
+from .hyper_parameters import FLAGS, KV_COMPRESS, MICRO, QK_NORM, REL_POS, comfyui_warnings, describe
 
 B, T = "blocks.{}.", "transformer_blocks.{}."
 EMB = "adaln_single.emb."
