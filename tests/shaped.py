@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from makers import inventories
 
+from converter.mapping import Plan
+
 ROOT = Path(__file__).resolve().parents[1]
 INVENTORIES: dict[str, dict[str, Any]] = {
     path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "fixtures" / "inventories").glob("*.json"))
@@ -45,6 +47,18 @@ def inventory(name: str) -> dict[str, Shaped]:
 def small(**sizes: Any) -> dict[str, Shaped]:
     """The tensors of a model of any sizes, in the original layout."""
     return shaped({key: shape for key, (_, shape) in inventories.inventory(**sizes).items()})
+
+
+def produced(plan: Plan, state: Mapping[str, Shaped]) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of what a plan makes."""
+    made: dict[str, tuple[int, ...]] = {}
+    for move in plan.moves:
+        first, *rest = state[move.sources[0]].shape
+        rows = first * move.operation.share(len(move.parts))
+        assert rows.denominator == 1
+        assert not made.keys() & set(move.targets)
+        made |= dict.fromkeys(move.targets, (int(rows), *rest))
+    return made
 
 
 ROUNDING = {torch.float32: 2e-7, torch.float16: 2.5e-4, torch.bfloat16: 2e-3}

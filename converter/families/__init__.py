@@ -85,13 +85,17 @@ def find(name: str) -> Family:
     return known[name]
 
 
+def _at_hand(insisted: Family | None) -> Iterator[list[Family]]:
+    """The families in question, those in packages later: looking for entry points takes longer than all else here."""
+    for packages in (False,) if insisted else (False, True):
+        yield [insisted] if insisted else list(families(packages=packages).values())
+
+
 def tables(insisted: Family | None = None) -> Tables:
     """The names of all families, or of the one insisted on: first of those at hand, then of those in packages too."""
 
     def batches() -> Iterator[list[KeyMapping]]:
-        # Looking for entry points takes longer than all else here.
-        for packages in (False,) if insisted else (False, True):
-            at_hand = [insisted] if insisted else list(families(packages=packages).values())
+        for at_hand in _at_hand(insisted):
             yield [table for family in at_hand for table in (family.keys, family.keys.targets)]
 
     return batches
@@ -104,9 +108,7 @@ def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple
     or where the layout is one that is known by name and the family does not know every key of it. With `insisted`,
     only the side of its table is in question.
     """
-    # Looking for entry points takes longer than all else here: only where no family at hand knows every key.
-    for packages in (False, True):
-        at_hand = [insisted] if insisted else list(families(packages=packages).values())
+    for at_hand in _at_hand(insisted):
         marked = [family for family in at_hand if family.marked(state)]
         known, family, diffusers = max(
             (
@@ -118,9 +120,8 @@ def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple
         )
         if insisted or (state and known == len(state)):
             return family, diffusers
-    if marked:
-        return None if altered(state) else (family, diffusers)
-    return None if not state or known * 2 < len(state) or stranger(state, family, diffusers) else (family, diffusers)
+    strange = altered(state) if marked else not state or known * 2 < len(state) or stranger(state, family, diffusers)
+    return None if strange else (family, diffusers)
 
 
 def stranger(state: Mapping[str, Any], family: Family, diffusers: bool) -> str:

@@ -20,35 +20,26 @@ from ..mapping.rows import matcher
 class Flag:
     """A hyper-parameter that a user may state: a key of `hyper_parameters`, and an option of the commands.
 
-    Attributes:
-        type: int (which is a float too), float, bool (which is no int) or str; None where `describe` checks the value.
-        help: a sentence for `--help`.
-        choices: the only values; `minimum`: the least.
-        metavar: what stands for the value in `--help`.
-
     >>> Flag("image_size", int, "Resolution.", minimum=8, metavar="PIXELS").name
     'image_size'
     """
 
     name: str
-    type: type | None = None
-    help: str = ""
-    choices: tuple[str, ...] = ()
+    type: type | None = None  # int (a float too), float, bool (no int) or str; None where `describe` checks the value
+    help: str = ""  # a sentence for `--help`
+    choices: tuple[str, ...] = ()  # the only values
     minimum: int | None = None
-    metavar: str | None = None
+    metavar: str | None = None  # what stands for the value in `--help`
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One hyper-parameter: its value, where it is from ('file', 'given' or 'assumed'; 'unknown'), and the evidence.
-
-    `rejected_evidence`: of what is assumed or unknown, what the file does hold of it and is not believed, in words.
-    """
+    """One hyper-parameter."""
 
     value: Any
-    source: str
+    source: str  # 'file', 'given' or 'assumed'; 'unknown'
     evidence: str
-    rejected_evidence: str = ""
+    rejected_evidence: str = ""  # of what is not shown: what the file does hold of it and is not believed, in words
 
     def __post_init__(self) -> None:
         if type(self.value).__module__ == "numpy":  # a scalar, which no JSON takes
@@ -56,24 +47,18 @@ class Finding:
 
 
 class Findings(dict[str, Finding]):
-    """Hyper-parameters by name. `given` are the user's words; they may not contradict what the file shows.
-
-    `notes`: what a user should know; `diffusers_notes`: what only those should know who use diffusers' own classes and
-    pipelines; `problems`: what stands against a conversion though every key has its row; `distrusted`: stored buffers
-    that are not believed -> why; `rounded`: stored buffers -> by how much storing them moved an element at most;
-    `unused_buffers`: those that the original net does not use; `used`: the names whose value the result depends on.
-    """
+    """Hyper-parameters by name. `given` are the user's words; they may not contradict what the file shows."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         super().__init__()
         self.given = {name: value for name, value in given.items() if value is not None}
-        self.notes: list[str] = []
-        self.diffusers_notes: list[str] = []
-        self.problems: list[str] = []
-        self.distrusted: dict[str, str] = {}
-        self.rounded: dict[str, float] = {}
-        self.unused_buffers: set[str] = set()
-        self.used: set[str] = set()
+        self.notes: list[str] = []  # what a user should know
+        self.diffusers_notes: list[str] = []  # what only those should know who use diffusers' classes and pipelines
+        self.problems: list[str] = []  # what stands against a conversion though every key has its row
+        self.distrusted: dict[str, str] = {}  # stored buffers that are not believed -> why
+        self.rounded: dict[str, float] = {}  # stored buffers -> by how much storing them moved an element at most
+        self.unused_buffers: set[str] = set()  # stored buffers that the original net does not use
+        self.used: set[str] = set()  # the names whose value the result depends on
 
     def file(self, name: str, value: Any, evidence: str) -> Any:
         """A value that the file shows (None: it should, and does not).
@@ -82,8 +67,7 @@ class Findings(dict[str, Finding]):
         """
         if value is None:
             return self.given_or_assumed(name, None, evidence)
-        stated = self.given.get(name)
-        if stated is not None and stated != value:
+        if (stated := self.given.get(name, value)) != value:
             raise UsageError(f"`{name}` {stated} contradicts the file, which says {value}: {evidence}")
         self[name] = Finding(value, "file", evidence)
         return value
@@ -110,64 +94,56 @@ class Findings(dict[str, Finding]):
 
 
 class State(Protocol):
-    """What a family may see of a checkpoint beside the plan: the `config.json` of a folder; whole numbers that the file
-    holds beside the weights, by their place, such as `hyper_parameters.num_heads`; single elements of a tensor
-    as floats, by their row-major position, with the rounding of their dtype; and, where these do not suffice, all of
-    it: (number of the first row, floats [rows, size of the last axis]), from the first row to the last."""
+    """What a family may see of a checkpoint beside the plan."""
 
-    config: dict[str, Any]
-    said: dict[str, int]
+    config: dict[str, Any]  # the `config.json` of a folder
+    said: dict[str, int]  # whole numbers beside the weights, by their place, such as `hyper_parameters.num_heads`
 
-    def elements(self, key: str, *positions: int) -> tuple[tuple[float, ...], float]: ...
+    def elements(self, key: str, *positions: int) -> tuple[tuple[float, ...], float]:
+        """Single elements of a tensor, by their row-major position, and the rounding of their dtype."""
 
-    def rows(self, key: str) -> Iterator[tuple[int, Any]]: ...
+    def rows(self, key: str) -> Iterator[tuple[int, Any]]:
+        """All of it in pieces: (number of the first row, floats [rows, size of the last axis])."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model family.
+    """A model family."""
 
-    Attributes:
-        name: short and lower-case; `title`: as people say it.
-        keys: the table from the original layout to diffusers'.
-        describe: (plan, state, findings) -> None; fills the findings. `plan.dims` holds what the shape patterns say.
-        config: findings -> `config.json` of the model class; raises `UsageError` where something is unknown.
-        flags: the hyper-parameters that a user may state, as `Flag`s; name -> type, or names alone, are taken for such.
-            Afterwards they are `Flag`s by name.
-        subfolder: where in the dump the model lies.
-        buffer_mismatch: (findings, largest difference) -> of a stored buffer that recomputing does not give bit for
-            bit: whether a conversion may go on without it (the original net does not use it), and what it is, in words;
-            raises `UsageError` where what was read off the buffer has to be said instead.
-        storing: the largest difference that storing and averaging a buffer makes. One that is no further off, and that
-            a conversion may go on without, is the computed one: the original net is compared with that.
-        ignorable_config: of a source folder's `config.json`, what may differ from ours: key -> the other values that
-            mean the same model (None: any value, it changes no output).
-        keep_dtype: ends of paths in the target, such as "norm1", whose tensors keep their dtype when a model is cast,
-            because the target's class keeps them so.
-        comfyui: findings -> what ComfyUI would take this model for that it is not, in words; None where it does not
-            know the family at all.
-        marks: paths, written as in the table, of which no other family has one: a state dict with such a key is of
-            this family, and of no other, however many names they share.
-        parity: a `converter.parity.ParitySpec`, its nets to be compared, or where to import one from
-            ("package.module:NAME", so that describing a file loads no torch; ".module:NAME" beside `describe`).
-    """
-
-    name: str
-    title: str
-    keys: KeyMapping
+    name: str  # short and lower-case
+    title: str  # as people say it
+    keys: KeyMapping  # the table from the original layout to diffusers'
+    # Fills the findings; `plan.dims` holds what the shape patterns say.
     describe: Callable[[Plan, State, Findings], None]
+    # `config.json` of the model class; raises `UsageError` where something is unknown.
     config: Callable[[Findings], dict[str, Any]]
+    # The hyper-parameters that a user may state, as `Flag`s; name -> type, or names alone, are taken for such.
+    # Afterwards they are `Flag`s by name.
     flags: Any = ()
-    subfolder: str = "transformer"
+    subfolder: str = "transformer"  # where in the dump the model lies
+    # (findings, largest difference) -> of a stored buffer that recomputing does not give bit for bit: whether a
+    # conversion may go on without it (the original net does not use it), and what it is, in words; raises `UsageError`
+    # where what was read off the buffer has to be said instead.
     buffer_mismatch: Callable[[Findings, float], tuple[bool, str]] = lambda findings, difference: (
         False,
         f"is not what the target computes (by up to {difference:.2g})",
     )
+    # The largest difference that storing and averaging a buffer makes. One that is no further off, and that a
+    # conversion may go on without, is the computed one: the original net is compared with that.
     storing: float = 0.0
+    # Of a source folder's `config.json`, what may differ from ours: key -> the other values that mean the same model
+    # (None: any value, it changes no output).
     ignorable_config: Mapping[str, tuple[Any, ...] | None] = field(default_factory=lambda: {"_diffusers_version": None})
+    # Ends of paths in the target, such as "norm1", whose tensors keep their dtype when a model is cast, because the
+    # target's class keeps them so.
     keep_dtype: tuple[str, ...] = ()
+    # What ComfyUI would take this model for that it is not, in words; None where it does not know the family at all.
     comfyui: Callable[[Findings], list[str]] | None = None
+    # Paths, written as in the table, of which no other family has one: a state dict with such a key is of this family,
+    # and of no other, however many names they share.
     marks: tuple[str, ...] = ()
+    # A `converter.parity.ParitySpec`, its nets to be compared, or where to import one from ("package.module:NAME", so
+    # that describing a file loads no torch; ".module:NAME" beside `describe`).
     parity: Any = None
 
     def __post_init__(self) -> None:
@@ -204,5 +180,4 @@ class Family:
 
     def marked(self, keys: Iterable[str]) -> bool:
         """Whether one of these keys is a mark of this family."""
-        matches = [matcher(path) for path in self.marks]
-        return any(match(key) for key in (keys if matches else ()) for match in matches)
+        return bool(self.marks) and any(matcher(path)(key) for key in keys for path in self.marks)

@@ -22,6 +22,33 @@ IMAGE_SIZE = Flag("image_size", int, "Resolution, if the file does not show it."
 NUM_ATTENTION_HEADS = Flag(
     "num_attention_heads", int, "Number of heads, if the file does not show it.", minimum=1, metavar="N"
 )
+# Of a `config.json`, what changes no output: at most training, or a part that these classes do not have.
+INERT: dict[str, tuple[Any, ...] | None] = {
+    "_class_name": ("Transformer2DModel",),
+    **dict.fromkeys(("_diffusers_version", "dropout", "norm_num_groups", "upcast_attention")),
+}
+# What every such config says, as the class calls it -> the hyper-parameter.
+SHOWN = {"num_layers": "depth"} | {name: name for name in ("patch_size", "in_channels", "out_channels")}
+
+
+def stock_config(findings: Findings, **own: Any) -> dict[str, Any]:
+    """`config.json` of a transformer of diffusers: every field that it would otherwise guess is written."""
+    hidden, count, _ = (findings.value(name) for name in ("hidden_size", "num_attention_heads", "image_size"))
+    return {
+        "_diffusers_version": DIFFUSERS,
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": hidden // count,
+        "dropout": 0.0,
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-06,  # of a block's second norm, where the default is 1e-5; the others have 1e-6 anyway
+        "norm_num_groups": 32,
+        "num_attention_heads": count,
+        "sample_size": findings.value("sample_size"),
+        "upcast_attention": False,
+        **{field: findings.value(name) for field, name in SHOWN.items()},
+        **own,
+    }
 
 
 def sizes(plan: Plan, findings: Findings, more: Mapping[str, str] | None = None, *, mlp_ratio: float | None) -> None:
@@ -37,9 +64,8 @@ def sizes(plan: Plan, findings: Findings, more: Mapping[str, str] | None = None,
     dims, evidence = plan.dims, plan.evidence
     for name, symbol in ({"hidden_size": "D", "patch_size": "p", "in_channels": "C"} | dict(more or {})).items():
         findings.file(name, dims.get(symbol), evidence.get(symbol, "no tensor shows it"))
-    findings.file(
-        "depth", plan.blocks or None, f"blocks 0 to {plan.blocks - 1}" if plan.blocks else "there are no blocks"
-    )
+    counted = f"blocks 0 to {plan.blocks - 1}" if plan.blocks else "there are no blocks"
+    findings.file("depth", plan.blocks or None, counted)
     if {"R", "p", "C"} <= dims.keys():
         channels, latent = Fraction(dims["R"], dims["p"] ** 2), dims["C"]
         counted = f"{evidence['R']}: {dims['R']} rows / patch {dims['p']} squared"
@@ -61,14 +87,14 @@ def sizes(plan: Plan, findings: Findings, more: Mapping[str, str] | None = None,
         findings.problems.append(f"hidden size {dims['D']}: sines and cosines on two axes need a multiple of 4")
 
 
-def held_against(config: Mapping[str, Any], findings: Findings, fields: Mapping[str, str]) -> None:
-    """What a folder's `config.json` says otherwise than its tensors. `fields`: its key -> the hyper-parameter."""
-    for key, name in fields.items():
+def held_against(config: Mapping[str, Any], findings: Findings, **more: str) -> None:
+    """What a folder's `config.json` says otherwise than its tensors: a last block that is lost shows nowhere else.
+    `more`: further keys of it, and the hyper-parameters that they are."""
+    for key, name in {**SHOWN, **more}.items():
         stated, shown = config.get(key), findings.get(name)
         if stated is not None and shown and shown.source == "file" and stated != shown.value:
-            findings.problems.append(
-                f"config.json: {key}: {printable(stated)} contradicts the tensors: {shown.evidence}"
-            )
+            problem = f"{printable(stated)} contradicts the tensors: {shown.evidence}"
+            findings.problems.append(f"config.json: {key}: {problem}")
 
 
 def sensible(value: float) -> bool:
@@ -112,13 +138,12 @@ def heads(findings: Findings, state: State, usual: int | None, why: str, *, name
 
 @dataclass(frozen=True, slots=True)
 class StoredTable:
-    """The stored positional table: latent side (0 where its positions make no square), scale (None where it shows
-    none), both in words, and why it shows no scale that it ought to show."""
+    """The stored positional table."""
 
-    side: int
-    scale: float | None
-    seen: str
-    rejected_evidence: str = ""
+    side: int  # of the latent; 0 where its positions make no square
+    scale: float | None  # None where it shows none
+    seen: str  # both in words
+    rejected_evidence: str = ""  # why it shows no scale that it ought to show
 
 
 def read_table(plan: Plan, state: State, findings: Findings) -> StoredTable | None:
@@ -145,20 +170,20 @@ def _from_samples(state: State, hidden: int, side: int) -> tuple[float, str, flo
     """(scale, how it shows, how far rounding moves an element) off token 1, if the outermost tokens have it too."""
     quarter = hidden // 4
     channels = sorted({part * quarter + j for part in range(4) for j in (0, quarter // 2, quarter - 1)})
-    tokens = sorted({1, side - 1, (side - 1) * side, side**2 - 1})
-    values, rounding = state.elements(
-        POSITIONS, *(token * hidden + channel for token in tokens for channel in channels)
-    )
-    there = dict(zip(((token, channel) for token in tokens for channel in channels), values, strict=True))
+    places = [
+        (token, channel) for token in sorted({1, side - 1, (side - 1) * side, side**2 - 1}) for channel in channels
+    ]
+    values, rounding = state.elements(POSITIONS, *(token * hidden + channel for token, channel in places))
+    there = dict(zip(places, values, strict=True))
     sine, cosine = there[1, 0], there[1, quarter]
     scale = scale_of(sine, cosine, rounding)
     if scale is None:
         return None
     table = SinCosTable(hidden, side, scale)
-    for place, value in there.items():
-        # Far from the origin, positions in float32 move it too. What is not finite is refused for that when it is read.
-        if isfinite(value) and abs(table.element(*place) - value) > rounding + ROUNDING:
-            return None
+    # Far from the origin, positions in float32 move it too. What is not finite is refused for that when it is read.
+    off = [abs(table.element(*place) - value) for place, value in there.items() if isfinite(value)]
+    if max(off, default=0.0) > rounding + ROUNDING:
+        return None
     return scale, f"token 1 at ({sine:.6g}, {cosine:.6g})", max(rounding, ROUNDING)
 
 
@@ -169,11 +194,8 @@ def _from_whole(state: State, hidden: int, side: int) -> tuple[float | None, str
         return None, "and is no sin-cos table: it is zero throughout, or not finite", 0.0
     off, name = f"off by up to {fitted.difference:.2g}", f"the sin-cos table of scale {fitted.nearest:g}"
     if fitted.scale is None:
-        return (
-            None,
-            f"and is no sin-cos table whose scale is beyond doubt (the closest is of {fitted.nearest:g}, {off})",
-            0.0,
-        )
+        doubt = f"the closest is of {fitted.nearest:g}, {off}"
+        return None, f"and is no sin-cos table whose scale is beyond doubt ({doubt})", 0.0
     if fitted.rounded:
         return fitted.scale, f"and is {name}, rounded to {fitted.rounded} ({off})", ROUNDINGS[fitted.rounded]
     return fitted.scale, f"and is {name} up to a drift, as of an average ({off})", ROUNDING
@@ -188,18 +210,17 @@ def resolution(
         vae_factor: pixels per latent position.
         doubt: why the table is not believed, where it is not: then its side is only taken beside the user's scale.
     """
-    latent = configured(config, "sample_size", int)
-    if table and table.side and not doubt:
-        findings.file("image_size", table.side * vae_factor, table.seen)
+    latent, side = configured(config, "sample_size", int), table.side if table else 0
+    if table and side and not doubt:
+        findings.file("image_size", side * vae_factor, table.seen)
     elif latent:
         findings.file("image_size", latent * vae_factor, "config.json: sample_size")
-    elif table and table.side and "interpolation_scale" in findings.given:
-        findings.given_or_assumed("image_size", table.side * vae_factor, table.seen, doubt)
+    elif table and side and "interpolation_scale" in findings.given:
+        findings.given_or_assumed("image_size", side * vae_factor, table.seen, doubt)
     else:
         nothing = f"there is no usable {POSITIONS}, and nothing else in a file shows the resolution"
-        findings.given_or_assumed(
-            "image_size", None, doubt or nothing, doubt or (table.rejected_evidence if table else "")
-        )
+        rejected = doubt or (table.rejected_evidence if table else "")
+        findings.given_or_assumed("image_size", None, doubt or nothing, rejected)
     pixels, patch = findings["image_size"].value, vae_factor * (findings["patch_size"].value or 1)
     if latent and pixels < patch:
         raise InputError(f"config.json: sample_size: {latent} is less than a patch")
@@ -212,9 +233,8 @@ def computed_table(findings: Findings, scale_name: str = "") -> SinCosTable:
     """The table that diffusers will compute from the config, of scale 1 where no hyper-parameter says another."""
     findings.value("image_size")  # asked for first: where it is known, the scale often is
     scale = findings.value(scale_name) if scale_name else 1.0
-    return SinCosTable(
-        findings.value("hidden_size"), findings.value("sample_size") // findings.value("patch_size"), scale
-    )
+    side = findings.value("sample_size") // findings.value("patch_size")
+    return SinCosTable(findings.value("hidden_size"), side, scale)
 
 
 def up_to_rounding(findings: Findings, difference: float) -> str:

@@ -59,17 +59,16 @@ def _run(path: Path, name: str) -> Family:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # somebody's code: whatever it raises, say where
         lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == str(path)]
-        # A module has no place of its own in the trace of what does not even compile.
-        line = lines[-1] if lines else error.lineno if isinstance(error, SyntaxError) else None
-        message = error.msg if isinstance(error, SyntaxError) else error
-        what = str(error) if isinstance(error, ConverterError) else f"{type(error).__name__}: {message}"
-        where = f"line {line}: " if line else ""
+        what = str(error) if isinstance(error, ConverterError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, SyntaxError):  # a module has no place of its own in the trace of what does not compile
+            lines, what = lines or [error.lineno], f"{type(error).__name__}: {error.msg}"
+        where = f"line {lines[-1]}: " if lines and lines[-1] else ""
         raise UsageError(f"`family` {printable(name)}: {where}{printable(what, 1000)}") from error
     finally:
         CAUGHT.reset(token)
-    named = [family for key, family in vars(module).items() if key == "FAMILY" and isinstance(family, Family)]
-    others = {id(family): family for family in vars(module).values() if isinstance(family, Family)}
-    chosen = list(registered.values()) or named or list(others.values())
+    there = {key: family for key, family in vars(module).items() if isinstance(family, Family)}
+    named = [family for key, family in there.items() if key == "FAMILY"]
+    chosen = list(registered.values()) or named or list({id(family): family for family in there.values()}.values())
     if len(chosen) != 1:
         count = f"{len(chosen)} families in it: which one is it? Call it FAMILY, and register no other"
         raise UsageError(f"`family` {printable(name)}: {count if chosen else 'no converter.Family in it'}")

@@ -34,25 +34,22 @@ def _with_adapters(keys: Collection[str]) -> bool:
 # (what one of the keys must look like, or what has to hold for all of them; what the file then is)
 _Rows = tuple[tuple[str | Callable[[Collection[str]], bool], str], ...]
 
+_QUANTISED = {
+    "quanto": r"\.weight\._(data|scale|shift)(\.|$)",
+    "torchao": r"(^|\.)_weight_(qdata|scale|zero_point)$|:(_data|qdata|scale|zero_point)$",
+    "bitsandbytes": r"\.(nested_)?(absmax|quant_map)$|\.quant_state\.|\.SCB$|\.weight_format$",
+    "SVDQuant": r"\.(w(c|t)?scales?|wzeros|smooth_(factor|orig)(_orig)?)$",
+    "GPTQ or AWQ": r"\.(qweight|qzeros|g_idx)$",
+    "compressed-tensors": r"\.weight_(packed|shape|zero_point|global_scale)$",
+    "HQQ": r"\.W_q(\.|$)",
+    "torch.ao": r"_packed_params(\.|$)",
+    "with scales beside them, such as fp8": (
+        r"(^|\.)(scaled_fp8|comfy_quant|scale_(weight|input)|(weight|input|output)_scales?(_inv|_2)?)$"
+    ),
+}
 # Weights of the model itself, but not as they are: what lies beside them says what they mean.
 _ALTERED: _Rows = (
-    *(
-        (pattern, f"quantised weights ({name}): {UNQUANTISED}")
-        for pattern, name in (
-            (r"\.weight\._(data|scale|shift)(\.|$)", "quanto"),
-            (r"(^|\.)_weight_(qdata|scale|zero_point)$|:(_data|qdata|scale|zero_point)$", "torchao"),
-            (r"\.(nested_)?(absmax|quant_map)$|\.quant_state\.|\.SCB$|\.weight_format$", "bitsandbytes"),
-            (r"\.(w(c|t)?scales?|wzeros|smooth_(factor|orig)(_orig)?)$", "SVDQuant"),
-            (r"\.(qweight|qzeros|g_idx)$", "GPTQ or AWQ"),
-            (r"\.weight_(packed|shape|zero_point|global_scale)$", "compressed-tensors"),
-            (r"\.W_q(\.|$)", "HQQ"),
-            (r"_packed_params(\.|$)", "torch.ao"),
-            (
-                r"(^|\.)(scaled_fp8|comfy_quant|scale_(weight|input)|(weight|input|output)_scales?(_inv|_2)?)$",
-                "with scales beside them, such as fp8",
-            ),
-        )
-    ),
+    *((pattern, f"quantised weights ({name}): {UNQUANTISED}") for name, pattern in _QUANTISED.items()),
     (
         _with_adapters,
         "a whole model with LoRA layers or other adapters (PEFT), and a file does not show whether they are merged: "
@@ -63,49 +60,39 @@ _ALTERED: _Rows = (
         r"|\.lora(_layer)?\.|\.dora_scale",
         "LoRA or other adapter weights, not a whole transformer",
     ),
-    (
-        r"controlnet\.\d+\.copied_block\.mlp\.(inverted|depth|point)_conv\.",
-        "a SANA ControlNet, another model family",
-    ),
+    (r"controlnet\.\d+\.copied_block\.mlp\.(inverted|depth|point)_conv\.", "a SANA ControlNet, another model family"),
     (
         r"controlnet\.\d+\.(before_proj|after_proj|copied_block)\.",
         "a PixArt ControlNet (base_model. and controlnet. keys), which stock diffusers has no class for",
     ),
     (r"flat_param", "FSDP flat parameters: gather a full state dict first (FullStateDictConfig)"),
-)  # fmt: skip
+)
 # Weights of another model, by keys that it alone has: descendants of DiT share most of their names.
-_OTHERS: _Rows = (
-    *(
-        (pattern, f"{name}, another model family")
-        for pattern, name in (
-            (
-                r"(^|\.)(attention_y_norm|caption_norm)\.weight$|\.mlp\.(inverted|depth|point)_conv\."
-                r"|\.ff\.conv_(inverted|depth|point)\.",
-                "a SANA transformer",
-            ),
-            (
-                r"(^|\.)((spatial|temporal)_blocks|temporal_transformer_blocks)\.\d+\.|\.attn_temp\.",
-                "a video transformer (Open-Sora or Latte)",
-            ),
-            (r"(^|\.)text_embedding_padding$|\.(default_modulation|skip_linear)\.", "a Hunyuan-DiT"),
-            (r"(^|\.)individual_token_refiner\.", "a HunyuanVideo transformer"),
-            (r"(^|\.)(cond_seq_linear|(double_layers|joint_transformer_blocks)\.\d+)\.", "an AuraFlow transformer"),
-            (r"(^|\.)(cap_embedder|noise_refiner|context_refiner)\.\d+\.", "a Lumina transformer"),
-            (r"(^|\.)(patchify_proj|time_embed\.emb)\.", "an LTX-Video transformer"),
-            (r"\.attn\.qkv_[xy]\.", "a Mochi transformer"),
-            (r"(^|\.)distilled_guidance_layer\.", "a Chroma transformer"),
-            (r"(^|\.)(double|single)_stream_blocks\.\d+\.", "a HiDream transformer"),
-            (r"(^|\.)head\.modulation$", "a Wan transformer"),
-            (
-                r"(joint_blocks|double_blocks|single_transformer_blocks)\.\d+\.",
-                "a multimodal transformer (SD3 or Flux)",
-            ),
-        )
+_ANOTHER_FAMILY = {
+    "a SANA transformer": (
+        r"(^|\.)(attention_y_norm|caption_norm)\.weight$|\.mlp\.(inverted|depth|point)_conv\."
+        r"|\.ff\.conv_(inverted|depth|point)\."
     ),
-    (r"(down_blocks|input_blocks)\.\d+\.", "a U-Net (Stable Diffusion), another model family"),
+    "a video transformer (Open-Sora or Latte)": (
+        r"(^|\.)((spatial|temporal)_blocks|temporal_transformer_blocks)\.\d+\.|\.attn_temp\."
+    ),
+    "a Hunyuan-DiT": r"(^|\.)text_embedding_padding$|\.(default_modulation|skip_linear)\.",
+    "a HunyuanVideo transformer": r"(^|\.)individual_token_refiner\.",
+    "an AuraFlow transformer": r"(^|\.)(cond_seq_linear|(double_layers|joint_transformer_blocks)\.\d+)\.",
+    "a Lumina transformer": r"(^|\.)(cap_embedder|noise_refiner|context_refiner)\.\d+\.",
+    "an LTX-Video transformer": r"(^|\.)(patchify_proj|time_embed\.emb)\.",
+    "a Mochi transformer": r"\.attn\.qkv_[xy]\.",
+    "a Chroma transformer": r"(^|\.)distilled_guidance_layer\.",
+    "a HiDream transformer": r"(^|\.)(double|single)_stream_blocks\.\d+\.",
+    "a Wan transformer": r"(^|\.)head\.modulation$",
+    "a multimodal transformer (SD3 or Flux)": r"(joint_blocks|double_blocks|single_transformer_blocks)\.\d+\.",
+    "a U-Net (Stable Diffusion)": r"(down_blocks|input_blocks)\.\d+\.",
+}
+_OTHERS: _Rows = (
+    *((pattern, f"{name}, another model family") for name, pattern in _ANOTHER_FAMILY.items()),
     (r"(encoder|decoder)\.(mid|mid_block|conv_in)\.", "a VAE, not a transformer"),
     (r"encoder\.block\.\d+\.layer\.", "a T5 text encoder, not a diffusion transformer"),
-)  # fmt: skip
+)
 
 
 def named(keys: Collection[str], own: Callable[[str], bool] = lambda key: False) -> str:

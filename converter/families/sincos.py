@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 ROUNDING = 1e-5  # of elements: above the last bits of float32 sines, far below any other table
@@ -105,13 +104,12 @@ def scale_of(sine: float, cosine: float, tolerance: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The `scale` that is beyond doubt, None for none; the `nearest` there is; its largest `difference`; and the dtype
-    that all values were `rounded` to, '' for none."""
+    """How close a table is to a sin-cos table."""
 
-    scale: float | None
+    scale: float | None  # beyond doubt, None for none
     nearest: float
-    difference: float
-    rounded: str = ""
+    difference: float  # the largest
+    rounded: str = ""  # the dtype that all values were rounded to, '' for none
 
 
 def fit(rows: Rows, hidden: int, side: int) -> Fit | None:
@@ -121,112 +119,91 @@ def fit(rows: Rows, hidden: int, side: int) -> Fit | None:
     """
     import numpy as np
 
+    quarter = hidden // 4
+    angles = np.outer(np.arange(side), 1.0 / 10000 ** (np.arange(quarter) / quarter))  # at scale 1
     with np.errstate(all="ignore"):  # what is not finite is told by the result
-        sums = _Sums(hidden, side)
-        for first, values in rows():
-            sums.add(first, values)
-        if not sums.whole:
-            return None
-        best = sums.frequency()
+        mean, numbers_of = _mean_axis(rows, hidden, side)
+        phasors = mean[:, quarter:] + 1j * mean[:, :quarter]
+        best = _frequency(phasors, angles)
         if best is None:
             return None
-        scale = _beyond_doubt(sums, 1 / best)
+
+        def apart(scale: float) -> float:
+            """The largest difference of the mean rows and columns from the table of a scale."""
+            there = angles / scale
+            return float(max(np.abs(phasors.real - np.cos(there)).max(), np.abs(phasors.imag - np.sin(there)).max()))
+
+        scale = _beyond_doubt(apart, 1 / best, numbers_of)
         nearest = float(f"{1 / best:.4g}") if scale is None else scale
         table, difference = SinCosTable(hidden, side, nearest), 0.0
         axis = table.axis()
         for first, values in rows():
-            apart = np.abs(values - table.rows(first, first + len(values), axis).astype(np.float64))
-            difference = max(difference, float(apart.max()))
-    rounded = next((name for name, most in ROUNDINGS.items() if name in sums.numbers_of and difference <= most), "")
+            off = np.abs(values - table.rows(first, first + len(values), axis).astype(np.float64))
+            difference = max(difference, float(off.max()))
+    rounded = next((name for name, most in ROUNDINGS.items() if name in numbers_of and difference <= most), "")
     return Fit(scale if difference <= DRIFT else None, nearest, difference, rounded)
 
 
-def _beyond_doubt(sums: _Sums, best: float) -> float | None:
+def _beyond_doubt(apart: Callable[[float], float], best: float, numbers_of: set[str]) -> float | None:
     """The scale with the fewest decimals that explains the table, if its neighbours are far from doing so: so far that
     no scale of more decimals between them, rounded, would have explained it.
 
     A rounding moves no element further than its bound. Of a drift no bound is known: that the best fit leaves a small
     part of it only is not believed. A round number would explain much; so others close to it must not.
     """
-    least = sums.apart(best)
+    least = apart(best)
     # The best fit is by the sum of squares, and so may leave a little more somewhere than the true scale does.
-    bounds = [bound for name, bound in ROUNDINGS.items() if name in sums.numbers_of and least <= 1.1 * bound]
+    bounds = [bound for name, bound in ROUNDINGS.items() if name in numbers_of and least <= 1.1 * bound]
     bound = max(ROUNDING, min(bounds, default=MARGIN * least))
     for digits in DIGITS:
         scale = round(best, digits)
         step = min(10.0**-digits, FINE * scale)
-        if scale > 0 and sums.apart(scale) <= bound:
-            neighbours = [sums.apart(other) for other in (scale - step, scale + step) if other > 0]
+        if scale > 0 and apart(scale) <= bound:
+            neighbours = [apart(other) for other in (scale - step, scale + step) if other > 0]
             return scale if min(neighbours) > MARGIN * bound else None
     return None
 
 
-class _Sums:
-    """What the fit needs of a table: its mean over both axes, and what its values are."""
+def _mean_axis(rows: Rows, hidden: int, side: int) -> tuple[Any, set[str]]:
+    """((side, hidden / 2): the mean of a table's two axes, NaN where it is not whole; the narrower dtypes that all of
+    its values are numbers of)."""
+    import numpy as np
 
-    def __init__(self, hidden: int, side: int) -> None:
-        import numpy as np
-
-        self.side, self.quarter = side, hidden // 4
-        self.numbers_of = set(ROUNDINGS)
-        self._tokens, self._squares = 0, 0.0
-        self._columns, self._rows = np.zeros((side, hidden // 2)), np.zeros((side, hidden // 2))
-        # The angle of a position and a channel at scale 1.
-        frequencies = 1.0 / 10000 ** (np.arange(self.quarter) / self.quarter)
-        self._angles = np.outer(np.arange(side), frequencies)
-
-    def add(self, first: int, values: Any) -> None:
-        import numpy as np
-
-        if values.shape[1] != 4 * self.quarter or first + len(values) > self.side**2:
-            return  # and so it is not whole
-        self.numbers_of = {name for name in self.numbers_of if _are_numbers(values, name)}
-        wide, half = values.astype(np.float64), 2 * self.quarter
-        self._tokens += len(wide)
-        self._squares += float((wide * wide).sum())
+    half, tokens, numbers_of = 2 * (hidden // 4), 0, set(ROUNDINGS)
+    axis = np.zeros((side, half))
+    for first, values in rows():
+        if values.shape[1] != 2 * half or first + len(values) > side**2:
+            return axis * np.nan, numbers_of
+        numbers_of = {name for name in numbers_of if _are_numbers(values, name)}
+        wide = values.astype(np.float64)
+        tokens += len(wide)
         while len(wide):
-            row, column = divmod(first, self.side)
-            part = wide[: self.side - column]
-            self._columns[column : column + len(part)] += part[:, :half]
-            self._rows[row] += part[:, half:].sum(axis=0)
+            row, column = divmod(first, side)
+            part = wide[: side - column]
+            axis[column : column + len(part)] += part[:, :half]
+            axis[row] += part[:, half:].sum(axis=0)
             first, wide = first + len(part), wide[len(part) :]
+    return axis / (2 * side if tokens == side**2 else np.nan), numbers_of
 
-    @property
-    def whole(self) -> bool:
-        """Whether all of it was added, and is finite and not zero."""
-        return self._tokens == self.side**2 and 0 < self._squares < float("inf")
 
-    @cached_property
-    def _phasors(self) -> Any:
-        """(side, quarter), once all is added: cosine + i sine of the mean over both axes."""
-        mean = (self._columns + self._rows) / (2 * self.side)
-        return mean[:, self.quarter :] + 1j * mean[:, : self.quarter]
+def _frequency(phasors: Any, angles: Any) -> float | None:
+    """The best 1 / scale, found in slow channels first, where no angle goes round, and refined in fast ones. `phasors`
+    are cosine + i sine, (side, quarter)."""
+    import numpy as np
 
-    def frequency(self) -> float | None:
-        """The best 1 / scale, found in slow channels first, where no angle goes round, and refined in fast ones."""
-        import numpy as np
-
-        phasors, angles, frequency = self._phasors, self._angles, 0.0
-        slow = angles[1][angles[1] <= 0.1]
-        reach = float(slow[0] if len(slow) else angles[1, -1])
-        while True:
-            used = (angles > 0) & (angles <= reach)
-            t, seen = angles[used], phasors[used]
-            weight = float((t * t * np.abs(seen)).sum())
-            if not weight > 0:
-                return None
-            for _ in range(2):
-                frequency += float((t * np.abs(seen) * np.angle(seen * np.exp(-1j * frequency * t))).sum()) / weight
-            if reach >= angles.max():
-                return frequency if 1e-6 < frequency < 1e6 else None
-            reach *= 2
-
-    def apart(self, scale: float) -> float:
-        """The largest difference of the mean rows and columns from the table of a scale."""
-        import numpy as np
-
-        angles, mean = self._angles / scale, self._phasors
-        return float(max(np.abs(mean.real - np.cos(angles)).max(), np.abs(mean.imag - np.sin(angles)).max()))
+    frequency, slow = 0.0, angles[1][angles[1] <= 0.1]
+    reach = float(slow[0] if len(slow) else angles[1, -1])
+    while True:
+        used = (angles > 0) & (angles <= reach)
+        t, seen = angles[used], phasors[used]
+        weight = float((t * t * np.abs(seen)).sum())
+        if not 0 < weight < math.inf:
+            return None
+        for _ in range(2):
+            frequency += float((t * np.abs(seen) * np.angle(seen * np.exp(-1j * frequency * t))).sum()) / weight
+        if reach >= angles.max():
+            return frequency if 1e-6 < frequency < 1e6 else None
+        reach *= 2
 
 
 def _are_numbers(values: Any, dtype: str) -> bool:

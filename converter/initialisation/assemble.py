@@ -22,7 +22,7 @@ from ..conversion.zeros import find_zeros
 from ..errors import InputError, printable
 from ..hub import local
 from ..models.dit.table import DIT
-from ..models.pixart.released import HEAD_SIZE, PLACEHOLDER, TOKENS
+from ..models.pixart.hyper_parameters import HEAD_SIZE, PLACEHOLDER, TOKENS
 from .options import ZERO, Options
 from .origin import Origin
 

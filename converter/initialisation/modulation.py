@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..nets import Weights
-from ..nets.embeddings import embed_sinusoids, sinusoid
+from ..nets.layers import embed_sinusoids, sinusoid
 from .draws import EMBEDDER
 from .options import MEAN, TIMESTEP, ZERO, Options
 

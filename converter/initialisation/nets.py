@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..checkpoint import LazyTensor
 from ..models.dit.net import DiTShape, dit
+from ..models.pixart.hyper_parameters import VAE_FACTOR
 from ..models.pixart.net import PixArtShape, pixart
-from ..models.pixart.released import VAE_FACTOR
 from ..nets import Memory, Net, Values, Weights, no_probe
 from ..nets.inputs import Case, Draws
 from .modulation import CLASSES
@@ -29,9 +29,7 @@ CAPTION = 8  # tokens, of noise: whatever they say must not matter
 class _Float32Table(PixArtShape):
     """Of any size of latent the table of positions is float32, as the stored one is, and as a DiT has it."""
 
-    @property
-    def float32_table(self) -> bool:
-        return True
+    float64_tables = False
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..families.sincos import SinCosTable
 from ..mapping import Computed, Extra, KeyMapping, Parameter, Refused
 from ..mapping.rows import PARAMETER, Row, Value, spell
 from ..models.dit.table import DIT
-from ..models.pixart.released import MICRO, RELEASED, TOKENS, VAE_FACTOR
+from ..models.pixart.hyper_parameters import MICRO, RELEASED, TOKENS, VAE_FACTOR
 from ..models.pixart.table import PIXART
 from . import draws
 from .options import Options

@@ -7,19 +7,6 @@ from .plan import Move, Plan
 from .rows import Computed, Extra, Refused, Sparse, ZeroInit
 
 __all__ = [
-    "Computed",
-    "Copies",
-    "Extra",
-    "KeyMapping",
-    "MappingError",
-    "Move",
-    "Operation",
-    "Parameter",
-    "Plan",
-    "Refused",
-    "Reorder",
-    "Sparse",
-    "ZeroInit",
-    "fold",
-    "summed_up",
-]
+    "Computed", "Copies", "Extra", "KeyMapping", "MappingError", "Move", "Operation", "Parameter", "Plan", "Refused",
+    "Reorder", "Sparse", "ZeroInit", "fold", "summed_up",
+]  # fmt: skip

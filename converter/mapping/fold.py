@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from ..errors import InputError, printable
 
@@ -12,29 +14,25 @@ SHOWN = 12
 _NUMBERED = re.compile(r"(|.*?\.)(0|[1-9]\d{0,17})(|\..*)", re.ASCII | re.DOTALL)
 
 
+def _spelt(runs: Iterable[tuple[int, int]]) -> str:
+    return ",".join(str(first) if first == last else f"{first}..{last}" for first, last in runs)
+
+
 def ranges(indices: Iterable[int]) -> str:
     """Whole numbers as runs.
 
     >>> ranges([5, 0, 1, 2])
     '0..2,5'
     """
-    runs: list[list[int]] = []
-    for index in sorted(set(indices)):
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ",".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)
+    there = set(indices)
+    firsts, lasts = ([i for i in sorted(there) if i + step not in there] for step in (-1, 1))
+    return _spelt(zip(firsts, lasts, strict=True))
 
 
 def holes(indices: Iterable[int], stop: int) -> str:
     """The runs of 0..stop-1 that are not in `indices`, without ever listing them (an index can be 10**18)."""
-    position, gaps = 0, []
-    for index in [*sorted(set(indices)), stop]:
-        if index > position:
-            gaps.append(str(position) if index == position + 1 else f"{position}..{index - 1}")
-        position = index + 1
-    return ",".join(gaps)
+    there = [-1, *sorted(set(indices)), stop]
+    return _spelt((one + 1, other - 1) for one, other in pairwise(there) if other > one + 1)
 
 
 def folded(keys: Iterable[str]) -> dict[str, list[str]]:
@@ -77,10 +75,7 @@ def summed_up(keys: Sequence[str]) -> str:
     >>> summed_up(["betas", "vae.encoder.conv_in.weight", "vae.encoder.conv_in.bias"])
     'betas, vae.* (2 keys)'
     """
-    counts: dict[str, int] = {}
-    for key in keys:
-        head, dot, _ = key.partition(".")
-        counts[head + dot] = counts.get(head + dot, 0) + 1
+    counts = Counter(head + dot for head, dot, _ in (key.partition(".") for key in keys))
     shown = [
         printable(head, 80) + (f"* ({n} key{'s' * (n > 1)})" if head.endswith(".") else "")
         for head, n in counts.items()

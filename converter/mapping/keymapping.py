@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any
 
-from .dims import bind, mismatch
-from .fold import MappingError, fold
-from .matching import Matching
+from .fold import MappingError
+from .matching import countable, survey, unlike
 from .plan import Move, Plan
-from .rows import Computed, Extra, Row, Sparse, Value, overlap, spell, stack_of
+from .rows import Row, Sparse, Value, overlap, spell, stack_of
 
 
 class KeyMapping:
@@ -35,11 +35,8 @@ class KeyMapping:
     """
 
     def __init__(self, table: Mapping[str, Value], optional: Mapping[str, Mapping[str, Value]] | None = None) -> None:
-        rows = [Row.parse(text, value) for text, value in table.items()]
-        rows += [
-            Row.parse(text, value, group) for group, part in (optional or {}).items() for text, value in part.items()
-        ]
-        self.rows = _linked(rows)
+        tables = [("", table), *(optional or {}).items()]
+        self.rows = _linked([Row.parse(text, value, group) for group, part in tables for text, value in part.items()])
         _check(self.rows)
 
     # Plans.
@@ -49,73 +46,38 @@ class KeyMapping:
         Raises: `MappingError` listing everything that does not fit: unknown, missing and refused keys, holes in the
         block indices, wrong shapes.
         """
-        plan = self.survey(state)
-        if plan.problems:
-            raise MappingError(plan.problems)
-        return plan
+        return _sound(self.survey(state))
 
     def survey(self, state: Mapping[str, Any]) -> Plan:
         """The same plan, with what does not fit under `problems` instead of raised: for looking at a file."""
-        match = Matching(self.rows, state)
-        plan = Plan(
-            groups=match.groups,
-            stacks=match.stacks,
-            features={f: keys for f, (_, keys) in match.features().items()},
-        )
-        shapes, countable = [], _countable(plan, state)
-        for position, blocks in match.found.items():
-            row = self.rows[position]
-            for index, suffix in ((i, s) for i, suffixes in blocks.items() for s in sorted(suffixes, reverse=True)):
-                key = spell(row.source, index, suffix)
-                if row.pattern:
-                    shapes.append((key, row.shape_pattern(suffix), tuple(state[key].shape)))
-                if isinstance(row.value, Computed):
-                    plan.computed[key] = row
-                elif isinstance(row.value, Extra):
-                    plan.extras[key] = spell(row.name, index, suffix)
-                elif row.targets:
-                    plan.moves.append(Move((key,), row.written(index, suffix, countable), row))
-        plan.dims, plan.evidence = bind(shapes)
-        wrong: dict[str, list[str]] = {}
-        for key, pattern, shape in shapes:
-            wanted = mismatch(pattern, shape, plan.dims)
-            if wanted:
-                wrong.setdefault(f"has shape {list(shape)}, not {wanted}", []).append(key)
-        for move in plan.moves:
-            if words := move.operation.misfit(tuple(state[move.origin].shape), len(move.parts)):
-                wrong.setdefault(words, []).append(move.origin)
-        plan.problems = match.problems() + [f"{key} {what}" for what, keys in wrong.items() for key in fold(keys)]
-        return plan
+        return survey(self.rows, self.find, state)
 
     def plan_back(self, state: Mapping[str, Any]) -> Plan:
         """The plan for a state dict in the target layout: the same rows, read from right to left."""
-        plan = self.survey_back(state)
-        if plan.problems:
-            raise MappingError(plan.problems)
-        return plan
+        return _sound(self.survey_back(state))
 
     def survey_back(self, state: Mapping[str, Any]) -> Plan:
         """The same plan, with what does not fit under `problems` instead of raised. The sources of a move may be
         there in part, and unlike each other: see what it says of them."""
         plan = self.targets.survey(state)
         origin = {target: row for row in self.rows for target in row.targets}
-        countable = _countable(plan, state)
-        back: dict[str, Move] = {}
+        stacks, back = countable(plan, state), dict[str, Move]()
         for move in plan.moves:
             index, suffix = move.place
             row = origin[move.row.source]
             index = None if row.spread else index  # a copy in a block is of a tensor that is in none
             source = spell(row.source, index, suffix)
-            back[source] = Move(row.written(index, suffix, countable), (source,), row, back=True)
+            back[source] = Move(row.written(index, suffix, stacks), (source,), row, back=True)
         plan.moves = list(back.values())
-        plan.problems = plan.problems or _unlike(plan.moves, state)
+        plan.problems = plan.problems or unlike(plan.moves, state)
         return plan
 
     @cached_property
     def targets(self) -> KeyMapping:
         """The table of the target layout alone: every target maps to itself, and strays to the sidecar."""
         table = object.__new__(KeyMapping)
-        table.rows = [
+        table.rows = [replace(row, source=stray) for row in self.rows for stray in row.strays]
+        table.rows[:0] = [
             replace(
                 Row.parse(target, Sparse(target) if row.sparse else target, row.group),
                 pattern=row.part_pattern,
@@ -126,7 +88,6 @@ class KeyMapping:
             for row in self.rows
             for target, stack in zip(row.targets, row.target_stacks, strict=True)
         ]
-        table.rows += [replace(row, source=stray) for row in self.rows for stray in row.strays]
         return table
 
     # Live state dicts.
@@ -166,21 +127,29 @@ class KeyMapping:
     # Recognition.
     def known(self, state: Iterable[str]) -> int:
         """How many keys some row matches; what a family is recognised by."""
-        return sum(self.row_of(key) is not None for key in state)
+        return sum(self.find(key) is not None for key in state)
 
     def row_of(self, key: str) -> int | None:
         """The position of the row that matches a key, None where none does."""
-        by_head = self._by_head
-        rows = (*by_head.get(key.partition(".")[0], ()), *by_head.get("{}", ()))
-        return next((position for position, row in rows if row.match(key)), None)
+        hit = self.find(key)
+        return hit and hit[0]
+
+    def find(self, key: str) -> tuple[int, int | None, str] | None:
+        """(position of the row that matches a key, block index, suffix); no second row can match: the table was
+        checked for that. None where none does."""
+        for head in (key.partition(".")[0], "{}"):
+            for position in self._by_head.get(head, ()):
+                if place := self.rows[position].match(key):
+                    return position, *place
+        return None
 
     @cached_property
-    def _by_head(self) -> dict[str, list[tuple[int, Row]]]:
-        """The rows by the first part of their path: few are left to be tried for a key."""
-        rows: dict[str, list[tuple[int, Row]]] = {}
+    def _by_head(self) -> Mapping[str, list[int]]:
+        """The positions of the rows by the first part of their path: few are left to be tried for a key."""
+        positions = defaultdict(list)
         for position, row in enumerate(self.rows):
-            rows.setdefault(row.source.partition(".")[0], []).append((position, row))
-        return rows
+            positions[row.source.partition(".")[0]].append(position)
+        return positions
 
     @cached_property
     def required(self) -> frozenset[int]:
@@ -201,23 +170,10 @@ def _check(rows: list[Row]) -> None:
                 raise ValueError(f"{row.source!r} has a copy in every block, and no row says how many blocks there are")
 
 
-def _unlike(moves: list[Move], state: Mapping[str, Any]) -> list[str]:
-    """What keeps tensors of the target layout from being one again: one is absent, or they are not alike."""
-    missing = [key for move in moves for key in move.parts if key not in state]
-    wrong: dict[str, list[str]] = {}
-    for move in moves:
-        parts = {key: state[key] for key in move.parts if key in state}
-        for key, words in move.operation.unlike(move.origin, parts, len(move.parts)):
-            wrong.setdefault(words, []).append(key)
-    return [f"missing {key}" for key in fold(missing)] + [
-        f"{key} {words}" for words, keys in wrong.items() for key in fold(keys)
-    ]
-
-
-def _countable(plan: Plan, state: Mapping[str, Any]) -> dict[str, int]:
-    """How many copies there are of what is in every block. With holes, which are problems, an index may be as high as
-    10**18: none are counted up to that."""
-    return {path: count if count <= len(state) else 0 for path, count in plan.stacks.items()}
+def _sound(plan: Plan) -> Plan:
+    if plan.problems:
+        raise MappingError(plan.problems)
+    return plan
 
 
 def _linked(rows: Sequence[Row]) -> list[Row]:

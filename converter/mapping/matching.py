@@ -1,98 +1,127 @@
-"""Keys against rows: which row each key belongs to, and every way in which they do not fit together."""
+"""Keys against rows: what becomes of each tensor, and every way in which keys and rows do not fit together."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+from .dims import bind, mismatch
 from .fold import SHOWN, fold, folded, holes
-from .rows import MODULE, PARAMETER, Refused, Row, spell
+from .plan import Move, Plan
+from .rows import MODULE, PARAMETER, Computed, Extra, Refused, Row, spell
+
+Blocks = dict[int | None, set[str]]  # block index -> the suffixes that are there
+Find = Callable[[str], tuple[int, int | None, str] | None]  # key -> (position of its row, block index, suffix)
 
 
-class Matching:
-    """The keys of a state dict, each under the one row that matches it.
+def survey(rows: Sequence[Row], find: Find, state: Mapping[str, Any]) -> Plan:
+    """What the rows make of a state dict, with everything that does not fit under `problems`."""
+    seen: list[Blocks] = [{} for _ in rows]
+    unknown = []
+    for key in state:
+        if hit := find(key):
+            seen[hit[0]].setdefault(hit[1], set()).add(hit[2])
+        else:
+            unknown.append(key)
+    # In the table's order, so that nothing depends on the order of the keys.
+    there = [
+        (row, dict(sorted(blocks.items(), key=lambda hit: hit[0] or 0))) for row, blocks in zip(rows, seen, strict=True)
+    ]
+    plan = Plan(groups={row.group for row, blocks in there if row.group and blocks})
+    for row, blocks in there:
+        if row.counts and row.stack is not None:
+            last = max((index for index in blocks if index is not None), default=-1)
+            plan.stacks[row.stack] = max(plan.stacks.get(row.stack, 0), last + 1)
+    for row, blocks in there:
+        if isinstance(row.value, Refused) and blocks:
+            keys = [spell(row.source, i, suffix) for i in blocks for suffix in sorted(blocks[i])]
+            known = plan.features.setdefault(row.value.feature, [])
+            plan.problems += [] if known else [f"{row.value.feature}: {row.value.reason}"]
+            known += keys
+    plan.features = {feature: fold(keys) for feature, keys in plan.features.items()}
+    plan.problems += _unknown(sorted(unknown), [row.source for row in rows])
+    for row, blocks in there:
+        plan.problems += _missing(row, blocks, plan)
+    plan.problems += _moved(there, state, plan)
+    return plan
 
-    `found`: (row, block index) -> the suffixes seen; `unknown`: keys that no row matches; `groups`: optional groups
-    that at least one key belongs to; `stacks`: of each stack, one more than the highest block index.
-    """
 
-    def __init__(self, rows: list[Row], keys: Iterable[str]) -> None:
-        self.rows = rows
-        self.found: dict[int, dict[int | None, set[str]]] = {}
-        self.unknown: list[str] = []
-        for key in keys:
-            for position, row in enumerate(rows):
-                hit = row.match(key)
-                if hit:
-                    self.found.setdefault(position, {}).setdefault(hit[0], set()).add(hit[1])
-                    break  # no second row can match: the table was checked for that
-            else:
-                self.unknown.append(key)
-        # In the table's order, so that nothing depends on the order of the keys.
-        self.unknown.sort()
-        self.found = {
-            position: dict(sorted(self.found[position].items(), key=lambda hit: hit[0] or 0))
-            for position in sorted(self.found)
-        }
-        self.groups = {rows[position].group for position in self.found} - {""}
-        self.stacks: dict[str, int] = {}
-        for position, row in enumerate(rows):
-            if row.counts and row.stack is not None:
-                last = max((index for index in self.found.get(position, {}) if index is not None), default=-1)
-                self.stacks[row.stack] = max(self.stacks.get(row.stack, 0), last + 1)
+def unlike(moves: Sequence[Move], state: Mapping[str, Any]) -> list[str]:
+    """What keeps tensors of the target layout from being one again: one is absent, or they are not alike."""
+    wrong: list[tuple[str, str]] = []
+    for move in moves:
+        parts = {key: state[key] for key in move.parts if key in state}
+        wrong += move.operation.unlike(move.origin, parts, len(move.parts))
+    missing = fold(key for move in moves for key in move.parts if key not in state)
+    return [f"missing {key}" for key in missing] + _folded(wrong)
 
-    def features(self) -> dict[str, tuple[str, list[str]]]:
-        """Refused rows that keys belong to: feature -> (reason, the keys, folded)."""
-        keys: dict[str, tuple[str, list[str]]] = {}
-        for position, blocks in self.found.items():
-            row = self.rows[position]
-            if isinstance(row.value, Refused):
-                entry = keys.setdefault(row.value.feature, (row.value.reason, []))
-                entry[1].extend(
-                    spell(row.source, index, suffix)
-                    for index, suffixes in blocks.items()
-                    for suffix in sorted(suffixes)
-                )
-        return {feature: (reason, fold(list_)) for feature, (reason, list_) in keys.items()}
 
-    def problems(self) -> list[str]:
-        """Everything that is wrong, in words; empty where keys and rows are in bijection."""
-        problems = [f"{feature}: {reason}" for feature, (reason, _) in self.features().items()]
-        for count, (shown, keys) in enumerate(folded(self.unknown).items()):
-            hint = self._nearest(keys[0]) if count < SHOWN else ""
-            problems.append(f"unknown key {shown}" + (f" (nearest row: {hint})" if hint else ""))
-        for position, row in enumerate(self.rows):
-            problems += self._missing(row, self.found.get(position, {}))
-        return problems
+def countable(plan: Plan, state: Mapping[str, Any]) -> dict[str, int]:
+    """How many copies there are of what is in every block. With holes, which are problems, an index may be as high as
+    10**18: none are counted up to that."""
+    return {path: count if count <= len(state) else 0 for path, count in plan.stacks.items()}
 
-    def _missing(self, row: Row, seen: dict[int | None, set[str]]) -> list[str]:
-        if not seen and (row.sparse or (row.group and row.group not in self.groups)):
-            return []
-        problems, blocks = [], 0 if row.stack is None else self.stacks.get(row.stack, 0)
-        if not row.sparse:
-            gaps = holes([i for i in seen if i is not None], max(blocks, 1)) if row.counts else "" if seen else "all"
-            if gaps:
-                partly = f" (the {row.group} are there in part)" if row.group else ""
-                problems.append("missing " + row.source.replace("{}", f"{{{gaps}}}") + partly)
-        # The row says whether its path is a module or a tensor itself. One that only keeps what it finds may be
-        # either, but the same in every block.
-        whole = row.suffixes or (PARAMETER if any("" in suffixes for suffixes in seen.values()) else MODULE)
-        # A row that may be absent does not say how many blocks there are: the others do.
-        outside = {i: s for i, s in seen.items() if blocks and i is not None and i >= blocks}
-        for word, wrong, why in (
-            ("missing", {i: whole - s for i, s in seen.items()}, ""),
-            ("unexpected", {i: s - whole for i, s in seen.items()}, ""),
-            ("unexpected", outside, f" (there are {blocks} blocks)"),
-        ):
-            problems += [
-                f"{word} {key}{why}"
-                for key in fold(spell(row.source, i, suffix) for i, s in wrong.items() for suffix in sorted(s))
-            ]
-        return problems
 
-    def _nearest(self, key: str) -> str:
-        from difflib import get_close_matches
+def _moved(there: Sequence[tuple[Row, Blocks]], state: Mapping[str, Any], plan: Plan) -> list[str]:
+    """Fill a plan with what becomes of every tensor, and return which of them have a shape that does not fit."""
+    shapes, stacks = [], countable(plan, state)
+    for row, index, suffix in ((row, i, s) for row, blocks in there for i in blocks for s in sorted(blocks[i])[::-1]):
+        key = spell(row.source, index, suffix)
+        if row.pattern:
+            shapes.append((key, row.shape_pattern(suffix), tuple(state[key].shape)))
+        if isinstance(row.value, Computed):
+            plan.computed[key] = row
+        elif isinstance(row.value, Extra):
+            plan.extras[key] = spell(row.name, index, suffix)
+        elif row.targets:
+            plan.moves.append(Move((key,), row.written(index, suffix, stacks), row))
+    plan.dims, plan.evidence = bind(shapes)
+    fits = [(key, list(shape), mismatch(pattern, shape, plan.dims)) for key, pattern, shape in shapes]
+    wrong = [(key, f"has shape {shape}, not {wanted}") for key, shape, wanted in fits if wanted]
+    for move in plan.moves:
+        if words := move.operation.misfit(tuple(state[move.origin].shape), len(move.parts)):
+            wrong.append((move.origin, words))
+    return _folded(wrong)
 
+
+def _folded(wrong: Iterable[tuple[str, str]]) -> list[str]:
+    """(key, what is wrong with it) in words, folded over the keys of which the same is said."""
+    keys = defaultdict(list)
+    for key, words in wrong:
+        keys[words].append(key)
+    return [f"{key} {words}" for words, of in keys.items() for key in fold(of)]
+
+
+def _unknown(keys: Sequence[str], paths: Sequence[str]) -> Iterator[str]:
+    from difflib import get_close_matches
+
+    for count, (shown, of) in enumerate(folded(keys).items()):
         # As a table would spell it: index in braces, without suffix.
-        path = re.sub(r"\.(weight|bias)$", "", re.sub(r"\.\d+\.", ".{}.", key[:200], count=1))
-        return next(iter(get_close_matches(path, [row.source for row in self.rows], 1, 0.7)), "")
+        path = re.sub(r"\.(weight|bias)$", "", re.sub(r"\.\d+\.", ".{}.", of[0][:200], count=1))
+        nearest = get_close_matches(path, paths, 1, 0.7) if count < SHOWN else []
+        yield f"unknown key {shown}" + "".join(f" (nearest row: {path})" for path in nearest)
+
+
+def _missing(row: Row, seen: Blocks, plan: Plan) -> Iterator[str]:
+    """Which tensors of a row ought to be there and are not, and which ought not to."""
+    if not seen and (row.sparse or (row.group and row.group not in plan.groups)):
+        return
+    blocks = plan.stacks.get(row.stack or "", 0)
+    gaps = holes([i for i in seen if i is not None], max(blocks, 1)) if row.counts else "" if seen else "all"
+    if gaps and not row.sparse:
+        partly = f" (the {row.group} are there in part)" if row.group else ""
+        yield "missing " + row.source.replace("{}", f"{{{gaps}}}") + partly
+    # The row says whether its path is a module or a tensor itself. One that only keeps what it finds may be either,
+    # but the same in every block.
+    whole = row.suffixes or (PARAMETER if any("" in suffixes for suffixes in seen.values()) else MODULE)
+    # A row that may be absent does not say how many blocks there are: the others do.
+    outside = {i: s for i, s in seen.items() if blocks and i is not None and i >= blocks}
+    for word, wrong, why in (
+        ("missing", {i: whole - s for i, s in seen.items()}, ""),
+        ("unexpected", {i: s - whole for i, s in seen.items()}, ""),
+        ("unexpected", outside, f" (there are {blocks} blocks)"),
+    ):
+        keys = fold(spell(row.source, i, suffix) for i, s in wrong.items() for suffix in sorted(s))
+        yield from (f"{word} {key}{why}" for key in keys)

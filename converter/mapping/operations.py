@@ -1,8 +1,7 @@
 """What can become of a tensor: each operation is one small class, and its inverse follows from what it says.
 
 An operation shares out the rows of a source tensor, in equal groups, among the tensors of the target. It says only
-where each group goes (`passes`); all else follows from that. One that cannot be said in rows (a split on another axis)
-overrides the methods on shapes and arrays.
+which groups each of them holds (`contents`); one that cannot be said in rows overrides what needs shapes and arrays.
 """
 
 from __future__ import annotations
@@ -67,13 +66,13 @@ class Operation:
     word_back: ClassVar[str] = "rename"
     must_agree: ClassVar[bool] = False
 
-    def passes(self, count: int) -> tuple[tuple[Place, ...], ...]:
-        """Where every group of the source's rows goes, in order; once for each time that the target holds it whole.
+    def contents(self, count: int) -> list[list[int]]:
+        """Of each target, the groups of the source's rows that it holds, in order.
 
-        >>> Split(("q", "k", "v")).passes(3)
-        (((0, 0), (1, 0), (2, 0)),)
+        >>> Split(("q", "k", "v")).contents(3)
+        [[0], [1], [2]]
         """
-        return (((0, 0),),)
+        return [[0]]
 
     def check(self, count: int, spread: bool) -> str:
         """What is wrong with a row of so many target paths, in words; '' where it makes sense.
@@ -85,19 +84,19 @@ class Operation:
 
     def groups(self, count: int) -> int:
         """Into how many equal groups the rows of the source are divided."""
-        return max(map(len, self.passes(count)), default=1)
+        return 1 + max((group for held in self.contents(count) for group in held), default=0)
 
-    def contents(self, count: int) -> list[list[int]]:
-        """Of each target, the groups of the source that it holds, in order."""
-        held: list[dict[int, int]] = [{} for _ in range(count)]
-        for places in self.passes(count):
-            for group, (target, position) in enumerate(places):
-                held[target][position] = group
-        return [[groups[position] for position in sorted(groups)] for groups in held]
+    def passes(self, count: int) -> list[tuple[Place, ...]]:
+        """Where every group goes, in order; once for each time that the target holds it whole."""
+        places: list[list[Place]] = [[] for _ in range(self.groups(count))]
+        for target, held in enumerate(self.contents(count)):
+            for position, group in enumerate(held):
+                places[group].append((target, position))
+        return list(zip(*places, strict=True))
 
     def in_order(self, count: int) -> bool:
         """Whether the tensors of the target, one after the other, are the source's bytes, each once."""
-        return [group for groups in self.contents(count) for group in groups] == list(range(self.groups(count)))
+        return [group for held in self.contents(count) for group in held] == [*range(self.groups(count))]
 
     def share(self, count: int) -> Fraction:
         """How much of the source's rows each target has."""
@@ -105,15 +104,11 @@ class Operation:
 
     def pattern(self, pattern: Pattern, count: int) -> Pattern:
         """The shape pattern of each target."""
-        share = self.share(count)
-        if not pattern or share == 1:
-            return pattern
-        return (Dim(pattern[0].symbol, pattern[0].factor * share), *pattern[1:])
+        return tuple(Dim(dim.symbol, dim.factor * self.share(count)) for dim in pattern[:1]) + pattern[1:]
 
     def source_shape(self, shape: Shape, count: int) -> Shape:
         """The shape of the source, by that of each target."""
-        share = self.share(count)
-        return shape if share == 1 else (int(shape[0] / share), *shape[1:])
+        return tuple(int(rows / self.share(count)) for rows in shape[:1]) + shape[1:]
 
     def misfit(self, shape: Shape, count: int) -> str:
         """Why a source of this shape cannot be shared out, in words; '' where it can."""
@@ -125,25 +120,25 @@ class Operation:
         for what, kinds in _kinds(parts):
             if len(set(kinds)) > 1 or (count > 1 and "[]" in kinds):
                 yield source, f"cannot be put together out of {what}s " + ", ".join(kinds)
-        for key, groups in zip(parts, self.contents(count), strict=False):
-            if wrong := _indivisible(tuple(parts[key].shape), len(groups)):
+        for key, held in zip(parts, self.contents(count), strict=False):
+            if wrong := _indivisible(tuple(parts[key].shape), len(held)):
                 yield key, wrong
-
-    # Arrays: torch, NumPy, or anything that slices. `join` puts a list of them together on axis 0.
-    def forward(self, array: Any, count: int, join: Join = concatenate) -> list[Any]:
-        """The tensors of the target: views, where rows do not change places."""
-        parts = _divided(array, self.groups(count))
-        return [_joined([parts[group] for group in groups], join) for groups in self.contents(count)]
-
-    def inverse(self, arrays: Sequence[Any], join: Join = concatenate) -> Any:
-        """The source, out of all tensors of the target."""
-        contents = self.contents(len(arrays))
-        parts = [_divided(array, len(groups)) for array, groups in zip(arrays, contents, strict=True)]
-        return _joined([parts[target][position] for target, position in self.passes(len(arrays))[0]], join)
 
     def disagreeing(self, source: str, keys: Sequence[str], arrays: Sequence[Any]) -> list[str]:
         """Which of the target's tensors contradict the others, in words."""
         return []
+
+    # Arrays: torch, NumPy, or anything that slices. `join` puts a list of them together on axis 0.
+    def forward(self, array: Any, count: int, join: Join = concatenate) -> list[Any]:
+        """The tensors of the target: views, where rows do not change places."""
+        runs = _divided(array, self.groups(count))
+        return [_joined([runs[group] for group in held], join) for held in self.contents(count)]
+
+    def inverse(self, arrays: Sequence[Any], join: Join = concatenate) -> Any:
+        """The source, out of all tensors of the target."""
+        contents = self.contents(len(arrays))
+        runs = [_divided(array, len(held)) for array, held in zip(arrays, contents, strict=True)]
+        return _joined([runs[target][position] for target, position in self.passes(len(arrays))[0]], join)
 
 
 class Rename(Operation):
@@ -155,8 +150,8 @@ class Split(Operation):
 
     word, word_back = "split", "concatenate"
 
-    def passes(self, count: int) -> tuple[tuple[Place, ...], ...]:
-        return (tuple((target, 0) for target in range(count)),)
+    def contents(self, count: int) -> list[list[int]]:
+        return [[group] for group in range(count)]
 
 
 class Copies(Operation):
@@ -165,8 +160,8 @@ class Copies(Operation):
 
     word, must_agree = "copy", True
 
-    def passes(self, count: int) -> tuple[tuple[Place, ...], ...]:
-        return tuple(((target, 0),) for target in range(count))
+    def contents(self, count: int) -> list[list[int]]:
+        return [[0]] * count
 
     def check(self, count: int, spread: bool) -> str:
         return "" if count > 1 or spread else "a single copy is a rename"
@@ -187,9 +182,8 @@ class Copies(Operation):
                 kinds.append(own := [])
             own.append(i)
         usual = max(kinds, key=len)
-        strange = [keys[i] for kind in kinds if kind is not usual for i in kind]
         words = f"is not what {keys[usual[0]]} is, and both have to be copies of {source}"
-        return [f"{key} {words}" for key in fold(strange)]
+        return [f"{key} {words}" for key in fold(keys[i] for kind in kinds if kind is not usual for i in kind)]
 
 
 @dataclass(frozen=True)
@@ -197,16 +191,16 @@ class Reorder(Operation):
     """Equal groups of rows in another order, such as scale and shift swapped: group j of the target is group
     `order[j]` of the source. Several paths share them out, equally and in that order.
 
-    >>> Reorder("norm_out.linear", (1, 0)).passes(1)  # of the two halves, the first goes second
-    (((0, 1), (0, 0)),)
+    >>> Reorder(("scale", "shift"), (1, 0)).contents(2)  # of the two halves, the second goes first
+    [[1], [0]]
     """
 
     order: tuple[int, ...] = ()
     word, word_back = "reorder", "reorder"
 
-    def passes(self, count: int) -> tuple[tuple[Place, ...], ...]:
+    def contents(self, count: int) -> list[list[int]]:
         each = len(self.order) // count
-        return (tuple(divmod(self.order.index(group), each) for group in range(len(self.order))),)
+        return [[*self.order[target * each : (target + 1) * each]] for target in range(count)]
 
     def check(self, count: int, spread: bool) -> str:
         order = self.order if isinstance(self.order, tuple) else ()

@@ -10,10 +10,7 @@ from .rows import Row
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Tensors that are written out of others: of each source, in order, where its equal groups of rows go.
-
-    `runs`: for each source a tuple of (which target, which of the groups of rows in it).
-    """
+    """Tensors that are written out of others; `runs`: for each source, in order, where its equal groups of rows go."""
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
@@ -39,7 +36,7 @@ class Move:
     @property
     def origin(self) -> str:
         """The key in the original layout."""
-        return self.targets[0] if self.back else self.sources[0]
+        return (self.targets if self.back else self.sources)[0]
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -55,40 +52,31 @@ class Move:
     def writes(self) -> list[Write]:
         """What is written for it, in keys: of copies each by itself, and on the way back the first alone."""
         count = len(self.parts)
-        passes, contents = self.operation.passes(count), self.operation.contents(count)
-        writes = []
-        for places in passes[:1] if self.back else passes:
+        writes, contents = [], self.operation.contents(count)
+        for places in self.operation.passes(count):
             used = sorted({part for part, _ in places})
             keys = tuple(self.parts[part] for part in used)
             if self.back:
-                runs = tuple(tuple((0, group) for group in contents[part]) for part in used)
-                writes.append(Write(keys, self.targets, runs))
-            else:
-                writes.append(Write(self.sources, keys, (tuple((used.index(part), at) for part, at in places),)))
+                return [Write(keys, self.targets, tuple(tuple((0, group) for group in contents[i]) for i in used))]
+            writes.append(Write(self.sources, keys, (tuple((used.index(part), at) for part, at in places),)))
         return writes
 
 
 @dataclass
 class Plan:
-    """What a table makes of a state dict, complete and checked.
+    """What a table makes of a state dict, complete and checked."""
 
-    `moves`: tensors that go on; `extras`: source key -> key in the sidecar; `computed`: source key -> its row;
-    `dims`, `evidence`: what the shape patterns say (symbol -> size, symbol -> the tensor that shows it);
-    `stacks`: how many blocks there are, by the path before `{}` in the original layout, whichever layout is read (of
-    stacks that become one, by the first in the alphabet);
-    `groups`: the optional groups that are there; `features`: refused features that are there -> the keys that show it;
-    `problems`: everything that does not fit (none in a plan that was not refused).
-    """
-
-    moves: list[Move] = field(default_factory=list)
-    extras: dict[str, str] = field(default_factory=dict)
-    computed: dict[str, Row] = field(default_factory=dict)
-    dims: dict[str, int] = field(default_factory=dict)
-    evidence: dict[str, str] = field(default_factory=dict)
+    moves: list[Move] = field(default_factory=list)  # tensors that go on
+    extras: dict[str, str] = field(default_factory=dict)  # source key -> key in the sidecar
+    computed: dict[str, Row] = field(default_factory=dict)  # source key -> its row
+    dims: dict[str, int] = field(default_factory=dict)  # what the shape patterns say: symbol -> size
+    evidence: dict[str, str] = field(default_factory=dict)  # symbol -> the tensor that shows it
+    # How many blocks there are, by the path before `{}` in the original layout, whichever layout is read (of stacks
+    # that become one, by the first in the alphabet).
     stacks: dict[str, int] = field(default_factory=dict)
-    groups: set[str] = field(default_factory=set)
-    features: dict[str, list[str]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    groups: set[str] = field(default_factory=set)  # the optional groups that are there
+    features: dict[str, list[str]] = field(default_factory=dict)  # refused ones that are there -> the keys that show it
+    problems: list[str] = field(default_factory=list)  # everything that does not fit
 
     @property
     def blocks(self) -> int:

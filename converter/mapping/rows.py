@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from .dims import Pattern, parse_pattern
@@ -13,22 +14,17 @@ from .operations import Operation, Parameter, Paths, Rename, Split
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A buffer that the target computes for itself, so that it does not travel.
-
-    `function` takes the family's findings and gives the table that the target will compute; a conversion compares it
-    with what is stored. The table of keys never calls it: `inverse` restores the buffer from `left`, and without that
-    it is for whoever holds the config to recompute it.
-    """
+    """A buffer that the target computes for itself, so that it does not travel. `function`: the family's findings ->
+    the table that the target will compute. A conversion compares it with what is stored; the table of keys never calls
+    it: `inverse` restores the buffer from `left`."""
 
     function: Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """A tensor without a home in the target: kept in a sidecar and restored.
-
-    `stray`: where old conversions left it; `without`: in words, what it means to go back without it.
-    """
+    """A tensor without a home in the target: kept in a sidecar and restored. `stray`: where old conversions left it;
+    `without`: in words, what it means to go back without it."""
 
     stray: str = ""
     without: str = ""
@@ -67,30 +63,22 @@ Value = Paths | Sparse | Operation | ZeroInit | Computed | Extra | Refused
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table, read: `source` and `targets` are whole dotted paths with at most one `{}`.
+    """One line of a table, read."""
 
-    `operation`: what happens between them, None for a row that moves nothing.
-    `suffixes`: what every key of the row must end with: those of a module (`.weight` and `.bias`), or just '' where
-    the path is a tensor itself. None where nothing is written under the row's name: then it is either, as found.
-    `zero_init`: an initialisation leaves it at zero; `value` is what stood in the `ZeroInit`.
-    `stack`, `target_stacks`: what the blocks of its paths are counted with, None for a path that is in no block.
-    """
-
-    source: str
-    value: Value
+    source: str  # a whole dotted path with at most one `{}`, as those of the targets
+    value: Value  # what stood in a `ZeroInit`, if it did
     pattern: Pattern = ()
     group: str = ""  # of an optional group: present whole or not at all
     name: str = ""  # of an Extra: its key in the sidecar
     targets: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()  # where old conversions left an extra
+    # What every key of the row must end with: those of a module, or just '' where the path is a tensor itself. None
+    # where nothing is written under the row's name: then it is either, as found.
     suffixes: frozenset[str] | None = None
-    operation: Operation | None = None
-    zero_init: bool = False
-    stack: str | None = None
+    operation: Operation | None = None  # what happens between them, None for a row that moves nothing
+    zero_init: bool = False  # an initialisation leaves it at zero
+    stack: str | None = None  # what the blocks of its path are counted with, None for a path that is in no block
     target_stacks: tuple[str | None, ...] = ()
-    match: Callable[[str], tuple[int | None, str] | None] = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "match", matcher(self.source))
 
     @classmethod
     def parse(cls, text: str, value: Value, group: str = "") -> Row:
@@ -98,21 +86,19 @@ class Row:
         source, _, pattern = text.partition(" [")
         if pattern and not pattern.endswith("]"):
             raise ValueError(f"{text!r}: a shape pattern ends with ']'")
-        zero_init = isinstance(value, ZeroInit)
-        value = value.to if isinstance(value, ZeroInit) else value
-        inner = value.to if isinstance(value, Sparse) else value
-        to: Any = inner.to if isinstance(inner, Operation) else inner
-        bare = isinstance(to, Parameter)
-        to = to.to if isinstance(to, Parameter) else to
+        value, zero_init = _unwrapped(value, ZeroInit)
+        inner, sparse = _unwrapped(value, Sparse)
+        to, operates = _unwrapped(inner, Operation)
+        to, bare = _unwrapped(to, Parameter)
         targets = (to,) if isinstance(to, str) else to if isinstance(to, tuple) else ()
-        operation: Operation = (Split if len(targets) > 1 else Rename)(targets)
-        operation = inner if isinstance(inner, Operation) else operation
-        absent = isinstance(value, Sparse) and operation.must_agree  # of copies, nobody could say how many there are
+        operation = inner if operates else (Split if len(targets) > 1 else Rename)(targets)
+        absent = sparse and operation.must_agree  # of copies, nobody could say how many there are
         if absent or not (targets or isinstance(value, Computed | Extra | Refused)):
             raise ValueError(
                 f"{source!r} becomes {inner!r}: a row's value is a path, a tuple of paths, or Parameter and the like"
             )
-        paths = (source, *targets, *_strays(value))
+        strays = (value.stray,) if isinstance(value, Extra) and value.stray else ()
+        paths = (source, *targets, *strays)
         for path in paths:
             if not isinstance(path, str) or not _PATH.fullmatch(path):
                 raise ValueError(f"{path!r} is not a dotted path with at most one {{}}")
@@ -123,12 +109,13 @@ class Row:
             raise ValueError(f"{source!r}: {wrong}")
         bare = bare or any(path.endswith((".weight", ".bias")) for path in (source, *targets))
         return cls(
-            source=source,
-            value=value,
-            pattern=parse_pattern(pattern[:-1]) if pattern else (),
-            group=group,
+            source,
+            value,
+            parse_pattern(pattern[:-1]),
+            group,
             name=source,
             targets=targets,
+            strays=strays,
             suffixes=(PARAMETER if bare else MODULE) if targets else None,
             operation=operation if targets else None,
             zero_init=zero_init,
@@ -136,10 +123,9 @@ class Row:
             target_stacks=tuple(map(stack_of, targets)),
         )
 
-    @property
-    def strays(self) -> tuple[str, ...]:
-        """Where old conversions left an extra."""
-        return _strays(self.value)
+    def match(self, key: str) -> tuple[int | None, str] | None:
+        """(block index, suffix) of a key of this row, None of any other."""
+        return matcher(self.source)(key)
 
     @property
     def sparse(self) -> bool:
@@ -152,14 +138,18 @@ class Row:
         return "{}" in self.source and not self.sparse
 
     @property
+    def spread(self) -> bool:
+        """Whether one tensor, of no block, has a copy in every block."""
+        return "{}" not in self.source and any("{}" in target for target in self.targets)
+
+    @property
     def part_pattern(self) -> Pattern:
         """The pattern of each target."""
         return self.operation.pattern(self.pattern, len(self.targets)) if self.operation else self.pattern
 
-    @property
-    def spread(self) -> bool:
-        """Whether one tensor, of no block, has a copy in every block."""
-        return "{}" not in self.source and any("{}" in target for target in self.targets)
+    def shape_pattern(self, suffix: str) -> Pattern:
+        """The pattern of a tensor of this row: of a bias, only the first dimension."""
+        return self.pattern[:1] if suffix == ".bias" else self.pattern
 
     def written(self, index: int | None, suffix: str, stacks: Mapping[str, int]) -> tuple[str, ...]:
         """The target keys of one source tensor; `stacks`: how many blocks there are, for what is copied into all."""
@@ -173,15 +163,13 @@ class Row:
         """The keys of its source as a tensor, one for every block."""
         return [spell(self.source, i) for i in ((None,) if self.stack is None else range(stacks.get(self.stack, 0)))]
 
-    def shape_pattern(self, suffix: str) -> Pattern:
-        """The pattern of a tensor of this row: of a bias, only the first dimension."""
-        return self.pattern[:1] if suffix == ".bias" else self.pattern
+
+def _unwrapped(value: Any, kind: Any) -> tuple[Any, bool]:
+    """(what it is without a wrapper of this kind, whether it had one)."""
+    return (value.to, True) if isinstance(value, kind) else (value, False)
 
 
-def _strays(value: Value) -> tuple[str, ...]:
-    return (value.stray,) if isinstance(value, Extra) and value.stray else ()
-
-
+@cache
 def matcher(path: str) -> Callable[[str], tuple[int | None, str] | None]:
     """key -> (block index, '.weight' or '.bias' or '') where the key is this path, anchored at both ends; else None."""
     head, braces, tail = path.partition("{}")
@@ -209,9 +197,8 @@ def overlap(one: str, other: str) -> bool:
         return a == b or re.fullmatch(_INDEX, number, re.ASCII) is not None
 
     shorter, longer = sorted((one.split("."), other.split(".")), key=len)
-    if len(longer) == len(shorter) + 1 and longer[-1] in ("weight", "bias"):
-        longer = longer[:-1]
-    return len(shorter) == len(longer) and all(map(alike, shorter, longer))
+    rest = longer[len(shorter) :]
+    return rest in ([], ["weight"], ["bias"]) and all(map(alike, shorter, longer))
 
 
 def stack_of(path: str) -> str | None:

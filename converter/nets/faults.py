@@ -76,30 +76,19 @@ LASTING = (scaled, halved, zeroed, last_bit, not_a_number, drifted)
 
 @dataclass(frozen=True)
 class Fault:
-    """A wrong conversion.
+    """A wrong conversion."""
 
-    Attributes:
-        name: what is wrong, as a person would say it.
-        expected: the phases that have to notice, each on its own.
-        weights: converted key -> (the key whose tensor is taken, what is done to it).
-        drop: converted keys that are not there.
-        config: config.json -> the wrong one.
-        inputs: the inputs of the converted net -> wrong ones.
-        stage, values: after this stage of the converted net its values are replaced by `values(values)`.
-        cheap: tried in every run, not in the whole catalogue only.
-        faint: in a layer that hardly acts, it may change the output by less than any tolerance.
-    """
-
-    name: str
-    expected: frozenset[str]
+    name: str  # what is wrong, as a person would say it
+    expected: frozenset[str]  # the phases that have to notice, each on its own
+    # Converted key -> (the key whose tensor is taken, what is done to it).
     weights: Mapping[str, tuple[str, Change | None]] = field(default_factory=dict)
-    drop: frozenset[str] = frozenset()
-    config: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-    inputs: Callable[[Values], Values] | None = None
-    stage: str = ""
+    drop: frozenset[str] = frozenset()  # converted keys that are not there
+    config: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # config.json -> the wrong one
+    inputs: Callable[[Values], Values] | None = None  # those of the converted net -> wrong ones
+    stage: str = ""  # after this stage of the converted net its values are replaced by `values(values)`
     values: Callable[[Values], Values] | None = None
-    cheap: bool = False
-    faint: bool = False
+    cheap: bool = False  # tried in every run, not in the whole catalogue only
+    faint: bool = False  # in a layer that hardly acts, it may change the output by less than any tolerance
 
     @property
     def undoes_itself(self) -> bool:

@@ -66,8 +66,7 @@ class Case:
         """The same numbers in another dtype, rounded once, from float32; whole ones as they are."""
         import torch
 
-        tensors = {name: torch.from_numpy(np.array(array)).to(device) for name, array in self.arrays.items()}
-        return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        return _in(dtype, {name: torch.from_numpy(np.array(array)).to(device) for name, array in self.arrays.items()})
 
     @property
     def sha256(self) -> str:
@@ -81,7 +80,13 @@ class Case:
 
 def exact(values: Values) -> Values:
     """The same numbers in float64; whole ones as they are."""
-    return {name: value.double() if value.is_floating_point() else value for name, value in values.items()}
+    import torch
+
+    return _in(torch.float64, values)
+
+
+def _in(dtype: torch.dtype, values: Values) -> Values:
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in values.items()}
 
 
 def load_cases(path: Path, like: Case, optional: Sequence[str] = ()) -> list[Case]:
@@ -93,45 +98,37 @@ def load_cases(path: Path, like: Case, optional: Sequence[str] = ()) -> list[Cas
 
     Raises: `InputError` for a file that is malformed, or of another model.
     """
+    wanted = ", ".join(f"{name} with {array.ndim} axes" for name, array in like.arrays.items())
+    cases: dict[str, dict[str, Array]] = {}
     with InputFile(path) as file:
-        tensors, _ = read_header(file)
-        by_case: dict[str, dict[str, Array]] = {}
-        for key, tensor in tensors.items():
+        for key, tensor in read_header(file)[0].items():
             if f".{OUTPUT}." in key:
                 continue
             case, _, name = key.rpartition(".")  # a case's own name may have a dot in it, as t998-t431.5 has
-            own = like.arrays.get(name)
-            if not case or own is None or len(tensor.shape) != own.ndim or not _of_kind(tensor.dtype, own):
-                wanted = ", ".join(f"{n} with {a.ndim} axes" for n, a in like.arrays.items())
-                raise file.error(
-                    key, f"{tensor.dtype} {list(tensor.shape)} is no input of this model: it takes {wanted}"
-                )
+            own, dtype = like.arrays.get(name), tensor.dtype
+            if not case or own is None or len(tensor.shape) != own.ndim or not _of_kind(dtype, own):
+                what = f"{dtype} {list(tensor.shape)} is no input of this model: it takes {wanted}"
+                raise file.error(key, what)
             with np.errstate(invalid="ignore", over="ignore"):  # whatever it holds goes into both nets
-                by_case.setdefault(case, {})[name] = np.array(tensor.numpy(), own.dtype)
-    if not by_case:
+                cases.setdefault(case, {})[name] = np.array(tensor.numpy(), own.dtype)
+    if not cases:
         name = f"t999.{next(iter(like.arrays))}"
         raise InputError.at(path, "", f"holds no cases: tensors are named CASE.NAME, such as {name}")
-    needed = [name for name in like.arrays if name not in optional]
-    return [_checked(path, name, arrays, needed) for name, arrays in by_case.items()]
+    for case, arrays in cases.items():
+        batches = {array.shape[0] for array in arrays.values()}
+        if missing := [name for name in like.arrays if name not in (*arrays, *optional)]:
+            raise InputError.at(path, case, f"lacks {', '.join(missing)}")
+        if any(0 in array.shape[1:] for array in arrays.values()):
+            raise InputError.at(path, case, "holds nothing: one of its arrays has an axis of no length")
+        if len(batches) != 1 or 0 in batches:
+            counts = ", ".join(map(str, sorted(batches)))
+            raise InputError.at(path, case, f"batches of {counts}: one and the same is needed")
+    return [Case(printable(name, 60), arrays, f"from {printable(path.name)}") for name, arrays in cases.items()]
 
 
 def _of_kind(dtype: DType, own: Array) -> bool:
     """Whether both are of floating point, or both whole numbers."""
     return dtype.floating if own.dtype.kind == "f" else dtype.name == own.dtype.name
-
-
-def _checked(path: Path, name: str, arrays: dict[str, Array], needed: Sequence[str]) -> Case:
-    missing = [wanted for wanted in needed if wanted not in arrays]
-    if missing:
-        raise InputError.at(path, name, f"lacks {', '.join(missing)}")
-    batches = {array.shape[0] for array in arrays.values()}
-    if any(0 in array.shape[1:] for array in arrays.values()):
-        raise InputError.at(path, name, "holds nothing: one of its arrays has an axis of no length")
-    if len(batches) != 1 or 0 in batches:
-        raise InputError.at(
-            path, name, f"batches of {', '.join(map(str, sorted(batches)))}: one and the same is needed"
-        )
-    return Case(printable(name, 60), arrays, f"from {printable(path.name)}")
 
 
 def save_case(folder: Path, case: Case, outputs: Mapping[str, Mapping[str, Tensor]]) -> str:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..families import Findings
 from .inputs import Array, Case, Draws
-from .net import Net, Probe, Stage, Staged, Values
-from .patches import LatentShape
+from .net import Net, Weights
+from .patches import PATCHES
+from .spec import Cases, ParitySpec
+from .stock import Stock
 
 AFFORDABLE = 1024  # tokens of one sample in the standard profile; the attention grows with their square
 LARGEST = 1024  # latent side that is believed of a config: a table of positions grows with its square
+
+
+def described(findings: Findings) -> dict[str, Any]:
+    """The fields of a `LatentShape` that an original file shows, but for the scale and `multi_scale`."""
+    names = {name: name for name in ("depth", "hidden_size", "patch_size", "out_channels")}
+    names |= {"num_heads": "num_attention_heads", "input_size": "sample_size"}
+    return {field: findings.value(name) for field, name in names.items()}
 
 
 def parts(findings: Findings) -> dict[str, slice]:
@@ -36,29 +46,24 @@ class LatentInputs(Draws):
         return self.draw(batch, self.channels, rows * self.patch, columns * self.patch)
 
 
-def own_size(findings: Findings, stage: str) -> list[tuple[str, Case]]:
+def own_size(findings: Findings) -> list[tuple[str, Case]]:
     """The stage that makes tokens, on a latent of the model's own size: it shows the table that the original stores, at
     the cost of no block."""
     draws = LatentInputs(findings)
     latent = draws.latent(1, draws.side, draws.side)
-    return [(stage, Case("native", {"latent": latent}, "the model's own size"))]
+    return [(PATCHES, Case("native", {"latent": latent}, "the model's own size"))]
 
 
-def of_any_size(net: Net, other: Net, shape: LatentShape) -> Staged:
-    """A net that takes one size of latents only, run on others too, which are cheaper: there its blocks see the patches
-    of `other`, the same net with the table of positions computed for each size. The stored table is tried by itself.
-    """
-    first, *rest = net.stages
-
-    def embed(values: Values, probe: Probe) -> Values:
-        fits = shape.grid(values["latent"]) == (shape.base, shape.base)
-        return (first if fits else other.stages[0]).run(values, probe)
-
-    return Staged([Stage(first.name, embed), *rest])
-
-
-def described(findings: Findings) -> dict[str, Any]:
-    """The fields of a `LatentShape` that an original file shows, but for the scale and `multi_scale`."""
-    names = {"num_heads": "num_attention_heads", "input_size": "sample_size"}
-    same = ("depth", "hidden_size", "patch_size", "out_channels")
-    return {field: findings.value(name) for field, name in (names | dict(zip(same, same, strict=True))).items()}
+def latent_spec(reference: Callable[[Findings, Weights], Net], stock: Stock, cases: Cases, **more: Any) -> ParitySpec:
+    """The spec of a model on patches of a latent, whose target is a model class of diffusers."""
+    return ParitySpec(
+        reference,
+        stock.net,
+        cases,
+        parts=parts,
+        patch=lambda findings: int(findings.value("patch_size")),
+        resolve_config=stock.resolve_config,
+        stages=own_size,
+        loaded=stock.loaded,
+        **more,
+    )

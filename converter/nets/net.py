@@ -23,15 +23,10 @@ def no_probe(name: str, value: Tensor) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One step of a net, such as "block 14".
+    """One step of a net, such as "block 14"."""
 
-    Attributes:
-        name: the same on both sides of a comparison.
-        run: (values, probe) -> the values that it adds or replaces. It changes no tensor in place.
-    """
-
-    name: str
-    run: Callable[[Values, Probe], Values]
+    name: str  # the same on both sides of a comparison
+    run: Callable[[Values, Probe], Values]  # -> the values that it adds or replaces; it changes no tensor in place
 
 
 class Net(Protocol):

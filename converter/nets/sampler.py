@@ -10,29 +10,21 @@ import torch
 from torch import Tensor
 
 from .inputs import Case
-from .net import Net, Values
+from .net import Net
 
 TRAINED_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Deterministic DDIM (arXiv 2010.02502, eq. 12 with sigma 0).
+    """Deterministic DDIM (arXiv 2010.02502, eq. 12 with sigma 0)."""
 
-    Attributes:
-        case: the name of the case to begin with: no condition in its first sample, a condition in its second.
-        betas: first and last of the linear schedule of 1000 steps that the model is trained with.
-        timesteps: from the noisiest on.
-        guidance: how far beyond the unconditioned prediction.
-        latent, timestep: what these inputs are called.
-    """
-
+    # The case to begin with: no condition in its first sample, a condition in its second; "latent" and "timestep" are
+    # replaced.
     case: str
-    betas: tuple[float, float] = (1e-4, 0.02)
-    timesteps: tuple[int, ...] = (999, 749, 499, 249)
-    guidance: float = 4.5
-    latent: str = "latent"
-    timestep: str = "timestep"
+    betas: tuple[float, float] = (1e-4, 0.02)  # of the linear schedule of 1000 steps that the model is trained with
+    timesteps: tuple[int, ...] = (999, 749, 499, 249)  # from the noisiest on
+    guidance: float = 4.5  # how far beyond the unconditioned prediction
 
     @property
     def alphas(self) -> list[float]:
@@ -41,13 +33,7 @@ class Sampler:
         return products
 
     def sample(
-        self,
-        net: Net,
-        case: Case,
-        channels: int,
-        *,
-        dtype: torch.dtype = torch.float64,
-        device: str = "cpu",
+        self, net: Net, case: Case, channels: int, *, dtype: torch.dtype = torch.float64, device: str = "cpu"
     ) -> Iterator[tuple[int, Tensor]]:
         """Draw: each timestep with the latents after it. The null branch is the case's first sample as it stands, with
         a mask of its own, say.
@@ -56,18 +42,13 @@ class Sampler:
             channels: of the output, the first ones, which predict the noise.
         """
         alphas, values = self.alphas, case.tensors(dtype, device)
-        x = values[self.latent][1:2]
+        x = values["latent"][1:2]
         for timestep, following in zip(self.timesteps, (*self.timesteps[1:], -1), strict=True):
-            epsilon = self._guided(net, values, x, timestep)[:, :channels]
+            times = torch.full_like(values["timestep"], timestep)
+            inputs = values | {"latent": x.expand(2, -1, -1, -1).clone(), "timestep": times}
+            null, conditioned = net.forward(inputs)[:, :channels].chunk(2)
+            epsilon = null + self.guidance * (conditioned - null)
             now, then = alphas[timestep], alphas[following] if following >= 0 else 1.0
             start = (x - (1 - now) ** 0.5 * epsilon) / now**0.5
             x = then**0.5 * start + (1 - then) ** 0.5 * epsilon
             yield timestep, x
-
-    def _guided(self, net: Net, values: Values, x: Tensor, timestep: int) -> Tensor:
-        inputs = values | {
-            self.latent: x.expand(2, -1, -1, -1).clone(),
-            self.timestep: torch.full_like(values[self.timestep], timestep),
-        }
-        null, conditioned = net.forward(inputs).chunk(2)
-        return null + self.guidance * (conditioned - null)

@@ -14,10 +14,11 @@ from ..families.sincos import SinCosTable
 from ..mapping import Plan
 from .faults import BOTH, CONFIG, FUNCTION, Fault
 from .net import Values
+from .patches import FINAL, PATCHES
 
-SEEN, SAID = frozenset({FUNCTION}), frozenset({CONFIG})
-STATED = frozenset({CONFIG, FUNCTION})
-Wrong = tuple[str, dict[str, Any], frozenset[str], bool]  # name, fields, phases that have to notice, cheap
+SEEN, SAID, STATED = frozenset({FUNCTION}), frozenset({CONFIG}), frozenset({CONFIG, FUNCTION})
+Fields = dict[str, Any]
+Wrong = tuple[str, Fields, frozenset[str], bool]  # name, fields, phases that have to notice, cheap
 
 
 def targets_of(plan: Plan, axis: int, extent: str) -> list[str]:
@@ -28,7 +29,7 @@ def targets_of(plan: Plan, axis: int, extent: str) -> list[str]:
 
 def field_faults(
     config: Mapping[str, Any],
-    resolve_config: Callable[[Mapping[str, Any]], dict[str, Any]],
+    resolve_config: Callable[[Mapping[str, Any]], Fields],
     wrong: Sequence[Wrong],
     ignorable: Collection[str],
 ) -> list[Fault]:
@@ -38,23 +39,28 @@ def field_faults(
         resolve_config: config -> what the class takes each field for.
         ignorable: fields that change no output.
     """
+    have = resolve_config(config)
 
-    def replaced(fields: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-        return {**own, **fields}
+    def stating(fields: Fields, own: Fields) -> Fields:
+        return own | fields
 
-    def without(field: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    def without(field: str, own: Fields) -> Fields:
         return {key: value for key, value in own.items() if key != field}
 
-    have = resolve_config(config)
-    faults = [
-        Fault(name, expected, config=partial(replaced, fields), cheap=cheap)
-        for name, fields, expected, cheap in wrong
-        if resolve_config(replaced(fields, config)) != have
-    ]
+    changes = [(name, partial(stating, fields), seen, cheap) for name, fields, seen, cheap in wrong]
     for field in sorted(have.keys() & config.keys() - set(ignorable)):
-        if not field.startswith("_") and resolve_config(without(field, config)) != have:
-            faults.append(Fault(f"{field} missing from the config", SAID, config=partial(without, field)))
-    return faults
+        if not field.startswith("_"):
+            changes.append((f"{field} missing from the config", partial(without, field), SAID, False))
+    return [
+        Fault(name, seen, config=change, cheap=cheap)
+        for name, change, seen, cheap in changes
+        if resolve_config(change(dict(config))) != have
+    ]
+
+
+def latent_faults(findings: Findings, plan: Plan, scale: float) -> list[Fault]:
+    """What goes wrong with timesteps, positions (of that scale) and output."""
+    return [*timestep_faults(), *position_faults(findings, scale), *output_faults(findings, plan)]
 
 
 def more_heads(findings: Findings, heads: int, of: str = "") -> Wrong:
@@ -74,7 +80,7 @@ def timestep_faults(name: str = "timestep") -> list[Fault]:
     ]
 
 
-def position_faults(findings: Findings, scale: float, stage: str) -> list[Fault]:
+def position_faults(findings: Findings, scale: float) -> list[Fault]:
     """What goes wrong in the positional table, seen after the stage that adds it."""
     hidden, patch = findings.value("hidden_size"), findings.value("patch_size")
     side = findings.value("sample_size") // patch
@@ -93,7 +99,7 @@ def position_faults(findings: Findings, scale: float, stage: str) -> list[Fault]
         return torch.cat([parts[i] for i in order], dim=-1)
 
     return [
-        Fault(name, SEEN, stage=stage, values=partial(table, wrong))
+        Fault(name, SEEN, stage=PATCHES, values=partial(table, wrong))
         for name, wrong in (
             ("positional table transposed", partial(chunks, (1, 0))),
             ("positional table left out", torch.zeros_like),
@@ -102,18 +108,14 @@ def position_faults(findings: Findings, scale: float, stage: str) -> list[Fault]
     ]
 
 
-def output_faults(findings: Findings, rows: Sequence[str], stage: str) -> list[Fault]:
-    """What goes wrong between the last tokens and the output, in the stage of that name.
-
-    Args:
-        rows: the converted tensors whose rows are patch positions times channels.
-    """
+def output_faults(findings: Findings, plan: Plan) -> list[Fault]:
+    """What goes wrong between the last tokens and the output, whose layer has R rows in the shape patterns of the
+    table: patch positions times channels."""
     patch, out = findings.value("patch_size"), findings.value("out_channels")
 
     def pixels_transposed(values: Values) -> Values:
-        n, c, h, w = values["output"].shape
-        pixels = values["output"].reshape(n, c, h // patch, patch, w // patch, patch).transpose(3, 5)
-        return values | {"output": pixels.reshape(n, c, h, w)}
+        pixels = values["output"].unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+        return values | {"output": pixels.transpose(3, 5).flatten(4, 5).flatten(2, 3)}
 
     def halves_swapped(values: Values) -> Values:
         return values | {"output": torch.cat(values["output"].chunk(2, dim=1)[::-1], dim=1)}
@@ -121,10 +123,11 @@ def output_faults(findings: Findings, rows: Sequence[str], stage: str) -> list[F
     def channels_first(tensor: Tensor) -> Tensor:
         return tensor.reshape(patch * patch, out, -1).transpose(0, 1).reshape(tensor.shape)
 
+    title = "output rows with the channel before the patch position"
+    rows = Fault(title, BOTH, {target: (target, channels_first) for target in targets_of(plan, 0, "R")})
     both = findings.value("pred_sigma")
     return [
-        Fault("pixels of every patch transposed", SEEN, stage=stage, values=pixels_transposed, cheap=patch > 1),
-        Fault("epsilon and variance swapped", SEEN, stage=stage, values=halves_swapped, cheap=both),
-        *([Fault("output rows with the channel before the patch position", BOTH,
-                 {target: (target, channels_first) for target in rows})] if patch > 1 else []),
-    ]  # fmt: skip
+        Fault("pixels of every patch transposed", SEEN, stage=FINAL, values=pixels_transposed, cheap=patch > 1),
+        Fault("epsilon and variance swapped", SEEN, stage=FINAL, values=halves_swapped, cheap=both),
+        *([rows] if patch > 1 else []),
+    ]

@@ -19,48 +19,41 @@ if TYPE_CHECKING:
     from .sampler import Sampler
 
 
+Cases = Callable[[Findings, str, Mapping[str, Any]], Sequence[Case]]
+
+
 @dataclass(frozen=True)
 class ParitySpec:
-    """The nets of a model, and what to try them on. Everything is called with what the original file shows.
+    """The nets of a model, and what to try them on. Everything is called with what the original file shows."""
 
-    Attributes:
-        reference: (findings, weights in the original layout) -> the original net.
-        converted: (config.json, weights in the target layout) -> the net that the target's own code makes of them.
-        cases: (findings, profile, what has no home in the converted model) -> the inputs of that profile ('quick',
-            'standard' or 'full'), the cheapest first.
-        parts: (findings) -> name -> the channels of the output that belong together, each gated on its own.
-        patch: (findings) -> side of an output patch, whose positions are gated one by one.
-        resolve_config: config.json -> what the target's code takes each field for, its own defaults put in.
-        config_hints: config.json -> what it says of hyper-parameters that the original may not show, by flag name; they
-            are taken from there only as a last resort, and reported as assumed.
-        faults: (findings, config.json, plan) -> deliberate faults beyond those that the table of keys gives.
-        invisible_biases: ends of target paths whose bias changes no output.
-        invisible_scales: ends of target paths whose weight may be multiplied by any positive number likewise.
-        invisible_swaps: two ends of target paths whose weights may stand in each other's place likewise.
-        stages: (findings) -> stages to be tried by themselves too, in float64, on inputs too large for whole nets.
-        optional: inputs that a case may lack.
-        sampler: how a picture is drawn with it; without one no trajectory is compared.
-        loaded: (folder, inputs, what from_pretrained has to be told) -> the output of the net as the target library's
-            own loader makes it.
-        fix: where the target's own code computes something else than the original whatever the weights are.
-    """
-
+    # (findings, weights in the original layout) -> the original net.
     reference: Callable[[Findings, Weights], Net]
+    # (config.json, weights in the target layout) -> the net that the target's own code makes of them.
     converted: Callable[[Mapping[str, Any], Weights], Net]
-    cases: Callable[[Findings, str, Mapping[str, Any]], Sequence[Case]]
+    # (findings, profile, what has no home in the converted model) -> the inputs of that profile ('quick', 'standard' or
+    # 'full'), the cheapest first.
+    cases: Cases
+    # Name -> the channels of the output that belong together, each gated on its own.
     parts: Callable[[Findings], Mapping[str, slice]] = lambda findings: {"output": slice(None)}
+    # Side of an output patch, whose positions are gated one by one.
     patch: Callable[[Findings], int] = lambda findings: 1
+    # config.json -> what the target's code takes each field for, its own defaults put in.
     resolve_config: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    # config.json -> what it says of hyper-parameters that the original may not show, by flag name; they are taken from
+    # there only as a last resort, and reported as assumed.
     config_hints: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
+    # (findings, config.json, plan) -> deliberate faults beyond those that the table of keys gives.
     faults: Callable[[Findings, Mapping[str, Any], Plan], Sequence[Fault]] = lambda findings, config, plan: ()
-    invisible_biases: tuple[str, ...] = ()
-    invisible_scales: tuple[str, ...] = ()
-    invisible_swaps: tuple[tuple[str, str], ...] = ()
+    invisible_biases: tuple[str, ...] = ()  # ends of target paths whose bias changes no output
+    invisible_scales: tuple[str, ...] = ()  # whose weight may be multiplied by any positive number likewise
+    invisible_swaps: tuple[tuple[str, str], ...] = ()  # two whose weights may stand in each other's place likewise
+    # Stages to be tried by themselves too, in float64, on inputs too large for whole nets.
     stages: Callable[[Findings], Sequence[tuple[str, Case]]] = lambda findings: ()
-    optional: tuple[str, ...] = ()
-    sampler: Sampler | None = None
+    optional: tuple[str, ...] = ()  # inputs that a case may lack
+    sampler: Sampler | None = None  # how a picture is drawn with it; without one no trajectory is compared
+    # (folder, inputs, what from_pretrained has to be told) -> the output of the net as the target's loader makes it.
     loaded: Callable[[Path, Values, Mapping[str, Any]], Tensor] | None = None
-    fix: PostLoadFix | None = None
+    fix: PostLoadFix | None = None  # where the target's own code computes something else whatever the weights are
 
 
 @dataclass(frozen=True)
@@ -69,15 +62,9 @@ class PostLoadFix:
 
     A comparison is of what the target's loader makes, and fails then; it says that the fix mends it, if it does. Of the
     mended net it is only where the user says that this is how the model is loaded.
-
-    Attributes:
-        flag: the user's word that it is, one of the family's flags; a model without such a finding needs no fix.
-        why: what the target's code does otherwise, in words.
-        line: the code to be run on the loaded model, as it is shown.
-        spec: what is compared where it is run.
     """
 
-    flag: str
-    why: str
-    line: str
-    spec: ParitySpec
+    flag: str  # the user's word that it is, one of the family's flags; a model without such a finding needs no fix
+    why: str  # what the target's code does otherwise, in words
+    line: str  # the code to be run on the loaded model, as it is shown
+    spec: ParitySpec  # what is compared where it is run

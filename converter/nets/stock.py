@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .net import Values, Weights
 from .streamed import StockStage as StockStage  # a table is written of both
-from .streamed import Streamed, owner
+from .streamed import Streamed, put_buffer
 
 # A probe's name -> where a stock block has it: what the blocks of diffusers have in common.
 SELF_ATTENTION = {
@@ -44,29 +44,24 @@ FEED_FORWARD = {
 class Stock:
     """A model class of diffusers, cut into stages.
 
-    Attributes:
-        kind: "package.module:Class".
-        arguments: of its forward -> the value that it takes, or a dict of such; None is passed for what is not there.
-        stages: in the order of the computation; the last one is the whole.
-        probes: of a stage with `{}` in its name: a probe's name -> (path inside, "input" or "output").
-        shell: fields of a config that cost parameters, as small as they can be: the buffers that the class computes
-            for itself are taken from such a model.
-        settle: completes the fields of a config as the class does, where that takes more than its defaults.
-        amend: what is done to the model after loading.
-
     Example:
-        >>> from converter.models.dit.stock import STOCK
+        >>> from converter.models.dit.parity import STOCK
         >>> STOCK.stages[3]
         StockStage(name='block {}', path='transformer_blocks.{}', values=('x',))
     """
 
-    kind: str
+    kind: str  # "package.module:Class"
+    # Of its forward -> the value that it takes, or a dict of such; None is passed for what is not there.
     arguments: Mapping[str, str | Mapping[str, str]]
-    stages: Sequence[StockStage]
+    stages: Sequence[StockStage]  # in the order of the computation; the last one is the whole
+    # Of a stage with `{}` in its name: a probe's name -> (path inside, "input" or "output").
     probes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    # Fields of a config that cost parameters, as small as they can be: the buffers that the class computes for itself
+    # are taken from such a model.
     shell: Mapping[str, Any] = field(default_factory=lambda: {"num_layers": 0})
+    # Completes the fields of a config as the class does, where that takes more than its defaults.
     settle: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
-    amend: Callable[[Any], Any] = lambda model: model
+    amend: Callable[[Any], Any] = lambda model: model  # what is done to the model after loading
 
     @property
     def model_class(self) -> Any:
@@ -74,13 +69,27 @@ class Stock:
         return getattr(import_module(module), name)
 
     def resolve_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What the class takes each field of a `config.json` for, its defaults put in."""
-        return self.settle(config_with_defaults(self.model_class, config))
+        """What the class takes each field of a `config.json` for: its own defaults, and over them what that says."""
+        arguments = inspect.signature(self.model_class.__init__).parameters
+        fields = {name: argument.default for name, argument in arguments.items() if name != "self"}
+        unused = config.get("_use_default_values")  # what diffusers' own loader passes over
+        passed = unused if isinstance(unused, list) else []
+        stated = {name: config[name] for name in config if name in fields or name.startswith("_")}
+        fields |= {name: value for name, value in stated.items() if name not in passed}
+        if fields.get("out_channels", 0) is None:  # as all classes take it
+            fields["out_channels"] = fields.get("in_channels")
+        return self.settle(fields)
 
     def net(self, config: Mapping[str, Any], weights: Weights) -> Streamed:
         """The net of a `config.json`, in the dtype of `weights`. Raises whatever the class makes of a wrong config."""
-        model = self.amend(meta_model(self.model_class, config, self.shell))
-        return Streamed(model, weights, self.stages, self.call, probes=self.probes)
+        with _quiet():
+            with torch.device("meta"):
+                model = self.model_class.from_config(dict(config))
+            with torch.random.fork_rng(devices=[]):  # making parameters draws numbers, which are the caller's
+                small = self.model_class.from_config(dict(config) | dict(self.shell))
+        for name, buffer in small.named_buffers():
+            put_buffer(model, name, buffer)
+        return Streamed(self.amend(model), weights, self.stages, self.call, probes=self.probes)
 
     def loaded(self, folder: Path, inputs: Values, options: Mapping[str, Any] | None = None) -> Tensor:
         """The output of what `from_pretrained` makes of a folder, whole in memory, in float32, and amended."""
@@ -99,29 +108,6 @@ class Stock:
         }
         output: Tensor = model(**arguments, return_dict=False)[0]
         return output
-
-
-def config_with_defaults(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model class of diffusers is given of a config: its own defaults, and over them what the config says."""
-    arguments = inspect.signature(kind.__init__).parameters
-    fields = {name: argument.default for name, argument in arguments.items() if name != "self"}
-    unused = config.get("_use_default_values")  # what diffusers' own loader passes over
-    if isinstance(unused, list):
-        config = {name: value for name, value in config.items() if name not in unused}
-    return fields | {name: value for name, value in config.items() if name in fields or name.startswith("_")}
-
-
-def meta_model(kind: Any, config: Mapping[str, Any], shell: Mapping[str, Any]) -> Any:
-    """A model class of diffusers with all parameters on the meta device, and with the buffers that it computes for
-    itself, such as a table of positions: those of the same model with the fields of `shell`."""
-    with _quiet():
-        with torch.device("meta"):
-            model = kind.from_config(dict(config))
-        with torch.random.fork_rng(devices=[]):  # making parameters draws numbers, which are the caller's
-            small = kind.from_config(dict(config) | dict(shell))
-    for name, buffer in small.named_buffers():
-        owner(model, name)._buffers[name.rpartition(".")[2]] = buffer
-    return model
 
 
 @contextmanager

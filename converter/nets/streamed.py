@@ -9,8 +9,10 @@ memory of its largest part.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,17 +23,11 @@ from .net import Probe, Stage, Values, Weights, no_probe
 
 @dataclass(frozen=True)
 class StockStage:
-    """Where a stage is in the stock module.
+    """Where a stage is in the stock module."""
 
-    Attributes:
-        name: with `{}` there is a stage for each number that `path` matches.
-        path: of the sub-module, "" for the whole. With `{}` and none in `name`, one stage of many modules.
-        values: what its output is called; several names where it is a tuple.
-    """
-
-    name: str
-    path: str
-    values: tuple[str, ...]
+    name: str  # with `{}` there is a stage for each number that `path` matches
+    path: str  # of the sub-module, "" for the whole. With `{}` and none in `name`, one stage of many modules
+    values: tuple[str, ...]  # what its output is called; several names where it is a tuple
 
 
 class _Answered(Exception):
@@ -40,11 +36,12 @@ class _Answered(Exception):
 
 @dataclass(frozen=True)
 class _Part:
-    """A module that makes (some of) a stage: what its output is called, and what a probe is told that it is."""
+    """A module that makes (some of) a stage."""
 
     module: nn.Module
-    names: tuple[str, ...]
-    label: str
+    names: tuple[str, ...]  # what its output is called
+    label: str  # what a probe is told that it is
+    probes: Mapping[str, tuple[str, str]]  # what a probe is told of it inside
 
     def values(self, output: Any) -> Values:
         return dict(zip(self.names, output if len(self.names) > 1 else (output,), strict=True))
@@ -52,15 +49,6 @@ class _Part:
     def output(self, values: Values) -> Any:
         output = tuple(values[name] for name in self.names)
         return output if len(output) > 1 else output[0]
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """A stage in one model."""
-
-    name: str
-    parts: Sequence[_Part]
-    probes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 class Streamed:
@@ -81,17 +69,17 @@ class Streamed:
         *,
         probes: Mapping[str, tuple[str, str]],
     ) -> None:
-        self.model, self.weights, self.call = model.eval().requires_grad_(False), weights, call
-        self._placed = [placed for line in stages for placed in _place(model, line, probes)]
-        owned = {part.module for placed in self._placed for part in placed.parts} - {model}
+        self.model, self.call = model.eval().requires_grad_(False), call
+        self._parts = {name: parts for line in stages for name, parts in _place(model, line, probes)}
+        owned = {part.module for parts in self._parts.values() for part in parts} - {model}
         streamed = dict(_streamable(model, "", owned))
         for prefix, module in streamed.items():
             self._stream(module, prefix)
         # What is in none of them (single parameters at the top) is little, and stays.
         self._staying = [name for name, _ in model.named_parameters() if not name.startswith(tuple(streamed))]
         for name, buffer in model.named_buffers():
-            owner(model, name)._buffers[name.rpartition(".")[2]] = buffer.to(weights.device)
-        self.stages = [Stage(one.name, _Alone(self, self._placed, i)) for i, one in enumerate(self._placed)]
+            put_buffer(model, name, buffer.to(weights.device))
+        self.stages = [Stage(name, partial(self._alone, i)) for i, name in enumerate(self._parts)]
         self.on(weights)
 
     def on(self, weights: Weights) -> Streamed:
@@ -125,94 +113,89 @@ class Streamed:
 
     def forward(self, inputs: Values, watch: Callable[[str, Values], None] | None = None) -> Tensor:
         """The library's own forward; `watch` is told what comes of each stage, of many modules of the first of them."""
-        *inner, whole = self._placed
+        *inner, (whole, (top,)) = self._parts.items()
 
-        def tell(name: str, part: _Part) -> Callable[..., None]:
-            return lambda module, arguments, output: watch(name, part.values(output)) if watch else None
+        def tell(name: str, part: _Part, module: nn.Module, arguments: Any, output: Any) -> None:
+            if watch:
+                watch(name, part.values(output))
 
         with ExitStack() as undo, torch.inference_mode():
-            for placed in inner if watch else ():
-                first = placed.parts[0]
-                undo.callback(first.module.register_forward_hook(tell(placed.name, first)).remove)
+            for name, parts in inner if watch else ():
+                hook = parts[0].module.register_forward_hook(partial(tell, name, parts[0]))
+                undo.callback(hook.remove)
             output = self.call(self.model, inputs)
-        if watch:
-            watch(whole.name, whole.parts[0].values(output))
+        tell(whole, top, self.model, inputs, output)
         return output
 
+    def _alone(self, index: int, values: Values, probe: Probe) -> Values:
+        """One stage by itself: the library's forward, from the values before the stage to its own."""
+        *stages, _ = self._parts.values()
+        parts, answers = [*self._parts.values()][index], dict[str, Tensor]()
+        wanted, whole = {part.module for part in parts}, parts[0].module is self.model
 
-class _Alone:
-    """One stage of a streamed net by itself: the library's forward, from the values before the stage to its own."""
-
-    def __init__(self, net: Streamed, placed: Sequence[_Placed], index: int) -> None:
-        self.net, self.stage = net, placed[index]
-        self.before = [part for earlier in placed[:index] for part in earlier.parts]
-        wanted = {part.module for part in self.stage.parts}
-        later = [part for after in placed[index + 1 : -1] for part in after.parts]
-        self.around = [part for part in later if wanted & set(part.module.modules())]
-
-    def __call__(self, values: Values, probe: Probe) -> Values:
-        answers: Values = {}
-        with ExitStack() as undo:
-            for part in self.before:
-                if values.keys() >= set(part.names):
-                    undo.enter_context(_replaced(part.module, self._given(part.output(values))))
-            for part in self.around:
-                undo.enter_context(_replaced(part.module, self._until_answered(part, values, answers)))
-            for part in self.stage.parts:
-                for hook in probe_hooks(part.module, self.stage.probes, probe):
-                    undo.callback(hook.remove)
-                if part.module is not self.net.model:
-                    hook = part.module.register_forward_hook(self._answer(part, answers, probe))
-                    undo.callback(hook.remove)
-            try:
-                output = self.net.call(self.net.model, values)
-            except _Answered:
-                return answers
-        if self.stage.parts[0].module is not self.net.model:
-            raise ValueError(f"the library's forward does not use the modules of the stage {self.stage.name!r}")
-        return self.stage.parts[0].values(output)
-
-    @staticmethod
-    def _given(output: Any) -> Callable[..., Any]:
-        return lambda *_, **__: output
-
-    def _answer(self, part: _Part, answers: Values, probe: Probe) -> Callable[..., None]:
-        def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+        def answer(part: _Part, module: nn.Module, arguments: Any, output: Any) -> None:
             answers.update(part.values(output))
-            if len(self.stage.parts) > 1:
+            if len(parts) > 1:
                 probe(part.label, output)
             raise _Answered
 
-        return hook
-
-    def _until_answered(self, part: _Part, values: Values, answers: Values) -> Callable[..., Any]:
-        """The forward of a module around some that are wanted: it is left as soon as one of them has answered."""
-        forward = part.module.forward
-
-        def forward_until(*arguments: Any, **named: Any) -> Any:
+        def until_answered(part: _Part, forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+            """The forward of a module around some that are wanted: left as soon as one of them has answered."""
             try:
                 return forward(*arguments, **named)
             except _Answered:
-                if all(name in answers for one in self.stage.parts for name in one.names):
+                if all(name in answers for one in parts for name in one.names):
                     raise
                 return part.output(values)
 
-        return forward_until
+        with ExitStack() as undo:
+
+            def compute(module: nn.Module, forward: Callable[..., Any]) -> None:
+                """Let a module compute something else."""
+                vars(module)["forward"] = forward
+                undo.callback(vars(module).pop, "forward")
+
+            for part in chain(*stages[:index]):
+                if values.keys() >= set(part.names):
+                    given = part.output(values)
+                    compute(part.module, lambda *_, given=given, **__: given)
+            for part in chain(*stages[index + 1 :]):
+                if wanted & set(part.module.modules()):
+                    compute(part.module, partial(until_answered, part, part.module.forward))
+            for part in parts:
+                hooks = list(_listening(part, probe))
+                if not whole:
+                    hooks.append(part.module.register_forward_hook(partial(answer, part)))
+                for hook in hooks:
+                    undo.callback(hook.remove)
+            try:
+                output = self.call(self.model, values)
+            except _Answered:
+                return answers
+        if not whole:
+            raise ValueError(f"the library's forward does not use the modules of the stage {self.stages[index].name!r}")
+        return parts[0].values(output)
 
 
-def _place(model: nn.Module, line: StockStage, probes: Mapping[str, tuple[str, str]]) -> Iterator[_Placed]:
-    """A line of the table in one model; nothing where the model has no such module, as a config may say."""
+def _place(
+    model: nn.Module, line: StockStage, probes: Mapping[str, tuple[str, str]]
+) -> Iterator[tuple[str, list[_Part]]]:
+    """The stages of a line of the table in one model; none where it has no such module, as a config may say."""
     over, numbered, _ = line.path.partition(".{}")
     try:
         count = sum(1 for _ in model.get_submodule(over).children()) if numbered else 1
         modules = [model.get_submodule(line.path.replace("{}", str(i))) for i in range(count)]
     except AttributeError:
         return
-    parts = [_Part(module, tuple(n.format(i) for n in line.values), f"block {i}") for i, module in enumerate(modules)]
+    inside = probes if "{}" in line.name else {}
+    parts = [
+        _Part(module, tuple(name.format(i) for name in line.values), f"block {i}", inside)
+        for i, module in enumerate(modules)
+    ]
     if "{}" in line.name:
-        yield from (_Placed(line.name.format(i), [part], probes) for i, part in enumerate(parts))
+        yield from ((line.name.format(i), [part]) for i, part in enumerate(parts))
     elif parts:
-        yield _Placed(line.name, parts)
+        yield line.name, parts
 
 
 def _streamable(module: nn.Module, prefix: str, owned: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
@@ -225,44 +208,22 @@ def _streamable(module: nn.Module, prefix: str, owned: set[nn.Module]) -> Iterat
             yield path, child
 
 
-@contextmanager
-def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module compute something else."""
-    vars(module)["forward"] = forward
-    try:
-        yield
-    finally:
-        del vars(module)["forward"]
-
-
-def owner(model: nn.Module, name: str) -> nn.Module:
-    return model.get_submodule(name.rpartition(".")[0])
+def put_buffer(model: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, own = name.rpartition(".")
+    model.get_submodule(path)._buffers[own] = tensor
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
     """Put a tensor in a parameter's place, whatever its dtype or device."""
-    owner(module, name)._parameters[name.rpartition(".")[2]] = nn.Parameter(tensor, requires_grad=False)
+    path, _, own = name.rpartition(".")
+    module.get_submodule(path)._parameters[own] = nn.Parameter(tensor, requires_grad=False)
 
 
-def probe_hooks(module: nn.Module, inside: Mapping[str, tuple[str, str]], probe: Probe) -> list[Any]:
-    """Hooks that tell `probe` of what sub-modules take ('input') or give ('output'), by the names of `inside`.
-
-    The caller removes them; none are made where nobody listens.
-    """
-    if probe is no_probe:
-        return []
-
-    def takes(name: str) -> Callable[..., None]:
-        return lambda part, arguments: probe(name, arguments[0])
-
-    def gives(name: str) -> Callable[..., None]:
-        return lambda part, arguments, output: probe(name, output)
-
-    hooks: list[Any] = []
-    for name, (path, side) in inside.items():
-        part = module.get_submodule(path)
+def _listening(part: _Part, probe: Probe) -> Iterator[Any]:
+    """Hooks that tell `probe` of what sub-modules take ('input') or give ('output'); none where nobody listens."""
+    for name, (path, side) in part.probes.items() if probe is not no_probe else ():
+        module = part.module.get_submodule(path)
         if side == "input":
-            hooks.append(part.register_forward_pre_hook(takes(name)))
+            yield module.register_forward_pre_hook(lambda _, taken, name=name: probe(name, taken[0]))
         else:
-            hooks.append(part.register_forward_hook(gives(name)))
-    return hooks
+            yield module.register_forward_hook(lambda _, __, given, name=name: probe(name, given))

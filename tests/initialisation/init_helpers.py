@@ -14,7 +14,7 @@ from converter.checkpoint import open_checkpoint
 from converter.conversion.analysis import analyse
 from converter.initialisation import Options, init_from_dit
 from converter.initialisation.origin import Origin
-from converter.nets.embeddings import sinusoid
+from converter.nets.layers import sinusoid
 
 DIT = GOLDEN / "dit.pt"
 SMALL = Options(caption_tokens=12, caption_channels=32)

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import sincos
 
-from converter.nets.embeddings import embed_numbers, position_table, sinusoid
+from converter.nets.layers import embed_numbers, sinusoid
+from converter.nets.patches import position_table
 
 
 @given(st.floats(0, 1000, width=32))

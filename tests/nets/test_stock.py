@@ -16,7 +16,7 @@ from converter.checkpoint import open_checkpoint
 from converter.checkpoint.json_file import read_json
 from converter.conversion.analysis import analyse
 from converter.models.pixart import parity as pixart
-from converter.models.pixart.stock import STOCK
+from converter.models.pixart.parity import STOCK
 from converter.nets import Memory, Staged, Values, Weights, no_probe
 from converter.nets.inputs import Case
 from converter.nets.streamed import Streamed

@@ -231,7 +231,7 @@ def test_positional_faults_take_the_right_table_off(catalogues: Catalogues) -> N
     hidden = sides.found.value("hidden_size")
     zeros = {"latent": torch.zeros(1, 4, 8, 12), "x": torch.zeros(1, 24, hidden, dtype=torch.float64)}
     table = -left_out.values(zeros)["x"]
-    from converter.nets.embeddings import position_table
+    from converter.nets.patches import position_table
 
     side = sides.found.value("sample_size") // 2
     own = torch.from_numpy(position_table((4, 6), hidden, side, float(sides.found.value("interpolation_scale"))))

@@ -13,8 +13,7 @@ from opened import golden
 from converter.checkpoint import open_checkpoint
 from converter.conversion.analysis import analyse
 from converter.families import Findings
-from converter.models.pixart.parity import PARITY
-from converter.models.pixart.stock import STOCK
+from converter.models.pixart.parity import PARITY, STOCK
 from converter.models.pixart.table import PIXART
 from converter.parity.configuration import BORROWED, assumptions, audit
 from converter.reports.report import FAIL, PASS, Phase

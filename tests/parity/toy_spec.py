@@ -11,10 +11,9 @@ import torch.nn.functional as F
 
 from converter.families import Findings
 from converter.nets import Probe, Stage, Staged, Values, Weights
-from converter.nets.block import self_attention
-from converter.nets.embeddings import linear
 from converter.nets.faults import FUNCTION, Fault
 from converter.nets.inputs import Case, noise
+from converter.nets.layers import linear, self_attention
 from converter.nets.sampler import Sampler
 from converter.nets.spec import ParitySpec
 from converter.nets.stock import Stock, StockStage

@@ -7,10 +7,9 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...nets.block import below, feed_forward, modulated_norm, self_attention
-from ...nets.embeddings import embed_sinusoids, linear, sinusoid
+from ...nets.layers import below, embed_sinusoids, feed_forward, linear, modulated_norm, self_attention, sinusoid
 from ...nets.net import Probe, Stage, Staged, Values, Weights
-from ...nets.patches import LatentShape, embed_patches, to_weights_dtype, unpatchify
+from ...nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
 
 
 class DiTShape(LatentShape):
@@ -46,8 +45,9 @@ def dit(weights: Weights, shape: DiTShape) -> Staged:
         torch.Size([1, 8, 16, 16])
     """
 
-    def patches(values: Values) -> Tensor:
-        return embed_patches(weights, shape, values["latent"], projection="x_embedder.proj", table="pos_embed")
+    def patches(values: Values, probe: Probe) -> Values:
+        latent = values["latent"]
+        return {"x": embed_patches(weights, shape, latent, projection="x_embedder.proj", table="pos_embed")}
 
     def for_each_block(name: str, embedded: Tensor, probe: Probe) -> Values:
         """The same for every block."""
@@ -55,25 +55,17 @@ def dit(weights: Weights, shape: DiTShape) -> Staged:
             probe(f"block {i}", embedded)
         return {f"{name}{i}": embedded for i in range(shape.depth)}
 
-    def timestep(values: Values) -> Tensor:
-        waves = sinusoid(values["timestep"].float())
-        return embed_sinusoids(weights.under("t_embedder."), to_weights_dtype(weights, waves))
+    def timestep(values: Values, probe: Probe) -> Values:
+        waves = to_weights_dtype(weights, sinusoid(values["timestep"].float()))
+        return for_each_block("t", embed_sinusoids(weights.under("t_embedder."), waves), probe)
 
-    def label(values: Values) -> Tensor:
-        return F.embedding(values["class_label"].to(weights.device), weights["y_embedder.embedding_table.weight"])
+    def label(values: Values, probe: Probe) -> Values:
+        table = weights["y_embedder.embedding_table.weight"]
+        return for_each_block("y", F.embedding(values["class_label"].to(weights.device), table), probe)
 
-    def block(i: int, values: Values, probe: Probe) -> Values:
-        return {"x": run_block(weights, shape, values, probe, index=i)}
-
-    return Staged(
-        [
-            Stage("patch embedding", lambda values, probe: {"x": patches(values)}),
-            Stage("timestep embedding", lambda values, probe: for_each_block("t", timestep(values), probe)),
-            Stage("class embedding", lambda values, probe: for_each_block("y", label(values), probe)),
-            *(Stage(f"block {i}", partial(block, i)) for i in range(shape.depth)),
-            Stage("final layer", lambda values, probe: {"output": final_layer(weights, shape, values)}),
-        ]
-    )
+    blocks = [Stage(f"block {i}", partial(run_block, weights, shape, i)) for i in range(shape.depth)]
+    first = [Stage(PATCHES, patches), Stage("timestep embedding", timestep), Stage("class embedding", label)]
+    return Staged([*first, *blocks, Stage(FINAL, partial(final_layer, weights, shape))])
 
 
 def conditioned(weights: Weights, values: Values, index: int) -> Tensor:
@@ -81,12 +73,11 @@ def conditioned(weights: Weights, values: Values, index: int) -> Tensor:
     return to_weights_dtype(weights, values[f"t{index}"]) + to_weights_dtype(weights, values[f"y{index}"])
 
 
-def run_block(weights: Weights, shape: DiTShape, values: Values, probe: Probe, *, index: int) -> Tensor:
+def run_block(weights: Weights, shape: DiTShape, index: int, values: Values, probe: Probe) -> Values:
     """`blocks.{index}` on "x" (B, N, D): adaLN-Zero (arXiv 2212.09748, section 3.2).
 
     Args:
-        probe: told "norm1 modulated", "attn1 q", "attn1 k", "attn1 v", "attn1 out", "after self-attention",
-            "norm2 modulated", "ff out", all (B, N, D), and "ff hidden", (B, N, 4 * D), before the GELU.
+        probe: told "norm1 modulated", "after self-attention", "norm2 modulated", and what the layers tell it.
     """
     x, condition = to_weights_dtype(weights, values["x"]), conditioned(weights, values, index)
     own = weights.lend(f"blocks.{index}.")
@@ -100,11 +91,12 @@ def run_block(weights: Weights, shape: DiTShape, values: Values, probe: Probe, *
 
     modulated = modulated_norm(x, shift_mlp, scale_mlp)
     probe("norm2 modulated", modulated)
-    return x + gate_mlp * feed_forward(own, modulated, probe)
+    return {"x": x + gate_mlp * feed_forward(own, modulated, probe)}
 
 
-def final_layer(weights: Weights, shape: DiTShape, values: Values) -> Tensor:
+def final_layer(weights: Weights, shape: DiTShape, values: Values, probe: Probe) -> Values:
     """(B, N, D) -> (B, out_channels, H, W)."""
     x, condition = to_weights_dtype(weights, values["x"]), conditioned(weights, values, 0)
     shift, scale = linear(weights, "final_layer.adaLN_modulation.1", F.silu(condition))[:, None].chunk(2, dim=-1)
-    return unpatchify(shape, linear(weights, "final_layer.linear", modulated_norm(x, shift, scale)), values["latent"])
+    patches = linear(weights, "final_layer.linear", modulated_norm(x, shift, scale))
+    return {"output": unpatchify(shape, patches, values["latent"])}

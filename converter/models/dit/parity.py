@@ -1,30 +1,56 @@
-"""DiT brought to be compared: its reference net, stock diffusers as loaded or amended, and inputs on every axis."""
+"""DiT brought to be compared: where stock diffusers has the stages of its net, as loaded or amended, inputs on every
+axis, and deliberate faults that no table of keys has in it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ...families import Findings
+from ...families.evidence import INERT
+from ...mapping import Plan
+from ...nets import Net, Weights
+from ...nets.faults import BOTH, Fault
 from ...nets.inputs import Case
-from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, described, of_any_size, own_size, parts
+from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, described, latent_spec
+from ...nets.patches import FINAL, PATCHES, of_any_size
 from ...nets.sampler import Sampler
-from ...nets.spec import ParitySpec, PostLoadFix
-from .faults import faults
+from ...nets.shared_faults import SEEN, STATED, field_faults, latent_faults, more_heads, targets_of
+from ...nets.spec import PostLoadFix
+from ...nets.stock import FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 from .net import DiTShape, dit
-from .stock import AMENDED as AMENDED_STOCK
-from .stock import PATCHES, STOCK
 from .table import EXACT, EXACT_LINE, OTHERWISE, VAE_FACTOR
-
-if TYPE_CHECKING:
-    from ...nets import Net, Weights
 
 GUIDED = "guidance"
 SMALL = 8  # patches on a side of a latent that most cases have; stock diffusers makes squares of any size
+EMBEDDERS = "transformer_blocks.{}.norm1.emb"  # each block has its own; those of block 0 serve the last layer as well
+
+
+def exact_timesteps(model: Any) -> Any:
+    """The model with the timestep frequencies of the original, which is `EXACT_LINE` carried out."""
+    for block in model.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 0
+    return model
+
+
+STOCK = Stock(
+    kind="diffusers.models.transformers.dit_transformer_2d:DiTTransformer2DModel",
+    arguments={"hidden_states": "latent", "timestep": "timestep", "class_labels": "class_label"},
+    stages=(
+        StockStage(PATCHES, "pos_embed", ("x",)),
+        StockStage("timestep embedding", f"{EMBEDDERS}.timestep_embedder", ("t{}",)),
+        StockStage("class embedding", f"{EMBEDDERS}.class_embedder", ("y{}",)),
+        StockStage("block {}", "transformer_blocks.{}", ("x",)),
+        StockStage(FINAL, "", ("output",)),
+    ),
+    probes={**SELF_ATTENTION, "after self-attention": ("norm3", "input"), **FEED_FORWARD},
+)
+AMENDED_STOCK = replace(STOCK, amend=exact_timesteps)
 
 
 def shape(findings: Findings) -> DiTShape:
@@ -38,83 +64,94 @@ def reference(findings: Findings, weights: Weights) -> Net:
     return of_any_size(dit(weights, own), dit(weights, replace(own, multi_scale=True)), own)
 
 
-class _DiTInputs(LatentInputs):
-    """Makes cases for one model."""
-
-    def __init__(self, findings: Findings) -> None:
-        super().__init__(findings)
-        self.null = findings.value("num_classes")
+def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
+    """The inputs of a profile."""
+    make, null = LatentInputs(findings), findings.value("num_classes")
+    usual = min(make.side, SMALL)
 
     def case(
-        self,
         name: str,
         axes: str,
         timesteps: Sequence[int] = (999, 321),
         labels: Sequence[int] = (3, -1),
-        side: int = 0,
-        amplitude: float = 1.0,
-        outliers: bool = False,
+        side: int = usual,
     ) -> Case:
         """A batch of different samples, one per timestep. `labels` count from the last, which is no class, if they are
-        negative, and begin anew behind it; `side` counts patches (0: as most cases have)."""
-        side = side or min(self.side, SMALL)
-        latent = self.latent(len(timesteps), side, side) * np.float32(amplitude)
-        if outliers:
-            latent[:, 0] *= 10
-        arrays = {
-            "latent": latent,
-            "timestep": np.array(timesteps, np.int64),
-            "class_label": np.array(labels, np.int64) % (self.null + 1),
-        }
-        return Case(name, arrays, axes)
+        negative, and begin anew behind it; `side` counts patches."""
+        label = np.array(labels, np.int64) % (null + 1)
+        latent = make.latent(len(timesteps), side, side)
+        return Case(name, {"latent": latent, "timestep": np.array(timesteps, np.int64), "class_label": label}, axes)
 
-
-def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
-    """The inputs of a profile."""
-    make = _DiTInputs(findings)
     # One batch of four: every weight is read once for all of them.
     words = "timesteps 999 and 321, each with a class and with none"
-    listed = [make.case("t999-t321", words, (999, 321, 999, 321), (3, -1, -1, 3))]
+    listed = [case("t999-t321", words, (999, 321, 999, 321), (3, -1, -1, 3))]
     if profile == "quick":
         return listed
-    quarter = max(min(make.side, SMALL) // 4, 1)
     listed += [
-        make.case("t0-t1", "timesteps 0 and 1, the first class and the last", (0, 1), (0, -2)),
-        make.case("t20-t500", "a quarter of the latents' side", (20, 500), (-1, 7), side=quarter),
-        make.case("t998-t431", "two classes far apart", (998, 431), (1, make.null // 2)),
-        make.case("x3", "latents of three times the amplitude", amplitude=3.0),
-        make.case("outliers", "a channel far above the others", outliers=True),
-        make.case(GUIDED, "no class, and a class, as for guidance", labels=(-1, 3)),
+        case("t0-t1", "timesteps 0 and 1, the first class and the last", (0, 1), (0, -2)),
+        case("t20-t500", "a quarter of the latents' side", (20, 500), (-1, 7), side=max(usual // 4, 1)),
+        case("t998-t431", "two classes far apart", (998, 431), (1, null // 2)),
+        loud := case("x3", "latents of three times the amplitude"),
+        outliers := case("outliers", "a channel far above the others"),
+        case(GUIDED, "no class, and a class, as for guidance", labels=(-1, 3)),
     ]
+    loud.arrays["latent"][:] *= 3
+    outliers.arrays["latent"][:, 0] *= 10
     if make.side > SMALL and (make.side**2 <= AFFORDABLE or profile == "full"):
         pixels = make.side * make.patch * VAE_FACTOR
-        listed.append(make.case("native", f"the model's own size, {pixels} px", (600, 40), side=make.side))
+        listed.append(case("native", f"the model's own size, {pixels} px", (600, 40), side=make.side))
     return listed
 
 
 def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a `config.json` says of what an original file may not show, by flag name."""
     fields = STOCK.resolve_config(config)
-    return {
-        "num_attention_heads": fields["num_attention_heads"],
-        "image_size": believed_size(fields["sample_size"], VAE_FACTOR),
-    }
+    size = believed_size(fields["sample_size"], VAE_FACTOR)
+    return {"num_attention_heads": fields["num_attention_heads"], "image_size": size}
 
 
-AS_LOADED = ParitySpec(
-    reference=reference,
-    converted=STOCK.net,
-    cases=cases,
-    parts=parts,
-    patch=lambda findings: int(findings.value("patch_size")),
-    resolve_config=STOCK.resolve_config,
+def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault]:
+    """Faults of the config, of conventions between the two code bases, and of what only a whole net shows."""
+    have, null, name = STOCK.resolve_config(config), findings.value("num_classes"), "class_label"
+    last = f"block {findings.value('depth') - 1}"
+    waves = targets_of(plan, -1, "256")  # the sinusoids, in the shape pattern of the table
+
+    def halves(tensor: Tensor) -> Tensor:
+        return torch.cat(tensor.chunk(2, dim=1)[::-1], dim=1)
+
+    classes = [
+        Fault("classes off by one", SEEN, inputs=lambda v: v | {name: (v[name] + 1) % (null + 1)}),
+        Fault("no class for any sample", SEEN, inputs=lambda v: v | {name: v[name] * 0 + null}),
+        Fault("classes of the samples mixed up", SEEN, inputs=lambda v: v | {name: v[name].roll(1)}),
+    ]
+    return [
+        *field_faults(config, STOCK.resolve_config, [
+            more_heads(findings, have["num_attention_heads"]),
+            ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, STATED, True),
+            ("exact GELU for tanh", {"activation_fn": "gelu"}, STATED, True),
+            ("twice the sample size", {"sample_size": have["sample_size"] * 2}, STATED, False),
+            ("a class more", {"num_embeds_ada_norm": have["num_embeds_ada_norm"] + 1}, STATED, False),
+        ], INERT),
+        *(classes if null else ()),  # where there is one row, it is the class of everything
+        Fault("sines before cosines of the timestep", BOTH,
+              {target: (target, halves) for target in waves if not target.endswith(".bias")}),
+        Fault("last layer not told of the class", SEEN, stage=last, cheap=True,
+              values=lambda v: v | {"y0": torch.zeros_like(v["y0"])}),
+        Fault("last layer not told of the timestep", SEEN, stage=last, cheap=True,
+              values=lambda v: v | {"t0": torch.zeros_like(v["t0"])}),
+        *latent_faults(findings, plan, 1.0),
+    ]  # fmt: skip
+
+
+AS_LOADED = latent_spec(
+    reference,
+    STOCK,
+    cases,
     config_hints=config_hints,
     faults=faults,
     # A shift of all keys by one vector changes every score of a query alike, and softmax none of them.
     invisible_biases=("attn1.to_k",),
-    stages=partial(own_size, stage=PATCHES),
     sampler=Sampler(GUIDED),
-    loaded=STOCK.loaded,
 )
 AMENDED = replace(AS_LOADED, converted=AMENDED_STOCK.net, loaded=AMENDED_STOCK.loaded)
 PARITY = replace(AS_LOADED, fix=PostLoadFix(EXACT, OTHERWISE, EXACT_LINE, AMENDED))

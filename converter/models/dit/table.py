@@ -8,22 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...families import evidence
 from ...families.base import Family, Findings, Flag, State
-from ...families.evidence import (
-    DIFFUSERS,
-    IMAGE_SIZE,
-    NUM_ATTENTION_HEADS,
-    POSITIONS,
-    computed_table,
-    drifted,
-    exact_instead,
-    heads,
-    held_against,
-    read_table,
-    resolution,
-    sizes,
-    up_to_rounding,
-)
 from ...families.sincos import DRIFT
 from ...mapping import Computed, Copies, KeyMapping, Plan, ZeroInit
 
@@ -44,7 +30,7 @@ KEYS = KeyMapping({
     B + "mlp.fc2 [D F]":                T + "ff.net.2",
     "final_layer.adaLN_modulation.1 [2D D]": ZeroInit("proj_out_1"),
     "final_layer.linear [R D]":         ZeroInit("proj_out_2"),
-    POSITIONS + " [1 N D]":             Computed(computed_table),
+    evidence.POSITIONS + " [1 N D]":  Computed(evidence.computed_table),
 })  # fmt: skip
 
 EXACT = "exact_timesteps"
@@ -52,8 +38,8 @@ OTHERWISE = "stock DiTTransformer2DModel has other timestep frequencies than DiT
 # What makes it compute the original's function, in one line of Python.
 EXACT_LINE = "for block in model.transformer_blocks: block.norm1.emb.time_proj.downscale_freq_shift = 0"
 FLAGS = (
-    IMAGE_SIZE,
-    NUM_ATTENTION_HEADS,
+    evidence.IMAGE_SIZE,
+    evidence.NUM_ATTENTION_HEADS,
     Flag(EXACT, bool, "Of a DiT: whether the line in the conversion's note is run on the loaded model."),
 )
 
@@ -61,19 +47,10 @@ FLAGS = (
 SIZES = {384: ("S", 12, 6), 768: ("B", 12, 12), 1024: ("L", 24, 16), 1152: ("XL", 28, 16)}
 PIPELINE_NULL = 1000  # the label that the stock pipeline takes for the unconditional one, whatever the model
 
-# In a folder's config.json -> what the tensors show of it.
-CONFIGURED = {
-    "num_layers": "depth",
-    "patch_size": "patch_size",
-    "in_channels": "in_channels",
-    "out_channels": "out_channels",
-    "num_embeds_ada_norm": "num_classes",
-}
-
 
 def describe(plan: Plan, state: State, findings: Findings) -> None:
     """Fill `findings`: what names, shapes and the positional table show, then the user's word, then convention."""
-    sizes(plan, findings, mlp_ratio=MLP_RATIO)
+    evidence.sizes(plan, findings, mlp_ratio=MLP_RATIO)
     _classes(plan, findings)
     hidden, depth, patch = (findings[name].value for name in ("hidden_size", "depth", "patch_size"))
     name, blocks, usual = SIZES.get(hidden, ("", 0, 0))
@@ -82,20 +59,19 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
     elif name and depth:
         findings.notes.append(f"it has {depth} blocks, where DiT-{name} has {blocks}: blocks at the end may be missing")
     others = f"; the published sizes are {', '.join(map(str, SIZES))}, and this model has {hidden}" if hidden else ""
-    heads(findings, state, usual or None, f"as in DiT-{name}, of hidden size {hidden}" if name else others)
-    table = read_table(plan, state, findings)
-    resolution(findings, state.config, table, vae_factor=VAE_FACTOR)
+    evidence.heads(findings, state, usual or None, f"as in DiT-{name}, of hidden size {hidden}" if name else others)
+    table = evidence.read_table(plan, state, findings)
+    evidence.resolution(findings, state.config, table, vae_factor=VAE_FACTOR)
     if table and table.side > (patch or 1) and table.scale != 1:
         seen = f"{table.seen}: scale {table.scale:g}" if table.scale else table.seen
-        findings.problems.append(
-            f"{seen}, and the diffusers class computes that of scale 1 and has no room for another"
-        )
+        stock = "the diffusers class computes that of scale 1 and has no room for another"
+        findings.problems.append(f"{seen}, and {stock}")
     findings.given_or_assumed(EXACT, False, "as from_pretrained loads it, without the line that the note gives")
     findings.diffusers_notes.append(
         f"{OTHERWISE}, which no weights can make up for: what from_pretrained loads is the original's function once "
         f"this is run on it: {EXACT_LINE}"
     )
-    held_against(state.config, findings, CONFIGURED)
+    evidence.held_against(state.config, findings, num_embeds_ada_norm="num_classes")
 
 
 def _classes(plan: Plan, findings: Findings) -> None:
@@ -111,50 +87,24 @@ def _classes(plan: Plan, findings: Findings) -> None:
 
 
 def config(findings: Findings) -> dict[str, Any]:
-    """`config.json` for `DiTTransformer2DModel`: every field that diffusers would otherwise guess is written."""
-    names = ("hidden_size", "num_attention_heads", "image_size")
-    hidden, count, _ = (findings.value(name) for name in names)
-    return {
-        "_class_name": "DiTTransformer2DModel",
-        "_diffusers_version": DIFFUSERS,
-        "activation_fn": "gelu-approximate",
-        "attention_bias": True,
-        "attention_head_dim": hidden // count,
-        "dropout": 0.0,
-        "in_channels": findings.value("in_channels"),
-        "norm_elementwise_affine": False,
-        "norm_eps": 1e-06,  # of a block's second norm, where the default is 1e-5; the others have 1e-6 anyway
-        "norm_num_groups": 32,
-        "norm_type": "ada_norm_zero",
-        "num_attention_heads": count,
-        "num_embeds_ada_norm": findings.value("num_classes"),
-        "num_layers": findings.value("depth"),
-        "out_channels": findings.value("out_channels"),
-        "patch_size": findings.value("patch_size"),
-        "sample_size": findings.value("sample_size"),
-        "upcast_attention": False,
-    }
+    """`config.json` for `DiTTransformer2DModel`."""
+    own = {"norm_type": "ada_norm_zero", "num_embeds_ada_norm": findings.value("num_classes")}
+    return evidence.stock_config(findings, _class_name="DiTTransformer2DModel", **own)
 
 
 def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
     """What a `pos_embed` is that recomputing does not give; the net adds it to its input whatever it is."""
-    if rounded := up_to_rounding(findings, difference):
+    if rounded := evidence.up_to_rounding(findings, difference):
         return True, rounded
-    if drift := drifted(difference):
-        return True, exact_instead(findings, drift, "image_size")
+    if drift := evidence.drifted(difference):
+        return True, evidence.exact_instead(findings, drift, "image_size")
     return False, (
         f"is not the sin-cos table of its size (by up to {difference:.2g}), which is all that the diffusers class "
         "computes: the converted model would be another one"
     )
 
 
-# What changes no output: at most training, or a part that this class does not have.
-IGNORABLE_CONFIG: dict[str, tuple[Any, ...] | None] = {
-    "_class_name": ("Transformer2DModel",),
-    **dict.fromkeys(("_diffusers_version", "dropout", "norm_num_groups", "upcast_attention")),
-}
-
 DIT = Family(
     "dit", "DiT", KEYS, describe, config=config, flags=FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
-    ignorable_config=IGNORABLE_CONFIG, parity="converter.models.dit.parity:PARITY",
+    ignorable_config=evidence.INERT, parity="converter.models.dit.parity:PARITY",
 )  # fmt: skip

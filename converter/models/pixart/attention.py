@@ -9,7 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...nets.block import self_attention
+from ...nets.layers import self_attention
 from ...nets.net import Probe, no_probe
 
 NORM_EPS = 1e-5  # of the norms with parameters: `attn.norm`, `attn.q_norm`, `attn.k_norm`
@@ -19,54 +19,45 @@ NORM_EPS = 1e-5  # of the norms with parameters: `attn.norm`, `attn.q_norm`, `at
 class Compression:
     """How a model of PixArt-sigma compresses keys and values (arXiv 2403.04692, "Efficient DiT Design").
 
-    Attributes:
-        sampling: 'conv', the published one: a depthwise convolution and a norm. The others have no weights, so that a
-            file does not show them: 'ave', which despite its name averages nothing but takes the nearest token;
-            'uniform', every factor-th row and column; 'uniform_every', every factor-th token of the flat sequence.
-        factor: by which rows and columns become fewer ('uniform_every': tokens).
-        blocks: indices of the blocks that do it.
+    'conv' is the published sampling: a depthwise convolution and a norm. The others have no weights, so that a file
+    does not show them: 'ave', which despite its name averages nothing but takes the nearest token; 'uniform', every
+    factor-th row and column; 'uniform_every', every factor-th token of the flat sequence.
     """
 
     sampling: Literal["conv", "ave", "uniform", "uniform_every"]
-    factor: int
-    blocks: frozenset[int]
+    factor: int  # by which rows and columns become fewer ('uniform_every': tokens)
+    blocks: frozenset[int]  # indices of the blocks that do it
+
+
+def _normed(weights: Mapping[str, Tensor], name: str, tokens: Tensor) -> Tensor:
+    return F.layer_norm(tokens, tokens.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], NORM_EPS)
 
 
 def compress(weights: Mapping[str, Tensor], tokens: Tensor, grid: tuple[int, int], how: Compression) -> Tensor:
-    """Fewer tokens, before they are split into heads (PixArt-sigma repository, diffusion/model/nets/PixArt_blocks.py).
-
-    Args:
-        weights: of the attention; 'conv' reads `sr.*` and `norm.*`, the same for keys and values.
-        tokens: (B, N, D), the keys or the values.
-        grid: (rows, columns) of the N tokens.
-
-    Returns: (B, M, D), M = floor(rows / factor) * floor(columns / factor) ('uniform_every': N / factor).
-    """
-    batch, count, width = tokens.shape
-    (rows, columns), factor = grid, how.factor
+    """Fewer keys or values (B, N, D) of a grid of (rows, columns), before they are split into heads (PixArt-sigma
+    repository, diffusion/model/nets/PixArt_blocks.py): (B, M, D), M = floor(rows / factor) * floor(columns / factor)
+    ('uniform_every': N / factor). Of the attention's weights 'conv' reads `sr.*` and `norm.*`, the same for both."""
+    count, (rows, columns), factor = tokens.shape[1], grid, how.factor
     if factor == 1:
         return tokens
     # Where the factor leaves a rest, these two keep more tokens than the original then has room for: it fails.
-    if how.sampling == "uniform_every":
-        if count % factor:
-            raise ValueError(f"KV compression 'uniform_every': {count} tokens are not a multiple of {factor}")
-        return tokens[:, ::factor]
+    if how.sampling == "uniform_every" and count % factor:
+        raise ValueError(f"KV compression 'uniform_every': {count} tokens are not a multiple of {factor}")
     if how.sampling == "uniform" and (rows % factor or columns % factor):
         raise ValueError(f"KV compression 'uniform': a grid of {rows} x {columns} is not a multiple of {factor}")
-
-    image = tokens.transpose(1, 2).reshape(batch, width, rows, columns)
+    if how.sampling == "uniform_every":
+        return tokens[:, ::factor]
+    image: Tensor = tokens.transpose(1, 2).unflatten(2, grid)
     if how.sampling == "conv":
-        image = F.conv2d(image, weights["sr.weight"], weights["sr.bias"], stride=factor, groups=width)
-    elif how.sampling == "ave":
+        image = F.conv2d(image, weights["sr.weight"], weights["sr.bias"], stride=factor, groups=image.shape[1])
+        return _normed(weights, "norm", image.flatten(2).transpose(1, 2))
+    if how.sampling == "ave":
         image = F.interpolate(image, scale_factor=1 / factor, mode="nearest")
     elif how.sampling == "uniform":
         image = image[:, :, ::factor, ::factor]
     else:
         raise ValueError(f"no such KV compression: {how.sampling!r}")
-    tokens = image.flatten(2).transpose(1, 2)
-    if how.sampling == "conv":
-        tokens = F.layer_norm(tokens, (width,), weights["norm.weight"], weights["norm.bias"], NORM_EPS)
-    return tokens
+    return image.flatten(2).transpose(1, 2)
 
 
 def altered_attention(
@@ -79,22 +70,17 @@ def altered_attention(
     compression: Compression | None = None,
     probe: Probe = no_probe,
 ) -> Tensor:
-    """`blocks.i.attn` (PixArt-sigma repository, diffusion/model/nets/PixArt_blocks.py, AttentionKVCompress).
+    """`blocks.i.attn` (PixArt-sigma repository, diffusion/model/nets/PixArt_blocks.py, AttentionKVCompress) on tokens
+    (B, N, D), row by row of a `grid` of (rows, columns): (B, N, D).
 
     Args:
         weights: `qkv.*`, `proj.*`; with qk-norm `q_norm.*`, `k_norm.*`; with compression 'conv' `sr.*`, `norm.*`.
-        x: (B, N, D), the tokens row by row; N = rows * columns of `grid`.
         qk_norm: normalise queries and keys over all of D, not head by head, and before the keys are compressed.
-
-    Returns: (B, N, D).
     """
 
     def alter(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if qk_norm:
-            q, k = (
-                F.layer_norm(t, t.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], NORM_EPS)
-                for name, t in (("q_norm", q), ("k_norm", k))
-            )
+            q, k = _normed(weights, "q_norm", q), _normed(weights, "k_norm", k)
         if compression is not None:
             k, v = (compress(weights, t, grid, compression) for t in (k, v))
         return q, k, v

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
-from ...nets.embeddings import linear
+from ...nets.layers import linear
 from ...nets.net import Probe, Stage, Staged, Values, Weights, no_probe
-from ...nets.patches import to_weights_dtype
+from ...nets.patches import PATCHES, to_weights_dtype
 from .net import PixArtShape, embed_latent, pixart, run_block
 
 
@@ -35,40 +35,30 @@ def controlnet(weights: Weights, shape: PixArtShape, copied_blocks: int) -> Stag
     prefix = "base_model."
     base_state = {key[len(prefix) :]: held for key, held in weights.state.items() if key.startswith(prefix)}
     base = Weights(base_state, weights.dtype, weights.device, weights.rounded)
-    stages = {stage.name: stage for stage in pixart(base, shape).stages}
-
-    def controlled(name: str, run: Callable[[Values, Probe], Values]) -> None:
-        """What `run` makes is what the stage gets, and what the stage does not replace is given on beside its own."""
-        plain = stages[name]
-
-        def both(values: Values, probe: Probe) -> Values:
-            new = run(values, probe)
-            return {**new, **plain.run({**values, **new}, probe)}
-
-        stages[name] = Stage(name, both)
-
-    def copy(j: int) -> Callable[[Values, Probe], Values]:
-        key = f"controlnet.{j}."
-
-        def run(values: Values, probe: Probe) -> Values:
-            x, c = to_weights_dtype(weights, values["x"]), to_weights_dtype(weights, values["c"])
-            if j == 0:
-                c = x + linear(weights, f"{key}before_proj", c)
-            c = run_block(weights, shape, values, _renamed(probe), index=j, key=f"{key}copied_block.", x=c)
-            skip = linear(weights, f"{key}after_proj", c)
-            probe("control skip", skip)
-            return {"c": c, "x": x + skip}
-
-        return run
-
     # The original computes the control's table in either class. The stored one is the same but for its float32, which
     # a float64 run can tell from it.
     computed = replace(shape, multi_scale=True)
-    controlled("patch embedding", lambda values, probe: {"c": embed_latent(base, computed, values["control"])})
-    for j in range(copied_blocks):
-        controlled(f"block {j + 1}", copy(j))
-    return Staged(list(stages.values()))
 
+    def control(values: Values, probe: Probe) -> Values:
+        return {"c": embed_latent(base, computed, values["control"])}
 
-def _renamed(probe: Probe) -> Probe:
-    return probe if probe is no_probe else lambda name, value: probe(f"control {name}", value)
+    def copy(j: int, values: Values, probe: Probe) -> Values:
+        key = f"controlnet.{j}."
+        x, c = to_weights_dtype(weights, values["x"]), to_weights_dtype(weights, values["c"])
+        if j == 0:
+            c = x + linear(weights, f"{key}before_proj", c)
+        heard: Probe = probe if probe is no_probe else lambda name, value: probe(f"control {name}", value)
+        c = run_block(weights, shape, values, heard, index=j, key=f"{key}copied_block.", x=c)
+        skip = linear(weights, f"{key}after_proj", c)
+        probe("control skip", skip)
+        return {"c": c, "x": x + skip}
+
+    added = {PATCHES: control} | {f"block {j + 1}": partial(copy, j) for j in range(copied_blocks)}
+
+    def both(stage: Stage, values: Values, probe: Probe) -> Values:
+        """What is added is what the stage gets, and what the stage does not replace is given on beside its own."""
+        new = added[stage.name](values, probe)
+        return {**new, **stage.run({**values, **new}, probe)}
+
+    stages = pixart(base, shape).stages
+    return Staged([Stage(one.name, partial(both, one)) if one.name in added else one for one in stages])

@@ -1,62 +1,71 @@
-"""What a PixArt file shows of its hyper-parameters, what only its user can say, and what is convention."""
+"""What a PixArt file shows of its hyper-parameters, what only its user can say, and what is convention: that of the
+released models, by which a file is measured, and which diffusers' pipelines and ComfyUI take all PixArts for."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ...errors import UsageError
+from ...families import evidence
 from ...families.base import Findings, Flag, State
-from ...families.evidence import (
-    IMAGE_SIZE,
-    NUM_ATTENTION_HEADS,
-    POSITIONS,
-    StoredTable,
-    configured,
-    heads,
-    held_against,
-    read_table,
-    resolution,
-    sensible,
-    sizes,
-)
 from ...mapping import Plan
-from .released import HEAD_SIZE, MICRO, MLP_RATIO, PLACEHOLDER, RELEASED, TOKENS, VAE_FACTOR, remarks, stock
+
+MICRO = "micro_condition"  # the hyper-parameter that says whether there are micro-conditions
+VAE_FACTOR, MLP_RATIO = 8, 4  # pixels per latent position; the feed-forward layers over the hidden size
+TOKENS = {120: "alpha", 300: "sigma"}  # caption length -> which PixArt
+# (version, pixels) -> positional scale of the released models. Sources disagree on alpha at 256: its training
+# configs say 1.
+RELEASED = {("alpha", 256): 1.0, ("alpha", 512): 1.0, ("alpha", 1024): 2.0,
+            ("sigma", 256): 0.5, ("sigma", 512): 1.0, ("sigma", 1024): 2.0, ("sigma", 2048): 4.0}  # fmt: skip
+# The sizes at which an alpha has micro-conditions; at 512 px there is one with and one without. Sigma has none.
+WITH_MICRO, WITHOUT_MICRO = {("alpha", 512), ("alpha", 1024)}, RELEASED.keys() - {("alpha", 1024)}
+HEAD_SIZE = 72  # 1152 / 16, in every released model
+WIDTH, DEPTHS = 1152, (28, 42)  # of XL/2, and of a published model made deeper
+PIPELINE_SIDE = 128  # the only `sample_size` at which the stock alpha pipeline passes micro-conditions on
+# OneTrainer writes the table of this latent side and scale into every PixArt file, whatever the model is.
+PLACEHOLDER = (128, 1.0)
+# What ComfyUI does not read off a file but takes for granted; the output has the variance too.
+_FIXED = {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 2, "in_channels": 4, "out_channels": 8,
+          "caption_channels": 4096}  # fmt: skip
+_NATIVE = 64  # latent side whose scale it takes for 1; other scales are whole multiples
 
 QK_NORM, KV_COMPRESS, REL_POS = "qk_norm", "kv_compress", "use_rel_pos"
 FLAGS = (
-    IMAGE_SIZE,
+    evidence.IMAGE_SIZE,
     Flag("version", str, "Which PixArt, if the file does not show it.", choices=("alpha", "sigma")),
     Flag("multi_scale_train", bool, "Whether the model is of the multi-scale class (PixArtMS)."),
     Flag(MICRO, bool, "Whether the model must have micro-conditions (size, aspect ratio)."),
     Flag(QK_NORM, bool, "Whether the model must normalise queries and keys."),
     Flag(KV_COMPRESS, bool, "Whether the model compresses keys and values, which a file may not show."),
-    NUM_ATTENTION_HEADS,
+    evidence.NUM_ATTENTION_HEADS,
     Flag("interpolation_scale", float, "Scale of the positions, if the file does not show it.", metavar="X"),
 )
-
-# In a folder's config.json -> what the tensors show of it. A last block that is lost shows nowhere else.
-CONFIGURED = {
-    "num_layers": "depth",
-    "patch_size": "patch_size",
-    "in_channels": "in_channels",
-    "out_channels": "out_channels",
-    "caption_channels": "caption_channels",
-    "use_additional_conditions": MICRO,
-}
 
 
 def describe(plan: Plan, state: State, findings: Findings) -> None:
     """Fill `findings`: what names, shapes and the positional table show, then the user's word, then convention."""
-    sizes(plan, findings, {"caption_channels": "K"}, mlp_ratio=MLP_RATIO)
+    evidence.sizes(plan, findings, {"caption_channels": "K"}, mlp_ratio=MLP_RATIO)
     _features(plan, state.config, findings)
     _version(plan, findings)
-    heads(findings, state, *_usual_heads(findings["hidden_size"].value or 0))
-    _resolution(findings, state.config, read_table(plan, state, findings))
+    hidden = findings["hidden_size"].value or 0
+    count, why = hidden // HEAD_SIZE or None, f"hidden {hidden} / {HEAD_SIZE}, as in the released models"
+    if hidden % HEAD_SIZE:
+        count = None
+        why = f"; the released models have hidden size / {HEAD_SIZE}, and {hidden} does not divide by {HEAD_SIZE}"
+    evidence.heads(findings, state, count, why if hidden else "")
+    table = evidence.read_table(plan, state, findings)
+    doubt = _doubt(table, findings) if table else ""
+    if doubt:
+        findings.distrusted[evidence.POSITIONS] = doubt
+        findings.notes.append(doubt)
+    evidence.resolution(findings, state.config, table, doubt, vae_factor=VAE_FACTOR)
+    _scale(findings, state.config, table, doubt)
     if findings["multi_scale_train"].value:
-        findings.unused_buffers.add(POSITIONS)  # its class computes the table of each size anew
+        findings.unused_buffers.add(evidence.POSITIONS)  # its class computes the table of each size anew
     findings.notes += remarks(findings)
     findings.diffusers_notes += stock(findings)
-    held_against(state.config, findings, CONFIGURED)
+    more = {"caption_channels": "caption_channels", "use_additional_conditions": MICRO}
+    evidence.held_against(state.config, findings, **more)
 
 
 def _features(plan: Plan, config: dict[str, Any], findings: Findings) -> None:
@@ -90,56 +99,32 @@ def _version(plan: Plan, findings: Findings) -> None:
     version = findings["version"].value
     if findings[MICRO].value:
         findings.file("multi_scale_train", True, "micro-conditions exist in the multi-scale class only")
+    elif version:
+        why = f"as in the released {version} models without micro-conditions"
+        findings.given_or_assumed("multi_scale_train", {"alpha": False, "sigma": True}.get(version), why)
     else:
-        findings.given_or_assumed(
-            "multi_scale_train",
-            {"alpha": False, "sigma": True}.get(version),
-            f"as in the released {version} models without micro-conditions"
-            if version
-            else "the file does not show its class",
-        )
+        findings.given_or_assumed("multi_scale_train", None, "the file does not show its class")
 
 
-def _usual_heads(hidden: int) -> tuple[int | None, str]:
-    """The number of heads as in the released models, and why it is that one, or why there is none."""
-    if hidden and hidden % HEAD_SIZE == 0:
-        return hidden // HEAD_SIZE, f"hidden {hidden} / {HEAD_SIZE}, as in the released models"
-    why = f"; the released models have hidden size / {HEAD_SIZE}, and {hidden} does not divide by {HEAD_SIZE}"
-    return None, why if hidden else ""
-
-
-def _doubt(table: StoredTable, findings: Findings) -> str:
+def _doubt(table: evidence.StoredTable, findings: Findings) -> str:
     """Why a table is not believed; '' where it is."""
     if (table.side, table.scale) != PLACEHOLDER:
         return ""
     pixels = table.side * VAE_FACTOR
     stated = findings.given.keys() & {"image_size", "interpolation_scale"}
+    asked = "say what the model was trained with (--image_size, --interpolation_scale)"
     return (
         f"{table.seen}: scale {table.scale:g}, but every released {pixels} px model has "
         f"{RELEASED['sigma', pixels]:g}, and OneTrainer writes this table into every file: "
-        + (
-            "what the flags say is taken instead"
-            if stated
-            else "say what the model was trained with (--image_size, --interpolation_scale)"
-        )
+        + ("what the flags say is taken instead" if stated else asked)
     )
 
 
-def _resolution(findings: Findings, config: dict[str, Any], table: StoredTable | None) -> None:
-    """`image_size` (pixels), `sample_size` (latent side) and `interpolation_scale`."""
-    doubt = _doubt(table, findings) if table else ""
-    if doubt:
-        findings.distrusted[POSITIONS] = doubt
-        findings.notes.append(doubt)
-    resolution(findings, config, table, doubt, vae_factor=VAE_FACTOR)
-    _scale(findings, config, table, doubt)
-
-
-def _scale(findings: Findings, config: dict[str, Any], table: StoredTable | None, doubt: str) -> None:
+def _scale(findings: Findings, config: dict[str, Any], table: evidence.StoredTable | None, doubt: str) -> None:
     name, version, pixels = "interpolation_scale", findings["version"].value, findings["image_size"].value
-    latent, written = configured(config, "sample_size", int), configured(config, name, float, int)
+    latent, written = evidence.configured(config, "sample_size", int), evidence.configured(config, name, float, int)
     stated, rejected = findings.given.get(name), doubt or (table.rejected_evidence if table else "")
-    if stated is not None and not sensible(stated):
+    if stated is not None and not evidence.sensible(stated):
         raise UsageError(f"`{name}` {stated}: not a sensible positive number")
     if table and table.scale and not doubt:
         findings.file(name, table.scale, table.seen)
@@ -149,25 +134,81 @@ def _scale(findings: Findings, config: dict[str, Any], table: StoredTable | None
                 f"{table.seen}: scale {table.scale:g}, where the released {pixels} px models have "
                 f"{' or '.join(f'{s:g}' for s in sorted(usual))}; the file decides"
             )
-    elif written:
+        return
+    if written:
         findings.file(name, written, "config.json")
-    elif table and table.side and table.rejected_evidence:
-        findings.given_or_assumed(name, None, f"{table.rejected_evidence}: it shows none", table.rejected_evidence)
+        return
+    default = None
+    if table and table.side and table.rejected_evidence:
+        why = f"{table.rejected_evidence}: it shows none"
     elif latent:
-        findings.given_or_assumed(
-            name, max(latent // 64, 1), "what diffusers takes where config.json does not say", rejected
-        )
+        default, why = max(latent // 64, 1), "what diffusers takes where config.json does not say"
     elif pixels and (version, pixels) in RELEASED:
-        findings.given_or_assumed(
-            name, RELEASED[version, pixels], f"as in the released {version} {pixels} px models", rejected
-        )
-        if (version, pixels) == ("alpha", 256) and findings[name].source == "assumed":
-            findings.notes.append(
-                "alpha 256 px without a positional table: scale 1 is assumed, as in its training configs "
-                "(another source says 0.5)"
-            )
+        default, why = RELEASED[version, pixels], f"as in the released {version} {pixels} px models"
     else:
         model = f"no released {version or '(version unknown)'} model at {pixels} px" if pixels else "no image size"
-        findings.given_or_assumed(
-            name, None, f"no positional table shows it, and there is {model} to tell it by", rejected
+        why = f"no positional table shows it, and there is {model} to tell it by"
+    findings.given_or_assumed(name, default, why, rejected)
+    if default and not latent and (version, pixels) == ("alpha", 256) and findings[name].source == "assumed":
+        findings.notes.append(
+            "alpha 256 px without a positional table: scale 1 is assumed, as in its training configs (another source "
+            "says 0.5)"
         )
+
+
+def remarks(findings: Findings) -> list[str]:
+    """What is unlike every released model, and may mean that part of the file is lost; no reason to refuse it."""
+    notes = []
+    version, pixels, depth = (findings[name].value for name in ("version", "image_size", "depth"))
+    conditioned = findings[MICRO].value
+    if version and pixels and (version, pixels) not in (WITH_MICRO if conditioned else WITHOUT_MICRO):
+        notes.append(
+            f"no released {version} model of {pixels} px is {'with' if conditioned else 'without'} micro-conditions"
+            + (": part of the file may be missing" if (version, pixels) in WITH_MICRO else "")
+        )
+    if findings["hidden_size"].value == WIDTH and depth not in (None, *DEPTHS):
+        notes.append(
+            f"it has {depth} blocks, where the released models of hidden size {WIDTH} have "
+            f"{' or '.join(map(str, DEPTHS))}: blocks at the end may be missing"
+        )
+    return notes
+
+
+def stock(findings: Findings) -> list[str]:
+    """What diffusers' own pipelines do with such a model."""
+    side = findings["sample_size"].value
+    if not findings[MICRO].value or side in (None, PIPELINE_SIDE):
+        return []
+    return [
+        f"the stock PixArtAlphaPipeline passes micro-conditions on at sample_size {PIPELINE_SIDE} only, and this "
+        f"model has {side}: it has to be called with added_cond_kwargs by other means"
+    ]
+
+
+def comfyui_warnings(findings: Findings) -> list[str]:
+    """In words, everything that ComfyUI would take for something else: it guesses the model from the keys.
+
+    comfyanonymous/ComfyUI, `comfy/model_detection.py` (the branch that asks for `t_block.1.weight`),
+    `comfy/supported_models.py` (which latents a model has) and `comfy/ldm/pixart/pixartms.py` (the rest).
+    """
+    warnings = []
+    version = findings["version"].value
+    if version != "sigma" and not findings[MICRO].value:
+        warnings.append(
+            ("" if version else "if this is an alpha, which nothing in the model shows (--version): ")
+            + "ComfyUI takes an alpha without micro-conditions for a sigma, and so its latents for SDXL's (scaling "
+            "0.13025 in place of 0.18215): images will be wrong until that is overridden there"
+        )
+    side, scale = findings["sample_size"].value, findings["interpolation_scale"].value
+    if side and scale and side // _NATIVE != scale:
+        guess = side // _NATIVE
+        warnings.append(
+            f"ComfyUI guesses the scale of the positions as latent side / {_NATIVE}, which is {guess} for {side}, and "
+            f"this model was trained with {scale:g}: "
+            + ("its positions will be off" if guess else "it divides by that, and no image comes of it")
+        )
+    for name, fixed in _FIXED.items():
+        value = findings[name].value if name in findings else None
+        if value not in (None, fixed):
+            warnings.append(f"ComfyUI has {name} = {fixed} fixed, and this model has {value}: it will not run there")
+    return warnings

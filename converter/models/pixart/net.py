@@ -4,39 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...nets.block import below, cross_attention, feed_forward, modulated_norm
-from ...nets.embeddings import embed_numbers, linear
+from ...nets.layers import below, cross_attention, embed_numbers, feed_forward, linear, modulated_norm
 from ...nets.net import Probe, Stage, Staged, Values, Weights
-from ...nets.patches import LatentShape, embed_patches, to_weights_dtype, unpatchify
+from ...nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
 from .attention import Compression, altered_attention
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixArtShape(LatentShape):
     """Of a PixArt. The class is PixArtMS where it is `multi_scale`, and else PixArt, which takes latents of
-    `input_size` only and stores its positional table (where the state dict lacks it, it is computed).
+    `input_size` only and stores its positional table (where the state dict lacks it, it is computed)."""
 
-    Attributes:
-        in_channels: of the latent.
-        micro_condition: the timestep embedding includes the image's size and aspect ratio.
-        qk_norm: queries and keys of the self attention are normalised.
-        compression: of keys and values, in some blocks.
-    """
-
-    in_channels: int
-    micro_condition: bool = False
-    qk_norm: bool = False
-    compression: Compression | None = None
-
-    @property
-    def float32_table(self) -> bool:
-        """The multi-scale class computes its table in float64, and casts it to the dtype of the model."""
-        return not self.multi_scale
+    in_channels: int  # of the latent
+    micro_condition: bool = False  # the timestep embedding includes the image's size and aspect ratio
+    qk_norm: bool = False  # queries and keys of the self attention are normalised
+    compression: Compression | None = None  # of keys and values, in some blocks
+    float64_tables: ClassVar[bool] = True
 
 
 def pixart(weights: Weights, shape: PixArtShape) -> Staged:
@@ -69,18 +58,17 @@ def pixart(weights: Weights, shape: PixArtShape) -> Staged:
         torch.Size([1, 8, 16, 24])
     """
 
+    def patches(values: Values, probe: Probe) -> Values:
+        return {"x": embed_latent(weights, shape, values["latent"])}
+
     def block(i: int, values: Values, probe: Probe) -> Values:
         return {"x": run_block(weights, shape, values, probe, index=i, key=f"blocks.{i}.", x=values["x"])}
 
-    return Staged(
-        [
-            Stage("patch embedding", lambda values, probe: {"x": embed_latent(weights, shape, values["latent"])}),
-            Stage("timestep embedding", lambda values, probe: embed_timestep(weights, shape, values)),
-            Stage("caption embedding", lambda values, probe: {"y": embed_caption(weights, values["caption"])}),
-            *(Stage(f"block {i}", partial(block, i)) for i in range(shape.depth)),
-            Stage("final layer", lambda values, probe: {"output": final_layer(weights, shape, values)}),
-        ]
-    )
+    blocks = [Stage(f"block {i}", partial(block, i)) for i in range(shape.depth)]
+    timestep = Stage("timestep embedding", partial(embed_timestep, weights, shape))
+    caption = Stage("caption embedding", partial(embed_caption, weights))
+    final = Stage(FINAL, partial(final_layer, weights, shape))
+    return Staged([Stage(PATCHES, patches), timestep, caption, *blocks, final])
 
 
 def embed_latent(weights: Weights, shape: PixArtShape, latent: Tensor) -> Tensor:
@@ -88,7 +76,7 @@ def embed_latent(weights: Weights, shape: PixArtShape, latent: Tensor) -> Tensor
     return embed_patches(weights, shape, latent, projection="x_embedder.proj", table="pos_embed")
 
 
-def embed_timestep(weights: Weights, shape: PixArtShape, values: Values) -> Values:
+def embed_timestep(weights: Weights, shape: PixArtShape, values: Values, probe: Probe) -> Values:
     """ "t" (B, D), of the timestep and of the image's size, and "t0" (B, 6 * D), which all blocks are modulated by."""
 
     def embedded(name: str, numbers: Tensor) -> Tensor:
@@ -101,11 +89,11 @@ def embed_timestep(weights: Weights, shape: PixArtShape, values: Values) -> Valu
     return {"t": t, "t0": linear(weights, "t_block.1", F.silu(t))}
 
 
-def embed_caption(weights: Weights, caption: Tensor) -> Tensor:
+def embed_caption(weights: Weights, values: Values, probe: Probe) -> Values:
     """Text features (B, L, K) of T5 to (B, L, D): `y_embedder.y_proj`, which is `fc1`, tanh GELU, `fc2`."""
     mlp = weights.under("y_embedder.y_proj.")
-    hidden = F.gelu(linear(mlp, "fc1", to_weights_dtype(weights, caption)), approximate="tanh")
-    return linear(mlp, "fc2", hidden)
+    hidden = F.gelu(linear(mlp, "fc1", to_weights_dtype(weights, values["caption"])), approximate="tanh")
+    return {"y": linear(mlp, "fc2", hidden)}
 
 
 def run_block(
@@ -120,10 +108,8 @@ def run_block(
         values: of them "y" (B, L, D), the caption, which has no norm and no modulation of its own, with its mask; and
             "t0" (B, 6 * D), the same for all blocks: shift, scale and gate of the attention, then of the MLP, to which
             the block's own table is added.
-        probe: told "norm1 modulated", "attn1 q", "attn1 k", "attn1 v" (projections, before any norm and compression),
-            "attn1 out", "after self-attention", "attn2 q", "attn2 out", "after cross-attention", "norm2 modulated",
-            "ff out", all (B, N, D); "attn2 k", "attn2 v", (B, L, D), padding included; "ff hidden", (B, N, 4 * D),
-            before the GELU.
+        probe: told "norm1 modulated", "after self-attention", "after cross-attention", "norm2 modulated", and what the
+            layers tell it ("attn1 q" and so on, before any norm and compression).
     """
     x, y, t0 = (to_weights_dtype(weights, tensor) for tensor in (x, values["y"], values["t0"]))
     own, grid, heads = weights.lend(key), shape.grid(values["latent"]), shape.num_heads
@@ -147,9 +133,9 @@ def run_block(
     return x + gate_mlp * feed_forward(own, modulated, probe)
 
 
-def final_layer(weights: Weights, shape: PixArtShape, values: Values) -> Tensor:
+def final_layer(weights: Weights, shape: PixArtShape, values: Values, probe: Probe) -> Values:
     """(B, N, D) -> (B, out_channels, H, W), modulated by t itself and not by `t_block` of it."""
     x, t = to_weights_dtype(weights, values["x"]), to_weights_dtype(weights, values["t"])
     shift, scale = (weights["final_layer.scale_shift_table"][None] + t[:, None]).chunk(2, dim=1)
     patches = linear(weights, "final_layer.linear", modulated_norm(x, shift, scale))
-    return unpatchify(shape, patches, values["latent"])
+    return {"output": unpatchify(shape, patches, values["latent"])}

@@ -1,28 +1,62 @@
-"""PixArt brought to be compared: its reference net, stock diffusers, and inputs on every axis where they could part."""
+"""PixArt brought to be compared: where stock diffusers has the stages of its net, inputs on every axis where the two
+could part, and deliberate faults that no table of keys has in it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from ...families import Findings
-from ...nets.inputs import Array, Case
-from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, described, of_any_size, own_size, parts
+from ...mapping import Plan
+from ...nets import Net, Values, Weights
+from ...nets.faults import Fault
+from ...nets.inputs import Case
+from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, described, latent_spec
+from ...nets.patches import FINAL, PATCHES, of_any_size
 from ...nets.sampler import Sampler
-from ...nets.spec import ParitySpec
-from .faults import faults
+from ...nets.shared_faults import SAID, SEEN, STATED, field_faults, latent_faults, more_heads
+from ...nets.stock import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
+from .hyper_parameters import MICRO, TOKENS, VAE_FACTOR
 from .net import PixArtShape, pixart
-from .released import MICRO, TOKENS, VAE_FACTOR
-from .stock import PATCHES, STOCK
-
-if TYPE_CHECKING:
-    from ...nets import Net, Weights
+from .table import IGNORABLE_CONFIG
 
 GUIDED = "guidance"
+
+
+def settle(fields: dict[str, Any]) -> dict[str, Any]:
+    """As the class takes what is None (diffusers 0.42.1, its `__init__`)."""
+    # Of a size that is no number the class makes nothing at all.
+    if fields["interpolation_scale"] is None and isinstance(fields["sample_size"], int | float):
+        fields["interpolation_scale"] = max(fields["sample_size"] // 64, 1)
+    if fields["use_additional_conditions"] is None:
+        fields["use_additional_conditions"] = fields["sample_size"] == 128
+    return fields
+
+
+STOCK = Stock(
+    kind="diffusers.models.transformers.pixart_transformer_2d:PixArtTransformer2DModel",
+    arguments={
+        "hidden_states": "latent",
+        "encoder_hidden_states": "caption",
+        "encoder_attention_mask": "caption_mask",
+        "timestep": "timestep",
+        "added_cond_kwargs": {"resolution": "img_hw", "aspect_ratio": "aspect_ratio"},
+    },
+    stages=(
+        StockStage(PATCHES, "pos_embed", ("x",)),
+        StockStage("timestep embedding", "adaln_single", ("t0", "t")),
+        StockStage("caption embedding", "caption_projection", ("y",)),
+        StockStage("block {}", "transformer_blocks.{}", ("x",)),
+        StockStage(FINAL, "", ("output",)),
+    ),
+    probes={**SELF_ATTENTION, **CROSS_ATTENTION, "after cross-attention": ("norm2", "input"), **FEED_FORWARD},
+    shell={"num_layers": 0, "caption_channels": None},
+    settle=settle,
+)
 
 
 def shape(findings: Findings) -> PixArtShape:
@@ -44,56 +78,6 @@ def reference(findings: Findings, weights: Weights) -> Net:
     return net if own.multi_scale else of_any_size(net, pixart(weights, replace(own, multi_scale=True)), own)
 
 
-class _PixArtInputs(LatentInputs):
-    """Makes cases for one model."""
-
-    def __init__(self, findings: Findings, null: Array | None) -> None:
-        super().__init__(findings)
-        self.width, self.micro, self.null = findings.value("caption_channels"), findings.value(MICRO), null
-        finding = findings.get("caption_tokens")
-        by_version = {version: tokens for tokens, version in TOKENS.items()}
-        self.tokens: int = (finding.value if finding else None) or by_version.get(
-            findings["version"].value, min(TOKENS)
-        )
-
-    def case(
-        self,
-        name: str,
-        axes: str,
-        grid: tuple[int, int] = (12, 8),
-        timesteps: tuple[float, ...] = (999.0, 321.0),
-        lengths: tuple[int, ...] | None = (17, 0),
-        amplitude: float = 1.0,
-        padding: float = 1.0,
-        outliers: bool = False,
-        null: bool = False,
-    ) -> Case:
-        """A batch of different samples, one per timestep. `grid` counts patches, `lengths` caption tokens (0: all;
-        None: no mask); `padding` is the amplitude of what the mask hides, `null` puts the null caption first."""
-        batch = len(timesteps)
-        latent = self.latent(batch, *grid) * np.float32(amplitude)
-        caption = self.draw(batch, self.tokens, self.width)
-        if outliers:  # as text encoders have: a few channels far above all others
-            latent[:, 0] *= 10
-            caption[:, :, :: max(self.width // 4, 1)] *= 20
-        if null and self.null is not None:
-            caption[0] = self.null
-        arrays = {"latent": latent, "timestep": np.array(timesteps, np.float32), "caption": caption}
-        if lengths is not None:
-            arrays["caption_mask"] = mask = self._mask(lengths)
-            caption[mask == 0] *= np.float32(padding)
-        if self.micro:
-            sizes = [[512, 768], [1280, 832], [1024, 1536], [704, 1344]]
-            arrays["img_hw"] = np.array(sizes[:batch], np.float32)
-            arrays["aspect_ratio"] = np.array([[height / width] for height, width in sizes[:batch]], np.float32)
-        return Case(name, arrays, axes)
-
-    def _mask(self, lengths: tuple[int, ...]) -> Array:
-        """1 for what is kept, (batch, tokens). A net of few tokens keeps a third where the case asks for more."""
-        kept = [self.tokens if not n else n if n < self.tokens else max(1, self.tokens // 3) for n in lengths]
-        return (np.arange(self.tokens)[None] < np.array(kept)[:, None]).astype(np.float32)
-
-
 def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
     """The inputs of a profile.
 
@@ -101,41 +85,62 @@ def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Cas
         left: what the original holds and the converted model does not: the null caption, to run it as guidance does.
     """
     null = next((tensor.numpy() for tensor in left.values() if len(tensor.shape) == 2), None)
-    make = _PixArtInputs(findings, null)
+    make, width = LatentInputs(findings), findings.value("caption_channels")
+    shown, by_version = findings.get("caption_tokens"), {version: count for count, version in TOKENS.items()}
+    tokens: int = (shown and shown.value) or by_version.get(findings["version"].value, min(TOKENS))
+
+    def case(
+        name: str,
+        axes: str,
+        grid: tuple[int, int] = (12, 8),
+        timesteps: Sequence[float] = (999.0, 321.0),
+        lengths: Sequence[int] | None = (17, 0),
+    ) -> Case:
+        """A batch of different samples, one per timestep. `grid` counts patches, `lengths` caption tokens (0: all; a
+        third, where a net of few tokens has not so many; None: no mask)."""
+        batch = len(timesteps)
+        arrays = {"latent": make.latent(batch, *grid), "timestep": np.array(timesteps, np.float32)}
+        arrays["caption"] = make.draw(batch, tokens, width)
+        if lengths is not None:
+            kept = [tokens if not n else n if n < tokens else max(1, tokens // 3) for n in lengths]
+            arrays["caption_mask"] = (np.arange(tokens)[None] < np.array(kept)[:, None]).astype(np.float32)
+        if findings.value(MICRO):
+            sizes = np.array([[512, 768], [1280, 832], [1024, 1536], [704, 1344]][:batch])
+            arrays["img_hw"] = sizes.astype(np.float32)
+            arrays["aspect_ratio"] = (sizes[:, :1] / sizes[:, 1:]).astype(np.float32)
+        return Case(name, arrays, axes)
+
+    words = "24 x 16 latents; timesteps 999 and 321 with captions of 17 and of all tokens; garbage in the padding"
     # One batch of four: every weight is read once for all of them.
-    listed = [
-        make.case(
-            "t999-t321",
-            "24 x 16 latents; timesteps 999 and 321 with captions of 17 and of all tokens; garbage in the padding",
-            timesteps=(999.0, 321.0, 999.0, 321.0),
-            lengths=(17, 0, 0, 17),
-            padding=50,
-        )
-    ]
+    first = case("t999-t321", words, timesteps=(999, 321, 999, 321), lengths=(17, 0, 0, 17))
+    first.arrays["caption"][first.arrays["caption_mask"] == 0] *= 50
     if profile == "quick":
-        return listed
-    most = max(make.tokens - 1, 1)
-    for name, axes, options in (
-        ("t0-t1", "16 x 24 latents, timesteps 0 and 1, captions of 1 token and of all but one",
-         {"grid": (8, 12), "timesteps": (0.0, 1.0), "lengths": (1, most)}),
-        ("t20-t500", "8 x 8 latents, no mask", {"grid": (4, 4), "timesteps": (20.0, 500.0), "lengths": None}),
-        ("t998-t431.5", "4 : 1 latents, a timestep between two",
-         {"grid": (16, 4), "timesteps": (998.0, 431.5), "lengths": (most, 17)}),
-        ("x3", "latents of three times the amplitude", {"amplitude": 3.0}),
-        ("outliers", "channels far above the others, in latent and caption", {"outliers": True}),
-        (GUIDED, "the null caption, unmasked, and a text, as for guidance", {"lengths": (0, 17), "null": True}),
-    ):  # fmt: skip
-        if name != GUIDED or null is not None:
-            listed.append(make.case(name, axes, **options))
+        return [first]
+    most = max(tokens - 1, 1)
+    words = "16 x 24 latents, timesteps 0 and 1, captions of 1 token and of all but one"
+    listed = [
+        first,
+        case("t0-t1", words, (8, 12), (0, 1), (1, most)),
+        case("t20-t500", "8 x 8 latents, no mask", (4, 4), (20, 500), None),
+        case("t998-t431.5", "4 : 1 latents, a timestep between two", (16, 4), (998, 431.5), (most, 17)),
+        loud := case("x3", "latents of three times the amplitude"),
+        outliers := case("outliers", "channels far above the others, in latent and caption"),
+    ]
+    loud.arrays["latent"][:] *= 3
+    outliers.arrays["latent"][:, 0] *= 10
+    outliers.arrays["caption"][:, :, :: max(width // 4, 1)] *= 20  # as text encoders have
+    if null is not None:
+        listed.append(case(GUIDED, "the null caption, unmasked, and a text, as for guidance", lengths=(0, 17)))
+        listed[-1].arrays["caption"][0] = null
     side = make.side
     large = (side * 5 // 4, side * 4 // 5)
     if profile == "standard":
         large = (min(large[0], 40), min(large[1], 25))
     if min(large) > 0:
-        listed.append(make.case("bin", "a large bin of another aspect ratio", large, timesteps=(700.0, 100.0)))
+        listed.append(case("bin", "a large bin of another aspect ratio", large, (700, 100)))
     if side * side <= AFFORDABLE or profile == "full":
         pixels = side * make.patch * VAE_FACTOR
-        listed.append(make.case("native", f"the model's own size, {pixels} px", (side, side), timesteps=(600.0, 40.0)))
+        listed.append(case("native", f"the model's own size, {pixels} px", (side, side), (600, 40)))
     return listed
 
 
@@ -150,19 +155,49 @@ def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-PARITY = ParitySpec(
-    reference=reference,
-    converted=STOCK.net,
-    cases=cases,
-    parts=parts,
-    patch=lambda findings: int(findings.value("patch_size")),
-    resolve_config=STOCK.resolve_config,
+def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault]:
+    """Faults of the config, of conventions between the two code bases, and of what only a whole net shows."""
+    have, conditioned = STOCK.resolve_config(config), findings.value(MICRO)
+    scale = have["interpolation_scale"]
+    micro = "micro-conditions off" if conditioned else "micro-conditions where the model has none"
+
+    def longer(inputs: Values) -> Values:
+        mask = inputs["caption_mask"]
+        return inputs | {"caption_mask": torch.maximum(mask, mask.roll(1, dims=1))}
+
+    conditions = [
+        Fault("height and width swapped", SEEN, inputs=lambda v: v | {"img_hw": v["img_hw"].flip(1)}),
+        Fault("aspect ratio upside down", SEEN, inputs=lambda v: v | {"aspect_ratio": 1 / v["aspect_ratio"]}),
+        Fault("one size for the whole batch", SEEN,
+              inputs=lambda v: v | {"img_hw": v["img_hw"][:1].expand_as(v["img_hw"])}),
+    ]  # fmt: skip
+    return [
+        *field_faults(config, STOCK.resolve_config, [
+            more_heads(findings, have["num_attention_heads"]),
+            ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, STATED, False),
+            ("exact GELU for tanh", {"activation_fn": "gelu"}, STATED, True),
+            (f"scale {scale * 1.01:g} for {scale:g}", {"interpolation_scale": scale * 1.01}, STATED, False),
+            ("half the scale", {"interpolation_scale": scale / 2}, STATED, False),
+            ("twice the sample size", {"sample_size": have["sample_size"] * 2}, STATED, False),
+            (micro, {"use_additional_conditions": not conditioned}, STATED if conditioned else SAID, False),
+        ], IGNORABLE_CONFIG),
+        Fault("mask ignored", SEEN, cheap=True, inputs=lambda v: {n: v[n] for n in v if n != "caption_mask"}),
+        Fault("mask one token too long", SEEN, inputs=longer),
+        *(conditions if conditioned else ()),
+        Fault("t_block's output where the final layer wants t", SEEN, stage="timestep embedding",
+              values=lambda v: v | {"t": v["t0"][:, : v["t"].shape[1]]}),
+        *latent_faults(findings, plan, findings.value("interpolation_scale")),
+    ]  # fmt: skip
+
+
+PARITY = latent_spec(
+    reference,
+    STOCK,
+    cases,
     config_hints=config_hints,
     faults=faults,
     # A shift of all keys by one vector changes every score of a query alike, and softmax none of them.
     invisible_biases=("attn1.to_k", "attn2.to_k"),
-    stages=partial(own_size, stage=PATCHES),
     optional=("caption_mask",),
     sampler=Sampler(GUIDED),
-    loaded=STOCK.loaded,
 )

@@ -11,25 +11,18 @@ from math import inf
 from typing import Any
 
 from ...errors import UsageError
+from ...families import evidence
 from ...families.base import Family, Findings
-from ...families.evidence import DIFFUSERS, POSITIONS, computed_table, drifted, exact_instead, up_to_rounding
 from ...families.sincos import DRIFT
 from ...mapping import Computed, Extra, KeyMapping, Parameter, Refused, ZeroInit
-from .hyper_parameters import FLAGS, KV_COMPRESS, QK_NORM, REL_POS, describe
-from .released import MICRO, comfyui_warnings
+from .hyper_parameters import FLAGS, KV_COMPRESS, MICRO, QK_NORM, REL_POS, comfyui_warnings, describe
 
 B, T = "blocks.{}.", "transformer_blocks.{}."
 EMB = "adaln_single.emb."
-
-
-_NO_QK_NORM, _NO_KV, _NO_REL_POS = (
-    Refused(feature, f"this model {does}, which stock diffusers' PixArt class cannot hold")
-    for feature, does in (
-        (QK_NORM, "normalises queries and keys"),
-        (KV_COMPRESS, "compresses keys and values"),
-        (REL_POS, "has relative positions"),
-    )
-)
+DOES = {QK_NORM: "normalises queries and keys", KV_COMPRESS: "compresses keys and values",
+        REL_POS: "has relative positions"}  # fmt: skip
+NO = {feature: Refused(feature, f"this model {does}, which stock diffusers' PixArt class cannot hold")
+      for feature, does in DOES.items()}  # fmt: skip
 
 NO_CAPTION = (
     "the null caption, which the model saw in training in place of a dropped caption: the original's guidance and "
@@ -53,14 +46,11 @@ KEYS = KeyMapping({
     B + "mlp.fc2 [D F]":                T + "ff.net.2",
     "final_layer.linear [R D]":         ZeroInit("proj_out"),
     "final_layer.scale_shift_table [2 D]": Parameter("scale_shift_table"),
-    POSITIONS + " [1 N D]":             Computed(partial(computed_table, scale_name="interpolation_scale")),
+    evidence.POSITIONS + " [1 N D]":  Computed(partial(evidence.computed_table, scale_name="interpolation_scale")),
     "y_embedder.y_embedding [L K]":     Extra("caption_projection.y_embedding", NO_CAPTION),
-    B + "attn.q_norm":                  _NO_QK_NORM,
-    B + "attn.k_norm":                  _NO_QK_NORM,
-    B + "attn.sr":                      _NO_KV,
-    B + "attn.norm":                    _NO_KV,
-    B + "attn.rel_pos_h":               _NO_REL_POS,
-    B + "attn.rel_pos_w":               _NO_REL_POS,
+    **dict.fromkeys((B + "attn.q_norm", B + "attn.k_norm"), NO[QK_NORM]),
+    **dict.fromkeys((B + "attn.sr", B + "attn.norm"), NO[KV_COMPRESS]),
+    **dict.fromkeys((B + "attn.rel_pos_h", B + "attn.rel_pos_w"), NO[REL_POS]),
 }, optional={MICRO: {
     "csize_embedder.mlp.0 [D/3 256]":   EMB + "resolution_embedder.linear_1",
     "csize_embedder.mlp.2 [D/3 D/3]":   ZeroInit(EMB + "resolution_embedder.linear_2"),
@@ -70,49 +60,32 @@ KEYS = KeyMapping({
 
 
 def config(findings: Findings) -> dict[str, Any]:
-    """`config.json` for `PixArtTransformer2DModel`: every field that diffusers would otherwise guess is written."""
+    """`config.json` for `PixArtTransformer2DModel`."""
     findings.value(KV_COMPRESS)  # there is no field for it: the class has none
-    # The size before the scale: where it is known, the scale often is.
-    names = ("hidden_size", "num_attention_heads", "image_size", "interpolation_scale")
-    hidden, heads, _, scale = (findings.value(name) for name in names)
-    return {
-        "_class_name": "PixArtTransformer2DModel",
-        "_diffusers_version": DIFFUSERS,
-        "activation_fn": "gelu-approximate",
-        "attention_bias": True,
-        "attention_head_dim": hidden // heads,
+    fields = evidence.stock_config(findings, _class_name="PixArtTransformer2DModel")
+    scale = findings.value("interpolation_scale")  # after the size: where that is known, the scale often is
+    return fields | {
         "attention_type": "default",
         "caption_channels": findings.value("caption_channels"),
-        "cross_attention_dim": hidden,
-        "dropout": 0.0,
-        "in_channels": findings.value("in_channels"),
+        "cross_attention_dim": findings.value("hidden_size"),
         "interpolation_scale": int(scale) if scale == int(scale) else scale,
-        "norm_elementwise_affine": False,
-        "norm_eps": 1e-06,
-        "norm_num_groups": 32,
         "norm_type": "ada_norm_single",
-        "num_attention_heads": heads,
         "num_embeds_ada_norm": 1000,
-        "num_layers": findings.value("depth"),
-        "out_channels": findings.value("out_channels"),
-        "patch_size": findings.value("patch_size"),
-        "sample_size": findings.value("sample_size"),
-        "upcast_attention": False,
         "use_additional_conditions": findings.value(MICRO),
     }
 
 
 def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
     """What a `pos_embed` is that recomputing does not give. Only the fixed-size class ever uses it."""
-    if rounded := up_to_rounding(findings, difference):
+    if rounded := evidence.up_to_rounding(findings, difference):
         return True, rounded
     # The class before anything else: no word on the size makes a table superfluous that the net adds to its input.
     if findings["multi_scale_train"].value:
         findings.used.add("multi_scale_train")
         return True, _unused(findings, difference)
-    if drift := drifted(difference):
-        return True, exact_instead(findings, drift, "interpolation_scale")
-    doubted = POSITIONS in findings.distrusted
+    if drift := evidence.drifted(difference):
+        return True, evidence.exact_instead(findings, drift, "interpolation_scale")
+    doubted = evidence.POSITIONS in findings.distrusted
     if doubted and findings.given.keys() & {"image_size", "interpolation_scale"}:
         return True, (
             "is the table that OneTrainer writes into every file, and what the flags say is taken instead: if this "
@@ -128,22 +101,20 @@ def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
 def _unused(findings: Findings, difference: float) -> str:
     """What the table of a multi-scale model is. The net does without it, but the scale may have been read off it."""
     scale = findings["interpolation_scale"]
-    if drift := drifted(difference):
+    if drift := evidence.drifted(difference):
         return f"{drift}, and the multi-scale class never uses it"
-    if POSITIONS in findings.distrusted:
+    if evidence.POSITIONS in findings.distrusted:
         return "is not the table of the size and scale that were given, and the multi-scale class never uses it"
     # An element that is not finite is refused for that, and shows nothing about the others.
     if scale.source == "file" and "interpolation_scale" not in findings.given and difference < inf:
         raise UsageError(
-            f"`interpolation_scale` is needed: {POSITIONS} only begins like the sin-cos table of scale "
+            f"`interpolation_scale` is needed: {evidence.POSITIONS} only begins like the sin-cos table of scale "
             f"{scale.value:g} and is off by up to {difference:.2g} further on, so it shows none"
         )
     return "is no sin-cos table, and the multi-scale class never uses it"
 
 
-# What changes no output: at most training, or a part that this class does not have.
-_INERT = ("_diffusers_version", "dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention")
-IGNORABLE_CONFIG: dict[str, tuple[Any, ...] | None] = dict.fromkeys(_INERT) | {"_class_name": ("Transformer2DModel",)}
+IGNORABLE_CONFIG = evidence.INERT | {"num_embeds_ada_norm": None}
 
 PIXART = Family(
     "pixart", "PixArt", KEYS, describe, config=config, flags=FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,

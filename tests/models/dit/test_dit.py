@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +11,9 @@ from diffusers import DiTTransformer2DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import dit, dit_keyed, inventories
-from shaped import DITS, INVENTORIES, FakeState, Shaped, inventory, shaped
+from shaped import DITS, INVENTORIES, FakeState, Shaped, inventory, produced, shaped
 
 from converter import Findings, InputError, MappingError, UsageError
-from converter.mapping import Plan
 from converter.models.dit.table import DIT, EXACT_LINE, KEYS, buffer_mismatch
 
 Shapes = Mapping[str, Shaped]
@@ -46,49 +44,7 @@ def built(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
 
-def produced(plan: Plan, state: Shapes) -> dict[str, tuple[int, ...]]:
-    made: dict[str, tuple[int, ...]] = {}
-    for move in plan.moves:
-        first, *rest = state[move.sources[0]].shape
-        assert not made.keys() & set(move.targets)
-        made |= dict.fromkeys(move.targets, (int(first * move.operation.share(len(move.parts))), *rest))
-    return made
-
-
 # The laws.
-
-
-@pytest.mark.parametrize("name", DITS)
-def test_order_free_and_total(name: str) -> None:
-    state = inventory(name)
-    plan = KEYS.plan(state)
-    items = list(state.items())
-    random.Random(0).shuffle(items)
-    assert KEYS.plan(dict(items)) == plan
-    assert sorted([*(move.sources[0] for move in plan.moves), *plan.computed]) == sorted(state)
-    assert (list(plan.computed), plan.extras, plan.blocks) == (["pos_embed"], {}, 28)
-
-
-@pytest.mark.parametrize("name", DITS)
-def test_every_key_goes_where_a_table_written_independently_sends_it(name: str) -> None:
-    for move in KEYS.plan(inventory(name)).moves:
-        targets, copies = inventories.dit_names(move.sources[0], 28)
-        assert (set(move.targets), move.operation.must_agree) == (set(targets), copies)
-        assert copies or move.targets == targets
-
-
-@pytest.mark.parametrize("name", DITS)
-def test_the_way_back_of_whole_models(name: str) -> None:
-    state = inventory(name)
-    plan = KEYS.plan(state)
-    target = shaped(produced(plan, state))
-    back = KEYS.plan_back(target)
-    assert {(m.targets, m.sources, m.operation) for m in back.moves} == {
-        (m.sources, m.targets, m.operation) for m in plan.moves
-    }
-    assert (back.blocks, back.computed, back.extras) == (28, {}, {})
-    assert back.dims == {symbol: size for symbol, size in plan.dims.items() if symbol != "N"}
-    assert KEYS.plan_back(dict(list(target.items())[::-1])) == back
 
 
 @settings(max_examples=20)

@@ -18,7 +18,7 @@ from originals import errors_of
 from converter.models.dit.net import DiTShape
 from converter.models.dit.net import dit as reference
 from converter.nets import Staged, Values, Weights
-from converter.nets.embeddings import sinusoid
+from converter.nets.layers import sinusoid
 
 TOLERANCE = 2e-5
 State = dict[str, torch.Tensor]

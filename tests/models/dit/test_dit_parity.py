@@ -25,10 +25,8 @@ from converter.errors import InputError
 from converter.families import Findings
 from converter.mapping import fold
 from converter.models.dit import parity as brought
-from converter.models.dit.faults import faults
 from converter.models.dit.net import dit as whole
-from converter.models.dit.parity import AMENDED, AS_LOADED, GUIDED, PARITY, cases, shape
-from converter.models.dit.stock import STOCK, exact_timesteps
+from converter.models.dit.parity import AMENDED, AS_LOADED, GUIDED, PARITY, STOCK, cases, exact_timesteps, faults, shape
 from converter.models.dit.table import DIT, EXACT_LINE
 from converter.nets import Values, Weights, no_probe
 from converter.nets.faults import CONFIG, FUNCTION, WEIGHTS

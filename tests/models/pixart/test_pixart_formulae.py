@@ -12,7 +12,7 @@ import torch
 from originals import MODELS, Original, golden, random
 
 from converter.models.pixart.attention import Compression
-from converter.nets.embeddings import sinusoid
+from converter.nets.layers import sinusoid
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},

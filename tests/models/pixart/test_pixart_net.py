@@ -16,8 +16,7 @@ from originals import MODELS, Original, golden, random
 from converter.models.pixart.attention import Compression
 from converter.models.pixart.controlnet import controlnet
 from converter.nets import Values, Weights, no_probe
-from converter.nets.block import cross_attention
-from converter.nets.embeddings import linear
+from converter.nets.layers import cross_attention, linear
 
 KV = Compression("conv", 2, frozenset({1}))
 MODELS_MADE: dict[str, dict[str, Any]] = {
@@ -96,7 +95,7 @@ def test_padding_is_not_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
             multiplied.append(x[..., 0].numel())
         return linear(weights, name, x)
 
-    monkeypatch.setattr("converter.nets.block.linear", counting)
+    monkeypatch.setattr("converter.nets.layers.linear", counting)
     x, y, mask = torch.randn(2, 5, 24), torch.randn(2, 12, 24), model.inputs()["caption_mask"]
     cross_attention(weights, x, y, mask, heads=4)
     assert multiplied == [3 + 7]

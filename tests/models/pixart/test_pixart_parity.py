@@ -16,11 +16,11 @@ from converter.checkpoint import open_checkpoint
 from converter.conversion.analysis import analyse
 from converter.families import Findings
 from converter.models.pixart.net import pixart as whole
-from converter.models.pixart.parity import GUIDED, PARITY, cases, config_hints, parts, reference, shape
-from converter.models.pixart.stock import STOCK
+from converter.models.pixart.parity import GUIDED, PARITY, STOCK, cases, config_hints, reference, shape
 from converter.models.pixart.table import PIXART
 from converter.nets import Weights
 from converter.nets.inputs import Case
+from converter.nets.latents import parts
 from converter.parity.opening import spec_of
 
 

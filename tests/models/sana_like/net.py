@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from converter.nets import Probe, Stage, Staged, Values, Weights, no_probe
-from converter.nets.block import below, cross_attention, modulated_norm, self_attention
-from converter.nets.embeddings import embed_sinusoids, linear, sinusoid
-from converter.nets.patches import LatentShape, embed_patches, to_weights_dtype, unpatchify
+from converter.nets import Probe, Stage, Staged, Values, Weights, layers, no_probe
+from converter.nets.layers import below, cross_attention, linear, modulated_norm, self_attention
+from converter.nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
 
 CLIP = 65504.0  # the largest float16: what the original trains in float16 never sees more of
 NORM_EPS, CROSS_NORM_EPS = 1e-5, 1e-6
@@ -29,10 +30,7 @@ class SanaShape(LatentShape):
 
     linear_heads: int
     timestep_scale: float = 1.0
-
-    @property
-    def float32_table(self) -> bool:
-        return False
+    float64_tables: ClassVar[bool] = True
 
 
 def sana(weights: Weights, shape: SanaShape) -> Staged:
@@ -49,23 +47,17 @@ def sana(weights: Weights, shape: SanaShape) -> Staged:
         "final layer": "output" (B, out_channels, H, W).
     """
 
-    def embed(latent: Tensor) -> Tensor:
-        return embed_patches(weights, shape, latent, projection="x_embedder.proj", table="pos_embed")
+    embed = partial(embed_patches, weights, shape, projection="x_embedder.proj", table="pos_embed")
 
-    def numbered(i: int) -> Stage:
-        def run(values: Values, probe: Probe) -> Values:
-            return {"x": block(weights.lend(f"blocks.{i}."), weights, shape, values, probe)}
-
-        return Stage(f"block {i}", run)
-
+    blocks = [Stage(f"block {i}", partial(block, weights, shape, i)) for i in range(shape.depth)]
     return Staged(
         [
-            Stage("patch embedding", lambda values, probe: {"x": embed(values["latent"])}),
+            Stage(PATCHES, lambda values, probe: {"x": embed(values["latent"])}),
             Stage("timestep embedding", lambda values, probe: embed_timestep(weights, shape, values["timestep"])),
             Stage("caption embedding", lambda values, probe: {"y": embed_caption(weights, values["caption"])}),
             Stage("caption norm", lambda values, probe: {"y": caption_norm(weights, values["y"])}),
-            *(numbered(i) for i in range(shape.depth)),
-            Stage("final layer", lambda values, probe: {"output": final_layer(weights, shape, values)}),
+            *blocks,
+            Stage(FINAL, lambda values, probe: {"output": final_layer(weights, shape, values)}),
         ]
     )
 
@@ -79,7 +71,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def embed_timestep(weights: Weights, shape: SanaShape, timestep: Tensor) -> Values:
     """(B,) -> "t" (B, D) and "t0" (B, 6 * D). Timesteps of 1000 are cut to their whole part."""
     whole = timestep.float().trunc() if shape.timestep_scale == 1 else timestep.float()
-    t = embed_sinusoids(weights.under("t_embedder."), to_weights_dtype(weights, sinusoid(whole)))
+    t = layers.embed_sinusoids(weights.under("t_embedder."), to_weights_dtype(weights, layers.sinusoid(whole)))
     return {"t": t, "t0": linear(weights, "t_block.1", F.silu(t))}
 
 
@@ -124,9 +116,10 @@ def glu_conv(weights: Mapping[str, Tensor], x: Tensor, grid: tuple[int, int], pr
     return out.flatten(2).transpose(1, 2)
 
 
-def block(own: Mapping[str, Tensor], weights: Weights, shape: SanaShape, values: Values, probe: Probe) -> Tensor:
-    """`blocks.i`, adaLN-single: "x" (B, N, D) to the same, with the weights `own`."""
+def block(weights: Weights, shape: SanaShape, i: int, values: Values, probe: Probe) -> Values:
+    """`blocks.i`, adaLN-single: "x" (B, N, D) to the same."""
     x, y, t0 = (to_weights_dtype(weights, values[name]) for name in ("x", "y", "t0"))
+    own = weights.lend(f"blocks.{i}.")
     modulation = own["scale_shift_table"][None] + t0.unflatten(1, (6, -1))
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)
     attn, cross = below(own, "attn."), below(own, "cross_attn.")
@@ -148,7 +141,7 @@ def block(own: Mapping[str, Tensor], weights: Weights, shape: SanaShape, values:
         alter=lambda name, projected: normed(cross, name, projected, CROSS_NORM_EPS),
     )  # fmt: skip
     mlp = glu_conv(below(own, "mlp."), modulated_norm(x, shift_mlp, scale_mlp), shape.grid(values["latent"]), probe)
-    return x + gate_mlp * mlp
+    return {"x": x + gate_mlp * mlp}
 
 
 def final_layer(weights: Weights, shape: SanaShape, values: Values) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,11 @@ from converter.families import Findings
 from converter.mapping import Plan
 from converter.nets.faults import Fault
 from converter.nets.inputs import Case
-from converter.nets.latents import LatentInputs, believed_size, described, own_size, parts
+from converter.nets.latents import LatentInputs, believed_size, described, latent_spec
 from converter.nets.net import Weights
+from converter.nets.patches import FINAL, PATCHES
 from converter.nets.shared_faults import SAID, SEEN, STATED, field_faults, more_heads, position_faults, timestep_faults
-from converter.nets.spec import ParitySpec, PostLoadFix
+from converter.nets.spec import PostLoadFix
 from converter.nets.stock import CROSS_ATTENTION, SELF_ATTENTION, Stock, StockStage
 
 from .family import CROSS, EXACT_EPS, EXACT_LINE, SCALE, USE_PE, VAE_FACTOR, WHY
@@ -38,12 +38,12 @@ STOCK = Stock(
     arguments={"hidden_states": "latent", "encoder_hidden_states": "caption",
                "encoder_attention_mask": "caption_mask", "timestep": "timestep"},
     stages=(
-        StockStage("patch embedding", "patch_embed", ("x",)),
+        StockStage(PATCHES, "patch_embed", ("x",)),
         StockStage("timestep embedding", "time_embed", ("t0", "t")),
         StockStage("caption embedding", "caption_projection", ("y",)),
         StockStage("caption norm", "caption_norm", ("y",)),
         StockStage("block {}", "transformer_blocks.{}", ("x",)),
-        StockStage("final layer", "", ("output",)),
+        StockStage(FINAL, "", ("output",)),
     ),
     probes={
         **SELF_ATTENTION, **CROSS_ATTENTION,
@@ -100,19 +100,16 @@ def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault
             ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, STATED, True),
         ], UNHEEDED),
         *timestep_faults(),
-        *(position_faults(found, found.value(SCALE), "patch embedding") if placed else ()),
+        *(position_faults(found, found.value(SCALE)) if placed else ()),
         Fault("mask ignored", SEEN, inputs=lambda v: v | {"caption_mask": torch.ones_like(v["caption_mask"])}),
     ]  # fmt: skip
 
 
-AS_LOADED = ParitySpec(
-    reference, STOCK.net, cases, parts=parts, patch=lambda found: int(found.value("patch_size")),
-    resolve_config=STOCK.resolve_config, config_hints=config_hints, faults=faults,
-    stages=partial(own_size, stage="patch embedding"),
+AS_LOADED = latent_spec(
+    reference, STOCK, cases, config_hints=config_hints, faults=faults, optional=("caption_mask",),
     # No softmax sees a shift of all keys, no linear attention a scale; products of channels have no order.
     invisible_biases=("attn2.to_k",), invisible_scales=("attn1.to_q", "attn1.to_k", "attn1.norm_q", "attn1.norm_k"),
     invisible_swaps=(("attn1.norm_q", "attn1.norm_k"), ("attn2.norm_q", "attn2.norm_k")),
-    optional=("caption_mask",), loaded=STOCK.loaded,
 )  # fmt: skip
 MENDED = replace(STOCK, amend=exact_eps)
 EXACT = replace(AS_LOADED, converted=MENDED.net, loaded=MENDED.loaded)

@@ -1,25 +1,60 @@
-"""What the blocks of DiT and of its descendants have in common, with parts named as timm names them."""
+"""What DiT and its descendants have in common, with parts named as timm names them: embeddings, attention, the MLP."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .embeddings import linear
 from .net import Probe, no_probe
 
+CHANNELS = 256  # of the sinusoids, as in DiT
 
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm without parameters over D of (B, N, D), then times 1 + scale, plus shift, both (B, 1, D)."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+def linear(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """The layer `name` of `weights`, with a bias where there is one, on (..., in): (..., out)."""
+    return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
 def below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors of a sub-module, by the rest of their keys."""
     return {key[len(prefix) :]: tensor for key, tensor in weights.items() if key.startswith(prefix)}
+
+
+def sinusoid(numbers: Tensor, channels: int = CHANNELS) -> Tensor:
+    """(n,) -> (n, channels): cosines, then sines, of number / 10000^(j / (channels / 2)).
+
+    Frequencies, angles and what comes of them are float32 whatever the model's dtype, and only then cast to it: the
+    original does so (PixArt-alpha repository, diffusion/model/nets/PixArt_blocks.py, TimestepEmbedder). In float64 the
+    last digits differ, so a float64 run has to keep the float32 or it is another function.
+
+    >>> sinusoid(torch.tensor([0.0, 3.0], dtype=torch.float64), 4)
+    tensor([[ 1.0000,  1.0000,  0.0000,  0.0000],
+            [-0.9900,  0.9996,  0.1411,  0.0300]], dtype=torch.float64)
+    """
+    half = channels // 2
+    # Product first, then quotient: another order gives other bits.
+    exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=numbers.device) / half
+    angles = numbers.float()[:, None] * torch.exp(exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).to(numbers.dtype)
+
+
+def embed_numbers(weights: Mapping[str, Tensor], numbers: Tensor) -> Tensor:
+    """(B, n) in the model's dtype -> (B, n * width of the MLP): each by itself, those of a sample side by side."""
+    return embed_sinusoids(weights, sinusoid(numbers.flatten())).reshape(len(numbers), -1)
+
+
+def embed_sinusoids(weights: Mapping[str, Tensor], waves: Tensor) -> Tensor:
+    """(n, 256) -> (n, width of the MLP): `mlp.0`, SiLU, `mlp.2`."""
+    return linear(weights, "mlp.2", F.silu(linear(weights, "mlp.0", waves)))
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm without parameters over D of (B, N, D), then times 1 + scale, plus shift, both (B, 1, D)."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
 def feed_forward(weights: Mapping[str, Tensor], x: Tensor, probe: Probe = no_probe) -> Tensor:
@@ -54,11 +89,10 @@ def self_attention(
         probe: told "attn1 q", "attn1 k", "attn1 v" (projections, before `alter`), "attn1 out".
         attention: of another kind than softmax.
     """
-    q, k, v = linear(weights, "qkv", x).chunk(3, dim=-1)
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
+    qkv = linear(weights, "qkv", x).chunk(3, dim=-1)
+    for name, tensor in zip("qkv", qkv, strict=True):
         probe(f"attn1 {name}", tensor)
-    if alter:
-        q, k, v = alter(q, k, v)
+    q, k, v = alter(*qkv) if alter else qkv
     out = linear(weights, "proj", attention(q, k, v, heads))
     probe("attn1 out", out)
     return out
@@ -81,7 +115,6 @@ def cross_attention(
 
     Args:
         weights: `q_linear.*`, `kv_linear.*` (rows of the keys, then of the values), `proj.*`.
-        x: (B, N, D), the image.
         y: (B, L, D), the caption.
         mask: (B, L), nonzero where a token is kept; None keeps all.
         alter: ("q" or "k", what is projected) -> what is attended with, before it is split into heads.
@@ -95,9 +128,11 @@ def cross_attention(
 
     keep = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device) if mask is None else mask.to(y.device) != 0
     lengths = keep.sum(dim=1).tolist()
-    k, v = (part.split(lengths) for part in linear(weights, "kv_linear", y[keep]).chunk(2, dim=-1))
-    q, k = alter("q", q), [alter("k", own) for own in k]
-    samples = [attend(q[i : i + 1], k[i][None], v[i][None], heads) for i in range(len(lengths))]
+    keys, values = (part.split(lengths) for part in linear(weights, "kv_linear", y[keep]).chunk(2, dim=-1))
+    samples = [
+        attend(query[None], alter("k", k)[None], v[None], heads)
+        for query, k, v in zip(alter("q", q), keys, values, strict=True)
+    ]
     out = linear(weights, "proj", torch.cat(samples))
     probe("attn2 out", out)
     return out
