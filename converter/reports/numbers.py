@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 SPELLED = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNKNOWN = "–"
 
 
@@ -57,11 +56,6 @@ def show(value: object) -> str:
         return f"{parsed:.0f}" if parsed == int(parsed) else f"{parsed:.4g}"
     digits, _, exponent = f"{parsed:.2e}".partition("e")
     return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
-def power(exponent: int) -> str:
-    """A power of ten: 10⁻⁷; 1 to 1000 as they are."""
-    return str(10**exponent) if 0 <= exponent <= 3 else f"10{str(exponent).translate(SUPERSCRIPTS)}"
 
 
 def times(ratio: float) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 from ..errors import UsageError, printable
 from . import facts
-from .figures import figures, localisation, styled
-from .figures.drawing import NEEDS
+from .drawing import NEEDS, styled
+from .figures import figures, localisation
 from .numbers import duration, show
 from .report import Check, Phase, Report, worst
 from .wording import Wording

@@ -1,4 +1,4 @@
-"""A picture that matplotlib draws as inline SVG, in the colours and the font of the page, with tooltips.
+"""A picture that matplotlib (an extra) draws as inline SVG, in the colours and the font of the page, with tooltips.
 
 matplotlib is given stand-ins for the colours. They become CSS variables, so that dark mode needs no second picture.
 """
@@ -16,8 +16,8 @@ from html import escape
 from math import nan
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UsageError, printable
-from ..numbers import broken, show
+from ..errors import UsageError, printable
+from .numbers import broken, show
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -38,25 +38,19 @@ STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 11.5,
     "text.color": COLOURS["ink"],
-    "xtick.color": COLOURS["mute"],
-    "ytick.color": COLOURS["mute"],
-    "axes.labelcolor": COLOURS["mute"],
     "axes.edgecolor": COLOURS["grid"],
     "grid.color": COLOURS["grid"],
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.major.pad": 7,
-    "ytick.major.pad": 7,
     "axes.labelpad": 8,
     "figure.constrained_layout.h_pad": 0.12,
     "legend.frameon": False,
     "legend.columnspacing": 1.4,
     "legend.handletextpad": 0.6,
+    **{f"axes.spines.{side}": False for side in ("top", "left", "right")},
+    **dict.fromkeys(("xtick.color", "ytick.color", "axes.labelcolor"), COLOURS["mute"]),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
+    **dict.fromkeys(("xtick.major.pad", "ytick.major.pad"), 7),
 }
 _TAG = re.compile(r"<[^>]+>")  # no text and no attribute of matplotlib's holds a bare < or >
 _COLOUR = re.compile(r"#a1b2(\w\w)")
@@ -79,7 +73,7 @@ class Figure:
 def styled() -> Iterator[None]:
     """Pictures are drawn inside, whatever a user's `matplotlibrc` says.
 
-    Raises: `UsageError` without matplotlib, which is an extra.
+    Raises: `UsageError` without matplotlib.
     """
     log = logging.getLogger("matplotlib")
     if log.level == logging.NOTSET:
@@ -94,13 +88,14 @@ def styled() -> Iterator[None]:
 
 
 def cut(raw: object, limit: int) -> str:
-    """A text from elsewhere on one line, so that it fits.
-
-    >>> cut("block 12", 30), cut("block 12", 6)
-    ('block 12', 'block…')
-    """
+    """A text from elsewhere on one line, so that it fits."""
     text = printable(raw, 400)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def where(about: dict[str, Any]) -> str:
+    """The case that a picture is of."""
+    return f"Case {about['case']}, {about.get('precision', '')}. " if about.get("case") else ""
 
 
 class Drawing:
@@ -127,12 +122,11 @@ class Drawing:
         artist.set_gid(f"tip-{len(self._tips)}")
         self._tips.append(printable(words, 400))
 
-    def legend(self, keys: Iterable[tuple[Line2D, str]]) -> None:
+    def legend(self, keys: dict[str, Line2D]) -> None:
         """One line of keys with their words, at the top."""
-        lines, words = zip(*keys, strict=True)
-        length = 2.0 if any(line.get_linestyle() != "None" for line in lines) else 0.8
-        style: dict[str, Any] = {"loc": "outside upper left", "ncols": len(lines), "handlelength": length}
-        self.figure.legend(lines, [cut(name, 60) for name in words], **style)
+        length = 2.0 if any(line.get_linestyle() != "None" for line in keys.values()) else 0.8
+        place: dict[str, Any] = {"loc": "outside upper left", "ncols": len(keys), "handlelength": length}
+        self.figure.legend(keys.values(), [cut(words, 60) for words in keys], **place)
 
     def svg(self) -> str:
         """The element, with nothing that is loaded from elsewhere. Its ids are hashes of what they name."""
@@ -169,12 +163,9 @@ def mark(ticks: Iterable[Tick], wrong: Iterable[bool]) -> None:
 
 def log_axis(axes: Axes, which: str, low: float, high: float) -> None:
     """A logarithmic scale for `which`, "x" or "y"."""
-    from matplotlib.ticker import NullLocator
-
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(lambda value, _: show(value))
-    axis.set_minor_locator(NullLocator())
+    getattr(axes, f"{which}axis").set_major_formatter(lambda value, _: show(value))
+    axes.minorticks_off()
 
 
 def placed(values: Iterable[float | None], low: float, high: float) -> list[float]:
