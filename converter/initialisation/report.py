@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..reports import render as rendered
-from ..reports.facts import Table
 from ..reports.report import FAIL, FLOOR_LIMIT, INCONCLUSIVE, PASS, Check, Phase, Report
 from ..reports.wording import Wording
 from .assemble import Initialisation
@@ -69,19 +69,20 @@ def as_report(done: Initialisation) -> Report:
         "limit": FLOOR_LIMIT,
         "words": ["PixArt", "noise floor: the DiT's own rounding"],
     }
-    measured = [Table(f"Block by block at t = {TIMESTEP}", MEASURED, STAGES, rows)]
+    measured = [_table(f"Block by block at t = {TIMESTEP}", MEASURED, STAGES, rows)]
     phases = [
         _phase("tables", rounding, [], {}),
-        _phase("function", others, proof.doubts, {"blocks": blocks, "tables": [asdict(table) for table in measured]}),
+        _phase("function", others, proof.doubts, {"blocks": blocks, "tables": measured}),
         *([_timesteps(proof.distances)] if proof.distances else []),
         Phase(
-            "choices",
-            "",
-            "",
-            detail={"tables": [asdict(Table(CHOSEN, "", ["name", "value"], list(done.choices.items())))]},
+            "choices", "", "", detail={"tables": [_table(CHOSEN, "", ["name", "value"], list(done.choices.items()))]}
         ),
     ]
     return Report(proof.verdict, proof.words, notes=done.notes, phases=phases)
+
+
+def _table(title: str, words: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    return {"title": title, "words": words, "header": header, "rows": rows}
 
 
 def _phase(name: str, checks: list[Check], doubts: list[str], detail: dict[str, Any]) -> Phase:
@@ -103,6 +104,6 @@ def _timesteps(distances: Distances) -> Phase:
             "equal": TIMESTEP,
             "words": f"{words}{STARTS}.",
         },
-        "tables": [asdict(Table("At other timesteps", "Relative L2 of the output.", ["t", *lines], rows))],
+        "tables": [_table("At other timesteps", "Relative L2 of the output.", ["t", *lines], rows)],
     }
     return Phase("other timesteps", "", distances.words, detail=detail)

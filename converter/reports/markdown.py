@@ -16,6 +16,7 @@ from .report import FAIL, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Check
 from .wording import PARITY, Wording
 
 ICONS = {PASS: "✅", FAIL: "❌", INCONCLUSIVE: "⚠️", REJECTED: "⛔", INTERNAL: "💥", NOT_RUN: "⚪"}
+NOISE = "Worst in float32"
 FAILED_ROWS = 50  # a job summary may hold 1 MiB, and a reader's patience less
 
 
@@ -26,7 +27,11 @@ def markdown(reports: Sequence[Report], wording: Wording) -> str:
         verdict = worst(reports)
         passed = sum(report.verdict == PASS for report in reports)
         parts.append(f"# {ICONS[verdict]} {verdict}: {passed} of {len(reports)} models passed")
-        rows = [[_verdict(r.verdict), code(facts.name_of(r)), text(r.reason), _worst(r)] for r in reports]
+        worsts = [{number.label: number.value for number in facts.key_numbers(report)} for report in reports]
+        rows = [
+            [_verdict(report.verdict), code(facts.name_of(report)), text(report.reason), values.get(NOISE, show(None))]
+            for report, values in zip(reports, worsts, strict=True)
+        ]
         parts.append(table(["verdict", "converted model", "reason", "worst, times the noise floor"], rows))
     for report in reports:
         parts += _summary(report, wording)
@@ -43,7 +48,13 @@ def _summary(report: Report, wording: Wording) -> Iterator[str]:
     yield f"## {ICONS[report.verdict]} {report.verdict}: {wording.subject}{code(wording.name or facts.name_of(report))}"
     yield f"**{text(report.reason)}**" if report.reason.strip() else ""
     yield wording.meaning[report.verdict]
-    yield _subject(report)
+    subjects = []
+    for label, side in facts.sides(report):
+        digest = f", SHA-256 {code(side['sha256'])}" if side.get("sha256") else ""
+        subjects.append(f"{label.replace('original', 'Original')} {code(side.get('name', 'unnamed'))}{digest}")
+    took = duration(report.run.get("seconds"))
+    words = ["; ".join(subjects) + "." * bool(subjects), f"Took {took}." if took else "", _cached(report)]
+    yield " ".join(filter(None, words))
     yield from _numbers(report)
     failed = [(phase, check) for phase in report.phases for check in phase.failed]
     if failed:
@@ -62,7 +73,7 @@ def _summary(report: Report, wording: Wording) -> Iterator[str]:
     if notes:
         yield "### Notes"
         yield bullets(notes)
-    if waived := list(facts.waived(report)):
+    if waived := facts.waived(report):
         yield "### Waivers used"
         yield _checks(waived, "reason of the waiver")
 
@@ -88,7 +99,7 @@ def _card(report: Report) -> Iterator[str]:
 
     yield "## What came out"
     yield from _numbers(report)
-    if waived := list(facts.waived(report)):
+    if waived := facts.waived(report):
         yield "Waivers were used:"
         yield bullets(f"{text(c.what, 200)}, {text(c.statistic, 200)}: {text(c.waived)}" for _, c in waived)
 
@@ -110,17 +121,6 @@ def _card(report: Report) -> Iterator[str]:
     threads = report.environment.get("threads")
     if isinstance(threads, int) and "--threads" not in str(command):
         yield f"With another number of cores that takes `--threads {threads}`; another processor may round otherwise."
-
-
-def _subject(report: Report) -> str:
-    parts = []
-    for label, side in facts.sides(report):
-        digest = f", SHA-256 {code(side['sha256'])}" if side.get("sha256") else ""
-        parts.append(f"{label.replace('original', 'Original')} {code(side.get('name', 'unnamed'))}{digest}")
-    words = ["; ".join(parts) + "."] if parts else []
-    if took := duration(report.run.get("seconds")):
-        words.append(f"Took {took}.")
-    return " ".join([*words, _cached(report)]).strip()
 
 
 def _cached(report: Report) -> str:
@@ -159,15 +159,10 @@ def _details(phase: Phase) -> Iterator[str]:
         yield "### What would mend it"
         yield bullets(f"{'✅' if restores else '❌'} {text(words)}" for words, restores in repairs)
     for about in facts.tables(phase):
-        yield f"### {text(about.title)}"
-        yield text(about.words)
-        yield table([text(name) for name in about.header], [[text(show(v)) for v in row] for row in about.rows])
+        yield f"### {text(about['title'])}"
+        yield text(about["words"])
+        yield table([text(name) for name in about["header"]], [[text(show(v)) for v in row] for row in about["rows"]])
 
 
 def _verdict(verdict: str) -> str:
     return f"{ICONS.get(verdict, '')} {text(verdict)}".strip()
-
-
-def _worst(report: Report) -> str:
-    numbers = [number.value for number in facts.key_numbers(report) if number.label == "Worst in float32"]
-    return numbers[0] if numbers else show(None)
