@@ -14,7 +14,6 @@ import numpy as np
 
 from ..checkpoint import LazyTensor
 from ..checkpoint.cast import float64
-from ..checkpoint.dtypes import DType
 
 BLOCK = 1 << 16  # elements: a block of each side, and float64 copies of both, stay in the processor's cache
 
@@ -71,18 +70,16 @@ def relative(difference: float, *norms: float) -> float:
 
 
 def _norm(values: Any) -> float:
-    """The L2 norm of float64 values, also where their squares leave its range; not finite if one of them is not."""
+    """The L2 norm of float64 values, also where their squares leave its range; not finite if one of them is not.
+
+    Not by BLAS, whose own threads wait for each other busily, inside every one of ours.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
-        squared = _squares(values)
+        squared = float(np.einsum("i,i->", values, values))
         if 1e-290 < squared < math.inf:
             return math.sqrt(squared)
         top = float(np.abs(values).max(initial=0.0))
-        return top * math.sqrt(_squares(values / top)) if 0 < top < math.inf else top
-
-
-def _squares(values: Any) -> float:
-    """The sum of the squares. Not by BLAS, whose own threads wait for each other busily, inside every one of ours."""
-    return float(np.einsum("i,i->", values, values))
+        return top * _norm(values / top) if 0 < top < math.inf else top
 
 
 def measure(a: LazyTensor, b: LazyTensor, step: Callable[[int], None] = lambda count: None) -> Numbers:
@@ -93,15 +90,20 @@ def measure(a: LazyTensor, b: LazyTensor, step: Callable[[int], None] = lambda c
 
     Raises: `InputError` where one of them cannot be read whole, or its checksum is wrong.
     """
-    numbers, one_dtype = Numbers(a.numel), a.dtype == b.dtype
-    for block_a, block_b in blocks(a, b):
-        same = one_dtype and _equal(block_a, block_b)
-        x = float64(block_a, a.dtype)
-        y = x if same else float64(block_b, b.dtype)
-        if not same:
-            numbers.differing += _count_bits(block_a, block_b, a.dtype) if one_dtype else _count_numbers(x, y)
+    numbers = Numbers(a.numel)
+    for raw_a, raw_b in blocks(a, b):
+        x, differing = float64(raw_a, a.dtype), 0
+        if a.dtype == b.dtype:
+            bits = f"<u{a.dtype.itemsize}"
+            differing = int(np.count_nonzero(np.frombuffer(raw_a, bits) != np.frombuffer(raw_b, bits)))
+            y = float64(raw_b, b.dtype) if differing else x
+        else:  # 0 and -0 are not the same number, and NaN is the same as NaN
+            y = float64(raw_b, b.dtype)
+            unlike = (x.view(np.uint64) != y.view(np.uint64)) & ~(np.isnan(x) & np.isnan(y))
+            differing = int(np.count_nonzero(unlike))
+        numbers.differing += differing
         numbers.add(x, y)
-        step(len(block_a) + len(block_b))
+        step(len(raw_a) + len(raw_b))
     return numbers
 
 
@@ -127,20 +129,3 @@ def _blocks_of(tensor: LazyTensor) -> Iterator[memoryview]:
                 filled = 0
     if filled:
         yield block[:filled]
-
-
-def _equal(a: memoryview, b: memoryview) -> bool:
-    """Equality of two blocks of one length, eight bytes at a time where that goes."""
-    kind = np.uint64 if len(a) % 8 == 0 else np.uint8
-    return bool((np.frombuffer(a, kind) == np.frombuffer(b, kind)).all())
-
-
-def _count_bits(a: memoryview, b: memoryview, dtype: DType) -> int:
-    """How many elements differ in any bit."""
-    kind = f"<u{dtype.itemsize}"
-    return int(np.count_nonzero(np.frombuffer(a, kind) != np.frombuffer(b, kind)))
-
-
-def _count_numbers(x: Any, y: Any) -> int:
-    """How many elements are not the same number; 0 and -0 are not, and NaN is the same as NaN."""
-    return int(np.count_nonzero((x.view(np.uint64) != y.view(np.uint64)) & ~(np.isnan(x) & np.isnan(y))))

@@ -46,7 +46,7 @@ class TensorDiff:
             fields[letter] = {"shape": list(side[0]), "dtype": side[1]} if side else None
         if self.numbers:
             names = ("relative_l2", "max_abs", "differing", "elements", "nonfinite_a", "nonfinite_b")
-            fields |= {name: json_number(getattr(self.numbers, name)) for name in names}
+            fields |= {name: getattr(self.numbers, name) for name in names}
         return fields | ({"roundings": [str(rounding) for rounding in self.roundings]} if self.roundings else {})
 
 
@@ -131,8 +131,3 @@ class WeightsDiff:
     def distance(self) -> tuple[int, int, bool, float]:
         """Orders several, the nearest first: by verdict, unpaired tensors, whether any was rounded, and relative L2."""
         return VERDICTS.index(self.weights_verdict), self.unpaired, bool(self.rounded), self.relative_l2
-
-
-def json_number(number: float) -> float | str:
-    """The number, or its name where JSON has none: infinity and NaN."""
-    return number if math.isfinite(number) else str(number)

@@ -17,6 +17,7 @@ from ..conversion.convert import convert
 from ..conversion.options import ConversionOptions
 from ..conversion.output import DIFFUSERS, ORIGINAL, SUFFIXES, Destination
 from ..conversion.plan import notes_on
+from ..conversion.verdicts import NONFINITE
 from ..conversion.write import TensorWrite, counted, write_files
 from ..conversion.zeros import find_zeros
 from ..errors import InputError, printable
@@ -95,7 +96,7 @@ def init_from_dit(
             raise InputError(f"{printable(source)}: this is a {family.title}, and a DiT is needed")
         if analysis.diffusers:
             rule = "a DiT in diffusers' layout, and one in its original layout is needed (`pixart revert` makes it)"
-            raise InputError(f"{printable(source)}: this is {rule}")
+            raise InputError.at(source, "", f"this is {rule}")
         analysis.config()  # all that a DiT has to show, or an error that says what is missing
         origin = Origin(analysis, options)
         state = origin.state()
@@ -115,20 +116,16 @@ def init_from_dit(
 def notes(origin: Origin, wanted: Destination) -> list[str]:
     """What the user should know."""
     analysis, options = origin.analysis, origin.options
-    findings = analysis.found
-    words = notes_on(analysis.checkpoint)
-    words += [
-        f"assumed: {name} = {finding.value} ({finding.evidence})"
-        for name, finding in findings.items()
-        if finding.source == "assumed" and name == "num_attention_heads"
-    ]
+    words, heads = notes_on(analysis.checkpoint), analysis.found["num_attention_heads"]
+    if heads.source == "assumed":
+        words.append(f"assumed: num_attention_heads = {heads.value} ({heads.evidence})")
     rows = analysis.plan.dims["Y"]
     if options.none != ZERO:
         words.append(
             f"no class is row {rows - 1} of its class table, the last of {rows}, if it was trained to have one "
             "(--none zero takes none)"
         )
-    own = findings.value("sample_size")
+    own = analysis.found.value("sample_size")
     positions = f"positions: latent side {origin.side}, scale {origin.scale:g}"
     if (origin.side, origin.scale) != (own, 1.0):
         positions += f"; the DiT has {own} and 1, so that what enters the blocks differs from what it was trained on"
@@ -175,8 +172,6 @@ def _write(
     with wanted.publication(sum(file.layout.size for file in files) + (1 << 20), overwrite=overwrite) as out:
         written = write_files(out, files, parts, step=step, digests={})
         if written.nonfinite:
-            raise InputError(
-                f"{printable(origin.analysis.checkpoint.path)}: {counted(written.nonfinite, 'NaN or infinite')}"
-            )
+            raise InputError(f"{printable(origin.analysis.checkpoint.path)}: {counted(written.nonfinite, NONFINITE)}")
         out.publish()
     return {file.name: file.layout.size for file in files}, out.notes

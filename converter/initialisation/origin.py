@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import LazyTensor
-from ..checkpoint.cast import count_nonfinite
 from ..checkpoint.dtypes import F32
 from ..conversion.analysis import Analysis
 from ..conversion.buffers import computed, on_demand
+from ..conversion.deep import read_through
 from ..conversion.to_diffusers import held_against_computed
+from ..conversion.verdicts import NONFINITE
 from ..conversion.write import counted
 from ..errors import InputError, UsageError, printable
 from ..families.sincos import SinCosTable
@@ -101,13 +102,10 @@ class Origin:
         return chosen | made | {"num_attention_heads": self.analysis.found.value("num_attention_heads")}
 
     @property
-    def version(self) -> str:
-        return TOKENS.get(self.options.caption_tokens, "")
-
-    @property
     def scale(self) -> float:
         """Of the positions: in the user's word, of the released model, or 1 as in a DiT."""
-        return self.options.interpolation_scale or RELEASED.get((self.version, self.image_size), 1.0)
+        version = TOKENS.get(self.options.caption_tokens, "")
+        return self.options.interpolation_scale or RELEASED.get((version, self.image_size), 1.0)
 
     @cached_property
     def same_positions(self) -> bool:
@@ -169,33 +167,27 @@ class Origin:
 
     def refuse_nonfinite(self) -> None:
         """Raises: `InputError` that names the tensors of the DiT that hold NaN or infinity, if any do."""
-        bad = {}
-        for key, tensor in self.analysis.checkpoint.items():
-            if count := sum(count_nonfinite(part, tensor.dtype) for _, part in tensor.chunks()):
-                bad[key] = count
-        if bad:
-            raise InputError(f"{printable(self.analysis.checkpoint.path)}: {counted(bad, 'NaN or infinite')}")
+        if bad := read_through(self.analysis).nonfinite:
+            raise InputError(f"{printable(self.analysis.checkpoint.path)}: {counted(bad, NONFINITE)}")
 
     def _made(self, row: Row, key: str, suffix: str) -> LazyTensor:
-        """A tensor that the DiT does not have, made when it is asked for."""
+        """A tensor that the DiT does not have, made when it is asked for: positions, the re-parameterisation, or a draw
+        (of a bias: zero)."""
         if isinstance(row.value, Computed):
             return computed(key, SinCosTable(self.dims["D"], self.side // self.dims["p"], self.scale), F32)
         shape = tuple(dim.value(self.dims) or 0 for dim in row.shape_pattern(suffix))
         if 0 in shape:
             what = f"`{row.group}`: " if row.group else ""
             raise UsageError(f"{what}{row.source} needs a hidden size that divides, and this DiT has {self.dims['D']}")
-        how = self._how(row.source, key, suffix, shape)
 
         def pieces() -> Iterator[bytes]:
-            yield how().astype("<f4", copy=False).tobytes()
+            if row.source == T_BLOCK:
+                values: Any = self.modulation.t_block[suffix == ".bias"].numpy()
+            elif row.source in (TABLE, FINAL_TABLE):
+                values = self.tables[key].numpy()
+            else:
+                draw = draws.zeros if suffix == ".bias" else DRAWN[row.source]
+                values = draw(self.options.seed, key, shape)
+            yield values.astype("<f4", copy=False).tobytes()
 
         return on_demand(key, F32, shape, pieces)
-
-    def _how(self, path: str, key: str, suffix: str, shape: tuple[int, ...]) -> Callable[[], Any]:
-        """What makes a tensor: the re-parameterisation, or a draw (of a bias: zero)."""
-        if path == T_BLOCK:
-            return lambda: self.modulation.t_block[suffix == ".bias"].numpy()
-        if path in (TABLE, FINAL_TABLE):
-            return lambda: self.tables[key].numpy()
-        draw = draws.zeros if suffix == ".bias" else DRAWN[path]
-        return lambda: draw(self.options.seed, key, shape)

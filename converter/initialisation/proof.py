@@ -13,13 +13,12 @@ those that a DiT of that size and scale would have.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..nets.inputs import Case
+from ..nets import Memory
 from ..nets.latents import parts
 from ..parity import gates
 from ..parity.choices import FLOAT32, FLOAT64
@@ -27,7 +26,7 @@ from ..parity.function import CaseOutcome, Judge
 from ..parity.statistics import relative
 from ..reports.numbers import times
 from ..reports.report import FLOOR_LIMIT, Check
-from .nets import OUTPUT, PATCHES, BothNets, CaseMaker, embedded, stage_outputs
+from .nets import OUTPUT, BothNets, CaseMaker
 from .options import TIMESTEP
 from .verdict import Proof, StageResult
 
@@ -47,77 +46,41 @@ def prove(origin: Origin, state: Mapping[str, Any]) -> Proof:
 
     Raises: `InputError` where the DiT holds numbers that are not finite.
     """
-    nets, tables = BothNets(origin, state), origin.tables
-    exact = BothNets(origin, {key: state[key] for key in state} | tables, nets.memory)
+    tables, nets, memory = origin.tables, dict[torch.dtype, BothNets](), Memory()
+    nets[torch.float64] = BothNets(origin, {key: state[key] for key in state} | tables, memory)
+    nets[torch.float32] = BothNets(origin, state, memory)
     checks, doubts, stages = list(_rounded(state, tables)), list[str](), dict[str, StageResult]()
     inputs, judge = CaseMaker(origin), Judge(parts(origin.analysis.found), origin.dims["p"])
     cases = [inputs.case(name, *grid, [TIMESTEP] * 2) for name, grid in GRIDS.items()]
     native = inputs.case("own size", *(origin.side // origin.dims["p"],) * 2, [TIMESTEP])
     for case in [*cases, native]:
-        runs = _Runs(case, *(_run(nets, exact, case, dtype, whole=case is not native) for dtype in _PRECISIONS))
-        if bad := [name for name, value in runs.truth.items() if not torch.isfinite(value).all()]:
+        double, single = (both.outputs(case, dtype, whole=case is not native) for dtype, both in nets.items())
+        truth = double[0]
+        if bad := [name for name, value in truth.items() if not torch.isfinite(value).all()]:
             origin.refuse_nonfinite()
             doubts.append(f"{case.name} / {bad[0]}: what the DiT itself computes is not finite, though its weights are")
             continue
-        for name in runs.truth:
-            stage = runs.stage(name)
+        for name in truth:
+            stage = StageResult(
+                name,
+                case.name,
+                error=relative(single[1][name], truth[name]),
+                apart=relative(single[1][name], single[0][name]),
+                floor=relative(single[0][name], truth[name]),
+                exact=relative(double[1][name], truth[name]),
+            )
             checks += _checks(stage)
             if not stage.floor <= COARSE:
                 why = f"the DiT's own rounding is {stage.floor:.2g}, above the cap of {COARSE:g}"
                 doubts.append(f"{case.name} / {name}: {why}: this machine's arithmetic is too coarse to compare by")
             if name not in stages or stage.times > stages[name].times:
                 stages[name] = stage
-        if OUTPUT in runs.truth:
-            judge.judge(outcome := runs.outcome)
+        if OUTPUT in truth:  # as the parity checker judges: one bad pixel, channel or place in a patch counts too
+            theirs, ours = ({FLOAT64: a[OUTPUT], FLOAT32: b[OUTPUT]} for a, b in zip(double, single, strict=True))
+            judge.judge(outcome := CaseOutcome(case, theirs, ours))
             checks += [check for check in outcome.checks if check.passed is not None]
             doubts += outcome.doubts
     return Proof(list(stages.values()), checks, doubts)
-
-
-_PRECISIONS = (torch.float64, torch.float32)
-_Pair = tuple[dict[str, Tensor], dict[str, Tensor]]  # of the DiT and of the PixArt, by stage
-
-
-def _run(nets: BothNets, exact: BothNets, case: Case, dtype: torch.dtype, *, whole: bool) -> _Pair:
-    """Both nets in one precision; not `whole`: only the patches, with the table of positions that is stored."""
-    inputs, ours = case.tensors(dtype), exact if dtype == torch.float64 else nets
-    if whole:
-        return stage_outputs(nets.dit(dtype), inputs), stage_outputs(ours.pixart(dtype), inputs)
-    theirs = nets.dit(dtype, stored=nets.origin.same_positions)
-    return {PATCHES: embedded(theirs, inputs)}, {PATCHES: embedded(ours.pixart(dtype, stored=True), inputs)}
-
-
-@dataclass(frozen=True)
-class _Runs:
-    """What both nets gave for a case, in float64 (the PixArt with unrounded tables) and in float32."""
-
-    case: Case
-    double: _Pair
-    single: _Pair
-
-    @property
-    def truth(self) -> dict[str, Tensor]:
-        return self.double[0]
-
-    @property
-    def outcome(self) -> CaseOutcome:
-        """The outputs as the parity checker judges them: one bad pixel, channel or place in a patch counts too."""
-        theirs, ours = (
-            {FLOAT64: double[OUTPUT], FLOAT32: single[OUTPUT]}
-            for double, single in zip(self.double, self.single, strict=True)
-        )
-        return CaseOutcome(self.case, theirs, ours)
-
-    def stage(self, name: str) -> StageResult:
-        truth, (theirs, ours) = self.truth[name], self.single
-        return StageResult(
-            name,
-            self.case.name,
-            error=relative(ours[name], truth),
-            apart=relative(ours[name], theirs[name]),
-            floor=relative(theirs[name], truth),
-            exact=relative(self.double[1][name], truth),
-        )
 
 
 def _rounded(state: Mapping[str, Any], tables: Mapping[str, Tensor]) -> Iterator[Check]:
