@@ -12,12 +12,11 @@ from ..errors import InputError
 from ..mapping.rows import overlap
 from .key_layout import KeyEntry, KeyLayout, key_layout
 from .keylist import KeyList
-from .matching import COPIES, RENAME, Match, match
+from .matching import RENAME, match
 from .symbols import Symbols
 from .words import positional
 
 COMPUTED, SIDECAR = "computed", "kept in the sidecar"
-ALTERNATIVES = 3  # of a row that are shown
 MOST = 600  # distinct paths of one list, far above any net with numbered blocks
 MOST_UNUSABLE = 10 * MOST  # keys that no row can spell: they are listed
 
@@ -57,6 +56,10 @@ class Draft:
     def unsure(self) -> int:
         return sum(not row.sure for row in self.rows)
 
+    @property
+    def computes(self) -> bool:
+        return any(row.kind == COMPUTED for row in self.rows)
+
 
 def draft(source: KeyList, target: KeyList | None = None) -> Draft:
     """Draft a table from the original layout to the target's; without a target, every path becomes itself.
@@ -71,7 +74,7 @@ def draft(source: KeyList, target: KeyList | None = None) -> Draft:
     layout = _layout(source)
     target_layout = _layout(target) if target else KeyLayout((), layout.blocks, ())
     symbols = Symbols(layout.entries)
-    matches = {each.pairing.source: each for each in match(layout, target_layout)}
+    matches = match(layout, target_layout)
     drafted: list[DraftRow] = []
     unmatched: list[str] = []
     for entry in layout.entries:
@@ -79,27 +82,24 @@ def draft(source: KeyList, target: KeyList | None = None) -> Draft:
         if not target:
             drafted.append(_row(entry, pattern, RENAME, (entry.path,)))
         elif entry in matches:
-            drafted.append(_matched(matches[entry], pattern))
+            pairing, doubt = matches[entry]
+            drafted.append(_row(entry, pattern, pairing.kind, pairing.paths, sure=not doubt, doubt=doubt))
         elif entry.bare:
             drafted.append(_without_target(entry, pattern))
         else:
             unmatched.append(entry.path)
     rows, conflicts = _without_conflicts(drafted)
     reached = {path for row in rows for path in row.targets}
+    unreached = [entry.path for entry in target_layout.entries if entry.path not in reached]
     notes = [*conflicts.values()]
     if not target:
         notes.append("no target was given, so every path becomes itself: write in what it is called there")
-    if layout.blocks != target_layout.blocks:
-        notes.append(
-            f"{layout.blocks} blocks there and {target_layout.blocks} in the target: they are not the same model"
-        )
+    if layout.blocks != (blocks := target_layout.blocks):
+        notes.append(f"{layout.blocks} blocks there and {blocks} in the target: they are not the same model")
     return Draft(
         rows=tuple(rows),
         unmatched_source=(*unmatched, *conflicts, *layout.unusable),
-        unmatched_target=(
-            *(entry.path for entry in target_layout.entries if entry.path not in reached),
-            *target_layout.unusable,
-        ),
+        unmatched_target=(*unreached, *target_layout.unusable),
         dims=symbols.dims,
         first=symbols.first,
         blocks=layout.blocks,
@@ -143,24 +143,6 @@ def _row(
 ) -> DraftRow:
     bare = not entry.module and not any(path.endswith((".weight", ".bias")) for path in (entry.path, *targets))
     return DraftRow(entry.path, pattern, kind, targets, bare=bare, sparse=entry.sparse, sure=sure, doubt=doubt)
-
-
-def _matched(chosen: Match, pattern: str) -> DraftRow:
-    pairing = chosen.pairing
-    others = [", ".join(target.path for target in other.targets) for other in chosen.others[:ALTERNATIVES]]
-    alternatives = ["or " + "; or ".join(others)] if others else []
-    if chosen.sure:
-        doubt = ""
-    elif pairing.kind == COPIES:
-        doubt = " ".join(["a copy in every block: is each the whole tensor?", *alternatives])
-    elif chosen.why:
-        doubt = "; ".join([chosen.why, *alternatives])
-    elif len(pairing.targets) > 1:
-        doubt = " ".join(["in this order?", *alternatives])
-    else:
-        doubt = alternatives[0] if alternatives else "nothing else has its shape, and the names do not say so"
-    paths = tuple(target.path for target in pairing.targets)
-    return _row(pairing.source, pattern, pairing.kind, paths, sure=chosen.sure, doubt=doubt)
 
 
 def _without_target(entry: KeyEntry, pattern: str) -> DraftRow:
