@@ -14,9 +14,8 @@ from typing import Any
 from ..checkpoint.folder import CONFIG
 from ..checkpoint.write.transfer import Progress
 from ..errors import InputError, printable
-from .elements import measure
+from .elements import measure, roundings
 from .result import Diff
-from .rounding import roundings
 from .sides import Side, TensorPair, about, check_comparable, open_side, pairs
 from .weights import (
     DIFFERENT,

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from .elements import Numbers, relative
-from .rounding import Rounding
+from .elements import Numbers, Rounding, relative
 
 # Of two tensors. SAME: in other dtypes, and every number is the same.
 IDENTICAL, SAME, ROUNDED, DIFFERENT = "identical", "same numbers", "rounded", "different"

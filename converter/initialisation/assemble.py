@@ -28,7 +28,7 @@ from .options import ZERO, Options
 from .origin import Origin
 
 if TYPE_CHECKING:
-    from .verdict import Proof
+    from .proof import Proof
 
 
 @dataclass
