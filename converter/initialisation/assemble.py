@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,8 +87,7 @@ def init_from_dit(
     wanted.check(Path(orig_ckpt_path), overwrite=overwrite)
     source = local(orig_ckpt_path, quiet=progress is None)
     wanted = wanted.check(source, overwrite=overwrite)
-    with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_model(source, weights, state_dict_key))
+    with open_model(source, weights, state_dict_key) as checkpoint:
         analysis = analyse(checkpoint, {"num_attention_heads": num_attention_heads})
         family = analysis.require()
         if family.name != DIT.name:
@@ -152,26 +150,26 @@ def _write(
     state: Mapping[str, LazyTensor],
     wanted: Destination,
     *,
-    overwrite: bool = False,
+    overwrite: bool,
     progress: Callable[[int], Progress] | None,
 ) -> tuple[dict[str, int], list[str]]:
     """Write what was proven; returns the files' sizes, and notes on what happened on the disk. A folder is what
     `convert` makes of the file."""
     parts = [TensorWrite((tensor,), (key,), tensor.dtype) for key, tensor in state.items()]
-    if wanted.folder:
-        size = 2 * sum(part.nbytes for part in parts) + (1 << 20)
-        with Publication(wanted.path, needed_bytes=size, overwrite=True) as beside:  # never published, so never over it
-            file = replace(wanted, path=beside.path / "init.pth", to=ORIGINAL)
-            _write(origin, state, file, progress=progress)
+    total = sum(part.nbytes for part in parts)
+    if wanted.folder:  # beside it: never published, so never over it
+        with Publication(wanted.path, needed_bytes=2 * total + (1 << 20), overwrite=True) as beside:
+            place = replace(wanted, path=beside.path / "init.pth", to=ORIGINAL)
+            _write(origin, state, place, overwrite=False, progress=progress)
             # Whatever is zero in it is so by the choices: the DiT was analysed.
             how = ConversionOptions(overwrite=overwrite, allow_zeros=True)
-            done = convert(file.path, wanted.path, how, hyper_parameters=_unshown(origin))
+            done = convert(place.path, wanted.path, how, hyper_parameters=_unshown(origin))
             return done.files, [note for note in done.notes if note not in done.record["notes"]]
-    files, _ = wanted.files(parts, "")
-    step = progress(sum(part.nbytes for part in parts)) if progress else lambda count: None
-    with wanted.publication(sum(file.layout.size for file in files) + (1 << 20), overwrite=overwrite) as out:
-        written = write_files(out, files, parts, step=step, digests={})
+    (file,), _ = wanted.files(parts, "")
+    step = progress(total) if progress else lambda count: None
+    with wanted.publication(file.layout.size + (1 << 20), overwrite=overwrite) as out:
+        written = write_files(out, [file], parts, step=step, digests={})
         if written.nonfinite:
             raise InputError(f"{printable(origin.analysis.checkpoint.path)}: {counted(written.nonfinite, NONFINITE)}")
         out.publish()
-    return {file.name: file.layout.size for file in files}, out.notes
+    return {file.name: file.layout.size}, out.notes

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -84,10 +84,7 @@ class Modulation:
         for whole, end in zip(mean, (".weight", ".bias"), strict=True):
             for start in range(0, rows, ROWS):
                 layers = (self._rows(f"{LAYER.format(i)}{end}", start, start + ROWS) for i in range(self.depth))
-                total = next(layers)
-                for layer in layers:
-                    total += layer
-                whole[start : start + ROWS] = total / self.depth
+                whole[start : start + ROWS] = reduce(Tensor.add_, layers) / self.depth
         return mean
 
     @cached_property

@@ -43,22 +43,18 @@ DRAWN: dict[str, draws.Draw] = {
 T_BLOCK, TABLE, FINAL_TABLE = "t_block.1", "blocks.{}.scale_shift_table", "final_layer.scale_shift_table"
 
 
-def _becomes(row: Row, theirs: dict[str, Row]) -> Value:
+def _becomes(row: Row) -> Value:
     """What a row of the DiT's table is to the PixArt: the same tensor, a buffer to be computed anew, or what goes into
     the re-parameterisation."""
     if isinstance(row.value, Computed):
         return row.value
-    own = theirs.get(row.source)
-    if own is None or own.pattern != row.pattern:
+    if not any(own.source == row.source and own.pattern == row.pattern for own in PIXART.keys.rows):
         return Extra()
     return Parameter(row.source) if row.suffixes == PARAMETER else row.source
 
 
 # From the DiT's original layout to the PixArt's: what both have under one path and in one shape is carried over.
-KEYS = KeyMapping({
-    f"{row.source} [{' '.join(map(str, row.pattern))}]": _becomes(row, {row.source: row for row in PIXART.keys.rows})
-    for row in DIT.keys.rows
-})  # fmt: skip
+KEYS = KeyMapping({f"{row.source} [{' '.join(map(str, row.pattern))}]": _becomes(row) for row in DIT.keys.rows})
 
 # What its rows say that an initialisation leaves at zero. So do the embedders of micro-conditions end, and add nothing
 # at first: anything else would move the timestep's embedding, and with it every modulation.
@@ -86,8 +82,7 @@ class Origin:
     @property
     def image_size(self) -> int:
         """Of the PixArt, in pixels."""
-        size: int = self.options.image_size or self.analysis.found.value("image_size")
-        return size
+        return int(self.options.image_size or self.analysis.found.value("image_size"))
 
     @property
     def side(self) -> int:
@@ -97,9 +92,9 @@ class Origin:
     @property
     def choices(self) -> dict[str, Any]:
         """The options, with what they come to for this DiT."""
-        made = {"image_size": self.image_size, "interpolation_scale": self.scale}
-        chosen = {name: value for name, value in asdict(self.options).items() if name != "timesteps"}
-        return chosen | made | {"num_attention_heads": self.analysis.found.value("num_attention_heads")}
+        heads = self.analysis.found.value("num_attention_heads")
+        made = {"image_size": self.image_size, "interpolation_scale": self.scale, "num_attention_heads": heads}
+        return {name: value for name, value in asdict(self.options).items() if name != "timesteps"} | made
 
     @property
     def scale(self) -> float:
@@ -116,8 +111,8 @@ class Origin:
         held = False
         for key in self.analysis.plan.computed:
             tensor = self.analysis.checkpoint[key]
-            compared, _ = held_against_computed(self.analysis, key, tensor)
-            held = compared.equal and tensor.dtype.itemsize >= F32.itemsize  # in fewer bits it is equal once rounded
+            equal = held_against_computed(self.analysis, key, tensor)[0].equal
+            held = equal and tensor.dtype.itemsize >= F32.itemsize  # in fewer bits it is equal once rounded
         return held and (self.image_size, self.scale) == (self.analysis.found.value("image_size"), 1.0)
 
     @cached_property
