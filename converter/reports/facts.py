@@ -146,6 +146,14 @@ def tables(phase: Phase) -> Iterator[dict[str, Any]]:
             yield {"title": table.get("title", ""), "words": table.get("words", ""), "header": header, "rows": rows}
 
 
+def grouped(phase: Phase) -> dict[str, list[Check]]:
+    """The checks under what they are about, in the order in which the report has them; under '' where none has two."""
+    groups: dict[str, list[Check]] = {}
+    for check in phase.checks:
+        groups.setdefault(check.what, []).append(check)
+    return groups if len(groups) < len(phase.checks) else {"": phase.checks}
+
+
 def cases(phase: Phase) -> list[dict[str, Any]]:
     """The cases that were run: `name`, and as `axes` what each tries."""
     return [mapping(case) for case in sequence(phase.detail.get("cases"))]
