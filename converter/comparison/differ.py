@@ -17,18 +17,7 @@ from ..errors import InputError, printable
 from .elements import measure, roundings
 from .result import Diff
 from .sides import Side, TensorPair, about, check_comparable, open_side, pairs
-from .weights import (
-    DIFFERENT,
-    IDENTICAL,
-    ONLY_A,
-    ONLY_B,
-    ROUNDED,
-    SAME,
-    SHAPE,
-    Disagreement,
-    TensorDiff,
-    WeightsDiff,
-)
+from .weights import DIFFERENT, IDENTICAL, ONLY_A, ONLY_B, ROUNDED, SAME, SHAPE, Disagreement, TensorDiff, WeightsDiff
 
 WORKERS = 2  # reading, comparing and checksums run without the interpreter's lock
 
@@ -123,18 +112,16 @@ def _disagreements(a: Side, b: Side) -> Iterator[Disagreement]:
     found_a, found_b, family = a.analysis.found, b.analysis.found, a.analysis.family
     if family is None:
         return
-    for name, one in found_a.items():
-        other = found_b.get(name)
-        if other and one.source == other.source == "file" and one.value != other.value:
-            yield Disagreement(name, one.value, other.value, one.evidence, evidence_b=other.evidence)
+    for name, finding in found_a.items():
+        theirs = found_b.get(name)
+        if theirs and finding.source == theirs.source == "file" and finding.value != theirs.value:
+            yield Disagreement(name, finding.value, theirs.value, finding.evidence, evidence_b=theirs.evidence)
     # Two configs hold more than what the family reads from them.
-    configs = a.checkpoint.config, b.checkpoint.config
-    for name in configs[0]:
-        values = [config.get(name) for config in configs]
-        ignorable = family.ignorable_config.get(name, ())
-        ignored = name.startswith("_") or name in found_a or ignorable is None or any(v in ignorable for v in values)
-        if not ignored and None not in values and values[0] != values[1]:
-            yield Disagreement(printable(name), _plain(values[0]), _plain(values[1]), CONFIG, evidence_b=CONFIG)
+    for name, one in a.checkpoint.config.items():
+        other, ignorable = b.checkpoint.config.get(name), family.ignorable_config.get(name, ())
+        ignored = name.startswith("_") or name in found_a or ignorable is None or one in ignorable or other in ignorable
+        if not ignored and one is not None and other is not None and one != other:
+            yield Disagreement(printable(name), _plain(one), _plain(other), CONFIG, evidence_b=CONFIG)
 
 
 def _plain(value: Any) -> Any:

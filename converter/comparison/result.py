@@ -9,18 +9,7 @@ from typing import Any
 from ..checkpoint.weights_kind import LABELS
 from ..errors import printable
 from ..reports.report import as_json
-from .weights import (
-    DIFFERENT,
-    IDENTICAL,
-    MODELS,
-    ONLY_A,
-    ONLY_B,
-    ROUNDED,
-    ROUNDING_ONLY,
-    SAME,
-    SHAPE,
-    WeightsDiff,
-)
+from .weights import DIFFERENT, IDENTICAL, MODELS, ONLY_A, ONLY_B, ROUNDED, ROUNDING_ONLY, SAME, SHAPE, WeightsDiff
 
 _NAMED = 4  # hyper-parameters in one line
 
@@ -94,12 +83,11 @@ class Diff:
 def _in_words(each: WeightsDiff) -> str:
     """What one set of weights is to another."""
     if each.weights_verdict == MODELS:
-        reason = _disagreements(each) or "no tensor has the same key and shape on both sides"
-        return f"different models: {reason}"
-    if each.weights_verdict == IDENTICAL:
-        verdict = f"identical: all {each.compared} tensors, byte for byte"
-    elif each.weights_verdict == DIFFERENT:
+        return f"{MODELS}: {_disagreements(each) or 'no tensor has the same key and shape on both sides'}"
+    if each.weights_verdict == DIFFERENT:
         verdict = _tensor_counts(each)
+    elif each.weights_verdict == IDENTICAL:
+        verdict = f"identical: all {each.compared} tensors, byte for byte"
     else:
         verdict = f"the same {_roundings(each)}"
     return "; ".join([verdict, *_caveats(each)])
