@@ -77,8 +77,7 @@ def draft(source: KeyList, target: KeyList | None = None) -> Draft:
     matches = match(layout, target_layout)
     drafted: list[DraftRow] = []
     unmatched: list[str] = []
-    for entry in layout.entries:
-        pattern = symbols.pattern(entry)
+    for entry, pattern in symbols.patterns.items():
         if not target:
             drafted.append(_row(entry, pattern, RENAME, (entry.path,)))
         elif entry in matches:

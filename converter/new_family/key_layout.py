@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 _Shape = tuple[int, ...]
-_NUMBER = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)
+_NUMBERED = re.compile(r"(.+?)\.(0|[1-9]\d{0,17})((?:\..+)?)", re.ASCII)  # by the outermost: a path has one index
 _WRITABLE = re.compile(r"\w+(\.\w+)*", re.ASCII)  # what a row can spell, and what can do no harm in a program
 LONGEST = 300
 ENDS = {"weight": "bias", "bias": "weight"}
@@ -90,11 +90,9 @@ def key_layout(shapes: Mapping[str, _Shape]) -> KeyLayout:
 
 def _folded(key: str, heads: Collection[str], blocks: int) -> tuple[str, int | None]:
     """The key with `{}` for the index of its block, and the index; a module next to the blocks is none of them."""
-    parts = key.split(".")
-    for position in range(1, len(parts)):
-        head = ".".join(parts[:position])
-        if head in heads and _NUMBER.fullmatch(parts[position]) and int(parts[position]) < blocks:
-            return ".".join([head, "{}", *parts[position + 1 :]]), int(parts[position])
+    match = _NUMBERED.fullmatch(key)
+    if match and match[1] in heads and int(match[2]) < blocks:
+        return f"{match[1]}.{{}}{match[3]}", int(match[2])
     return key, None
 
 
@@ -104,14 +102,10 @@ def _containers(keys: Collection[str]) -> tuple[Collection[str], int]:
     All rows of a table have the same number of blocks: the one that most keys have. Others are written out.
     """
     inside: dict[str, dict[int, set[str]]] = {}
-    for key in keys:
-        parts = key.split(".")
-        numbered = (i for i in range(1, len(parts) - 1) if _NUMBER.fullmatch(parts[i]))
-        if position := next(numbered, 0):  # the outermost: a path has one index
-            head, tail = ".".join(parts[:position]), ".".join(parts[position + 1 :])
-            inside.setdefault(head, {}).setdefault(int(parts[position]), set()).add(tail)
-    sizes = Counter[int]()
-    complete = {}
+    for match in filter(None, map(_NUMBERED.fullmatch, keys)):
+        if match[3]:
+            inside.setdefault(match[1], {}).setdefault(int(match[2]), set()).add(match[3][1:])
+    sizes, complete = Counter[int](), {}
     for head, blocks in inside.items():
         shared = set.intersection(*blocks.values())
         if set(blocks) == set(range(len(blocks))) and any("." in tail or tail not in ENDS for tail in shared):

@@ -7,17 +7,7 @@ import math
 import random
 from typing import Any
 
-from converter.reports.report import (
-    FAIL,
-    INCONCLUSIVE,
-    INTERNAL,
-    NOT_RUN,
-    PASS,
-    REJECTED,
-    Check,
-    Phase,
-    Report,
-)
+from converter.reports.report import FAIL, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Check, Phase, Report
 
 PHASES = ("provenance", "weights", "config", "function", "trajectory", "self-test")
 STATISTICS = {"relative L2": 1.0, "max abs over RMS": 8.0, "worst channel": 1.3, "worst patch position": 1.2}
