@@ -154,11 +154,6 @@ def grouped(phase: Phase) -> dict[str, list[Check]]:
     return groups if len(groups) < len(phase.checks) else {"": phase.checks}
 
 
-def cases(phase: Phase) -> list[dict[str, Any]]:
-    """The cases that were run: `name`, and as `axes` what each tries."""
-    return [mapping(case) for case in sequence(phase.detail.get("cases"))]
-
-
 def localised(phase: Phase, name: str) -> list[dict[str, Any]]:
     """The `stages` or `repairs` that the search for a fault came to."""
     return [mapping(item) for item in sequence(mapping(phase.detail.get("localisation")).get(name))]

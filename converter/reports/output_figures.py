@@ -20,18 +20,14 @@ NOT_FINITE = "#e6007e"
 
 def margins(phase: Phase) -> Iterator[Figure]:
     """How much of its limit every case uses up, a dot per statistic: one panel per precision side by side."""
-    used: dict[str, float] = {}
     checks = [(share, check) for check in phase.gates if (share := margin(check)) is not None]
-    for share, check in checks:
-        used[check.what] = max(used.get(check.what, 0.0), share)
-    if not used:
-        return
-    most = sorted(used, key=lambda what: -used[what])[:ROWS]
-    svg = _margins([pair for pair in checks if pair[1].what in most], floor_limit(phase))
-    caption = "A dot per statistic of every case and part of the output; left of the line passes."
-    if len(used) > ROWS:
-        caption += f" The {ROWS} that use most of their limits; {len(used) - ROWS} more are in the table."
-    yield Figure("Distance from the limit", caption, svg)
+    used = list(dict.fromkeys(check.what for _, check in sorted(checks, key=lambda pair: -pair[0])))
+    if used:
+        caption = "A dot per statistic of every case and part of the output; left of the line passes."
+        if len(used) > ROWS:
+            caption += f" The {ROWS} that use most of their limits; {len(used) - ROWS} more are in the table."
+        shown = [pair for pair in checks if pair[1].what in used[:ROWS]]
+        yield Figure("Distance from the limit", caption, _margins(shown, floor_limit(phase)))
 
 
 def _margins(checks: list[tuple[float, Check]], floors: float) -> str:
