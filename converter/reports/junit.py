@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
 from ..errors import printable
@@ -22,26 +21,21 @@ FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 DATE = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)", re.ASCII)  # what the schema takes, without a zone
 
 
-class Case(NamedTuple):
-    """A test case of a suite; what it is but a pass: 'failure', 'error', 'skipped' or 'system-out'."""
-
-    name: str
-    kind: str = ""
-    verdict: str = ""
-    words: str = ""
-    more: str = ""
-
-
 def junit(reports: Sequence[Report]) -> str:
     """The text of a JUnit file."""
     root = ET.Element("testsuites", name="parity")
     for report in reports:
+        suites = [(phase.name, list(_cases(phase))) for phase in report.phases]
+        wrong = {"failure", "error"} & {kind.tag for _, cases in suites for case in cases for kind in case}
+        if report.verdict != PASS and not wrong:
+            kind = "failure" if report.verdict == FAIL else "error"
+            suites.append(("verdict", [_case("verdict", report.verdict, kind, report.reason, verdict=report.verdict)]))
         date = DATE.match(str(report.run.get("date", "")))
-        for name, cases in _suites(report):
+        for name, cases in suites or [("verdict", [_case("verdict", report.verdict)])]:
             suite = ET.SubElement(root, "testsuite", name=_name(f"{facts.name_of(report)}: {name}"))
             if date:
                 suite.set("timestamp", "T".join(date.groups()))
-            suite.extend(_element(name, case) for case in cases)
+            suite.extend(cases)
     for element in (*root, root):
         element.set("tests", str(sum(1 for _ in element.iter("testcase"))))
         for attribute, kind in COUNTED.items():
@@ -52,43 +46,30 @@ def junit(reports: Sequence[Report]) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def _suites(report: Report) -> list[tuple[str, list[Case]]]:
-    suites = [(phase.name, list(_cases(phase))) for phase in report.phases]
-    wrong = any(case.kind in ("failure", "error") for _, cases in suites for case in cases)
-    if report.verdict != PASS and not wrong:
-        kind = "failure" if report.verdict == FAIL else "error"
-        suites.append(("verdict", [Case(report.verdict, kind, report.verdict, report.reason)]))
-    return suites or [("verdict", [Case(report.verdict)])]
-
-
-def _cases(phase: Phase) -> Iterator[Case]:
+def _cases(phase: Phase) -> Iterator[ET.Element]:
     """The deciding checks of a phase, and one case for the phase itself where they do not tell its verdict."""
     for check in phase.gates:
         name = f"{check.what}: {check.statistic}"
-        if check.failed:
-            compared = f"value {show(check.value)}, limit {show(check.limit)}"
-            yield Case(name, "failure", FAIL, check.words, compared)
-        elif check.passed:
-            yield Case(name)
-        else:
-            yield Case(name, "system-out", words=f"waived ({check.waived}): {check.words}")
-    kind = {NOT_RUN: "skipped", INCONCLUSIVE: "error", FAIL: "failure"}.get(phase.verdict)
+        compared = f"value {show(check.value)}, limit {show(check.limit)}"
+        case = _case(phase.name, name, "failure" * check.failed, check.words, verdict=FAIL, more=compared)
+        if check.waived and not check.passed:
+            ET.SubElement(case, "system-out").text = _words(f"waived ({check.waived}): {check.words}")
+        yield case
+    kind = {NOT_RUN: "skipped", INCONCLUSIVE: "error", FAIL: "failure"}.get(phase.verdict, "")
     if kind and not (phase.verdict == FAIL and any(phase.failed)):
-        yield Case(phase.name, kind, phase.verdict, phase.words)
+        yield _case(phase.name, phase.name, kind, phase.words, verdict=phase.verdict)
     elif not phase.gates:
-        yield Case(phase.name)
+        yield _case(phase.name, phase.name)
 
 
-def _element(suite: str, case: Case) -> ET.Element:
-    element = ET.Element("testcase", classname=_name(f"parity.{suite}"), name=_name(case.name))
-    if case.kind == "system-out":
-        ET.SubElement(element, case.kind).text = _words(case.words)
-    elif case.kind:
-        inside = ET.SubElement(element, case.kind, message=_name(case.words))
-        if case.kind != "skipped":
-            inside.set("type", _name(case.verdict))
-            inside.text = _words(case.words) + (f"\n{_words(case.more)}" if case.more else "")
-    return element
+def _case(suite: str, name: str, kind: str = "", words: str = "", *, verdict: str = "", more: str = "") -> ET.Element:
+    case = ET.Element("testcase", classname=_name(f"parity.{suite}"), name=_name(name))
+    if kind:
+        inside = ET.SubElement(case, kind, message=_name(words))
+        if kind != "skipped":
+            inside.set("type", _name(verdict))
+            inside.text = _words(words) + (f"\n{_words(more)}" if more else "")
+    return case
 
 
 def _name(raw: object) -> str:

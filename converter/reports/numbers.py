@@ -60,9 +60,7 @@ def show(value: object) -> str:
 
 def times(ratio: float) -> str:
     """A multiple with the digits that matter: '1.06', '0.094', '24,600'."""
-    if not math.isfinite(ratio):
-        return show(ratio)
-    if abs(ratio) >= 1e6 or 0 < abs(ratio) < 1e-3:
+    if ratio and not 1e-3 <= abs(ratio) < 1e6:
         return show(ratio)
     if abs(ratio) >= 100:
         return f"{ratio:,.0f}"
@@ -72,14 +70,12 @@ def times(ratio: float) -> str:
 def duration(value: object) -> str:
     """Seconds as people say them: '4.2 s', '3 min 20 s', '2 h 5 min'; '' where there are none."""
     total = number(value)
-    if total is None or not math.isfinite(total) or total < 0:
+    if total is None or not 0 <= total < math.inf:
         return ""
     if total < 60:
         return f"{total:.2g} s" if total < 10 else f"{total:.0f} s"
     minutes, seconds = divmod(round(total), 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def mapping(value: Any) -> dict[str, Any]:
