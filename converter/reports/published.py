@@ -53,8 +53,7 @@ def portable_command(command: str, names: Mapping[str, str]) -> str:
     written: set[str] = set()
     for before, flag, value in _split(command):
         if value and flag not in _NAMES:
-            name, equals, rest = value.rpartition("=") if flag == "--given" else ("", "", value)
-            value = base_name(name) * bool(equals) + equals + base_name(rest)
+            value = "=".join(map(base_name, value.rsplit("=", 1 if flag == "--given" else 0)))
             value = sides.get(flag, value) if not value.startswith("hf:/") else value
             if flag in _WRITTEN and value in written:
                 words = words if before else words[:-1]  # without the flag
@@ -73,13 +72,10 @@ def _split(command: str) -> Iterator[tuple[str, str, str]]:
         return
     flag = ""
     for word in words:
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            flag = name.replace("-", "_").replace("__", "--", 1)
-            yield name + equals, flag, value
-        else:
-            yield "", flag, word
-        flag = flag if word.startswith("--") and "=" not in word else ""
+        name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        flag = name.replace("-", "_").replace("__", "--", 1) or flag
+        yield name + equals, flag, value
+        flag = flag if name and not equals else ""
 
 
 def base_name(path: str) -> str:
@@ -103,12 +99,11 @@ def without_paths(texts: Texts, known: Iterable[object] = ()) -> Texts:
     {'note': 'a.pth and transformer/config.json, y b'}
     """
     folders = sorted({*_folders(known)}, key=len, reverse=True)
-    inside = re.compile("|".join(rf"(?<![\w.-]){re.escape(folder)}" for folder in folders)) if folders else None
+    inside = re.compile("|".join(rf"(?<![\w.-]){re.escape(folder)}" for folder in folders))
 
     def cut(value: Any) -> Any:
         if isinstance(value, str):
-            value = inside.sub("", value) if inside else value
-            return _PATH.sub(lambda found: found[1] or found[2] or "", value)
+            return _PATH.sub(lambda found: found[1] or found[2] or "", inside.sub("", value))
         if isinstance(value, dict):
             return {key: cut(item) for key, item in value.items()}
         return [cut(item) for item in value] if isinstance(value, list | tuple) else value
