@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 COARSE = gates.CAPS["relative L2"]  # a rounding that is larger would widen its own tolerance
 EXACT = 1e-12  # measured: 1e-15 and below
 GRIDS = {"square": (6, 6), "not square": (8, 4)}  # of patches, two different samples each
-
 TOO_COARSE = (
     "Before its tables are rounded to float32 it does, so it is float32 that cannot hold them: the DiT's embedded "
     "timestep is many times as large as what its layers make of it"
@@ -189,12 +188,10 @@ def _rounded(state: Mapping[str, Any], tables: Mapping[str, Tensor]) -> Iterator
 
 
 def _checks(stage: StageResult) -> Iterator[Check]:
-    what, limit = f"{stage.case} / {stage.name}", FLOOR_LIMIT
+    what, floor = f"{stage.case} / {stage.name}", max(stage.floor, gates.FLOOR_LEAST)
     words = f"{stage.exact:.2g} apart before tables are rounded (limit {EXACT:g})"
     yield Check(what, "float64 relative L2", stage.exact, EXACT, passed=stage.exact <= EXACT, words=words)
-    floor = max(stage.floor, gates.FLOOR_LEAST)
     for against, value in (("", stage.error), (" against the DiT's", stage.apart)):
-        words = f"{times(value / floor)} times the DiT's own rounding (limit {limit:g})"
-        yield Check(
-            what, f"float32 relative L2{against}", value, limit * floor, passed=value <= limit * floor, words=words
-        )
+        limit, statistic = FLOOR_LIMIT * floor, f"float32 relative L2{against}"
+        words = f"{times(value / floor)} times the DiT's own rounding (limit {FLOOR_LIMIT:g})"
+        yield Check(what, statistic, value, limit, passed=value <= limit, words=words)
