@@ -17,6 +17,10 @@ from .symbols import Symbols
 from .words import positional
 
 COMPUTED, SIDECAR = "computed", "kept in the sidecar"
+DOUBTS = {
+    COMPUTED: "a sin-cos table of positions? a conversion compares them",
+    SIDECAR: "no tensor of the target: kept in the sidecar; or Computed, or what is it?",
+}
 MOST = 600  # distinct paths of one list, far above any net with numbered blocks
 MOST_UNUSABLE = 10 * MOST  # keys that no row can spell: they are listed
 
@@ -78,15 +82,20 @@ def draft(source: KeyList, target: KeyList | None = None) -> Draft:
     drafted: list[DraftRow] = []
     unmatched: list[str] = []
     for entry, pattern in symbols.patterns.items():
-        if not target:
-            drafted.append(_row(entry, pattern, RENAME, (entry.path,)))
-        elif entry in matches:
+        paths: tuple[str, ...] = (entry.path,)
+        kind, doubt = RENAME, ""
+        if entry in matches:
             pairing, doubt = matches[entry]
-            drafted.append(_row(entry, pattern, pairing.kind, pairing.paths, sure=not doubt, doubt=doubt))
-        elif entry.bare:
-            drafted.append(_without_target(entry, pattern))
-        else:
+            kind, paths = pairing.kind, pairing.paths
+        elif target and entry.bare:  # a table that the target computes, or something for the sidecar
+            kind, paths = COMPUTED if _computed(entry, pattern) else SIDECAR, ()
+            doubt = DOUBTS[kind]
+        elif target:
             unmatched.append(entry.path)
+            continue
+        bare = entry.bare and not any(path.endswith((".weight", ".bias")) for path in paths)
+        known = {"bare": bare, "sparse": entry.sparse, "sure": bool(target) and not doubt}
+        drafted.append(DraftRow(entry.path, pattern, kind, paths, doubt=doubt, **known))
     rows, conflicts = _without_conflicts(drafted)
     reached = {path for row in rows for path in row.targets}
     unreached = [entry.path for entry in target_layout.entries if entry.path not in reached]
@@ -137,18 +146,7 @@ def _layout(keys: KeyList) -> KeyLayout:
     return layout
 
 
-def _row(
-    entry: KeyEntry, pattern: str, kind: str, targets: tuple[str, ...], *, sure: bool = False, doubt: str = ""
-) -> DraftRow:
-    bare = not entry.module and not any(path.endswith((".weight", ".bias")) for path in (entry.path, *targets))
-    return DraftRow(entry.path, pattern, kind, targets, bare=bare, sparse=entry.sparse, sure=sure, doubt=doubt)
-
-
-def _without_target(entry: KeyEntry, pattern: str) -> DraftRow:
-    """A tensor by itself that the target has no place for: a table that it computes, or something for the sidecar."""
-    tokens = entry.shape[1] if len(entry.shape) == 3 and entry.shape[0] == 1 else 0
-    square = tokens > 0 and isqrt(tokens) ** 2 == tokens and entry.shape[2] % 4 == 0
-    if positional(entry.path) and square and pattern == "1 N D":
-        return _row(entry, pattern, COMPUTED, (), doubt="a sin-cos table of positions? a conversion compares them")
-    doubt = "no tensor of the target: kept in the sidecar; or Computed, or what is it?"
-    return _row(entry, pattern, SIDECAR, (), doubt=doubt)
+def _computed(entry: KeyEntry, pattern: str) -> bool:
+    """Whether a tensor by itself may be a table of positions on a square."""
+    tokens = entry.shape[1] if pattern == "1 N D" else 0
+    return positional(entry.path) and tokens > 0 and isqrt(tokens) ** 2 == tokens and entry.shape[2] % 4 == 0

@@ -112,17 +112,12 @@ def _possible(source: KeyLayout, target: KeyLayout) -> Iterator[Pairing]:
     lengths = len(source.entries), len(target.entries)
     for entry in source.entries:
         for targets in by_shape.get(entry.shape, ()):
-            first = targets[0]
-            kind = SPLIT if len(targets) > 1 else RENAME if entry.indexed == first.indexed else COPIES
-            if entry.module != first.module or entry.sparse != first.sparse:
-                continue
-            if kind == SPLIT and entry.indexed != first.indexed:
-                continue
-            if kind == COPIES and (entry.indexed or first.sparse):
-                continue  # one tensor for many, not many for one
-            if entry.indexed and source.blocks != target.blocks:
-                continue
-            yield _scored(entry, targets, kind, lengths)
+            first, both_indexed = targets[0], entry.indexed == targets[0].indexed
+            kind = SPLIT if len(targets) > 1 else RENAME if both_indexed else COPIES
+            one_for_many = kind == COPIES and not entry.indexed and not first.sparse
+            alike = (entry.module, entry.sparse) == (first.module, first.sparse)
+            if alike and (both_indexed or one_for_many) and (not entry.indexed or source.blocks == target.blocks):
+                yield _scored(entry, targets, kind, lengths)
 
 
 def _groups(entries: Iterable[KeyEntry]) -> Iterator[tuple[KeyEntry, ...]]:
