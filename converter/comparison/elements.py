@@ -28,12 +28,9 @@ _ROUNDED_TO = (F32, F16, BF16)
 class Numbers:
     """How two tensors of one shape differ.
 
-    Attributes:
-        elements: how many there are on each side.
-        differing: how many of them are not the same: of one dtype, in any bit; of two, as numbers.
-        difference, norm_a, norm_b: L2 norms of A - B, A and B, over the elements that are finite on both sides.
-        max_abs: the largest difference of any of these.
-        nonfinite_a, nonfinite_b: how many are NaN or infinite.
+    `differing`: how many elements are not the same: of one dtype, in any bit; of two, as numbers. `difference`,
+    `norm_a` and `norm_b` are the L2 norms of A - B, A and B over what is finite on both sides, `max_abs` the largest
+    difference there, `nonfinite_a` and `nonfinite_b` how many are NaN or infinite.
     """
 
     elements: int

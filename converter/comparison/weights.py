@@ -62,15 +62,10 @@ class Disagreement:
 
 @dataclass
 class WeightsDiff:
-    """One set of weights against another.
+    """One set of weights, raw or ema, against another.
 
-    Attributes:
-        weights_a, weights_b: raw or ema.
-        tensors: all that are compared, or that one side lacks.
-        one_sided_buffers: buffers that only one side has, and that diffusers' layout has no place for: no difference
-            of the models.
-        disagreements: hyper-parameters that both sides show, and not alike.
-        notes: what else there is to know.
+    `tensors`: all that are compared, or that one side lacks, but for the `one_sided_buffers`, which are no difference
+    of the models. `disagreements`: hyper-parameters that both sides show, and not alike.
     """
 
     weights_a: str

@@ -36,11 +36,9 @@ class _Float32Table(PixArtShape):
 
 @dataclass(frozen=True)
 class BothNets:
-    """A DiT and a PixArt, whose weights are read when a stage runs.
+    """A DiT and a PixArt (`state`: key -> tensor or lazy tensor), whose weights are read when a stage runs.
 
-    Args:
-        origin: of the DiT; `state`: of the PixArt, key -> tensor or lazy tensor.
-        memory: what both read their blocks into: only one stage runs at a time.
+    `memory`: what both read their blocks into: only one stage runs at a time.
     """
 
     origin: Origin

@@ -45,12 +45,10 @@ TOO_COARSE = (
 
 @dataclass
 class StageResult:
-    """What was found after a stage, in the case that uses most of the limit.
+    """Relative L2 after a stage, in the case that uses most of the limit.
 
-    Attributes:
-        error: relative L2 of the PixArt in float32 against the DiT in float64; `apart`: against the DiT in float32.
-        floor: of the DiT in float32 against itself in float64.
-        exact: of the PixArt in float64 with unrounded tables against the DiT in float64.
+    `error`: of the PixArt in float32 against the DiT in float64; `apart`: against the DiT in float32; `floor`: of the
+    DiT in float32 against itself in float64; `exact`: of the PixArt in float64 with unrounded tables.
     """
 
     name: str

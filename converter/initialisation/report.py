@@ -40,11 +40,7 @@ WORDING = Wording(
 
 
 def render(done: Initialisation, source: str, suffix: str) -> str:
-    """The report in the format of a suffix.
-
-    Args:
-        source: the DiT's name; like all text from elsewhere it is escaped.
-        suffix: one of `KINDS`.
+    """The report in the format of a suffix, one of `KINDS`; `source` is the DiT's name.
 
     Raises: `UsageError` for HTML without jinja2 or matplotlib.
     """

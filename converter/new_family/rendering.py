@@ -71,11 +71,7 @@ def positions(found: converter.Findings) -> SinCosTable:
 
 
 def render(name: str, draft: Draft) -> str:
-    """The module's text. What is not certain ends in `# ?`, and the comment above it says why.
-
-    Args:
-        name: of the family; an identifier.
-    """
+    """The module's text, of a family of that name. What is not certain ends in `# ?`; the comment above says why."""
     title = name.replace("_", " ").title()
     patch = 'found.value("patch_size")' if "p" in draft.dims else "1"
     return _MODULE.format(
