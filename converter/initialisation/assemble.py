@@ -61,10 +61,7 @@ def init_from_dit(
             `convert` makes one of such a file.
         options: see `Options`.
         num_attention_heads: where hidden size and depth are none of the published DiTs'.
-        weights: 'raw' or 'ema' where the file holds both.
-        state_dict_key: where in the file the weights lie, where it holds several state dicts.
-        overwrite: replace what is there, as `convert` does.
-        progress: as of `convert`.
+        weights, state_dict_key, overwrite, progress: as of `convert`.
 
     Returns: an `Initialisation`. Nothing is written where its proof failed.
 
@@ -170,6 +167,6 @@ def _write(
     with wanted.publication(file.layout.size + (1 << 20), overwrite=overwrite) as out:
         written = write_files(out, [file], parts, step=step, digests={})
         if written.nonfinite:
-            raise InputError(f"{printable(origin.analysis.checkpoint.path)}: {counted(written.nonfinite, NONFINITE)}")
+            raise InputError.at(origin.analysis.checkpoint.path, "", counted(written.nonfinite, NONFINITE))
         out.publish()
     return {file.name: file.layout.size}, out.notes

@@ -11,11 +11,8 @@ from ..checkpoint import LazyTensor
 from ..checkpoint.dtypes import F32
 from ..conversion.analysis import Analysis
 from ..conversion.buffers import computed, on_demand
-from ..conversion.deep import read_through
 from ..conversion.to_diffusers import held_against_computed
-from ..conversion.verdicts import NONFINITE
-from ..conversion.write import counted
-from ..errors import InputError, UsageError, printable
+from ..errors import UsageError
 from ..families.sincos import SinCosTable
 from ..mapping import Computed, Extra, KeyMapping, Parameter, Refused
 from ..mapping.rows import PARAMETER, Row, Value, spell
@@ -159,11 +156,6 @@ class Origin:
         """The tables of the blocks and of the final layer by their keys, in float64, before they are rounded."""
         made = {spell(TABLE, index): self.modulation.table(index) for index in range(self.depth)}
         return made | {FINAL_TABLE: self.modulation.final_table}
-
-    def refuse_nonfinite(self) -> None:
-        """Raises: `InputError` that names the tensors of the DiT that hold NaN or infinity, if any do."""
-        if bad := read_through(self.analysis).nonfinite:
-            raise InputError(f"{printable(self.analysis.checkpoint.path)}: {counted(bad, NONFINITE)}")
 
     def _made(self, row: Row, key: str, suffix: str) -> LazyTensor:
         """A tensor that the DiT does not have, made when it is asked for: positions, the re-parameterisation, or a draw

@@ -19,6 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..conversion.deep import read_through
+from ..conversion.verdicts import NONFINITE
+from ..conversion.write import counted
+from ..errors import InputError
 from ..nets import Memory
 from ..nets.latents import parts
 from ..parity import gates
@@ -150,7 +154,8 @@ def prove(origin: Origin, state: Mapping[str, Any]) -> Proof:
         double, single = (both.outputs(case, dtype, whole=case is not native) for dtype, both in nets.items())
         truth = double[0]
         if bad := [name for name, value in truth.items() if not torch.isfinite(value).all()]:
-            origin.refuse_nonfinite()
+            if found := read_through(origin.analysis).nonfinite:
+                raise InputError.at(origin.analysis.checkpoint.path, "", counted(found, NONFINITE))
             doubts.append(f"{case.name} / {bad[0]}: what the DiT itself computes is not finite, though its weights are")
             continue
         for name in truth:
