@@ -47,8 +47,8 @@ class Modulation:
 
     Example:
         >>> state = torch.load("fixtures/golden/dit.pt", weights_only=True)
-        >>> made = Modulation(state, 3, Options())
-        >>> [list(made.table(0).shape), list(made.final_table.shape), list(made.t_block[0].shape)]
+        >>> begun = Modulation(state, 3, Options())
+        >>> [list(begun.table(0).shape), list(begun.final_table.shape), list(begun.t_block[0].shape)]
         [[6, 48], [2, 48], [288, 48]]
     """
 

@@ -111,11 +111,11 @@ def stage_outputs(net: Net, inputs: Values) -> dict[str, Tensor]:
     """What comes of every stage that changes the image: the patches, each block, and the output."""
     seen: dict[str, Tensor] = {}
 
-    def watch(stage: str, made: Values) -> None:
-        if "x" in made:
-            seen[stage] = made["x"]
-        if OUTPUT in made:
-            seen[OUTPUT] = made[OUTPUT]
+    def watch(stage: str, values: Values) -> None:
+        if "x" in values:
+            seen[stage] = values["x"]
+        if OUTPUT in values:
+            seen[OUTPUT] = values[OUTPUT]
 
     net.forward(inputs, watch)
     return seen

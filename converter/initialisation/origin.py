@@ -90,8 +90,8 @@ class Origin:
     def choices(self) -> dict[str, Any]:
         """The options, with what they come to for this DiT."""
         heads = self.analysis.found.value("num_attention_heads")
-        made = {"image_size": self.image_size, "interpolation_scale": self.scale, "num_attention_heads": heads}
-        return {name: value for name, value in asdict(self.options).items() if name != "timesteps"} | made
+        settled = {"image_size": self.image_size, "interpolation_scale": self.scale, "num_attention_heads": heads}
+        return {name: value for name, value in asdict(self.options).items() if name != "timesteps"} | settled
 
     @property
     def scale(self) -> float:
@@ -154,8 +154,8 @@ class Origin:
     @cached_property
     def tables(self) -> dict[str, Tensor]:
         """The tables of the blocks and of the final layer by their keys, in float64, before they are rounded."""
-        made = {spell(TABLE, index): self.modulation.table(index) for index in range(self.depth)}
-        return made | {FINAL_TABLE: self.modulation.final_table}
+        tables = {spell(TABLE, index): self.modulation.table(index) for index in range(self.depth)}
+        return tables | {FINAL_TABLE: self.modulation.final_table}
 
     def _made(self, row: Row, key: str, suffix: str) -> LazyTensor:
         """A tensor that the DiT does not have, made when it is asked for: positions, the re-parameterisation, or a draw

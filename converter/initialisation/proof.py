@@ -154,8 +154,8 @@ def prove(origin: Origin, state: Mapping[str, Any]) -> Proof:
         double, single = (both.outputs(case, dtype, whole=case is not native) for dtype, both in nets.items())
         truth = double[0]
         if bad := [name for name, value in truth.items() if not torch.isfinite(value).all()]:
-            if found := read_through(origin.analysis).nonfinite:
-                raise InputError.at(origin.analysis.checkpoint.path, "", counted(found, NONFINITE))
+            if nonfinite := read_through(origin.analysis).nonfinite:
+                raise InputError.at(origin.analysis.checkpoint.path, "", counted(nonfinite, NONFINITE))
             doubts.append(f"{case.name} / {bad[0]}: what the DiT itself computes is not finite, though its weights are")
             continue
         for name in truth:

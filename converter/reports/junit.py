@@ -79,4 +79,4 @@ def _name(raw: object) -> str:
 
 def _words(raw: object, limit: int = WORDS_LIMIT) -> str:
     shown = printable(raw, limit)
-    return FORBIDDEN.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), shown)
+    return FORBIDDEN.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), shown)

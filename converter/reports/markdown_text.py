@@ -24,7 +24,7 @@ def text(raw: object, limit: int = WORDS_LIMIT) -> str:
     '&#60;b&#62;&#124;x&#124;'
     """
     escaped = SPECIAL.sub(lambda found: f"&#{ord(found[0])};", printable(raw, limit).strip())
-    return LINKS.sub(lambda found: found[0] + "&#8203;", escaped)
+    return LINKS.sub(lambda match: match[0] + "&#8203;", escaped)
 
 
 def code(raw: object, limit: int = NAME_LIMIT) -> str:

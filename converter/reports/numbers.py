@@ -27,14 +27,14 @@ def number(value: object) -> float | None:
 
 def positive(value: object) -> float | None:
     """A finite number above zero, which is what a logarithmic scale can place; None for anything else."""
-    found = number(value)
-    return found if found is not None and 0 < found < math.inf else None
+    parsed = number(value)
+    return parsed if parsed is not None and 0 < parsed < math.inf else None
 
 
 def broken(value: object) -> bool:
     """Whether a value is a number that is not finite: the thing that a picture must not leave out."""
-    found = number(value)
-    return found is not None and not math.isfinite(found)
+    parsed = number(value)
+    return parsed is not None and not math.isfinite(parsed)
 
 
 def show(value: object) -> str:

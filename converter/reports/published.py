@@ -103,7 +103,7 @@ def without_paths(texts: Texts, known: Iterable[object] = ()) -> Texts:
 
     def cut(value: Any) -> Any:
         if isinstance(value, str):
-            return _PATH.sub(lambda found: found[1] or found[2] or "", inside.sub("", value))
+            return _PATH.sub(lambda match: match[1] or match[2] or "", inside.sub("", value))
         if isinstance(value, dict):
             return {key: cut(item) for key, item in value.items()}
         return [cut(item) for item in value] if isinstance(value, list | tuple) else value
