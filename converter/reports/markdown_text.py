@@ -23,7 +23,7 @@ def text(raw: object, limit: int = WORDS_LIMIT) -> str:
     >>> text("<b>|x|")
     '&#60;b&#62;&#124;x&#124;'
     """
-    escaped = SPECIAL.sub(lambda found: f"&#{ord(found[0])};", printable(raw, limit).strip())
+    escaped = SPECIAL.sub(lambda match: f"&#{ord(match[0])};", printable(raw, limit).strip())
     return LINKS.sub(lambda match: match[0] + "&#8203;", escaped)
 
 
