@@ -114,7 +114,7 @@ def _possible(source: KeyLayout, target: KeyLayout) -> Iterator[Pairing]:
         for targets in by_shape.get(entry.shape, ()):
             first, both_indexed = targets[0], entry.indexed == targets[0].indexed
             kind = SPLIT if len(targets) > 1 else RENAME if both_indexed else COPIES
-            one_for_many = kind == COPIES and not entry.indexed and not first.sparse
+            one_for_many = kind == COPIES and not entry.indexed
             alike = (entry.module, entry.sparse) == (first.module, first.sparse)
             if alike and (both_indexed or one_for_many) and (not entry.indexed or source.blocks == target.blocks):
                 yield _scored(entry, targets, kind, lengths)
@@ -124,13 +124,9 @@ def _groups(entries: Iterable[KeyEntry]) -> Iterator[tuple[KeyEntry, ...]]:
     """Two or three neighbours of one shape that a fused tensor may hold; queries, keys and values in that order."""
     siblings: dict[tuple[object, ...], list[KeyEntry]] = {}
     for entry in entries:
-        if entry.bare or not entry.shape:
-            continue
-        module, end = (
-            (entry.path, "") if entry.module else (entry.path.rpartition(".")[0], entry.path.rpartition(".")[2])
-        )
-        key = module.rpartition(".")[0], end, entry.shape, entry.sparse, words(entry.path).text
-        siblings.setdefault(key, []).append(entry)
+        if entry.shape and not entry.bare:
+            end, of_text = entry.path[len(entry.stem) :], words(entry.path).text
+            siblings.setdefault((entry.parent, end, entry.shape, entry.sparse, of_text), []).append(entry)
     for group in siblings.values():
         group.sort(key=lambda entry: (_ORDER.get(words(entry.path).part, 3), entry.order))
         for size in (2, 3):
@@ -143,9 +139,9 @@ def _scored(source: KeyEntry, targets: tuple[KeyEntry, ...], kind: str, lengths:
     near = 1 - abs(source.order / lengths[0] - targets[0].order / lengths[1])
     looks = max(similarity(source.path, target.path) for target in targets)
     agreements = agreement(one.area, other.area), agreement(one.part, other.part)
-    score = 0.25 * agreements[0] + 0.25 * agreements[1]
-    score += 0.2 * (one.text == other.text) + 0.2 * looks + 0.1 * near
-    contradicted = one.text != other.text or 0.0 in agreements
+    same_stream = one.text == other.text
+    score = 0.25 * sum(agreements) + 0.2 * same_stream + 0.2 * looks + 0.1 * near
+    contradicted = not same_stream or 0.0 in agreements
     return Pairing(source, targets, kind, score * (0.8 if kind == COPIES else 1), contradicted=contradicted)
 
 
