@@ -75,7 +75,7 @@ def key_layout(shapes: Mapping[str, _Shape]) -> KeyLayout:
     entries: list[KeyEntry] = []
     for template, (shape, indices) in templates.items():
         stem, _, last = template.rpartition(".")
-        partner, its_indices = templates.get(f"{stem}.{ENDS.get(last)}", ((), None))
+        partner, its_indices = templates.get(f"{stem}.{ENDS.get(last, '')}", ((), None))
         # A bias has the first dimension of its weight: a row's pattern says so of both.
         weight, bias = (shape, partner) if last == "weight" else (partner, shape)
         module = bool(stem) and indices == its_indices and weight[:1] == bias
