@@ -16,8 +16,7 @@ from safetensors.torch import save_file
 import converter
 from converter.checkpoint.cast import cast, count_nonfinite, float64
 from converter.checkpoint.dtypes import BY_CODE, BY_NAME
-from converter.comparison.elements import measure
-from converter.comparison.rounding import roundings
+from converter.comparison.elements import measure, roundings
 from converter.conversion.buffers import compare
 from converter.conversion.up_to_date import is_up_to_date
 from converter.nets.inputs import Case, load_cases

@@ -1,4 +1,5 @@
-"""Two tensors element by element: are the bytes the same, and where they are not, how far apart are the numbers?
+"""Two tensors element by element: are the bytes the same, and where they are not, how far apart are the numbers? And is
+one the other, rounded?
 
 Both are read front to back in blocks, so that memory does not depend on their size. Sums are in float64.
 """
@@ -13,22 +14,23 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import LazyTensor
-from ..checkpoint.cast import float64
-from ..checkpoint.dtypes import DType
+from ..checkpoint.cast import float64, round_to, widen
+from ..checkpoint.dtypes import BF16, F16, F32, DType
 
 BLOCK = 1 << 16  # elements: a block of each side, and float64 copies of both, stay in the processor's cache
+
+# What weights are rounded to, the mildest first. It may not be what they are stored in: float16 weights that were
+# loaded into a float32 model are saved as float32.
+_ROUNDED_TO = (F32, F16, BF16)
 
 
 @dataclass
 class Numbers:
     """How two tensors of one shape differ.
 
-    Attributes:
-        elements: how many there are on each side.
-        differing: how many of them are not the same: of one dtype, in any bit; of two, as numbers.
-        difference, norm_a, norm_b: L2 norms of A - B, A and B, over the elements that are finite on both sides.
-        max_abs: the largest difference of any of these.
-        nonfinite_a, nonfinite_b: how many are NaN or infinite.
+    `differing`: how many elements are not the same: of one dtype, in any bit; of two, as numbers. `difference`,
+    `norm_a` and `norm_b` are the L2 norms of A - B, A and B over what is finite on both sides, `max_abs` the largest
+    difference there, `nonfinite_a` and `nonfinite_b` how many are NaN or infinite.
     """
 
     elements: int
@@ -71,18 +73,16 @@ def relative(difference: float, *norms: float) -> float:
 
 
 def _norm(values: Any) -> float:
-    """The L2 norm of float64 values, also where their squares leave its range; not finite if one of them is not."""
+    """The L2 norm of float64 values, also where their squares leave its range; not finite if one of them is not.
+
+    Not by BLAS, whose own threads wait for each other busily, inside every one of ours.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
-        squared = _squares(values)
+        squared = float(np.einsum("i,i->", values, values))
         if 1e-290 < squared < math.inf:
             return math.sqrt(squared)
         top = float(np.abs(values).max(initial=0.0))
-        return top * math.sqrt(_squares(values / top)) if 0 < top < math.inf else top
-
-
-def _squares(values: Any) -> float:
-    """The sum of the squares. Not by BLAS, whose own threads wait for each other busily, inside every one of ours."""
-    return float(np.einsum("i,i->", values, values))
+        return top * _norm(values / top) if 0 < top < math.inf else top
 
 
 def measure(a: LazyTensor, b: LazyTensor, step: Callable[[int], None] = lambda count: None) -> Numbers:
@@ -93,15 +93,20 @@ def measure(a: LazyTensor, b: LazyTensor, step: Callable[[int], None] = lambda c
 
     Raises: `InputError` where one of them cannot be read whole, or its checksum is wrong.
     """
-    numbers, one_dtype = Numbers(a.numel), a.dtype == b.dtype
-    for block_a, block_b in blocks(a, b):
-        same = one_dtype and _equal(block_a, block_b)
-        x = float64(block_a, a.dtype)
-        y = x if same else float64(block_b, b.dtype)
-        if not same:
-            numbers.differing += _count_bits(block_a, block_b, a.dtype) if one_dtype else _count_numbers(x, y)
+    numbers = Numbers(a.numel)
+    for raw_a, raw_b in blocks(a, b):
+        x, differing = float64(raw_a, a.dtype), 0
+        if a.dtype == b.dtype:
+            bits = f"<u{a.dtype.itemsize}"
+            differing = int(np.count_nonzero(np.frombuffer(raw_a, bits) != np.frombuffer(raw_b, bits)))
+            y = float64(raw_b, b.dtype) if differing else x
+        else:  # 0 and -0 are not the same number, and NaN is the same as NaN
+            y = float64(raw_b, b.dtype)
+            unlike = (x.view(np.uint64) != y.view(np.uint64)) & ~(np.isnan(x) & np.isnan(y))
+            differing = int(np.count_nonzero(unlike))
+        numbers.differing += differing
         numbers.add(x, y)
-        step(len(block_a) + len(block_b))
+        step(len(raw_a) + len(raw_b))
     return numbers
 
 
@@ -129,18 +134,55 @@ def _blocks_of(tensor: LazyTensor) -> Iterator[memoryview]:
         yield block[:filled]
 
 
-def _equal(a: memoryview, b: memoryview) -> bool:
-    """Equality of two blocks of one length, eight bytes at a time where that goes."""
-    kind = np.uint64 if len(a) % 8 == 0 else np.uint8
-    return bool((np.frombuffer(a, kind) == np.frombuffer(b, kind)).all())
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """`side`, A or B, is the other one rounded to the dtype `to`: to nearest, ties to even."""
+
+    side: str
+    to: DType
+
+    def __str__(self) -> str:
+        return f"{self.side} is {'A' if self.side == 'B' else 'B'} rounded to {self.to}"
 
 
-def _count_bits(a: memoryview, b: memoryview, dtype: DType) -> int:
-    """How many elements differ in any bit."""
-    kind = f"<u{dtype.itemsize}"
-    return int(np.count_nonzero(np.frombuffer(a, kind) != np.frombuffer(b, kind)))
+def roundings(a: LazyTensor, b: LazyTensor) -> tuple[Rounding, ...]:
+    """Every rounding that makes one of two unequal tensors out of the other, the mildest first; none is the rule.
+
+    Small tensors may have several: 1 is what both float16 and bfloat16 make of 1.0001. NaN is the rounding of any
+    NaN, since which one it becomes depends on the processor.
+    """
+    if not (a.dtype.floating and b.dtype.floating):
+        return ()
+    candidates = [Rounding("B", to) for to in _targets(a.dtype, b.dtype)]
+    candidates += [Rounding("A", to) for to in _targets(b.dtype, a.dtype)]
+    candidates.sort(key=lambda rounding: (_ROUNDED_TO.index(rounding.to), rounding.side))
+    for block_a, block_b in blocks(a, b):
+        sides = {"A": (block_b, b.dtype, block_a, a.dtype), "B": (block_a, a.dtype, block_b, b.dtype)}
+        candidates = [rounding for rounding in candidates if _explains(rounding.to, *sides[rounding.side])]
+        if not candidates:
+            break  # for nearly all tensors that differ, in the first block
+    return tuple(candidates)
 
 
-def _count_numbers(x: Any, y: Any) -> int:
-    """How many elements are not the same number; 0 and -0 are not, and NaN is the same as NaN."""
-    return int(np.count_nonzero((x.view(np.uint64) != y.view(np.uint64)) & ~(np.isnan(x) & np.isnan(y))))
+def _targets(source: DType, stored: DType) -> list[DType]:
+    """What a tensor may have been rounded to between its two dtypes, the second one included."""
+    return [to for to in _ROUNDED_TO if to != source and to.itemsize <= min(source.itemsize, stored.itemsize)]
+
+
+def _explains(to: DType, source: memoryview, source_dtype: DType, result: memoryview, stored: DType) -> bool:
+    """Whether rounding the source's elements to `to`, and storing them as `stored`, gives the result."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = round_to(_numbers(source, source_dtype), to)
+        rounded = rounded if to == stored else round_to(_numbers(memoryview(rounded), to), stored)
+    kind = f"<u{stored.itemsize}"
+    wrong = np.frombuffer(rounded, kind) != np.frombuffer(result, kind)
+    if not wrong.any():
+        return True
+    return bool((np.isnan(widen(source, source_dtype)[wrong]) & np.isnan(widen(result, stored)[wrong])).all())
+
+
+def _numbers(data: memoryview, dtype: DType) -> Any:
+    """As float32 or float64, which is what can be rounded."""
+    values = widen(data, dtype)
+    with np.errstate(invalid="ignore"):  # what a signalling NaN becomes is still a NaN
+        return values.astype(np.float32) if dtype == F16 else values

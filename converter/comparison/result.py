@@ -8,21 +8,8 @@ from typing import Any
 
 from ..checkpoint.weights_kind import LABELS
 from ..errors import printable
-from .rounding import Rounding
-from .weights import (
-    DIFFERENT,
-    IDENTICAL,
-    MODELS,
-    ONLY_A,
-    ONLY_B,
-    ROUNDED,
-    ROUNDING_ONLY,
-    SAME,
-    SHAPE,
-    TensorDiff,
-    WeightsDiff,
-    json_number,
-)
+from ..reports.report import as_json
+from .weights import DIFFERENT, IDENTICAL, MODELS, ONLY_A, ONLY_B, ROUNDED, ROUNDING_ONLY, SAME, SHAPE, WeightsDiff
 
 _NAMED = 4  # hyper-parameters in one line
 
@@ -33,8 +20,8 @@ class Diff:
 
     Attributes:
         a, b: what they are.
-        comparisons: one; or where one file holds raw and EMA weights, of both with the other file's; or where both
-            do, of the raw ones and of the EMA ones.
+        comparisons: one; two where one file holds raw and EMA weights (each with the other file's) or both do (like
+            with like).
     """
 
     a: dict[str, Any]
@@ -63,50 +50,44 @@ class Diff:
         if self.choice:
             return _nearest(self.comparisons, self.choice)
         if len(self.comparisons) == 1:
-            return _weights_in_words(self.comparisons[0])
-        return "; ".join(f"{LABELS[each.weights_a]} weights: {_weights_in_words(each)}" for each in self.comparisons)
+            return _in_words(self.comparisons[0])
+        return "; ".join(f"{LABELS[each.weights_a]} weights: {_in_words(each)}" for each in self.comparisons)
 
     def same(self, *, rounding_ok: bool = False) -> bool:
         """Whether it is one model: identical, or with `rounding_ok` the same but for rounding."""
         return self.verdict == IDENTICAL or (rounding_ok and self.verdict == ROUNDING_ONLY)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "verdict": self.verdict,
-            "words": self.words,
-            "a": self.a,
-            "b": self.b,
-            "decisive": self.comparisons.index(self.decisive),
-            "comparisons": [_as_dict(each) for each in self.comparisons],
-        }
+        """JSON-ready; of identical tensors only the number."""
+        comparisons = [
+            {
+                "weights_a": each.weights_a,
+                "weights_b": each.weights_b,
+                "verdict": each.verdict,
+                "words": _in_words(each),
+                "relative_l2": each.relative_l2,
+                "counts": dict(each.counts),
+                "tensors": [tensor.as_dict() for tensor in each.tensors if tensor.kind != IDENTICAL],
+                "apart": [tensor.as_dict() for tensor in each.one_sided_buffers],
+                "hyper_parameters": [asdict(item) for item in each.disagreements],
+                "notes": each.notes,
+            }
+            for each in self.comparisons
+        ]
+        about = {"verdict": self.verdict, "words": self.words, "a": self.a, "b": self.b}
+        decisive = self.comparisons.index(self.decisive)
+        content: dict[str, Any] = as_json(about | {"decisive": decisive, "comparisons": comparisons})
+        return content
 
 
-def _as_dict(each: WeightsDiff) -> dict[str, Any]:
-    """JSON-ready; of identical tensors only the number."""
-    return {
-        "weights_a": each.weights_a,
-        "weights_b": each.weights_b,
-        "verdict": each.verdict,
-        "words": _weights_in_words(each),
-        "relative_l2": json_number(each.relative_l2),
-        "counts": dict(each.counts),
-        "tensors": [tensor.as_dict() for tensor in each.tensors if tensor.kind != IDENTICAL],
-        "apart": [tensor.as_dict() for tensor in each.one_sided_buffers],
-        "hyper_parameters": [asdict(item) for item in each.disagreements],
-        "notes": each.notes,
-    }
-
-
-def _weights_in_words(each: WeightsDiff) -> str:
+def _in_words(each: WeightsDiff) -> str:
     """What one set of weights is to another."""
     if each.weights_verdict == MODELS:
-        reason = _disagreements(each) or "no tensor has the same key and shape on both sides"
-        return f"different models: {reason}"
-    if each.weights_verdict == IDENTICAL:
-        verdict = f"identical: all {each.compared} tensors, byte for byte"
-    elif each.weights_verdict == DIFFERENT:
+        return f"{MODELS}: {_disagreements(each) or 'no tensor has the same key and shape on both sides'}"
+    if each.weights_verdict == DIFFERENT:
         verdict = _tensor_counts(each)
+    elif each.weights_verdict == IDENTICAL:
+        verdict = f"identical: all {each.compared} tensors, byte for byte"
     else:
         verdict = f"the same {_roundings(each)}"
     return "; ".join([verdict, *_caveats(each)])
@@ -114,28 +95,21 @@ def _weights_in_words(each: WeightsDiff) -> str:
 
 def _nearest(comparisons: list[WeightsDiff], choice: str) -> str:
     """Which of the two sets of weights in the file `choice` the other file holds, or else is nearest to."""
-    best, *others = sorted(comparisons, key=lambda each: each.distance)
+    best, second = sorted(comparisons, key=lambda each: each.distance)
     if best.weights_verdict == MODELS:
-        return _weights_in_words(best)
-
-    def kind(each: WeightsDiff) -> str:
-        return LABELS[each.weights_a if choice == "A" else each.weights_b]
-
+        return _in_words(best)
     other = "B" if choice == "A" else "A"
-    ties = [each for each in others if each.distance == best.distance]
-    farther = [f"{kind(each)}: {_distance(each)}" for each in others if each not in ties]
-    names = " and ".join(map(kind, [best, *ties]))
+    name, farther = (LABELS[each.weights_a if choice == "A" else each.weights_b] for each in (best, second))
+    tie = best.distance == second.distance
+    names = f"{name} and {farther}" if tie else name
     if best.weights_verdict == DIFFERENT:
         verdict = f"{other} is nearest to the {names} weights of {choice}: {_tensor_counts(best)}"
     else:
         how = "byte for byte" if best.weights_verdict == IDENTICAL else _roundings(best)
-        verdict = f"{other} is the {names} weights of {choice}, {'which are the same, ' if ties else ''}{how}"
-    return "; ".join([verdict, *farther, *_caveats(best)])
-
-
-def _distance(each: WeightsDiff) -> str:
-    names = {IDENTICAL: "byte for byte", MODELS: "of another model"}
-    return names.get(each.weights_verdict, f"relative L2 {each.relative_l2:.2g}")
+        verdict = f"{other} is the {names} weights of {choice}, {'which are the same, ' if tie else ''}{how}"
+    distances = {IDENTICAL: "byte for byte", MODELS: "of another model"}
+    distance = distances.get(second.weights_verdict, f"relative L2 {second.relative_l2:.2g}")
+    return "; ".join([verdict, *([] if tie else [f"{farther}: {distance}"]), *_caveats(best)])
 
 
 def _disagreements(each: WeightsDiff) -> str:
@@ -166,17 +140,13 @@ def _tensor_counts(each: WeightsDiff) -> str:
 
 def _roundings(each: WeightsDiff) -> str:
     """Which side is a rounding of the other, and of how many tensors; or that the dtypes differ and no number does."""
-    total, same = each.compared, [tensor for tensor in each.tensors if tensor.kind == SAME]
-    roundings = [f"{how}{_stored_as(how, of)} ({len(of)} of {total} tensors)" for how, of in each.rounded.items()]
-    dtypes = sorted({f"{tensor.a[1]} in A and {tensor.b[1]} in B" for tensor in same if tensor.a and tensor.b})
-    lossless = f"{', '.join(dtypes)} ({len(same)} of {total} tensors), and nothing is lost"
-    if not roundings:
-        return f"in other dtypes: {lossless}"
-    return f"but for rounding: {', '.join([*roundings, *([lossless] if same else [])])}"
-
-
-def _stored_as(rounding: Rounding, tensors: list[TensorDiff]) -> str:
-    """The dtypes that rounded numbers are stored in, where these are not the one that they were rounded to."""
-    sides = [each.a if rounding.side == "A" else each.b for each in tensors]
-    dtypes = {side[1] for side in sides if side} - {rounding.to.name}
-    return f" and stored as {', '.join(sorted(dtypes))}" if dtypes else ""
+    shares = []
+    for how, tensors in each.rounded.items():
+        sides = [tensor.a if how.side == "A" else tensor.b for tensor in tensors]
+        stored = ", ".join(sorted({side[1] for side in sides if side} - {how.to.name}))
+        shares.append((f"{how} and stored as {stored}" if stored else str(how), tensors, ""))
+    if same := [tensor for tensor in each.tensors if tensor.kind == SAME]:
+        dtypes = sorted({f"{tensor.a[1]} in A and {tensor.b[1]} in B" for tensor in same if tensor.a and tensor.b})
+        shares.append((", ".join(dtypes), same, ", and nothing is lost"))
+    words = ", ".join(f"{words} ({len(of)} of {each.compared} tensors){more}" for words, of, more in shares)
+    return f"{'but for rounding' if each.rounded else 'in other dtypes'}: {words}"

@@ -6,41 +6,21 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..checkpoint import Checkpoint, LazyTensor, open_checkpoint
+from ..checkpoint.file import reads
 from ..checkpoint.weights_kind import EMA, RAW
 from ..conversion.analysis import Analysis, analyse, open_model
 from ..conversion.buffers import joined
 from ..conversion.inspection import report
 from ..conversion.record import record_beside, sidecar_beside
 from ..errors import ConverterError, InputError, printable
-from ..mapping import Move, fold
+from ..mapping import fold
 
 Tensors = dict[str, LazyTensor]
-
-
-@dataclass
-class KeyedTensors:
-    """The tensors of one side by key. `copies`: keys of diffusers' layout -> the original's key of the whole tensor
-    that each of them holds. `notes`: what the user should know of them."""
-
-    tensors: Tensors = field(default_factory=dict)
-    copies: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-def with_copies(a: KeyedTensors, b: KeyedTensors) -> tuple[Tensors, Tensors]:
-    """Both sides' tensors, where a tensor of one side meets every copy that the other has of it."""
-    sides = dict(a.tensors), dict(b.tensors)
-    for copies, tensors in ((b.copies, sides[0]), (a.copies, sides[1])):
-        copied = {copy: tensors[key] for copy, key in copies.items() if key in tensors}
-        for key in {copies[copy] for copy in copied}:
-            del tensors[key]
-        tensors.update(copied)
-    return sides
 
 
 @dataclass
@@ -73,44 +53,70 @@ class Side:
         names = dict(zip(plan.computed, plan.computed, strict=True)) | plan.extras
         return {name: self.checkpoint[key] for key, name in names.items()} | dict(self.sidecar or {})
 
-    def by_key(self, original: bool) -> KeyedTensors:
-        """All other tensors, by their own keys, or by the original's if that is asked for.
+    def by_key(self, original: bool) -> tuple[Tensors, dict[str, str], list[str]]:
+        """All other tensors, by their own keys, or by the original's if that is asked for; the original's key of the
+        whole tensor by each copy of it; and what the user should know.
 
         What has no row in the table, or cannot be joined, stays under its own key.
         """
-        plan, checkpoint, keyed = self.analysis.plan, self.checkpoint, KeyedTensors()
-        done = {*plan.computed, *plan.extras}
+        plan, checkpoint = self.analysis.plan, self.checkpoint
+        tensors, copies, done = Tensors(), dict[str, str](), {*plan.computed, *plan.extras}
         moves, unjoined = [], []
         if original and self.analysis.diffusers and self.analysis.family:
             moves = self.analysis.family.keys.survey_back(checkpoint).moves
         for move in moves:
-            parts = [checkpoint[key] for key in move.parts if key in checkpoint]
+            parts = {key: checkpoint[key] for key in move.parts if key in checkpoint}
             if move.operation.must_agree:
-                keyed.copies |= dict.fromkeys(move.parts, move.origin)
-            elif len(parts) == len(move.parts) and _joinable(move, checkpoint):
-                keyed.tensors[move.origin] = move.operation.inverse(parts, joined)
-                done.update(move.parts)
-            else:
+                copies |= dict.fromkeys(move.parts, move.origin)
+            elif len(parts) < len(move.parts) or any(move.operation.unlike(move.origin, parts, len(parts))):
                 unjoined.append(move.origin)
+            else:
+                tensors[move.origin] = move.operation.inverse(list(parts.values()), joined)
+                done.update(parts)
         for key, tensor in checkpoint.items():
-            if key in keyed.tensors:
+            if key in tensors:
                 raise InputError.at(checkpoint.path, key, "the same tensor is there under diffusers' keys too")
             if key not in done:
-                keyed.tensors[key] = tensor
+                tensors[key] = tensor
         problem = "cannot be joined: its parts are incomplete, or differ in shape or dtype"
-        keyed.notes = [f"{self.letter}: {key} {problem}" for key in fold(unjoined)]
-        return keyed
+        return tensors, copies, [f"{self.letter}: {key} {problem}" for key in fold(unjoined)]
 
 
-def _joinable(move: Move, checkpoint: Mapping[str, LazyTensor]) -> bool:
-    parts = {key: checkpoint[key] for key in move.parts}
-    return not any(move.operation.unlike(move.origin, parts, len(parts)))
+class TensorPair(NamedTuple):
+    """A tensor on either side, None where it is not. `buffer`: diffusers' layout has no place for it."""
+
+    key: str
+    buffer: bool
+    a: LazyTensor | None
+    b: LazyTensor | None
+
+    @property
+    def nbytes(self) -> int:
+        """What there is to read."""
+        return self.a.nbytes + self.b.nbytes if self.a and self.b else 0
 
 
+def pairs(a: Side, b: Side) -> tuple[list[TensorPair], list[str]]:
+    """Every tensor under the keys of one layout, in A's order, and notes; no weight is read.
+
+    A tensor of one side meets every copy that the other has of it.
+    """
+    original = a.analysis.diffusers != b.analysis.diffusers
+    (ours, our_copies, notes), (theirs, their_copies, more) = a.by_key(original), b.by_key(original)
+    for tensors, copies in ((ours, their_copies), (theirs, our_copies)):
+        copied = {copy: tensors[key] for copy, key in copies.items() if key in tensors}
+        for key in {copies[copy] for copy in copied}:
+            del tensors[key]
+        tensors.update(copied)
+    sides = ((False, ours, theirs), (True, a.buffers, b.buffers))
+    return [TensorPair(key, buffer, x.get(key), y.get(key)) for buffer, x, y in sides for key in x | y], notes + more
+
+
+@reads
 def open_side(
-    stack: ExitStack,
-    letter: str,
     path: str | os.PathLike[str],
+    letter: str,
+    stack: ExitStack,
     *,
     weights: str | None,
     state_dict_key: str | None = None,

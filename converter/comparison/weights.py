@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from .elements import Numbers, relative
-from .rounding import Rounding
+from .elements import Numbers, Rounding, relative
 
 # Of two tensors. SAME: in other dtypes, and every number is the same.
 IDENTICAL, SAME, ROUNDED, DIFFERENT = "identical", "same numbers", "rounded", "different"
@@ -46,7 +45,7 @@ class TensorDiff:
             fields[letter] = {"shape": list(side[0]), "dtype": side[1]} if side else None
         if self.numbers:
             names = ("relative_l2", "max_abs", "differing", "elements", "nonfinite_a", "nonfinite_b")
-            fields |= {name: json_number(getattr(self.numbers, name)) for name in names}
+            fields |= {name: getattr(self.numbers, name) for name in names}
         return fields | ({"roundings": [str(rounding) for rounding in self.roundings]} if self.roundings else {})
 
 
@@ -63,15 +62,10 @@ class Disagreement:
 
 @dataclass
 class WeightsDiff:
-    """One set of weights against another.
+    """One set of weights, raw or ema, against another.
 
-    Attributes:
-        weights_a, weights_b: raw or ema.
-        tensors: all that are compared, or that one side lacks.
-        one_sided_buffers: buffers that only one side has, and that diffusers' layout has no place for: no difference
-            of the models.
-        disagreements: hyper-parameters that both sides show, and not alike.
-        notes: what else there is to know.
+    `tensors`: all that are compared, or that one side lacks, but for the `one_sided_buffers`, which are no difference
+    of the models. `disagreements`: hyper-parameters that both sides show, and not alike.
     """
 
     weights_a: str
@@ -131,8 +125,3 @@ class WeightsDiff:
     def distance(self) -> tuple[int, int, bool, float]:
         """Orders several, the nearest first: by verdict, unpaired tensors, whether any was rounded, and relative L2."""
         return VERDICTS.index(self.weights_verdict), self.unpaired, bool(self.rounded), self.relative_l2
-
-
-def json_number(number: float) -> float | str:
-    """The number, or its name where JSON has none: infinity and NaN."""
-    return number if math.isfinite(number) else str(number)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from ..conversion.convert import convert
 from ..conversion.options import ConversionOptions
 from ..conversion.output import DIFFUSERS, ORIGINAL, SUFFIXES, Destination
 from ..conversion.plan import checkpoint_notes
+from ..conversion.verdicts import NONFINITE
 from ..conversion.write import TensorWrite, counted, write_files
 from ..conversion.zeros import find_zeros
 from ..errors import InputError, printable
@@ -27,7 +27,7 @@ from .options import ZERO, Options
 from .origin import Origin
 
 if TYPE_CHECKING:
-    from .verdict import Proof
+    from .proof import Proof
 
 
 @dataclass
@@ -61,10 +61,7 @@ def init_from_dit(
             `convert` makes one of such a file.
         options: see `Options`.
         num_attention_heads: where hidden size and depth are none of the published DiTs'.
-        weights: 'raw' or 'ema' where the file holds both.
-        state_dict_key: where in the file the weights lie, where it holds several state dicts.
-        overwrite: replace what is there, as `convert` does.
-        progress: as of `convert`.
+        weights, state_dict_key, overwrite, progress: as of `convert`.
 
     Returns: an `Initialisation`. Nothing is written where its proof failed.
 
@@ -87,15 +84,14 @@ def init_from_dit(
     wanted.check(Path(orig_ckpt_path), overwrite=overwrite)
     source = local(orig_ckpt_path, quiet=progress is None)
     wanted = wanted.check(source, overwrite=overwrite)
-    with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_model(source, weights, state_dict_key))
+    with open_model(source, weights, state_dict_key) as checkpoint:
         analysis = analyse(checkpoint, {"num_attention_heads": num_attention_heads})
         family = analysis.require()
         if family.name != DIT.name:
             raise InputError(f"{printable(source)}: this is a {family.title}, and a DiT is needed")
         if analysis.diffusers:
             rule = "a DiT in diffusers' layout, and one in its original layout is needed (`pixart revert` makes it)"
-            raise InputError(f"{printable(source)}: this is {rule}")
+            raise InputError.at(source, "", f"this is {rule}")
         analysis.config()  # all that a DiT has to show, or an error that says what is missing
         origin = Origin(analysis, options)
         state = origin.state()
@@ -115,20 +111,16 @@ def init_from_dit(
 def notes(origin: Origin, wanted: Destination) -> list[str]:
     """What the user should know."""
     analysis, options = origin.analysis, origin.options
-    findings = analysis.found
-    words = checkpoint_notes(analysis.checkpoint)
-    words += [
-        f"assumed: {name} = {finding.value} ({finding.evidence})"
-        for name, finding in findings.items()
-        if finding.source == "assumed" and name == "num_attention_heads"
-    ]
+    words, heads = checkpoint_notes(analysis.checkpoint), analysis.found["num_attention_heads"]
+    if heads.source == "assumed":
+        words.append(f"assumed: num_attention_heads = {heads.value} ({heads.evidence})")
     rows = analysis.plan.dims["Y"]
     if options.none != ZERO:
         words.append(
             f"no class is row {rows - 1} of its class table, the last of {rows}, if it was trained to have one "
             "(--none zero takes none)"
         )
-    own = findings.value("sample_size")
+    own = analysis.found.value("sample_size")
     positions = f"positions: latent side {origin.side}, scale {origin.scale:g}"
     if (origin.side, origin.scale) != (own, 1.0):
         positions += f"; the DiT has {own} and 1, so that what enters the blocks differs from what it was trained on"
@@ -155,28 +147,26 @@ def _write(
     state: Mapping[str, LazyTensor],
     wanted: Destination,
     *,
-    overwrite: bool = False,
+    overwrite: bool,
     progress: Callable[[int], Progress] | None,
 ) -> tuple[dict[str, int], list[str]]:
     """Write what was proven; returns the files' sizes, and notes on what happened on the disk. A folder is what
     `convert` makes of the file."""
     parts = [TensorWrite((tensor,), (key,), tensor.dtype) for key, tensor in state.items()]
-    if wanted.folder:
-        size = 2 * sum(part.nbytes for part in parts) + (1 << 20)
-        with Publication(wanted.path, needed_bytes=size, overwrite=True) as beside:  # never published, so never over it
-            file = replace(wanted, path=beside.path / "init.pth", to=ORIGINAL)
-            _write(origin, state, file, progress=progress)
+    total = sum(part.nbytes for part in parts)
+    if wanted.folder:  # beside it: never published, so never over it
+        with Publication(wanted.path, needed_bytes=2 * total + (1 << 20), overwrite=True) as beside:
+            place = replace(wanted, path=beside.path / "init.pth", to=ORIGINAL)
+            _write(origin, state, place, overwrite=False, progress=progress)
             # Whatever is zero in it is so by the choices: the DiT was analysed.
             how = ConversionOptions(overwrite=overwrite, allow_zeros=True)
-            done = convert(file.path, wanted.path, how, hyper_parameters=_unshown(origin))
+            done = convert(place.path, wanted.path, how, hyper_parameters=_unshown(origin))
             return done.files, [note for note in done.notes if note not in done.record["notes"]]
-    files, _ = wanted.files(parts, "")
-    step = progress(sum(part.nbytes for part in parts)) if progress else lambda count: None
-    with wanted.publication(sum(file.layout.size for file in files) + (1 << 20), overwrite=overwrite) as out:
-        written = write_files(out, files, parts, step=step, digests={})
+    (file,), _ = wanted.files(parts, "")
+    step = progress(total) if progress else lambda count: None
+    with wanted.publication(file.layout.size + (1 << 20), overwrite=overwrite) as out:
+        written = write_files(out, [file], parts, step=step, digests={})
         if written.nonfinite:
-            raise InputError(
-                f"{printable(origin.analysis.checkpoint.path)}: {counted(written.nonfinite, 'NaN or infinite')}"
-            )
+            raise InputError.at(origin.analysis.checkpoint.path, "", counted(written.nonfinite, NONFINITE))
         out.publish()
-    return {file.name: file.layout.size for file in files}, out.notes
+    return {file.name: file.layout.size}, out.notes

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from math import prod, sqrt
 from typing import Any
 
+import numpy as np
+
 Shape = tuple[int, ...]
 Draw = Callable[[int, str, Shape], Any]  # (seed, key, shape) -> float32 array
 
 
 def _generator(seed: int, key: str) -> Any:
     """Counter-based, and of each key its own: no tensor depends on which others are drawn, or in what order."""
-    import numpy as np
-
     return np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(key.encode())]))
 
 
@@ -27,24 +27,17 @@ def normal(deviation: Callable[[Shape], float]) -> Draw:
     """N(0, deviation^2), float32."""
 
     def draw(seed: int, key: str, shape: Shape) -> Any:
-        import numpy as np
-
         return _generator(seed, key).standard_normal(shape, np.float32) * np.float32(deviation(shape))
 
     return draw
 
 
 def zeros(seed: int, key: str, shape: Shape) -> Any:
-    """Zero everywhere."""
-    import numpy as np
-
     return np.zeros(shape, np.float32)
 
 
 def xavier(seed: int, key: str, shape: Shape) -> Any:
     """Uniform in +-sqrt(6 / (inputs + outputs)): `torch.nn.init.xavier_uniform_`."""
-    import numpy as np
-
     bound = np.float32(sqrt(6 / (shape[0] + prod(shape[1:]))))
     return (_generator(seed, key).random(shape, np.float32) * 2 - 1) * bound
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -47,8 +47,8 @@ class Modulation:
 
     Example:
         >>> state = torch.load("fixtures/golden/dit.pt", weights_only=True)
-        >>> made = Modulation(state, 3, Options())
-        >>> [list(made.table(0).shape), list(made.final_table.shape), list(made.t_block[0].shape)]
+        >>> begun = Modulation(state, 3, Options())
+        >>> [list(begun.table(0).shape), list(begun.final_table.shape), list(begun.t_block[0].shape)]
         [[6, 48], [2, 48], [288, 48]]
     """
 
@@ -69,10 +69,6 @@ class Modulation:
             return self.embedded
         return self.embedded + self._rows(CLASSES, self.state[CLASSES].shape[0] - 1)[0]
 
-    def wanted(self, index: int) -> Tensor:
-        """m_i(500), (6, D) in float64."""
-        return self._applied(LAYER.format(index)).reshape(6, -1)
-
     @cached_property
     def t_block(self) -> tuple[Tensor, Tensor]:
         """The shared layer as it is stored, (6 D, D) and (6 D,) in float32."""
@@ -84,10 +80,7 @@ class Modulation:
         for whole, end in zip(mean, (".weight", ".bias"), strict=True):
             for start in range(0, rows, ROWS):
                 layers = (self._rows(f"{LAYER.format(i)}{end}", start, start + ROWS) for i in range(self.depth))
-                total = next(layers)
-                for layer in layers:
-                    total += layer
-                whole[start : start + ROWS] = total / self.depth
+                whole[start : start + ROWS] = reduce(Tensor.add_, layers) / self.depth
         return mean
 
     @cached_property
@@ -99,7 +92,7 @@ class Modulation:
 
     def table(self, index: int) -> Tensor:
         """`scale_shift_table` of block `index`, (6, D) in float64; it is stored in float32."""
-        return self.wanted(index) - self._shared
+        return self._applied(LAYER.format(index)).reshape(6, -1) - self._shared
 
     @cached_property
     def final_table(self) -> Tensor:
@@ -107,7 +100,7 @@ class Modulation:
         return self._applied(FINAL).reshape(2, -1) - self.embedded
 
     def _applied(self, layer: str) -> Tensor:
-        """A layer of the DiT on silu(e(500) + y)."""
+        """A layer of the DiT on silu(e(500) + y): for a block m_i(500)."""
         count, heard = self.state[f"{layer}.weight"].shape[0], F.silu(self.condition)
         products = [self._rows(f"{layer}.weight", start, start + ROWS) @ heard for start in range(0, count, ROWS)]
         return torch.cat(products) + self._rows(f"{layer}.bias", 0, count)

@@ -34,11 +34,9 @@ class _Float32Table(PixArtShape):
 
 @dataclass(frozen=True)
 class BothNets:
-    """A DiT and a PixArt, whose weights are read when a stage runs.
+    """A DiT and a PixArt (`state`: key -> tensor or lazy tensor), whose weights are read when a stage runs.
 
-    Args:
-        origin: of the DiT; `state`: of the PixArt, key -> tensor or lazy tensor.
-        memory: what both read their blocks into: only one stage runs at a time.
+    `memory`: what both read their blocks into: only one stage runs at a time.
     """
 
     origin: Origin
@@ -48,26 +46,30 @@ class BothNets:
     def dit(self, dtype: torch.dtype, *, stored: bool = False) -> Net:
         """The DiT. On latents of any size, with positions that are scaled as the PixArt's; or with the table that its
         file holds, where it has the PixArt's size and scale (`stored`)."""
-        shape = DiTShape(input_size=self.origin.side, scale=self.origin.scale, multi_scale=not stored, **self._sizes)
-        return dit(Weights(self._without_class, dtype, memory=self.memory), shape)
+        return dit(Weights(self._without_class, dtype, memory=self.memory), DiTShape(**self._shape(stored)))
 
     def pixart(self, dtype: torch.dtype, *, stored: bool = False) -> Net:
         """The PixArt, on latents of any size, or with the table of positions that it is to be stored with."""
-        shape = _Float32Table(
-            input_size=self.origin.side,
-            scale=self.origin.scale,
-            multi_scale=not stored,
-            in_channels=self.origin.dims["C"],
-            micro_condition=self.origin.options.micro_condition,
-            **self._sizes,
-        )
+        micro, channels = self.origin.options.micro_condition, self.origin.dims["C"]
+        shape = _Float32Table(in_channels=channels, micro_condition=micro, **self._shape(stored))
         return pixart(Weights(self.state, dtype, memory=self.memory), shape)
 
-    @property
-    def _sizes(self) -> dict[str, Any]:
-        found = self.origin.analysis.found
-        made = {name: found.value(name) for name in ("depth", "hidden_size", "patch_size", "out_channels")}
-        return made | {"num_heads": found.value("num_attention_heads")}
+    def outputs(self, case: Case, dtype: torch.dtype, *, whole: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Of the DiT and of the PixArt what comes of every stage that changes the image; not `whole`: only the patches,
+        with the table of positions that is stored."""
+        inputs = case.tensors(dtype)
+        if whole:
+            return stage_outputs(self.dit(dtype), inputs), stage_outputs(self.pixart(dtype), inputs)
+        nets = self.dit(dtype, stored=self.origin.same_positions), self.pixart(dtype, stored=True)
+        with torch.inference_mode():
+            theirs, ours = (net.stages[0].run(dict(inputs), no_probe)["x"] for net in nets)
+        return {PATCHES: theirs}, {PATCHES: ours}
+
+    def _shape(self, stored: bool) -> dict[str, Any]:
+        found, origin = self.origin.analysis.found, self.origin
+        sizes = {name: found.value(name) for name in ("depth", "hidden_size", "patch_size", "out_channels")}
+        sizes |= {"num_heads": found.value("num_attention_heads"), "input_size": origin.side, "scale": origin.scale}
+        return sizes | {"multi_scale": not stored}
 
     @property
     def _without_class(self) -> Mapping[str, Any]:
@@ -107,17 +109,11 @@ def stage_outputs(net: Net, inputs: Values) -> dict[str, Tensor]:
     """What comes of every stage that changes the image: the patches, each block, and the output."""
     seen: dict[str, Tensor] = {}
 
-    def watch(stage: str, made: Values) -> None:
-        if "x" in made:
-            seen[stage] = made["x"]
-        if OUTPUT in made:
-            seen[OUTPUT] = made[OUTPUT]
+    def watch(stage: str, values: Values) -> None:
+        if "x" in values:
+            seen[stage] = values["x"]
+        if OUTPUT in values:
+            seen[OUTPUT] = values[OUTPUT]
 
     net.forward(inputs, watch)
     return seen
-
-
-def embedded(net: Net, inputs: Values) -> Tensor:
-    """The patches of a latent with their positions, at the cost of no block."""
-    with torch.inference_mode():
-        return net.stages[0].run(dict(inputs), no_probe)["x"]

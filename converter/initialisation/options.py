@@ -21,9 +21,7 @@ class Options:
         none: which class embedding stands for "no class": the unconditional one, the last of the table, or zero.
         t_block: what the shared layer starts as: the mean of the blocks' own layers, or random as in the paper's code.
         image_size: pixels; None for the DiT's own. interpolation_scale: None for the released model's of that size.
-        caption_tokens: L, 120 in alpha and 300 in sigma. caption_channels: of the text encoder.
-        micro_condition: embedders of size and aspect ratio, which start by adding nothing.
-        seed: of what is random.
+        caption_tokens: 120 in alpha and 300 in sigma. micro_condition: embedders of size and aspect ratio.
         timesteps: measure how far apart the two are at other timesteps too, for a report.
     """
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import LazyTensor
-from ..checkpoint.cast import count_nonfinite
 from ..checkpoint.dtypes import F32
 from ..conversion.analysis import Analysis
 from ..conversion.buffers import computed, computed_on_demand
 from ..conversion.to_diffusers import compare_with_computed
-from ..conversion.write import counted
-from ..errors import InputError, UsageError, printable
+from ..errors import UsageError
 from ..families.sincos import SinCosTable
 from ..mapping import Computed, Extra, KeyMapping, Parameter, Refused
 from ..mapping.rows import PARAMETER, Row, Value, spell
@@ -42,22 +40,18 @@ DRAWN: dict[str, draws.Draw] = {
 T_BLOCK, TABLE, FINAL_TABLE = "t_block.1", "blocks.{}.scale_shift_table", "final_layer.scale_shift_table"
 
 
-def _becomes(row: Row, theirs: dict[str, Row]) -> Value:
+def _becomes(row: Row) -> Value:
     """What a row of the DiT's table is to the PixArt: the same tensor, a buffer to be computed anew, or what goes into
     the re-parameterisation."""
     if isinstance(row.value, Computed):
         return row.value
-    own = theirs.get(row.source)
-    if own is None or own.pattern != row.pattern:
+    if not any(own.source == row.source and own.pattern == row.pattern for own in PIXART.keys.rows):
         return Extra()
     return Parameter(row.source) if row.suffixes == PARAMETER else row.source
 
 
 # From the DiT's original layout to the PixArt's: what both have under one path and in one shape is carried over.
-KEYS = KeyMapping({
-    f"{row.source} [{' '.join(map(str, row.pattern))}]": _becomes(row, {row.source: row for row in PIXART.keys.rows})
-    for row in DIT.keys.rows
-})  # fmt: skip
+KEYS = KeyMapping({f"{row.source} [{' '.join(map(str, row.pattern))}]": _becomes(row) for row in DIT.keys.rows})
 
 # What its rows say that an initialisation leaves at zero. So do the embedders of micro-conditions end, and add nothing
 # at first: anything else would move the timestep's embedding, and with it every modulation.
@@ -85,8 +79,7 @@ class Origin:
     @property
     def image_size(self) -> int:
         """Of the PixArt, in pixels."""
-        size: int = self.options.image_size or self.analysis.found.value("image_size")
-        return size
+        return int(self.options.image_size or self.analysis.found.value("image_size"))
 
     @property
     def side(self) -> int:
@@ -96,18 +89,15 @@ class Origin:
     @property
     def choices(self) -> dict[str, Any]:
         """The options, with what they come to for this DiT."""
-        made = {"image_size": self.image_size, "interpolation_scale": self.scale}
-        chosen = {name: value for name, value in asdict(self.options).items() if name != "timesteps"}
-        return chosen | made | {"num_attention_heads": self.analysis.found.value("num_attention_heads")}
-
-    @property
-    def version(self) -> str:
-        return TOKENS.get(self.options.caption_tokens, "")
+        heads = self.analysis.found.value("num_attention_heads")
+        settled = {"image_size": self.image_size, "interpolation_scale": self.scale, "num_attention_heads": heads}
+        return {name: value for name, value in asdict(self.options).items() if name != "timesteps"} | settled
 
     @property
     def scale(self) -> float:
         """Of the positions: in the user's word, of the released model, or 1 as in a DiT."""
-        return self.options.interpolation_scale or RELEASED.get((self.version, self.image_size), 1.0)
+        version = TOKENS.get(self.options.caption_tokens, "")
+        return self.options.interpolation_scale or RELEASED.get((version, self.image_size), 1.0)
 
     @cached_property
     def same_positions(self) -> bool:
@@ -118,8 +108,8 @@ class Origin:
         held = False
         for key in self.analysis.plan.computed:
             tensor = self.analysis.checkpoint[key]
-            compared, _ = compare_with_computed(self.analysis, key, tensor)
-            held = compared.equal and tensor.dtype.itemsize >= F32.itemsize  # in fewer bits it is equal once rounded
+            equal = compare_with_computed(self.analysis, key, tensor)[0].equal
+            held = equal and tensor.dtype.itemsize >= F32.itemsize  # in fewer bits it is equal once rounded
         return held and (self.image_size, self.scale) == (self.analysis.found.value("image_size"), 1.0)
 
     @cached_property
@@ -164,38 +154,27 @@ class Origin:
     @cached_property
     def tables(self) -> dict[str, Tensor]:
         """The tables of the blocks and of the final layer by their keys, in float64, before they are rounded."""
-        made = {spell(TABLE, index): self.modulation.table(index) for index in range(self.depth)}
-        return made | {FINAL_TABLE: self.modulation.final_table}
-
-    def refuse_nonfinite(self) -> None:
-        """Raises: `InputError` that names the tensors of the DiT that hold NaN or infinity, if any do."""
-        bad = {}
-        for key, tensor in self.analysis.checkpoint.items():
-            if count := sum(count_nonfinite(part, tensor.dtype) for _, part in tensor.chunks()):
-                bad[key] = count
-        if bad:
-            raise InputError(f"{printable(self.analysis.checkpoint.path)}: {counted(bad, 'NaN or infinite')}")
+        tables = {spell(TABLE, index): self.modulation.table(index) for index in range(self.depth)}
+        return tables | {FINAL_TABLE: self.modulation.final_table}
 
     def _made(self, row: Row, key: str, suffix: str) -> LazyTensor:
-        """A tensor that the DiT does not have, made when it is asked for."""
+        """A tensor that the DiT does not have, made when it is asked for: positions, the re-parameterisation, or a draw
+        (of a bias: zero)."""
         if isinstance(row.value, Computed):
             return computed(key, SinCosTable(self.dims["D"], self.side // self.dims["p"], self.scale), F32)
         shape = tuple(dim.value(self.dims) or 0 for dim in row.shape_pattern(suffix))
         if 0 in shape:
             what = f"`{row.group}`: " if row.group else ""
             raise UsageError(f"{what}{row.source} needs a hidden size that divides, and this DiT has {self.dims['D']}")
-        how = self._how(row.source, key, suffix, shape)
 
         def pieces() -> Iterator[bytes]:
-            yield how().astype("<f4", copy=False).tobytes()
+            if row.source == T_BLOCK:
+                values: Any = self.modulation.t_block[suffix == ".bias"].numpy()
+            elif row.source in (TABLE, FINAL_TABLE):
+                values = self.tables[key].numpy()
+            else:
+                draw = draws.zeros if suffix == ".bias" else DRAWN[row.source]
+                values = draw(self.options.seed, key, shape)
+            yield values.astype("<f4", copy=False).tobytes()
 
         return computed_on_demand(key, F32, shape, pieces)
-
-    def _how(self, path: str, key: str, suffix: str, shape: tuple[int, ...]) -> Callable[[], Any]:
-        """What makes a tensor: the re-parameterisation, or a draw (of a bias: zero)."""
-        if path == T_BLOCK:
-            return lambda: self.modulation.t_block[suffix == ".bias"].numpy()
-        if path in (TABLE, FINAL_TABLE):
-            return lambda: self.tables[key].numpy()
-        draw = draws.zeros if suffix == ".bias" else DRAWN[path]
-        return lambda: draw(self.options.seed, key, shape)

@@ -13,23 +13,27 @@ those that a DiT of that size and scale would have.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..nets.inputs import Case
+from ..conversion.deep import read_through
+from ..conversion.verdicts import NONFINITE
+from ..conversion.write import counted
+from ..errors import InputError
+from ..nets import Memory
 from ..nets.latents import parts
 from ..parity import gates
 from ..parity.choices import FLOAT32, FLOAT64
 from ..parity.function import CaseOutcome, Judge
 from ..parity.statistics import relative
 from ..reports.numbers import times
-from ..reports.report import FLOOR_LIMIT, Check
-from .nets import OUTPUT, PATCHES, BothNets, CaseMaker, embedded, stage_outputs
+from ..reports.report import EXIT_CODES, FAIL, FLOOR_LIMIT, INCONCLUSIVE, PASS, Check, as_json
+from .nets import OUTPUT, BothNets, CaseMaker
 from .options import TIMESTEP
-from .verdict import Proof, StageResult
+from .timesteps import Distances
 
 if TYPE_CHECKING:
     from .origin import Origin
@@ -37,6 +41,98 @@ if TYPE_CHECKING:
 COARSE = gates.CAPS["relative L2"]  # a rounding that is larger would widen its own tolerance
 EXACT = 1e-12  # measured: 1e-15 and below
 GRIDS = {"square": (6, 6), "not square": (8, 4)}  # of patches, two different samples each
+TOO_COARSE = (
+    "Before its tables are rounded to float32 it does, so it is float32 that cannot hold them: the DiT's embedded "
+    "timestep is many times as large as what its layers make of it"
+)
+
+
+@dataclass
+class StageResult:
+    """Relative L2 after a stage, in the case that uses most of the limit.
+
+    `error`: of the PixArt in float32 against the DiT in float64; `apart`: against the DiT in float32; `floor`: of the
+    DiT in float32 against itself in float64; `exact`: of the PixArt in float64 with unrounded tables.
+    """
+
+    name: str
+    case: str
+    error: float
+    apart: float
+    floor: float
+    exact: float
+
+    @property
+    def distance(self) -> float:
+        """In float32, from the DiT in float64 or from the DiT in float32, whichever is farther."""
+        return max(self.error, self.apart)
+
+    @property
+    def times(self) -> float:
+        """The distance in multiples of the DiT's own rounding; 3 are allowed."""
+        return self.distance / max(self.floor, gates.FLOOR_LEAST)
+
+
+@dataclass
+class Proof:
+    """The verdict with everything that led to it. `distances`: at other timesteps, where that was asked for."""
+
+    stages: list[StageResult]
+    checks: list[Check]
+    doubts: list[str] = field(default_factory=list)
+    distances: Distances | None = None
+
+    @property
+    def failed(self) -> list[Check]:
+        return [check for check in self.checks if check.failed]
+
+    @property
+    def verdict(self) -> str:
+        return FAIL if self.failed else INCONCLUSIVE if self.doubts or not self.stages else PASS
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict == PASS
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.verdict]
+
+    @property
+    def worst(self) -> StageResult:
+        return max(self.stages, key=lambda stage: stage.times)
+
+    @property
+    def words(self) -> str:
+        """The verdict in one line."""
+        if self.failed:
+            what, first = f"at t = {TIMESTEP} it does NOT compute what the DiT does", self.failed[0]
+            counts = f"{len(self.failed)} of {len(self.checks)} checks failed"
+            only_float32 = all(check.statistic.startswith("float32") for check in self.failed)
+            return f"{what}: {counts}, the first {first.what}, {first.words}" + f". {TOO_COARSE}" * only_float32
+        if not self.passed:
+            return f"whether it computes at t = {TIMESTEP} what the DiT does cannot be told: {self.doubts[0]}"
+        worst = f"at worst {times(self.worst.times)} times the DiT's own rounding (limit {FLOOR_LIMIT:g})"
+        exact = max(stage.exact for stage in self.stages)
+        return (
+            f"at t = {TIMESTEP} it computes what the DiT does, block by block: {worst} in float32; in float64, before "
+            f"the tables are rounded, {exact:.2g} apart"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: numbers that JSON lacks are spelled 'nan', 'inf' and '-inf'."""
+        content = {
+            "verdict": self.verdict,
+            "passed": self.passed,
+            "words": self.words,
+            "limit": FLOOR_LIMIT,
+            "worst": self.worst.times if self.stages else None,
+            "stages": [asdict(stage) | {"times": stage.times} for stage in self.stages],
+            "checks": [asdict(check) for check in self.checks],
+            "doubts": self.doubts,
+        }
+        plain: dict[str, Any] = as_json(content | (self.distances.as_dict() if self.distances else {}))
+        return plain
 
 
 def prove(origin: Origin, state: Mapping[str, Any]) -> Proof:
@@ -47,77 +143,42 @@ def prove(origin: Origin, state: Mapping[str, Any]) -> Proof:
 
     Raises: `InputError` where the DiT holds numbers that are not finite.
     """
-    nets, tables = BothNets(origin, state), origin.tables
-    exact = BothNets(origin, {key: state[key] for key in state} | tables, nets.memory)
+    tables, nets, memory = origin.tables, dict[torch.dtype, BothNets](), Memory()
+    nets[torch.float64] = BothNets(origin, {key: state[key] for key in state} | tables, memory)
+    nets[torch.float32] = BothNets(origin, state, memory)
     checks, doubts, stages = list(_rounded(state, tables)), list[str](), dict[str, StageResult]()
     inputs, judge = CaseMaker(origin), Judge(parts(origin.analysis.found), origin.dims["p"])
     cases = [inputs.case(name, *grid, [TIMESTEP] * 2) for name, grid in GRIDS.items()]
     native = inputs.case("own size", *(origin.side // origin.dims["p"],) * 2, [TIMESTEP])
     for case in [*cases, native]:
-        runs = _Runs(case, *(_run(nets, exact, case, dtype, whole=case is not native) for dtype in _PRECISIONS))
-        if bad := [name for name, value in runs.truth.items() if not torch.isfinite(value).all()]:
-            origin.refuse_nonfinite()
+        double, single = (both.outputs(case, dtype, whole=case is not native) for dtype, both in nets.items())
+        truth = double[0]
+        if bad := [name for name, value in truth.items() if not torch.isfinite(value).all()]:
+            if nonfinite := read_through(origin.analysis).nonfinite:
+                raise InputError.at(origin.analysis.checkpoint.path, "", counted(nonfinite, NONFINITE))
             doubts.append(f"{case.name} / {bad[0]}: what the DiT itself computes is not finite, though its weights are")
             continue
-        for name in runs.truth:
-            stage = runs.stage(name)
+        for name in truth:
+            stage = StageResult(
+                name,
+                case.name,
+                error=relative(single[1][name], truth[name]),
+                apart=relative(single[1][name], single[0][name]),
+                floor=relative(single[0][name], truth[name]),
+                exact=relative(double[1][name], truth[name]),
+            )
             checks += _checks(stage)
             if not stage.floor <= COARSE:
                 why = f"the DiT's own rounding is {stage.floor:.2g}, above the cap of {COARSE:g}"
                 doubts.append(f"{case.name} / {name}: {why}: this machine's arithmetic is too coarse to compare by")
             if name not in stages or stage.times > stages[name].times:
                 stages[name] = stage
-        if OUTPUT in runs.truth:
-            judge.judge(outcome := runs.outcome)
+        if OUTPUT in truth:  # as the parity checker judges: one bad pixel, channel or place in a patch counts too
+            theirs, ours = ({FLOAT64: a[OUTPUT], FLOAT32: b[OUTPUT]} for a, b in zip(double, single, strict=True))
+            judge.judge(outcome := CaseOutcome(case, theirs, ours))
             checks += [check for check in outcome.checks if check.passed is not None]
             doubts += outcome.doubts
     return Proof(list(stages.values()), checks, doubts)
-
-
-_PRECISIONS = (torch.float64, torch.float32)
-_Pair = tuple[dict[str, Tensor], dict[str, Tensor]]  # of the DiT and of the PixArt, by stage
-
-
-def _run(nets: BothNets, exact: BothNets, case: Case, dtype: torch.dtype, *, whole: bool) -> _Pair:
-    """Both nets in one precision; not `whole`: only the patches, with the table of positions that is stored."""
-    inputs, ours = case.tensors(dtype), exact if dtype == torch.float64 else nets
-    if whole:
-        return stage_outputs(nets.dit(dtype), inputs), stage_outputs(ours.pixart(dtype), inputs)
-    theirs = nets.dit(dtype, stored=nets.origin.same_positions)
-    return {PATCHES: embedded(theirs, inputs)}, {PATCHES: embedded(ours.pixart(dtype, stored=True), inputs)}
-
-
-@dataclass(frozen=True)
-class _Runs:
-    """What both nets gave for a case, in float64 (the PixArt with unrounded tables) and in float32."""
-
-    case: Case
-    double: _Pair
-    single: _Pair
-
-    @property
-    def truth(self) -> dict[str, Tensor]:
-        return self.double[0]
-
-    @property
-    def outcome(self) -> CaseOutcome:
-        """The outputs as the parity checker judges them: one bad pixel, channel or place in a patch counts too."""
-        theirs, ours = (
-            {FLOAT64: double[OUTPUT], FLOAT32: single[OUTPUT]}
-            for double, single in zip(self.double, self.single, strict=True)
-        )
-        return CaseOutcome(self.case, theirs, ours)
-
-    def stage(self, name: str) -> StageResult:
-        truth, (theirs, ours) = self.truth[name], self.single
-        return StageResult(
-            name,
-            self.case.name,
-            error=relative(ours[name], truth),
-            apart=relative(ours[name], theirs[name]),
-            floor=relative(theirs[name], truth),
-            exact=relative(self.double[1][name], truth),
-        )
 
 
 def _rounded(state: Mapping[str, Any], tables: Mapping[str, Tensor]) -> Iterator[Check]:
@@ -130,12 +191,10 @@ def _rounded(state: Mapping[str, Any], tables: Mapping[str, Tensor]) -> Iterator
 
 
 def _checks(stage: StageResult) -> Iterator[Check]:
-    what, limit = f"{stage.case} / {stage.name}", FLOOR_LIMIT
+    what, floor = f"{stage.case} / {stage.name}", max(stage.floor, gates.FLOOR_LEAST)
     words = f"{stage.exact:.2g} apart before tables are rounded (limit {EXACT:g})"
     yield Check(what, "float64 relative L2", stage.exact, EXACT, passed=stage.exact <= EXACT, words=words)
-    floor = max(stage.floor, gates.FLOOR_LEAST)
     for against, value in (("", stage.error), (" against the DiT's", stage.apart)):
-        words = f"{times(value / floor)} times the DiT's own rounding (limit {limit:g})"
-        yield Check(
-            what, f"float32 relative L2{against}", value, limit * floor, passed=value <= limit * floor, words=words
-        )
+        limit, statistic = FLOOR_LIMIT * floor, f"float32 relative L2{against}"
+        words = f"{times(value / floor)} times the DiT's own rounding (limit {FLOOR_LIMIT:g})"
+        yield Check(what, statistic, value, limit, passed=value <= limit, words=words)

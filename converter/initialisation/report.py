@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..reports import render as rendered
-from ..reports.facts import Table
 from ..reports.report import FAIL, FLOOR_LIMIT, INCONCLUSIVE, PASS, Check, Phase, Report
 from ..reports.wording import Wording
 from .assemble import Initialisation
@@ -15,14 +15,12 @@ from .options import TIMESTEP
 from .timesteps import Distances
 
 REPORT_VERSION = 1
-CHOSEN = "The options, and what they come to for this DiT"
 KINDS = (".json", ".md", ".html")
 STAGES = ("after", "case", "PixArt to DiT in float64", "to DiT in float32", "DiT's rounding", "times that", "float64")
 MEASURED = (
     "Relative L2, of the case that uses most of the limit. The last column is in float64, with tables that are not "
     "rounded to float32 yet: there the mathematics has to be exact."
 )
-STARTS = "the mean of the blocks' own layers, or at random as in the paper's code"
 WORDING = Wording(
     title="Initialisation report",
     question=f"does the PixArt compute at t = {TIMESTEP} what the DiT does?",
@@ -42,11 +40,7 @@ WORDING = Wording(
 
 
 def render(done: Initialisation, source: str, suffix: str) -> str:
-    """The report in the format of a suffix.
-
-    Args:
-        source: the DiT's name; like all text from elsewhere it is escaped.
-        suffix: one of `KINDS`.
+    """The report in the format of a suffix, one of `KINDS`; `source` is the DiT's name.
 
     Raises: `UsageError` for HTML without jinja2 or matplotlib.
     """
@@ -61,7 +55,6 @@ def as_report(done: Initialisation) -> Report:
     proof = done.proof
     rounding = [check for check in proof.checks if check.statistic == "rounding"]
     others = [check for check in proof.checks if check.statistic != "rounding"]
-    rows = [[s.name, s.case, s.error, s.apart, s.floor, s.times, s.exact] for s in proof.stages]
     blocks = {
         "stages": [stage.name for stage in proof.stages],
         "converted": [stage.distance for stage in proof.stages],
@@ -69,40 +62,38 @@ def as_report(done: Initialisation) -> Report:
         "limit": FLOOR_LIMIT,
         "words": ["PixArt", "noise floor: the DiT's own rounding"],
     }
-    measured = [Table(f"Block by block at t = {TIMESTEP}", MEASURED, STAGES, rows)]
+    rows = [[s.name, s.case, s.error, s.apart, s.floor, s.times, s.exact] for s in proof.stages]
+    measured = _table(f"Block by block at t = {TIMESTEP}", MEASURED, STAGES, rows)
+    choices = _table("The options, and what they come to for this DiT", "", ["name", "value"], [*done.choices.items()])
     phases = [
-        _phase("tables", rounding, [], {}),
-        _phase("function", others, proof.doubts, {"blocks": blocks, "tables": [asdict(table) for table in measured]}),
+        _phase("tables", rounding, []),
+        _phase("function", others, proof.doubts, blocks=blocks, tables=[measured]),
         *([_timesteps(proof.distances)] if proof.distances else []),
-        Phase(
-            "choices",
-            "",
-            "",
-            detail={"tables": [asdict(Table(CHOSEN, "", ["name", "value"], list(done.choices.items())))]},
-        ),
+        Phase("choices", "", "", detail={"tables": [choices]}),
     ]
     return Report(proof.verdict, proof.words, notes=done.notes, phases=phases)
 
 
-def _phase(name: str, checks: list[Check], doubts: list[str], detail: dict[str, Any]) -> Phase:
-    failed = sum(check.passed is False for check in checks)
+def _table(title: str, words: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    return {"title": title, "words": words, "header": header, "rows": rows}
+
+
+def _phase(name: str, checks: list[Check], doubts: list[str], **detail: Any) -> Phase:
+    failed = sum(check.failed for check in checks)
     verdict = FAIL if failed else INCONCLUSIVE if doubts or not checks else PASS
-    return Phase(
-        name, verdict, f"{len(checks) - failed} of {len(checks)} checks passed", checks, notes=doubts, detail=detail
-    )
+    words = f"{len(checks) - failed} of {len(checks)} checks passed"
+    return Phase(name, verdict, words, checks, notes=doubts, detail=detail)
 
 
 def _timesteps(distances: Distances) -> Phase:
     lines = {f"--t_block {choice}": values for choice, values in distances.distances.items()}
-    rows = [[step, *(values[i] for values in lines.values())] for i, step in enumerate(distances.timesteps)]
-    words = "Relative L2 of the output against the DiT's, in float32, on one latent, by what t_block starts as: "
+    words = (
+        "Relative L2 of the output against the DiT's, in float32, on one latent, by what t_block starts as: the mean "
+    )
+    words += "of the blocks' own layers, or at random as in the paper's code."
+    rows = [*zip(distances.timesteps, *lines.values(), strict=True)]
     detail = {
-        "timesteps": {
-            "timesteps": distances.timesteps,
-            "lines": lines,
-            "equal": TIMESTEP,
-            "words": f"{words}{STARTS}.",
-        },
-        "tables": [asdict(Table("At other timesteps", "Relative L2 of the output.", ["t", *lines], rows))],
+        "timesteps": {"timesteps": distances.timesteps, "lines": lines, "equal": TIMESTEP, "words": words},
+        "tables": [_table("At other timesteps", "Relative L2 of the output.", ["t", *lines], rows)],
     }
     return Phase("other timesteps", "", distances.words, detail=detail)

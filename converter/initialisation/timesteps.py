@@ -20,11 +20,7 @@ GRID = (8, 4)  # patches
 
 @dataclass(frozen=True)
 class Distances:
-    """Relative L2 of the output, in float32, on one latent.
-
-    Attributes:
-        timesteps: where it was measured; `distances`: by what `t_block` starts as, one for each of them.
-    """
+    """Relative L2 of the output at some timesteps, in float32, on one latent, by what `t_block` starts as."""
 
     timesteps: tuple[int, ...]
     distances: dict[str, list[float]]
@@ -36,8 +32,7 @@ class Distances:
     @property
     def nearer(self) -> str:
         """The choice that is nearer to the DiT over all timesteps."""
-        mean = self.mean
-        return min(mean, key=mean.__getitem__)
+        return min(self.mean, key=self.mean.__getitem__)
 
     @property
     def words(self) -> str:

@@ -12,12 +12,15 @@ from ..errors import InputError
 from ..mapping.rows import overlap
 from .key_layout import KeyEntry, KeyLayout, key_layout
 from .keylist import KeyList
-from .matching import COPIES, RENAME, Match, match
+from .matching import RENAME, match
 from .symbols import Symbols
 from .words import positional
 
 COMPUTED, SIDECAR = "computed", "kept in the sidecar"
-ALTERNATIVES = 3  # of a row that are shown
+DOUBTS = {
+    COMPUTED: "a sin-cos table of positions? a conversion compares them",
+    SIDECAR: "no tensor of the target: kept in the sidecar; or Computed, or what is it?",
+}
 MOST = 600  # distinct paths of one list, far above any net with numbered blocks
 MOST_UNUSABLE = 10 * MOST  # keys that no row can spell: they are listed
 
@@ -57,6 +60,10 @@ class Draft:
     def unsure(self) -> int:
         return sum(not row.sure for row in self.rows)
 
+    @property
+    def computes(self) -> bool:
+        return any(row.kind == COMPUTED for row in self.rows)
+
 
 def draft(source: KeyList, target: KeyList | None = None) -> Draft:
     """Draft a table from the original layout to the target's; without a target, every path becomes itself.
@@ -71,35 +78,36 @@ def draft(source: KeyList, target: KeyList | None = None) -> Draft:
     layout = _layout(source)
     target_layout = _layout(target) if target else KeyLayout((), layout.blocks, ())
     symbols = Symbols(layout.entries)
-    matches = {each.pairing.source: each for each in match(layout, target_layout)}
+    matches = match(layout, target_layout)
     drafted: list[DraftRow] = []
     unmatched: list[str] = []
-    for entry in layout.entries:
-        pattern = symbols.pattern(entry)
-        if not target:
-            drafted.append(_row(entry, pattern, RENAME, (entry.path,)))
-        elif entry in matches:
-            drafted.append(_matched(matches[entry], pattern))
-        elif entry.bare:
-            drafted.append(_without_target(entry, pattern))
-        else:
+    for entry, pattern in symbols.patterns.items():
+        paths: tuple[str, ...] = (entry.path,)
+        kind, doubt = RENAME, ""
+        if entry in matches:
+            pairing, doubt = matches[entry]
+            kind, paths = pairing.kind, pairing.paths
+        elif target and entry.bare:  # a table that the target computes, or something for the sidecar
+            kind, paths = COMPUTED if _computed(entry, pattern) else SIDECAR, ()
+            doubt = DOUBTS[kind]
+        elif target:
             unmatched.append(entry.path)
+            continue
+        bare = entry.bare and not any(path.endswith((".weight", ".bias")) for path in paths)
+        known = {"bare": bare, "sparse": entry.sparse, "sure": bool(target) and not doubt}
+        drafted.append(DraftRow(entry.path, pattern, kind, paths, doubt=doubt, **known))
     rows, conflicts = _without_conflicts(drafted)
     reached = {path for row in rows for path in row.targets}
+    unreached = [entry.path for entry in target_layout.entries if entry.path not in reached]
     notes = [*conflicts.values()]
     if not target:
         notes.append("no target was given, so every path becomes itself: write in what it is called there")
-    if layout.blocks != target_layout.blocks:
-        notes.append(
-            f"{layout.blocks} blocks there and {target_layout.blocks} in the target: they are not the same model"
-        )
+    if layout.blocks != (blocks := target_layout.blocks):
+        notes.append(f"{layout.blocks} blocks there and {blocks} in the target: they are not the same model")
     return Draft(
         rows=tuple(rows),
         unmatched_source=(*unmatched, *conflicts, *layout.unusable),
-        unmatched_target=(
-            *(entry.path for entry in target_layout.entries if entry.path not in reached),
-            *target_layout.unusable,
-        ),
+        unmatched_target=(*unreached, *target_layout.unusable),
         dims=symbols.dims,
         first=symbols.first,
         blocks=layout.blocks,
@@ -138,36 +146,7 @@ def _layout(keys: KeyList) -> KeyLayout:
     return layout
 
 
-def _row(
-    entry: KeyEntry, pattern: str, kind: str, targets: tuple[str, ...], *, sure: bool = False, doubt: str = ""
-) -> DraftRow:
-    bare = not entry.module and not any(path.endswith((".weight", ".bias")) for path in (entry.path, *targets))
-    return DraftRow(entry.path, pattern, kind, targets, bare=bare, sparse=entry.sparse, sure=sure, doubt=doubt)
-
-
-def _matched(chosen: Match, pattern: str) -> DraftRow:
-    pairing = chosen.pairing
-    others = [", ".join(target.path for target in other.targets) for other in chosen.others[:ALTERNATIVES]]
-    alternatives = ["or " + "; or ".join(others)] if others else []
-    if chosen.sure:
-        doubt = ""
-    elif pairing.kind == COPIES:
-        doubt = " ".join(["a copy in every block: is each the whole tensor?", *alternatives])
-    elif chosen.why:
-        doubt = "; ".join([chosen.why, *alternatives])
-    elif len(pairing.targets) > 1:
-        doubt = " ".join(["in this order?", *alternatives])
-    else:
-        doubt = alternatives[0] if alternatives else "nothing else has its shape, and the names do not say so"
-    paths = tuple(target.path for target in pairing.targets)
-    return _row(pairing.source, pattern, pairing.kind, paths, sure=chosen.sure, doubt=doubt)
-
-
-def _without_target(entry: KeyEntry, pattern: str) -> DraftRow:
-    """A tensor by itself that the target has no place for: a table that it computes, or something for the sidecar."""
-    tokens = entry.shape[1] if len(entry.shape) == 3 and entry.shape[0] == 1 else 0
-    square = tokens > 0 and isqrt(tokens) ** 2 == tokens and entry.shape[2] % 4 == 0
-    if positional(entry.path) and square and pattern == "1 N D":
-        return _row(entry, pattern, COMPUTED, (), doubt="a sin-cos table of positions? a conversion compares them")
-    doubt = "no tensor of the target: kept in the sidecar; or Computed, or what is it?"
-    return _row(entry, pattern, SIDECAR, (), doubt=doubt)
+def _computed(entry: KeyEntry, pattern: str) -> bool:
+    """Whether a tensor by itself may be a table of positions on a square."""
+    tokens = entry.shape[1] if pattern == "1 N D" else 0
+    return positional(entry.path) and tokens > 0 and isqrt(tokens) ** 2 == tokens and entry.shape[2] % 4 == 0

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-Shapes = Mapping[str, tuple[int, ...]]
-
-_NUMBER = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)
+_Shape = tuple[int, ...]
+_NUMBERED = re.compile(r"(.+?)\.(0|[1-9]\d{0,17})((?:\..+)?)", re.ASCII)  # by the outermost: a path has one index
 _WRITABLE = re.compile(r"\w+(\.\w+)*", re.ASCII)  # what a row can spell, and what can do no harm in a program
 LONGEST = 300
-_SUFFIXES = ("weight", "bias")
+ENDS = {"weight": "bias", "bias": "weight"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a path of one layout is not that of the other
 class KeyEntry:
     """One path of a layout, as a row of a table has it.
 
@@ -23,20 +23,26 @@ class KeyEntry:
     """
 
     path: str
-    shape: tuple[int, ...]
+    shape: _Shape
     module: bool
     indexed: bool
     sparse: bool
     order: int
 
     @property
+    def stem(self) -> str:
+        """Of its module."""
+        return self.path if self.module else re.sub(r"\.(weight|bias)$", "", self.path)
+
+    @property
     def parent(self) -> str:
-        return self.path.rpartition(".")[0]
+        """Of the module."""
+        return self.stem.rpartition(".")[0]
 
     @property
     def bare(self) -> bool:
         """Whether it is a tensor by itself, a parameter or a buffer, and belongs to no module."""
-        return not self.module and not self.path.endswith((".weight", ".bias"))
+        return not self.module and self.stem == self.path
 
 
 @dataclass(frozen=True)
@@ -49,80 +55,61 @@ class KeyLayout:
     unusable: tuple[str, ...]
 
 
-def key_layout(shapes: Shapes) -> KeyLayout:
+def key_layout(shapes: Mapping[str, _Shape]) -> KeyLayout:
     """Fold a list of keys.
 
     >>> [entry.path for entry in key_layout({"a.0.b.weight": (2, 2), "a.0.b.bias": (2,), "c": (3,)}).entries]
     ['a.{}.b', 'c']
     """
-    usable = {key: shape for key, shape in shapes.items() if _writable(key) and 0 not in shape}
-    unusable = [key for key in shapes if key not in usable]
-    shapes = usable
-    heads, blocks = _containers(shapes)
-    templates: dict[str, dict[int | None, tuple[int, ...]]] = {}
-    for key, shape in shapes.items():
+    usable = [key for key in shapes if len(key) <= LONGEST and _WRITABLE.fullmatch(key) and 0 not in shapes[key]]
+    heads, blocks = _containers(usable)
+    keys: dict[str, dict[int | None, str]] = {}
+    for key in usable:
         template, index = _folded(key, heads, blocks)
-        templates.setdefault(template, {})[index] = shape
-    uneven = {template for template, by_block in templates.items() if len(set(by_block.values())) > 1}
-    unusable += [key for key in shapes if _folded(key, heads, blocks)[0] in uneven]
+        keys.setdefault(template, {})[index] = key
+    templates: dict[str, tuple[_Shape, Collection[int | None]]] = {}
+    for template, by_block in keys.items():
+        shape, *others = {shapes[key] for key in by_block.values()}
+        if not others:
+            templates[template] = shape, by_block.keys()
     entries: list[KeyEntry] = []
-    for template, by_block in templates.items():
-        if template in uneven:
-            continue
+    for template, (shape, indices) in templates.items():
         stem, _, last = template.rpartition(".")
-        other = {"weight": "bias", "bias": "weight"}.get(last)
-        partner = templates.get(f"{stem}.{other}", {}) if other and f"{stem}.{other}" not in uneven else {}
-        shape = next(iter(by_block.values()))
-        module = bool(stem) and partner.keys() == by_block.keys() and _is_bias(shape, partner, last)
-        if module and last == "bias":
-            continue
-        indexed = None not in by_block
-        path = stem if module else template
-        entries.append(
-            KeyEntry(path, shape, module, indexed, sparse=indexed and len(by_block) < blocks, order=len(entries))
-        )
+        partner, its_indices = templates.get(f"{stem}.{ENDS.get(last, '')}", ((), None))
+        # A bias has the first dimension of its weight: a row's pattern says so of both.
+        weight, bias = (shape, partner) if last == "weight" else (partner, shape)
+        module = bool(stem) and indices == its_indices and weight[:1] == bias
+        if not module or last == "weight":
+            indexed, path = None not in indices, stem if module else template
+            sparse = indexed and len(indices) < blocks
+            entries.append(KeyEntry(path, shape, module, indexed, sparse=sparse, order=len(entries)))
+    known, even = {*usable}, {key for template in templates for key in keys[template].values()}
+    unusable = [key for key in shapes if key not in known] + [key for key in usable if key not in even]
     return KeyLayout(tuple(entries), blocks, tuple(unusable))
 
 
-def _is_bias(shape: tuple[int, ...], partner: Mapping[int | None, tuple[int, ...]], last: str) -> bool:
-    """A bias has the first dimension of its weight: a row's pattern says so of both."""
-    weight, bias = (shape, next(iter(partner.values())))[:: 1 if last == "weight" else -1]
-    return weight[:1] == bias
-
-
-def _writable(key: str) -> bool:
-    return len(key) <= LONGEST and _WRITABLE.fullmatch(key) is not None
-
-
-def _folded(key: str, heads: frozenset[str], blocks: int) -> tuple[str, int | None]:
+def _folded(key: str, heads: Collection[str], blocks: int) -> tuple[str, int | None]:
     """The key with `{}` for the index of its block, and the index; a module next to the blocks is none of them."""
-    parts = key.split(".")
-    for position in range(1, len(parts)):
-        head = ".".join(parts[:position])
-        if head in heads and _NUMBER.fullmatch(parts[position]) and int(parts[position]) < blocks:
-            return ".".join([head, "{}", *parts[position + 1 :]]), int(parts[position])
+    match = _NUMBERED.fullmatch(key)
+    if match and match[1] in heads and int(match[2]) < blocks:
+        return f"{match[1]}.{{}}{match[3]}", int(match[2])
     return key, None
 
 
-def _containers(shapes: Shapes) -> tuple[frozenset[str], int]:
+def _containers(keys: Collection[str]) -> tuple[Collection[str], int]:
     """What the numbered blocks are in, and how many there are: indices without holes, and modules inside them.
 
     All rows of a table have the same number of blocks: the one that most keys have. Others are written out.
     """
     inside: dict[str, dict[int, set[str]]] = {}
-    for key in shapes:
-        parts = key.split(".")
-        for position in range(1, len(parts) - 1):
-            if _NUMBER.fullmatch(parts[position]):
-                head, tail = ".".join(parts[:position]), ".".join(parts[position + 1 :])
-                inside.setdefault(head, {}).setdefault(int(parts[position]), set()).add(tail)
-                break  # the outermost: a path has one index
-    sizes: dict[int, int] = {}
-    complete = {}
+    for match in filter(None, map(_NUMBERED.fullmatch, keys)):
+        if match[3]:
+            inside.setdefault(match[1], {}).setdefault(int(match[2]), set()).add(match[3][1:])
+    sizes, complete = Counter[int](), {}
     for head, blocks in inside.items():
         shared = set.intersection(*blocks.values())
-        if set(blocks) == set(range(len(blocks))) and any("." in tail or tail not in _SUFFIXES for tail in shared):
+        if set(blocks) == set(range(len(blocks))) and any("." in tail or tail not in ENDS for tail in shared):
             complete[head] = len(blocks)
-            sizes[len(blocks)] = sizes.get(len(blocks), 0) + sum(map(len, blocks.values()))
+            sizes[len(blocks)] += sum(map(len, blocks.values()))
     count = max(sizes, key=lambda size: (sizes[size], size), default=0)
-    return frozenset(head for head, size in complete.items() if size == count), count
+    return {head for head, size in complete.items() if size == count}, count

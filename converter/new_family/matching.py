@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,6 +14,7 @@ from .words import Words, agreement, similarity, words
 RENAME, SPLIT, COPIES = "rename", "split", "copies"
 # By so much a pair has to be better than every other one that either side could be in, to be sure.
 MARGIN = 0.12
+ALTERNATIVES = 3  # of a row that are shown
 MOST = 20_000  # pairs that are considered; a net with numbered blocks has some hundreds
 _ORDER = {"q": 0, "k": 1, "v": 2}
 # Questions where names and shapes agree, and the rows may still be in another order or in a sibling.
@@ -36,24 +37,13 @@ class Pairing:
     def entries(self) -> tuple[KeyEntry, ...]:
         return self.source, *self.targets
 
-    def rivals(self, other: Pairing) -> bool:
-        """Whether only one of both can be."""
-        return self is not other and (self.source is other.source or bool({*self.targets} & {*other.targets}))
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(target.path for target in self.targets)
 
 
-@dataclass(frozen=True)
-class Match:
-    """A pairing that was chosen; `sure`, or `others`: what else its source may become, best first; or `why` it cannot
-    be sure although nothing else has its shape."""
-
-    pairing: Pairing
-    sure: bool
-    others: tuple[Pairing, ...]
-    why: str = ""
-
-
-def match(source: KeyLayout, target: KeyLayout) -> list[Match]:
-    """Pair two layouts, every path in one pair at most; in the order of the source.
+def match(source: KeyLayout, target: KeyLayout) -> dict[KeyEntry, tuple[Pairing, str]]:
+    """Pair two layouts, every path in one pair at most: source -> (its pair, the doubt about it, '' where it is sure).
 
     A pair is sure where its words are understood and no other is possible, or it is clearly the best on both sides; a
     kernel also where it is the only one of its shape. Copies never are, nor is a pair whose words contradict.
@@ -69,36 +59,39 @@ def match(source: KeyLayout, target: KeyLayout) -> list[Match]:
             by_entry.setdefault(entry, []).append(pairing)
         if not any(entry in chosen for entry in pairing.entries):
             chosen |= dict.fromkeys(pairing.entries, pairing)
-    matches = []
-    for pairing in (chosen[entry] for entry in source.entries if entry in chosen and chosen[entry].source is entry):
-        rivals = [other for entry in pairing.entries for other in by_entry[entry] if pairing.rivals(other)]
-        others = tuple(other for other in by_entry[pairing.source] if other is not pairing)
-        why = order_doubt(pairing.source, pairing.targets, source, target)
-        matches.append(Match(pairing, not why and _sure(pairing, rivals), others, why))
+    matches = {}
+    for pairing in dict.fromkeys(chosen.values()):
+        rivals = [other for entry in pairing.entries for other in by_entry[entry] if other is not pairing]
+        others = [other for other in by_entry[pairing.source] if other is not pairing][:ALTERNATIVES]
+        alternatives = ["or " + "; or ".join(", ".join(other.paths) for other in others)] if others else []
+        why = order_doubt(pairing, source, target)
+        if not why and _sure(pairing, max((rival.score for rival in rivals), default=None)):
+            doubt = ""
+        elif pairing.kind == COPIES:
+            doubt = " ".join(["a copy in every block: is each the whole tensor?", *alternatives])
+        elif why:
+            doubt = "; ".join([why, *alternatives])
+        elif pairing.kind == SPLIT:
+            doubt = " ".join(["in this order?", *alternatives])
+        else:
+            doubt = "".join(alternatives) or "nothing else has its shape, and the names do not say so"
+        matches[pairing.source] = pairing, doubt
     return matches
 
 
-def _sure(pairing: Pairing, rivals: Iterable[Pairing]) -> bool:
+def _sure(pairing: Pairing, rival: float | None) -> bool:
+    """Whether a pair is certain. `rival`: the best score of another one that either side could be in."""
+    source, target = pairing.source, pairing.targets[0]
+    one, other = words(source.path), _words_of(pairing.targets)
     if pairing.kind == COPIES or pairing.contradicted:
         return False
-    if pairing.kind == SPLIT and not _names_parts(pairing):
+    if pairing.kind == SPLIT and one.part != other.part:  # as `qkv` and `kv` say which parts they have, in which order
         return False
-    best = max((rival.score for rival in rivals), default=None)
-    if not _understood(pairing):
-        return best is None and len(pairing.source.shape) > 2  # a matrix may be as large as another by chance
-    return best is None or pairing.score >= best + MARGIN
-
-
-def _names_parts(pairing: Pairing) -> bool:
-    """Whether the fused tensor's own name says which parts it has, and in which order, as `qkv` and `kv` do."""
-    return words(pairing.source.path).part == "".join(words(target.path).part for target in pairing.targets)
-
-
-def _understood(pairing: Pairing) -> bool:
-    """Whether the names on both sides mean the same, and do not only look alike; or end in the same word."""
-    one, other = words(pairing.source.path), _words_of(pairing.targets)
-    same_end = pairing.source.path.rpartition(".")[2] == pairing.targets[0].path.rpartition(".")[2]
-    return bool(one.area and one.area == other.area) or bool(one.part and one.part == other.part) or same_end
+    # Whether the names on both sides mean the same, and do not only look alike; or end in the same word.
+    same_end = source.path.rpartition(".")[2] == target.path.rpartition(".")[2]
+    if not same_end and not (one.area and one.area == other.area) and not (one.part and one.part == other.part):
+        return rival is None and len(source.shape) > 2  # a matrix may be as large as another by chance
+    return rival is None or pairing.score >= rival + MARGIN
 
 
 def _words_of(targets: tuple[KeyEntry, ...]) -> Words:
@@ -119,28 +112,21 @@ def _possible(source: KeyLayout, target: KeyLayout) -> Iterator[Pairing]:
     lengths = len(source.entries), len(target.entries)
     for entry in source.entries:
         for targets in by_shape.get(entry.shape, ()):
-            first = targets[0]
-            kind = SPLIT if len(targets) > 1 else RENAME if entry.indexed == first.indexed else COPIES
-            if entry.module != first.module or entry.sparse != first.sparse:
-                continue
-            if kind == SPLIT and entry.indexed != first.indexed:
-                continue
-            if kind == COPIES and (entry.indexed or first.sparse):
-                continue  # one tensor for many, not many for one
-            if entry.indexed and source.blocks != target.blocks:
-                continue
-            yield _scored(entry, targets, kind, lengths)
+            first, both_indexed = targets[0], entry.indexed == targets[0].indexed
+            kind = SPLIT if len(targets) > 1 else RENAME if both_indexed else COPIES
+            one_for_many = kind == COPIES and not entry.indexed
+            alike = (entry.module, entry.sparse) == (first.module, first.sparse)
+            if alike and (both_indexed or one_for_many) and (not entry.indexed or source.blocks == target.blocks):
+                yield _scored(entry, targets, kind, lengths)
 
 
 def _groups(entries: Iterable[KeyEntry]) -> Iterator[tuple[KeyEntry, ...]]:
     """Two or three neighbours of one shape that a fused tensor may hold; queries, keys and values in that order."""
     siblings: dict[tuple[object, ...], list[KeyEntry]] = {}
     for entry in entries:
-        if entry.bare or not entry.shape:
-            continue
-        module, end = (entry.path, "") if entry.module else (entry.parent, entry.path.rpartition(".")[2])
-        key = module.rpartition(".")[0], end, entry.shape, entry.sparse, words(entry.path).text
-        siblings.setdefault(key, []).append(entry)
+        if entry.shape and not entry.bare:
+            end, of_text = entry.path[len(entry.stem) :], words(entry.path).text
+            siblings.setdefault((entry.parent, end, entry.shape, entry.sparse, of_text), []).append(entry)
     for group in siblings.values():
         group.sort(key=lambda entry: (_ORDER.get(words(entry.path).part, 3), entry.order))
         for size in (2, 3):
@@ -153,54 +139,40 @@ def _scored(source: KeyEntry, targets: tuple[KeyEntry, ...], kind: str, lengths:
     near = 1 - abs(source.order / lengths[0] - targets[0].order / lengths[1])
     looks = max(similarity(source.path, target.path) for target in targets)
     agreements = agreement(one.area, other.area), agreement(one.part, other.part)
-    score = 0.25 * agreements[0] + 0.25 * agreements[1]
-    score += 0.2 * (one.text == other.text) + 0.2 * looks + 0.1 * near
-    contradicted = one.text != other.text or 0.0 in agreements
+    same_stream = one.text == other.text
+    score = 0.25 * sum(agreements) + 0.2 * same_stream + 0.2 * looks + 0.1 * near
+    contradicted = not same_stream or 0.0 in agreements
     return Pairing(source, targets, kind, score * (0.8 if kind == COPIES else 1), contradicted=contradicted)
 
 
-def order_doubt(
-    source: KeyEntry, targets: Sequence[KeyEntry], source_layout: KeyLayout, target_layout: KeyLayout
-) -> str:
+def order_doubt(pairing: Pairing, source_layout: KeyLayout, target_layout: KeyLayout) -> str:
     """The question that no name answers about a pair though all else is for it; '' where there is none.
 
     Found by comparing drafts with diffusers' own converters (its `loaders/single_file_utils.py`): they exchange the
     halves of the last modulation for SD3, Flux, Mochi and HunyuanVideo, and those of gated feed-forward layers for
     Mochi, and code bases do not agree on which of two such layers beside each other is the gate.
     """
-    target = targets[0]
+    source, target = pairing.source, pairing.targets[0]
     if "norm_out" in target.path.split(".") and "norm_out" not in source.path.split("."):
         return FINAL
-    if len(targets) > 1 or "first" not in (words(source.path).part, words(target.path).part):
+    if pairing.kind == SPLIT or "first" not in (words(source.path).part, words(target.path).part):
         return ""
     sides = ((source, source_layout), (target, target_layout))
     if any(_fused(entry, layout) for entry, layout in sides):
         return FUSED
-    if any(_has_sibling(entry, layout) for entry, layout in sides) and _number(source) != _number(target):
-        return SIBLING
-    return ""
+    numbers = ["".join(re.findall(r"\d", entry.stem.rpartition(".")[2])) for entry, _ in sides]  # of `w1`, `linear_1`
+    return SIBLING if numbers[0] != numbers[1] and any(_has_sibling(*side) for side in sides) else ""
 
 
 def _fused(entry: KeyEntry, layout: KeyLayout) -> bool:
     """Whether the layer after it takes half of what it gives."""
-    if not entry.shape:
+    if not entry.shape or entry.shape[0] % 2:
         return False
-    rows, *columns = entry.shape
-    halved = (*columns, rows // 2)
-    return rows % 2 == 0 and any(words(p.path).part == "second" and p.shape == halved for p in layout.entries)
+    halved = (*entry.shape[1:], entry.shape[0] // 2)
+    return any(each.shape == halved and words(each.path).part == "second" for each in layout.entries)
 
 
 def _has_sibling(entry: KeyEntry, layout: KeyLayout) -> bool:
     """Whether its parent has another one of its shape that is not the layer after it."""
-    parent = _module(entry).rpartition(".")[0]
-    siblings = (each for each in layout.entries if each is not entry and _module(each).rpartition(".")[0] == parent)
+    siblings = (each for each in layout.entries if each is not entry and each.parent == entry.parent)
     return any(each.shape == entry.shape and words(each.path).part != "second" for each in siblings)
-
-
-def _module(entry: KeyEntry) -> str:
-    return re.sub(r"\.(weight|bias)$", "", entry.path)
-
-
-def _number(entry: KeyEntry) -> str:
-    """`1` of `w1` and of `linear_1`."""
-    return "".join(re.findall(r"\d", _module(entry).rpartition(".")[2]))

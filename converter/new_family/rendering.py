@@ -71,11 +71,7 @@ def positions(found: converter.Findings) -> SinCosTable:
 
 
 def render(name: str, draft: Draft) -> str:
-    """The module's text. What is not certain ends in `# ?`, and the comment above it says why.
-
-    Args:
-        name: of the family; an identifier.
-    """
+    """The module's text, of a family of that name. What is not certain ends in `# ?`; the comment above says why."""
     title = name.replace("_", " ").title()
     patch = 'found.value("patch_size")' if "p" in draft.dims else "1"
     return _MODULE.format(
@@ -84,15 +80,11 @@ def render(name: str, draft: Draft) -> str:
         heads=_HEADS,
         comments="\n".join(_comments(draft)),
         imports="\n".join(_imports(draft)),
-        computed=_COMPUTED.format(patch=patch) if _computes(draft) else "",
+        computed=_COMPUTED.format(patch=patch) if draft.computes else "",
         rows="\n".join(_rows(draft)),
         findings="\n".join(_findings(draft)),
         fields="\n".join(_fields(title, draft)),
     )
-
-
-def _computes(draft: Draft) -> bool:
-    return any(row.kind == COMPUTED for row in draft.rows)
 
 
 def _comments(draft: Draft) -> Iterator[str]:
@@ -103,19 +95,13 @@ def _comments(draft: Draft) -> Iterator[str]:
 
 
 def _imports(draft: Draft) -> Iterator[str]:
-    used = {
-        "Computed": _computes(draft),
-        "Copies": any(row.kind == COPIES for row in draft.rows),
-        "Extra": any(row.kind == SIDECAR for row in draft.rows),
-        "KeyMapping": True,
-        "Parameter": any(row.bare and row.targets for row in draft.rows),
-        "Sparse": any(row.sparse and row.targets for row in draft.rows),
-    }
-    if used["Computed"]:
-        yield "from math import isqrt"
+    values = "\n".join(map(_value, draft.rows))  # in which paths have no brackets
+    wrappers = [name for name in ("Computed", "Copies", "Extra", "Parameter", "Sparse") if f"{name}(" in values]
+    computes = "Computed" in wrappers
+    yield from ["from math import isqrt"] * computes
     yield from ["from typing import Any", "", "import converter"]
-    yield f"from converter import {', '.join(name for name, is_used in used.items() if is_used)}"
-    if used["Computed"]:
+    yield f"from converter import {', '.join(sorted(['KeyMapping', *wrappers]))}"
+    if computes:
         yield "from converter.families.evidence import configured"
         yield "from converter.families.sincos import SinCosTable"
 
@@ -124,9 +110,9 @@ def _rows(draft: Draft) -> Iterator[str]:
     for row in draft.rows:
         yield from _comment(f"? {row.doubt}", "    ") if row.doubt else ()
         yield from _row(row)
-    for problem, paths in (("no row yet", draft.unmatched_source), ("no source yet", draft.unmatched_target)):
-        for path in paths:
-            yield from _comment(f"? {problem}: {_plain(path)}", "    ")
+    left = [f"? no row yet: {_plain(path)}" for path in draft.unmatched_source]
+    left += [f"? no source yet: {_plain(path)}" for path in draft.unmatched_target]
+    yield from (line for words in left for line in _comment(words, "    "))
 
 
 def _row(row: DraftRow) -> Iterator[str]:
@@ -164,7 +150,7 @@ def _findings(draft: Draft) -> Iterator[str]:
             yield f'    found.file("{_SYMBOLS[symbol]}", {shown})'
     if draft.blocks:
         yield '    found.file("depth", plan.blocks or None, f"{plan.blocks} blocks")'
-    if _computes(draft):
+    if draft.computes:
         side = 'isqrt(plan.dims.get("N", 0))' + (' * plan.dims.get("p", 1)' if "p" in draft.dims else "")
         yield f'    side = {side} or configured(state.config, "sample_size", int)'
         yield '    found.file("sample_size", side, plan.evidence.get("N", "config.json: sample_size"))'
@@ -175,7 +161,7 @@ def _fields(title: str, draft: Draft) -> Iterator[str]:
     fields = {key: value for key, value in draft.config.items() if key != "_name_or_path"}
     known: dict[str, Any] = {_SYMBOLS[s]: size for s, size in draft.dims.items() if s in _SYMBOLS}
     known |= {"depth": draft.blocks} if draft.blocks else {}
-    if _computes(draft):
+    if draft.computes:
         known["sample_size"] = math.isqrt(draft.dims["N"]) * draft.dims.get("p", 1)
     if not fields:
         yield f'        "_class_name": "{title.replace(" ", "")}Transformer",  {MARK}'

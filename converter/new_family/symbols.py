@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import repeat
 
 from .key_layout import KeyEntry
 from .words import words
@@ -15,7 +16,8 @@ _LETTERS = "FKLRSUVWGHJMPQTXYZABE"
 
 
 class Symbols:
-    """Symbols for the sizes of a net. `dims`: symbol -> size; `first`: symbol -> the path that it was first seen at.
+    """Symbols for the sizes of a net. `dims`: symbol -> size; `first`: symbol -> the path that it was first seen at;
+    `patterns`: entry -> its shape in symbols, such as `3D D`.
 
     D is the size that most axes of matrices have; a multiple of it is written as that where rows have it (`3D`). C
     and p are the channels and the side of the patch embedding's kernel, N what a table of positions has. Another symbol
@@ -27,51 +29,43 @@ class Symbols:
         self.first: dict[str, str] = {}
         self._letters: dict[tuple[str, int], str] = {}
         entries = list(entries)
-        axes = [entry.shape[:1] if len(entry.shape) > 3 else entry.shape for entry in entries if len(entry.shape) > 1]
+        matrices = [entry for entry in entries if len(entry.shape) > 1]
+        axes = (entry.shape[:1] if len(entry.shape) > 3 else entry.shape for entry in matrices)
         votes = Counter(size for sizes in axes for size in sizes if size > 1)
         self._width = votes.most_common(1)[0][0] if votes else 0
-        self._multiples = {
-            (_part(entry), entry.shape[0])
-            for entry in entries
-            if len(entry.shape) > 1 and self._width and entry.shape[0] in {m * self._width for m in _MULTIPLES}
-        }
-        kernels = [entry for entry in entries if len(entry.shape) > 3 and entry.shape[0] == self._width]
+        multiples = {m * self._width for m in _MULTIPLES if self._width}
+        self._multiples = {(_part(entry), entry.shape[0]) for entry in matrices if entry.shape[0] in multiples}
+        kernels = [entry for entry in matrices if len(entry.shape) > 3 and entry.shape[0] == self._width]
         named = [entry for entry in kernels if words(entry.path).area == "patch"]
         outside = [entry for entry in kernels if not entry.indexed]
         self._patches = next(iter(named or outside), None)  # other kernels have sides of their own
         # Named in the order of the entries, so that the same file gives the same letters.
-        self._patterns = {entry: self._pattern(entry) for entry in entries}
+        self.patterns = {entry: " ".join(self._pattern(entry)) for entry in entries}
 
-    def pattern(self, entry: KeyEntry) -> str:
-        """`3D D` for a entry that was among those given."""
-        return " ".join(self._patterns[entry])
-
-    def _pattern(self, entry: KeyEntry) -> list[str]:
+    def _pattern(self, entry: KeyEntry) -> Iterator[str]:
+        meant = [""] * len(entry.shape)
         if entry is self._patches:  # a kernel: rows, channels, and its sides
-            meant = ["", "C", *["p"] * (len(entry.shape) - 2)]
+            meant[1:] = ["C", *["p"] * (len(entry.shape) - 2)]
         elif len(entry.shape) == 3 and entry.shape[0] == 1:
-            meant = ["", "N", ""]
-        else:
-            meant = [""] * len(entry.shape)
-        return [self._size(size, entry, letter) for size, letter in zip(entry.shape, meant, strict=True)]
+            meant[1] = "N"
+        return map(self._size, entry.shape, repeat(entry), meant)
 
     def _size(self, size: int, entry: KeyEntry, letter: str) -> str:
         part = _part(entry)
         if size > 1 and letter and self.dims.get(letter, size) == size:
-            return self._name(letter, size, entry)
-        if size == self._width:
-            return self._name("D", size, entry)
-        if (part, size) in self._multiples:
+            symbol = letter
+        elif size == self._width:
+            symbol = "D"
+        elif (part, size) in self._multiples:
             return f"{size // self._width}D"
-        if size < _SMALL or size == _FREQUENCIES:
+        elif size < _SMALL or size == _FREQUENCIES:
             return str(size)
-        known = self._letters.get((part, size)) or next((one for one in _LETTERS if one not in self.dims), "")
-        if not known:  # more sizes than letters
-            return str(size)
-        self._letters[part, size] = known
-        return self._name(known, size, entry)
-
-    def _name(self, symbol: str, size: int, entry: KeyEntry) -> str:
+        else:
+            free = next((one for one in _LETTERS if one not in self.dims), "")
+            symbol = self._letters.get((part, size), free)
+            if not symbol:  # more sizes than letters
+                return str(size)
+            self._letters[part, size] = symbol
         self.dims[symbol] = size
         self.first.setdefault(symbol, entry.path)
         return symbol

@@ -23,8 +23,8 @@ def text(raw: object, limit: int = WORDS_LIMIT) -> str:
     >>> text("<b>|x|")
     '&#60;b&#62;&#124;x&#124;'
     """
-    escaped = SPECIAL.sub(lambda found: f"&#{ord(found[0])};", printable(raw, limit).strip())
-    return LINKS.sub(lambda found: found[0] + "&#8203;", escaped)
+    escaped = SPECIAL.sub(lambda match: f"&#{ord(match[0])};", printable(raw, limit).strip())
+    return LINKS.sub(lambda match: match[0] + "&#8203;", escaped)
 
 
 def code(raw: object, limit: int = NAME_LIMIT) -> str:
@@ -46,23 +46,22 @@ def fenced(raw: object, language: str = "", limit: int = 8000) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are Markdown already; every row has the columns of the header."""
-    lines = [_row(header), _row(["---"] * len(header))]
-    for cells in rows:
-        if len(cells) != len(header):
-            raise ValueError(f"a row of {len(cells)} cells in a table of {len(header)} columns")
-        lines.append(_row(cells))
-    return "\n".join(lines)
+    """A table of cells that are Markdown already; every row has the columns of the header. '' without a row."""
+    lines = [header, ["---"] * len(header), *rows]
+    if odd := next((cells for cells in lines if len(cells) != len(header)), None):
+        raise ValueError(f"a row of {len(odd)} cells in a table of {len(header)} columns")
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) if len(lines) > 2 else ""
 
 
 def bullets(items: Iterable[str]) -> str:
     return "\n".join(f"- {item}" for item in items)
 
 
+def under(*parts: str) -> str:
+    """What stands above something, and that; '' where there is nothing."""
+    return "\n\n".join(parts) if parts[-1] else ""
+
+
 def blocks(parts: Iterable[str]) -> str:
     """Paragraphs, with an empty line between them."""
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "\n\n".join(filter(None, parts)) + "\n"

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 SPELLED = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNKNOWN = "–"
 
 
@@ -28,14 +27,14 @@ def number(value: object) -> float | None:
 
 def positive(value: object) -> float | None:
     """A finite number above zero, which is what a logarithmic scale can place; None for anything else."""
-    found = number(value)
-    return found if found is not None and 0 < found < math.inf else None
+    parsed = number(value)
+    return parsed if parsed is not None and 0 < parsed < math.inf else None
 
 
 def broken(value: object) -> bool:
     """Whether a value is a number that is not finite: the thing that a picture must not leave out."""
-    found = number(value)
-    return found is not None and not math.isfinite(found)
+    parsed = number(value)
+    return parsed is not None and not math.isfinite(parsed)
 
 
 def show(value: object) -> str:
@@ -59,16 +58,9 @@ def show(value: object) -> str:
     return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def power(exponent: int) -> str:
-    """A power of ten: 10⁻⁷; 1 to 1000 as they are."""
-    return str(10**exponent) if 0 <= exponent <= 3 else f"10{str(exponent).translate(SUPERSCRIPTS)}"
-
-
 def times(ratio: float) -> str:
     """A multiple with the digits that matter: '1.06', '0.094', '24,600'."""
-    if not math.isfinite(ratio):
-        return show(ratio)
-    if abs(ratio) >= 1e6 or 0 < abs(ratio) < 1e-3:
+    if ratio and not 1e-3 <= abs(ratio) < 1e6:
         return show(ratio)
     if abs(ratio) >= 100:
         return f"{ratio:,.0f}"
@@ -78,14 +70,12 @@ def times(ratio: float) -> str:
 def duration(value: object) -> str:
     """Seconds as people say them: '4.2 s', '3 min 20 s', '2 h 5 min'; '' where there are none."""
     total = number(value)
-    if total is None or not math.isfinite(total) or total < 0:
+    if total is None or not 0 <= total < math.inf:
         return ""
     if total < 60:
         return f"{total:.2g} s" if total < 10 else f"{total:.0f} s"
     minutes, seconds = divmod(round(total), 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def mapping(value: Any) -> dict[str, Any]:

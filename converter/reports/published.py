@@ -27,7 +27,7 @@ def published(report: Report) -> Report:
     """The report as it may be shown to anybody: of `run` the dates, and the command with the names of both sides."""
     command = str(report.run.get("command") or "")
     paths = [report.run.get(name) for name in ("original", "converted", "converted_path")]
-    known = [path for path in (*paths, *_values(command)) if path]
+    known = [path for path in (*paths, *(value for _, _, value in _split(command))) if path]
     about = report.as_dict()
     run = {name: about["run"][name] for name in ("date", "seconds", "cached") if name in about["run"]}
     shown = Report.from_dict(without_paths(about | {"run": run}, known))
@@ -51,45 +51,31 @@ def portable_command(command: str, names: Mapping[str, str]) -> str:
         sides = {flag: f"{_SIDES[flag]}/{name}" for flag, name in sides.items()}
     words: list[str] = []
     written: set[str] = set()
-    for flag, value, joined in _split(command):
-        if value is not None and flag not in _NAMES:
-            name, equals, rest = value.rpartition("=") if flag == "--given" else ("", "", value)
-            value = base_name(name) + equals + base_name(rest) if equals else base_name(rest)
+    for before, flag, value in _split(command):
+        if value and flag not in _NAMES:
+            value = "=".join(map(base_name, value.rsplit("=", 1 if flag == "--given" else 0)))
             value = sides.get(flag, value) if not value.startswith("hf:/") else value
             if flag in _WRITTEN and value in written:
+                words = words if before else words[:-1]  # without the flag
                 continue
             written |= {value} if flag in _WRITTEN else set()
-        spelled = [part for part in (joined, value) if part is not None]
-        words += ["".join(spelled)] if joined and joined.endswith("=") else spelled
+        words.append(before + value)
     return shlex.join(words)
 
 
-def _values(command: str) -> Iterator[str]:
-    return (value for _, value, _ in _split(command) if value is not None)
-
-
-def _split(command: str) -> Iterator[tuple[str, str | None, str | None]]:
-    """The parts of a command line: (flag with underscores, its value, the flag as it was spelled), one of them '' or
-    None where there is none."""
+def _split(command: str) -> Iterator[tuple[str, str, str]]:
+    """The words of a command line: (what stands before a value in one word with it, the flag of the value with
+    underscores, the value)."""
     try:
-        parts = shlex.split(command)
+        words = shlex.split(command)
     except ValueError:
         return
-    flag = spelled = None
-    for part in parts:
-        if part.startswith("--"):
-            if spelled:
-                yield flag or "", None, spelled
-            name, equals, value = part.partition("=")
-            flag, spelled = name.replace("-", "_").replace("__", "--", 1), name + equals
-            if equals:
-                yield flag, value, spelled
-                flag = spelled = None
-        else:
-            yield flag or "", part, spelled
-            flag = spelled = None
-    if spelled:
-        yield flag or "", None, spelled
+    flag = ""
+    for word in words:
+        name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        flag = name.replace("-", "_").replace("__", "--", 1) or flag
+        yield name + equals, flag, value
+        flag = flag if name and not equals else ""
 
 
 def base_name(path: str) -> str:
@@ -113,12 +99,11 @@ def without_paths(texts: Texts, known: Iterable[object] = ()) -> Texts:
     {'note': 'a.pth and transformer/config.json, y b'}
     """
     folders = sorted({*_folders(known)}, key=len, reverse=True)
-    inside = re.compile("|".join(rf"(?<![\w.-]){re.escape(folder)}" for folder in folders)) if folders else None
+    inside = re.compile("|".join(rf"(?<![\w.-]){re.escape(folder)}" for folder in folders))
 
     def cut(value: Any) -> Any:
         if isinstance(value, str):
-            value = inside.sub("", value) if inside else value
-            return _PATH.sub(lambda found: found[1] or found[2] or "", value)
+            return _PATH.sub(lambda match: match[1] or match[2] or "", inside.sub("", value))
         if isinstance(value, dict):
             return {key: cut(item) for key, item in value.items()}
         return [cut(item) for item in value] if isinstance(value, list | tuple) else value

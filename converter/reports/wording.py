@@ -10,13 +10,8 @@ from .report import FAIL, INCONCLUSIVE, INTERNAL, PASS, REJECTED
 
 @dataclass(frozen=True)
 class Wording:
-    """The words of one kind of report.
-
-    Attributes:
-        title, question: of the page.
-        meaning: verdict -> what it says; about: phase -> what it does; glossary: term -> what it is.
-        subject, name: what the heading of a single report names, in place of the converted model.
-    """
+    """The words of one kind of report: the `title` and `question` of its page, what each verdict means, what each phase
+    is about, a glossary of terms; `subject` and `name` are what a heading names in place of the converted model."""
 
     title: str
     question: str

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from memory_tensors import DTYPES, FLOATS, MemoryTensor, tensors
 
 from converter.comparison import elements
-from converter.comparison.rounding import Rounding, roundings
+from converter.comparison.elements import Rounding, roundings
 
 TARGETS = (torch.float32, torch.float16, torch.bfloat16)
 

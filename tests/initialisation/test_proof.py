@@ -18,8 +18,7 @@ from converter.initialisation import Options, init_from_dit
 from converter.initialisation.modulation import Modulation
 from converter.initialisation.nets import BothNets, CaseMaker, stage_outputs
 from converter.initialisation.origin import DRAWN, Origin
-from converter.initialisation.proof import GRIDS, prove
-from converter.initialisation.verdict import Proof
+from converter.initialisation.proof import GRIDS, Proof, prove
 from converter.parity.statistics import relative
 
 STAGES = ["patch embedding", "block 0", "block 1", "block 2", "output"]

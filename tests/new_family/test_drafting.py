@@ -283,7 +283,7 @@ def test_patterns_fit_what_they_were_drafted_from(name: str) -> None:
     places = key_layout(keys.shapes).entries
     symbols = Symbols(places)
     assert symbols.dims["D"] == 1152
-    rows = {f"{place.path} [{symbols.pattern(place)}]": converter.Extra() for place in places}
+    rows = {f"{place.path} [{symbols.patterns[place]}]": converter.Extra() for place in places}
     plan = KeyMapping(rows).plan(inventory(name))  # raises for a shape that does not fit
     assert {name: plan.dims[name] for name in symbols.dims} == symbols.dims
 

@@ -43,6 +43,7 @@ def imported(text: str) -> dict[str, Any]:
 @example({"1": ()}, {"s.fc1": ()}, {})
 @example({"e": (), "e.weight": (4, 4)}, None, {})
 @example({"a": ()}, {"b.0.c.d": ()}, {})
+@example({"qkv.None": ()}, None, {})
 @example({"a.0.b.c": (4,), "a.7": (4,)}, {"a.0.b.c": (4,), "a.7": (4,)}, {})
 def test_a_draft_that_imports(
     ours: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, ...]] | None, config: dict[str, Any]

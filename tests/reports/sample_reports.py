@@ -5,35 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+from itertools import product
 from typing import Any
 
-from converter.reports.report import (
-    FAIL,
-    INCONCLUSIVE,
-    INTERNAL,
-    NOT_RUN,
-    PASS,
-    REJECTED,
-    Check,
-    Phase,
-    Report,
-)
+from converter.reports.report import FAIL, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Check, Phase, Report
 
 PHASES = ("provenance", "weights", "config", "function", "trajectory", "self-test")
 STATISTICS = {"relative L2": 1.0, "max abs over RMS": 8.0, "worst channel": 1.3, "worst patch position": 1.2}
 FLOAT64 = {"relative L2": 1e-7, "max abs over RMS": 1e-6, "worst channel": 2e-7, "worst patch position": 2e-7}
-CASES = (
-    "t999",
-    "t321",
-    "t0",
-    "t431.5",
-    "16x24",
-    "8x8",
-    "caption of 1",
-    "no mask",
-    "garbage in padding",
-    "amplitude x3",
-)
+CASES = ("t999", "t321", "t0", "t431.5", "16x24", "8x8", "caption of 1", "no mask",
+         "garbage in padding", "amplitude x3")  # fmt: skip
 PARTS = ("epsilon", "variance")
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&|pipe|`tick```` [link](http://evil.example/)"
@@ -105,34 +86,21 @@ def heat_detail(dice: random.Random, rows: int = 24, columns: int = 16, wrong: b
 
 def localisation_detail(dice: random.Random, blocks: int, faulty: tuple[int, ...]) -> dict[str, Any]:
     parts = ["norm1", "attn1 q", "attn1 k", "attn1 v", "attn1 out", "attn2 q", "attn2 k", "attn2 v", "attn2 out", "ff"]
-    stages: list[dict[str, Any]] = []
+    stages = []
     for name in stage_names(blocks):
-        wrong = name in {f"block {i}" for i in faulty}
-        floor = 4e-7 * dice.uniform(0.8, 1.2)
-        stage = {
-            "name": name,
-            "error": 1.3e-2 * dice.uniform(0.6, 1.5) if wrong else floor,
-            "floor": floor,
-            "faulty": wrong,
-        }
-        if wrong:
-            bad = ("attn1 q", "attn1 k")
-            stage["inside"] = [
-                {
-                    "name": p,
-                    "error": 0.9 if p in bad else 2e-7 * dice.uniform(0.8, 1.2),
-                    "floor": 2e-7,
-                    "faulty": p in bad,
-                }
-                for p in parts
-            ]
-        stages.append(stage)
+        wrong, floor = name in {f"block {i}" for i in faulty}, 4e-7 * dice.uniform(0.8, 1.2)
+        error = 1.3e-2 * dice.uniform(0.6, 1.5) if wrong else floor
+        inside = []
+        for part in parts if wrong else []:
+            bad = part in ("attn1 q", "attn1 k")
+            own = 0.9 if bad else 2e-7 * dice.uniform(0.8, 1.2)
+            inside.append({"name": part, "error": own, "floor": 2e-7, "faulty": bad})
+        stage: dict[str, Any] = {"name": name, "error": error, "floor": floor, "faulty": wrong}
+        stages.append(stage | ({"inside": inside} if wrong else {}))
+    words = f"swapping attn1.to_q and attn1.to_k of block {faulty[0]} restores 1.1 times the noise floor"
     repairs = [
         {"words": "adding 1 to the timestep leaves 24600 times the noise floor", "restores": False},
-        {
-            "words": f"swapping attn1.to_q and attn1.to_k of block {faulty[0]} restores 1.1 times the noise floor",
-            "restores": True,
-        },
+        {"words": words, "restores": True},
     ]
     return {"precision": "float64", "case": "t999", "stages": stages, "repairs": repairs}
 
@@ -173,24 +141,15 @@ def smallest_details() -> list[tuple[str, dict[str, Any]]]:
 
 
 def self_test(survivors: int = 0, blocks: int = 28) -> Phase:
-    kinds = (
-        "q and k swapped",
-        "v transposed",
-        "self-attention key bias zeroed",
-        "shift and scale swapped",
-        "mask ignored",
-        "gate dropped",
-    )
+    kinds = ("q and k swapped", "v transposed", "self-attention key bias zeroed", "shift and scale swapped",
+             "mask ignored", "gate dropped")  # fmt: skip
     checks = []
-    for i, block in enumerate(sorted({0, 1, blocks // 2, blocks - 2, blocks - 1})):
-        for kind in kinds:
-            survives = len(checks) < survivors
-            value = "" if survives else "weights" if kind.startswith("self") else "weights, function"
-            words = "nothing noticed it" if survives else f"killed by {value}"
-            checks.append(Check(f"{kind} in block {block}", "killed by", value, "weights", not survives, words))
-        assert i < 6
-    killed = len(checks) - survivors
-    words = f"{killed} of {len(checks)} deliberate faults were caught"
+    for block, kind in product(sorted({0, 1, blocks // 2, blocks - 2, blocks - 1}), kinds):
+        survives = len(checks) < survivors
+        value = "" if survives else "weights" if kind.startswith("self") else "weights, function"
+        words = "nothing noticed it" if survives else f"killed by {value}"
+        checks.append(Check(f"{kind} in block {block}", "killed by", value, "weights", not survives, words))
+    words = f"{len(checks) - survivors} of {len(checks)} deliberate faults were caught"
     return Phase("self-test", INCONCLUSIVE if survivors else PASS, words, checks)
 
 
@@ -211,13 +170,8 @@ def environment() -> dict[str, Any]:
 
 
 def sides(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    original = {
-        "name": f"{name}.pth",
-        "size": 2445123456,
-        "sha256": sha(name),
-        "container": "torch zip",
-        "weights": "state_dict",
-    }
+    original = {"name": f"{name}.pth", "size": 2445123456, "sha256": sha(name), "container": "torch zip"}
+    original["weights"] = "state_dict"
     files = {
         "transformer/config.json": {"size": 682, "sha256": sha(name + "config")},
         "transformer/diffusion_pytorch_model.safetensors": {"size": 2444600320, "sha256": sha(name + "weights")},
@@ -246,9 +200,8 @@ def sample(name: str, verdict: str, reason: str, phases: list[Phase]) -> Report:
 
 def cheap_phases() -> list[Phase]:
     provenance = Check("TF32", "setting", "off", "off", True, "TF32 is off")
-    bijection = Check(
-        "weights", "bytes", None, None, True, "all 443 tensors (610.9 M numbers) are the original's, byte for byte"
-    )
+    words = "all 443 tensors (610.9 M numbers) are the original's, byte for byte"
+    bijection = Check("weights", "bytes", None, None, True, words)
     buffer = Check("pos_embed", "recomputed", 3.6e-8, 0.0, None, "pos_embed is recomputed by the target")
     fields = [
         Check(n, "config", v, v, True, f"{n} is {v}: {why}")
@@ -259,15 +212,10 @@ def cheap_phases() -> list[Phase]:
             ("use_additional_conditions", "False", "no csize_embedder"),
         )
     ]
+    weights = f"{words}; none missing, none extra"
     return [
         Phase("provenance", PASS, "both sides are hashed; TF32 off, deterministic algorithms, 8 threads", [provenance]),
-        Phase(
-            "weights",
-            PASS,
-            bijection.words + "; none missing, none extra",
-            [bijection, buffer],
-            ["pos_embed is left out on purpose"],
-        ),
+        Phase("weights", PASS, weights, [bijection, buffer], ["pos_embed is left out on purpose"]),
         Phase("config", PASS, "all 4 fields that matter are what the original shows or needs", fields),
     ]
 
@@ -288,33 +236,15 @@ def failing(blocks: int = 28, faulty: tuple[int, ...] = (14,)) -> Report:
     phases = cheap_phases()
     key = f"transformer_blocks.{faulty[0]}.attn1.to_q.weight"
     wrong = Check(key, "bytes", None, None, False, f"{key} holds what belongs in {key.replace('to_q', 'to_k')}")
-    waiver = Check(
-        "norm_eps",
-        "config",
-        "1e-05",
-        "1e-06",
-        False,
-        "norm_eps is 1e-05",
-        waived="kept for an old pipeline, until 2026",
-    )
-    phases[1] = Phase(
-        "weights", FAIL, f"the converted weights are not the original's: {wrong.words}, and 1 more", [wrong]
-    )
-    phases[2].checks.append(waiver)
+    kept = "kept for an old pipeline, until 2026"
+    phases[2].checks.append(Check("norm_eps", "config", "1e-05", "1e-06", False, "norm_eps is 1e-05", waived=kept))
+    words = f"the converted weights are not the original's: {wrong.words}, and 1 more"
+    phases[1] = Phase("weights", FAIL, words, [wrong])
+    words = "3 elements are NaN or infinite, 0 in the original's output"
     checks = function_checks(dice, CASES, 4000.0)
-    checks.append(
-        Check(
-            "t999 / epsilon",
-            "float64 non-finite",
-            3.0,
-            0.0,
-            False,
-            "3 elements are NaN or infinite, 0 in the original's output",
-        )
-    )
-    function = Phase(
-        "function", FAIL, f"block {faulty[0]} computes something else: 1 024 times the noise floor (limit 3)", checks
-    )
+    checks.append(Check("t999 / epsilon", "float64 non-finite", 3.0, 0.0, False, words))
+    words = f"block {faulty[0]} computes something else: 1 024 times the noise floor (limit 3)"
+    function = Phase("function", FAIL, words, checks)
     function.detail = {
         "blocks": blocks_detail(dice, blocks, faulty[0]),
         "heat": heat_detail(dice, wrong=True),
@@ -364,40 +294,18 @@ def hostile() -> Report:
     check = Check(text, f"float32 {text}", nan, math.inf, False, text)
     kept = Check(text, "float32 relative L2", text, None, False, text, waived=text)
     null = Check(huge, huge, None, None, None, huge)
-    names = [text, huge, "block 0"]
-    stages = [
-        {
-            "name": text,
-            "error": nan,
-            "floor": None,
-            "faulty": True,
-            "inside": [{"name": text, "error": 1.0, "faulty": True}],
-        },
-        {},
-    ]
+    inside = [{"name": text, "error": 1.0, "faulty": True}]
+    stages: list[dict[str, Any]] = [{"name": text, "error": nan, "floor": None, "faulty": True, "inside": inside}, {}]
+    case = {"case": text, "precision": text}
+    numbers = {"converted": [1e-3, nan, None], "floor": [1e-7, "inf"], "limit": nan}
+    heat = {"channels": [text, huge], "rows": 1, "columns": 2, "values": [[nan, 1e-7], [None, 0.0]], "unit": text}
     detail = {
-        "blocks": {
-            "case": text,
-            "precision": text,
-            "stages": names,
-            "converted": [1e-3, nan, None],
-            "floor": [1e-7, "inf"],
-            "limit": nan,
-        },
-        "heat": {
-            "case": text,
-            "channels": [text, huge],
-            "rows": 1,
-            "columns": 2,
-            "values": [[nan, 1e-7], [None, 0.0]],
-            "unit": text,
-        },
+        "blocks": {**case, "stages": [text, huge, "block 0"], **numbers},
+        "heat": {**case, **heat},
         "localisation": {"case": text, "stages": stages, "repairs": [{"words": text, "restores": True}, {}]},
     }
-    steps = {
-        "sampler": text,
-        "steps": [{"step": 1, "timestep": text, "error": "nan", "floor": 1e-7}, {"step": None, "error": 1.0}],
-    }
+    step = {"step": 1, "timestep": text, "error": "nan", "floor": 1e-7}
+    steps = {"sampler": text, "steps": [step, {"step": None, "error": 1.0}]}
     phases = [
         Phase("function", FAIL, text, [check, kept, null], [text], detail),
         Phase("trajectory", INCONCLUSIVE, text, [], [text], steps),

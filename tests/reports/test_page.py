@@ -33,18 +33,7 @@ def test_the_page_is_whole_and_alone(name: str) -> None:
     page = page_of(name)
     assert page.comments == []
     tags = {tag for tag, _ in page.elements}
-    assert not tags & {
-        "script",
-        "iframe",
-        "object",
-        "embed",
-        "link",
-        "img",
-        "base",
-        "form",
-        "foreignobject",
-        "b1",
-    }
+    assert not tags & {"script", "iframe", "object", "embed", "link", "img", "base", "form", "foreignobject", "b1"}
     for tag, attributes in page.elements:
         assert not any(key.startswith("on") for key in attributes)
         for key in ("src", "href", "xlink:href", "action", "srcset", "poster", "data"):
@@ -158,10 +147,9 @@ def test_the_page_of_a_failure() -> None:
     for block in (3, 14, 20):
         assert f"Inside block {block}" in page.text
     faulty = [words.split(":")[0] for words, style in page.tooltips if "--fail" in style and "/" not in words]
-    assert faulty == [
-        *("block 3", "block 14", "block 20"),
-        *("attn1 q", "attn1 k") * 3,
-    ], "faulty stages, and two parts of each"
+    assert faulty == [*("block 3", "block 14", "block 20"), *("attn1 q", "attn1 k") * 3], (
+        "faulty stages, and two parts of each"
+    )
     assert page.text.index("swapping attn1.to_q") < page.text.index("adding 1 to the timestep"), (
         "what helps comes first"
     )

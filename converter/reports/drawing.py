@@ -1,4 +1,4 @@
-"""A picture that matplotlib draws as inline SVG, in the colours and the font of the page, with tooltips.
+"""A picture that matplotlib (an extra) draws as inline SVG, in the colours and the font of the page, with tooltips.
 
 matplotlib is given stand-ins for the colours. They become CSS variables, so that dark mode needs no second picture.
 """
@@ -16,13 +16,14 @@ from html import escape
 from math import nan
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UsageError, printable
-from ..numbers import broken, show
+from ..errors import UsageError, printable
+from .numbers import broken, show
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.axis import Tick
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
 WIDTH = 920.0  # of a picture as wide as the page; a unit is a pixel of the page at its full width
@@ -38,35 +39,29 @@ STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 11.5,
     "text.color": COLOURS["ink"],
-    "xtick.color": COLOURS["mute"],
-    "ytick.color": COLOURS["mute"],
-    "axes.labelcolor": COLOURS["mute"],
     "axes.edgecolor": COLOURS["grid"],
     "grid.color": COLOURS["grid"],
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.major.pad": 7,
-    "ytick.major.pad": 7,
     "axes.labelpad": 8,
     "figure.constrained_layout.h_pad": 0.12,
     "legend.frameon": False,
     "legend.columnspacing": 1.4,
     "legend.handletextpad": 0.6,
+    **{f"axes.spines.{side}": False for side in ("top", "left", "right")},
+    **dict.fromkeys(("xtick.color", "ytick.color", "axes.labelcolor"), COLOURS["mute"]),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
+    **dict.fromkeys(("xtick.major.pad", "ytick.major.pad"), 7),
 }
+_TIP = re.compile(r"""<g id=(["'])tip:(.*?)\1>""")
 _TAG = re.compile(r"<[^>]+>")  # no text and no attribute of matplotlib's holds a bare < or >
 _COLOUR = re.compile(r"#a1b2(\w\w)")
 _NAME = re.compile(r' id="[\w.]+_\d+"')  # figure_1, matplotlib.axis_2; what is referred to has a hash for an id
 _DECIMALS = re.compile(r"-?\d+\.\d{3,}")
-_TIP = re.compile(r'<g id="tip-(\d+)">')
 
 
 @dataclass(frozen=True)
-class Figure:
+class Picture:
     """A picture with its words. `svg` is finished markup; the rest is plain text, escaped by the page."""
 
     title: str
@@ -74,12 +69,38 @@ class Figure:
     svg: str
     kind: str = "wide"  # "wide" spans the page, and scrolls where the page is narrow; "small" stands beside others
 
+    @classmethod
+    def of(cls, figure: Figure, title: str, caption: str, kind: str = "wide") -> Picture:
+        """With nothing that is loaded from elsewhere; ids are hashes of what they name.
+
+        >>> with styled():
+        ...     figure = canvas(100, width=200)
+        ...     tip(figure.subplots().scatter([0.5], [0.5], color=COLOURS["fail"]), '"<b>" is no markup')
+        ...     svg = Picture.of(figure, "one dot", "").svg
+        >>> "fill: var(--fail)" in svg, '<title>"&lt;b&gt;" is no markup</title>' in svg
+        (True, True)
+        """
+        file = io.BytesIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", metadata=nothing, transparent=True)
+        _, _, drawn = file.getvalue().decode().partition("</defs>")  # before it: the head, and a style for the document
+        drawn = _TAG.sub(lambda tag: _plain(tag[0]), _TIP.sub(r"<g><title>\2</title>", drawn))
+        box = f"0 0 {figure.bbox.width:g} {figure.bbox.height:g}"
+        svg = f'<svg viewBox="{box}" role="img" aria-label="{escape(printable(title))}">{drawn.strip()}'
+        return cls(title, caption, svg, kind)
+
+
+def _plain(tag: str) -> str:
+    """A tag with the page's colours, and without the names and the digits that nobody sees."""
+    tag = _COLOUR.sub(lambda colour: f"var(--{NAMES[int(colour[1], 16)]})", _NAME.sub("", tag))
+    return _DECIMALS.sub(lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), tag)
+
 
 @contextmanager
 def styled() -> Iterator[None]:
     """Pictures are drawn inside, whatever a user's `matplotlibrc` says.
 
-    Raises: `UsageError` without matplotlib, which is an extra.
+    Raises: `UsageError` without matplotlib.
     """
     log = logging.getLogger("matplotlib")
     if log.level == logging.NOTSET:
@@ -94,62 +115,33 @@ def styled() -> Iterator[None]:
 
 
 def cut(raw: object, limit: int) -> str:
-    """A text from elsewhere on one line, so that it fits.
-
-    >>> cut("block 12", 30), cut("block 12", 6)
-    ('block 12', 'block…')
-    """
+    """A text from elsewhere on one line, so that it fits."""
     text = printable(raw, 400)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-class Drawing:
-    """A picture in the making, of that size in units; `words` is what a screen reader says of it.
-
-    >>> with styled():
-    ...     drawing = Drawing(100, "one dot", width=200)
-    ...     dots = drawing.figure.subplots().scatter([0.5], [0.5], color=COLOURS["fail"])
-    ...     drawing.tip(dots, "<b> is no markup")
-    ...     svg = drawing.svg()
-    >>> "fill: var(--fail)" in svg, "<title>&lt;b&gt; is no markup</title>" in svg
-    (True, True)
-    """
-
-    def __init__(self, height: float, words: str, width: float = WIDTH) -> None:
-        from matplotlib.figure import Figure
-
-        self.words = words
-        self.figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="compressed")  # a point is a unit
-        self._tips: list[str] = []
-
-    def tip(self, artist: Artist, words: str) -> None:
-        """A tooltip for all that an artist draws."""
-        artist.set_gid(f"tip-{len(self._tips)}")
-        self._tips.append(printable(words, 400))
-
-    def legend(self, keys: Iterable[tuple[Line2D, str]]) -> None:
-        """One line of keys with their words, at the top."""
-        lines, words = zip(*keys, strict=True)
-        length = 2.0 if any(line.get_linestyle() != "None" for line in lines) else 0.8
-        style: dict[str, Any] = {"loc": "outside upper left", "ncols": len(lines), "handlelength": length}
-        self.figure.legend(lines, [cut(name, 60) for name in words], **style)
-
-    def svg(self) -> str:
-        """The element, with nothing that is loaded from elsewhere. Its ids are hashes of what they name."""
-        file = io.BytesIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        self.figure.savefig(file, format="svg", metadata=nothing, transparent=True)
-        _, _, drawn = file.getvalue().decode().partition("</defs>")  # before it: the head, and a style for the document
-        drawn = _TAG.sub(lambda tag: _plain(tag[0]), drawn)
-        drawn = _TIP.sub(lambda tip: f"<g><title>{escape(self._tips[int(tip[1])])}</title>", drawn)
-        box = f"0 0 {self.figure.bbox.width:g} {self.figure.bbox.height:g}"
-        return f'<svg viewBox="{box}" role="img" aria-label="{escape(self.words)}">{drawn.strip()}'
+def where(about: dict[str, Any]) -> str:
+    """The case that a picture is of."""
+    return f"Case {about['case']}, {about.get('precision', '')}. " if about.get("case") else ""
 
 
-def _plain(tag: str) -> str:
-    """A tag with the page's colours, and without the names and the digits that nobody sees."""
-    tag = _COLOUR.sub(lambda colour: f"var(--{NAMES[int(colour[1], 16)]})", _NAME.sub("", tag))
-    return _DECIMALS.sub(lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), tag)
+def canvas(height: float, width: float = WIDTH) -> Figure:
+    """A figure of that size in units."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width / 72, height / 72), dpi=72, layout="compressed")  # a point is a unit
+
+
+def tip(artist: Artist, words: str) -> None:
+    """A tooltip for all that an artist draws."""
+    artist.set_gid(f"tip:{printable(words, 400)}")
+
+
+def legend(figure: Figure, keys: dict[str, Line2D]) -> None:
+    """One line of keys with their words, at the top."""
+    length = 2.0 if any(line.get_linestyle() != "None" for line in keys.values()) else 0.8
+    place: dict[str, Any] = {"loc": "outside upper left", "ncols": len(keys), "handlelength": length}
+    figure.legend(keys.values(), [cut(words, 60) for words in keys], **place)
 
 
 def key(marker: str, colour: str, alpha: float = 1, **style: Any) -> Line2D:
@@ -169,12 +161,9 @@ def mark(ticks: Iterable[Tick], wrong: Iterable[bool]) -> None:
 
 def log_axis(axes: Axes, which: str, low: float, high: float) -> None:
     """A logarithmic scale for `which`, "x" or "y"."""
-    from matplotlib.ticker import NullLocator
-
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(lambda value, _: show(value))
-    axis.set_minor_locator(NullLocator())
+    getattr(axes, f"{which}axis").set_major_formatter(lambda value, _: show(value))
+    axes.minorticks_off()
 
 
 def placed(values: Iterable[float | None], low: float, high: float) -> list[float]:
