@@ -28,6 +28,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import converter
 from converter.conversion.batch import Job, Outcome, run
 from converter.conversion.options import ConversionOptions
 from converter.conversion.pairs import Pair
@@ -44,13 +45,7 @@ inventories = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(inventories)
 
 State = dict[str, torch.Tensor]
-SMALL: dict[str, Any] = {
-    "depth": 2,
-    "hidden_size": 24,
-    "caption_channels": 16,
-    "tokens": 12,
-    "input_size": 16,
-}
+SMALL: dict[str, Any] = {"depth": 2, "hidden_size": 24, "caption_channels": 16, "tokens": 12, "input_size": 16}
 
 
 def sincos(hidden: int, side: int, scale: float) -> torch.Tensor:
@@ -312,6 +307,11 @@ def converted(pairs: Iterable[Pair], **words: Any) -> list[Outcome]:
     named = stated(**words)
     hyper_parameters = named.pop("hyper_parameters")
     return run(Job(pairs, ConversionOptions(**named), hyper_parameters))
+
+
+def convert(source: object, out: object, **words: Any) -> converter.Conversion:
+    """A conversion with words as `stated` takes them; the heads are those of what is made here."""
+    return converter.convert(source, out, **stated(**{"num_attention_heads": HEADS} | words))
 
 
 def stated(hyper_parameters: Mapping[str, Any] | None = None, **words: Any) -> dict[str, Any]:

@@ -15,7 +15,20 @@ from typing import Any
 
 import pytest
 import torch
-from makers import CONTAINERS, GOLDEN, HEADS, Result, diffusers_keyed, launch, pixart, save, start, terminal, tree
+from makers import (
+    CONTAINERS,
+    GOLDEN,
+    HEADS,
+    Result,
+    convert,
+    diffusers_keyed,
+    launch,
+    pixart,
+    save,
+    start,
+    terminal,
+    tree,
+)
 from safetensors.torch import load_file
 
 import converter
@@ -32,11 +45,7 @@ def flags(source: object, out: object, *more: object) -> list[object]:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return tree(
-        converter.convert(
-            SIGMA, tmp_path_factory.mktemp("r") / "out", hyper_parameters={"num_attention_heads": HEADS}
-        ).path
-    )
+    return tree(convert(SIGMA, tmp_path_factory.mktemp("r") / "out").path)
 
 
 # The same command, in both processes and under both names.
@@ -815,7 +824,7 @@ def test_a_signal_stops_it_and_nothing_is_left(number: int, code: int, overwrite
     place.mkdir()
     for _ in range(20):  # on a busy machine it may be done before it is seen, or before the signal arrives
         if overwrite:
-            converter.convert(SIGMA, place / "out", overwrite=True, hyper_parameters={"num_attention_heads": HEADS})
+            convert(SIGMA, place / "out", overwrite=True)
         result = stopped(number, place, *flags(path, place / "out", *(["--overwrite"] if overwrite else [])))
         if result.returncode != 0:
             break

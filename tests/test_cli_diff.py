@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import GOLDEN, HEADS, Result, State, diffusers_keyed, folder, launch, pixart, save, start, training
+from makers import GOLDEN, Result, State, convert, diffusers_keyed, folder, launch, pixart, save, start, training
 
 import converter
 
@@ -182,7 +182,7 @@ def test_hyper_parameters_are_shown_with_their_evidence(
 
 def test_a_conversion_is_its_original(tmp_path: Path, cli: Cli) -> None:
     for source in (ALPHA, SIGMA):
-        made = converter.convert(source, tmp_path / source.stem, hyper_parameters={"num_attention_heads": HEADS})
+        made = convert(source, tmp_path / source.stem)
         result = cli("pixart", "diff", source, made.path)
         assert (result.returncode, result.stderr) == (0, "")
 

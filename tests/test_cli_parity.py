@@ -25,10 +25,9 @@ from xml.etree import ElementTree
 import click
 import pytest
 import torch
-from makers import HEADS, ROOT, Result, launch, pixart, save, start, training, tree
+from makers import HEADS, ROOT, Result, convert, launch, pixart, save, start, training, tree
 from safetensors.torch import load_file, save_file
 
-import converter
 from converter.errors import ConverterError, InputError, UsageError
 from converter.parity.gates import LIMITS
 from converter.reports.report import EXIT_CODES, FAIL, FROM_BEST, NOT_RUN, PASS, Check, Phase, Report
@@ -51,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint of two blocks, and the folder converted from it. Not to be changed."""
     place = tmp_path_factory.mktemp("made")
     original = save(pixart(), place / "small.pth")
-    return original, converter.convert(original, place / "small", hyper_parameters={"num_attention_heads": HEADS}).path
+    return original, convert(original, place / "small").path
 
 
 @pytest.fixture
@@ -220,9 +219,7 @@ def test_the_other_set_of_weights_is_named(tmp_path: Path, cli: Cli) -> None:
     raw = pixart(depth=1)
     ema = {key: value if key == "pos_embed" else value * 0.99 for key, value in raw.items()}
     path = save(training(raw, ema), tmp_path / "training.pth")
-    folder = converter.convert(
-        path, tmp_path / "out", weights="ema", hyper_parameters={"num_attention_heads": HEADS}
-    ).path
+    folder = convert(path, tmp_path / "out", weights="ema").path
     result = cli("pixart", *flags((path, folder), "--weights", "raw"))
     assert (result.returncode, result.stderr) == (1, "")
     hint = "the converted model has the ema weights of the file, state_dict_ema (--weights ema)"
@@ -241,7 +238,7 @@ def zero(place: Path) -> Path:
 
 def test_what_cannot_be_told_is_inconclusive(tmp_path: Path, cli: Cli) -> None:
     path = zero(tmp_path)
-    folder = converter.convert(path, tmp_path / "zero", hyper_parameters={"num_attention_heads": HEADS}).path
+    folder = convert(path, tmp_path / "zero").path
     result = cli("pixart", *flags((path, folder)))
     assert (result.returncode, result.stderr) == (4, "")
     assert result.stdout.splitlines()[-1].startswith("INCONCLUSIVE: function: ")

@@ -11,10 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import GOLDEN, HEADS, Result, diffusers_keyed, launch, pixart, raw_bytes, save, training, tree
+from makers import GOLDEN, HEADS, Result, convert, diffusers_keyed, launch, pixart, raw_bytes, save, training, tree
 from safetensors.torch import load_file
-
-import converter
 
 Cli = Callable[..., Result]
 LINE = re.compile(r"pixart: error: [^\n]+\n")
@@ -22,9 +20,7 @@ LINE = re.compile(r"pixart: error: [^\n]+\n")
 
 @pytest.fixture
 def converted(tmp_path: Path) -> Path:
-    converter.convert(
-        save(pixart(), tmp_path / "a.pth"), tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
-    )
+    convert(save(pixart(), tmp_path / "a.pth"), tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -88,7 +84,7 @@ def test_a_dry_run_writes_nothing(converted: Path, cli: Cli) -> None:
 
 
 def test_comfyui_warnings_are_printed(tmp_path: Path, cli: Cli) -> None:
-    converter.convert(GOLDEN / "alpha-fixed.pth", tmp_path / "out", hyper_parameters={"num_attention_heads": 4})
+    convert(GOLDEN / "alpha-fixed.pth", tmp_path / "out")
     call = ["--converted_path", tmp_path / "out", "--dump_path", tmp_path / "c.safetensors", "--to", "comfyui"]
     done = cli("pixart", "revert", *call)
     assert done.returncode == 0
@@ -98,7 +94,7 @@ def test_comfyui_warnings_are_printed(tmp_path: Path, cli: Cli) -> None:
         done = cli("pixart", "revert", *call, "--overwrite", "--version", version)
         assert ("note: ComfyUI takes an alpha without micro-conditions for a sigma" in done.stdout) is said
         assert "if this is an alpha" not in done.stdout
-    converter.convert(GOLDEN / "dit.pt", tmp_path / "dit", hyper_parameters={"num_attention_heads": 4})
+    convert(GOLDEN / "dit.pt", tmp_path / "dit")
     done = cli("pixart", "revert", "--converted_path", tmp_path / "dit", *call[2:], "--overwrite")
     assert done.returncode == 2
     assert "ComfyUI cannot read a DiT" in done.stderr
@@ -108,11 +104,7 @@ def test_comfyui_warnings_are_printed(tmp_path: Path, cli: Cli) -> None:
 def test_comfyui_takes_every_model_for_one_that_predicts_the_variance(
     pred_sigma: bool, tmp_path: Path, cli: Cli
 ) -> None:
-    converter.convert(
-        save(pixart(pred_sigma=pred_sigma), tmp_path / "a.pth"),
-        tmp_path / "out",
-        hyper_parameters={"num_attention_heads": 4},
-    )
+    convert(save(pixart(pred_sigma=pred_sigma), tmp_path / "a.pth"), tmp_path / "out")
     call = ["--converted_path", tmp_path / "out", "--dump_path", tmp_path / "c.safetensors", "--to", "comfyui"]
     done = cli("pixart", "revert", *call)
     assert done.returncode == 0

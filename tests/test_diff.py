@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from makers import (
     CONTAINERS,
     GOLDEN,
-    HEADS,
     PREFIXES,
     ROOT,
     SMALL,
     State,
+    convert,
     diffusers_keyed,
     folder,
     other,
@@ -402,9 +402,7 @@ def test_weights_that_a_file_does_not_hold(trained: Path, tmp_path: Path, state:
 
 @pytest.fixture(scope="module")
 def converted(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = converter.convert(
-        trained, tmp_path_factory.mktemp("converted") / "out", hyper_parameters={"num_attention_heads": HEADS}
-    )
+    made = convert(trained, tmp_path_factory.mktemp("converted") / "out")
     return made.path
 
 

@@ -13,7 +13,7 @@ import torch
 from diffusers import PixArtTransformer2DModel
 from makers import (
     GOLDEN,
-    HEADS,
+    convert,
     diffusers_keyed,
     expected_weights,
     inventories,
@@ -37,7 +37,7 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """(name, the folder that it was converted to)."""
     out = tmp_path_factory.mktemp("golden") / request.param
-    converter.convert(GOLDEN / f"{request.param}.pth", out, hyper_parameters={"num_attention_heads": HEADS})
+    convert(GOLDEN / f"{request.param}.pth", out)
     return request.param, out
 
 
@@ -117,12 +117,7 @@ def test_the_weights_are_the_bytes_that_safetensors_writes(golden: tuple[str, Pa
 
 def test_raw_is_the_default_and_ema_another_model(tmp_path: Path) -> None:
     path = GOLDEN / "alpha-ms.pth"
-    done = {
-        weights: converter.convert(
-            path, tmp_path / str(weights), weights=weights, hyper_parameters={"num_attention_heads": HEADS}
-        )
-        for weights in (None, "raw", "ema")
-    }
+    done = {weights: convert(path, tmp_path / str(weights), weights=weights) for weights in (None, "raw", "ema")}
     files = {weights: (made.path / WEIGHTS).read_bytes() for weights, made in done.items()}
     assert files[None] == files["raw"]
     _, cases = recorded("alpha-ms")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
-from makers import GOLDEN, HEADS, dit, dit_keyed, folder, recorded, save, tree
+from makers import GOLDEN, convert, dit, dit_keyed, folder, recorded, save, tree
 from safetensors.torch import load_file, save_file
 from test_golden import TOLERANCE, WEIGHTS
 
@@ -26,7 +26,7 @@ CASES = recorded("dit")[1]
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("golden") / "dit"
-    converter.convert(GOLDEN / "dit.pt", folder, hyper_parameters={"num_attention_heads": HEADS})
+    convert(GOLDEN / "dit.pt", folder)
     return folder
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from makers import CONTAINERS, GOLDEN, HEADS, ROOT, diffusers_keyed, inventories, pixart, raw_bytes, save, tree
+from makers import CONTAINERS, GOLDEN, ROOT, convert, diffusers_keyed, inventories, pixart, raw_bytes, save, tree
 from safetensors.torch import load_file, save_file
 
 import converter
@@ -102,7 +102,7 @@ def test_opening_leaves_no_descriptor_behind(tmp_path: Path) -> None:
                 continue
             if isinstance(opened, converter.Checkpoint):
                 opened.close()
-    converter.convert(SIGMA, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
+    convert(SIGMA, tmp_path / "out")
     with pytest.raises(converter.InputError):
         converter.convert(GOLDEN / "sigma-qknorm.pth", tmp_path / "no")
     assert set(os.listdir("/proc/self/fd")) == before
@@ -154,13 +154,11 @@ def test_given_words_are_heard_by_inspect() -> None:
 
 
 def test_what_convert_returns(tmp_path: Path) -> None:
-    done = converter.convert(str(SIGMA), str(tmp_path / "out"), hyper_parameters={"num_attention_heads": HEADS})
+    done = convert(str(SIGMA), str(tmp_path / "out"))
     assert done.path == tmp_path / "out"
     assert done.written
     assert done.record["tensors"] == 62
-    planned = converter.convert(
-        SIGMA, tmp_path / "other", dry_run=True, hyper_parameters={"num_attention_heads": HEADS}
-    )
+    planned = convert(SIGMA, tmp_path / "other", dry_run=True)
     assert not planned.written
     assert not (tmp_path / "other").exists()
     assert [row["source"] for row in planned.record["plan"]] == [row["source"] for row in done.record["plan"]]
@@ -185,7 +183,7 @@ def test_progress_adds_up_to_what_it_announced(tmp_path: Path) -> None:
 
         return step
 
-    converter.convert(SIGMA, tmp_path / "out", progress=progress, hyper_parameters={"num_attention_heads": HEADS})
+    convert(SIGMA, tmp_path / "out", progress=progress)
     assert len(totals) == 1
     # The headers are counted as bytes to come and are not read in parts: at most a few per cent.
     assert 0.95 * totals[0] < sum(counts) <= totals[0]
@@ -200,7 +198,7 @@ def test_an_exception_of_the_caller_passes_through_and_leaves_nothing(tmp_path: 
         return step
 
     with pytest.raises(LookupError, match="mine"):
-        converter.convert(SIGMA, tmp_path / "out", progress=progress, hyper_parameters={"num_attention_heads": HEADS})
+        convert(SIGMA, tmp_path / "out", progress=progress)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -208,7 +206,7 @@ def test_from_several_threads_at_once(tmp_path: Path) -> None:
     outs = [tmp_path / str(i) for i in range(4)]
 
     def work(out: Path) -> None:
-        converter.convert(SIGMA, out, hyper_parameters={"num_attention_heads": HEADS})
+        convert(SIGMA, out)
 
     threads = [threading.Thread(target=work, args=(out,)) for out in outs]
     for thread in threads:
@@ -221,11 +219,11 @@ def test_from_several_threads_at_once(tmp_path: Path) -> None:
 
 def test_two_runs_into_one_target_leave_one_whole_result(tmp_path: Path) -> None:
     out, failures = tmp_path / "out", []
-    wanted = tree(converter.convert(SIGMA, tmp_path / "wanted", hyper_parameters={"num_attention_heads": HEADS}).path)
+    wanted = tree(convert(SIGMA, tmp_path / "wanted").path)
 
     def work() -> None:
         try:
-            converter.convert(SIGMA, out, hyper_parameters={"num_attention_heads": HEADS})
+            convert(SIGMA, out)
         except converter.UsageError as error:
             failures.append(str(error))
 
@@ -348,7 +346,7 @@ def test_of_a_known_family_a_prefix_on_some_keys_is_refused_by_name(share: float
     path = save(mixed, tmp_path / "mixed.pth")
     says = rf"mixed\.pth: .*{len(some)} of {len(state)} keys carry the prefix 'module\.' .* mixed prefixes"
     with pytest.raises(converter.InputError, match=says) as caught:
-        converter.convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
+        convert(path, tmp_path / "out")
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -367,9 +365,7 @@ def test_a_module_in_place_of_a_tensor_or_the_reverse_is_refused(path: str, tmp_
             state[stem] = state.pop(f"{stem}.weight")
             del state[f"{stem}.bias"]
     with pytest.raises(converter.InputError, match="unexpected "):
-        converter.convert(
-            save(state, tmp_path / "made.pth"), tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
-        )
+        convert(save(state, tmp_path / "made.pth"), tmp_path / "out")
     with pytest.raises(converter.MappingError, match="unexpected "):
         KEYS(state)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import GOLDEN, HEADS, pixart, save
+from makers import GOLDEN, convert, pixart, save
 from safetensors.torch import load_file, save_file
 
 import converter
@@ -79,9 +79,7 @@ def test_numbers_and_zeros(tmp_path: Path, cli: Cli) -> None:
 
 
 def test_what_a_record_promises(tmp_path: Path) -> None:
-    out = converter.convert(
-        save(pixart(), tmp_path / "a.pth"), tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
-    ).path
+    out = convert(save(pixart(), tmp_path / "a.pth"), tmp_path / "out").path
     made = inspect(out, deep=True)
     assert made["notes"][-1] == "all 57 tensors are what conversion.json says was converted"
     tensors = load_file(out / WEIGHTS)
@@ -97,9 +95,7 @@ def test_what_a_record_promises(tmp_path: Path) -> None:
 @pytest.mark.parametrize("at", [-1, -40])
 def test_a_broken_promise_is_a_problem_in_the_words_of_a_conversion(at: int, tmp_path: Path) -> None:
     """Nobody trains what lies in the sidecar."""
-    out = converter.convert(
-        save(pixart(), tmp_path / "a.pth"), tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
-    ).path
+    out = convert(save(pixart(), tmp_path / "a.pth"), tmp_path / "out").path
     data = bytearray((out / SIDECAR).read_bytes())
     data[at] ^= 1
     (out / SIDECAR).write_bytes(data)
@@ -112,9 +108,7 @@ def test_a_broken_promise_is_a_problem_in_the_words_of_a_conversion(at: int, tmp
 
 
 def test_a_config_that_changed_is_a_problem_in_the_words_of_a_conversion(tmp_path: Path) -> None:
-    out = converter.convert(
-        save(pixart(), tmp_path / "a.pth"), tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
-    ).path
+    out = convert(save(pixart(), tmp_path / "a.pth"), tmp_path / "out").path
     config = json.loads((out / "transformer/config.json").read_text())
     (out / "transformer/config.json").write_text(json.dumps(config | {"interpolation_scale": 1.75}))
     with pytest.raises(converter.InputError, match=re.escape(CHANGED)) as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from makers import CONTAINERS, GOLDEN, diffusers_keyed, folder, pixart, prefixed, save
+from makers import CONTAINERS, GOLDEN, convert, diffusers_keyed, folder, pixart, prefixed, save
 
 import converter
 from converter import InputError, UsageError, inspect
@@ -146,7 +146,7 @@ def test_all_that_stands_against_a_conversion_is_listed(tmp_path: Path) -> None:
         "missing blocks.0.attn.q_norm.bias",
     ]
     with pytest.raises(InputError, match=r"unknown key blocks\.1\.extra"):
-        converter.convert(tmp_path / "a.pth", tmp_path / "out", hyper_parameters={"num_attention_heads": 4})
+        convert(tmp_path / "a.pth", tmp_path / "out")
 
 
 def test_a_folder_in_the_layout_of_diffusers(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_no_tensor_is_read(tmp_path: Path) -> None:
     path.write_bytes(content)
     assert inspect(path) == before
     with pytest.raises(InputError, match="CRC-32 mismatch"):
-        converter.convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": 4})
+        convert(path, tmp_path / "out")
 
 
 # What is imported.

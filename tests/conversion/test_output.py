@@ -113,7 +113,7 @@ def source(state: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def convert(source: Path, out: Path, **flags: Any) -> Path:
-    converter.convert(source, out, **stated(num_attention_heads=HEADS, **flags))
+    convert(source, out, **flags)
     return out / "transformer"
 
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from makers import HEADS, State, pixart, prefixed, stated
+from makers import HEADS, State, convert, pixart, prefixed, stated
 from safetensors.torch import load_file, save_file
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim.swa_utils import AveragedModel
 
-from converter import convert, diff, inspect
+from converter import diff, inspect
 from converter.conversion.analysis import open_model
 from converter.errors import ConverterError, InputError, UsageError
 from converter.parity import check
@@ -123,7 +123,7 @@ def test_where_the_weights_lie(tmp_path: Path, name: str) -> None:
         with pytest.raises(UsageError, match="`weights` ema, but the file holds only raw weights"):
             equal(path, EMA, weights="ema")
     for weights in ("raw", "ema") if ema else ("raw",):
-        made = convert(path, tmp_path / weights, weights=weights, hyper_parameters={"num_attention_heads": HEADS})
+        made = convert(path, tmp_path / weights, weights=weights)
         assert (made.record["source"]["weights"], made.record["source"]["where"]) == (
             weights,
             raw if weights == "raw" else ema,
@@ -138,7 +138,7 @@ def test_in_a_place_where_optimizers_keep_theirs(tmp_path: Path, place: str) -> 
 def test_the_record_and_parity_name_the_place(tmp_path: Path) -> None:
     """Parity takes the very weights that the record names, and says which ones others are."""
     path = saved(tmp_path, HELD["Lightning's averaging"][0])
-    made = convert(path, tmp_path / "out", weights="ema", hyper_parameters={"num_attention_heads": HEADS})
+    made = convert(path, tmp_path / "out", weights="ema")
     assert "state_dict: Lightning's WeightAveraging keeps the average there" in made.notes
     report = check(path, tmp_path / "out")
     assert report.verdict == "PASS", report.reason
@@ -165,11 +165,11 @@ def test_where_it_is_doubtful_the_user_chooses_by_the_place(tmp_path: Path, name
     content, words = DOUBTFUL[name]
     path = saved(tmp_path, content)
     with pytest.raises(InputError) as refused:
-        convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
+        convert(path, tmp_path / "out")
     assert words in str(refused.value)
     flag = str(refused.value).rpartition("`state_dict_key` ")[2]
     assert equal(path, RAW, state_dict_key=flag)
-    made = convert(path, tmp_path / "out", state_dict_key=flag, hyper_parameters={"num_attention_heads": HEADS})
+    made = convert(path, tmp_path / "out", state_dict_key=flag)
     assert made.record["source"]["where"] == flag
     assert check(path, tmp_path / "out").verdict == "PASS"
     with pytest.raises(UsageError, match="`state_dict_key` nowhere: there is "):
@@ -181,20 +181,20 @@ def test_where_it_is_doubtful_the_user_chooses_by_the_place(tmp_path: Path, name
 def test_of_two_averages_the_note_names_the_place(tmp_path: Path) -> None:
     """What a note or an error advises has to work."""
     path = saved(tmp_path, {"model": RAW, "ema_fast": EMA, "ema_slow": pixart(seed=3)})
-    made = convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
+    made = convert(path, tmp_path / "out")
     (told,) = (note for note in made.notes if note.startswith("took the raw"))
     assert "--state_dict_key ema_fast takes those" in told
     assert equal(path, EMA, state_dict_key="ema_fast")
     with pytest.raises(InputError, match=r"several ema state dicts: ema_fast .*`state_dict_key` ema_fast"):
         equal(path, EMA, weights="ema")
     with pytest.raises(UsageError, match=r"`weights` raw \(ema_fast holds ema weights too\)"):
-        convert(path, tmp_path / "new", require_evidence=True, hyper_parameters={"num_attention_heads": HEADS})
+        convert(path, tmp_path / "new", require_evidence=True)
 
 
 def test_a_record_that_names_no_place_still_names_the_weights(tmp_path: Path) -> None:
     """Records of conversions of conversions have not always passed on where the weights lay."""
     path = saved(tmp_path, {"model": RAW, "ema": EMA})
-    made = convert(path, tmp_path / "out", weights="ema", hyper_parameters={"num_attention_heads": HEADS})
+    made = convert(path, tmp_path / "out", weights="ema")
     record = json.loads((made.path / "conversion.json").read_text())
     del record["source"]["where"]
     (made.path / "conversion.json").write_text(json.dumps(record))
@@ -244,7 +244,7 @@ def test_a_whole_program_in_one_file(tmp_path: Path, prefix: str, suffix: str) -
     else:
         torch.save(state, path)
     assert equal(path, RAW)
-    made = convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
+    made = convert(path, tmp_path / "out")
     (told,) = (note for note in made.notes if note.startswith("left out"))
     assert all(name in told for name in ("vae.* (1 key)", "text_encoders.*", "betas", "loss.*"))
     assert sorted(inspect(path)["left_out"]) == sorted(BESIDE)
@@ -259,7 +259,7 @@ def test_a_whole_program_in_one_file(tmp_path: Path, prefix: str, suffix: str) -
 def test_what_changes_the_model_is_not_left_out(tmp_path: Path, more: State, words: str) -> None:
     path = saved(tmp_path, prefixed(RAW, "base_model.") | more)
     with pytest.raises(InputError) as refused:
-        convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
+        convert(path, tmp_path / "out")
     assert words in str(refused.value)
 
 
@@ -295,11 +295,7 @@ def test_any_nesting(
 def checkpoint_500(tmp_path: Path) -> Path:
     """What the training scripts of diffusers save: the model, and its EMA by `EMAModel.save_pretrained`."""
     for name, state in (("transformer", RAW), ("transformer_ema", EMA)):
-        made = convert(
-            saved(tmp_path, {"state_dict": state}),
-            tmp_path / f"made-{name}",
-            hyper_parameters={"num_attention_heads": HEADS},
-        )
+        made = convert(saved(tmp_path, {"state_dict": state}), tmp_path / f"made-{name}")
         (tmp_path / "checkpoint-500").mkdir(exist_ok=True)
         (made.path / "transformer").rename(tmp_path / "checkpoint-500" / name)
     config = tmp_path / "checkpoint-500" / "transformer_ema" / "config.json"
@@ -334,12 +330,7 @@ def test_folders_of_raw_and_averaged_weights(tmp_path: Path, checkpoint_500: Pat
 
 
 def test_a_record_says_which_weights_a_folder_was_made_of(tmp_path: Path) -> None:
-    made = convert(
-        saved(tmp_path, {"model": RAW, "ema": EMA}),
-        tmp_path / "out",
-        weights="ema",
-        hyper_parameters={"num_attention_heads": HEADS},
-    )
+    made = convert(saved(tmp_path, {"model": RAW, "ema": EMA}), tmp_path / "out", weights="ema")
     assert inspect(made.path)["source"]["weights"] == "ema"
     again = convert(made.path, tmp_path / "again", max_shard_size=3000)
     assert again.record["source"]["weights"] == "ema"
@@ -356,9 +347,7 @@ def test_of_a_bare_state_dict_the_name_is_all_there_is(tmp_path: Path, name: str
 
 def test_what_a_record_names_and_is_gone_is_told(tmp_path: Path) -> None:
     """However many conversions later; and so is a config that was changed since."""
-    made = convert(
-        saved(tmp_path, {"state_dict": RAW}), tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
-    )
+    made = convert(saved(tmp_path, {"state_dict": RAW}), tmp_path / "out")
     (made.path / "original_extras.safetensors").unlink()
     config = made.path / "transformer" / "config.json"
     content = json.loads(config.read_text())
@@ -417,5 +406,5 @@ def test_a_file_is_never_both(tmp_path: Path) -> None:
     path = saved(tmp_path, {"ema": EMA})
     for which in ({"weights": "raw"}, {"state_dict_key": "model"}):
         with pytest.raises(ConverterError):
-            convert(path, tmp_path / "out", **stated(**which, num_attention_heads=HEADS))
+            convert(path, tmp_path / "out", **which)
     assert not (tmp_path / "out").exists()

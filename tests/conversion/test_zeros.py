@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from makers import GOLDEN, HEADS, State, converted, diffusers_keyed, dit, folder, pixart, save, stated
+from makers import GOLDEN, HEADS, State, convert, converted, diffusers_keyed, dit, folder, pixart, save, stated
 from safetensors.torch import load_file, save_file
 
 import converter
@@ -59,11 +59,7 @@ def test_right_size_and_zeros_at_the_end(share: float, tmp_path: Path) -> None:
     path = reserved(tmp_path / "a.safetensors", share)
     lost = [key for key, value in load_file(path).items() if not value.any() and "y_embedding" not in key]
     with pytest.raises(InputError, match="was its download completed") as error:
-        converter.convert(
-            path,
-            tmp_path / "out",
-            hyper_parameters={"num_attention_heads": HEADS, "image_size": 512, "interpolation_scale": 1.0},
-        )
+        convert(path, tmp_path / "out", image_size=512, interpolation_scale=1.0)
     assert error.value.exit_code == 3
     assert str(error.value).count("\n") == 0
     assert not (tmp_path / "out").exists()
@@ -85,8 +81,8 @@ def test_the_case_and_the_flag(tmp_path: Path) -> None:
     path.write_bytes(data[: start - 5000] + bytes(len(data) - start + 5000))
     words = "x_embedder.proj.weight, .*, y_embedder.y_proj.fc1.bias.*; zero as well: y_embedder.y_embedding"
     with pytest.raises(InputError, match=f"{words} .*; `allow_zeros` converts them as they are"):
-        converter.convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
-    done = converter.convert(path, tmp_path / "out", allow_zeros=True, hyper_parameters={"num_attention_heads": HEADS})
+        convert(path, tmp_path / "out")
+    done = convert(path, tmp_path / "out", allow_zeros=True)
     assert "the last 4 of 24 rows of t_embedder.mlp.0.weight are zero, where the file ends" in str(done.notes)
     assert [note for note in done.notes if REFUSED in note and note.endswith(": let through")]
     assert done.notes == done.record["notes"]
@@ -130,7 +126,7 @@ def test_any_part_of_a_fused_tensor(to: str, suffix: str, tmp_path: Path) -> Non
         path = tmp_path / f"a.{suffix}"
         save_file(state, path) if suffix == "safetensors" else save(state, path)
         with pytest.raises(InputError, match=rf"blocks\.1\.attn\.qkv\.weight \({which}\) \(was"):
-            converter.convert(path, tmp_path / name, to=to, hyper_parameters={"num_attention_heads": HEADS})
+            convert(path, tmp_path / name, to=to)
     state["blocks.1.attn.qkv.weight"][:] = 0
     with pytest.raises(InputError, match=r"blocks\.1\.attn\.qkv\.weight \(was"):
         convert(state, tmp_path, suffix)
