@@ -10,6 +10,8 @@ import importlib.util
 import json
 import os
 import pty
+import re
+import resource
 import select
 import signal
 import struct
@@ -221,12 +223,13 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 Result = subprocess.CompletedProcess[str]
+ENTRIES = {"convert-pixart": "convert_main", "pixart": "main"}
 _ENTRY = "import sys; from converter.cli import {}; {}()"
 
 
 def start(name: str, *arguments: object, **options: Any) -> subprocess.Popen[Any]:
     """`convert-pixart` or `pixart` as a process of its own; `under`: the words of a program that starts it."""
-    function = {"convert-pixart": "convert_main", "pixart": "main"}[name]
+    function = ENTRIES[name]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
     command = [*options.pop("under", ()), sys.executable, "-c", _ENTRY.format(function, function), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, **options)
@@ -262,6 +265,33 @@ def terminal(name: str, *arguments: object, **options: Any) -> tuple[int, str, b
     os.close(ours)
     out, _ = process.communicate(timeout=60)
     return process.returncode, out, shown
+
+
+HEAVY = {"torch", "diffusers", "safetensors", "transformers", "numpy", "tqdm", "ctypes"}
+HEAVY |= {"jinja2", "matplotlib", "tomllib"}
+_WATCH = """
+import sys
+sys.argv = {argv!r}
+from converter.cli import {entry}
+try:
+    {entry}()
+finally:
+    print("IMPORTED", *sorted(set(sys.modules) & {heavy}))
+"""
+
+
+def imported(name: str, *arguments: object, errors: str = "") -> tuple[int, str, set[str], float]:
+    """(exit code, standard output, which of the heavy modules were imported, seconds of processor time)."""
+    argv, entry = [name, *map(str, arguments)], ENTRIES[name]
+    code = _WATCH.format(argv=argv, entry=entry, heavy=HEAVY)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert re.fullmatch(errors, result.stderr), result.stderr
+    printed, _, modules = result.stdout.rpartition("IMPORTED")
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return result.returncode, printed, set(modules.split()), seconds
 
 
 def recorded(name: str) -> tuple[dict[str, Any], list[State]]:
