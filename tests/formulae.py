@@ -140,11 +140,7 @@ def image(tokens: Array, grid: tuple[int, int], side: int, channels: int) -> Arr
 
 
 def forward(
-    state: State,
-    shape: PixArtShape,
-    inputs: State,
-    sinusoid: Callable[[float], Array],
-    copied_blocks: int = 0,
+    state: State, shape: PixArtShape, inputs: State, sinusoid: Callable[[float], Array], copied_blocks: int = 0
 ) -> Array:
     """Sample by sample. `sinusoid` gives the 256 channels of a number."""
     base = below(state, "base_model.") if copied_blocks else state

@@ -10,6 +10,8 @@ import importlib.util
 import json
 import os
 import pty
+import re
+import resource
 import select
 import signal
 import struct
@@ -28,6 +30,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import converter
 from converter.conversion.batch import Outcome, run
 from converter.conversion.options import ConversionOptions
 from converter.conversion.pairs import Pair
@@ -44,13 +47,7 @@ inventories = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(inventories)
 
 State = dict[str, torch.Tensor]
-SMALL: dict[str, Any] = {
-    "depth": 2,
-    "hidden_size": 24,
-    "caption_channels": 16,
-    "tokens": 12,
-    "input_size": 16,
-}
+SMALL: dict[str, Any] = {"depth": 2, "hidden_size": 24, "caption_channels": 16, "tokens": 12, "input_size": 16}
 
 
 def sincos(hidden: int, side: int, scale: float) -> torch.Tensor:
@@ -226,12 +223,13 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 Result = subprocess.CompletedProcess[str]
+ENTRIES = {"convert-pixart": "convert_main", "pixart": "main"}
 _ENTRY = "import sys; from converter.cli import {}; {}()"
 
 
 def start(name: str, *arguments: object, **options: Any) -> subprocess.Popen[Any]:
     """`convert-pixart` or `pixart` as a process of its own; `under`: the words of a program that starts it."""
-    function = {"convert-pixart": "convert_main", "pixart": "main"}[name]
+    function = ENTRIES[name]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
     command = [*options.pop("under", ()), sys.executable, "-c", _ENTRY.format(function, function), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, **options)
@@ -267,6 +265,33 @@ def terminal(name: str, *arguments: object, **options: Any) -> tuple[int, str, b
     os.close(ours)
     out, _ = process.communicate(timeout=60)
     return process.returncode, out, shown
+
+
+HEAVY = {"torch", "diffusers", "safetensors", "transformers", "numpy", "tqdm", "ctypes"}
+HEAVY |= {"jinja2", "matplotlib", "tomllib"}
+_WATCH = """
+import sys
+sys.argv = {argv!r}
+from converter.cli import {entry}
+try:
+    {entry}()
+finally:
+    print("IMPORTED", *sorted(set(sys.modules) & {heavy}))
+"""
+
+
+def imported(name: str, *arguments: object, errors: str = "") -> tuple[int, str, set[str], float]:
+    """(exit code, standard output, which of the heavy modules were imported, seconds of processor time)."""
+    argv, entry = [name, *map(str, arguments)], ENTRIES[name]
+    code = _WATCH.format(argv=argv, entry=entry, heavy=HEAVY)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert re.fullmatch(errors, result.stderr), result.stderr
+    printed, _, modules = result.stdout.rpartition("IMPORTED")
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return result.returncode, printed, set(modules.split()), seconds
 
 
 def recorded(name: str) -> tuple[dict[str, Any], list[State]]:
@@ -312,6 +337,11 @@ def converted(pairs: Iterable[Pair], **words: Any) -> list[Outcome]:
     named = stated(**words)
     hyper_parameters = named.pop("hyper_parameters")
     return run(pairs, ConversionOptions(**named), hyper_parameters)
+
+
+def convert(source: object, out: object, **words: Any) -> converter.Conversion:
+    """A conversion with words as `stated` takes them; the heads are those of what is made here."""
+    return converter.convert(source, out, **stated(**{"num_attention_heads": HEADS} | words))
 
 
 def stated(hyper_parameters: Mapping[str, Any] | None = None, **words: Any) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from makers import GOLDEN, HEADS, SMALL, diffusers_keyed, pixart, stated
+from makers import GOLDEN, HEADS, SMALL, convert, diffusers_keyed, pixart
 from memory_tensors import memory_tensors
 from safetensors.torch import save_file
 
-from converter import convert
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.json_file import read_json
 from converter.conversion.analysis import analyse
@@ -41,9 +40,7 @@ class Pair:
 def golden(name: str, at: Path) -> Pair:
     """A golden model, converted."""
     original = GOLDEN / f"{name}.pth"
-    convert(
-        original, at / name, hyper_parameters={"num_attention_heads": HEADS, "multi_scale_train": name != "alpha-fixed"}
-    )
+    convert(original, at / name, multi_scale_train=name != "alpha-fixed")
     return Pair(original, at / name)
 
 
@@ -53,7 +50,7 @@ def small(at: Path, state: State | None = None, **options: Any) -> Pair:
     save_file(pixart() if state is None else state, at / "model.safetensors")
     size = 8 * SMALL["input_size"]
     said = {"num_attention_heads": HEADS, "image_size": size, "multi_scale_train": True} | options
-    convert(at / "model.safetensors", at / "out", **stated(**said))
+    convert(at / "model.safetensors", at / "out", **said)
     return Pair(at / "model.safetensors", at / "out")
 
 

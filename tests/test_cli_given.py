@@ -69,17 +69,26 @@ def test_what_is_given_is_in_the_config(word: str, name: str, value: object, toy
     assert (done.returncode, done.stderr) == (0, "")
     config = json.loads((toy / "out/transformer/config.json").read_text())
     assert (config[name], type(config[name])) == (value, type(value))
-    # The record tells it to whoever reads the folder; another word has to be the same.
+
+
+def test_the_record_tells_what_was_given(toy: Path, cli: Cli) -> None:
+    """To whoever reads the folder; another word has to be the same."""
+    assert convert(cli, toy, "num_heads=2").returncode == 0
     family, back = ["--family", toy / "toyfamily.py"], ["--converted_path", toy / "out", "--dump_path", toy / "b.pth"]
     assert "convertible: yes" in cli("pixart", "inspect", toy / "out", *family).stdout
     assert cli("pixart", "revert", *back, *family).returncode == 0
     compare = ["parity", "--orig_ckpt_path", toy / "toy.pth", "--converted_path", toy / "out", *family]
     compared = cli("pixart", *compare)
     assert (compared.returncode, "brings no reference net" in compared.stdout) == (4, True)
-    for flag, command in (("--given", compare), ("--given", ["revert", *back, *family, "--overwrite"])):
-        other = cli("pixart", *command, flag, "num_heads=3")
+    for command in (compare, ["revert", *back, *family, "--overwrite"]):
+        other = cli("pixart", *command, "--given", "num_heads=3")
         assert other.returncode in (1, 3)
         assert "heads" in other.stdout + other.stderr
+    for name in ("original", "converted", "base", "progress", "profile"):
+        done = cli("pixart", *compare, "--given", f"{name}=1")
+        assert (done.returncode, done.stdout) == (2, "")
+        rule = "given profile: use --profile" if name == "profile" else f"{name}: not a hyper-parameter of the family"
+        assert done.stderr.startswith(f"pixart: error: --{rule}")
 
 
 @pytest.mark.parametrize(
@@ -108,16 +117,6 @@ def test_what_is_misspelt_is_one_line(words: list[str], said: str, toy: Path, cl
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (toy / "out").exists()
-
-
-@pytest.mark.parametrize("name", ["original", "converted", "base", "progress", "profile"])
-def test_a_comparison_has_other_words_of_its_own(name: str, toy: Path, cli: Cli) -> None:
-    paths = ["--orig_ckpt_path", toy / "toy.pth", "--converted_path", toy / "out"]
-    assert convert(cli, toy, "num_heads=2").returncode == 0
-    done = cli("pixart", "parity", *paths, "--family", toy / "toyfamily.py", "--given", f"{name}=1")
-    assert (done.returncode, done.stdout) == (2, "")
-    rule = "--given profile: use --profile" if name == "profile" else f"--{name}: not a hyper-parameter of the family"
-    assert done.stderr.startswith(f"pixart: error: {rule}")
 
 
 @pytest.fixture

@@ -240,15 +240,3 @@ def anchors(text: str) -> set[str]:
     """The places of a page that can be linked to, as GitHub names them."""
     headings = re.findall(r"^#+ (.*)$", without_blocks(text), flags=re.M)
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
-
-
-def test_the_exit_codes_that_are_named_are_those_of_the_errors() -> None:
-    table = dict(re.findall(r"^\| (\d+) \| (.*?) \|$", PAGES["ci.md"], flags=re.M))
-    assert set(table) == {"0", "1", "2", "3", "4", "5"}
-    for error, word in (
-        (converter.UsageError, "call is wrong"),
-        (converter.InputError, "input is refused"),
-        (converter.ConverterError, "internal"),
-    ):
-        assert word in table[str(error.exit_code)]
-    assert (ROOT / ".ci/run").exists()

@@ -15,7 +15,20 @@ from typing import Any
 
 import pytest
 import torch
-from makers import HEADS, Result, State, expected_weights, launch, pixart, raw_bytes, save, sincos, start, stated, tree
+from makers import (
+    HEADS,
+    Result,
+    State,
+    convert,
+    expected_weights,
+    launch,
+    pixart,
+    raw_bytes,
+    save,
+    sincos,
+    start,
+    tree,
+)
 
 import converter
 
@@ -23,10 +36,6 @@ Cli = Callable[..., Result]
 # The system calls that write tensors.
 WRITING = [name for name in ("pwrite", "copy_file_range") if hasattr(os, name)]
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
-
-
-def convert(source: Path, out: Path, **flags: Any) -> converter.Conversion:
-    return converter.convert(source, out, **stated(num_attention_heads=HEADS, **flags))
 
 
 def flags(source: Path, out: Path, *more: str) -> list[object]:
@@ -484,7 +493,7 @@ def test_bytes_after_the_end(tiny: tuple[bytes, dict[str, bytes]], tmp_path: Pat
 def refusal(path: Path, out: Path, **options: Any) -> str:
     """Why the input is refused; '' where it is converted. Any other error is one."""
     try:
-        convert(path, out, **stated(**options))
+        convert(path, out, **options)
     except converter.InputError as error:
         return str(error)
     return ""
@@ -534,12 +543,12 @@ def test_a_cut_or_spoiled_safetensors(tiny: tuple[bytes, dict[str, bytes]], tmp_
     options = {"image_size": 64, "interpolation_scale": 1.0}
     chance = random.Random(8)
     path.write_bytes(data)
-    reference = tree(convert(path, out, **stated(**options)).path)[WEIGHTS]
+    reference = tree(convert(path, out, **options).path)[WEIGHTS]
     remove(out)
     for size in range(0, len(data), 67):
         path.write_bytes(data[:size])
         with pytest.raises(converter.InputError):
-            convert(path, out, **stated(**options))
+            convert(path, out, **options)
     for place in range(0, header, 5):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :])
         if refusal(path, out, **options):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
-from makers import GOLDEN, HEADS, dit, dit_keyed, folder, recorded, save, tree
+from makers import GOLDEN, convert, dit, dit_keyed, folder, recorded, save
 from safetensors.torch import load_file, save_file
 from test_golden import TOLERANCE, WEIGHTS
 
@@ -26,7 +26,7 @@ CASES = recorded("dit")[1]
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("golden") / "dit"
-    converter.convert(GOLDEN / "dit.pt", folder, hyper_parameters={"num_attention_heads": HEADS})
+    convert(GOLDEN / "dit.pt", folder)
     return folder
 
 
@@ -52,6 +52,12 @@ def run(model: Any, case: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def relative(output: torch.Tensor, truth: torch.Tensor) -> float:
     return float((output - truth).norm() / truth.norm())
+
+
+def holds(place: Path, state: dict[str, torch.Tensor]) -> bool:
+    """Whether a converted folder holds the tensors of a DiT of two blocks, bit for bit."""
+    made, by_hand = load_file(place / WEIGHTS), dit_keyed(state, 2)
+    return made.keys() == by_hand.keys() and all(torch.equal(made[key], by_hand[key]) for key in by_hand)
 
 
 def test_every_recorded_output_is_reproduced_with_the_line_that_the_note_gives(out: Path) -> None:
@@ -94,12 +100,9 @@ def test_the_stock_default_of_the_norms_is_not_the_originals(out: Path) -> None:
     model = exact(load(out))
     other = exact(DiTTransformer2DModel.from_config(dict(model.config) | {"norm_eps": 1e-5}).eval())
     other.load_state_dict(model.state_dict())
-    errors = [[relative(run(m.double(), _wide(case)), case["output"]) for case in CASES] for m in (model, other)]
+    wide = [case | {"latent": case["latent"].double()} for case in CASES]
+    errors = [[relative(run(m.double(), case), case["output"]) for case in wide] for m in (model, other)]
     assert all(right < 3e-7 < wrong for right, wrong in zip(*errors, strict=True)), errors
-
-
-def _wide(case: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return case | {"latent": case["latent"].double()}
 
 
 def test_the_config_is_what_the_original_net_was_made_of(out: Path) -> None:
@@ -155,23 +158,18 @@ def test_the_way_back_of_the_converted_file(out: Path) -> None:
 
 def test_the_training_file_of_the_original_code(tmp_path: Path) -> None:
     raw, ema = dit(hidden_size=24), dit(hidden_size=24, seed=1)
-    path = save(
-        {"model": raw, "ema": ema, "opt": {"state": {}}, "args": Namespace(model="DiT-XL/2")}, tmp_path / "0.pt"
-    )
+    content = {"model": raw, "ema": ema, "opt": {"state": {}}, "args": Namespace(model="DiT-XL/2")}
+    path = save(content, tmp_path / "0.pt")
     for weights, state in ((None, raw), ("raw", raw), ("ema", ema)):
-        done = converter.convert(
-            path, tmp_path / str(weights), weights=weights, family="dit", hyper_parameters={"num_attention_heads": 2}
-        )
-        made, by_hand = load_file(done.path / WEIGHTS), dit_keyed(state, 2)
-        assert made.keys() == by_hand.keys()
-        assert all(torch.equal(made[key], by_hand[key]) for key in by_hand)
+        done = convert(path, tmp_path / str(weights), weights=weights, family="dit")
+        assert holds(done.path, state)
         assert any("--weights ema" in note for note in done.notes) == (weights is None)
 
 
 @pytest.mark.parametrize("sizes", [{"patch_size": 4}, {"patch_size": 8, "learn_sigma": False}, {"class_rows": 1}])
 def test_other_sizes_load(sizes: dict[str, Any], tmp_path: Path) -> None:
     state = dit(**sizes)
-    converter.convert(save(state, tmp_path / "a.pt"), tmp_path / "out", hyper_parameters={"num_attention_heads": 2})
+    convert(save(state, tmp_path / "a.pt"), tmp_path / "out")
     loaded, by_hand = load(tmp_path / "out").state_dict(), dit_keyed(state, 2)
     assert all(torch.equal(loaded[key], by_hand[key]) for key in by_hand)
 
@@ -179,9 +177,18 @@ def test_other_sizes_load(sizes: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_moved_as_it_is(dtype: torch.dtype, tmp_path: Path) -> None:
     state = dit(dtype=dtype)
-    converter.convert(save(state, tmp_path / "a.pt"), tmp_path / "out", hyper_parameters={"num_attention_heads": 2})
-    made = load_file(tmp_path / "out" / WEIGHTS)
-    assert all(torch.equal(made[key], tensor) for key, tensor in dit_keyed(state, 2).items())
+    assert holds(convert(save(state, tmp_path / "a.pt"), tmp_path / "out").path, state)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda table: table.roll(1, dims=1), lambda table: torch.cat([table[:, :-1], table[:, -1:] + 1], dim=1)]
+)
+def test_a_table_of_positions_that_diffusers_does_not_compute_is_refused(change: Any, tmp_path: Path) -> None:
+    state = dit()
+    path = save(state | {"pos_embed": change(state["pos_embed"])}, tmp_path / "a.pt")
+    with pytest.raises(converter.InputError, match="no sin-cos table"):
+        convert(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_copies_of_views_that_share_one_storage_or_are_laid_out_anew(tmp_path: Path) -> None:
@@ -189,9 +196,7 @@ def test_copies_of_views_that_share_one_storage_or_are_laid_out_anew(tmp_path: P
     both = torch.cat([state["t_embedder.mlp.2.weight"], state["t_embedder.mlp.2.weight"] * 2])
     state["t_embedder.mlp.2.weight"] = both[:24]
     state["y_embedder.embedding_table.weight"] = state["y_embedder.embedding_table.weight"].T.contiguous().T
-    converter.convert(save(state, tmp_path / "a.pt"), tmp_path / "out", hyper_parameters={"num_attention_heads": 2})
-    made = load_file(tmp_path / "out" / WEIGHTS)
-    assert all(torch.equal(made[key], tensor) for key, tensor in dit_keyed(state, 2).items())
+    assert holds(convert(save(state, tmp_path / "a.pt"), tmp_path / "out").path, state)
 
 
 def test_a_diffusers_folder_is_taken_too(out: Path, tmp_path: Path) -> None:
@@ -200,27 +205,6 @@ def test_a_diffusers_folder_is_taken_too(out: Path, tmp_path: Path) -> None:
     converter.convert(source, tmp_path / "again")
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == (out / WEIGHTS).read_bytes()
     assert (tmp_path / "again/transformer/config.json").read_bytes() == (out / "transformer/config.json").read_bytes()
-
-
-def test_a_table_of_positions_that_diffusers_does_not_compute_is_refused(tmp_path: Path, cli: Any) -> None:
-    for name, changed, says in (
-        ("scaled", dit(input_size=16)["pos_embed"].roll(1, dims=1), "no sin-cos table"),
-        ("end", _ended(), "no sin-cos table"),
-    ):
-        path = save(dit() | {"pos_embed": changed}, tmp_path / f"{name}.pt")
-        before = tree(tmp_path)
-        result = cli(
-            "convert-pixart", "--orig_ckpt_path", path, "--dump_path", tmp_path / "o", "--num_attention_heads=2"
-        )
-        assert (result.returncode, result.stderr.count("\n")) == (3, 1)
-        assert says in result.stderr
-        assert tree(tmp_path) == before
-
-
-def _ended() -> torch.Tensor:
-    table = dit()["pos_embed"].clone()
-    table[0, -1] += 1
-    return table
 
 
 def test_the_plan_in_a_dry_run_folds_the_copies(tmp_path: Path, cli: Any) -> None:

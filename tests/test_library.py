@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from makers import CONTAINERS, GOLDEN, HEADS, ROOT, diffusers_keyed, inventories, pixart, raw_bytes, save, tree
+from makers import CONTAINERS, GOLDEN, ROOT, convert, diffusers_keyed, inventories, pixart, raw_bytes, save, tree
 from safetensors.torch import load_file, save_file
 
 import converter
@@ -102,7 +100,7 @@ def test_opening_leaves_no_descriptor_behind(tmp_path: Path) -> None:
                 continue
             if isinstance(opened, converter.Checkpoint):
                 opened.close()
-    converter.convert(SIGMA, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
+    convert(SIGMA, tmp_path / "out")
     with pytest.raises(converter.InputError):
         converter.convert(GOLDEN / "sigma-qknorm.pth", tmp_path / "no")
     assert set(os.listdir("/proc/self/fd")) == before
@@ -132,43 +130,18 @@ def test_inspecting_reads_the_index_and_not_the_tensors(tmp_path: Path, monkeypa
     assert 0 < read < path.stat().st_size // 50
 
 
-def test_the_report_is_json(tmp_path: Path) -> None:
-    for name in ("alpha-ms.pth", "sigma-qknorm.pth", "dit.pt", "alpha-controlnet.pth"):
-        made = converter.inspect(GOLDEN / name)
-        assert json.loads(json.dumps(made)) == made
-        assert bool(made["problems"]) == (name not in ("alpha-ms.pth", "dit.pt"))
-
-
-def test_given_words_are_heard_by_inspect() -> None:
-    made = converter.inspect(ALPHA, hyper_parameters={"num_attention_heads": 4})
-    assert made["hyper_parameters"]["num_attention_heads"] == {
-        "value": 4,
-        "source": "given",
-        "evidence": "--num_attention_heads",
-    }
-    with pytest.raises(converter.UsageError, match="contradicts the file"):
-        converter.inspect(ALPHA, hyper_parameters={"image_size": 256})
-
-
 # Converting.
 
 
 def test_what_convert_returns(tmp_path: Path) -> None:
-    done = converter.convert(str(SIGMA), str(tmp_path / "out"), hyper_parameters={"num_attention_heads": HEADS})
+    done = convert(str(SIGMA), str(tmp_path / "out"))
     assert done.path == tmp_path / "out"
     assert done.written
     assert done.record["tensors"] == 62
-    planned = converter.convert(
-        SIGMA, tmp_path / "other", dry_run=True, hyper_parameters={"num_attention_heads": HEADS}
-    )
+    planned = convert(SIGMA, tmp_path / "other", dry_run=True)
     assert not planned.written
     assert not (tmp_path / "other").exists()
     assert [row["source"] for row in planned.record["plan"]] == [row["source"] for row in done.record["plan"]]
-
-
-def test_a_flag_that_no_family_has(tmp_path: Path) -> None:
-    with pytest.raises(converter.UsageError, match="`heads`: not a hyper-parameter of the family pixart"):
-        converter.convert(SIGMA, tmp_path / "out", hyper_parameters={"heads": 4})
 
 
 def test_progress_adds_up_to_what_it_announced(tmp_path: Path) -> None:
@@ -185,7 +158,7 @@ def test_progress_adds_up_to_what_it_announced(tmp_path: Path) -> None:
 
         return step
 
-    converter.convert(SIGMA, tmp_path / "out", progress=progress, hyper_parameters={"num_attention_heads": HEADS})
+    convert(SIGMA, tmp_path / "out", progress=progress)
     assert len(totals) == 1
     # The headers are counted as bytes to come and are not read in parts: at most a few per cent.
     assert 0.95 * totals[0] < sum(counts) <= totals[0]
@@ -200,43 +173,30 @@ def test_an_exception_of_the_caller_passes_through_and_leaves_nothing(tmp_path: 
         return step
 
     with pytest.raises(LookupError, match="mine"):
-        converter.convert(SIGMA, tmp_path / "out", progress=progress, hyper_parameters={"num_attention_heads": HEADS})
+        convert(SIGMA, tmp_path / "out", progress=progress)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_from_several_threads_at_once(tmp_path: Path) -> None:
-    outs = [tmp_path / str(i) for i in range(4)]
+@pytest.mark.parametrize("targets", [1, 4])
+def test_from_several_threads_at_once(targets: int, tmp_path: Path) -> None:
+    """Into folders of their own, and into one: there, one whole result."""
+    wanted, failures = tree(convert(SIGMA, tmp_path / "wanted").path), []
+    outs = [tmp_path / str(i % targets) for i in range(4)]
 
     def work(out: Path) -> None:
-        converter.convert(SIGMA, out, hyper_parameters={"num_attention_heads": HEADS})
+        try:
+            convert(SIGMA, out)
+        except converter.UsageError as error:
+            failures.append(str(error))
 
     threads = [threading.Thread(target=work, args=(out,)) for out in outs]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({tuple(sorted(tree(out).items())) for out in outs}) == 1
-    assert len(tree(outs[0])) == 4
-
-
-def test_two_runs_into_one_target_leave_one_whole_result(tmp_path: Path) -> None:
-    out, failures = tmp_path / "out", []
-    wanted = tree(converter.convert(SIGMA, tmp_path / "wanted", hyper_parameters={"num_attention_heads": HEADS}).path)
-
-    def work() -> None:
-        try:
-            converter.convert(SIGMA, out, hyper_parameters={"num_attention_heads": HEADS})
-        except converter.UsageError as error:
-            failures.append(str(error))
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert tree(out) == wanted
-    assert len(failures) <= 3
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "wanted"]
+    assert all(tree(out) == wanted for out in outs)
+    assert len(failures) <= 4 - targets
+    assert {p.name for p in tmp_path.iterdir()} == {"wanted", *(out.name for out in outs)}
 
 
 # Tables on live state dicts.
@@ -266,75 +226,18 @@ def test_keys_with_numpy_and_as_views() -> None:
     assert all(np.array_equal(back[key], state[key]) for key in back)
 
 
-def test_keys_on_a_lazy_checkpoint() -> None:
-    with converter.open_checkpoint(SIGMA) as checkpoint:
-        plan = KEYS.plan(checkpoint)
-        wanted = {name for key in checkpoint for name in inventories.diffusers_names(key)}
-        assert {target for move in plan.moves for target in move.targets} == wanted
-        assert plan.blocks == 3
-        assert plan.dims["D"] == 48
-
-
-def test_keys_list_everything_that_does_not_fit() -> None:
-    state = pixart()
-    del state["blocks.1.mlp.fc1.bias"]
-    state["blocks.0.attn.qvk.weight"] = state.pop("blocks.0.attn.qkv.weight")
-    with pytest.raises(converter.MappingError) as raised:
-        KEYS(state)
-    problems = raised.value.problems
-    assert "unknown key blocks.0.attn.qvk.weight (nearest row: blocks.{}.attn.qkv)" in problems
-    assert "missing blocks.0.attn.qkv.weight" in problems
-    assert "missing blocks.1.mlp.fc1.bias" in problems
-    assert len(problems) == 3
-
-
-# Families of others.
-
-
-def toy(name: str = "toy") -> converter.Family:
-    def describe(plan: Any, state: Any, found: converter.Findings) -> None:
-        found.file("width", plan.dims["W"], plan.evidence["W"])
-        found.given_or_assumed("heads", None, "a file does not show them")
-
-    def config(found: converter.Findings) -> dict[str, Any]:
-        return {"_class_name": "Toy", "width": found.value("width"), "heads": found.value("heads")}
-
-    keys = converter.KeyMapping({
-        "stem [W 3]": "input.proj",
-        "layers.{}.kv [2W W]": ("layers.{}.k", "layers.{}.v"),
-        "token [W]": converter.Extra(),
-    })  # fmt: skip
-    return converter.Family(name, "Toy", keys, describe, config, ("heads", "width"), subfolder="prior")
-
-
-def toy_state() -> dict[str, torch.Tensor]:
-    made = {"stem.weight": torch.randn(5, 3), "stem.bias": torch.randn(5), "token": torch.randn(5)}
-    for i in range(3):
-        made |= {f"layers.{i}.kv.weight": torch.randn(10, 5), f"layers.{i}.kv.bias": torch.randn(10)}
-    return made
-
-
-@pytest.fixture
-def no_families(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test registers or installs is forgotten after it."""
-    monkeypatch.setattr(families, "_REGISTERED", {})
-    families._from_packages.cache_clear()
-    yield
-    families._from_packages.cache_clear()
-
-
-@pytest.mark.usefixtures("no_families")
-def test_a_family_may_have_a_prefix_on_some_of_its_keys(tmp_path: Path) -> None:
+def test_a_family_may_have_a_prefix_on_some_of_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`model.embed` beside `lm_head`: to others a mixture, to it the names of its tensors."""
     keys = converter.KeyMapping({"model.{}.fc [W W]": "layers.{}", "lm_head [V W]": "head"})
-    converter.register(replace(toy(), keys=keys))
+    toy = converter.Family("toy", "Toy", keys, lambda *_: None, lambda found: {}, subfolder="prior")
+    monkeypatch.setattr(families, "_REGISTERED", {"toy": toy})
     state = {f"{name}.{part}": torch.randn(3, 3) if part == "weight" else torch.randn(3)
              for name in ("model.0.fc", "model.1.fc", "lm_head") for part in ("weight", "bias")}  # fmt: skip
     for made in (state, {f"module.{key}": tensor for key, tensor in state.items()}):
         path = save(made, tmp_path / "toy.pth")
         with converter.open_checkpoint(path) as checkpoint:
             assert set(checkpoint) == set(state)
-        done = converter.convert(path, tmp_path / "out", overwrite=True, hyper_parameters={"heads": 1})
+        done = converter.convert(path, tmp_path / "out", overwrite=True)
         written = load_file(done.path / "prior" / "diffusion_pytorch_model.safetensors")
         assert torch.equal(written["layers.1.weight"], state["model.1.fc.weight"])
         assert len(written) == len(state)
@@ -348,30 +251,11 @@ def test_of_a_known_family_a_prefix_on_some_keys_is_refused_by_name(share: float
     path = save(mixed, tmp_path / "mixed.pth")
     says = rf"mixed\.pth: .*{len(some)} of {len(state)} keys carry the prefix 'module\.' .* mixed prefixes"
     with pytest.raises(converter.InputError, match=says) as caught:
-        converter.convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
+        convert(path, tmp_path / "out")
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     assert any("mixed prefixes" in problem for problem in converter.inspect(path)["problems"])
-
-
-@pytest.mark.parametrize("path", ["final_layer.scale_shift_table", "x_embedder.proj", "blocks.{}.scale_shift_table"])
-def test_a_module_in_place_of_a_tensor_or_the_reverse_is_refused(path: str, tmp_path: Path) -> None:
-    """They would become keys that the diffusers class does not have, and `from_pretrained` would only warn."""
-    state = pixart()
-    depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
-    for stem in [path.replace("{}", str(i)) for i in range(depth if "{}" in path else 1)]:
-        if stem in state:
-            state |= {f"{stem}.weight": state.pop(stem), f"{stem}.bias": torch.zeros(6 if "blocks" in stem else 2)}
-        else:
-            state[stem] = state.pop(f"{stem}.weight")
-            del state[f"{stem}.bias"]
-    with pytest.raises(converter.InputError, match="unexpected "):
-        converter.convert(
-            save(state, tmp_path / "made.pth"), tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
-        )
-    with pytest.raises(converter.MappingError, match="unexpected "):
-        KEYS(state)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -392,94 +276,6 @@ def test_a_table_works_on_an_open_checkpoint_unread(suffix: str, tmp_path: Path)
         back = KEYS.inverse(arrays, {key: tensor.numpy() for key, tensor in left.items()})
         assert back.keys() == state.keys()
         assert all(np.array_equal(back[key], state[key].numpy()) for key in state)
-
-
-@pytest.mark.usefixtures("no_families")
-def test_a_registered_family_is_recognised_and_converted(tmp_path: Path) -> None:
-    path = save({"state_dict": {f"module.{k}": t for k, t in toy_state().items()}}, tmp_path / "toy.pth")
-    with pytest.raises(converter.InputError, match="no model family knows these keys"):
-        converter.convert(path, tmp_path / "out", hyper_parameters={"heads": 1})
-    converter.register(toy())
-    with pytest.raises(converter.UsageError, match="`heads` is needed: a file does not show them"):
-        converter.convert(path, tmp_path / "out")
-    with pytest.raises(converter.UsageError, match="`width` 6 contradicts the file, which says 5"):
-        converter.convert(path, tmp_path / "out", hyper_parameters={"heads": 1, "width": 6})
-    done = converter.convert(path, tmp_path / "out", hyper_parameters={"heads": 1})
-    config = json.loads((done.path / "prior" / "config.json").read_text())
-    assert config == {"_class_name": "Toy", "width": 5, "heads": 1}
-    written = load_file(done.path / "prior" / "diffusion_pytorch_model.safetensors")
-    state = {key.removeprefix("module."): t for key, t in torch.load(path, weights_only=True)["state_dict"].items()}
-    assert torch.equal(written["layers.2.v.weight"], state["layers.2.kv.weight"][5:])
-    assert len(written) == 2 + 3 * 4
-    assert torch.equal(load_file(done.path / "original_extras.safetensors")["token"], state["token"])
-    # Its result may be overwritten like any other, and PixArt is still recognised.
-    converter.convert(path, tmp_path / "out", overwrite=True, hyper_parameters={"heads": 2})
-    assert converter.inspect(SIGMA)["family"] == "pixart"
-    assert converter.inspect(path)["family"] == "toy"
-
-
-@pytest.mark.usefixtures("no_families")
-def test_insisting_on_a_family(tmp_path: Path) -> None:
-    path = save(toy_state(), tmp_path / "toy.pth")
-    with pytest.raises(converter.UsageError, match="`family` toy: unknown; there are dit, pixart"):
-        converter.convert(path, tmp_path / "out", family="toy")
-    converter.register(toy())
-    with pytest.raises(converter.InputError, match="not a PixArt that can be converted"):
-        converter.convert(path, tmp_path / "out", family="pixart")
-    assert (
-        converter.convert(path, tmp_path / "out", family="toy", hyper_parameters={"heads": 1}).record["family"] == "toy"
-    )
-
-
-@pytest.mark.usefixtures("no_families")
-def test_a_family_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real installed distribution, as `importlib.metadata` finds it."""
-    monkeypatch.setitem(sys.modules, "toy_package", _module(FAMILY=toy("installed")))
-    _install(tmp_path / "site", "installed = toy_package:FAMILY", monkeypatch)
-    path = save(toy_state(), tmp_path / "toy.pth")
-    assert converter.inspect(path)["family"] == "installed"
-    # One that is registered by a call stands before it.
-    converter.register(toy("installed"))
-    assert families.families()["installed"] is families._REGISTERED["installed"]
-
-
-@pytest.mark.usefixtures("no_families")
-@pytest.mark.parametrize(
-    ("point", "words"),
-    [
-        ("broken = no_such_package:FAMILY", "the family broken (no_such_package:FAMILY) cannot be loaded"),
-        ("broken = toy_package:OTHER", "the entry point broken (toy_package:OTHER) is not a converter.families.Family"),
-    ],
-)
-def test_a_broken_package_is_named(point: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "toy_package", _module(OTHER="no family"))
-    _install(tmp_path / "site", point, monkeypatch)
-    with pytest.raises(converter.ConverterError) as raised:
-        converter.inspect(save(toy_state(), tmp_path / "toy.pth"))
-    assert words in str(raised.value)
-    assert raised.value.exit_code == 5
-
-
-def _module(**names: Any) -> Any:
-    from types import ModuleType
-
-    module = ModuleType("toy_package")
-    module.__dict__.update(names)
-    return module
-
-
-def _install(site: Path, point: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    info = site / "toy_package-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-package\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[converter.families]\n{point}\n")
-    monkeypatch.syspath_prepend(str(site))
-    assert importlib.metadata.version("toy-package") == "1.0"
-
-
-def test_only_families_are_registered() -> None:
-    with pytest.raises(TypeError, match="not dict"):
-        converter.register({})
 
 
 def test_every_inventory_is_recognised_or_named() -> None:

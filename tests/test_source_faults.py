@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from makers import HEADS, Result, pixart, save
+from makers import HEADS, Result, convert, pixart, save
 
 import converter
 from converter.errors import InputError, UsageError
@@ -36,15 +36,7 @@ COMMANDS: dict[str, list[str]] = {
         *("--null_caption", "{i}/null.pth"),
     ],
     "a folder of files": [
-        *(
-            "convert",
-            "--orig_ckpt_path",
-            "{i}/many",
-            "--dump_path",
-            "{o}/{{stem}}",
-            "--num_attention_heads",
-            str(HEADS),
-        ),
+        *("convert", "--orig_ckpt_path", "{i}/many", "--dump_path", "{o}/{{stem}}", "--num_attention_heads", str(HEADS))
     ],
     "revert": ["revert", "--converted_path", "{i}/conv", "--dump_path", "{o}/back.pth"],
     "inspect": ["inspect", "{i}/conv"],
@@ -59,7 +51,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = pixart()
     path = save(state, place / "a.pth")
     save({"y_embedder.y_embedding": state["y_embedder.y_embedding"]}, place / "null.pth")
-    converter.convert(path, place / "conv", hyper_parameters={"num_attention_heads": HEADS})
+    convert(path, place / "conv")
     (place / "many").mkdir()
     shutil.copy(path, place / "many" / "b.pth")
     return place

@@ -3,93 +3,65 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from makers import converted, diffusers_keyed, dit, pixart, stated
+from makers import State, converted, diffusers_keyed, dit, pixart, save, stated
 
 import converter
 from converter.conversion.pairs import Pair
 
+
+def sigma(**sizes: Any) -> State:
+    return pixart(hidden_size=72, tokens=300, **sizes)
+
+
+def averaged_too() -> dict[str, State]:
+    return {"state_dict": sigma(), "state_dict_ema": sigma(seed=1)}
+
+
 ALL: dict[str, Any] = {"num_attention_heads": 1, "kv_compress": False}
+BACK: dict[str, Any] = {"to": "original", "version": "sigma", "image_size": 512}
+SCALE = {"interpolation_scale": 1.0}
+# (content of the file, target, what is said, what is asked for with an answer to it)
+CASES: dict[str, tuple[Callable[[], Any], str, dict[str, Any], dict[str, Any]]] = {
+    "all of it": (sigma, "out", {}, ALL),
+    "the rest": (sigma, "out", {"num_attention_heads": 1}, {"kv_compress": False}),
+    "a scale that only the released models show": (
+        lambda: sigma(pos_embed=False), "out", ALL | {"image_size": 512}, SCALE,
+    ),
+    "the class, where a table is let go for it": (
+        lambda: sigma() | {"pos_embed": torch.randn(1, 64, 72)}, "out", ALL | SCALE, {"multi_scale_train": True},
+    ),
+    "which of several weights": (averaged_too, "out", ALL, {"weights": "raw"}),
+    "what the table is computed from on the way back": (lambda: diffusers_keyed(sigma()), "back.pth", BACK, SCALE),
+    "of a DiT": (lambda: dit(hidden_size=384), "out", {}, {"num_attention_heads": 6}),
+}  # fmt: skip
 
 
-def saved(state: Any, at: Path) -> Path:
-    torch.save(state, at)
-    return at
-
-
-def named(path: Path, out: Path, **words: Any) -> set[str]:
-    """The flags that are asked for."""
-    with pytest.raises(converter.UsageError, match=r"^`require_evidence`: ") as raised:
-        converter.convert(path, out, **stated(require_evidence=True, **words))
-    assert not out.exists()
-    return set(re.findall(r"`(\w+)`(?: \w+)? \(", str(raised.value)))
-
-
-def test_every_assumption_is_named_at_once(tmp_path: Path) -> None:
-    path = saved(pixart(hidden_size=72, tokens=300), tmp_path / "model.pth")
-    out = tmp_path / "out"
-    assert named(path, out) == named(path, out, dry_run=True) == {"num_attention_heads", "kv_compress"}
-    assert named(path, out, num_attention_heads=1) == {"kv_compress"}
-    assert converter.convert(path, out, **stated(require_evidence=True, **ALL)).written
-
-
-def test_a_scale_that_only_the_released_models_show(tmp_path: Path) -> None:
-    path = saved(pixart(hidden_size=72, tokens=300, pos_embed=False), tmp_path / "model.pth")
-    assert named(path, tmp_path / "out", image_size=512, **ALL) == {"interpolation_scale"}
-    assert converter.convert(
-        path, tmp_path / "out", **stated(image_size=512, interpolation_scale=1.0, require_evidence=True, **ALL)
-    )
-
-
-def test_the_class_matters_only_where_the_table_is_let_go_for_it(tmp_path: Path) -> None:
-    state = pixart(hidden_size=72, tokens=300)
-    state["pos_embed"] = torch.randn_like(state["pos_embed"])
-    path = saved(state, tmp_path / "model.pth")
-    words = ALL | {"interpolation_scale": 1.0}
-    assert named(path, tmp_path / "out", **words) == {"multi_scale_train"}
-    assert converter.convert(
-        path, tmp_path / "out", **stated(require_evidence=True, multi_scale_train=True, **words)
-    ).written
-
-
-def test_which_weights_is_an_assumption_where_there_are_several(tmp_path: Path) -> None:
-    state, averaged = (pixart(hidden_size=72, tokens=300, seed=seed) for seed in (0, 1))
-    path = saved({"state_dict": state, "state_dict_ema": averaged}, tmp_path / "model.pth")
-    assert named(path, tmp_path / "out", **ALL) == {"weights"}
-    assert converter.convert(path, tmp_path / "out", **stated(require_evidence=True, weights="raw", **ALL)).written
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_assumed_and_matters_is_asked_for(name: str, tmp_path: Path) -> None:
+    content, target, words, answers = CASES[name]
+    path, out = save(content(), tmp_path / "model.pth"), tmp_path / target
+    for dry_run in (True, False):
+        with pytest.raises(converter.UsageError, match=r"^`require_evidence`: ") as raised:
+            converter.convert(path, out, **stated(require_evidence=True, dry_run=dry_run, **words))
+        assert {*re.findall(r"`(\w+)`(?: \w+)? \(", str(raised.value))} == answers.keys()
+        assert not out.exists()
+    assert converter.convert(path, out, **stated(require_evidence=True, **words, **answers)).written
 
 
 @pytest.mark.parametrize("to", ["original", "comfyui"])
 def test_what_is_only_repacked_rests_on_nothing(to: str, tmp_path: Path) -> None:
-    path = saved(pixart(hidden_size=72, tokens=300), tmp_path / "model.pth")
+    path = save(sigma(), tmp_path / "model.pth")
     assert converter.convert(path, tmp_path / "out.safetensors", to=to, require_evidence=True).written
 
 
-def test_on_the_way_back_what_the_table_is_computed_from_matters(tmp_path: Path) -> None:
-    bare = diffusers_keyed(pixart(hidden_size=72, tokens=300))
-    path = saved(bare, tmp_path / "bare.bin")
-    words = {"to": "original", "version": "sigma", "image_size": 512}
-    assert named(path, tmp_path / "back.pth", **words) == {"interpolation_scale"}
-    assert converter.convert(
-        path, tmp_path / "back.pth", **stated(require_evidence=True, interpolation_scale=1.0, **words)
-    )
-
-
-def test_a_dit(tmp_path: Path) -> None:
-    path = saved(dit(hidden_size=384), tmp_path / "model.pt")
-    assert named(path, tmp_path / "out") == {"num_attention_heads"}
-    assert converter.convert(
-        path, tmp_path / "out", require_evidence=True, hyper_parameters={"num_attention_heads": 6}
-    ).written
-
-
 def test_a_result_that_is_there_already_is_no_evidence(tmp_path: Path) -> None:
-    path = saved(pixart(hidden_size=72, tokens=300), tmp_path / "model.pth")
-    pair = Pair(str(path), str(tmp_path / "out"))
+    pair = Pair(str(save(sigma(), tmp_path / "model.pth")), str(tmp_path / "out"))
     assert [o.status for o in converted([pair])] == ["converted"]
     (outcome,) = converted([pair], require_evidence=True)
     assert (outcome.status, outcome.exit_code) == ("failed", 2)

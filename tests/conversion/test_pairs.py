@@ -30,34 +30,54 @@ def shown(pairs: list[Pair]) -> list[tuple[str, str]]:
     return [(pair.original, pair.converted) for pair in pairs]
 
 
-def test_one_checkpoint_and_one_folder(here: Path) -> None:
-    touch("a.pth")
-    assert expand("a.pth", "out", options={"weights": "ema"}) == [Pair("a.pth", "out", {"weights": "ema"})]
+# (what is there, original, converted, the pairs)
+TAKEN: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {
+    "one": ("a.pth", "a.pth", "out", [("a.pth", "out")]),
+    "one that is not there, which is left to the reader": ("", "a.pth", "out", [("a.pth", "out")]),
+    "a glob, in natural order": (
+        "runs/b/epoch_2.pth runs/a/epoch_10.pth runs/a/epoch_9.pth runs/a/notes.txt",
+        "runs/*/epoch_*.pth",
+        "converted/{parent}/{stem}",
+        [(f"runs/{a}.pth", f"converted/{a}") for a in ("a/epoch_9", "a/epoch_10", "b/epoch_2")],
+    ),
+    "a glob through folders": (
+        "runs/a/deep/1.pth runs/2.pth",
+        "runs/**/*.pth",
+        "{name}",
+        [("runs/2.pth", "2.pth"), ("runs/a/deep/1.pth", "1.pth")],
+    ),
+    "a folder": (
+        "runs/9.pth runs/10.PT runs/a.bin runs/b.safetensors runs/log.txt runs/.hidden.pth runs/folder.pth/x",
+        "runs",
+        "{name}",
+        [(f"runs/{name}", name) for name in ("9.pth", "10.PT", "a.bin", "b.safetensors")],
+    ),
+    "a glob of model folders and others": (
+        "runs/checkpoint-2/model.safetensors runs/checkpoint-10/model.safetensors runs/checkpoint-logs/a.txt",
+        "runs/checkpoint-*",
+        "{name}",
+        [(f"runs/checkpoint-{n}", f"checkpoint-{n}") for n in (2, 10)],
+    ),
+    # What exists literally is taken literally.
+    "brackets": ("ckpt[1].pth ckpt1.pth", "ckpt[1].pth", "out", [("ckpt[1].pth", "out")]),
+    "a question mark": ("what?.pth whats.pth", "what?.pth", "out", [("what?.pth", "out")]),
+    "brackets before a glob": ("run[2]/a.pth run2/c.pth", "run[2]/*.pth", "{stem}", [("run[2]/a.pth", "a")]),
+    "brackets of a folder": ("run[2]/a.pth run2/c.pth", "run[2]", "{stem}", [("run[2]/a.pth", "a")]),
+    "braces of a target": ("a.pth {stem}/x", "a.pth", "{stem}", [("a.pth", "{stem}")]),
+    "braces of a name": ("{name}.pth", "{name}.pth", "out/{stem}", [("{name}.pth", "out/{name}")]),
+}
 
 
-def test_a_path_that_does_not_exist_is_left_to_the_reader(here: Path) -> None:
-    assert shown(expand("a.pth", "out")) == [("a.pth", "out")]
-
-
-def test_a_glob_in_natural_order(here: Path) -> None:
-    touch("runs/b/epoch_2.pth", "runs/a/epoch_10.pth", "runs/a/epoch_9.pth", "runs/a/notes.txt")
-    assert shown(expand("runs/*/epoch_*.pth", "converted/{parent}/{stem}")) == [
-        ("runs/a/epoch_9.pth", "converted/a/epoch_9"),
-        ("runs/a/epoch_10.pth", "converted/a/epoch_10"),
-        ("runs/b/epoch_2.pth", "converted/b/epoch_2"),
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_is_taken(name: str, here: Path) -> None:
+    files, original, converted, pairs = TAKEN[name]
+    touch(*files.split())
+    options = {"weights": "ema"}
+    found = expand(original, converted, options=options)
+    assert found == [Pair(*pair, options) for pair in pairs]
+    assert pair_up(["b.pth", original], ["B", converted], options) == [
+        Pair(*pair, options) for pair in [("b.pth", "B"), *pairs]
     ]
-
-
-def test_a_glob_through_folders(here: Path) -> None:
-    touch("runs/a/deep/1.pth", "runs/2.pth")
-    assert [pair.original for pair in expand("runs/**/*.pth", "{name}")] == ["runs/2.pth", "runs/a/deep/1.pth"]
-
-
-def test_a_folder_of_checkpoints(here: Path) -> None:
-    touch("runs/9.pth", "runs/10.PT", "runs/a.bin", "runs/b.safetensors", "runs/log.txt", "runs/.hidden.pth")
-    Path("runs/folder.pth").mkdir()
-    names = [pair.converted for pair in expand("runs", "{name}")]
-    assert names == ["9.pth", "10.PT", "a.bin", "b.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -81,33 +101,12 @@ def test_a_model_folder_is_one_checkpoint(here: Path, name: str) -> None:
     assert shown(expand("v1.5", "out/{stem}")) == [("v1.5", "out/v1.5")]
 
 
-def test_model_folders_match_a_glob_and_other_folders_do_not(here: Path) -> None:
-    touch("runs/checkpoint-2/model.safetensors", "runs/checkpoint-10/model.safetensors", "runs/checkpoint-logs/a.txt")
-    found = [pair.original for pair in expand("runs/checkpoint-*", "{name}")]
-    assert found == ["runs/checkpoint-2", "runs/checkpoint-10"]
-
-
-def test_what_exists_literally_is_taken_literally(here: Path) -> None:
-    touch("ckpt[1].pth", "ckpt1.pth", "run[2]/a.pth", "run[2]/b.pth", "run2/c.pth", "what?.pth", "whats.pth")
-    assert shown(expand("ckpt[1].pth", "out")) == [("ckpt[1].pth", "out")]
-    assert shown(expand("what?.pth", "out")) == [("what?.pth", "out")]
-    assert [pair.original for pair in expand("run[2]/*.pth", "{stem}")] == ["run[2]/a.pth", "run[2]/b.pth"]
-    assert [pair.original for pair in expand("run[2]", "{stem}")] == ["run[2]/a.pth", "run[2]/b.pth"]
-    Path("{stem}").mkdir()
-    assert shown(expand("ckpt1.pth", "{stem}")) == [("ckpt1.pth", "{stem}")]
-
-
 def test_a_base_is_literal(here: Path) -> None:
     touch("{stem}*/a.pth")
     base = str(here / "{stem}*")
     assert shown(expand("*.pth", "{stem}", base=base)) == [(f"{base}/a.pth", f"{base}/a")]
     touch("b.pth")
     assert shown(expand(str(here / "b.pth"), "/x", base=base)) == [(str(here / "b.pth"), "/x")]
-
-
-def test_braces_in_a_name_are_no_places(here: Path) -> None:
-    touch("{name}.pth")
-    assert shown(expand("{name}.pth", "out/{stem}-{parent}")) == [("{name}.pth", f"out/{{name}}-{here.name}")]
 
 
 @pytest.mark.parametrize(
@@ -131,13 +130,6 @@ def test_what_is_refused(here: Path, original: str, converted: str, words: str) 
     with pytest.raises(UsageError) as caught:
         expand(original, converted)
     assert words in str(caught.value)
-
-
-def test_flags_are_paired_in_order(here: Path) -> None:
-    touch("runs/1.pth", "runs/2.pth")
-    pairs = pair_up(["b.pth", "runs/*.pth"], ["B", "{stem}"], {"profile": "full"})
-    assert shown(pairs) == [("b.pth", "B"), ("runs/1.pth", "1"), ("runs/2.pth", "2")]
-    assert all(pair.options == {"profile": "full"} for pair in pairs)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
-from makers import HEADS, converted, diffusers_keyed, dit, folder, pixart, save, stated
+from makers import convert, converted, diffusers_keyed, dit, folder, pixart, save, stated
 
 import converter
 from converter.checkpoint import open_checkpoint
@@ -40,8 +40,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Converted from an original, from a folder that nobody converted, and a DiT, with copies in every block."""
     tmp = tmp_path_factory.mktemp("folders")
     made = {name: tmp / name for name in ("original", "found", "dit")}
-    converter.convert(save(pixart(), tmp / "a.pth"), made["original"], hyper_parameters={"num_attention_heads": HEADS})
-    converter.convert(save(dit(), tmp / "dit.pt"), made["dit"], hyper_parameters={"num_attention_heads": HEADS})
+    convert(save(pixart(), tmp / "a.pth"), made["original"])
+    convert(save(dit(), tmp / "dit.pt"), made["dit"])
     config = json.loads((made["original"] / "transformer/config.json").read_text())
     converter.convert(folder(diffusers_keyed(pixart()), tmp / "source", config), made["found"])
     return made

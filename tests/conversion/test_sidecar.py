@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from makers import GOLDEN, HEADS, diffusers_keyed, pixart, save
+from makers import GOLDEN, HEADS, convert, diffusers_keyed, pixart, save
 
-from converter import convert, inspect
+from converter import inspect
 from converter.checkpoint.json_file import read_json
 from converter.errors import InputError
 
@@ -29,7 +29,7 @@ WEIGHTS, NOTE = (
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("beside") / "out"
-    convert(GOLDEN / "alpha-ms.pth", path, hyper_parameters={"num_attention_heads": HEADS})
+    convert(GOLDEN / "alpha-ms.pth", path)
     return path
 
 
@@ -63,7 +63,7 @@ def test_whatever_lies_there_too_changes_nothing_of_that(out: Path, tmp_path: Pa
 def test_beside_an_original_checkpoint_it_is_not_read(tmp_path: Path, config: str) -> None:
     path = save(pixart(), tmp_path / "model.pth")
     (tmp_path / "config.json").write_text(config)
-    assert NOTE not in convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}).notes
+    assert NOTE not in convert(path, tmp_path / "out").notes
 
 
 def test_beside_diffusers_keys_it_is_read_where_it_is_that_of_a_diffusers_model(tmp_path: Path, out: Path) -> None:

@@ -50,6 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_what_is_there_and_what_comes(folder: Path, data: bytes) -> None:
     (folder / "epoch_1.pth").write_bytes(data)
+    assert Job(folder, {}).run(idle=0, settle=0) == [("epoch_1.pth", 0)]
     job = Job(folder, {5: lambda: (folder / "epoch_2.pth").write_bytes(data)})
     assert job.run() == [("epoch_1.pth", 3), ("epoch_2.pth", 8)]
     assert job.said == []
@@ -74,32 +75,31 @@ def test_an_archive_that_stopped_growing_and_is_not_complete(folder: Path, data:
     assert [words.split(":")[0] for words in job.said] == ["waiting for the rest"]
 
 
-def test_one_that_never_completes_and_goes_is_nobodys(folder: Path, data: bytes) -> None:
-    (folder / "epoch_1.pth").write_bytes(data[:-100])
-    assert Job(folder, {6: (folder / "epoch_1.pth").unlink}).run() == []
+def test_one_that_goes_is_nobodys_and_what_never_completed_comes_in_order(tmp_path: Path, data: bytes) -> None:
+    (folder := tmp_path / "runs[1]").mkdir()  # its name looks like a glob
+    for name in ("cut.pth", "epoch[10].pth", "epoch[9].pth"):
+        (folder / name).write_bytes(data[:-100])
+    (folder / "whole.pth").write_bytes(data)
+    job = Job(folder, {2: (folder / "whole.pth").unlink, 6: (folder / "cut.pth").unlink})
+    assert [name for name, _ in job.run()] == ["epoch[9].pth", "epoch[10].pth"]
 
 
-def test_one_that_goes_and_comes_back_is_taken_again(folder: Path, data: bytes) -> None:
+def test_one_that_changes_or_goes_and_comes_back_is_taken_again(folder: Path, data: bytes) -> None:
     path, other = folder / "last.pth", folder.parent / "other"
     for file in (path, other):
         file.write_bytes(data)
         os.utime(file, ns=(1, 1))
-    job = Job(folder, {6: lambda: os.replace(other, path)})  # of the same size and time
-    assert [name for name, _ in job.run()] == ["last.pth", "last.pth"]
-    job = Job(folder, {6: path.unlink, 7: lambda: (path.write_bytes(data), os.utime(path, ns=(1, 1)))})
-    assert [name for name, _ in job.run()] == ["last.pth", "last.pth"]
 
+    def write(when: int = 1) -> None:
+        path.write_bytes(data)
+        os.utime(path, ns=(when, when))
 
-def test_a_folder_whose_name_looks_like_a_glob(tmp_path: Path, data: bytes) -> None:
-    folder = tmp_path / "runs[1]"
-    folder.mkdir()
-    (folder / "epoch[2].pth").write_bytes(data)
-    assert Job(folder, {}).run() == [("epoch[2].pth", 3)]
-
-
-def test_what_is_there_is_taken_without_any_wait(folder: Path, data: bytes) -> None:
-    (folder / "epoch_1.pth").write_bytes(data)
-    assert Job(folder, {}).run(idle=0, settle=0) == [("epoch_1.pth", 0)]
+    for events in (
+        {6: lambda: os.replace(other, path)},  # of the same size and time
+        {6: path.unlink, 7: write},
+        {6: lambda: write(2)},
+    ):
+        assert [name for name, _ in Job(folder, events).run()] == ["last.pth", "last.pth"]
 
 
 @pytest.mark.parametrize("settle", [0.0, 1.5, 1.7, 2.5, 5.0])
@@ -115,12 +115,6 @@ def test_a_slow_look_ends_no_watch_before_what_is_there_was_taken(folder: Path, 
     assert [Path(pair.original).name for pair in pairs] == ["epoch_1.pth"]
 
 
-def test_what_never_completed_comes_in_natural_order(folder: Path, data: bytes) -> None:
-    for name in ("epoch_10.pth", "epoch_9.pth"):
-        (folder / name).write_bytes(data[:-100])
-    assert [name for name, _ in Job(folder, {}).run()] == ["epoch_9.pth", "epoch_10.pth"]
-
-
 def test_one_that_never_completed_is_a_failure(folder: Path, data: bytes, cli: Callable[..., Any]) -> None:
     (folder / "a.pth").write_bytes(data)
     (folder / "b.pth").write_bytes(data[:-100])
@@ -129,19 +123,6 @@ def test_one_that_never_completed_is_a_failure(folder: Path, data: bytes, cli: C
     assert done.returncode == 3
     assert done.stdout.endswith("summary: 1 converted, 0 unchanged, 1 failed\n")
     assert f"error: {folder}/b.pth: " in done.stderr
-
-
-def test_a_file_that_is_written_again_is_taken_again(folder: Path, data: bytes) -> None:
-    path = folder / "last.pth"
-    path.write_bytes(data)
-    job = Job(folder, {6: lambda: (path.write_bytes(data), os.utime(path, ns=(1, 1)))})
-    assert [name for name, _ in job.run()] == ["last.pth", "last.pth"]
-
-
-def test_a_file_that_goes_is_forgotten(folder: Path, data: bytes) -> None:
-    path = folder / "epoch_1.pth"
-    path.write_bytes(data)
-    assert Job(folder, {2: path.unlink}).run() == []
 
 
 def test_other_files_are_nobodys(folder: Path, data: bytes) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from makers import GOLDEN, HEADS, State, converted, diffusers_keyed, dit, folder, pixart, save, stated
+from makers import GOLDEN, HEADS, State, convert, converted, diffusers_keyed, dit, folder, pixart, save, stated
 from safetensors.torch import load_file, save_file
 
 import converter
@@ -29,10 +29,13 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 REFUSED = "zero throughout, as no training leaves"
 
 
-def convert(state: State, tmp: Path, suffix: str = "safetensors", **flags: Any) -> converter.Conversion:
-    path = tmp / f"made.{suffix}"
-    save_file(state, path) if suffix == "safetensors" else save(state, path)
-    return converter.convert(path, tmp / "out", **stated(**{"num_attention_heads": HEADS, "overwrite": True} | flags))
+def saved(state: State, path: Path) -> Path:
+    (save_file if path.suffix == ".safetensors" else save)(state, path)
+    return path
+
+
+def convert_state(state: State, tmp: Path, suffix: str = "safetensors", **flags: Any) -> converter.Conversion:
+    return convert(saved(state, tmp / f"made.{suffix}"), tmp / "out", **{"overwrite": True} | flags)
 
 
 def zeroed(state: State, wanted: Callable[[str], bool]) -> State:
@@ -47,8 +50,7 @@ def judged(state: State, tmp: Path, keys: KeyMapping = PIXART.keys) -> Zeros:
 def reserved(path: Path, share: float) -> Path:
     """A download of the golden sigma that stopped there, in a file that had its size before: by `safetensors`."""
     state = torch.load(GOLDEN / "sigma-ms.pth", weights_only=True)
-    save_file(dict(state.get("state_dict", state)), path)
-    data = bytearray(path.read_bytes())
+    data = bytearray(saved(dict(state.get("state_dict", state)), path).read_bytes())
     keep = round(len(data) * share)
     path.write_bytes(data[:keep] + bytes(len(data) - keep))
     return path
@@ -59,11 +61,7 @@ def test_right_size_and_zeros_at_the_end(share: float, tmp_path: Path) -> None:
     path = reserved(tmp_path / "a.safetensors", share)
     lost = [key for key, value in load_file(path).items() if not value.any() and "y_embedding" not in key]
     with pytest.raises(InputError, match="was its download completed") as error:
-        converter.convert(
-            path,
-            tmp_path / "out",
-            hyper_parameters={"num_attention_heads": HEADS, "image_size": 512, "interpolation_scale": 1.0},
-        )
+        convert(path, tmp_path / "out", image_size=512, interpolation_scale=1.0)
     assert error.value.exit_code == 3
     assert str(error.value).count("\n") == 0
     assert not (tmp_path / "out").exists()
@@ -85,8 +83,8 @@ def test_the_case_and_the_flag(tmp_path: Path) -> None:
     path.write_bytes(data[: start - 5000] + bytes(len(data) - start + 5000))
     words = "x_embedder.proj.weight, .*, y_embedder.y_proj.fc1.bias.*; zero as well: y_embedder.y_embedding"
     with pytest.raises(InputError, match=f"{words} .*; `allow_zeros` converts them as they are"):
-        converter.convert(path, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
-    done = converter.convert(path, tmp_path / "out", allow_zeros=True, hyper_parameters={"num_attention_heads": HEADS})
+        convert(path, tmp_path / "out")
+    done = convert(path, tmp_path / "out", allow_zeros=True)
     assert "the last 4 of 24 rows of t_embedder.mlp.0.weight are zero, where the file ends" in str(done.notes)
     assert [note for note in done.notes if REFUSED in note and note.endswith(": let through")]
     assert done.notes == done.record["notes"]
@@ -120,20 +118,15 @@ def test_any_one_tensor(
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-@pytest.mark.parametrize("to", ["diffusers", "original", "comfyui"])
-def test_any_part_of_a_fused_tensor(to: str, suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["out", "out.pth", "out.safetensors"])
+def test_any_part_of_a_fused_tensor(target: str, suffix: str, tmp_path: Path) -> None:
     """Wherever it goes, whole or in parts: q, k and v are looked at one by one."""
-    name = {"diffusers": "out", "original": "out.pth", "comfyui": "out.safetensors"}[to]
-    for part, which in enumerate(("to_q", "to_k", "to_v")):
+    to = {"out": "diffusers", "out.pth": "original", "out.safetensors": "comfyui"}[target]
+    for part, which in ((0, r"\(to_q\) "), (1, r"\(to_k\) "), (2, r"\(to_v\) "), (slice(3), "")):
         state = pixart()
-        state["blocks.1.attn.qkv.weight"][24 * part : 24 * (part + 1)] = 0
-        path = tmp_path / f"a.{suffix}"
-        save_file(state, path) if suffix == "safetensors" else save(state, path)
-        with pytest.raises(InputError, match=rf"blocks\.1\.attn\.qkv\.weight \({which}\) \(was"):
-            converter.convert(path, tmp_path / name, to=to, hyper_parameters={"num_attention_heads": HEADS})
-    state["blocks.1.attn.qkv.weight"][:] = 0
-    with pytest.raises(InputError, match=r"blocks\.1\.attn\.qkv\.weight \(was"):
-        convert(state, tmp_path, suffix)
+        state["blocks.1.attn.qkv.weight"].view(3, 24, 24)[part] = 0
+        with pytest.raises(InputError, match=rf"blocks\.1\.attn\.qkv\.weight {which}\(was"):
+            convert(saved(state, tmp_path / f"a.{suffix}"), tmp_path / target, to=to)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -164,10 +157,9 @@ FRESH: dict[str, Callable[[str], bool]] = {
 @pytest.mark.parametrize("kind", FRESH)
 def test_what_an_initialisation_leaves_at_zero(kind: str, tmp_path: Path) -> None:
     state = zeroed(pixart(micro_conditions=True), FRESH[kind])
-    if kind == "no key biases":
-        for block in range(2):
-            state[f"blocks.{block}.attn.qkv.bias"][24:48] = 0
-    done = convert(state, tmp_path)
+    for block in range(2 if kind == "no key biases" else 0):
+        state[f"blocks.{block}.attn.qkv.bias"][24:48] = 0
+    done = convert_state(state, tmp_path)
     (note,) = [note for note in done.notes if "zero" in note]
     assert note.startswith("zero throughout, as a training begins, and so not trained yet: ")
 
@@ -186,7 +178,7 @@ NOT_FRESH: dict[str, Callable[[str], bool]] = {
 def test_what_only_looks_so(kind: str, tmp_path: Path) -> None:
     state = zeroed(pixart(), NOT_FRESH[kind])
     with pytest.raises(InputError, match=REFUSED):
-        convert(state, tmp_path)
+        convert_state(state, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -210,49 +202,35 @@ def test_of_what_was_lost_nothing_begins(tmp_path: Path) -> None:
     assert not (tmp_path / "out.pth").exists()
 
 
-def test_a_buffer_may_be_zero(tmp_path: Path) -> None:
-    """A null caption: some trainers have none."""
-    done = convert(zeroed(pixart(), "y_embedder.y_embedding".__eq__), tmp_path)
-    assert "y_embedder.y_embedding: zero throughout" in done.notes
-
-
 def test_a_table_that_says_nothing_of_it(tmp_path: Path) -> None:
     """By default all is told and nothing refused; a single row that says so makes it strict."""
     keys = KeyMapping({"a [D D]": "x", "b.{}.c [D D]": "y.{}"})
     strict = KeyMapping({"a [D D]": ZeroInit("x"), "b.{}.c [D D]": "y.{}"})
-    state = {
-        f"{path}.{end}": torch.ones((2, 2) if end == "weight" else 2)
-        for path in ("a", "b.0.c", "b.1.c")
-        for end in ("weight", "bias")
-    }
+    state = {f"{path}.weight": torch.ones(2, 2) for path in ("a", "b.0.c", "b.1.c")}
+    state |= {key.replace("weight", "bias"): torch.ones(2) for key in state}
     for key in state:
         made = judged(zeroed(state, key.__eq__), tmp_path, keys)
         assert (made.refused, made.notes) == ("", [f"{key}: zero throughout"])
         assert judged(zeroed(state, key.__eq__), tmp_path, strict).lost == [key]
     assert judged(zeroed(state, lambda key: key.startswith("a.")), tmp_path, strict).refused == ""
-
-
-def test_a_tensor_of_no_elements_is_not_zero(tmp_path: Path) -> None:
-    keys = KeyMapping({"a.weight": "x.weight"})
-    assert judged({"a.weight": torch.zeros(0, 3)}, tmp_path, keys).refused == ""
+    # A tensor of no elements is not zero.
+    assert judged({"a.weight": torch.zeros(0, 3)}, tmp_path, KeyMapping({"a.weight": "x.weight"})).refused == ""
 
 
 @pytest.mark.parametrize("rows", [1, 2, 23])
 def test_a_last_row_may_be_meant_and_more_may_not(rows: int, tmp_path: Path) -> None:
+    """The last in a file of `safetensors`; within one they are no alarm, and a null caption may be zero."""
     state = pixart()
-    state["y_embedder.y_proj.fc2.weight"][24 - rows :] = 0  # the last in a file of `safetensors`
+    state["y_embedder.y_proj.fc2.weight"][24 - rows :] = 0
+    state["t_block.1.weight"][100:] = 0
+    state["y_embedder.y_embedding"][:] = 0
     if rows == 1:
-        assert convert(state, tmp_path).written
+        notes = [note for note in convert_state(state, tmp_path).notes if "zero" in note]
+        assert notes == ["y_embedder.y_embedding: zero throughout"]
         return
     words = f"the last {rows} of 24 rows of y_embedder.y_proj.fc2.weight are zero, where the file ends"
     with pytest.raises(InputError, match=words):
-        convert(state, tmp_path)
-
-
-def test_rows_within_a_file_are_no_alarm(tmp_path: Path) -> None:
-    state = pixart()
-    state["t_block.1.weight"][100:] = 0
-    assert not [note for note in convert(state, tmp_path).notes if "zero" in note]
+        convert_state(state, tmp_path)
 
 
 def test_what_rounds_to_zero_is_called_that(tmp_path: Path) -> None:
@@ -260,22 +238,11 @@ def test_what_rounds_to_zero_is_called_that(tmp_path: Path) -> None:
     state["blocks.0.attn.qkv.weight"] *= 1e-12
     words = r"blocks\.0\.attn\.qkv\.weight: zero throughout once rounded to float16; `allow_zeros`"
     with pytest.raises(InputError, match=words):
-        convert(state, tmp_path, dtype="float16")
-    assert convert(state, tmp_path, dtype="bfloat16").written
+        convert_state(state, tmp_path, dtype="float16")
+    assert convert_state(state, tmp_path, dtype="bfloat16").written
     lost = zeroed(state, "t_block.1.weight".__eq__)
     with pytest.raises(InputError, match=rf"1 tensor is {REFUSED} it: t_block\.1\.weight .*; .*once rounded"):
-        convert(lost, tmp_path, dtype="float16")
-
-
-def test_a_result_that_is_there_is_up_to_date(tmp_path: Path) -> None:
-    path, out = save(zeroed(pixart(), "t_block.1.weight".__eq__), tmp_path / "a.pth"), tmp_path / "out"
-    said: dict[str, Any] = {"num_attention_heads": HEADS}
-    converter.convert(path, out, **stated(allow_zeros=True, **said))
-    with pytest.raises(InputError, match=REFUSED):
-        is_up_to_date(path, out, **stated(**said))
-    (done,) = converted([Pair(str(path), str(out))], allow_zeros=True, **said)
-    assert done.status == "unchanged"
-    assert done.notes == [f"1 tensor is {REFUSED} it: t_block.1.weight (was its download completed?): let through"]
+        convert_state(lost, tmp_path, dtype="float16")
 
 
 def test_a_result_that_is_there_already_is_judged_as_it_was_written(tmp_path: Path) -> None:
@@ -289,18 +256,21 @@ def test_a_result_that_is_there_already_is_judged_as_it_was_written(tmp_path: Pa
     state["blocks.0.attn.qkv.bias"] *= 1e-12
     path = save(state, tmp_path / "a.pth")
     let = {"allow_zeros": True, "allow_overflow": True, "allow_nonfinite": True}
-    for name, target in (("diffusers", "out"), ("original", "out.pth")):
+    for name, target in (("diffusers", tmp_path / "out"), ("original", tmp_path / "out.pth")):
         said: dict[str, Any] = {"to": name, "dtype": "float16", "num_attention_heads": HEADS}
-        done = converter.convert(path, tmp_path / target, **stated(**let, **said))
-        told = is_up_to_date(path, tmp_path / target, **stated(**let, **said))
+        done = convert(path, target, **let, **said)
+        told = is_up_to_date(path, target, **stated(**let, **said))
         assert told == [note for note in done.notes if "zero" in note or "let through" in note]
         assert "y_embedder.y_embedding" in str(told)
         assert len(told) == 3
+        (again,) = converted([Pair(str(path), str(target))], **let, **said)
+        assert (again.status, again.notes) == ("unchanged", told)
         for flag in let:
+            less = let | {flag: False} | said
             with pytest.raises(InputError) as first:
-                converter.convert(path, tmp_path / target, **stated(overwrite=True, **let | {flag: False}, **said))
+                convert(path, target, overwrite=True, **less)
             with pytest.raises(InputError, match=f"`{flag}`") as again:
-                is_up_to_date(path, tmp_path / target, **stated(**let | {flag: False}, **said))
+                is_up_to_date(path, target, **stated(**less))
             assert str(again.value) == str(first.value)
     back = converter.convert(tmp_path / "out", tmp_path / "back.pth", **stated(to="original", **let))
     told = is_up_to_date(tmp_path / "out", tmp_path / "back.pth", **stated(to="original", **let))
@@ -317,7 +287,7 @@ def test_a_fused_tensor_of_any_shape(shape: tuple[int, ...], empty: bool, suffix
     for key in ("blocks.0.attn.qkv.weight", "blocks.1.attn.qkv.bias"):
         state[key] = torch.zeros(shape) if empty else torch.ones(shape)
     with pytest.raises(InputError) as error:
-        convert(state, tmp_path, suffix)
+        convert_state(state, tmp_path, suffix)
     assert "qkv" in str(error.value)
     assert "\n" not in str(error.value)
     made = converter.inspect(tmp_path / f"made.{suffix}", deep=True)

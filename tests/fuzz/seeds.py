@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from makers import CONTAINERS, GOLDEN, HEADS, ROOT, State, other, pixart, prefixed, save
+from makers import CONTAINERS, GOLDEN, ROOT, State, convert, other, pixart, prefixed, save
 from safetensors.torch import save_file
-
-import converter
 
 CASES = ROOT / "fixtures" / "cases"  # files in the shapes of public reports
 TINY = {"depth": 1, "hidden_size": 12, "caption_channels": 4, "tokens": 2, "input_size": 8, "pred_sigma": False}
@@ -53,8 +51,8 @@ def make(place: Path) -> Seeds:
     save_file(prefixed(other(state), "model.diffusion_model."), singles[1], metadata={"format": "pt"})
     save_file({key: tensor.contiguous() for key, tensor in mixed(tiny(2, torch.float32)).items()}, singles[2])
     folders = [place / "folder", place / "shards"]
-    converter.convert(archives[0], folders[0], hyper_parameters={"num_attention_heads": HEADS})
-    converter.convert(archives[0], folders[1], max_shard_size=2000, hyper_parameters={"num_attention_heads": HEADS})
+    convert(archives[0], folders[0])
+    convert(archives[0], folders[1], max_shard_size=2000)
     return Seeds(archives, singles, folders, archives[0], _texts(place, state))
 
 

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from makers import GOLDEN, HEADS
+from makers import GOLDEN, convert
 from server import Hub, Repo, etag, git_oid
 
-import converter
 from converter.errors import ConverterError, InputError
 from converter.hub import local
 from converter.hub.answers import UntrustedAnswer, check_same_repo, checked_commit, checked_names
@@ -264,9 +263,7 @@ def test_the_token_goes_to_no_other_host(path: str, hub: Hub, tmp_path: Path, mo
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    return converter.convert(
-        GOLDEN / "sigma-ms.pth", tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
-    ).path
+    return convert(GOLDEN / "sigma-ms.pth", tmp_path / "out").path
 
 
 Attack = Callable[[Hub, Repo], object]

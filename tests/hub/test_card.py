@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from makers import GOLDEN, HEADS, stated
+from makers import GOLDEN, convert
 
-import converter
 from converter.publishing.card import card
 from converter.publishing.target import MARK
 from converter.reports.report import FAIL, INCONCLUSIVE, PASS, Phase, Report
@@ -24,7 +23,7 @@ SECTIONS = ["What it was made from", "How", "Hyper-parameters", "Is it the same 
 
 
 def record_of(name: str, place: Path, **options: Any) -> dict[str, Any]:
-    done = converter.convert(GOLDEN / name, place, **stated(num_attention_heads=HEADS, dry_run=False, **options))
+    done = convert(GOLDEN / name, place, dry_run=False, **options)
     return done.record
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import GOLDEN, HEADS, Result
+from makers import GOLDEN, HEADS, Result, convert
 from server import Hub, Repo
 
 import converter
@@ -65,9 +65,7 @@ def test_a_target_that_is_in_the_way_is_said_before_anything_is_fetched(hub: Hub
 
 
 def test_the_library_takes_a_name_too(tmp_path: Path) -> None:
-    done = converter.convert(
-        "hf://someone/originals/sigma.pth", tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}
-    )
+    done = convert("hf://someone/originals/sigma.pth", tmp_path / "out")
     assert done.written
     with pytest.raises(converter.InputError, match="none/such"):
         converter.convert("none/such", tmp_path / "other")

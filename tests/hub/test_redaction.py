@@ -15,10 +15,9 @@ import pytest
 from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
-from makers import GOLDEN, HEADS
+from makers import GOLDEN, convert
 from server import Hub
 
-import converter
 from converter.cli.main import run
 from converter.cli.parity import parity
 from converter.errors import ConverterError
@@ -65,11 +64,7 @@ def test_what_a_server_repeats(
     hub.answer = lambda method, path: (status, body if how in ("body", "json", "cut") else b"")
     extra = {"header": {"X_Error_Message": words}, "redirect": {"Location": f"http://127.0.0.1:9/?token={TOKEN}"}}
     hub.headers = lambda method, path, true: {**true, **extra.get(how, {})}
-    made = (
-        converter.convert(SIGMA, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}).path
-        if status == 403
-        else None
-    )
+    made = convert(SIGMA, tmp_path / "out").path if status == 403 else None
     calls = [lambda: local("hf://owner/name/a.pth"), lambda: check("owner/name")]
     for call in [*calls, *([lambda: push(made, "owner/name")] if made else [])]:
         with pytest.raises(ConverterError) as raised:
@@ -103,7 +98,7 @@ def test_a_file_named_like_the_token_is_not_taken(hub: Hub, monkeypatch: pytest.
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
     hub.add("owner/name", {"hf_writer.pth": SIGMA.read_bytes()})
     with pytest.raises(ConverterError, match=r"a file '\*\*\*\.pth'"):
-        converter.convert("owner/name", tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
+        convert("owner/name", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -111,7 +106,7 @@ def test_a_page_that_repeats_the_token_is_told_without(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    out = converter.convert(SIGMA, tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS}).path
+    out = convert(SIGMA, tmp_path / "out").path
     page = json.dumps({"url": f"{hub.url}/owner/name?token=hf_writer", "name": "owner/name"}).encode()
     hub.add("owner/name", {})
     hub.answer = lambda method, path: (200, page) if path == "/api/repos/create" else None

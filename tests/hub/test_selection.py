@@ -43,11 +43,7 @@ FOLDERS = {
         [RECORD, SIDECAR, f"{T}{W}.safetensors"],
     ),
     "sidecar of somebody": ([SIDECAR, f"{W}.bin"], "", [f"{W}.bin"]),
-    "one variant": (
-        [*PIPELINE, f"{T}{W}.fp16.safetensors"],
-        "",
-        [f"{T}config.json", f"{T}{W}.fp16.safetensors"],
-    ),
+    "one variant": ([*PIPELINE, f"{T}{W}.fp16.safetensors"], "", [f"{T}config.json", f"{T}{W}.fp16.safetensors"]),
 }
 FILES = {
     "one original": (["README.md", "runs/epoch_5.pth", "epoch.txt"], "", ["runs/epoch_5.pth"]),

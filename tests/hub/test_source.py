@@ -12,7 +12,19 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants, file_download
-from makers import GOLDEN, HEADS, Result, diffusers_keyed, folder, launch, pixart, start, terminal, tree, within
+from makers import (
+    GOLDEN,
+    Result,
+    convert,
+    diffusers_keyed,
+    folder,
+    launch,
+    pixart,
+    start,
+    terminal,
+    tree,
+    within,
+)
 from server import Hub, sha256
 
 import converter
@@ -29,7 +41,7 @@ Files = dict[str, bytes]
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """A conversion, as a repository would hold it."""
     out = tmp_path_factory.mktemp("made") / "out"
-    return tree(converter.convert(GOLDEN / "sigma-ms.pth", out, hyper_parameters={"num_attention_heads": HEADS}).path)
+    return tree(convert(GOLDEN / "sigma-ms.pth", out).path)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +110,7 @@ def test_revisions(hub: Hub) -> None:
 
 def test_a_conversion_of_it_is_that_of_the_file(hub: Hub, converted: Files, tmp_path: Path) -> None:
     hub.add("owner/name", {"sigma-ms.pth": SIGMA})
-    done = converter.convert(local("owner/name"), tmp_path / "out", hyper_parameters={"num_attention_heads": HEADS})
+    done = convert(local("owner/name"), tmp_path / "out")
     assert tree(done.path) == converted
 
 

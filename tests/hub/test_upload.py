@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
-from makers import GOLDEN, HEADS, tree
+from makers import GOLDEN, convert, tree
 from server import Hub, Repo, sha256
 
 import converter
@@ -31,7 +31,7 @@ CARD = "README.md"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("made") / "out"
-    return converter.convert(GOLDEN / "sigma-ms.pth", target, hyper_parameters={"num_attention_heads": HEADS}).path
+    return convert(GOLDEN / "sigma-ms.pth", target).path
 
 
 @pytest.fixture
