@@ -6,7 +6,6 @@ whether a run succeeds: where it cannot be read or written there is a note, and 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -18,7 +17,7 @@ from ...checkpoint.file import InputFile
 from ...checkpoint.text_writer import write_text
 from ...errors import ConverterError, InputError, printable
 from ...reports.report import FAIL, PASS, Report
-from .digests import canonical
+from .digests import canonical, hashed
 
 # The first bytes of every cache. A file that begins otherwise is somebody else's, and is neither read nor overwritten.
 MARK = '{"format":"pixart parity cache","version":1,'
@@ -51,7 +50,8 @@ class Cache:
         if entry is None:
             return None
         try:
-            if entry["sha256"] != _proof(key, entry["date"], entry["report"]):
+            # Against a bit that flips in a verdict, and an entry that stands under another key.
+            if entry["sha256"] != hashed([key, entry["date"], entry["report"]]):
                 raise ValueError
             report = Report.from_dict(entry["report"])
             if report.verdict not in (PASS, FAIL):
@@ -69,7 +69,7 @@ class Cache:
         if report.verdict not in (PASS, FAIL):
             return
         content, when = report.as_dict(), (day or date.today()).isoformat()
-        self._entries[key] = {"date": when, "report": content, "sha256": _proof(key, when, content)}
+        self._entries[key] = {"date": when, "report": content, "sha256": hashed([key, when, content])}
         self._seen.add(key)
 
     def save(self) -> None:
@@ -129,11 +129,6 @@ class Cache:
         note = f"cache {printable(self.path)}: {words}"
         if note not in self.notes:
             self.notes.append(note)
-
-
-def _proof(key: str, when: str, report: dict[str, Any]) -> str:
-    """Against a bit that flips in a verdict, and an entry that stands under another key."""
-    return hashlib.sha256(canonical([key, when, report]).encode()).hexdigest()
 
 
 def _pruned(entries: dict[str, dict[str, Any]], run: int) -> dict[str, dict[str, Any]]:

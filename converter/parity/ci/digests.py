@@ -65,6 +65,10 @@ def key_of(pair: Pair, waivers: Sequence[Waiver] = (), today: date | None = None
         "waivers": [[asdict(waiver), waiver.active(day)] for waiver in waivers],
         "program": program(),
     }
+    return hashed(content)
+
+
+def hashed(content: Any) -> str:
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
@@ -82,16 +86,10 @@ def program() -> dict[str, str]:
     """The versions that a verdict depends on. Of this package the source too: a checkout changes between versions."""
     from importlib.metadata import entry_points
 
-    versions = {"report": str(REPORT_VERSION), "converter": __version__, "source": _source()}
+    root = Path(__file__).resolve().parents[2]
+    source = {path.relative_to(root).as_posix(): sha256(path) for path in root.rglob("*.py")}
+    versions = {"report": str(REPORT_VERSION), "converter": __version__, "source": hashed(source)}
     versions |= {package: version_of(package) for package in ("torch", "diffusers", "numpy")}
     for point in entry_points(group="converter.families"):
         versions[f"family {point.name}"] = f"{point.value} {point.dist.version if point.dist else ''}"
     return versions
-
-
-def _source() -> str:
-    root, digest = Path(__file__).resolve().parents[2], hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        sha = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.relative_to(root).as_posix()}\0{sha}\n".encode())
-    return digest.hexdigest()
