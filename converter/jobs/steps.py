@@ -14,7 +14,7 @@ from ..conversion.pairs import Pair
 from ..errors import ConverterError, printable
 from ..filenames import PARITY
 from ..hub import local
-from ..parity.ci.digests import program
+from ..parity.ci.cache import program
 from ..reports.report import NOT_RUN, PASS, Report
 from .comparisons import lines
 

@@ -6,7 +6,7 @@ Running the nets cannot replace it: a bias that softmax does not see, or one las
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import prod
@@ -63,9 +63,10 @@ def audit(sides: Sides, step: Callable[[int], None] = lambda count: None, only: 
         checks += [*_sidecar_checks(sides, notes), *_buffer_checks(sides, notes)]
     notes += [f"{key} is left over from an old conversion, and not used" for key in strays]
     if failed := [check for check in checks if check.passed is False]:
-        total = sum(len(move.parts) for move in moves)
-        count = sum(map(len, wrong.values()))
-        return _failed(failed, notes, f"{count} of {total} converted tensors are not the original's" if wrong else "")
+        total, count = sum(len(move.parts) for move in moves), sum(map(len, wrong.values()))
+        words = f"{count} of {total} converted tensors are" if wrong else "the converted weights are"
+        more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+        return Phase("weights", FAIL, f"{words} not the original's: {failed[0].words}{more}", failed, notes=notes)
     kind = f"{'rounded' if sides.rounded else 'widened'} to {sides.cast}" if sides.cast else "byte for byte"
     total = sum(prod(sides.original[move.origin].shape) for move in moves)
     words = (
@@ -77,12 +78,6 @@ def audit(sides: Sides, step: Callable[[int], None] = lambda count: None, only: 
 
 def _wrong(what: str, words: str, statistic: str = "bytes") -> Check:
     return Check(what, statistic, passed=False, words=words)
-
-
-def _failed(checks: list[Check], notes: Iterable[str] = (), words: str = "") -> Phase:
-    words = words or "the converted weights are not the original's"
-    more = f", and {len(checks) - 1} more" if len(checks) > 1 else ""
-    return Phase("weights", FAIL, f"{words}: {checks[0].words}{more}", checks, notes=list(notes))
 
 
 def doubt(weights: Phase, sides: Sides) -> Phase:

@@ -53,41 +53,46 @@ def lockstep(
     with torch.inference_mode():
         values: Values = case.tensors(dtype, device)
         for stage in original.stages:
-            inside: dict[str, Tensor] = {}
-            output = stage.run(values, inside.__setitem__)
-            right, floors = output, None
+            right, floors = _ran(stage, values), None
+            output = right[0]
             if stage.name in truths:
-                own, inside = inside, {}
-                right = truths[stage.name].run(as_float64(values), inside.__setitem__)
-                floors = {part: relative(own[part], truth) for part, truth in inside.items() if part in own}
-                floors[""] = error_of(output, right, values)
-            error = _compared(theirs.get(stage.name), values, (right, inside), floors)
-            errors.append({"name": stage.name} | error)
+                own, right = right, _ran(truths[stage.name], as_float64(values))
+                floors = _apart(own, right, values)
+            errors.append(_compared(theirs.get(stage.name), values, right, floors) | {"name": stage.name})
             values = values | output
     return errors
+
+
+def _ran(stage: Stage, values: Values) -> tuple[Values, Values]:
+    """What comes of a stage, and what it tells of its inside."""
+    inside: dict[str, Tensor] = {}
+    return stage.run(values, inside.__setitem__), inside
+
+
+def _apart(candidate: tuple[Values, Values], truth: tuple[Values, Values], values: Values) -> dict[str, float]:
+    """How far two runs of a stage are apart: inside, as far as both tell, and in all ("")."""
+    (output, heard), (right, inside) = candidate, truth
+    return {"": error_of(output, right, values)} | {
+        part: relative(heard[part].reshape(wanted.shape), wanted)
+        for part, wanted in inside.items()
+        if part in heard and heard[part].numel() == wanted.numel()
+    }
 
 
 def _compared(
     stage: Stage | None, values: Values, truth: tuple[Values, Values], floors: dict[str, float] | None
 ) -> StageError:
-    """One stage against what is right, as a whole and inside; `floors`: what the original itself is off by, inside and
-    ("") in all."""
+    """One stage against what is right; `floors`: what the original itself is off by."""
     if stage is None:
         return _off(inf) | {"inside": [], "why": "the converted net has none"}
-    heard: dict[str, Tensor] = {}
     try:
-        candidate = stage.run(values, heard.__setitem__)
+        candidate = _ran(stage, values)
     except Exception as failure:  # a net that is wrong may fail in any way
         return _off(inf) | {"inside": [], "why": f"{type(failure).__name__}: {printable(failure)}"}
-    right, inside = truth
-    whole = _off(error_of(candidate, right, values), floors)
-    if whole["faulty"]:
-        whole["inside"] = [
-            {"name": part} | _off(relative(heard[part].reshape(wanted.shape), wanted), floors, part)
-            for part, wanted in inside.items()
-            if part in heard and heard[part].numel() == wanted.numel()
-        ]
-    return whole
+    whole, *inside = (
+        {"name": part} | _off(error, floors, part) for part, error in _apart(candidate, truth, values).items()
+    )
+    return whole | {"inside": inside} if whole["faulty"] else whole
 
 
 def _off(error: float, floors: dict[str, float] | None = None, part: str = "") -> StageError:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .gates import GATING, SHOWN, Statistics
 
+MOST = 1 << 22  # numbers that quantiles are taken of, evenly; torch has a limit of its own
+
 
 def compare(candidate: Tensor, reference: Tensor, patch: int = 1) -> Statistics:
     """Compare two outputs of one shape, (batch, channels, height, width).
@@ -40,7 +42,8 @@ def compare(candidate: Tensor, reference: Tensor, patch: int = 1) -> Statistics:
     channel = error.square().mean(dim=(0, 2, 3)).sqrt().max()
     n, c, h, w = error.shape
     places = error.reshape(n, c, h // patch, patch, w // patch, patch).square().mean(dim=(0, 1, 2, 4)).sqrt().max()
-    half, most = torch.quantile(_thinned(size), torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
+    thinned = size.flatten()[:: -(-size.numel() // MOST)]  # quantiles are shown and gate nothing
+    half, most = torch.quantile(thinned, torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
     norms = float(a.norm() * b.norm())
     relative = float(error.norm() / (b.norm() if scale else 1.0))
     gated = relative, float(size.max()) / unit, float(channel) / unit, float(places) / unit
@@ -55,12 +58,6 @@ def compare(candidate: Tensor, reference: Tensor, patch: int = 1) -> Statistics:
     return Statistics(
         dict(zip(GATING, gated, strict=True)), dict(zip(SHOWN, shown, strict=True)), nonfinite=(0, 0), scale=scale
     )
-
-
-def _thinned(values: Tensor, limit: int = 1 << 22) -> Tensor:
-    """At most `limit` of the values, evenly: quantiles are shown and gate nothing, and torch has a limit of its own."""
-    flat = values.flatten()
-    return flat[:: -(-flat.numel() // limit)]
 
 
 def relative(candidate: Tensor, reference: Tensor, base: Tensor | None = None) -> float:

@@ -189,8 +189,8 @@ def test_an_option_may_be_what_the_checker_takes(folder: Path, name: str, value:
 
 def test_reading_it_imports_neither_torch_nor_diffusers() -> None:
     program = (
-        "import sys, converter.parity.ci.settings, converter.parity.ci.batch, converter.parity.ci.digests as digests;"
-        "digests.program();"
+        "import sys, converter.parity.ci.settings, converter.parity.ci.batch, converter.parity.ci.cache as cache;"
+        "cache.program();"
         "print(*(m for m in ('torch', 'diffusers', 'numpy') if m in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -13,8 +13,7 @@ from ...conversion.pairs import Pair
 from ...errors import InputError, UsageError, as_flags, explained, printable
 from ...reports.report import EXIT_CODES, FAIL, INTERNAL, REJECTED, Report, worst
 from ..waivers import Waiver
-from .cache import Cache
-from .digests import key_of, stamp
+from .cache import Cache, key_of, stamp
 
 
 def run(

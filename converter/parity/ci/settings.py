@@ -167,10 +167,5 @@ def chosen(
 
 def _merged(*layers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options and hyper-parameters of several layers, the later ones over the earlier ones."""
-    options: dict[str, Any] = {}
-    given: dict[str, Any] = {}
-    for layer in layers:
-        options |= layer
-        given |= layer.get("given", {})
-    options.pop("given", None)
-    return options, given
+    options = {name: value for layer in layers for name, value in layer.items() if name != "given"}
+    return options, {name: value for layer in layers for name, value in layer.get("given", {}).items()}
