@@ -18,7 +18,7 @@ from converter.checkpoint.json_file import read_json
 from converter.conversion.analysis import analyse
 from converter.models.pixart.parity import PARITY
 from converter.parity.session import Session
-from converter.parity.weight_pair import WeightPair
+from converter.parity.sides import Sides
 
 NAMES = ("alpha-ms", "sigma-ms", "alpha-fixed")  # the golden models that stock diffusers can hold
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -57,14 +57,14 @@ def small(at: Path, state: State | None = None, **options: Any) -> Pair:
 @contextmanager
 def sides(
     original: Path, converted: Mapping[str, torch.Tensor], cast: str = "", sidecar: Any = None, **given: Any
-) -> Iterator[WeightPair]:
+) -> Iterator[Sides]:
     """A checkpoint against a state dict in memory."""
     said = {"num_attention_heads": HEADS} | given
     with open_checkpoint(original) as ours:
         looked = analyse(ours, said)
         family = looked.require()
         kept = memory_tensors(sidecar) if sidecar is not None else None
-        yield WeightPair(family, looked.found, looked.plan, ours, memory_tensors(converted), kept, cast)
+        yield Sides(family, looked.found, looked.plan, ours, memory_tensors(converted), kept, cast)
 
 
 @contextmanager
@@ -77,8 +77,8 @@ def session(pair: Pair, change: Any = None, config: Mapping[str, Any] | None = N
         state = {key: tensor.torch().clone() for key, tensor in theirs.items()}
         if change:
             change(state)
-        made = WeightPair(looked.require(), looked.found, looked.plan, ours, memory_tensors(state))
-        yield Session(made, PARITY, read_json(pair.model / "config.json") | dict(config or {}), {}, "cpu")
+        theirs, fields = memory_tensors(state), read_json(pair.model / "config.json") | dict(config or {})
+        yield Session(Sides(looked.require(), looked.found, looked.plan, ours, theirs, spec=PARITY, config=fields))
 
 
 def keyed(state: State) -> State:

@@ -149,7 +149,7 @@ def test_parity_json(cli: Run, convert: Run, tmp_path: Path, monkeypatch: pytest
     assert kept
     found |= {*fields(kept.run, ("run",))}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    found |= {*fields(environment("cuda", ["float64"]).as_dict(), ("environment",))}
+    found |= {*fields(environment("cuda", ["float64"]), ("environment",))}
     found |= {*fields(_below_float64(), ("phases", "[]", "detail", "localisation", "stages"))}
     found |= {*fields(_sampled(), ("phases", "[]", "detail"))}
     assert compare(documented("parity.json"), found) == []
@@ -183,7 +183,7 @@ def _below_float64() -> Any:
         return Staged([stage(number, factor) for number, factor in enumerate(factors)])
 
     case = Case("noise", {"x": noise(1, 4)})
-    return [stage.as_dict() for stage in lockstep(net(2, 3), net(5), case, dtype=torch.float32, exact=net(2, 3))]
+    return lockstep(net(2, 3), net(5), case, dtype=torch.float32, exact=net(2, 3))
 
 
 def _sampled() -> Any:

@@ -100,6 +100,12 @@ class Record:
         return self.content if self.content.get("layout") == "original" else self.content.get("origin") or {}
 
     @property
+    def source(self) -> dict[str, Any]:
+        """What was converted first: its `weights`, `where` they lie and its `size`; empty where there is no record."""
+        source: dict[str, Any] = (self.origin or self.content).get("source", {})
+        return source
+
+    @property
     def rows(self) -> dict[str, dict[str, Any]]:
         """The rows of the plan of that conversion by the original key, in the original file's order."""
         return {row["source"]: row for row in self.origin.get("plan", ())}

@@ -14,8 +14,7 @@ from ..conversion.pairs import Pair
 from ..errors import ConverterError, UsageError, printable
 from ..parity.ci import batch
 from ..parity.ci.cache import Cache
-from ..parity.ci.settings import chosen, load_settings
-from ..parity.ci.waiver_files import load_waivers
+from ..parity.ci.settings import chosen, load_settings, load_waivers
 from ..parity.provenance import files_of
 from ..reports import KINDS, card, render
 from ..reports.report import INTERNAL, PASS, REJECTED, Report

@@ -14,7 +14,7 @@ from ..conversion.pairs import Pair
 from ..errors import ConverterError, printable
 from ..filenames import PARITY
 from ..hub import local
-from ..parity.ci.digests import program
+from ..parity.ci.cache import program
 from ..reports.report import NOT_RUN, PASS, Report
 from .comparisons import lines
 
@@ -88,7 +88,7 @@ def _passed_before(original: str, folder: Path) -> Report | None:
         if report.run["program"] != program():
             return None
         for side, path in ((report.original, local(original, quiet=True)), (report.converted, folder)):
-            if side["sha256"] != digests_of(path).sha256:
+            if side["sha256"] != digests_of(path)["sha256"]:
                 return None
     except (ConverterError, TypeError, KeyError, AttributeError, ValueError, RecursionError):
         return None

@@ -6,20 +6,18 @@ Running the nets cannot replace it: a bias that softmax does not see, or one las
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-
-import numpy as np
+from math import prod
 
 from ..conversion.zeros import find_zeros
 from ..errors import printable
-from ..mapping import MappingError, Move, Parameter, fold
+from ..mapping import Move, Parameter, fold
 from ..mapping.rows import Row
 from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
-from .misplaced import difference_in_words
-from .read_buffers import Bytes, as_dtype, equal_in_pieces, pieces
-from .weight_pair import WeightPair
+from .misplaced import Owners, belonging, equal
+from .sides import Sides
 
 WORKERS = 2  # reading, comparing and checksums run without the interpreter's lock
 FEW = 32  # tensors, for which threads are not worth it
@@ -27,54 +25,50 @@ LAST_BITS = 1e-5  # of elements of at most 1, above what other versions of the s
 _SAME = Row.parse("kept", Parameter("kept"))  # the sidecar holds tensors as they were
 
 
-def audit(
-    pair: WeightPair, step: Callable[[int], None] = lambda count: None, only: Collection[str] | None = None
-) -> Phase:
+def audit(sides: Sides, step: Callable[[int], None] = lambda count: None, only: Collection[str] | None = None) -> Phase:
     """Every byte of the original accounted for: mapped, in the sidecar, or recomputed; and nothing else in the model.
 
     Args:
         step: called with the number of tensors compared since the last call.
-        only: the converted keys whose bytes are compared, where all others were before; default: everything.
+        only: the converted keys whose bytes are compared, all others being known: only whether they differ counts.
 
     Returns: the phase 'weights', with a check for every kind of finding.
     """
-    checks: list[Check] = []
-    try:
-        back = pair.family.keys.plan_back(pair.converted)
-    except MappingError as error:
-        return _failed([Check("keys", "bijection", passed=False, words=problem) for problem in error.problems])
-    wanted = {move.origin: move for move in pair.plan.moves}
-    present = {move.origin: move for move in back.moves}
-    missing = [name for key in wanted.keys() - present.keys() for name in wanted[key].parts]
-    extra = [name for key in present.keys() - wanted.keys() for name in present[key].parts]
-    for what, names in (("missing", missing), ("extra", extra)):
-        checks += [Check("keys", "bijection", passed=False, words=f"{what}: {name}") for name in fold(sorted(names))]
-    moves = [present[key] for key in wanted if key in present]
+    parts = {name for move in sides.plan.moves for name in move.parts}
+    strays = [*sides.family.keys.targets.survey(sides.converted).extras]
+    missing, extra = parts - sides.converted.keys(), sides.converted.keys() - parts - {*strays}
+    checks = [
+        _wrong("keys", f"{what}: {name}", "bijection")
+        for what, names in (("missing", missing), ("extra", extra))
+        for name in fold(sorted(names))
+    ]
+    moves = [move for move in sides.plan.moves if missing.isdisjoint(move.parts)]
     if only is not None:
         moves = [move for move in moves if not {*only}.isdisjoint(move.parts)]
+    owners = Owners(sides) if only is None else None
+    wrong: dict[str, list[str]] = defaultdict(list)  # what is wrong -> keys: of every kind with numbers one alone
 
     def compare(move: Move) -> dict[str, str]:
-        result = difference(pair, move)
+        result = difference(sides, move, owners)
         step(1)
         return result
 
-    if len(moves) < FEW:  # each thread has its own buffers, and takes a while to release them
-        results = list(map(compare, moves))
-    else:
-        with ThreadPoolExecutor(WORKERS) as pool:
-            results = list(pool.map(compare, moves))
-    wrong = {name: kind for result in results for name, kind in result.items()}
-    checks += _difference_checks(wrong)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for result in (map if len(moves) < FEW else pool.map)(compare, moves):
+            for name, kind in result.items():
+                wrong[kind].append(name)
+    checks += [_wrong(name, f"{name} {kind}") for kind, names in wrong.items() for name in fold(names)]
     notes: list[str] = []
     if only is None:
-        checks += [*_sidecar_checks(pair, notes), *_buffer_checks(pair, notes)]
-    notes += [f"{key} is left over from an old conversion, and not used" for key in back.extras]
+        checks += [*_sidecar_checks(sides, notes), *_buffer_checks(sides, notes)]
+    notes += [f"{key} is left over from an old conversion, and not used" for key in strays]
     if failed := [check for check in checks if check.passed is False]:
-        total = sum(len(move.parts) for move in moves)
-        words = f"{len(wrong)} of {total} converted tensors are not the original's" if wrong else ""
-        return _failed(failed, notes, words)
-    kind = f"{'rounded' if pair.rounded else 'widened'} to {pair.cast}" if pair.cast else "byte for byte"
-    total = sum(int(np.prod(pair.original[move.origin].shape)) for move in moves)
+        total, count = sum(len(move.parts) for move in moves), sum(map(len, wrong.values()))
+        words = f"{count} of {total} converted tensors are" if wrong else "the converted weights are"
+        more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+        return Phase("weights", FAIL, f"{words} not the original's: {failed[0].words}{more}", failed, notes=notes)
+    kind = f"{'rounded' if sides.rounded else 'widened'} to {sides.cast}" if sides.cast else "byte for byte"
+    total = sum(prod(sides.original[move.origin].shape) for move in moves)
     words = (
         f"all {len(moves)} tensors ({total / 1e6:.4g} M numbers) are the original's, {kind}; none missing, none extra"
     )
@@ -82,13 +76,11 @@ def audit(
     return Phase("weights", PASS, words, checks, notes=notes)
 
 
-def _failed(checks: list[Check], notes: Iterable[str] = (), words: str = "") -> Phase:
-    words = words or "the converted weights are not the original's"
-    more = f", and {len(checks) - 1} more" if len(checks) > 1 else ""
-    return Phase("weights", FAIL, f"{words}: {checks[0].words}{more}", checks, notes=list(notes))
+def _wrong(what: str, words: str, statistic: str = "bytes") -> Check:
+    return Check(what, statistic, passed=False, words=words)
 
 
-def doubt(weights: Phase, pair: WeightPair) -> Phase:
+def doubt(weights: Phase, sides: Sides) -> Phase:
     """The phase 'weights', no PASS where equal weights prove less than they seem to.
 
     - Both sides may hold zeros that no training leaves so, as of a download that was not completed. Nothing of the
@@ -98,13 +90,13 @@ def doubt(weights: Phase, pair: WeightPair) -> Phase:
     """
     if weights.verdict != PASS:
         return weights  # where they differ, that is what there is to report
-    zeros = find_zeros(pair.plan, pair.original)
+    zeros = find_zeros(sides.plan, sides.original)
     weights.notes += zeros.notes
-    unused = (pair.seen or pair.found).unused_buffers
+    unused = (sides.seen or sides.found).unused_buffers
     other_buffers = [
         f"{key} {what}, and the original uses it as it is: the nets are compared with the computed one"
-        for key, (comparison, _, what) in pair.recomputed.items()
-        if key in pair.exact and comparison.difference > LAST_BITS and key not in unused
+        for key, (comparison, _, what) in sides.recomputed.items()
+        if key in sides.exact and comparison.difference > LAST_BITS and key not in unused
     ]
     if zeros.refused:
         weights.verdict = INCONCLUSIVE
@@ -114,78 +106,59 @@ def doubt(weights: Phase, pair: WeightPair) -> Phase:
     return weights
 
 
-def matches(pair: WeightPair, count: int = 3) -> bool:
+def matches(sides: Sides, count: int = 3) -> bool:
     """Whether the first few tensors are the original's: enough to tell one set of weights from another."""
-    moves = pair.family.keys.plan_back(pair.converted).moves[:count]
-    return bool(moves) and not any(difference(pair, move) for move in moves)
+    moves = sides.plan.moves[:count]
+    there = all(name in sides.converted for move in moves for name in move.parts)
+    return there and not any(difference(sides, move) for move in moves)
 
 
-def difference(pair: WeightPair, move: Move) -> dict[str, str]:
-    """Converted key -> what is wrong with its tensor: those of a move, of either direction, have to be what its
-    operation makes of the source's bytes, or of their declared rounding."""
-    key, operation, count = move.origin, move.operation, len(move.parts)
-    source, parts = pair.original[key], [pair.converted[name] for name in move.parts]
-    shape = operation.source_shape(tuple(parts[0].shape), count)
-    if shape != tuple(source.shape):
-        return dict.fromkeys(move.parts, f"has shape {list(shape)}, not {list(source.shape)}")
-    kinds = {part.dtype.name for part in parts}
-    rounded = bool(pair.cast) and kinds == {pair.cast} and source.dtype.name != pair.cast
-    if kinds != {source.dtype.name} and not rounded:
-        kind = "/".join(sorted(kinds))
-        floating = len(kinds) == 1 and parts[0].dtype.floating
-        hint = f"; --cast {kind} if that was meant" if floating and not pair.cast else ""
-        return dict.fromkeys(move.parts, f"is {kind}, and the original is {source.dtype.name}{hint}")
-    if pair.cast and kinds != {pair.cast}:
-        words = f"is {source.dtype.name} as in the original, and was declared to be rounded to {pair.cast}"
-        return dict.fromkeys(move.parts, words)
-    one, other = pair.buffers.pair
-    if not rounded and operation.in_order(count) and equal_in_pieces(pieces([source], one), pieces(parts, other)):
-        return {}
-    data = pair.buffers.read(source)
-    if rounded:
-        data = as_dtype(data, source.dtype, parts[0].dtype)
-    wrong: dict[str, str] = {}
-    # Groups of rows are as many equal runs of its bytes.
-    for name, part, right in zip(move.parts, parts, operation.forward(data, count), strict=True):
-        if not equal_in_pieces(pieces([part], other), iter([right] if len(right) else [])):
-            wrong[name] = "differs" if pair.brief else _described(pair, name, right)
-    return wrong
+def difference(sides: Sides, move: Move, owners: Owners | None = None) -> dict[str, str]:
+    """Converted key -> what is wrong with its tensor: those of a move have to be what its operation makes of the
+    source's bytes, or of their declared rounding.
+
+    Args:
+        owners: to say what stands there instead; without it that they differ is enough.
+    """
+    source, wrong = sides.original[move.origin], dict[str, str]()
+    held, rights = [sides.converted[name] for name in move.parts], belonging(sides, move)
+    for name, part, right in zip(move.parts, held, rights, strict=True):
+        kind = part.dtype.name
+        if part.dtype == source.dtype != right.dtype:
+            wrong[name] = f"is {kind} as in the original, and was declared to be rounded to {sides.cast}"
+        elif part.dtype != right.dtype:
+            meant = part.dtype.floating and not sides.cast and all(other.dtype == part.dtype for other in held)
+            hint = f"; --cast {kind} if that was meant" if meant else ""
+            wrong[name] = f"is {kind}, and the original is {source.dtype.name}{hint}"
+        elif tuple(part.shape) != tuple(right.shape):
+            wrong[name] = f"has shape {list(part.shape)}, not {list(right.shape)}"
+    same = source.dtype == rights[0].dtype and move.operation.in_order(len(held))
+    if wrong or (same and equal([source], held)):
+        return wrong
+    return {
+        name: owners.described(name, part, right) if owners else "differs"
+        for name, part, right in zip(move.parts, held, rights, strict=True)
+        if not equal([part], [right])
+    }
 
 
-def _described(pair: WeightPair, name: str, right: Bytes) -> str:
-    tensor = pair.converted[name]
-    stored = np.frombuffer(tensor.read(), np.uint8)
-    owner = pair.index.owner(name, tensor, stored) if stored.any() else ""
-    return f"holds what belongs in {owner}" if owner else difference_in_words(stored, right, tensor.dtype)
-
-
-def _difference_checks(wrong: Mapping[str, str]) -> Iterator[Check]:
-    """One check for every kind of difference, the keys folded over the blocks; kinds with numbers stay apart."""
-    by_kind: dict[str, list[str]] = defaultdict(list)
-    for name, kind in wrong.items():
-        by_kind[kind].append(name)
-    for kind, names in by_kind.items():
-        for name in fold(names):
-            yield Check(name, "bytes", passed=False, words=f"{name} {kind}")
-
-
-def _sidecar_checks(pair: WeightPair, notes: list[str]) -> Iterator[Check]:
+def _sidecar_checks(sides: Sides, notes: list[str]) -> Iterator[Check]:
     """What the converted model has no place for: the sidecar's tensors against the original's."""
-    for key, name in pair.plan.extras.items():
-        if pair.sidecar is None or name not in pair.sidecar:
+    for key, name in sides.plan.extras.items():
+        if sides.sidecar is None or name not in sides.sidecar:
             notes.append(f"{key} has no home in the converted model, and no sidecar keeps it")
             continue
         # A conversion that rounds the model may leave the sidecar as it is.
-        unchanged = pair.sidecar[name].dtype == pair.original[key].dtype
-        sidecar = replace(pair, converted=pair.sidecar, cast="" if unchanged else pair.cast)
-        wrong = difference(sidecar, Move((key,), (name,), _SAME))
+        unchanged = sides.sidecar[name].dtype == sides.original[key].dtype
+        sidecar = replace(sides, converted=sides.sidecar, cast="" if unchanged else sides.cast)
+        wrong = difference(sidecar, Move((key,), (name,), _SAME), Owners(sidecar))
         words = f"{name} of the sidecar {wrong[name]}" if wrong else f"{name} is kept in the sidecar, byte for byte"
         yield Check(name, "bytes", passed=not wrong, words=words)
 
 
-def _buffer_checks(pair: WeightPair, notes: list[str]) -> Iterator[Check]:
+def _buffer_checks(sides: Sides, notes: list[str]) -> Iterator[Check]:
     """The stored buffers against what the target computes in their place."""
-    for key, (comparison, dispensable, what) in pair.recomputed.items():
+    for key, (comparison, dispensable, what) in sides.recomputed.items():
         if comparison.equal:
             yield Check(key, "recomputed", passed=True, words=f"{key} is what the target computes, bit for bit")
             continue

@@ -8,40 +8,22 @@ from itertools import combinations
 
 from ..mapping import Move, Plan
 from ..mapping.rows import Row
-from ..nets.faults import (
-    BOTH,
-    WEIGHTS,
-    Change,
-    Fault,
-    drifted,
-    exchanged,
-    halved,
-    last_bit,
-    not_a_number,
-    scaled,
-    transposed,
-    zeroed,
-)
+from ..nets import faults as done
+from ..nets.faults import BOTH, WEIGHTS, Change, Fault
+from ..nets.spec import ParitySpec
+from .sides import UNAVAILABLE
 
 WEIGHTS_ONLY = frozenset({WEIGHTS})
 Changes = dict[str, tuple[str, Change | None]]
 
 
-def catalogue(
-    plan: Plan,
-    invisible_biases: tuple[str, ...] = (),
-    block: int | None = None,
-    *,
-    invisible_scales: tuple[str, ...] = (),
-    invisible_swaps: tuple[tuple[str, str], ...] = (),
-) -> list[Fault]:
+def catalogue(plan: Plan, model: ParitySpec = UNAVAILABLE, block: int | None = None) -> list[Fault]:
     """All of them, for one model.
 
     Args:
         plan: of the original state dict, with its moves and stacks of blocks.
-        invisible_biases: ends of target paths whose bias no output depends on.
+        model: says which faults no output shows.
         block: the one that single tensors are taken from; default: the last.
-        invisible_scales, invisible_swaps: as of `ParitySpec`.
     """
     by_row: dict[Row, list[Move]] = defaultdict(list)
     for move in plan.moves:
@@ -49,15 +31,15 @@ def catalogue(
     rows = [_RowFaults(row, moves, plan, block) for row, moves in by_row.items()]
     faults: list[Fault] = []
     for row in rows:
-        faults += [*row.swapped(), *row.one_copy(), *row.by_itself(invisible_biases, invisible_scales)]
-    faults += _mistaken(rows, invisible_swaps)
+        faults += [*row.swapped(), *row.one_copy(), *row.by_itself(model)]
+    faults += _mistaken(rows, model.invisible_swaps)
     stacks = {path: count for path, count in plan.stacks.items() if count > 1}
     for path, count in stacks.items():
         faults += _block_faults(plan, path, count)
     if stacks:
         every = [target for move in plan.moves for target in move.parts]
-        faults.append(Fault("all weights rounded to half", BOTH, _changed(every, halved)))
-        faults.append(Fault("all weights scaled by 1 %", BOTH, _changed(every, scaled)))
+        faults.append(Fault("all weights rounded to half", BOTH, _changed(every, done.halved)))
+        faults.append(Fault("all weights scaled by 1 %", BOTH, _changed(every, done.scaled)))
     return faults
 
 
@@ -76,7 +58,6 @@ def _short(path: str) -> str:
 
 
 def _of(plan: Plan, path: str) -> str:
-    """Which blocks, where there are others."""
     return f" of {path}" if len(plan.stacks) > 1 else ""
 
 
@@ -111,36 +92,37 @@ class _RowFaults:
         """One copy that is not what the others are, as after further training in the target."""
         for move in (move for move in self.chosen if move.operation.must_agree):
             copy, kind = move.parts[-1], "bias" if move.place[1] == ".bias" else "weight"
-            for what, change, seen in (("scaled by 1 %", scaled, BOTH), ("off by a last bit", last_bit, WEIGHTS_ONLY)):
-                yield Fault(f"{kind} {what} in one of {len(move.parts)} copies: {copy}", seen, _changed([copy], change))
+            where = f"in one of {len(move.parts)} copies: {copy}"
+            yield Fault(f"{kind} scaled by 1 % {where}", BOTH, _changed([copy], done.scaled))
+            yield Fault(f"{kind} off by a last bit {where}", WEIGHTS_ONLY, _changed([copy], done.last_bit))
 
-    def by_itself(self, invisible_biases: tuple[str, ...], invisible_scales: tuple[str, ...]) -> Iterator[Fault]:
+    def by_itself(self, model: ParitySpec) -> Iterator[Fault]:
         """What can go wrong with its tensors by themselves; with copies, all of them alike."""
         row, name = self.row, f"{self.name} of {self.where}"
         first = self.separate(next(move for move in self.chosen if move.place[1] != ".bias"))[0]
-        seen = WEIGHTS_ONLY if self.path.endswith(invisible_scales) else BOTH
-        yield Fault(f"{name} scaled by 1 %", seen, _changed(first, scaled))
-        yield Fault(f"{name} rounded to half", BOTH, _changed(first, halved), faint=True)
-        yield Fault(f"last bit of {name}", WEIGHTS_ONLY, _changed(first, last_bit))
+        seen = WEIGHTS_ONLY if self.path.endswith(model.invisible_scales) else BOTH
+        yield Fault(f"{name} scaled by 1 %", seen, _changed(first, done.scaled))
+        yield Fault(f"{name} rounded to half", BOTH, _changed(first, done.halved), faint=True)
+        yield Fault(f"last bit of {name}", WEIGHTS_ONLY, _changed(first, done.last_bit))
         for biases in [self.separate(move) for move in self.chosen if move.place[1] == ".bias"]:
             for path, bias in zip(row.targets, biases, strict=False):
-                seen = WEIGHTS_ONLY if any(bias[0].endswith(f"{end}.bias") for end in invisible_biases) else BOTH
+                hidden = bias[0].removesuffix(".bias").endswith(model.invisible_biases)
                 what = f"bias of {_short(path)} of {self.where}"
-                yield Fault(f"{what} dropped", seen, _changed(bias, zeroed), faint=True)
-                yield Fault(f"last bit of the {what}", WEIGHTS_ONLY, _changed(bias, last_bit))
-        yield from self._rows(name)
+                seen = WEIGHTS_ONLY if hidden else BOTH
+                yield Fault(f"{what} dropped", seen, _changed(bias, done.zeroed), faint=True)
+                yield Fault(f"last bit of the {what}", WEIGHTS_ONLY, _changed(bias, done.last_bit))
+        yield from self._reordered(name)
         square = len(row.pattern) >= 2 and row.part_pattern[-1] == row.part_pattern[-2]
         if square and row.part_pattern[-1].value(self.dims) != 1:  # a 1 x 1 kernel is its own transpose
             what = "transposed" if len(row.pattern) == 2 else "with its last axes transposed"
-            yield Fault(f"{name} {what}", BOTH, _changed(first, transposed))
+            yield Fault(f"{name} {what}", BOTH, _changed(first, done.transposed))
 
-    def _rows(self, name: str) -> Iterator[Fault]:
+    def _reordered(self, name: str) -> Iterator[Fault]:
         """Groups of rows in each other's place, and those of an operation that reorders them left as they were."""
         row, moves = self.row, self.chosen
-        targets = [target for move in moves for target in move.parts]
         if len(row.targets) > 1:
             return
-        operation = moves[0].operation
+        targets, operation = [target for move in moves for target in move.parts], moves[0].operation
         if operation.contents(1)[0] != sorted(operation.contents(1)[0]):
             undone = _changed(targets, lambda tensor: operation.inverse([tensor]))
             yield Fault(f"rows of {name} in the original's order", BOTH, undone, cheap=True)
@@ -149,7 +131,7 @@ class _RowFaults:
         pairs = {(0, 1), (0, count // 2), (count - 2, count - 1)} - {(0, 0)} if count > 1 else set()
         for i, j in sorted(pairs):
             title = f"rows {i} and {j} of {count} of {name} swapped"
-            yield Fault(title, BOTH, _changed(targets, exchanged(count, i, j)), cheap=count == 2)
+            yield Fault(title, BOTH, _changed(targets, done.exchanged(count, i, j)), cheap=count == 2)
 
 
 def _mistaken(rows: Sequence[_RowFaults], invisible: tuple[tuple[str, str], ...]) -> Iterator[Fault]:
@@ -184,7 +166,7 @@ def _block_faults(plan: Plan, path: str, blocks: int) -> Iterator[Fault]:
     yield Fault(f"blocks{of} off by one", BOTH, moved({i: (i + 1) % blocks for i in range(blocks)}))
     yield Fault(f"blocks 0 and {last}{of} swapped", BOTH, moved({0: last, last: 0}))
     own = [*by_block[last].values()]
-    yield Fault(f"block {last}{of} of the EMA among raw weights", BOTH, _changed(own, drifted), cheap=True)
+    yield Fault(f"block {last}{of} of the EMA among raw weights", BOTH, _changed(own, done.drifted), cheap=True)
     yield Fault(f"block {last}{of} lost", WEIGHTS_ONLY, drop=frozenset(own))
     yield Fault(f"one tensor{of} lost", WEIGHTS_ONLY, drop=frozenset(own[:1]))
-    yield Fault(f"a NaN in a weight{of}", BOTH, _changed(own[:1], not_a_number), cheap=True)
+    yield Fault(f"a NaN in a weight{of}", BOTH, _changed(own[:1], done.not_a_number), cheap=True)

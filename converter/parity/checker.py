@@ -22,9 +22,10 @@ from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 from . import configuration, provenance
 from .audit import audit, doubt, matches
 from .choices import CheckOptions
-from .determinism import Environment, deterministic, environment
-from .opening import UNAVAILABLE, OpenedPair, open_pair
-from .provenance import Digests, digests_of
+from .determinism import deterministic, environment
+from .opening import open_sides
+from .provenance import digests_of
+from .sides import UNAVAILABLE, Sides
 from .waivers import Waiver
 
 Progress = Callable[[int], None]
@@ -64,30 +65,30 @@ def check(
     options = with_shortcuts(options or CheckOptions(), shortcuts)
     options.validate()
     _check_device(options.device)
-    sides = Path(original), Path(converted)
     with ExitStack() as stack:
         # Hashing needs no interpreter, and reading the same files to compare them finds them in memory.
         hashing, stop = stack.enter_context(ThreadPoolExecutor(2)), Event()
         stack.callback(stop.set)  # whoever refuses or interrupts does not wait for the rest of it
-        digests = [hashing.submit(digests_of, path, stop) for path in sides]
+        digests = [hashing.submit(digests_of, Path(path), stop) for path in (original, converted)]
         with reading(original), reading(converted):
-            pair = open_pair(stack, *sides, options, hyper_parameters=stated(hyper_parameters))
-        if options.require_evidence:
-            pair.demand_evidence()
+            words = stated(hyper_parameters)
+            sides = open_sides(stack, Path(original), Path(converted), options, hyper_parameters=words)
         with deterministic(options.device, options.threads):
             machine = environment(options.device, options.precisions)
-            phases = _phases(pair, options, digests[0], machine, waivers=waivers, progress=progress)
+            phases = _phases(sides, options, digests[0], machine, waivers=waivers, progress=progress)
         verdict, reason = _verdict(phases)
+        source: Any = sides.original
+        read = {"container": source.container, "weights": source.selected.weights, "where": source.selected.where}
         report = Report(
             verdict=verdict,
             reason=reason,
-            family=pair.family.name,
+            family=sides.family.name,
             profile="saved cases" if options.cases else options.profile,
-            original=digests[0].result().as_dict() | pair.selected,
-            converted=digests[1].result().as_dict(),
-            environment=machine.as_dict(),
-            assumed=configuration.assumptions(pair.found, pair.borrowed),
-            notes=pair.notes,
+            original=digests[0].result() | read,
+            converted=digests[1].result(),
+            environment=machine,
+            assumed=configuration.assumptions(sides),
+            notes=sides.notes,
             phases=phases,
         )
     report.run = {
@@ -125,75 +126,69 @@ def _verdict(phases: Sequence[Phase]) -> tuple[str, str]:
 
 
 def _phases(
-    pair: OpenedPair,
+    sides: Sides,
     options: CheckOptions,
-    original: Future[Digests],
-    machine: Environment,
+    original: Future[dict[str, Any]],
+    machine: dict[str, Any],
     *,
     waivers: Sequence[Waiver],
     progress: Callable[[int], Progress] | None,
 ) -> list[Phase]:
-    """All phases, in their order; what is noted of the whole run is added to the pair's notes.
+    """All phases, in their order; what is noted of the whole run is added to the notes of the sides.
 
     Args:
         original: will be the digests of the original.
     """
-    step = progress(_steps(pair, options)) if progress else lambda count: None
+    step = progress(_steps(sides, options)) if progress else lambda count: None
     with ThreadPoolExecutor(1) as pool:
         # It imports the target's library, which takes about as long as the weights take.
-        args = pair.family, pair.spec, pair.found, pair.config
-        audited = pool.submit(configuration.audit, *args, borrowed=pair.borrowed, seen=pair.seen)
-        weights = doubt(audit(pair.weights, step), pair.weights)
+        audited = pool.submit(configuration.audit, sides)
+        weights = doubt(audit(sides, step), sides)
         config = audited.result()
-    if weights.verdict == FAIL and (other := _other_weights(pair)):
+    if weights.verdict == FAIL and (other := _other_weights(sides)):
         weights.words = f"{other}; {weights.words}"
     phases = [provenance.phase(original.result(), machine), weights, config]
-    obstacle = _obstacle(weights, config, pair.config)
-    if pair.spec is UNAVAILABLE:
-        obstacle = f"the family {pair.family.name} brings no reference net (`parity`): "
+    obstacle = _obstacle(weights, config, sides.config)
+    if sides.spec is UNAVAILABLE:
+        obstacle = f"the family {sides.family.name} brings no reference net (`parity`): "
         obstacle += "what it computes was not compared"
     if obstacle:
         return phases + [Phase(name, NOT_RUN, obstacle) for name in ("function", "trajectory", "self-test")]
     from .session import Session
 
-    session = Session(
-        pair.weights, pair.spec, pair.config, pair.borrowed, device=options.device, digest=original.result().sha256
-    )
+    session = Session(sides, options.device, waivers, original.result()["sha256"])
     cases = session.cases(options.profile, options.cases)
-    session.waivers = waivers
     function = session.function(cases, options.precisions, step)
-    pair.notes += session.notes
     phases.append(function)
     if options.save_failing and function.verdict == FAIL:
-        pair.notes += session.save_failing(Path(options.save_failing))
-    if options.profile == "full" and function.verdict == PASS and pair.spec.loaded:
-        session.stock_loader(function, pair.folder)
+        sides.notes.extend(session.save_failing(Path(options.save_failing)))
+    if options.profile == "full" and function.verdict == PASS and sides.spec.loaded:
+        session.stock_loader(function)
     right = all(phase.verdict == PASS for phase in (weights, config, function))
     phases.append(session.trajectory(options.profile, right))
     phases.append(session.self_test(options.self_test, right, step))
     return phases
 
 
-def _other_weights(pair: OpenedPair) -> str:
+def _other_weights(sides: Sides) -> str:
     """Whether the converted weights are another set that the original file holds: the commonest mistake of all."""
-    original = pair.original
+    original: Any = sides.original
     for candidate in original.plausible:
         if candidate is original.selected:
             continue
         with open_model(original.path, state_dict_key=candidate.where) as other:
-            if set(other) == set(original) and matches(replace(pair.weights, original=other, brief=True)):
+            if set(other) == set(original) and matches(replace(sides, original=other)):
                 flag = as_flags(selecting_flag(candidate, original.plausible))
                 where = f"{printable(candidate.where)} ({flag})"
                 return f"the converted model has the {candidate.weights} weights of the file, {where}"
     return ""
 
 
-def _steps(pair: OpenedPair, options: CheckOptions) -> int:
+def _steps(sides: Sides, options: CheckOptions) -> int:
     """About how many steps there will be: tensors to audit, stages to run, faults to try."""
-    plan = pair.analysis.plan
-    stages = sum(plan.stacks.values()) + 4
+    stages = sum(sides.plan.stacks.values()) + 4
     cases = {"quick": 1, "standard": 8, "full": 9}[options.profile]
-    return len(plan.moves) + stages * cases * 2 * len(options.precisions) + 12
+    return len(sides.plan.moves) + stages * cases * 2 * len(options.precisions) + 12
 
 
 def _obstacle(weights: Phase, config: Phase, fields: Mapping[str, Any]) -> str:

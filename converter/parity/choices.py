@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import UsageError, printable
 
@@ -17,6 +18,48 @@ PROFILES = ("quick", "standard", "full")
 SELF_TESTS = ("quick", "full")
 WEIGHTS = ("raw", "ema")
 MOST_THREADS = 1024
+Rule = Callable[[Any], None]  # raises `ValueError` with what is wanted, if a value is something else
+
+
+def wanted(words: str, test: Callable[[Any], object]) -> Rule:
+    """The rule of a value that passes a test.
+
+    >>> wanted("true or false", lambda value: isinstance(value, bool))(1)
+    Traceback (most recent call last):
+    ValueError: true or false
+    """
+
+    def rule(value: Any) -> None:
+        if not test(value):
+            raise ValueError(words)
+
+    return rule
+
+
+def one_of(*choices: str) -> Rule:
+    """The rule of a word out of several."""
+    return wanted(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
+
+
+def dtypes(value: Any) -> None:
+    """One dtype, or a list of those to run."""
+    if value in ([], ()):
+        raise ValueError("a dtype, or a list of them")
+    for item in value if isinstance(value, list | tuple) else [value]:
+        one_of(*PRECISIONS)(item)
+
+
+RULES = {
+    "profile": one_of(*PROFILES),
+    "weights": one_of(*WEIGHTS),
+    "dtype": dtypes,
+    "cast": one_of(*PRECISIONS),
+    "self_test": one_of(*SELF_TESTS),
+    "threads": wanted(
+        f"a whole number from 1 to {MOST_THREADS}", lambda value: type(value) is int and 0 < value <= MOST_THREADS
+    ),
+    "require_evidence": wanted("true or false", lambda value: isinstance(value, bool)),
+}
 
 
 @dataclass(frozen=True)
@@ -62,18 +105,12 @@ class CheckOptions:
 
     def validate(self) -> None:
         """Raises: `UsageError` for a value that is none of those to choose from; asked before anything is read."""
-        named: list[tuple[str, object, Sequence[str]]] = [
-            ("profile", self.profile, PROFILES),
-            ("self_test", self.self_test, SELF_TESTS),
-            ("weights", self.weights or WEIGHTS[0], WEIGHTS),
-            ("cast", self.cast or FLOAT32, PRECISIONS),
-            *(("dtype", precision, PRECISIONS) for precision in self.precisions),
-        ]
-        for name, value, known in named:
-            if value not in known:
-                raise UsageError(f"`{name}` {printable(value)}: one of {', '.join(known)}")
-        if self.threads is not None and not 0 < self.threads <= MOST_THREADS:
-            raise UsageError(f"`threads` {printable(self.threads)}: from 1 to {MOST_THREADS}")
+        for name, rule in RULES.items():
+            if (value := getattr(self, name)) is not None:
+                try:
+                    rule(value)
+                except ValueError as error:
+                    raise UsageError(f"`{name}` {printable(value)}: {error}") from None
         folder = self.save_failing
         if folder is not None and os.path.lexists(folder) and not os.path.isdir(folder):
             raise UsageError(f"`save_failing` {printable(folder)}: not a folder")

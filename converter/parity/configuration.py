@@ -5,13 +5,13 @@ Never against the converter's own word: what the original does not show, and nob
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UsageError, as_flags, printable
-from ..families import Family, Finding, Findings
-from ..nets.spec import ParitySpec
+from ..families import Finding
 from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
+from .sides import Sides
 
 QUANTISED = "quantization_config"  # acted on by diffusers' loader, whatever the class
 CLASS = "_class_name"
@@ -19,60 +19,57 @@ MOST = 20  # unknown fields that are named
 BORROWED = "the original does not show it and nobody said: taken as the converted model has it"
 
 
-def assumptions(findings: Findings, borrowed: Mapping[str, Any]) -> list[dict[str, Any]]:
+def assumptions(sides: Sides) -> list[dict[str, Any]]:
     """What nobody has evidence for, as it stands in the report."""
     return [
-        {"name": name, "value": finding.value, "why": BORROWED if name in borrowed else finding.evidence}
-        for name, finding in findings.items()
-        if finding.source == "assumed" or name in borrowed
+        {"name": name, "value": finding.value, "why": BORROWED if name in sides.borrowed else finding.evidence}
+        for name, finding in sides.found.items()
+        if finding.source == "assumed" or name in sides.borrowed
     ]
 
 
-def audit(
-    family: Family,
-    model: ParitySpec,
-    findings: Findings,
-    config: Mapping[str, Any],
-    *,
-    borrowed: Mapping[str, Any],
-    seen: Findings | None = None,
-) -> Phase:
-    """Every field of `config.json` as the target's code takes it, against what it has to be.
-
-    Args:
-        borrowed: hyper-parameters whose value the converted config itself gave, for want of anything else.
-        seen: the findings before that, where they are others.
-    """
+def audit(sides: Sides, config: Mapping[str, Any] | None = None) -> Phase:
+    """Every field of `config.json`, or of another config, as the target's code takes it, against what it has to be."""
+    config = sides.config if config is None else config
     try:
-        expected = family.config(findings)
+        expected = sides.family.config(sides.found)
     except UsageError as error:
         return Phase("config", FAIL, f"what the model should be is not known: {as_flags(str(error))}")
-    resolved = model.resolve_config(config)
+    resolved = sides.spec.resolve_config(config)
     checks = []
     for name, right in expected.items():
-        value, alike = resolved.get(name), family.ignorable_config.get(name, ())
+        value, alike = resolved.get(name), sides.family.ignorable_config.get(name, ())
         if alike is None or value in alike:
             continue
         same = _same(value, right)
         quoted = repr(value) if isinstance(value, str) and not isinstance(right, str) else value
         words = f"{name} is {printable(quoted)}{'' if same else f', and has to be {printable(right)}'}: "
-        words += _evidence(name, findings.get(name), borrowed)
+        words += _evidence(name, sides.found.get(name), sides.borrowed)
         if name not in config:
             words += " (not written; the target's default)"
         # What is compared with itself shows nothing.
-        passed = None if same and name in borrowed else same
+        passed = None if same and name in sides.borrowed else same
         checks.append(Check(name, "config", printable(value), printable(right), passed=passed, words=words))
     if config.get(QUANTISED) is not None:
         words = f"{QUANTISED} is there: diffusers would load other weights than these, quantised ones"
         checks.append(Check(QUANTISED, "config", printable(config[QUANTISED]), None, passed=False, words=words))
-    notes = _unknown(key for key in config if key not in resolved and not key.startswith("_") and key != QUANTISED)
+    unknown = [key for key in config if key not in resolved and not key.startswith("_") and key != QUANTISED]
+    notes = [f"config.json: {printable(key)} means nothing to the target's code" for key in unknown[:MOST]]
+    if len(unknown) > MOST:
+        notes.append(f"config.json: {len(unknown) - MOST} more fields mean nothing to the target's code")
     failed = [check for check in checks if check.passed is False]
     # First what it is at all, then what somebody has evidence for: the rest may only follow from that.
-    failed.sort(key=lambda check: (check.what != CLASS, findings.get(check.what) is None))
+    failed.sort(key=lambda check: (check.what != CLASS, sides.found.get(check.what) is None))
     if failed:
         more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
         return Phase("config", FAIL, f"{failed[0].words}{more}", checks, notes=notes)
-    if doubts := _distrusted(seen or findings):
+    # What is assumed though the original has evidence of it: a converter that assumes the same may be just as wrong.
+    doubts = [
+        f"--{name} is not given, and the original's own evidence of it is not believed: {finding.rejected_evidence}"
+        for name, finding in (sides.seen or sides.found).items()
+        if finding.rejected_evidence and finding.source in ("assumed", "unknown")
+    ]
+    if doubts:
         return Phase("config", INCONCLUSIVE, doubts[0], checks, notes=[*doubts[1:], *notes])
     unproven = [check.what for check in checks if check.passed is None]
     words = f"all {len(checks) - len(unproven)} fields that matter are what the original shows or needs"
@@ -93,21 +90,3 @@ def _evidence(name: str, finding: Finding | None, borrowed: Mapping[str, Any]) -
     if finding is None:
         return "the original has no other, or none that anybody said"
     return f"assumed ({finding.evidence})" if finding.source == "assumed" else finding.evidence
-
-
-def _unknown(keys: Iterable[str]) -> list[str]:
-    shown = [*keys]
-    notes = [f"config.json: {printable(key)} means nothing to the target's code" for key in shown[:MOST]]
-    if len(shown) > MOST:
-        notes.append(f"config.json: {len(shown) - MOST} more fields mean nothing to the target's code")
-    return notes
-
-
-def _distrusted(seen: Findings) -> list[str]:
-    """What is assumed though the original has evidence of it that is not believed: a converter that assumes the same
-    may be just as wrong."""
-    return [
-        f"--{name} is not given, and the original's own evidence of it is not believed: {finding.rejected_evidence}"
-        for name, finding in seen.items()
-        if finding.rejected_evidence and finding.source in ("assumed", "unknown")
-    ]

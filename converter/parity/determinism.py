@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from .._version import __version__
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 WORKSPACES = (":4096:8", ":16:8")  # those with which CUDA's matrix products are deterministic
-IEEE = "ieee"  # float32 as it is written: no TF32, no bfloat16
+PRECISION, IEEE = "fp32_precision", "ieee"  # float32 as it is written: no TF32, no bfloat16
 
 
 @contextmanager
@@ -28,25 +28,36 @@ def deterministic(device: str = "cpu", threads: int | None = None) -> Iterator[N
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    with ExitStack() as undo:
-        undo.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(threads or torch.get_num_threads())
-        undo.callback(_put_workspace, os.environ.get(WORKSPACE))
-        if os.environ.get(WORKSPACE) not in WORKSPACES:
-            _put_workspace(WORKSPACES[0])
-        undo.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
-        torch.use_deterministic_algorithms(True)
-        cudnn = torch.backends.cudnn
-        undo.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
-        cudnn.benchmark = False
-        undo.callback(_exact_float32())
-        own = torch.device(device).type
+    cudnn, own, workspace = torch.backends.cudnn, torch.device(device).type, os.environ.get(WORKSPACE)
+    # What reads a switch, what sets it, and to what. The old ones for float32 come before the new ones, since products
+    # refuse to run where the two kinds contradict each other: then an old one cannot even be read, and is left alone.
+    switches: list[tuple[Callable[[], Any], Callable[[Any], object], Any]] = [
+        (torch.get_num_threads, torch.set_num_threads, threads or torch.get_num_threads()),
+        (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, "error"),
+        (lambda: cudnn.benchmark, partial(setattr, cudnn, "benchmark"), False),
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+        (lambda: cudnn.allow_tf32, partial(setattr, cudnn, "allow_tf32"), False),
+        *((partial(getattr, node, PRECISION), partial(_put_precision, node), IEEE) for node in float32_backends()),
+    ]
+    before = []
+    for read, put, _ in switches:
+        with suppress(RuntimeError):
+            before.append((put, read()))
+    with ExitStack() as stack:
         for kind in {"cpu", own}:
             if torch.is_autocast_enabled(kind):
-                undo.enter_context(torch.autocast(kind, enabled=False))
+                stack.enter_context(torch.autocast(kind, enabled=False))
         if own != "cpu":
-            undo.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        try:
+            _put_workspace(workspace if workspace in WORKSPACES else WORKSPACES[0])
+            for _, put, value in switches:
+                put(value)
+            yield
+        finally:
+            _put_workspace(workspace)
+            for put, value in before:
+                put(value)
 
 
 def _put_workspace(value: str | None) -> None:
@@ -62,93 +73,43 @@ def float32_backends() -> list[Any]:
     known = torch.backends
     owners = {"matmul": (known.cuda, known.mkldnn), "conv": (known.cudnn, known.mkldnn), "rnn": (known.cudnn,)}
     nodes = [getattr(owner, name, None) for name, modules in owners.items() for owner in modules]
-    return [node for node in nodes if hasattr(node, "fp32_precision")]
+    return [node for node in nodes if hasattr(node, PRECISION)]
 
 
-def _exact_float32() -> Callable[[], None]:
-    """Let nothing else be used for float32, neither TF32 on CUDA nor bfloat16 on a CPU; returns what undoes it.
-
-    The old switches come first, since products refuse to run where the two kinds contradict each other.
-    """
-    import torch
-
-    cudnn = torch.backends.cudnn
-    before = [(node, node.fp32_precision) for node in float32_backends()]
-    products, convolutions = _read(torch.get_float32_matmul_precision), _read(lambda: cudnn.allow_tf32)
-
-    def set_all(products: str | None, convolutions: bool | None, each: Sequence[tuple[Any, str]]) -> None:
-        if products is not None:
-            torch.set_float32_matmul_precision(products)
-        if convolutions is not None:
-            cudnn.allow_tf32 = convolutions
-        for node, value in each:
-            if node.fp32_precision != value:
-                node.fp32_precision = value
-
-    set_all("highest", False, [(node, IEEE) for node, _ in before])
-    return lambda: set_all(products, convolutions, before)
+def _put_precision(node: Any, value: str) -> None:
+    """Let float32 be computed so: neither in TF32 on CUDA nor in bfloat16 on a CPU."""
+    if getattr(node, PRECISION) != value:
+        setattr(node, PRECISION, value)
 
 
-def _read(switch: Callable[[], Any]) -> Any:
-    """The value of an old switch; None where it contradicts a new one, and torch refuses to read it."""
-    try:
-        return switch()
-    except RuntimeError:
-        return None
-
-
-@dataclass(frozen=True)
-class Environment:
-    """Versions, and what could change a last bit; None for what only CUDA has."""
-
-    tool: str
-    python: str
-    torch: str
-    diffusers: str
-    numpy: str
-    device: str
-    processor: str
-    threads: int
-    tf32: bool
-    deterministic_algorithms: bool
-    dtypes: list[str]
-    seed: int
-    accelerator: str | None = None
-    cuda: str | None = None
-    cublas_workspace: str | None = None
-    fused_attention: bool | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """As it stands in the report."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-def environment(device: str, precisions: Sequence[str]) -> Environment:
-    """The versions, and the switches as torch has them now."""
+def environment(device: str, precisions: Sequence[str]) -> dict[str, Any]:
+    """The versions, and the switches as torch has them now, as they stand in the report."""
     import torch
 
     from ..nets.inputs import SEED  # with NumPy, which the lookup of a cached result never needs
 
-    cuda, backends = torch.device(device).type == "cuda", torch.backends.cuda
+    machine = {
+        "tool": __version__,
+        "python": platform.python_version(),
+        **{package: version_of(package) or "not installed" for package in ("torch", "diffusers", "numpy")},
+        "device": device,
+        "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "tf32": torch.get_float32_matmul_precision() != "highest" or torch.backends.cudnn.allow_tf32,
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "dtypes": list(precisions),
+        "seed": SEED,
+    }
+    if torch.device(device).type != "cuda":
+        return machine
+    backends = torch.backends.cuda
     fused = backends.flash_sdp_enabled() or backends.mem_efficient_sdp_enabled() or backends.cudnn_sdp_enabled()
-    return Environment(
-        tool=__version__,
-        python=platform.python_version(),
-        torch=version_of("torch") or "not installed",
-        diffusers=version_of("diffusers") or "not installed",
-        numpy=version_of("numpy") or "not installed",
-        device=device,
-        processor=f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-        threads=torch.get_num_threads(),
-        tf32=torch.get_float32_matmul_precision() != "highest" or torch.backends.cudnn.allow_tf32,
-        deterministic_algorithms=torch.are_deterministic_algorithms_enabled(),
-        dtypes=list(precisions),
-        seed=SEED,
-        accelerator=torch.cuda.get_device_name(device) if cuda else None,
-        cuda=torch.version.cuda or "not CUDA's" if cuda else None,
-        cublas_workspace=os.environ.get(WORKSPACE, "") if cuda else None,
-        fused_attention=fused if cuda else None,
-    )
+    return machine | {
+        "accelerator": torch.cuda.get_device_name(device),
+        "cuda": torch.version.cuda or "not CUDA's",
+        "cublas_workspace": os.environ.get(WORKSPACE, ""),
+        "fused_attention": fused,
+    }
 
 
 def version_of(package: str) -> str:

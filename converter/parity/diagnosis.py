@@ -3,20 +3,18 @@ and a fix that is run after loading."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 
 import torch
 
 from ..errors import printable, shortened
 from ..nets import no_probe
-from ..nets.faults import Fault
-from ..nets.spec import PostLoadFix
+from ..nets.faults import with_fault
+from ..nets.inputs import Case
 from ..reports.report import FAIL, PASS, Check, Phase
 from . import gates, localise
 from .choices import FLOAT32, FLOAT64, HALF
-from .function import CaseOutcome
-from .net_pair import NetPair, stage_of
+from .net_pair import NetPair
 from .statistics import relative
 
 
@@ -25,48 +23,61 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {printable(error)}"
 
 
-def localise_failure(
-    nets: NetPair, phase: Phase, outcomes: Sequence[CaseOutcome], faults: Callable[[int | None], Sequence[Fault]]
-) -> None:
+def localise_failure(nets: NetPair, phase: Phase) -> None:
     """Add to a failed phase which stages are wrong by themselves, and what would mend them."""
-    worst = next(outcome for outcome in outcomes if outcome.verdict == FAIL)
+    worst = next(outcome for outcome in nets.outcomes if outcome.verdict == FAIL)
     precision = FLOAT64
-    stages, faulty = nets.lockstep(worst.case, precision)
-    if not faulty and FLOAT32 in worst.converted:  # right in float64, it can be wrong below that only
-        below, faulty = nets.lockstep(worst.case, FLOAT32)
-        if faulty:
+    stages = lockstep(nets, worst.case, precision)
+    if not faulty(stages) and FLOAT32 in worst.converted:  # right in float64, it can be wrong below that only
+        below = lockstep(nets, worst.case, FLOAT32)
+        if faulty(below):
             precision, stages = FLOAT32, below
+    wrong = faulty(stages)
     repairs = localise.repairs(
         nets.original(FLOAT64),
-        lambda state: nets.build(nets.config, state),
-        nets.sides.converted,
+        lambda fault: nets.converted(state=with_fault(nets.sides.converted, fault)),
         worst.case,
-        faults=faults,
-        stages=faulty,
+        faults=nets.known_faults,
+        stages=wrong,
         device=nets.device,
     )
+    mended = {stage: f"{stage} is right again with {fault}" for stage, fault in repairs.items()}
     phase.detail["localisation"] = {
         "precision": precision,
         "case": worst.case.name,
-        "stages": [stage.as_dict() for stage in stages],
-        "repairs": [asdict(repair) for repair in repairs],
+        "stages": stages,
+        "repairs": [{"words": words, "stage": stage, "restores": True} for stage, words in mended.items()],
     }
-    where = shortened(faulty, 6)
-    where += "" if precision == FLOAT64 else f", in {precision} only"
-    phase.words += f"; it goes wrong in {where}" if faulty else "; no single stage is wrong: look at the inputs"
-    phase.notes += [repair.words for repair in repairs]
+    where = shortened(wrong, 6) + ("" if precision == FLOAT64 else f", in {precision} only")
+    phase.words += f"; it goes wrong in {where}" if wrong else "; no single stage is wrong: look at the inputs"
+    phase.notes += mended.values()
 
 
-def worse_in_half(nets: NetPair, outcomes: Sequence[CaseOutcome], parts: Sequence[str]) -> list[str]:
+def lockstep(nets: NetPair, case: Case, precision: str) -> list[localise.StageError]:
+    """What `localise.lockstep` finds in a precision."""
+    rounded = precision if precision in HALF else ""
+    return localise.lockstep(
+        nets.original(precision, rounded),
+        nets.converted(precision, rounded),
+        case,
+        nets.device,
+        dtype=getattr(torch, precision),
+        exact=None if precision == FLOAT64 else nets.original(FLOAT64, rounded),
+    )
+
+
+def faulty(stages: Sequence[localise.StageError]) -> list[str]:
+    return [stage["name"] for stage in stages if stage["faulty"]]
+
+
+def worse_in_half(nets: NetPair) -> list[str]:
     """Of half precision, which decides nothing: which stages stand out, where the whole is worse than it may be."""
     notes = []
     for precision in HALF:
-        for outcome in outcomes:
-            names = {f"{outcome.case.name} / {part}" for part in parts}
-            mine = [c for c in outcome.checks if c.statistic == f"{precision} relative L2" and c.what in names]
+        for outcome in nets.outcomes:
+            mine = [check for check in outcome.checks if check.statistic == f"{precision} relative L2"]
             if any(isinstance(c.value, float) and isinstance(c.limit, float) and c.value > c.limit for c in mine):
-                _, faulty = nets.lockstep(outcome.case, precision)
-                where = ", ".join(faulty) or "no single stage"
+                where = ", ".join(faulty(lockstep(nets, outcome.case, precision))) or "no single stage"
                 notes.append(f"{precision}, {outcome.case.name}: worse than the original; {where} stands out by itself")
                 break
     return notes
@@ -77,28 +88,32 @@ def lone_stages(nets: NetPair, doubts: list[str]) -> list[Check]:
     checks = []
     for name, case in nets.model.stages(nets.sides.found):
         values = case.tensors(torch.float64, nets.device)
+        ours, theirs = (
+            next(stage for stage in net.stages if stage.name == name)
+            for net in (nets.original(FLOAT64), nets.converted(FLOAT64))
+        )
         with torch.inference_mode():
             try:
-                right = stage_of(nets.original(FLOAT64), name).run(values, no_probe)
+                right = ours.run(values, no_probe)
             except ValueError as error:  # no fault of the converted net
                 doubts.append(f"{case.name} / {name}: the original net does not take it: {printable(error)}")
                 continue
-            candidate = stage_of(nets.converted(FLOAT64), name).run(values, no_probe)
+            candidate = theirs.run(values, no_probe)
         checks.append(gates.float64_check(f"{case.name} / {name}", localise.error_of(candidate, right, values)))
     return checks
 
 
-def effect_of_cast(nets: NetPair, first: CaseOutcome, parts: Mapping[str, slice]) -> str:
+def effect_of_cast(nets: NetPair) -> str:
     """Where a cast was declared that loses anything: add to the first outcome what it does to the output, and return
     that in words; '' where there is none."""
-    cast = nets.sides.cast
+    cast, first = nets.sides.cast, nets.outcomes[0]
     if not nets.sides.rounded:
         return ""
     # Half precision loses far more than float32 does by running in it.
     precision = FLOAT32 if cast in HALF else FLOAT64
     inputs = first.case.tensors(getattr(torch, precision), nets.device)
     output = nets.original(precision, as_stored=True).forward(inputs).cpu()
-    for part, channels in parts.items():
+    for part, channels in nets.judge.parts.items():
         apart = relative(first.original[FLOAT64][:, channels], output[:, channels])
         words = f"rounding the weights to {cast} changes the output by {apart:.2g} (reported)"
         what = f"{first.case.name} / {part}"
@@ -110,18 +125,19 @@ def effect_of_cast(nets: NetPair, first: CaseOutcome, parts: Mapping[str, slice]
     )
 
 
-def report_fix(phase: Phase, fix: PostLoadFix, fixed: bool, other: CaseOutcome) -> None:
-    """Say in the phase 'function' which net was compared, and what the other one gives.
-
-    Args:
-        fixed: whether it was the mended one.
-        other: the outcome of the other one.
-    """
+def report_fix(nets: NetPair, phase: Phase) -> None:
+    """Say in the phase 'function' which net was compared, and what the other one gives."""
+    fix, first = nets.fix, nets.outcomes[0]
+    if fix is None:
+        return
+    spec = nets.as_loaded if nets.fixed else fix.spec
+    net = spec.converted(nets.config, nets.weights(nets.sides.converted, FLOAT64))
+    other = nets.judge.of_output(net.forward(first.case.tensors(torch.float64, nets.device)).cpu(), first)
     error, limit = relative(other.converted[FLOAT64], other.original[FLOAT64]), gates.LIMITS["relative L2"]
-    how = "as from_pretrained alone loads it" if fixed else "with the line run on it"
+    how = "as from_pretrained alone loads it" if nets.fixed else "with the line run on it"
     words = f"{how}: {error:.2g} of the output apart in float64, where {limit:g} are allowed"
     phase.checks.append(Check(f"{other.case.name} / whole", f"float64 {how}", error, limit, passed=None, words=words))
-    if fixed:
+    if nets.fixed:
         phase.words += f"; of what from_pretrained loads once this was run on it: {fix.line}"
         phase.notes.append(f"{words}: {fix.why}" if other.verdict == FAIL else f"{words}: the line is not needed")
     elif phase.verdict == FAIL and other.verdict == PASS:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..nets import Net, Values
 from ..nets.inputs import Case, exact
-from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
+from ..reports.report import FAIL, FLOOR_LIMIT, INCONCLUSIVE, PASS, Check, Phase
 from . import gates
 from .choices import FLOAT32, FLOAT64, HALF
-from .pictures import Detail, Tracer, Watch, pictures
-from .statistics import Statistics, compare
+from .statistics import compare, relative
 
+TRACED = 1 << 22  # numbers of one stage's output up to which a case's stages are compared one by one
+Watch = Callable[[str, Values], None]
 Make = Callable[..., Net]  # (precision, rounded="") -> the net in it, of weights rounded first where that is asked
 
 
@@ -35,13 +37,8 @@ class CaseOutcome:
     doubts: list[str] = field(default_factory=list)
 
     @property
-    def outputs(self) -> dict[str, dict[str, Tensor]]:
-        """By side and precision."""
-        return {"original": self.original, "converted": self.converted}
-
-    @property
     def verdict(self) -> str:
-        failed = any(check.passed is False and not check.waived for check in self.checks)
+        failed = any(check.failed for check in self.checks)
         return FAIL if failed else INCONCLUSIVE if self.doubts else PASS
 
 
@@ -62,52 +59,41 @@ class Judge:
         """Fill in the checks and doubts of an outcome out of its outputs."""
         for part, channels in self.parts.items():
             what = f"{outcome.case.name} / {part}"
-            for precision, output in outcome.converted.items():
+            for precision, converted in outcome.converted.items():
+                original = outcome.original[precision]
                 truth = outcome.truth.get(precision, outcome.original[FLOAT64])
-                stats = self._compare(output, truth, channels)
-                # Not finite where the original in this precision is not either is no fault of the conversion.
-                theirs = int((~torch.isfinite(outcome.original[precision][:, channels])).sum())
-                stats = replace(stats, nonfinite=(stats.nonfinite[0], max(stats.nonfinite[1], theirs)))
-                if self._unfit(outcome, what, precision, stats):
-                    continue
-                if precision == FLOAT64:
-                    checks = list(gates.float64_checks(what, stats))
-                    outcome.checks += [*checks, gates.smallest_passing(what, precision, checks)]
-                    outcome.checks += gates.shown(what, precision, stats)
-                    continue
-                own = outcome.original[precision]
-                floor = gates.Floor(self._compare(own, truth, channels), stats, self._compare(output, own, channels))
-                if precision in HALF:
-                    outcome.checks += gates.half_checks(what, precision, floor)
-                else:
-                    self._float32(outcome, what, floor)
+                outputs = [output[:, channels] for output in (converted, original, truth)]
+                if doubt := self._gate(outcome.checks, what, precision, outputs):
+                    outcome.doubts.append(f"{what}: {doubt}")
 
-    def _compare(self, candidate: Tensor, reference: Tensor, channels: slice) -> Statistics:
-        return compare(candidate[:, channels], reference[:, channels], self.patch)
-
-    @staticmethod
-    def _unfit(outcome: CaseOutcome, what: str, precision: str, stats: Statistics) -> bool:
-        """Whether there is nothing to compare: not finite, or a reference that is zero everywhere."""
-        bad = gates.nonfinite(what, precision, stats)
-        if bad:
-            outcome.checks.append(bad)
-            if bad.passed is None and precision not in HALF:
-                outcome.doubts.append(f"{what}: the original's own output is not finite in {precision}")
-        elif not stats.scale:
-            outcome.doubts.append(f"{what}: the original's output is zero everywhere, which any zero would equal")
-        return bad is not None or not stats.scale
-
-    @staticmethod
-    def _float32(outcome: CaseOutcome, what: str, floor: gates.Floor) -> None:
-        if above := gates.above_cap(floor.original):
-            outcome.doubts.append(
-                f"{what}: the original's own noise in float32 is {above}: this machine's arithmetic is too coarse to "
-                "compare by (TF32, or a faulty kernel?)"
-            )
-            return
-        checks = list(gates.float32_checks(what, floor))
-        outcome.checks += [*checks, gates.smallest_passing(what, FLOAT32, checks)]
-        outcome.checks += gates.shown(what, FLOAT32, floor.between)
+    def _gate(self, checks: list[Check], what: str, precision: str, outputs: list[Tensor]) -> str:
+        """Add the checks of a part of one output; returns why it cannot be judged, '' where it can."""
+        converted, original, truth = outputs
+        statistics = compare(converted, truth, self.patch)
+        # Not finite where the original in this precision is not either is no fault of the conversion.
+        theirs = max(statistics.nonfinite[1], int((~torch.isfinite(original)).sum()))
+        if bad := gates.nonfinite(what, precision, (statistics.nonfinite[0], theirs)):
+            checks.append(bad)
+            unsure = bad.passed is None and precision not in HALF
+            return f"the original's own output is not finite in {precision}" if unsure else ""
+        if not statistics.scale:
+            return "the original's output is zero everywhere, which any zero would equal"
+        if precision == FLOAT64:
+            gating, shown = [*gates.float64_checks(what, statistics)], statistics
+        else:
+            own = compare(original, truth, self.patch)
+            if precision in HALF:
+                checks.append(gates.half_check(what, precision, own, statistics))
+                return ""
+            if above := gates.above_cap(own):
+                return (
+                    f"the original's own noise in float32 is {above}: this machine's arithmetic is too coarse to "
+                    "compare by (TF32, or a faulty kernel?)"
+                )
+            shown = compare(converted, original, self.patch)
+            gating = [*gates.float32_checks(what, own, statistics, shown)]
+        checks += [*gating, gates.smallest_passing(what, precision, gating), *gates.shown(what, precision, shown)]
+        return ""
 
 
 def run(
@@ -120,7 +106,7 @@ def run(
     device: str = "cpu",
     step: Callable[[int], None] = lambda count: None,
     keep: Watch = lambda stage, values: None,
-) -> tuple[list[CaseOutcome], Detail]:
+) -> tuple[list[CaseOutcome], dict[str, Any]]:
     """Run every case through both nets.
 
     Args:
@@ -128,69 +114,89 @@ def run(
         precisions: of 'float64', 'float32', 'float16', 'bfloat16'; the original always runs in float64 as well.
         keep: told what comes of each stage of the original in float64, in the first case.
     """
-    outcomes, tracer = [], Tracer()
-    traced = FLOAT32 if FLOAT32 in precisions else precisions[0]
+    if not cases:
+        return [], {}
+    traced, outcomes = FLOAT32 if FLOAT32 in precisions else precisions[0], list[CaseOutcome]()
+    truth: dict[str, Values] = {}
+    errors: dict[str, dict[str, float]] = {"original": {}, "converted": {}}
 
-    def follow(*watches: Watch) -> Watch:
+    def ran(net: Net, inputs: Values, side: str = "", precision: str = "") -> Tensor:
+        """The output of a net; the first case is followed stage by stage."""
+
         def watch(stage: str, values: Values) -> None:
             step(1)
-            for each in watches:
-                each(stage, values)
+            if outcomes:
+                return
+            if (side, precision) == ("original", FLOAT64):
+                keep(stage, values)
+                if all(value.numel() <= TRACED for value in values.values()):
+                    truth[stage] = {name: value.cpu() for name, value in values.items()}
+            elif precision == traced and (right := truth.get(stage)):
+                apart = (relative(value.cpu(), right[name]) for name, value in values.items() if name in right)
+                errors[side][stage] = max(apart)
 
-        return watch
+        return net.forward(inputs, watch).cpu()
 
-    for number, case in enumerate(cases):
+    for case in cases:
         outcome = CaseOutcome(case)
         for precision in dict.fromkeys([FLOAT64, *precisions]):
             inputs = case.tensors(getattr(torch, precision), device)
             rounded = precision if precision in HALF else ""
-            ours: list[Watch] = []
-            theirs: list[Watch] = []
-            if number == 0:
-                if precision == FLOAT64:
-                    ours = [tracer.truth, keep]
-                elif precision == traced:
-                    ours = [tracer.against("original")]
-                if precision == traced:
-                    theirs = [tracer.against("converted")]
-            outcome.original[precision] = original(precision, rounded).forward(inputs, follow(*ours)).cpu()
+            outcome.original[precision] = ran(original(precision, rounded), inputs, "original", precision)
             if rounded:
-                outcome.truth[precision] = original(FLOAT64, rounded).forward(exact(inputs), follow()).cpu()
+                outcome.truth[precision] = ran(original(FLOAT64, rounded), exact(inputs))
             if precision in precisions:
-                outcome.converted[precision] = converted(precision, rounded).forward(inputs, follow(*theirs)).cpu()
+                outcome.converted[precision] = ran(converted(precision, rounded), inputs, "converted", precision)
         judge.judge(outcome)
         outcomes.append(outcome)
-    if not outcomes:
-        return outcomes, Detail()
     first = outcomes[0]
-    outputs = first.converted[traced], first.original[FLOAT64]
-    return outcomes, pictures(first.case.name, traced, outputs, tracer, parts=judge.parts)
+    detail = {"heat": _heat(first.converted[traced].double(), first.original[FLOAT64], judge.parts)}
+    if errors["converted"]:
+        stages, floor = list(errors["converted"]), errors["original"]
+        detail["blocks"] = {
+            "stages": stages,
+            "converted": list(errors["converted"].values()),
+            "floor": [floor[stage] for stage in stages] if floor else None,
+            "limit": FLOOR_LIMIT,
+        }
+    return outcomes, {name: about | {"case": first.case.name, "precision": traced} for name, about in detail.items()}
 
 
-def phase(outcomes: Sequence[CaseOutcome], shown: Detail, what: str = "") -> Phase:
+def _heat(converted: Tensor, original: Tensor, parts: Mapping[str, slice]) -> dict[str, Any]:
+    """A map of the differences per output channel."""
+    scale = float(original.square().mean().sqrt()) or 1.0
+    apart = (converted - original).abs().mean(dim=0) / scale
+    return {
+        "channels": [f"{part} {i}" for part, channels in parts.items() for i in range(apart[channels].shape[0])],
+        "rows": apart.shape[1],
+        "columns": apart.shape[2],
+        # Four digits are more than a colour shows.
+        "values": [[float(f"{value:.3e}") for value in channel.flatten().tolist()] for channel in apart],
+        "unit": "|difference| / RMS of the output, mean over the batch",
+    }
+
+
+def phase(outcomes: Sequence[CaseOutcome], detail: dict[str, Any], what: str = "") -> Phase:
     """The phase 'function': the worst of its cases decides. `what` says of which weights, if not those of the file."""
-    detail = shown.as_dict()
     checks = [check for outcome in outcomes for check in outcome.checks]
     doubts = [doubt for outcome in outcomes for doubt in outcome.doubts]
-    gating = [check for check in checks if check.passed is not None]
-    failed = [check for check in gating if check.passed is False and not check.waived]
+    result = Phase("function", PASS, "", checks, notes=doubts, detail=detail)
+    gating, failed = result.gates, [*result.failed]
     if failed:
         worst = max(failed, key=_exhausted)
         words = f"{len(failed)} of {len(gating)} checks failed; worst: {worst.what}, {worst.statistic}: {worst.words}"
-        return Phase("function", FAIL, words, checks, notes=doubts, detail=detail)
-    if doubts or not gating:
-        words = doubts[0] if doubts else "nothing was compared"
-        return Phase("function", INCONCLUSIVE, words, checks, notes=doubts, detail=detail)
-    numbers = []
-    for precision in (FLOAT32, FLOAT64):
-        # Whichever statistic is the worst, as the reports' pictures show it.
-        mine = [check for check in gating if check.statistic.startswith(f"{precision} ") and check.limit]
-        if mine:
-            worst = max(mine, key=_exhausted)
-            numbers.append(f"at worst {worst.words} in {precision}")
-    words = f"the same function{what}: {', '.join(numbers)}; {len(gating)} checks in {len(outcomes)} case"
-    words += "s" * (len(outcomes) > 1)
-    return Phase("function", PASS, words, checks, notes=doubts, detail=detail)
+        result.verdict, result.words = FAIL, words
+    elif doubts or not gating:
+        result.verdict, result.words = INCONCLUSIVE, doubts[0] if doubts else "nothing was compared"
+    else:
+        numbers = []
+        for precision in (FLOAT32, FLOAT64):
+            # Whichever statistic is the worst, as the reports' pictures show it.
+            mine = [check for check in gating if check.statistic.startswith(f"{precision} ") and check.limit]
+            numbers += [f"at worst {max(mine, key=_exhausted).words} in {precision}"] if mine else []
+        result.words = f"the same function{what}: {', '.join(numbers)}; {len(gating)} checks in {len(outcomes)} case"
+        result.words += "s" * (len(outcomes) > 1)
+    return result
 
 
 def _exhausted(check: Check) -> float:

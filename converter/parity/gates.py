@@ -10,12 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING
 
 from ..reports.report import FLOOR_LIMIT, Check
-
-if TYPE_CHECKING:
-    from .statistics import Statistics
 
 FLOOR_LEAST = 2.0**-26  # half a last place of float32, below which no float32 output can be asked to be
 HALF_LIMIT = 1.25  # times the original's own error in half precision; reported
@@ -27,37 +23,44 @@ AGAINST = " against the original's"  # of a statistic: held against the original
 GATING = tuple(LIMITS)
 
 
-def gated(statistics: Statistics) -> dict[str, float]:
-    """The statistics that gate, by name."""
-    values = statistics.relative_l2, statistics.peak, statistics.channel, statistics.position
-    return dict(zip(GATING, values, strict=True))
+SHOWN = {  # what people ask for besides, in words; none of it can tell right from wrong on its own
+    "cosine": "{:.12f}",
+    "SQNR in dB": "{:.1f} dB",
+    "mean signed bias": "{:+.2g} of the RMS",
+    "quantile 50 %": "{:.2g} of the RMS",
+    "quantile 99 %": "{:.2g} of the RMS",
+    "worst index": "{}",
+}
 
 
 @dataclass(frozen=True)
-class Floor:
-    """Of one output in float32 (or half precision): the original against the truth, the converted net against the
-    truth, and the converted net against the original."""
+class Statistics:
+    """How far a candidate is from a reference: what is `gated` and what is `shown`, by name.
 
-    original: Statistics
-    converted: Statistics
-    between: Statistics
+    `nonfinite`: elements that are NaN or infinite in the candidate and in the reference; `scale`: RMS of the reference,
+    0 where there is nothing to be relative to.
+    """
+
+    gated: dict[str, float]
+    shown: dict[str, float | str]
+    nonfinite: tuple[int, int] = (0, 0)
+    scale: float = inf
 
 
-def nonfinite(what: str, precision: str, statistics: Statistics) -> Check | None:
+def nonfinite(what: str, precision: str, count: tuple[int, int]) -> Check | None:
     """A failed check where the converted output is not finite and the original's is; only shown where neither is; None
     where both are."""
-    converted, original = statistics.nonfinite
+    converted, original = count
     if not converted and not original:
         return None
     words = f"{converted} elements are NaN or infinite, {original} in the original's output"
-    return Check(
-        what, f"{precision} non-finite", float(converted), 0.0, passed=None if original else False, words=words
-    )
+    passed = None if original else False
+    return Check(what, f"{precision} non-finite", float(converted), 0.0, passed=passed, words=words)
 
 
 def above_cap(floor: Statistics) -> str:
     """What of the original's own noise in float32 is more than rounding explains, in words; '' where nothing is."""
-    for name, value in gated(floor).items():
+    for name, value in floor.gated.items():
         if not value <= CAPS[name]:
             return f"{value:.2g} ({name}), above the cap of {CAPS[name]:g}"
     return ""
@@ -72,43 +75,35 @@ def float64_check(what: str, value: float, name: str = "relative L2") -> Check:
 
 def float64_checks(what: str, statistics: Statistics) -> Iterator[Check]:
     """The float64 gate of one output."""
-    return (float64_check(what, value, name) for name, value in gated(statistics).items())
+    return (float64_check(what, value, name) for name, value in statistics.gated.items())
 
 
-def float32_checks(what: str, noise: Floor) -> Iterator[Check]:
-    """The float32 gate of one output: against the truth and against the original, by the original's own noise."""
-    floors = gated(noise.original)
-    for against, candidate in (("", noise.converted), (AGAINST, noise.between)):
-        for name, value in gated(candidate).items():
-            floor = max(floors[name], FLOOR_LEAST)
+def float32_checks(what: str, own: Statistics, converted: Statistics, between: Statistics) -> Iterator[Check]:
+    """The float32 gate of one output: `converted` against the truth, and `between` it and the original, by the
+    original's `own` noise."""
+    for against, candidate in (("", converted), (AGAINST, between)):
+        for name, value in candidate.gated.items():
+            floor = max(own.gated[name], FLOOR_LEAST)
             limit, ratio = FLOOR_LIMIT * floor, value / floor
             words = f"{_times(ratio, '.2f')} the noise floor (limit {FLOOR_LIMIT:g})" if ratio < inf else "not finite"
             yield Check(what, f"float32 {name}{against}", value, limit, passed=value <= limit, words=words)
 
 
-def half_checks(what: str, precision: str, noise: Floor) -> Iterator[Check]:
+def half_check(what: str, precision: str, own: Statistics, converted: Statistics) -> Check:
     """Half precision is reported and gates nothing: its own noise is as large as a gross fault."""
-    own, value = noise.original.relative_l2, noise.converted.relative_l2
-    ratio = value / own if own else inf
+    name = "relative L2"
+    floor, value = own.gated[name], converted.gated[name]
+    ratio = value / floor if floor else inf
     verdict = "no worse" if ratio <= HALF_LIMIT else "WORSE"
-    words = (
-        f"{ratio:.2f} times the original's own error of {own:.2g} ({verdict} than {HALF_LIMIT:g} times it; reported)"
-    )
-    yield Check(what, f"{precision} relative L2", value, HALF_LIMIT * own, passed=None, words=words)
+    words = f"{ratio:.2f} times the original's own error of {floor:.2g} "
+    words += f"({verdict} than {HALF_LIMIT:g} times it; reported)"
+    return Check(what, f"{precision} {name}", value, HALF_LIMIT * floor, passed=None, words=words)
 
 
 def shown(what: str, precision: str, statistics: Statistics) -> Iterator[Check]:
-    """What people ask for besides; none of it can tell right from wrong on its own."""
-    s = statistics
-    for name, value, words in (
-        ("cosine", s.cosine, f"{s.cosine:.12f}"),
-        ("SQNR in dB", s.sqnr, f"{s.sqnr:.1f} dB"),
-        ("mean signed bias", s.bias, f"{s.bias:+.2g} of the RMS"),
-        ("quantile 50 %", s.q50, f"{s.q50:.2g} of the RMS"),
-        ("quantile 99 %", s.q99, f"{s.q99:.2g} of the RMS"),
-        ("worst index", s.worst, s.worst),
-    ):
-        yield Check(what, f"{precision} {name}", value, None, passed=None, words=words)
+    """What is only shown."""
+    for name, value in statistics.shown.items():
+        yield Check(what, f"{precision} {name}", value, None, passed=None, words=SHOWN[name].format(value))
 
 
 def smallest_passing(what: str, precision: str, checks: list[Check]) -> Check:

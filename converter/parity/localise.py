@@ -8,8 +8,8 @@ precision, for what goes wrong there only, it is what the original's own stage r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import printable
 from ..nets import Net, Stage, Values, no_probe
-from ..nets.faults import Fault, with_fault
+from ..nets.faults import Fault
 from ..nets.inputs import Case
 from ..nets.inputs import exact as as_float64
 from ..reports.report import FLOOR_LIMIT
@@ -28,47 +28,7 @@ from .statistics import relative
 # multiples of the original's own rounding of that stage; measured on right ones: up to 1.2, in half precision too.
 FAULTY = 1e-7
 MENDED, TRIED = 8, 96  # stages that repairs are tried on, and repairs of one
-
-
-@dataclass(frozen=True)
-class LocalError:
-    """How far a stage, or something inside of it, is off on the original's values. `floor`: below float64, how far the
-    original itself is."""
-
-    name: str
-    error: float
-    floor: float | None = None
-
-    @property
-    def faulty(self) -> bool:
-        limit = FAULTY if self.floor is None else FLOOR_LIMIT * max(self.floor, FLOOR_LEAST)
-        return not self.error <= limit
-
-    def as_dict(self) -> dict[str, Any]:
-        """As it stands in the report: without what there is not."""
-        row = {name: value for name, value in asdict(self).items() if value not in (None, "", [])}
-        return row | {"faulty": self.faulty}
-
-
-@dataclass(frozen=True)
-class StageError(LocalError):
-    """Of a whole stage; of a faulty one also `inside`, in the order of the computation, and `why` if it did not run."""
-
-    inside: list[LocalError] = field(default_factory=list)
-    why: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        row = super().as_dict()
-        return row | {"inside": [part.as_dict() for part in self.inside]} if self.faulty else row
-
-
-@dataclass(frozen=True)
-class Repair:
-    """What mends a stage, in words."""
-
-    words: str
-    stage: str
-    restores: bool = True
+StageError = dict[str, Any]  # of a stage, or of something inside of it, as it stands in the report
 
 
 def lockstep(
@@ -80,7 +40,8 @@ def lockstep(
     dtype: torch.dtype = torch.float64,
     exact: Net | None = None,
 ) -> list[StageError]:
-    """Each stage of the converted net on the original's values.
+    """Each stage of the converted net on the original's values; of one that is faulty also what is `inside`, in the
+    order of the computation, and `why` if it did not run.
 
     Args:
         dtype: what both nets are in.
@@ -92,50 +53,59 @@ def lockstep(
     with torch.inference_mode():
         values: Values = case.tensors(dtype, device)
         for stage in original.stages:
-            inside: dict[str, Tensor] = {}
-            output = stage.run(values, inside.__setitem__)
-            right, floors = output, None
+            right, floors = _ran(stage, values), None
+            output = right[0]
             if stage.name in truths:
-                own, inside = inside, {}
-                right = truths[stage.name].run(as_float64(values), inside.__setitem__)
-                floors = {part: relative(own[part], truth) for part, truth in inside.items() if part in own}
-                floors[""] = error_of(output, right, values)
-            errors.append(_compared(theirs.get(stage.name), stage.name, values, (right, inside, floors)))
+                own, right = right, _ran(truths[stage.name], as_float64(values))
+                floors = _apart(own, right, values)
+            errors.append(_compared(theirs.get(stage.name), values, right, floors) | {"name": stage.name})
             values = values | output
     return errors
 
 
+def _ran(stage: Stage, values: Values) -> tuple[Values, Values]:
+    """What comes of a stage, and what it tells of its inside."""
+    inside: dict[str, Tensor] = {}
+    return stage.run(values, inside.__setitem__), inside
+
+
+def _apart(candidate: tuple[Values, Values], truth: tuple[Values, Values], values: Values) -> dict[str, float]:
+    """How far two runs of a stage are apart: inside, as far as both tell, and in all ("")."""
+    (output, heard), (right, inside) = candidate, truth
+    return {"": error_of(output, right, values)} | {
+        part: relative(heard[part].reshape(wanted.shape), wanted)
+        for part, wanted in inside.items()
+        if part in heard and heard[part].numel() == wanted.numel()
+    }
+
+
 def _compared(
-    stage: Stage | None, name: str, values: Values, truth: tuple[Values, Values, dict[str, float] | None]
+    stage: Stage | None, values: Values, truth: tuple[Values, Values], floors: dict[str, float] | None
 ) -> StageError:
-    """One stage against what is right: its values, those inside, and what the original itself is off by, inside and
-    ("") in all."""
-    right, inside, floors = truth
+    """One stage against what is right; `floors`: what the original itself is off by."""
     if stage is None:
-        return StageError(name, float("inf"), why="the converted net has none")
-    heard: dict[str, Tensor] = {}
+        return _off(inf) | {"inside": [], "why": "the converted net has none"}
     try:
-        candidate = stage.run(values, heard.__setitem__)
+        candidate = _ran(stage, values)
     except Exception as failure:  # a net that is wrong may fail in any way
-        return StageError(name, float("inf"), why=f"{type(failure).__name__}: {printable(failure)}")
+        return _off(inf) | {"inside": [], "why": f"{type(failure).__name__}: {printable(failure)}"}
+    whole, *inside = (
+        {"name": part} | _off(error, floors, part) for part, error in _apart(candidate, truth, values).items()
+    )
+    return whole | {"inside": inside} if whole["faulty"] else whole
 
-    def floor(part: str) -> float | None:
-        return None if floors is None else floors.get(part, 0.0)
 
-    whole = StageError(name, error_of(candidate, right, values), floor(""))
-    if whole.faulty:
-        whole.inside.extend(
-            LocalError(part, relative(heard[part].reshape(wanted.shape), wanted), floor(part))
-            for part, wanted in inside.items()
-            if part in heard and heard[part].numel() == wanted.numel()
-        )
-    return whole
+def _off(error: float, floors: dict[str, float] | None = None, part: str = "") -> StageError:
+    if floors is None:
+        return {"error": error, "faulty": not error <= FAULTY}
+    floor = floors.get(part, 0.0)
+    return {"error": error, "floor": floor, "faulty": not error <= FLOOR_LIMIT * max(floor, FLOOR_LEAST)}
 
 
 def error_of(candidate: Values, truth: Values, values: Values) -> float:
     """The largest error of a stage's values; of one that it updates, by the update."""
     errors = [
-        relative(candidate[name], right, values.get(name)) if name in candidate else float("inf")
+        relative(candidate[name], right, values.get(name)) if name in candidate else inf
         for name, right in truth.items()
     ]
     return max(errors, default=0.0)
@@ -143,22 +113,21 @@ def error_of(candidate: Values, truth: Values, values: Values) -> float:
 
 def repairs(
     original: Net,
-    build: Callable[[Mapping[str, Any]], Net],
-    state: Mapping[str, Any],
+    mended: Callable[[Fault], Net],
     case: Case,
     *,
     faults: Callable[[int | None], Sequence[Fault]],
     stages: Sequence[str],
     device: str = "cpu",
-) -> list[Repair]:
-    """Which known fault, done once more, undoes it: a swap is its own repair.
+) -> dict[str, str]:
+    """Stage -> which known fault, done once more, undoes what is wrong: a swap is its own repair.
 
     Args:
-        build: converted state dict -> the converted net in float64.
+        mended: fault -> the converted net in float64 with that done to it.
         faults: block, or None, -> the known faults of its tensors.
         stages: the faulty ones.
     """
-    repaired = []
+    repaired = {}
     with torch.inference_mode():
         values: Values = case.tensors(torch.float64, device)
         for stage in original.stages:
@@ -167,10 +136,9 @@ def repairs(
                 number = re.search(r"\d+$", stage.name)
                 known = faults(int(number[0]) if number else None)
                 for fault in [fault for fault in known if fault.undoes_itself][:TRIED]:
-                    net = build(with_fault(state, fault))
-                    mended = next((own for own in net.stages if own.name == stage.name), None)
-                    if mended and error_of(mended.run(values, no_probe), right, values) <= FAULTY:
-                        repaired.append(Repair(f"{stage.name} is right again with {fault.name}", stage.name))
+                    own = next((own for own in mended(fault).stages if own.name == stage.name), None)
+                    if own and error_of(own.run(values, no_probe), right, values) <= FAULTY:
+                        repaired[stage.name] = fault.name
                         break
             values = values | right
     return repaired

@@ -2,73 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from ..checkpoint.cast import float64
-from ..checkpoint.dtypes import DType
-from ..conversion.buffers import joined
-from ..mapping import Plan
-from .read_buffers import Bytes, as_dtype, equal
+from ..checkpoint.cast import round_to, widen
+from ..checkpoint.dtypes import BY_NAME, DType
+from ..comparison.elements import measure
+from ..conversion.buffers import joined, on_demand
+from ..mapping import Move
+from .sides import Sides
 
-HEAD = 64  # elements of a vector that it is looked up by; of anything larger, its first row
+HEAD = 256  # bytes of a tensor that it is looked up by
 
 
-class TensorIndex:
-    """Every converted key by the beginning of what belongs there: a large model is not read again for each finding.
+def equal(one: Iterable[Any], other: Iterable[Any]) -> bool:
+    """Whether tensors one after the other hold the same bytes as others, a piece of each at a time: both are still in
+    the processor's cache. Where they do, each was read to its end, and so its checksum was verified."""
+    lefts, rights = _pieces(one), _pieces(other)
+    left, right = next(lefts, None), next(rights, None)
+    while left is not None and right is not None:
+        count = min(len(left), len(right))
+        kind = np.uint8 if count % 8 else np.uint64
+        if not np.array_equal(left[:count].view(kind), right[:count].view(kind)):
+            return False
+        left, right = left[count:], right[count:]
+        left = left if len(left) else next(lefts, None)
+        right = right if len(right) else next(rights, None)
+    return left is right is None
 
-    Args:
-        plan, original: what belongs where, and the tensors that it is made of.
-        dtype: what the conversion rounded to; None for nothing.
-    """
 
-    def __init__(self, plan: Plan, original: Mapping[str, Any], dtype: DType | None) -> None:
-        self._plan, self._original, self._dtype = plan, original, dtype
+def _pieces(tensors: Iterable[Any]) -> Iterator[Any]:
+    for tensor in tensors:
+        for _, piece in tensor.chunks() if hasattr(tensor, "chunks") else [(0, tensor.read())]:
+            if len(piece):
+                yield np.frombuffer(piece, np.uint8)  # until the next
+
+
+def belonging(sides: Sides, move: Move) -> list[Any]:
+    """What belongs under the keys of a move in the target's layout, rounded as was declared, unread."""
+    source = sides.original[move.origin]
+    parts: list[Any] = move.operation.forward(source, len(move.parts), joined)
+    dtype = BY_NAME.get(sides.cast, source.dtype)
+    return parts if dtype == source.dtype else [_rounded(part, dtype) for part in parts]
+
+
+def _rounded(tensor: Any, dtype: DType) -> Any:
+    """A tensor as torch rounds it, unread."""
+
+    def pieces() -> Iterator[bytes]:
+        return (round_to(widen(memoryview(piece), tensor.dtype), dtype) for piece in _pieces([tensor]))
+
+    return on_demand(tensor.key, dtype, tuple(tensor.shape), pieces)
+
+
+class Owners:
+    """Every converted key by the beginning of what belongs there: a large model is not read again for each finding."""
+
+    def __init__(self, sides: Sides) -> None:
+        self._sides = sides
         self._by_start: dict[tuple[str, tuple[int, ...], bytes], list[tuple[str, Any]]] = {}
         self._lock = Lock()
 
-    def owner(self, name: str, tensor: Any, data: Bytes) -> str:
-        """Under which other key the bytes of the tensor `name` belong; '' for none."""
-        shape = tuple(tensor.shape)
+    def described(self, name: str, tensor: Any, right: Any) -> str:
+        """What the tensor `name` holds: what belongs under another key, or so much else than what is right."""
         with self._lock:
             if not self._by_start:
                 self._fill()
-        count = len(data) if not shape else len(data) // shape[0] * (HEAD if len(shape) == 1 else 1)
-        for other, part in self._by_start.get((tensor.dtype.name, shape, bytes(data[:count])), ()):
-            if other != name and equal(as_dtype(part.read(), part.dtype, tensor.dtype), data):
-                return other
-        return ""
+        numbers = measure(tensor, right)
+        if numbers.norm_a or numbers.nonfinite_a:
+            for other, part in self._by_start.get(_start(tensor), ()):
+                if other != name and equal([part], [tensor]):
+                    return f"holds what belongs in {other}"
+        worst = f", by up to {numbers.max_abs:.3g}" if numbers.max_abs else ""
+        infinite = f", {numbers.nonfinite_a} not finite" if numbers.nonfinite_a else ""
+        zero = "" if numbers.norm_a or numbers.nonfinite_a else "; it is zero everywhere"
+        return f"differs in {numbers.differing} of {numbers.elements} elements{worst}{infinite}{zero}"
 
     def _fill(self) -> None:
-        for name, part in self._parts():
-            head = part[: HEAD if len(part.shape) == 1 else 1] if part.shape else part
-            dtype = self._dtype or part.dtype
-            start = bytes(as_dtype(head.read(), part.dtype, dtype))
-            self._by_start.setdefault((dtype.name, tuple(part.shape), start), []).append((name, part))
-
-    def _parts(self) -> Iterator[tuple[str, Any]]:
-        """Every converted key with the rows of the original that belong there."""
-        for move in self._plan.moves:
-            parts = move.operation.forward(self._original[move.origin], len(move.parts), joined)
-            yield from zip(move.parts, parts, strict=True)
+        for move in self._sides.plan.moves:
+            for name, part in zip(move.parts, belonging(self._sides, move), strict=True):
+                self._by_start.setdefault(_start(part), []).append((name, part))
 
 
-def difference_in_words(stored: Bytes, right: Bytes, dtype: DType) -> str:
-    """How many elements differ, by how much, and whether they are finite or all zero.
-
-    >>> from converter.checkpoint.dtypes import F32
-    >>> one, other = (np.frombuffer(np.float32([1, 2, x]).tobytes(), np.uint8) for x in (3, 3.5))
-    >>> difference_in_words(one, other, F32)
-    'differs in 1 of 3 elements, by up to 0.5'
-    """
-    values, wanted = (float64(data.tobytes(), dtype) for data in (stored, right))
-    with np.errstate(invalid="ignore", over="ignore"):
-        errors = np.abs(values - wanted)
-    wrong = (stored.reshape(-1, dtype.itemsize) != right.reshape(-1, dtype.itemsize)).any(axis=1)
-    worst = f", by up to {float(np.nanmax(errors)):.3g}" if (errors > 0).any() else ""
-    infinite = f", {int((~np.isfinite(values)).sum())} not finite" if not np.isfinite(values).all() else ""
-    zero = "" if stored.any() else "; it is zero everywhere"
-    return f"differs in {int(wrong.sum())} of {wrong.size} elements{worst}{infinite}{zero}"
+def _start(tensor: Any) -> tuple[str, tuple[int, ...], bytes]:
+    head = b""
+    for piece in _pieces([tensor]):
+        head += bytes(piece[: HEAD - len(head)])
+        if len(head) == HEAD:
+            break
+    return tensor.dtype.name, tuple(tensor.shape), head

@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..checkpoint.dtypes import BY_NAME
-from ..nets import Memory, Net, Stage, Weights
-from ..nets.faults import Altered
-from ..nets.inputs import Case
-from ..nets.spec import ParitySpec
+from ..nets import Memory, Net, Values, Weights
+from ..nets.faults import Altered, Fault
 from ..nets.streamed import Streamed
-from . import localise
-from .choices import FLOAT64, HALF
-from .weight_pair import WeightPair
+from ..reports.report import Check
+from .catalogue import catalogue
+from .choices import FLOAT64
+from .function import CaseOutcome, Judge
+from .sides import Sides
+from .waivers import Waiver, apply
 
 
 class NetPair:
-    """Makes the nets of one pair, whose weights are read when they run.
+    """Makes the nets of one pair, whose weights are read when they run, and keeps what they gave.
 
     Args:
-        sides: the opened state dicts with their plan; `config`: the converted `config.json`.
+        waivers: those in force.
+        digest: SHA-256 of the original, which a waiver may be bound to.
+
+    Attributes:
+        fix: the family's `PostLoadFix`, where this model needs it; `fixed`: whether the mended net is compared.
+        outcomes: what the nets gave, by case.
+        saved: the file of a user's own inputs, where it is not those of a profile that are run.
+        tail: for faults that cost no more than the last two stages: the first of these, and the original's values
+            before it.
     """
 
-    def __init__(self, sides: WeightPair, model: ParitySpec, config: Mapping[str, Any], device: str) -> None:
-        self.sides, self.model, self.config, self.device = sides, model, config, device
+    def __init__(self, sides: Sides, device: str = "cpu", waivers: Sequence[Waiver] = (), digest: str = "") -> None:
+        fix, self.as_loaded = sides.spec.fix, sides.spec
+        self.fix = fix if fix is not None and fix.flag in sides.found else None  # not by every model of the family
+        self.fixed = self.fix is not None and bool(sides.found[self.fix.flag].value)
+        self.sides = replace(sides, spec=self.fix.spec) if self.fix and self.fixed else sides
+        self.model, self.config, self.device = self.sides.spec, sides.config, device
+        self.waivers, self.digest = waivers, digest
+        self.judge = Judge(self.model.parts(sides.found), self.model.patch(sides.found))
+        self.outcomes: list[CaseOutcome] = []
+        self.saved: str | os.PathLike[str] | None = None
         self._memory = Memory()
         self._net: Net | None = None
+        names = [stage.name for stage in self.original(FLOAT64).stages]
+        self._early, self.tail = set(names[:-2]), (names[-2:][0], dict[str, Tensor]())
 
     @cached_property
     def _source(self) -> Mapping[str, Any]:
@@ -56,20 +78,22 @@ class NetPair:
         state = self._stored if as_stored else self._source
         return self.model.reference(self.sides.found, self.weights(state, precision, rounded))
 
-    def converted(self, precision: str, rounded: str = "") -> Net:
-        return self.build(self.config, self.sides.converted, precision, rounded)
-
-    def build(
-        self, config: Mapping[str, Any], state: Mapping[str, Any], precision: str = FLOAT64, rounded: str = ""
+    def converted(
+        self,
+        precision: str = FLOAT64,
+        rounded: str = "",
+        *,
+        state: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> Net:
-        """The converted net of a config. A streamed one is built once and goes from one state dict to the next: only
-        one is in use at a time."""
-        weights = self.weights(state, precision, rounded)
-        if config is not self.config:
+        """The converted net, or that of another state dict or config. A streamed one is built once and goes from one
+        state dict to the next: only one is in use at a time."""
+        weights = self.weights(self.sides.converted if state is None else state, precision, rounded)
+        if config is not None:
             return self.model.converted(config, weights)
         if isinstance(self._net, Streamed):
             return self._net.on(weights)
-        self._net = self.model.converted(config, weights)
+        self._net = self.model.converted(self.config, weights)
         return self._net
 
     def weights(self, state: Mapping[str, Any], precision: str, rounded: str = "") -> Weights:
@@ -77,23 +101,18 @@ class NetPair:
         first = getattr(torch, rounded) if rounded else None
         return Weights(state, getattr(torch, precision), self.device, rounded=first, memory=self._memory)
 
-    def lockstep(self, case: Case, precision: str) -> tuple[list[localise.StageError], list[str]]:
-        """What `localise.lockstep` finds in a precision, and the names of the stages that are faulty."""
-        rounded = precision if precision in HALF else ""
-        stages = localise.lockstep(
-            self.original(precision, rounded),
-            self.converted(precision, rounded),
-            case,
-            self.device,
-            dtype=getattr(torch, precision),
-            exact=None if precision == FLOAT64 else self.original(FLOAT64, rounded),
-        )
-        return stages, [stage.name for stage in stages if stage.faulty]
+    def keep(self, stage: str, values: Values) -> None:
+        """Keep the original's values as they are before its last two stages."""
+        if stage in self._early:
+            self.tail[1].update(values)
 
+    def known_faults(self, block: int | None = None) -> list[Fault]:
+        """The faults that the table has in it, of one block (default: the last)."""
+        return catalogue(self.sides.plan, self.model, block)
 
-def stage_of(net: Net, name: str) -> Stage:
-    """The stage of that name."""
-    return next(stage for stage in net.stages if stage.name == name)
+    def waive(self, checks: Sequence[Check]) -> list[str]:
+        """Let pass what the waivers in force are for; returns what is said of it."""
+        return apply(self.waivers, checks, checkpoint=self.digest)
 
 
 def is_resource_error(error: Exception) -> bool:

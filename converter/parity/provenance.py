@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,12 +15,11 @@ from ..checkpoint.folder import CONFIG, averaged_sibling, in_cache, model_folder
 from ..checkpoint.weight_names import STEMS, variants, weights_among, with_variant
 from ..checkpoint.weight_names import WEIGHTS as WEIGHTS_FILE
 from ..checkpoint.weights_kind import UNKNOWN
-from ..conversion.record import record_beside
+from ..conversion.record import Record, record_beside
 from ..errors import printable
 from ..filenames import RECORD, SIDECAR
 from ..reports.report import PASS, Phase
 from .choices import PRECISIONS, WEIGHTS
-from .determinism import Environment
 
 DIFFUSERS = STEMS[:2]  # the names that it loads weights by, best first; the others are those of transformers
 _PIECE = 1 << 22
@@ -66,31 +65,10 @@ def sha256(path: Path, stop: Event | None = None) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class FileDigest:
-    """Bytes and SHA-256 of one file."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Digests:
-    """Name, size and SHA-256 of a checkpoint; of a folder, of the list of its `files`, with which they come."""
-
-    name: str
-    size: int
-    sha256: str
-    files: dict[str, FileDigest] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """As it stands in the report."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
 @reads
-def digests_of(path: Path, stop: Event | None = None) -> Digests:
-    """The digests of every file that a checkpoint is read from.
+def digests_of(path: Path, stop: Event | None = None) -> dict[str, Any]:
+    """Name, size and SHA-256 of a checkpoint, as they stand in the report; of a folder, those of the list of its
+    `files`, with which they come.
 
     Args:
         stop: once it is set nobody needs the result any more, and no further byte is read.
@@ -98,51 +76,26 @@ def digests_of(path: Path, stop: Event | None = None) -> Digests:
     files = files_of(path)
     with ThreadPoolExecutor(2) as pool:
         shas = pool.map(lambda file: sha256(file, stop), files.values())
-        rows = {
-            printable(name): FileDigest(os.path.getsize(file), sha)
+        rows: dict[str, dict[str, Any]] = {
+            printable(name): {"size": os.path.getsize(file), "sha256": sha}
             for (name, file), sha in zip(files.items(), shas, strict=True)
         }
-    name, size = printable(path.absolute().name), sum(row.size for row in rows.values())
+    whole = {"name": printable(path.absolute().name), "size": sum(row["size"] for row in rows.values())}
     if not path.is_dir():
-        return Digests(name, size, next(iter(rows.values())).sha256)
-    lines = "".join(f"{row.sha256}  {name}\n" for name, row in sorted(rows.items()))
-    return Digests(name, size, hashlib.sha256(lines.encode()).hexdigest(), rows)
+        return whole | {"sha256": next(iter(rows.values()))["sha256"]}
+    lines = "".join(f"{row['sha256']}  {name}\n" for name, row in sorted(rows.items()))
+    return whole | {"sha256": hashlib.sha256(lines.encode()).hexdigest(), "files": rows}
 
 
-@dataclass(frozen=True)
-class RecordedConversion:
-    """What a conversion record says that parity takes from it: which weights, which cast, and the user's own words."""
-
-    weights: str | None = None
-    where: str = ""
-    size: int | None = None
-    cast: str = ""
-    given: dict[str, Any] = field(default_factory=dict)
-    folder: Path | None = None
-
-
-def recorded_conversion(converted: Path) -> tuple[RecordedConversion, list[str]]:
-    """What the record of a folder, in it or beside it, says; and what is odd about it. Of a conversion of a conversion,
-    what it passes on of the first one counts."""
+def recorded_conversion(converted: Path) -> tuple[Record, list[str]]:
+    """The record of a folder, in it or beside it, empty where it is not believed; and what is odd about it."""
     record = record_beside(converted)
-    if not record.folder:
-        return RecordedConversion(), [record.odd] if record.odd else []
-    try:
-        source, cast = (record.origin or record.content)["source"], record.casts[-1] if record.casts else ""
-        if source["weights"] not in (*WEIGHTS, UNKNOWN) or cast not in ("", *PRECISIONS):
-            raise TypeError
-        recorded = RecordedConversion(
-            weights=source["weights"],
-            where=source.get("where", ""),
-            size=source["size"],
-            cast=cast,
-            given=record.given,
-            folder=record.folder,
-        )
-        twice = f"by its record the weights were rounded to {record.rounding}, and not once"
-        return recorded, [twice] if len(record.casts) > 1 else []
-    except (TypeError, KeyError, AttributeError):
-        return RecordedConversion(), [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]
+    if record.folder is None:
+        return Record(), [record.odd] if record.odd else []
+    if record.source["weights"] not in (*WEIGHTS, UNKNOWN) or {*record.casts[-1:]} - {*PRECISIONS}:
+        return Record(), [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]
+    twice = f"by its record the weights were rounded to {record.rounding}, and not once"
+    return record, [twice] if len(record.casts) > 1 else []
 
 
 @reads
@@ -162,11 +115,15 @@ def loading(folder: Path) -> tuple[dict[str, Any], str]:
     return {}, ", ".join(printable(path.name) for path in weight_files(folder)[0][:4])
 
 
-def phase(original: Digests, machine: Environment) -> Phase:
-    """Phase 0: nothing is judged, all of it recorded."""
+def phase(original: Mapping[str, Any], machine: Mapping[str, Any]) -> Phase:
+    """Phase 0: nothing is judged, all of it recorded.
+
+    Args:
+        original: its digests; `machine`: the environment as the report has it.
+    """
     words = (
-        f"both sides hashed, {original.name} is {original.sha256[:16]}...; "
-        f"{'' if machine.deterministic_algorithms else 'NOT '}deterministic, "
-        f"TF32 {'ON' if machine.tf32 else 'off'}, threads: {machine.threads}, seed: {machine.seed}"
+        f"both sides hashed, {original['name']} is {original['sha256'][:16]}...; "
+        f"{'' if machine['deterministic_algorithms'] else 'NOT '}deterministic, "
+        f"TF32 {'ON' if machine['tf32'] else 'off'}, threads: {machine['threads']}, seed: {machine['seed']}"
     )
     return Phase("provenance", PASS, words)

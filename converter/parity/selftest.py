@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,68 +15,52 @@ from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
 from .audit import audit
 from .choices import FLOAT64
 from .configuration import audit as config_audit
-from .function import CaseOutcome, Judge
+from .function import CaseOutcome
 from .net_pair import NetPair, is_resource_error
 from .statistics import relative
 
 Tail = tuple[str, Values]  # (stage at which to begin, values before it)
-
-
 FAINT = 1e-7  # relative L2, in float64: a change of the output that small is below every tolerance
+BENIGN = Fault("keys in another order, tensors copied", frozenset())
 
 
-@dataclass(frozen=True)
-class SelfTestContext:
-    """What faults are tried on.
+def run(
+    nets: NetPair,
+    faults: Sequence[Fault],
+    step: Callable[[int], None] = lambda count: None,
+    *,
+    tail: Tail | None = None,
+    saved: bool = False,
+) -> Phase:
+    """Try every fault, on one case after the other until one shows it, and that what changes nothing passes.
 
-    Attributes:
-        nets: makes the converted net in float64.
-        borrowed: what of the hyper-parameters only the converted config shows.
-        outcomes: what the right nets gave; a fault is tried on one case after the other until one shows it.
+    Args:
         tail: where to begin in the first case, so that a cheap fault near the end costs a stage or two and not the
             whole net; None to run whole nets.
-        waive: lets failed checks pass as the waivers in force do, so that no fault survives by them unnoticed.
         saved: whether the inputs are a user's own, and not those of the profile.
+
+    Returns: a phase 'self-test' with one check per fault.
     """
-
-    nets: NetPair
-    borrowed: Mapping[str, Any]
-    judge: Judge
-    outcomes: Sequence[CaseOutcome]
-    tail: Tail | None = None
-    waive: Callable[[Sequence[Check]], object] = lambda checks: None
-    saved: bool = False
-
-    def reaches(self, fault: Fault) -> bool:
-        """Whether there are inputs that a fault of the inputs changes at all, such as a mask to be ignored."""
-        return not fault.inputs or any(
-            _changed(fault.inputs, outcome.case.tensors(torch.float64)) for outcome in self.outcomes
-        )
-
-
-def _changed(change: Callable[[Values], Values], inputs: Values) -> bool:
-    try:
-        new = change(inputs)
-    except KeyError:  # of an input that is not there
-        return False
-    return new.keys() != inputs.keys() or not all(torch.equal(value, new[name]) for name, value in inputs.items())
-
-
-@dataclass
-class Trial:
-    """What came of a fault: the phases that noticed it, each asked on its own, and by how much it changed outputs."""
-
-    detected_by: set[str] = field(default_factory=set)
-    effect: float = 0.0  # the largest relative L2 of any part of any output, as long as nothing noticed it
-
-
-def run(context: SelfTestContext, faults: Sequence[Fault], step: Callable[[int], None] = lambda count: None) -> Phase:
-    """Try every fault, and that what changes nothing passes. A phase 'self-test' with one check per fault."""
     checks = []
     for fault in faults:
-        checks.append(_judged(context, fault, run_fault(context, fault)))
+        detected, effect = run_fault(nets, fault, tail)
+        missing = fault.expected - detected
+        words = f"killed by {' and '.join(sorted(detected)) or 'nothing'}"
+        if fault.faint and missing == {FUNCTION} and detected and effect <= FAINT:
+            # What no output shows no run can notice; that is what the weight audit is for.
+            words += f"; it changes the output by {effect:.1g} only, less than any tolerance"
+            missing = frozenset()
+        elif missing:
+            words += f", NOT by {' and '.join(sorted(missing))}"
+            cases = (outcome.case.tensors(torch.float64) for outcome in nets.outcomes)
+            if fault.inputs and not any(_changes(fault.inputs, inputs) for inputs in cases):
+                words += ": it changes nothing in these inputs"
+                words += ", which are not enough for a PASS; leave --cases out" if saved else ""
+        limit = ", ".join(sorted(fault.expected))
+        passed = bool(fault.expected) and not missing
+        checks.append(Check(fault.name, "killed by", ", ".join(sorted(detected)), limit, passed=passed, words=words))
         step(1)
-    benign = sorted(run_fault(context, BENIGN).detected_by)
+    benign = sorted(run_fault(nets, BENIGN, tail)[0])
     words = f"a harmless change {'is killed by ' + ' and '.join(benign) if benign else 'passes'}"
     checks.append(Check(BENIGN.name, "killed by", ", ".join(benign), "", passed=not benign, words=words))
     survived = [check for check in checks if not check.passed]
@@ -88,78 +72,68 @@ def run(context: SelfTestContext, faults: Sequence[Fault], step: Callable[[int],
     return Phase("self-test", PASS, words, checks)
 
 
-def _judged(context: SelfTestContext, fault: Fault, trial: Trial) -> Check:
-    """Whether the phases that have to notice a fault did, and in words why not."""
-    detected, missing = sorted(trial.detected_by), sorted(fault.expected - trial.detected_by)
-    words = f"killed by {' and '.join(detected) or 'nothing'}"
-    if fault.faint and missing == [FUNCTION] and detected and trial.effect <= FAINT:
-        # What no output shows no run can notice; that is what the weight audit is for.
-        words += f"; it changes the output by {trial.effect:.1g} only, less than any tolerance"
-        missing = []
-    elif missing:
-        words += f", NOT by {' and '.join(missing)}"
-        if not context.reaches(fault):
-            words += ": it changes nothing in these inputs"
-            words += ", which are not enough for a PASS; leave --cases out" if context.saved else ""
-    passed = bool(fault.expected) and not missing
-    wanted = ", ".join(sorted(fault.expected))
-    return Check(fault.name, "killed by", ", ".join(detected), wanted, passed=passed, words=words)
+def _changes(change: Callable[[Values], Values], inputs: Values) -> bool:
+    """Whether a fault of the inputs changes these at all, such as a mask to be ignored."""
+    try:
+        new = change(inputs)
+    except KeyError:  # of an input that is not there
+        return False
+    return new.keys() != inputs.keys() or not all(torch.equal(value, new[name]) for name, value in inputs.items())
 
 
-BENIGN = Fault("keys in another order, tensors copied", frozenset())
+def run_fault(nets: NetPair, fault: Fault, tail: Tail | None = None) -> tuple[set[str], float]:
+    """Apply a fault, and ask each phase that can notice it.
 
-
-def run_fault(context: SelfTestContext, fault: Fault) -> Trial:
-    """Apply a fault, and ask each phase that can notice it."""
-    trial = Trial()
-    nets, sides = context.nets, context.nets.sides
+    Returns: (the phases that noticed it, each asked on its own; by how much it changed any output at most, relative
+        L2, as long as nothing noticed it).
+    """
+    detected, sides = set(), nets.sides
     state = with_fault(sides.converted, fault)
     if fault is BENIGN:
         state = dict(reversed(state.items()))
     if fault.weights or fault.drop or fault is BENIGN:
         # All else was audited before, and is the same.
         touched = fault.weights.keys() or fault.drop or set(list(state)[:1])
-        if audit(replace(sides, converted=state, brief=True), only=touched).verdict == FAIL:
-            trial.detected_by.add(WEIGHTS)
-    config = fault.config(dict(nets.config)) if fault.config else nets.config
-    if fault.config:
-        audited = config_audit(sides.family, nets.model, sides.found, config, borrowed=context.borrowed)
-        if audited.verdict == FAIL:
-            trial.detected_by.add(CONFIG)
+        if audit(replace(sides, converted=state), only=touched).verdict == FAIL:
+            detected.add(WEIGHTS)
+    config = fault.config(dict(nets.config)) if fault.config else None
+    if config is not None and config_audit(sides, config).verdict == FAIL:
+        detected.add(CONFIG)
+    effect: float | None = 0.0
     if not fault.drop and (FUNCTION in fault.expected or not fault.expected):
-        _run_nets(context, fault, trial, config=config, state=state)
-    return trial
+        effect = _effect(nets, fault, tail, config=config, state=state)
+        detected |= {FUNCTION} if effect is None else set()
+    return detected, effect or 0.0
 
 
-def _run_nets(
-    context: SelfTestContext, fault: Fault, trial: Trial, *, config: Mapping[str, Any], state: Mapping[str, Any]
-) -> None:
-    attempts: list[tuple[CaseOutcome, Tail | None]] = [(right, None) for right in context.outcomes]
-    if context.tail:
+def _effect(
+    nets: NetPair, fault: Fault, tail: Tail | None, *, config: Mapping[str, Any] | None, state: Mapping[str, Any]
+) -> float | None:
+    """By how much a faulty net changes any output, None where the gates notice."""
+    effect = 0.0
+    attempts: list[tuple[CaseOutcome, Tail | None]] = [(right, None) for right in nets.outcomes]
+    if tail:
         # One sample shows most faults, at the cost of one; what it does not show is tried on all, then on whole nets.
-        first = context.outcomes[0]
-        attempts[:1] = [(_one(first), context.tail), (first, context.tail)]
-    for right, tail in attempts:
+        first = nets.outcomes[0]
+        attempts[:1] = [(_one(first), tail), (first, tail)]
+    for right, start in attempts:
         try:
-            net = context.nets.build(config, state)
-            output = output_with(net, fault, right, tail, device=context.nets.device)
+            output = output_with(nets.converted(state=state, config=config), fault, right, start, device=nets.device)
         except Exception as error:
             if is_resource_error(error):
-                return
+                break
             if fault.config or fault.weights:  # a net that is wrong may fail in any way, and has been noticed then
-                trial.detected_by.add(FUNCTION)
-                return
+                return None
             continue  # inputs without what the fault changes
-        outcome = context.judge.of_output(output, right)
-        context.waive(outcome.checks)
+        outcome = nets.judge.of_output(output, right)
+        nets.waive(outcome.checks)  # so that no fault survives by the waivers in force unnoticed
         if outcome.verdict != PASS:
-            trial.detected_by.add(FUNCTION)
-            return
-        for channels in context.judge.parts.values():
-            apart = relative(output[:, channels], right.converted[FLOAT64][:, channels])
-            trial.effect = max(trial.effect, apart)
-        if tail and not fault.expected:
-            return  # nothing is going to notice it, and what is left are whole nets
+            return None
+        for channels in nets.judge.parts.values():
+            effect = max(effect, relative(output[:, channels], right.converted[FLOAT64][:, channels]))
+        if start and not fault.expected:
+            break  # nothing is going to notice it, and what is left are whole nets
+    return effect
 
 
 def _one(outcome: CaseOutcome) -> CaseOutcome:

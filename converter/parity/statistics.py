@@ -5,52 +5,28 @@ Every error is relative to the reference: a norm to its norm, an extreme to its 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf, log10
 
 import torch
 from torch import Tensor
 
+from .gates import GATING, SHOWN, Statistics
 
-@dataclass(frozen=True)
-class Statistics:
-    """A candidate against a reference, (batch, channels, height, width) each.
-
-    Attributes:
-        relative_l2: ||a - b|| / ||b||.
-        peak: max |a - b| / RMS(b): one bad pixel.
-        channel, position: RMS of the error in the worst channel, and at the worst place inside a patch, over RMS(b).
-        bias: mean (a - b) / RMS(b), with its sign.
-        q50, q99: quantiles of |a - b| / RMS(b).
-        cosine, sqnr: as people quote them, the latter in dB; shown, since neither can gate.
-        worst: the index of the largest error with both values.
-        nonfinite: elements that are NaN or infinite in the candidate and in the reference.
-        scale: RMS(b); 0 where there is nothing to be relative to.
-    """
-
-    relative_l2: float
-    peak: float
-    channel: float
-    position: float
-    bias: float
-    q50: float
-    q99: float
-    cosine: float
-    sqnr: float
-    worst: str
-    nonfinite: tuple[int, int]
-    scale: float
+MOST = 1 << 22  # numbers that quantiles are taken of, evenly; torch has a limit of its own
 
 
 def compare(candidate: Tensor, reference: Tensor, patch: int = 1) -> Statistics:
-    """Compare two outputs of one shape.
+    """Compare two outputs of one shape, (batch, channels, height, width).
+
+    Gated are ||a - b|| / ||b||; max |a - b|, for one bad pixel; and the RMS of the error in the worst channel and at
+    the worst place inside a patch.
 
     Args:
         patch: side of a patch; the height and width are multiples of it.
 
     Example:
         >>> a = torch.ones(1, 2, 4, 4)
-        >>> compare(a * 1.5, a).relative_l2
+        >>> compare(a * 1.5, a).gated["relative L2"]
         0.5
     """
     if candidate.shape != reference.shape:
@@ -58,8 +34,7 @@ def compare(candidate: Tensor, reference: Tensor, patch: int = 1) -> Statistics:
     a, b = candidate.detach().cpu().double(), reference.detach().cpu().double()
     nonfinite = int((~torch.isfinite(a)).sum()), int((~torch.isfinite(b)).sum())
     if any(nonfinite):
-        errors = dict.fromkeys(("relative_l2", "peak", "channel", "position", "bias", "q50", "q99", "scale"), inf)
-        return Statistics(**errors, cosine=-1.0, sqnr=-inf, worst="", nonfinite=nonfinite)
+        return Statistics(dict.fromkeys(GATING, inf), {}, nonfinite)
     error, scale = a - b, float(b.square().mean().sqrt())
     size = error.abs()
     unit = scale or 1.0
@@ -67,29 +42,22 @@ def compare(candidate: Tensor, reference: Tensor, patch: int = 1) -> Statistics:
     channel = error.square().mean(dim=(0, 2, 3)).sqrt().max()
     n, c, h, w = error.shape
     places = error.reshape(n, c, h // patch, patch, w // patch, patch).square().mean(dim=(0, 1, 2, 4)).sqrt().max()
-    quantiles = torch.quantile(_thinned(size), torch.tensor([0.5, 0.99], dtype=torch.float64))
+    thinned = size.flatten()[:: -(-size.numel() // MOST)]  # quantiles are shown and gate nothing
+    half, most = torch.quantile(thinned, torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
     norms = float(a.norm() * b.norm())
     relative = float(error.norm() / (b.norm() if scale else 1.0))
-    return Statistics(
-        relative_l2=relative,
-        peak=float(size.max()) / unit,
-        channel=float(channel) / unit,
-        position=float(places) / unit,
-        bias=float(error.mean()) / unit,
-        q50=float(quantiles[0]) / unit,
-        q99=float(quantiles[1]) / unit,
-        cosine=float((a * b).sum()) / norms if norms else 0.0,
-        sqnr=-20 * log10(relative) if relative > 0 else inf,
-        worst=f"{list(index)}: {float(a[index]):.9g} for {float(b[index]):.9g}",
-        nonfinite=(0, 0),
-        scale=scale,
+    gated = relative, float(size.max()) / unit, float(channel) / unit, float(places) / unit
+    shown = (
+        float((a * b).sum()) / norms if norms else 0.0,
+        -20 * log10(relative) if relative > 0 else inf,
+        float(error.mean()) / unit,
+        half / unit,
+        most / unit,
+        f"{list(index)}: {float(a[index]):.9g} for {float(b[index]):.9g}",
     )
-
-
-def _thinned(values: Tensor, limit: int = 1 << 22) -> Tensor:
-    """At most `limit` of the values, evenly: quantiles are shown and gate nothing, and torch has a limit of its own."""
-    flat = values.flatten()
-    return flat[:: -(-flat.numel() // limit)]
+    return Statistics(
+        dict(zip(GATING, gated, strict=True)), dict(zip(SHOWN, shown, strict=True)), nonfinite=(0, 0), scale=scale
+    )
 
 
 def relative(candidate: Tensor, reference: Tensor, base: Tensor | None = None) -> float:

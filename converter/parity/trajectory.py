@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 
 import torch
 
@@ -16,16 +15,6 @@ from .gates import LIMITS
 from .statistics import relative
 
 DIVERGED = 1e-2  # relative L2 of the latents, from which on the two draw different pictures
-
-
-@dataclass(frozen=True)
-class Step:
-    """How far the latents are from the original's in float64: the converted net's, and the original's in float32."""
-
-    step: int
-    timestep: int
-    error: float
-    floor: float
 
 
 def run(
@@ -52,22 +41,17 @@ def run(
         return apart
 
     floors = errors(original(FLOAT32))
-    rows = zip(sampler.timesteps, errors(converted(FLOAT32)), floors, strict=False)
-    steps = [Step(number, *row) for number, row in enumerate(rows, 1)]
-    return _judged(steps, sampler)
-
-
-def _judged(steps: list[Step], sampler: Sampler) -> Phase:
-    last = steps[-1]
-    verdict = PASS
-    if not last.floor <= DIVERGED:
+    rows = [*zip(sampler.timesteps, errors(converted(FLOAT32)), floors, strict=False)]
+    verdict, (timestep, error, floor) = PASS, rows[-1]
+    if not floor <= DIVERGED:
         verdict, words = INCONCLUSIVE, "the original's own float32 leaves its float64 path"
-    elif len(steps) < len(sampler.timesteps) or not last.error <= DIVERGED:
-        words = f"the two part at step {len(steps)} (timestep {last.timestep}): {last.error:.2g} of the latents"
-        verdict = FAIL
+    elif len(rows) < len(sampler.timesteps) or not error <= DIVERGED:
+        verdict, words = FAIL, f"the two part at step {len(rows)} (timestep {timestep}): {error:.2g} of the latents"
     else:
-        ratio = last.error / max(last.floor, LIMITS["relative L2"] / 10)
-        words = f"after {len(steps)} steps the latents are {last.error:.2g} apart, {ratio:.2f} times the noise floor"
+        ratio = error / max(floor, LIMITS["relative L2"] / 10)
+        words = f"after {len(rows)} steps the latents are {error:.2g} apart, {ratio:.2f} times the noise floor"
         words += f" (of which {FLOOR_LIMIT:g} are usual)" if ratio > FLOOR_LIMIT else ""
-    detail = {"sampler": f"DDIM, guidance {sampler.guidance:g}", "steps": [asdict(step) for step in steps]}
+    # How far the latents are from the original's in float64: the converted net's, and the original's in float32.
+    steps = [{"step": i, "timestep": t, "error": error, "floor": floor} for i, (t, error, floor) in enumerate(rows, 1)]
+    detail = {"sampler": f"DDIM, guidance {sampler.guidance:g}", "steps": steps}
     return Phase("trajectory", verdict, words, detail=detail)

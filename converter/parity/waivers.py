@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import accumulate
 
 from ..errors import printable
 from ..reports.report import FLOOR_LIMIT, Check
@@ -63,14 +64,18 @@ def apply(
         >>> check.waived
         'known (until 2027-01-31)'
     """
-    today, lines, failed = today or date.today(), [], _by_target(check for check in checks if check.passed is False)
+    today, lines = today or date.today(), []
+    failed: dict[tuple[str, str], list[Check]] = defaultdict(list)  # by the case, or a part of it, and the statistic
+    for check in (check for check in checks if check.passed is False):
+        for case in accumulate(check.what.split(" / "), "{} / {}".format):
+            failed[case, check.statistic].append(check)
     for waiver in waivers:
         if waiver.checkpoint not in ("", checkpoint):
             continue
         if not waiver.active(today):
             lines.append(f"{waiver.title}: expired on {waiver.expires}, not applied")
             continue
-        covered = [check for check in failed.get((waiver.case, waiver.statistic), ()) if not check.waived]
+        covered = [check for check in failed[waiver.case, waiver.statistic] if not check.waived]
         for check in covered:
             what, times = f"{printable(check.what)}, {check.statistic}", _times(check)
             if times is not None and times <= waiver.bound:
@@ -87,16 +92,6 @@ def apply(
 def unit_of(statistic: str) -> float:
     """The limit of a waivable statistic, in the unit of a bound: times the limit, or times the noise floor."""
     return UNITS[statistic.partition(" ")[0]]
-
-
-def _by_target(checks: Iterable[Check]) -> Mapping[tuple[str, str], list[Check]]:
-    """The checks by what a waiver for them may name: the case, or a part of it, and the statistic."""
-    by_target: dict[tuple[str, str], list[Check]] = defaultdict(list)
-    for check in checks:
-        parts = check.what.split(" / ")
-        for case in {" / ".join(parts[:count]) for count in range(1, len(parts) + 1)}:
-            by_target[case, check.statistic].append(check)
-    return by_target
 
 
 def _times(check: Check) -> float | None:

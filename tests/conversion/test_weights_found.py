@@ -24,7 +24,7 @@ from converter import diff, inspect
 from converter.conversion.analysis import open_model
 from converter.errors import ConverterError, InputError, UsageError
 from converter.parity import check
-from converter.parity.ci.digests import digest
+from converter.parity.ci.cache import digest
 
 RAW, EMA = pixart(seed=1), pixart(seed=2)
 OPTIMIZER = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": RAW["t_block.1.weight"]}}, "param_groups": [{"lr": 1}]}

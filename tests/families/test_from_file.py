@@ -16,9 +16,9 @@ import converter
 from converter import UsageError, families
 from converter.conversion.pairs import Pair
 from converter.families import from_file
-from converter.parity.ci.digests import key_of
+from converter.parity.ci.cache import key_of
 from converter.parity.ci.settings import load_settings
-from converter.parity.opening import spec_of
+from converter.parity.sides import spec_of
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import GOLDEN, HEADS, Result, convert
+from makers import GOLDEN, HEADS, Result
 from server import Hub, Repo
 
 import converter

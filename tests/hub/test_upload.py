@@ -46,7 +46,7 @@ def token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_parity(out: Path, verdict: str = "PASS") -> dict[str, Any]:
     """A report as the checker leaves it, of these files."""
-    from converter.parity.ci.digests import digest
+    from converter.parity.ci.cache import digest
 
     files = {name: {"sha256": sha, "size": (out / name).stat().st_size} for name, sha in digest(out).items()}
     report = converter_report(verdict, files)

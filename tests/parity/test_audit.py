@@ -22,8 +22,8 @@ from converter.nets.faults import with_fault
 from converter.parity import misplaced
 from converter.parity.audit import audit
 from converter.parity.catalogue import catalogue
-from converter.parity.read_buffers import equal
-from converter.parity.weight_pair import WeightPair
+from converter.parity.misplaced import equal
+from converter.parity.sides import Sides
 from converter.reports.report import FAIL, PASS, Check, Phase
 
 EXTRA = "y_embedder.y_embedding"
@@ -44,18 +44,18 @@ def original(tmp_path_factory: pytest.TempPathFactory, state: State) -> Path:
 
 
 @pytest.fixture
-def right(original: Path, state: State) -> Iterator[WeightPair]:
+def right(original: Path, state: State) -> Iterator[Sides]:
     """A right conversion of it, in memory, to be spoilt."""
     sidecar = {"y_embedder.y_embedding": state["y_embedder.y_embedding"].clone()}
     with sides(original, keyed(state), sidecar=sidecar, **TOLD) as made:
         yield made
 
 
-def put(made: WeightPair, key: str, tensor: torch.Tensor) -> None:
+def put(made: Sides, key: str, tensor: torch.Tensor) -> None:
     made.converted[key] = MemoryTensor(tensor)
 
 
-def failed(made: WeightPair) -> list[str]:
+def failed(made: Sides) -> list[str]:
     found = audit(made)
     assert found.verdict == (FAIL if list(found.failed) else PASS)
     return [check.words for check in found.failed]
@@ -76,7 +76,7 @@ def check(phase: Phase, what: str) -> Check:
 # Right ones.
 
 
-def test_a_right_conversion(right: WeightPair) -> None:
+def test_a_right_conversion(right: Sides) -> None:
     steps: list[int] = []
     found = audit(right, steps.append)
     assert found.verdict == PASS
@@ -97,11 +97,11 @@ def test_the_golden_models_from_disk(name: str, tmp_path: Path) -> None:
         open_checkpoint(pair.folder) as theirs,
         sides(pair.original, {}, multi_scale_train=True) as made,
     ):
-        lazy = WeightPair(made.family, made.found, made.plan, made.original, theirs)
+        lazy = Sides(made.family, made.found, made.plan, made.original, theirs)
         assert audit(lazy).verdict == PASS
         spoilt = {key: tensor.torch().clone() for key, tensor in theirs.items()}
         spoilt["proj_out.bias"][-1] += 1e-7
-        wrong = WeightPair(made.family, made.found, made.plan, made.original, memory_tensors(spoilt))
+        wrong = Sides(made.family, made.found, made.plan, made.original, memory_tensors(spoilt))
         (words,) = [check.words for check in audit(wrong).failed]
         assert words.startswith("proj_out.bias differs in 1 of 32 elements, by up to ")
 
@@ -109,7 +109,7 @@ def test_the_golden_models_from_disk(name: str, tmp_path: Path) -> None:
 # Wrong bytes.
 
 
-def test_one_bit_in_any_tensor(right: WeightPair, state: State) -> None:
+def test_one_bit_in_any_tensor(right: Sides, state: State) -> None:
     """Whichever tensor and wherever in it: that tensor is named, alone, with how many elements are wrong."""
     dice = np.random.default_rng(0)
     for key, tensor in keyed(state).items():
@@ -122,14 +122,14 @@ def test_one_bit_in_any_tensor(right: WeightPair, state: State) -> None:
     assert failed(right) == []
 
 
-def test_a_bias_that_no_output_shows(right: WeightPair, state: State) -> None:
+def test_a_bias_that_no_output_shows(right: Sides, state: State) -> None:
     key = f"{LAST}attn1.to_k.bias"
     put(right, key, torch.zeros_like(keyed(state)[key]))
     (words,) = failed(right)
     assert words.startswith(f"{key} differs in {state['blocks.0.attn.proj.bias'].numel()} of ")
 
 
-def test_how_much_is_wrong(right: WeightPair, state: State) -> None:
+def test_how_much_is_wrong(right: Sides, state: State) -> None:
     tensor = keyed(state)["proj_out.weight"].clone()
     tensor.view(-1)[:3] += 0.25
     put(right, "proj_out.weight", tensor)
@@ -140,7 +140,7 @@ def test_how_much_is_wrong(right: WeightPair, state: State) -> None:
     )
 
 
-def test_infinite_and_not_a_number_are_told(right: WeightPair, state: State) -> None:
+def test_infinite_and_not_a_number_are_told(right: Sides, state: State) -> None:
     tensor = keyed(state)["proj_out.bias"].clone()
     tensor[0], tensor[1] = float("nan"), float("inf")
     put(right, "proj_out.bias", tensor)
@@ -164,7 +164,7 @@ SWAPS = [
 
 
 @pytest.mark.parametrize(("one", "other"), SWAPS)
-def test_swapped_tensors(right: WeightPair, state: State, one: str, other: str) -> None:
+def test_swapped_tensors(right: Sides, state: State, one: str, other: str) -> None:
     converted = keyed(state)
     put(right, one, converted[other])
     put(right, other, converted[one])
@@ -173,12 +173,12 @@ def test_swapped_tensors(right: WeightPair, state: State, one: str, other: str) 
     )
 
 
-def test_one_tensor_twice(right: WeightPair, state: State) -> None:
+def test_one_tensor_twice(right: Sides, state: State) -> None:
     put(right, f"{LAST}attn1.to_q.weight", keyed(state)[f"{LAST}attn1.to_v.weight"])
     assert failed(right) == [f"{LAST}attn1.to_q.weight holds what belongs in {LAST}attn1.to_v.weight"]
 
 
-def test_the_same_fault_in_all_blocks_is_one_line(right: WeightPair, state: State) -> None:
+def test_the_same_fault_in_all_blocks_is_one_line(right: Sides, state: State) -> None:
     for block in range(SMALL["depth"]):
         put(right, f"transformer_blocks.{block}.ff.net.2.bias", torch.zeros(SMALL["hidden_size"]))
     lines = failed(right)
@@ -187,7 +187,7 @@ def test_the_same_fault_in_all_blocks_is_one_line(right: WeightPair, state: Stat
 
 
 def test_many_wrong_tensors_are_not_each_held_against_all_others(
-    right: WeightPair, state: State, monkeypatch: pytest.MonkeyPatch
+    right: Sides, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the wrong set of weights every tensor of a large model is wrong; reading all of it for each takes hours."""
     compared = []
@@ -202,7 +202,7 @@ def test_many_wrong_tensors_are_not_each_held_against_all_others(
     assert f"{swapped} holds what belongs in {LAST}attn1.to_k.weight" in failed(right)
 
 
-def test_only_some_keys(right: WeightPair, state: State) -> None:
+def test_only_some_keys(right: Sides, state: State) -> None:
     """What was compared before need not be again, but keys have to be there all the same."""
     one, other = f"{LAST}attn1.to_q.weight", "proj_out.weight"
     put(right, one, keyed(state)[one] + 1)
@@ -239,7 +239,7 @@ def test_nans_are_compared_as_bits(state: State, tmp_path: Path) -> None:
 # Wrong keys and shapes.
 
 
-def test_one_missing(right: WeightPair) -> None:
+def test_one_missing(right: Sides) -> None:
     del right.converted["proj_out.bias"]
     lines = failed(right)
     assert len(lines) == 1
@@ -247,13 +247,13 @@ def test_one_missing(right: WeightPair) -> None:
     assert "missing" in lines[0]
 
 
-def test_one_part_missing(right: WeightPair) -> None:
+def test_one_part_missing(right: Sides) -> None:
     key = f"{LAST}attn1.to_k.weight"
     del right.converted[key]
     assert any("missing" in line and key in line for line in failed(right))
 
 
-def test_one_extra(right: WeightPair) -> None:
+def test_one_extra(right: Sides) -> None:
     put(right, "proj_out.scale", torch.zeros(1))
     assert any("proj_out.scale" in line for line in failed(right))
 
@@ -269,7 +269,7 @@ def test_a_group_that_the_original_does_not_have(state: State, tmp_path: Path) -
     assert {check.words.partition(":")[0] for check in found.failed} == {"missing"}
 
 
-def test_the_last_block_lost(right: WeightPair) -> None:
+def test_the_last_block_lost(right: Sides) -> None:
     """A shorter model is consistent in itself."""
     for key in [key for key in right.converted if key.startswith(LAST)]:
         del right.converted[key]
@@ -278,7 +278,7 @@ def test_the_last_block_lost(right: WeightPair) -> None:
     assert all(line.startswith("missing: ") and LAST in line for line in lines)
 
 
-def test_one_block_too_many(right: WeightPair, state: State) -> None:
+def test_one_block_too_many(right: Sides, state: State) -> None:
     more = f"transformer_blocks.{SMALL['depth']}."
     for key, tensor in keyed(state).items():
         if key.startswith(LAST):
@@ -288,14 +288,14 @@ def test_one_block_too_many(right: WeightPair, state: State) -> None:
     assert all(line.startswith("extra: ") and more in line for line in lines)
 
 
-def test_a_wrong_shape(right: WeightPair, state: State) -> None:
+def test_a_wrong_shape(right: Sides, state: State) -> None:
     put(right, "caption_projection.linear_1.weight", state["y_embedder.y_proj.fc1.weight"].T)
     assert any("caption_projection.linear_1.weight" in line and "[16, 24]" in line for line in failed(right))
     put(right, "caption_projection.linear_1.weight", state["y_embedder.y_proj.fc1.weight"].flatten())
     assert failed(right)
 
 
-def test_a_model_of_another_width(right: WeightPair) -> None:
+def test_a_model_of_another_width(right: Sides) -> None:
     """All shapes agree among themselves, and are not the original's."""
     for key, tensor in keyed(pixart(micro_conditions=True, hidden_size=48)).items():
         put(right, key, tensor)
@@ -396,10 +396,10 @@ def test_rounded_and_widened_again(state: State, tmp_path: Path) -> None:
     assert line.what == "proj_out.weight"
 
 
-def test_one_dtype_among_others(right: WeightPair, state: State) -> None:
+def test_one_dtype_among_others(right: Sides, state: State) -> None:
     key = f"{LAST}attn1.to_k.weight"
     put(right, key, keyed(state)[key].double())
-    assert any("dtypes float32, float64, float32" in line for line in failed(right))
+    assert failed(right) == [f"{key} is float64, and the original is float32"]
     put(right, key, keyed(state)[key])
     put(right, "proj_out.bias", keyed(state)["proj_out.bias"].double())
     assert failed(right) == ["proj_out.bias is float64, and the original is float32; --cast float64 if that was meant"]
@@ -414,7 +414,7 @@ def test_a_half_original_is_held_to_its_own_bytes(state: State, tmp_path: Path) 
 # What does not travel.
 
 
-def test_the_sidecar(right: WeightPair, state: State) -> None:
+def test_the_sidecar(right: Sides, state: State) -> None:
     found = check(audit(right), EXTRA)
     assert found.passed
     assert "kept in the sidecar, byte for byte" in found.words
@@ -428,7 +428,7 @@ def test_the_sidecar(right: WeightPair, state: State) -> None:
     assert failed(right) == [f"{EXTRA} of the sidecar has shape [5, 16], not [12, 16]"]
 
 
-def test_no_sidecar_is_said_and_no_failure(right: WeightPair, original: Path, state: State) -> None:
+def test_no_sidecar_is_said_and_no_failure(right: Sides, original: Path, state: State) -> None:
     del right.sidecar[EXTRA]
     wanted = [f"{EXTRA} has no home in the converted model, and no sidecar keeps it"]
     found = audit(right)
@@ -438,14 +438,14 @@ def test_no_sidecar_is_said_and_no_failure(right: WeightPair, original: Path, st
         assert (found.verdict, found.notes) == (PASS, wanted)
 
 
-def test_a_stray_of_old_conversions(right: WeightPair, state: State) -> None:
+def test_a_stray_of_old_conversions(right: Sides, state: State) -> None:
     put(right, "caption_projection.y_embedding", state[EXTRA])
     found = audit(right)
     assert found.verdict == PASS
     assert found.notes == ["caption_projection.y_embedding is left over from an old conversion, and not used"]
 
 
-def test_a_table_that_the_target_computes(right: WeightPair) -> None:
+def test_a_table_that_the_target_computes(right: Sides) -> None:
     found = check(audit(right), "pos_embed")
     assert found.passed
     assert found.words == "pos_embed is what the target computes, bit for bit"
@@ -504,7 +504,7 @@ def test_every_copy_has_to_be_the_original(tmp_path: Path) -> None:
     save_file(state, tmp_path / "a.safetensors")
     with open_checkpoint(tmp_path / "a.safetensors") as original:
         plan = keys.plan(original)
-        made = WeightPair(family, Findings({}), plan, original, memory_tensors(keys(state)))
+        made = Sides(family, Findings({}), plan, original, memory_tensors(keys(state)))
         assert audit(made).verdict == PASS
         put(made, "layers.1.table.weight", state["t_block.weight"] + 1)
         (line,) = audit(made).failed
@@ -513,5 +513,6 @@ def test_every_copy_has_to_be_the_original(tmp_path: Path) -> None:
         faults = catalogue(plan)
         assert len({fault.name for fault in faults}) == len(faults)
         for fault in faults:
-            wrong = replace(made, converted=with_fault(made.converted, fault))
+            spoilt = {key: held.torch() for key, held in with_fault(made.converted, fault).items()}
+            wrong = replace(made, converted=memory_tensors(spoilt))
             assert (audit(wrong).verdict == FAIL) == ("weights" in fault.expected), fault.name

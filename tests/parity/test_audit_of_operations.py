@@ -14,7 +14,7 @@ from converter.conversion.analysis import analyse
 from converter.nets.faults import with_fault
 from converter.parity.audit import audit
 from converter.parity.catalogue import catalogue
-from converter.parity.weight_pair import WeightPair
+from converter.parity.sides import Sides
 
 FAMILY = str(two_stacks.__file__)
 
@@ -29,16 +29,16 @@ def test_the_audit_finds_every_fault_and_names_the_place(tmp_path: Path) -> None
         for fault in catalogue(looked.plan):
             if "weights" not in fault.expected:
                 continue
-            spoilt = with_fault(memory_tensors({key: tensor.clone() for key, tensor in theirs.items()}), fault)
-            found = audit(WeightPair(family, looked.found, looked.plan, original, spoilt, sidecar))
+            spoilt = {key: held.torch() for key, held in with_fault(memory_tensors(theirs), fault).items()}
+            found = audit(Sides(family, looked.found, looked.plan, original, memory_tensors(spoilt), sidecar))
             assert found.verdict == "FAIL", fault.name
         made = memory_tensors(theirs)
-        right = audit(WeightPair(family, looked.found, looked.plan, original, made, sidecar))
+        right = audit(Sides(family, looked.found, looked.plan, original, made, sidecar))
         assert right.verdict == "PASS", right.words
         made |= memory_tensors({"norm_out.linear.weight": state()["final.mod.weight"]})
-        wrong = audit(WeightPair(family, looked.found, looked.plan, original, made, sidecar))
+        wrong = audit(Sides(family, looked.found, looked.plan, original, made, sidecar))
         assert "norm_out.linear.weight differs in 128 of 128 elements" in wrong.words
         other = theirs["transformer_blocks.1.norm.linear.weight"]
         made |= memory_tensors({"norm_out.linear.weight": other})
-        wrong = audit(WeightPair(family, looked.found, looked.plan, original, made, sidecar))
+        wrong = audit(Sides(family, looked.found, looked.plan, original, made, sidecar))
         assert "holds what belongs in transformer_blocks.1.norm.linear.weight" in wrong.words

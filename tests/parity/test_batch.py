@@ -13,7 +13,9 @@ import pytest
 from converter.checkpoint.write.interrupt import Interrupted
 from converter.conversion.pairs import Pair
 from converter.errors import ConverterError, InputError, UsageError
-from converter.parity.ci.batch import exit_code, outcome, run
+from converter.parity import checker
+from converter.parity.ci import batch
+from converter.parity.ci.batch import exit_code, outcome
 from converter.parity.ci.cache import Cache
 from converter.parity.waivers import Waiver
 from converter.reports.facts import name_of
@@ -40,6 +42,13 @@ class Checker:
     @property
     def names(self) -> list[str]:
         return [Path(original).stem for original, _, _ in self.calls]
+
+
+def run(pairs: list[Pair], check: Checker | None = None, **options: Any) -> list[Report]:
+    with pytest.MonkeyPatch.context() as patched:
+        if check:
+            patched.setattr(checker, "check", check)
+        return batch.run(pairs, **options)
 
 
 @pytest.fixture
@@ -230,10 +239,3 @@ def test_nothing_compared_is_no_success() -> None:
     assert exit_code([]) == 4
     assert exit_code(run([])) == 4
     assert exit_code([Report("PASS", ""), Report("NOT RUN", "")]) == 5
-
-
-def test_the_checker_is_the_library_s(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    from converter.parity import checker
-
-    monkeypatch.setattr(checker, "check", Checker(a="FAIL"))
-    assert [report.verdict for report in run(pairs(folder, "a"))] == ["FAIL"]

@@ -18,9 +18,7 @@ from hypothesis import strategies as st
 from converter.conversion.pairs import Pair
 from converter.errors import InputError
 from converter.parity.ci import cache as module
-from converter.parity.ci import digests
-from converter.parity.ci.cache import MARK, Cache
-from converter.parity.ci.digests import canonical, digest, key_of, stamp
+from converter.parity.ci.cache import MARK, Cache, canonical, digest, key_of, stamp
 from converter.parity.provenance import files_of
 from converter.parity.waivers import Waiver
 from converter.reports.report import Check, Phase, Report
@@ -126,12 +124,12 @@ def test_the_options_that_matter(sides: tuple[Path, Path], tmp_path: Path) -> No
 
 def test_the_program_is_part_of_the_key(sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     before = key(sides)
-    made = digests.program()
+    made = module.program()
     assert made["torch"]
     assert len(made["source"]) == 64
     for name in ("converter", "torch", "diffusers", "source"):
         with monkeypatch.context() as patch:
-            patch.setattr(digests, "program", lambda name=name: made | {name: "other"})
+            patch.setattr(module, "program", lambda name=name: made | {name: "other"})
             assert key(sides) != before
 
 

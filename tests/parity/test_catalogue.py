@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from converter.mapping import KeyMapping
 from converter.models.pixart.parity import PARITY
 from converter.nets.faults import CONFIG, FUNCTION, WEIGHTS, Fault, with_fault
 from converter.parity.catalogue import catalogue
-from converter.parity.weight_pair import WeightPair
+from converter.parity.sides import UNAVAILABLE, Sides
 
-Catalogues = dict[str, tuple[WeightPair, list[Fault]]]
+Catalogues = dict[str, tuple[Sides, list[Fault]]]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def catalogues(tmp_path_factory: pytest.TempPathFactory) -> Catalogues:
             golden(name, tmp_path_factory.mktemp("faults")), multi_scale_train=name != "alpha-fixed"
         ) as opened:
             sides = opened.sides
-            faults = catalogue(sides.plan, PARITY.invisible_biases)
+            faults = catalogue(sides.plan, PARITY)
             found[name] = (sides, faults + list(PARITY.faults(sides.found, opened.config, sides.plan)))
     return found
 
@@ -179,11 +180,11 @@ def test_every_fault_of_weights_changes_something(catalogues: Catalogues, name: 
 
 def test_the_same_faults_of_another_block(catalogues: Catalogues) -> None:
     sides, _ = catalogues["sigma-ms"]
-    first = named(catalogue(sides.plan, PARITY.invisible_biases, 0))
+    first = named(catalogue(sides.plan, PARITY, 0))
     assert "attn1.to_q and attn1.to_k swapped in block 0" in first
     keys = first["attn1.to_q and attn1.to_k swapped in block 0"].weights
     assert {key.split(".")[1] for key in keys} == {"0"}
-    assert len(first) == len(catalogue(sides.plan, PARITY.invisible_biases))
+    assert len(first) == len(catalogue(sides.plan, PARITY))
 
 
 def test_a_bias_of_keys_is_not_asked_of_the_outputs(catalogues: Catalogues) -> None:
@@ -266,7 +267,7 @@ def test_configs_are_copied_and_not_changed(catalogues: Catalogues) -> None:
             assert config == {"norm_eps": 1e-6, "num_layers": 3}, fault.name
 
 
-def spoilt_state(sides: WeightPair, fault: Fault) -> State:
+def spoilt_state(sides: Sides, fault: Fault) -> State:
     made_of = with_fault(sides.converted, fault)
     return {key: made_of[key].torch() for key in made_of}
 
@@ -310,7 +311,8 @@ def test_what_no_output_shows_is_asked_of_the_weights_alone() -> None:
     state = {f"{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
     plan = keys.plan(state | {"out.bias": torch.ones(8), "conv.bias": torch.ones(8)})
     swap, scale = "q.weight and k.weight of the model swapped", "q.weight of the model scaled by 1 %"
-    plain, told = named(catalogue(plan)), named(catalogue(plan, invisible_scales=("q",), invisible_swaps=(("k", "q"),)))
+    model = replace(UNAVAILABLE, invisible_scales=("q",), invisible_swaps=(("k", "q"),))
+    plain, told = named(catalogue(plan)), named(catalogue(plan, model))
     assert plain.keys() == told.keys()
     assert {name for name in plain if plain[name].expected != told[name].expected} == {swap, scale}
     assert plain[swap].expected == plain[scale].expected == BOTH

@@ -13,9 +13,11 @@ from opened import golden
 from converter.checkpoint import open_checkpoint
 from converter.conversion.analysis import analyse
 from converter.families import Findings
+from converter.mapping import Plan
 from converter.models.pixart.parity import PARITY, STOCK
 from converter.models.pixart.table import PIXART
 from converter.parity.configuration import BORROWED, assumptions, audit
+from converter.parity.sides import Sides
 from converter.reports.report import FAIL, PASS, Phase
 
 INERT = ("dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention", "_diffusers_version")
@@ -32,9 +34,13 @@ CONFIG = {name: PIXART.config(found) for name, found in FOUND.items()}
 each = pytest.mark.parametrize("name", FOUND)
 
 
+def sides(found: Findings, **borrowed: Any) -> Sides:
+    return Sides(PIXART, found, Plan(), {}, {}, spec=PARITY, borrowed=borrowed)
+
+
 def audited(name: str = "alpha-ms", without: tuple[str, ...] = (), **change: Any) -> Phase:
     config = {key: value for key, value in CONFIG[name].items() if key not in without} | change
-    return audit(PIXART, PARITY, FOUND[name], config, borrowed={})
+    return audit(sides(FOUND[name]), config)
 
 
 def wrong(phase: Phase) -> list[str]:
@@ -58,7 +64,7 @@ def test_a_right_config(name: str, tmp_path: Path) -> None:
     assert found.words == f"all {matter} fields that matter are what the original shows or needs"
     assert len(found.checks) == matter
     on_disk = json.loads((golden(name, tmp_path).model / "config.json").read_text())
-    assert audit(PIXART, PARITY, FOUND[name], on_disk, borrowed={}).verdict == PASS
+    assert audit(sides(FOUND[name]), on_disk).verdict == PASS
 
 
 @pytest.mark.parametrize("field", [field for field in CONFIG["alpha-ms"] if field not in INERT])
@@ -207,21 +213,21 @@ def test_evidence_is_told() -> None:
 def test_what_nobody_shows_is_assumed() -> None:
     found = findings("sigma-ms", multi_scale_train=None, num_attention_heads=HEADS)
     assert found["multi_scale_train"].source == "unknown"
-    listed = assumptions(found, {"multi_scale_train": True})
+    listed = assumptions(sides(found, multi_scale_train=True))
     assert {row["name"] for row in listed} == {"multi_scale_train", "kv_compress"}
     assert {row["why"] for row in listed if row["name"] == "multi_scale_train"} == {BORROWED}
-    assert {row["name"] for row in assumptions(FOUND["sigma-ms"], {})} == {"kv_compress"}
+    assert {row["name"] for row in assumptions(sides(FOUND["sigma-ms"]))} == {"kv_compress"}
 
 
 def test_a_borrowed_value_is_marked_in_its_line() -> None:
-    found, borrowed = FOUND["alpha-ms"], {"num_attention_heads": HEADS}
-    audited = audit(PIXART, PARITY, found, CONFIG["alpha-ms"], borrowed=borrowed)
+    found = FOUND["alpha-ms"]
+    audited = audit(sides(found, num_attention_heads=HEADS), CONFIG["alpha-ms"])
     (check,) = [check for check in audited.checks if check.what == "num_attention_heads"]
     assert check.words == f"num_attention_heads is {HEADS}: assumed ({BORROWED})"
 
 
 def test_what_is_not_known_fails() -> None:
     found = findings("alpha-ms", num_attention_heads=None)
-    audited_without = audit(PIXART, PARITY, found, CONFIG["alpha-ms"], borrowed={})
+    audited_without = audit(sides(found), CONFIG["alpha-ms"])
     assert audited_without.verdict == FAIL
     assert "num_attention_heads" in audited_without.words

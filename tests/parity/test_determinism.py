@@ -16,7 +16,7 @@ from converter.errors import UsageError
 from converter.nets.inputs import SEED
 from converter.parity import check, determinism
 from converter.parity.determinism import WORKSPACE, deterministic, environment
-from converter.parity.provenance import Digests, phase
+from converter.parity.provenance import phase
 from converter.reports.report import PASS
 
 BACKENDS = torch.backends
@@ -84,7 +84,7 @@ def test_new_switches_too_though_torch_refuses_to_read_the_old_ones_then(asked: 
     with deterministic():
         assert legacy() == ("highest", False)
         assert set(precisions()) == {"ieee"}
-        assert environment("cpu", ()).tf32 is False
+        assert environment("cpu", ())["tf32"] is False
     assert precisions() == nodes
 
 
@@ -107,7 +107,7 @@ def test_the_workspace_of_cublas(before: str | None, monkeypatch: pytest.MonkeyP
 def test_threads_are_fixed_and_put_back(threads: int | None) -> None:
     before = torch.get_num_threads()
     with deterministic(threads=threads):
-        assert torch.get_num_threads() == environment("cpu", ()).threads == (threads or before)
+        assert torch.get_num_threads() == environment("cpu", ())["threads"] == (threads or before)
     assert torch.get_num_threads() == before
 
 
@@ -138,19 +138,19 @@ def test_the_environment_is_read_and_not_claimed() -> None:
 
     torch.set_float32_matmul_precision("high")
     made = environment("cpu", ("float64",))
-    assert made.torch.partition("+")[0] == torch.__version__.partition("+")[0]
-    assert made.diffusers == diffusers.__version__
-    assert (made.device, made.dtypes, made.seed) == ("cpu", ["float64"], SEED)
-    assert made.threads == torch.get_num_threads()
-    assert (made.tf32, made.deterministic_algorithms) == (True, False)
-    words = phase(Digests("a.pth", 1, "0" * 64), made).words
+    assert made["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert made["diffusers"] == diffusers.__version__
+    assert (made["device"], made["dtypes"], made["seed"]) == ("cpu", ["float64"], SEED)
+    assert made["threads"] == torch.get_num_threads()
+    assert (made["tf32"], made["deterministic_algorithms"]) == (True, False)
+    words = phase({"name": "a.pth", "sha256": "0" * 64}, made).words
     assert "NOT deterministic, TF32 ON" in words
     with deterministic():
         made = environment("cpu", ())
-        assert (made.tf32, made.deterministic_algorithms) == (False, True)
-        words = phase(Digests("a.pth", 1, "0" * 64), made).words
-        assert f"; deterministic, TF32 off, threads: {made.threads}, seed: {SEED}" in words
-    json.dumps(made.as_dict())
+        assert (made["tf32"], made["deterministic_algorithms"]) == (False, True)
+        words = phase({"name": "a.pth", "sha256": "0" * 64}, made).words
+        assert f"; deterministic, TF32 off, threads: {made['threads']}, seed: {SEED}" in words
+    json.dumps(made)
 
 
 def test_a_whole_check_leaves_the_switches_and_the_random_numbers(pair: Pair) -> None:
@@ -177,5 +177,5 @@ def test_with_threads_said_the_report_is_the_same_whatever_the_process_had(pair:
 
 @pytest.mark.parametrize("threads", [0, -1, 1025])
 def test_threads_that_are_none(threads: int, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"`threads` {threads}: from 1 to 1024"):
+    with pytest.raises(UsageError, match=f"`threads` {threads}: a whole number from 1 to 1024"):
         check(tmp_path, tmp_path, threads=threads)

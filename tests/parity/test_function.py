@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,7 +203,7 @@ def nets(factor: float = 2.0, seen: list[tuple[str, str]] | None = None) -> Call
 
 def ran(
     factor: float = 2.0, precisions: tuple[str, ...] = (F64, F32), cases: int = 2
-) -> tuple[list[CaseOutcome], function.Detail]:
+) -> tuple[list[CaseOutcome], dict[str, Any]]:
     batch = [Case(f"c{i}", {"x": noise(i + 1, 2, 8, 4, 6)}) for i in range(cases)]
     return function.run(nets(), nets(factor), batch, precisions, judge=JUDGE)
 
@@ -242,7 +243,7 @@ def test_only_half_never_passes_by_itself() -> None:
 
 def test_no_case_is_no_pass() -> None:
     outcomes, detail = ran(cases=0)
-    assert (outcomes, detail) == ([], function.Detail())
+    assert (outcomes, detail) == ([], {})
     assert function.phase(outcomes, detail).verdict == INCONCLUSIVE
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import inf, nan, nextafter
 
 import pytest
@@ -10,18 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.parity import gates
-from converter.parity.gates import FLOOR_LEAST, GATING, LIMITS, Floor
-from converter.parity.statistics import Statistics
+from converter.parity.gates import FLOOR_LEAST, GATING, LIMITS, Statistics
 from converter.reports.report import FLOOR_LIMIT, Check
 
-NOTHING = Statistics(0, 0, 0, 0, 0, 0, 0, 1, inf, "[0, 0, 0, 0]: 1 for 1", (0, 0), 1)
-FIELDS = dict(zip(GATING, ("relative_l2", "peak", "channel", "position"), strict=True))
+NOTHING = Statistics(dict.fromkeys(GATING, 0.0), {})
+REST = {"mean signed bias": -0.5, "worst index": "[0, 0, 0, 0]: 1 for 1"}
 each = pytest.mark.parametrize("name", GATING)
 
 
 def errors(value: float, only: str | None = None) -> Statistics:
     """Every gating statistic of this size, or one of them."""
-    return replace(NOTHING, **dict.fromkeys([FIELDS[only]] if only else FIELDS.values(), value))
+    return Statistics(NOTHING.gated | dict.fromkeys([only] if only else GATING, value), {})
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
@@ -84,7 +82,7 @@ def test_a_lone_stage() -> None:
 
 
 def floor(own: float, converted: Statistics, between: Statistics = NOTHING) -> list[Check]:
-    return list(gates.float32_checks("a", Floor(errors(own), converted, between)))
+    return list(gates.float32_checks("a", errors(own), converted, between))
 
 
 @each
@@ -117,8 +115,8 @@ def test_a_floor_below_the_least_counts_as_the_least() -> None:
 
 def test_a_floor_that_is_a_number_of_its_own() -> None:
     """The floor of each statistic, not one for all."""
-    own = replace(NOTHING, relative_l2=1e-6, peak=1e-4, channel=1e-6, position=1e-6)
-    made = by_name(list(gates.float32_checks("a", Floor(own, errors(2e-4), NOTHING))))
+    own = Statistics(dict.fromkeys(GATING, 1e-6) | {"max abs over RMS": 1e-4}, {})
+    made = by_name(list(gates.float32_checks("a", own, errors(2e-4), NOTHING)))
     assert made["float32 max abs over RMS"].passed
     assert made["float32 relative L2"].passed is False
 
@@ -139,14 +137,14 @@ def test_float32_words() -> None:
     ("error", "words"), [(1.24e-2, "no worse"), (1.25e-2, "no worse"), (1.0, "WORSE"), (inf, "WO")]
 )
 def test_half_never_gates(error: float, words: str) -> None:
-    (check,) = gates.half_checks("a", "bfloat16", Floor(errors(1e-2), errors(error), errors(error)))
+    check = gates.half_check("a", "bfloat16", errors(1e-2), errors(error))
     assert check.passed is None
     assert words in check.words
     assert "reported" in check.words
 
 
 def test_half_with_an_exact_original() -> None:
-    (check,) = gates.half_checks("a", "float16", Floor(NOTHING, errors(1e-2), NOTHING))
+    check = gates.half_check("a", "float16", NOTHING, errors(1e-2))
     assert check.passed is None
     assert "WORSE" in check.words
 
@@ -155,23 +153,23 @@ def test_half_with_an_exact_original() -> None:
 
 
 def test_nonfinite() -> None:
-    assert gates.nonfinite("a", "float32", NOTHING) is None
-    ours = gates.nonfinite("a", "float32", replace(NOTHING, nonfinite=(3, 0)))
+    assert gates.nonfinite("a", "float32", (0, 0)) is None
+    ours = gates.nonfinite("a", "float32", (3, 0))
     assert ours
     assert ours.passed is False
     assert "3 elements are NaN or infinite, 0 in the original's output" in ours.words
     for both in ((3, 3), (0, 2)):
-        made = gates.nonfinite("a", "float32", replace(NOTHING, nonfinite=both))
+        made = gates.nonfinite("a", "float32", both)
         assert made
         assert made.passed is None
 
 
 def test_what_is_shown_never_gates() -> None:
-    made = list(gates.shown("a", "float64", replace(NOTHING, cosine=-1.0, sqnr=-inf, bias=-0.5)))
+    made = list(gates.shown("a", "float64", Statistics({}, {"cosine": -1.0, "SQNR in dB": -inf, **REST})))
     assert {check.passed for check in made} == {None}
     assert by_name(made)["float64 cosine"].words == "-1.000000000000"
     assert by_name(made)["float64 mean signed bias"].words == "-0.5 of the RMS"
-    assert by_name(made)["float64 worst index"].words == NOTHING.worst
+    assert by_name(made)["float64 worst index"].words == REST["worst index"]
 
 
 @given(st.floats(0, 100))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from converter.errors import InputError
 from converter.nets.inputs import save_case
 from converter.parity import check
-from converter.parity.ci.digests import digest
+from converter.parity.ci.cache import digest
 from converter.parity.provenance import loading
 from converter.reports.report import FAIL, PASS, Report
 

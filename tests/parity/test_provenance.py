@@ -21,8 +21,8 @@ from converter.mapping import KeyMapping
 from converter.models.pixart.table import PIXART
 from converter.parity import check
 from converter.parity.determinism import environment
-from converter.parity.opening import UNAVAILABLE, spec_of
-from converter.parity.provenance import Digests, RecordedConversion, digests_of, phase, recorded_conversion, sha256
+from converter.parity.provenance import digests_of, phase, recorded_conversion, sha256
+from converter.parity.sides import UNAVAILABLE, spec_of
 from converter.reports.report import PASS
 
 RECORD, SIDECAR = "conversion.json", "original_extras.safetensors"
@@ -60,18 +60,18 @@ def test_sha256_of_what_is_no_file(tmp_path: Path) -> None:
 def test_digests_of_a_file(tmp_path: Path) -> None:
     path = GOLDEN / "sigma-ms.pth"
     data = path.read_bytes()
-    assert digests_of(path).as_dict() == {
+    assert digests_of(path) == {
         "name": "sigma-ms.pth",
         "size": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     hostile = tmp_path / "a\x1b[31m.pth"
     hostile.write_bytes(b"x")
-    assert digests_of(hostile).name == "a\\x1b[31m.pth"
+    assert digests_of(hostile)["name"] == "a\\x1b[31m.pth"
 
 
 def test_digests_of_a_folder(pair: Pair) -> None:
-    made = digests_of(pair.folder).as_dict()
+    made = digests_of(pair.folder)
     assert made["name"] == "sigma-ms"
     assert set(made["files"]) == {
         RECORD, SIDECAR, "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"
@@ -81,19 +81,19 @@ def test_digests_of_a_folder(pair: Pair) -> None:
         assert row == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     assert made["size"] == sum(row["size"] for row in made["files"].values())
     before = made["sha256"]
-    assert digests_of(pair.folder).sha256 == before
+    assert digests_of(pair.folder)["sha256"] == before
     for name in made["files"]:
         path = pair.folder / name
         data = path.read_bytes()
         path.write_bytes(data + b" ")
-        assert digests_of(pair.folder).sha256 != before, name
+        assert digests_of(pair.folder)["sha256"] != before, name
         path.write_bytes(data)
     (pair.folder / "transformer" / "notes.txt").write_text("of no account")
-    assert digests_of(pair.folder).sha256 == before
+    assert digests_of(pair.folder)["sha256"] == before
 
 
 def test_the_phase_judges_nothing() -> None:
-    made = phase(Digests("a.pth", 1, "0123456789abcdef" + "f" * 48), environment("cpu", ()))
+    made = phase({"name": "a.pth", "sha256": "0123456789abcdef" + "f" * 48}, environment("cpu", ()))
     assert (made.verdict, made.checks) == (PASS, [])
     assert "a.pth is 0123456789abcdef..." in made.words
 
@@ -104,8 +104,8 @@ def test_the_phase_judges_nothing() -> None:
 def test_a_record_is_taken(pair: Pair) -> None:
     made, notes = recorded_conversion(pair.folder)
     assert notes == []
-    assert made.weights == "raw"
-    assert made.size == pair.original.stat().st_size
+    assert made.source["weights"] == "raw"
+    assert made.source["size"] == pair.original.stat().st_size
     assert made.given == {"num_attention_heads": HEADS, "multi_scale_train": True}
     assert made.folder == pair.folder
     inside, notes = recorded_conversion(pair.model)
@@ -117,7 +117,7 @@ def test_a_record_is_taken(pair: Pair) -> None:
 def test_no_record(pair: Pair) -> None:
     (pair.folder / RECORD).unlink()
     made, notes = recorded_conversion(pair.folder)
-    assert (made, notes) == (RecordedConversion(), [])
+    assert (made, notes) == (Record(), [])
     assert sidecar_beside(pair.folder, Record()) == pair.folder / SIDECAR  # in the folder itself
     assert sidecar_beside(pair.model, Record()) is None  # next to it, it may be anybody's
 
@@ -125,14 +125,14 @@ def test_no_record(pair: Pair) -> None:
 def test_a_record_of_another_folder_beside_it_is_not_taken(pair: Pair) -> None:
     other = pair.folder / "another"
     (pair.model).rename(other)
-    assert recorded_conversion(other) == (RecordedConversion(), [])
+    assert recorded_conversion(other) == (Record(), [])
 
 
 def test_a_record_of_another_tool_is_passed_over(pair: Pair) -> None:
     """And said to be: it may be ours with a bit flipped, and then it is what vouches for the weights."""
     rewrite(pair, tool={"name": "somebody-else", "version": "1"})
     made, notes = recorded_conversion(pair.folder)
-    assert made == RecordedConversion()
+    assert made == Record()
     assert notes == ["conversion.json cannot be read as a record of a conversion, and is not believed"]
 
 
@@ -156,7 +156,7 @@ def test_a_record_of_another_tool_is_passed_over(pair: Pair) -> None:
 def test_a_corrupt_record_is_not_believed(pair: Pair, content: bytes) -> None:
     (pair.folder / RECORD).write_bytes(content)
     made, notes = recorded_conversion(pair.folder)
-    assert made == RecordedConversion()
+    assert made == Record()
     assert notes in ([], DISBELIEVED)
 
 
@@ -181,7 +181,7 @@ def test_a_corrupt_record_is_not_believed(pair: Pair, content: bytes) -> None:
 def test_a_record_with_anything_in_it_is_not_believed(pair: Pair, change: dict[str, Any]) -> None:
     """And the comparison goes on without it."""
     rewrite(pair, **change)
-    assert recorded_conversion(pair.folder) == (RecordedConversion(), DISBELIEVED)
+    assert recorded_conversion(pair.folder) == (Record(), DISBELIEVED)
     report = check(pair.original, pair.folder, hyper_parameters={"num_attention_heads": HEADS})
     assert report.verdict == PASS
     assert DISBELIEVED[0] in report.notes
@@ -207,7 +207,7 @@ def test_what_the_first_conversion_was_told_travels_along(pair: Pair, tmp_path: 
     """Though the record of the second one is of a folder, and not of the original."""
     again = convert(pair.folder, tmp_path / "again", dtype="float16").path
     made, notes = recorded_conversion(again)
-    assert (made.size, made.cast, notes) == (os.path.getsize(pair.original), "float16", [])
+    assert (made.source["size"], made.casts, notes) == (os.path.getsize(pair.original), ["float16"], [])
     assert made.given["num_attention_heads"] == HEADS
     report = check(pair.original, again)
     assert report.verdict == PASS
@@ -241,7 +241,7 @@ def test_which_weights_a_record_says(tmp_path: Path) -> None:
             weights=weights,
             hyper_parameters={"num_attention_heads": HEADS, "image_size": 128},
         )
-        assert recorded_conversion(out)[0].weights == weights
+        assert recorded_conversion(out)[0].source["weights"] == weights
         report = check(tmp_path / "both.pth", out)
         assert (report.verdict, report.original["weights"]) == (PASS, weights)
         wrong = {"raw": "ema", "ema": "raw"}[weights]

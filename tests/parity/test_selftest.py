@@ -37,10 +37,6 @@ def ready(pairs: dict[str, Pair]) -> Iterator[Session]:
         yield opened
 
 
-def context(opened: Session, **changes: Any) -> selftest.SelfTestContext:
-    return selftest.SelfTestContext(opened, opened.borrowed, opened.judge, opened.outcomes, **changes)
-
-
 def lines(phase: Phase) -> dict[str, Check]:
     assert len({check.what for check in phase.checks}) == len(phase.checks)
     return {check.what: check for check in phase.checks}
@@ -106,7 +102,7 @@ def test_the_end_of_the_net_tells_as_much_as_all_of_it(ready: Session) -> None:
     faults = [fault for fault in ready.known_faults() if fault.cheap]
     faults += [f for f in ready.model.faults(ready.sides.found, ready.config, ready.sides.plan) if f.cheap]
     tail = ready.tail
-    short, whole = (selftest.run(context(ready, tail=end), faults) for end in (tail, None))
+    short, whole = (selftest.run(ready, faults, tail=end) for end in (tail, None))
     assert short.verdict == whole.verdict == PASS
     assert [(c.what, c.value, c.passed) for c in short.checks] == [(c.what, c.value, c.passed) for c in whole.checks]
 
@@ -114,7 +110,7 @@ def test_the_end_of_the_net_tells_as_much_as_all_of_it(ready: Session) -> None:
 def test_steps_are_told(ready: Session) -> None:
     told: list[int] = []
     faults = ready.known_faults()[:5]
-    selftest.run(context(ready), faults, told.append)
+    selftest.run(ready, faults, told.append)
     assert told == [1] * 5
 
 
@@ -126,7 +122,7 @@ def test_a_fault_that_is_none_is_inconclusive(ready: Session) -> None:
     key = "proj_out.weight"
     for expected in ({FUNCTION}, {WEIGHTS}, {WEIGHTS, FUNCTION}):
         none = Fault("nothing at all", frozenset(expected), {key: (key, identity)})
-        made = selftest.run(context(ready), [none])
+        made = selftest.run(ready, [none])
         assert made.verdict == INCONCLUSIVE
         assert survivors(made) == {"nothing at all"}
         unseen = " and ".join(sorted(expected))
@@ -145,7 +141,7 @@ def test_the_other_kinds_of_nothing(ready: Session) -> None:
             Fault("nobody has to notice", frozenset()),
         ]
     ):
-        made = selftest.run(context(ready), [none])
+        made = selftest.run(ready, [none])
         assert made.verdict == INCONCLUSIVE, number
         assert survivors(made) == {none.name}
 
@@ -153,9 +149,9 @@ def test_the_other_kinds_of_nothing(ready: Session) -> None:
 def test_one_phase_of_two_is_not_enough(ready: Session) -> None:
     """A last bit is seen by the audit and by nothing else; whoever says otherwise is told."""
     (right,) = [fault for fault in ready.known_faults() if fault.name == "last bit of proj_out of the model"]
-    assert selftest.run(context(ready), [right]).verdict == PASS
+    assert selftest.run(ready, [right]).verdict == PASS
     wrong = Fault(right.name, frozenset({WEIGHTS, FUNCTION}), right.weights)
-    made = selftest.run(context(ready), [wrong])
+    made = selftest.run(ready, [wrong])
     assert made.verdict == INCONCLUSIVE
     assert lines(made)[right.name].words == "killed by weights, NOT by function"
 
@@ -164,7 +160,7 @@ def test_without_its_limits_the_function_lets_faults_through(ready: Session, mon
     for name in gates.LIMITS:
         monkeypatch.setitem(gates.LIMITS, name, float("inf"))
     faults = [fault for fault in ready.known_faults() if "block 2" in fault.name and FUNCTION in fault.expected]
-    made = selftest.run(context(ready), faults)
+    made = selftest.run(ready, faults)
     assert made.verdict == INCONCLUSIVE
     assert len(faults) > 30
     assert survivors(made) == {fault.name for fault in faults}
@@ -175,7 +171,7 @@ def test_with_a_loose_limit_the_fine_faults_survive(ready: Session, monkeypatch:
     for name in gates.LIMITS:
         monkeypatch.setitem(gates.LIMITS, name, 0.1)
     faults = [fault for fault in ready.known_faults() if fault.name.endswith(("rounded to half", "scaled by 1 %"))]
-    made = selftest.run(context(ready), faults)
+    made = selftest.run(ready, faults)
     assert made.verdict == INCONCLUSIVE
     assert len(survivors(made)) > len(faults) / 2
 
@@ -183,15 +179,15 @@ def test_with_a_loose_limit_the_fine_faults_survive(ready: Session, monkeypatch:
 def test_without_the_audit_the_last_bits_survive(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "audit", lambda sides, only: Phase("weights", PASS, ""))
     faults = [fault for fault in ready.known_faults() if fault.expected == {WEIGHTS} and fault.weights]
-    made = selftest.run(context(ready), faults)
+    made = selftest.run(ready, faults)
     assert made.verdict == INCONCLUSIVE
     assert survivors(made) == {fault.name for fault in faults}
 
 
 def test_without_the_config_audit_what_is_missing_survives(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftest, "config_audit", lambda *_, borrowed: Phase("config", PASS, ""))
+    monkeypatch.setattr(selftest, "config_audit", lambda *_: Phase("config", PASS, ""))
     faults = [f for f in ready.model.faults(ready.sides.found, ready.config, ready.sides.plan) if f.config]
-    made = selftest.run(context(ready), faults)
+    made = selftest.run(ready, faults)
     assert made.verdict == INCONCLUSIVE
     assert survivors(made) == {fault.name for fault in faults}
 
@@ -199,7 +195,7 @@ def test_without_the_config_audit_what_is_missing_survives(ready: Session, monke
 def test_a_gate_that_nothing_passes_is_noticed(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever calls everything wrong kills every fault, and the harmless change too."""
     monkeypatch.setitem(gates.LIMITS, "relative L2", 1e-300)
-    made = selftest.run(context(ready), ready.known_faults()[:3])
+    made = selftest.run(ready, ready.known_faults()[:3])
     assert made.verdict == INCONCLUSIVE
     assert survivors(made) == {selftest.BENIGN.name}
     assert "a harmless change is killed by function" in made.words
@@ -207,7 +203,7 @@ def test_a_gate_that_nothing_passes_is_noticed(ready: Session, monkeypatch: pyte
 
 def test_an_audit_that_nothing_passes_is_noticed(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "audit", lambda sides, only: Phase("weights", FAIL, "wrong"))
-    made = selftest.run(context(ready), [])
+    made = selftest.run(ready, [])
     assert survivors(made) == {selftest.BENIGN.name}
     assert "killed by weights" in made.words
 
@@ -228,20 +224,22 @@ def test_a_waiver_that_lets_a_fault_through_is_told(ready: Session) -> None:
     """A waiver for noise must not blind the gates without anybody noticing."""
     key = "proj_out.weight"
     slight = Fault("weights off by 3e-7", frozenset({FUNCTION}), {key: (key, lambda tensor: tensor * (1 + 3e-7))})
-    assert selftest.run(context(ready), [slight]).verdict == PASS
+    assert selftest.run(ready, [slight]).verdict == PASS
     case = ready.outcomes[0].case.name
     granted = [Waiver(case, f"float64 {name}", 10.0, "new kernel", date.max) for name in gates.LIMITS]
     ready.waivers = granted
-    made = selftest.run(context(ready, waive=ready.waive), [slight])
+    made = selftest.run(ready, [slight])
     assert made.verdict == INCONCLUSIVE
     assert survivors(made) == {slight.name}
     gross = Fault("weights off by 1 %", slight.expected, {key: (key, lambda tensor: tensor * 1.01)})
-    assert selftest.run(context(ready, waive=ready.waive), [gross]).verdict == PASS
+    assert selftest.run(ready, [gross]).verdict == PASS
 
 
 def test_waivers_of_a_check_are_those_of_its_self_test(pairs: dict[str, Pair], monkeypatch: pytest.MonkeyPatch) -> None:
     pair, found = pairs["sigma-ms"], []
-    monkeypatch.setattr(selftest, "run", lambda made, faults, step: found.append(made) or Phase("self-test", PASS, ""))
+    monkeypatch.setattr(
+        selftest, "run", lambda made, faults, step, **_: found.append(made) or Phase("self-test", PASS, "")
+    )
     waiver = Waiver("t999-t321", "float64 relative L2", 5.0, "new kernel", date.max)
     check(pair.original, pair.folder, waivers=[waiver])
     line = Check("t999-t321 / epsilon", "float64 relative L2", 2e-7, 1e-7, False, "2 times the limit of 1e-07")

@@ -75,7 +75,7 @@ def test_all_of_it(tmp_path: Path) -> None:
         "cases": str(tmp_path / "cases.safetensors"),
     }
     given = {"micro_condition": True, "interpolation_scale": 1.0, "num_attention_heads": 16}
-    assert settings.pairs() == [
+    assert chosen([], [], settings) == [
         Pair(str(tmp_path / "runs" / "2.pth"), str(tmp_path / "converted" / "2"), listed, given),
         Pair(str(tmp_path / "runs" / "10.pth"), str(tmp_path / "converted" / "10"), listed, given),
         Pair(
@@ -90,9 +90,9 @@ def test_all_of_it(tmp_path: Path) -> None:
 
 def test_flags_fill_what_is_not_said(tmp_path: Path) -> None:
     text = 'profile = "full"\nweights = "raw"\n[[checkpoint]]\noriginal = "a"\nconverted = "b"\nweights = "ema"'
-    (pair,) = load_settings(write(tmp_path, text)).pairs(
-        {"profile": "standard", "weights": "raw", "device": None}, {"num_attention_heads": 4}
-    )
+    flags = {"profile": "standard", "weights": "raw", "device": None}
+    settings = load_settings(write(tmp_path, text))
+    (pair,) = chosen([], [], settings, flags=flags, hyper_parameters={"num_attention_heads": 4})
     assert pair.options == {"profile": "standard", "weights": "ema"}
     assert pair.hyper_parameters == {"num_attention_heads": 4}
 
@@ -100,7 +100,7 @@ def test_flags_fill_what_is_not_said(tmp_path: Path) -> None:
 def test_a_file_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, '[[checkpoint]]\noriginal = "a.pth"\nconverted = "{stem}"')
-    assert load_settings("parity.toml").pairs() == [Pair("a.pth", "a")]
+    assert chosen([], [], load_settings("parity.toml")) == [Pair("a.pth", "a")]
 
 
 @pytest.mark.parametrize(
@@ -144,13 +144,13 @@ def test_what_it_may_not_say(tmp_path: Path, text: str, words: str) -> None:
 def test_what_is_wrong_with_the_files_names_the_table(tmp_path: Path) -> None:
     settings = load_settings(write(tmp_path, '[[checkpoint]]\noriginal = "runs/*.pth"\nconverted = "{stem}"'))
     with pytest.raises(UsageError, match=r"parity.toml: \[\[checkpoint\]\] 1: .*runs/\*.pth: matches no checkpoint"):
-        settings.pairs()
+        chosen([], [], settings)
 
 
 def test_a_list_without_checkpoints(tmp_path: Path) -> None:
     settings = load_settings(write(tmp_path, 'profile = "full"'))
     with pytest.raises(UsageError, match=r"parity.toml: lists no \[\[checkpoint\]\]"):
-        settings.pairs()
+        chosen([], [], settings)
 
 
 def test_what_the_command_line_names_comes_before_what_is_listed() -> None:
@@ -189,8 +189,8 @@ def test_an_option_may_be_what_the_checker_takes(folder: Path, name: str, value:
 
 def test_reading_it_imports_neither_torch_nor_diffusers() -> None:
     program = (
-        "import sys, converter.parity.ci.settings, converter.parity.ci.batch, converter.parity.ci.digests as digests;"
-        "digests.program();"
+        "import sys, converter.parity.ci.settings, converter.parity.ci.batch, converter.parity.ci.cache as cache;"
+        "cache.program();"
         "print(*(m for m in ('torch', 'diffusers', 'numpy') if m in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -16,7 +16,7 @@ from toml_values import ANY, toml
 
 from converter.errors import UsageError
 from converter.parity import waivers as module
-from converter.parity.ci.waiver_files import load_waivers
+from converter.parity.ci.settings import load_waivers
 from converter.parity.waivers import Waiver, apply
 from converter.reports.report import Check
 

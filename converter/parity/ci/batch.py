@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import date
 from functools import partial
 from typing import Any
 
 from ...conversion.pairs import Pair
-from ...errors import ConverterError, InputError, UsageError, as_flags, printable
+from ...errors import InputError, UsageError, as_flags, explained, printable
 from ...reports.report import EXIT_CODES, FAIL, INTERNAL, REJECTED, Report, worst
 from ..waivers import Waiver
-from .cache import Cache
-from .digests import key_of, stamp
-
-Check = Callable[..., Report]
+from .cache import Cache, key_of, stamp
 
 
 def run(
     pairs: Sequence[Pair],
     *,
-    check: Check | None = None,
     cache: Cache | None = None,
     waivers: Sequence[Waiver] = (),
     progress: Any = None,
@@ -31,8 +28,8 @@ def run(
     """Compare every pair, and return a report for each, in order.
 
     Args:
-        check: compares one pair; default: `converter.parity.check`, to which `waivers` and `progress` are passed on.
         cache: where reports of unchanged pairs are looked up and kept; its `notes` are for the caller to print.
+        waivers, progress: as of `check`.
         done: called after each comparison.
         today: the day on which waivers have to hold.
 
@@ -51,21 +48,17 @@ def run(
         if len(pairs) > 1 and options.get("save_failing"):  # cases of the same names must not overwrite each other
             options["save_failing"] = os.path.join(options["save_failing"], f"{number}-{_name(pair.converted)}")
         extra = {"hyper_parameters": pair.hyper_parameters, "waivers": waivers, "progress": progress}
-        compare = partial(check or _check, **{name: value for name, value in extra.items() if value} | options)
+        sides = pair.original, pair.converted
+        compare = partial(_check, *sides, **{name: value for name, value in extra.items() if value} | options)
         try:
             report = _cached(pair, compare, cache, waivers=waivers, today=today or date.today())
-        except UsageError as error:
-            if len(pairs) == 1:
-                raise
-            report = _failed(pair, REJECTED, f"invalid arguments: {as_flags(str(error))}")
-        except InputError as error:
-            report = _failed(pair, REJECTED, as_flags(str(error)))
-        except ConverterError as error:
-            report = _failed(pair, INTERNAL, as_flags(str(error)))
         except Exception as error:
-            if os.environ.get("PIXART_DEBUG"):
+            if isinstance(error, UsageError) and len(pairs) == 1:
                 raise
-            report = _failed(pair, INTERNAL, f"internal error: {type(error).__name__}: {printable(error)}")
+            words, code = explained(error)
+            about = "invalid arguments: " if isinstance(error, UsageError) else ""
+            verdict = INTERNAL if code == EXIT_CODES[INTERNAL] else REJECTED
+            report = _failed(pair, verdict, about + as_flags(words))
         if len(pairs) > 1:  # their names alone may all be the same, such as epoch_1
             report.run["converted_path"] = printable(pair.converted)
         reports.append(report)
@@ -92,35 +85,30 @@ def outcome(report: Report) -> str:
     return f"{report.verdict}: {report.reason}" + (f" (unchanged since {cached})" if cached else "")
 
 
-def _cached(pair: Pair, compare: Check, cache: Cache | None, *, waivers: Sequence[Waiver], today: date) -> Report:
+def _cached(
+    pair: Pair, compare: Callable[[], Report], cache: Cache | None, *, waivers: Sequence[Waiver], today: date
+) -> Report:
     """The report of a pair, from a comparison or the cache; kept only if no file was touched meanwhile."""
     sides = pair.original, pair.converted
     if not os.path.exists(pair.converted) and os.path.exists(pair.original):
         raise InputError(f"no converted folder at {printable(pair.converted)}: convert it first")
     if cache is None:
-        return compare(*sides)
-    before = _stamps(pair)
+        return compare()
     try:
-        key = key_of(pair, waivers, today)
+        before, key = [stamp(path) for path in sides], key_of(pair, waivers, today)
     except InputError:
         # `check` says what is wrong with it, in the words that it has without a cache too.
-        return compare(*sides)
+        return compare()
     kept = cache.get(key)
     if kept is not None and not (kept.verdict == FAIL and pair.options.get("save_failing")):
         cache.save()  # that it was asked for
         return kept
-    report = compare(*sides)
-    if before is not None and _stamps(pair) == before:
-        cache.put(key, report, today)
-        cache.save()
+    report = compare()
+    with suppress(InputError):
+        if [stamp(path) for path in sides] == before:
+            cache.put(key, report, today)
+            cache.save()
     return report
-
-
-def _stamps(pair: Pair) -> tuple[object, object] | None:
-    try:
-        return stamp(pair.original), stamp(pair.converted)
-    except InputError:
-        return None
 
 
 def _check(original: str, converted: str, **options: Any) -> Report:

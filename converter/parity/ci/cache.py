@@ -1,30 +1,41 @@
 """`--cache FILE`: a comparison of the same bytes by the same program is looked up instead of run again.
 
-Only PASS and FAIL are kept; what was inconclusive, rejected or went wrong is always tried again. A cache never decides
-whether a run succeeds: where it cannot be read or written there is a note, and everything is compared.
+Its key is what it depends on: the bytes of both sides, the options that matter, and this program. Only PASS and FAIL
+are kept; what was inconclusive, rejected or went wrong is always tried again. A cache never decides whether a run
+succeeds: where it cannot be read or written there is a note, and everything is compared.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import stat
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ...checkpoint.file import InputFile
+from ..._version import __version__
+from ...checkpoint.file import InputFile, reads
 from ...checkpoint.text_writer import write_text
+from ...conversion.pairs import Pair
 from ...errors import ConverterError, InputError, printable
-from ...reports.report import FAIL, PASS, Report
-from .digests import canonical
+from ...families.from_file import is_file
+from ...reports.report import FAIL, PASS, REPORT_VERSION, Report
+from ..determinism import version_of
+from ..provenance import files_of, sha256
+from ..waivers import Waiver
 
 # The first bytes of every cache. A file that begins otherwise is somebody else's, and is neither read nor overwritten.
 MARK = '{"format":"pixart parity cache","version":1,'
 KEPT_RUNS = 100  # an entry that so many runs have not asked for is dropped
 KEPT = 1000  # entries
 KEPT_BYTES = 64_000_000  # of reports
+# Where failures are saved and how progress is shown changes no verdict.
+_IRRELEVANT = ("save_failing", "progress")
 
 
 class Cache:
@@ -51,7 +62,8 @@ class Cache:
         if entry is None:
             return None
         try:
-            if entry["sha256"] != _proof(key, entry["date"], entry["report"]):
+            # Against a bit that flips in a verdict, and an entry that stands under another key.
+            if entry["sha256"] != hashed([key, entry["date"], entry["report"]]):
                 raise ValueError
             report = Report.from_dict(entry["report"])
             if report.verdict not in (PASS, FAIL):
@@ -69,7 +81,7 @@ class Cache:
         if report.verdict not in (PASS, FAIL):
             return
         content, when = report.as_dict(), (day or date.today()).isoformat()
-        self._entries[key] = {"date": when, "report": content, "sha256": _proof(key, when, content)}
+        self._entries[key] = {"date": when, "report": content, "sha256": hashed([key, when, content])}
         self._seen.add(key)
 
     def save(self) -> None:
@@ -131,11 +143,6 @@ class Cache:
             self.notes.append(note)
 
 
-def _proof(key: str, when: str, report: dict[str, Any]) -> str:
-    """Against a bit that flips in a verdict, and an entry that stands under another key."""
-    return hashlib.sha256(canonical([key, when, report]).encode()).hexdigest()
-
-
 def _pruned(entries: dict[str, dict[str, Any]], run: int) -> dict[str, dict[str, Any]]:
     """The entries that were asked for most recently, within the limits."""
     kept: dict[str, dict[str, Any]] = {}
@@ -149,3 +156,73 @@ def _pruned(entries: dict[str, dict[str, Any]], run: int) -> dict[str, dict[str,
 
 def _count(value: Any) -> int:
     return value if type(value) is int and 0 <= value < 1 << 53 else 0
+
+
+@reads
+def digest(path: str | os.PathLike[str]) -> dict[str, str]:
+    """SHA-256 of every file that counts; `InputError` for what is no regular file, or no model folder."""
+    return {name: sha256(file) for name, file in files_of(path).items()}
+
+
+@reads
+def stamp(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
+    """What shows cheaply that no file was touched in between: identity, size and times of each."""
+    stamps: dict[str, tuple[int, ...]] = {}
+    for name, file in files_of(path).items():
+        with InputFile(file):  # it has to be there, and to be a regular file
+            status = os.stat(file)
+        stamps[name] = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return stamps
+
+
+def key_of(pair: Pair, waivers: Sequence[Waiver] = (), today: date | None = None) -> str:
+    """The key of one comparison: equal exactly where running it again would be running the same thing again.
+
+    `today` is in it by way of the waivers only: on the day after one has expired, the key is another one, so no
+    verdict outlives a waiver that it needed.
+    """
+    day = today or date.today()
+    options = {name: value for name, value in pair.options.items() if value is not None and name not in _IRRELEVANT}
+    if "cases" in options:
+        options["cases"] = digest(options["cases"])
+    if is_file(options.get("family", "")):
+        # Its nets may be in files of the same folder.
+        sources = sorted(Path(options["family"]).absolute().parent.glob("*.py"))
+        options["family"] = [options["family"], {path.name: sha256(path) for path in sources}]
+    content = {
+        # Names too: they stand in the report.
+        "original": [os.path.basename(os.path.abspath(pair.original)), digest(pair.original)],
+        "converted": [os.path.basename(os.path.abspath(pair.converted)), digest(pair.converted)],
+        "options": options,
+        "hyper_parameters": {**pair.hyper_parameters},
+        "waivers": [[asdict(waiver), waiver.active(day)] for waiver in waivers],
+        "program": program(),
+    }
+    return hashed(content)
+
+
+def hashed(content: Any) -> str:
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def canonical(content: Any) -> str:
+    """JSON that does not depend on the order of keys. What JSON lacks is written as Python shows it.
+
+    >>> canonical({"b": 1, "a": 2.0})
+    '{"a":2.0,"b":1}'
+    """
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=repr)
+
+
+@functools.cache
+def program() -> dict[str, str]:
+    """The versions that a verdict depends on. Of this package the source too: a checkout changes between versions."""
+    from importlib.metadata import entry_points
+
+    root = Path(__file__).resolve().parents[2]
+    source = {path.relative_to(root).as_posix(): sha256(path) for path in root.rglob("*.py")}
+    versions = {"report": str(REPORT_VERSION), "converter": __version__, "source": hashed(source)}
+    versions |= {package: version_of(package) for package in ("torch", "diffusers", "numpy")}
+    for point in entry_points(group="converter.families"):
+        versions[f"family {point.name}"] = f"{point.value} {point.dist.version if point.dist else ''}"
+    return versions

@@ -9,11 +9,12 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ...checkpoint.file import InputFile
 from ...errors import InputError, UsageError, printable
+from ..choices import Rule, wanted
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,8 +28,6 @@ _TOKEN = re.compile(
     r'''"""(?:[^\\]|\\.)*?"""|\'\'\'.*?\'\'\'|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|#[^\n]*|[\w+-]+|[ \t]+|.''',
     re.DOTALL,
 )
-# Takes the value of a key and returns it, or raises `ValueError` with what is wanted instead.
-Reader = Callable[[Any], Any]
 
 
 def refusal(path: str | os.PathLike[str], where: str, rule: str) -> UsageError:
@@ -80,17 +79,16 @@ def _excessive(content: str) -> str:
 
 
 def strict(
-    path: str | os.PathLike[str], where: str, table: Any, known: Mapping[str, Reader], *, needed: Collection[str] = ()
+    path: str | os.PathLike[str], where: str, table: Any, known: Mapping[str, Rule], *, needed: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The values of a table, each through its reader; every key has to be known, and the needed ones there.
+    """A table, each of whose values keeps its rule; every key has to be known, and the needed ones there.
 
     >>> strict("parity.toml", "[[checkpoint]] 2", {"profil": "full"}, {"profile": text})
     Traceback (most recent call last):
     converter.errors.UsageError: parity.toml: [[checkpoint]] 2: profil: unknown; did you mean profile?
     """
     if not isinstance(table, dict):
-        raise refusal(path, where, f"a table, not {_shown(table)}")
-    values = {}
+        raise refusal(path, where, f"a table, not {printable(repr(table), 60)}")
     for key, value in table.items():
         place = ": ".join(filter(None, [where, printable(key)]))
         if key not in known:
@@ -98,12 +96,12 @@ def strict(
             hint = f"did you mean {alike[0]}?" if alike else f"there are {', '.join(known)}"
             raise refusal(path, place, f"unknown; {hint}")
         try:
-            values[key] = known[key](value)
-        except ValueError as wanted:
-            raise refusal(path, place, f"{wanted}, not {_shown(value)}") from None
-    if missing := [key for key in needed if key not in values]:
+            known[key](value)
+        except ValueError as error:
+            raise refusal(path, place, f"{error}, not {printable(repr(value), 60)}") from None
+    if missing := [key for key in needed if key not in table]:
         raise refusal(path, where, f"{missing[0]} is missing")
-    return values
+    return table
 
 
 def tables(path: str | os.PathLike[str], content: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
@@ -114,31 +112,4 @@ def tables(path: str | os.PathLike[str], content: Mapping[str, Any], name: str) 
     return [(f"[[{name}]] {i}", table) for i, table in enumerate(listed, 1)]
 
 
-def _shown(value: Any) -> str:
-    return printable(repr(value), 60)
-
-
-def accepting(wanted: str, test: Callable[[Any], object]) -> Reader:
-    """The reader of a value that passes a test; `wanted` describes it to whoever wrote another.
-
-    >>> accepting("true or false", lambda value: isinstance(value, bool))(1)
-    Traceback (most recent call last):
-    ValueError: true or false
-    """
-
-    def read(value: Any) -> Any:
-        if not test(value):
-            raise ValueError(wanted)
-        return value
-
-    return read
-
-
-def one_of(*choices: str) -> Reader:
-    """The reader of a word out of several."""
-    return accepting(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
-
-
-text = accepting(
-    "a text that is not empty", lambda value: isinstance(value, str) and value.strip() and "\0" not in value
-)
+text = wanted("a text that is not empty", lambda value: isinstance(value, str) and value.strip() and "\0" not in value)

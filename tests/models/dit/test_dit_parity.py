@@ -33,9 +33,8 @@ from converter.nets.faults import CONFIG, FUNCTION, WEIGHTS
 from converter.nets.inputs import Case
 from converter.parity import check
 from converter.parity.catalogue import catalogue
-from converter.parity.opening import spec_of
 from converter.parity.session import Session
-from converter.parity.weight_pair import WeightPair
+from converter.parity.sides import Sides, spec_of
 from converter.reports.report import Report
 
 FILE = "diffusion_pytorch_model.safetensors"
@@ -101,8 +100,8 @@ def session(pair: Pair, **given: Any) -> Iterator[Session]:
     with ExitStack() as stack:
         ours, theirs = (stack.enter_context(open_checkpoint(path)) for path in (pair.original, pair.folder))
         looked = analyse(ours, {"num_attention_heads": HEADS} | given)
-        made = WeightPair(looked.require(), looked.found, looked.plan, ours, theirs)
-        yield Session(made, PARITY, read_json(pair.model / "config.json"), {}, "cpu")
+        config = read_json(pair.model / "config.json")
+        yield Session(Sides(looked.require(), looked.found, looked.plan, ours, theirs, spec=PARITY, config=config))
 
 
 # The verdict.
@@ -508,7 +507,7 @@ def test_a_single_class_is_no_fault(tmp_path: Path) -> None:
 def test_what_is_feared_is_among_the_faults(pair: Pair) -> None:
     with session(pair, **EXACT) as opened:
         plan = opened.sides.plan
-        made = catalogue(plan, PARITY.invisible_biases) + list(faults(FOUND, opened.config, plan))
+        made = catalogue(plan, PARITY) + list(faults(FOUND, opened.config, plan))
     names = {fault.name: fault for fault in made}
     assert len(names) == len(made) > 100
     wanted = {

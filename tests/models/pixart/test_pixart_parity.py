@@ -21,7 +21,7 @@ from converter.models.pixart.table import PIXART
 from converter.nets import Weights
 from converter.nets.inputs import Case
 from converter.nets.latents import parts
-from converter.parity.opening import spec_of
+from converter.parity.sides import spec_of
 
 
 def findings(name: str, **given: Any) -> Findings:

@@ -1,10 +1,12 @@
-"""The weights that are compared: both sides, the sidecar, and the buffers that the target computes anew."""
+"""Both sides of a comparison, and what is known of them; and the buffers that the target computes anew."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from ..checkpoint import LazyTensor
@@ -12,23 +14,40 @@ from ..checkpoint.dtypes import BY_NAME
 from ..conversion.buffers import Comparison, computed, recomputed, table_of
 from ..families import Family, Findings
 from ..mapping import Plan
-from .misplaced import TensorIndex
-from .read_buffers import ReadBuffers
+from ..nets.spec import ParitySpec
 
 Tensors = Mapping[str, Any]  # key -> something with `dtype`, `shape` and `read()` (a lazy tensor)
 
 
+def _unavailable(*_: Any) -> Any:
+    """In the place of nets: of a family without them, only weights and config are compared."""
+    raise AssertionError("a net of a family that brings none")
+
+
+UNAVAILABLE = ParitySpec(reference=_unavailable, converted=_unavailable, cases=_unavailable)  # weights and config only
+
+
+def spec_of(family: Family) -> ParitySpec:
+    """The parity spec of a family, imported where it is needed; `UNAVAILABLE` where it has none."""
+    spec = family.parity
+    if isinstance(spec, str):
+        module, _, name = spec.partition(":")
+        spec = getattr(import_module(module, family.describe.__module__.rpartition(".")[0]), name)
+    return spec if isinstance(spec, ParitySpec) else UNAVAILABLE
+
+
 @dataclass(frozen=True)
-class WeightPair:
-    """The original with its plan, the converted state dict, and the sidecar.
+class Sides:
+    """The original with its plan, and the converted state dict.
 
     Attributes:
-        cast: the dtype that the conversion was declared to round to, '' for none.
+        found: the findings, with what was `borrowed` from the converted config, for want of anything else.
         sidecar: None where there is none.
-        seen: the findings without what was borrowed from the converted config, where they differ: what the original
-            does not show cannot excuse a buffer.
-        brief: whether it is enough that a tensor differs, without looking for what it holds instead.
-        index: where the bytes of a wrong tensor would belong.
+        cast: the dtype that the conversion was declared to round to, '' for none.
+        seen: the findings before anything was borrowed, where they differ: what the original does not show cannot
+            excuse a buffer.
+        folder: that holds the converted model's weights and `config`.
+        notes: what is to be said of the whole comparison.
     """
 
     family: Family
@@ -39,12 +58,11 @@ class WeightPair:
     sidecar: Tensors | None = None
     cast: str = ""
     seen: Findings | None = None
-    brief: bool = False
-    buffers: ReadBuffers = field(default_factory=ReadBuffers, repr=False)
-    index: TensorIndex = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "index", TensorIndex(self.plan, self.original, BY_NAME.get(self.cast)))
+    spec: ParitySpec = UNAVAILABLE
+    config: Mapping[str, Any] = field(default_factory=dict)
+    borrowed: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = Path()
+    notes: list[str] = field(default_factory=list)
 
     @cached_property
     def recomputed(self) -> dict[str, tuple[Comparison, bool, str]]:
