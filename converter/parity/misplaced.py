@@ -11,7 +11,7 @@ import numpy as np
 from ..checkpoint.cast import round_to, widen
 from ..checkpoint.dtypes import BY_NAME, DType
 from ..comparison.elements import measure
-from ..conversion.buffers import joined, on_demand
+from ..conversion.buffers import joined, computed_on_demand
 from ..mapping import Move
 from .sides import Sides
 
@@ -55,7 +55,7 @@ def _rounded(tensor: Any, dtype: DType) -> Any:
     def pieces() -> Iterator[bytes]:
         return (round_to(widen(memoryview(piece), tensor.dtype), dtype) for piece in _pieces([tensor]))
 
-    return on_demand(tensor.key, dtype, tuple(tensor.shape), pieces)
+    return computed_on_demand(tensor.key, dtype, tuple(tensor.shape), pieces)
 
 
 class Owners:
