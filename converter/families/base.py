@@ -171,7 +171,7 @@ class Family:
             file = Path(getattr(sys.modules.get(self.describe.__module__), "__file__", None) or ".")
             trace = extract_tb(error.__traceback__)
             frames = [frame for frame in trace if frame.filename == str(file)]
-            frames = frames or [frame for frame in trace if Path(frame.filename).parent == file.parent]
+            frames = frames or [frame for frame in trace if file.parent in Path(frame.filename).parents]
             if not frames or self.describe.__module__.startswith("converter."):
                 raise
             place = f"{printable(frames[-1].filename)}, line {frames[-1].lineno}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextvars import ContextVar
 from hashlib import sha256
 from importlib.util import module_from_spec, spec_from_file_location
@@ -15,7 +16,9 @@ from .base import Family
 
 # What the file that is being run registers: it is for whoever named the file, and not for the rest of the process.
 CAUGHT: ContextVar[dict[str, Family]] = ContextVar("registered by a file")
-_LOADED: dict[Path, tuple[tuple[int, int], Family]] = {}
+_IN_USE: list[str] = []  # the folder of the file that was named last, where it was not on the path before
+_PACKAGE = "converter_family_"
+_LOADED: dict[Path, tuple[list[tuple[Path, int, int]], Family]] = {}
 
 
 def is_file(name: str) -> bool:
@@ -26,23 +29,61 @@ def is_file(name: str) -> bool:
 def load(name: str) -> Family:
     """The family that a file registers, else its `FAMILY`, else the only one in it. It is in no registry afterwards.
 
-    The file is run once, and again when it has changed. Modules that lie beside it can be imported, by itself and
-    by what it names to be imported later: as of its package (`from .net import MyNet`, `parity=".parity:PARITY"`), or
-    by their names alone (`parity="my_parity:PARITY"`), where none of them hides another of that name.
+    The file is run once, and again when it, or what lies beside it, has changed. Modules that lie beside it can be
+    imported, by itself and by what it names to be imported later: as of its package (`from .net import MyNet`,
+    `parity=".parity:PARITY"`), or by their names alone (`parity="my_parity:PARITY"`), where none of them hides another
+    of that name.
 
     Raises: `UsageError` for a file that is not there, does not run, or makes no family or several.
     """
     path = Path(name).absolute()
     try:
-        status = os.stat(path)
+        os.stat(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"`family` {printable(name)}: {getattr(error, 'strerror', '') or error}") from None
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    stamp = (status.st_mtime_ns, status.st_size)
-    if path not in _LOADED or _LOADED[path][0] != stamp:
-        _LOADED[path] = stamp, _run(path, name)
+    _use_folder(path.parent)
+    stamps = [(file, os.stat(file).st_mtime_ns, os.stat(file).st_size) for file in source_files(path.parent)]
+    if path not in _LOADED or _LOADED[path][0] != stamps:
+        if _IN_USE:
+            _forget(path.parent, lambda name: True)
+        _LOADED[path] = stamps, _run(path, name)
     return _LOADED[path][1]
+
+
+def use_folder_of(family: Family) -> None:
+    """Let the modules beside a family in a file be imported by their names. Those of the family that was used before,
+    where they are called alike, are forgotten."""
+    module = family.describe.__module__
+    if module.startswith(_PACKAGE):
+        _use_folder(Path(str(sys.modules[module].__file__)).parent)
+
+
+def _use_folder(folder: Path) -> None:
+    if [str(folder)] == _IN_USE and str(folder) in sys.path:
+        return
+    for before in _IN_USE:
+        sys.path[:] = [place for place in sys.path if place != before]
+        _forget(Path(before), lambda name: any((folder / each).exists() for each in (name, f"{name}.py")))
+    _IN_USE[:] = [] if str(folder) in sys.path else [str(folder)]
+    sys.path.extend(_IN_USE)
+
+
+def _forget(folder: Path, wanted: Callable[[str], bool]) -> None:
+    """Forget the imported modules of a folder whose first name is wanted."""
+    for name, module in [*sys.modules.items()]:
+        file = getattr(module, "__file__", None)
+        if file and folder in Path(file).parents and not name.startswith(_PACKAGE) and wanted(name.partition(".")[0]):
+            del sys.modules[name]
+
+
+def source_files(folder: Path) -> list[Path]:
+    """All Python source in a folder, but for hidden folders and environments in it."""
+    paths = []
+    for place, folders, names in os.walk(folder):
+        skipped = ("site-packages", "dist-packages", "node_modules")
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in skipped)
+        paths += [Path(place, name) for name in sorted(names) if name.endswith(".py")]
+    return [path for path in paths if path.is_file()]
 
 
 def _run(path: Path, name: str) -> Family:
@@ -77,7 +118,7 @@ def _run(path: Path, name: str) -> Family:
 
 def _package(path: Path) -> str:
     """The name of a package of a file and of what lies beside it: the modules of two families may be called alike."""
-    package = ModuleType(f"converter_family_{sha256(os.fsencode(path)).hexdigest()[:16]}")
+    package = ModuleType(f"{_PACKAGE}{sha256(os.fsencode(path)).hexdigest()[:16]}")
     package.__path__ = [str(path.parent)]
     for name in [name for name in sys.modules if name == package.__name__ or name.startswith(f"{package.__name__}.")]:
         del sys.modules[name]  # they may have changed with it

@@ -42,12 +42,12 @@ def compare_step(command: str, family: str | None, progress: Callable[[int], Pro
         from ..parity.checker import check
 
         original, folder = outcome.pair.original, _folder(outcome)
-        if outcome.status == UNCHANGED and (report := _passed_before(original, folder)):
+        if outcome.status == UNCHANGED and (report := _passed_before(original, folder, family)):
             return StepResult(report.as_dict(), [])
         try:
             with interruptible():
                 report = check(local(original, quiet=True), folder, family=family, progress=progress)
-                report.run |= {"command": command, "program": program()}
+                report.run |= {"command": command, "program": program(family)}
                 write_text(folder / PARITY, report.to_json())
         except KeyboardInterrupt as stop:
             raise NotCompared(stop, folder) from stop
@@ -74,7 +74,7 @@ def _folder(outcome: Outcome) -> Path:
     return outcome.conversion.path if outcome.conversion else Path(outcome.pair.converted)
 
 
-def _passed_before(original: str, folder: Path) -> Report | None:
+def _passed_before(original: str, folder: Path, family: str | None) -> Report | None:
     """The report that an earlier comparison left in a folder, if it is a PASS that this very program came to on the
     very bytes of both sides; whatever else lies there proves nothing. Both sides are hashed."""
     from ..parity.provenance import digests_of
@@ -85,7 +85,7 @@ def _passed_before(original: str, folder: Path) -> Report | None:
         verdicts = {phase.verdict for phase in report.phases}
         if report.verdict != PASS or PASS not in verdicts or verdicts - {PASS, NOT_RUN}:
             return None
-        if report.run["program"] != program():
+        if report.run["program"] != program(family):
             return None
         for side, path in ((report.original, local(original, quiet=True)), (report.converted, folder)):
             if side["sha256"] != digests_of(path)["sha256"]:

@@ -73,7 +73,7 @@ def check(
         with reading(original), reading(converted):
             words = stated(hyper_parameters)
             sides = open_sides(stack, Path(original), Path(converted), options, hyper_parameters=words)
-        with deterministic(options.device, options.threads):
+        with deterministic(options.device, options.threads), sides.family.own_code("parity"):
             machine = environment(options.device, options.precisions)
             phases = _phases(sides, options, digests[0], machine, waivers=waivers, progress=progress)
         verdict, reason = _verdict(phases)

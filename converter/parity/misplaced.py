@@ -11,7 +11,7 @@ import numpy as np
 from ..checkpoint.cast import round_to, widen
 from ..checkpoint.dtypes import BY_NAME, DType
 from ..comparison.elements import measure
-from ..conversion.buffers import joined, computed_on_demand
+from ..conversion.buffers import computed_on_demand, joined
 from ..mapping import Move
 from .sides import Sides
 

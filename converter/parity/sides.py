@@ -12,7 +12,9 @@ from typing import Any
 from ..checkpoint import LazyTensor
 from ..checkpoint.dtypes import BY_NAME
 from ..conversion.buffers import Comparison, computed, recomputed, table_of
+from ..errors import UsageError, printable
 from ..families import Family, Findings
+from ..families.from_file import use_folder_of
 from ..mapping import Plan
 from ..nets.spec import ParitySpec
 
@@ -28,11 +30,21 @@ UNAVAILABLE = ParitySpec(reference=_unavailable, converted=_unavailable, cases=_
 
 
 def spec_of(family: Family) -> ParitySpec:
-    """The parity spec of a family, imported where it is needed; `UNAVAILABLE` where it has none."""
+    """The parity spec of a family, imported where it is needed; `UNAVAILABLE` where it has none.
+
+    Raises: `UsageError` where it cannot be imported.
+    """
     spec = family.parity
     if isinstance(spec, str):
         module, _, name = spec.partition(":")
-        spec = getattr(import_module(module, family.describe.__module__.rpartition(".")[0]), name)
+        use_folder_of(family)
+        try:
+            spec = getattr(import_module(module, family.describe.__module__.rpartition(".")[0]), name)
+        except (Exception, SystemExit) as error:  # somebody's code
+            if module.startswith("converter."):
+                raise
+            reason = printable(f"{type(error).__name__}: {error}", 1000)
+            raise UsageError(f"`family` {family.name}: its parity {printable(spec)}: {reason}") from error
     return spec if isinstance(spec, ParitySpec) else UNAVAILABLE
 
 

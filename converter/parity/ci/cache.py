@@ -23,7 +23,7 @@ from ...checkpoint.file import InputFile, reads
 from ...checkpoint.text_writer import write_text
 from ...conversion.pairs import Pair
 from ...errors import ConverterError, InputError, printable
-from ...families.from_file import is_file
+from ...families.from_file import is_file, source_files
 from ...reports.report import FAIL, PASS, REPORT_VERSION, Report
 from ..determinism import version_of
 from ..provenance import files_of, sha256
@@ -185,10 +185,6 @@ def key_of(pair: Pair, waivers: Sequence[Waiver] = (), today: date | None = None
     options = {name: value for name, value in pair.options.items() if value is not None and name not in _IRRELEVANT}
     if "cases" in options:
         options["cases"] = digest(options["cases"])
-    if is_file(options.get("family", "")):
-        # Its nets may be in files of the same folder.
-        sources = sorted(Path(options["family"]).absolute().parent.glob("*.py"))
-        options["family"] = [options["family"], {path.name: sha256(path) for path in sources}]
     content = {
         # Names too: they stand in the report.
         "original": [os.path.basename(os.path.abspath(pair.original)), digest(pair.original)],
@@ -196,7 +192,7 @@ def key_of(pair: Pair, waivers: Sequence[Waiver] = (), today: date | None = None
         "options": options,
         "hyper_parameters": {**pair.hyper_parameters},
         "waivers": [[asdict(waiver), waiver.active(day)] for waiver in waivers],
-        "program": program(),
+        "program": program(options.get("family")),
     }
     return hashed(content)
 
@@ -214,15 +210,30 @@ def canonical(content: Any) -> str:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=repr)
 
 
+def program(family: str | None = None) -> dict[str, str]:
+    """The versions that a verdict depends on; of a family in a file also the source in its folder, with its nets."""
+    if not is_file(family or ""):
+        return _versions()
+    return _versions() | {"family": _source(Path(str(family)).absolute().parent)}
+
+
 @functools.cache
-def program() -> dict[str, str]:
-    """The versions that a verdict depends on. Of this package the source too: a checkout changes between versions."""
+def _versions() -> dict[str, str]:
+    """Of this package the source too, and of other packages' families: a checkout changes between versions."""
     from importlib.metadata import entry_points
+    from importlib.util import find_spec
 
     root = Path(__file__).resolve().parents[2]
-    source = {path.relative_to(root).as_posix(): sha256(path) for path in root.rglob("*.py")}
-    versions = {"report": str(REPORT_VERSION), "converter": __version__, "source": hashed(source)}
+    versions = {"report": str(REPORT_VERSION), "converter": __version__, "source": _source(root)}
     versions |= {package: version_of(package) for package in ("torch", "diffusers", "numpy")}
     for point in entry_points(group="converter.families"):
-        versions[f"family {point.name}"] = f"{point.value} {point.dist.version if point.dist else ''}"
+        spec = find_spec(point.module.partition(".")[0])
+        folder = Path(spec.origin).parent if spec and spec.origin else None
+        source = _source(folder) if folder and folder.name not in ("site-packages", "dist-packages") else ""
+        versions[f"family {point.name}"] = f"{point.value} {point.dist.version if point.dist else ''} {source}".strip()
     return versions
+
+
+def _source(folder: Path) -> str:
+    """The digest of all Python source in a folder."""
+    return hashed({path.relative_to(folder).as_posix(): sha256(path) for path in source_files(folder)})
