@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, printable
+from ..filenames import RECORD
 from .file import InputFile, dangling_link, present, reading, reads
 from .json_file import read_json
 from .safetensors_reader import copies_named
@@ -55,7 +57,7 @@ def model_folder(folder: Path) -> Path:
         raise InputError.at(folder, "", f"a torch distributed checkpoint: merge it first with {merge}")
     if (folder / "adapter_config.json").exists():
         raise InputError.at(folder, "", "a PEFT adapter (LoRA), not a whole transformer")
-    inner = folder / "transformer"
+    inner = folder / _recorded_subfolder(folder)
     if os.path.islink(inner) and (nowhere := dangling_link(inner)):
         raise InputError.at(folder, inner.name, nowhere)
     place = inner if inner.is_dir() else folder
@@ -74,6 +76,17 @@ def model_folder(folder: Path) -> Path:
             raise InputError.at(where, "data.pkl", rule)
     folders = _folders_named_like_weights(place)
     return place / folders[0] if len(folders) == 1 and CONFIG not in names and not others else place
+
+
+def _recorded_subfolder(folder: Path) -> str:
+    """Where in a folder the model lies: of a conversion, where its record says; else where a pipeline has it."""
+    with suppress(InputError, TypeError, KeyError, AttributeError):
+        if not (folder / "transformer").exists() and present(folder / RECORD):
+            for name in read_json(folder / RECORD)["written"]:
+                subfolder, _, file = name.rpartition("/")
+                if file == CONFIG and re.fullmatch(r"\w[\w.-]*", subfolder):
+                    return str(subfolder)
+    return "transformer"
 
 
 def is_averaged(place: Path) -> bool:

@@ -154,6 +154,8 @@ class Family:
         for flag in flags:
             if not re.fullmatch("[a-z][a-z0-9_]*", str(flag.name)):
                 raise UsageError(f"flag {printable(repr(flag.name))}: use lower-case letters, digits and underscores")
+        if not re.fullmatch(r"\w[\w.-]*", self.subfolder):
+            raise UsageError(f"subfolder {printable(repr(self.subfolder))}: must be the name of one folder")
         for name in ("keep_dtype", "marks"):
             if isinstance(getattr(self, name), str):
                 raise UsageError(f"{name} must be a tuple of paths, not one string")

@@ -74,8 +74,11 @@ _ANOTHER_FAMILY = {
         r"|\.ff\.conv_(inverted|depth|point)\."
     ),
     "a video transformer (Open-Sora or Latte)": (
-        r"(^|\.)((spatial|temporal)_blocks|temporal_transformer_blocks)\.\d+\.|\.attn_temp\."
+        r"(^|\.)((spatial|temporal)_blocks|temporal_transformer_blocks)\.\d+\.|\.attn_temp\.|(^|\.)temp_embed$"
     ),
+    "a masked diffusion transformer (MDT or MaskDiT)": r"(^|\.)(mask_token|decoder_pos_embed)$|(^|\.)sideblocks\.\d+\.",
+    "a mixture of experts (DiT-MoE)": r"\.(moe|mlp)\.(experts|gate)\.",
+    "a vision transformer (ViT)": r"(^|\.)(cls_token|patch_embed\.proj\.weight)$",
     "a Hunyuan-DiT": r"(^|\.)text_embedding_padding$|\.(default_modulation|skip_linear)\.",
     "a HunyuanVideo transformer": r"(^|\.)individual_token_refiner\.",
     "an AuraFlow transformer": r"(^|\.)(cond_seq_linear|(double_layers|joint_transformer_blocks)\.\d+)\.",

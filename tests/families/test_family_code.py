@@ -62,6 +62,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (KEYS, 'KeyMapping({"a [W W]": Extra()})', r"its table gives no tensor of this file to the target"),
         ("flags=[", 'marks="a", flags=[', r"marks must be a tuple of paths, not one string"),
         ("flags=[", 'keep_dtype="a", flags=[', r"keep_dtype must be a tuple of paths, not one string"),
+        ("flags=[", 'subfolder="../x", flags=[', r"subfolder '../x': must be the name of one folder"),
         ('Flag("heads"', 'Flag("my heads"', r"flag 'my heads': use lower-case letters, digits and underscores"),
     ],
 )
@@ -79,6 +80,14 @@ def test_what_it_gives_is_written_as_json_reads_it_and_goes_back(toy: Path) -> N
     done = convert("toy.safetensors", "out", family="toy.py", hyper_parameters={"heads": 2})
     assert done.record["hyper_parameters"]["width"]["value"] == 2
     assert json.loads(Path("out/transformer/config.json").read_text())["channels"] == [1, 2]
+    convert("out", "back.safetensors", family="toy.py", to="original")
+    assert Path("back.safetensors").read_bytes() == Path("toy.safetensors").read_bytes()
+
+
+def test_a_subfolder_of_another_name_is_read_again(toy: Path) -> None:
+    Path("toy.py").write_text(SOURCE.replace("flags=[", 'subfolder="dit", flags=['))
+    convert("toy.safetensors", "out", family="toy.py", hyper_parameters={"heads": 2})
+    assert {path.name for path in Path("out").iterdir()} == {"conversion.json", "dit"}
     convert("out", "back.safetensors", family="toy.py", to="original")
     assert Path("back.safetensors").read_bytes() == Path("toy.safetensors").read_bytes()
 
