@@ -149,7 +149,9 @@ def _findings(draft: Draft) -> Iterator[str]:
             shown = f'plan.dims.get("{symbol}"), plan.evidence.get("{symbol}", "no tensor shows it")'
             yield f'    found.file("{_SYMBOLS[symbol]}", {shown})'
     if draft.blocks:
-        yield '    found.file("depth", plan.blocks or None, f"{plan.blocks} blocks")'
+        stacks = {row.source.partition("{}")[0] for row in draft.rows if "{}" in row.source}
+        depth = "plan.blocks" if len(stacks) == 1 else "max(plan.stacks.values(), default=0)"  # all are as deep
+        yield f'    found.file("depth", {depth} or None, f"{{{depth}}} blocks")'
     if draft.computes:
         side = 'isqrt(plan.dims.get("N", 0))' + (' * plan.dims.get("p", 1)' if "p" in draft.dims else "")
         yield f'    side = {side} or configured(state.config, "sample_size", int)'

@@ -367,3 +367,13 @@ def test_only_the_patch_embedding_has_a_patch() -> None:
         assert patterns["blocks.{}.conv.weight"] == "D 1 3 3"
         assert patterns["blocks.{}.wide.weight"] == "3D D 1 1"
         assert (made.dims["p"], made.dims["C"]) == (2, 4)
+
+
+def test_of_two_stacks_as_deep_the_draft_converts(tmp_path: Path) -> None:
+    """Such as the encoder and the decoder of a U-ViT."""
+    names = [f"{stack}.{i}.attn.{part}" for stack in ("enc", "dec") for i in range(3) for part in ("q", "k")]
+    save_file({f"{name}.weight": torch.randn(6, 6) for name in names}, tmp_path / "two.safetensors")
+    (tmp_path / "two.py").write_text(render("two", draft(read_keys(tmp_path / "two.safetensors"))))
+    words = stated(family=str(tmp_path / "two.py"), num_attention_heads=2)
+    done = converter.convert(tmp_path / "two.safetensors", tmp_path / "out", **words)
+    assert done.record["hyper_parameters"]["depth"]["value"] == 3
