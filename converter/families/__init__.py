@@ -76,6 +76,8 @@ def find(name: str) -> Family:
 
     Raises: `UsageError` where there is none.
     """
+    if not isinstance(name, str):  # from Python anything may come
+        raise UsageError(f"`family` {printable(repr(name), 60)}: must be str, not {type(name).__name__}")
     if from_file.is_file(name):
         return from_file.load(name)
     known = families()
