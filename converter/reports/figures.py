@@ -84,10 +84,10 @@ def _trajectory(about: dict[str, Any]) -> Iterator[Picture]:
     """The error of every sampler step."""
     points = []
     for step in map(mapping, sequence(about.get("steps"))):
-        name = show(step.get("step")) + (f" (t {show(step['timestep'])})" if "timestep" in step else "")
+        name = f"{show(step.get('step'))} (t {show(step.get('timestep'))})"
         points.append(Point.of(name, step.get("error"), step.get("floor")))
-    sampler = f"{about['sampler']} from the same noise." if about.get("sampler") else "From the same noise."
-    caption = f"{sampler} Relative L2 of the latents after each step, log scale."
+    sampler = about.get("sampler", "Sampled")
+    caption = f"{sampler} from the same noise. Relative L2 of the latents after each step, log scale."
     yield from _curve(points, ["converted", "noise floor"], "Error along the trajectory", caption)
 
 

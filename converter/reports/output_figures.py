@@ -8,7 +8,7 @@ from typing import Any
 
 from .drawing import COLOURS, WIDTH, Picture, canvas, cut, key, legend, log_axis, mark, placed, tip, where
 from .facts import margin, precision_of
-from .numbers import broken, number, sequence, show
+from .numbers import broken, number, positive, sequence, show
 from .report import FLOOR_LIMIT, Check, Phase
 
 ROWS = 60  # of more cases those that use most of their limits are drawn
@@ -91,13 +91,11 @@ def heat(about: dict[str, Any]) -> Iterator[Picture]:
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm, Normalize
 
-    rows, columns = number(about.get("rows")), number(about.get("columns"))
+    rows, columns = (int(positive(about.get(name)) or 0) for name in ("rows", "columns"))
     maps = [placed(map(number, sequence(channel)), 0, 1e300) for channel in sequence(about.get("values"))[:CHANNELS]]
-    if not maps or not rows or not columns or any(len(channel) != rows * columns for channel in maps) or rows < 0:
+    names, unit = [str(name) for name in sequence(about.get("channels"))], str(about.get("unit"))
+    if {len(channel) for channel in maps} != {rows * columns} or not rows * columns or len(names) < len(maps):
         return
-    unit, names = str(about.get("unit") or "|difference|"), [str(name) for name in sequence(about.get("channels"))]
-    names += [f"channel {i}" for i in range(len(names), len(maps))]
-    rows, columns = int(rows), int(columns)
     values = np.reshape(maps, (len(maps), rows, columns))
     shown = values[values > 0] if (values > 0).any() else np.ones(1)
     # A quantile, lest a few exact hits stretch the scale over decades in which there is nothing to see.
