@@ -126,8 +126,6 @@ def environment_facts(report: Report) -> list[tuple[str, str]]:
 def _spell(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_spell, value))
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {_spell(item)}" for key, item in sorted(value.items()))
     return str(value) if type(value) is int else show(value)
 
 
