@@ -179,6 +179,6 @@ def _timesteps(about: dict[str, Any]) -> Iterator[Picture]:
     axes.set(xlim=(0, 1000), ylim=(0, None), xlabel="timestep")
     if (equal := number(about.get("equal"))) is not None and 0 <= equal <= 1000:
         axes.axvline(equal, color=COLOURS["floor"], linestyle="--")
-        axes.annotate("made equal here", (equal, 1), (6, -12), ("data", "axes fraction"), "offset points")
+        axes.annotate("made equal here", (equal, 1), (6, -12), ("data", "axes fraction"), textcoords="offset points")
     legend(figure, keys)
     yield Picture.of(figure, "Distance at other timesteps", str(about.get("words", "")))
