@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..reports import render as rendered
-from ..reports.report import FAIL, FLOOR_LIMIT, INCONCLUSIVE, PASS, Check, Phase, Report
+from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase, Report
 from ..reports.wording import Wording
 from .assemble import Initialisation
 from .options import TIMESTEP
@@ -59,7 +59,6 @@ def as_report(done: Initialisation) -> Report:
         "stages": [stage.name for stage in proof.stages],
         "converted": [stage.distance for stage in proof.stages],
         "floor": [stage.floor for stage in proof.stages],
-        "limit": FLOOR_LIMIT,
         "words": ["PixArt", "noise floor: the DiT's own rounding"],
     }
     rows = [[s.name, s.case, s.error, s.apart, s.floor, s.times, s.exact] for s in proof.stages]

@@ -9,7 +9,7 @@ from math import inf, isnan
 from typing import Any
 
 from ..errors import human_bytes, shortened
-from .numbers import mapping, number, positive, sequence, show, times
+from .numbers import mapping, number, sequence, show, times
 from .report import FAIL, FLOOR_LIMIT, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Check, Phase, Report
 
 MARKS = {PASS: "✓", FAIL: "✗", INCONCLUSIVE: "?", REJECTED: "⊘", INTERNAL: "!", NOT_RUN: "–"}
@@ -30,11 +30,6 @@ def precision_of(check: Check) -> tuple[str, str]:
     """'float32 relative L2' is of float32, and a relative L2."""
     precision, _, statistic = check.statistic.partition(" ")
     return precision, statistic
-
-
-def floor_limit(phase: Phase) -> float:
-    """How many times the noise floor is allowed."""
-    return positive(mapping(phase.detail.get("blocks")).get("limit")) or FLOOR_LIMIT
 
 
 def margin(check: Check) -> float | None:
@@ -59,12 +54,11 @@ class KeyNumber:
 
 def key_numbers(report: Report) -> list[KeyNumber]:
     """What a person asks first: how many checks passed, how far from the limits, and whether faults would be seen."""
-    shown = _passed(
-        "Checks passed", [check for phase in report.phases for check in phase.gates], "that decide the verdict"
-    )
+    gates = [check for phase in report.phases for check in phase.gates]
+    shown = _passed("Checks passed", gates, "that decide the verdict")
     if function := report.phase("function"):
         for precision, unit, words in (
-            ("float32", floor_limit(function), "the original's own noise floor"),
+            ("float32", FLOOR_LIMIT, "the original's own noise floor"),
             ("float64", 1.0, "the limit"),
         ):
             checks = [check for check in function.gates if precision_of(check)[0] == precision]
@@ -132,8 +126,6 @@ def environment_facts(report: Report) -> list[tuple[str, str]]:
 def _spell(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_spell, value))
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {_spell(item)}" for key, item in sorted(value.items()))
     return str(value) if type(value) is int else show(value)
 
 

@@ -28,11 +28,11 @@ class Point(NamedTuple):
     wrong: bool
 
     @classmethod
-    def of(cls, name: object, error: object, floor: object, limit: float = inf, wrong: bool = False) -> Point:
-        """Of numbers from elsewhere. Wrong too is what is not finite, or more than `limit` times its floor."""
+    def of(cls, name: object, error: object, floor: object, wrong: bool | None = None) -> Point:
+        """Of numbers from elsewhere. Where it is not known, wrong is what is not finite, or above the limit."""
         value, least = number(error), positive(floor) or nan
         value = nan if value is None else value
-        return cls(str(name), value, least, wrong or broken(value) or value > limit * least)
+        return cls(str(name), value, least, (broken(value) or value > FLOOR_LIMIT * least) if wrong is None else wrong)
 
     @property
     def words(self) -> str:
@@ -71,26 +71,24 @@ def _blocks(about: dict[str, Any]) -> Iterator[Picture]:
     """The error of every stage of the net; `about["words"]` may name the two lines."""
     names, errors = sequence(about.get("stages")), sequence(about.get("converted"))
     floors = [*sequence(about.get("floor")), *[None] * len(names)]
-    limit = positive(about.get("limit")) or FLOOR_LIMIT
-    points = [Point.of(*each, limit) for each in zip(names, errors, floors, strict=False)]
+    points = [Point.of(*each) for each in zip(names, errors, floors, strict=False)]
     lines = [str(name) for name in sequence(about.get("words"))] or ["converted", NOISE]
     first = next((point.name for point in points if point.wrong), None)
     within = "What lies in the shaded area would still pass."
     verdict = within if first is None else f"The line leaves what is allowed at {first}."
     caption = f"{where(about)}Relative L2 after each stage, log scale. {verdict}"
-    yield from _curve(points, limit, lines, title="Error along the net", caption=caption)
+    yield from _curve(points, lines, "Error along the net", caption)
 
 
 def _trajectory(about: dict[str, Any]) -> Iterator[Picture]:
     """The error of every sampler step."""
-    points, limit = [], positive(about.get("limit")) or FLOOR_LIMIT
+    points = []
     for step in map(mapping, sequence(about.get("steps"))):
-        name = show(step.get("step")) + (f" (t {show(step['timestep'])})" if "timestep" in step else "")
-        points.append(Point.of(name, step.get("error"), step.get("floor"), limit))
-    sampler = f"{about['sampler']} from the same noise." if about.get("sampler") else "From the same noise."
-    caption = f"{sampler} Relative L2 of the latents after each step, log scale."
-    lines = ["converted", "noise floor"]
-    yield from _curve(points, limit, lines, title="Error along the trajectory", caption=caption)
+        name = f"{show(step.get('step'))} (t {show(step.get('timestep'))})"
+        points.append(Point.of(name, step.get("error"), step.get("floor")))
+    sampler = about.get("sampler", "Sampled")
+    caption = f"{sampler} from the same noise. Relative L2 of the latents after each step, log scale."
+    yield from _curve(points, ["converted", "noise floor"], "Error along the trajectory", caption)
 
 
 def _decades(*values: float) -> tuple[float, float] | None:
@@ -102,12 +100,10 @@ def _decades(*values: float) -> tuple[float, float] | None:
     return 10.0**low, 10.0 ** max(ceil(log10(min(max(numbers), 1e300) * 1.4)), low + 1)
 
 
-def _curve(
-    points: Sequence[Point], limit: float, lines: Sequence[str], *, title: str, caption: str
-) -> Iterator[Picture]:
+def _curve(points: Sequence[Point], lines: Sequence[str], title: str, caption: str) -> Iterator[Picture]:
     """The error against its floor and limit on a log scale, if any number can be placed."""
     errors, floors = [point.error for point in points], [point.floor for point in points]
-    limits = [limit * least for least in floors]
+    limits = [FLOOR_LIMIT * least for least in floors]
     span = _decades(*errors, *floors, *limits)
     if span is None:
         return
@@ -135,13 +131,13 @@ def _curve(
         if point.wrong:
             y, marker, edge = (high, "x", 2.2) if broken(point.error) else (errors[x], "o", 0)
             axes.plot(x, y, marker, color=COLOURS["fail"], ms=7, mew=edge, clip_on=False, zorder=4)
-    legend(figure, {lines[0]: line, lines[-1]: noise, f"limit: {show(limit)} × the noise floor": over})
+    legend(figure, {lines[0]: line, lines[-1]: noise, f"limit: {show(FLOOR_LIMIT)} × the noise floor": over})
     yield Picture.of(figure, title, caption)
 
 
 def _bars(stages: Sequence[dict[str, Any]], title: str, caption: str, kind: str = "wide") -> Iterator[Picture]:
     """A bar for each stage, with its noise floor and its number, if any can be placed."""
-    points = [Point.of(s.get("name", ""), s.get("error"), s.get("floor"), wrong=bool(s.get("faulty"))) for s in stages]
+    points = [Point.of(s.get("name", ""), s.get("error"), s.get("floor"), bool(s.get("faulty"))) for s in stages]
     span = _decades(*(value for point in points for value in (point.error, point.floor)))
     if span is None:
         return
@@ -183,6 +179,6 @@ def _timesteps(about: dict[str, Any]) -> Iterator[Picture]:
     axes.set(xlim=(0, 1000), ylim=(0, None), xlabel="timestep")
     if (equal := number(about.get("equal"))) is not None and 0 <= equal <= 1000:
         axes.axvline(equal, color=COLOURS["floor"], linestyle="--")
-        axes.annotate("made equal here", (equal, 1), (6, -12), ("data", "axes fraction"), "offset points")
+        axes.annotate("made equal here", (equal, 1), (6, -12), ("data", "axes fraction"), textcoords="offset points")
     legend(figure, keys)
     yield Picture.of(figure, "Distance at other timesteps", str(about.get("words", "")))

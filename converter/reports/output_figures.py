@@ -7,9 +7,9 @@ from math import ceil
 from typing import Any
 
 from .drawing import COLOURS, WIDTH, Picture, canvas, cut, key, legend, log_axis, mark, placed, tip, where
-from .facts import floor_limit, margin, precision_of
-from .numbers import broken, number, sequence, show
-from .report import Check, Phase
+from .facts import margin, precision_of
+from .numbers import broken, number, positive, sequence, show
+from .report import FLOOR_LIMIT, Check, Phase
 
 ROWS = 60  # of more cases those that use most of their limits are drawn
 SERIES = (("o", "series"), ("D", "s1"), ("s", "s2"), ("^", "s3"), ("|", "mute"))  # a marker and a colour per statistic
@@ -26,10 +26,10 @@ def margins(phase: Phase) -> Iterator[Picture]:
         caption = "A dot per statistic of every case and part of the output; left of the line passes."
         if len(used) > ROWS:
             caption += f" The {ROWS} that use most of their limits; {len(used) - ROWS} more are in the table."
-        yield _margins([pair for pair in checks if pair[1].what in used[:ROWS]], floor_limit(phase), caption)
+        yield _margins([pair for pair in checks if pair[1].what in used[:ROWS]], caption)
 
 
-def _margins(checks: list[tuple[float, Check]], floors: float, caption: str) -> Picture:
+def _margins(checks: list[tuple[float, Check]], caption: str) -> Picture:
     rows = list(dict.fromkeys(check.what for _, check in checks))
     statistics = list(dict.fromkeys(_statistic(check) for _, check in checks))
     precisions = sorted({precision_of(check)[0] for _, check in checks}, key=lambda name: (name != "float32", name))[:3]
@@ -39,7 +39,7 @@ def _margins(checks: list[tuple[float, Check]], floors: float, caption: str) -> 
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     mark(panels[0].set_yticks(range(len(rows)), [cut(what, 30) for what in rows]), [what in failed for what in rows])
     for axes, precision in zip(panels, precisions, strict=True):
-        unit, counted = (floors, "noise floor") if precision == "float32" else (1.0, "limit")
+        unit, counted = (FLOOR_LIMIT, "noise floor") if precision == "float32" else (1.0, "limit")
         ratios = [(share * unit, check) for share, check in checks if precision_of(check)[0] == precision]
         finite = [ratio for ratio, _ in ratios if not broken(ratio)]
         high = max([*finite, unit])
@@ -91,13 +91,11 @@ def heat(about: dict[str, Any]) -> Iterator[Picture]:
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm, Normalize
 
-    rows, columns = number(about.get("rows")), number(about.get("columns"))
+    rows, columns = (int(positive(about.get(name)) or 0) for name in ("rows", "columns"))
     maps = [placed(map(number, sequence(channel)), 0, 1e300) for channel in sequence(about.get("values"))[:CHANNELS]]
-    if not maps or not rows or not columns or any(len(channel) != rows * columns for channel in maps) or rows < 0:
+    names, unit = [str(name) for name in sequence(about.get("channels"))], str(about.get("unit"))
+    if {len(channel) for channel in maps} != {rows * columns} or not rows * columns or len(names) < len(maps):
         return
-    unit, names = str(about.get("unit") or "|difference|"), [str(name) for name in sequence(about.get("channels"))]
-    names += [f"channel {i}" for i in range(len(names), len(maps))]
-    rows, columns = int(rows), int(columns)
     values = np.reshape(maps, (len(maps), rows, columns))
     shown = values[values > 0] if (values > 0).any() else np.ones(1)
     # A quantile, lest a few exact hits stretch the scale over decades in which there is nothing to see.
