@@ -70,21 +70,13 @@ class Memory:
 
     def lend(self, tensors: Sequence[tuple[torch.Size, torch.dtype]], staging: int) -> list[Tensor]:
         """Tensors of these shapes and dtypes side by side, and after them `staging` bytes; all of unknown content."""
-        sizes = [-(-shape.numel() * dtype.itemsize // 64) * 64 for shape, dtype in tensors]
-        if len(self.buffer) < sum(sizes) + staging:
+        sizes = [-(-shape.numel() * dtype.itemsize // 64) * 64 for shape, dtype in tensors] + [staging]
+        if len(self.buffer) < sum(sizes):
             self.buffer = torch.empty(0, dtype=torch.uint8)  # let go of the old run first
-            self.buffer = torch.empty(sum(sizes) + staging, dtype=torch.uint8)
-        lent, start = [], 0
-        for (shape, dtype), size in zip(tensors, sizes, strict=True):
-            run = self.buffer[start : start + shape.numel() * dtype.itemsize]
-            lent.append(run.view(dtype).reshape(shape))
-            start += size
-        return [*lent, self.buffer[start : start + staging]]
-
-
-def _dtype(held: Any) -> torch.dtype:
-    dtype: torch.dtype = held.dtype if isinstance(held, Tensor) else getattr(torch, held.dtype.name)
-    return dtype
+            self.buffer = torch.empty(sum(sizes), dtype=torch.uint8)
+        *runs, staged = self.buffer[: sum(sizes)].split(sizes)
+        lent = zip(runs, tensors, strict=True)
+        return [*(run[: s.numel() * d.itemsize].view(d).reshape(s) for run, (s, d) in lent), staged]
 
 
 class Weights(Mapping[str, Tensor]):
@@ -125,16 +117,16 @@ class Weights(Mapping[str, Tensor]):
         more time than reading into it.
         """
         mine = {key[len(prefix) :]: self.state[key] for key in self.state if key.startswith(prefix)}
-        kinds = {name: (torch.Size(held.shape), _dtype(held)) for name, held in mine.items()}
-        room = [(shape, self.dtype) for shape, _ in kinds.values()]
-        *lent, staging = self.memory.lend(room, max((s.numel() * d.itemsize for s, d in kinds.values()), default=0))
+        room = [(torch.Size(held.shape), self.dtype) for held in mine.values()]
+        sizes = (torch.Size(held.shape).numel() * held.dtype.itemsize for held in mine.values())
+        *lent, staging = self.memory.lend(room, max(sizes, default=0))
         tensors = {}
         for target, (name, held) in zip(lent, mine.items(), strict=True):
-            shape, dtype = kinds[name]
             if not isinstance(held, Tensor):
+                dtype = getattr(torch, held.dtype.name)
                 direct = dtype == self.dtype and self.rounded is None
-                into = target if direct else staging[: shape.numel() * dtype.itemsize].view(dtype).reshape(shape)
-                held = held.torch(into)
+                staged = staging[: target.numel() * dtype.itemsize].view(dtype).reshape(target.shape)
+                held = held.torch(target if direct else staged)
             held = held if self.rounded is None else held.to(self.rounded)
             if held is not target:
                 target.copy_(held)

@@ -18,21 +18,16 @@ from .net import Values, Weights
 from .streamed import StockStage as StockStage  # a table is written of both
 from .streamed import Streamed, put_buffer
 
-# A probe's name -> where a stock block has it: what the blocks of diffusers have in common.
-SELF_ATTENTION = {
-    "norm1 modulated": ("attn1.to_q", "input"),
-    "attn1 q": ("attn1.to_q", "output"),
-    "attn1 k": ("attn1.to_k", "output"),
-    "attn1 v": ("attn1.to_v", "output"),
-    "attn1 out": ("attn1.to_out.0", "output"),
-}
-CROSS_ATTENTION = {
-    "after self-attention": ("attn2.to_q", "input"),
-    "attn2 q": ("attn2.to_q", "output"),
-    "attn2 k": ("attn2.to_k", "output"),
-    "attn2 v": ("attn2.to_v", "output"),
-    "attn2 out": ("attn2.to_out.0", "output"),
-}
+
+def _attention(name: str, before: str) -> dict[str, tuple[str, str]]:
+    """A probe's name -> where a stock block has it: what the blocks of diffusers have in common. `before`: of what goes
+    into the attention."""
+    projected = {f"{name} {part}": (f"{name}.to_{part}", "output") for part in "qkv"}
+    return {before: (f"{name}.to_q", "input"), **projected, f"{name} out": (f"{name}.to_out.0", "output")}
+
+
+SELF_ATTENTION = _attention("attn1", "norm1 modulated")
+CROSS_ATTENTION = _attention("attn2", "after self-attention")
 FEED_FORWARD = {
     "norm2 modulated": ("ff.net.0.proj", "input"),
     "ff hidden": ("ff.net.0.proj", "output"),

@@ -62,8 +62,7 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
     _scale(findings, state.config, table, doubt)
     if findings["multi_scale_train"].value:
         findings.unused_buffers.add(evidence.POSITIONS)  # its class computes the table of each size anew
-    findings.notes += remarks(findings)
-    findings.diffusers_notes += stock(findings)
+    _remarks(findings)
     more = {"caption_channels": "caption_channels", "use_additional_conditions": MICRO}
     evidence.held_against(state.config, findings, **more)
 
@@ -156,33 +155,26 @@ def _scale(findings: Findings, config: dict[str, Any], table: evidence.StoredTab
         )
 
 
-def remarks(findings: Findings) -> list[str]:
-    """What is unlike every released model, and may mean that part of the file is lost; no reason to refuse it."""
-    notes = []
+def _remarks(findings: Findings) -> None:
+    """Note what is unlike every released model, and may mean that part of the file is lost, which is no reason to
+    refuse it; and what diffusers' own pipelines do with such a model."""
     version, pixels, depth = (findings[name].value for name in ("version", "image_size", "depth"))
-    conditioned = findings[MICRO].value
+    conditioned, side = findings[MICRO].value, findings["sample_size"].value
     if version and pixels and (version, pixels) not in (WITH_MICRO if conditioned else WITHOUT_MICRO):
-        notes.append(
+        findings.notes.append(
             f"no released {version} model of {pixels} px is {'with' if conditioned else 'without'} micro-conditions"
             + (": part of the file may be missing" if (version, pixels) in WITH_MICRO else "")
         )
     if findings["hidden_size"].value == WIDTH and depth not in (None, *DEPTHS):
-        notes.append(
+        findings.notes.append(
             f"it has {depth} blocks, where the released models of hidden size {WIDTH} have "
             f"{' or '.join(map(str, DEPTHS))}: blocks at the end may be missing"
         )
-    return notes
-
-
-def stock(findings: Findings) -> list[str]:
-    """What diffusers' own pipelines do with such a model."""
-    side = findings["sample_size"].value
-    if not findings[MICRO].value or side in (None, PIPELINE_SIDE):
-        return []
-    return [
-        f"the stock PixArtAlphaPipeline passes micro-conditions on at sample_size {PIPELINE_SIDE} only, and this "
-        f"model has {side}: it has to be called with added_cond_kwargs by other means"
-    ]
+    if conditioned and side not in (None, PIPELINE_SIDE):
+        findings.diffusers_notes.append(
+            f"the stock PixArtAlphaPipeline passes micro-conditions on at sample_size {PIPELINE_SIDE} only, and this "
+            f"model has {side}: it has to be called with added_cond_kwargs by other means"
+        )
 
 
 def comfyui_warnings(findings: Findings) -> list[str]:
