@@ -87,6 +87,7 @@ class Reader:
         program, *arguments = shlex.split(line, comments=True)
         code = re.search(r"# exit code (\d+)$", line)
         if (program, *arguments) == ("pip", "install", "."):
+            self.cli = None  # what is installed is found by a process that starts
             return self._install()
         paths = {"cwd": self.folder, "env": {"PYTHONPATH": f"{ROOT}:{self.folder}"}}
         if program == "python":

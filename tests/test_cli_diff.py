@@ -43,9 +43,6 @@ def models(state: State, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     }
 
 
-# Exit codes.
-
-
 def test_exit_codes(models: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
     for code, arguments in (
         (0, ["a", "a"]),
@@ -94,9 +91,6 @@ def test_help(cli: Cli) -> None:
     for word in ("--weights_a", "--weights_b", "--rounding_ok", "--all", "--json", "--quiet", "Exit codes:"):
         assert word in result.stdout
     assert "diff" in cli("pixart", "--help").stdout
-
-
-# What is printed.
 
 
 def test_the_conclusion_comes_first(models: dict[str, Path], cli: Cli) -> None:

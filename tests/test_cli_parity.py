@@ -412,9 +412,6 @@ def test_waivers_are_passed_on_from_both_files(runs: Path, checker: Checker, cli
     assert [waiver.case for waiver in checker.calls[0][2]["waivers"]] == ["x3", "t999-t321"]
 
 
-# Flags, and several pairs.
-
-
 def test_hyphens_and_every_option(runs: Path, checker: Checker, cli: Cli) -> None:
     command = ["--orig-ckpt-path=runs/epoch_2.pth", "--converted-path", "converted/epoch_2", "--num-attention-heads=4"]
     command += ["--image-size=512", "--interpolation_scale", "2", "--save-failing=a-b_c", "--self-test", "full"]
@@ -542,9 +539,6 @@ def test_one_that_goes_wrong_stops_none(runs: Path, checker: Checker, cli: Cli) 
     assert result.returncode == 5
     assert len(result.stderr.splitlines()) == 2
     assert "FAIL: the reason of FAIL" in result.stdout
-
-
-# Reports of several, JSON, quiet.
 
 
 def test_reports_of_several(runs: Path, checker: Checker, cli: Cli) -> None:
@@ -712,9 +706,6 @@ def test_a_cache_that_cannot_be_used_is_said_and_changes_no_verdict(runs: Path, 
     assert json.loads(result.stdout)["ok"] is True
     assert re.fullmatch(r"note: cache \S+mine\.json: not a cache .*\n", result.stderr)
     assert (runs / "mine.json").read_text() == '{"mine": true}'
-
-
-# `convert-pixart --parity`.
 
 
 def converting(source: object, out: object, *more: object) -> list[object]:

@@ -185,14 +185,14 @@ def test_the_settings_that_are_shown_are_accepted(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_the_tutorial_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tutorial_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Any]) -> None:
     """From its first block to its last, in an empty folder; and what it shows is what is printed."""
     monkeypatch.setattr(families, "_REGISTERED", {})
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
     text = TUTORIAL.read_text()
-    reader = Reader(TUTORIAL.name, tmp_path, ambient(tmp_path))
+    reader = Reader(TUTORIAL.name, tmp_path, ambient(tmp_path), cli)
     shown = re.findall(r"^(```text|# from \w+\.py)$", text, flags=re.M)
     try:
         assert reader.follow(text) == len(shown) > 5

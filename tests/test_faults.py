@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -47,9 +48,6 @@ def leftovers(target: Path) -> list[Path]:
     return sorted(path for path in target.parent.iterdir() if path != target)
 
 
-# Kill -9 at any moment.
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, dict[str, bytes]]]:
     """Two checkpoints of a few megabytes, each with what it becomes."""
@@ -75,52 +73,30 @@ def kill_while_writing(command: list[object], place: Path, delay: float) -> bool
 
 @pytest.mark.slow
 def test_kill_at_random_moments(two: list[tuple[Path, dict[str, bytes]]], tmp_path: Path) -> None:
-    chance, (path, wanted) = random.Random(4), two[0]
-    duration, rounds = 0.05, 13
-    killed = partial = 0
-    for _ in range(rounds):
-        if kill_while_writing(flags(path, tmp_path / "out"), tmp_path, chance.uniform(0, duration)):
-            killed += 1
-        found = leftovers(tmp_path / "out")
+    """Where there is no target, and where an old one is replaced: it is absent, the old one or the new one, whole."""
+    chance, rounds, out = random.Random(4), 14, tmp_path / "out"
+    killed = partial = kept = 0
+    for i in range(rounds):
+        path, wanted = two[i % 4 // 2]
+        old = tree(convert(two[1 - i % 4 // 2][0], out).path) if i % 2 else None
+        killed += kill_while_writing(flags(path, out, "--overwrite"), tmp_path, chance.uniform(0, 0.06))
+        found, now = leftovers(out), tree(out) if out.exists() else None
+        assert now in (old, wanted)
         partial += bool(found)
-        if (tmp_path / "out").exists():
-            assert tree(tmp_path / "out") == wanted
+        kept += now == old
         # The next run names what is left, takes nothing from it, and succeeds.
         before = [tree(leftover) for leftover in found]
-        done = convert(path, tmp_path / "out", overwrite=True)
+        done = convert(path, out, overwrite=True)
         assert tree(done.path) == wanted
         assert [tree(leftover) for leftover in found] == before
         for leftover in found:
-            assert any(str(leftover) in note and "interrupted" in note for note in done.notes)
+            assert any(str(leftover) in note and ("interrupted" in note or "earlier" in note) for note in done.notes)
         for folder in (*found, done.path):
-            remove(folder)
+            shutil.rmtree(folder)
         assert list(tmp_path.iterdir()) == []
     assert killed >= rounds // 2
     assert partial >= 2  # it was caught in the act
-
-
-@pytest.mark.slow
-def test_kill_while_overwriting(two: list[tuple[Path, dict[str, bytes]]], tmp_path: Path) -> None:
-    chance, rounds, seen = random.Random(5), 12, []
-    old = 0
-    convert(two[old][0], tmp_path / "out")
-    for _ in range(rounds):
-        path, wanted = two[1 - old]
-        kill_while_writing(flags(path, tmp_path / "out", "--overwrite"), tmp_path, chance.uniform(0, 0.06))
-        now = tree(tmp_path / "out")
-        assert now in (two[old][1], wanted)
-        seen.append(now == wanted)
-        old = 1 - old if now == wanted else old
-        for leftover in leftovers(tmp_path / "out"):
-            remove(leftover)
-        assert os.listdir(tmp_path) == ["out"]
-    assert not all(seen)  # at least one was killed in time
-
-
-def remove(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    folder.rmdir()
+    assert kept >= 1
 
 
 def test_the_next_run_says_what_a_killed_one_left(two: list[tuple[Path, dict[str, bytes]]], tmp_path: Path) -> None:
@@ -177,14 +153,18 @@ def failing(code: int, after: int) -> Callable[[Callable[..., Any]], Callable[..
     return wrap
 
 
-@pytest.mark.parametrize("after", [0, 1, 7, 40])
-def test_a_disk_that_fills_up_while_writing(
-    after: int, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+@pytest.mark.parametrize(
+    ("calls", "after"),
+    [*((WRITING, after) for after in (0, 1, 7, 40)), *((["fsync"], after) for after in (0, 1, 3)),
+     (["write"], 0), (["write"], 1)],  # config.json, conversion.json
+)  # fmt: skip
+def test_a_disk_that_fills_up_or_fails(
+    calls: list[str], after: int, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         with monkeypatch.context() as patch:
             full = failing(code, after)
-            for name in WRITING:
+            for name in calls:
                 patch.setattr(os, name, full(getattr(os, name)))
             result = cli("convert-pixart", *flags(source, target, "--overwrite"))
         assert result.returncode == 5
@@ -224,18 +204,6 @@ def test_a_system_that_cannot_copy_by_itself(
     assert bool(calls) == (kind != "absent")
 
 
-@pytest.mark.parametrize("after", [0, 1, 3])
-def test_a_disk_that_cannot_flush(
-    after: int, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
-) -> None:
-    for code in (errno.ENOSPC, errno.EIO):
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", failing(code, after)(os.fsync))
-            result = cli("convert-pixart", *flags(source, target, "--overwrite"))
-        assert result.returncode == 5
-        assert result.stderr == f"convert-pixart: error: {target}: cannot be written: {os.strerror(code)}\n"
-
-
 def test_a_failure_to_flush_that_is_told_only_once(
     source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
@@ -260,16 +228,6 @@ def test_a_disk_without_room_is_refused_before_writing(
     assert "not enough space on the disk" in result.stderr
     assert "102 kB free" in result.stderr
     assert written == []
-
-
-@pytest.mark.parametrize("name", ["config.json", "conversion.json"])
-def test_a_text_that_cannot_be_written(
-    name: str, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
-) -> None:
-    monkeypatch.setattr(os, "write", failing(errno.ENOSPC, 1 if name == "conversion.json" else 0)(os.write))
-    result = cli("convert-pixart", *flags(source, target, "--overwrite"))
-    assert result.returncode == 5
-    assert result.stderr == f"convert-pixart: error: {target}: cannot be written: No space left on device\n"
 
 
 # A source that fails while it is read.
@@ -346,27 +304,23 @@ def after_three_reads(
     return lambda total: armed.append(total) or (lambda count: None)
 
 
-@pytest.mark.parametrize("share", [0.9, 0.5, 0.0])
-def test_a_source_that_shrinks_while_it_is_moved(
-    share: float, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.0, None])
+def test_a_source_that_shrinks_or_changes_while_it_is_moved(
+    share: float | None, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = save(pixart(hidden_size=240, depth=4), tmp_path / "big.pth")
-    size = path.stat().st_size
-    progress = after_three_reads(path, lambda: os.truncate(path, int(size * share)), monkeypatch)
-    with pytest.raises(converter.InputError, match=r"big\.pth: .*it shrank while it was read"):
-        convert(path, target, progress=progress, overwrite=True)
-
-
-def test_a_source_that_changes_while_it_is_moved(target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(pixart(hidden_size=240, depth=4), tmp_path / "big.pth")
     size = path.stat().st_size
 
     def change() -> None:
+        if share is not None:
+            os.truncate(path, int(size * share))
+            return
         with open(path, "r+b") as file:
             file.seek(size * 3 // 4)
             file.write(b"other")
 
-    with pytest.raises(converter.InputError, match="CRC-32 mismatch"):
+    words = "CRC-32 mismatch" if share is None else "it shrank while it was read"
+    with pytest.raises(converter.InputError, match=rf"big\.pth: .*{words}"):
         convert(path, target, progress=after_three_reads(path, change, monkeypatch), overwrite=True)
 
 
@@ -400,7 +354,7 @@ def test_what_is_read_back_wrong_is_never_published(
     chance = random.Random(6)
     with converter.open_checkpoint(convert(source, target.with_name("other")).path / "transformer") as written:
         starts = [tensor.storage.start for tensor in written.values()]
-    remove(target.with_name("other"))
+    shutil.rmtree(target.with_name("other"))
     for _ in range(10):
         victim = chance.choice(starts)
 
@@ -464,16 +418,17 @@ def no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
-@pytest.mark.slow
+# One of so many bytes is tried. FLIP_STEP=1 takes ten minutes.
+STEP = int(os.environ.get("FLIP_STEP", "29" if os.environ.get("CI") else "61"))
+
+
 def test_truncation_anywhere(tiny: tuple[bytes, dict[str, bytes]], tmp_path: Path) -> None:
-    """At every byte of the pickle and of the directory at the end, and at one of seven elsewhere."""
+    """At every byte of the end, where the directory is looked for, and at a sample elsewhere."""
     whole, _ = tiny
-    pickled = range(whole.index(b"data.pkl"), whole.index(b"PK\x07\x08"))
-    sizes = {*range(0, len(whole), 7), *pickled, *range(whole.index(b"PK\x01\x02"), len(whole))}
     path, out = tmp_path / "tiny.pth", tmp_path / "out"
     path.write_bytes(whole)
     with open(path, "r+b") as file:
-        for size in sorted(sizes, reverse=True):
+        for size in sorted({*range(0, len(whole), STEP), *range(len(whole) - 300, len(whole))}, reverse=True):
             file.truncate(size)
             with pytest.raises(converter.InputError) as raised:
                 convert(path, out)
@@ -499,23 +454,19 @@ def refusal(path: Path, out: Path, **options: Any) -> str:
     return ""
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("no_flushing")
-@pytest.mark.parametrize("part", range(4))
-def test_flipped_bits_over_the_whole_file(part: int, tiny: tuple[bytes, dict[str, bytes]], tmp_path: Path) -> None:
+def test_flipped_bits_over_the_whole_file(tiny: tuple[bytes, dict[str, bytes]], tmp_path: Path) -> None:
     """The result is the same, bit for bit, or there is none and exit code 3: never another one, never another error.
 
-    Every byte of the pickle and of the first positions, and one of FLIP_STEP elsewhere; FLIP_STEP=1 takes ten minutes.
+    The first positions, which are read before their checksum is known, and a sample: denser in the pickle.
     """
     whole, wanted = tiny
-    step = int(os.environ.get("FLIP_STEP", "13" if os.environ.get("CI") else "23"))
-    pickled = range(whole.index(b"data.pkl"), whole.index(b"PK\x07\x08"))
-    # The elements that tell the scale are read before their checksum is known.
+    pickled = range(whole.index(b"data.pkl"), whole.index(b"PK\x07\x08"), -(-STEP // 9))
     table = whole.index(raw_bytes(sincos(12, 4, 1.0).half()))
-    places = sorted({*pickled, *range(table, table + 48), *range(0, len(whole), step)})[part::4]
+    places = sorted({*pickled, *range(table, table + 48), *range(0, len(whole), STEP)})
     path, out = tmp_path / "tiny.pth", tmp_path / "out"
     path.write_bytes(whole)
-    chance, same, refused = random.Random(part), 0, 0
+    chance, same, refused = random.Random(7), 0, 0
     with open(path, "r+b", buffering=0) as file:
         for place in places:
             os.pwrite(file.fileno(), bytes([whole[place] ^ 1 << chance.randrange(8)]), place)
@@ -526,7 +477,7 @@ def test_flipped_bits_over_the_whole_file(part: int, tiny: tuple[bytes, dict[str
                 refused += 1
             else:
                 assert tree(out) == wanted, place
-                remove(out)
+                shutil.rmtree(out)
                 same += 1
             os.pwrite(file.fileno(), whole[place : place + 1], place)
     assert os.listdir(tmp_path) == ["tiny.pth"]
@@ -544,17 +495,16 @@ def test_a_cut_or_spoiled_safetensors(tiny: tuple[bytes, dict[str, bytes]], tmp_
     chance = random.Random(8)
     path.write_bytes(data)
     reference = tree(convert(path, out, **options).path)[WEIGHTS]
-    remove(out)
-    for size in range(0, len(data), 67):
+    shutil.rmtree(out)
+    for size in range(0, len(data), 5 * STEP):
         path.write_bytes(data[:size])
-        with pytest.raises(converter.InputError):
-            convert(path, out, **options)
-    for place in range(0, header, 5):
+        assert refusal(path, out, **options)
+    for place in range(0, header, -(-STEP // 4)):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :])
         if refusal(path, out, **options):
             assert not out.exists(), place
         else:
             # Only what means the same: a space for another, a letter in "format".
             assert tree(out)[WEIGHTS] == reference, place
-            remove(out)
+            shutil.rmtree(out)
     assert os.listdir(tmp_path) == ["made.safetensors"]

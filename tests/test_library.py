@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from makers import CONTAINERS, GOLDEN, ROOT, convert, diffusers_keyed, inventories, pixart, raw_bytes, save, tree
+from makers import CONTAINERS, GOLDEN, ROOT, convert, diffusers_keyed, pixart, raw_bytes, save, tree
 from safetensors.torch import load_file, save_file
 
 import converter
@@ -24,9 +23,6 @@ from converter.models.pixart.table import KEYS
 ALPHA = GOLDEN / "alpha-ms.pth"
 SIGMA = GOLDEN / "sigma-ms.pth"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
-
-
-# What it exports.
 
 
 def test_importing_it_costs_nothing() -> None:
@@ -55,9 +51,6 @@ def test_the_errors() -> None:
     assert issubclass(converter.MappingError, converter.InputError)
     codes = [e.exit_code for e in (converter.UsageError, converter.InputError, converter.ConverterError)]
     assert codes == [2, 3, 5]
-
-
-# Checkpoints.
 
 
 def test_a_checkpoint_is_a_read_only_mapping_of_what_torch_loads() -> None:
@@ -111,9 +104,6 @@ def test_weights_that_do_not_exist_as_a_word() -> None:
         converter.open_checkpoint(SIGMA, weights="best")
 
 
-# Inspecting.
-
-
 def test_inspecting_reads_the_index_and_not_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(CONTAINERS["training-alpha"](pixart(hidden_size=120, depth=4)), tmp_path / "made.pth")
     read = 0
@@ -128,9 +118,6 @@ def test_inspecting_reads_the_index_and_not_the_tensors(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "preadv", counting)
     converter.inspect(path)
     assert 0 < read < path.stat().st_size // 50
-
-
-# Converting.
 
 
 def test_what_convert_returns(tmp_path: Path) -> None:
@@ -197,9 +184,6 @@ def test_from_several_threads_at_once(targets: int, tmp_path: Path) -> None:
     assert all(tree(out) == wanted for out in outs)
     assert len(failures) <= 4 - targets
     assert {p.name for p in tmp_path.iterdir()} == {"wanted", *(out.name for out in outs)}
-
-
-# Tables on live state dicts.
 
 
 @pytest.mark.parametrize("name", ["alpha-ms", "alpha-fixed", "sigma-ms"])
@@ -276,28 +260,3 @@ def test_a_table_works_on_an_open_checkpoint_unread(suffix: str, tmp_path: Path)
         back = KEYS.inverse(arrays, {key: tensor.numpy() for key, tensor in left.items()})
         assert back.keys() == state.keys()
         assert all(np.array_equal(back[key], state[key].numpy()) for key in state)
-
-
-def test_every_inventory_is_recognised_or_named() -> None:
-    """Names and shapes of every released model, through the table alone."""
-    for path in sorted((ROOT / "fixtures" / "inventories").glob("*.json")):
-        content = json.loads(path.read_text())
-        state = {key: np.broadcast_to(np.float32(0), shape) for key, (_, shape) in content["tensors"].items()}
-        dit = path.name.startswith("dit-")
-        keys = families.families()["dit"].keys if dit else KEYS
-        table = keys if content["layout"] == "original" else keys.targets
-        problems = table.survey(state).problems
-        if "controlnet" in path.name:
-            assert "ControlNet" in families.named(state)
-        elif "qknorm" in path.name or "kvcompress" in path.name:
-            assert len(problems) == 1
-            assert "stock diffusers' PixArt class cannot hold" in problems[0]
-        else:
-            assert problems == []
-            assert table.survey(state).blocks == (42 if "900m" in path.name else 28)
-            if dit:
-                targets = {target for move in keys.plan(state).moves for target in move.targets}
-                assert targets == {name for key in state for name in inventories.dit_names(key, 28)[0]}
-            elif table is KEYS:
-                targets = {target for move in KEYS.plan(state).moves for target in move.targets}
-                assert targets == {name for key in state for name in inventories.diffusers_names(key)}

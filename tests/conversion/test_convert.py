@@ -61,9 +61,6 @@ def reference(state: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return done.path
 
 
-# Containers and prefixes.
-
-
 @pytest.mark.parametrize("prefix", PREFIXES, ids=lambda prefix: prefix or "none")
 @pytest.mark.parametrize("container", [*CONTAINERS, "safetensors"])
 def test_every_container_and_prefix(container: str, prefix: str, state: State, reference: Path, tmp_path: Path) -> None:
@@ -170,9 +167,6 @@ def test_storages_inside_another_are_noted_each(tmp_path: Path) -> None:
     assert "blocks.0.mlp.fc1.bias" in note
     assert inside[1] in note
     assert inside[0] not in note
-
-
-# Which weights.
 
 
 # Dtypes and sizes.
@@ -306,9 +300,6 @@ def test_flags_that_agree_change_nothing_and_those_that_add_are_recorded(tmp_pat
         assert sources[name] == "given"
 
 
-# The sidecar.
-
-
 def test_the_embedding_is_kept_bit_for_bit(tmp_path: Path) -> None:
     state = pixart(dtype=torch.float16)
     bits = np.arange(12 * 16, dtype=np.uint16).reshape(12, 16) * 161  # any finite bits, subnormal ones too
@@ -407,9 +398,6 @@ def test_the_table_that_one_trainer_writes_into_every_file(tmp_path: Path) -> No
     assert json.loads((done.path / CONFIG).read_text())["interpolation_scale"] == 2
     assert "pos_embed" in load_file(done.path / SIDECAR)
     assert any("OneTrainer" in note for note in done.notes)
-
-
-# The record.
 
 
 @pytest.fixture
@@ -547,16 +535,6 @@ def test_the_same_input_gives_the_same_bytes(kept_table: tuple[Path, State], tmp
             assert word.encode() not in data
 
 
-def test_a_leftover_is_named_to_the_user_only(tmp_path: Path) -> None:
-    path = save(pixart(), tmp_path / "made.pth")
-    leftover = tmp_path / ".out.0123456789abcdef.partial"
-    leftover.mkdir()
-    done = convert(path, tmp_path / "out")
-    assert any(str(leftover) in note for note in done.notes)
-    assert not any(leftover.name in note for note in done.record["notes"])
-    assert leftover.is_dir()  # never touched
-
-
 def test_an_old_result_that_resists_is_named_now_and_by_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -590,9 +568,6 @@ def test_a_name_that_is_no_text(tmp_path: Path) -> None:
     done = convert(path, tmp_path / "out")
     text = (done.path / RECORD).read_bytes().decode()
     assert json.loads(text)["source"]["name"] == r"\udcff\x1b[31m.pth"
-
-
-# NaN and infinity.
 
 
 def poisoned(dtype: torch.dtype) -> State:
@@ -638,15 +613,6 @@ def test_nan_in_the_sidecar_is_found_too(key: str, tmp_path: Path) -> None:
         convert(path, tmp_path / "out")
     done = convert(path, tmp_path / "out", allow_nonfinite=True)
     assert raw_bytes(load_file(done.path / SIDECAR)[key]) == raw_bytes(state[key])
-
-
-def test_a_refused_file_leaves_the_old_result_alone(tmp_path: Path) -> None:
-    out = convert(save(pixart(), tmp_path / "good.pth"), tmp_path / "out").path
-    before = tree(out)
-    with pytest.raises(converter.InputError):
-        convert(save(poisoned(torch.float32), tmp_path / "bad.pth"), out, overwrite=True)
-    assert tree(out) == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pth", "good.pth", "out"]
 
 
 def test_overwriting_leaves_nothing_of_the_old(tmp_path: Path) -> None:
@@ -800,9 +766,6 @@ def test_a_config_that_makes_no_sense_is_refused(name: str, value: Any, tmp_path
     with pytest.raises(converter.InputError, match=r"config\.json"):
         converter.convert(source, tmp_path / "out")
     assert tree(tmp_path) == before
-
-
-# The pipelines that people use.
 
 
 @pytest.mark.parametrize(("version", "micro"), [("alpha", False), ("alpha", True), ("sigma", False)])

@@ -53,9 +53,6 @@ def test_a_link_decides_where_a_file_lies_and_not_what_it_is(tmp_path: Path) -> 
         assert all(torch.equal(state[key], tensor) for key, tensor in pixart().items())
 
 
-# Shards.
-
-
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 40), st.sampled_from(["", "fp8", "a-b_c"]))
 @example([6, 6, 2, 6, 2, 2], 10, "")  # the example of huggingface_hub's documentation
 @example([30, 1, 30, 1], 5, "")
@@ -91,9 +88,6 @@ def test_one_file_however_large_without_a_limit_and_parts_of_a_split_tensor_in_d
     for limit, parts, held in ((None, huge, [["huge", "more"]]), (10, split, [["k", "q"], ["v"]])):
         files, _ = Destination.of("out", ConversionOptions(max_shard_size=limit)).files(parts, "transformer")
         assert [[entry.key for entry in file.layout.entries] for file in files] == held
-
-
-# As diffusers does.
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +184,6 @@ def test_a_variant_that_says_what_it_holds_holds_it(source: Path, tmp_path: Path
         with pytest.raises(UsageError, match=re.escape(words)):
             convert(source, tmp_path / "none", variant=variant, dtype=dtype)
         assert not (tmp_path / "none").exists()
-
-
-# Words.
 
 
 @given(st.integers(1, 10**6), st.sampled_from(["", ".5", ".125", ".999"]), st.sampled_from(["", " "]), st.booleans(),

@@ -349,9 +349,6 @@ def test_weights_that_were_trained_since(converted: Path) -> None:
     same(read(done.path), wanted)
 
 
-# Other targets.
-
-
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
 def test_casts_are_torchs(name: str, tmp_path: Path) -> None:
     state, dtype = pixart(), getattr(torch, name)

@@ -152,9 +152,6 @@ def test_the_digest_of_the_frame_is_that_of_all_that_is_no_tensor(
     assert written.files[name]["header_sha256"] == hashlib.sha256(content).hexdigest()
 
 
-# What was met on the way.
-
-
 @pytest.mark.parametrize(("dtype", "overflows"), [(F32, 0), (F16, 6), (BF16, 1)], ids=str)
 def test_nan_and_infinity_are_counted_where_they_went_and_what_a_cast_makes_infinite_apart(
     tmp_path: Path, opened: Callable[[Path], Checkpoint], dtype: DType, overflows: int
@@ -191,9 +188,6 @@ def test_nan_and_infinity_are_counted_where_they_went_and_what_a_cast_makes_infi
 ])  # fmt: skip
 def test_counts_in_words(bad: dict[str, int], text: str) -> None:
     assert counted(bad, "lost") == text
-
-
-# Faults.
 
 
 def test_a_part_that_is_cut_along_its_rows(source: Path, opened: Callable[[Path], Checkpoint]) -> None:

@@ -23,57 +23,33 @@ from converter.publishing import push
 
 CONTENT = b"not a checkpoint, only bytes"
 SHA = "0123456789abcdef" * 2 + "01234567"
-COMMITS = {
-    "leads out": "../../../../x",
-    "further out": "a/../../../../../../x",
-    "absolute": "/tmp/x",
-    "39 digits": SHA[:39],
-    "41 digits": SHA + "0",
-    "64 digits": "0" * 64,
-    "upper case": SHA.upper(),
-    "empty": "",
-    "a branch": "main",
-    "one folder down": f"{SHA}/x",
-    "with a point": f"./{SHA}",
-    "spaces": f"{SHA} {SHA}",
-    "huge": "a" * 5000,
-    "Windows": "..\\..\\x",
-}
-ETAGS = {
-    "leads out": '"../../../../x"',
-    "bare": "../../../../x",
-    "weak": 'W/"../../x"',
-    "weak of weak": f'W/W/"{SHA}"',
-    "nothing in quotes": '""',
-    "one quote": f'"{SHA}',
-    "39 digits": f'"{SHA[:39]}"',
-    "63 digits": f'"{"0" * 63}"',
-    "upper case": f'"{SHA.upper()}"',
-    "a name": '"main"',
-    "below": f'"{SHA}/x"',
-    "huge": '"' + "a" * 5000 + '"',
-    "two": f'"{SHA}", "../x"',
-    "Windows": '"..\\x"',
-}
-NAMES = {
-    "leads out": "../x.pth",
-    "far out": "a/../../../../x.pth",
-    "absolute": "/x.pth",
-    "Windows": "..\\x.pth",
-    "a drive": "C:/x.pth",
-    "a drive below": "a/C:x.pth",
-    "nothing": "",
-    "a gap": "a//x.pth",
-    "itself": ".",
-    "NUL": "x\0.pth",
-    "a line break": "x\n.pth",
-    "a terminal's": "x\x1b[31m.pth",
-    "C1": "x\x9b31m.pth",
-    "half a character": "x\ud800.pth",
-    "long": "x" * 2000 + ".pth",
-    "no text": 5,
-    "none": None,
-}
+COMMITS = [
+    *("../../../../x", "a/../../../../../../x", "/tmp/x", SHA[:39], SHA + "0", "0" * 64, SHA.upper(), "", "main"),
+    *(f"{SHA}/x", f"./{SHA}", f"{SHA} {SHA}", "a" * 5000, "..\\..\\x"),
+]
+ETAGS = [
+    *('"../../../../x"', "../../../../x", 'W/"../../x"', f'W/W/"{SHA}"', '""', f'"{SHA}', f'"{SHA[:39]}"', '"main"'),
+    *(f'"{"0" * 63}"', f'"{SHA.upper()}"', f'"{SHA}/x"', '"' + "a" * 5000 + '"', f'"{SHA}", "../x"', '"..\\x"'),
+]
+NAMES = [
+    *(
+        "../x.pth",
+        "a/../../../../x.pth",
+        "/x.pth",
+        "..\\x.pth",
+        "C:/x.pth",
+        "a/C:x.pth",
+        "",
+        "a//x.pth",
+        ".",
+        "x\0.pth",
+    ),
+    *("x\n.pth", "x\x1b[31m.pth", "x\x9b31m.pth", "x\ud800.pth", "x" * 2000 + ".pth", 5, None),
+]
+
+
+def shortened(value: object) -> str:
+    return ascii(value)[:30]
 
 
 def strays(home: Path) -> list[str]:
@@ -108,17 +84,15 @@ def refuses(tmp_path: Path, place: str = "hf://owner/name/a.pth") -> str:
     return str(raised.value)
 
 
-@pytest.mark.parametrize("value", COMMITS.values(), ids=COMMITS)
+@pytest.mark.parametrize("value", COMMITS, ids=shortened)
 def test_a_commit_that_is_none(value: str, hub: Hub, tmp_path: Path) -> None:
+    """Of a file, and of the whole repository."""
     place = "hf://owner/name/b.json"
     lying(hub, X_Repo_Commit=value)
     assert refuses(tmp_path, place).startswith(f"{place}: the hub's answer is not to be trusted")
     hub.headers = lambda method, path, true: true
     assert local(place).read_bytes()
-
-
-@pytest.mark.parametrize("value", COMMITS.values(), ids=COMMITS)
-def test_a_repository_at_a_commit_that_is_none(value: str, hub: Hub, tmp_path: Path) -> None:
+    hub.log.clear()
     said = json.dumps({"id": "owner/name", "sha": value, "siblings": [{"rfilename": "a.pth"}]}).encode()
     hub.answer = lambda method, path: (200, said) if path.startswith("/api/models/") else None
     assert "which is not 40 hex digits" in refuses(tmp_path)
@@ -146,7 +120,7 @@ def test_a_file_that_is_not_there_leaves_no_mark_outside(value: str, hub: Hub, t
     assert "which is not 40 hex digits" in refuses(tmp_path)
 
 
-@pytest.mark.parametrize("value", ETAGS.values(), ids=ETAGS)
+@pytest.mark.parametrize("value", ETAGS, ids=shortened)
 @pytest.mark.parametrize(("name", "header"), [("b.json", "ETag"), ("a.pth", "X_Linked_ETag")])
 def test_an_etag_that_is_none(name: str, header: str, value: str, hub: Hub, tmp_path: Path) -> None:
     lying(hub, **{header: value})
@@ -175,7 +149,7 @@ def test_a_hash_of_the_other_transfer(hub: Hub, tmp_path: Path) -> None:
     assert "the Xet hash '../../x'" in refuses(tmp_path)
 
 
-@pytest.mark.parametrize("value", NAMES.values(), ids=NAMES)
+@pytest.mark.parametrize("value", NAMES, ids=shortened)
 def test_a_file_name_that_is_none(value: Any, hub: Hub, tmp_path: Path) -> None:
     listing = {"id": "owner/name", "sha": SHA, "siblings": [{"rfilename": "a.pth"}, {"rfilename": value}]}
     said = json.dumps(listing).encode()
@@ -257,9 +231,6 @@ def test_the_token_goes_to_no_other_host(path: str, hub: Hub, tmp_path: Path, mo
         assert any("hf_writer" in str(headers) for _, _, headers in hub.log)
 
 
-# What is published.
-
-
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
@@ -303,9 +274,6 @@ def test_a_published_commit_that_is_none(hub: Hub, out: Path) -> None:
     hub.answer = lambda method, path: (200, said) if "/commit/" in path else None
     with pytest.raises(InputError, match=r"^owner/name: .*the commit '\.\./x', which is not 40 hex digits$"):
         push(out, "owner/name")
-
-
-# The rules themselves.
 
 
 @given(st.text(st.sampled_from("0123456789abcdefABCg/.\\ \n"), min_size=38, max_size=42))

@@ -25,13 +25,13 @@ def writer(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hub.repos["someone/originals"].commit({"sigma.pth": SIGMA.read_bytes(), "README.md": b"# mine"})
 
 
-def convert(cli: Cli, source: str, *more: object) -> Result:
+def command(cli: Cli, source: str, *more: object) -> Result:
     return cli("convert-pixart", "--orig_ckpt_path", source, "--num_attention_heads", HEADS, *more)
 
 
 @pytest.mark.parametrize("source", ["hf://someone/originals/sigma.pth", "someone/originals"])
 def test_from_the_hub_to_the_hub_and_back(source: str, hub: Hub, cli: Cli, tmp_path: Path) -> None:
-    done = convert(cli, source, "--dump_path", "out", "--parity", "--push_to_hub", "me/sigma")
+    done = command(cli, source, "--dump_path", "out", "--parity", "--push_to_hub", "me/sigma")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"published: {hub.url}/me/sigma" in done.stdout
     published = hub.repos["me/sigma"]
@@ -50,7 +50,7 @@ def test_from_the_hub_to_the_hub_and_back(source: str, hub: Hub, cli: Cli, tmp_p
 
 def test_what_could_not_be_published_is_not_begun(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    done = convert(cli, str(SIGMA), "--dump_path", "out", "--push_to_hub", "me/sigma")
+    done = command(cli, str(SIGMA), "--dump_path", "out", "--push_to_hub", "me/sigma")
     assert done.returncode == 2
     assert "token" in done.stderr
     assert not Path("out").exists()
@@ -59,7 +59,7 @@ def test_what_could_not_be_published_is_not_begun(cli: Cli, monkeypatch: pytest.
 def test_a_target_that_is_in_the_way_is_said_before_anything_is_fetched(hub: Hub, cli: Cli) -> None:
     Path("out").mkdir()
     Path("out/mine").touch()
-    done = convert(cli, "someone/originals", "--dump_path", "out")
+    done = command(cli, "someone/originals", "--dump_path", "out")
     assert done.returncode == 2
     assert hub.log == []
 

@@ -58,9 +58,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waits
 
 
-# What is fetched.
-
-
 def test_a_repository_is_read_like_a_folder(hub: Hub, converted: Files) -> None:
     extra = {"README.md": b"#", "vae/config.json": b"{}", "vae/diffusion_pytorch_model.safetensors": b"no"}
     hub.add("owner/name", converted | extra | {"transformer/diffusion_pytorch_model.fp16.safetensors": b"no"})
@@ -124,9 +121,6 @@ def test_the_target_is_checked_through_the_links_of_the_cache(hub: Hub, converte
     assert tree(tmp_path / "hf") == before
 
 
-# What is in the cache.
-
-
 def test_nothing_is_fetched_twice(hub: Hub, converted: Files) -> None:
     hub.add("owner/name", converted)
     first = local("owner/name")
@@ -186,9 +180,6 @@ def test_half_a_repository_in_the_cache_is_none(hub: Hub, sharded: Files, monkey
         local("owner/name")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert tree(local("owner/name")) == sharded
-
-
-# What breaks off.
 
 
 def test_what_broke_off_is_resumed(
@@ -255,9 +246,6 @@ def test_a_cache_that_cannot_be_written(hub: Hub, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConverterError, match=r"^owner/name: cannot be stored: .*Not a directory") as raised:
         local("owner/name")
     assert raised.value.exit_code == 5
-
-
-# What the hub says.
 
 
 def private(hub: Hub) -> None:
@@ -327,16 +315,6 @@ def test_a_hub_that_does_not_answer(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
     over.set()
 
 
-@pytest.mark.parametrize("name", ["../../evil.pth", "/evil.pth", "a/../../../../evil.pth"])
-def test_a_listing_that_leads_out_of_the_cache(name: str, hub: Hub) -> None:
-    hub.add("owner/name", {name: SIGMA})
-    hub.add("owner/both", {name: SIGMA, "a.pth": ALPHA})
-    for repo in ("owner/name", "owner/both"):
-        with pytest.raises(InputError, match=rf"^{repo}: the hub's answer is not to be trusted.*which is not a plain"):
-            local(repo)
-    assert not hub.asked("HEAD")
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -366,9 +344,6 @@ def test_the_client_is_left_as_it_was(hub: Hub) -> None:
     with pytest.raises(InputError):
         local("owner/none")
     assert (logging.getLogger("huggingface_hub").level, warnings.filters, are_progress_bars_disabled()) == before
-
-
-# The command.
 
 
 def test_inspect(hub: Hub, converted: Files, cli: Callable[..., Result]) -> None:

@@ -20,8 +20,10 @@ from server import Hub, Repo, sha256
 import converter
 from converter.errors import ConverterError, InputError, UsageError
 from converter.hub import local
+from converter.parity.ci.cache import digest
 from converter.publishing import Pushed, check, push
 from converter.publishing.target import Repository
+from converter.reports.report import Phase, Report
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 PATHS = {WEIGHTS, "transformer/config.json", "original_extras.safetensors", "conversion.json"}
@@ -46,17 +48,7 @@ def token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_parity(out: Path, verdict: str = "PASS") -> dict[str, Any]:
     """A report as the checker leaves it, of these files."""
-    from converter.parity.ci.cache import digest
-
     files = {name: {"sha256": sha, "size": (out / name).stat().st_size} for name, sha in digest(out).items()}
-    report = converter_report(verdict, files)
-    (out / "parity.json").write_text(json.dumps(report))
-    return report
-
-
-def converter_report(verdict: str, files: dict[str, Any]) -> dict[str, Any]:
-    from converter.reports.report import Phase, Report
-
     report = Report(
         verdict,
         "at worst 1.02 times the noise floor (limit 3)",
@@ -65,21 +57,15 @@ def converter_report(verdict: str, files: dict[str, Any]) -> dict[str, Any]:
         original={"name": "sigma-ms.pth", "sha256": "0" * 64},
         converted={"name": "out", "files": files},
         phases=[Phase("weights", verdict, "all 60 tensors are the original's")],
-        run={
-            "command": "convert-pixart --dump_path /home/me/out",
-            "date": "2026-05-12",
-            "seconds": 8.0,
-            "original": "/x",
-        },
-    )
-    return report.as_dict()
+        run={"command": "pixart --dump_path /home/me/out", "date": "2026-05-12", "seconds": 8.0, "original": "/x"},
+    ).as_dict()
+    (out / "parity.json").write_text(json.dumps(report))
+    return report
 
 
-# What arrives.
-
-
-def test_a_conversion_goes_to_the_hub_and_comes_back(hub: Hub, out: Path) -> None:
+def test_a_conversion_goes_to_the_hub_and_comes_back(hub: Hub, out: Path, capfd: pytest.CaptureFixture[str]) -> None:
     done = push(out, "owner/name")
+    assert capfd.readouterr() == ("", "")  # no bars without a terminal
     repo = hub.repos["owner/name"]
     sent = {name: data for name, data in repo.files.items() if name not in (".gitattributes", CARD)}
     assert sent == tree(out)
@@ -159,9 +145,6 @@ def test_a_parity_report_of_something_else(what: str, hub: Hub, out: Path) -> No
     with pytest.raises(InputError, match=r"parity\.json: not of this conversion: compare again, or delete it$"):
         push(out, "owner/name")
     assert hub.log == []
-
-
-# What is there already.
 
 
 def test_the_same_again_is_no_commit(hub: Hub, out: Path) -> None:
@@ -264,9 +247,6 @@ def test_what_the_hub_ignores_is_missed(hub: Hub, out: Path) -> None:
     words = r"^owner/name: published, but without .*config\.json, conversion\.json.* \(a \.gitignore there\?\)$"
     with pytest.raises(UsageError, match=words):
         push(out, "owner/name")
-
-
-# What stands against it.
 
 
 def test_check(hub: Hub) -> None:
@@ -389,11 +369,6 @@ def test_folders_that_are_not_published(name: str, hub: Hub, out: Path) -> None:
         push(out, "owner/name")
     assert str(raised.value).startswith(str(out))
     assert hub.log == []
-
-
-def test_no_bars_without_a_terminal(hub: Hub, out: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    push(out, "owner/name")
-    assert capfd.readouterr() == ("", "")
 
 
 def test_the_repositories_of_others_are_not_theirs_to_fill(hub: Hub, out: Path) -> None:
