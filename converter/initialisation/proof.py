@@ -23,7 +23,7 @@ from ..nets.inputs import Case
 from ..nets.latents import parts
 from ..parity import gates
 from ..parity.choices import FLOAT32, FLOAT64
-from ..parity.function import CaseOutcome, Judge
+from ..parity.function import Judge
 from ..parity.statistics import relative
 from ..reports.numbers import times
 from ..reports.report import FLOOR_LIMIT, Check
@@ -68,7 +68,7 @@ def prove(origin: Origin, state: Mapping[str, Any]) -> Proof:
             if name not in stages or stage.times > stages[name].times:
                 stages[name] = stage
         if OUTPUT in runs.truth:
-            judge.judge(outcome := runs.outcome)
+            outcome = judge.judged(case, *runs.outputs)
             checks += [check for check in outcome.checks if check.passed is not None]
             doubts += outcome.doubts
     return Proof(list(stages.values()), checks, doubts)
@@ -100,13 +100,10 @@ class _Runs:
         return self.double[0]
 
     @property
-    def outcome(self) -> CaseOutcome:
-        """The outputs as the parity checker judges them: one bad pixel, channel or place in a patch counts too."""
-        theirs, ours = (
-            {FLOAT64: double[OUTPUT], FLOAT32: single[OUTPUT]}
-            for double, single in zip(self.double, self.single, strict=True)
-        )
-        return CaseOutcome(self.case, theirs, ours)
+    def outputs(self) -> list[dict[str, Tensor]]:
+        """As the parity checker judges them: one bad pixel, channel or place in a patch counts too."""
+        runs = zip(self.double, self.single, strict=True)
+        return [{FLOAT64: double[OUTPUT], FLOAT32: single[OUTPUT]} for double, single in runs]
 
     def stage(self, name: str) -> StageResult:
         truth, (theirs, ours) = self.truth[name], self.single
