@@ -144,7 +144,7 @@ def _phases(
         return phases + [Phase(name, NOT_RUN, obstacle) for name in ("function", "trajectory", "self-test")]
     from .session import Session
 
-    session = Session(sides, options.device, waivers, original.result()["sha256"])
+    session = Session(sides, device=options.device, waivers=waivers, digest=original.result()["sha256"])
     cases = session.cases(options.profile, options.cases)
     function = session.function(cases, options.precisions, step)
     phases.append(function)
