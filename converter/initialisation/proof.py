@@ -27,7 +27,7 @@ from ..nets import Memory
 from ..nets.latents import parts
 from ..parity import gates
 from ..parity.choices import FLOAT32, FLOAT64
-from ..parity.function import CaseOutcome, Judge
+from ..parity.function import Judge
 from ..parity.statistics import relative
 from ..reports.numbers import times
 from ..reports.report import EXIT_CODES, FAIL, FLOOR_LIMIT, INCONCLUSIVE, PASS, Check, as_json
@@ -175,7 +175,7 @@ def prove(origin: Origin, state: Mapping[str, Any]) -> Proof:
                 stages[name] = stage
         if OUTPUT in truth:  # as the parity checker judges: one bad pixel, channel or place in a patch counts too
             theirs, ours = ({FLOAT64: a[OUTPUT], FLOAT32: b[OUTPUT]} for a, b in zip(double, single, strict=True))
-            judge.judge(outcome := CaseOutcome(case, theirs, ours))
+            outcome = judge.judged(case, theirs, ours)
             checks += [check for check in outcome.checks if check.passed is not None]
             doubts += outcome.doubts
     return Proof(list(stages.values()), checks, doubts)

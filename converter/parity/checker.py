@@ -114,15 +114,11 @@ def _check_device(device: str) -> None:
 
 def _verdict(phases: Sequence[Phase]) -> tuple[str, str]:
     """The worst of the phases; never a PASS where no function was compared."""
-    for verdict in (FAIL, INCONCLUSIVE):
-        for phase in phases:
-            if phase.verdict == verdict:
-                return verdict, f"{phase.name}: {phase.words}"
-    by_name = {phase.name: phase for phase in phases}
-    for name in ("weights", "config", "function", "self-test"):
-        if by_name[name].verdict != PASS:
-            return INCONCLUSIVE, f"{name}: {by_name[name].words}"
-    return PASS, by_name["function"].words
+    needed = [phase for phase in phases if phase.name in ("weights", "config", "function", "self-test")]
+    blamed = [phase for verdict in (FAIL, INCONCLUSIVE) for phase in phases if phase.verdict == verdict]
+    for phase in [*blamed, *(phase for phase in needed if phase.verdict != PASS)]:
+        return FAIL if phase.verdict == FAIL else INCONCLUSIVE, f"{phase.name}: {phase.words}"
+    return PASS, next(phase.words for phase in needed if phase.name == "function")
 
 
 def _phases(
@@ -134,11 +130,8 @@ def _phases(
     waivers: Sequence[Waiver],
     progress: Callable[[int], Progress] | None,
 ) -> list[Phase]:
-    """All phases, in their order; what is noted of the whole run is added to the notes of the sides.
-
-    Args:
-        original: will be the digests of the original.
-    """
+    """All phases, in their order; `original`: will be its digests. What is noted of the whole run is added to the notes
+    of the sides."""
     step = progress(_steps(sides, options)) if progress else lambda count: None
     with ThreadPoolExecutor(1) as pool:
         # It imports the target's library, which takes about as long as the weights take.
@@ -148,15 +141,11 @@ def _phases(
     if weights.verdict == FAIL and (other := _other_weights(sides)):
         weights.words = f"{other}; {weights.words}"
     phases = [provenance.phase(original.result(), machine), weights, config]
-    obstacle = _obstacle(weights, config, sides.config)
-    if sides.spec is UNAVAILABLE:
-        obstacle = f"the family {sides.family.name} brings no reference net (`parity`): "
-        obstacle += "what it computes was not compared"
-    if obstacle:
+    if obstacle := _obstacle(sides, weights, config):
         return phases + [Phase(name, NOT_RUN, obstacle) for name in ("function", "trajectory", "self-test")]
     from .session import Session
 
-    session = Session(sides, options.device, waivers, original.result()["sha256"])
+    session = Session(sides, device=options.device, waivers=waivers, digest=original.result()["sha256"])
     cases = session.cases(options.profile, options.cases)
     function = session.function(cases, options.precisions, step)
     phases.append(function)
@@ -191,12 +180,14 @@ def _steps(sides: Sides, options: CheckOptions) -> int:
     return len(sides.plan.moves) + stages * cases * 2 * len(options.precisions) + 12
 
 
-def _obstacle(weights: Phase, config: Phase, fields: Mapping[str, Any]) -> str:
+def _obstacle(sides: Sides, weights: Phase, config: Phase) -> str:
     """Why the converted net cannot be run at all; '' where it can, be it wrong."""
+    if sides.spec is UNAVAILABLE:
+        return f"the family {sides.family.name} brings no reference net (`parity`): what it computes was not compared"
     structural = [check for check in weights.failed if check.statistic == "bijection" or " has shape " in check.words]
     if structural:
         return f"the weights are not those of the model: {structural[0].words}"
-    absurd = [check for check in config.failed if not _bounded(fields.get(check.what), check.limit)]
+    absurd = [check for check in config.failed if not _bounded(sides.config.get(check.what), check.limit)]
     return f"config.json is not that of the model: {absurd[0].words}" if absurd else ""
 
 

@@ -106,7 +106,7 @@ class CheckOptions:
     def validate(self) -> None:
         """Raises: `UsageError` for a value that is none of those to choose from; asked before anything is read."""
         for name, rule in RULES.items():
-            if (value := getattr(self, name)) is not None:
+            if (value := getattr(self, name)) not in (None, (), []):
                 try:
                     rule(value)
                 except ValueError as error:

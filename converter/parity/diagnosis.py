@@ -132,7 +132,8 @@ def report_fix(nets: NetPair, phase: Phase) -> None:
         return
     spec = nets.as_loaded if nets.fixed else fix.spec
     net = spec.converted(nets.config, nets.weights(nets.sides.converted, FLOAT64))
-    other = nets.judge.of_output(net.forward(first.case.tensors(torch.float64, nets.device)).cpu(), first)
+    output = net.forward(first.case.tensors(torch.float64, nets.device)).cpu()
+    other = nets.judge.judged(first.case, first.original, {FLOAT64: output})
     error, limit = relative(other.converted[FLOAT64], other.original[FLOAT64]), gates.LIMITS["relative L2"]
     how = "as from_pretrained alone loads it" if nets.fixed else "with the line run on it"
     words = f"{how}: {error:.2g} of the output apart in float64, where {limit:g} are allowed"

@@ -23,16 +23,11 @@ Make = Callable[..., Net]  # (precision, rounded="") -> the net in it, of weight
 
 @dataclass
 class CaseOutcome:
-    """What a case gave: the outputs by precision, and what was found.
-
-    `truth`: the original in float64, by the precision that is held against it: in half precision of weights and inputs
-    that are rounded to it, else of the weights and inputs as they are.
-    """
+    """What a case gave: the outputs of both nets by precision, and what was found."""
 
     case: Case
-    original: dict[str, Tensor] = field(default_factory=dict)
-    converted: dict[str, Tensor] = field(default_factory=dict)
-    truth: dict[str, Tensor] = field(default_factory=dict)
+    original: dict[str, Tensor]
+    converted: dict[str, Tensor]
     checks: list[Check] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
 
@@ -49,22 +44,27 @@ class Judge:
     parts: Mapping[str, slice]
     patch: int
 
-    def of_output(self, output: Tensor, right: CaseOutcome) -> CaseOutcome:
-        """What another converted net gives in float64, on the inputs of an outcome, judged."""
-        outcome = CaseOutcome(right.case, right.original, {FLOAT64: output})
-        self.judge(outcome)
-        return outcome
+    def judged(
+        self,
+        case: Case,
+        original: dict[str, Tensor],
+        converted: dict[str, Tensor],
+        truths: Mapping[str, Tensor] | None = None,
+    ) -> CaseOutcome:
+        """The outputs of both nets by precision, with their checks and doubts.
 
-    def judge(self, outcome: CaseOutcome) -> None:
-        """Fill in the checks and doubts of an outcome out of its outputs."""
+        Args:
+            truths: the original in float64, of weights and inputs that are rounded to a half precision, by that.
+        """
+        outcome = CaseOutcome(case, original, converted)
         for part, channels in self.parts.items():
-            what = f"{outcome.case.name} / {part}"
-            for precision, converted in outcome.converted.items():
-                original = outcome.original[precision]
-                truth = outcome.truth.get(precision, outcome.original[FLOAT64])
-                outputs = [output[:, channels] for output in (converted, original, truth)]
+            what = f"{case.name} / {part}"
+            for precision, output in converted.items():
+                truth = (truths or {}).get(precision, original[FLOAT64])
+                outputs = [whole[:, channels] for whole in (output, original[precision], truth)]
                 if doubt := self._gate(outcome.checks, what, precision, outputs):
                     outcome.doubts.append(f"{what}: {doubt}")
+        return outcome
 
     def _gate(self, checks: list[Check], what: str, precision: str, outputs: list[Tensor]) -> str:
         """Add the checks of a part of one output; returns why it cannot be judged, '' where it can."""
@@ -138,17 +138,16 @@ def run(
         return net.forward(inputs, watch).cpu()
 
     for case in cases:
-        outcome = CaseOutcome(case)
+        ours, theirs, truths = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
         for precision in dict.fromkeys([FLOAT64, *precisions]):
             inputs = case.tensors(getattr(torch, precision), device)
             rounded = precision if precision in HALF else ""
-            outcome.original[precision] = ran(original(precision, rounded), inputs, "original", precision)
+            ours[precision] = ran(original(precision, rounded), inputs, "original", precision)
             if rounded:
-                outcome.truth[precision] = ran(original(FLOAT64, rounded), exact(inputs))
+                truths[precision] = ran(original(FLOAT64, rounded), exact(inputs))
             if precision in precisions:
-                outcome.converted[precision] = ran(converted(precision, rounded), inputs, "converted", precision)
-        judge.judge(outcome)
-        outcomes.append(outcome)
+                theirs[precision] = ran(converted(precision, rounded), inputs, "converted", precision)
+        outcomes.append(judge.judged(case, ours, theirs, truths))
     first = outcomes[0]
     detail = {"heat": _heat(first.converted[traced].double(), first.original[FLOAT64], judge.parts)}
     if errors["converted"]:

@@ -120,12 +120,11 @@ def repairs(
     stages: Sequence[str],
     device: str = "cpu",
 ) -> dict[str, str]:
-    """Stage -> which known fault, done once more, undoes what is wrong: a swap is its own repair.
+    """Faulty stage -> which known fault, done once more, undoes what is wrong: a swap is its own repair.
 
     Args:
         mended: fault -> the converted net in float64 with that done to it.
         faults: block, or None, -> the known faults of its tensors.
-        stages: the faulty ones.
     """
     repaired = {}
     with torch.inference_mode():

@@ -116,11 +116,7 @@ def loading(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def phase(original: Mapping[str, Any], machine: Mapping[str, Any]) -> Phase:
-    """Phase 0: nothing is judged, all of it recorded.
-
-    Args:
-        original: its digests; `machine`: the environment as the report has it.
-    """
+    """Phase 0, of digests and environment as the report has them: nothing is judged, all of it recorded."""
     words = (
         f"both sides hashed, {original['name']} is {original['sha256'][:16]}...; "
         f"{'' if machine['deterministic_algorithms'] else 'NOT '}deterministic, "

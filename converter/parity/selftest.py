@@ -82,11 +82,8 @@ def _changes(change: Callable[[Values], Values], inputs: Values) -> bool:
 
 
 def run_fault(nets: NetPair, fault: Fault, tail: Tail | None = None) -> tuple[set[str], float]:
-    """Apply a fault, and ask each phase that can notice it.
-
-    Returns: (the phases that noticed it, each asked on its own; by how much it changed any output at most, relative
-        L2, as long as nothing noticed it).
-    """
+    """(The phases that notice a fault, each asked on its own; by how much it changes any output, relative L2, where the
+    function does not notice.)"""
     detected, sides = set(), nets.sides
     state = with_fault(sides.converted, fault)
     if fault is BENIGN:
@@ -125,7 +122,7 @@ def _effect(
             if fault.config or fault.weights:  # a net that is wrong may fail in any way, and has been noticed then
                 return None
             continue  # inputs without what the fault changes
-        outcome = nets.judge.of_output(output, right)
+        outcome = nets.judge.judged(right.case, right.original, {FLOAT64: output})
         nets.waive(outcome.checks)  # so that no fault survives by the waivers in force unnoticed
         if outcome.verdict != PASS:
             return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import GOLDEN, HEADS, Result
+from makers import GOLDEN, HEADS, Result, convert
 from server import Hub, Repo
 
 import converter

@@ -36,11 +36,11 @@ def off(by: float, seed: int = 3) -> Tensor:
     return truth() + by * torch.from_numpy(noise(seed, 2, 8, 4, 6)).double()
 
 
-def judged(converted: dict[str, Tensor], original: dict[str, Tensor] | None = None, **changes: object) -> CaseOutcome:
+def judged(
+    converted: dict[str, Tensor], original: dict[str, Tensor] | None = None, truths: dict[str, Tensor] | None = None
+) -> CaseOutcome:
     right = {F64: truth(), F32: off(FLOOR), F16: off(1e-3), BF16: off(1e-2)}
-    made = CaseOutcome(CASE, right | (original or {}), converted)
-    JUDGE.judge(replace(made, **changes) if changes else made)
-    return made
+    return JUDGE.judged(CASE, right | (original or {}), converted, truths)
 
 
 def failed(outcome: CaseOutcome) -> list[str]:
@@ -153,7 +153,7 @@ def test_a_reference_of_zeros_is_inconclusive() -> None:
 @pytest.mark.parametrize("precision", [F16, BF16])
 def test_half_never_gates(precision: str) -> None:
     for error in (1e-3, 1.0):
-        made = judged({F64: off(1e-9), precision: off(error, 4)}, truth={precision: truth()})
+        made = judged({F64: off(1e-9), precision: off(error, 4)}, truths={precision: truth()})
         assert made.verdict == PASS
         (check, _) = [check for check in made.checks if check.statistic == f"{precision} relative L2"]
         assert check.passed is None
@@ -163,7 +163,7 @@ def test_half_never_gates(precision: str) -> None:
 def test_half_that_overflows_on_both_sides_is_reported(precision: str) -> None:
     bad = off(1e-3)
     bad[0, 0, 0, 0] = inf
-    made = judged({F64: off(1e-9), precision: bad}, {precision: bad}, truth={precision: truth()})
+    made = judged({F64: off(1e-9), precision: bad}, {precision: bad}, truths={precision: truth()})
     assert made.verdict == PASS
     assert [check.words for check in made.checks if "non-finite" in check.statistic]
 
@@ -171,7 +171,7 @@ def test_half_that_overflows_on_both_sides_is_reported(precision: str) -> None:
 def test_half_is_held_against_the_truth_of_its_own_inputs() -> None:
     """Against the float64 run of the same rounded weights and inputs, not of the exact ones."""
     rounded = off(0.5, 9)
-    made = judged({BF16: rounded + 1e-3}, {BF16: rounded - 1e-3}, truth={BF16: rounded})
+    made = judged({BF16: rounded + 1e-3}, {BF16: rounded - 1e-3}, truths={BF16: rounded})
     (check, _) = [check for check in made.checks if check.statistic == "bfloat16 relative L2"]
     assert isinstance(check.value, float)
     assert check.value < 2e-3

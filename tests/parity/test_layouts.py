@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from makers import stated
 from opened import Pair, golden, session
 from safetensors.torch import load_file, save_file
@@ -91,10 +92,24 @@ def test_it_is_loaded_in_no_other_way(pair: Pair, tmp_path: Path) -> None:
                 PixArtTransformer2DModel.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True)
 
 
+def test_views_of_one_storage_in_another_order(pair: Pair, tmp_path: Path) -> None:
+    """Saved by torch as strided views, as a conversion in a few lines would."""
+    original = torch.load(pair.original, weights_only=True)
+    path = stored(pair, tmp_path / "out", BIN) / "diffusion_pytorch_model.bin"
+    state = torch.load(path, weights_only=True)
+    for block in range(3):
+        parts = original[f"blocks.{block}.attn.qkv.weight"].chunk(3)
+        for name, part in zip("qkv", parts, strict=True):
+            state[f"transformer_blocks.{block}.attn1.to_{name}.weight"] = part
+    turned = state["proj_out.weight"].T.contiguous().T
+    assert not turned.is_contiguous()
+    state["proj_out.weight"] = turned
+    torch.save({key: state[key] for key in reversed(state)}, path)
+    assert compared(pair, path.parent).verdict == PASS
+
+
 @pytest.mark.parametrize("layout", [SHARDED, VARIANT | SHARDED], ids=str)
 def test_one_bit_in_one_shard(pair: Pair, tmp_path: Path, layout: dict[str, Any]) -> None:
-    import torch
-
     folder = stored(pair, tmp_path / "out", layout)
     path = sorted(folder.glob("*-00002-of-*"))[0]
     state = load_file(path)

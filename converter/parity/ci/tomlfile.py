@@ -57,24 +57,20 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _excessive(content: str) -> str:
     """What would take the parser too long, '' where nothing would. One pass, in linear time."""
-    parts, depth, line = 1, 0, 1
+    parts, depth = 1, 0
     for match in _TOKEN.finditer(content):
         token = match[0]
         if token == ".":
             parts += 1
-            if parts > MOST_PARTS:
-                return f"line {line}: a key of more than {MOST_PARTS} parts"
         elif not (token[0].isalnum() or token[0] in "_+- \t\"'"):
             parts = 1  # a key ends here
-        if token in ("[", "{"):
-            depth += 1
-            if depth > DEEPEST:
-                return f"line {line}: more than {DEEPEST} arrays and tables inside each other"
-        elif token in ("]", "}"):
-            depth -= 1
-        elif token in ('"', "'"):  # not closed, so that nothing after it is read as TOML
+        if token in ('"', "'"):  # not closed, so that nothing after it is read as TOML
             return ""
-        line += token.count("\n")
+        depth += (token in ("[", "{")) - (token in ("]", "}"))
+        if parts > MOST_PARTS or depth > DEEPEST:
+            long = f"a key of more than {MOST_PARTS} parts"
+            rule = long if parts > MOST_PARTS else f"more than {DEEPEST} arrays and tables inside each other"
+            return f"line {1 + content.count(chr(10), 0, match.start())}: {rule}"
     return ""
 
 
