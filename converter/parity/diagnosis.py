@@ -15,7 +15,7 @@ from ..reports.report import FAIL, PASS, Check, Phase
 from . import gates, localise
 from .choices import FLOAT32, FLOAT64, HALF
 from .net_pair import NetPair
-from .statistics import relative
+from .statistics import images, relative
 
 
 def describe(error: Exception) -> str:
@@ -112,7 +112,7 @@ def effect_of_cast(nets: NetPair) -> str:
     # Half precision loses far more than float32 does by running in it.
     precision = FLOAT32 if cast in HALF else FLOAT64
     inputs = first.case.tensors(getattr(torch, precision), nets.device)
-    output = nets.original(precision, as_stored=True).forward(inputs).cpu()
+    output = images(nets.original(precision, as_stored=True).forward(inputs).cpu())
     for part, channels in nets.judge.parts.items():
         apart = relative(first.original[FLOAT64][:, channels], output[:, channels])
         words = f"rounding the weights to {cast} changes the output by {apart:.2g} (reported)"

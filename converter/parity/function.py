@@ -14,7 +14,7 @@ from ..nets.inputs import Case, exact
 from ..reports.report import FAIL, FLOOR_LIMIT, INCONCLUSIVE, PASS, Check, Phase
 from . import gates
 from .choices import FLOAT32, FLOAT64, HALF
-from .statistics import compare, relative
+from .statistics import compare, images, relative
 
 TRACED = 1 << 22  # numbers of one stage's output up to which a case's stages are compared one by one
 Watch = Callable[[str, Values], None]
@@ -56,11 +56,15 @@ class Judge:
         Args:
             truths: the original in float64, of weights and inputs that are rounded to a half precision, by that.
         """
+        original, converted, truths = (
+            {precision: images(output) for precision, output in outputs.items()}
+            for outputs in (original, converted, truths or {})
+        )
         outcome = CaseOutcome(case, original, converted)
         for part, channels in self.parts.items():
             what = f"{case.name} / {part}"
             for precision, output in converted.items():
-                truth = (truths or {}).get(precision, original[FLOAT64])
+                truth = truths.get(precision, original[FLOAT64])
                 outputs = [whole[:, channels] for whole in (output, original[precision], truth)]
                 if doubt := self._gate(outcome.checks, what, precision, outputs):
                     outcome.doubts.append(f"{what}: {doubt}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import ConverterError, InputError, as_flags
+from ..errors import ConverterError, InputError, UsageError, as_flags
 from ..nets import Weights
 from ..nets.faults import idle
 from ..nets.inputs import Case, load_cases, save_case
@@ -27,6 +27,8 @@ class Session(NetPair):
         """The inputs of a profile, or those of a file."""
         left = {key: self.sides.original[key] for key in self.sides.plan.extras}
         cases = list(self.model.cases(self.sides.found, profile, left))
+        if not cases:
+            raise UsageError(f"`family` {self.sides.family.name}: it gives no cases to compare the nets on")
         self.saved = saved
         return load_cases(Path(saved), cases[0], self.model.optional) if saved else cases
 

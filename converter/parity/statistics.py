@@ -16,8 +16,7 @@ MOST = 1 << 22  # numbers that quantiles are taken of, evenly; torch has a limit
 
 
 def compare(candidate: Tensor, reference: Tensor, patch: int = 1) -> Statistics:
-    """Compare two outputs of one shape: images (batch, channels, height, width), videos (batch, channels, frames,
-    height, width), or tokens (batch, tokens, channels).
+    """Compare two outputs of one shape, (batch, channels, height, width).
 
     Gated are ||a - b|| / ||b||; max |a - b|, for one bad pixel; and the RMS of the error in the worst channel and at
     the worst place inside a patch.
@@ -32,7 +31,7 @@ def compare(candidate: Tensor, reference: Tensor, patch: int = 1) -> Statistics:
     """
     if candidate.shape != reference.shape:
         raise ValueError(f"shapes {list(candidate.shape)} and {list(reference.shape)} cannot be compared")
-    a, b = (_images(tensor.detach().cpu().double()) for tensor in (candidate, reference))
+    a, b = candidate.detach().cpu().double(), reference.detach().cpu().double()
     nonfinite = int((~torch.isfinite(a)).sum()), int((~torch.isfinite(b)).sum())
     if any(nonfinite):
         return Statistics(dict.fromkeys(GATING, inf), {}, nonfinite)
@@ -42,7 +41,7 @@ def compare(candidate: Tensor, reference: Tensor, patch: int = 1) -> Statistics:
     index = tuple(int(i) for i in torch.unravel_index(size.argmax(), size.shape))
     channel = error.square().mean(dim=(0, 2, 3)).sqrt().max()
     n, c, h, w = error.shape
-    patch = patch if reference.ndim > 3 else 1
+    patch = patch if h % patch == w % patch == 0 else 1  # of tokens there are no places in a patch
     places = error.reshape(n, c, h // patch, patch, w // patch, patch).square().mean(dim=(0, 1, 2, 4)).sqrt().max()
     thinned = size.flatten()[:: -(-size.numel() // MOST)]  # quantiles are shown and gate nothing
     half, most = torch.quantile(thinned, torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
@@ -62,10 +61,11 @@ def compare(candidate: Tensor, reference: Tensor, patch: int = 1) -> Statistics:
     )
 
 
-def _images(output: Tensor) -> Tensor:
-    """The same numbers as (batch, channels, height, width): each frame by itself, tokens as a column."""
+def images(output: Tensor) -> Tensor:
+    """An output as (batch, channels, height, width): of a video (batch, channels, frames, height, width) the frames one
+    below the other, of tokens (batch, tokens, channels) a column."""
     if output.ndim == 5:
-        return output.transpose(1, 2).flatten(0, 1)
+        return output.flatten(2, 3)
     return output.transpose(1, 2)[..., None] if output.ndim == 3 else output
 
 
