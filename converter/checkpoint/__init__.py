@@ -1,7 +1,7 @@
 """Reading and writing checkpoints as named extents of bytes; knows no model family.
 
 From the bottom up: dtypes, cast, file, json_file, recognition, weight_names; tensor; safetensors_reader, torch_file;
-then write on the one hand, and weights_kind, key_names, state_dicts, folder and opener on the other.
+then write on the one hand, and weights_kind, key_names, folder, state_dicts and opener on the other.
 """
 
 from .dtypes import DType

@@ -34,7 +34,7 @@ SHOWN = {"num_layers": "depth"} | {name: name for name in ("patch_size", "in_cha
 def stock_config(findings: Findings, **own: Any) -> dict[str, Any]:
     """`config.json` of a transformer of diffusers: every field that it would otherwise guess is written."""
     hidden, count, _ = (findings.value(name) for name in ("hidden_size", "num_attention_heads", "image_size"))
-    return {
+    fields = {
         "_diffusers_version": DIFFUSERS,
         "activation_fn": "gelu-approximate",
         "attention_bias": True,
@@ -49,6 +49,7 @@ def stock_config(findings: Findings, **own: Any) -> dict[str, Any]:
         **{field: findings.value(name) for field, name in SHOWN.items()},
         **own,
     }
+    return dict(sorted(fields.items()))
 
 
 def sizes(plan: Plan, findings: Findings, more: Mapping[str, str] | None = None, *, mlp_ratio: float | None) -> None:

@@ -98,17 +98,17 @@ class _Machine:
     def run(self) -> tuple[Any, list[Global]]:
         if self.data[:1] != b"\x80" or self.end < 2 or not 2 <= self.data[1] <= 5:
             raise self.fail("not a pickle of protocol 2 to 5")
-        self.at = 2
+        self.at, data, table = 2, self.data, _TABLE
         for _ in range(OPCODE_LIMIT):
             if self.at >= self.end:
                 raise self.fail("ends without STOP")
-            opcode = self.data[self.at]
+            opcode = data[self.at]
             self.at += 1
-            if value := _VALUES.get(opcode):
-                pushed = value(self)  # which may put another stack in place
-                self.stack.append(pushed)
-            elif action := _ACTIONS.get(opcode):
-                action(self)
+            if known := table.get(opcode):
+                operation, pushes = known
+                value = operation(self)  # which may put another stack in place
+                if pushes:
+                    self.stack.append(value)
             elif opcode != ord("."):
                 self.at -= 1
                 raise self.fail(f"opcode {opcode:#04x} is not one that torch writes")
@@ -135,11 +135,14 @@ class _Machine:
     def blob(self, width: int) -> bytes:
         return self.take(self.number(width))
 
-    def text(self, width: int) -> str:
+    def decoded(self, raw: bytes, what: str, errors: str = "strict") -> str:
         try:
-            return self.blob(width).decode("utf-8", "surrogatepass")
+            return raw.decode("utf-8", errors)
         except UnicodeDecodeError:
-            raise self.fail("text that is not UTF-8") from None
+            raise self.fail(f"{what} that is not UTF-8") from None
+
+    def text(self, width: int) -> str:
+        return self.decoded(self.blob(width), "text", "surrogatepass")
 
     def integer(self, width: int) -> int:
         length = self.number(width)
@@ -152,10 +155,7 @@ class _Machine:
         if stop < 0:
             raise self.fail("a name without end")
         raw, self.at = self.data[self.at : stop], stop + 1
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            raise self.fail("a name that is not UTF-8") from None
+        return self.decoded(raw, "a name")
 
     def frame(self) -> None:
         if self.number(8) > self.end - self.at:
@@ -187,7 +187,9 @@ class _Machine:
     def tuple_of(self, count: int) -> tuple[Any, ...]:
         if len(self.stack) < count:
             raise self.fail("a tuple of more than the stack holds")
-        return tuple([self.stack.pop() for _ in range(count)][::-1])
+        items = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        return items
 
     def put(self, index: int) -> None:
         self.memo[index] = self.top()
@@ -229,12 +231,9 @@ class _Machine:
         target.states.append(state)
 
 
-def _by_code(operations: dict[bytes, Callable[[_Machine], Any]]) -> dict[int, Callable[[_Machine], Any]]:
-    return {ord(code): operation for code, operation in operations.items()}
-
-
+_Operations = dict[bytes, Callable[[_Machine], Any]]
 # What an opcode pushes on the stack.
-_VALUES = _by_code({
+_VALUES: _Operations = {
     b"N": lambda s: None, b"\x88": lambda s: True, b"\x89": lambda s: False, b"2": _Machine.top,
     b"K": lambda s: s.number(1), b"M": lambda s: s.number(2),
     b"J": lambda s: int.from_bytes(s.take(4), "little", signed=True),
@@ -250,13 +249,16 @@ _VALUES = _by_code({
     b"c": lambda s: s.name(s.line(), s.line()), b"\x93": lambda s: s.name(*[s.pop(), s.pop()][::-1]),
     b"R": _Machine.reduce, b"\x81": _Machine.reduce, b"\x92": lambda s: s.reduce(s.pop()),
     b"Q": lambda s: PersistentId(s.pop()),
-})  # fmt: skip
+}  # fmt: skip
 # And what it does without.
-_ACTIONS = _by_code({
+_ACTIONS: _Operations = {
     b"(": _Machine.mark, b"0": _Machine.pop, b"1": _Machine.pop_mark, b"\x95": _Machine.frame,
     b"a": lambda s: s.append([s.pop()]), b"e": lambda s: s.append(s.pop_mark()),
     b"\x90": lambda s: s.append(s.pop_mark()),
     b"s": lambda s: s.set_items([s.pop(), s.pop()][::-1]), b"u": lambda s: s.set_items(s.pop_mark()),
     b"q": lambda s: s.put(s.number(1)), b"r": lambda s: s.put(s.number(4)), b"\x94": lambda s: s.put(len(s.memo)),
     b"b": _Machine.build,
-})  # fmt: skip
+}  # fmt: skip
+_TABLE = {ord(code): (operation, True) for code, operation in _VALUES.items()} | {
+    ord(code): (operation, False) for code, operation in _ACTIONS.items()
+}

@@ -64,7 +64,7 @@ def config(findings: Findings) -> dict[str, Any]:
     findings.value(KV_COMPRESS)  # there is no field for it: the class has none
     fields = evidence.stock_config(findings, _class_name="PixArtTransformer2DModel")
     scale = findings.value("interpolation_scale")  # after the size: where that is known, the scale often is
-    return fields | {
+    fields |= {
         "attention_type": "default",
         "caption_channels": findings.value("caption_channels"),
         "cross_attention_dim": findings.value("hidden_size"),
@@ -73,6 +73,7 @@ def config(findings: Findings) -> dict[str, Any]:
         "num_embeds_ada_norm": 1000,
         "use_additional_conditions": findings.value(MICRO),
     }
+    return dict(sorted(fields.items()))
 
 
 def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
