@@ -127,7 +127,9 @@ def _effect(
         if outcome.verdict != PASS:
             return None
         for channels in nets.judge.parts.values():
-            effect = max(effect, relative(output[:, channels], right.converted[FLOAT64][:, channels]))
+            effect = max(
+                effect, relative(outcome.converted[FLOAT64][:, channels], right.converted[FLOAT64][:, channels])
+            )
         if start and not fault.expected:
             break  # nothing is going to notice it, and what is left are whole nets
     return effect
