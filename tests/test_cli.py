@@ -85,40 +85,27 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
 
 # Flags.
 
-SPELLINGS: dict[str, list[str]] = {
-    "hyphens": ["--orig-ckpt-path={s}", "--dump-path={o}", "--num-attention-heads=4"],
-    "hyphens, two words": ["--orig-ckpt-path", "{s}", "--dump-path", "{o}", "--num-attention-heads", "4"],
-    "mixed": ["--orig_ckpt-path", "{s}", "--dump_path={o}", "--num-attention_heads", "4"],
-    "the existing scripts' command line": [
-        "--image_size=512",
-        "--multi_scale_train=True",
-        "--version=sigma",
-        "--orig_ckpt_path={s}",
-        "--dump_path={o}",
-        "--only_transformer=True",
-        "--num_attention_heads=4",
-    ],
-    "booleans that are false": [
-        "--orig_ckpt_path={s}",
-        "--dump_path={o}",
-        "--num_attention_heads=4",
-        "--qk_norm=False",
-        "--kv-compress=no",
-        "--micro_condition=0",
-        "--only-transformer=yes",
-    ],
-    "a boolean before another flag": [
-        "--multi_scale_train",
-        "--orig_ckpt_path={s}",
-        "--dump_path={o}",
-        "--num_attention_heads=4",
-    ],
+SPELLINGS = {
+    "hyphens": "--orig-ckpt-path={s} --dump-path={o} --num-attention-heads=4",
+    "hyphens, two words": "--orig-ckpt-path {s} --dump-path {o} --num-attention-heads 4",
+    "mixed": "--orig_ckpt-path {s} --dump_path={o} --num-attention_heads 4",
+    "the existing scripts' command line": (
+        "--image_size=512 --multi_scale_train=True --version=sigma --orig_ckpt_path={s} --dump_path={o} "
+        "--only_transformer=True --num_attention_heads=4"
+    ),
+    "booleans that are false": (
+        "--orig_ckpt_path={s} --dump_path={o} --num_attention_heads=4 --qk_norm=False --kv-compress=no "
+        "--micro_condition=0 --only-transformer=yes"
+    ),
+    "a boolean before another flag": (
+        "--multi_scale_train --orig_ckpt_path={s} --dump_path={o} --num_attention_heads=4"
+    ),
 }
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_spellings(name: str, tmp_path: Path, reference: dict[str, bytes], cli: Cli) -> None:
-    result = cli("convert-pixart", *(word.format(s=SIGMA, o=tmp_path / "a-b_c") for word in SPELLINGS[name]))
+    result = cli("convert-pixart", *SPELLINGS[name].format(s=SIGMA, o=tmp_path / "a-b_c").split())
     assert (result.returncode, result.stderr) == (0, "")
     made = tree(tmp_path / "a-b_c")
     assert {k: v for k, v in made.items() if k != "conversion.json"} == {
@@ -137,9 +124,6 @@ def test_real_booleans(flag: str, value: bool, tmp_path: Path, cli: Cli) -> None
         if there != value:
             assert f"--micro_condition {value} contradicts the file, which says {there}" in result.stderr
             assert not out.exists()
-
-
-# Help, cheaply.
 
 
 @pytest.mark.parametrize(
@@ -323,9 +307,6 @@ def test_a_fault_of_ours_is_one_line_too(tmp_path: Path, cli: Cli, monkeypatch: 
         cli("convert-pixart", *flags(SIGMA, tmp_path / "out"))
 
 
-# JSON, quiet, dry run.
-
-
 def test_json_is_one_object_with_the_record(tmp_path: Path) -> None:
     result = launch("convert-pixart", *flags(SIGMA, tmp_path / "out", "--json"))
     assert (result.returncode, result.stderr) == (0, "")
@@ -398,9 +379,6 @@ def test_overwrite_and_allow_nonfinite(tmp_path: Path, cli: Cli) -> None:
     assert json.loads((tmp_path / "out/transformer/config.json").read_text())["num_layers"] == 3
 
 
-# Inspect.
-
-
 def test_inspect_names_all_that_a_conversion_may_ask_for(tmp_path: Path, cli: Cli) -> None:
     result = cli("pixart", "inspect", save(diffusers_keyed(pixart()), tmp_path / "made.safetensors"))
     last = result.stdout.splitlines()[-1]
@@ -443,9 +421,6 @@ def test_inspect_as_json(cli: Cli) -> None:
     assert made["parameters"] == sum(t.numel() for t in in_model)
     assert made["bytes"] == sum(t.numel() * 4 for t in state.values())
     assert made["tensors"] == len(state)
-
-
-# What reaches a terminal.
 
 
 def big(place: Path, bad: bool = False) -> Path:
@@ -608,9 +583,6 @@ def test_control_characters_in_a_file_never_reach_the_terminal(tmp_path: Path, c
             assert harmless(result.stdout, result.stderr), result
 
 
-# Signals.
-
-
 def stopped(number: int, place: Path, *command: object) -> Result:
     """The command, sent a signal as soon as it has begun to write."""
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -626,9 +598,14 @@ def stopped(number: int, place: Path, *command: object) -> Result:
     return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)], ids=lambda v: str(int(v))
+    ("number", "code", "overwrite"),
+    [
+        (signal.SIGTERM, 143, False),
+        (signal.SIGTERM, 143, True),
+        (signal.SIGINT, 130, True),
+        (signal.SIGHUP, 129, False),
+    ],
 )
 def test_a_signal_stops_it_and_nothing_is_left(number: int, code: int, overwrite: bool, tmp_path: Path) -> None:
     path = save(pixart(hidden_size=144, depth=8), tmp_path / "made.pth")

@@ -155,9 +155,6 @@ def test_prefixes_are_no_difference(prefix: str, state: State, tmp_path: Path) -
     assert diff(a, save(state, tmp_path / "b.pth")).same()
 
 
-# One tensor.
-
-
 def test_one_element_of_any_tensor_is_found_and_named(state: State, tmp_path: Path) -> None:
     a = save(state, tmp_path / "a.pth")
     for i, key in enumerate(state):
@@ -307,9 +304,6 @@ def test_biases_of_zeros_lose_nothing_where_the_rest_is_rounded(state: State, tm
         f"the same but for rounding: B is A rounded to float16 ({count - zeros} of {count} tensors), "
         f"float32 in A and float16 in B ({zeros} of {count} tensors), and nothing is lost"
     )
-
-
-# Raw or EMA.
 
 
 @pytest.fixture(scope="module")
@@ -537,9 +531,6 @@ def test_every_copy_is_compared_with_what_it_is_a_copy_of(monkeypatch: pytest.Mo
     assert {each.key for each in only(found).tensors if each.kind == "identical"} >= {"to.0.emb", "layers.2.bias"}
 
 
-# Bad input.
-
-
 @pytest.fixture
 def bad(tmp_path: Path, state: State) -> dict[str, Path]:
     (tmp_path / "page.pth").write_text("<html>404</html>")
@@ -575,9 +566,6 @@ def test_nothing_stays_open(bad: dict[str, Path], trained: Path, converted: Path
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-# Laws.
-
-
 @st.composite
 def models(draw: st.DrawFn) -> State:
     """A model of a random width and dtype, some of its tensors changed or lost."""
@@ -591,7 +579,7 @@ def models(draw: st.DrawFn) -> State:
     return made
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(a=models(), b=models(), keyed=st.booleans())
 def test_laws(a: State, b: State, keyed: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
     """What is compared with itself is identical, and both directions say the same."""
@@ -611,9 +599,6 @@ def test_laws(a: State, b: State, keyed: bool, tmp_path_factory: pytest.TempPath
         for found in (there, back)
     ]
     assert numbers[0] == numbers[1]
-
-
-# As a library.
 
 
 def test_progress_adds_up_to_what_it_announced(trained: Path, converted: Path, near: State, tmp_path: Path) -> None:

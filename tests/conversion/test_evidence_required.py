@@ -60,6 +60,11 @@ def test_what_is_only_repacked_rests_on_nothing(to: str, tmp_path: Path) -> None
     assert converter.convert(path, tmp_path / "out.safetensors", to=to, require_evidence=True).written
 
 
+def test_weights_that_are_named_by_their_place_are_none_that_are_assumed(tmp_path: Path) -> None:
+    path, words = save(averaged_too(), tmp_path / "model.pth"), ALL | {"state_dict_key": "state_dict_ema"}
+    assert converter.convert(path, tmp_path / "out", **stated(require_evidence=True, **words)).written
+
+
 def test_a_result_that_is_there_already_is_no_evidence(tmp_path: Path) -> None:
     pair = Pair(str(save(sigma(), tmp_path / "model.pth")), str(tmp_path / "out"))
     assert [o.status for o in converted([pair])] == ["converted"]

@@ -70,9 +70,8 @@ class Hub:
         self.large: dict[str, bytes] = {}
         self.log: list[tuple[str, str, dict[str, str]]] = []
         self.cuts: list[int] = []  # after how many bytes of a large file the next connections break off
-        self.answer: Callable[[str, str], tuple[int, bytes] | None] = lambda method, path: (
-            None
-        )  # instead of the true one
+        # Instead of the true one.
+        self.answer: Callable[[str, str], tuple[int, bytes] | None] = lambda method, path: None
         # What is said in headers, instead of the true ones: (method, path, headers) -> headers.
         self.headers: Callable[[str, str, dict[str, str]], dict[str, str]] = lambda method, path, headers: headers
         self._held: tuple[int, threading.Event, threading.Event] | None = None
@@ -278,13 +277,9 @@ class _Handler(BaseHTTPRequestHandler):
         if found := self._at(name, revision):
             repo, sha = found
             files = repo.commits[sha]
-            self._json(
-                [
-                    {"type": "file", "path": path, "size": len(files[path]), "oid": git_oid(files[path])}
-                    for path in parse_qs(self.body.decode())["paths"]
-                    if path in files
-                ]
-            )
+            asked = [path for path in parse_qs(self.body.decode())["paths"] if path in files]
+            entries = {path: {"size": len(files[path]), "oid": git_oid(files[path])} for path in asked}
+            self._json([{"type": "file", "path": path} | entries[path] for path in asked])
 
     # Writing.
 
@@ -316,19 +311,17 @@ class _Handler(BaseHTTPRequestHandler):
         if found:
             files = found[0].commits[found[1]]
             ignored = files.get(".gitignore", b"").decode().split()
-            self._json(
+            paths = [file["path"] for file in json.loads(self.body)["files"]]
+            answers = [
                 {
-                    "files": [
-                        {
-                            "path": (path := file["path"]),
-                            "uploadMode": "lfs" if path.endswith(LARGE) else "regular",
-                            "shouldIgnore": any(fnmatch(path.rpartition("/")[2], pattern) for pattern in ignored),
-                            "oid": etag(path, files[path]) if path in files else None,
-                        }
-                        for file in json.loads(self.body)["files"]
-                    ]
+                    "path": path,
+                    "uploadMode": "lfs" if path.endswith(LARGE) else "regular",
+                    "shouldIgnore": any(fnmatch(path.rpartition("/")[2], pattern) for pattern in ignored),
+                    "oid": etag(path, files[path]) if path in files else None,
                 }
-            )
+                for path in paths
+            ]
+            self._json({"files": answers})
 
     def _batch(self, name: str) -> None:
         if self._may_write() and self._repo(name):

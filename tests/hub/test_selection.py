@@ -21,38 +21,24 @@ T, W = "transformer/", "diffusion_pytorch_model"
 PIPELINE = ["model_index.json", "README.md", "vae/config.json", f"vae/{W}.safetensors", f"{T}config.json"]
 WHOLE = [*PIPELINE, f"{T}{W}.safetensors"]
 # files in the repository, path asked for, what is fetched
+A, B = f"{T}config.json", f"{T}{W}.safetensors"
+INDEXED = ["config.json", f"{W}.safetensors.index.json"]
 FOLDERS = {
-    "a pipeline": (WHOLE, "", [f"{T}config.json", f"{T}{W}.safetensors"]),
-    "its transformer": (WHOLE, "transformer", [f"{T}config.json", f"{T}{W}.safetensors"]),
+    "a pipeline": (WHOLE, "", [A, B]),
+    "its transformer": (WHOLE, "transformer", [A, B]),
     "its VAE": (WHOLE, "vae", ["vae/config.json", f"vae/{W}.safetensors"]),
-    "every kind of weights": (
-        [*WHOLE, f"{T}{W}.bin", f"{T}{W}.fp16.safetensors", "original.pth"],
-        "",
-        [f"{T}config.json", f"{T}{W}.safetensors"],
-    ),
+    "every kind of weights": ([*WHOLE, f"{T}{W}.bin", f"{T}{W}.fp16.safetensors", "original.pth"], "", [A, B]),
     "pickles only": ([f"{T}{W}.bin", f"{T}{W}.fp16.safetensors"], "", [f"{T}{W}.bin"]),
     "a model": (["config.json", f"{W}.safetensors"], "", ["config.json", f"{W}.safetensors"]),
-    "shards": (
-        ["config.json", f"{W}.safetensors.index.json", f"{W}-00001-of-00001.safetensors"],
-        "",
-        ["config.json", f"{W}.safetensors.index.json"],
-    ),
-    "our own": (
-        [RECORD, SIDECAR, "parity.json", "README.md", f"{T}{W}.safetensors"],
-        "",
-        [RECORD, SIDECAR, f"{T}{W}.safetensors"],
-    ),
+    "shards": ([*INDEXED, f"{W}-00001-of-00001.safetensors"], "", INDEXED),
+    "our own": ([RECORD, SIDECAR, "parity.json", "README.md", B], "", [RECORD, SIDECAR, B]),
     "sidecar of somebody": ([SIDECAR, f"{W}.bin"], "", [f"{W}.bin"]),
-    "one variant": ([*PIPELINE, f"{T}{W}.fp16.safetensors"], "", [f"{T}config.json", f"{T}{W}.fp16.safetensors"]),
+    "one variant": ([*PIPELINE, f"{T}{W}.fp16.safetensors"], "", [A, f"{T}{W}.fp16.safetensors"]),
 }
 FILES = {
     "one original": (["README.md", "runs/epoch_5.pth", "epoch.txt"], "", ["runs/epoch_5.pth"]),
     "a file": (["a.pth", "b.pth"], "b.pth", ["b.pth"]),
-    "a file of a pipeline": (
-        [*WHOLE, RECORD, SIDECAR],
-        f"{T}{W}.safetensors",
-        [f"{T}{W}.safetensors", f"{T}config.json", RECORD, SIDECAR],
-    ),
+    "a file of a pipeline": ([*WHOLE, RECORD, SIDECAR], B, [B, A, RECORD, SIDECAR]),
     "a folder with one": (["x/a.pth", "y/b.pth"], "y", ["y/b.pth"]),
 }
 REFUSED = {
