@@ -16,7 +16,7 @@ TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:[A-Za-z0-9]{16,}|(?=[A-Za
 
 
 # The remedy for weights of element types that are not accepted, for the readers and for whoever knows the layout.
-UNQUANTISED = "take the weights as they were before they were quantised"
+UNQUANTISED = "use the original weights, from before quantisation"
 
 
 class ConverterError(Exception):
@@ -43,7 +43,7 @@ class InputError(ConverterError):
 
 
 def explained(error: Exception | SystemExit) -> tuple[str, int]:
-    """What went wrong, and the exit code; what nobody expected is raised again where PIXART_DEBUG is set.
+    """The message and the exit code; an unexpected error is raised again where PIXART_DEBUG is set.
 
     >>> explained(InputError("a.pth: truncated")), explained(KeyError("x"))
     (('a.pth: truncated', 3), ("internal error: KeyError: 'x'", 5))
@@ -62,7 +62,7 @@ _PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)`")
 
 
 def as_flags(text: str) -> str:
-    """A message that names parameters in backticks, as every error here does, in the words of the command line.
+    """A message with parameters in backticks, as in every error here, with command-line flags instead.
 
     >>> as_flags("`image_size` is needed")
     '--image_size is needed'

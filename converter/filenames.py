@@ -15,5 +15,5 @@ TOOL = "convert-pixart"
 def record_places(model: AnyPath) -> tuple[AnyPath, AnyPath]:
     """Where the record of a model folder may lie, on the disk or in a repository: in it, or, of `out/transformer`, in
     `out`."""
-    whole = model.absolute() if isinstance(model, Path) else model  # of "." and ".." the parent is in no spelling
+    whole = model.absolute() if isinstance(model, Path) else model  # the text of "." and ".." shows no parent
     return model, whole.parent

@@ -22,7 +22,7 @@ def widen(data: bytes | memoryview, dtype: DType) -> Any:
 
 
 def float64(data: bytes | memoryview, dtype: DType) -> Any:
-    """The numbers, exactly but for integers beyond 2^53; of a NaN of either kind a quiet one, and no warning."""
+    """The numbers, exact but for integers beyond 2^53; a NaN of either kind becomes quiet, without a warning."""
     import numpy as np
 
     with np.errstate(invalid="ignore"):
@@ -141,7 +141,7 @@ def _float16(wide: Any, largest: int) -> Any:
         np.minimum(sum_, 143 << 23, out=sum_)
     power = sum_ & 0x7F800000
     np.clip(power, 113 << 23, 143 << 23, out=power)  # -14, to which float32 adds 127
-    # 2^(e + 13), and 2 << 10 last places: so much is lacking to the exponent of float16 when it is cut out of this.
+    # 2^(e + 13), plus the 2 << 10 last places that the float16 exponent lacks when it is cut out of this.
     power += (13 << 23) + (2 << 10)
     size += power.view("<f4")
     power >>= 13

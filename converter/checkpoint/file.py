@@ -19,7 +19,7 @@ from ..errors import ConverterError, InputError, printable
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-# Between these two files, or on this system. Reading and writing takes over, and meets what was no such refusal again.
+# The system cannot copy, or not between these files. Reading and writing takes over, and meets other errors again.
 _CANNOT_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EIO}
 
 
@@ -105,7 +105,7 @@ class InputFile:
 
 
 def dangling_link(path: str | os.PathLike[str]) -> str:
-    """What is wrong with a path that is a link to nothing, or leads through one, as in a cache whose blobs are gone;
+    """What is wrong with a path that is a dangling link, or leads through one, as in a cache whose blobs are gone;
     '' for any other."""
     whole = os.path.abspath(path)
     for where in (Path(whole), *Path(whole).parents):
@@ -116,13 +116,13 @@ def dangling_link(path: str | os.PathLike[str]) -> str:
                 except FileNotFoundError:
                     through = "" if str(where) == whole else f"lies behind {printable(where)}, "
                     to = printable(os.readlink(where))
-                    return f"{through}a link to nothing: {to} is not there (No such file or directory): fetch it again"
+                    return f"{through}a dangling link: {to} is not there (No such file or directory): fetch it again"
     return ""
 
 
 @contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What the system refuses in here is an error of the input that lies at this path, in one line.
+    """Turn an `OSError` in here into an `InputError` about this path, in one line.
 
     >>> with reading("weights"):
     ...     os.listdir("weights/none")
@@ -138,7 +138,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def reads(call: _Call) -> _Call:
-    """A function whose first argument is the path of an input: `reading` that, all the time."""
+    """Decorator: run a function inside `reading`, its first argument being the path."""
 
     @wraps(call)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -149,8 +149,8 @@ def reads(call: _Call) -> _Call:
 
 
 def present(path: str | os.PathLike[str]) -> bool:
-    """Whether anything has this name, even a link to nothing. Where the system does not say, that is an error: a config
-    or a record that is there and not seen would be missed in silence."""
+    """Whether anything has this name, even a dangling link. Where the system does not say, that is an error: a config
+    or a record must not be overlooked."""
     with reading(path), suppress(FileNotFoundError, NotADirectoryError):
         os.lstat(path)
         return True

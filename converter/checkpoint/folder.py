@@ -36,9 +36,9 @@ def in_cache(folder: Path) -> Path:
             wanted = file.read(0, min(file.size, 200)).decode(errors="replace").strip()
     if wanted in names or (len(names) == 1 and not wanted):
         return snapshots / (wanted or names[0])
-    which = f"its refs/main is {printable(wanted, 60)}" if wanted else "and none is its refs/main"
+    which = f"its refs/main is {printable(wanted, 60)}" if wanted else "no refs/main selects one"
     there = ", ".join(printable(name, 60) for name in names[:4]) + (" ..." if len(names) > 4 else "")
-    rule = f"a cached repository with the snapshots {there}; {which}: give the folder of the one that is meant"
+    rule = f"a cached repository with the snapshots {there}; {which}: give the folder of the one you mean"
     if not names:
         rule = "a cached repository without a snapshot: fetch it again"
     raise InputError.at(folder, "snapshots", rule)
@@ -47,7 +47,7 @@ def in_cache(folder: Path) -> Path:
 @reads
 def model_folder(folder: Path) -> Path:
     """The folder that holds the weights: of a cached repository the snapshot that is in use, of a pipeline its
-    `transformer/`, and where all there is is one folder that is named like weights, that one.
+    `transformer/`, or else its only subfolder that is named like weights.
 
     Raises: `InputError` for what only looks like a model, and where a cache does not tell which snapshot is meant.
     """
@@ -110,8 +110,8 @@ def _holds_weights(place: Path) -> bool:
 
 
 def names_in(folder: Path) -> set[str]:
-    """The names of what may be files of a model in a folder. A link to nothing is none, and a folder that is named like
-    weights neither."""
+    """The names in a folder of what may be files of a model: no dangling links, and no folders, even ones named like
+    weights."""
     with reading(folder):
         return {path.name for path in folder.iterdir() if path.exists() and not path.is_dir()}
 
@@ -148,7 +148,7 @@ def unread(folder: Path, files: Collection[Path], passed_over: Collection[str]) 
     return [
         *(f"{name}: other weights in this folder, not read" for name in passed_over),
         *(f"{name}: a variant of the weights, not read" for name in others),
-        *(f"{printable(name)}: a link to nothing, not read" for name in dangling_weights(folder)),
+        *(f"{printable(name)}: a dangling link, not read" for name in dangling_weights(folder)),
     ]
 
 
@@ -177,9 +177,9 @@ def weight_files(folder: Path, kept: dict[Path, bytes] | None = None) -> tuple[l
 
 
 def _without_weights(folder: Path) -> InputError:
-    """What there is to say of a folder that holds no weights which could be read."""
+    """The error for a folder that holds no readable weights."""
     if gone := dangling_weights(folder):
-        return InputError.at(folder, gone[0], dangling_link(folder / gone[0]) or "a link that leads nowhere")
+        return InputError.at(folder, gone[0], dangling_link(folder / gone[0]) or "a dangling link")
     if folders := _folders_named_like_weights(folder):
         which = f"in the folder {folders[0]} in it: give that one" + ("" if len(folders) == 1 else ", or another")
         rule = f"holds no weights itself; there may be some {which}"

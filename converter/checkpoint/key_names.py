@@ -54,8 +54,8 @@ class ModelKeys:
 
     `in_file`: the model's name for a tensor -> its key in the file; `prefix`: what those keys begin with; `left_out`:
     keys of the state dict that are no part of the model; `mixed`: why names may be unknown, in words: only some keys
-    carry a prefix; `clash`: why the names cannot be told apart at all; `known`: how many names the kind of model that
-    fits best knows, and `fits` whether that is what this is.
+    carry a prefix; `clash`: why the names are ambiguous; `known`: how many of the names the kind of model that
+    fits best knows; `fits`: whether this is one.
     """
 
     prefix: str
@@ -158,13 +158,13 @@ def _by_tables(keys: Sequence[str], tables: Sequence[Names]) -> tuple[list[Model
             strays = [(p, name) for p, known in groups.items() if p not in fitting for name in known.values()]
     if not best:
         return [], ""
-    # Names outside of all models that would be theirs, if a known prefix or its absence meant nothing.
+    # Names outside all models that would belong to one if known prefixes were ignored.
     within = tuple(best)
     outside = [
         name for prefix, name in strays if set(prefix.split(".")) <= _OF_PREFIXES and not name.startswith(within)
     ]
     main = max(best, key=lambda prefix: len(best[prefix]))
-    # Several models have their names in common; what has others is a part of one.
+    # Several models share their names; a group with other names is a part of one.
     parts = [known for known in best.values() if 2 * len(known.keys() & best[main].keys()) < len(known)]
     outside += [name for known in parts for name in known.values()]
     if outside:
@@ -173,7 +173,7 @@ def _by_tables(keys: Sequence[str], tables: Sequence[Names]) -> tuple[list[Model
 
 
 def _separated(models: dict[str, dict[str, str]], names: dict[str, str]) -> list[ModelKeys]:
-    """The models in a state dict: each has what carries its prefix and no longer one of another model's, but for what
+    """The models in a state dict: each has the keys with its prefix and no longer one of another model's, except what
     is plainly no part of it. That, and whatever carries no model's prefix, is left out."""
     kept: dict[str, dict[str, str]] = {prefix: {} for prefix in models}
     foreign: dict[str, list[str]] = {prefix: [] for prefix in models}

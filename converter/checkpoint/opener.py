@@ -34,7 +34,7 @@ from .weights_kind import EMA, RAW, kind_by_name
 
 UNGUARDED = (
     "carries no checksums (every CRC-32 in it is 0, as torch writes with compute_crc32 = False): nothing would show a "
-    "damaged byte; loaded and saved anew with torch.utils.serialization.config.save.compute_crc32 = True it has them"
+    "damaged byte; to add them, load and save it with torch.utils.serialization.config.save.compute_crc32 = True"
 )
 
 
@@ -134,7 +134,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
             self.candidates.append(Candidate(kind, averaged.name, self.files[0]))
 
     def use_config_next_to_it(self) -> None:
-        """Of a file in a model folder, let the config.json next to it count, as it does where the folder is given.
+        """For a file in a model folder, use the config.json next to it, as if the folder were given.
 
         To be called once the keys are known to be diffusers': next to an original checkpoint it may be anyone's.
 
@@ -144,7 +144,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         kept: dict[Path, bytes] = {}
         if self.folder is None and isinstance((config := read_config(folder, kept)).get("_class_name"), str):
             self.folder, self.config, self.beside = folder, config, kept
-            self.notes.append(f"{CONFIG} beside it was read too, as where the folder is given")
+            self.notes.append(f"{CONFIG} beside it was read too, as if the folder were given")
 
     @property
     def size(self) -> int:
@@ -204,7 +204,7 @@ def open_checkpoint(
     """Open a checkpoint (`.pth`, `.pt`, `.bin`, `.safetensors`, or a diffusers folder) without reading its tensors.
 
     Args:
-        path: the file or folder; what it is, its bytes show, not its suffix.
+        path: the file or folder, recognised by its bytes, not its suffix.
         weights: 'raw' or 'ema' where a file holds both (default: raw).
         state_dict_key: where in the file the weights lie, such as 'state_dict_ema' or 'app.model', where it holds
             several.
@@ -222,7 +222,7 @@ def open_checkpoint(
     if weights not in (None, RAW, EMA):
         raise UsageError(f"`weights` {printable(weights)}: one of {RAW}, {EMA}")
     if weights and state_dict_key:
-        raise UsageError("`weights`, `state_dict_key`: each of them says which weights are meant; give one")
+        raise UsageError("`weights`, `state_dict_key`: both select the weights; give one")
     checkpoint = Checkpoint(os.fspath(path), weights, state_dict_key)
     try:
         with reading(path):

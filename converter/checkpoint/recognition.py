@@ -97,7 +97,7 @@ def _decoded(head: bytes, whole: bool) -> str:
         if mark or sum(byte < 128 for byte in data) < 0.75 * len(data):
             return ""
         text, odd = data.decode("latin-1"), 0
-    # Colours for a terminal and the like may be among them; a NUL is a number that is none.
+    # Terminal colours and the like may be among them; a NUL may not.
     controls = sum(not (c.isprintable() or c.isspace()) for c in text)
     return text.lstrip("\ufeff") if "\0" not in text and controls <= odd * len(text) else ""
 

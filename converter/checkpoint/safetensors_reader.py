@@ -27,7 +27,7 @@ def read_header(
     A copy is the tensor that was kept, under another key: its own `key` is still that of the other.
 
     Args:
-        others: takes up tensors of dtypes that no weights have, each with what stands against reading it: a file may
+        others: filled with tensors of unsupported dtypes, each with the reason that it cannot be read: a file may
             hold a quantised text encoder as well. Without it, the first of them is raised.
     """
     length = int.from_bytes(file.read(0, 8, "header length"), "little")

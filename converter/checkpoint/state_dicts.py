@@ -38,8 +38,8 @@ def as_stored(key: str, entry: LazyTensor | InputError) -> LazyTensor:
 
 @dataclass
 class Candidate:
-    """One model's weights in a file: which they are ('raw', 'ema' or 'unknown'), where they lie, what tells which they
-    are where that is not just the place, and their tensors, read lazily. In a file that is not opened, it has none."""
+    """One model's weights in a file: their kind ('raw', 'ema' or 'unknown'), where they lie, `why` they are of that
+    kind, if not by the place, and their tensors, read lazily. In a file that is not opened, it has none."""
 
     weights: str
     where: str
@@ -214,7 +214,7 @@ def choose(
 
 
 def selecting_flag(candidate: Candidate, candidates: Sequence[Candidate]) -> str:
-    """The flag that takes this one of several: by its kind where that is beyond doubt, else by its place."""
+    """The flag that selects this one of several: by its kind if that is unambiguous, else by its place."""
     alone = sum(other.weights == candidate.weights for other in candidates) == 1
     if alone and candidate.weights in (RAW, EMA):
         return f"`weights` {candidate.weights}"

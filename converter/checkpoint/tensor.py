@@ -45,7 +45,7 @@ class Storage:
 
     @property
     def place(self) -> tuple[str, int]:
-        """What storages are read in the order of, so that a disk reads forward."""
+        """The order to read storages in, so that a disk reads forward."""
         return self.file.path, self.start
 
     def copy_to(self, offset: int, count: int, fd: int, position: int) -> bool:

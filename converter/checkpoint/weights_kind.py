@@ -28,7 +28,7 @@ _NAMES = {
 
 
 def kind_of_weights(path: Sequence[str], prefix: str, top_level: Mapping[str, Any]) -> tuple[str, str]:
-    """('raw', 'ema' or 'unknown'; what tells so, where it is not the place alone).
+    """('raw', 'ema' or 'unknown'; how that is known, if not by the place alone).
 
     Args:
         path: the keys that lead to the state dict, with the prefix where several models lie in it; `prefix`: what its
@@ -52,7 +52,7 @@ def kind_of_weights(path: Sequence[str], prefix: str, top_level: Mapping[str, An
 
 
 def kind_by_name(stem: str) -> tuple[str, str]:
-    """The same of a file that holds nothing but weights, or of a folder: all there is to tell it by is its name."""
+    """The same for a file that holds nothing but weights, or a folder, by its name alone."""
     words = _words(stem)
     averaged = _EMA_WORDS & {*words} and not _negated(words)
     return (EMA, f"averaged weights, as the name {printable(stem, 80)} says") if averaged else (RAW, "")

@@ -130,7 +130,7 @@ def _request(originals: list[str], target: str, words: dict[str, Any], *, litera
 
 
 def _run_and_print(context: click.Context, request: ConversionRequest, *, quiet: bool, as_json: bool) -> None:
-    """Do what is asked for, and print what comes of it: in full of one checkpoint, a line or two of each of several."""
+    """Run the request and print the outcome: in full for one checkpoint, a line or two each for several."""
     from ..checkpoint.write.interrupt import interruptible
     from ..conversion.batch import CONVERTED, PLANNED, STATUSES, worst
     from ..jobs.conversions import run

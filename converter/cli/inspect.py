@@ -23,7 +23,7 @@ from .output import print_json, say
 @json_option
 def inspect(path: str, as_json: bool, **words: Any) -> None:
     """Say what the checkpoint at PATH is: container, family, every hyper-parameter with its evidence, what a conversion
-    would drop or keep in the sidecar, and what stands against one. Of the tensors, only a few elements of the
+    would drop or keep in the sidecar, and what prevents one. Of the tensors, only a few elements of the
     positional table are read, without verifying their checksum; a conversion verifies them, and so does --deep. A table
     that these elements do not explain is read whole.
 

@@ -68,7 +68,7 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
             return _fail(name, f"done, but the result could not be printed: standard output: {why}", 5, [])
         else:
             _print_error(
-                f"{name}: warning: not all could be printed: standard output: {why}; the exit code is the result's"
+                f"{name}: warning: some output was lost: standard output: {why}; the exit code is the result's"
             )
     return code
 

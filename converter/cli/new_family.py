@@ -17,8 +17,8 @@ from .output import print_json, say
 @click.option(
     "--target",
     metavar="PATH",
-    help="What it is to become: a diffusers folder, any checkpoint in that layout, or a .json of keys and shapes. "
-    "Default: every path becomes itself, to be filled in.",
+    help="The target: a diffusers folder, any checkpoint in that layout, or a .json of keys and shapes. "
+    "Default: each path maps to itself, for you to edit.",
 )
 @weights_options
 @click.option("--out", metavar="FILE.py", help="The module to write. Default: NAME.py.")
@@ -52,10 +52,10 @@ def new_family(
     if not name.isascii() or not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():
         raise UsageError(f"NAME {printable(name)}: use lower-case letters, digits and underscores, such as my_dit")
     if name in families():
-        raise UsageError(f"NAME {name}: there is a family of that name already; choose another")
+        raise UsageError(f"NAME {name}: a family of that name already exists; choose another")
     path = Path(out or f"{name}.py")
     if path.suffix != ".py":
-        raise UsageError(f"`out` {printable(path)}: must be a Python module, which ends in .py")
+        raise UsageError(f"`out` {printable(path)}: must be a Python module (.py)")
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"{printable(path)}: cannot be written there")
     if path.exists() and not overwrite:

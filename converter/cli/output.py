@@ -1,4 +1,4 @@
-"""What is printed: a stream that fails stops no work, and what was done counts, whether or not it can be told."""
+"""Printing: a stream that fails stops no work, and finished work counts even if it cannot be reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOST = "converter.lost_output"  # in a context's `meta`
 
 @dataclass(frozen=True)
 class LostOutput:
-    """Why standard output took no more, and whether what it did not take was the result itself."""
+    """Why standard output failed, and whether the lost output was the result itself."""
 
     error: OSError
     result: bool

@@ -48,7 +48,7 @@ def inspection_lines(report: dict[str, Any]) -> Iterator[str]:
         if "why" in candidate:
             yield f"note: {candidate['where']}: {candidate['why']}"
     if report["left_out"]:
-        yield f"left out, as no part of the model: {summed_up(report['left_out'])}"
+        yield f"left out, not part of the model: {summed_up(report['left_out'])}"
     if report["other_entries"]:
         yield f"other entries: {'; '.join(report['other_entries'])}"
     yield from _model_lines(report)
@@ -130,4 +130,4 @@ def draft_lines(path: Path, draft: Draft) -> Iterator[str]:
     for what, paths in (("no row yet", draft.unmatched_source), ("no source yet", draft.unmatched_target)):
         yield from (f"{what}: {printable(path)}" for path in paths)
     yield from (f"note: {note}" for note in draft.notes)
-    yield f"wrote: {printable(path)}, {len(draft.rows)} rows, {draft.unsure} of them to be looked at (# ?)"
+    yield f"wrote: {printable(path)}, {len(draft.rows)} rows, {draft.unsure} of them to check (# ?)"

@@ -51,7 +51,7 @@ class TensorDiff:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A hyper-parameter that both sides show, and not alike."""
+    """A hyper-parameter that both sides show differently."""
 
     name: str
     a: Any

@@ -53,7 +53,7 @@ class CheckpointState:
 
     @contextmanager
     def file_checked_first(self) -> Iterator[None]:
-        """Before the call is blamed for what single elements show, the file is: they may be damaged."""
+        """On `UsageError`, verify the file first: the elements that led to it may be damaged."""
         try:
             yield
         except UsageError:
@@ -86,7 +86,7 @@ class Analysis:
         return self.family.keys.targets if self.diffusers else self.family.keys
 
     def require(self) -> Family:
-        """The family, or an `InputError` with everything that stands against a conversion."""
+        """The family, or an `InputError` with everything that prevents a conversion."""
         path = self.checkpoint.path
         if self.family is None:
             raise InputError(f"{printable(path)}: {self.problem}")
@@ -107,7 +107,7 @@ class Analysis:
 
     @contextmanager
     def path_in_errors(self) -> Iterator[None]:
-        """A family sees the content of `config.json` and not where it lies: its errors are told that here."""
+        """A family sees the content of `config.json`, not its path: that is added to its errors here."""
         try:
             yield
         except InputError as error:
@@ -139,9 +139,9 @@ def analyse(
 
     Args:
         hyper_parameters: by name, what the user states.
-        family: insist on this family: its name, or the file (NAME.py) that makes it.
+        family: require this family: its name, or the file (NAME.py) that defines it.
 
-    Raises: `InputError` for a malformed state dict, `UsageError` for a word that contradicts the file.
+    Raises: `InputError` for a malformed state dict, `UsageError` if a value contradicts the file.
     """
     analysis = Analysis(checkpoint)
     recognised = recognise(checkpoint, None if family is None else find(family))
@@ -202,7 +202,7 @@ def _unrecognised(checkpoint: Checkpoint, family: str | None, changed: str) -> s
     """What a state dict is that no family knows, or which keys are the ones that are not known.
 
     Args:
-        changed: what lies beside a model that it is not to be taken without.
+        changed: what is next to the model and must not be ignored.
     """
     if changed:
         return f"this is {changed} (beside {len(checkpoint)} keys of a model)"

@@ -1,4 +1,4 @@
-"""Conversions as a job: one checkpoint or several, with what is done with each result."""
+"""Convert one checkpoint or several, and run the steps that follow each conversion."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def run(
     Args:
         pairs: may be produced as they are asked for, as `watch` does.
         options, hyper_parameters: of all pairs; a pair may have its own.
-        several: none of the checkpoints stops the rest, and what is done already is not done again: a target that
-            holds what would be written, to the last bit, is left alone. Otherwise errors are raised.
+        several: one that fails does not stop the rest, and a target that already
+            holds exactly what would be written is skipped. Otherwise errors are raised.
         steps: done with every result that is not refused, in order, until one has an exit code; by name.
         progress: as of `convert`.
         finished: called with each outcome once it is converted (or not), and again after each step, with its name.

@@ -1,4 +1,4 @@
-"""Buffers that are recomputed: does that give what a file holds, bit for bit? And as tensors to be written.
+"""Recomputed buffers: compared with what a file holds, bit for bit, and given as tensors to be written.
 
 A family gives a buffer as an array, of NumPy or torch and of any rank, or, where that would be too large to hold, as a
 table: an object with a `shape`, `axis()`, and `rows(start, stop, axis)`, which gives so many rows of its last axis as
@@ -91,8 +91,8 @@ def recomputed(
     Args:
         seen: the findings that may excuse a difference, where they are others.
 
-    Returns: (how the two compare, whether the model is the same without the stored one, what that is if not the
-        computed one). Raises: `UsageError` where that has to be said.
+    Returns: (the comparison; whether the model is the same without the stored buffer; how the stored one
+        differs, in words). Raises: `UsageError` if a flag must say.
     """
     table = table_of(family, row, findings)
     compared = compare(tensor, table)
@@ -154,7 +154,7 @@ class ComputedStorage(Storage):
     def chunks(
         self, buffer: bytearray | memoryview | None = None, span: tuple[int, int] | None = None
     ) -> Iterator[tuple[int, memoryview]]:
-        """(offset, bytes) of everything, whatever the span: a consumer takes what is of it."""
+        """(offset, bytes) of everything, whatever the span: the consumer picks its part."""
         offset = 0
         for piece in self._pieces():
             yield offset, memoryview(piece)

@@ -22,8 +22,8 @@ from .write import Written, write_files
 
 @dataclass
 class Conversion:
-    """What was done, or in a dry run would be: `record` is the content of `conversion.json` (of a single file, which
-    has none beside it, what would be), `files` the sizes."""
+    """What was done, or would be in a dry run: `record` is the content of `conversion.json` (not written for a
+    single file), `files` the sizes."""
 
     path: Path
     record: dict[str, Any]
@@ -96,7 +96,7 @@ def _write(
     record.written = written.files | {name: digest_of(text.encode()) for name, text in plan.texts.items()}
     sizes = {name: int(file["size"]) for name, file in record.written.items()}
     if plan.destination.folder:
-        # What was changed before is not vouched for: what was stated of it is passed on.
+        # Earlier changes are not confirmed: the digests stated of them are passed on.
         anew = (plan.writes.rounded | sidecar.given.keys()) - record.changed.keys()
         shas = {key: sha for name in anew for key, sha in written.digests.get(name, {}).items()}
         record.earlier = sidecar.record.history(shas)
@@ -120,7 +120,7 @@ def _add_digests(plan: ConversionPlan, written: Written) -> None:
 _LEFT = {
     ".partial": "is left from an interrupted run: delete it, unless a run is still writing there",
     ".old": "is an earlier result, whole: a run was interrupted while replacing it",
-    REPLACED: "is what is left of an earlier result that has been replaced: delete it",
+    REPLACED: "is left over from a replaced earlier result: delete it",
 }
 
 

@@ -1,4 +1,4 @@
-"""`inspect --deep`: every byte read, for what no index shows: damage, NaN, zeros, and what a record promised."""
+"""`inspect --deep`: every byte read, for what no index shows: damage, NaN, zeros, changes since the record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .zeros import ALLOWED, find_zeros, listed
 @dataclass
 class DeepInspection:
     """What was found in the tensors: the bytes read, whether the file has checksums, elements that are not finite by
-    key, the keys that a record promised otherwise; `problems` and `notes` in words."""
+    key, the keys that differ from the record; `problems` and `notes` in words."""
 
     bytes: int = 0
     checksums: bool = True

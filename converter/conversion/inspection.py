@@ -34,14 +34,14 @@ def inspect(
     Args:
         weights: 'raw' or 'ema' where the file holds both (default: raw).
         state_dict_key: where in the file the weights lie, where it holds several state dicts.
-        family: insist on a model family, by its name or its file (NAME.py), instead of recognising it.
+        family: require a model family, by its name or its file (NAME.py), instead of recognising it.
         hyper_parameters: what the user states, by name.
-        deep: read every byte too: checksums, NaN and infinity, zeros that no training leaves, and what the record
-            beside a converted model promises; figures of that are under `deep`.
+        deep: read every byte too: checksums, NaN and infinity, zeros that no training leaves, and changes since
+            a converted model's record; the results are under `deep`.
 
     Raises: `InputError` for a malformed or unsafe file; a file that is sound but cannot be converted is described,
     with the reasons under `problems`; what a conversion would ask for first is under `needs`, '' if nothing, and
-    what else might be told it under `unknown`.
+    what else could be given under `unknown`.
 
     Example:
         >>> inspect("fixtures/golden/alpha-ms.pth")["hyper_parameters"]["hidden_size"]["value"]

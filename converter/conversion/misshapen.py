@@ -42,7 +42,7 @@ def misshapen(checkpoint: Checkpoint, plan: Plan) -> list[str]:
     if not plan.problems or fits(lambda rows, columns: (rows, columns)):
         return []
     if fits(lambda rows, columns: (columns, rows)):
-        return ["every matrix has its axes the other way round: this looks like a transposed (Flax or JAX) export"]
+        return ["every matrix is transposed: this looks like a Flax or JAX export"]
 
     def joined(parts: int) -> Callable[[int, int], tuple[int, int]]:
         return lambda rows, columns: (rows * parts, columns)

@@ -29,7 +29,7 @@ class ConversionOptions:
         null_caption: a file that holds the null caption, where the source does not.
         weights: 'raw' or 'ema' where the file holds both (default: raw).
         state_dict_key: where in the file the weights lie, such as 'app.model', where it holds several state dicts.
-        family: insist on a model family, by name or file (NAME.py), instead of recognising it.
+        family: require a model family, by name or file (NAME.py), instead of recognising it.
         overwrite: replace a file, or a folder that holds what an earlier conversion wrote, by its record, and nothing
             else.
         dry_run: plan, and write nothing.

@@ -31,8 +31,8 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 @dataclass(frozen=True)
 class Destination:
-    """What is to be written: where, in which layout, in which dtype (None: as it is), in how large shards (0: in one
-    file), under which variant's name; `suffix` is what the user calls a file, wherever a link of that name leads."""
+    """Where and how to write: the path, layout, dtype (None: unchanged), shard size (0: one
+    file) and variant name; `suffix` is that of the path as given, even if it is a symbolic link."""
 
     path: Path
     to: str = DIFFUSERS
@@ -46,9 +46,9 @@ class Destination:
         """A destination as the user describes it. Raises: `UsageError` for options that do not go together."""
         to, dtype, variant = options.to, options.dtype, options.variant
         if to not in LAYOUTS:
-            raise UsageError(f"`to` {printable(to)}: there are {', '.join(LAYOUTS)}")
+            raise UsageError(f"`to` {printable(to)}: one of {', '.join(LAYOUTS)}")
         if dtype is not None and dtype not in CASTS:
-            raise UsageError(f"`dtype` {printable(dtype)}: there are {', '.join(CASTS)}")
+            raise UsageError(f"`dtype` {printable(dtype)}: one of {', '.join(CASTS)}")
         if "\0" in os.fspath(path):
             raise UsageError(f"{printable(path)}: not a path: it contains a null character")
         target, suffixes = Path(path), SUFFIXES.get(to)

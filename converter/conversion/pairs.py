@@ -142,7 +142,7 @@ def _originals(path: str) -> list[str]:
         paths = [match for match in matches if not os.path.isdir(match) or is_model(Path(match))]
         if not paths:
             os.listdir(_literal(path) or ".")  # `glob` finds nothing in a folder that it cannot read
-            only = ", only folders that are no models" if matches else ""
+            only = ", only folders without a model" if matches else ""
             raise UsageError(f"{printable(path)}: matches no checkpoint{only}")
     return sorted(set(paths), key=natural_order)
 
@@ -156,7 +156,7 @@ def in_folder(path: str) -> list[str]:
 
 
 def several(originals: Sequence[str], converted: str) -> bool:
-    """Whether these words may stand for more than one checkpoint: then each is taken for itself, and none stops the
+    """Whether these paths may stand for more than one checkpoint: then each is handled alone, and none stops the
     rest."""
     globs = any(glob.has_magic(path) and not os.path.lexists(path) for path in originals)
     return len(originals) > 1 or globs or (bool(_PLACE.search(converted)) and not os.path.lexists(converted))
@@ -168,7 +168,7 @@ def _is_checkpoint(entry: os.DirEntry[str]) -> bool:
 
 
 def _pattern(path: str) -> str:
-    """The glob of a path, in which the folders at its beginning that exist under just these names are no glob."""
+    """A path as a glob, in which leading folders that exist under exactly these names are taken literally."""
     literal = _literal(path)
     return glob.escape(literal) + path[len(literal) :]
 
@@ -183,14 +183,14 @@ def _literal(path: str) -> str:
 
 @reads
 def is_model(folder: Path) -> bool:
-    """Whether a folder is one model (or pipeline, or conversion), be it a broken one, and not a folder of models."""
+    """Whether a folder is one model (or pipeline, or conversion), even a broken one, and not a folder of models."""
     if any(os.path.exists(folder / name) for name in (CONFIG, "model_index.json", RECORD)):
         return True
     try:
         if model_folder(folder) != folder:
             return True
     except InputError:
-        return True  # a distributed checkpoint or an adapter: the reader says what stands against it
+        return True  # a distributed checkpoint or an adapter: the reader says what is wrong with it
     try:
         weight_files(folder)
     except InputError:

@@ -57,7 +57,7 @@ class ConversionPlan:
 
     @property
     def size(self) -> int:
-        """What it takes on the disk, the record generously."""
+        """Bytes needed on disk; 1 MiB for the record."""
         return sum(file.layout.size for file in self.files) + sum(map(len, self.texts.values())) + (1 << 20)
 
 
@@ -87,7 +87,7 @@ def open_plan(
     if options.null_caption is not None and os.path.realpath(options.null_caption) == os.path.realpath(
         destination.path
     ):
-        raise UsageError(f"{printable(destination.path)}: is the null caption that is to be read; choose another path")
+        raise UsageError(f"{printable(destination.path)}: is the null caption to be read; choose another path")
     place = local(source, quiet=quiet)
     destination = destination.check(place, overwrite=options.overwrite)
     with ExitStack() as stack:
@@ -117,7 +117,7 @@ def _make_plan_or_report_zeros(
 def make_plan(
     analysis: Analysis, destination: Destination, options: ConversionOptions, stack: ExitStack
 ) -> ConversionPlan:
-    """Decide everything; of the tensors, those that are recomputed or copies are read and compared, no other is.
+    """Decide everything. Only tensors that are recomputed or copied are read, to compare them.
 
     Args:
         stack: keeps open what lies beside the source, until it is written.
@@ -144,7 +144,7 @@ def make_plan(
         demand_evidence(family, findings, checkpoint)
     notes = [*findings.notes, *(findings.diffusers_notes if destination.folder else []), *checkpoint_notes(checkpoint)]
     if analysis.diffusers and checkpoint.folder and not checkpoint.config:
-        notes.append(f"the folder holds no {CONFIG}: what it would say is given or assumed")
+        notes.append(f"the folder holds no {CONFIG}: its values are given or assumed")
     notes += [*sidecar.notes, *_differences_from_record(analysis, sidecar.record), *writes.notes]
     if destination.to == COMFYUI and family.comfyui:
         notes += family.comfyui(findings)
@@ -190,7 +190,7 @@ def _differences_from_record(analysis: Analysis, record: Record) -> list[str]:
 
 
 def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:
-    """What was believed beside the weights, so that the record is enough to audit what it led to."""
+    """Files other than the weights that were relied on, so that the record suffices for an audit."""
     return {
         Path(os.path.relpath(path, checkpoint.folder)).as_posix(): digest_of(data)
         for path, data in checkpoint.beside.items()
@@ -198,7 +198,7 @@ def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:
 
 
 def checkpoint_notes(checkpoint: Checkpoint) -> list[str]:
-    """What the user should know of what was read before the result is used."""
+    """What the user should know about the source before using the result."""
     notes, chosen = [*checkpoint.notes], checkpoint.selected
     # Where nobody chose, those of the same kind are the very same tensors under another name.
     others = [candidate for candidate in checkpoint.plausible if candidate.weights != chosen.weights]
@@ -211,7 +211,7 @@ def checkpoint_notes(checkpoint: Checkpoint) -> list[str]:
             f"took the {chosen.weights} weights ({chosen.where}); {kind} weights are there too: {flag} takes those"
         )
     if checkpoint.left_out:
-        notes.append(f"left out, as no part of the model: {summed_up(checkpoint.left_out)}")
+        notes.append(f"left out, not part of the model: {summed_up(checkpoint.left_out)}")
     for name, danger in checkpoint.foreign_globals:
         if danger:
             notes.append(f"the file asks to import {name}, which can run code in other readers; nothing of it ran here")

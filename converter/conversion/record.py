@@ -26,8 +26,8 @@ PLAIN = (bool, int, float, str, type(None))  # what a hyper-parameter may be
 class PlanRow:
     """A row of the plan in `conversion.json`: what became of one tensor of the source, or of several.
 
-    `targets` are the keys that it was written under, `sidecar` that in the sidecar; `sha256` is by key of what was
-    written, and of a buffer that is recomputed of what was read, with `reproduced`: whether that gives the same bytes.
+    `targets` are the keys it was written under, `sidecar` its key in the sidecar; `sha256` maps keys to digests of
+    what was written, or of the stored buffer if it is recomputed; `reproduced`: whether recomputing gives that.
     """
 
     sources: list[str]
@@ -40,7 +40,7 @@ class PlanRow:
     reproduced: bool | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; what is not known, or is the rule, is left out."""
+        """JSON-ready; unknown and default values are left out."""
         row: dict[str, Any] = {"source": self.sources[0], "dtype": self.dtype, "shape": self.shape}
         row["operation"] = self.operation
         if len(self.sources) > 1:
@@ -86,7 +86,7 @@ class ConversionRecord:
 class Record:
     """A `conversion.json` that is ours: its content, and the folder that it describes; empty where there is none.
 
-    `odd` says in words that a file of that name is there and is not believed.
+    `odd` is a note on a file of that name that is there and is ignored.
     """
 
     content: dict[str, Any] = field(default_factory=dict)
@@ -145,7 +145,7 @@ class Record:
         }
 
     def history(self, digests: Mapping[str, str]) -> dict[str, Any]:
-        """What the record of a conversion of this model says of what was before it, so that the way back stays exact.
+        """What the record of a further conversion of this model passes on, so that the way back stays exact.
 
         Args:
             digests: SHA-256 of what that conversion made anew, by the key in the model or the sidecar.
@@ -183,7 +183,7 @@ def record_beside(model: Path) -> Record:
             if not all(isinstance(sha, str) for _, sha in texts):
                 raise TypeError
         except (ConverterError, TypeError, KeyError, AttributeError):
-            return Record(odd=f"{RECORD} cannot be read as a record of a conversion, and is not believed")
+            return Record(odd=f"{RECORD} is not a valid conversion record, and is ignored")
         return Record(content, folder)
     return Record()
 

@@ -32,7 +32,7 @@ class Sidecar:
 
     @property
     def tensors(self) -> dict[str, LazyTensor]:
-        """All of them: what the user gives is believed before what is kept."""
+        """All of them; those that the user gives take precedence."""
         return self.kept | self.given
 
     @property
@@ -40,22 +40,22 @@ class Sidecar:
         """What the user should know of it."""
         odd = [self.record.odd] if self.record.odd else []
         displaced = sorted(self.kept.keys() & self.given.keys())
-        return odd + [f"{key}: the one that was given takes the place of that in {SIDECAR}" for key in displaced]
+        return odd + [f"{key}: the one given by the user replaces that in {SIDECAR}" for key in displaced]
 
     @property
     def must_match(self) -> dict[str, str]:
-        """What the record says of what was kept, and is taken from there: its SHA-256 by key."""
+        """SHA-256 by key, from the record, of the sidecar's tensors in use."""
         return {key: sha for key, sha in self.record.digests.items() if key in self.kept.keys() - self.given.keys()}
 
     @property
     def recorded(self) -> dict[str, str]:
-        """What the record says of all else, which may have been trained since: its SHA-256 by key."""
+        """SHA-256 by key, from the record, of all others, which may have been trained since."""
         others = self.record.digests.keys() - self.kept.keys() - self.given.keys()
         return {key: self.record.digests[key] for key in sorted(others)}
 
 
 def analyse_with_record(checkpoint: Checkpoint, hyper_parameters: Mapping[str, Any], family: str | None) -> Analysis:
-    """`analyse`, and where a converted folder by itself does not suffice, with what its record says that was given."""
+    """`analyse`; if a converted folder does not suffice, again with the values that its record says were given."""
     analysis, folder = analyse(checkpoint, hyper_parameters, family), checkpoint.folder
     if not analysis.family or not analysis.diffusers or not folder or not (analysis.plan.problems or analysis.needs):
         return analysis

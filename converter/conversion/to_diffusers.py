@@ -24,7 +24,7 @@ from .write import TensorWrite
 class TensorWrites:
     """Tensors of the model and of the sidecar, the rows of the record, what the user should know.
 
-    `must_match`: key of a source -> the SHA-256 that an earlier record states of what has to be just that; `recorded`:
+    `must_match`: key of a source -> its SHA-256 in an earlier record, which it still has to have; `recorded`:
     of what may have been trained since.
     """
 
@@ -102,7 +102,7 @@ def to_diffusers(analysis: Analysis, sidecar: Sidecar, dtype: DType | None) -> T
             writes.model += tensor_writes(family, dtype, move, checkpoint)
             writes.row(move.operation.word, tensor, targets=list(move.targets))
         elif key in plan.extras and plan.extras[key] in there:
-            writes.notes.append(f"{key} is a stray copy; what lies beside the model is believed")
+            writes.notes.append(f"{key} is a stray copy; the sidecar's or given one is used")
         elif key in plan.extras:
             _to_sidecar(writes, tensor, plan.extras[key])
         else:
@@ -115,7 +115,7 @@ def to_diffusers(analysis: Analysis, sidecar: Sidecar, dtype: DType | None) -> T
 
 
 def check_computed(analysis: Analysis, sidecar: Sidecar) -> None:
-    """Of a converted model, what was left to be computed is still what the original held; it may have another config.
+    """Check that a converted model's recomputed buffers still match the original's: its config may have changed.
 
     Raises: `InputError` where it is not.
     """

@@ -97,7 +97,7 @@ def _check_copies(path: str, move: Move, checkpoint: Mapping[str, LazyTensor]) -
 
 
 def _left_out(analysis: Analysis, recorded: dict[str, Any], parts: dict[str, TensorWrite]) -> list[str]:
-    """In words, what diffusers has no home for and nothing beside the model holds: it is left out, never invented."""
+    """Notes on what diffusers has no place for and no sidecar holds: it is left out, never invented."""
     notes = []
     for row in rows_of(analysis, Extra):
         if any(row.match(key) for key in parts):

@@ -28,7 +28,7 @@ def is_up_to_date(
     hyper_parameters: Mapping[str, Any] | None = None,
     **shortcuts: Any,
 ) -> list[str] | None:
-    """What `convert` would say of the tensors, where `dump_path` holds what it would write; None where it does not.
+    """The notes of `convert` on the tensors, if `dump_path` holds exactly what it would write; else None.
 
     Both sides are read and hashed. The arguments are those of `convert`.
 
@@ -45,8 +45,8 @@ def is_up_to_date(
 
 
 def _written_before(folder: Path, plan: ConversionPlan) -> Written | None:
-    """What `write_files` would tell, but for its `files`, where these files lie in the folder already, with these
-    tensors and texts in them, to the last bit; None where they do not.
+    """What `write_files` would return, without `files`, if the folder already holds these files with these
+    tensors and texts, bit for bit; else None.
 
     Raises: `InputError` where the source is damaged.
     """

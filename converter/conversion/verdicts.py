@@ -1,5 +1,5 @@
-"""What is said of tensors once they have been read: what is refused unless the user allows it, what is noted, and what
-the record beside them states.
+"""The checks on tensors that have been read: what is refused unless allowed, what is noted, and what differs from
+their record.
 
 `convert` applies it to what it wrote and to a result that was there already, `inspect --deep` to what it read.
 """
@@ -26,7 +26,7 @@ from .zeros import judge, listed, refuse_zeros, trailing_zero_counts
 NONFINITE = "NaN or infinite"
 ALLOW_NONFINITE = "`allow_nonfinite` converts them as they are"
 ALLOW_OVERFLOW = "`allow_overflow` makes them infinite"
-BORROWED = "as the converted model has it, which is to be proven"
+BORROWED = "from the converted model, which is under test"
 
 
 def demand_evidence(family: Family, findings: Findings, checkpoint: Checkpoint, borrowed: Collection[str] = ()) -> None:
@@ -34,7 +34,7 @@ def demand_evidence(family: Family, findings: Findings, checkpoint: Checkpoint, 
 
     Args:
         findings: `used` are what the result was made with; whatever else is assumed cannot change it.
-        borrowed: the hyper-parameters that only the converted model shows, whose word is what is to be proven.
+        borrowed: the hyper-parameters that only the converted model shows, which is the one under test.
 
     Raises: `UsageError` with all of them, and the flag that states each.
     """
@@ -49,14 +49,14 @@ def demand_evidence(family: Family, findings: Findings, checkpoint: Checkpoint, 
         flag = selecting_flag(chosen, checkpoint.plausible)
         lines.append(f"{flag} ({others[0].where} holds {others[0].weights} weights too)")
     if lines:
-        raise UsageError(f"`require_evidence`: assumed so far, and to be said: {'; '.join(lines)}")
+        raise UsageError(f"`require_evidence`: state what is assumed so far: {'; '.join(lines)}")
 
 
 @dataclass
 class RecordComparison:
-    """What was read, held against a record: `broken` has an error for everything that nobody trains and that is not
-    what it was; `changed` is key -> the SHA-256 promised, of what may have been trained and is another; `words` say so,
-    or that all is as it was, and are '' where nothing was promised."""
+    """What was read, compared with a record: `broken` has an error for what is never trained and is not
+    what it was; `changed` is key -> the recorded SHA-256 of what may have been trained and differs; `words` say so,
+    or that nothing has changed; '' where nothing was recorded."""
 
     broken: dict[str, InputError] = field(default_factory=dict)
     changed: dict[str, str] = field(default_factory=dict)
@@ -71,7 +71,7 @@ def compare_with_record(
     Args:
         analysis: of the model.
         must_match, recorded: as in `TensorWrites`.
-        read: SHA-256 by key; what is in neither it nor the model is not there, but for what is computed.
+        read: SHA-256 by key; what is in neither it nor the model is missing, unless it is computed.
     """
     comparison, path = RecordComparison(), analysis.checkpoint.path
     for key, sha in must_match.items():
@@ -86,7 +86,7 @@ def compare_with_record(
     if comparison.changed:
         words.append(f"{len(comparison.changed)} of {len(compared)} tensors {UNLIKE}")
     if absent:
-        words.append(f"no longer there, of the tensors that {RECORD} names: {listed(absent)}")
+        words.append(f"missing tensors that {RECORD} names: {listed(absent)}")
     if compared and not words:
         words.append(f"all {len(compared)} tensors {LIKE}")
     comparison.words = "; ".join(words)
@@ -98,7 +98,7 @@ def give_verdict(
 ) -> tuple[list[str], dict[str, str]]:
     """(what the user should know of the tensors that were written, `RecordComparison.changed`).
 
-    Raises: `InputError` for what is not allowed, and where a promise is broken.
+    Raises: `InputError` for what is not allowed, or differs from its record.
     """
     path, notes = analysis.checkpoint.path, list[str]()
     for bad, let_through, what, flag in (

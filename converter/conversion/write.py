@@ -1,4 +1,4 @@
-"""Writing files out of lazy tensors: what frames them first, then every tensor moved, cast and proven."""
+"""Writing files from lazy tensors: headers first, then every tensor copied, cast and verified."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TensorWrite:
     """Source tensors and the keys that they are written under, in `dtype`.
 
     `runs`: for each source, where its equal groups of rows go, in order: (which key, which of the groups of rows in
-    it). Default: one tensor under several keys is shared out among them, several under one are put together. A tensor
+    it). Default: one tensor under several keys is split among them, several under one are concatenated. A tensor
     that is written several times is as many parts: it is read once all the same.
     `fused`: how many tensors of another layout are one in this, such as q, k and v, and are looked at one by one.
     """
@@ -105,7 +105,7 @@ class TensorFile:
 
 @dataclass
 class Written:
-    """What was written: per file its size and the digest of what frames its tensors; per source key the SHA-256 of
+    """What was written: per file its size and the digest of its header; per source key the SHA-256 of
     each run of bytes, under the key that it went to; per key, how many elements are not finite, and how many a cast
     made infinite.
 
@@ -138,7 +138,7 @@ def write_files(
     step: Progress,
     digests: Mapping[str, str],
 ) -> Written:
-    """Write the files into what is in the making; every tensor is read back and proven.
+    """Write the files into the publication; every tensor is read back and verified.
 
     Args:
         digests: key of a source -> the SHA-256 of its bytes that a record states, where there is one.
@@ -187,7 +187,7 @@ def summary(tensor_copies: list[TensorCopy], files: dict[str, dict[str, int | st
 
 
 def _complete(path: Path, fd: int, layout: FileLayout, crcs: dict[str, int]) -> bytes:
-    """Put the checksums, where the format has any, into what frames the tensors; returns all of that."""
+    """Put the checksums, where the format has any, into the header; returns the whole header."""
     frame = layout.frame(crcs)
     if frame != layout.frame({}):
         for offset, data in frame:

@@ -1,4 +1,4 @@
-"""Tensors that are zero throughout: some an initialisation leaves so, others only a file that is not complete.
+"""All-zero tensors: some an initialisation leaves so, others only an incomplete file.
 
 A download that reserves its space first has the right size and a sound header from the beginning on, and zeros where
 nothing came. Nothing else tells: `.safetensors` files have no checksums.
@@ -27,7 +27,7 @@ class Zeros:
 
     Attributes:
         untrained: keys that are zero as an initialisation leaves them.
-        others: more that are zero throughout and may be: buffers, and whatever is of a family that names nothing as
+        others: more that may be zero throughout: buffers, and every tensor of a family that marks nothing as
             `ZeroInit`.
         lost: keys, or "key (which part of it)", that are zero throughout and are so in no training; those first that
             are so in no initialisation either.
@@ -59,7 +59,7 @@ class Zeros:
             return []  # which names all of it
         result = [f"{listed(self.others)}: zero throughout"] if self.others else []
         if self.untrained:
-            result.append(f"zero throughout, as a training begins, and so not trained yet: {listed(self.untrained)}")
+            result.append(f"zero throughout, as initialised, and so not trained yet: {listed(self.untrained)}")
         return result
 
 
@@ -141,14 +141,14 @@ def find_zeros(plan: Plan, tensors: Mapping[str, LazyTensor]) -> Zeros:
 def judge(plan: Plan, tensors: Mapping[str, LazyTensor], ends: Mapping[str, Sequence[int]]) -> Zeros:
     """Tell zeros that an initialisation leaves from those that only damage does.
 
-    What starts at zero does so in every block alike. A single tensor shows nothing by itself: it is believed where all
-    of something whose weights start at zero is still so, or every bias is. Where a family names nothing that starts
-    so, nobody knows what does, and nothing is `lost`.
+    What starts at zero does so in every block. A zero tensor outside blocks counts as untrained only if all weights
+    of a row that starts at zero are still zero, or every bias is. Where a family marks nothing that starts
+    so, nothing can be told, and nothing is `lost`.
 
     Args:
         plan: of the file's own layout.
         tensors: those of the file, and others that were looked at, such as a null caption, by key.
-        ends: `tails` of those that were looked at, in as many parts as the plan splits them into.
+        ends: `trailing_zero_counts` of those read, in as many parts as the plan splits them into.
     """
     units = list(_units(plan, tensors, ends))
     counts = Counter(unit.key for unit in units)

@@ -36,7 +36,7 @@ def register(family: Family) -> None:
 
 @cache
 def _built_in() -> dict[str, Family]:
-    """The families of `converter.models`, by name like those of any package: this room does not import what uses it."""
+    """The families of `converter.models`, by name like those of any package: this package imports no user of it."""
     models = import_module(MODELS)
     places = (place.split(":") for place in models.FAMILIES)
     built_in: list[Family] = [getattr(import_module(f"{MODELS}.{module}"), name) for module, name in places]
@@ -127,7 +127,7 @@ def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple
 
 
 def stranger(state: Mapping[str, Any], family: Family, diffusers: bool) -> str:
-    """What a state dict is that is not of this family, if it is known by name; else ''."""
+    """What a state dict not of this family is, if its layout is known; else ''."""
     table = family.keys.targets if diffusers else family.keys
     return named(state, lambda key: table.row_of(key) is not None)
 

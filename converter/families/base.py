@@ -121,7 +121,7 @@ class Family:
     # Afterwards they are `Flag`s by name.
     flags: Any = ()
     subfolder: str = "transformer"  # where in the dump the model lies
-    # (findings, largest difference) -> of a stored buffer that recomputing does not give bit for bit: whether a
+    # (findings, largest difference) -> if recomputing a stored buffer does not give it bit for bit: whether a
     # conversion may go on without it (the original net does not use it), and what it is, in words; raises `UsageError`
     # where what was read off the buffer has to be said instead.
     buffer_mismatch: Callable[[Findings, float], tuple[bool, str]] = lambda findings, difference: (

@@ -115,8 +115,8 @@ _HEADS = {"num_attention_heads", "num_heads", "n_heads", "heads", "num_head"}  #
 
 
 def heads(findings: Findings, state: State, usual: int | None, why: str, *, name: str = "num_attention_heads") -> None:
-    """A number of heads, which no tensor shows. What the file says of heads beside the weights may be of another net
-    (a text encoder), so it is no evidence to go by, and none to be silent on either.
+    """A number of heads, which no tensor shows. Counts of heads recorded beside the weights may be another net's
+    (a text encoder's): they are reported, but not relied on.
 
     Args:
         name: of the hyper-parameter, where a model has several.
@@ -131,9 +131,9 @@ def heads(findings: Findings, state: State, usual: int | None, why: str, *, name
     else:
         count = findings.given_or_assumed(name, usual, why if usual else f"a file does not show it{why}", rejected)
         if rejected and findings[name].source == "assumed":
-            findings.notes.append(f"{rejected}, and {usual} heads are assumed: --{name} says how many there are")
+            findings.notes.append(f"{rejected}, and {usual} heads are assumed: --{name} sets the number")
     if count is not None and hidden and (type(count) is not int or count < 1 or hidden % count):
-        wrong = f"{count}: the hidden size {hidden} does not divide by it"
+        wrong = f"{count}: the hidden size {hidden} is not a multiple of it"
         raise InputError(f"config.json: {name} {wrong}") if stated else UsageError(f"`{name}` {wrong}")
 
 
@@ -199,7 +199,7 @@ def _from_whole(state: State, hidden: int, side: int) -> tuple[float | None, str
         return None, f"and is no sin-cos table whose scale is beyond doubt ({doubt})", 0.0
     if fitted.rounded:
         return fitted.scale, f"and is {name}, rounded to {fitted.rounded} ({off})", ROUNDINGS[fitted.rounded]
-    return fitted.scale, f"and is {name} up to a drift, as of an average ({off})", ROUNDING
+    return fitted.scale, f"and is {name} up to a drift, as by averaging ({off})", ROUNDING
 
 
 def resolution(
@@ -239,20 +239,20 @@ def computed_table(findings: Findings, scale_name: str = "") -> SinCosTable:
 
 
 def up_to_rounding(findings: Findings, difference: float) -> str:
-    """What a stored table is that differs from the computed one as far as storing it explains; '' for any other."""
+    """Words for a stored table that differs from the computed one by rounding; '' for any other."""
     near = difference < max(findings.rounded.get(POSITIONS, 0.0), ROUNDING)
     return f"is the sin-cos table up to rounding (by up to {difference:.2g})" if near else ""
 
 
 def drifted(difference: float) -> str:
-    """What a stored table is that differs from the computed one as an average does; '' for any other."""
-    return f"is the sin-cos table up to a drift of {difference:.2g}, as of an average" if difference <= DRIFT else ""
+    """Words for a stored table that differs from the computed one by averaging; '' for any other."""
+    return f"is the sin-cos table up to a drift of {difference:.2g}, as by averaging" if difference <= DRIFT else ""
 
 
 def exact_instead(findings: Findings, drift: str, flag: str) -> str:
-    """What a drifted table is, where the net adds it to its input and what is converted adds the exact one.
+    """Words for a drifted table that the net adds to its input: the converted model adds the exact one.
 
-    Raises: `UsageError` where nobody said to take the exact one.
+    Raises: `UsageError` where no flag says to use the exact one.
     """
     stated = findings.given.keys() & {"image_size", "interpolation_scale"}
     for name in stated:  # the file says the same, but it is the user's word that counts: records pass it on
@@ -260,7 +260,7 @@ def exact_instead(findings: Findings, drift: str, flag: str) -> str:
     if not stated:
         value = findings.value(flag)
         raise UsageError(
-            f"`{flag}` is needed: {POSITIONS} {drift}, the original adds it to its input as it is, and what is "
-            f"converted would add the exact one: `{flag}` {value} says to take that"
+            f"`{flag}` is needed: {POSITIONS} {drift}, the original adds it to its input as it is, and the "
+            f"converted model would add the exact one: `{flag}` {value} accepts it"
         )
-    return f"{drift}: what the flags say, the exact one, is taken instead"
+    return f"{drift}: the exact one, by the flags, is taken instead"

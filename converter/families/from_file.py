@@ -1,4 +1,4 @@
-"""A family out of a file that the user names: his own code, run as such, like a package that he installed."""
+"""A family from a file that the user names: the user's own code, run like an installed package."""
 
 from __future__ import annotations
 

@@ -108,8 +108,8 @@ def named(keys: Collection[str], own: Callable[[str], bool] = lambda key: False)
 
 
 def altered(keys: Iterable[str]) -> str:
-    """The same of such alone as say of the weights beside them that they are not to be taken as they are: adapters,
-    the scales of quantised ones. These are never something that can be left out."""
+    """The same for only those keys that change what the weights beside them mean: adapters,
+    the scales of quantised weights. Such keys can never be left out."""
     return _first(keys, _ALTERED)
 
 

@@ -24,10 +24,10 @@ DRIFT = 1e-2
 # dtype -> how far rounding to it moves a value of at most 1: half of its last place; bfloat16 also by way of float16.
 ROUNDINGS = {"float16": 2.5e-4, "bfloat16": 2.2e-3}
 DIGITS = range(7)  # decimals that a scale may have
-# A scale explains a drifted table if it leaves no more than so many times what the best fit does; its neighbours must
-# leave more than so many times the bound.
+# A scale explains a drifted table if its residual is at most this many times the best fit's; its neighbours' must be
+# more than this many times the bound.
 MARGIN = 4.0
-FINE = 0.003  # of a scale: others that are so close to a round one are told from it, or it is not believed
+FINE = 0.003  # of a scale: a round one must be distinguishable from others this close
 Rows = Callable[[], Iterable[tuple[int, Any]]]  # gives (first token, floats [tokens, hidden]), first to last
 
 
@@ -148,8 +148,8 @@ def _beyond_doubt(apart: Callable[[float], float], best: float, numbers_of: set[
     """The scale with the fewest decimals that explains the table, if its neighbours are far from doing so: so far that
     no scale of more decimals between them, rounded, would have explained it.
 
-    A rounding moves no element further than its bound. Of a drift no bound is known: that the best fit leaves a small
-    part of it only is not believed. A round number would explain much; so others close to it must not.
+    A rounding moves no element further than its bound. A drift has no known bound: the best fit is not trusted to
+    leave only a small part of it. A round number explains much, so others close to it must not.
     """
     least = apart(best)
     # The best fit is by the sum of squares, and so may leave a little more somewhere than the true scale does.

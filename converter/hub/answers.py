@@ -26,7 +26,7 @@ class UntrustedAnswer(InputError):
     """An answer that no hub gives."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"the hub's answer is not to be trusted, and nothing of it is kept: it names {problem}")
+        super().__init__(f"the hub's answer cannot be trusted, and nothing of it is kept: it names {problem}")
 
 
 @contextmanager

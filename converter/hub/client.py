@@ -14,7 +14,7 @@ from .answers import UntrustedAnswer, responses_checked
 from .redaction import redacted
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
-# Which of the two, the hub does not tell somebody who may not know.
+# The hub does not tell an unauthorised user which of the two it is.
 _NO_REPOSITORY = f"the hub has no such model repository, or it is private: {LOGIN}"
 
 

@@ -106,7 +106,7 @@ def _snapshot(wanted: HubPath) -> _Snapshot:
 
 
 def _cached(wanted: HubPath) -> Path | None:
-    """The folder in the cache with what was fetched of that revision before, as far as it was."""
+    """The folder in the cache with what was fetched of that revision so far."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

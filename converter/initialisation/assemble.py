@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Initialisation:
-    """What was made: where, by which choices, and the proof. Of a proof that failed nothing is written."""
+    """What was made: where, by which choices, and the proof. If the proof failed, nothing is written."""
 
     path: Path
     choices: dict[str, Any]
@@ -65,7 +65,7 @@ def init_from_dit(
 
     Returns: an `Initialisation`. Nothing is written where its proof failed.
 
-    Raises: `InputError` for a file that is no DiT, `UsageError` for words that do not go together.
+    Raises: `InputError` for a file that is no DiT, `UsageError` for options that conflict.
 
     Example:
         >>> options = Options(caption_channels=32, caption_tokens=12)
@@ -118,18 +118,18 @@ def notes(origin: Origin, wanted: Destination) -> list[str]:
     if options.none != ZERO:
         words.append(
             f"no class is row {rows - 1} of its class table, the last of {rows}, if it was trained to have one "
-            "(--none zero takes none)"
+            "(or use --none zero)"
         )
     own = analysis.found.value("sample_size")
     positions = f"positions: latent side {origin.side}, scale {origin.scale:g}"
     if (origin.side, origin.scale) != (own, 1.0):
-        positions += f"; the DiT has {own} and 1, so that what enters the blocks differs from what it was trained on"
+        positions += f"; the DiT has {own} and 1, so that the blocks get other inputs than it was trained on"
     words.append(positions)
     if options.caption_tokens not in TOKENS:
         words.append(f"{options.caption_tokens} caption tokens are neither alpha's (120) nor sigma's (300)")
     if not wanted.folder and (flags := _unshown(origin)):
         stated = " ".join(f"--{name} {value}" for name, value in flags.items())
-        words.append(f"the file does not show everything: its conversion has to be told {stated}")
+        words.append(f"the file does not show everything: convert it with {stated}")
     return words
 
 

@@ -38,10 +38,10 @@ class Options:
     def __post_init__(self) -> None:
         for name, value, choices in (("none", self.none, NONES), ("t_block", self.t_block, T_BLOCKS)):
             if value not in choices:
-                raise UsageError(f"`{name}` {value}: there are {', '.join(choices)}")
+                raise UsageError(f"`{name}` {value}: one of {', '.join(choices)}")
         for name in ("caption_tokens", "caption_channels", "interpolation_scale"):
             number = getattr(self, name)
             if number is not None and not sensible(number):
                 raise UsageError(f"`{name}` {number}: not a sensible positive number")
         if not 0 <= self.seed < 1 << 63:
-            raise UsageError(f"`seed` {self.seed}: a whole number from 0 on")
+            raise UsageError(f"`seed` {self.seed}: a whole number from 0 up")

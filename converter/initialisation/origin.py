@@ -103,7 +103,7 @@ class Origin:
     def same_positions(self) -> bool:
         """Whether the DiT's file holds the very table of positions that the PixArt is to have.
 
-        Raises: `InputError` where the DiT was trained with other positions than all of it is computed with here.
+        Raises: `InputError` where the DiT was trained with other positions than those computed here.
         """
         held = False
         for key in self.analysis.plan.computed:
@@ -165,7 +165,7 @@ class Origin:
         shape = tuple(dim.value(self.dims) or 0 for dim in row.shape_pattern(suffix))
         if 0 in shape:
             what = f"`{row.group}`: " if row.group else ""
-            raise UsageError(f"{what}{row.source} needs a hidden size that divides, and this DiT has {self.dims['D']}")
+            raise UsageError(f"{what}{row.source} needs a divisible hidden size, and this DiT has {self.dims['D']}")
 
         def pieces() -> Iterator[bytes]:
             if row.source == T_BLOCK:

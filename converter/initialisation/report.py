@@ -26,14 +26,14 @@ WORDING = Wording(
     question=f"does the PixArt compute at t = {TIMESTEP} what the DiT does?",
     meaning={
         PASS: f"The PixArt begins as the DiT: at t = {TIMESTEP} every block computes what the DiT's does.",
-        FAIL: "The PixArt is not what the DiT is: nothing was written.",
+        FAIL: "The PixArt does not match the DiT: nothing was written.",
         INCONCLUSIVE: "Nothing wrong was found, but the evidence does not suffice: nothing was written.",
     },
     about={
         "tables": "what is stored of the tables is their float64 values, rounded to float32 and to nothing else",
         "function": "both nets on the same noise, the DiT without a class; what the caption says does not matter yet, "
         "since the cross attention adds zero until it is trained",
-        "other timesteps": f"what training starts from: what is promised is promised at t = {TIMESTEP} only",
+        "other timesteps": f"what training starts from: they agree by design at t = {TIMESTEP} only",
     },
     subject="PixArt initialised from ",
 )
@@ -63,7 +63,7 @@ def as_report(done: Initialisation) -> Report:
     }
     rows = [[s.name, s.case, s.error, s.apart, s.floor, s.times, s.exact] for s in proof.stages]
     measured = _table(f"Block by block at t = {TIMESTEP}", MEASURED, STAGES, rows)
-    choices = _table("The options, and what they come to for this DiT", "", ["name", "value"], [*done.choices.items()])
+    choices = _table("The options, and their values for this DiT", "", ["name", "value"], [*done.choices.items()])
     phases = [
         _phase("tables", rounding, []),
         _phase("function", others, proof.doubts, blocks=blocks, tables=[measured]),

@@ -1,4 +1,4 @@
-"""How far a PixArt is from the DiT that it begins as, at timesteps where nothing holds them together."""
+"""How far a PixArt is from the DiT that it begins as, at timesteps where they need not agree."""
 
 from __future__ import annotations
 

@@ -1,2 +1,2 @@
-"""What a command asks for as a whole: conversions with the comparison and the publishing that follow, comparisons with
+"""The requests behind the commands: conversions with the comparison and publishing that follow, comparisons with
 their reports. A command describes it and prints the outcome."""

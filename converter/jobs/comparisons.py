@@ -1,4 +1,4 @@
-"""Comparisons as a command asks for them: listed or named, with waivers, a cache, reports and a card."""
+"""A comparison request: pairs listed or named, with waivers, a cache, reports and a card."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def compare(
     Args:
         command: the command line, for the reports.
         progress: as of `check`.
-        done: called after each comparison, with the words of its refusal, '' for none.
+        done: called after each comparison, with the error if it was refused, else ''.
 
-    Raises: `UsageError` for what cannot be done, of which most is asked before the work.
+    Raises: `UsageError` for what cannot be done; most is checked before the work.
     """
     settings = load_settings(request.config) if request.config else None
     given: dict[str, Any] = {"flags": request.options, "hyper_parameters": request.hyper_parameters}
@@ -120,7 +120,7 @@ def lines(pair: Pair, report: Report) -> Iterator[str]:
 
 
 def refusal(pair: Pair, report: Report, *, alone: bool) -> str:
-    """What stands on standard error where nothing was compared, as in every command; '' where there is a result."""
+    """The error to print if nothing was compared, as in every command; '' where there is a result."""
     if report.verdict not in (REJECTED, INTERNAL):
         return ""
     whose = "" if alone else f"{printable(pair.original)} -> {printable(pair.converted)}: "
@@ -128,7 +128,7 @@ def refusal(pair: Pair, report: Report, *, alone: bool) -> str:
 
 
 def check_reports(reports: Sequence[str], card: str | None, sources: Sequence[str]) -> None:
-    """Whether the reports can be written, and over nothing that is compared; asked before the work is done.
+    """Check, before the work, that the reports can be written and overwrite nothing that is compared.
 
     Raises: `UsageError`.
     """
@@ -146,7 +146,7 @@ def check_suffixes(reports: Sequence[str], known: Sequence[str]) -> None:
 
 
 def check_writable(targets: Sequence[str], sources: Sequence[str], flags: str) -> None:
-    """Whether files can be written there, and over nothing of the sources, which are read.
+    """Check that files can be written there without overwriting a source.
 
     Args:
         flags: that name the targets.
@@ -163,7 +163,7 @@ def check_writable(targets: Sequence[str], sources: Sequence[str], flags: str) -
         if path.is_dir():
             raise UsageError(f"{printable(path)}: cannot be written there: it is a folder")
         try:
-            # Tried, not asked: `os.access` knows nothing of a folder that is a file, and tells root what is not so.
+            # Tried, since `os.access` misses a parent that is a file, and is wrong for root.
             with tempfile.TemporaryFile(dir=path.parent):
                 pass
         except OSError as error:

@@ -1,4 +1,4 @@
-"""A conversion as a command asks for it: of one checkpoint, several or a watched folder, with what follows."""
+"""A conversion request: one checkpoint, several or a watched folder, and the steps that follow."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class NotCompared(KeyboardInterrupt):
 
 def compare_step(command: str, family: str | None, progress: Callable[[int], Progress] | None) -> Step:
     """A step that compares the result with its source in the quick profile, and leaves the report beside the record,
-    which says what weights were taken and what the user stated. A PASS from before stands where nothing has changed.
+    which says what weights were taken and what the user stated. An earlier PASS is kept if nothing has changed.
 
     Args:
         command: the command line, for the report.
@@ -75,8 +75,8 @@ def _folder(outcome: Outcome) -> Path:
 
 
 def _passed_before(original: str, folder: Path, family: str | None) -> Report | None:
-    """The report that an earlier comparison left in a folder, if it is a PASS that this very program came to on the
-    very bytes of both sides; whatever else lies there proves nothing. Both sides are hashed."""
+    """The report that an earlier comparison left in a folder, if it is a PASS by this same program on the
+    same bytes of both sides; any other report proves nothing. Both sides are hashed."""
     from ..parity.provenance import digests_of
 
     try:

@@ -58,7 +58,7 @@ class KeyMapping:
 
     def survey_back(self, state: Mapping[str, Any]) -> Plan:
         """The same plan, with what does not fit under `problems` instead of raised. The sources of a move may be
-        there in part, and unlike each other: see what it says of them."""
+        incomplete, or differ from each other: `problems` says so."""
         plan = self.targets.survey(state)
         origin = {target: row for row in self.rows for target in row.targets}
         stacks, back = countable(plan, state), dict[str, Move]()
@@ -95,7 +95,7 @@ class KeyMapping:
         """A state dict of arrays (torch, NumPy, or anything that slices) in the target layout; splits are views, and
         all copies of a tensor are that tensor.
 
-        What does not travel is given by `left(state)`. Of an open checkpoint the lazy tensors are split unread.
+        `left(state)` gives what is not part of it. Lazy tensors of an open checkpoint are split unread.
         """
         target: dict[str, Any] = {}
         for move in self.plan(state).moves:
@@ -177,15 +177,15 @@ def _sound(plan: Plan) -> Plan:
 
 
 def _linked(rows: Sequence[Row]) -> list[Row]:
-    """The rows with the names of their stacks: the path before `{}` in the source. A stack and what becomes of it have
-    as many blocks, and so have two stacks that become one, which has the lesser name."""
-    names: dict[tuple[bool, str], tuple[bool, str]] = {}  # (whether of the target, path) -> the least of its kin
-    for row in sorted(rows, key=lambda row: row.spread):  # stacks that one tensor is copied into are no kin for that
+    """The rows with the names of their stacks: the path before `{}` in the source. A stack and what it becomes have
+    equally many blocks, as do two stacks that become one, named by the first in order."""
+    names: dict[tuple[bool, str], tuple[bool, str]] = {}  # (in the target?, path) -> the first name of its group
+    for row in sorted(rows, key=lambda row: row.spread):  # a tensor copied into two stacks does not link them
         paths = [(False, row.stack), *((True, path) for path in (*row.target_stacks, *map(stack_of, row.strays)))]
         places = [(target, path) for target, path in paths if path is not None]
-        kin = {names.setdefault(place, place) for place in places}
+        group = {names.setdefault(place, place) for place in places}
         if not row.spread:
-            names = {place: min(kin) if name in kin else name for place, name in names.items()}
+            names = {place: min(group) if name in group else name for place, name in names.items()}
     counted = {names[False, row.stack] for row in rows if row.counts and row.stack is not None}
     if len(counted) == 1:  # copies in blocks that no other row fills are as many as those of the only stack
         names = {place: min(counted) if name[0] else name for place, name in names.items()}

@@ -49,7 +49,7 @@ def survey(rows: Sequence[Row], find: Find, state: Mapping[str, Any]) -> Plan:
 
 
 def unlike(moves: Sequence[Move], state: Mapping[str, Any]) -> list[str]:
-    """What keeps tensors of the target layout from being one again: one is absent, or they are not alike."""
+    """Why tensors of the target layout cannot be joined again: one is missing, or they differ."""
     wrong: list[tuple[str, str]] = []
     for move in moves:
         parts = {key: state[key] for key in move.parts if key in state}
@@ -59,8 +59,8 @@ def unlike(moves: Sequence[Move], state: Mapping[str, Any]) -> list[str]:
 
 
 def countable(plan: Plan, state: Mapping[str, Any]) -> dict[str, int]:
-    """How many copies there are of what is in every block. With holes, which are problems, an index may be as high as
-    10**18: none are counted up to that."""
+    """The number of copies of what is in every block. With holes, which are problems, an index may be as high as
+    10**18: such a stack counts as 0."""
     return {path: count if count <= len(state) else 0 for path, count in plan.stacks.items()}
 
 
@@ -111,7 +111,7 @@ def _missing(row: Row, seen: Blocks, plan: Plan) -> Iterator[str]:
     blocks = plan.stacks.get(row.stack or "", 0)
     gaps = holes([i for i in seen if i is not None], max(blocks, 1)) if row.counts else "" if seen else "all"
     if gaps and not row.sparse:
-        partly = f" (the {row.group} are there in part)" if row.group else ""
+        partly = f" (the {row.group} group is incomplete)" if row.group else ""
         yield "missing " + row.source.replace("{}", f"{{{gaps}}}") + partly
     # The row says whether its path is a module or a tensor itself. One that only keeps what it finds may be either,
     # but the same in every block.

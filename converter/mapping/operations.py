@@ -115,11 +115,11 @@ class Operation:
         return _indivisible(shape, self.groups(count))
 
     def unlike(self, source: str, parts: Mapping[str, Any], count: int) -> Iterator[tuple[str, str]]:
-        """(key, what keeps tensors of the target from being `source` again). `parts`: those that are there, by key."""
-        # An array library would promote them without a word, and the way out would not give them back.
+        """(key, why tensors of the target cannot be joined into `source`). `parts`: those present, by key."""
+        # An array library would silently promote them, and converting again would not restore them.
         for what, kinds in _kinds(parts):
             if len(set(kinds)) > 1 or (count > 1 and "[]" in kinds):
-                yield source, f"cannot be put together out of {what}s " + ", ".join(kinds)
+                yield source, f"cannot be joined from {what}s " + ", ".join(kinds)
         for key, held in zip(parts, self.contents(count), strict=False):
             if wrong := _indivisible(tuple(parts[key].shape), len(held)):
                 yield key, wrong

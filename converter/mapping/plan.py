@@ -50,7 +50,7 @@ class Move:
 
     @property
     def writes(self) -> list[Write]:
-        """What is written for it, in keys: of copies each by itself, and on the way back the first alone."""
+        """What is written for it, by key: each copy by itself, and on the way back the first alone."""
         count = len(self.parts)
         writes, contents = [], self.operation.contents(count)
         for places in self.operation.passes(count):

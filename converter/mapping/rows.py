@@ -14,7 +14,7 @@ from .operations import Operation, Parameter, Paths, Rename, Split
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A buffer that the target computes for itself, so that it does not travel. `function`: the family's findings ->
+    """A buffer that the target computes for itself, so it is not written. `function`: the family's findings ->
     the table that the target will compute. A conversion compares it with what is stored; the table of keys never calls
     it: `inverse` restores the buffer from `left`."""
 
@@ -23,7 +23,7 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """A tensor without a home in the target: kept in a sidecar and restored. `stray`: where old conversions left it;
+    """A tensor without a place in the target: kept in a sidecar and restored. `stray`: where old conversions left it;
     `without`: in words, what it means to go back without it."""
 
     stray: str = ""

@@ -23,8 +23,8 @@ def scaled(tensor: Tensor) -> Tensor:
 
 
 def halved(tensor: Tensor) -> Tensor:
-    """Rounded to half precision and stored as before: to the first kind that does not hold it already, as float16
-    does what was trained in it; what all of them hold, to half the digits of bfloat16."""
+    """Rounded to half precision and stored as before: to float16, or to bfloat16 where float16 holds it exactly;
+    where both do, to half the digits of bfloat16."""
     for half in (torch.float16, torch.bfloat16):
         rounded = tensor.to(half).to(tensor.dtype)
         if not torch.equal(rounded, tensor):
@@ -97,7 +97,7 @@ class Fault:
 
 
 def idle(fault: Fault, state: Mapping[str, Any]) -> bool:
-    """Whether a fault drops only what is zero already, so that it is none."""
+    """Whether a fault zeroes only what is zero already, changing nothing."""
     return bool(fault.weights) and all(
         change is zeroed and not state[origin].torch().any() for origin, change in fault.weights.values()
     )
@@ -113,7 +113,7 @@ def with_fault(state: Mapping[str, Any], fault: Fault) -> dict[str, Any]:
 
 
 class Altered:
-    """A lazy tensor with something done to it when it is read; its shape stays, and its dtype where none is said."""
+    """A lazy tensor that is changed when it is read; it keeps its shape, and its dtype unless one is given."""
 
     def __init__(self, tensor: Any, change: Change, dtype: DType | None = None) -> None:
         self._tensor, self._change = tensor, change

@@ -119,10 +119,10 @@ def load_cases(path: Path, like: Case, optional: Sequence[str] = ()) -> list[Cas
         if missing := [name for name in like.arrays if name not in (*arrays, *optional)]:
             raise InputError.at(path, case, f"lacks {', '.join(missing)}")
         if any(0 in array.shape[1:] for array in arrays.values()):
-            raise InputError.at(path, case, "holds nothing: one of its arrays has an axis of no length")
+            raise InputError.at(path, case, "is empty: one of its arrays has an axis of length 0")
         if len(batches) != 1 or 0 in batches:
             counts = ", ".join(map(str, sorted(batches)))
-            raise InputError.at(path, case, f"batches of {counts}: one and the same is needed")
+            raise InputError.at(path, case, f"batches of {counts}: one size above 0 is needed")
     return [Case(printable(name, 60), arrays, f"from {printable(path.name)}") for name, arrays in cases.items()]
 
 

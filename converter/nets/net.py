@@ -63,7 +63,7 @@ class Staged:
 
 
 class Memory:
-    """One run of bytes, as large as the most that was asked for at once, lent over and over."""
+    """A scratch buffer, as large as the largest request so far, used over and over."""
 
     def __init__(self) -> None:
         self.buffer = torch.empty(0, dtype=torch.uint8)
@@ -85,7 +85,7 @@ class Weights(Mapping[str, Tensor]):
     Args:
         state: key -> a torch tensor, or a lazy one: its `torch(out)` reads it, into `out` where that is given.
         rounded: round to this dtype first, as a conversion that casts does.
-        memory: what `lend` lends; several state dicts may share one, since only one stage runs at a time.
+        memory: the scratch memory; several state dicts may share it, since only one stage runs at a time.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Weights(Mapping[str, Tensor]):
         return {key[len(prefix) :]: self[key] for key in self.state if key.startswith(prefix)}
 
     def lend(self, prefix: str) -> dict[str, Tensor]:
-        """As `under`, in memory that is lent again: valid until the next call that uses the same `memory`.
+        """As `under`, in scratch memory: valid until the next call that uses the same `memory`.
 
         A stage that has used its weights is done with them, and fresh memory for every block of a large net would cost
         more time than reading into it.

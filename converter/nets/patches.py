@@ -51,7 +51,7 @@ def position_table(grid: tuple[int, int], hidden: int, base: int, scale: float) 
         grid: (rows, columns), in patches.
         hidden: D, a multiple of 4.
         base: side of the grid that the model was made for, in patches.
-        scale: 1, or 2 where the grid is twice that of the model it was trained on from, and so on.
+        scale: 1, or 2 where the grid is twice that of the model it was fine-tuned from, and so on.
 
     Returns: (1, rows * columns, D), row by row, a quarter of D each: [sin(column), cos(column), sin(row), cos(row)].
 

@@ -1,4 +1,4 @@
-"""How a picture is drawn with a net: deterministic DDIM with classifier-free guidance, by a schedule of its model's."""
+"""How an image is sampled with a net: deterministic DDIM with classifier-free guidance, on its model's schedule."""
 
 from __future__ import annotations
 

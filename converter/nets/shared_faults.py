@@ -1,4 +1,4 @@
-"""Deliberate faults of any net on patches of a latent that no table of keys has in it: what families have in common."""
+"""Deliberate faults of any net on patches of a latent that no table of keys can show: what families have in common."""
 
 from __future__ import annotations
 

@@ -58,10 +58,10 @@ class ParitySpec:
 
 @dataclass(frozen=True)
 class PostLoadFix:
-    """What mends a net of the target's own code, after it was loaded, that is not the original's function otherwise.
+    """What makes a loaded net of the target's own code compute the original's function, if it does not otherwise.
 
-    A comparison is of what the target's loader makes, and fails then; it says that the fix mends it, if it does. Of the
-    mended net it is only where the user says that this is how the model is loaded.
+    The net as loaded is compared, and fails; the report says whether the fix mends it. The
+    fixed net is compared only if the user says that the model is loaded so.
     """
 
     flag: str  # the user's word that it is, one of the family's flags; a model without such a finding needs no fix

@@ -80,7 +80,7 @@ class Stock:
         with _quiet():
             with torch.device("meta"):
                 model = self.model_class.from_config(dict(config))
-            with torch.random.fork_rng(devices=[]):  # making parameters draws numbers, which are the caller's
+            with torch.random.fork_rng(devices=[]):  # making parameters uses the caller's random state
                 small = self.model_class.from_config(dict(config) | dict(self.shell))
         for name, buffer in small.named_buffers():
             put_buffer(model, name, buffer)

@@ -1,8 +1,8 @@
 """A stock module run as a net in stages, its parameters read when a part of it runs and let go afterwards.
 
-The forward is the library's own, whole and untouched. A stage by itself is that forward too: what comes before the
-stage answers with the values that it is given, without running, and the forward ends once the stage has answered. All
-parameters stand on the meta device; those of a part are there, strictly, while it runs: a net of gigabytes runs in the
+The forward is the library's own, whole and untouched. A stage by itself is that forward too: the modules before it
+return the given values without running, and the forward ends once the stage has its output. All
+parameters are on the meta device; those of a part are loaded only while it runs: a net of gigabytes runs in the
 memory of its largest part.
 """
 
@@ -31,7 +31,7 @@ class StockStage:
 
 
 class _Answered(Exception):
-    """Ends a forward once all that is wanted of it is there."""
+    """Ends a forward once the stage has its output."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Streamed:
         module.register_forward_hook(let_go, always_call=True)
 
     def forward(self, inputs: Values, watch: Callable[[str, Values], None] | None = None) -> Tensor:
-        """The library's own forward; `watch` is told what comes of each stage, of many modules of the first of them."""
+        """The library's own forward; `watch` gets each stage's output, of several modules that of the first."""
         *inner, (whole, (top,)) = self._parts.items()
 
         def tell(name: str, part: _Part, module: nn.Module, arguments: Any, output: Any) -> None:

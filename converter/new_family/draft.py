@@ -19,7 +19,7 @@ from .words import positional
 COMPUTED, SIDECAR = "computed", "kept in the sidecar"
 DOUBTS = {
     COMPUTED: "a sin-cos table of positions? a conversion compares them",
-    SIDECAR: "no tensor of the target: kept in the sidecar; or Computed, or what is it?",
+    SIDECAR: "matches no target tensor: kept in the sidecar; or is it Computed?",
 }
 MOST = 600  # distinct paths of one list, far above any net with numbered blocks
 MOST_UNUSABLE = 10 * MOST  # keys that no row can spell: they are listed
@@ -101,7 +101,7 @@ def draft(source: KeyList, target: KeyList | None = None) -> Draft:
     unreached = [entry.path for entry in target_layout.entries if entry.path not in reached]
     notes = [*conflicts.values()]
     if not target:
-        notes.append("no target was given, so every path becomes itself: write in what it is called there")
+        notes.append("no target was given, so every path maps to itself: fill in the target's names")
     if layout.blocks != (blocks := target_layout.blocks):
         notes.append(f"{layout.blocks} blocks there and {blocks} in the target: they are not the same model")
     return Draft(

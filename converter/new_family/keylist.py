@@ -26,7 +26,7 @@ class KeyList:
 
 @reads
 def read_keys(path: Path, weights: str | None = None, state_dict_key: str | None = None) -> KeyList:
-    """Keys and shapes of a checkpoint, of which no tensor is read, or of a `.json`.
+    """Keys and shapes of a checkpoint, reading no tensor, or of a `.json`.
 
     The JSON is an object of key to shape, such as `{"proj.weight": [8, 4]}`; a shape may stand behind its dtype, as in
     `["F32", [8, 4]]`, and the object under `"tensors"` of another.

@@ -74,7 +74,7 @@ def match(source: KeyLayout, target: KeyLayout) -> dict[KeyEntry, tuple[Pairing,
         elif pairing.kind == SPLIT:
             doubt = " ".join(["in this order?", *alternatives])
         else:
-            doubt = "".join(alternatives) or "nothing else has its shape, and the names do not say so"
+            doubt = "".join(alternatives) or "the only match by shape; the names do not confirm it"
         matches[pairing.source] = pairing, doubt
     return matches
 
@@ -146,7 +146,7 @@ def _scored(source: KeyEntry, targets: tuple[KeyEntry, ...], kind: str, lengths:
 
 
 def order_doubt(pairing: Pairing, source_layout: KeyLayout, target_layout: KeyLayout) -> str:
-    """The question that no name answers about a pair though all else is for it; '' where there is none.
+    """The question that remains about an otherwise good pair; '' where there is none.
 
     Found by comparing drafts with diffusers' own converters (its `loaders/single_file_utils.py`): they exchange the
     halves of the last modulation for SD3, Flux, Mochi and HunyuanVideo, and those of gated feed-forward layers for

@@ -83,8 +83,8 @@ def _wrong(what: str, words: str, statistic: str = "bytes") -> Check:
 def doubt(weights: Phase, sides: Sides) -> Phase:
     """The phase 'weights', no PASS where equal weights prove less than they seem to.
 
-    - Both sides may hold zeros that no training leaves so, as of a download that was not completed. Nothing of the
-      original is read again but its tensors' ends, and what is zero: the audit has read it all.
+    - Both sides may hold zeros that no training leaves so, as of an incomplete download. Only the
+      original tensors' ends, and zeros, are read again: the audit has read it all.
     - The original net may use a stored buffer that is further from the computed one than its last bits: the nets are
       compared with the computed one, and so the comparison is of another net.
     """
@@ -146,7 +146,7 @@ def _sidecar_checks(sides: Sides, notes: list[str]) -> Iterator[Check]:
     """What the converted model has no place for: the sidecar's tensors against the original's."""
     for key, name in sides.plan.extras.items():
         if sides.sidecar is None or name not in sides.sidecar:
-            notes.append(f"{key} has no home in the converted model, and no sidecar keeps it")
+            notes.append(f"{key} has no place in the converted model or in a sidecar")
             continue
         # A conversion that rounds the model may leave the sidecar as it is.
         unchanged = sides.sidecar[name].dtype == sides.original[key].dtype

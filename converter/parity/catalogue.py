@@ -118,7 +118,7 @@ class _RowFaults:
             yield Fault(f"{name} {what}", BOTH, _changed(first, done.transposed))
 
     def _reordered(self, name: str) -> Iterator[Fault]:
-        """Groups of rows in each other's place, and those of an operation that reorders them left as they were."""
+        """Groups of rows swapped, and rows that an operation reorders left in their old order."""
         row, moves = self.row, self.chosen
         if len(row.targets) > 1:
             return

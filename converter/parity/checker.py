@@ -181,7 +181,7 @@ def _steps(sides: Sides, options: CheckOptions) -> int:
 
 
 def _obstacle(sides: Sides, weights: Phase, config: Phase) -> str:
-    """Why the converted net cannot be run at all; '' where it can, be it wrong."""
+    """Why the converted net cannot be run at all; '' if it can, even if wrong."""
     if sides.spec is UNAVAILABLE:
         return f"the family {sides.family.name} brings no reference net (`parity`): what it computes was not compared"
     structural = [check for check in weights.failed if check.statistic == "bijection" or " has shape " in check.words]

@@ -16,7 +16,7 @@ from .sides import Sides
 QUANTISED = "quantization_config"  # acted on by diffusers' loader, whatever the class
 CLASS = "_class_name"
 MOST = 20  # unknown fields that are named
-BORROWED = "the original does not show it and nobody said: taken as the converted model has it"
+BORROWED = "the original does not show it and nobody gave it: taken from the converted model"
 
 
 def assumptions(sides: Sides) -> list[dict[str, Any]]:
@@ -51,7 +51,7 @@ def audit(sides: Sides, config: Mapping[str, Any] | None = None) -> Phase:
         passed = None if same and name in sides.borrowed else same
         checks.append(Check(name, "config", printable(value), printable(right), passed=passed, words=words))
     if config.get(QUANTISED) is not None:
-        words = f"{QUANTISED} is there: diffusers would load other weights than these, quantised ones"
+        words = f"{QUANTISED} is set: diffusers would load quantised weights instead of these"
         checks.append(Check(QUANTISED, "config", printable(config[QUANTISED]), None, passed=False, words=words))
     unknown = [key for key in config if key not in resolved and not key.startswith("_") and key != QUANTISED]
     notes = [f"config.json: {printable(key)} means nothing to the target's code" for key in unknown[:MOST]]
@@ -65,7 +65,7 @@ def audit(sides: Sides, config: Mapping[str, Any] | None = None) -> Phase:
         return Phase("config", FAIL, f"{failed[0].words}{more}", checks, notes=notes)
     # What is assumed though the original has evidence of it: a converter that assumes the same may be just as wrong.
     doubts = [
-        f"--{name} is not given, and the original's own evidence of it is not believed: {finding.rejected_evidence}"
+        f"--{name} is not given, and the original's own evidence of it is not trusted: {finding.rejected_evidence}"
         for name, finding in (sides.seen or sides.found).items()
         if finding.rejected_evidence and finding.source in ("assumed", "unknown")
     ]
@@ -88,5 +88,5 @@ def _evidence(name: str, finding: Finding | None, borrowed: Mapping[str, Any]) -
     if name in borrowed:
         return f"assumed ({BORROWED})"
     if finding is None:
-        return "the original has no other, or none that anybody said"
+        return "implied by the original, and not stated otherwise"
     return f"assumed ({finding.evidence})" if finding.source == "assumed" else finding.evidence

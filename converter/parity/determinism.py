@@ -18,7 +18,7 @@ PRECISION, IEEE = "fp32_precision", "ieee"  # float32 as it is written: no TF32,
 
 @contextmanager
 def deterministic(device: str = "cpu", threads: int | None = None) -> Iterator[None]:
-    """float32 that is float32, deterministic algorithms, and as many threads for the whole run.
+    """True float32, deterministic algorithms, and a fixed number of threads for the whole run.
 
     Args:
         device: on all but the CPU, attention is computed step by step: what a fused kernel rounds is that kernel's own.

@@ -136,14 +136,14 @@ def report_fix(nets: NetPair, phase: Phase) -> None:
     other = nets.judge.judged(first.case, first.original, {FLOAT64: output})
     error, limit = relative(other.converted[FLOAT64], other.original[FLOAT64]), gates.LIMITS["relative L2"]
     how = "as from_pretrained alone loads it" if nets.fixed else "with the line run on it"
-    words = f"{how}: {error:.2g} of the output apart in float64, where {limit:g} are allowed"
+    words = f"{how}: relative L2 {error:.2g} in float64 (limit {limit:g})"
     phase.checks.append(Check(f"{other.case.name} / whole", f"float64 {how}", error, limit, passed=None, words=words))
     if nets.fixed:
-        phase.words += f"; of what from_pretrained loads once this was run on it: {fix.line}"
+        phase.words += f"; this was run on what from_pretrained loads: {fix.line}"
         phase.notes.append(f"{words}: {fix.why}" if other.verdict == FAIL else f"{words}: the line is not needed")
     elif phase.verdict == FAIL and other.verdict == PASS:
         phase.words += (
-            f". This is because {fix.why}: it is the original's function ({error:.2g} of the output apart) once "
+            f". This is because {fix.why}: it is the original's function (relative L2 {error:.2g}) once "
             f"this is run on what from_pretrained loads: {fix.line} (--{fix.flag} true compares that)"
         )
     elif phase.verdict == FAIL:

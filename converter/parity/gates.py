@@ -1,6 +1,6 @@
 """The tolerance: the original's own rounding noise, measured on the same inputs; nothing that a user could loosen.
 
-Two gates. In float64 the two nets differ by little more than the float32 islands that both have (the frequencies of
+Two gates. In float64 the two nets differ by little more than what both compute in float32 (the frequencies of
 the timestep, diffusers' table of positions). In float32 the converted net may be no further from the truth, which is
 the original in float64, than a small multiple of what the original itself is.
 """

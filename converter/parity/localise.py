@@ -24,7 +24,7 @@ from ..reports.report import FLOOR_LIMIT
 from .gates import FLOOR_LEAST
 from .statistics import relative
 
-# In float64; a right stage is at 1e-15, one with a float32 island at 3e-8. Below it the limit is that of the gates, in
+# In float64; a right stage is at 1e-15, one partly in float32 at 3e-8. Below it the limit is that of the gates, in
 # multiples of the original's own rounding of that stage; measured on right ones: up to 1.2, in half precision too.
 FAULTY = 1e-7
 MENDED, TRIED = 8, 96  # stages that repairs are tried on, and repairs of one

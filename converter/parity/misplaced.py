@@ -1,4 +1,4 @@
-"""What stands in the place of the right bytes: another tensor, by its name, or how many elements of how much else."""
+"""What a wrong tensor holds: another tensor, by its name, or how many elements differ and by how much."""
 
 from __future__ import annotations
 

@@ -55,9 +55,9 @@ class NetPair:
 
     @cached_property
     def _source(self) -> Mapping[str, Any]:
-        """What the converted net is held against: the original's weights, rounded as the conversion was declared to.
+        """The weights of the reference net: the original's, rounded as the conversion was declared to.
 
-        What does not travel is as the original has it; a table that the target computes, not as it was stored.
+        What is not converted stays as in the original; a table that the target computes is the computed one.
         """
         sides = self.sides
         if not sides.cast:
@@ -111,11 +111,11 @@ class NetPair:
         return catalogue(self.sides.plan, self.model, block)
 
     def waive(self, checks: Sequence[Check]) -> list[str]:
-        """Let pass what the waivers in force are for; returns what is said of it."""
+        """Apply the waivers in force; returns a line for each."""
         return apply(self.waivers, checks, checkpoint=self.digest)
 
 
 def is_resource_error(error: Exception) -> bool:
-    """Whether something went wrong that says nothing of either net: no room for them, or a library that is broken."""
+    """Whether an error says nothing about either net: out of memory, or a broken library."""
     room = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
     return room or isinstance(error, ImportError)

@@ -31,7 +31,7 @@ def open_sides(
     _check_folder(target, converted, folder, notes=notes)
     source = stack.enter_context(open_model(original, options.weights, options.state_dict_key, options.family))
     if record.source.get("size", source.size) != source.size:
-        notes.append("the conversion record is of another file (its size differs): what it says is not believed")
+        notes.append("the conversion record is of another file (its size differs): it is ignored")
         record = Record()
     if options.weights is None and options.state_dict_key is None and record.source:
         source = _as_recorded(stack, source, record, options.family, notes=notes)
@@ -86,7 +86,7 @@ def _demand_evidence(sides: Sides, source: Checkpoint) -> None:
 def _check_folder(target: Checkpoint, converted: Path, folder: Path, *, notes: list[str]) -> None:
     """Note what diffusers needs to load it. Raises: `InputError` where it would not."""
     if not target.config:
-        raise InputError.at(converted, "", "holds no config.json: it is no folder that diffusers loads")
+        raise InputError.at(converted, "", "holds no config.json: diffusers cannot load it")
     if has_byte_order_mark(folder / CONFIG):
         rule = "begins with a byte order mark, which diffusers does not read: save it as UTF-8 without one"
         raise InputError.at(folder / CONFIG, "", rule)
@@ -96,7 +96,7 @@ def _check_folder(target: Checkpoint, converted: Path, folder: Path, *, notes: l
         raise InputError.at(folder, "", rule)
     if arguments:
         shown = printable(", ".join(f"{name}={value!r}" for name, value in arguments.items()))
-        notes.append(f"diffusers loads its weights only when told to: from_pretrained(..., {shown})")
+        notes.append(f"diffusers loads its weights only with from_pretrained(..., {shown})")
 
 
 def _as_recorded(
@@ -116,7 +116,7 @@ def _as_recorded(
 def _analyse(
     source: Checkpoint, record: Record, stated: dict[str, Any], family: str | None, *, notes: list[str]
 ) -> tuple[Analysis, dict[str, Any]]:
-    """What the original is, by the user's words, and by those of the record unless they cannot be right."""
+    """What the original is, by the values that the user gave, and the record's unless they conflict."""
     # A record also has values that follow from a flag; what counts are the flags.
     flags = {flag for known in (*families().values(), *([find(family)] if family else [])) for flag in known.flags}
     given = {**{name: value for name, value in record.given.items() if name in flags}, **stated}
@@ -124,5 +124,5 @@ def _analyse(
         return analyse(source, given, family), given
     except UsageError:
         analysis = analyse(source, stated, family)  # raises it again, if it is the call that is wrong
-        notes.append("the conversion record contradicts the original: what it says was given is not believed")
+        notes.append("the conversion record contradicts the original: the values given there are ignored")
         return analysis, stated

@@ -93,7 +93,7 @@ def recorded_conversion(converted: Path) -> tuple[Record, list[str]]:
     if record.folder is None:
         return Record(), [record.odd] if record.odd else []
     if record.source["weights"] not in (*WEIGHTS, UNKNOWN) or {*record.casts[-1:]} - {*PRECISIONS}:
-        return Record(), [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]
+        return Record(), [f"{RECORD} is not a valid conversion record, and is ignored"]
     twice = f"by its record the weights were rounded to {record.rounding}, and not once"
     return record, [twice] if len(record.casts) > 1 else []
 

@@ -45,7 +45,7 @@ def run(
     for fault in faults:
         detected, effect = run_fault(nets, fault, tail)
         missing = fault.expected - detected
-        words = f"killed by {' and '.join(sorted(detected)) or 'nothing'}"
+        words = f"caught by {' and '.join(sorted(detected)) or 'nothing'}"
         if fault.faint and missing == {FUNCTION} and detected and effect <= FAINT:
             # What no output shows no run can notice; that is what the weight audit is for.
             words += f"; it changes the output by {effect:.1g} only, less than any tolerance"
@@ -58,17 +58,17 @@ def run(
                 words += ", which are not enough for a PASS; leave --cases out" if saved else ""
         limit = ", ".join(sorted(fault.expected))
         passed = bool(fault.expected) and not missing
-        checks.append(Check(fault.name, "killed by", ", ".join(sorted(detected)), limit, passed=passed, words=words))
+        checks.append(Check(fault.name, "caught by", ", ".join(sorted(detected)), limit, passed=passed, words=words))
         step(1)
     benign = sorted(run_fault(nets, BENIGN, tail)[0])
-    words = f"a harmless change {'is killed by ' + ' and '.join(benign) if benign else 'passes'}"
-    checks.append(Check(BENIGN.name, "killed by", ", ".join(benign), "", passed=not benign, words=words))
+    words = f"a harmless change {'is caught by ' + ' and '.join(benign) if benign else 'passes'}"
+    checks.append(Check(BENIGN.name, "caught by", ", ".join(benign), "", passed=not benign, words=words))
     survived = [check for check in checks if not check.passed]
     if survived:
         first = f"{survived[0].what} ({survived[0].words})"
-        words = f"{len(survived)} of {len(checks)} faults not told from a right conversion: {first}"
+        words = f"{len(survived)} of {len(checks)} trials gave the wrong answer: {first}"
         return Phase("self-test", INCONCLUSIVE, words, checks)
-    words = f"all {len(faults)} deliberate faults were found, by the phases that have to"
+    words = f"all {len(faults)} deliberate faults were caught by the right phases"
     return Phase("self-test", PASS, words, checks)
 
 

@@ -84,7 +84,7 @@ class Session(NetPair):
         if profile == "quick":
             return Phase("trajectory", NOT_RUN, "not part of the quick profile")
         if not right:
-            return Phase("trajectory", NOT_RUN, "a phase before it has not passed")
+            return Phase("trajectory", NOT_RUN, "an earlier phase has not passed")
         channels = next(iter(self.judge.parts.values())).stop
         sampler = self.model.sampler
         if sampler is None:
@@ -116,7 +116,7 @@ class Session(NetPair):
     def self_test(self, kind: str, right: bool, step: Callable[[int], None] = lambda count: None) -> Phase:
         """Phase 5: the cheap faults on the end of the net, or the whole catalogue on all of it."""
         if not right:
-            return Phase("self-test", NOT_RUN, "what has not passed cannot tell right from wrong")
+            return Phase("self-test", NOT_RUN, "an earlier phase has not passed")
         faults = self.known_faults() + list(self.model.faults(self.sides.found, self.config, self.sides.plan))
         if kind == "quick":
             faults = [fault for fault in faults if fault.cheap]
@@ -125,7 +125,7 @@ class Session(NetPair):
         tail = self.tail if kind == "quick" else None
         phase = selftest.run(self, faults, step, tail=tail, saved=bool(self.saved))
         if nothing:
-            phase.notes.append(f"not tried, since it is zero already and so no fault: {', '.join(nothing)}")
+            phase.notes.append(f"not tried, since the tensor is zero already: {', '.join(nothing)}")
         return phase
 
     def save_failing(self, folder: Path) -> list[str]:

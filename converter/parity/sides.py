@@ -22,7 +22,7 @@ Tensors = Mapping[str, Any]  # key -> something with `dtype`, `shape` and `read(
 
 
 def _unavailable(*_: Any) -> Any:
-    """In the place of nets: of a family without them, only weights and config are compared."""
+    """Stands in for the nets of a family without any: only weights and config are compared."""
     raise AssertionError("a net of a family that brings none")
 
 
@@ -78,8 +78,8 @@ class Sides:
 
     @cached_property
     def recomputed(self) -> dict[str, tuple[Comparison, bool, str]]:
-        """Key of a stored buffer that the target computes -> (how the two compare, whether the model is the same
-        without the stored one, what that is if not the computed one).
+        """Key of a stored buffer that the target computes -> (the comparison; whether the model is the same
+        without the stored buffer; how the stored one differs).
 
         Raises: `UsageError` where that has to be stated.
         """

@@ -1,4 +1,4 @@
-"""A few sampler steps from the same noise, each net on its own latents: how far small differences carry. A report."""
+"""A few sampler steps from the same noise, each net on its own latents: how far small differences grow."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(
     else:
         ratio = error / max(floor, LIMITS["relative L2"] / 10)
         words = f"after {len(rows)} steps the latents are {error:.2g} apart, {ratio:.2f} times the noise floor"
-        words += f" (of which {FLOOR_LIMIT:g} are usual)" if ratio > FLOOR_LIMIT else ""
+        words += f" (up to {FLOOR_LIMIT:g} is usual)" if ratio > FLOOR_LIMIT else ""
     # How far the latents are from the original's in float64: the converted net's, and the original's in float32.
     steps = [{"step": i, "timestep": t, "error": error, "floor": floor} for i, (t, error, floor) in enumerate(rows, 1)]
     detail = {"sampler": f"DDIM, guidance {sampler.guidance:g}", "steps": steps}

@@ -1,7 +1,7 @@
 """Waivers: the only way to let a failed tolerance pass, and not a quiet one.
 
 A waiver is for noise. What it can never let pass: NaN and infinity, a finding of the weight or config audit, a
-mutant that survives, or an error of more than ten times its limit, which no rounding has ever explained.
+fault not caught, or an error of more than ten times its limit, which no rounding has ever explained.
 """
 
 from __future__ import annotations

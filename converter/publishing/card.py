@@ -70,7 +70,7 @@ def card(
 
 def _head(record: dict[str, Any], name: str, repo: str, revision: str | None, class_name: str | None) -> Iterator[str]:
     tool = f"{code(record['tool']['name'])} {text(record['tool']['version'])}"
-    yield f"<!-- {MARK}: without this line a card is yours, and the next push keeps it -->"
+    yield f"<!-- {MARK}: delete this line to make the next push keep your card -->"
     yield f"# {text(repo.rpartition('/')[2] or name)}"
     yield f"{code(name)}, converted to the layout of diffusers by {tool}."
     config = next((path for path in map(PurePosixPath, record["written"]) if path.name == CONFIG), None)
@@ -109,7 +109,7 @@ def _conversion(record: dict[str, Any]) -> Iterator[str]:
         weights = f"The weights were rounded to {code(record['cast'])}."
     sidecar = f", and {code(SIDECAR)} what diffusers has no place for" if SIDECAR in record["written"] else ""
     yield "## How"
-    yield f"Of the source's tensors, {counts}. {weights}"
+    yield f"The source's tensors: {counts}. {weights}"
     yield (
         f"Every byte written was read back. {code(RECORD)} holds the plan tensor by tensor "
         f"with the SHA-256 of each{sidecar}."
@@ -162,4 +162,4 @@ def _parity(parity: dict[str, Any] | None) -> Iterator[str]:
         if about.get("sha256")
     ]
     yield table(["compared", "SHA-256"], digests) if digests else ""
-    yield f"All of it is in {code(PARITY)}."
+    yield f"Full report: {code(PARITY)}."

@@ -1,4 +1,4 @@
-"""The repository that a conversion is published to: what lies there, and what of it may go."""
+"""The repository that a conversion is published to: its files, and which may be deleted."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class Repository:
         return cls(repo, commit, bool(info.private), names, from_earlier_push=earlier, has_other_card=other_card)
 
     def outdated(self, files: Collection[str]) -> Set[str]:
-        """What an earlier push wrote and this one does not replace: of another model, it must not stay."""
+        """Files that an earlier push wrote and this one does not replace: they are another model's."""
         return (self.from_earlier_push & self.names) - {*files, CARD}
 
     def check(self, files: Collection[str], private: bool | None) -> None:
         """Whether these files can be published there.
 
-        Raises: `UsageError` where others see what they should not, or other weights would stand next to these.
+        Raises: `UsageError` if the visibility is wrong, or other weights would lie next to these.
         """
         if private not in (None, self.private):
             kind = "private" if self.private else "public"

@@ -74,7 +74,7 @@ def key_numbers(report: Report) -> list[KeyNumber]:
             words = f"the noise floor after {len(steps)} sampler steps"
             shown.append(KeyNumber("Trajectory", f"{times(error / floor)}×", words, phase.verdict == PASS))
     if phase := report.phase("self-test"):
-        words = "caught by the checks: deliberate faults; let pass: a harmless change"
+        words = "right outcomes: faults caught, a harmless change passed"
         shown += _passed("Self-test", phase.gates, words)
     return shown
 

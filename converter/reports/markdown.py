@@ -90,7 +90,7 @@ def _card(report: Report) -> Iterator[str]:
     waived = (f"{text(c.what, 200)}, {text(c.statistic, 200)}: {text(c.waived)}" for _, c in facts.waived(report))
     yield under("Waivers were used:", bullets(waived))
     yield "## Assumed hyper-parameters"
-    why = "The original file holds no evidence for these. If one is wrong, both nets were built wrong alike."
+    why = "The original file holds no evidence for these. If one is wrong, both nets are equally wrong."
     yield under(why, _assumed(report)) or "None: all of them are shown by the original file, or were given."
     yield "## How to repeat it"
     versions = [[text(label), code(value)] for label, value in facts.environment_facts(report)]

@@ -21,8 +21,8 @@ class Check:
     """One comparison: something that was measured against its limit.
 
     Attributes:
-        what: "case / part" of the function ("t999 / epsilon"), a key or field, or the name of a mutant.
-        statistic: what was measured, e.g. "float64 relative L2", "bytes", "config", "killed by".
+        what: "case / part" of the function ("t999 / epsilon"), a key or field, or the name of a fault.
+        statistic: what was measured, e.g. "float64 relative L2", "bytes", "config", "caught by".
         value, limit: the numbers or texts compared; None where there is none.
         passed: None for what is only shown.
         words: what a person reads: "1.06 times the noise floor (limit 3)".
@@ -44,7 +44,7 @@ class Check:
 
 @dataclass
 class Phase:
-    """One phase of the checker. `detail` holds what pictures are made of, `repairs` what would mend a failure."""
+    """One phase of the checker. `detail` holds the data of its figures, and the repairs of a failure."""
 
     name: str
     verdict: str

@@ -29,15 +29,15 @@ ABOUT = {
     "config": "every field that matters, against what the original shows",
     "function": "both nets on the same fixed noise",
     "trajectory": "a few sampler steps from the same noise, each net on its own latents",
-    "self-test": "deliberate faults, done on purpose: were one not noticed, a PASS would be worth nothing",
+    "self-test": "deliberate faults: if one were not caught, a PASS would be worth nothing",
 }
 GLOSSARY = {
     "noise floor": "How far the original's own float32 output is from its float64 output on the same inputs. Rounding "
-    "alone puts a right conversion at about once the floor; three times is the limit.",
+    "alone puts a clean conversion at about 1 times the floor; the limit is 3 times.",
     "float64 limit": "In float64 rounding is next to nothing, so both nets have to agree to seven digits: the sharpest "
     "test of what they compute.",
-    "relative L2": "The size of the difference by the size of the output. Beside it the worst pixel, the worst channel "
-    "and the worst place inside a patch have limits of their own, since a small fault may hide in an average.",
+    "relative L2": "The size of the difference relative to that of the output. The worst pixel, the worst channel "
+    "and the worst place inside a patch have limits too, since a small fault may hide in an average.",
     "epsilon, variance": "The two halves of the output: the predicted noise, and the predicted variance.",
     "case": "One set of inputs, such as t999-t321: timesteps 999 and 321. The table of cases says what each tries.",
     "where it goes wrong": "Every stage of the converted net is given what the original's stage got. A right one then "

@@ -10,7 +10,7 @@ import pytest
 import torch
 from zip_builder import SIX, Glob, Node, assert_refused, build, call, ordered, save, tensor, torch_file
 
-BEFORE = "take the weights as they were before they were quantised"
+BEFORE = "use the original weights, from before quantisation"
 
 
 @pytest.fixture

@@ -43,9 +43,9 @@ def test_weights_that_are_a_link_to_nothing(tmp_path: Path, stem: str, below: st
     place.mkdir(parents=True)
     (place / "config.json").write_text("{}")
     (place / stem).symlink_to("../../blobs/abc")
-    assert_refused(tmp_path / "model" / below, f"{place}: {stem}: a link to nothing: ../../blobs/abc", "fetch it again")
+    assert_refused(tmp_path / "model" / below, f"{place}: {stem}: a dangling link: ../../blobs/abc", "fetch it again")
     if not stem.endswith(".json"):
-        with pytest.raises(InputError, match=rf"{stem}: a link to nothing: .*: fetch it again$"):
+        with pytest.raises(InputError, match=rf"{stem}: a dangling link: .*: fetch it again$"):
             open_checkpoint(place / stem)
 
 
@@ -53,25 +53,25 @@ def test_a_link_to_nothing_beside_what_is_read_is_noted(tmp_path: Path) -> None:
     weights(tmp_path, "diffusion_pytorch_model.bin")
     (tmp_path / STEM).symlink_to("nowhere")
     with open_checkpoint(tmp_path) as checkpoint:
-        assert checkpoint.others == [f"{STEM}: a link to nothing, not read"]
+        assert checkpoint.others == [f"{STEM}: a dangling link, not read"]
 
 
 def test_what_lies_behind_a_link_to_nothing(tmp_path: Path) -> None:
     (tmp_path / "gone").symlink_to("/nowhere/at/all")
-    with pytest.raises(InputError, match=r"gone/model.pth: lies behind .*gone, a link to nothing: /nowhere/at/all"):
+    with pytest.raises(InputError, match=r"gone/model.pth: lies behind .*gone, a dangling link: /nowhere/at/all"):
         open_checkpoint(tmp_path / "gone" / "model.pth")
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "transformer").symlink_to("../snapshots/x")
-    assert_refused(tmp_path / "pipeline", "pipeline: transformer: a link to nothing: ../snapshots/x")
+    assert_refused(tmp_path / "pipeline", "pipeline: transformer: a dangling link: ../snapshots/x")
     (tmp_path / "chain").symlink_to("gone")
-    with pytest.raises(InputError, match=r"chain: a link to nothing: gone is not there"):
+    with pytest.raises(InputError, match=r"chain: a dangling link: gone is not there"):
         open_checkpoint(tmp_path / "chain")
 
 
 def test_a_shard_that_is_a_link_to_nothing(tmp_path: Path) -> None:
     (tmp_path / f"{STEM}.index.json").write_text(json.dumps({"weight_map": {"w": "a.safetensors"}}))
     (tmp_path / "a.safetensors").symlink_to("../blobs/abc")
-    assert_refused(tmp_path, "the shard a.safetensors is missing: a link to nothing: ../blobs/abc is not there")
+    assert_refused(tmp_path, "the shard a.safetensors is missing: a dangling link: ../blobs/abc is not there")
 
 
 # ---------------------------------------------------------------- folders named like weights
@@ -126,7 +126,7 @@ def test_the_root_of_a_cached_repository_is_taken(tmp_path: Path, commits: list[
 
 
 @pytest.mark.parametrize(("commits", "main", "fragment"), [
-    ([COMMIT, OTHER], None, f"the snapshots {COMMIT}, {OTHER}; and none is its refs/main: give the folder of the one"),
+    ([COMMIT, OTHER], None, f"the snapshots {COMMIT}, {OTHER}; no refs/main selects one: give the folder of the one"),
     ([COMMIT], OTHER, f"the snapshots {COMMIT}; its refs/main is {OTHER}: give the folder"),
     ([COMMIT], "../../elsewhere", "its refs/main is ../../elsewhere"),
     ([], None, "a cached repository without a snapshot: fetch it again"),

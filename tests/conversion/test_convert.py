@@ -273,7 +273,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"tokens": 300}, {"version": "alpha"}, "`version` alpha contradicts the file, which says sigma"),
     ({}, {"kv_compress": True}, "`kv_compress`: stock diffusers"),
     ({"kv_compress": (1,)}, {"kv_compress": False}, "`kv_compress` False contradicts the file, which says True"),
-    ({}, {"num_attention_heads": 5}, "`num_attention_heads` 5: the hidden size 24 does not divide by it"),
+    ({}, {"num_attention_heads": 5}, "`num_attention_heads` 5: the hidden size 24 is not a multiple of it"),
     *((BARE, {"image_size": size, "interpolation_scale": 1.0}, f"`image_size` {size}") for size in (9, 20, 24, 250)),
 ]
 
@@ -556,7 +556,7 @@ def test_an_old_result_that_resists_is_named_now_and_by_the_next_run(
     assert "the old result, and could not be deleted" in notes[0]
     assert not any(left.name in note for note in done.record["notes"])
     again = convert(path, tmp_path / "out", overwrite=True)
-    wanted = f"{left} is what is left of an earlier result that has been replaced: delete it"
+    wanted = f"{left} is left over from a replaced earlier result: delete it"
     assert [note for note in again.notes if str(left) in note] == [wanted]
     assert left.is_dir()
 

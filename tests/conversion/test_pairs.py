@@ -113,7 +113,7 @@ def test_a_base_is_literal(here: Path) -> None:
     ("original", "converted", "words"),
     [
         ("runs/*.ckpt", "{stem}", "runs/*.ckpt: matches no checkpoint"),
-        ("runs/em*", "{stem}", "runs/em*: matches no checkpoint, only folders that are no models"),
+        ("runs/em*", "{stem}", "runs/em*: matches no checkpoint, only folders without a model"),
         ("runs/empty", "{stem}", "neither a model nor a folder with .pth"),
         ("runs/*.pth", "out", "runs/1.pth and runs/2.pth have the same target out"),
         ("runs/*.pth", "out/{parent}", "have the same target out/runs"),

@@ -265,7 +265,7 @@ def test_a_null_caption_that_takes_the_place_of_the_sidecars_is_said(converted: 
     wanted[CAPTION] += 1
     save_file({CAPTION: wanted[CAPTION]}, caption := place / "null.safetensors")
     done = converter.convert(converted, place / "back.pth", to="original", null_caption=caption)
-    assert f"{CAPTION}: the one that was given takes the place of that in {SIDECAR}" in done.notes
+    assert f"{CAPTION}: the one given by the user replaces that in {SIDECAR}" in done.notes
     same(read(done.path), wanted)
     converter.convert(converted, place / "again", null_caption=caption)
     done = converter.convert(place / "again", place / "later.pth", to="original")

@@ -22,7 +22,7 @@ from converter.errors import InputError
 Cli = Callable[..., CompletedProcess[str]]
 WEIGHTS, NOTE = (
     "diffusion_pytorch_model.safetensors",
-    "config.json beside it was read too, as where the folder is given",
+    "config.json beside it was read too, as if the folder were given",
 )
 
 

@@ -161,7 +161,7 @@ def test_what_an_initialisation_leaves_at_zero(kind: str, tmp_path: Path) -> Non
         state[f"blocks.{block}.attn.qkv.bias"][24:48] = 0
     done = convert_state(state, tmp_path)
     (note,) = [note for note in done.notes if "zero" in note]
-    assert note.startswith("zero throughout, as a training begins, and so not trained yet: ")
+    assert note.startswith("zero throughout, as initialised, and so not trained yet: ")
 
 
 NOT_FRESH: dict[str, Callable[[str], bool]] = {

@@ -142,7 +142,7 @@ def test_no_text_breaks_out(record: dict[str, Any]) -> None:
     kinds = {token.type for token in found}
     assert not kinds & {"link_open", "image", "em_open", "s_open", "fence", "code_block", "hr"}
     assert [token.content.strip() for token in found if token.type == "html_block"] == [
-        f"<!-- {MARK}: without this line a card is yours, and the next push keeps it -->"
+        f"<!-- {MARK}: delete this line to make the next push keep your card -->"
     ]
     assert {token.content for token in found if token.type == "html_inline"} <= {"<code>", "</code>"}
     titles = [

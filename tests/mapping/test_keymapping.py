@@ -511,9 +511,9 @@ def test_what_does_not_split_is_refused_without_a_pattern_too() -> None:
 
 def test_parts_that_cannot_be_put_together_are_refused() -> None:
     keys = KeyMapping({"q.{}": Parameter(("x.{}", "y.{}"))})
-    with pytest.raises(MappingError, match=r"q\.\{0\.\.1\} cannot be put together out of shapes \[2\], \[3\]$"):
+    with pytest.raises(MappingError, match=r"q\.\{0\.\.1\} cannot be joined from shapes \[2\], \[3\]$"):
         keys.inverse({f"{part}.{i}": np.zeros(n) for i in range(2) for part, n in (("x", 2), ("y", 3))})
-    with pytest.raises(MappingError, match=r"q\.0 cannot be put together out of shapes \[\], \[\]"):
+    with pytest.raises(MappingError, match=r"q\.0 cannot be joined from shapes \[\], \[\]"):
         keys.inverse({"x.0": np.zeros(()), "y.0": np.zeros(())})
     with pytest.raises(MappingError, match=r"unexpected x\.0\.weight"):  # x is a module and y a parameter
         keys.inverse({"x.0.weight": np.zeros(2), "x.0.bias": np.zeros(2), "y.0": np.zeros(2)})
@@ -526,7 +526,7 @@ def test_parts_of_different_dtypes_are_not_promoted_without_a_word(library: Any)
     assert keys.inverse(parts)["q.1"].dtype == library.float16
     for i in range(2):
         parts[f"y.{i}"] = library.zeros(2, dtype=library.float32)
-    says = r"q\.\{0\.\.1\} cannot be put together out of dtypes [a-z.]*float16, [a-z.]*float32, [a-z.]*float16$"
+    says = r"q\.\{0\.\.1\} cannot be joined from dtypes [a-z.]*float16, [a-z.]*float32, [a-z.]*float16$"
     with pytest.raises(MappingError, match=says):
         keys.inverse(parts)
 

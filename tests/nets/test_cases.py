@@ -140,7 +140,7 @@ def test_an_unknown_input(tmp_path: Path) -> None:
 def test_unequal_batches(tmp_path: Path) -> None:
     content = tensors(LIKE)
     content["t999.caption"] = content["t999.caption"][:3].clone()
-    assert refused(tmp_path, content).endswith("t999: batches of 3, 4: one and the same is needed")
+    assert refused(tmp_path, content).endswith("t999: batches of 3, 4: one size above 0 is needed")
     empty = {key: tensor[:0].clone() for key, tensor in tensors(LIKE).items()}
     assert "batches of 0" in refused(tmp_path, empty)
 

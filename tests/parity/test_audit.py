@@ -430,7 +430,7 @@ def test_the_sidecar(right: Sides, state: State) -> None:
 
 def test_no_sidecar_is_said_and_no_failure(right: Sides, original: Path, state: State) -> None:
     del right.sidecar[EXTRA]
-    wanted = [f"{EXTRA} has no home in the converted model, and no sidecar keeps it"]
+    wanted = [f"{EXTRA} has no place in the converted model or in a sidecar"]
     found = audit(right)
     assert (found.verdict, found.notes) == (PASS, wanted)
     with sides(original, keyed(state), **TOLD) as made:

@@ -207,7 +207,7 @@ def test_evidence_is_told() -> None:
     words = {check.what: check.words for check in audited("alpha-fixed").checks}
     assert words["num_attention_heads"] == f"num_attention_heads is {HEADS}: --num_attention_heads"
     assert "pos_embed" in words["sample_size"]
-    assert words["norm_eps"].endswith("the original has no other, or none that anybody said")
+    assert words["norm_eps"].endswith("implied by the original, and not stated otherwise")
 
 
 def test_what_nobody_shows_is_assumed() -> None:

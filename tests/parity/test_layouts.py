@@ -75,7 +75,7 @@ def test_as_diffusers_writes_it(
     (loader,) = [check for check in function.checks if check.statistic == "float32 stock loader"]
     assert loader.passed
     said = ", ".join(f"{name}={value!r}" for name, value in told.items())
-    wanted = [f"diffusers loads its weights only when told to: from_pretrained(..., {said})"] if told else []
+    wanted = [f"diffusers loads its weights only with from_pretrained(..., {said})"] if told else []
     assert [note for note in report.notes if "from_pretrained" in note] == wanted
     assert set(report.converted["files"]) == {path.name for path in folder.iterdir()}
     assert set(digest(folder)) == {path.name for path in folder.iterdir()}

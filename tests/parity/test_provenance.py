@@ -26,7 +26,7 @@ from converter.parity.sides import UNAVAILABLE, spec_of
 from converter.reports.report import PASS
 
 RECORD, SIDECAR = "conversion.json", "original_extras.safetensors"
-DISBELIEVED = [f"{RECORD} cannot be read as a record of a conversion, and is not believed"]
+DISBELIEVED = [f"{RECORD} is not a valid conversion record, and is ignored"]
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_record_of_another_tool_is_passed_over(pair: Pair) -> None:
     rewrite(pair, tool={"name": "somebody-else", "version": "1"})
     made, notes = recorded_conversion(pair.folder)
     assert made == Record()
-    assert notes == ["conversion.json cannot be read as a record of a conversion, and is not believed"]
+    assert notes == ["conversion.json is not a valid conversion record, and is ignored"]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_record_of_a_file_of_another_size_is_not_believed(pair: Pair) -> None:
     content = json.loads((pair.folder / RECORD).read_text())
     rewrite(pair, source=content["source"] | {"size": 1})
     report = check(pair.original, pair.folder)
-    assert report.notes == ["the conversion record is of another file (its size differs): what it says is not believed"]
+    assert report.notes == ["the conversion record is of another file (its size differs): it is ignored"]
     # Nobody has said how many heads there are, and the converted config is no witness of itself.
     rows = {row["name"]: row["why"] for row in report.assumed}
     assert "as the converted model has it" in rows["num_attention_heads"]

@@ -73,7 +73,7 @@ def test_the_whole_catalogue_is_killed(pairs: dict[str, Pair], name: str) -> Non
     assert killers.count(FUNCTION) >= 60
     assert killers.count(WEIGHTS) >= 60
     assert killers.count(CONFIG) >= 10
-    assert made.words == f"all {len(faults)} deliberate faults were found, by the phases that have to"
+    assert made.words == f"all {len(faults)} deliberate faults were caught by the right phases"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -126,9 +126,7 @@ def test_a_fault_that_is_none_is_inconclusive(ready: Session) -> None:
         assert survivors(made) == {"nothing at all"}
         unseen = " and ".join(sorted(expected))
         assert lines(made)["nothing at all"].words == f"killed by nothing, NOT by {unseen}"
-        assert made.words.startswith(
-            "1 of 2 faults not told from a right conversion: nothing at all (killed by nothing"
-        )
+        assert made.words.startswith("1 of 2 trials gave the wrong answer: nothing at all (killed by nothing")
 
 
 def test_the_other_kinds_of_nothing(ready: Session) -> None:
@@ -342,4 +340,4 @@ def test_a_bias_of_zeros_cannot_be_dropped(tmp_path: Path) -> None:
     made = report.phase("self-test")
     assert report.verdict == PASS
     assert made
-    assert made.notes == ["not tried, since it is zero already and so no fault: bias of ff.net.2 of block 2 dropped"]
+    assert made.notes == ["not tried, since the tensor is zero already: bias of ff.net.2 of block 2 dropped"]

@@ -61,7 +61,7 @@ def phases(report: Report) -> dict[str, str]:
     ("change", "says"),
     [
         (widened, "rounded to float16 (off by up to 0.00024)"),
-        (drifted, "up to a drift, as of an average (off by up to"),
+        (drifted, "up to a drift, as by averaging (off by up to"),
     ],
 )
 def test_the_scale_of_the_cases_is_read_from_the_file(
@@ -169,7 +169,7 @@ def test_a_drift_that_the_net_adds_is_asked_about(
     ):
         converter.convert(path, tmp_path / "out", **stated(**said))
     done = converter.convert(path, tmp_path / "out", **stated(**said, **{flag: value}))
-    assert any("what the flags say, the exact one, is taken instead" in note for note in done.notes)
+    assert any("the exact one, by the flags, is taken instead" in note for note in done.notes)
     amended = {"exact_timesteps": True} if state is dit else {}
     report = check(path, done.path, **stated(**amended))
     assert report.verdict == INCONCLUSIVE

@@ -200,5 +200,5 @@ def test_when_it_is_not_run(pair: Pair) -> None:
     assert phase(pair, profile="quick").verdict == NOT_RUN
     with session(pair) as opened:
         opened.function(opened.cases("quick"), ("float64",))
-        assert opened.trajectory("standard", False).words == "a phase before it has not passed"
+        assert opened.trajectory("standard", False).words == "an earlier phase has not passed"
         assert opened.trajectory("standard", True).words == "there is no case with an unconditioned sample"

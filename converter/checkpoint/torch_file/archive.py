@@ -36,7 +36,7 @@ class Archive:
     """The index of a torch zip file. Nothing but the central directory is read on opening.
 
     Attributes: `members`, the entries by their names below the root folder, sizes and offsets of ZIP64 put in;
-    `summed`, whether it carries checksums. torch can leave them out, and then writes 0 for every member; a single 0
+    `checksummed`: torch can leave checksums out, and then writes 0 for every member; a single 0
     among others is the checksum of its member, or damage.
     """
 

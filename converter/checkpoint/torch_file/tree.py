@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 from ...errors import UNQUANTISED, printable
 from .unpickle import Call, Dict, Global, Set
 
-AGAIN = 8  # further names under which dicts are taken up that are there already: each is looked at again
+ALIAS_LIMIT = 8  # further names under which dicts already found are listed: each is looked at again
 INTEGERS = 2_000  # that are kept
 DEPTH = 16  # keys that lead to a dict of tensors
 UNNAMED = (
@@ -42,7 +42,7 @@ KINDS = {
 }  # fmt: skip
 # By the package that their class is from.
 _PACKAGES = {
-    "torch.distributed": "a part of a tensor that is spread over processes ({}): save the whole, "
+    "torch.distributed": "a shard of a distributed tensor ({}): save it whole, by "
     "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), or v.full_tensor() of every v",
 } | {
     package: f"quantised weights ({name}, {{}}): {UNQUANTISED}"
@@ -140,7 +140,7 @@ def search(root: Any) -> Contents:
     while waiting:
         path, node = waiting.popleft()
         if id(node) in seen:
-            if id(node) in at and again < AGAIN:  # under another name it may be meant all the same
+            if id(node) in at and again < ALIAS_LIMIT:  # it may be wanted by its other name
                 contents.dicts.append((path, *contents.dicts[at[id(node)]][1:]))
                 again += 1
             continue

@@ -95,7 +95,7 @@ def _locate(file: InputFile, comment_size: int) -> tuple[int, bytes, int]:
 
 
 def around(entries: Iterable[ZipEntry]) -> str:
-    """That a zip is one around checkpoints, and around which; '' where it is not.
+    """What to say of a zip that holds checkpoints, and which; '' for any other.
 
     >>> around([ZipEntry._make([b"PK\\x01\\x02", *[0] * 16, b"models/base.pth", b""])])
     'this is a zip that holds models/base.pth: unpack it first'
@@ -113,8 +113,8 @@ def around(entries: Iterable[ZipEntry]) -> str:
 
 
 def packed_again(entries: Iterable[ZipEntry]) -> str:
-    """What is to be added to an error where the members are those of a torch file, as another tool packed them: it
-    compresses, makes entries of folders, or signs what it makes."""
+    """What to add to an error if the members are those of a torch file, packed by another tool: one that
+    compresses, adds entries of folders, or signs what it writes."""
     entries = list(entries)
     names = set(_names(entries))
     another = any(e.method or e.made_by not in _WRITTEN_BY_TORCH or e.name.endswith(b"/") for e in entries)

@@ -79,7 +79,7 @@ class Publication:
         self.notes: list[str] = []  # what failed once the target was there, in words
         self._needed, self._overwrite, self._allowed = needed_bytes, overwrite, allowed
         self._parents: list[Path] = []  # those that this one created, outermost first
-        self._replaced = False  # whether there was an old target, which is then what is doomed
+        self._replaced = False  # whether there was an old target, which is then deleted
         self._to_delete: Path | None = None  # what `discard` deletes; None while it may be someone else's
 
     def __enter__(self) -> Publication:
@@ -171,8 +171,8 @@ class Publication:
                     for path in (self.target, *reversed(self._parents)):
                         _sync(path.parent)
                 except OSError as error:
-                    rule = "the disk may not know the new name yet, and a crash of the system now could lose it"
-                    self.notes.append(f"{printable(self.target)} is there, whole; {rule} ({error.strerror or error})")
+                    rule = "its new name may not be on the disk yet, and a system crash now could lose it"
+                    self.notes.append(f"{printable(self.target)} is complete; {rule} ({error.strerror or error})")
                 self.discard()  # of the old folder, now that the new one is sure to stay
         except OSError as error:
             raise write_error(self.target, error) from error

@@ -88,7 +88,7 @@ def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowe
     >>> check_target(Path("new.pth"), Path("a.pth"), overwrite=False).name
     'new.pth'
     """
-    for path in (target, nearest(target)):  # a link that leads nowhere may also be among the parents
+    for path in (target, nearest(target)):  # a dangling link may also be among the parents
         if os.path.islink(path) and not os.path.exists(path):
             raise target_error(target, "is a dangling symbolic link")
     real = Path(os.path.realpath(target))
@@ -133,7 +133,7 @@ def _folder_there(target: Path, real: Path, source: Path, allowed: Allowed) -> s
         raise target_error(target, "is a mount point or the current folder; name a folder inside it")
     if not (os.path.isdir(real) and any(real.iterdir())):
         return ""
-    check_replaceable(target, real, allowed)  # first: --overwrite is not to be advised where it cannot help
+    check_replaceable(target, real, allowed)  # first: do not advise --overwrite where it cannot help
     return "exists and is not empty"
 
 
@@ -143,7 +143,7 @@ def _links_in(folder: Path) -> Iterator[Path]:
 
 
 def temporary_prefix(target: Path) -> str:
-    """What the names of the temporary siblings of a target begin with: its own name; of a long one a part, and a digest
+    """The prefix of a target's temporary siblings: its own name; for a long name a part of it, and a digest
     that tells it from others."""
     name = target.name
     return f".{name}" if len(name) <= 50 else f".{name[:40]}~{sha256(os.fsencode(name)).hexdigest()[:16]}"

@@ -60,7 +60,7 @@ class TensorCopy:
 
     Where the outputs are of another dtype, its elements are rounded to that on the way, and `overflowed` counts those
     that became infinite. `crc` is that of the bytes to be written, and known once they are on their way: what has to
-    be read back. Only where the system copied them out of a file that has no checksums it is None.
+    be read back. It is None only where the system copied them out of a file without checksums.
 
     Args:
         digest: the SHA-256 that a record states of the tensor's bytes: what was copied and has it needs no other proof,

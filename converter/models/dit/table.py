@@ -40,7 +40,7 @@ EXACT_LINE = "for block in model.transformer_blocks: block.norm1.emb.time_proj.d
 FLAGS = (
     evidence.IMAGE_SIZE,
     evidence.NUM_ATTENTION_HEADS,
-    Flag(EXACT, bool, "Of a DiT: whether the line in the conversion's note is run on the loaded model."),
+    Flag(EXACT, bool, "DiT: whether the line in the conversion's note is run on the loaded model."),
 )
 
 # Hidden size -> name, blocks, heads (facebookresearch/DiT, models.py). Heads have 64 channels, those of XL 72.
@@ -64,12 +64,12 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
     evidence.resolution(findings, state.config, table, vae_factor=VAE_FACTOR)
     if table and table.side > (patch or 1) and table.scale != 1:
         seen = f"{table.seen}: scale {table.scale:g}" if table.scale else table.seen
-        stock = "the diffusers class computes that of scale 1 and has no room for another"
+        stock = "the diffusers class computes the one of scale 1 and allows no other"
         findings.problems.append(f"{seen}, and {stock}")
     findings.given_or_assumed(EXACT, False, "as from_pretrained loads it, without the line that the note gives")
     findings.diffusers_notes.append(
-        f"{OTHERWISE}, which no weights can make up for: what from_pretrained loads is the original's function once "
-        f"this is run on it: {EXACT_LINE}"
+        f"{OTHERWISE}, which no weights can make up for: to get the original's function, run this on what "
+        f"from_pretrained loads: {EXACT_LINE}"
     )
     evidence.held_against(state.config, findings, num_embeds_ada_norm="num_classes")
 
@@ -93,7 +93,7 @@ def config(findings: Findings) -> dict[str, Any]:
 
 
 def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
-    """What a `pos_embed` is that recomputing does not give; the net adds it to its input whatever it is."""
+    """Words for a `pos_embed` that recomputing does not give; the net adds it to its input whatever it is."""
     if rounded := evidence.up_to_rounding(findings, difference):
         return True, rounded
     if drift := evidence.drifted(difference):

@@ -40,7 +40,7 @@ def compress(weights: Mapping[str, Tensor], tokens: Tensor, grid: tuple[int, int
     count, (rows, columns), factor = tokens.shape[1], grid, how.factor
     if factor == 1:
         return tokens
-    # Where the factor leaves a rest, these two keep more tokens than the original then has room for: it fails.
+    # Where the factor leaves a remainder, both keep more tokens than the original then has room for: it fails.
     if how.sampling == "uniform_every" and count % factor:
         raise ValueError(f"KV compression 'uniform_every': {count} tokens are not a multiple of {factor}")
     if how.sampling == "uniform" and (rows % factor or columns % factor):

@@ -51,7 +51,7 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
     count, why = hidden // HEAD_SIZE or None, f"hidden {hidden} / {HEAD_SIZE}, as in the released models"
     if hidden % HEAD_SIZE:
         count = None
-        why = f"; the released models have hidden size / {HEAD_SIZE}, and {hidden} does not divide by {HEAD_SIZE}"
+        why = f"; the released models have hidden size / {HEAD_SIZE}, and {hidden} is not a multiple of {HEAD_SIZE}"
     evidence.heads(findings, state, count, why if hidden else "")
     table = evidence.read_table(plan, state, findings)
     doubt = _doubt(table, findings) if table else ""
@@ -74,7 +74,7 @@ def _features(plan: Plan, config: dict[str, Any], findings: Findings) -> None:
     if KV_COMPRESS in plan.features:
         findings.file(KV_COMPRESS, True, ", ".join(plan.features[KV_COMPRESS]))
     elif config and not findings.given.get(KV_COMPRESS):
-        findings.file(KV_COMPRESS, False, "config.json: the class that it is of has none")
+        findings.file(KV_COMPRESS, False, "config.json: its class has none")
     elif findings.given_or_assumed(
         KV_COMPRESS, False, "no convolutions; sampling 'uniform' or 'ave' would leave no trace in a file"
     ):
@@ -115,7 +115,7 @@ def _doubt(table: evidence.StoredTable, findings: Findings) -> str:
     return (
         f"{table.seen}: scale {table.scale:g}, but every released {pixels} px model has "
         f"{RELEASED['sigma', pixels]:g}, and OneTrainer writes this table into every file: "
-        + ("what the flags say is taken instead" if stated else asked)
+        + ("the flags are used instead" if stated else asked)
     )
 
 
@@ -173,7 +173,7 @@ def _remarks(findings: Findings) -> None:
     if conditioned and side not in (None, PIPELINE_SIDE):
         findings.diffusers_notes.append(
             f"the stock PixArtAlphaPipeline passes micro-conditions on at sample_size {PIPELINE_SIDE} only, and this "
-            f"model has {side}: it has to be called with added_cond_kwargs by other means"
+            f"model has {side}: call it with added_cond_kwargs yourself"
         )
 
 
@@ -197,7 +197,7 @@ def comfyui_warnings(findings: Findings) -> list[str]:
         warnings.append(
             f"ComfyUI guesses the scale of the positions as latent side / {_NATIVE}, which is {guess} for {side}, and "
             f"this model was trained with {scale:g}: "
-            + ("its positions will be off" if guess else "it divides by that, and no image comes of it")
+            + ("its positions will be off" if guess else "it divides by that, so it makes no image")
         )
     for name, fixed in _FIXED.items():
         value = findings[name].value if name in findings else None

@@ -28,7 +28,7 @@ GUIDED = "guidance"
 
 
 def settle(fields: dict[str, Any]) -> dict[str, Any]:
-    """As the class takes what is None (diffusers 0.42.1, its `__init__`)."""
+    """What the class makes of None (diffusers 0.42.1, its `__init__`)."""
     # Of a size that is no number the class makes nothing at all.
     if fields["interpolation_scale"] is None and isinstance(fields["sample_size"], int | float):
         fields["interpolation_scale"] = max(fields["sample_size"] // 64, 1)

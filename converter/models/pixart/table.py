@@ -77,10 +77,10 @@ def config(findings: Findings) -> dict[str, Any]:
 
 
 def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
-    """What a `pos_embed` is that recomputing does not give. Only the fixed-size class ever uses it."""
+    """Words for a `pos_embed` that recomputing does not give. Only the fixed-size class ever uses it."""
     if rounded := evidence.up_to_rounding(findings, difference):
         return True, rounded
-    # The class before anything else: no word on the size makes a table superfluous that the net adds to its input.
+    # The class first: no flag for the size makes a table superfluous that the net adds to its input.
     if findings["multi_scale_train"].value:
         findings.used.add("multi_scale_train")
         return True, _unused(findings, difference)
@@ -89,7 +89,7 @@ def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
     doubted = evidence.POSITIONS in findings.distrusted
     if doubted and findings.given.keys() & {"image_size", "interpolation_scale"}:
         return True, (
-            "is the table that OneTrainer writes into every file, and what the flags say is taken instead: if this "
+            "is the table that OneTrainer writes into every file, and the flags are used instead: if this "
             "fixed-size model was trained with it, the converted model is another one"
         )
     what = "is not the table of the size and scale" if doubted else "is no sin-cos table of the original's kind"

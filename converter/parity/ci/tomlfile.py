@@ -1,4 +1,4 @@
-"""TOML files that people write for the checker, read strictly: a key that is not known is an error, not a wish.
+"""TOML files that people write for the checker, read strictly: an unknown key is an error.
 
 A misspelt `profil = "full"` that is silently ignored is a nightly run that checks less than its owner believes.
 """
@@ -89,7 +89,7 @@ def strict(
         place = ": ".join(filter(None, [where, printable(key)]))
         if key not in known:
             alike = difflib.get_close_matches(key[:80], known, 1)
-            hint = f"did you mean {alike[0]}?" if alike else f"there are {', '.join(known)}"
+            hint = f"did you mean {alike[0]}?" if alike else f"allowed: {', '.join(known)}"
             raise refusal(path, place, f"unknown; {hint}")
         try:
             known[key](value)

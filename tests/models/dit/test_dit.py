@@ -151,7 +151,7 @@ def test_heads_of_a_size_that_was_not_published() -> None:
     ):
         DIT.config(found)
     assert told(look(state, num_attention_heads=4), "num_attention_heads") == (4, "given")
-    with pytest.raises(UsageError, match="`num_attention_heads` 5: the hidden size 48 does not divide by it"):
+    with pytest.raises(UsageError, match="`num_attention_heads` 5: the hidden size 48 is not a multiple of it"):
         look(state, num_attention_heads=5)
     # 64 channels to a head do not make it a published model.
     assert told(look(small(hidden_size=640, depth=3)), "num_attention_heads") == (None, "unknown")

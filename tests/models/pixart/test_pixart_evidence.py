@@ -170,7 +170,7 @@ def test_no_convention_where_72_does_not_divide() -> None:
     found = look(small(hidden_size=96, depth=1), FakeState(1.0, hidden=96))
     assert told(found, "num_attention_heads") == (None, "unknown")
     with pytest.raises(
-        UsageError, match=r"`num_attention_heads` is needed: .*hidden size / 72, and 96 does not divide by 72$"
+        UsageError, match=r"`num_attention_heads` is needed: .*hidden size / 72, and 96 is not a multiple of 72$"
     ):
         found.value("num_attention_heads")
     assert told(look(small(hidden_size=96, depth=1), num_attention_heads=8), "num_attention_heads") == (8, "given")
@@ -178,7 +178,9 @@ def test_no_convention_where_72_does_not_divide() -> None:
 
 @pytest.mark.parametrize("heads", [5, 0, -16, 16.0])
 def test_heads_that_do_not_divide_are_refused(heads: Any) -> None:
-    with pytest.raises(UsageError, match=rf"`num_attention_heads` {heads}: the hidden size 1152 does not divide by it"):
+    with pytest.raises(
+        UsageError, match=rf"`num_attention_heads` {heads}: the hidden size 1152 is not a multiple of it"
+    ):
         released("alpha-512", num_attention_heads=heads)
 
 
