@@ -85,11 +85,11 @@ def forwards(original: Path, converted: Path) -> dict[str, float]:
     class Held(Weights):
         """Weights that are in memory already are lent as they are."""
 
-        def lend(self, prefix: str) -> dict:
+        def scratch(self, prefix: str) -> dict:
             return self.under(prefix)
 
     with open_checkpoint(original) as checkpoint:
-        found = analyse(checkpoint).found
+        found = analyse(checkpoint).findings
     case, spent = cases(found, "quick", {})[0], 0.0
     with torch.inference_mode():
         state = torch.load(original, weights_only=True)["state_dict"]
@@ -140,7 +140,7 @@ def audit(original: Path, converted: Path) -> dict[str, float]:
     with open_checkpoint(original) as ours, open_checkpoint(converted) as theirs:
         looked = analyse(ours)
         started = time.perf_counter()
-        made = run(WeightPair(PIXART, looked.found, looked.plan, original=ours, converted=theirs))
+        made = run(WeightPair(PIXART, looked.findings, looked.plan, original=ours, converted=theirs))
         spent = time.perf_counter() - started
     assert made.verdict == "PASS", made.words
     return {"read": read, "audit": spent}

@@ -64,7 +64,7 @@ def sides(
         looked = analyse(ours, said)
         family = looked.require()
         kept = memory_tensors(sidecar) if sidecar is not None else None
-        yield Sides(family, looked.found, looked.plan, ours, memory_tensors(converted), kept, cast)
+        yield Sides(family, looked.findings, looked.plan, ours, memory_tensors(converted), kept, cast)
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def session(pair: Pair, change: Any = None, config: Mapping[str, Any] | None = N
         if change:
             change(state)
         theirs, fields = memory_tensors(state), read_json(pair.model / "config.json") | dict(config or {})
-        yield Session(Sides(looked.require(), looked.found, looked.plan, ours, theirs, spec=PARITY, config=fields))
+        yield Session(Sides(looked.require(), looked.findings, looked.plan, ours, theirs, spec=PARITY, config=fields))
 
 
 def keyed(state: State) -> State:

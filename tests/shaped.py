@@ -79,7 +79,7 @@ class FakeState:
         hidden: int = 1152,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.config, self.said = dict(config or {}), dict[str, int]()
+        self.config, self.recorded_integers = dict(config or {}), dict[str, int]()
         self._scale, self._hidden, self._dtype = scale, hidden, dtype
 
     def elements(self, key: str, *positions: int) -> tuple[tuple[float, ...], float]:

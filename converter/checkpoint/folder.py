@@ -23,7 +23,7 @@ CONFIG = "config.json"  # of a model in diffusers' layout
 _AVERAGED = ("{}_ema", "ema_{}")
 
 
-def in_cache(folder: Path) -> Path:
+def cached_snapshot(folder: Path) -> Path:
     """Of a repository in a hub's cache (`models--OWNER--NAME`) the snapshot in use: that of `refs/main`, or the only
     one; any other folder as it is."""
     snapshots, main = folder / "snapshots", folder / "refs" / "main"
@@ -51,7 +51,7 @@ def model_folder(folder: Path) -> Path:
 
     Raises: `InputError` for what only looks like a model, and where a cache does not tell which snapshot is meant.
     """
-    folder = in_cache(folder)
+    folder = cached_snapshot(folder)
     if (folder / ".metadata").exists() or any(folder.glob("__*_*.distcp")):
         merge = "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`"
         raise InputError.at(folder, "", f"a torch distributed checkpoint: merge it first with {merge}")

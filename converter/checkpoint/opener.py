@@ -87,7 +87,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self.files.append(file)
         if container_of(file) == "zip":
             torch_file = TorchFile(file)
-            if not torch_file.archive.summed:
+            if not torch_file.archive.checksummed:
                 self.notes.append(f"{printable(os.path.basename(file.path))} {UNGUARDED}")
             candidates, others, contents = find_candidates(torch_file, tables)
             # Shards add up: what one of them asks to import is reported even if the next is clean.

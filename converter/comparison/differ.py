@@ -109,7 +109,7 @@ def _compare(pair: TensorPair, step: Callable[[int], None]) -> TensorDiff:
 
 def _disagreements(a: Side, b: Side) -> Iterator[Disagreement]:
     """Hyper-parameters that both files show, and not alike. What is only assumed of one of them is no evidence."""
-    found_a, found_b, family = a.analysis.found, b.analysis.found, a.analysis.family
+    found_a, found_b, family = a.analysis.findings, b.analysis.findings, a.analysis.family
     if family is None:
         return
     for name, finding in found_a.items():

@@ -16,7 +16,7 @@ from ..checkpoint.weights_kind import EMA, RAW
 from ..conversion.analysis import Analysis, analyse, open_model
 from ..conversion.buffers import joined
 from ..conversion.inspection import report
-from ..conversion.record import record_beside, sidecar_beside
+from ..conversion.record import find_record, find_sidecar
 from ..errors import ConverterError, InputError, printable
 from ..mapping import fold
 
@@ -138,7 +138,7 @@ def open_side(
     analyses = [analyse(checkpoint, hyper_parameters) for checkpoint in checkpoints]
     first = analyses[0]
     folder = first.checkpoint.folder if first.diffusers else None
-    place = sidecar_beside(folder, record_beside(folder)) if folder else None
+    place = find_sidecar(folder, find_record(folder)) if folder else None
     sidecar = stack.enter_context(open_checkpoint(place)) if place else None
     return [Side(letter, analysis, sidecar) for analysis in analyses]
 

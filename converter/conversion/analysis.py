@@ -17,19 +17,19 @@ from ..checkpoint.key_names import plainly_foreign
 from ..checkpoint.tensor import Storage
 from ..checkpoint.weights_kind import EMA, RAW, UNKNOWN
 from ..errors import InputError, UsageError, printable
-from ..families import Family, Findings, altered, families, find, named, recognise, stranger, tables
+from ..families import Family, Findings, families, find, modified_weights, named, other_model, recognise, tables
 from ..filenames import RECORD
 from ..mapping import KeyMapping, MappingError, Plan, fold
 from .misshapen import flat, misshapen, not_weights
 from .options import stated
-from .record import PLAIN, Record, record_beside
+from .record import PLAIN, Record, find_record
 
 
 class CheckpointState:
     """The `State` of `families`: a checkpoint as a family may see it, read in place and blamed where it is damaged."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.config, self.said = checkpoint.config, checkpoint.recorded_integers
+        self.config, self.recorded_integers = checkpoint.config, checkpoint.recorded_integers
         self._checkpoint = checkpoint
         self._peeked: dict[int, Storage] = {}
 
@@ -76,7 +76,7 @@ class Analysis:
     family: Family | None = None
     diffusers: bool = False
     plan: Plan = field(default_factory=Plan)
-    found: Findings = field(default_factory=lambda: Findings({}))
+    findings: Findings = field(default_factory=lambda: Findings({}))
     problem: str = ""
     needs: str = ""
 
@@ -103,7 +103,7 @@ class Analysis:
     def config(self) -> dict[str, Any]:
         """`config.json` of the converted model. Raises what stands against it, as `require()` does, or `UsageError`."""
         with self.state.file_checked_first(), self.path_in_errors():
-            return config_of(self.require(), self.found)
+            return config_of(self.require(), self.findings)
 
     @contextmanager
     def path_in_errors(self) -> Iterator[None]:
@@ -145,13 +145,13 @@ def analyse(
     """
     analysis = Analysis(checkpoint)
     recognised = recognise(checkpoint, None if family is None else find(family))
-    changed = altered(key for key in checkpoint.left_out if not plainly_foreign(key))
+    changed = modified_weights(key for key in checkpoint.left_out if not plainly_foreign(key))
     if recognised is None or changed:
         analysis.problem = _unrecognised(checkpoint, family, changed)
         return analysis
     known, analysis.diffusers = recognised
     folder = checkpoint.folder
-    record = record_beside(folder) if folder and (analysis.diffusers or os.path.isdir(checkpoint.path)) else Record()
+    record = find_record(folder) if folder and (analysis.diffusers or os.path.isdir(checkpoint.path)) else Record()
     if record.content.get("to") == "diffusers" and known.keys.targets.known(checkpoint) == len(checkpoint):
         analysis.diffusers = True  # of a table whose names are the same on both sides, the keys alone do not show it
     recorded = record.content.get("family", known.name)
@@ -166,7 +166,7 @@ def analyse(
         checkpoint.use_config_next_to_it()
         _take_recorded_weights(checkpoint, record)
     plan = analysis.plan = analysis.table.survey(checkpoint)
-    findings = analysis.found = Findings(stated(hyper_parameters))
+    findings = analysis.findings = Findings(stated(hyper_parameters))
     _check_hyper_parameters(known, findings.given)
     with analysis.state.file_checked_first(), analysis.path_in_errors():
         with known.own_code("describe"):
@@ -182,7 +182,7 @@ def analyse(
     # What is said of the whole comes before what is said of single tensors.
     plan.problems[:0] = flat(checkpoint, plan) + misshapen(checkpoint, plan) + findings.problems
     plan.problems += not_weights(checkpoint)
-    if plan.problems and (kind := stranger(checkpoint, *recognised)):  # of a family that was insisted on
+    if plan.problems and (kind := other_model(checkpoint, *recognised)):  # of a family that was insisted on
         plan.problems.insert(0, f"this is {kind}")
     if plan.problems and checkpoint.mixed:
         plan.problems.insert(0, checkpoint.mixed)

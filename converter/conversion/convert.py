@@ -117,7 +117,7 @@ def _add_digests(plan: ConversionPlan, written: Written) -> None:
             row.sha256 = {key: next(iter(of.values())) for key, of in zip(row.sources, digests, strict=True)}
 
 
-_LEFT = {
+_LEFTOVER_NOTES = {
     ".partial": "is left from an interrupted run: delete it, unless a run is still writing there",
     ".old": "is an earlier result, whole: a run was interrupted while replacing it",
     REPLACED: "is left over from a replaced earlier result: delete it",
@@ -127,5 +127,5 @@ _LEFT = {
 def _leftovers(target: Path, noted: list[str]) -> list[str]:
     """What lies beside the target, but for what is `noted` already; it is no part of the record, which depends on the
     input alone."""
-    left = [(printable(path), _LEFT[path.suffix]) for path in leftovers(target)]
+    left = [(printable(path), _LEFTOVER_NOTES[path.suffix]) for path in leftovers(target)]
     return [f"{path} {what}" for path, what in left if not any(note.startswith(path) for note in noted)]

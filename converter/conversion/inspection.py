@@ -49,7 +49,7 @@ def inspect(
     """
     with open_model(path, weights, state_dict_key, family) as checkpoint:
         analysis = analyse_with_record(checkpoint, stated(hyper_parameters), family)
-        plan, findings = analysis.plan, analysis.found
+        plan, findings = analysis.plan, analysis.findings
         flags = analysis.family.flags if analysis.family else ()
         content = report(analysis) | {
             "features": sorted(plan.features),
@@ -95,7 +95,8 @@ def report(analysis: Analysis) -> dict[str, Any]:
         "family": family.name if family else None,
         "layout": ("diffusers" if analysis.diffusers else "original") if family else None,
         "hyper_parameters": {
-            name: {"value": f.value, "source": f.source, "evidence": f.evidence} for name, f in analysis.found.items()
+            name: {"value": f.value, "source": f.source, "evidence": f.evidence}
+            for name, f in analysis.findings.items()
         },
         "parameters": sum(tensor.numel for tensor in moved),
         "tensors": len(checkpoint),

@@ -97,7 +97,7 @@ class Destination:
             safe = self.suffix == ".safetensors"
             layout = lay_out_safetensors(entries, {"format": "pt"}) if safe else lay_out_torch(entries)
             return [TensorFile(self.path.name, layout)], {}
-        self._named_rightly(entries)
+        self._check_variant(entries)
         name = with_variant(WEIGHTS, self.variant)
         shards = _shards(entries, self.shard, name) if self.shard else {name: entries}
         files = [
@@ -111,7 +111,7 @@ class Destination:
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         return files, {f"{subfolder}/{with_variant(INDEX, self.variant)}": text}
 
-    def _named_rightly(self, entries: list[TensorEntry]) -> None:
+    def _check_variant(self, entries: list[TensorEntry]) -> None:
         named = _NAMED.get(self.variant)
         other = next((entry.dtype.name for entry in entries if named not in (None, entry.dtype)), "")
         if named and other:

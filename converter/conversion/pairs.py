@@ -19,7 +19,7 @@ from ..checkpoint.weight_names import SUFFIXES
 from ..errors import InputError, UsageError, printable
 from ..filenames import RECORD
 
-_PLACE = re.compile(r"\{(\w+)\}")
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def expand(
     _paths(original, converted)
     paths = _originals(os.path.join(base, original))
     more = (options or {}, hyper_parameters or {})
-    return check_targets_unique([Pair(path, _filled(base, converted, path), *more) for path in paths])
+    return check_targets_unique([Pair(path, _fill_template(base, converted, path), *more) for path in paths])
 
 
 def paired(original: str, converted: str) -> Pair:
@@ -74,7 +74,7 @@ def paired(original: str, converted: str) -> Pair:
         converted: a path, or a template with {stem}, {name} or {parent}.
     """
     _paths(original, converted)
-    return Pair(original, _filled("", converted, original))
+    return Pair(original, _fill_template("", converted, original))
 
 
 def _paths(original: str, converted: str) -> None:
@@ -159,7 +159,7 @@ def several(originals: Sequence[str], converted: str) -> bool:
     """Whether these paths may stand for more than one checkpoint: then each is handled alone, and none stops the
     rest."""
     globs = any(glob.has_magic(path) and not os.path.lexists(path) for path in originals)
-    return len(originals) > 1 or globs or (bool(_PLACE.search(converted)) and not os.path.lexists(converted))
+    return len(originals) > 1 or globs or (bool(_PLACEHOLDER.search(converted)) and not os.path.lexists(converted))
 
 
 def _is_checkpoint(entry: os.DirEntry[str]) -> bool:
@@ -198,7 +198,7 @@ def is_model(folder: Path) -> bool:
     return True
 
 
-def _filled(base: str, template: str, original: str) -> str:
+def _fill_template(base: str, template: str, original: str) -> str:
     if os.path.lexists(whole := os.path.join(base, template)):
         return whole
     path = Path(os.path.abspath(original))
@@ -218,4 +218,4 @@ def _filled(base: str, template: str, original: str) -> str:
         return values[place[1]]
 
     # In one pass: braces in a checkpoint's own name are no places.
-    return os.path.join(base, _PLACE.sub(fill, template))
+    return os.path.join(base, _PLACEHOLDER.sub(fill, template))

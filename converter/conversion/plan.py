@@ -125,7 +125,7 @@ def make_plan(
     Raises: `InputError` and `UsageError`, whatever stands against the conversion.
     """
     family, checkpoint, texts = analysis.require(), analysis.checkpoint, dict[str, str]()
-    analysis.found.used.clear()  # what this result is made with counts
+    analysis.findings.used.clear()  # what this result is made with counts
     if destination.folder:
         texts[f"{family.subfolder}/{CONFIG}"] = json.dumps(analysis.config(), indent=2, sort_keys=True) + "\n"
     if destination.to == COMFYUI and family.comfyui is None:
@@ -139,7 +139,7 @@ def make_plan(
     keys = {key for part in writes.model for key in part.keys}
     if twice := sorted(key for part in writes.sidecar for key in part.keys if key in keys):
         raise UsageError(f"`family` {family.name}: {twice[0]} is a key of the target, and of a tensor in the sidecar")
-    findings = analysis.found
+    findings = analysis.findings
     if options.require_evidence:
         demand_evidence(family, findings, checkpoint)
     notes = [*findings.notes, *(findings.diffusers_notes if destination.folder else []), *checkpoint_notes(checkpoint)]
@@ -182,7 +182,7 @@ def _differences_from_record(analysis: Analysis, record: Record) -> list[str]:
     return [
         f"{name} is {printable(finding.value)} ({printable(finding.evidence, 80)}), and {RECORD} says "
         f"{printable(recorded[name]['value'])}: was {CONFIG} changed?"
-        for name, finding in analysis.found.items()
+        for name, finding in analysis.findings.items()
         if name in recorded
         and None not in (finding.value, recorded[name]["value"])
         and finding.value != recorded[name]["value"]

@@ -10,7 +10,7 @@ from typing import Any
 from .._version import __version__
 from ..checkpoint.dtypes import BY_NAME
 from ..checkpoint.file import present
-from ..checkpoint.folder import in_cache
+from ..checkpoint.folder import cached_snapshot
 from ..checkpoint.json_file import read_json
 from ..errors import ConverterError
 from ..filenames import PARITY, RECORD, SIDECAR, TOOL, record_places
@@ -162,9 +162,9 @@ class Record:
         return earlier | {"origin": {"source": about, "hyper_parameters": given, "plan": rows}}
 
 
-def record_beside(model: Path) -> Record:
+def find_record(model: Path) -> Record:
     """The record in one of its `record_places`, and only if it is a record of this very model."""
-    model = in_cache(model)
+    model = cached_snapshot(model)
     for folder in record_places(model):
         if not present(folder / RECORD):
             continue
@@ -219,7 +219,7 @@ def _is_valid_row(row: Any) -> bool:
     return texts and BY_NAME[row["dtype"]].floating and all(type(size) is int for size in shape)
 
 
-def sidecar_beside(model: Path, record: Record) -> Path | None:
+def find_sidecar(model: Path, record: Record) -> Path | None:
     """Where a conversion kept what the converted model has no place for: in the folder, or beside its record."""
     places = (model, *([record.folder] if record.folder else []))
     return next((folder / SIDECAR for folder in places if present(folder / SIDECAR)), None)

@@ -15,7 +15,7 @@ from ..mapping import Computed, Extra
 from ..mapping.dims import bind, mismatch
 from ..mapping.rows import Row
 from .analysis import Analysis, analyse
-from .record import Record, record_beside, sidecar_beside
+from .record import Record, find_record, find_sidecar
 
 CHANGED = f"is not what {RECORD} says that the original held: was the config or {SIDECAR} changed?"
 
@@ -60,7 +60,7 @@ def analyse_with_record(checkpoint: Checkpoint, hyper_parameters: Mapping[str, A
     if not analysis.family or not analysis.diffusers or not folder or not (analysis.plan.problems or analysis.needs):
         return analysis
     flags = analysis.family.flags
-    given = {name: value for name, value in record_beside(folder).given.items() if name in flags}
+    given = {name: value for name, value in find_record(folder).given.items() if name in flags}
     given |= {name: value for name, value in hyper_parameters.items() if value is not None}
     try:
         again = analyse(checkpoint, given, family)
@@ -82,8 +82,8 @@ def open_sidecar(stack: ExitStack, analysis: Analysis, null_caption: str | os.Pa
     """
     folder, sidecar = analysis.checkpoint.folder, Sidecar()
     if analysis.diffusers and folder:
-        sidecar.record = record_beside(folder)
-        if path := sidecar_beside(folder, sidecar.record):
+        sidecar.record = find_record(folder)
+        if path := find_sidecar(folder, sidecar.record):
             tensors = stack.enter_context(open_checkpoint(path))
             for key, tensor in tensors.items():
                 if not any(row.match(key) for kind in (Extra, Computed) for row in rows_of(analysis, kind)):

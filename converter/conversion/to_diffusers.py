@@ -125,7 +125,9 @@ def check_computed(analysis: Analysis, sidecar: Sidecar) -> None:
             wanted = (recorded[key].get("sha256") or {}).get(key)
             if not wanted or key in sidecar.tensors:
                 continue
-            tensor = computed(key, table_of(analysis.require(), row, analysis.found), BY_NAME[recorded[key]["dtype"]])
+            tensor = computed(
+                key, table_of(analysis.require(), row, analysis.findings), BY_NAME[recorded[key]["dtype"]]
+            )
             if hashlib.sha256(tensor.read()).hexdigest() != wanted:
                 raise InputError.at(analysis.checkpoint.path, key, CHANGED)
 
@@ -146,7 +148,7 @@ def _drop_computed(writes: TensorWrites, analysis: Analysis, key: str, tensor: L
 
 def compare_with_computed(analysis: Analysis, key: str, tensor: LazyTensor) -> tuple[Comparison, str]:
     """(the comparison with what is recomputed; why the stored buffer has to be kept, '' where it need not be)."""
-    compared, dispensable, what = recomputed(analysis.require(), analysis.plan.computed[key], tensor, analysis.found)
+    compared, dispensable, what = recomputed(analysis.require(), analysis.plan.computed[key], tensor, analysis.findings)
     if not dispensable:
         raise tensor.storage.file.error(key, what)
     return compared, f"{printable(key)} {what}: kept in {SIDECAR}" if what else ""

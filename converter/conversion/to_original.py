@@ -123,7 +123,7 @@ def _buffers(
         if recorded and not known:
             notes.append(f"{row.source}: the original had none, so none is written")
             continue
-        table = table_of(analysis.require(), row, analysis.found)
+        table = table_of(analysis.require(), row, analysis.findings)
         dims = bind([(row.source, row.pattern, table.shape)])[0] | analysis.plan.dims
         if row.pattern and (wanted := mismatch(row.pattern, table.shape, dims)):
             family, shape = analysis.require().name, list(table.shape)

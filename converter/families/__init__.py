@@ -18,7 +18,7 @@ from ..errors import ConverterError, UsageError, printable
 from ..mapping import KeyMapping
 from . import from_file
 from .base import Family, Finding, Findings, Flag, State
-from .known import altered, named
+from .known import modified_weights, named
 
 if TYPE_CHECKING:
     from ..checkpoint.key_names import Tables  # which every start of a command would pay for
@@ -31,7 +31,7 @@ def register(family: Family) -> None:
     """Add a family, or replace the one of that name. In a file that `--family` names, it is for that call alone."""
     if not isinstance(family, Family):
         raise TypeError(f"a family is a converter.families.Family, not {type(family).__name__}")
-    from_file.CAUGHT.get(_REGISTERED)[family.name] = family
+    from_file.FILE_REGISTRY.get(_REGISTERED)[family.name] = family
 
 
 @cache
@@ -122,17 +122,33 @@ def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple
         )
         if insisted or (state and known == len(state)):
             return family, diffusers
-    strange = altered(state) if marked else not state or known * 2 < len(state) or stranger(state, family, diffusers)
+    strange = (
+        modified_weights(state)
+        if marked
+        else not state or known * 2 < len(state) or other_model(state, family, diffusers)
+    )
     return None if strange else (family, diffusers)
 
 
-def stranger(state: Mapping[str, Any], family: Family, diffusers: bool) -> str:
+def other_model(state: Mapping[str, Any], family: Family, diffusers: bool) -> str:
     """What a state dict not of this family is, if its layout is known; else ''."""
     table = family.keys.targets if diffusers else family.keys
     return named(state, lambda key: table.row_of(key) is not None)
 
 
 __all__ = [
-    "Family", "Finding", "Findings", "Flag", "State", "altered", "families", "find", "installed", "named", "recognise",
-    "register", "stranger", "tables",
+    "Family",
+    "Finding",
+    "Findings",
+    "Flag",
+    "State",
+    "families",
+    "find",
+    "installed",
+    "modified_weights",
+    "named",
+    "other_model",
+    "recognise",
+    "register",
+    "tables",
 ]  # fmt: skip

@@ -97,7 +97,9 @@ class State(Protocol):
     """What a family may see of a checkpoint beside the plan."""
 
     config: dict[str, Any]  # the `config.json` of a folder
-    said: dict[str, int]  # whole numbers beside the weights, by their place, such as `hyper_parameters.num_heads`
+    recorded_integers: dict[
+        str, int
+    ]  # whole numbers beside the weights, by their place, such as `hyper_parameters.num_heads`
 
     def elements(self, key: str, *positions: int) -> tuple[tuple[float, ...], float]:
         """Single elements of a tensor, by their row-major position, and the rounding of their dtype."""

@@ -88,7 +88,7 @@ def sizes(plan: Plan, findings: Findings, more: Mapping[str, str] | None = None,
         findings.problems.append(f"hidden size {dims['D']}: sines and cosines on two axes need a multiple of 4")
 
 
-def held_against(config: Mapping[str, Any], findings: Findings, **more: str) -> None:
+def check_config(config: Mapping[str, Any], findings: Findings, **more: str) -> None:
     """What a folder's `config.json` says otherwise than its tensors: a last block that is lost shows nowhere else.
     `more`: further keys of it, and the hyper-parameters that they are."""
     for key, name in {**SHOWN, **more}.items():
@@ -124,7 +124,9 @@ def heads(findings: Findings, state: State, usual: int | None, why: str, *, name
     """
     hidden = findings["hidden_size"].value or 0
     stated = configured(state.config, name, int)
-    others = {place: n for place, n in state.said.items() if place.rpartition(".")[2] in _HEADS and n != usual}
+    others = {
+        place: n for place, n in state.recorded_integers.items() if place.rpartition(".")[2] in _HEADS and n != usual
+    }
     rejected = ", ".join(f"{place} is {n}" for place, n in list(others.items())[:4])
     if stated:
         count = findings.file(name, stated, "config.json")
@@ -249,7 +251,7 @@ def drifted(difference: float) -> str:
     return f"is the sin-cos table up to a drift of {difference:.2g}, as by averaging" if difference <= DRIFT else ""
 
 
-def exact_instead(findings: Findings, drift: str, flag: str) -> str:
+def use_exact_table(findings: Findings, drift: str, flag: str) -> str:
     """Words for a drifted table that the net adds to its input: the converted model adds the exact one.
 
     Raises: `UsageError` where no flag says to use the exact one.

@@ -15,7 +15,7 @@ from ..errors import ConverterError, UsageError, printable
 from .base import Family
 
 # What the file that is being run registers: it is for whoever named the file, and not for the rest of the process.
-CAUGHT: ContextVar[dict[str, Family]] = ContextVar("registered by a file")
+FILE_REGISTRY: ContextVar[dict[str, Family]] = ContextVar("registered by a file")
 _IN_USE: list[str] = []  # the folder of the file that was named last, where it was not on the path before
 _PACKAGE = "converter_family_"
 _LOADED: dict[Path, tuple[list[tuple[Path, int, int]], Family]] = {}
@@ -95,7 +95,7 @@ def _run(path: Path, name: str) -> Family:
     assert spec.loader
     module, registered = module_from_spec(spec), dict[str, Family]()
     sys.modules[spec.name] = module
-    token = CAUGHT.set(registered)
+    token = FILE_REGISTRY.set(registered)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # somebody's code: whatever it raises, say where
@@ -106,7 +106,7 @@ def _run(path: Path, name: str) -> Family:
         where = f"line {lines[-1]}: " if lines and lines[-1] else ""
         raise UsageError(f"`family` {printable(name)}: {where}{printable(what, 1000)}") from error
     finally:
-        CAUGHT.reset(token)
+        FILE_REGISTRY.reset(token)
     there = {key: family for key, family in vars(module).items() if isinstance(family, Family)}
     named = [family for key, family in there.items() if key == "FAMILY"]
     chosen = list(registered.values()) or named or list({id(family): family for family in there.values()}.values())

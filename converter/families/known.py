@@ -48,7 +48,7 @@ _QUANTISED = {
     ),
 }
 # Weights of the model itself, but not as they are: what lies beside them says what they mean.
-_ALTERED: _Rows = (
+_MODIFIED: _Rows = (
     *((pattern, f"quantised weights ({name}): {UNQUANTISED}") for name, pattern in _QUANTISED.items()),
     (
         _with_adapters,
@@ -104,13 +104,13 @@ def named(keys: Collection[str], own: Callable[[str], bool] = lambda key: False)
     Args:
         own: whether a key is one that the family in question knows: it is no sign of another.
     """
-    return _first(keys, _ALTERED) or _first((key for key in keys if not own(key)), _OTHERS)
+    return _first(keys, _MODIFIED) or _first((key for key in keys if not own(key)), _OTHERS)
 
 
-def altered(keys: Iterable[str]) -> str:
+def modified_weights(keys: Iterable[str]) -> str:
     """The same for only those keys that change what the weights beside them mean: adapters,
     the scales of quantised weights. Such keys can never be left out."""
-    return _first(keys, _ALTERED)
+    return _first(keys, _MODIFIED)
 
 
 def _first(keys: Iterable[str], rows: _Rows) -> str:

@@ -133,7 +133,7 @@ def fit(rows: Rows, hidden: int, side: int) -> Fit | None:
             there = angles / scale
             return float(max(np.abs(phasors.real - np.cos(there)).max(), np.abs(phasors.imag - np.sin(there)).max()))
 
-        scale = _beyond_doubt(apart, 1 / best, numbers_of)
+        scale = _certain_scale(apart, 1 / best, numbers_of)
         nearest = float(f"{1 / best:.4g}") if scale is None else scale
         table, difference = SinCosTable(hidden, side, nearest), 0.0
         axis = table.axis()
@@ -144,7 +144,7 @@ def fit(rows: Rows, hidden: int, side: int) -> Fit | None:
     return Fit(scale if difference <= DRIFT else None, nearest, difference, rounded)
 
 
-def _beyond_doubt(apart: Callable[[float], float], best: float, numbers_of: set[str]) -> float | None:
+def _certain_scale(apart: Callable[[float], float], best: float, numbers_of: set[str]) -> float | None:
     """The scale with the fewest decimals that explains the table, if its neighbours are far from doing so: so far that
     no scale of more decimals between them, rounded, would have explained it.
 

@@ -111,7 +111,7 @@ def init_from_dit(
 def notes(origin: Origin, wanted: Destination) -> list[str]:
     """What the user should know."""
     analysis, options = origin.analysis, origin.options
-    words, heads = checkpoint_notes(analysis.checkpoint), analysis.found["num_attention_heads"]
+    words, heads = checkpoint_notes(analysis.checkpoint), analysis.findings["num_attention_heads"]
     if heads.source == "assumed":
         words.append(f"assumed: num_attention_heads = {heads.value} ({heads.evidence})")
     rows = analysis.plan.dims["Y"]
@@ -120,7 +120,7 @@ def notes(origin: Origin, wanted: Destination) -> list[str]:
             f"no class is row {rows - 1} of its class table, the last of {rows}, if it was trained to have one "
             "(or use --none zero)"
         )
-    own = analysis.found.value("sample_size")
+    own = analysis.findings.value("sample_size")
     positions = f"positions: latent side {origin.side}, scale {origin.scale:g}"
     if (origin.side, origin.scale) != (own, 1.0):
         positions += f"; the DiT has {own} and 1, so that the blocks get other inputs than it was trained on"
@@ -135,7 +135,7 @@ def notes(origin: Origin, wanted: Destination) -> list[str]:
 
 def _unshown(origin: Origin) -> dict[str, Any]:
     """What a file of this PixArt does not show, or shows as another's: flags for its conversion."""
-    heads, hidden = origin.analysis.found.value("num_attention_heads"), origin.dims["D"]
+    heads, hidden = origin.analysis.findings.value("num_attention_heads"), origin.dims["D"]
     flags: dict[str, Any] = {} if heads * HEAD_SIZE == hidden else {"num_attention_heads": heads}
     if origin.dims["N"] == 1 or (origin.side, origin.scale) == PLACEHOLDER:
         flags |= {"image_size": origin.image_size, "interpolation_scale": origin.scale}

@@ -66,7 +66,7 @@ class BothNets:
         return {PATCHES: theirs}, {PATCHES: ours}
 
     def _shape(self, stored: bool) -> dict[str, Any]:
-        found, origin = self.origin.analysis.found, self.origin
+        found, origin = self.origin.analysis.findings, self.origin
         sizes = {name: found.value(name) for name in ("depth", "hidden_size", "patch_size", "out_channels")}
         sizes |= {"num_heads": found.value("num_attention_heads"), "input_size": origin.side, "scale": origin.scale}
         return sizes | {"multi_scale": not stored}

@@ -79,7 +79,7 @@ class Origin:
     @property
     def image_size(self) -> int:
         """Of the PixArt, in pixels."""
-        return int(self.options.image_size or self.analysis.found.value("image_size"))
+        return int(self.options.image_size or self.analysis.findings.value("image_size"))
 
     @property
     def side(self) -> int:
@@ -89,7 +89,7 @@ class Origin:
     @property
     def choices(self) -> dict[str, Any]:
         """The options, with what they come to for this DiT."""
-        heads = self.analysis.found.value("num_attention_heads")
+        heads = self.analysis.findings.value("num_attention_heads")
         settled = {"image_size": self.image_size, "interpolation_scale": self.scale, "num_attention_heads": heads}
         return {name: value for name, value in asdict(self.options).items() if name != "timesteps"} | settled
 
@@ -110,7 +110,7 @@ class Origin:
             tensor = self.analysis.checkpoint[key]
             equal = compare_with_computed(self.analysis, key, tensor)[0].equal
             held = equal and tensor.dtype.itemsize >= F32.itemsize  # in fewer bits it is equal once rounded
-        return held and (self.image_size, self.scale) == (self.analysis.found.value("image_size"), 1.0)
+        return held and (self.image_size, self.scale) == (self.analysis.findings.value("image_size"), 1.0)
 
     @cached_property
     def dims(self) -> dict[str, int]:

@@ -70,7 +70,7 @@ class StageResult:
     @property
     def times(self) -> float:
         """The distance in multiples of the DiT's own rounding; 3 are allowed."""
-        return self.distance / max(self.floor, gates.FLOOR_LEAST)
+        return self.distance / max(self.floor, gates.MIN_FLOOR)
 
 
 @dataclass
@@ -147,7 +147,7 @@ def prove(origin: Origin, state: Mapping[str, Any]) -> Proof:
     nets[torch.float64] = BothNets(origin, {key: state[key] for key in state} | tables, memory)
     nets[torch.float32] = BothNets(origin, state, memory)
     checks, doubts, stages = list(_rounded(state, tables)), list[str](), dict[str, StageResult]()
-    inputs, judge = CaseMaker(origin), Judge(parts(origin.analysis.found), origin.dims["p"])
+    inputs, judge = CaseMaker(origin), Judge(parts(origin.analysis.findings), origin.dims["p"])
     cases = [inputs.case(name, *grid, [TIMESTEP] * 2) for name, grid in GRIDS.items()]
     native = inputs.case("own size", *(origin.side // origin.dims["p"],) * 2, [TIMESTEP])
     for case in [*cases, native]:
@@ -191,7 +191,7 @@ def _rounded(state: Mapping[str, Any], tables: Mapping[str, Tensor]) -> Iterator
 
 
 def _checks(stage: StageResult) -> Iterator[Check]:
-    what, floor = f"{stage.case} / {stage.name}", max(stage.floor, gates.FLOOR_LEAST)
+    what, floor = f"{stage.case} / {stage.name}", max(stage.floor, gates.MIN_FLOOR)
     words = f"{stage.exact:.2g} apart before tables are rounded (limit {EXACT:g})"
     yield Check(what, "float64 relative L2", stage.exact, EXACT, passed=stage.exact <= EXACT, words=words)
     for against, value in (("", stage.error), (" against the DiT's", stage.apart)):

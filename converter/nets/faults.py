@@ -108,11 +108,11 @@ def with_fault(state: Mapping[str, Any], fault: Fault) -> dict[str, Any]:
     spoilt = {key: state[key] for key in state if key not in fault.drop}
     for key in spoilt.keys() & fault.weights.keys():
         origin, change = fault.weights[key]
-        spoilt[key] = Altered(state[origin], change) if change else state[origin]
+        spoilt[key] = ChangedTensor(state[origin], change) if change else state[origin]
     return spoilt
 
 
-class Altered:
+class ChangedTensor:
     """A lazy tensor that is changed when it is read; it keeps its shape, and its dtype unless one is given."""
 
     def __init__(self, tensor: Any, change: Change, dtype: DType | None = None) -> None:

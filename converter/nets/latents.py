@@ -12,7 +12,7 @@ from .patches import PATCHES
 from .spec import Cases, ParitySpec
 from .stock import Stock
 
-AFFORDABLE = 1024  # tokens of one sample in the standard profile; the attention grows with their square
+STANDARD_TOKENS = 1024  # tokens of one sample in the standard profile; the attention grows with their square
 LARGEST = 1024  # latent side that is believed of a config: a table of positions grows with its square
 
 
@@ -29,7 +29,7 @@ def parts(findings: Findings) -> dict[str, slice]:
     return {"epsilon": slice(0, channels)} | ({"variance": slice(channels, out)} if out > channels else {})
 
 
-def believed_size(side: Any, factor: int) -> int | None:
+def image_size_hint(side: Any, factor: int) -> int | None:
     """The image size of a config's `sample_size`, at `factor` pixels each; None where that is no number, or absurd."""
     return side * factor if isinstance(side, int) and side <= LARGEST else None
 

@@ -68,7 +68,7 @@ class Memory:
     def __init__(self) -> None:
         self.buffer = torch.empty(0, dtype=torch.uint8)
 
-    def lend(self, tensors: Sequence[tuple[torch.Size, torch.dtype]], staging: int) -> list[Tensor]:
+    def scratch(self, tensors: Sequence[tuple[torch.Size, torch.dtype]], staging: int) -> list[Tensor]:
         """Tensors of these shapes and dtypes side by side, and after them `staging` bytes; all of unknown content."""
         sizes = [-(-shape.numel() * dtype.itemsize // 64) * 64 for shape, dtype in tensors] + [staging]
         if len(self.buffer) < sum(sizes):
@@ -110,7 +110,7 @@ class Weights(Mapping[str, Tensor]):
         """The tensors whose keys begin with `prefix`, read, by the rest of their keys."""
         return {key[len(prefix) :]: self[key] for key in self.state if key.startswith(prefix)}
 
-    def lend(self, prefix: str) -> dict[str, Tensor]:
+    def scratch(self, prefix: str) -> dict[str, Tensor]:
         """As `under`, in scratch memory: valid until the next call that uses the same `memory`.
 
         A stage that has used its weights is done with them, and fresh memory for every block of a large net would cost
@@ -119,7 +119,7 @@ class Weights(Mapping[str, Tensor]):
         mine = {key[len(prefix) :]: self.state[key] for key in self.state if key.startswith(prefix)}
         room = [(torch.Size(held.shape), self.dtype) for held in mine.values()]
         sizes = (torch.Size(held.shape).numel() * held.dtype.itemsize for held in mine.values())
-        *lent, staging = self.memory.lend(room, max(sizes, default=0))
+        *lent, staging = self.memory.scratch(room, max(sizes, default=0))
         tensors = {}
         for target, (name, held) in zip(lent, mine.items(), strict=True):
             if not isinstance(held, Tensor):

@@ -16,7 +16,7 @@ from .faults import BOTH, CONFIG, FUNCTION, Fault
 from .net import Values
 from .patches import FINAL, PATCHES
 
-SEEN, SAID, STATED = frozenset({FUNCTION}), frozenset({CONFIG}), frozenset({CONFIG, FUNCTION})
+BY_FUNCTION, BY_CONFIG, BY_BOTH = frozenset({FUNCTION}), frozenset({CONFIG}), frozenset({CONFIG, FUNCTION})
 Fields = dict[str, Any]
 Wrong = tuple[str, Fields, frozenset[str], bool]  # name, fields, phases that have to notice, cheap
 
@@ -50,7 +50,7 @@ def field_faults(
     changes = [(name, partial(stating, fields), seen, cheap) for name, fields, seen, cheap in wrong]
     for field in sorted(have.keys() & config.keys() - set(ignorable)):
         if not field.startswith("_"):
-            changes.append((f"{field} missing from the config", partial(without, field), SAID, False))
+            changes.append((f"{field} missing from the config", partial(without, field), BY_CONFIG, False))
     return [
         Fault(name, seen, config=change, cheap=cheap)
         for name, change, seen, cheap in changes
@@ -68,15 +68,15 @@ def more_heads(findings: Findings, heads: int, of: str = "") -> Wrong:
     hidden = findings.value("hidden_size")
     more = heads * 2 if hidden % (heads * 2) == 0 else max(heads // 2, 1)
     fields = {f"num_{of}attention_heads": more, f"{of}attention_head_dim": hidden // more}
-    return f"{more} {of.replace('_', ' ')}heads for {heads}", fields, STATED, True
+    return f"{more} {of.replace('_', ' ')}heads for {heads}", fields, BY_BOTH, True
 
 
 def timestep_faults(name: str = "timestep") -> list[Fault]:
     """What a pipeline or a scheduler does wrong to the timestep, the input `name`."""
     return [
-        Fault("timestep one too late", SEEN, inputs=lambda v: v | {name: v[name] + 1}),
-        Fault("timestep one too early", SEEN, inputs=lambda v: v | {name: v[name] - 1}),
-        Fault("timestep from 0 to 1", SEEN, inputs=lambda v: v | {name: v[name] / 1000}),
+        Fault("timestep one too late", BY_FUNCTION, inputs=lambda v: v | {name: v[name] + 1}),
+        Fault("timestep one too early", BY_FUNCTION, inputs=lambda v: v | {name: v[name] - 1}),
+        Fault("timestep from 0 to 1", BY_FUNCTION, inputs=lambda v: v | {name: v[name] / 1000}),
     ]
 
 
@@ -99,7 +99,7 @@ def position_faults(findings: Findings, scale: float) -> list[Fault]:
         return torch.cat([parts[i] for i in order], dim=-1)
 
     return [
-        Fault(name, SEEN, stage=PATCHES, values=partial(table, wrong))
+        Fault(name, BY_FUNCTION, stage=PATCHES, values=partial(table, wrong))
         for name, wrong in (
             ("positional table transposed", partial(chunks, (1, 0))),
             ("positional table left out", torch.zeros_like),
@@ -127,7 +127,7 @@ def output_faults(findings: Findings, plan: Plan) -> list[Fault]:
     rows = Fault(title, BOTH, {target: (target, channels_first) for target in targets_of(plan, 0, "R")})
     both = findings.value("pred_sigma")
     return [
-        Fault("pixels of every patch transposed", SEEN, stage=FINAL, values=pixels_transposed, cheap=patch > 1),
-        Fault("epsilon and variance swapped", SEEN, stage=FINAL, values=halves_swapped, cheap=both),
+        Fault("pixels of every patch transposed", BY_FUNCTION, stage=FINAL, values=pixels_transposed, cheap=patch > 1),
+        Fault("epsilon and variance swapped", BY_FUNCTION, stage=FINAL, values=halves_swapped, cheap=both),
         *([rows] if patch > 1 else []),
     ]

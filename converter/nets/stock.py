@@ -56,7 +56,7 @@ class Stock:
     shell: Mapping[str, Any] = field(default_factory=lambda: {"num_layers": 0})
     # Completes the fields of a config as the class does, where that takes more than its defaults.
     settle: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
-    amend: Callable[[Any], Any] = lambda model: model  # what is done to the model after loading
+    post_load: Callable[[Any], Any] = lambda model: model  # what is done to the model after loading
 
     @property
     def model_class(self) -> Any:
@@ -84,7 +84,7 @@ class Stock:
                 small = self.model_class.from_config(dict(config) | dict(self.shell))
         for name, buffer in small.named_buffers():
             put_buffer(model, name, buffer)
-        return Streamed(self.amend(model), weights, self.stages, self.call, probes=self.probes)
+        return Streamed(self.post_load(model), weights, self.stages, self.call, probes=self.probes)
 
     def loaded(self, folder: Path, inputs: Values, options: Mapping[str, Any] | None = None) -> Tensor:
         """The output of what `from_pretrained` makes of a folder, whole in memory, in float32, and amended."""
@@ -93,7 +93,7 @@ class Stock:
                 folder, low_cpu_mem_usage=False, local_files_only=True, **(options or {})
             )
         with torch.inference_mode():
-            return self.call(self.amend(model.eval()), inputs)
+            return self.call(self.post_load(model.eval()), inputs)
 
     def call(self, model: Any, values: Values) -> Tensor:
         """The stock forward, whole."""

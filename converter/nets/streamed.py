@@ -30,12 +30,12 @@ class StockStage:
     values: tuple[str, ...]  # what its output is called; several names where it is a tuple
 
 
-class _Answered(Exception):
+class _StageDone(Exception):
     """Ends a forward once the stage has its output."""
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Module:
     """A module that makes (some of) a stage."""
 
     module: nn.Module
@@ -96,7 +96,7 @@ class Streamed:
         def bring(*_: Any) -> None:
             if "forward" in vars(module):  # replaced: it does not run, and its weights are not read
                 return
-            lent = self.weights.lend(prefix)
+            lent = self.weights.scratch(prefix)
             for name, parameter in absent.items():
                 if lent[name].shape != parameter.shape:
                     shapes = f"{list(lent[name].shape)}, not {list(parameter.shape)}"
@@ -115,7 +115,7 @@ class Streamed:
         """The library's own forward; `watch` gets each stage's output, of several modules that of the first."""
         *inner, (whole, (top,)) = self._parts.items()
 
-        def tell(name: str, part: _Part, module: nn.Module, arguments: Any, output: Any) -> None:
+        def tell(name: str, part: _Module, module: nn.Module, arguments: Any, output: Any) -> None:
             if watch:
                 watch(name, part.values(output))
 
@@ -133,17 +133,17 @@ class Streamed:
         parts, answers = [*self._parts.values()][index], dict[str, Tensor]()
         wanted, whole = {part.module for part in parts}, parts[0].module is self.model
 
-        def answer(part: _Part, module: nn.Module, arguments: Any, output: Any) -> None:
+        def answer(part: _Module, module: nn.Module, arguments: Any, output: Any) -> None:
             answers.update(part.values(output))
             if len(parts) > 1:
                 probe(part.label, output)
-            raise _Answered
+            raise _StageDone
 
-        def until_answered(part: _Part, forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        def until_answered(part: _Module, forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
             """The forward of a module around some that are wanted: left as soon as one of them has answered."""
             try:
                 return forward(*arguments, **named)
-            except _Answered:
+            except _StageDone:
                 if all(name in answers for one in parts for name in one.names):
                     raise
                 return part.output(values)
@@ -170,7 +170,7 @@ class Streamed:
                     undo.callback(hook.remove)
             try:
                 output = self.call(self.model, values)
-            except _Answered:
+            except _StageDone:
                 return answers
         if not whole:
             raise ValueError(f"the library's forward does not use the modules of the stage {self.stages[index].name!r}")
@@ -179,7 +179,7 @@ class Streamed:
 
 def _place(
     model: nn.Module, line: StockStage, probes: Mapping[str, tuple[str, str]]
-) -> Iterator[tuple[str, list[_Part]]]:
+) -> Iterator[tuple[str, list[_Module]]]:
     """The stages of a line of the table in one model; none where it has no such module, as a config may say."""
     over, numbered, _ = line.path.partition(".{}")
     try:
@@ -189,7 +189,7 @@ def _place(
         return
     inside = probes if "{}" in line.name else {}
     parts = [
-        _Part(module, tuple(name.format(i) for name in line.values), f"block {i}", inside)
+        _Module(module, tuple(name.format(i) for name in line.values), f"block {i}", inside)
         for i, module in enumerate(modules)
     ]
     if "{}" in line.name:
@@ -219,7 +219,7 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
     module.get_submodule(path)._parameters[own] = nn.Parameter(tensor, requires_grad=False)
 
 
-def _listening(part: _Part, probe: Probe) -> Iterator[Any]:
+def _listening(part: _Module, probe: Probe) -> Iterator[Any]:
     """Hooks that tell `probe` of what sub-modules take ('input') or give ('output'); none where nobody listens."""
     for name, (path, side) in part.probes.items() if probe is not no_probe else ():
         module = part.module.get_submodule(path)

@@ -92,7 +92,7 @@ def doubt(weights: Phase, sides: Sides) -> Phase:
         return weights  # where they differ, that is what there is to report
     zeros = find_zeros(sides.plan, sides.original)
     weights.notes += zeros.notes
-    unused = (sides.seen or sides.found).unused_buffers
+    unused = (sides.seen or sides.findings).unused_buffers
     other_buffers = [
         f"{key} {what}, and the original uses it as it is: the nets are compared with the computed one"
         for key, (comparison, _, what) in sides.recomputed.items()

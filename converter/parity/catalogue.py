@@ -32,7 +32,7 @@ def catalogue(plan: Plan, model: ParitySpec = UNAVAILABLE, block: int | None = N
     faults: list[Fault] = []
     for row in rows:
         faults += [*row.swapped(), *row.one_copy(), *row.by_itself(model)]
-    faults += _mistaken(rows, model.invisible_swaps)
+    faults += _mixed_up_rows(rows, model.invisible_swaps)
     stacks = {path: count for path, count in plan.stacks.items() if count > 1}
     for path, count in stacks.items():
         faults += _block_faults(plan, path, count)
@@ -134,7 +134,7 @@ class _RowFaults:
             yield Fault(title, BOTH, _changed(targets, done.exchanged(count, i, j)), cheap=count == 2)
 
 
-def _mistaken(rows: Sequence[_RowFaults], invisible: tuple[tuple[str, str], ...]) -> Iterator[Fault]:
+def _mixed_up_rows(rows: Sequence[_RowFaults], invisible: tuple[tuple[str, str], ...]) -> Iterator[Fault]:
     """Two rows of one shape in each other's place; `invisible`: ends of their paths where no output shows that."""
     for one, other in combinations(rows, 2):
         alike = one.row.pattern == other.row.pattern and one.where == other.where

@@ -23,7 +23,7 @@ def assumptions(sides: Sides) -> list[dict[str, Any]]:
     """What nobody has evidence for, as it stands in the report."""
     return [
         {"name": name, "value": finding.value, "why": BORROWED if name in sides.borrowed else finding.evidence}
-        for name, finding in sides.found.items()
+        for name, finding in sides.findings.items()
         if finding.source == "assumed" or name in sides.borrowed
     ]
 
@@ -32,7 +32,7 @@ def audit(sides: Sides, config: Mapping[str, Any] | None = None) -> Phase:
     """Every field of `config.json`, or of another config, as the target's code takes it, against what it has to be."""
     config = sides.config if config is None else config
     try:
-        expected = sides.family.config(sides.found)
+        expected = sides.family.config(sides.findings)
     except UsageError as error:
         return Phase("config", FAIL, f"what the model should be is not known: {as_flags(str(error))}")
     resolved = sides.spec.resolve_config(config)
@@ -44,7 +44,7 @@ def audit(sides: Sides, config: Mapping[str, Any] | None = None) -> Phase:
         same = _same(value, right)
         quoted = repr(value) if isinstance(value, str) and not isinstance(right, str) else value
         words = f"{name} is {printable(quoted)}{'' if same else f', and has to be {printable(right)}'}: "
-        words += _evidence(name, sides.found.get(name), sides.borrowed)
+        words += _evidence(name, sides.findings.get(name), sides.borrowed)
         if name not in config:
             words += " (not written; the target's default)"
         # What is compared with itself shows nothing.
@@ -59,14 +59,14 @@ def audit(sides: Sides, config: Mapping[str, Any] | None = None) -> Phase:
         notes.append(f"config.json: {len(unknown) - MOST} more fields mean nothing to the target's code")
     failed = [check for check in checks if check.passed is False]
     # First what it is at all, then what somebody has evidence for: the rest may only follow from that.
-    failed.sort(key=lambda check: (check.what != CLASS, sides.found.get(check.what) is None))
+    failed.sort(key=lambda check: (check.what != CLASS, sides.findings.get(check.what) is None))
     if failed:
         more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
         return Phase("config", FAIL, f"{failed[0].words}{more}", checks, notes=notes)
     # What is assumed though the original has evidence of it: a converter that assumes the same may be just as wrong.
     doubts = [
         f"--{name} is not given, and the original's own evidence of it is not trusted: {finding.rejected_evidence}"
-        for name, finding in (sides.seen or sides.found).items()
+        for name, finding in (sides.seen or sides.findings).items()
         if finding.rejected_evidence and finding.source in ("assumed", "unknown")
     ]
     if doubts:

@@ -70,7 +70,7 @@ def faulty(stages: Sequence[localise.StageError]) -> list[str]:
     return [stage["name"] for stage in stages if stage["faulty"]]
 
 
-def worse_in_half(nets: NetPair) -> list[str]:
+def half_precision_notes(nets: NetPair) -> list[str]:
     """Of half precision, which decides nothing: which stages stand out, where the whole is worse than it may be."""
     notes = []
     for precision in HALF:
@@ -83,10 +83,10 @@ def worse_in_half(nets: NetPair) -> list[str]:
     return notes
 
 
-def lone_stages(nets: NetPair, doubts: list[str]) -> list[Check]:
+def check_single_stages(nets: NetPair, doubts: list[str]) -> list[Check]:
     """The stages that the model wants tried by themselves; to `doubts` is added what the original net does not take."""
     checks = []
-    for name, case in nets.model.stages(nets.sides.found):
+    for name, case in nets.model.stages(nets.sides.findings):
         values = case.tensors(torch.float64, nets.device)
         ours, theirs = (
             next(stage for stage in net.stages if stage.name == name)

@@ -186,7 +186,7 @@ def phase(outcomes: Sequence[CaseOutcome], detail: dict[str, Any], what: str = "
     result = Phase("function", PASS, "", checks, notes=doubts, detail=detail)
     gating, failed = result.gates, [*result.failed]
     if failed:
-        worst = max(failed, key=_exhausted)
+        worst = max(failed, key=_share_of_limit)
         words = f"{len(failed)} of {len(gating)} checks failed; worst: {worst.what}, {worst.statistic}: {worst.words}"
         result.verdict, result.words = FAIL, words
     elif doubts or not gating:
@@ -196,13 +196,13 @@ def phase(outcomes: Sequence[CaseOutcome], detail: dict[str, Any], what: str = "
         for precision in (FLOAT32, FLOAT64):
             # Whichever statistic is the worst, as the reports' pictures show it.
             mine = [check for check in gating if check.statistic.startswith(f"{precision} ") and check.limit]
-            numbers += [f"at worst {max(mine, key=_exhausted).words} in {precision}"] if mine else []
+            numbers += [f"at worst {max(mine, key=_share_of_limit).words} in {precision}"] if mine else []
         result.words = f"the same function{what}: {', '.join(numbers)}; {len(gating)} checks in {len(outcomes)} case"
         result.words += "s" * (len(outcomes) > 1)
     return result
 
 
-def _exhausted(check: Check) -> float:
+def _share_of_limit(check: Check) -> float:
     """How much of its limit a check uses."""
     if not isinstance(check.value, float) or not isinstance(check.limit, float):
         return 0.0

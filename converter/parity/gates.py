@@ -13,7 +13,7 @@ from math import inf
 
 from ..reports.report import FLOOR_LIMIT, Check
 
-FLOOR_LEAST = 2.0**-26  # half a last place of float32, below which no float32 output can be asked to be
+MIN_FLOOR = 2.0**-26  # half a last place of float32, below which no float32 output can be asked to be
 HALF_LIMIT = 1.25  # times the original's own error in half precision; reported
 # In float64: measured on clean conversions are 1e-8 and below (relative L2), 6e-8 (peak).
 LIMITS = {"relative L2": 1e-7, "max abs over RMS": 1e-6, "worst channel": 2e-7, "worst patch position": 2e-7}
@@ -83,7 +83,7 @@ def float32_checks(what: str, own: Statistics, converted: Statistics, between: S
     original's `own` noise."""
     for against, candidate in (("", converted), (AGAINST, between)):
         for name, value in candidate.gated.items():
-            floor = max(own.gated[name], FLOOR_LEAST)
+            floor = max(own.gated[name], MIN_FLOOR)
             limit, ratio = FLOOR_LIMIT * floor, value / floor
             words = f"{_times(ratio, '.2f')} the noise floor (limit {FLOOR_LIMIT:g})" if ratio < inf else "not finite"
             yield Check(what, f"float32 {name}{against}", value, limit, passed=value <= limit, words=words)

@@ -21,7 +21,7 @@ from ..nets.faults import Fault
 from ..nets.inputs import Case
 from ..nets.inputs import exact as as_float64
 from ..reports.report import FLOOR_LIMIT
-from .gates import FLOOR_LEAST
+from .gates import MIN_FLOOR
 from .statistics import relative
 
 # In float64; a right stage is at 1e-15, one partly in float32 at 3e-8. Below it the limit is that of the gates, in
@@ -99,7 +99,7 @@ def _off(error: float, floors: dict[str, float] | None = None, part: str = "") -
     if floors is None:
         return {"error": error, "faulty": not error <= FAULTY}
     floor = floors.get(part, 0.0)
-    return {"error": error, "floor": floor, "faulty": not error <= FLOOR_LIMIT * max(floor, FLOOR_LEAST)}
+    return {"error": error, "floor": floor, "faulty": not error <= FLOOR_LIMIT * max(floor, MIN_FLOOR)}
 
 
 def error_of(candidate: Values, truth: Values, values: Values) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checkpoint.dtypes import BY_NAME
 from ..nets import Memory, Net, Values, Weights
-from ..nets.faults import Altered, Fault
+from ..nets.faults import ChangedTensor, Fault
 from ..nets.streamed import Streamed
 from ..reports.report import Check
 from .catalogue import catalogue
@@ -40,12 +40,12 @@ class NetPair:
 
     def __init__(self, sides: Sides, device: str = "cpu", waivers: Sequence[Waiver] = (), digest: str = "") -> None:
         fix, self.as_loaded = sides.spec.fix, sides.spec
-        self.fix = fix if fix is not None and fix.flag in sides.found else None  # not by every model of the family
-        self.fixed = self.fix is not None and bool(sides.found[self.fix.flag].value)
+        self.fix = fix if fix is not None and fix.flag in sides.findings else None  # not by every model of the family
+        self.fixed = self.fix is not None and bool(sides.findings[self.fix.flag].value)
         self.sides = replace(sides, spec=self.fix.spec) if self.fix and self.fixed else sides
         self.model, self.config, self.device = self.sides.spec, sides.config, device
         self.waivers, self.digest = waivers, digest
-        self.judge = Judge(self.model.parts(sides.found), self.model.patch(sides.found))
+        self.judge = Judge(self.model.parts(sides.findings), self.model.patch(sides.findings))
         self.outcomes: list[CaseOutcome] = []
         self.saved: str | os.PathLike[str] | None = None
         self._memory = Memory()
@@ -65,7 +65,7 @@ class NetPair:
         torch_dtype, dtype = getattr(torch, sides.cast), BY_NAME[sides.cast]
         moved = {move.origin for move in sides.plan.moves}
         return {
-            key: Altered(held, lambda tensor: tensor.to(torch_dtype), dtype) if key in moved else held
+            key: ChangedTensor(held, lambda tensor: tensor.to(torch_dtype), dtype) if key in moved else held
             for key, held in self._stored.items()
         }
 
@@ -76,7 +76,7 @@ class NetPair:
     def original(self, precision: str, rounded: str = "", as_stored: bool = False) -> Net:
         """The reference net; of weights that are rounded as the conversion was declared to, unless `as_stored`."""
         state = self._stored if as_stored else self._source
-        return self.model.reference(self.sides.found, self.weights(state, precision, rounded))
+        return self.model.reference(self.sides.findings, self.weights(state, precision, rounded))
 
     def converted(
         self,

@@ -12,7 +12,7 @@ from ..checkpoint.folder import CONFIG, model_folder
 from ..checkpoint.json_file import has_byte_order_mark
 from ..checkpoint.weight_names import WEIGHTS
 from ..conversion.analysis import Analysis, analyse, open_model
-from ..conversion.record import Record, sidecar_beside
+from ..conversion.record import Record, find_sidecar
 from ..conversion.verdicts import demand_evidence
 from ..errors import InputError, UsageError, printable
 from ..families import families, find
@@ -38,7 +38,7 @@ def open_sides(
     notes += [*source.notes, *target.notes]
     stated = {name: value for name, value in hyper_parameters.items() if value is not None}
     analysis, given = _analyse(source, record, stated, options.family, notes=notes)
-    family, seen = analysis.require(), analysis.found
+    family, seen = analysis.require(), analysis.findings
     if analysis.diffusers:
         raise UsageError(f"{printable(original)}: in diffusers' layout already; the original checkpoint is needed")
     spec = spec_of(family)
@@ -51,10 +51,10 @@ def open_sides(
             analysis = analyse(source, {**given, **borrowed}, options.family)
         except UsageError as error:  # nobody stated it: the file did
             raise InputError.at(folder / CONFIG, "", f"its values cannot be those of such a model: {error}") from error
-    sidecar = sidecar_beside(converted, record)
+    sidecar = find_sidecar(converted, record)
     sides = Sides(
         family=family,
-        found=analysis.found,
+        findings=analysis.findings,
         plan=analysis.plan,
         original=source,
         converted=target,
@@ -74,13 +74,13 @@ def open_sides(
 
 def _demand_evidence(sides: Sides, source: Checkpoint) -> None:
     """Refuse what rests on an assumption. Raises: `UsageError`."""
-    seen = sides.seen or sides.found
-    for findings in (sides.found, seen):
+    seen = sides.seen or sides.findings
+    for findings in (sides.findings, seen):
         findings.used.clear()
-    sides.family.config(sides.found)
+    sides.family.config(sides.findings)
     _ = sides.recomputed  # whether they are dispensable may rest on one too
-    sides.found.used |= seen.used
-    demand_evidence(sides.family, sides.found, source, sides.borrowed)
+    sides.findings.used |= seen.used
+    demand_evidence(sides.family, sides.findings, source, sides.borrowed)
 
 
 def _check_folder(target: Checkpoint, converted: Path, folder: Path, *, notes: list[str]) -> None:

@@ -11,11 +11,11 @@ from threading import Event
 from typing import Any
 
 from ..checkpoint.file import InputFile, reads
-from ..checkpoint.folder import CONFIG, averaged_sibling, in_cache, model_folder, names_in, weight_files
+from ..checkpoint.folder import CONFIG, averaged_sibling, cached_snapshot, model_folder, names_in, weight_files
 from ..checkpoint.weight_names import STEMS, variants, weights_among, with_variant
 from ..checkpoint.weight_names import WEIGHTS as WEIGHTS_FILE
 from ..checkpoint.weights_kind import UNKNOWN
-from ..conversion.record import Record, record_beside
+from ..conversion.record import Record, find_record
 from ..errors import printable
 from ..filenames import RECORD, SIDECAR
 from ..reports.report import PASS, Phase
@@ -35,7 +35,7 @@ def files_of(path: str | os.PathLike[str]) -> dict[str, Path]:
     root = Path(path)
     if not root.is_dir():
         return {root.name: root}
-    root = in_cache(root)
+    root = cached_snapshot(root)
     model = model_folder(root)
     # The averaged weights beside it count as well: a flag takes those instead.
     folders = [model, *filter(None, [averaged_sibling(model)])]
@@ -89,7 +89,7 @@ def digests_of(path: Path, stop: Event | None = None) -> dict[str, Any]:
 
 def recorded_conversion(converted: Path) -> tuple[Record, list[str]]:
     """The record of a folder, in it or beside it, empty where it is not believed; and what is odd about it."""
-    record = record_beside(converted)
+    record = find_record(converted)
     if record.folder is None:
         return Record(), [record.odd] if record.odd else []
     if record.source["weights"] not in (*WEIGHTS, UNKNOWN) or {*record.casts[-1:]} - {*PRECISIONS}:

@@ -26,7 +26,7 @@ class Session(NetPair):
     def cases(self, profile: str, saved: str | os.PathLike[str] | None = None) -> list[Case]:
         """The inputs of a profile, or those of a file."""
         left = {key: self.sides.original[key] for key in self.sides.plan.extras}
-        cases = list(self.model.cases(self.sides.found, profile, left))
+        cases = list(self.model.cases(self.sides.findings, profile, left))
         if not cases:
             raise UsageError(f"`family` {self.sides.family.name}: it gives no cases to compare the nets on")
         self.saved = saved
@@ -42,7 +42,7 @@ class Session(NetPair):
                 self.original, self.converted, cases, precisions,
                 judge=self.judge, device=self.device, step=step, keep=self.keep,
             )  # fmt: skip
-            alone = diagnosis.lone_stages(self, doubts)
+            alone = diagnosis.check_single_stages(self, doubts)
         except Exception as error:
             return self._failed(error, cases)
         first, notes = self.outcomes[0], self.sides.notes
@@ -56,7 +56,7 @@ class Session(NetPair):
         detail["cases"] = [{"name": c.name, "axes": c.axes, "sha256": c.sha256} for c in cases]
         phase = function.phase(self.outcomes, detail, what)
         if phase.verdict != FAIL:
-            phase.notes += diagnosis.worse_in_half(self)
+            phase.notes += diagnosis.half_precision_notes(self)
         else:
             try:
                 diagnosis.localise_failure(self, phase)
@@ -117,7 +117,7 @@ class Session(NetPair):
         """Phase 5: the cheap faults on the end of the net, or the whole catalogue on all of it."""
         if not right:
             return Phase("self-test", NOT_RUN, "an earlier phase has not passed")
-        faults = self.known_faults() + list(self.model.faults(self.sides.found, self.config, self.sides.plan))
+        faults = self.known_faults() + list(self.model.faults(self.sides.findings, self.config, self.sides.plan))
         if kind == "quick":
             faults = [fault for fault in faults if fault.cheap]
         nothing = [fault.name for fault in faults if idle(fault, self.sides.converted)]

@@ -63,7 +63,7 @@ class Sides:
     """
 
     family: Family
-    found: Findings
+    findings: Findings
     plan: Plan
     original: Tensors
     converted: Tensors
@@ -84,7 +84,7 @@ class Sides:
         Raises: `UsageError` where that has to be stated.
         """
         return {
-            key: recomputed(self.family, row, self.original[key], self.found, seen=self.seen)
+            key: recomputed(self.family, row, self.original[key], self.findings, seen=self.seen)
             for key, row in self.plan.computed.items()
         }
 
@@ -93,7 +93,7 @@ class Sides:
         """The buffers that differ from the computed ones only by how they were stored, as they are computed: a
         rounding, or a drift that the user declared to ignore, is no part of the function."""
         return {
-            key: computed(key, table_of(self.family, self.plan.computed[key], self.found))
+            key: computed(key, table_of(self.family, self.plan.computed[key], self.findings))
             for key, (comparison, dispensable, _) in self.recomputed.items()
             if dispensable and comparison.difference <= self.family.storing
         }

@@ -469,12 +469,12 @@ def test_a_checksum_of_zero_among_others_is_damage(
     chosen = data.draw(st.sets(st.sampled_from(names)))
     path = save(tmp_path_factory.getbasetemp(), zeroed([*chosen, *data.draw(st.sampled_from([[], rest]))], base))
     with InputFile(path) as file:
-        summed = any(info.CRC for info in zipfile.ZipFile(path).infolist())
-        if chosen and summed:
+        checksummed = any(info.CRC for info in zipfile.ZipFile(path).infolist())
+        if chosen and checksummed:
             with refused(path, "CRC-32 mismatch"):
                 read_all(path)
         else:
-            assert Archive(file).summed is summed
+            assert Archive(file).checksummed is checksummed
             assert read_all(path)["a"][2] == torch.arange(3.0).numpy().tobytes()
 
 

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from zip_builder import assert_refused, read_all
 
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.folder import in_cache, model_folder
+from converter.checkpoint.folder import cached_snapshot, model_folder
 from converter.checkpoint.weight_names import STEMS
 from converter.conversion.pairs import is_model
-from converter.conversion.record import record_beside
+from converter.conversion.record import find_record
 from converter.errors import InputError
 from converter.parity.provenance import files_of
 
@@ -118,11 +118,11 @@ def cached(root: Path, *commits: str, main: str | None = None) -> Path:
 ])  # fmt: skip
 def test_the_root_of_a_cached_repository_is_taken(tmp_path: Path, commits: list[str], main: str | None) -> None:
     root = cached(tmp_path / "models--o--n", *commits, main=main)
-    assert in_cache(root) == root / "snapshots" / COMMIT
+    assert cached_snapshot(root) == root / "snapshots" / COMMIT
     assert read_all(root) == ONES
     assert is_model(root)
     assert list(files_of(root).values()) == [root / "snapshots" / COMMIT / "transformer" / STEM]
-    assert record_beside(root).folder is None
+    assert find_record(root).folder is None
 
 
 @pytest.mark.parametrize(("commits", "main", "fragment"), [

@@ -88,7 +88,7 @@ def test_a_sound_file_has_no_problems(tmp_path: Path) -> None:
     assert (made.problem, made.plan.problems) == ("", [])
     family = made.require()
     assert family.name == "pixart"
-    assert made.config() == family.config(made.found)
+    assert made.config() == family.config(made.findings)
     assert not made.diffusers
     assert made.table is family.keys
 
@@ -166,7 +166,7 @@ def test_an_insisted_family_is_held_against_whatever_the_file_is(tmp_path: Path)
     made = look(save({"zz": torch.ones(1)}, tmp_path / "a.pth"), family="pixart")
     assert made.plan.problems[0] == "unknown key zz"
     assert "missing x_embedder.proj" in made.plan.problems
-    assert made.found["hidden_size"].source == "unknown"
+    assert made.findings["hidden_size"].source == "unknown"
     back = look(save(diffusers_keyed(pixart()), tmp_path / "b.pth"), family="pixart")
     assert back.diffusers
     assert back.plan.problems == []
@@ -229,7 +229,7 @@ def test_an_error_about_a_config_names_the_folder(tmp_path: Path) -> None:
 def test_a_word_of_another_type_is_refused(flag: str, value: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=rf"^`{flag}` .*: not (bool|int|float|str) but {type(value).__name__}$"):
         looked(pixart(), tmp_path, **{flag: value})
-    found = looked(pixart(), tmp_path, interpolation_scale=1, image_size=128, multi_scale_train=False).found
+    found = looked(pixart(), tmp_path, interpolation_scale=1, image_size=128, multi_scale_train=False).findings
     assert found["interpolation_scale"].value == 1  # a whole scale may be an int
 
 

@@ -14,7 +14,7 @@ from shaped import CONTROLNETS, INVENTORIES
 import converter
 from converter import Family, InputError, KeyMapping, diff, families, inspect, open_checkpoint
 from converter.conversion.convert import convert
-from converter.families import altered, named
+from converter.families import modified_weights, named
 from converter.models.pixart.table import PIXART
 
 
@@ -158,14 +158,14 @@ def test_a_model_with_its_adapters_is_no_adapter(keys: list[str], what: str) -> 
     # In every block, among the weights that no adapter touches.
     blocks = [key.replace("blocks.0", f"blocks.{i}") for i in range(3) for key in keys]
     assert named(["pos_embed", "x_embedder.proj.bias", *blocks]).startswith(what)
-    assert altered(keys) == named(keys)
+    assert modified_weights(keys) == named(keys)
 
 
 def test_what_alters_weights_is_told_apart_from_what_is_another_model() -> None:
     beside = ["encoder.conv_in.weight", "encoder.block.0.layer.0.SelfAttention.q.weight", "input_blocks.0.0.weight"]
     assert named(beside)
-    assert altered(beside) == ""
-    assert altered([*beside, "scaled_fp8"]).startswith("quantised weights")
+    assert modified_weights(beside) == ""
+    assert modified_weights([*beside, "scaled_fp8"]).startswith("quantised weights")
 
 
 @pytest.mark.parametrize(

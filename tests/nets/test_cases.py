@@ -21,7 +21,7 @@ from converter.nets.inputs import Case, load_cases, noise, save_case
 
 def made(name: str = "alpha-ms", profile: str = "standard") -> list[Case]:
     with open_checkpoint(GOLDEN / f"{name}.pth") as checkpoint:
-        return cases(analyse(checkpoint, {"num_attention_heads": HEADS}).found, profile, {})
+        return cases(analyse(checkpoint, {"num_attention_heads": HEADS}).findings, profile, {})
 
 
 LIKE = made(profile="quick")[0]

@@ -23,7 +23,7 @@ PINNED = {
 
 def made(name: str, profile: str = "quick") -> list[Case]:
     with open_checkpoint(GOLDEN / f"{name}.pth") as checkpoint:
-        found = analyse(checkpoint, {"num_attention_heads": HEADS, "multi_scale_train": True}).found
+        found = analyse(checkpoint, {"num_attention_heads": HEADS, "multi_scale_train": True}).findings
         return cases(found, profile, {})
 
 

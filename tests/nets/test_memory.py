@@ -64,7 +64,7 @@ def lazy(held: dict[str, torch.Tensor]) -> dict[str, Lazy]:
 def test_what_is_lent_does_not_overlap(asked: list[list[tuple[list[int], torch.dtype]]], staging: int) -> None:
     memory = Memory()
     for room in asked:
-        *tensors, staged = memory.lend([(torch.Size(shape), dtype) for shape, dtype in room], staging)
+        *tensors, staged = memory.scratch([(torch.Size(shape), dtype) for shape, dtype in room], staging)
         assert [(list(t.shape), t.dtype) for t in tensors] == [(shape, dtype) for shape, dtype in room]
         assert (len(staged), staged.dtype) == (staging, torch.uint8)
         for tensor in tensors:
@@ -78,13 +78,13 @@ def test_what_is_lent_does_not_overlap(asked: list[list[tuple[list[int], torch.d
 
 def test_memory_is_the_same_until_more_is_asked_for() -> None:
     memory, size = Memory(), torch.Size([100])
-    first, _ = memory.lend([(size, torch.float32)], 0)
-    again, _ = memory.lend([(size, torch.float32)], 0)
+    first, _ = memory.scratch([(size, torch.float32)], 0)
+    again, _ = memory.scratch([(size, torch.float32)], 0)
     assert first.data_ptr() == again.data_ptr()
-    less, _ = memory.lend([(torch.Size([3]), torch.float64)], 0)
+    less, _ = memory.scratch([(torch.Size([3]), torch.float64)], 0)
     assert less.data_ptr() == first.data_ptr()
     assert len(memory.buffer) == 448  # in steps of 64 bytes
-    more, _ = memory.lend([(torch.Size([1000]), torch.float32)], 64)
+    more, _ = memory.scratch([(torch.Size([1000]), torch.float32)], 64)
     assert len(memory.buffer) == 4032 + 64
     assert more.numel() == 1000
 
@@ -102,7 +102,7 @@ def test_what_is_lent_is_what_is_read(
     held = state(stored)
     weights = Weights(kind(held), dtype, rounded=rounded)
     for prefix in ("a.", "b.", "a"):
-        lent, own = weights.lend(prefix), weights.under(prefix)
+        lent, own = weights.scratch(prefix), weights.under(prefix)
         assert list(lent) == list(own)
         for name, tensor in own.items():
             right = held[prefix + name]
@@ -115,15 +115,15 @@ def test_what_is_lent_is_what_is_read(
 
 def test_a_prefix_is_all_of_it() -> None:
     weights = Weights(state(), torch.float32)
-    assert set(weights.lend("a.")) == {"w", "b", "none", "one"}
-    assert set(weights.lend("a")) == {".w", ".b", ".none", ".one", "b.w"}
-    assert weights.lend("nothing.") == {}
+    assert set(weights.scratch("a.")) == {"w", "b", "none", "one"}
+    assert set(weights.scratch("a")) == {".w", ".b", ".none", ".one", "b.w"}
+    assert weights.scratch("nothing.") == {}
 
 
 def test_lending_leaves_the_state_alone() -> None:
     held = state()
     copy = {key: tensor.clone() for key, tensor in held.items()}
-    for tensor in Weights(held, torch.float32).lend("a.").values():
+    for tensor in Weights(held, torch.float32).scratch("a.").values():
         tensor.zero_()
     assert all(torch.equal(held[key], copy[key]) for key in copy)
 
@@ -131,34 +131,34 @@ def test_lending_leaves_the_state_alone() -> None:
 def test_valid_until_the_next() -> None:
     """The same memory for the next block: that is the point of it."""
     weights = Weights(lazy(state()), torch.float32)
-    first = weights.lend("a.")
+    first = weights.scratch("a.")
     kept = first["w"].clone()
-    second = weights.lend("b.")
+    second = weights.scratch("b.")
     assert first["w"].data_ptr() == second["w"].data_ptr()
     assert not torch.equal(first["w"].flatten(), kept.flatten())
-    assert torch.equal(weights.lend("a.")["w"], kept)
+    assert torch.equal(weights.scratch("a.")["w"], kept)
 
 
 def test_two_state_dicts_in_one_memory() -> None:
     memory = Memory()
     one, other = (Weights(lazy(state(seed=seed)), torch.float32, memory=memory) for seed in (1, 2))
     for _ in range(3):
-        assert torch.equal(one.lend("a.")["w"], state(seed=1)["a.w"])
-        assert torch.equal(other.lend("a.")["w"], state(seed=2)["a.w"])
+        assert torch.equal(one.scratch("a.")["w"], state(seed=1)["a.w"])
+        assert torch.equal(other.scratch("a.")["w"], state(seed=2)["a.w"])
     assert one.memory is other.memory is memory
     assert Weights({}, torch.float32).memory is not memory
 
 
 def test_memories_are_apart_where_nobody_shares() -> None:
     one, other = (Weights(lazy(state(seed=seed)), torch.float32) for seed in (1, 2))
-    held = one.lend("a.")["w"]
-    other.lend("a.")
+    held = one.scratch("a.")["w"]
+    other.scratch("a.")
     assert torch.equal(held, state(seed=1)["a.w"])
 
 
 def test_each_tensor_is_read_once_and_in_its_place() -> None:
     held = lazy(state())
-    Weights(held, torch.float32).lend("a.")
+    Weights(held, torch.float32).scratch("a.")
     for key, tensor in held.items():
         assert tensor.reads == tensor.into == (1 if key.startswith("a.") else 0), key
 
@@ -166,7 +166,7 @@ def test_each_tensor_is_read_once_and_in_its_place() -> None:
 def test_a_slow_reader_does_not_get_what_another_tensor_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors of another dtype pass through one staging area, one after the other."""
     held = lazy(state(torch.float16))
-    lent = Weights(held, torch.float64).lend("a.")
+    lent = Weights(held, torch.float64).scratch("a.")
     for name, tensor in lent.items():
         assert torch.equal(tensor, state(torch.float16)[f"a.{name}"].double())
 
@@ -180,8 +180,8 @@ def test_a_lazy_tensor_that_hands_out_its_own() -> None:
 
     held = state()
     weights = Weights({key: Own(tensor) for key, tensor in held.items()}, torch.float32)
-    assert torch.equal(weights.lend("a.")["w"], held["a.w"])
-    assert weights.lend("a.")["w"].data_ptr() != held["a.w"].data_ptr()
+    assert torch.equal(weights.scratch("a.")["w"], held["a.w"])
+    assert weights.scratch("a.")["w"].data_ptr() != held["a.w"].data_ptr()
 
 
 def test_a_mapping() -> None:

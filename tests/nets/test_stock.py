@@ -43,7 +43,7 @@ def whole(pair: Pair) -> Any:
 
 def cases(pair: Pair) -> dict[str, Case]:
     with open_checkpoint(pair.original) as checkpoint:
-        found = analyse(checkpoint, {"num_attention_heads": HEADS, "multi_scale_train": True}).found
+        found = analyse(checkpoint, {"num_attention_heads": HEADS, "multi_scale_train": True}).findings
         return {case.name: case for case in pixart.cases(found, "standard", {})}
 
 
@@ -145,7 +145,7 @@ def test_probes_are_those_of_the_reference(pairs: dict[str, Pair]) -> None:
     pair = pairs["alpha-ms"]
     net = streamed(pair, torch.float64)
     with open_checkpoint(pair.original) as checkpoint:
-        found = analyse(checkpoint, {"num_attention_heads": HEADS}).found
+        found = analyse(checkpoint, {"num_attention_heads": HEADS}).findings
         ours = pixart.reference(found, Weights(checkpoint, torch.float64))
         values: Values = cases(pair)["t999-t321"].tensors(torch.float64)
         told = []
@@ -197,8 +197,8 @@ def test_a_stage_alone_reads_its_own_weights_only(pairs: dict[str, Pair], monkey
     """The forward is the library's own, but what lies before the stage does not run, and what lies behind is not
     reached."""
     net, read = streamed(pairs["sigma-ms"]), []
-    lend = Weights.lend
-    monkeypatch.setattr(Weights, "lend", lambda self, prefix: read.append(prefix) or lend(self, prefix))
+    scratch = Weights.scratch
+    monkeypatch.setattr(Weights, "lend", lambda self, prefix: read.append(prefix) or scratch(self, prefix))
     values = cases(pairs["sigma-ms"])["t0-t1"].tensors(torch.float32)
     wanted = ["pos_embed.", "adaln_single.", "caption_projection."]
     wanted += [*(f"transformer_blocks.{i}." for i in range(3)), "proj_out."]

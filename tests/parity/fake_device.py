@@ -114,8 +114,8 @@ def blocks_stay() -> None:
     """The weights of a block, which are lent."""
     from converter.nets import Weights
 
-    right = Weights.lend
-    Weights.lend = lambda self, prefix: {k: t.cpu() for k, t in right(self, prefix).items()}
+    right = Weights.scratch
+    Weights.scratch = lambda self, prefix: {k: t.cpu() for k, t in right(self, prefix).items()}
 
 
 def table_stays() -> None:

@@ -97,11 +97,11 @@ def test_the_golden_models_from_disk(name: str, tmp_path: Path) -> None:
         open_checkpoint(pair.folder) as theirs,
         sides(pair.original, {}, multi_scale_train=True) as made,
     ):
-        lazy = Sides(made.family, made.found, made.plan, made.original, theirs)
+        lazy = Sides(made.family, made.findings, made.plan, made.original, theirs)
         assert audit(lazy).verdict == PASS
         spoilt = {key: tensor.torch().clone() for key, tensor in theirs.items()}
         spoilt["proj_out.bias"][-1] += 1e-7
-        wrong = Sides(made.family, made.found, made.plan, made.original, memory_tensors(spoilt))
+        wrong = Sides(made.family, made.findings, made.plan, made.original, memory_tensors(spoilt))
         (words,) = [check.words for check in audit(wrong).failed]
         assert words.startswith("proj_out.bias differs in 1 of 32 elements, by up to ")
 

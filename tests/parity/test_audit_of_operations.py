@@ -30,15 +30,15 @@ def test_the_audit_finds_every_fault_and_names_the_place(tmp_path: Path) -> None
             if "weights" not in fault.expected:
                 continue
             spoilt = {key: held.torch() for key, held in with_fault(memory_tensors(theirs), fault).items()}
-            found = audit(Sides(family, looked.found, looked.plan, original, memory_tensors(spoilt), sidecar))
+            found = audit(Sides(family, looked.findings, looked.plan, original, memory_tensors(spoilt), sidecar))
             assert found.verdict == "FAIL", fault.name
         made = memory_tensors(theirs)
-        right = audit(Sides(family, looked.found, looked.plan, original, made, sidecar))
+        right = audit(Sides(family, looked.findings, looked.plan, original, made, sidecar))
         assert right.verdict == "PASS", right.words
         made |= memory_tensors({"norm_out.linear.weight": state()["final.mod.weight"]})
-        wrong = audit(Sides(family, looked.found, looked.plan, original, made, sidecar))
+        wrong = audit(Sides(family, looked.findings, looked.plan, original, made, sidecar))
         assert "norm_out.linear.weight differs in 128 of 128 elements" in wrong.words
         other = theirs["transformer_blocks.1.norm.linear.weight"]
         made |= memory_tensors({"norm_out.linear.weight": other})
-        wrong = audit(Sides(family, looked.found, looked.plan, original, made, sidecar))
+        wrong = audit(Sides(family, looked.findings, looked.plan, original, made, sidecar))
         assert "holds what belongs in transformer_blocks.1.norm.linear.weight" in wrong.words

@@ -28,7 +28,7 @@ def catalogues(tmp_path_factory: pytest.TempPathFactory) -> Catalogues:
         ) as opened:
             sides = opened.sides
             faults = catalogue(sides.plan, PARITY)
-            found[name] = (sides, faults + list(PARITY.faults(sides.found, opened.config, sides.plan)))
+            found[name] = (sides, faults + list(PARITY.faults(sides.findings, opened.config, sides.plan)))
     return found
 
 
@@ -229,18 +229,18 @@ def test_positional_faults_take_the_right_table_off(catalogues: Catalogues) -> N
     left_out, turned = by_name["positional table left out"], by_name["positional table transposed"]
     assert left_out.values
     assert turned.values
-    hidden = sides.found.value("hidden_size")
+    hidden = sides.findings.value("hidden_size")
     zeros = {"latent": torch.zeros(1, 4, 8, 12), "x": torch.zeros(1, 24, hidden, dtype=torch.float64)}
     table = -left_out.values(zeros)["x"]
     from converter.nets.patches import position_table
 
-    side = sides.found.value("sample_size") // 2
-    own = torch.from_numpy(position_table((4, 6), hidden, side, float(sides.found.value("interpolation_scale"))))
+    side = sides.findings.value("sample_size") // 2
+    own = torch.from_numpy(position_table((4, 6), hidden, side, float(sides.findings.value("interpolation_scale"))))
     apart = float((table - own).norm() / own.norm())
     # The fault's table is of the larger side, and so only close for what is not square; the angles are the right kind.
     assert apart < 0.6
     square = {"latent": torch.zeros(1, 4, 12, 12), "x": torch.zeros(1, 36, hidden, dtype=torch.float64)}
-    own = torch.from_numpy(position_table((6, 6), hidden, side, float(sides.found.value("interpolation_scale"))))
+    own = torch.from_numpy(position_table((6, 6), hidden, side, float(sides.findings.value("interpolation_scale"))))
     assert float((-left_out.values(square)["x"] - own).norm() / own.norm()) < 1e-6
     wrong = turned.values(square | {"x": own})["x"].reshape(6, 6, hidden)
     assert torch.allclose(wrong, own.reshape(6, 6, hidden).transpose(0, 1), atol=1e-6)
@@ -248,7 +248,7 @@ def test_positional_faults_take_the_right_table_off(catalogues: Catalogues) -> N
 
 def test_inputs_are_copied_and_not_changed(catalogues: Catalogues) -> None:
     sides, faults = catalogues["alpha-ms"]
-    case = PARITY.cases(sides.found, "quick", {})[0]
+    case = PARITY.cases(sides.findings, "quick", {})[0]
     for fault in faults:
         if fault.inputs:
             inputs = case.tensors(torch.float64)

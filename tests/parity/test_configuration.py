@@ -26,7 +26,7 @@ INERT = ("dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention"
 def findings(name: str, **given: Any) -> Findings:
     with open_checkpoint(GOLDEN / f"{name}.pth") as checkpoint:
         said = {"num_attention_heads": HEADS, "multi_scale_train": name != "alpha-fixed"} | given
-        return analyse(checkpoint, {k: v for k, v in said.items() if v is not None}).found
+        return analyse(checkpoint, {k: v for k, v in said.items() if v is not None}).findings
 
 
 FOUND = {name: findings(name) for name in ("alpha-ms", "sigma-ms", "alpha-fixed")}

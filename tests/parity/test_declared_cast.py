@@ -108,7 +108,7 @@ def test_what_the_rounding_costs_is_what_it_costs(tmp_path: Path) -> None:
     from converter.models.pixart.parity import PARITY
 
     with open_checkpoint(pair.original) as opened:
-        found = analyse(opened, {"num_attention_heads": HEADS, "multi_scale_train": True}).found
+        found = analyse(opened, {"num_attention_heads": HEADS, "multi_scale_train": True}).findings
     case = PARITY.cases(found, "quick", {})[0].tensors(FLOAT64)
     exact, rounded = (
         pixart(Weighted(kept, FLOAT64), shape).forward(case)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.parity import gates
-from converter.parity.gates import FLOOR_LEAST, GATING, LIMITS, Statistics
+from converter.parity.gates import GATING, LIMITS, MIN_FLOOR, Statistics
 from converter.reports.report import FLOOR_LIMIT, Check
 
 NOTHING = Statistics(dict.fromkeys(GATING, 0.0), {})
@@ -86,7 +86,7 @@ def floor(own: float, converted: Statistics, between: Statistics = NOTHING) -> l
 
 
 @each
-@given(own=st.floats(FLOOR_LEAST, 1e-3))
+@given(own=st.floats(MIN_FLOOR, 1e-3))
 def test_float32_at_the_limit(name: str, own: float) -> None:
     limit = FLOOR_LIMIT * own
     for value, right in ((limit, True), (nextafter(limit, 1), False)):
@@ -107,10 +107,10 @@ def test_both_comparisons_gate_in_float32(name: str) -> None:
 
 def test_a_floor_below_the_least_counts_as_the_least() -> None:
     """Where the original happens to be exact, the converted net need not be."""
-    for own in (0.0, FLOOR_LEAST / 100):
-        assert all(c.passed for c in floor(own, errors(3 * FLOOR_LEAST)))
-        assert not any(c.passed for c in floor(own, errors(3.01 * FLOOR_LEAST), errors(3.01 * FLOOR_LEAST)))
-    assert FLOOR_LEAST == 2.0**-26
+    for own in (0.0, MIN_FLOOR / 100):
+        assert all(c.passed for c in floor(own, errors(3 * MIN_FLOOR)))
+        assert not any(c.passed for c in floor(own, errors(3.01 * MIN_FLOOR), errors(3.01 * MIN_FLOOR)))
+    assert MIN_FLOOR == 2.0**-26
 
 
 def test_a_floor_that_is_a_number_of_its_own() -> None:

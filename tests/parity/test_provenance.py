@@ -14,7 +14,7 @@ from makers import GOLDEN, HEADS
 from opened import Pair, golden, small
 
 from converter import convert
-from converter.conversion.record import Record, sidecar_beside
+from converter.conversion.record import Record, find_sidecar
 from converter.errors import InputError, UsageError
 from converter.families import Family
 from converter.mapping import KeyMapping
@@ -111,15 +111,15 @@ def test_a_record_is_taken(pair: Pair) -> None:
     inside, notes = recorded_conversion(pair.model)
     assert (inside, notes) == (made, [])
     record = Record(folder=made.folder)
-    assert sidecar_beside(pair.folder, record) == sidecar_beside(pair.model, record) == pair.folder / SIDECAR
+    assert find_sidecar(pair.folder, record) == find_sidecar(pair.model, record) == pair.folder / SIDECAR
 
 
 def test_no_record(pair: Pair) -> None:
     (pair.folder / RECORD).unlink()
     made, notes = recorded_conversion(pair.folder)
     assert (made, notes) == (Record(), [])
-    assert sidecar_beside(pair.folder, Record()) == pair.folder / SIDECAR  # in the folder itself
-    assert sidecar_beside(pair.model, Record()) is None  # next to it, it may be anybody's
+    assert find_sidecar(pair.folder, Record()) == pair.folder / SIDECAR  # in the folder itself
+    assert find_sidecar(pair.model, Record()) is None  # next to it, it may be anybody's
 
 
 def test_a_record_of_another_folder_beside_it_is_not_taken(pair: Pair) -> None:

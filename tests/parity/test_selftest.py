@@ -99,7 +99,7 @@ def test_the_quick_ones(pairs: dict[str, Pair], name: str) -> None:
 def test_the_end_of_the_net_tells_as_much_as_all_of_it(ready: Session) -> None:
     """A cheap fault run on the last stages only is killed as it is in the whole net."""
     faults = [fault for fault in ready.known_faults() if fault.cheap]
-    faults += [f for f in ready.model.faults(ready.sides.found, ready.config, ready.sides.plan) if f.cheap]
+    faults += [f for f in ready.model.faults(ready.sides.findings, ready.config, ready.sides.plan) if f.cheap]
     tail = ready.tail
     short, whole = (selftest.run(ready, faults, tail=end) for end in (tail, None))
     assert short.verdict == whole.verdict == PASS
@@ -183,7 +183,7 @@ def test_without_the_audit_the_last_bits_survive(ready: Session, monkeypatch: py
 
 def test_without_the_config_audit_what_is_missing_survives(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "config_audit", lambda *_: Phase("config", PASS, ""))
-    faults = [f for f in ready.model.faults(ready.sides.found, ready.config, ready.sides.plan) if f.config]
+    faults = [f for f in ready.model.faults(ready.sides.findings, ready.config, ready.sides.plan) if f.config]
     made = selftest.run(ready, faults)
     assert made.verdict == INCONCLUSIVE
     assert survivors(made) == {fault.name for fault in faults}

@@ -93,7 +93,7 @@ def test_a_table_of_modules_that_the_forward_does_not_use(pair: Pair) -> None:
     right = STOCK.net(config, Weights(state, torch.float32))
     # A module that is not there makes no stage.
     assert [stage.name for stage in unused.net(config, right.weights).stages] == [stage.name for stage in right.stages]
-    idle = replace(STOCK, amend=with_idle, stages=(StockStage("idle", "idle", ("i",)), *STOCK.stages))
+    idle = replace(STOCK, post_load=with_idle, stages=(StockStage("idle", "idle", ("i",)), *STOCK.stages))
     net = idle.net(config, right.weights)
     values = case.tensors(torch.float32)
     assert torch.equal(net.forward(values), right.forward(values))

@@ -18,7 +18,7 @@ from zlib_ng.zlib_ng import crc32
 
 from ...errors import InputError
 from ..file import InputFile
-from .zip_directory import LOCAL, ZipEntry, around, packed_again, read_directory, trailing_comment
+from .zip_directory import LOCAL, ZipEntry, around, read_directory, repacked_hint, trailing_comment
 
 _DESCRIPTOR_FLAG = 0x0008
 _FLAGS = {0, _DESCRIPTOR_FLAG, 0x0800, 0x0800 | _DESCRIPTOR_FLAG}  # 0x0800: names are UTF-8
@@ -28,7 +28,7 @@ _MEMBER = re.compile(
 _VERSION = 45  # what is needed to read ZIP64; more is needed for what torch never does
 _UNIX = 3  # the system whose file modes stand in the upper half of the external attributes
 # Extra fields that give a member another name, or make a link of it: Unicode path, PKWARE Unix, ASi Unix.
-_SECOND_OPINIONS = {0x7075, 0x000D, 0x756E}
+_AMBIGUOUS_FIELDS = {0x7075, 0x000D, 0x756E}
 _TORCHSCRIPT = re.compile(r"constants\.pkl|code/.*|bytecode\.pkl|constants/.*")
 
 
@@ -52,8 +52,8 @@ class Archive:
                     raise file.error(name, "two members have this name")
                 self.members[name] = self._member(name, entry)
         except InputError as error:
-            raise InputError(f"{error}{packed_again(entries)}") from None
-        self.summed = any(member.crc for member in self.members.values())
+            raise InputError(f"{error}{repacked_hint(entries)}") from None
+        self.checksummed = any(member.crc for member in self.members.values())
         if "data.pkl" not in self.members:
             raise file.error("zip", "an archive without data.pkl: not a checkpoint that torch.save wrote")
         # Where each member must end: at the next one, the last at the directory.
@@ -130,7 +130,7 @@ class Archive:
                 if wide is not None:
                     raise self.file.error(name, "two ZIP64 fields")
                 wide = extra[at + 4 : at + 4 + length]
-            elif kind in _SECOND_OPINIONS:
+            elif kind in _AMBIGUOUS_FIELDS:
                 raise self.file.error(name, f"extra field {kind:#06x}, which torch never writes: another name or kind")
             at += 4 + length
         if at != len(extra):
@@ -181,6 +181,6 @@ class Archive:
         if member.size > limit:
             raise self.file.error(name, f"{member.size} bytes, more than the {limit} that are accepted")
         data = self.file.read(self.locate(name), member.size, name)
-        if self.summed and crc32(data) != member.crc:
+        if self.checksummed and crc32(data) != member.crc:
             raise self.file.error(name, "CRC-32 mismatch: the file is damaged")
         return data

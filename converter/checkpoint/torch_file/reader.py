@@ -178,7 +178,7 @@ class TorchFile:
             rule = f"{member.size} bytes, where {printable(key)} declares {count} x {dtype}"
             raise self.file.error(f"data/{name}", rule)
         if name not in self._storages:
-            crc, locate = member.crc if self.archive.summed else None, partial(self.archive.locate, f"data/{name}")
+            crc, locate = member.crc if self.archive.checksummed else None, partial(self.archive.locate, f"data/{name}")
             self._storages[name] = dtype, Storage(self.file, f"data/{name}", member.size, start=locate, crc=crc)
         # torch refuses to write this, and on reading gives all tensors of the storage the first one's dtype.
         if (first := self._storages[name][0]) != dtype:

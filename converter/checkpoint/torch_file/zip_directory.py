@@ -112,7 +112,7 @@ def around(entries: Iterable[ZipEntry]) -> str:
     return ""
 
 
-def packed_again(entries: Iterable[ZipEntry]) -> str:
+def repacked_hint(entries: Iterable[ZipEntry]) -> str:
     """What to add to an error if the members are those of a torch file, packed by another tool: one that
     compresses, adds entries of folders, or signs what it writes."""
     entries = list(entries)

@@ -80,7 +80,7 @@ def run_block(weights: Weights, shape: DiTShape, index: int, values: Values, pro
         probe: told "norm1 modulated", "after self-attention", "norm2 modulated", and what the layers tell it.
     """
     x, condition = to_weights_dtype(weights, values["x"]), conditioned(weights, values, index)
-    own = weights.lend(f"blocks.{index}.")
+    own = weights.scratch(f"blocks.{index}.")
     modulation = linear(own, "adaLN_modulation.1", F.silu(condition))[:, None]
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=-1)
 

@@ -17,14 +17,14 @@ from ...mapping import Plan
 from ...nets import Net, Weights
 from ...nets.faults import BOTH, Fault
 from ...nets.inputs import Case
-from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, described, latent_spec
+from ...nets.latents import STANDARD_TOKENS, LatentInputs, described, image_size_hint, latent_spec
 from ...nets.patches import FINAL, PATCHES, of_any_size
 from ...nets.sampler import Sampler
-from ...nets.shared_faults import SEEN, STATED, field_faults, latent_faults, more_heads, targets_of
+from ...nets.shared_faults import BY_BOTH, BY_FUNCTION, field_faults, latent_faults, more_heads, targets_of
 from ...nets.spec import PostLoadFix
 from ...nets.stock import FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 from .net import DiTShape, dit
-from .table import EXACT, EXACT_LINE, OTHERWISE, VAE_FACTOR
+from .table import EXACT, EXACT_LINE, MISMATCH, VAE_FACTOR
 
 GUIDED = "guidance"
 SMALL = 8  # patches on a side of a latent that most cases have; stock diffusers makes squares of any size
@@ -50,7 +50,7 @@ STOCK = Stock(
     ),
     probes={**SELF_ATTENTION, "after self-attention": ("norm3", "input"), **FEED_FORWARD},
 )
-AMENDED_STOCK = replace(STOCK, amend=exact_timesteps)
+FIXED_STOCK = replace(STOCK, post_load=exact_timesteps)
 
 
 def shape(findings: Findings) -> DiTShape:
@@ -97,7 +97,7 @@ def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Cas
     ]
     loud.arrays["latent"][:] *= 3
     outliers.arrays["latent"][:, 0] *= 10
-    if make.side > SMALL and (make.side**2 <= AFFORDABLE or profile == "full"):
+    if make.side > SMALL and (make.side**2 <= STANDARD_TOKENS or profile == "full"):
         pixels = make.side * make.patch * VAE_FACTOR
         listed.append(case("native", f"the model's own size, {pixels} px", (600, 40), side=make.side))
     return listed
@@ -106,7 +106,7 @@ def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Cas
 def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a `config.json` says of what an original file may not show, by flag name."""
     fields = STOCK.resolve_config(config)
-    size = believed_size(fields["sample_size"], VAE_FACTOR)
+    size = image_size_hint(fields["sample_size"], VAE_FACTOR)
     return {"num_attention_heads": fields["num_attention_heads"], "image_size": size}
 
 
@@ -120,24 +120,24 @@ def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fa
         return torch.cat(tensor.chunk(2, dim=1)[::-1], dim=1)
 
     classes = [
-        Fault("classes off by one", SEEN, inputs=lambda v: v | {name: (v[name] + 1) % (null + 1)}),
-        Fault("no class for any sample", SEEN, inputs=lambda v: v | {name: v[name] * 0 + null}),
-        Fault("classes of the samples mixed up", SEEN, inputs=lambda v: v | {name: v[name].roll(1)}),
+        Fault("classes off by one", BY_FUNCTION, inputs=lambda v: v | {name: (v[name] + 1) % (null + 1)}),
+        Fault("no class for any sample", BY_FUNCTION, inputs=lambda v: v | {name: v[name] * 0 + null}),
+        Fault("classes of the samples mixed up", BY_FUNCTION, inputs=lambda v: v | {name: v[name].roll(1)}),
     ]
     return [
         *field_faults(config, STOCK.resolve_config, [
             more_heads(findings, have["num_attention_heads"]),
-            ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, STATED, True),
-            ("exact GELU for tanh", {"activation_fn": "gelu"}, STATED, True),
-            ("twice the sample size", {"sample_size": have["sample_size"] * 2}, STATED, False),
-            ("a class more", {"num_embeds_ada_norm": have["num_embeds_ada_norm"] + 1}, STATED, False),
+            ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, BY_BOTH, True),
+            ("exact GELU for tanh", {"activation_fn": "gelu"}, BY_BOTH, True),
+            ("twice the sample size", {"sample_size": have["sample_size"] * 2}, BY_BOTH, False),
+            ("a class more", {"num_embeds_ada_norm": have["num_embeds_ada_norm"] + 1}, BY_BOTH, False),
         ], INERT),
         *(classes if null else ()),  # where there is one row, it is the class of everything
         Fault("sines before cosines of the timestep", BOTH,
               {target: (target, halves) for target in waves if not target.endswith(".bias")}),
-        Fault("last layer not told of the class", SEEN, stage=last, cheap=True,
+        Fault("last layer not told of the class", BY_FUNCTION, stage=last, cheap=True,
               values=lambda v: v | {"y0": torch.zeros_like(v["y0"])}),
-        Fault("last layer not told of the timestep", SEEN, stage=last, cheap=True,
+        Fault("last layer not told of the timestep", BY_FUNCTION, stage=last, cheap=True,
               values=lambda v: v | {"t0": torch.zeros_like(v["t0"])}),
         *latent_faults(findings, plan, 1.0),
     ]  # fmt: skip
@@ -153,5 +153,5 @@ AS_LOADED = latent_spec(
     invisible_biases=("attn1.to_k",),
     sampler=Sampler(GUIDED),
 )
-AMENDED = replace(AS_LOADED, converted=AMENDED_STOCK.net, loaded=AMENDED_STOCK.loaded)
-PARITY = replace(AS_LOADED, fix=PostLoadFix(EXACT, OTHERWISE, EXACT_LINE, AMENDED))
+FIXED = replace(AS_LOADED, converted=FIXED_STOCK.net, loaded=FIXED_STOCK.loaded)
+PARITY = replace(AS_LOADED, fix=PostLoadFix(EXACT, MISMATCH, EXACT_LINE, FIXED))

@@ -34,7 +34,7 @@ KEYS = KeyMapping({
 })  # fmt: skip
 
 EXACT = "exact_timesteps"
-OTHERWISE = "stock DiTTransformer2DModel has other timestep frequencies than DiT (10000^(-j/127) for 10000^(-j/128))"
+MISMATCH = "stock DiTTransformer2DModel has other timestep frequencies than DiT (10000^(-j/127) for 10000^(-j/128))"
 # What makes it compute the original's function, in one line of Python.
 EXACT_LINE = "for block in model.transformer_blocks: block.norm1.emb.time_proj.downscale_freq_shift = 0"
 FLAGS = (
@@ -68,10 +68,10 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
         findings.problems.append(f"{seen}, and {stock}")
     findings.given_or_assumed(EXACT, False, "as from_pretrained loads it, without the line that the note gives")
     findings.diffusers_notes.append(
-        f"{OTHERWISE}, which no weights can make up for: to get the original's function, run this on what "
+        f"{MISMATCH}, which no weights can make up for: to get the original's function, run this on what "
         f"from_pretrained loads: {EXACT_LINE}"
     )
-    evidence.held_against(state.config, findings, num_embeds_ada_norm="num_classes")
+    evidence.check_config(state.config, findings, num_embeds_ada_norm="num_classes")
 
 
 def _classes(plan: Plan, findings: Findings) -> None:
@@ -97,7 +97,7 @@ def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
     if rounded := evidence.up_to_rounding(findings, difference):
         return True, rounded
     if drift := evidence.drifted(difference):
-        return True, evidence.exact_instead(findings, drift, "image_size")
+        return True, evidence.use_exact_table(findings, drift, "image_size")
     return False, (
         f"is not the sin-cos table of its size (by up to {difference:.2g}), which is all that the diffusers class "
         "computes: the converted model would be another one"

@@ -60,7 +60,7 @@ def compress(weights: Mapping[str, Tensor], tokens: Tensor, grid: tuple[int, int
     return image.flatten(2).transpose(1, 2)
 
 
-def altered_attention(
+def pixart_attention(
     weights: Mapping[str, Tensor],
     x: Tensor,
     grid: tuple[int, int],

@@ -64,7 +64,7 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
         findings.unused_buffers.add(evidence.POSITIONS)  # its class computes the table of each size anew
     _remarks(findings)
     more = {"caption_channels": "caption_channels", "use_additional_conditions": MICRO}
-    evidence.held_against(state.config, findings, **more)
+    evidence.check_config(state.config, findings, **more)
 
 
 def _features(plan: Plan, config: dict[str, Any], findings: Findings) -> None:

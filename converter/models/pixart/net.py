@@ -13,7 +13,7 @@ from torch import Tensor
 from ...nets.layers import below, cross_attention, embed_numbers, feed_forward, linear, modulated_norm
 from ...nets.net import Probe, Stage, Staged, Values, Weights
 from ...nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
-from .attention import Compression, altered_attention
+from .attention import Compression, pixart_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +112,14 @@ def run_block(
             layers tell it ("attn1 q" and so on, before any norm and compression).
     """
     x, y, t0 = (to_weights_dtype(weights, tensor) for tensor in (x, values["y"], values["t0"]))
-    own, grid, heads = weights.lend(key), shape.grid(values["latent"]), shape.num_heads
+    own, grid, heads = weights.scratch(key), shape.grid(values["latent"]), shape.num_heads
     how = shape.compression if shape.compression is not None and index in shape.compression.blocks else None
     modulation = own["scale_shift_table"][None] + t0.reshape(len(t0), 6, -1)
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)
 
     modulated = modulated_norm(x, shift_attn, scale_attn)
     probe("norm1 modulated", modulated)
-    x = x + gate_attn * altered_attention(
+    x = x + gate_attn * pixart_attention(
         below(own, "attn."), modulated, grid, heads, qk_norm=shape.qk_norm, compression=how, probe=probe
     )
     probe("after self-attention", x)

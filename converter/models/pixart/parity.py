@@ -15,10 +15,10 @@ from ...mapping import Plan
 from ...nets import Net, Values, Weights
 from ...nets.faults import Fault
 from ...nets.inputs import Case
-from ...nets.latents import AFFORDABLE, LatentInputs, believed_size, described, latent_spec
+from ...nets.latents import STANDARD_TOKENS, LatentInputs, described, image_size_hint, latent_spec
 from ...nets.patches import FINAL, PATCHES, of_any_size
 from ...nets.sampler import Sampler
-from ...nets.shared_faults import SAID, SEEN, STATED, field_faults, latent_faults, more_heads
+from ...nets.shared_faults import BY_BOTH, BY_CONFIG, BY_FUNCTION, field_faults, latent_faults, more_heads
 from ...nets.stock import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 from .hyper_parameters import MICRO, TOKENS, VAE_FACTOR
 from .net import PixArtShape, pixart
@@ -138,7 +138,7 @@ def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Cas
         large = (min(large[0], 40), min(large[1], 25))
     if min(large) > 0:
         listed.append(case("bin", "a large bin of another aspect ratio", large, (700, 100)))
-    if side * side <= AFFORDABLE or profile == "full":
+    if side * side <= STANDARD_TOKENS or profile == "full":
         pixels = side * make.patch * VAE_FACTOR
         listed.append(case("native", f"the model's own size, {pixels} px", (side, side), (600, 40)))
     return listed
@@ -149,7 +149,7 @@ def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = STOCK.resolve_config(config)
     return {
         "num_attention_heads": fields["num_attention_heads"],
-        "image_size": believed_size(fields["sample_size"], VAE_FACTOR),
+        "image_size": image_size_hint(fields["sample_size"], VAE_FACTOR),
         "interpolation_scale": fields["interpolation_scale"],
         "multi_scale_train": True,
     }
@@ -166,25 +166,25 @@ def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fa
         return inputs | {"caption_mask": torch.maximum(mask, mask.roll(1, dims=1))}
 
     conditions = [
-        Fault("height and width swapped", SEEN, inputs=lambda v: v | {"img_hw": v["img_hw"].flip(1)}),
-        Fault("aspect ratio upside down", SEEN, inputs=lambda v: v | {"aspect_ratio": 1 / v["aspect_ratio"]}),
-        Fault("one size for the whole batch", SEEN,
+        Fault("height and width swapped", BY_FUNCTION, inputs=lambda v: v | {"img_hw": v["img_hw"].flip(1)}),
+        Fault("aspect ratio upside down", BY_FUNCTION, inputs=lambda v: v | {"aspect_ratio": 1 / v["aspect_ratio"]}),
+        Fault("one size for the whole batch", BY_FUNCTION,
               inputs=lambda v: v | {"img_hw": v["img_hw"][:1].expand_as(v["img_hw"])}),
     ]  # fmt: skip
     return [
         *field_faults(config, STOCK.resolve_config, [
             more_heads(findings, have["num_attention_heads"]),
-            ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, STATED, False),
-            ("exact GELU for tanh", {"activation_fn": "gelu"}, STATED, True),
-            (f"scale {scale * 1.01:g} for {scale:g}", {"interpolation_scale": scale * 1.01}, STATED, False),
-            ("half the scale", {"interpolation_scale": scale / 2}, STATED, False),
-            ("twice the sample size", {"sample_size": have["sample_size"] * 2}, STATED, False),
-            (micro, {"use_additional_conditions": not conditioned}, STATED if conditioned else SAID, False),
+            ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, BY_BOTH, False),
+            ("exact GELU for tanh", {"activation_fn": "gelu"}, BY_BOTH, True),
+            (f"scale {scale * 1.01:g} for {scale:g}", {"interpolation_scale": scale * 1.01}, BY_BOTH, False),
+            ("half the scale", {"interpolation_scale": scale / 2}, BY_BOTH, False),
+            ("twice the sample size", {"sample_size": have["sample_size"] * 2}, BY_BOTH, False),
+            (micro, {"use_additional_conditions": not conditioned}, BY_BOTH if conditioned else BY_CONFIG, False),
         ], IGNORABLE_CONFIG),
-        Fault("mask ignored", SEEN, cheap=True, inputs=lambda v: {n: v[n] for n in v if n != "caption_mask"}),
-        Fault("mask one token too long", SEEN, inputs=longer),
+        Fault("mask ignored", BY_FUNCTION, cheap=True, inputs=lambda v: {n: v[n] for n in v if n != "caption_mask"}),
+        Fault("mask one token too long", BY_FUNCTION, inputs=longer),
         *(conditions if conditioned else ()),
-        Fault("t_block's output where the final layer wants t", SEEN, stage="timestep embedding",
+        Fault("t_block's output where the final layer wants t", BY_FUNCTION, stage="timestep embedding",
               values=lambda v: v | {"t": v["t0"][:, : v["t"].shape[1]]}),
         *latent_faults(findings, plan, findings.value("interpolation_scale")),
     ]  # fmt: skip

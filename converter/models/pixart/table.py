@@ -85,7 +85,7 @@ def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
         findings.used.add("multi_scale_train")
         return True, _unused(findings, difference)
     if drift := evidence.drifted(difference):
-        return True, evidence.exact_instead(findings, drift, "interpolation_scale")
+        return True, evidence.use_exact_table(findings, drift, "interpolation_scale")
     doubted = evidence.POSITIONS in findings.distrusted
     if doubted and findings.given.keys() & {"image_size", "interpolation_scale"}:
         return True, (

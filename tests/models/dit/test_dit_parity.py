@@ -26,7 +26,7 @@ from converter.families import Findings
 from converter.mapping import fold
 from converter.models.dit import parity as brought
 from converter.models.dit.net import dit as whole
-from converter.models.dit.parity import AMENDED, AS_LOADED, GUIDED, PARITY, STOCK, cases, exact_timesteps, faults, shape
+from converter.models.dit.parity import AS_LOADED, FIXED, GUIDED, PARITY, STOCK, cases, exact_timesteps, faults, shape
 from converter.models.dit.table import DIT, EXACT_LINE
 from converter.nets import Values, Weights, no_probe
 from converter.nets.faults import CONFIG, FUNCTION, WEIGHTS
@@ -46,7 +46,7 @@ EXACT: dict[str, Any] = {"exact_timesteps": True}
 
 def findings(path: Path = GOLDEN / "dit.pt", **given: Any) -> Findings:
     with open_checkpoint(path) as checkpoint:
-        return analyse(checkpoint, {"num_attention_heads": HEADS} | given).found
+        return analyse(checkpoint, {"num_attention_heads": HEADS} | given).findings
 
 
 FOUND = findings()
@@ -101,7 +101,7 @@ def session(pair: Pair, **given: Any) -> Iterator[Session]:
         ours, theirs = (stack.enter_context(open_checkpoint(path)) for path in (pair.original, pair.folder))
         looked = analyse(ours, {"num_attention_heads": HEADS} | given)
         config = read_json(pair.model / "config.json")
-        yield Session(Sides(looked.require(), looked.found, looked.plan, ours, theirs, spec=PARITY, config=config))
+        yield Session(Sides(looked.require(), looked.findings, looked.plan, ours, theirs, spec=PARITY, config=config))
 
 
 # The verdict.
@@ -314,7 +314,7 @@ def test_failing_cases_are_saved_and_run_again(pair: Pair, tmp_path: Path) -> No
 def test_it_is_what_the_family_brings() -> None:
     assert spec_of(DIT) is PARITY
     assert PARITY.fix
-    assert (PARITY.fix.spec, PARITY.fix.line, AS_LOADED.fix) == (AMENDED, EXACT_LINE, None)
+    assert (PARITY.fix.spec, PARITY.fix.line, AS_LOADED.fix) == (FIXED, EXACT_LINE, None)
 
 
 def test_the_shape_is_what_the_file_shows() -> None:
@@ -341,7 +341,7 @@ def test_the_reference_is_the_original_net_on_its_own_size_and_runs_on_others(la
 
 
 def streamed(dtype: torch.dtype = torch.float32, state: Any = CONVERTED, **config: Any) -> Any:
-    return AMENDED.converted(DIT.config(FOUND) | config, Weights(memory_tensors(state), dtype))
+    return FIXED.converted(DIT.config(FOUND) | config, Weights(memory_tensors(state), dtype))
 
 
 def test_the_line_of_the_note_is_what_is_done_to_the_model() -> None:
@@ -350,10 +350,10 @@ def test_the_line_of_the_note_is_what_is_done_to_the_model() -> None:
     config = {key: value for key, value in DIT.config(FOUND).items() if not key.startswith("_")}
     inputs = cases(FOUND, "quick", {})[0].tensors(torch.float32)
     outputs = []
-    for amend in (exact_timesteps, lambda model: exec(EXACT_LINE, {"model": model}), STOCK.amend):
+    for post_load in (exact_timesteps, lambda model: exec(EXACT_LINE, {"model": model}), STOCK.post_load):
         model = DiTTransformer2DModel(**config).eval()
         model.load_state_dict(CONVERTED)
-        amend(model)
+        post_load(model)
         with torch.no_grad():
             outputs.append(STOCK.call(model, inputs))
     assert torch.equal(outputs[0], outputs[1])
@@ -363,7 +363,7 @@ def test_the_line_of_the_note_is_what_is_done_to_the_model() -> None:
 
 def test_the_loader_of_the_checker_is_that_of_the_library(pair: Pair) -> None:
     inputs = cases(FOUND, "quick", {})[0].tensors(torch.float32)
-    for model in (AS_LOADED, AMENDED):
+    for model in (AS_LOADED, FIXED):
         assert model.loaded
         ours = model.converted(DIT.config(FOUND), Weights(memory_tensors(CONVERTED), torch.float32)).forward(inputs)
         assert torch.equal(model.loaded(pair.model, inputs), ours)
@@ -543,9 +543,9 @@ def test_fields_that_change_no_output_are_no_faults(pair: Pair) -> None:
 
 
 def test_the_session_compares_the_net_that_the_user_names(pair: Pair) -> None:
-    for said, wanted in (({}, AS_LOADED), (EXACT, AMENDED)):
+    for said, wanted in (({}, AS_LOADED), (EXACT, FIXED)):
         with session(pair, **said) as opened:
-            assert opened.fixed == (wanted is AMENDED)
+            assert opened.fixed == (wanted is FIXED)
             assert opened.model.converted is wanted.converted
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.models.pixart.attention import Compression, altered_attention, compress
+from converter.models.pixart.attention import Compression, compress, pixart_attention
 
 D = 8
 SAMPLINGS = ("conv", "ave", "uniform", "uniform_every")
@@ -82,7 +82,7 @@ def test_inside_the_attention(sampling: Any) -> None:
     """Keys and values alike, the queries not."""
     how, grid = Compression(sampling, 2, frozenset({0})), (4, 6)
     weights, tokens = drawn(2, grid)
-    got = altered_attention(weights, tokens, grid, 2, compression=how)
+    got = pixart_attention(weights, tokens, grid, 2, compression=how)
     arrays = {key: t.numpy() for key, t in weights.items()}
     for sample, x in zip(got, tokens.numpy(), strict=True):
         q, k, v = np.split(formulae.affine(arrays, "qkv", x), 3, axis=-1)

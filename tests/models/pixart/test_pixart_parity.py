@@ -27,7 +27,7 @@ from converter.parity.sides import spec_of
 def findings(name: str, **given: Any) -> Findings:
     with open_checkpoint(GOLDEN / f"{name}.pth") as checkpoint:
         said = {"num_attention_heads": HEADS, "multi_scale_train": name != "alpha-fixed"} | given
-        return analyse(checkpoint, said).found
+        return analyse(checkpoint, said).findings
 
 
 FOUND = {name: findings(name) for name in NAMES}

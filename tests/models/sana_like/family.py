@@ -88,7 +88,7 @@ def describe(plan: Plan, state: State, found: Findings) -> None:
         found.given_or_assumed(EXACT_EPS, False, "as from_pretrained loads it, without the note's line")
         found.diffusers_notes.append(f"{WHY}; after loading, run: {EXACT_LINE}")
     found.diffusers_notes.append("flow-Euler passes fractional timesteps, of which the original takes the whole part")
-    evidence.held_against(state.config, found, caption_channels="caption_channels")
+    evidence.check_config(state.config, found, caption_channels="caption_channels")
 
 
 def config(found: Findings) -> dict[str, Any]:

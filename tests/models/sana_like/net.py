@@ -119,7 +119,7 @@ def glu_conv(weights: Mapping[str, Tensor], x: Tensor, grid: tuple[int, int], pr
 def block(weights: Weights, shape: SanaShape, i: int, values: Values, probe: Probe) -> Values:
     """`blocks.i`, adaLN-single: "x" (B, N, D) to the same."""
     x, y, t0 = (to_weights_dtype(weights, values[name]) for name in ("x", "y", "t0"))
-    own = weights.lend(f"blocks.{i}.")
+    own = weights.scratch(f"blocks.{i}.")
     modulation = own["scale_shift_table"][None] + t0.unflatten(1, (6, -1))
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)
     attn, cross = below(own, "attn."), below(own, "cross_attn.")

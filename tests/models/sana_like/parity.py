@@ -13,10 +13,18 @@ from converter.families import Findings
 from converter.mapping import Plan
 from converter.nets.faults import Fault
 from converter.nets.inputs import Case
-from converter.nets.latents import LatentInputs, believed_size, described, latent_spec
+from converter.nets.latents import LatentInputs, described, image_size_hint, latent_spec
 from converter.nets.net import Weights
 from converter.nets.patches import FINAL, PATCHES
-from converter.nets.shared_faults import SAID, SEEN, STATED, field_faults, more_heads, position_faults, timestep_faults
+from converter.nets.shared_faults import (
+    BY_BOTH,
+    BY_CONFIG,
+    BY_FUNCTION,
+    field_faults,
+    more_heads,
+    position_faults,
+    timestep_faults,
+)
 from converter.nets.spec import PostLoadFix
 from converter.nets.stock import CROSS_ATTENTION, SELF_ATTENTION, Stock, StockStage
 
@@ -83,7 +91,7 @@ def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
 def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a `config.json` says of what an original file may not show, by flag name."""
     have, same = STOCK.resolve_config(config), ("num_attention_heads", CROSS, SCALE, "timestep_scale")
-    size = believed_size(have["sample_size"], VAE_FACTOR)
+    size = image_size_hint(have["sample_size"], VAE_FACTOR)
     return {name: have[name] for name in same} | {USE_PE: have[SCALE] is not None, "image_size": size}
 
 
@@ -95,13 +103,13 @@ def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault
         *field_faults(config, STOCK.resolve_config, [
             more_heads(found, have["num_attention_heads"]),
             more_heads(found, have[CROSS], "cross_"),
-            *((name, {SCALE: scale}, STATED, False) for name, scale in wrong or [("positions added", 1.0)]),
-            ("twice the sample size", {"sample_size": have["sample_size"] * 2}, STATED if placed else SAID, False),
-            ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, STATED, True),
+            *((name, {SCALE: scale}, BY_BOTH, False) for name, scale in wrong or [("positions added", 1.0)]),
+            ("twice the size", {"sample_size": have["sample_size"] * 2}, BY_BOTH if placed else BY_CONFIG, False),
+            ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, BY_BOTH, True),
         ], UNHEEDED),
         *timestep_faults(),
         *(position_faults(found, found.value(SCALE)) if placed else ()),
-        Fault("mask ignored", SEEN, inputs=lambda v: v | {"caption_mask": torch.ones_like(v["caption_mask"])}),
+        Fault("mask ignored", BY_FUNCTION, inputs=lambda v: v | {"caption_mask": torch.ones_like(v["caption_mask"])}),
     ]  # fmt: skip
 
 
@@ -111,6 +119,6 @@ AS_LOADED = latent_spec(
     invisible_biases=("attn2.to_k",), invisible_scales=("attn1.to_q", "attn1.to_k", "attn1.norm_q", "attn1.norm_k"),
     invisible_swaps=(("attn1.norm_q", "attn1.norm_k"), ("attn2.norm_q", "attn2.norm_k")),
 )  # fmt: skip
-MENDED = replace(STOCK, amend=exact_eps)
+MENDED = replace(STOCK, post_load=exact_eps)
 EXACT = replace(AS_LOADED, converted=MENDED.net, loaded=MENDED.loaded)
 PARITY = replace(AS_LOADED, fix=PostLoadFix(EXACT_EPS, WHY, EXACT_LINE, EXACT))
