@@ -16,7 +16,7 @@ from .faults import BOTH, CONFIG, FUNCTION, Fault
 from .net import Values
 from .patches import FINAL, PATCHES
 
-BY_FUNCTION, BY_CONFIG, BY_BOTH = frozenset({FUNCTION}), frozenset({CONFIG}), frozenset({CONFIG, FUNCTION})
+BY_NETS, BY_CONFIG, BY_BOTH = frozenset({FUNCTION}), frozenset({CONFIG}), frozenset({CONFIG, FUNCTION})
 Fields = dict[str, Any]
 Wrong = tuple[str, Fields, frozenset[str], bool]  # name, fields, phases that have to notice, cheap
 
@@ -74,9 +74,9 @@ def more_heads(findings: Findings, heads: int, of: str = "") -> Wrong:
 def timestep_faults(name: str = "timestep") -> list[Fault]:
     """What a pipeline or a scheduler does wrong to the timestep, the input `name`."""
     return [
-        Fault("timestep one too late", BY_FUNCTION, inputs=lambda v: v | {name: v[name] + 1}),
-        Fault("timestep one too early", BY_FUNCTION, inputs=lambda v: v | {name: v[name] - 1}),
-        Fault("timestep from 0 to 1", BY_FUNCTION, inputs=lambda v: v | {name: v[name] / 1000}),
+        Fault("timestep one too late", BY_NETS, inputs=lambda v: v | {name: v[name] + 1}),
+        Fault("timestep one too early", BY_NETS, inputs=lambda v: v | {name: v[name] - 1}),
+        Fault("timestep from 0 to 1", BY_NETS, inputs=lambda v: v | {name: v[name] / 1000}),
     ]
 
 
@@ -99,7 +99,7 @@ def position_faults(findings: Findings, scale: float) -> list[Fault]:
         return torch.cat([parts[i] for i in order], dim=-1)
 
     return [
-        Fault(name, BY_FUNCTION, stage=PATCHES, values=partial(table, wrong))
+        Fault(name, BY_NETS, stage=PATCHES, values=partial(table, wrong))
         for name, wrong in (
             ("positional table transposed", partial(chunks, (1, 0))),
             ("positional table left out", torch.zeros_like),
@@ -127,7 +127,7 @@ def output_faults(findings: Findings, plan: Plan) -> list[Fault]:
     rows = Fault(title, BOTH, {target: (target, channels_first) for target in targets_of(plan, 0, "R")})
     both = findings.value("pred_sigma")
     return [
-        Fault("pixels of every patch transposed", BY_FUNCTION, stage=FINAL, values=pixels_transposed, cheap=patch > 1),
-        Fault("epsilon and variance swapped", BY_FUNCTION, stage=FINAL, values=halves_swapped, cheap=both),
+        Fault("pixels of every patch transposed", BY_NETS, stage=FINAL, values=pixels_transposed, cheap=patch > 1),
+        Fault("epsilon and variance swapped", BY_NETS, stage=FINAL, values=halves_swapped, cheap=both),
         *([rows] if patch > 1 else []),
     ]

@@ -20,7 +20,7 @@ from ...nets.inputs import Case
 from ...nets.latents import STANDARD_TOKENS, LatentInputs, described, image_size_hint, latent_spec
 from ...nets.patches import FINAL, PATCHES, of_any_size
 from ...nets.sampler import Sampler
-from ...nets.shared_faults import BY_BOTH, BY_FUNCTION, field_faults, latent_faults, more_heads, targets_of
+from ...nets.shared_faults import BY_BOTH, BY_NETS, field_faults, latent_faults, more_heads, targets_of
 from ...nets.spec import PostLoadFix
 from ...nets.stock import FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 from .net import DiTShape, dit
@@ -120,9 +120,9 @@ def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fa
         return torch.cat(tensor.chunk(2, dim=1)[::-1], dim=1)
 
     classes = [
-        Fault("classes off by one", BY_FUNCTION, inputs=lambda v: v | {name: (v[name] + 1) % (null + 1)}),
-        Fault("no class for any sample", BY_FUNCTION, inputs=lambda v: v | {name: v[name] * 0 + null}),
-        Fault("classes of the samples mixed up", BY_FUNCTION, inputs=lambda v: v | {name: v[name].roll(1)}),
+        Fault("classes off by one", BY_NETS, inputs=lambda v: v | {name: (v[name] + 1) % (null + 1)}),
+        Fault("no class for any sample", BY_NETS, inputs=lambda v: v | {name: v[name] * 0 + null}),
+        Fault("classes of the samples mixed up", BY_NETS, inputs=lambda v: v | {name: v[name].roll(1)}),
     ]
     return [
         *field_faults(config, STOCK.resolve_config, [
@@ -135,9 +135,9 @@ def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fa
         *(classes if null else ()),  # where there is one row, it is the class of everything
         Fault("sines before cosines of the timestep", BOTH,
               {target: (target, halves) for target in waves if not target.endswith(".bias")}),
-        Fault("last layer not told of the class", BY_FUNCTION, stage=last, cheap=True,
+        Fault("last layer not told of the class", BY_NETS, stage=last, cheap=True,
               values=lambda v: v | {"y0": torch.zeros_like(v["y0"])}),
-        Fault("last layer not told of the timestep", BY_FUNCTION, stage=last, cheap=True,
+        Fault("last layer not told of the timestep", BY_NETS, stage=last, cheap=True,
               values=lambda v: v | {"t0": torch.zeros_like(v["t0"])}),
         *latent_faults(findings, plan, 1.0),
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from ...nets.inputs import Case
 from ...nets.latents import STANDARD_TOKENS, LatentInputs, described, image_size_hint, latent_spec
 from ...nets.patches import FINAL, PATCHES, of_any_size
 from ...nets.sampler import Sampler
-from ...nets.shared_faults import BY_BOTH, BY_CONFIG, BY_FUNCTION, field_faults, latent_faults, more_heads
+from ...nets.shared_faults import BY_BOTH, BY_CONFIG, BY_NETS, field_faults, latent_faults, more_heads
 from ...nets.stock import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 from .hyper_parameters import MICRO, TOKENS, VAE_FACTOR
 from .net import PixArtShape, pixart
@@ -166,9 +166,9 @@ def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fa
         return inputs | {"caption_mask": torch.maximum(mask, mask.roll(1, dims=1))}
 
     conditions = [
-        Fault("height and width swapped", BY_FUNCTION, inputs=lambda v: v | {"img_hw": v["img_hw"].flip(1)}),
-        Fault("aspect ratio upside down", BY_FUNCTION, inputs=lambda v: v | {"aspect_ratio": 1 / v["aspect_ratio"]}),
-        Fault("one size for the whole batch", BY_FUNCTION,
+        Fault("height and width swapped", BY_NETS, inputs=lambda v: v | {"img_hw": v["img_hw"].flip(1)}),
+        Fault("aspect ratio upside down", BY_NETS, inputs=lambda v: v | {"aspect_ratio": 1 / v["aspect_ratio"]}),
+        Fault("one size for the whole batch", BY_NETS,
               inputs=lambda v: v | {"img_hw": v["img_hw"][:1].expand_as(v["img_hw"])}),
     ]  # fmt: skip
     return [
@@ -181,10 +181,10 @@ def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fa
             ("twice the sample size", {"sample_size": have["sample_size"] * 2}, BY_BOTH, False),
             (micro, {"use_additional_conditions": not conditioned}, BY_BOTH if conditioned else BY_CONFIG, False),
         ], IGNORABLE_CONFIG),
-        Fault("mask ignored", BY_FUNCTION, cheap=True, inputs=lambda v: {n: v[n] for n in v if n != "caption_mask"}),
-        Fault("mask one token too long", BY_FUNCTION, inputs=longer),
+        Fault("mask ignored", BY_NETS, cheap=True, inputs=lambda v: {n: v[n] for n in v if n != "caption_mask"}),
+        Fault("mask one token too long", BY_NETS, inputs=longer),
         *(conditions if conditioned else ()),
-        Fault("t_block's output where the final layer wants t", BY_FUNCTION, stage="timestep embedding",
+        Fault("t_block's output where the final layer wants t", BY_NETS, stage="timestep embedding",
               values=lambda v: v | {"t": v["t0"][:, : v["t"].shape[1]]}),
         *latent_faults(findings, plan, findings.value("interpolation_scale")),
     ]  # fmt: skip

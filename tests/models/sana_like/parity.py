@@ -11,26 +11,19 @@ import torch
 
 from converter.families import Findings
 from converter.mapping import Plan
+from converter.nets import shared_faults as shared
 from converter.nets.faults import Fault
 from converter.nets.inputs import Case
 from converter.nets.latents import LatentInputs, described, image_size_hint, latent_spec
 from converter.nets.net import Weights
 from converter.nets.patches import FINAL, PATCHES
-from converter.nets.shared_faults import (
-    BY_BOTH,
-    BY_CONFIG,
-    BY_FUNCTION,
-    field_faults,
-    more_heads,
-    position_faults,
-    timestep_faults,
-)
 from converter.nets.spec import PostLoadFix
 from converter.nets.stock import CROSS_ATTENTION, SELF_ATTENTION, Stock, StockStage
 
 from .family import CROSS, EXACT_EPS, EXACT_LINE, SCALE, USE_PE, VAE_FACTOR, WHY
 from .net import SanaShape, Staged, sana
 
+MASK = "caption_mask"
 UNHEEDED = ("dropout", "guidance_embeds_scale", "timestep_scale")  # change no output of the transformer itself
 
 
@@ -44,7 +37,7 @@ def exact_eps(model: Any) -> Any:
 STOCK = Stock(
     kind="diffusers.models.transformers.sana_transformer:SanaTransformer2DModel",
     arguments={"hidden_states": "latent", "encoder_hidden_states": "caption",
-               "encoder_attention_mask": "caption_mask", "timestep": "timestep"},
+               "encoder_attention_mask": MASK, "timestep": "timestep"},
     stages=(
         StockStage(PATCHES, "patch_embed", ("x",)),
         StockStage("timestep embedding", "time_embed", ("t0", "t")),
@@ -78,7 +71,7 @@ def cases(found: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
         batch, kept = len(timesteps), np.minimum(np.array(lengths), tokens)[:, None]
         arrays = {"latent": make.latent(batch, *grid), "timestep": np.float32(timesteps) * np.float32(scale)}
         mask = (np.arange(tokens)[None] < kept).astype(np.float32)
-        return Case(name, arrays | {"caption": make.draw(batch, tokens, width), "caption_mask": mask}, axes)
+        return Case(name, arrays | {"caption": make.draw(batch, tokens, width), MASK: mask}, axes)
 
     listed = [
         case("t999-t321", "a grid of 8 x 6, captions of 5 and of all tokens", (8, 6), (999, 321), (5, 999)),
@@ -99,22 +92,23 @@ def faults(found: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault
     """Faults of the config, of conventions between the two code bases, and of what only a whole net shows."""
     have, placed = STOCK.resolve_config(config), found.value(USE_PE)
     wrong = [("positions left out", None), ("half the scale", (have[SCALE] or 1) / 2)] if placed else []
+    seen = shared.BY_BOTH if placed else shared.BY_CONFIG
     return [
-        *field_faults(config, STOCK.resolve_config, [
-            more_heads(found, have["num_attention_heads"]),
-            more_heads(found, have[CROSS], "cross_"),
-            *((name, {SCALE: scale}, BY_BOTH, False) for name, scale in wrong or [("positions added", 1.0)]),
-            ("twice the size", {"sample_size": have["sample_size"] * 2}, BY_BOTH if placed else BY_CONFIG, False),
-            ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, BY_BOTH, True),
+        *shared.field_faults(config, STOCK.resolve_config, [
+            shared.more_heads(found, have["num_attention_heads"]),
+            shared.more_heads(found, have[CROSS], "cross_"),
+            *((name, {SCALE: scale}, shared.BY_BOTH, False) for name, scale in wrong or [("positions added", 1.0)]),
+            ("twice the sample size", {"sample_size": have["sample_size"] * 2}, seen, False),
+            ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, shared.BY_BOTH, True),
         ], UNHEEDED),
-        *timestep_faults(),
-        *(position_faults(found, found.value(SCALE)) if placed else ()),
-        Fault("mask ignored", BY_FUNCTION, inputs=lambda v: v | {"caption_mask": torch.ones_like(v["caption_mask"])}),
+        *shared.timestep_faults(),
+        *(shared.position_faults(found, found.value(SCALE)) if placed else ()),
+        Fault("mask ignored", shared.BY_NETS, inputs=lambda v: v | {MASK: torch.ones_like(v[MASK])}),
     ]  # fmt: skip
 
 
 AS_LOADED = latent_spec(
-    reference, STOCK, cases, config_hints=config_hints, faults=faults, optional=("caption_mask",),
+    reference, STOCK, cases, config_hints=config_hints, faults=faults, optional=(MASK,),
     # No softmax sees a shift of all keys, no linear attention a scale; products of channels have no order.
     invisible_biases=("attn2.to_k",), invisible_scales=("attn1.to_q", "attn1.to_k", "attn1.norm_q", "attn1.norm_k"),
     invisible_swaps=(("attn1.norm_q", "attn1.norm_k"), ("attn2.norm_q", "attn2.norm_k")),
