@@ -368,7 +368,7 @@ def test_weights_that_a_file_does_not_hold(trained: Path, tmp_path: Path, state:
         diff(trained, b, weights_b="ema")
     with pytest.raises(UsageError, match=r"b\.pth: `weights_a` ema, but the file holds only raw weights"):
         diff(b, trained, weights_a="ema")
-    with pytest.raises(ValueError, match="'best'"):
+    with pytest.raises(UsageError, match="`weights` best: one of raw, ema"):
         diff(b, b, weights_a="best")
 
 

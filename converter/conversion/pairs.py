@@ -119,7 +119,7 @@ def pair_up(
 def natural_order(path: str) -> tuple[list[tuple[str, int, str]], str]:
     """A sort key that reads runs of digits as numbers; paths that differ in leading zeros only are still told apart.
 
-    >>> sorted(["e10", "e9", "e09"], key=natural)
+    >>> sorted(["e10", "e9", "e09"], key=natural_order)
     ['e09', 'e9', 'e10']
     """
     parts = re.split("([0-9]+)", path)

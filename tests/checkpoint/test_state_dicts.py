@@ -76,7 +76,7 @@ def test_a_file_with_both_says_so_and_gives_what_was_asked_for(tmp_path: Path) -
         read_all(saved(tmp_path, {"w": tensor()}), "ema")
     with pytest.raises(UsageError, match=r"`weights` raw, but the file holds only ema weights \(ema\)"):
         read_all(saved(tmp_path, {"ema": {"w": tensor()}}), "raw")
-    with pytest.raises(ValueError, match="'raw', 'ema' or None"):
+    with pytest.raises(UsageError, match="`weights` best: one of raw, ema"):
         open_checkpoint(path, "best")
 
 

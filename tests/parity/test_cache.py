@@ -129,7 +129,7 @@ def test_the_program_is_part_of_the_key(sides: tuple[Path, Path], monkeypatch: p
     assert len(made["source"]) == 64
     for name in ("converter", "torch", "diffusers", "source"):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "program", lambda name=name: made | {name: "other"})
+            patch.setattr(module, "program", lambda family, name=name: made | {name: "other"})
             assert key(sides) != before
 
 

@@ -110,7 +110,7 @@ def test_every_weight_is_used_and_none_before_its_stage() -> None:
     class Lazy:
         def __init__(self, key: str) -> None:
             self.key, self.shape = key, model.state[key].shape
-            self.dtype = SimpleNamespace(name="float32")
+            self.dtype = SimpleNamespace(name="float32", itemsize=4)
 
         def torch(self, out: torch.Tensor | None = None) -> torch.Tensor:
             read.add(self.key)
