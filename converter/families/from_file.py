@@ -44,7 +44,7 @@ def load(name: str) -> Family:
     _use_folder(path.parent)
     stamps = [(file, os.stat(file).st_mtime_ns, os.stat(file).st_size) for file in source_files(path.parent)]
     if path not in _LOADED or _LOADED[path][0] != stamps:
-        if _IN_USE:
+        if _IN_USE and path in _LOADED:
             _forget(path.parent, lambda name: True)
         _LOADED[path] = stamps, _run(path, name)
     return _LOADED[path][1]
@@ -69,10 +69,12 @@ def _use_folder(folder: Path) -> None:
 
 
 def _forget(folder: Path, wanted: Callable[[str], bool]) -> None:
-    """Forget the imported modules of a folder whose first name is wanted."""
+    """Forget the modules that were imported out of a folder, and not out of an environment in it, whose first name is
+    wanted."""
+    files = {str(file) for file in source_files(folder)}
     for name, module in [*sys.modules.items()]:
-        file = getattr(module, "__file__", None)
-        if file and folder in Path(file).parents and not name.startswith(_PACKAGE) and wanted(name.partition(".")[0]):
+        own = getattr(module, "__file__", None) in files and name != "__main__" and not name.startswith(_PACKAGE)
+        if own and wanted(name.partition(".")[0]):
             del sys.modules[name]
 
 

@@ -165,7 +165,7 @@ class Origin:
         shape = tuple(dim.value(self.dims) or 0 for dim in row.shape_pattern(suffix))
         if 0 in shape:
             what = f"`{row.group}`: " if row.group else ""
-            raise UsageError(f"{what}{row.source} needs a divisible hidden size, and this DiT has {self.dims['D']}")
+            raise UsageError(f"{what}{row.source} needs a hidden size that divides, and this DiT has {self.dims['D']}")
 
         def pieces() -> Iterator[bytes]:
             if row.source == T_BLOCK:

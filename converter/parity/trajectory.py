@@ -46,7 +46,7 @@ def run(
     if not floor <= DIVERGED:
         verdict, words = INCONCLUSIVE, "the original's own float32 leaves its float64 path"
     elif len(rows) < len(sampler.timesteps) or not error <= DIVERGED:
-        verdict, words = FAIL, f"the two part at step {len(rows)} (timestep {timestep}): {error:.2g} of the latents"
+        verdict, words = FAIL, f"they diverge at step {len(rows)} (timestep {timestep}): {error:.2g} of the latents"
     else:
         ratio = error / max(floor, LIMITS["relative L2"] / 10)
         words = f"after {len(rows)} steps the latents are {error:.2g} apart, {ratio:.2f} times the noise floor"

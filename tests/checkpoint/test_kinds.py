@@ -34,7 +34,7 @@ def test_a_tensor_that_is_spread_over_processes(mesh: Any, tmp_path: Path) -> No
             assert_refused(
                 tmp_path / f"{name}.pth",
                 "a.w",
-                "spread over processes (torch.distributed.tensor.DTensor)",
+                "a shard of a distributed tensor (torch.distributed.tensor.DTensor)",
                 "full_state_dict=True",
                 "v.full_tensor()",
             )

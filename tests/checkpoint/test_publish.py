@@ -452,7 +452,7 @@ def test_what_fails_after_the_rename_is_a_note(
     assert all(str(tmp_path / "out") in note or left[0] in note for note in out.notes)
     assert all(os.strerror(code) in note for note in out.notes)
     if not flushed:
-        assert "is there, whole" in out.notes[0]
+        assert "is complete" in out.notes[0]
     if not deleted:
         assert "the old result" in out.notes[-1]
         assert "delete it" in out.notes[-1]

@@ -381,4 +381,4 @@ def test_a_model_with_tied_blocks_converts_as_its_state_dict_does(tmp_path: Path
 @pytest.mark.parametrize("code", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3"])
 def test_few_bits_are_quantised_weights(code: str, tmp_path: Path) -> None:
     path = save(tmp_path, safetensors_file({"w": {"dtype": code, "shape": [8], "data_offsets": [0, 8]}}, bytes(8)))
-    assert_refused(path, f"dtype {code} is not accepted (quantised weights): take the weights as they were before")
+    assert_refused(path, f"dtype {code} is not accepted (quantised weights): use the original weights")

@@ -226,8 +226,8 @@ def destination(path: str, **words: Any) -> Destination:
 
 
 @pytest.mark.parametrize(("words", "rule"), [
-    ({"path": "out", "to": "onnx"}, "`to` onnx: there are diffusers, original, comfyui"),
-    ({"path": "out", "dtype": "float8"}, "`dtype` float8: there are float32, float16, bfloat16"),
+    ({"path": "out", "to": "onnx"}, "`to` onnx: one of diffusers, original, comfyui"),
+    ({"path": "out", "dtype": "float8"}, "`dtype` float8: one of float32, float16, bfloat16"),
     ({"path": "out", "to": "original"}, "out: `to` original writes a file that ends in .pth or .pt or .safetensors"),
     ({"path": "out.bin", "to": "original"}, "writes a file that ends in"),
     ({"path": "out.pth", "to": "comfyui"}, "out.pth: `to` comfyui writes a file that ends in .safetensors"),

@@ -249,7 +249,7 @@ def test_another_config(change: str, options: dict[str, Any], converted: Path) -
     assert sorted(os.listdir(converted.parent)) == ["a.pth", "out"]
     if said:
         done = convert(converted, target, **options, **said | {"interpolation_scale": 1.0})
-        assert "the folder holds no config.json: what it would say is given or assumed" in done.notes
+        assert "the folder holds no config.json: its values are given or assumed" in done.notes
 
 
 def test_a_foreign_tensor_in_the_sidecar(converted: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_record_that_is_odd_in_one_place_is_not_believed(change: Any, converte
     """And said not to be: what it promises is then not held against the folder."""
     (converted / RECORD).write_text(json.dumps(change(json.loads((converted / RECORD).read_text()))))
     done = converter.convert(converted, converted.parent / "back.pth", to="original")
-    assert any(f"{RECORD} cannot be read as a record" in note and "is not believed" in note for note in done.notes)
+    assert any(f"{RECORD} is not a valid conversion record" in note and "is ignored" in note for note in done.notes)
     assert not any("rounded" in note for note in done.notes)
     same(read(done.path), pixart(), ordered=False)
 
@@ -328,10 +328,10 @@ def test_a_record_of_a_hostile_past_is_not_believed(hostile: dict[str, Any], con
     assert record["origin"]["plan"]
     (again / RECORD).write_text(json.dumps(record | hostile).replace("12345", "1e999"))
     done = converter.convert(again, converted.parent / "back.pth", to="original")
-    assert any("is not believed" in note for note in done.notes)
+    assert any("is ignored" in note for note in done.notes)
     same(read(done.path), pixart(), ordered=False)
     last = converter.convert(again, converted.parent / "last")
-    assert any("is not believed" in note for note in last.notes)
+    assert any("is ignored" in note for note in last.notes)
     assert not {"origin", "earlier_casts"} & last.record.keys()
 
 

@@ -184,3 +184,16 @@ def test_settings_name_it_relative_to_themselves(tmp_path: Path) -> None:
     settings = load_settings(written(tmp_path / "parity.toml", text))
     assert settings.defaults["family"] == str(tmp_path / "a.py")
     assert settings.checkpoints[0]["family"] == str(tmp_path / "b/c.py")
+
+
+def test_an_environment_in_its_folder_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project often has its environment inside: what was imported out of that is not the family's."""
+    place = tmp_path / ".venv/lib/site-packages/nothing_else.py"
+    place.parent.mkdir(parents=True)
+    place.write_text("")
+    module = type(sys)("nothing_else")
+    module.__file__ = str(place)
+    monkeypatch.setitem(sys.modules, "nothing_else", module)
+    for text in (MINE, MINE + "\n"):
+        families.find(written(tmp_path / "mine.py", text))
+        assert sys.modules["nothing_else"] is module

@@ -172,7 +172,7 @@ def test_what_alters_weights_is_told_apart_from_what_is_another_model() -> None:
     ("case", "line"),
     [
         ("12-peft-merged-not-unloaded.pth", WHOLE),
-        ("21-quanto-int8.safetensors", "quantised weights (quanto): take the weights as they were before"),
+        ("21-quanto-int8.safetensors", "quantised weights (quanto): use the original weights"),
     ],
 )
 @pytest.mark.parametrize("family", [None, "pixart"])

@@ -13,7 +13,7 @@ from .bench import GIVEN, READ, WRITTEN, Bench, Check
 from .confined import wrong
 
 # What is said of tensors or texts that are not what the record beside them promises.
-NOTED = ("are not what", "is not what", "is not believed")
+NOTED = ("are not what", "is not what", "is ignored")
 
 
 def flip_in_file(bench: Bench) -> list[str]:

@@ -58,15 +58,15 @@ def test_stock_diffusers_gives_what_the_dit_was_recorded_to_give(tmp_path: Path)
 def test_a_folder_is_what_convert_makes_of_the_file(options: Options, tmp_path: Path) -> None:
     folded = init_from_dit(DIT, tmp_path / "folder", options, num_attention_heads=HEADS)
     filed = init_from_dit(DIT, tmp_path / "init.pth", options, num_attention_heads=HEADS)
-    told = [note for note in filed.notes if "has to be told" in note]
-    words = told[0].split("told ")[1].split()
+    told = [note for note in filed.notes if "convert it with" in note]
+    words = told[0].split("convert it with ")[1].split()
     given: dict[str, Any] = {
         name[2:]: float(v) if "scale" in name else int(v) for name, v in zip(words[::2], words[1::2], strict=True)
     }
     converter.convert(tmp_path / "init.pth", tmp_path / "converted", **stated(**given))
     assert tree(tmp_path / "folder") == tree(tmp_path / "converted")
     assert set(folded.files) == set(tree(tmp_path / "folder"))
-    assert not [note for note in folded.notes if "has to be told" in note]
+    assert not [note for note in folded.notes if "convert it with" in note]
     found = converter.inspect(tmp_path / "folder")["hyper_parameters"]
     assert found["image_size"]["value"] == (options.image_size or 128)
     assert found["micro_condition"]["value"] is options.micro_condition
@@ -153,7 +153,7 @@ def test_what_the_user_should_know(tmp_path: Path) -> None:
     done = init_from_dit(path, tmp_path / "i.pth", replace(SMALL, image_size=256), num_attention_heads=HEADS)
     assert [note for note in done.notes if note.startswith("took the raw weights") and "--weights ema" in note]
     assert "no class is row 10 of its class table, the last of 11" in " ".join(done.notes)
-    assert "the DiT has 16 and 1, so that what enters the blocks differs" in " ".join(done.notes)
+    assert "the DiT has 16 and 1, so that the blocks get other inputs" in " ".join(done.notes)
     done = init_from_dit(
         path, tmp_path / "j.pth", replace(SMALL, none="zero"), num_attention_heads=HEADS, weights="ema"
     )

@@ -156,7 +156,7 @@ def test_the_norms_of_the_caption_need_a_line_after_loading(folders: dict[str, P
     )
     done = parity(cli, "sana-1.5", folders, "--given", "exact_eps=true")
     assert done.returncode == 0
-    assert "as from_pretrained alone loads it: 6.2e-06 of the output apart" in done.stdout
+    assert "as from_pretrained alone loads it: relative L2 6.2e-06" in done.stdout
 
 
 WRONG: list[tuple[str, str, dict[str, Any]]] = [

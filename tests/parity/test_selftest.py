@@ -125,8 +125,8 @@ def test_a_fault_that_is_none_is_inconclusive(ready: Session) -> None:
         assert made.verdict == INCONCLUSIVE
         assert survivors(made) == {"nothing at all"}
         unseen = " and ".join(sorted(expected))
-        assert lines(made)["nothing at all"].words == f"killed by nothing, NOT by {unseen}"
-        assert made.words.startswith("1 of 2 trials gave the wrong answer: nothing at all (killed by nothing")
+        assert lines(made)["nothing at all"].words == f"caught by nothing, NOT by {unseen}"
+        assert made.words.startswith("1 of 2 trials gave the wrong answer: nothing at all (caught by nothing")
 
 
 def test_the_other_kinds_of_nothing(ready: Session) -> None:
@@ -150,7 +150,7 @@ def test_one_phase_of_two_is_not_enough(ready: Session) -> None:
     wrong = Fault(right.name, frozenset({WEIGHTS, FUNCTION}), right.weights)
     made = selftest.run(ready, [wrong])
     assert made.verdict == INCONCLUSIVE
-    assert lines(made)[right.name].words == "killed by weights, NOT by function"
+    assert lines(made)[right.name].words == "caught by weights, NOT by function"
 
 
 def test_without_its_limits_the_function_lets_faults_through(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,14 +195,14 @@ def test_a_gate_that_nothing_passes_is_noticed(ready: Session, monkeypatch: pyte
     made = selftest.run(ready, ready.known_faults()[:3])
     assert made.verdict == INCONCLUSIVE
     assert survivors(made) == {selftest.BENIGN.name}
-    assert "a harmless change is killed by function" in made.words
+    assert "a harmless change is caught by function" in made.words
 
 
 def test_an_audit_that_nothing_passes_is_noticed(ready: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "audit", lambda sides, only: Phase("weights", FAIL, "wrong"))
     made = selftest.run(ready, [])
     assert survivors(made) == {selftest.BENIGN.name}
-    assert "killed by weights" in made.words
+    assert "caught by weights" in made.words
 
 
 def test_a_gate_that_is_off_makes_the_whole_check_inconclusive(
@@ -255,7 +255,7 @@ def test_saved_inputs_that_cannot_show_a_fault(pairs: dict[str, Pair], tmp_path:
     report = check(pair.original, pair.folder, **stated(cases=tmp_path / "one.safetensors", **QUIETLY))
     assert (report.verdict, report.exit_code) == (INCONCLUSIVE, 4)
     assert report.reason.endswith(
-        "mask ignored (killed by nothing, NOT by function: it changes nothing in these inputs, which are not enough "
+        "mask ignored (caught by nothing, NOT by function: it changes nothing in these inputs, which are not enough "
         "for a PASS; leave --cases out)"
     )
     # With a masked case behind it they suffice.

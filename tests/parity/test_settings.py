@@ -108,7 +108,7 @@ def test_a_file_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ('profil = "quick"', "profil: unknown; did you mean profile?"),
         ('profile = "fast"', "profile: one of quick, standard, full, not 'fast'"),
-        ("zzz = 1", "zzz: unknown; there are profile, family, weights"),
+        ("zzz = 1", "zzz: unknown; allowed: profile, family, weights"),
         ('original = "a"', "original: unknown"),
         ("[checkpoint]\n", "checkpoint: written as [[checkpoint]], once for each"),
         ("[[checkpoint]]\n", "[[checkpoint]] 1: original is missing"),

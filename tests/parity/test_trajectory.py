@@ -130,7 +130,7 @@ def test_a_wrong_net_is_noticed_and_stopped() -> None:
 
     made = run(wrong)
     assert made.verdict == FAIL
-    assert made.words.startswith("the two part at step 1 (timestep 999): ")
+    assert made.words.startswith("they diverge at step 1 (timestep 999): ")
     assert len(calls) == len(made.detail["steps"]) == 1
 
 
@@ -138,7 +138,7 @@ def test_a_wrong_net_is_noticed_where_it_becomes_wrong() -> None:
     made = run(lambda values: guess(values) * (1.5 if values["timestep"][0] < 600 else 1))
     assert made.verdict == FAIL
     assert [row["timestep"] for row in made.detail["steps"]] == [999, 749, 499]
-    assert made.words.startswith("the two part at step 3 (timestep 499)")
+    assert made.words.startswith("they diverge at step 3 (timestep 499)")
     assert made.detail["steps"][-1]["error"] > DIVERGED
     made = run(lambda values: guess(values) * (50 if values["timestep"][0] < 300 else 1))
     assert (made.verdict, len(made.detail["steps"])) == (FAIL, 4)  # at the very last, and not lost
@@ -154,7 +154,7 @@ def test_an_error_that_stays_small_is_told_and_passes() -> None:
     """A report, not a gate: the function has been gated before."""
     made = run(lambda values: guess(values) * 1.00001)
     assert made.verdict == PASS
-    assert made.words.endswith("times the noise floor (of which 3 are usual)")
+    assert made.words.endswith("times the noise floor (up to 3 is usual)")
 
 
 def test_an_original_that_float32_cannot_follow_is_inconclusive() -> None:

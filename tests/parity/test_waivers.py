@@ -78,7 +78,7 @@ MAY_BE: dict[str, tuple[Callable[[Any], object], str]] = {
     "statistc": (lambda v: False, "unknown; did you mean statistic?"),
 }
 NEAR = [3, 3.4, 30, 30.001, 5e-7, "3.4", "2027-01-31", date(2027, 6, 2), date(2027, 6, 3), DIGEST, DIGEST.upper()]
-NEAR += ["", "  ", "bytes", "config", "killed by", "float32 non-finite", "float32 relative L2", "non-finite"]
+NEAR += ["", "  ", "bytes", "config", "caught by", "float32 non-finite", "float32 relative L2", "non-finite"]
 
 
 @given(st.sampled_from(sorted(MAY_BE)), ANY | st.sampled_from(NEAR))
@@ -195,7 +195,7 @@ def test_what_is_no_noise_is_never_waived(value: Any, limit: Any) -> None:
 
 
 STATISTIC = st.sampled_from(
-    [*module.WAIVABLE, "bytes", "config", "float32 non-finite", "killed by", "float16 relative L2"]
+    [*module.WAIVABLE, "bytes", "config", "float32 non-finite", "caught by", "float16 relative L2"]
 )
 NUMBER = st.one_of(st.floats(), st.none(), st.text(max_size=3), st.booleans())
 

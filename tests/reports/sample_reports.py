@@ -147,8 +147,8 @@ def self_test(survivors: int = 0, blocks: int = 28) -> Phase:
     for block, kind in product(sorted({0, 1, blocks // 2, blocks - 2, blocks - 1}), kinds):
         survives = len(checks) < survivors
         value = "" if survives else "weights" if kind.startswith("self") else "weights, function"
-        words = "nothing noticed it" if survives else f"killed by {value}"
-        checks.append(Check(f"{kind} in block {block}", "killed by", value, "weights", not survives, words))
+        words = "nothing noticed it" if survives else f"caught by {value}"
+        checks.append(Check(f"{kind} in block {block}", "caught by", value, "weights", not survives, words))
     words = f"{len(checks) - survivors} of {len(checks)} deliberate faults were caught"
     return Phase("self-test", INCONCLUSIVE if survivors else PASS, words, checks)
 

@@ -127,7 +127,7 @@ def test_with_the_line_run_on_it_it_is_the_original_and_it_is_said_which_was_com
     assert (report.verdict, report.exit_code) == ("PASS", 0)
     assert f"of what from_pretrained loads once this was run on it: {EXACT_LINE}" in report.reason
     (note,) = phase(report, "function").notes
-    assert note.startswith("as from_pretrained alone loads it: 0.17 of the output apart in float64")
+    assert note.startswith("as from_pretrained alone loads it: relative L2 0.17 in float64")
     (row,) = [check for check in phase(report, "function").checks if "from_pretrained" in check.statistic]
     assert (row.passed, row.limit) == (None, 1e-7)
     assert row.value == pytest.approx(0.17, abs=0.01)
