@@ -150,10 +150,13 @@ def analyse(
         analysis.problem = _unrecognised(checkpoint, family, changed)
         return analysis
     known, analysis.diffusers = recognised
-    folder = checkpoint.folder
-    record = find_record(folder) if folder and (analysis.diffusers or os.path.isdir(checkpoint.path)) else Record()
-    if record.content.get("to") == "diffusers" and known.keys.targets.known(checkpoint) == len(checkpoint):
-        analysis.diffusers = True  # of a table whose names are the same on both sides, the keys alone do not show it
+    # Of a table whose names are the same on both sides, the keys alone do not show which layout it is.
+    same = not analysis.diffusers and known.keys.targets.known(checkpoint) == len(checkpoint)
+    if analysis.diffusers or same:
+        checkpoint.use_config_next_to_it()
+    folder = checkpoint.folder if analysis.diffusers or same else None
+    record = find_record(folder) if folder else Record()
+    analysis.diffusers |= record.content.get("to") == "diffusers"
     recorded = record.content.get("family", known.name)
     if recorded != known.name and family is None:  # the keys of two families may have the same targets
         if recorded not in families():
@@ -163,7 +166,6 @@ def analyse(
         known = families()[recorded]
     analysis.family = known
     if analysis.diffusers:
-        checkpoint.use_config_next_to_it()
         _take_recorded_weights(checkpoint, record)
     plan = analysis.plan = analysis.table.survey(checkpoint)
     findings = analysis.findings = Findings(stated(hyper_parameters))

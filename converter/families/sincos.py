@@ -123,6 +123,8 @@ def fit(rows: Rows, hidden: int, side: int) -> Fit | None:
     angles = np.outer(np.arange(side), 1.0 / 10000 ** (np.arange(quarter) / quarter))  # at scale 1
     with np.errstate(all="ignore"):  # what is not finite is told by the result
         mean, numbers_of = _mean_axis(rows, hidden, side)
+        if not np.isfinite(mean).all():
+            return None
         phasors = mean[:, quarter:] + 1j * mean[:, :quarter]
         best = _frequency(phasors, angles)
         if best is None:

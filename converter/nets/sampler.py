@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from .inputs import Case
 from .net import Net
 
@@ -25,6 +26,8 @@ class Sampler:
     betas: tuple[float, float] = (1e-4, 0.02)  # of the linear schedule of 1000 steps that the model is trained with
     timesteps: tuple[int, ...] = (999, 749, 499, 249)  # from the noisiest on
     guidance: float = 4.5  # how far beyond the unconditioned prediction
+    latent: str = "latent"  # the names of the inputs that it fills in
+    timestep: str = "timestep"
 
     @property
     def alphas(self) -> list[float]:
@@ -42,11 +45,13 @@ class Sampler:
             channels: of the output, the first ones, which predict the noise.
         """
         alphas, values = self.alphas, case.tensors(dtype, device)
-        x = values["latent"][1:2]
+        x = values[self.latent][1:2]
         for timestep, following in zip(self.timesteps, (*self.timesteps[1:], -1), strict=True):
-            times = torch.full_like(values["timestep"], timestep)
-            inputs = values | {"latent": x.expand(2, -1, -1, -1).clone(), "timestep": times}
-            null, conditioned = net.forward(inputs)[:, :channels].chunk(2)
+            times = torch.full_like(values[self.timestep], timestep)
+            output = net.forward(values | {self.latent: x.expand(2, *x.shape[1:]).clone(), self.timestep: times})
+            if output.ndim != x.ndim:
+                raise UsageError(f"a sampler needs an output like the latent, of {x.ndim} axes; it has {output.ndim}")
+            null, conditioned = output[:, :channels].chunk(2)
             epsilon = null + self.guidance * (conditioned - null)
             now, then = alphas[timestep], alphas[following] if following >= 0 else 1.0
             start = (x - (1 - now) ** 0.5 * epsilon) / now**0.5

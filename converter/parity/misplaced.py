@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint.cast import round_to, widen
-from ..checkpoint.dtypes import BY_NAME, DType
+from ..checkpoint.dtypes import DType
 from ..comparison.elements import measure
 from ..conversion.buffers import computed_on_demand, joined
 from ..mapping import Move
@@ -45,7 +45,7 @@ def belonging(sides: Sides, move: Move) -> list[Any]:
     """What belongs under the keys of a move in the target's layout, rounded as was declared, unread."""
     source = sides.original[move.origin]
     parts: list[Any] = move.operation.forward(source, len(move.parts), joined)
-    dtype = BY_NAME.get(sides.cast, source.dtype)
+    dtype = sides.dtype_of(move)
     return parts if dtype == source.dtype else [_rounded(part, dtype) for part in parts]
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.dtypes import BY_NAME
 from ..nets import Memory, Net, Values, Weights
 from ..nets.faults import ChangedTensor, Fault
 from ..nets.streamed import Streamed
@@ -62,10 +61,11 @@ class NetPair:
         sides = self.sides
         if not sides.cast:
             return self._stored
-        torch_dtype, dtype = getattr(torch, sides.cast), BY_NAME[sides.cast]
-        moved = {move.origin for move in sides.plan.moves}
+        torch_dtype, dtypes = getattr(torch, sides.cast), {m.origin: sides.dtype_of(m) for m in sides.plan.moves}
         return {
-            key: ChangedTensor(held, lambda tensor: tensor.to(torch_dtype), dtype) if key in moved else held
+            key: ChangedTensor(held, lambda tensor: tensor.to(torch_dtype), dtypes[key])
+            if dtypes.get(key, held.dtype) != held.dtype
+            else held
             for key, held in self._stored.items()
         }
 

@@ -90,7 +90,7 @@ class Session(NetPair):
         if sampler is None:
             return Phase("trajectory", NOT_RUN, "the family describes no sampler")
         case = next((one.case for one in self.outcomes if one.case.name == sampler.case), None)
-        if case is None or channels is None or len(case.arrays["latent"]) != 2:
+        if case is None or channels is None or len(case.arrays[sampler.latent]) != 2:
             return Phase("trajectory", NOT_RUN, "there is no case with an unconditioned sample")
         return trajectory.run(self.original, self.converted, case, channels, sampler=sampler, device=self.device)
 

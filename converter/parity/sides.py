@@ -9,13 +9,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import LazyTensor
+from ..checkpoint import DType, LazyTensor
 from ..checkpoint.dtypes import BY_NAME
 from ..conversion.buffers import Comparison, computed, recomputed, table_of
+from ..conversion.to_diffusers import dtype_of
 from ..errors import UsageError, printable
 from ..families import Family, Findings
 from ..families.from_file import use_folder_of
-from ..mapping import Plan
+from ..mapping import Move, Plan
 from ..nets.spec import ParitySpec
 
 Tensors = Mapping[str, Any]  # key -> something with `dtype`, `shape` and `read()` (a lazy tensor)
@@ -101,6 +102,9 @@ class Sides:
     @property
     def rounded(self) -> bool:
         """Whether the declared cast loses anything: to a wider dtype it does not."""
-        kinds = {self.original[move.origin].dtype for move in self.plan.moves}
-        target = BY_NAME.get(self.cast)
-        return target is not None and any(kind != target and kind.itemsize >= target.itemsize for kind in kinds)
+        kinds = {(self.original[move.origin].dtype, self.dtype_of(move)) for move in self.plan.moves}
+        return any(kind != target and kind.itemsize >= target.itemsize for kind, target in kinds)
+
+    def dtype_of(self, move: Move) -> DType:
+        """What a conversion with the declared cast writes the tensors of a move in."""
+        return dtype_of(self.family, BY_NAME.get(self.cast), self.original[move.origin], move.parts)

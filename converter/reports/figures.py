@@ -20,10 +20,11 @@ INSIDES = 8  # stages whose inside is drawn
 
 
 class Point(NamedTuple):
-    """An error and the noise floor there, NaN where there is none. `wrong`: over its limit, or at fault."""
+    """An error, None where it is missing, and the noise floor there, NaN for none. `wrong`: over its limit, or at
+    fault."""
 
     name: str
-    error: float
+    error: float | None
     floor: float
     wrong: bool
 
@@ -31,12 +32,12 @@ class Point(NamedTuple):
     def of(cls, name: object, error: object, floor: object, wrong: bool | None = None) -> Point:
         """Of numbers from elsewhere. Where it is not known, wrong is what is not finite, or above the limit."""
         value, least = number(error), positive(floor) or nan
-        value = nan if value is None else value
-        return cls(str(name), value, least, (broken(value) or value > FLOOR_LIMIT * least) if wrong is None else wrong)
+        over = value is not None and (broken(value) or value > FLOOR_LIMIT * least)
+        return cls(str(name), value, least, over if wrong is None else wrong)
 
     @property
     def words(self) -> str:
-        ratio = self.error / self.floor
+        ratio = nan if self.error is None else self.error / self.floor
         floors = f", {times(ratio)} times the noise floor of {show(self.floor)}" if 0 < ratio < inf else ""
         return f"{self.name}: {show(self.error)}{floors}"
 
@@ -91,6 +92,10 @@ def _trajectory(about: dict[str, Any]) -> Iterator[Picture]:
     yield from _curve(points, ["converted", "noise floor"], "Error along the trajectory", caption)
 
 
+def _errors(points: Sequence[Point]) -> list[float]:
+    return [nan if point.error is None else point.error for point in points]
+
+
 def _decades(*values: float) -> tuple[float, float] | None:
     """Whole decades around the positive numbers of many values; None without any."""
     numbers = [value for value in values if 0 < value < inf]
@@ -102,7 +107,7 @@ def _decades(*values: float) -> tuple[float, float] | None:
 
 def _curve(points: Sequence[Point], lines: Sequence[str], title: str, caption: str) -> Iterator[Picture]:
     """The error against its floor and limit on a log scale, if any number can be placed."""
-    errors, floors = [point.error for point in points], [point.floor for point in points]
+    errors, floors = _errors(points), [point.floor for point in points]
     limits = [FLOOR_LIMIT * least for least in floors]
     span = _decades(*errors, *floors, *limits)
     if span is None:
@@ -138,7 +143,7 @@ def _curve(points: Sequence[Point], lines: Sequence[str], title: str, caption: s
 def _bars(stages: Sequence[dict[str, Any]], title: str, caption: str, kind: str = "wide") -> Iterator[Picture]:
     """A bar for each stage, with its noise floor and its number, if any can be placed."""
     points = [Point.of(s.get("name", ""), s.get("error"), s.get("floor"), bool(s.get("faulty"))) for s in stages]
-    span = _decades(*(value for point in points for value in (point.error, point.floor)))
+    span = _decades(*_errors(points), *(point.floor for point in points))
     if span is None:
         return
     low, high = span
@@ -149,7 +154,7 @@ def _bars(stages: Sequence[dict[str, Any]], title: str, caption: str, kind: str 
     axes.grid(False, axis="y")
     mark(axes.set_yticks(ys, [cut(point.name, 24) for point in points]), [point.wrong for point in points])
     for y, point in enumerate(points):
-        end = high if broken(point.error) else min(max(point.error, low), high)
+        end = low if point.error is None else high if broken(point.error) else min(max(point.error, low), high)
         fill, alpha, ink = ("fail", 1.0, "fail") if point.wrong else ("series", 0.62, "mute")
         bar = axes.barh(y, end - low, 0.64, low, color=COLOURS[fill], alpha=alpha)
         axes.bar_label(bar, [show(point.error)], padding=6, color=COLOURS[ink])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from makers import Result
+from makers import GOLDEN, HEADS, Result
 from safetensors.torch import load_file, save_file
 from torch import equal, ones, randn
 
@@ -206,6 +206,18 @@ def test_a_folder_is_of_the_family_that_its_record_names(two: Path) -> None:
         patch.setitem(families._REGISTERED, "two", load_family(Path("two.py").read_text()))
         convert("out", "back.safetensors", to="original")
     assert {*load_file("back.safetensors")} == {*load_file("two.safetensors")}
+
+
+def test_a_file_of_a_converted_folder_has_its_record_too(two: Path) -> None:
+    """Of which family it is, and which weights it was made of."""
+    model = "out/transformer/diffusion_pytorch_model.safetensors"
+    other = TWO.replace("NAME", "other").replace("TABLE", TABLE.replace('"q [', '"query ['))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(families, "_REGISTERED", {"other": load_family(other)})
+        with pytest.raises(InputError, match=r"conversion\.json says that this is of the family two"):
+            convert(model, "back.safetensors", to="original")
+    convert(GOLDEN / "alpha-ms.pth", "ema", weights="ema", hyper_parameters={"num_attention_heads": HEADS})
+    assert inspect(model.replace("out", "ema"))["source"]["weights"] == "ema"
 
 
 def load_family(source: str) -> Family:

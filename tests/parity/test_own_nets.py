@@ -83,6 +83,15 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_what_a_cast_leaves_alone_is_not_rounded_in_the_reference(toy: Path) -> None:
+    (toy / "kept").mkdir()
+    family = write(toy / "kept", NETS)
+    family.write_text(family.read_text().replace('parity="', 'keep_dtype=("embed",), parity="'))
+    converter.convert("toy.pth", "half", family=str(family), dtype="float16")
+    report = check("toy.pth", "half", family=str(family))
+    assert report.verdict == PASS, report.reason
+
+
 def test_of_two_families_each_has_the_nets_beside_it(toy: Path) -> None:
     """Though both modules are called alike, and are imported in one process."""
     right, wrong = toy / "right/toy.py", write(toy / "wrong", WRONG)

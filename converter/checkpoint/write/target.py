@@ -90,7 +90,7 @@ def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowe
     """
     for path in (target, nearest(target)):  # a dangling link may also be among the parents
         if os.path.islink(path) and not os.path.exists(path):
-            raise target_error(target, "is a dangling symbolic link")
+            raise target_error(path, "is a dangling symbolic link")
     real = Path(os.path.realpath(target))
     if any(_same(path, source) for path in (real, *real.parents)):
         raise target_error(target, "is the input or lies inside it; name a place elsewhere")

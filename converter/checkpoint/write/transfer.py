@@ -23,7 +23,7 @@ from typing import Any
 
 from zlib_ng.zlib_ng import crc32, crc32_combine
 
-from ...errors import ConverterError, printable
+from ...errors import ConverterError, InputError, printable
 from ..cast import cast, count_nonfinite, trailing_zeros
 from ..tensor import CHUNK, LazyTensor
 
@@ -142,7 +142,12 @@ class TensorCopy:
                     if stop.is_set():
                         return
                     part = memoryview(buffer)[: min(len(buffer), end - offset)]
-                    file.read_into(part, output.start + offset, output.tensor.key)
+                    try:
+                        file.read_into(part, output.start + offset, output.tensor.key)
+                    except InputError as error:
+                        if output.fd is None:  # what cannot be read is not what would be written
+                            raise DifferentError from error
+                        raise
                     output.crc = crc32(part, output.crc)
                     digest.update(part)
                     if output.fd is None:
