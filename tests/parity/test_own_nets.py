@@ -77,7 +77,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sizes = {"stem.weight": (6, 4, 2, 2), "stem.bias": (6,)}
     for i in range(2):
         sizes |= {f"layers.{i}.qkv.weight": (18, 6), f"layers.{i}.qkv.bias": (18,)}
-    torch.save({key: torch.randn(size) for key, size in sizes.items()}, "toy.pth")
+    torch.save({key: torch.randn(size) * 0.3 for key, size in sizes.items()}, "toy.pth")
     family = write(tmp_path / "right", NETS)
     converter.convert("toy.pth", "out", family=str(family))
     return tmp_path
