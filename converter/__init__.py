@@ -40,34 +40,11 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "Checkpoint",
-    "Computed",
-    "Conversion",
-    "ConversionOptions",
-    "ConverterError",
-    "Copies",
-    "Diff",
-    "Extra",
-    "Family",
-    "Finding",
-    "Findings",
-    "Flag",
-    "InputError",
-    "KeyMapping",
-    "LazyTensor",
-    "MappingError",
-    "Parameter",
-    "Refused",
-    "Reorder",
-    "Sparse",
-    "UsageError",
-    "__version__",
-    "convert",
-    "diff",
-    "inspect",
-    "open_checkpoint",
+    "Checkpoint", "Computed", "Conversion", "ConversionOptions", "ConverterError", "Copies", "Diff", "Extra",
+    "Family", "Finding", "Findings", "Flag", "InputError", "KeyMapping", "LazyTensor", "MappingError", "Parameter",
+    "Refused", "Reorder", "Sparse", "UsageError", "__version__", "convert", "diff", "inspect", "open_checkpoint",
     "register",
-]
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

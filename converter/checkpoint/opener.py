@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     `unnamed_weights`, weights that have no names; `recorded_integers`, whole numbers in it by their place, which may be
     a model's settings; `foreign_globals`, globals that are not torch's, and whether they are known to be dangerous;
     `folder`, the model folder or pipeline that it is or lies in, None for a file by itself; `config`, that of the
-    weights in use; `beside`, what was relied on beside them (config and index), as it was read; `notes`, what the user
-    should know of how it was read; `size` in bytes; of the state dict in use, `prefix`, which all its keys had,
+    weights in use; `companions`, config and index as they were read; `notes`, what the user should know of how it was
+    read; `size` in bytes; of the state dict in use, `prefix`, which all its keys had,
     `left_out`, keys that are no part of the model, and `mixed`, in words, where only some of them carry a prefix, which
     they kept.
     """
@@ -56,6 +56,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     path: str
     requested_weights: str | None = None
     requested_key: str | None = None
+    tables: InitVar[Tables | None] = None
     files: list[InputFile] = field(default_factory=list)
     container: str = ""
     candidates: list[Candidate] = field(default_factory=list)
@@ -65,11 +66,19 @@ class Checkpoint(Mapping[str, LazyTensor]):
     foreign_globals: list[tuple[str, bool]] = field(default_factory=list)
     folder: Path | None = None
     config: dict[str, Any] = field(default_factory=dict)
-    beside: dict[Path, bytes] = field(default_factory=dict)
+    companions: dict[Path, bytes] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def open(self, tables: Tables | None) -> None:
-        """Find out what is there."""
+    def __post_init__(self, tables: Tables | None) -> None:
+        self.path = os.fspath(self.path)
+        try:
+            with reading(self.path):
+                self._open(tables)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, tables: Tables | None) -> None:
         if os.path.isdir(self.path):
             self._open_folder(Path(self.path), tables)
             return
@@ -113,8 +122,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
         averaged = averaged_sibling(place)
         if averaged and (self.requested_weights == EMA or self.requested_key == averaged.name):
             place, averaged = averaged, place
-        self.folder, self.config = folder, read_config(place, self.beside)
-        paths, index, passed_over = weight_files(place, self.beside)
+        self.folder, self.config = folder, read_config(place, self.companions)
+        paths, index, passed_over = weight_files(place, self.companions)
         self.others += unread(place, paths, passed_over)
         if index is None:
             words, self.candidates = self._open_file(paths[0], tables)
@@ -143,7 +152,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         folder = Path(os.path.abspath(self.path)).parent
         kept: dict[Path, bytes] = {}
         if self.folder is None and isinstance((config := read_config(folder, kept)).get("_class_name"), str):
-            self.folder, self.config, self.beside = folder, config, kept
+            self.folder, self.config, self.companions = folder, config, kept
             self.notes.append(f"{CONFIG} beside it was read too, as if the folder were given")
 
     @property
@@ -223,11 +232,4 @@ def open_checkpoint(
         raise UsageError(f"`weights` {printable(weights)}: one of {RAW}, {EMA}")
     if weights and state_dict_key:
         raise UsageError("`weights`, `state_dict_key`: both select the weights; give one")
-    checkpoint = Checkpoint(os.fspath(path), weights, state_dict_key)
-    try:
-        with reading(path):
-            checkpoint.open(tables)
-    except BaseException:
-        checkpoint.close()
-        raise
-    return checkpoint
+    return Checkpoint(os.fspath(path), weights, state_dict_key, tables)

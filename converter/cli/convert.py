@@ -187,14 +187,16 @@ def _run_and_print(context: click.Context, request: ConversionRequest, *, quiet:
 def _lines(outcome: Outcome, step: str, seconds: float | None) -> list[str]:
     """What is printed of a conversion or a step that is done; `seconds` that the only one took."""
     from ..errors import printable
-    from .printing import conversion_lines
+    from .printing import assumed_lines, conversion_lines
 
     if step:
         return outcome.results[step].lines
     if seconds is not None and outcome.conversion:
         return [*conversion_lines(outcome.conversion, seconds)]
     sides = f"{printable(outcome.pair.original)} -> {printable(outcome.pair.converted)}"
-    return [f"{outcome.status}: {sides}", *(f"  note: {note}" for note in outcome.notes)]
+    more = [*assumed_lines(outcome.conversion.record)] if outcome.conversion else []
+    more += [f"note: {note}" for note in outcome.notes]
+    return [f"{outcome.status}: {sides}", *(f"  {line}" for line in more)]
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def inspection_lines(report: dict[str, Any]) -> Iterator[str]:
         yield from _evidence_lines(report)
     if read := report.get("deep"):
         proof = "verified against its checksums" if read["checksums"] else "which has no checksums"
-        yield f"read: {human_bytes(read['bytes'])}, all of it, {proof}"
+        shown = f", {proof}" if not report["problems"] else ""
+        yield f"read: all {human_bytes(read['bytes'])} of the {report['source']['weights']} weights{shown}"
     for title in ("features", "dropped", "sidecar"):
         if report[title]:
             yield f"{title}: {', '.join(map(printable, report[title]))}"
@@ -84,9 +85,7 @@ def conversion_lines(done: Conversion, seconds: float) -> Iterator[str]:
     yield from _source_lines(record)
     yield from _model_lines(record)
     if done.written:
-        for name, finding in record["hyper_parameters"].items():
-            if finding["source"] == "assumed":
-                yield f"assumed: {name} = {finding['value']} ({finding['evidence']})"
+        yield from assumed_lines(record)
     else:
         yield "hyper-parameters:"
         yield from _evidence_lines(record)
@@ -99,6 +98,13 @@ def conversion_lines(done: Conversion, seconds: float) -> Iterator[str]:
     yield from wrote_lines(done.path, done.files)
     cast = f", rounded to {record['cast']}" if record["cast"] else ""
     yield f"done: {record['tensors']} tensors{cast} in {seconds:.1f} s, read back and verified"
+
+
+def assumed_lines(record: dict[str, Any]) -> Iterator[str]:
+    """What neither the file nor the user says."""
+    for name, finding in record["hyper_parameters"].items():
+        if finding["source"] == "assumed":
+            yield f"assumed: {name} = {finding['value']} ({finding['evidence']})"
 
 
 def wrote_lines(path: Path, files: dict[str, int]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
@@ -151,12 +152,11 @@ def analyse(
         return analysis
     known, analysis.diffusers = recognised
     # Of a table whose names are the same on both sides, the keys alone do not show which layout it is.
-    same = not analysis.diffusers and known.keys.targets.known(checkpoint) == len(checkpoint)
-    if analysis.diffusers or same:
+    if not analysis.diffusers and known.keys.targets.known(checkpoint) == len(checkpoint):
+        analysis.diffusers = _was_converted(checkpoint)
+    if analysis.diffusers:
         checkpoint.use_config_next_to_it()
-    folder = checkpoint.folder if analysis.diffusers or same else None
-    record = find_record(folder) if folder else Record()
-    analysis.diffusers |= record.content.get("to") == "diffusers"
+    record = find_record(checkpoint.folder) if analysis.diffusers and checkpoint.folder else Record()
     recorded = record.content.get("family", known.name)
     if recorded != known.name and family is None:  # the keys of two families may have the same targets
         if recorded not in families():
@@ -191,6 +191,15 @@ def analyse(
     if plan.problems:
         analysis.needs = ""
     return analysis
+
+
+def _was_converted(checkpoint: Checkpoint) -> bool:
+    """Whether a record says that this very folder or file is the result of a conversion to diffusers."""
+    path = Path(os.path.abspath(checkpoint.path))
+    record = find_record(path if path.is_dir() else path.parent)
+    if record.folder is None or record.content.get("to") != "diffusers":
+        return False
+    return path.is_dir() or Path(os.path.relpath(path, record.folder)).as_posix() in record.content["written"]
 
 
 def _take_recorded_weights(checkpoint: Checkpoint, record: Record) -> None:

@@ -80,7 +80,8 @@ def run(
         outcomes.append(outcome)
         with _errors_in(outcome, several):
             if (other := owners.setdefault(os.path.abspath(pair.converted), pair.original)) != pair.original:
-                raise UsageError(f"{printable(pair.converted)}: is the target of {printable(other)} already")
+                rule = f"is the target of {printable(other)} already; tell them apart with {{name}}"
+                raise UsageError(f"{printable(pair.converted)}: {rule}")
             own = with_shortcuts(options or ConversionOptions(), pair.options)
             known = {**stated(hyper_parameters), **pair.hyper_parameters}
             notes = None

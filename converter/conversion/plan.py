@@ -193,7 +193,7 @@ def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:
     """Files other than the weights that were relied on, so that the record suffices for an audit."""
     return {
         Path(os.path.relpath(path, checkpoint.folder)).as_posix(): digest_of(data)
-        for path, data in checkpoint.beside.items()
+        for path, data in checkpoint.companions.items()
     }
 
 

@@ -156,7 +156,8 @@ class Record:
         source, rows = self.origin["source"], []
         for row in self.rows.values():
             shas = {key: digests.get(key, digest) for key, digest in (row.get("sha256") or {}).items()}
-            rows.append({name: row[name] for name in ("source", "dtype", "shape")} | {"sha256": shas})
+            kept = ("source", "dtype", "shape", "operation", "targets")
+            rows.append({name: row[name] for name in kept if name in row} | {"sha256": shas})
         given = {name: {"value": value, "source": "given"} for name, value in self.given.items()}
         about = {name: source[name] for name in ("weights", "where", "size") if name in source}
         return earlier | {"origin": {"source": about, "hyper_parameters": given, "plan": rows}}

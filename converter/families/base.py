@@ -156,6 +156,8 @@ class Family:
         for flag in flags:
             if not re.fullmatch("[a-z][a-z0-9_]*", str(flag.name)):
                 raise UsageError(f"flag {printable(repr(flag.name))}: use lower-case letters, digits and underscores")
+            if flag.minimum is not None and flag.type not in (int, float):
+                raise UsageError(f"flag {flag.name}: a minimum needs the type int or float")
         if not re.fullmatch(r"\w[\w.-]*", self.subfolder):
             raise UsageError(f"subfolder {printable(repr(self.subfolder))}: must be the name of one folder")
         for name in ("keep_dtype", "marks"):
@@ -172,6 +174,8 @@ class Family:
         except (ConverterError, OSError, MemoryError):
             raise
         except (Exception, SystemExit) as error:
+            if type(error).__name__ == "OutOfMemoryError":  # of torch, on a device
+                raise
             file = Path(getattr(sys.modules.get(self.describe.__module__), "__file__", None) or ".")
             trace = extract_tb(error.__traceback__)
             frames = [frame for frame in trace if frame.filename == str(file)]

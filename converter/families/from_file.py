@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from hashlib import sha256
 from importlib.util import module_from_spec, spec_from_file_location
@@ -42,7 +43,10 @@ def load(name: str) -> Family:
     except (OSError, ValueError) as error:
         raise UsageError(f"`family` {printable(name)}: {getattr(error, 'strerror', '') or error}") from None
     _use_folder(path.parent)
-    stamps = [(file, os.stat(file).st_mtime_ns, os.stat(file).st_size) for file in source_files(path.parent)]
+    stamps = []
+    for file in source_files(path.parent):
+        with suppress(OSError):  # it went while we looked
+            stamps.append((file, os.stat(file).st_mtime_ns, os.stat(file).st_size))
     if path not in _LOADED or _LOADED[path][0] != stamps:
         if _IN_USE and path in _LOADED:
             _forget(path.parent, lambda name: True)

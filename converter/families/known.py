@@ -92,9 +92,9 @@ _ANOTHER_FAMILY = {
     "a U-Net (Stable Diffusion)": r"(down_blocks|input_blocks)\.\d+\.",
 }
 _OTHERS: _Rows = (
-    *((pattern, f"{name}, another model family") for name, pattern in _ANOTHER_FAMILY.items()),
     (r"(encoder|decoder)\.(mid|mid_block|conv_in)\.", "a VAE, not a transformer"),
     (r"encoder\.block\.\d+\.layer\.", "a T5 text encoder, not a diffusion transformer"),
+    *((pattern, f"{name}, another model family") for name, pattern in _ANOTHER_FAMILY.items()),
 )
 
 

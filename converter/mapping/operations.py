@@ -106,10 +106,6 @@ class Operation:
         """The shape pattern of each target."""
         return tuple(Dim(dim.symbol, dim.factor * self.share(count)) for dim in pattern[:1]) + pattern[1:]
 
-    def source_shape(self, shape: Shape, count: int) -> Shape:
-        """The shape of the source, by that of each target."""
-        return tuple(int(rows / self.share(count)) for rows in shape[:1]) + shape[1:]
-
     def misfit(self, shape: Shape, count: int) -> str:
         """Why a source of this shape cannot be shared out, in words; '' where it can."""
         return _indivisible(shape, self.groups(count))

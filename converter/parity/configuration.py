@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..conversion.analysis import config_of
 from ..errors import UsageError, as_flags, printable
 from ..families import Finding
 from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
@@ -32,7 +33,7 @@ def audit(sides: Sides, config: Mapping[str, Any] | None = None) -> Phase:
     """Every field of `config.json`, or of another config, as the target's code takes it, against what it has to be."""
     config = sides.config if config is None else config
     try:
-        expected = sides.family.config(sides.findings)
+        expected = config_of(sides.family, sides.findings)
     except UsageError as error:
         return Phase("config", FAIL, f"what the model should be is not known: {as_flags(str(error))}")
     resolved = sides.spec.resolve_config(config)

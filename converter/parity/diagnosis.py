@@ -45,7 +45,7 @@ def localise_failure(nets: NetPair, phase: Phase) -> None:
     phase.detail["localisation"] = {
         "precision": precision,
         "case": worst.case.name,
-        "stages": stages,
+        "stages": [stage.as_dict() for stage in stages],
         "repairs": [{"words": words, "stage": stage, "restores": True} for stage, words in mended.items()],
     }
     where = shortened(wrong, 6) + ("" if precision == FLOAT64 else f", in {precision} only")
@@ -53,7 +53,7 @@ def localise_failure(nets: NetPair, phase: Phase) -> None:
     phase.notes += mended.values()
 
 
-def lockstep(nets: NetPair, case: Case, precision: str) -> list[localise.StageError]:
+def lockstep(nets: NetPair, case: Case, precision: str) -> list[localise.LocalError]:
     """What `localise.lockstep` finds in a precision."""
     rounded = precision if precision in HALF else ""
     return localise.lockstep(
@@ -66,8 +66,9 @@ def lockstep(nets: NetPair, case: Case, precision: str) -> list[localise.StageEr
     )
 
 
-def faulty(stages: Sequence[localise.StageError]) -> list[str]:
-    return [stage["name"] for stage in stages if stage["faulty"]]
+def faulty(stages: Sequence[localise.LocalError]) -> list[str]:
+    """The names of those that are wrong by themselves."""
+    return [stage.name for stage in stages if stage.faulty]
 
 
 def half_precision_notes(nets: NetPair) -> list[str]:

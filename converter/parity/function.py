@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,31 @@ class CaseOutcome:
     def verdict(self) -> str:
         failed = any(check.failed for check in self.checks)
         return FAIL if failed else INCONCLUSIVE if self.doubts else PASS
+
+
+@dataclass(frozen=True)
+class StageErrors:
+    """Of the first case: how far each stage's values are from the original's in float64, and the original's own."""
+
+    case: str
+    precision: str
+    stages: list[str]
+    converted: list[float]
+    floor: list[float] | None
+    limit: float = FLOOR_LIMIT
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Of the first case: the differences of the output at every place, by channel, row by row."""
+
+    case: str
+    precision: str
+    channels: list[str]
+    values: list[list[float]]
+    rows: int
+    columns: int
+    unit: str = "|difference| / RMS of the output, mean over the batch"
 
 
 @dataclass(frozen=True)
@@ -153,30 +178,23 @@ def run(
                 theirs[precision] = ran(converted(precision, rounded), inputs, "converted", precision)
         outcomes.append(judge.judged(case, ours, theirs, truths))
     first = outcomes[0]
-    detail = {"heat": _heat(first.converted[traced].double(), first.original[FLOAT64], judge.parts)}
+    of = first.case.name, traced
+    detail = {"heat": asdict(_heat(*of, first.converted[traced].double(), first.original[FLOAT64], judge.parts))}
     if errors["converted"]:
         stages, floor = list(errors["converted"]), errors["original"]
-        detail["blocks"] = {
-            "stages": stages,
-            "converted": list(errors["converted"].values()),
-            "floor": [floor[stage] for stage in stages] if floor else None,
-            "limit": FLOOR_LIMIT,
-        }
-    return outcomes, {name: about | {"case": first.case.name, "precision": traced} for name, about in detail.items()}
+        floors = [floor[stage] for stage in stages] if floor else None
+        detail["blocks"] = asdict(StageErrors(*of, stages, list(errors["converted"].values()), floors))
+    return outcomes, detail
 
 
-def _heat(converted: Tensor, original: Tensor, parts: Mapping[str, slice]) -> dict[str, Any]:
+def _heat(case: str, precision: str, converted: Tensor, original: Tensor, parts: Mapping[str, slice]) -> HeatMap:
     """A map of the differences per output channel."""
     scale = float(original.square().mean().sqrt()) or 1.0
     apart = (converted - original).abs().mean(dim=0) / scale
-    return {
-        "channels": [f"{part} {i}" for part, channels in parts.items() for i in range(apart[channels].shape[0])],
-        "rows": apart.shape[1],
-        "columns": apart.shape[2],
-        # Four digits are more than a colour shows.
-        "values": [[float(f"{value:.3e}") for value in channel.flatten().tolist()] for channel in apart],
-        "unit": "|difference| / RMS of the output, mean over the batch",
-    }
+    names = [f"{part} {i}" for part, channels in parts.items() for i in range(apart[channels].shape[0])]
+    # Four digits are more than a colour shows.
+    values = [[float(f"{value:.3e}") for value in channel.flatten().tolist()] for channel in apart]
+    return HeatMap(case, precision, names, values, rows=apart.shape[1], columns=apart.shape[2])
 
 
 def phase(outcomes: Sequence[CaseOutcome], detail: dict[str, Any], what: str = "") -> Phase:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import inf
 from typing import Any
 
@@ -28,7 +29,31 @@ from .statistics import relative
 # multiples of the original's own rounding of that stage; measured on right ones: up to 1.2, in half precision too.
 FAULTY = 1e-7
 MENDED, TRIED = 8, 96  # stages that repairs are tried on, and repairs of one
-StageError = dict[str, Any]  # of a stage, or of something inside of it, as it stands in the report
+
+
+@dataclass(frozen=True)
+class LocalError:
+    """How far a stage, or something inside of it, is off on the original's values. `floor`: below float64, how far the
+    original itself is; `inside`, of a stage, in the order of the computation; `why` it did not run."""
+
+    name: str
+    error: float
+    floor: float | None = None
+    inside: tuple[LocalError, ...] | None = None
+    why: str = ""
+
+    @property
+    def faulty(self) -> bool:
+        """Whether it is off by more than its limit."""
+        limit = FAULTY if self.floor is None else FLOOR_LIMIT * max(self.floor, MIN_FLOOR)
+        return not self.error <= limit
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands in the report, without missing values; `inside` of a faulty stage only."""
+        row: dict[str, Any] = {"name": self.name, "error": self.error, "faulty": self.faulty}
+        row |= {} if self.floor is None else {"floor": self.floor}
+        row |= {"inside": [part.as_dict() for part in self.inside]} if self.faulty and self.inside is not None else {}
+        return row | ({"why": self.why} if self.why else {})
 
 
 def lockstep(
@@ -39,9 +64,8 @@ def lockstep(
     *,
     dtype: torch.dtype = torch.float64,
     exact: Net | None = None,
-) -> list[StageError]:
-    """Each stage of the converted net on the original's values; of one that is faulty also what is `inside`, in the
-    order of the computation, and `why` if it did not run.
+) -> list[LocalError]:
+    """Each stage of the converted net on the original's values.
 
     Args:
         dtype: what both nets are in.
@@ -58,7 +82,7 @@ def lockstep(
             if stage.name in truths:
                 own, right = right, _ran(truths[stage.name], as_float64(values))
                 floors = _apart(own, right, values)
-            errors.append(_compared(theirs.get(stage.name), values, right, floors) | {"name": stage.name})
+            errors.append(_compared(stage.name, theirs.get(stage.name), values, right, floors))
             values = values | output
     return errors
 
@@ -80,26 +104,21 @@ def _apart(candidate: tuple[Values, Values], truth: tuple[Values, Values], value
 
 
 def _compared(
-    stage: Stage | None, values: Values, truth: tuple[Values, Values], floors: dict[str, float] | None
-) -> StageError:
+    name: str, stage: Stage | None, values: Values, truth: tuple[Values, Values], floors: dict[str, float] | None
+) -> LocalError:
     """One stage against what is right; `floors`: what the original itself is off by."""
     if stage is None:
-        return _off(inf) | {"inside": [], "why": "the converted net has none"}
+        return LocalError(name, inf, inside=(), why="the converted net has none")
     try:
         candidate = _ran(stage, values)
     except Exception as failure:  # a net that is wrong may fail in any way
-        return _off(inf) | {"inside": [], "why": f"{type(failure).__name__}: {printable(failure)}"}
-    whole, *inside = (
-        {"name": part} | _off(error, floors, part) for part, error in _apart(candidate, truth, values).items()
-    )
-    return whole | {"inside": inside} if whole["faulty"] else whole
+        return LocalError(name, inf, inside=(), why=f"{type(failure).__name__}: {printable(failure)}")
 
+    def floor(part: str) -> float | None:
+        return None if floors is None else floors.get(part, 0.0)
 
-def _off(error: float, floors: dict[str, float] | None = None, part: str = "") -> StageError:
-    if floors is None:
-        return {"error": error, "faulty": not error <= FAULTY}
-    floor = floors.get(part, 0.0)
-    return {"error": error, "floor": floor, "faulty": not error <= FLOOR_LIMIT * max(floor, MIN_FLOOR)}
+    (_, error), *inside = _apart(candidate, truth, values).items()
+    return LocalError(name, error, floor(""), tuple(LocalError(part, off, floor(part)) for part, off in inside))
 
 
 def error_of(candidate: Values, truth: Values, values: Values) -> float:

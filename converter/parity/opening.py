@@ -11,7 +11,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.folder import CONFIG, model_folder
 from ..checkpoint.json_file import has_byte_order_mark
 from ..checkpoint.weight_names import WEIGHTS
-from ..conversion.analysis import Analysis, analyse, open_model
+from ..conversion.analysis import Analysis, analyse, config_of, open_model
 from ..conversion.record import Record, find_sidecar
 from ..conversion.verdicts import demand_evidence
 from ..errors import InputError, UsageError, printable
@@ -77,7 +77,7 @@ def _demand_evidence(sides: Sides, source: Checkpoint) -> None:
     seen = sides.seen or sides.findings
     for findings in (sides.findings, seen):
         findings.used.clear()
-    sides.family.config(sides.findings)
+    config_of(sides.family, sides.findings)
     _ = sides.recomputed  # whether they are dispensable may rest on one too
     sides.findings.used |= seen.used
     demand_evidence(sides.family, sides.findings, source, sides.borrowed)

@@ -92,7 +92,10 @@ class Session(NetPair):
         case = next((one.case for one in self.outcomes if one.case.name == sampler.case), None)
         if case is None or channels is None or len(case.arrays[sampler.latent]) != 2:
             return Phase("trajectory", NOT_RUN, "there is no case with an unconditioned sample")
-        return trajectory.run(self.original, self.converted, case, channels, sampler=sampler, device=self.device)
+        try:
+            return trajectory.run(self.original, self.converted, case, channels, sampler=sampler, device=self.device)
+        except UsageError as error:
+            return Phase("trajectory", NOT_RUN, as_flags(str(error)))
 
     def stock_loader(self, phase: Phase) -> None:
         """Add to the function whether the target library's own loader makes the net that was run, to the last bit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -15,6 +16,17 @@ from .gates import LIMITS
 from .statistics import relative
 
 DIVERGED = 1e-2  # relative L2 of the latents, from which on the two draw different pictures
+
+
+@dataclass(frozen=True)
+class Step:
+    """After so many steps, how far the latents are from the original's in float64: the converted net's in float32, and
+    the original's own."""
+
+    step: int
+    timestep: int
+    error: float
+    floor: float
 
 
 def run(
@@ -41,17 +53,18 @@ def run(
         return apart
 
     floors = errors(original(FLOAT32))
-    rows = [*zip(sampler.timesteps, errors(converted(FLOAT32)), floors, strict=False)]
-    verdict, (timestep, error, floor) = PASS, rows[-1]
+    rows = zip(sampler.timesteps, errors(converted(FLOAT32)), floors, strict=False)
+    steps = [Step(number, *row) for number, row in enumerate(rows, 1)]
+    verdict, last = PASS, steps[-1]
+    error, floor = last.error, last.floor
     if not floor <= DIVERGED:
         verdict, words = INCONCLUSIVE, "the original's own float32 leaves its float64 path"
-    elif len(rows) < len(sampler.timesteps) or not error <= DIVERGED:
-        verdict, words = FAIL, f"they diverge at step {len(rows)} (timestep {timestep}): {error:.2g} of the latents"
+    elif len(steps) < len(sampler.timesteps) or not error <= DIVERGED:
+        place = f"step {last.step} (timestep {last.timestep})"
+        verdict, words = FAIL, f"they diverge at {place}: {error:.2g} of the latents"
     else:
         ratio = error / max(floor, LIMITS["relative L2"] / 10)
-        words = f"after {len(rows)} steps the latents are {error:.2g} apart, {ratio:.2f} times the noise floor"
+        words = f"after {last.step} steps the latents are {error:.2g} apart, {ratio:.2f} times the noise floor"
         words += f" (up to {FLOOR_LIMIT:g} is usual)" if ratio > FLOOR_LIMIT else ""
-    # How far the latents are from the original's in float64: the converted net's, and the original's in float32.
-    steps = [{"step": i, "timestep": t, "error": error, "floor": floor} for i, (t, error, floor) in enumerate(rows, 1)]
-    detail = {"sampler": f"DDIM, guidance {sampler.guidance:g}", "steps": steps}
+    detail = {"sampler": f"DDIM, guidance {sampler.guidance:g}", "steps": [asdict(step) for step in steps]}
     return Phase("trajectory", verdict, words, detail=detail)

@@ -324,7 +324,7 @@ def test_a_variant_in_shards(tmp_path: Path) -> None:
     assert variants({path.name for path in tmp_path.iterdir()}) == ["fp16"]
     with open_checkpoint(tmp_path) as checkpoint:
         path = tmp_path / f"{STEM}.index.fp16.json"
-        assert checkpoint.beside == {path: path.read_bytes()}
+        assert checkpoint.companions == {path: path.read_bytes()}
     sharded_variant(tmp_path, "bf16")
     with pytest.raises(InputError, match=r"several variants \(bf16, fp16\)"):
         read_all(tmp_path)

@@ -181,7 +181,6 @@ def test_the_way_back_of_every_operation(made: tuple[Operation, int], part: Any,
     assert len(parts) == count
     assert not operation.misfit(tuple(source.shape), count)
     assert {tuple(each.shape) for each in parts} == {(int(source.shape[0] * operation.share(count)), part.shape[1])}
-    assert operation.source_shape(tuple(parts[0].shape), count) == tuple(source.shape)
     by_key = {f"t{i}": each for i, each in enumerate(parts)}
     assert list(operation.unlike("s", by_key, count)) == []
     assert operation.disagreeing("s", [*by_key], parts) == []

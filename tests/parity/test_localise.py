@@ -96,12 +96,12 @@ def test_a_right_conversion_is_not_localised(pair: Pair) -> None:
 def test_lockstep_of_right_nets(pair: Pair) -> None:
     with session(pair) as opened:
         rows = localise.lockstep(opened.original("float64"), opened.converted("float64"), opened.cases("quick")[0])
-    assert [row["name"] for row in rows] == [
+    assert [row.name for row in rows] == [
         "patch embedding", "timestep embedding", "caption embedding", "block 0", "block 1", "block 2", "final layer"
     ]  # fmt: skip
-    assert not any(row["faulty"] for row in rows)
-    assert max(row["error"] for row in rows if row["name"].startswith("block")) < 1e-13
-    assert all("inside" not in row for row in rows)
+    assert not any(row.faulty for row in rows)
+    assert max(row.error for row in rows if row.name.startswith("block")) < 1e-13
+    assert all("inside" not in row.as_dict() for row in rows)
 
 
 def test_two_faulty_blocks_are_both_listed(pair: Pair) -> None:
@@ -196,11 +196,11 @@ def test_a_fault_stands_out_in_every_precision(pair: Pair, precision: str) -> No
             assert diagnosis.faulty(stages) == wanted
             assert all(("floor" in row) == (precision != "float64") for row in stages)
             for row in stages:
-                if row["faulty"]:
-                    inside = [part["name"] for part in row["inside"] if part["faulty"]]
+                if row.faulty:
+                    inside = [part.name for part in row.inside if part.faulty]
                     assert inside[:2] == ["attn1 q", "attn1 k"]
                 elif precision != "float64":
-                    assert row["error"] <= 2 * max(row["floor"], 1e-7)
+                    assert row.error <= 2 * max(row.floor, 1e-7)
 
 
 @contextmanager
@@ -256,13 +256,13 @@ def adds(by: float) -> Any:
 def test_errors_are_by_the_update() -> None:
     """A block that adds a millionth to a stream of ones is wrong by half if it adds half of that."""
     rows = localise.lockstep(net(a=adds(1e-6)), net(a=adds(0.5e-6)), CASE)
-    assert rows[0]["error"] == pytest.approx(0.5, rel=1e-3)
-    assert rows[0]["faulty"]
+    assert rows[0].error == pytest.approx(0.5, rel=1e-3)
+    assert rows[0].faulty
 
 
 def test_the_converted_stage_is_given_the_originals_input() -> None:
     rows = localise.lockstep(net(a=adds(1), b=adds(1)), net(a=adds(5), b=adds(1)), CASE)
-    assert [row["faulty"] for row in rows] == [True, False]
+    assert [row.faulty for row in rows] == [True, False]
 
 
 def test_a_stage_that_fails_or_lacks() -> None:
@@ -271,16 +271,16 @@ def test_a_stage_that_fails_or_lacks() -> None:
 
     original = net(a=adds(1), b=adds(1), c=adds(1))
     rows = localise.lockstep(original, net(a=fails, c=adds(1)), CASE)
-    assert [row["faulty"] for row in rows] == [True, True, False]
-    assert rows[0]["why"] == "ValueError: no\\x1b[31m"
-    assert rows[1]["why"] == "the converted net has none"
-    assert rows[0]["error"] == rows[1]["error"] == float("inf")
+    assert [row.faulty for row in rows] == [True, True, False]
+    assert rows[0].why == "ValueError: no\\x1b[31m"
+    assert rows[1].why == "the converted net has none"
+    assert rows[0].error == rows[1].error == float("inf")
 
 
 def test_a_stage_that_makes_less_or_what_is_not_finite() -> None:
     original = net(a=lambda v, p: {"x": v["x"] + 1, "y": v["x"]})
-    assert localise.lockstep(original, net(a=adds(1)), CASE)[0]["error"] == float("inf")
-    assert localise.lockstep(net(a=adds(1)), net(a=adds(float("nan"))), CASE)[0]["faulty"]
+    assert localise.lockstep(original, net(a=adds(1)), CASE)[0].error == float("inf")
+    assert localise.lockstep(net(a=adds(1)), net(a=adds(float("nan"))), CASE)[0].faulty
 
 
 def test_the_inside_is_compared_as_far_as_both_tell() -> None:
@@ -294,9 +294,9 @@ def test_the_inside_is_compared_as_far_as_both_tell() -> None:
         return run
 
     rows = localise.lockstep(net(a=stage(1, 2, "q", "k")), net(a=stage(1, 3, "q", "k")), CASE)
-    assert [(part["name"], part["faulty"]) for part in rows[0]["inside"]] == [("q", False), ("k", True)]
+    assert [(part.name, part.faulty) for part in rows[0].inside] == [("q", False), ("k", True)]
     rows = localise.lockstep(net(a=stage(1, 2, "q", "k")), net(a=stage(1, 3, "q")), CASE)
-    assert [part["name"] for part in rows[0]["inside"]] == ["q"]
+    assert [part.name for part in rows[0].inside] == ["q"]
 
 
 def test_no_more_stages_are_mended_than_are_worth_it() -> None:

@@ -29,6 +29,7 @@ _VERSION = 45  # what is needed to read ZIP64; more is needed for what torch nev
 _UNIX = 3  # the system whose file modes stand in the upper half of the external attributes
 # Extra fields that give a member another name, or make a link of it: Unicode path, PKWARE Unix, ASi Unix.
 _AMBIGUOUS_FIELDS = {0x7075, 0x000D, 0x756E}
+_NOT_TORCH = ": not a torch checkpoint"
 _TORCHSCRIPT = re.compile(r"constants\.pkl|code/.*|bytecode\.pkl|constants/.*")
 
 
@@ -52,7 +53,8 @@ class Archive:
                     raise file.error(name, "two members have this name")
                 self.members[name] = self._member(name, entry)
         except InputError as error:
-            raise InputError(f"{error}{repacked_hint(entries)}") from None
+            hint = repacked_hint(entries)
+            raise InputError(str(error).removesuffix(_NOT_TORCH) + hint if hint else str(error)) from None
         self.checksummed = any(member.crc for member in self.members.values())
         if "data.pkl" not in self.members:
             raise file.error("zip", "an archive without data.pkl: not a checkpoint that torch.save wrote")
@@ -110,7 +112,7 @@ class Archive:
         if root.endswith(".npy"):
             raise self.file.error(root, "this is a NumPy .npz, not a torch checkpoint")
         if not slash or root in ("", ".", "..") or "\\" in root or not root.isprintable():
-            raise self.file.error(root, "not below one root folder, as torch writes: not a torch checkpoint")
+            raise self.file.error(root, f"not below one root folder, as torch writes{_NOT_TORCH}")
         if _TORCHSCRIPT.fullmatch(name):
             raise self.file.error(name, "this is a TorchScript program, not a state dict: save model.state_dict()")
         if not _MEMBER.fullmatch(name):

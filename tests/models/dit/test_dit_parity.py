@@ -125,7 +125,7 @@ def test_as_from_pretrained_loads_it_the_converted_model_is_another_and_it_is_sa
 def test_with_the_line_run_on_it_it_is_the_original_and_it_is_said_which_was_compared(pair: Pair) -> None:
     report = compared(pair, profile="standard", **EXACT)
     assert (report.verdict, report.exit_code) == ("PASS", 0)
-    assert f"of what from_pretrained loads once this was run on it: {EXACT_LINE}" in report.reason
+    assert f"this was run on what from_pretrained loads: {EXACT_LINE}" in report.reason
     (note,) = phase(report, "function").notes
     assert note.startswith("as from_pretrained alone loads it: relative L2 0.17 in float64")
     (row,) = [check for check in phase(report, "function").checks if "from_pretrained" in check.statistic]
