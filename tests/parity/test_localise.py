@@ -194,7 +194,7 @@ def test_a_fault_stands_out_in_every_precision(pair: Pair, precision: str) -> No
         with session(pair, change) as opened:
             stages = diagnosis.lockstep(opened, opened.cases("quick")[0], precision)
             assert diagnosis.faulty(stages) == wanted
-            assert all(("floor" in row) == (precision != "float64") for row in stages)
+            assert all((row.floor is not None) == (precision != "float64") for row in stages)
             for row in stages:
                 if row.faulty:
                     inside = [part.name for part in row.inside if part.faulty]
