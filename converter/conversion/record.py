@@ -16,7 +16,7 @@ from ..errors import ConverterError
 from ..filenames import PARITY, RECORD, SIDECAR, TOOL, record_places
 from ..hub.names import stays_inside
 
-# Of tensors that a record promises.
+# Of tensors that a record lists.
 LIKE = f"are what {RECORD} says was converted"
 UNLIKE = f"are not what {RECORD} says was converted (trained since?)"
 PLAIN = (bool, int, float, str, type(None))  # what a hyper-parameter may be
@@ -119,7 +119,7 @@ class Record:
 
     @property
     def changed(self) -> dict[str, str]:
-        """What was not what its own record promised when it was converted: key -> the SHA-256 that was promised."""
+        """Tensors that differed from their own record when converted: key -> the SHA-256 recorded."""
         changed: dict[str, str] = self.content.get("changed", {})
         return changed
 
@@ -172,7 +172,7 @@ def find_record(model: Path) -> Record:
         try:
             content = read_json(folder / RECORD)
             inside = "" if folder == model else f"{model.absolute().name}/"
-            if content["tool"]["name"] != TOOL:  # one damaged letter of it, and all that it promises would be forgotten
+            if content["tool"]["name"] != TOOL:  # one damaged letter of it, and the rest would be ignored
                 raise TypeError
             if not any(name.startswith(inside) for name in content["written"]):
                 continue  # of another model, beside this one

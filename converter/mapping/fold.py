@@ -14,7 +14,7 @@ SHOWN = 12
 _NUMBERED = re.compile(r"(|.*?\.)(0|[1-9]\d{0,17})(|\..*)", re.ASCII | re.DOTALL)
 
 
-def _spelt(runs: Iterable[tuple[int, int]]) -> str:
+def _as_text(runs: Iterable[tuple[int, int]]) -> str:
     return ",".join(str(first) if first == last else f"{first}..{last}" for first, last in runs)
 
 
@@ -26,13 +26,13 @@ def ranges(indices: Iterable[int]) -> str:
     """
     there = set(indices)
     firsts, lasts = ([i for i in sorted(there) if i + step not in there] for step in (-1, 1))
-    return _spelt(zip(firsts, lasts, strict=True))
+    return _as_text(zip(firsts, lasts, strict=True))
 
 
 def holes(indices: Iterable[int], stop: int) -> str:
     """The runs of 0..stop-1 that are not in `indices`, without ever listing them (an index can be 10**18)."""
     there = [-1, *sorted(set(indices)), stop]
-    return _spelt((one + 1, other - 1) for one, other in pairwise(there) if other > one + 1)
+    return _as_text((one + 1, other - 1) for one, other in pairwise(there) if other > one + 1)
 
 
 def folded(keys: Iterable[str]) -> dict[str, list[str]]:

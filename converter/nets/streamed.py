@@ -163,7 +163,7 @@ class Streamed:
                 if wanted & set(part.module.modules()):
                     compute(part.module, partial(until_answered, part, part.module.forward))
             for part in parts:
-                hooks = list(_listening(part, probe))
+                hooks = list(_probe_hooks(part, probe))
                 if not whole:
                     hooks.append(part.module.register_forward_hook(partial(answer, part)))
                 for hook in hooks:
@@ -219,7 +219,7 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
     module.get_submodule(path)._parameters[own] = nn.Parameter(tensor, requires_grad=False)
 
 
-def _listening(part: _Module, probe: Probe) -> Iterator[Any]:
+def _probe_hooks(part: _Module, probe: Probe) -> Iterator[Any]:
     """Hooks that tell `probe` of what sub-modules take ('input') or give ('output'); none where nobody listens."""
     for name, (path, side) in part.probes.items() if probe is not no_probe else ():
         module = part.module.get_submodule(path)

@@ -31,7 +31,7 @@ def deterministic(device: str = "cpu", threads: int | None = None) -> Iterator[N
     cudnn, own, workspace = torch.backends.cudnn, torch.device(device).type, os.environ.get(WORKSPACE)
     # What reads a switch, what sets it, and to what. The old ones for float32 come before the new ones, since products
     # refuse to run where the two kinds contradict each other: then an old one cannot even be read, and is left alone.
-    switches: list[tuple[Callable[[], Any], Callable[[Any], object], Any]] = [
+    settings: list[tuple[Callable[[], Any], Callable[[Any], object], Any]] = [
         (torch.get_num_threads, torch.set_num_threads, threads or torch.get_num_threads()),
         (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, "error"),
         (lambda: cudnn.benchmark, partial(setattr, cudnn, "benchmark"), False),
@@ -40,7 +40,7 @@ def deterministic(device: str = "cpu", threads: int | None = None) -> Iterator[N
         *((partial(getattr, node, PRECISION), partial(_put_precision, node), IEEE) for node in float32_backends()),
     ]
     before = []
-    for read, put, _ in switches:
+    for read, put, _ in settings:
         with suppress(RuntimeError):
             before.append((put, read()))
     with ExitStack() as stack:
@@ -51,7 +51,7 @@ def deterministic(device: str = "cpu", threads: int | None = None) -> Iterator[N
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         try:
             _put_workspace(workspace if workspace in WORKSPACES else WORKSPACES[0])
-            for _, put, value in switches:
+            for _, put, value in settings:
                 put(value)
             yield
         finally:
@@ -83,7 +83,7 @@ def _put_precision(node: Any, value: str) -> None:
 
 
 def environment(device: str, precisions: Sequence[str]) -> dict[str, Any]:
-    """The versions, and the switches as torch has them now, as they stand in the report."""
+    """The versions, and the settings as torch has them now, as they stand in the report."""
     import torch
 
     from ..nets.inputs import SEED  # with NumPy, which the lookup of a cached result never needs
