@@ -24,7 +24,18 @@ if TYPE_CHECKING:
     from .conversion.options import ConversionOptions
     from .errors import ConverterError, InputError, UsageError
     from .families import Family, Finding, Findings, Flag, register
-    from .mapping import Computed, Copies, Extra, KeyMapping, MappingError, Parameter, Refused, Reorder, Sparse
+    from .mapping import (
+        Computed,
+        Copies,
+        Extra,
+        KeyMapping,
+        MappingError,
+        Parameter,
+        Refused,
+        Reorder,
+        Sparse,
+        ZeroInit,
+    )
 
 _HOMES = {
     "checkpoint": ("Checkpoint", "LazyTensor", "open_checkpoint"),
@@ -36,14 +47,15 @@ _HOMES = {
     "conversion.options": ("ConversionOptions",),
     "mapping": (
         "Computed", "Copies", "Extra", "KeyMapping", "MappingError", "Parameter", "Refused", "Reorder", "Sparse",
+        "ZeroInit",
     ),
 }  # fmt: skip
 
 __all__ = [
     "Checkpoint", "Computed", "Conversion", "ConversionOptions", "ConverterError", "Copies", "Diff", "Extra",
     "Family", "Finding", "Findings", "Flag", "InputError", "KeyMapping", "LazyTensor", "MappingError", "Parameter",
-    "Refused", "Reorder", "Sparse", "UsageError", "__version__", "convert", "diff", "inspect", "open_checkpoint",
-    "register",
+    "Refused", "Reorder", "Sparse", "UsageError", "ZeroInit", "__version__", "convert", "diff", "inspect",
+    "open_checkpoint", "register",
 ]  # fmt: skip
 
 

@@ -73,8 +73,8 @@ class CheckOptions:
         weights: 'raw' or 'ema'; default: what the conversion record says was taken.
         state_dict_key: where in the original the weights lie, where it holds several state dicts; default likewise.
         device: where the nets run.
-        dtype: one or several of 'float64', 'float32' (both by default), 'float16', 'bfloat16' (reported; the float64
-            gate is then run as well).
+        dtype: one or several of 'float64', 'float32' (both by default), 'float16', 'bfloat16' (reported; both
+            gates are run all the same).
         cast: the dtype that the conversion rounded to, where it did.
         cases: a file of saved inputs to run instead of the profile's.
         save_failing: a folder for the inputs and outputs of failing cases.
@@ -98,10 +98,11 @@ class CheckOptions:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """The dtypes to run: the float64 gate is the sharpest, and the one that the self-test vouches for; half
-        precision gates nothing."""
-        asked = self.dtype or GATING_PRECISIONS
-        return tuple(dict.fromkeys((FLOAT64, *([asked] if isinstance(asked, str) else asked))))
+        """The dtypes to run: always float64, the sharpest gate, and the one that the self-test vouches for; half
+        precision gates nothing, and takes the place of no gate."""
+        asked = [self.dtype] if isinstance(self.dtype, str) else [*(self.dtype or ())]
+        gates = (FLOAT64,) if {*asked} & {*GATING_PRECISIONS} else GATING_PRECISIONS
+        return tuple(dict.fromkeys((*gates, *asked)))
 
     def validate(self) -> None:
         """Raises: `UsageError` for a value that is none of those to choose from; asked before anything is read."""

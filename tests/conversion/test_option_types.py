@@ -11,6 +11,7 @@ from makers import GOLDEN
 
 from converter import UsageError, convert, inspect
 from converter.parity import check
+from converter.parity.choices import CheckOptions
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,15 @@ def test_check(tmp_path: Path, options: dict[str, Any], words: str) -> None:
 def test_inspect() -> None:
     with pytest.raises(UsageError, match="`hyper_parameters`: must map names to values, not be a list"):
         inspect(GOLDEN / "sigma-ms.pth", hyper_parameters=[1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "run"),
+    [
+        (None, ("float64", "float32")), ("float64", ("float64",)), ("float32", ("float64", "float32")),
+        ("bfloat16", ("float64", "float32", "bfloat16")),  # takes the place of no gate
+        (["float16", "float64"], ("float64", "float16")),
+    ],
+)  # fmt: skip
+def test_half_precision_takes_the_place_of_no_gate(asked: Any, run: tuple[str, ...]) -> None:
+    assert CheckOptions(dtype=asked).precisions == run
