@@ -363,7 +363,7 @@ def test_bad_usage_that_the_checkpoint_shows(made: tuple[Path, Path], tmp_path: 
     settings = tmp_path / "parity.toml"
     settings.write_text('[[checkpoint]]\noriginal = "{}"\nconverted = "{}"\nfamily = "unet"\n'.format(*made))
     for command, words in (
-        (flags(made, "--num_attention_heads", 5), "does not divide"),
+        (flags(made, "--num_attention_heads", 5), "is not a multiple of it"),
         (flags(made, "--interpolation_scale", "nan"), "finite number"),
         (flags(made, "--image_size", 1024), "contradicts the file"),
         (flags(made, "--weights", "ema"), "holds only raw weights"),

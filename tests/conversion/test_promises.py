@@ -150,4 +150,4 @@ def test_a_record_whose_changes_are_none_is_not_believed(folders: dict[str, Path
     made = shutil.copytree(folders["original"], tmp_path / "a")
     content = json.loads((made / RECORD).read_text())
     (made / RECORD).write_text(json.dumps(content | {"changed": odd}))
-    assert any("not believed" in note for note in converter.convert(made, tmp_path / "b").notes)
+    assert any("is ignored" in note for note in converter.convert(made, tmp_path / "b").notes)

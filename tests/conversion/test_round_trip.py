@@ -118,7 +118,9 @@ def test_casts_are_remembered_though_the_first_conversion_is_not(converted: Path
     assert "its weights were rounded to float16 when it was converted: bits are lost" in done.notes
 
 
-@pytest.mark.parametrize(("name", "words"), [("dit.pt", "this is run on it"), ("alpha-ms.pth", "added_cond_kwargs")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("dit.pt", "run this on what from_pretrained loads"), ("alpha-ms.pth", "added_cond_kwargs")]
+)
 def test_what_stock_diffusers_does_is_said_of_what_is_made_for_it(name: str, words: str, tmp_path: Path) -> None:
     there = convert(GOLDEN / name, tmp_path / "out")
     back = converter.convert(there.path, tmp_path / "back.pth", to="original")

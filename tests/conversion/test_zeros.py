@@ -191,7 +191,7 @@ def test_what_begins_as_a_dit_converts(none: str, t_block: str, micro: bool, tmp
         assert init_from_dit(source, tmp_path / name, options, num_attention_heads=HEADS).written
         said = {} if name == "folder" else {"num_attention_heads": HEADS}
         done = converter.convert(tmp_path / name, tmp_path / f"{name} converted", **stated(**said))
-        assert [note for note in done.notes if "as a training begins" in note]
+        assert [note for note in done.notes if "as initialised" in note]
 
 
 def test_of_what_was_lost_nothing_begins(tmp_path: Path) -> None:

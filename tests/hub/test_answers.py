@@ -89,7 +89,7 @@ def test_a_commit_that_is_none(value: str, hub: Hub, tmp_path: Path) -> None:
     """Of a file, and of the whole repository."""
     place = "hf://owner/name/b.json"
     lying(hub, X_Repo_Commit=value)
-    assert refuses(tmp_path, place).startswith(f"{place}: the hub's answer is not to be trusted")
+    assert refuses(tmp_path, place).startswith(f"{place}: the hub's answer cannot be trusted")
     hub.headers = lambda method, path, true: true
     assert local(place).read_bytes()
     hub.log.clear()

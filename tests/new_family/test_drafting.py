@@ -323,7 +323,7 @@ def test_a_list_without_blocks_is_not_compared_for_ever() -> None:
     [
         (("Mine", "k.json"), "NAME Mine: use lower-case"),
         (("class", "k.json"), "NAME class: use lower-case"),
-        (("pixart", "k.json"), "NAME pixart: there is a family of that name"),
+        (("pixart", "k.json"), "NAME pixart: a family of that name already exists"),
         (("mine", "k.json", "--out", "mine.txt"), "must be a Python module"),
         (("mine", "k.json", "--out", "nowhere/mine.py"), "cannot be written there"),
         (("there", "k.json"), "use --overwrite to replace it"),
