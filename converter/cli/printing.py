@@ -57,7 +57,7 @@ def inspection_lines(report: dict[str, Any]) -> Iterator[str]:
         yield from _evidence_lines(report)
     if read := report.get("deep"):
         proof = "verified against its checksums" if read["checksums"] else "which has no checksums"
-        shown = f", {proof}" if not report["problems"] else ""
+        shown = "" if read["checksums"] and report["problems"] else f", {proof}"
         yield f"read: all {human_bytes(read['bytes'])} of the {report['source']['weights']} weights{shown}"
     for title in ("features", "dropped", "sidecar"):
         if report[title]:
