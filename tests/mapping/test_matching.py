@@ -86,7 +86,7 @@ def test_an_unknown_key_comes_with_the_nearest_row() -> None:
 
 
 def test_a_group_that_is_there_in_part() -> None:
-    assert problems(net() + module("size.2")) == ["missing size.0 (the sizes are there in part)"]
+    assert problems(net() + module("size.2")) == ["missing size.0 (the sizes group is incomplete)"]
     assert problems([*net(), *module("size.2"), "size.0.weight"]) == ["missing size.0.bias"]
 
 

@@ -198,7 +198,7 @@ def test_a_stage_alone_reads_its_own_weights_only(pairs: dict[str, Pair], monkey
     reached."""
     net, read = streamed(pairs["sigma-ms"]), []
     scratch = Weights.scratch
-    monkeypatch.setattr(Weights, "lend", lambda self, prefix: read.append(prefix) or scratch(self, prefix))
+    monkeypatch.setattr(Weights, "scratch", lambda self, prefix: read.append(prefix) or scratch(self, prefix))
     values = cases(pairs["sigma-ms"])["t0-t1"].tensors(torch.float32)
     wanted = ["pos_embed.", "adaln_single.", "caption_projection."]
     wanted += [*(f"transformer_blocks.{i}." for i in range(3)), "proj_out."]

@@ -45,4 +45,4 @@ def test_what_a_training_begins_with_is_noted(tmp_path: Path) -> None:
     weights = check(source, tmp_path / "out").phase("weights")
     assert weights
     assert weights.verdict == "PASS"
-    assert any(note.startswith("zero throughout, as a training begins") for note in weights.notes)
+    assert any(note.startswith("zero throughout, as initialised") for note in weights.notes)

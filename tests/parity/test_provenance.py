@@ -194,7 +194,7 @@ def test_a_record_of_a_file_of_another_size_is_not_believed(pair: Pair) -> None:
     assert report.notes == ["the conversion record is of another file (its size differs): it is ignored"]
     # Nobody has said how many heads there are, and the converted config is no witness of itself.
     rows = {row["name"]: row["why"] for row in report.assumed}
-    assert "as the converted model has it" in rows["num_attention_heads"]
+    assert "taken from the converted model" in rows["num_attention_heads"]
 
 
 def test_what_a_record_says_is_told_as_the_users_word(pair: Pair) -> None:

@@ -189,7 +189,9 @@ def test_parity_that_may_assume_nothing(tmp_path: Path) -> None:
     assert "num_attention_heads" not in str(raised.value)  # it was given, and the record says so
     assert check(path, tmp_path / "out", require_evidence=True, hyper_parameters={"kv_compress": False}).verdict == PASS
     (tmp_path / "out" / "conversion.json").unlink()
-    with pytest.raises(converter.UsageError, match=r"`num_attention_heads` \(4: as the converted model has it"):
+    with pytest.raises(
+        converter.UsageError, match=r"`num_attention_heads` \(4: from the converted model, which is under test"
+    ):
         check(path, tmp_path / "out", require_evidence=True, hyper_parameters={"kv_compress": False})
 
 
@@ -201,7 +203,7 @@ def test_heads_that_the_file_names_elsewhere_are_not_passed_over(beside: dict[st
     """They may be another net's, and so they are not believed; but neither is what is assumed instead."""
     path = saved({"state_dict": pixart(hidden_size=144)} | beside, tmp_path / "model.pth")
     done = converter.convert(path, tmp_path / "out")
-    assert any("4, and 2 heads are assumed: --num_attention_heads says" in note for note in done.notes)
+    assert any("4, and 2 heads are assumed: --num_attention_heads sets the number" in note for note in done.notes)
     report = check(path, done.path)
     assert report.verdict == INCONCLUSIVE
     assert "--num_attention_heads is not given" in report.reason

@@ -159,7 +159,10 @@ def test_heads_of_a_size_that_was_not_published() -> None:
 
 def test_the_table_has_to_be_that_of_scale_one() -> None:
     state = small(hidden_size=384, depth=12)
-    for scale, says in ((2.0, "scale 2, and the diffusers class computes that of scale 1"), (None, "no sin-cos table")):
+    for scale, says in (
+        (2.0, "scale 2, and the diffusers class computes the one of scale 1"),
+        (None, "no sin-cos table"),
+    ):
         (problem,) = look(state, FakeState(scale, hidden=384)).problems
         assert says in problem
     for dtype in (torch.float16, torch.bfloat16):

@@ -142,7 +142,7 @@ def test_micro_conditions_are_there_whole_or_not_at_all() -> None:
         with pytest.raises(MappingError, match=rf"missing {key}"):
             KEYS.plan({k: t for k, t in state.items() if k != key})
     without = {key: tensor for key, tensor in state.items() if not key.startswith("ar_")}
-    with pytest.raises(MappingError, match=r"missing ar_embedder.mlp.0 \(the micro_condition are there in part\)"):
+    with pytest.raises(MappingError, match=r"missing ar_embedder.mlp.0 \(the micro_condition group is incomplete\)"):
         KEYS.plan(without)
 
 

@@ -56,7 +56,10 @@ class Lazy:
     def __init__(self, state: Noted, key: str) -> None:
         self.held, self.key = state, key
         tensor = state.state[key]
-        self.shape, self.dtype = tensor.shape, SimpleNamespace(name=str(tensor.dtype).removeprefix("torch."))
+        self.shape, self.dtype = (
+            tensor.shape,
+            SimpleNamespace(name=str(tensor.dtype).removeprefix("torch."), itemsize=tensor.itemsize),
+        )
 
     def torch(self, out: torch.Tensor | None = None) -> torch.Tensor:
         return self.held[self.key]
