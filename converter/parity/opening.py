@@ -25,6 +25,8 @@ def open_sides(
     stack: ExitStack, original: Path, converted: Path, options: CheckOptions, *, hyper_parameters: Mapping[str, Any]
 ) -> Sides:
     """Open both sides, and say what the original is. Raises whatever stands against a comparison."""
+    if converted.is_file():
+        raise InputError.at(converted, "", "a file, where a converted folder is needed (were the two sides swapped?)")
     record, notes = recorded_conversion(converted)
     target = stack.enter_context(open_checkpoint(converted))
     folder = model_folder(converted)

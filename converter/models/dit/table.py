@@ -40,7 +40,7 @@ EXACT_LINE = "for block in model.transformer_blocks: block.norm1.emb.time_proj.d
 FLAGS = (
     evidence.IMAGE_SIZE,
     evidence.NUM_ATTENTION_HEADS,
-    Flag(EXACT, bool, "DiT: whether the line in the conversion's note is run on the loaded model."),
+    Flag(EXACT, bool, "DiT: true if you run the line in the conversion's note on the model that you load."),
 )
 
 # Hidden size -> name, blocks, heads (facebookresearch/DiT, models.py). Heads have 64 channels, those of XL 72.
