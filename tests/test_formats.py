@@ -183,7 +183,8 @@ def _below_float64() -> Any:
         return Staged([stage(number, factor) for number, factor in enumerate(factors)])
 
     case = Case("noise", {"x": noise(1, 4)})
-    return lockstep(net(2, 3), net(5), case, dtype=torch.float32, exact=net(2, 3))
+    rows = lockstep(net(2, 3), net(5), case, dtype=torch.float32, exact=net(2, 3))
+    return [row.as_dict() for row in rows]
 
 
 def _sampled() -> Any:
