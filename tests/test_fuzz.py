@@ -19,8 +19,8 @@ from fuzz.flips import FLIPS
 from fuzz.oracles import strange, unlike
 from makers import ROOT
 
-# By number and not by time, so that every machine tries the same ones; together some 20 seconds of one processor.
-SAMPLE = {"faults": (FAULTS, 3), "inputs": (BINARY | TEXTS | FLIPS, 9)}
+# By number and not by time, so that every machine tries the same ones; together about half a minute of one processor.
+SAMPLE = {"faults": (FAULTS, 3), "inputs": (BINARY | TEXTS | FLIPS, 15)}
 
 
 def fuzz(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -48,8 +48,9 @@ def test_check(tmp_path: Path, options: dict[str, Any], words: str) -> None:
 
 
 def test_inspect() -> None:
+    options: dict[str, Any] = {"hyper_parameters": [1]}
     with pytest.raises(UsageError, match="`hyper_parameters`: must map names to values, not be a list"):
-        inspect(GOLDEN / "sigma-ms.pth", hyper_parameters=[1])  # type: ignore[arg-type]
+        inspect(GOLDEN / "sigma-ms.pth", **options)
 
 
 @pytest.mark.parametrize(

@@ -389,3 +389,28 @@ def test_a_scale_is_not_read_off_a_table_that_only_begins_like_one() -> None:
     said = Findings({"interpolation_scale": 2.0})
     PIXART.describe(KEYS.plan(inventory("sigma-1024-ms")), FakeState(2.0), said)
     assert buffer_mismatch(said, 3.0) == (True, "is no sin-cos table, and the multi-scale class never uses it")
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_any_wrong_shape_is_refused_and_named(data: st.DataObject) -> None:
+    sizes = data.draw(SIZES)
+    state = small(**sizes)
+    # What only one tensor shows is no contradiction: it is what the file says.
+    alone = {("pos_embed", 1), ("y_embedder.y_embedding", 0), ("x_embedder.proj.weight", 1)}
+    key = data.draw(st.sampled_from(sorted(state)))
+    shape = list(state[key].shape)
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    if (key, axis) not in alone and data.draw(st.booleans()):
+        shape[axis] = data.draw(st.integers(0, 200).filter(lambda size: size != shape[axis]))
+    elif data.draw(st.booleans()):
+        shape.insert(axis, 1)
+    else:
+        del shape[axis]
+    with pytest.raises(MappingError) as caught:
+        KEYS.plan(state | {key: Shaped(tuple(shape))})
+    # Two tensors that contradict one another: either may be the wrong one.
+    pairs = [{"x_embedder.proj.weight"}, {"final_layer.linear.weight", "final_layer.linear.bias"},
+             {"y_embedder.y_embedding", "y_embedder.y_proj.fc1.weight"}]  # fmt: skip
+    suspects = next((pair for pair in pairs if key in pair), {key})
+    assert any(problem.startswith(f"{suspect} has shape") for problem in caught.value.problems for suspect in suspects)
