@@ -57,17 +57,17 @@ class Checkpoint(Mapping[str, LazyTensor]):
     requested_weights: str | None = None
     requested_key: str | None = None
     tables: InitVar[Tables | None] = None
-    files: list[InputFile] = field(default_factory=list)
-    container: str = ""
-    candidates: list[Candidate] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-    unnamed_weights: list[str] = field(default_factory=list)
-    recorded_integers: dict[str, int] = field(default_factory=dict)
-    foreign_globals: list[tuple[str, bool]] = field(default_factory=list)
-    folder: Path | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    companions: dict[Path, bytes] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    files: list[InputFile] = field(default_factory=list, init=False)
+    container: str = field(default="", init=False)
+    candidates: list[Candidate] = field(default_factory=list, init=False)
+    others: list[str] = field(default_factory=list, init=False)
+    unnamed_weights: list[str] = field(default_factory=list, init=False)
+    recorded_integers: dict[str, int] = field(default_factory=dict, init=False)
+    foreign_globals: list[tuple[str, bool]] = field(default_factory=list, init=False)
+    folder: Path | None = field(default=None, init=False)
+    config: dict[str, Any] = field(default_factory=dict, init=False)
+    companions: dict[Path, bytes] = field(default_factory=dict, init=False)
+    notes: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self, tables: Tables | None) -> None:
         self.path = os.fspath(self.path)

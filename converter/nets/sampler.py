@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
 from .inputs import Case
 from .net import Net
 
@@ -48,10 +47,8 @@ class Sampler:
         x = values[self.latent][1:2]
         for timestep, following in zip(self.timesteps, (*self.timesteps[1:], -1), strict=True):
             times = torch.full_like(values[self.timestep], timestep)
-            output = net.forward(values | {self.latent: x.expand(2, *x.shape[1:]).clone(), self.timestep: times})
-            if output.ndim != x.ndim:
-                raise UsageError(f"a sampler needs an output like the latent, of {x.ndim} axes; it has {output.ndim}")
-            null, conditioned = output[:, :channels].chunk(2)
+            inputs = values | {self.latent: x.expand(2, *x.shape[1:]).clone(), self.timestep: times}
+            null, conditioned = net.forward(inputs)[:, :channels].chunk(2)
             epsilon = null + self.guidance * (conditioned - null)
             now, then = alphas[timestep], alphas[following] if following >= 0 else 1.0
             start = (x - (1 - now) ** 0.5 * epsilon) / now**0.5

@@ -115,16 +115,16 @@ class Streamed:
         """The library's own forward; `watch` gets each stage's output, of several modules that of the first."""
         *inner, (whole, (top,)) = self._parts.items()
 
-        def tell(name: str, part: _Module, module: nn.Module, arguments: Any, output: Any) -> None:
+        def tell(name: str, part: _Module, *hooked: Any) -> None:  # (module, arguments, output)
             if watch:
-                watch(name, part.values(output))
+                watch(name, part.values(hooked[-1]))
 
         with ExitStack() as undo, torch.inference_mode():
             for name, parts in inner if watch else ():
                 hook = parts[0].module.register_forward_hook(partial(tell, name, parts[0]))
                 undo.callback(hook.remove)
             output = self.call(self.model, inputs)
-        tell(whole, top, self.model, inputs, output)
+        tell(whole, top, output)
         return output
 
     def _alone(self, index: int, values: Values, probe: Probe) -> Values:

@@ -82,7 +82,7 @@ def lockstep(
             if stage.name in truths:
                 own, right = right, _ran(truths[stage.name], as_float64(values))
                 floors = _apart(own, right, values)
-            errors.append(_compared(stage.name, theirs.get(stage.name), values, right, floors))
+            errors.append(_compared(stage.name, theirs.get(stage.name), values, truth=right, floors=floors))
             values = values | output
     return errors
 
@@ -104,7 +104,7 @@ def _apart(candidate: tuple[Values, Values], truth: tuple[Values, Values], value
 
 
 def _compared(
-    name: str, stage: Stage | None, values: Values, truth: tuple[Values, Values], floors: dict[str, float] | None
+    name: str, stage: Stage | None, values: Values, *, truth: tuple[Values, Values], floors: dict[str, float] | None
 ) -> LocalError:
     """One stage against what is right; `floors`: what the original itself is off by."""
     if stage is None:

@@ -18,6 +18,7 @@ from .choices import FLOAT64
 from .diagnosis import describe
 from .net_pair import NetPair, is_resource_error
 from .provenance import loading
+from .statistics import images
 
 
 class Session(NetPair):
@@ -89,13 +90,15 @@ class Session(NetPair):
         sampler = self.model.sampler
         if sampler is None:
             return Phase("trajectory", NOT_RUN, "the family describes no sampler")
-        case = next((one.case for one in self.outcomes if one.case.name == sampler.case), None)
-        if case is None or channels is None or len(case.arrays[sampler.latent]) != 2:
+        outcome = next((one for one in self.outcomes if one.case.name == sampler.case), None)
+        latent = outcome.case.arrays.get(sampler.latent) if outcome else None
+        if outcome is None or latent is None or channels is None or len(latent) != 2:
             return Phase("trajectory", NOT_RUN, "there is no case with an unconditioned sample")
-        try:
-            return trajectory.run(self.original, self.converted, case, channels, sampler=sampler, device=self.device)
-        except UsageError as error:
-            return Phase("trajectory", NOT_RUN, as_flags(str(error)))
+        places = outcome.original[FLOAT64].shape[2:]
+        if latent.ndim < 4 or images(torch.from_numpy(latent)).shape[2:] != places:
+            return Phase("trajectory", NOT_RUN, "the output does not predict the latent place by place")
+        case, device = outcome.case, self.device
+        return trajectory.run(self.original, self.converted, case, channels, sampler=sampler, device=device)
 
     def stock_loader(self, phase: Phase) -> None:
         """Add to the function whether the target library's own loader makes the net that was run, to the last bit."""

@@ -98,7 +98,8 @@ class Archive:
             what = f"external {entry.external:#010x}, internal {entry.internal:#x}, version needed {entry.needed}"
             rule = f"attributes that torch never writes, by which readers may disagree on what it is ({what})"
             raise self.file.error(name, rule)
-        size, packed, header = self._zip64(name, entry.extra, entry.size, entry.packed, entry.header)
+        fields = entry.size, entry.packed, entry.header
+        size, packed, header = self._zip64(name, entry.extra, *fields)
         if size != packed:
             raise self.file.error(name, "stored and packed sizes differ")
         return entry._replace(size=size, packed=packed, header=header)

@@ -120,9 +120,9 @@ def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Cas
     words = "16 x 24 latents, timesteps 0 and 1, captions of 1 token and of all but one"
     listed = [
         first,
-        case("t0-t1", words, (8, 12), (0, 1), (1, most)),
-        case("t20-t500", "8 x 8 latents, no mask", (4, 4), (20, 500), None),
-        case("t998-t431.5", "4 : 1 latents, a timestep between two", (16, 4), (998, 431.5), (most, 17)),
+        case("t0-t1", words, (8, 12), (0, 1), lengths=(1, most)),
+        case("t20-t500", "8 x 8 latents, no mask", (4, 4), (20, 500), lengths=None),
+        case("t998-t431.5", "4 : 1 latents, a timestep between two", (16, 4), (998, 431.5), lengths=(most, 17)),
         loud := case("x3", "latents of three times the amplitude"),
         outliers := case("outliers", "channels far above the others, in latent and caption"),
     ]
