@@ -147,6 +147,8 @@ class Family:
     # A `converter.parity.ParitySpec`, its nets to be compared, or where to import one from ("package.module:NAME", so
     # that describing a file loads no torch; ".module:NAME" beside `describe`).
     parity: Any = None
+    # A `converter.nets.pipeline_spec.PipelineSpec`, how pictures are drawn with it, or where to import one from.
+    pipeline: Any = None
 
     def __post_init__(self) -> None:
         if isinstance(self.flags, Mapping):

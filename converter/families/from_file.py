@@ -8,9 +8,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from hashlib import sha256
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ..errors import ConverterError, UsageError, printable
 from .base import Family
@@ -52,6 +54,25 @@ def load(name: str) -> Family:
             _forget(path.parent, lambda name: True)
         _LOADED[path] = stamps, _run(path, name)
     return _LOADED[path][1]
+
+
+def imported(family: Family, name: str) -> Any:
+    """An attribute of a family that may be the place to import it from, "package.module:NAME" or ".module:NAME".
+
+    Raises: `UsageError` where it cannot be imported.
+    """
+    place = getattr(family, name)
+    if not isinstance(place, str):
+        return place
+    module, _, attribute = place.partition(":")
+    use_folder_of(family)
+    try:
+        return getattr(import_module(module, family.describe.__module__.rpartition(".")[0]), attribute)
+    except (Exception, SystemExit) as error:  # somebody's code
+        if module.startswith("converter."):
+            raise
+        reason = printable(f"{type(error).__name__}: {error}", 1000)
+        raise UsageError(f"`family` {family.name}: its {name} {printable(place)}: {reason}") from error
 
 
 def use_folder_of(family: Family) -> None:

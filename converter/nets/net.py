@@ -138,3 +138,10 @@ class Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.state)
+
+
+class HeldWeights(Weights):
+    """Weights that are in memory in the dtype, and on the device, that they are wanted in: they are lent themselves."""
+
+    def scratch(self, prefix: str) -> dict[str, Tensor]:
+        return self.under(prefix)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ from ..checkpoint import DType, LazyTensor
 from ..checkpoint.dtypes import BY_NAME
 from ..conversion.buffers import Comparison, computed, recomputed, table_of
 from ..conversion.to_diffusers import dtype_of
-from ..errors import UsageError, printable
 from ..families import Family, Findings
-from ..families.from_file import use_folder_of
+from ..families.from_file import imported
 from ..mapping import Move, Plan
 from ..nets.spec import ParitySpec
 
@@ -35,17 +33,7 @@ def spec_of(family: Family) -> ParitySpec:
 
     Raises: `UsageError` where it cannot be imported.
     """
-    spec = family.parity
-    if isinstance(spec, str):
-        module, _, name = spec.partition(":")
-        use_folder_of(family)
-        try:
-            spec = getattr(import_module(module, family.describe.__module__.rpartition(".")[0]), name)
-        except (Exception, SystemExit) as error:  # somebody's code
-            if module.startswith("converter."):
-                raise
-            reason = printable(f"{type(error).__name__}: {error}", 1000)
-            raise UsageError(f"`family` {family.name}: its parity {printable(spec)}: {reason}") from error
+    spec = imported(family, "parity")
     return spec if isinstance(spec, ParitySpec) else UNAVAILABLE
 
 
@@ -54,7 +42,7 @@ class Sides:
     """The original with its plan, and the converted state dict.
 
     Attributes:
-        found: the findings, with what was `borrowed` from the converted config, for want of anything else.
+        findings: with what was `borrowed` from the converted config, for want of anything else.
         sidecar: None where there is none.
         cast: the dtype that the conversion was declared to round to, '' for none.
         seen: the findings before anything was borrowed, where they differ: what the original does not show cannot

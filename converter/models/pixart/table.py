@@ -120,5 +120,5 @@ IGNORABLE_CONFIG = evidence.INERT | {"num_embeds_ada_norm": None}
 PIXART = Family(
     "pixart", "PixArt", KEYS, describe, config=config, flags=FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
     ignorable_config=IGNORABLE_CONFIG, comfyui=comfyui_warnings,
-    parity="converter.models.pixart.parity:PARITY",
+    parity="converter.models.pixart.parity:PARITY", pipeline="converter.models.pixart.pipeline:PIPELINE",
 )  # fmt: skip

@@ -1,0 +1,114 @@
+"""The transformer that pictures are drawn with, in either layout: what it is, and its net."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoint import Checkpoint, LazyTensor
+from ..conversion.analysis import Analysis, open_model
+from ..conversion.record import find_record
+from ..conversion.sidecar import analyse_with_record, open_sidecar, rows_of
+from ..errors import UsageError
+from ..families import Findings
+from ..families.from_file import imported
+from ..hub import local
+from ..mapping import Extra
+from ..nets.pipeline_spec import DIFFUSERS, ORIGINAL, PipelineSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..nets import Net
+    from ..nets.spec import ParitySpec
+
+
+@dataclass(frozen=True)
+class PictureModel:
+    """An open transformer.
+
+    Attributes:
+        spec: how pictures are drawn with it.
+        null_caption: (L, C), what the training put in place of a dropped caption; None where nothing holds it.
+    """
+
+    analysis: Analysis
+    spec: PipelineSpec
+    null_caption: LazyTensor | None
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.analysis.checkpoint
+
+    @property
+    def findings(self) -> Findings:
+        return self.analysis.findings
+
+    @property
+    def conventions(self) -> str:
+        """Those that fit: the training code's for what it wrote, or what a conversion made of that."""
+        folder = self.checkpoint.folder
+        converted = self.analysis.diffusers and folder is not None and bool(find_record(folder).origin)
+        return ORIGINAL if converted or not self.analysis.diffusers else DIFFUSERS
+
+    def net(self, dtype: torch.dtype, device: str = "cpu", *, whole: bool) -> Net:
+        """Diffusers' own net of a converted model, the training code's of an original.
+
+        Args:
+            whole: hold all weights in memory, instead of reading those of a block when it runs.
+        """
+        from ..nets.net import HeldWeights, Weights
+
+        weights, nets = Weights(self.checkpoint, dtype, device), self._nets
+        if whole:
+            weights = HeldWeights({key: weights[key] for key in weights}, dtype, device)
+        if self.analysis.diffusers:
+            return nets.converted(self.checkpoint.config or self.analysis.config(), weights)
+        return nets.reference(self.findings, weights)
+
+    @property
+    def _nets(self) -> ParitySpec:
+        nets: ParitySpec = imported(self.analysis.require(), "parity")
+        return nets
+
+
+@contextmanager
+def open_picture_model(
+    path: str | os.PathLike[str],
+    hyper_parameters: Mapping[str, Any] | None = None,
+    *,
+    weights: str | None = None,
+    state_dict_key: str | None = None,
+    family: str | None = None,
+    null_caption: str | os.PathLike[str] | None = None,
+) -> Iterator[PictureModel]:
+    """Open a transformer: an original checkpoint, a diffusers folder, a pipeline, or one of these on the hub.
+
+    Raises: `InputError` and `UsageError`, as a conversion of it does; `UsageError` where its family says nothing of
+    pictures.
+
+    Example:
+        >>> with open_picture_model("fixtures/golden/sigma-ms.pth", {"num_attention_heads": 4}) as model:
+        ...     model.conventions, model.spec.tokens(model.findings)
+        ('original', 20)
+    """
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(open_model(local(path, quiet=True), weights, state_dict_key, family))
+        analysis = analyse_with_record(checkpoint, hyper_parameters or {}, family)
+        spec = spec_of(analysis)
+        sidecar = open_sidecar(stack, analysis, null_caption)
+        names = {row.source for row in rows_of(analysis, Extra)}
+        kept = {key: tensor for key, tensor in {**checkpoint, **sidecar.tensors}.items() if key in names}
+        yield PictureModel(analysis, spec, next(iter(kept.values()), None))
+
+
+def spec_of(analysis: Analysis) -> PipelineSpec:
+    """How a family's pictures are drawn. Raises: `UsageError` where it does not say."""
+    family = analysis.require()
+    spec = imported(family, "pipeline")
+    if not isinstance(spec, PipelineSpec):
+        raise UsageError(f"the family {family.name} does not say how pictures are drawn (`pipeline`)")
+    return spec
