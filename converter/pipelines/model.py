@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import Checkpoint, LazyTensor
 from ..conversion.analysis import Analysis, open_model
 from ..conversion.record import find_record
-from ..conversion.sidecar import analyse_with_record, open_sidecar, rows_of
+from ..conversion.sidecar import Sidecar, analyse_with_record, open_sidecar, rows_of
 from ..errors import UsageError
 from ..families import Findings
 from ..families.from_file import imported
@@ -38,6 +38,13 @@ class PictureModel:
     analysis: Analysis
     spec: PipelineSpec
     null_caption: LazyTensor | None
+
+    @classmethod
+    def of(cls, analysis: Analysis, sidecar: Sidecar) -> PictureModel:
+        """Raises: `UsageError` where its family says nothing of pictures."""
+        names = {row.source for row in rows_of(analysis, Extra)}
+        kept = {key: tensor for key, tensor in {**analysis.checkpoint, **sidecar.tensors}.items() if key in names}
+        return cls(analysis, spec_of(analysis), next(iter(kept.values()), None))
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -98,11 +105,8 @@ def open_picture_model(
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_model(local(path, quiet=True), weights, state_dict_key, family))
         analysis = analyse_with_record(checkpoint, hyper_parameters or {}, family)
-        spec = spec_of(analysis)
-        sidecar = open_sidecar(stack, analysis, null_caption)
-        names = {row.source for row in rows_of(analysis, Extra)}
-        kept = {key: tensor for key, tensor in {**checkpoint, **sidecar.tensors}.items() if key in names}
-        yield PictureModel(analysis, spec, next(iter(kept.values()), None))
+        spec_of(analysis)  # before anything else is opened
+        yield PictureModel.of(analysis, open_sidecar(stack, analysis, null_caption))
 
 
 def spec_of(analysis: Analysis) -> PipelineSpec:
