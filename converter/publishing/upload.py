@@ -149,11 +149,8 @@ def _no_link(folder: Path, name: str) -> Path:
     for part in PurePosixPath(name).parts:
         path /= part
         if path.is_symlink():
-            raise InputError.at(
-                path,
-                "",
-                "a symbolic link, which is not published; replace it with the file itself, or convert with `components` copy",
-            )
+            mend = "replace it with the file itself, or convert with `components` copy"
+            raise InputError.at(path, "", f"a symbolic link, which is not published; {mend}")
     return path
 
 
