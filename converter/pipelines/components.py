@@ -72,8 +72,8 @@ def find_component(source: str | os.PathLike[str], part: str, *, quiet: bool = T
         inner = place / part
         folder = inner if present(inner) else place
         if not folder.is_dir():
-            what = "not a folder" if folder.exists() else "no such folder"
-            raise InputError.at(folder, "", f"{dangling_link(folder) or what}; a folder with the {part} is needed")
+            rule = dangling_link(folder) or ("not a folder" if present(folder) else "no such folder")
+            raise InputError.at(folder, "", f"{rule}; a folder with the {part} is needed")
         names = {path.name for path in folder.iterdir() if not path.is_dir()}
     entry = _entry(part, folder)
     files = {name: folder / name for name in _names(part, folder, names, entry)}
