@@ -182,6 +182,11 @@ def test_components_in_the_target_would_be_replaced(tmp_path: Path, cli: Cli) ->
     assert tree(out / "vae") == tree(VAE)
 
 
+def test_a_tokenizer_whose_config_does_not_name_its_class(tmp_path: Path) -> None:
+    place = with_config(copied(TOKENIZER, tmp_path / "tokenizer"), "tokenizer_config.json", tokenizer_class=None)
+    assert find_component(place, "tokenizer").entry == ("transformers", "T5Tokenizer")
+
+
 @pytest.mark.parametrize(
     ("words", "rule"),
     [
@@ -196,7 +201,19 @@ def test_what_does_not_go_together(words: dict[str, Any], rule: str) -> None:
         Components(**words)
 
 
-def test_stock_is_for_samplers(tmp_path: Path, cli: Cli) -> None:
-    result = cli("convert-pixart", *flags("alpha-ms", tmp_path / "out", "--stock", "--scheduler", PARTS))
+@pytest.mark.parametrize(
+    ("more", "rule"),
+    [
+        (
+            ["--stock", "--scheduler", PARTS],
+            "--stock applies to the samplers dpm-solver, sa-solver, iddpm, lcm, dmd, not",
+        ),
+        (["--scheduler", "ddim"], "--scheduler ddim: one of dpm-solver, sa-solver, iddpm, lcm, dmd, or a folder"),
+        (["--text_encoder=", "--tokenizer", TOKENIZER], "--text_encoder is empty"),
+    ],
+)
+def test_what_no_component_can_be(more: list[object], rule: str, tmp_path: Path, cli: Cli) -> None:
+    result = cli("convert-pixart", *flags("alpha-ms", tmp_path / "out", *more))
     assert result.returncode == 2
-    assert "--stock applies to the samplers dpm-solver, sa-solver, iddpm, lcm, dmd" in result.stderr
+    assert rule in result.stderr
+    assert os.listdir(tmp_path) == []
