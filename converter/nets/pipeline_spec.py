@@ -52,6 +52,8 @@ class PipelineSpec:
     """What a family says of pictures. Everything is called with what the model's files show."""
 
     pipeline: Callable[[Findings], str]  # diffusers' class
+    # What the name of a pipeline's class says of the model in it: hyper-parameters by name.
+    shown_by: Callable[[str], Mapping[str, Any]]
     tokens: Callable[[Findings], int]  # of a prompt
     scaling_factor: Callable[[Findings], float]  # of the VAE that it was trained with
     vae_factor: int  # pixels per latent position

@@ -9,15 +9,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint, LazyTensor
+from ..checkpoint.file import present
+from ..checkpoint.json_file import read_json
 from ..conversion.analysis import Analysis, open_model
 from ..conversion.record import find_record
 from ..conversion.sidecar import analyse_with_record, open_sidecar, rows_of
 from ..errors import UsageError
-from ..families import Findings
+from ..families import Finding, Findings
 from ..families.from_file import imported
+from ..filenames import RECORD
 from ..hub import local
 from ..mapping import Extra
 from ..nets.pipeline_spec import DIFFUSERS, ORIGINAL, PipelineSpec
+
+MODEL_INDEX = "model_index.json"
 
 if TYPE_CHECKING:
     import torch
@@ -99,10 +104,26 @@ def open_picture_model(
         checkpoint = stack.enter_context(open_model(local(path, quiet=True), weights, state_dict_key, family))
         analysis = analyse_with_record(checkpoint, hyper_parameters or {}, family)
         spec = spec_of(analysis)
+        if analysis.diffusers:
+            _complete(analysis, spec)
         sidecar = open_sidecar(stack, analysis, null_caption)
         names = {row.source for row in rows_of(analysis, Extra)}
         kept = {key: tensor for key, tensor in {**checkpoint, **sidecar.tensors}.items() if key in names}
         yield PictureModel(analysis, spec, next(iter(kept.values()), None))
+
+
+def _complete(analysis: Analysis, spec: PipelineSpec) -> None:
+    """Add what no tensor of a converted model shows: by the record of its conversion, else its pipeline's class."""
+    folder, findings = analysis.checkpoint.folder, analysis.findings
+    recorded = find_record(folder).content.get("hyper_parameters", {}) if folder else {}
+    shown = {name: Finding(about["value"], "file", RECORD) for name, about in recorded.items()}
+    index = folder.parent / MODEL_INDEX if folder else None
+    if index and present(index):
+        kind = str(read_json(index).get("_class_name"))
+        shown = {name: Finding(value, "file", MODEL_INDEX) for name, value in spec.shown_by(kind).items()} | shown
+    for name, finding in shown.items():
+        if name in findings and findings[name].source in ("unknown", "assumed") and finding.value is not None:
+            findings[name] = finding
 
 
 def spec_of(analysis: Analysis) -> PipelineSpec:

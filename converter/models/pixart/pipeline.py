@@ -117,8 +117,10 @@ def conditions(findings: Findings, height: int, width: int, ratio: float) -> dic
     return {"img_hw": [height, width], "aspect_ratio": [ratio]} if findings.value(MICRO) else {}
 
 
+CLASSES = {version: f"PixArt{version.title()}Pipeline" for version in SCALING}
 PIPELINE = PipelineSpec(
-    pipeline=lambda findings: f"PixArt{findings.value('version').title()}Pipeline",
+    pipeline=lambda findings: CLASSES[findings.value("version")],
+    shown_by=lambda name: dict(("version", version) for version, known in CLASSES.items() if known == name),
     tokens=tokens,
     scaling_factor=lambda findings: SCALING[findings.value("version")],
     vae_factor=VAE_FACTOR,
