@@ -1,0 +1,90 @@
+"""Text embeddings in a file: whoever has no room for the text encoder draws from those of another machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..checkpoint import LazyTensor
+from ..checkpoint.file import InputFile
+from ..checkpoint.safetensors_reader import read_header
+from ..checkpoint.write.publish import FilePublication
+from ..errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What a text encoder makes of prompts, under the names that the arguments of diffusers' pipelines have.
+
+    Embeddings are (B, L, C) of floating point, masks (B, L), int64: 1 for a token, 0 for padding. The negative ones are
+    those of the null branch of guidance, which a model that runs without guidance does not need.
+
+    >>> import torch
+    >>> one = Embeddings(torch.zeros(1, 120, 4096), torch.ones(1, 120, dtype=torch.int64))
+    >>> one.save(Path("cat.safetensors"))
+    >>> Embeddings.load(Path("cat.safetensors"), tokens=120, width=4096).prompt_embeds.shape
+    torch.Size([1, 120, 4096])
+    """
+
+    prompt_embeds: Tensor
+    prompt_attention_mask: Tensor
+    negative_prompt_embeds: Tensor | None = None
+    negative_prompt_attention_mask: Tensor | None = None
+
+    @classmethod
+    def load(cls, path: Path, *, tokens: int, width: int) -> Embeddings:
+        """The embeddings of a safetensors file, for a model that takes `tokens` tokens of this `width`.
+
+        Raises: `InputError` for anything else: nothing is cut, padded or made up.
+        """
+        with InputFile(path) as file:
+            held, names = read_header(file)[0], [field.name for field in fields(cls)]
+            wanted = names if held.keys() & set(names[2:]) else names[:2]
+            if missing := [name for name in wanted if name not in held]:
+                raise file.error("", f"lacks {' and '.join(missing)}: embeddings and their mask go together")
+            if unknown := [name for name in held if name not in names]:
+                raise file.error(unknown[0], f"is none of {', '.join(names)}")
+            batch = held[names[0]].shape[0] if held[names[0]].shape else 0
+            for name in wanted:
+                shape = [batch, tokens] if name.endswith("mask") else [batch, tokens, width]
+                if list(held[name].shape) != shape or not batch:
+                    # Of the embeddings of prompts, which come first, any number will do.
+                    needed = ", ".join(map(str, ["B" if name == names[0] else batch, *shape[1:]]))
+                    raise file.error(name, f"has shape {list(held[name].shape)}, and this model needs [{needed}]")
+            return cls(**{name: _read(file, name, held[name]) for name in wanted})
+
+    def save(self, path: Path, *, overwrite: bool = False) -> None:
+        """Write them to a safetensors file, whole or not at all.
+
+        Raises: `UsageError` where that may not be written or is there already, `ConverterError` for a full disk.
+        """
+        from safetensors.torch import save
+
+        if os.path.lexists(path) and not overwrite:
+            raise UsageError(f"{printable(path)}: exists; use `overwrite` to replace it")
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        data = save({name: held.detach().cpu().contiguous() for name, held in tensors.items() if held is not None})
+        with FilePublication(path, needed_bytes=len(data), overwrite=overwrite) as out:
+            with open(out.create(out.target.name), "wb") as file:
+                file.write(data)
+            out.publish()
+
+
+def _read(file: InputFile, name: str, held: LazyTensor) -> Tensor:
+    import torch
+
+    tensor: Tensor = held.torch()
+    if name.endswith("mask"):
+        if bool(((tensor != 0) & (tensor != 1)).any()):
+            raise file.error(name, "holds other values than 0 and 1")
+        return tensor.to(torch.int64)
+    if not held.dtype.floating:
+        raise file.error(name, f"is {held.dtype}, and floating point is needed")
+    if not bool(tensor.isfinite().all()):
+        raise file.error(name, "holds NaN or infinity: encode the prompt again, in bfloat16 or float32")
+    return tensor
