@@ -59,6 +59,19 @@ class PictureModel:
         converted = self.analysis.diffusers and folder is not None and bool(find_record(folder).origin)
         return ORIGINAL if converted or not self.analysis.diffusers else DIFFUSERS
 
+    def sampler_of(self, config: Any) -> str | None:
+        """The sampler that a scheduler's config stands for, None where it is another's."""
+        if not isinstance(config, dict):
+            return None
+        how, kind = self.spec.conventions(self.findings, ORIGINAL), config.get("_class_name")
+        known = {name: self.spec.sampler(self.findings, how, name) for name in self.spec.samplers}
+        fitting = {  # two samplers may have one class, with other fields
+            name: sum(config.get(field) == value for field, value in sampler.config.items()) / len(sampler.config)
+            for name, sampler in known.items()
+            if kind in (sampler.stock, sampler.scheduler.partition(":")[2])
+        }
+        return max(fitting, key=lambda name: fitting[name], default=None)
+
     def net(self, dtype: torch.dtype, device: str = "cpu", *, whole: bool) -> Net:
         """Diffusers' own net of a converted model, the training code's of an original.
 
