@@ -13,7 +13,7 @@ from ..checkpoint.file import present
 from ..checkpoint.json_file import read_json
 from ..conversion.analysis import Analysis, open_model
 from ..conversion.record import find_record
-from ..conversion.sidecar import analyse_with_record, open_sidecar, rows_of
+from ..conversion.sidecar import Sidecar, analyse_with_record, open_sidecar, rows_of
 from ..errors import UsageError
 from ..families import Finding, Findings
 from ..families.from_file import imported
@@ -43,6 +43,13 @@ class PictureModel:
     analysis: Analysis
     spec: PipelineSpec
     null_caption: LazyTensor | None
+
+    @classmethod
+    def of(cls, analysis: Analysis, sidecar: Sidecar) -> PictureModel:
+        """Raises: `UsageError` where its family says nothing of pictures."""
+        names = {row.source for row in rows_of(analysis, Extra)}
+        kept = {key: tensor for key, tensor in {**analysis.checkpoint, **sidecar.tensors}.items() if key in names}
+        return cls(analysis, spec_of(analysis), next(iter(kept.values()), None))
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -119,10 +126,7 @@ def open_picture_model(
         spec = spec_of(analysis)
         if analysis.diffusers:
             _complete(analysis, spec)
-        sidecar = open_sidecar(stack, analysis, null_caption)
-        names = {row.source for row in rows_of(analysis, Extra)}
-        kept = {key: tensor for key, tensor in {**checkpoint, **sidecar.tensors}.items() if key in names}
-        yield PictureModel(analysis, spec, next(iter(kept.values()), None))
+        yield PictureModel.of(analysis, open_sidecar(stack, analysis, null_caption))
 
 
 def _complete(analysis: Analysis, spec: PipelineSpec) -> None:
