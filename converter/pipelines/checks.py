@@ -16,6 +16,8 @@ class Problem:
     part: str  # such as "vae"
     words: str  # what is wrong, with the evidence
     remedy: str  # the command that mends it
+    evidence: str = ""
+    fault: bool = True
 
 
 def component_problems(part: str, folder: Path, model: PictureModel) -> Iterator[Problem]:

@@ -44,8 +44,8 @@ def picture_size(
     if how.own_size_only:
         if (height, width) != (own, own) and (*asked, ratio) != (None, None, None):
             raise UsageError(
-                f"`height` {height}, `width` {width}: the training code draws {own} x {own} with this model (it is of the "
-                "fixed-size class); other sizes: `conventions` diffusers"
+                f"`height` {height}, `width` {width}: the training code draws {own} x {own} with it, as it is of "
+                "the fixed-size class; other sizes: `conventions` diffusers"
             )
         return PictureSize(own, own, 1.0)
     if binning and table:
