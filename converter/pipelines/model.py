@@ -17,7 +17,7 @@ from ..conversion.sidecar import analyse_with_record, open_sidecar, rows_of
 from ..errors import UsageError
 from ..families import Finding, Findings
 from ..families.from_file import imported
-from ..filenames import RECORD
+from ..filenames import RECORD, record_places
 from ..hub import local
 from ..mapping import Extra
 from ..nets.pipeline_spec import DIFFUSERS, ORIGINAL, PipelineSpec
@@ -117,8 +117,7 @@ def _complete(analysis: Analysis, spec: PipelineSpec) -> None:
     folder, findings = analysis.checkpoint.folder, analysis.findings
     recorded = find_record(folder).content.get("hyper_parameters", {}) if folder else {}
     shown = {name: Finding(about["value"], "file", RECORD) for name, about in recorded.items()}
-    index = folder.parent / MODEL_INDEX if folder else None
-    if index and present(index):
+    for index in (place / MODEL_INDEX for place in record_places(folder) if present(place / MODEL_INDEX)) if folder else ():
         kind = str(read_json(index).get("_class_name"))
         shown = {name: Finding(value, "file", MODEL_INDEX) for name, value in spec.shown_by(kind).items()} | shown
     for name, finding in shown.items():
