@@ -226,7 +226,17 @@ USAGES: dict[str, tuple[list[str], str]] = {
     "no such weights": (["{base}", "--weights=best"], "--weights"),
     "neither true nor false": (["{base}", "--only_transformer=perhaps"], "--only_transformer"),
     "a boolean that is none": (["{base}", "--qk_norm=maybe"], "--qk_norm"),
-    "whole pipelines": (["{base}", "--only_transformer=False"], "whole pipelines are not written yet"),
+    "a pipeline without a VAE": (["{base}", "--only_transformer=False"], "--vae is needed for a whole pipeline"),
+    "a VAE of no pipeline": (["{base}", "--vae={s}"], "--vae requires --only_transformer false"),
+    "a text encoder alone": (
+        ["{base}", "--only_transformer=0", "--vae=v", "--text_encoder=t"], "--text_encoder requires --tokenizer"
+    ),
+    "a pipeline in one file": (
+        ["{base}", "--dump_path={o}.pth", "--to=original", "--only_transformer=0", "--vae=v"], "and no pipeline"
+    ),
+    "a published link": (
+        ["{base}", "--push_to_hub=a/b", "--only_transformer=0", "--vae=v"], "--push_to_hub publishes no links"
+    ),
     "scale 0": (["{base}", "--interpolation_scale=0"], "positive number"),
     "scale nan": (["{base}", "--interpolation_scale=nan"], "finite number"),
     "scale inf": (["{base}", "--interpolation_scale=inf"], "finite number"),

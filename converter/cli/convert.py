@@ -15,6 +15,9 @@ from .output import print_json, progress_bar, say, say_error
 if TYPE_CHECKING:
     from ..conversion.batch import Outcome
     from ..jobs.conversions import ConversionRequest
+    from ..pipelines.assemble import Components
+
+_COMPONENTS = ("vae", "text_encoder", "tokenizer", "scheduler", "components", "stock")
 
 
 @click.command(cls=ModelCommand, short_help="Convert a checkpoint to a diffusers folder, or to another layout.")
@@ -44,8 +47,22 @@ if TYPE_CHECKING:
     type=click.BOOL,
     default=True,
     metavar="BOOL",
-    help="Must be true for now: whole pipelines are not written yet.",
+    help="False: write a whole pipeline, which DiffusionPipeline.from_pretrained loads, with the components below.",
 )
+@click.option("--vae", metavar="DIR", help="Its VAE: a folder, or a pipeline's, or one of these on the hub. Required.")
+@click.option("--text_encoder", metavar="DIR", help="Its T5. Default: none, to draw from embeddings.")
+@click.option("--tokenizer", metavar="DIR", help="The tokenizer of that.")
+@click.option(
+    "--scheduler",
+    metavar="NAME",
+    help="Its scheduler: dpm-solver (default), sa-solver, iddpm, lcm or dmd as the training code has it, or a folder.",
+)
+@click.option(
+    "--components",
+    type=click.Choice(["link", "copy"]),
+    help="How the files of components become part of it: by symbolic links (default), or copied.",
+)
+@click.option("--stock", is_flag=True, help="A scheduler of diffusers, where one of ours would go with the weights.")
 @combined(
     weights_options,
     family,
@@ -80,15 +97,9 @@ def convert(context: click.Context, /, as_json: bool, quiet: bool, only_transfor
     Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal error, or a disk that fills up or fails; with --parity
     also 1 FAIL and 4 INCONCLUSIVE.
     """
-    from ..errors import UsageError
-
+    words["components"] = _components({name: words.pop(name) for name in _COMPONENTS}, only_transformer)
     request = _request(words.pop("orig_ckpt_path"), words.pop("dump_path"), words)
     request.validate()
-    if not only_transformer:
-        raise UsageError(
-            "`only_transformer` false: whole pipelines are not written yet; convert the transformer and pass it to "
-            "PixArtAlphaPipeline or PixArtSigmaPipeline.from_pretrained(..., transformer=...)"
-        )
     _run_and_print(context, request, quiet=quiet, as_json=as_json)
 
 
@@ -116,6 +127,20 @@ def revert(context: click.Context, /, as_json: bool, quiet: bool, **words: Any) 
     """
     request = _request([words.pop("converted_path")], words.pop("dump_path"), words, literally=True)
     _run_and_print(context, request, quiet=quiet, as_json=as_json)
+
+
+def _components(words: dict[str, Any], only_transformer: bool) -> Components | None:
+    """What the options say of a whole pipeline."""
+    from ..errors import UsageError
+
+    words = {name: word for name, word in words.items() if word}
+    if only_transformer:
+        for name in words:
+            raise UsageError(f"`{name}` requires `only_transformer` false")
+        return None
+    from ..pipelines.assemble import Components
+
+    return Components(**words)
 
 
 def _request(originals: list[str], target: str, words: dict[str, Any], *, literally: bool = False) -> ConversionRequest:
@@ -177,6 +202,7 @@ def _run_and_print(context: click.Context, request: ConversionRequest, *, quiet:
         done = outcomes[0].conversion
         assert done
         content = {"path": str(done.path), "written": done.written, "record": done.record, "notes": done.notes}
+        content |= {"added": done.added} if done.added else {}
         content |= _results(outcomes[0])
     if as_json:
         print_json({"ok": code == 0} | content)
@@ -195,6 +221,7 @@ def _lines(outcome: Outcome, step: str, seconds: float | None) -> list[str]:
         return [*conversion_lines(outcome.conversion, seconds)]
     sides = f"{printable(outcome.pair.original)} -> {printable(outcome.pair.converted)}"
     more = [*assumed_lines(outcome.conversion.record)] if outcome.conversion else []
+    more += outcome.conversion.added if outcome.conversion else []
     more += [f"note: {note}" for note in outcome.notes]
     return [f"{outcome.status}: {sides}", *(f"  {line}" for line in more)]
 

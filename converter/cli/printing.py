@@ -91,6 +91,7 @@ def conversion_lines(done: Conversion, seconds: float) -> Iterator[str]:
         yield from _evidence_lines(record)
         yield "plan:"
         yield from _plan_lines(record["plan"])
+    yield from done.added
     yield from (f"note: {note}" for note in done.notes)
     if not done.written:
         yield f"dry run: nothing was written to {printable(done.path)}"

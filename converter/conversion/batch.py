@@ -10,6 +10,7 @@ from typing import Any
 
 from ..checkpoint.write.transfer import Progress
 from ..errors import ConverterError, UsageError, explained, printable
+from .additions import Adding
 from .convert import Conversion, convert
 from .options import ConversionOptions, stated, with_shortcuts
 from .pairs import Pair
@@ -49,6 +50,7 @@ def run(
     options: ConversionOptions | None = None,
     hyper_parameters: Mapping[str, Any] | None = None,
     *,
+    components: Adding | None = None,
     several: bool = True,
     steps: Mapping[str, Callable[[Outcome], StepResult]] | None = None,
     progress: Callable[[int], Progress] | None = None,
@@ -58,7 +60,7 @@ def run(
 
     Args:
         pairs: may be produced as they are asked for, as `watch` does.
-        options, hyper_parameters: of all pairs; a pair may have its own.
+        options, hyper_parameters, components: of all pairs, as of `convert`; a pair may have its own of the first two.
         several: one that fails does not stop the rest, and a target that already
             holds exactly what would be written is skipped. Otherwise errors are raised.
         steps: done with every result that is not refused, in order, until one has an exit code; by name.
@@ -83,14 +85,14 @@ def run(
                 rule = f"is the target of {printable(other)} already; tell them apart with {{name}}"
                 raise UsageError(f"{printable(pair.converted)}: {rule}")
             own = with_shortcuts(options or ConversionOptions(), pair.options)
-            known = {**stated(hyper_parameters), **pair.hyper_parameters}
-            notes = None
+            known: dict[str, Any] = {"hyper_parameters": {**stated(hyper_parameters), **pair.hyper_parameters}}
+            known["components"], notes = components, None
             if several and os.path.lexists(pair.converted):
-                notes = is_up_to_date(pair.original, pair.converted, own, hyper_parameters=known)
+                notes = is_up_to_date(pair.original, pair.converted, own, **known)
             if notes is not None:
                 outcome.status, outcome.notes = UNCHANGED, notes
             else:
-                done = convert(pair.original, pair.converted, own, hyper_parameters=known, progress=progress)
+                done = convert(pair.original, pair.converted, own, progress=progress, **known)
                 outcome.status, outcome.notes = CONVERTED if done.written else PLANNED, done.notes
                 outcome.conversion = done
         finished(outcome, "")

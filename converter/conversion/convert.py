@@ -14,6 +14,7 @@ from ..checkpoint.write.target import REPLACED, leftovers
 from ..checkpoint.write.transfer import Progress
 from ..errors import printable
 from ..filenames import RECORD
+from .additions import Adding
 from .options import ConversionOptions, with_shortcuts
 from .plan import ConversionPlan, digest_of, open_plan
 from .verdicts import give_verdict
@@ -23,13 +24,14 @@ from .write import Written, write_files
 @dataclass
 class Conversion:
     """What was done, or would be in a dry run: `record` is the content of `conversion.json` (not written for a
-    single file), `files` the sizes."""
+    single file), `files` the sizes, `added` says what stands beside the model."""
 
     path: Path
     record: dict[str, Any]
     notes: list[str]
     written: bool
     files: dict[str, int] = field(default_factory=dict)
+    added: list[str] = field(default_factory=list)
 
 
 def convert(
@@ -38,6 +40,7 @@ def convert(
     options: ConversionOptions | None = None,
     *,
     hyper_parameters: Mapping[str, Any] | None = None,
+    components: Adding | None = None,
     progress: Callable[[int], Progress] | None = None,
     **shortcuts: Any,
 ) -> Conversion:
@@ -48,6 +51,7 @@ def convert(
         dump_path: where the result goes; it appears whole or not at all.
         options: what may be chosen; see `ConversionOptions`.
         hyper_parameters: what the file cannot show, by name, such as `{"num_attention_heads": 16}`.
+        components: makes it a whole pipeline: `converter.pipelines.assemble.Components`. Default: the transformer only.
         progress: called with the number of bytes to come; returns what is called with each count of bytes done.
         shortcuts: fields of `ConversionOptions`, which take the place of those in `options`.
 
@@ -65,7 +69,10 @@ def convert(
         ['pos_embed']
     """
     options = with_shortcuts(options or ConversionOptions(), shortcuts)
-    with open_plan(orig_ckpt_path, dump_path, options, hyper_parameters or {}, quiet=progress is None) as plan:
+    planned = open_plan(
+        orig_ckpt_path, dump_path, options, hyper_parameters or {}, components=components, quiet=progress is None
+    )
+    with planned as plan:
         destination, sizes, afterwards = plan.destination, dict[str, int](), list[str]()
         if not options.dry_run:
             with destination.publication(plan.size, overwrite=options.overwrite) as out:
@@ -74,7 +81,8 @@ def convert(
             afterwards = out.notes
         notes = [*plan.notes, *afterwards, *_leftovers(destination.path, afterwards)]
         record = plan.record.as_dict()
-        return Conversion(destination.path, record, notes, written=not options.dry_run, files=sizes)
+        added = [*plan.additions.lines]
+        return Conversion(destination.path, record, notes, written=not options.dry_run, files=sizes, added=added)
 
 
 def _write(
@@ -85,7 +93,7 @@ def _write(
 ) -> dict[str, int]:
     """Write the tensors, the texts and, last, the record, which says what was written; returns the files' sizes."""
     record, sidecar = plan.record, plan.sidecar
-    total = sum(part.nbytes for part in plan.parts)
+    total = sum(part.nbytes for part in plan.parts) + plan.additions.size
     step = progress(total) if progress else lambda count: None
     written = write_files(out, plan.files, plan.parts, step=step, digests=plan.writes.stated)
     notes, record.changed = give_verdict(plan.analysis, plan.writes, written, options)
@@ -94,7 +102,8 @@ def _write(
     for name, text in plan.texts.items():
         out.write_text(name, text)
     record.written = written.files | {name: digest_of(text.encode()) for name, text in plan.texts.items()}
-    sizes = {name: int(file["size"]) for name, file in record.written.items()}
+    record.written |= plan.additions.write(out, step)
+    sizes = {name: int(file["size"]) for name, file in record.written.items() if "link" not in file}
     if plan.destination.folder:
         # Earlier changes are not confirmed: the digests stated of them are passed on.
         anew = (plan.writes.rounded | sidecar.given.keys()) - record.changed.keys()

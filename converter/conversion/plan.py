@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..errors import InputError, UsageError, as_flags, printable
 from ..filenames import RECORD, SIDECAR
 from ..hub import local
 from ..mapping import fold, summed_up
+from .additions import Adding, Additions
 from .analysis import Analysis, open_model
 from .inspection import report
 from .options import ConversionOptions
@@ -38,7 +39,7 @@ from .zeros import find_zeros, refuse_zeros
 class ConversionPlan:
     """What will be written, all but the bytes of the tensors. `notes` are part of the record, and grow with it.
 
-    `texts`: text files by name.
+    `texts`: text files by name. `additions`: what stands beside the model; its texts and notes are among those here.
     """
 
     analysis: Analysis
@@ -49,6 +50,7 @@ class ConversionPlan:
     files: list[TensorFile]
     texts: dict[str, str]
     record: ConversionRecord
+    additions: Additions = field(default_factory=Additions)
 
     @property
     def notes(self) -> list[str]:
@@ -58,7 +60,8 @@ class ConversionPlan:
     @property
     def size(self) -> int:
         """Bytes needed on disk; 1 MiB for the record."""
-        return sum(file.layout.size for file in self.files) + sum(map(len, self.texts.values())) + (1 << 20)
+        texts = sum(map(len, self.texts.values()))
+        return sum(file.layout.size for file in self.files) + texts + self.additions.size + (1 << 20)
 
 
 @contextmanager
@@ -68,16 +71,20 @@ def open_plan(
     options: ConversionOptions,
     hyper_parameters: Mapping[str, Any],
     *,
+    components: Adding | None = None,
     quiet: bool = True,
 ) -> Iterator[ConversionPlan]:
     """The plan of a conversion, while its source is open: fetched if it is on the hub, analysed, and planned.
 
     Args:
+        components: says what is to stand beside the model.
         quiet: no progress bar while fetching.
 
     Raises: `InputError` and `UsageError`, whatever stands against the conversion.
     """
     destination = Destination.of(target, options)
+    if components and not destination.folder:
+        raise UsageError(f"`to` {destination.to}: writes the transformer only, and no pipeline")
     # Asked before anything is fetched, and once more when it is known where the source lies.
     destination.check(Path(source), overwrite=options.overwrite)
     if not destination.folder and destination.path.name == SIDECAR:
@@ -97,6 +104,10 @@ def open_plan(
             plan = _make_plan_or_report_zeros(analysis, destination, options, stack)
         if place != Path(source):  # in the cache it has a name that says nothing
             plan.record.about["source"]["name"] = printable(source)
+        if components:
+            plan.additions = components(analysis, plan.sidecar, destination.path, quiet)
+            plan.texts.update(plan.additions.texts)
+            plan.notes.extend(plan.additions.notes)
         yield plan
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -234,16 +234,21 @@ def recorded_files(record: Any) -> dict[str, dict[str, Any]]:
     """
     try:
         files: dict[str, dict[str, Any]] = {**record["written"]} if record["tool"]["name"] == TOOL else {}
-        valid = all(isinstance(about["size"], int) and stays_inside(name) for name, about in files.items())
+        valid = all(
+            isinstance(about["size"], int) and isinstance(about.get("link", ""), str) and stays_inside(name)
+            for name, about in files.items()
+        )
     except (TypeError, KeyError):
         return {}
     return files if valid else {}
 
 
-def files_we_wrote(folder: Path) -> Set[str]:
-    """The files that this tool wrote into a folder, by its record there, and the record; none without a record."""
+def files_we_wrote(folder: Path) -> Mapping[str, str]:
+    """What this tool wrote into a folder, by its record there, and the record: where a link leads to, '' for a file.
+    None without a record."""
     try:
         files = recorded_files(read_json(folder / RECORD))
     except ConverterError:
-        return frozenset()
-    return {*files, RECORD, PARITY} if files else frozenset()
+        return {}
+    links = {name: about.get("link", "") for name, about in files.items()}
+    return links | {RECORD: "", PARITY: ""} if files else {}

@@ -13,6 +13,7 @@ from ..checkpoint.file import InputFile, reading
 from ..checkpoint.write.transfer import DifferentError, Output, transfer
 from ..errors import InputError
 from ..filenames import PARITY, RECORD
+from .additions import Adding
 from .options import ConversionOptions, with_shortcuts
 from .plan import ConversionPlan, open_plan
 from .record import files_we_wrote
@@ -26,6 +27,7 @@ def is_up_to_date(
     options: ConversionOptions | None = None,
     *,
     hyper_parameters: Mapping[str, Any] | None = None,
+    components: Adding | None = None,
     **shortcuts: Any,
 ) -> list[str] | None:
     """The notes of `convert` on the tensors, if `dump_path` holds exactly what it would write; else None.
@@ -35,10 +37,12 @@ def is_up_to_date(
     Raises: as `convert` does, for what it refuses of the source.
     """
     options = with_shortcuts(options or ConversionOptions(), shortcuts | {"overwrite": True})
-    with open_plan(orig_ckpt_path, dump_path, options, hyper_parameters or {}) as plan:
-        path, names = plan.destination.path, {RECORD, PARITY, *plan.texts, *(file.name for file in plan.files)}
-        if plan.destination.folder and files_we_wrote(path) != names:
+    with open_plan(orig_ckpt_path, dump_path, options, hyper_parameters or {}, components=components) as plan:
+        path, names = plan.destination.path, [RECORD, PARITY, *plan.texts, *(file.name for file in plan.files)]
+        if plan.destination.folder and files_we_wrote(path) != dict.fromkeys(names, "") | plan.additions.links:
             return None  # without its record, or with more than we would write, it is another result
+        if not plan.additions.match(path):
+            return None
         with reading(plan.analysis.checkpoint.path):
             written = _written_before(path if plan.destination.folder else path.parent, plan)
             return give_verdict(plan.analysis, plan.writes, written, options)[0] if written else None

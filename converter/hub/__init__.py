@@ -6,6 +6,6 @@ Everything goes through `huggingface_hub`, so its settings hold: HF_ENDPOINT, HF
 imported where it is first needed: a path on this machine never needs it.
 """
 
-from .source import local
+from .source import local, local_component
 
-__all__ = ["local"]
+__all__ = ["local", "local_component"]

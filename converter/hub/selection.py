@@ -13,6 +13,8 @@ from ..filenames import RECORD, SIDECAR, record_places
 from .names import HubPath
 
 _SHOWN = 8
+# What the files of components without weights end in; that of a scheduler may bring its class.
+_TEXTS = {"tokenizer": (".json", ".model", ".txt"), "scheduler": (".json", ".py")}
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,22 @@ def select(names: Set[str], wanted: HubPath, *, complete: bool = True) -> Select
     files = [f"{root}{RECORD}", f"{root}{SIDECAR}"] if f"{root}{RECORD}" in names else []
     files += [f"{folder}{CONFIG}", *(f"{folder}{name}" for name in (index, file) if name)]
     return Selection(tuple(name for name in files if name in names), f"{folder}{index}" if index else "", root)
+
+
+def component_files(names: Set[str], part: str) -> tuple[list[str], str]:
+    """(the files of a component of a pipeline among the `names` in its folder, the index of its shards or '').
+
+    Of weights, those in one format, as `weights_among` prefers them; the index names the shards.
+
+    Raises: ValueError, as `weights_among` does.
+
+    >>> component_files({"config.json", "README.md", "model.safetensors", "pytorch_model.bin"}, "text_encoder")
+    (['config.json', 'model.safetensors'], '')
+    """
+    if suffixes := _TEXTS.get(part):
+        return sorted(n for n in names if n.endswith(suffixes) and n != CONFIG and ".index." not in n), ""
+    file, index = next(iter(weights_among(names)), ("", ""))
+    return [name for name in (CONFIG, index, file) if name in names], index
 
 
 def _with_file(names: Set[str], file: str) -> list[str]:

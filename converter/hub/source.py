@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Set
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from ..errors import InputError
 from . import answers
 from .client import client_errors, hub_calls, one_line, unreachable
 from .names import HubPath, hub_path
-from .selection import absent, select
+from .selection import absent, component_files, select
 
 
 def local(path: str | os.PathLike[str], *, quiet: bool = False) -> Path:
@@ -39,6 +40,46 @@ def local(path: str | os.PathLike[str], *, quiet: bool = False) -> Path:
         return Path(path)
     with hub_calls(wanted.text, quiet=quiet, before="not in the cache, and "):
         return _fetched(wanted)
+
+
+def local_component(path: str | os.PathLike[str], part: str, *, quiet: bool = False) -> Path:
+    """Where the folder of a pipeline's component lies on this machine, once it is fetched if it is on the hub.
+
+    Args:
+        path: a path, or a place on the hub, as of `local`: the component's own, or a pipeline's.
+        part: the component's name, such as "vae", which is its subfolder in a pipeline.
+        quiet: no progress bars.
+
+    Returns: the path, unchanged where it is not the hub's; else a folder in the hub's cache that holds the files of
+    this component (`selection.component_files`).
+
+    Raises: as `local` does.
+
+    Example:
+        >>> local_component("fixtures/golden", "vae").name
+        'golden'
+    """
+    wanted = hub_path(os.fspath(path))
+    if wanted is None:
+        return Path(path)
+    with hub_calls(wanted.text, quiet=quiet, before="not in the cache, and "):
+        snapshot = _snapshot(wanted)
+        root = f"{wanted.path}/" if wanted.path else ""
+        inner = f"{root}{part}/"
+        folder = inner if any(name.startswith(inner) for name in snapshot.names) else root
+        names = {name.removeprefix(folder) for name in snapshot.names if name.startswith(folder)}
+        try:
+            files, index = component_files({name for name in names if "/" not in name}, part)
+        except ValueError as error:
+            raise InputError.at(wanted.text, folder, str(error)) from None
+        if not files:
+            rule = f"files of a {part} {absent(not snapshot.folder)}" if names else absent(not snapshot.folder)
+            raise InputError.at(wanted.text, folder, rule)
+        place = snapshot.fetch_all([folder + name for name in files]) / folder
+        if index:
+            snapshot.fetch_all([folder + shard for shard in _shards(place / index)])
+        snapshot.record_revision(folder + files[0])
+        return place
 
 
 def _fetched(wanted: HubPath) -> Path:
@@ -81,6 +122,17 @@ class _Snapshot:
         # Where it lies is what the hub said when it was asked for the file: another commit would not fit the rest.
         answers.check_same_commit(self.commit, path.parents[name.count("/")].name)
         return path
+
+    def fetch_all(self, names: list[str]) -> Path:
+        """Files of this commit, several at a time; returns the folder of the repository in the cache."""
+        from huggingface_hub import snapshot_download
+
+        if self.folder:
+            return self.folder
+        patterns = [glob.escape(name) for name in names]
+        root = Path(snapshot_download(self.wanted.repo, revision=self.commit, allow_patterns=patterns))
+        answers.check_same_commit(self.commit, root.name)
+        return root
 
     def record_revision(self, name: str) -> None:
         """Let the cache know, by way of one file, that the revision asked for is this commit."""

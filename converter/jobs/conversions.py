@@ -16,6 +16,7 @@ from ..conversion.watch import watch
 from ..errors import UsageError
 
 if TYPE_CHECKING:
+    from ..pipelines.assemble import Components
     from .steps import Step
 
 
@@ -30,6 +31,7 @@ class ConversionRequest:
             repository is created.
         watch: a folder whose checkpoints are converted as they come; `watch_idle` seconds without any end that, and a
             file is complete once it has not grown for `watch_settle` seconds.
+        components: of a whole pipeline. Default: the transformer only.
         literally: the only original and the target are paths, and no patterns.
     """
 
@@ -37,6 +39,7 @@ class ConversionRequest:
     target: str
     options: ConversionOptions = field(default_factory=ConversionOptions)
     hyper_parameters: Mapping[str, Any] = field(default_factory=dict)
+    components: Components | None = None
     parity: bool = False
     push_to_hub: str | None = None
     private: bool = False
@@ -57,6 +60,8 @@ class ConversionRequest:
             raise UsageError(f"`{after}` cannot be combined with `dry_run`, which writes nothing")
         if after and self.options.to != "diffusers":
             raise UsageError(f"`{after}` requires a diffusers folder, not `to` {self.options.to}")
+        if self.push_to_hub and self.components and self.components.linked:
+            raise UsageError("`push_to_hub` publishes no links: a whole pipeline requires `components` copy for it")
 
     @cached_property
     def several(self) -> bool:
@@ -108,6 +113,7 @@ def run(
         pairs,
         request.options,
         request.hyper_parameters,
+        components=request.components,
         several=request.several,
         steps=steps,
         progress=progress,

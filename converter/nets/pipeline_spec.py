@@ -23,6 +23,7 @@ class Conventions:
     mask_of_prompt: bool  # the null caption is masked as the prompt is, and not by its own length
     ratio_of_table: bool  # the aspect ratio that the net is told is the table's key, of two decimals
     float32_latents: bool  # whatever the net's dtype
+    float32_vae: bool  # likewise
     half_up: bool  # how 8 bits are rounded; else half to even, in float32
     resize: bool  # the picture, to the size that was asked for
     own_size_only: bool = False  # the net takes squares of its own size

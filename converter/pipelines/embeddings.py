@@ -26,8 +26,8 @@ class Embeddings:
 
     >>> import torch
     >>> one = Embeddings(torch.zeros(1, 120, 4096), torch.ones(1, 120, dtype=torch.int64))
-    >>> one.save(Path("cat.safetensors"))
-    >>> Embeddings.load(Path("cat.safetensors"), tokens=120, width=4096).prompt_embeds.shape
+    >>> one.save(tmp / "cat.safetensors")
+    >>> Embeddings.load(tmp / "cat.safetensors", tokens=120, width=4096).prompt_embeds.shape
     torch.Size([1, 120, 4096])
     """
 
@@ -49,13 +49,11 @@ class Embeddings:
                 raise file.error("", f"lacks {' and '.join(missing)}: embeddings and their mask go together")
             if unknown := [name for name in held if name not in names]:
                 raise file.error(unknown[0], f"is none of {', '.join(names)}")
-            batch = held[names[0]].shape[0] if held[names[0]].shape else 0
+            batch = max((1, *held[names[0]].shape[:1]))
             for name in wanted:
                 shape = [batch, tokens] if name.endswith("mask") else [batch, tokens, width]
-                if list(held[name].shape) != shape or not batch:
-                    # Of the embeddings of prompts, which come first, any number will do.
-                    needed = ", ".join(map(str, ["B" if name == names[0] else batch, *shape[1:]]))
-                    raise file.error(name, f"has shape {list(held[name].shape)}, and this model needs [{needed}]")
+                if list(held[name].shape) != shape:
+                    raise file.error(name, f"has shape {list(held[name].shape)}, and this model needs {shape}")
             return cls(**{name: _read(file, name, held[name]) for name in wanted})
 
     def save(self, path: Path, *, overwrite: bool = False) -> None:
@@ -67,8 +65,7 @@ class Embeddings:
 
         if os.path.lexists(path) and not overwrite:
             raise UsageError(f"{printable(path)}: exists; use `overwrite` to replace it")
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        data = save({name: held.detach().cpu().contiguous() for name, held in tensors.items() if held is not None})
+        data = save({name: held.detach().cpu().contiguous() for name, held in vars(self).items() if held is not None})
         with FilePublication(path, needed_bytes=len(data), overwrite=overwrite) as out:
             with open(out.create(out.target.name), "wb") as file:
                 file.write(data)

@@ -13,7 +13,7 @@ from ..checkpoint.file import present
 from ..checkpoint.json_file import read_json
 from ..conversion.analysis import Analysis, open_model
 from ..conversion.record import find_record
-from ..conversion.sidecar import analyse_with_record, open_sidecar, rows_of
+from ..conversion.sidecar import Sidecar, analyse_with_record, open_sidecar, rows_of
 from ..errors import UsageError
 from ..families import Finding, Findings
 from ..families.from_file import imported
@@ -44,6 +44,13 @@ class PictureModel:
     spec: PipelineSpec
     null_caption: LazyTensor | None
 
+    @classmethod
+    def of(cls, analysis: Analysis, sidecar: Sidecar) -> PictureModel:
+        """Raises: `UsageError` where its family says nothing of pictures."""
+        names = {row.source for row in rows_of(analysis, Extra)}
+        kept = {key: tensor for key, tensor in {**analysis.checkpoint, **sidecar.tensors}.items() if key in names}
+        return cls(analysis, spec_of(analysis), next(iter(kept.values()), None))
+
     @property
     def checkpoint(self) -> Checkpoint:
         return self.analysis.checkpoint
@@ -58,6 +65,19 @@ class PictureModel:
         folder = self.checkpoint.folder
         converted = self.analysis.diffusers and folder is not None and bool(find_record(folder).origin)
         return ORIGINAL if converted or not self.analysis.diffusers else DIFFUSERS
+
+    def sampler_of(self, config: Any) -> str | None:
+        """The sampler that a scheduler's config stands for, None where it is another's."""
+        if not isinstance(config, dict):
+            return None
+        how, kind = self.spec.conventions(self.findings, ORIGINAL), config.get("_class_name")
+        known = {name: self.spec.sampler(self.findings, how, name) for name in self.spec.samplers}
+        fitting = {  # two samplers may have one class, with other fields
+            name: sum(config.get(field) == value for field, value in sampler.config.items()) / len(sampler.config)
+            for name, sampler in known.items()
+            if kind in (sampler.stock, sampler.scheduler.partition(":")[2])
+        }
+        return max(fitting, key=lambda name: fitting[name], default=None)
 
     def net(self, dtype: torch.dtype, device: str = "cpu", *, whole: bool) -> Net:
         """Diffusers' own net of a converted model, the training code's of an original.
@@ -106,10 +126,7 @@ def open_picture_model(
         spec = spec_of(analysis)
         if analysis.diffusers:
             _complete(analysis, spec)
-        sidecar = open_sidecar(stack, analysis, null_caption)
-        names = {row.source for row in rows_of(analysis, Extra)}
-        kept = {key: tensor for key, tensor in {**checkpoint, **sidecar.tensors}.items() if key in names}
-        yield PictureModel(analysis, spec, next(iter(kept.values()), None))
+        yield PictureModel.of(analysis, open_sidecar(stack, analysis, null_caption))
 
 
 def _complete(analysis: Analysis, spec: PipelineSpec) -> None:

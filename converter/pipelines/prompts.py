@@ -84,11 +84,14 @@ def tokenize(prompts: Sequence[str], folder: Path, tokens: int) -> tuple[Tensor,
         words that were cut off, '' for none.
 
     Raises: `InputError` for a folder that holds no tokenizer, `UsageError` for missing packages.
+
+    >>> tokenize(["a cat"], Path("fixtures/golden"), 120)
+    Traceback (most recent call last):
+    converter.errors.InputError: fixtures/golden: holds no tokenizer: spiece.model or tokenizer.json is missing
     """
     there = [name for name in _MODELS if (folder / name).is_file()]
     if not there:  # transformers would make one up that knows no words
-        rule = f"holds no tokenizer: {' or '.join(_MODELS)} is missing, which lies in the original model's tokenizer/"
-        raise InputError.at(folder, "", rule)
+        raise InputError.at(folder, "", f"holds no tokenizer: {' or '.join(_MODELS)} is missing")
     require("a prompt", "transformers", *([] if _MODELS[1] in there else ["sentencepiece", "google.protobuf"]))
     from transformers import T5Tokenizer
 

@@ -56,14 +56,14 @@ def encode(
     converter.errors.InputError: weights: No such file or directory
     """
     if how not in ("whole", "streamed", "8bit", "nf4"):
-        raise UsageError(f"`text_encoder_memory` {printable(how)}: one of whole, streamed, 8bit, nf4")
+        raise UsageError(f"`how` {printable(how)}: one of whole, streamed, 8bit, nf4")
     require("encoding a prompt", "transformers")
     if how in ("8bit", "nf4"):
         require(f"a text encoder in {how}", "bitsandbytes", "accelerate", extra="quantize")
     with open_checkpoint(folder) as checkpoint, _quiet(), torch.inference_mode():
-        encoder = _empty_encoder(checkpoint)
-        weights = _Weights(_state(checkpoint, encoder), dtype, device)
-        if (last := int(ids.max())) >= (size := weights.state[_EMBEDDING].shape[0]):
+        encoder, state = _encoder(checkpoint)
+        weights = _Weights(state, dtype, device)
+        if (last := int(ids.max())) >= (size := state[_EMBEDDING].shape[0]):
             raise InputError.at(folder, "", f"knows {size} tokens, and the tokenizer has one with the id {last}")
         if how == "whole":
             encoder.load_state_dict(dict(weights), assign=True)
@@ -97,31 +97,25 @@ def _call(encoder: Any, values: Values) -> Tensor:
     return output
 
 
-def _empty_encoder(checkpoint: Checkpoint) -> Any:
-    """The encoder that `config.json` describes, without its weights."""
+def _encoder(checkpoint: Checkpoint) -> tuple[Any, Mapping[str, LazyTensor]]:
+    """The encoder that `config.json` describes, without its weights; and those, unread, by its own names."""
     from transformers import T5Config, T5EncoderModel
 
-    def refused(rule: str) -> InputError:
-        return InputError.at(checkpoint.path, "config.json", rule)
-
-    config = checkpoint.config
-    if (kind := config.get("model_type")) != "t5":
-        raise refused(f"model_type is {printable(kind)}: the config of a T5 text encoder is needed")
-    blocks = {key.split(".")[2] for key in checkpoint if key.startswith(f"{_ENCODER}block.")}
-    if (count := config.get("num_layers")) != len(blocks):  # before as many are built as it says
-        raise refused(f"num_layers is {printable(count)}, and the weights have {len(blocks)} blocks")
-    try:
-        with torch.device("meta"):
-            return T5EncoderModel(T5Config.from_dict(dict(config))).encoder
-    except Exception as error:  # of any kind, as what the fields hold
-        raise refused(f"transformers makes no T5 of it: {printable(error)}") from error
-
-
-def _state(checkpoint: Checkpoint, encoder: Any) -> Mapping[str, LazyTensor]:
-    """The encoder's tensors by its own names: all of them, in the right shapes."""
     state = {key.removeprefix(_ENCODER): tensor for key, tensor in checkpoint.items() if key.startswith(_ENCODER)}
     if _SHARED in checkpoint:
         state.setdefault(_EMBEDDING, checkpoint[_SHARED])
+    blocks = len({name.split(".")[1] for name in state if name.startswith("block.")})
+    kind, count = (checkpoint.config.get(name) for name in ("model_type", "num_layers"))
+    if (kind, count) != ("t5", blocks):  # asked before as many are built as it says
+        rule = (
+            f"a {printable(kind)} with num_layers {printable(count)}, where a t5 with {blocks}, as in the weights, is"
+        )
+        raise InputError.at(checkpoint.path, "config.json", f"{rule} needed")
+    try:
+        with torch.device("meta"):
+            encoder = T5EncoderModel(T5Config.from_dict(dict(checkpoint.config))).encoder
+    except Exception as error:  # of any kind, as what the fields hold
+        raise InputError.at(checkpoint.path, "config.json", f"transformers refuses it: {printable(error)}") from error
     wanted = {name: tuple(parameter.shape) for name, parameter in encoder.named_parameters()}
     if differing := sorted(wanted.keys() ^ state.keys()):
         rule = "is missing" if differing[0] in wanted else "is in no T5 with this config.json"
@@ -131,7 +125,7 @@ def _state(checkpoint: Checkpoint, encoder: Any) -> Mapping[str, LazyTensor]:
             rule = f"is {tensor.dtype} {list(tensor.shape)}, where config.json asks for floats {list(wanted[name])}"
             remedy = "" if tensor.dtype.floating else f" (quantised weights): {UNQUANTISED}"
             raise InputError.at(checkpoint.path, tensor.key, rule + remedy)
-    return state
+    return encoder, state
 
 
 def _quantised(folder: Path, how: str, weights: Weights) -> Any:

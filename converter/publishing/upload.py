@@ -143,14 +143,14 @@ def _recorded(folder: Path) -> tuple[dict[str, Any], dict[str, Path | bytes]]:
 def _no_link(folder: Path, name: str) -> Path:
     """Where a file of a folder lies.
 
-    Raises: `InputError` for a symbolic link, or a folder on the way that is one: a conversion writes none, and what it
-    leads to may be private.
+    Raises: `InputError` for a symbolic link, or a folder on the way that is one: what it leads to may be private.
     """
     path = folder
     for part in PurePosixPath(name).parts:
         path /= part
         if path.is_symlink():
-            raise InputError.at(path, "", "a symbolic link, which is not published; replace it with the file itself")
+            mend = "replace it with the file itself, or convert with `components` copy"
+            raise InputError.at(path, "", f"a symbolic link, which is not published; {mend}")
     return path
 
 

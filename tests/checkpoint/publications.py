@@ -20,8 +20,8 @@ NAMES = ("config.json", "vae/config.json", "weights.safetensors.index.json")
 STALE = "weights-00001-of-00002.safetensors"  # only the old folder has it
 
 
-def allowed(folder: Path) -> set[str]:
-    return {*NAMES, STALE}
+def allowed(folder: Path) -> dict[str, str]:
+    return dict.fromkeys((*NAMES, STALE), "")
 
 
 def write(out: Publication, generation: str) -> None:

@@ -14,7 +14,7 @@ from converter.errors import UsageError
 
 
 def folder_check(target: Path, source: Path, *, overwrite: bool) -> Path:
-    return check_target(target, source, overwrite=overwrite, allowed=lambda _: set())
+    return check_target(target, source, overwrite=overwrite, allowed=lambda _: {})
 
 
 Check = Callable[..., Path]
@@ -158,7 +158,7 @@ def test_the_nearest_that_exists(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- what is no one's work
 
-OURS = {"conversion.json", "transformer/config.json"}
+OURS = dict.fromkeys(["conversion.json", "transformer/config.json"], "")
 NO_ONES = {
     ".DS_Store": b"\0\0\0\1Bud1",
     "transformer/.DS_Store": b"",

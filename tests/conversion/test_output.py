@@ -263,12 +263,12 @@ def test_what_is_ours_is_what_our_record_lists(tmp_path: Path) -> None:
     flags: dict[str, Any] = {"num_attention_heads": HEADS, "max_shard_size": "20KB"}
     done = converter.convert(GOLDEN / "sigma-ms.pth", tmp_path / "out", **stated(**flags))
     listed = set(done.record["written"])
-    assert files_we_wrote(tmp_path / "out") == {*listed, "conversion.json", "parity.json"}
+    assert files_we_wrote(tmp_path / "out") == dict.fromkeys([*listed, "conversion.json", "parity.json"], "")
     assert sum("-of-" in name for name in listed) > 1
     record = tmp_path / "out" / "conversion.json"
     for text in ("", "[]", "{}", '{"tool": {"name": "other"}, "written": {"a": 1}}', '{"tool": 1, "written": {}}',
                  record.read_text().replace('"written"', '"wrote"')):  # fmt: skip
         record.write_text(text)
-        assert files_we_wrote(tmp_path / "out") == set()
+        assert files_we_wrote(tmp_path / "out") == {}
     record.unlink()
-    assert files_we_wrote(tmp_path / "out") == files_we_wrote(tmp_path / "nowhere") == set()
+    assert files_we_wrote(tmp_path / "out") == files_we_wrote(tmp_path / "nowhere") == {}

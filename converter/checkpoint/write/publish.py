@@ -11,7 +11,8 @@ import errno
 import os
 import secrets
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from ...errors import ConverterError, human_bytes, printable
@@ -71,7 +72,7 @@ class Publication:
     """
 
     def __init__(
-        self, target: Path, *, needed_bytes: int, overwrite: bool = False, allowed: Allowed = lambda _: frozenset()
+        self, target: Path, *, needed_bytes: int, overwrite: bool = False, allowed: Allowed = lambda _: {}
     ) -> None:
         self.target = Path(os.path.realpath(target))
         self.path = self.target.with_name(f"{temporary_prefix(self.target)}.{secrets.token_hex(8)}.partial")
@@ -133,6 +134,17 @@ class Publication:
 
     def create(self, name: str) -> int:
         """A descriptor that writes the new file `name`, such as "vae/config.json"; the caller closes it."""
+        with self._place(name) as path:
+            return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+
+    def link(self, name: str, to: Path) -> None:
+        """Make the new symbolic link `name`."""
+        with self._place(name) as path:
+            os.symlink(to, path)
+
+    @contextmanager
+    def _place(self, name: str) -> Iterator[Path]:
+        """Where something new of this name goes, in a folder that is there by then."""
         path = self.path / PurePosixPath(name)
         if self.path not in path.parents or ".." in path.parts:
             raise ConverterError(f"{printable(name)}: not a path inside the output folder")
@@ -141,7 +153,7 @@ class Publication:
                 if self.path in folder.parents:  # never the folder itself: it may just have been discarded
                     with suppress(FileExistsError):
                         os.mkdir(folder)
-            return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+            yield path
         except OSError as error:
             raise write_error(path, error) from error
 
@@ -163,7 +175,8 @@ class Publication:
         try:
             for folder, _, files in os.walk(self.path, topdown=False):
                 for path in (*(Path(folder, name) for name in files), Path(folder)):
-                    _sync(path)
+                    if not path.is_symlink():  # what it leads to is not ours
+                        _sync(path)
             with signals_deferred:
                 self._move()
                 self.published = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -13,8 +13,9 @@ from ...errors import InputError, UsageError, printable
 from ..file import InputFile
 
 REPLACED = ".replaced"  # of an old target that has given way to the new one, and is being deleted
-# The files of a folder, such as "vae/config.json", that may be deleted; empty where this tool wrote none of it.
-Allowed = Callable[[Path], Set[str]]
+# What of a folder may be deleted, by names such as "vae/config.json": where a link leads to, '' for a file; empty where
+# this tool wrote none of it.
+Allowed = Callable[[Path], Mapping[str, str]]
 
 _OF_SYSTEMS = {".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini"}
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
@@ -41,7 +42,7 @@ def nearest(path: Path) -> Path:
 def check_replaceable(target: Path, folder: Path, allowed: Allowed) -> None:
     """Replacing `target`, now at `folder`, deletes it: all in it must be files that we wrote, or no one's work."""
     others: list[str] = [] if folder.is_dir() and not folder.is_symlink() else ["."]
-    files_we_wrote: Set[str] = frozenset() if others else allowed(folder)
+    we_wrote: Mapping[str, str] = {} if others else allowed(folder)
     waiting = [] if others else [""]
     while waiting and len(others) < 4:  # a loop, not recursion: the depth is the user's
         inside = waiting.pop()
@@ -52,8 +53,11 @@ def check_replaceable(target: Path, folder: Path, allowed: Allowed) -> None:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(f"{inside}{entry.name}/")
+            elif entry.is_symlink():
+                if we_wrote.get(inside + entry.name) != os.readlink(entry.path):
+                    others.append(inside + entry.name)
             elif not entry.is_file(follow_symlinks=False) or not (
-                inside + entry.name in files_we_wrote or _left_by_system(inside, entry, siblings)
+                we_wrote.get(inside + entry.name) == "" or _left_by_system(inside, entry, siblings)
             ):
                 others.append(inside + entry.name)
     if others:

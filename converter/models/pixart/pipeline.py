@@ -36,7 +36,7 @@ def conventions(findings: Findings, name: str) -> Conventions:
             words="as diffusers' pipelines draw: the null branch is an empty prompt with a mask of its own, timesteps "
             "are whole numbers, the last step ends without noise",
             clean_prompt=True, size_in_prompt=False, stored_null=False, mask_of_prompt=False, ratio_of_table=False,
-            float32_latents=False, half_up=False, resize=True,
+            float32_latents=False, float32_vae=False, half_up=False, resize=True,
         )  # fmt: skip
     null = "the checkpoint's null caption" if alpha else "an empty prompt"
     return Conventions(
@@ -49,6 +49,7 @@ def conventions(findings: Findings, name: str) -> Conventions:
         mask_of_prompt=True,
         ratio_of_table=True,
         float32_latents=True,
+        float32_vae=alpha,
         half_up=True,
         resize=False,
         own_size_only=not findings.value("multi_scale_train"),
