@@ -126,12 +126,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the components of a pipeline. `text` is None where embeddings are given; `channels`: of the VAE's levels."""
+    """Of the components of a pipeline: `text` None where embeddings are given, `vae` where latents are asked for, with
+    the `channels` of its levels."""
 
     text: Parts | None
     transformer: Parts
-    vae: Parts
-    channels: tuple[int, ...]
+    vae: Parts | None = None
+    channels: tuple[int, ...] = ()
 
     def encoding(self, request: Request) -> int:
         """Activations in bytes: of a prompt, and a negative one, in the gated part of the feed-forward."""
@@ -156,7 +157,7 @@ class Sizes:
         return int(alive * (CONVOLUTIONS if request.device == "cpu" else 1)) + tiles + 3 * pixels * request.images
 
 
-def sizes_of(transformer: Mapping[str, LazyTensor], vae: Path, text_encoder: Path | None = None) -> Sizes:
+def sizes_of(transformer: Mapping[str, LazyTensor], vae: Path | None = None, text_encoder: Path | None = None) -> Sizes:
     """The sizes of components: of an open transformer in either layout, and of folders. No weights are read.
 
     Raises: `InputError` for files that cannot be read, or a folder that holds no VAE.
@@ -165,6 +166,8 @@ def sizes_of(transformer: Mapping[str, LazyTensor], vae: Path, text_encoder: Pat
     if text_encoder is not None:
         with open_checkpoint(text_encoder) as checkpoint:
             text = count(checkpoint, ("decoder.", "lm_head."))
+    if vae is None:
+        return Sizes(text, count(transformer))
     channels = read_config(vae).get("block_out_channels")
     if not isinstance(channels, list) or not channels or not all(isinstance(each, int) for each in channels):
         raise InputError.at(vae, CONFIG, "block_out_channels is no list of numbers: give the folder of a VAE")
@@ -241,6 +244,8 @@ def _ways(sizes: Sizes, request: Request, quantize: str | None) -> Iterator[list
     activations = sizes.step(request)
     weights = {how: sizes.transformer.weights(request.dtype, how) for how in ("whole", "streamed")}
     yield [StagePlan("transformer", how, size, activations) for how, size in weights.items()]
+    if sizes.vae is None:
+        return
     large = max(request.height, request.width) > TILE
     hows = ["whole", *(["sliced"] if request.images > 1 else []), *(["tiled"] if large else [])]
     held = sizes.vae.weights(request.vae_dtype)
