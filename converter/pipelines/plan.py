@@ -19,8 +19,8 @@ from .decode import TILE
 from .memory import available, resident
 
 BASE = 500_000_000  # Python with torch, diffusers and transformers; of a GPU about what its context takes
-TEXT_BUFFERS = 60_000_000  # of the CPU's matrix products in a text encoder
-CONVOLUTIONS = 1.25  # what a decoder takes on the CPU, in units of its activations
+# On the CPU: buffers of matrix products, twice that of convolutions, and those in units of a decoder's activations.
+BUFFERS, CONVOLUTIONS = 50_000_000, 1.2
 ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 QUANTISED = {"8bit": 1.0, "nf4": 0.5 + 4 / 64}  # bytes a weight in bitsandbytes; nf4 has a float32 scale for every 64
 WORDS = {
@@ -90,7 +90,8 @@ def count(state: Mapping[str, LazyTensor], left_out: tuple[str, ...] = ()) -> Pa
 
     matrices = [key for unit in blocks.values() for key in unit if len(tensors[key].shape) == 2]
     largest = max([*blocks.values(), *others.values()], key=size)
-    axes = Counter(axis for key in matrices for axis in tensors[key].shape)
+    block = max(blocks.values(), key=size, default=[])
+    axes = Counter(axis for key in block if key in matrices for axis in tensors[key].shape)
     dtypes = Counter[str]()
     for tensor in tensors.values():
         dtypes[tensor.dtype.name] += tensor.numel
@@ -135,14 +136,15 @@ class Sizes:
 
     def encoding(self, request: Request) -> int:
         """Activations in bytes: of a prompt, and a negative one, in the gated part of the feed-forward."""
-        each = (6 * self.text.inner + self.text.width) * ITEM[request.text_dtype] if self.text else 0
-        return (1 + request.guided) * request.tokens * each + TEXT_BUFFERS * (request.device == "cpu")
+        each = (7 * self.text.inner + self.text.width) * ITEM[request.text_dtype] if self.text else 0
+        return (1 + request.guided) * request.tokens * each + BUFFERS * (request.device == "cpu")
 
     def step(self, request: Request) -> int:
-        """Activations of one step: the GELU of the feed-forward. CPU kernels hold half precision in float32."""
-        net, item = self.transformer, 4 if request.device == "cpu" else ITEM[request.dtype]
+        """Activations of one step: the GELU of the feed-forward, of which the CPU keeps copies in half precision."""
+        net, cpu, item = self.transformer, request.device == "cpu", ITEM[request.dtype]
         patches = (request.height // 8 // net.patch) * (request.width // 8 // net.patch)
-        return request.images * (1 + request.guided) * patches * (2 * net.inner + 4 * net.width) * item
+        alive = request.images * (1 + request.guided) * patches * (2 * net.inner + 4 * net.width)
+        return alive * (4 if cpu else item) + BUFFERS * (cpu and item == 4)
 
     def decoding(self, request: Request, how: str = "whole") -> int:
         """Activations of the decoder: three times what goes into a block, as a rule the first at full resolution."""
@@ -152,8 +154,9 @@ class Sizes:
             area = min(request.height, TILE) * min(request.width, TILE)
         wide = [*self.channels[1:], self.channels[-1]]  # a block takes what the level below it has
         alive = 3 * item * at_once * max(channels * area >> 2 * level for level, channels in enumerate(wide))
-        tiles = 2 * 3 * item * pixels if how == "tiled" else 0
-        return int(alive * (CONVOLUTIONS if request.device == "cpu" else 1)) + tiles + 3 * pixels * request.images
+        if request.device == "cpu":
+            alive = int(alive * CONVOLUTIONS) + 2 * BUFFERS
+        return alive + 3 * pixels * (request.images + 2 * item * (how == "tiled"))
 
 
 def sizes_of(transformer: Mapping[str, LazyTensor], vae: Path, text_encoder: Path | None = None) -> Sizes:
