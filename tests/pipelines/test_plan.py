@@ -148,7 +148,7 @@ def test_encoding_takes_what_was_measured(sizes: Sizes) -> None:
 def test_what_is_exact_comes_first_and_only_as_much_is_given_up_as_has_to_be(
     sizes: Sizes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plans, "available", lambda device: int(40 * GB))
+    monkeypatch.setattr(plans, "available", lambda device: int(40 * GB) - BASE)
     request = Request(**LARGE | GPU)
 
     def hows(budget: int | None, request: Request = request, **options: Any) -> list[str]:
@@ -172,17 +172,17 @@ def test_what_is_exact_comes_first_and_only_as_much_is_given_up_as_has_to_be(
 
 
 def test_the_plan_is_printed_with_its_arithmetic(sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "available", lambda device: int(16 * GB))
+    monkeypatch.setattr(plans, "available", lambda device: int(16 * GB) - BASE)
     first, text, step, picture = plan(sizes, Request(**LARGE | GPU), as_bytes("3GB")).lines()
     assert first == "memory: `memory_budget` 3.00 GB"
     assert text.startswith("text encoder: streamed from its files: largest part 386 MB + activations 90.9 MB + ")
-    assert text.endswith("Python and torch 500 MB = 977 MB")
+    assert text.endswith("the process itself 500 MB = 977 MB")
     assert step.startswith("transformer: whole: weights 1.25 GB + activations 226 MB")
     assert picture.startswith("VAE: whole: weights 104 MB + activations 1.6")
 
 
 def test_what_cannot_fit_is_refused_with_the_least_that_would_do(sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "available", lambda device: int(3 * GB))
+    monkeypatch.setattr(plans, "available", lambda device: int(3 * GB) - BASE)
     request = Request(**LARGE | GPU)
     with pytest.raises(
         UsageError, match=r"`memory_budget` 900 MB, and 1.02 GB is the least that would do: VAE: in tiles"
