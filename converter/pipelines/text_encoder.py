@@ -61,7 +61,7 @@ def encode(
     if how in ("8bit", "nf4"):
         require(f"a text encoder in {how}", "bitsandbytes", "accelerate", extra="quantize")
     with open_checkpoint(folder) as checkpoint, _quiet(), torch.inference_mode():
-        encoder, state = _encoder(checkpoint)
+        encoder, state = empty_encoder(checkpoint)
         weights = _Weights(state, dtype, device)
         if (last := int(ids.max())) >= (size := state[_EMBEDDING].shape[0]):
             raise InputError.at(folder, "", f"knows {size} tokens, and the tokenizer has one with the id {last}")
@@ -97,7 +97,7 @@ def _call(encoder: Any, values: Values) -> Tensor:
     return output
 
 
-def _encoder(checkpoint: Checkpoint) -> tuple[Any, Mapping[str, LazyTensor]]:
+def empty_encoder(checkpoint: Checkpoint) -> tuple[Any, Mapping[str, LazyTensor]]:
     """The encoder that `config.json` describes, without its weights; and those, unread, by its own names."""
     from transformers import T5Config, T5EncoderModel
 
