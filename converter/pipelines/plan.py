@@ -90,8 +90,9 @@ def count(state: Mapping[str, LazyTensor], left_out: tuple[str, ...] = ()) -> Pa
         return sum(tensors[key].numel for key in keys)
 
     matrices = {key for part in blocks.values() for key in part if len(tensors[key].shape) == 2}
-    largest: list[str] = max([*blocks.values(), *others.values(), []], key=size)
-    block = matrices.intersection(max([*blocks.values(), []], key=size))
+    parts: list[list[str]] = [*blocks.values(), *others.values(), []]
+    largest = max(parts, key=size)
+    block = matrices.intersection(max([*blocks.values(), list[str]()], key=size))
     axes = Counter(axis for key in block for axis in tensors[key].shape)
     kernels = [tensors[key].shape[-1] for part in others.values() for key in part if len(tensors[key].shape) == 4]
     return Parts(

@@ -67,7 +67,7 @@ def encode(
             progress(1)
 
     with open_checkpoint(folder) as checkpoint, _quiet(), torch.inference_mode():
-        encoder, state = _encoder(checkpoint)
+        encoder, state = empty_encoder(checkpoint)
         weights = _Weights(state, dtype, device)
         if (last := int(ids.max())) >= (size := state[_EMBEDDING].shape[0]):
             raise InputError.at(folder, "", f"knows {size} tokens, and the tokenizer has one with the id {last}")
@@ -101,7 +101,7 @@ def _call(encoder: Any, values: Values) -> Tensor:
     return output
 
 
-def _encoder(checkpoint: Checkpoint) -> tuple[Any, dict[str, LazyTensor]]:
+def empty_encoder(checkpoint: Checkpoint) -> tuple[Any, dict[str, LazyTensor]]:
     """The encoder that `config.json` describes, without its weights; and those, unread, by its own names."""
     from transformers import T5Config, T5EncoderModel
 

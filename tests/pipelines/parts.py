@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +11,13 @@ import converter
 from converter.pipelines.assemble import Components
 
 PARTS = ROOT / "fixtures" / "pipeline"
-VAE, TOKENIZER, TEXT_ENCODER = PARTS / "vae", PARTS / "tokenizer", PARTS / "text_encoder-alpha"
+VAE, TOKENIZER, TEXT_ENCODER = PARTS / "vae-alpha", PARTS / "tokenizer", PARTS / "text_encoder-alpha"
 TEXT = {"text_encoder": TEXT_ENCODER, "tokenizer": TOKENIZER}
 
 
 def vae_of(name: str) -> Path:
-    """The VAE for a recorded net: for an alpha, the one there is with the scaling factor of an alpha's."""
-    if name.startswith("sigma"):
-        return VAE
-    folder = Path(tempfile.gettempdir()) / f"convert-pixart-vae-{os.getpid()}"
-    if not folder.is_dir():
-        shutil.copytree(VAE, folder)
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.18215}))
-    return folder
+    """The VAE that fits a recorded net."""
+    return VAE if name.startswith("alpha") else PARTS / "vae"
 
 
 def assemble(name: str, out: Path, options: Any = None, **components: Any) -> converter.Conversion:
@@ -40,7 +27,7 @@ def assemble(name: str, out: Path, options: Any = None, **components: Any) -> co
     return converter.convert(PARTS / f"{name}.pth", out, components=beside, hyper_parameters=heads, **(options or {}))
 
 
-def flags(name: str, out: Path, *more: object, vae: Path | str | None = None) -> list[object]:
+def flags(name: str, out: Path, *more: object, vae: Path | str = "") -> list[object]:
     """The same on the command line, of `convert-pixart`."""
     call = ["--orig_ckpt_path", PARTS / f"{name}.pth", "--dump_path", out, "--num_attention_heads", HEADS]
     return [*call, "--only_transformer=False", "--vae", vae or vae_of(name), *more]
