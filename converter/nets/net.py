@@ -99,12 +99,16 @@ class Weights(Mapping[str, Tensor]):
         self.state, self.dtype, self.device, self.rounded = state, dtype, device, rounded
         self.memory = memory or Memory()
 
+    def dtype_of(self, key: str) -> torch.dtype:
+        """The dtype that a tensor is given. A subclass may keep some of them in another one than `dtype`."""
+        return self.dtype
+
     def __getitem__(self, key: str) -> Tensor:
         held = self.state[key]
         tensor: Tensor = held if isinstance(held, Tensor) else held.torch()
         if self.rounded is not None:
             tensor = tensor.to(self.rounded)
-        return tensor.to(self.device, self.dtype)
+        return tensor.to(self.device, self.dtype_of(key))
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose keys begin with `prefix`, read, by the rest of their keys."""
@@ -117,21 +121,26 @@ class Weights(Mapping[str, Tensor]):
         more time than reading into it.
         """
         mine = {key[len(prefix) :]: self.state[key] for key in self.state if key.startswith(prefix)}
-        room = [(torch.Size(held.shape), self.dtype) for held in mine.values()]
-        sizes = (torch.Size(held.shape).numel() * held.dtype.itemsize for held in mine.values())
+        room = [(torch.Size(held.shape), self.dtype_of(prefix + name)) for name, held in mine.items()]
+        # What is lazy and has the right dtype already is read into its place.
+        detours = [held for held, (_, dtype) in zip(mine.values(), room, strict=True) if not self._direct(held, dtype)]
+        sizes = (torch.Size(held.shape).numel() * held.dtype.itemsize for held in detours)
         *lent, staging = self.memory.scratch(room, max(sizes, default=0))
         tensors = {}
         for target, (name, held) in zip(lent, mine.items(), strict=True):
-            if not isinstance(held, Tensor):
+            if self._direct(held, target.dtype):
+                held = held.torch(target)
+            elif not isinstance(held, Tensor):
                 dtype = getattr(torch, held.dtype.name)
-                direct = dtype == self.dtype and self.rounded is None
-                staged = staging[: target.numel() * dtype.itemsize].view(dtype).reshape(target.shape)
-                held = held.torch(target if direct else staged)
+                held = held.torch(staging[: target.numel() * dtype.itemsize].view(dtype).reshape(target.shape))
             held = held if self.rounded is None else held.to(self.rounded)
             if held is not target:
                 target.copy_(held)
             tensors[name] = target.to(self.device)
         return tensors
+
+    def _direct(self, held: Any, dtype: torch.dtype) -> bool:
+        return not isinstance(held, Tensor) and self.rounded is None and getattr(torch, held.dtype.name) == dtype
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.state)

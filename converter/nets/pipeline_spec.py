@@ -23,6 +23,7 @@ class Conventions:
     mask_of_prompt: bool  # the null caption is masked as the prompt is, and not by its own length
     ratio_of_table: bool  # the aspect ratio that the net is told is the table's key, of two decimals
     float32_latents: bool  # whatever the net's dtype
+    float32_vae: bool  # likewise
     half_up: bool  # how 8 bits are rounded; else half to even, in float32
     resize: bool  # the picture, to the size that was asked for
     own_size_only: bool = False  # the net takes squares of its own size
@@ -52,8 +53,11 @@ class PipelineSpec:
     """What a family says of pictures. Everything is called with what the model's files show."""
 
     pipeline: Callable[[Findings], str]  # diffusers' class
+    # What the name of a pipeline's class says of the model in it: hyper-parameters by name.
+    shown_by: Callable[[str], Mapping[str, Any]]
     tokens: Callable[[Findings], int]  # of a prompt
     scaling_factor: Callable[[Findings], float]  # of the VAE that it was trained with
+    released: Callable[[Findings], str]  # a repository on the hub with the components that it was trained with
     vae_factor: int  # pixels per latent position
     conventions: Callable[[Findings, str], Conventions]
     samplers: tuple[str, ...]  # their names, the usual one first

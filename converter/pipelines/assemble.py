@@ -131,7 +131,8 @@ class Components:
             if target in path.parents:
                 raise UsageError(f"`{component.part}` {printable(path)}: lies in the target, and would be replaced")
         for problem in component_problems(component.part, component.folder, model):
-            raise InputError.at(component.folder, "", f"{problem.words}; {problem.remedy}")
+            if problem.fault:
+                raise InputError.at(component.folder, "", f"{problem.words}; {problem.remedy}")
         return component
 
     def _words(self, component: Component) -> str:

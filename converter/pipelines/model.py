@@ -5,19 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint, LazyTensor
+from ..checkpoint.file import present
+from ..checkpoint.json_file import read_json
 from ..conversion.analysis import Analysis, open_model
 from ..conversion.record import find_record
 from ..conversion.sidecar import Sidecar, analyse_with_record, open_sidecar, rows_of
 from ..errors import UsageError
-from ..families import Findings
+from ..families import Finding, Findings
 from ..families.from_file import imported
+from ..filenames import RECORD, record_places
 from ..hub import local
 from ..mapping import Extra
 from ..nets.pipeline_spec import DIFFUSERS, ORIGINAL, PipelineSpec
+
+MODEL_INDEX = "model_index.json"
 
 if TYPE_CHECKING:
     import torch
@@ -31,11 +37,13 @@ class PictureModel:
     """An open transformer.
 
     Attributes:
+        findings: those of the analysis, and what the record of its conversion or its pipeline says beside the tensors.
         spec: how pictures are drawn with it.
         null_caption: (L, C), what the training put in place of a dropped caption; None where nothing holds it.
     """
 
     analysis: Analysis
+    findings: Findings
     spec: PipelineSpec
     null_caption: LazyTensor | None
 
@@ -44,15 +52,13 @@ class PictureModel:
         """Raises: `UsageError` where its family says nothing of pictures."""
         names = {row.source for row in rows_of(analysis, Extra)}
         kept = {key: tensor for key, tensor in {**analysis.checkpoint, **sidecar.tensors}.items() if key in names}
-        return cls(analysis, spec_of(analysis), next(iter(kept.values()), None))
+        spec = spec_of(analysis)
+        findings = _completed(analysis, spec) if analysis.diffusers else analysis.findings
+        return cls(analysis, findings, spec, next(iter(kept.values()), None))
 
     @property
     def checkpoint(self) -> Checkpoint:
         return self.analysis.checkpoint
-
-    @property
-    def findings(self) -> Findings:
-        return self.analysis.findings
 
     @property
     def conventions(self) -> str:
@@ -60,6 +66,19 @@ class PictureModel:
         folder = self.checkpoint.folder
         converted = self.analysis.diffusers and folder is not None and bool(find_record(folder).origin)
         return ORIGINAL if converted or not self.analysis.diffusers else DIFFUSERS
+
+    def sampler_of(self, config: Any) -> str | None:
+        """The sampler that a scheduler's config stands for, None where it is another's."""
+        if not isinstance(config, dict):
+            return None
+        how, kind = self.spec.conventions(self.findings, ORIGINAL), config.get("_class_name")
+        known = {name: self.spec.sampler(self.findings, how, name) for name in self.spec.samplers}
+        fitting = {  # two samplers may have one class, with other fields
+            name: sum(config.get(field) == value for field, value in sampler.config.items()) / len(sampler.config)
+            for name, sampler in known.items()
+            if kind in (sampler.stock, sampler.scheduler.partition(":")[2])
+        }
+        return max(fitting, key=lambda name: fitting[name], default=None)
 
     def net(self, dtype: torch.dtype, device: str = "cpu", *, whole: bool) -> Net:
         """Diffusers' own net of a converted model, the training code's of an original.
@@ -107,6 +126,22 @@ def open_picture_model(
         analysis = analyse_with_record(checkpoint, hyper_parameters or {}, family)
         spec_of(analysis)  # before anything else is opened
         yield PictureModel.of(analysis, open_sidecar(stack, analysis, null_caption))
+
+
+def _completed(analysis: Analysis, spec: PipelineSpec) -> Findings:
+    """The findings, with what no tensor of a converted model shows: by its record, else its pipeline's class."""
+    folder, findings = analysis.checkpoint.folder, copy(analysis.findings)
+    recorded = find_record(folder).content.get("hyper_parameters", {}) if folder else {}
+    shown = {name: Finding(about["value"], "file", RECORD) for name, about in recorded.items()}
+    for index in (
+        (place / MODEL_INDEX for place in record_places(folder) if present(place / MODEL_INDEX)) if folder else ()
+    ):
+        kind = str(read_json(index).get("_class_name"))
+        shown = {name: Finding(value, "file", MODEL_INDEX) for name, value in spec.shown_by(kind).items()} | shown
+    for name, finding in shown.items():
+        if name in findings and findings[name].source in ("unknown", "assumed") and finding.value is not None:
+            findings[name] = finding
+    return findings
 
 
 def spec_of(analysis: Analysis) -> PipelineSpec:

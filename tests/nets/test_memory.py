@@ -194,3 +194,30 @@ def test_a_mapping() -> None:
         weights["nothing"]
     assert torch.equal(weights["a.w"], held["a.w"].double())
     assert torch.equal(Weights(held, torch.float32, rounded=torch.bfloat16)["a.w"], held["a.w"].bfloat16().float())
+
+
+class Mixed(Weights):
+    """Weights of which some stay in float32."""
+
+    def dtype_of(self, key: str) -> torch.dtype:
+        return torch.float32 if key == "a.b" else self.dtype
+
+
+@pytest.mark.parametrize("kind", [lazy, dict])
+def test_some_in_another_dtype(kind: Any) -> None:
+    held = state(torch.bfloat16)
+    weights = Mixed(kind(held), torch.float16)
+    lent, own = weights.scratch("a."), weights.under("a.")
+    for name in ("w", "b"):
+        dtype = torch.float32 if name == "b" else torch.float16
+        for tensor in (lent[name], own[name], weights[f"a.{name}"]):
+            assert tensor.dtype == dtype
+            assert torch.equal(tensor, held[f"a.{name}"].to(dtype))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 64 + 64), (torch.float64, 128 + 64 + 4 * 15)])
+def test_only_what_is_converted_takes_a_detour(dtype: torch.dtype, size: int) -> None:
+    held = {"w": torch.ones(5, 3), "b": torch.ones(5)}
+    weights = Weights(lazy(held), dtype)
+    weights.scratch("")
+    assert len(weights.memory.buffer) == size

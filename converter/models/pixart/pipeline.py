@@ -11,6 +11,8 @@ from ...nets.pipeline_spec import ORIGINAL, Conventions, PipelineSpec, SamplerSp
 from .hyper_parameters import MICRO, TOKENS, VAE_FACTOR
 
 SCALING = {"alpha": 0.18215, "sigma": 0.13025}  # of sd-vae-ft-ema and sdxl-vae-fp16-fix
+# Pipelines on the hub, of whose parts all released models of a version make use.
+RELEASED = {"alpha": "PixArt-alpha/PixArt-XL-2-1024-MS", "sigma": "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers"}
 STOCK, OURS = "diffusers:", "converter.models.pixart.pixart_schedulers:"
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "num_train_timesteps": 1000}
 PIXELS = (256, 512, 1024)  # at which both versions have a table of sizes
@@ -34,7 +36,7 @@ def conventions(findings: Findings, name: str) -> Conventions:
             words="as diffusers' pipelines draw: the null branch is an empty prompt with a mask of its own, timesteps "
             "are whole numbers, the last step ends without noise",
             clean_prompt=True, size_in_prompt=False, stored_null=False, mask_of_prompt=False, ratio_of_table=False,
-            float32_latents=False, half_up=False, resize=True,
+            float32_latents=False, float32_vae=False, half_up=False, resize=True,
         )  # fmt: skip
     null = "the checkpoint's null caption" if alpha else "an empty prompt"
     return Conventions(
@@ -47,6 +49,7 @@ def conventions(findings: Findings, name: str) -> Conventions:
         mask_of_prompt=True,
         ratio_of_table=True,
         float32_latents=True,
+        float32_vae=alpha,
         half_up=True,
         resize=False,
         own_size_only=not findings.value("multi_scale_train"),
@@ -117,10 +120,13 @@ def conditions(findings: Findings, height: int, width: int, ratio: float) -> dic
     return {"img_hw": [height, width], "aspect_ratio": [ratio]} if findings.value(MICRO) else {}
 
 
+CLASSES = {version: f"PixArt{version.title()}Pipeline" for version in SCALING}
 PIPELINE = PipelineSpec(
-    pipeline=lambda findings: f"PixArt{findings.value('version').title()}Pipeline",
+    pipeline=lambda findings: CLASSES[findings.value("version")],
+    shown_by=lambda name: dict(("version", version) for version, known in CLASSES.items() if known == name),
     tokens=tokens,
     scaling_factor=lambda findings: SCALING[findings.value("version")],
+    released=lambda findings: RELEASED[findings.value("version")],
     vae_factor=VAE_FACTOR,
     conventions=conventions,
     samplers=("dpm-solver", "sa-solver", "iddpm", "lcm", "dmd"),

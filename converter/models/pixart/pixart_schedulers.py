@@ -14,22 +14,24 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, LCMScheduler, 
 END = 1e-3  # of the schedule, which begins at 1: noise of 1 % is left in the latents
 
 
-def continuous_times(alphas_cumprod: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+def continuous_times(betas: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Timesteps (steps,) and noise levels sigma / alpha (steps + 1,) at times that are uniform from 1 to `END`.
 
-    Neither is rounded. Between the levels of the training, log alpha is interpolated linearly.
+    Neither is rounded to a level of the training: between these, log alpha is interpolated linearly. All but the sum of
+    the levels is float32, as in the original; of the noise at the end of the schedule float32 has only four digits.
 
-    >>> alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
-    >>> timesteps, sigmas = continuous_times(alphas_cumprod, 6)
+    >>> timesteps, sigmas = continuous_times(torch.linspace(1e-4, 0.02, 1000), 6)
     >>> [round(t, 2) for t in timesteps.tolist()], round(sigmas[-1].item(), 4)
     ([999.0, 832.5, 666.0, 499.5, 333.0, 166.5], 0.01)
     """
-    count = len(alphas_cumprod)
-    places = torch.linspace(1.0, END, steps + 1, dtype=torch.float64) * count - 1  # level 0 is that of time 1 / count
-    below = places.floor().long().clamp(0, count - 2)
-    log_alpha = alphas_cumprod.double().log() / 2
-    log_alpha = torch.lerp(log_alpha[below], log_alpha[below + 1], places - below)
-    return places[:-1].float(), ((-2 * log_alpha).exp() - 1).sqrt().float()
+    count = len(betas)
+    levels, level_times = torch.log1p(-betas.double()).cumsum(0).float() / 2, torch.linspace(0, 1, count + 1)[1:]
+    times = torch.linspace(1, END, steps + 1)
+    above = torch.searchsorted(level_times, times).clamp(1, count - 1)
+    share = (times - level_times[above - 1]) / (level_times[above] - level_times[above - 1])
+    log_alpha = torch.lerp(levels[above - 1], levels[above], share)
+    log_sigma = (1 - (2 * log_alpha).exp()).log() / 2
+    return ((times - 1 / count) * count)[:-1], (log_sigma - log_alpha).exp()
 
 
 class PixArtDPMSolverScheduler(DPMSolverMultistepScheduler):
@@ -41,7 +43,7 @@ class PixArtDPMSolverScheduler(DPMSolverMultistepScheduler):
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, **others: Any) -> None:
         super().set_timesteps(num_inference_steps, device=device, **others)
         if num_inference_steps is not None:
-            timesteps, self.sigmas = continuous_times(self.alphas_cumprod, num_inference_steps)
+            timesteps, self.sigmas = continuous_times(self.betas, num_inference_steps)
             self.timesteps = timesteps.to(device)
 
 
@@ -58,7 +60,7 @@ class PixArtSASolverScheduler(SASolverScheduler):
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         super().set_timesteps(num_inference_steps, device=device)
-        timesteps, self.sigmas = continuous_times(self.alphas_cumprod, num_inference_steps)
+        timesteps, self.sigmas = continuous_times(self.betas, num_inference_steps)
         self.timesteps = timesteps.to(device)
         targets = torch.linspace(1.0, END, num_inference_steps + 1, dtype=torch.float64)[1:]
         stochastic = dict(zip(timesteps.tolist(), ((targets >= 0.2) & (targets <= 0.8)).tolist(), strict=True))

@@ -1,0 +1,339 @@
+"""One picture under way: all that it is drawn with, checked before anything is loaded, and its three stages."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._version import __version__
+from ..checkpoint import open_checkpoint
+from ..checkpoint.folder import read_config
+from ..checkpoint.json_file import read_json
+from ..checkpoint.write.publish import write_file
+from ..errors import InputError, UsageError, printable
+from ..filenames import TOOL
+from ..nets.pipeline_spec import Conventions, SamplerSpec
+from ..pipelines import plan
+from ..pipelines.checks import component_problems
+from ..pipelines.components import SCHEDULER, SCHEDULER_CONFIG, TEXT_ENCODER, TOKENIZER, VAE, find_component
+from ..pipelines.decode import Decoding, decode, numbered, png_text, save_png
+from ..pipelines.embeddings import Embeddings
+from ..pipelines.model import PictureModel
+from ..pipelines.plan import MemoryPlan
+from ..pipelines.prompts import clean_prompt, split_size_flags, tokenize
+from ..pipelines.sizes import PictureSize, picture_size
+from .picture_request import IMAGE, PictureRequest, Progress
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..pipelines.denoise import Guidance
+
+
+_FILES = ("reference", "vae", "text_encoder", "tokenizer", "prompt_embeds", "latents")  # of a request
+
+
+class Drawing:
+    """What a request comes to with an open transformer. Nothing of it is loaded before a stage runs.
+
+    Attributes:
+        notes: what whoever draws should know.
+
+    Raises: `UsageError` and `InputError`, whatever stands against the picture.
+    """
+
+    def __init__(self, request: PictureRequest, model: PictureModel) -> None:
+        self.request, self.model, self.notes = request, model, list[str]()
+        conventions = request.conventions or model.conventions
+        self.how: Conventions = model.spec.conventions(model.findings, conventions)
+        self.notes.append(f"conventions: {conventions}: {self.how.words}")
+        self.sampler_name = request.sampler or self._sampler_of_pipeline()
+        if self.sampler_name not in model.spec.samplers:
+            raise UsageError(f"`sampler` {printable(self.sampler_name)}: one of {', '.join(model.spec.samplers)}")
+        self.sampler: SamplerSpec = model.spec.sampler(model.findings, self.how, self.sampler_name)
+        self.steps = request.num_inference_steps or self.sampler.steps
+        self.scale = self.sampler.guidance_scale if request.guidance_scale is None else request.guidance_scale
+        self.seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+        self.prompts, ratio, asked = self._prompts()
+        self.given_latents = self._given_latents()
+        if self.given_latents is not None:
+            high, wide = self.given_latents.shape[2:]
+            asked = (high * model.spec.vae_factor, wide * model.spec.vae_factor)
+        binning = request.use_resolution_binning and self.given_latents is None
+        self.size: PictureSize = picture_size(model, self.how, asked, ratio=ratio, binning=binning)
+        self.folders = {part: self._component(part) for part in self._parts()}
+        self.ids, self.mask = self._tokens()
+        self.given_embeddings = self._given_embeddings()
+        if self.guided and self.how.stored_null and self.given_embeddings is None and model.null_caption is None:
+            raise UsageError(
+                "`null_caption` is needed: guidance begins there, and nothing here holds it; or `conventions` diffusers"
+            )
+
+    @property
+    def guided(self) -> bool:
+        return self.scale > 1
+
+    # ---- What it is drawn with
+
+    def _sampler_of_pipeline(self) -> str:
+        """The sampler that the scheduler of the pipeline stands for; without one, the usual."""
+        path, usual = Path(self.request.pipeline, SCHEDULER, SCHEDULER_CONFIG), self.model.spec.samplers[0]
+        if not path.is_file():
+            return usual
+        config = read_json(path)
+        name = self.model.sampler_of(config)
+        if name is None:
+            kind = printable(config.get("_class_name") if isinstance(config, dict) else "nothing", 60)
+            self.notes.append(
+                f"the pipeline's scheduler, {kind}, is none of those drawn with here: {usual} takes its place"
+            )
+        return name or usual
+
+    def _prompts(self) -> tuple[list[str], float | None, tuple[int | None, int | None]]:
+        """The prompts as they are encoded, and the ratio or size that they ask for, unless the request does."""
+        request, ratio = self.request, None
+        asked: tuple[int | None, int | None] = (request.height, request.width)
+        prompts = []
+        for prompt in request.prompt:
+            if self.how.size_in_prompt:
+                prompt, size = split_size_flags(prompt)
+                if size and asked == (None, None):
+                    ratio, asked = (size[1], asked) if size[0] == "ratio" else (ratio, size[1])
+            prompts.append(clean_prompt(prompt, self.how.clean_prompt))
+        if request.negative_prompt and (self.how.stored_null or self.how.mask_of_prompt):
+            raise UsageError("`negative_prompt`: the training code has none; `conventions` diffusers has")
+        if self.guided and not self.how.stored_null:
+            prompts.append(clean_prompt(request.negative_prompt or "", self.how.clean_prompt))
+        return (prompts if request.prompt else []), ratio, asked
+
+    def _parts(self) -> list[str]:
+        text = [] if self.request.prompt_embeds else [TEXT_ENCODER, TOKENIZER]
+        return [*text, *([VAE] if self.request.output_type == IMAGE else [])]
+
+    def _component(self, part: str) -> Path:
+        given, pipeline = getattr(self.request, part), Path(self.request.pipeline)
+        if not given and pipeline.exists() and not (pipeline / part).is_dir():
+            instead = "" if part == VAE else "; or give `prompt_embeds`, a file of embeddings"
+            raise UsageError(f"`{part}` is needed, as {printable(pipeline)} has none: its folder or hub id{instead}")
+        folder = find_component(given or self.request.pipeline, part).folder
+        for problem in component_problems(part, folder, self.model):
+            if problem.fault:
+                raise InputError(f"{problem.words} ({problem.remedy})")
+        return folder
+
+    def _tokens(self) -> tuple[Any, Any]:
+        """Ids and mask of all prompts, the null branch's last."""
+        if TOKENIZER not in self.folders:
+            return None, None
+        tokens = self.model.spec.tokens(self.model.findings)
+        ids, mask, cut = tokenize(self.prompts, self.folders[TOKENIZER], tokens)
+        self.notes += [
+            f"the prompt is longer than {tokens} tokens: cut off was {printable(words, 2000)!r}"
+            for words in cut
+            if words
+        ]
+        return ids, mask
+
+    def _given_embeddings(self) -> Embeddings | None:
+        if not self.request.prompt_embeds:
+            return None
+        findings = self.model.findings
+        width, tokens = findings.value("caption_channels"), self.model.spec.tokens(findings)
+        given = Embeddings.load(Path(self.request.prompt_embeds), tokens=tokens, width=width)
+        if self.guided and given.negative_prompt_embeds is None and not self.how.stored_null:
+            raise InputError.at(
+                self.request.prompt_embeds,
+                "",
+                "holds no negative_prompt_embeds, which guidance needs: or `guidance_scale` 1",
+            )
+        return given
+
+    def _given_latents(self) -> Tensor | None:
+        if not self.request.latents:
+            return None
+        channels = self.model.findings.value("in_channels")
+        with open_checkpoint(self.request.latents) as file:
+            if "latents" not in file:
+                raise InputError.at(self.request.latents, "", "holds no tensor 'latents'")
+            tensor = file["latents"]
+            if len(tensor.shape) != 4 or tensor.shape[1] != channels or not tensor.dtype.floating:
+                rule = (
+                    f"is {tensor.dtype} {list(tensor.shape)}: floats [B, {channels}, height / 8, width / 8] are needed"
+                )
+                raise InputError.at(self.request.latents, "latents", rule)
+            latents: Tensor = tensor.torch().clone()
+        sides = [side * self.model.spec.vae_factor for side in latents.shape[2:]]
+        for name, side in zip(("height", "width"), sides, strict=True):
+            if getattr(self.request, name) not in (None, side):
+                raise UsageError(f"`{name}` {getattr(self.request, name)}: the latents given are of {side} pixels")
+        return latents
+
+    @property
+    def images(self) -> int:
+        """How many."""
+        prompts = len(self.given_embeddings.prompt_embeds) if self.given_embeddings else len(self.request.prompt)
+        return prompts * self.request.num_images_per_prompt
+
+    # ---- The plan
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """By stage. A T5 overflows in float16."""
+        dtype = self.request.dtype
+        text = "float32" if dtype == "float16" else dtype
+        return {"text": text, "transformer": dtype, "vae": "float32" if self.how.float32_vae else dtype}
+
+    @cached_property
+    def plan(self) -> MemoryPlan:
+        """How each stage is run."""
+        request, findings = self.request, self.model.findings
+        asked = plan.Request(
+            height=self.size.height,
+            width=self.size.width,
+            images=self.images,
+            guided=self.guided,
+            tokens=self.model.spec.tokens(findings),
+            text_dtype=self.dtypes["text"],
+            dtype=self.dtypes["transformer"],
+            vae_dtype=self.dtypes["vae"],
+            device=request.device,
+        )
+        sizes = plan.sizes_of(self.model.checkpoint, self.folders.get(VAE), self.folders.get(TEXT_ENCODER))
+        budget = plan.as_bytes(request.memory_budget) if request.memory_budget else None
+        return plan.plan(sizes, asked, budget, quantize=request.quantize)
+
+    def _way(self, stage: str) -> str:
+        return next(planned.how for planned in self.plan.stages if planned.name == stage)
+
+    # ---- The stages
+
+    def encode(self, progress: Progress) -> Embeddings:
+        """The first stage: the embeddings of the prompts, and those that guidance begins at."""
+        embeddings = self.given_embeddings or self._encoded(progress)
+        if self.guided and embeddings.negative_prompt_embeds is None:
+            assert self.model.null_caption
+            null = self.model.null_caption.torch()[None].expand(len(embeddings.prompt_embeds), -1, -1)
+            embeddings = replace(embeddings, negative_prompt_embeds=null.clone())
+        if self.guided and embeddings.negative_prompt_attention_mask is None:
+            embeddings = replace(embeddings, negative_prompt_attention_mask=embeddings.prompt_attention_mask)
+        if self.request.save_prompt_embeds:
+            embeddings.save(Path(self.request.save_prompt_embeds), overwrite=self.request.overwrite)
+        return embeddings
+
+    def _encoded(self, progress: Progress) -> Embeddings:
+        import torch
+
+        from ..pipelines.text_encoder import encode
+
+        folder, count = self.folders[TEXT_ENCODER], len(self.request.prompt)
+        begin = progress("encoding the prompt")
+        encoded = encode(
+            self.ids,
+            self.mask,
+            folder,
+            how=self._way("text encoder"),
+            dtype=getattr(torch, self.dtypes["text"]),
+            device=self.request.device,
+            progress=begin(int(read_config(folder)["num_layers"])) if begin else None,
+        ).cpu()
+        prompt, null = encoded[:count], encoded[count:].expand(count, -1, -1) if len(encoded) > count else None
+        own = self.mask[count:].expand(count, -1) if null is not None and not self.how.mask_of_prompt else None
+        return Embeddings(prompt, self.mask[:count], null, own)
+
+    def draw_latents(self, embeddings: Embeddings, progress: Progress) -> Tensor:
+        """The second stage: latents (B, C, h, w), float32."""
+        import torch
+
+        from ..pipelines.denoise import denoise
+
+        dtype, device = getattr(torch, self.dtypes["transformer"]), self.request.device
+        noise, generator = self.noise()
+        net = self.model.net(dtype, device, whole=self._way("transformer") == "whole")
+        begin, latents, start = progress("drawing"), noise, noise.to(device)
+        step = begin(self.steps) if begin else lambda count: None
+        how = {"steps": self.steps, "dtype": dtype, "float32_latents": self.how.float32_latents}
+        for _, after in denoise(net, self.sampler, self.guidance(embeddings), start, generator=generator, **how):
+            latents = after
+            step(1)
+        return latents.float().cpu()
+
+    def guidance(self, embeddings: Embeddings) -> Guidance:
+        from ..pipelines.denoise import Guidance
+
+        size, times = self.size, self.request.num_images_per_prompt
+        parts = {field.name: getattr(embeddings, field.name) for field in fields(embeddings)}
+        tensors = {name: part.repeat_interleave(times, 0) for name, part in parts.items() if part is not None}
+        return Guidance(
+            tensors["prompt_embeds"],
+            tensors["prompt_attention_mask"],
+            tensors.get("negative_prompt_embeds"),
+            tensors.get("negative_prompt_attention_mask"),
+            scale=self.scale,
+            conditions=self.model.spec.conditions(self.model.findings, size.height, size.width, size.ratio),
+        )
+
+    def noise(self) -> tuple[Tensor, torch.Generator]:
+        """What the picture begins with, and the generator that further noise comes from, both on the CPU: the same on
+        every device."""
+        import torch
+
+        generator, side = torch.Generator().manual_seed(self.seed), self.model.findings.value("image_size")
+        channels, factor = self.model.findings.value("in_channels"), self.model.spec.vae_factor
+        if self.given_latents is not None:
+            return self.given_latents.float(), generator
+        for _ in range(self.how.discarded_draws):
+            torch.randn(1, channels, side, side, generator=generator)
+        places = (self.size.height // factor, self.size.width // factor)
+        return torch.randn(self.images, channels, *places, generator=generator), generator
+
+    def save_pictures(self, latents: Tensor, progress: Progress) -> list[Path]:
+        """The third stage: PNG files with the parameters in them."""
+        how, way = self.how, self._way("VAE")
+        decoding = Decoding(
+            scaling_factor=how.scaling_factor,
+            half_up=how.half_up,
+            tiling=way == "tiled",
+            slicing=way in ("sliced", "tiled"),
+            size=self.size.asked,
+            dtype=self.dtypes["vae"],
+            device=self.request.device,
+        )
+        pictures = decode(latents, self.folders[VAE], decoding, progress("decoding"))
+        paths = numbered(Path(self.request.output), len(pictures))
+        for path, picture in zip(paths, pictures, strict=True):
+            save_png(picture, path, png_text(self.parameters), overwrite=self.request.overwrite)
+        return paths
+
+    def save_latents(self, latents: Tensor) -> Path:
+        """Instead of the third stage: a safetensors file with `latents`, as they come out of the last step."""
+        from safetensors.torch import save
+
+        path = Path(self.request.output)
+        write_file(path, save({"latents": latents.contiguous()}), overwrite=self.request.overwrite)
+        return path
+
+    @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """What the picture was drawn with, in diffusers' words."""
+        request = self.request
+        shown: dict[str, Any] = {"prompt": [*request.prompt] if len(request.prompt) > 1 else "".join(request.prompt)}
+        shown |= {"negative_prompt": request.negative_prompt} if request.negative_prompt else {}
+        files = {name: Path(getattr(request, name)).name for name in _FILES if getattr(request, name)}
+        return shown | files | {
+            "model": Path(request.reference or request.pipeline).absolute().name,
+            "net": "original" if not self.model.analysis.diffusers else "diffusers",
+            "sampler": self.sampler_name,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.scale,
+            **({} if request.latents else {"seed": self.seed}),
+            "height": self.size.height,
+            "width": self.size.width,
+            "conventions": self.how.name,
+            "dtype": request.dtype,
+            **({"quantize": request.quantize} if request.quantize else {}),
+            "tool": f"{TOOL} {__version__}",
+        }  # fmt: skip

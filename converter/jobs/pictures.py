@@ -1,0 +1,63 @@
+"""Drawing a picture: text encoder, transformer and VAE one after the other, each in memory only while it works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import human_bytes
+from ..pipelines.memory import peak, release
+from ..pipelines.model import open_picture_model
+from .drawing import Drawing
+from .picture_request import LATENT, PictureRequest, Progress
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What was drawn: the files, and the peak of memory by stage in bytes, of the process or the GPU."""
+
+    files: list[Path]
+    parameters: dict[str, Any]
+    peaks: dict[str, int]
+
+
+def draw(
+    request: PictureRequest,
+    *,
+    say: Callable[[str], object] = lambda line: None,
+    progress: Progress = lambda what: None,
+) -> Pictures:
+    """Draw what is asked for. Everything is checked before anything is loaded.
+
+    Args:
+        say: is called with each line about the plan, and about what the pictures take.
+
+    Raises: `UsageError`, `InputError`; `ConverterError` where memory or disk do not suffice.
+    """
+    request.validate()
+    with open_picture_model(request.reference or request.pipeline, **request.model) as model:
+        drawing = Drawing(request, model)
+        for line in (*(f"note: {note}" for note in drawing.notes), *drawing.plan.lines()):
+            say(line)
+        peaks: dict[str, int] = {}
+
+        @contextmanager
+        def stage(name: str) -> Iterator[None]:
+            with peak(request.device) as used:
+                yield
+            release()
+            peaks[name] = used.gpu_bytes or used.rss_bytes
+            say(f"peak memory: {name} {human_bytes(peaks[name])}")
+
+        with stage("text encoder"):
+            embeddings = drawing.encode(progress)
+        with stage("transformer"):
+            latents = drawing.draw_latents(embeddings, progress)
+        if request.output_type == LATENT:
+            return Pictures([drawing.save_latents(latents)], drawing.parameters, peaks)
+        with stage("VAE"):
+            files = drawing.save_pictures(latents, progress)
+    return Pictures(files, drawing.parameters, peaks)
