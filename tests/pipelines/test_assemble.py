@@ -258,14 +258,17 @@ def test_the_first_problem_of_a_component_refuses_it(tmp_path: Path, monkeypatch
 
     def problems(part: str, folder: Path, model: Any) -> list[Problem]:
         asked.append((part, folder, model.findings.value("version")))
+        if part == "vae":
+            return [Problem(part, "is of a colour", "paint it", fault=False)]
         return [Problem(part, "is of width 9", "take another")] if part == "text_encoder" else []
 
     monkeypatch.setattr(assembly, "component_problems", problems)
     with pytest.raises(InputError) as raised:
         assemble("alpha-ms", tmp_path / "out", **TEXT)
-    assert str(raised.value) == f"{TEXT_ENCODER}: is of width 9; take another"
+    assert str(raised.value) == f"{TEXT_ENCODER}: is of width 9; to mend it: take another"
     assert asked == [("vae", VAE, "alpha"), ("text_encoder", TEXT_ENCODER, "alpha")]
     assert list(tmp_path.iterdir()) == []
+    assert "vae: is of a colour" in assemble("alpha-ms", tmp_path / "out").notes
 
 
 def test_a_family_that_draws_no_pictures(tmp_path: Path) -> None:
