@@ -14,7 +14,7 @@ from ..conversion.analysis import Analysis
 from ..conversion.sidecar import Sidecar
 from ..errors import InputError, UsageError, human_bytes, printable
 from ..nets.pipeline_spec import ORIGINAL
-from .checks import component_problems
+from .checks import component_problems, fetched
 from .components import PARTS, SCHEDULER, SCHEDULER_CONFIG, Component, Entry, find_component, shipped_class
 from .model import PictureModel
 
@@ -131,7 +131,10 @@ class Components:
                 raise UsageError(f"`{component.part}` {printable(path)}: lies in the target, and would be replaced")
         for problem in component_problems(component.part, component.folder, model):
             if problem.fault:
-                raise InputError.at(component.folder, "", f"{problem.words}; to mend it: {problem.remedy}")
+                rule, place, remedy = problem.words, printable(component.folder), f"to mend it: {problem.remedy}"
+                if problem.remedy == fetched(component.part, component.folder, model):  # here it is only named
+                    remedy = f"`{component.part}` {model.spec.released(model.findings)} is one that fits"
+                raise InputError(f"{rule if rule.startswith(place) else f'{place}: {rule}'}; {remedy}")
             yield f"{problem.part}: {problem.words}"
 
     def _words(self, component: Component) -> str:
