@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
-from makers import HEADS, Result, dit, save, tree
+from makers import HEADS, Result, dit, imported, save, tree
 from parts import PARTS, TEXT, TEXT_ENCODER, TOKENIZER, VAE, assemble, flags, vae_of
 from safetensors.torch import load_file
 
@@ -241,6 +241,13 @@ def test_a_dry_run_shows_the_components_and_writes_nothing(tmp_path: Path, cli: 
     assert list(tmp_path.iterdir()) == []
     as_json = json.loads(cli("convert-pixart", *flags("sigma-ms", tmp_path / "out", "--json")).stdout)
     assert as_json["added"][0] == "pipeline: PixArtSigmaPipeline"
+
+
+def test_nothing_of_a_component_is_loaded(tmp_path: Path) -> None:
+    more = ["--text_encoder", TEXT_ENCODER, "--tokenizer", TOKENIZER]
+    code, printed, modules, _ = imported("convert-pixart", *flags("alpha-ms", tmp_path / "out", *more))
+    assert code == 0, printed
+    assert not modules & {"torch", "diffusers", "transformers", "safetensors"}
 
 
 def test_a_watched_folder_becomes_pipelines(tmp_path: Path, cli: Cli) -> None:
