@@ -15,7 +15,7 @@ from ..checkpoint.json_file import read_json
 from ..checkpoint.write.publish import write_file
 from ..errors import InputError, UsageError, printable
 from ..filenames import TOOL
-from ..nets.pipeline_spec import Conventions, SamplerSpec
+from ..nets.pipeline_spec import DIFFUSERS, Conventions, SamplerSpec
 from ..pipelines import plan
 from ..pipelines.checks import component_problems
 from ..pipelines.components import SCHEDULER, SCHEDULER_CONFIG, TEXT_ENCODER, TOKENIZER, VAE, find_component
@@ -50,10 +50,7 @@ class Drawing:
         conventions = request.conventions or model.conventions
         self.how: Conventions = model.spec.conventions(model.findings, conventions)
         self.notes.append(f"conventions: {conventions}: {self.how.words}")
-        self.sampler_name = request.sampler or self._sampler_of_pipeline()
-        if self.sampler_name not in model.spec.samplers:
-            raise UsageError(f"`sampler` {printable(self.sampler_name)}: one of {', '.join(model.spec.samplers)}")
-        self.sampler: SamplerSpec = model.spec.sampler(model.findings, self.how, self.sampler_name)
+        self.sampler_name, self.sampler = self._sampler()
         self.steps = request.num_inference_steps or self.sampler.steps
         make_scheduler(self.sampler, self.steps)  # asked now whether it takes as many
         if self.sampler.variance and not model.findings.value("pred_sigma"):
@@ -81,19 +78,33 @@ class Drawing:
 
     # ---- What it is drawn with
 
-    def _sampler_of_pipeline(self) -> str:
-        """The sampler that the scheduler of the pipeline stands for; without one, the usual."""
-        path, usual = Path(self.request.pipeline, SCHEDULER, SCHEDULER_CONFIG), self.model.spec.samplers[0]
-        if not path.is_file():
-            return usual
-        config = read_json(path)
-        name = self.model.sampler_of(config)
-        if name is None:
-            kind = printable(config.get("_class_name") if isinstance(config, dict) else "nothing", 60)
+    def _sampler(self) -> tuple[str, SamplerSpec]:
+        """The sampler that was asked for, else the one that the pipeline's scheduler stands for, else the usual one."""
+        spec, findings = self.model.spec, self.model.findings
+        if asked := self.request.sampler:
+            if asked not in spec.samplers:
+                raise UsageError(f"`sampler` {printable(asked)}: one of {', '.join(spec.samplers)}")
+            return asked, spec.sampler(findings, self.how, asked)
+        config = self._scheduler_config()
+        name, usual = self.model.sampler_of(config), spec.samplers[0]
+        if config and name is None:
+            kind = printable(config.get("_class_name"), 60)
             self.notes.append(
-                f"the pipeline's scheduler, {kind}, is none of those drawn with here: {usual} takes its place"
+                f"the pipeline's scheduler is {kind}, which is none of those here: {usual} takes its place"
             )
-        return name or usual
+        sampler = spec.sampler(findings, self.how, name or usual)
+        own = {field: value for field, value in config.items() if not field.startswith("_")}
+        if self.how.name == DIFFUSERS and own and config.get("_class_name") == sampler.stock:
+            sampler = replace(sampler, scheduler=f"diffusers:{sampler.stock}", config=own)  # as diffusers loads it
+        return name or usual, sampler
+
+    def _scheduler_config(self) -> dict[str, Any]:
+        """That of the pipeline, {} where it has none."""
+        place = Path(self.request.pipeline)
+        if place.exists() and not (place / SCHEDULER).is_dir():
+            return {}
+        config = read_json(find_component(self.request.pipeline, SCHEDULER).folder / SCHEDULER_CONFIG)
+        return config if isinstance(config, dict) else {}
 
     def _prompts(self) -> tuple[list[str], float | None, tuple[int | None, int | None]]:
         """The prompts as they are encoded, and the ratio or size that they ask for, unless the request does."""
