@@ -70,7 +70,7 @@ def component_problems(part: str, folder: Path, model: PictureModel) -> Iterator
     another = fetched(part, folder, model)
     try:
         for words, field, remedy, fault in check(find_component(folder, part), model):
-            yield Problem(part, words, remedy or another, f"{folder}: {field}", fault)
+            yield Problem(part, words, remedy or another, f"{folder}/{field}", fault)
     except InputError as error:
         yield Problem(part, str(error), another, str(folder))
 
@@ -78,7 +78,7 @@ def component_problems(part: str, folder: Path, model: PictureModel) -> Iterator
 def edited(path: Path, fields: Mapping[str, Any]) -> str:
     """The command that sets fields of a JSON file; of a link, what it leads to stays as it is."""
     content = ", ".join(
-        f'"{name}": {json.dumps(v) if isinstance(v, str | list) else v!r}' for name, v in fields.items()
+        f'"{name}": {json.dumps(v) if isinstance(v, str | list) else repr(v)}' for name, v in fields.items()
     )
     change = f"c = json.loads(p.read_text()) | {{{content}}}; p.unlink(); p.write_text(json.dumps(c, indent=2))"
     return _python(f"import json, pathlib; p = pathlib.Path({json.dumps(str(path))}); {change}")
@@ -124,14 +124,14 @@ def _text_encoder(component: Component, model: PictureModel) -> Iterator[_Row]:
         words = f"{_unlike('d_model', config.get('d_model'), width)}: the transformer's caption_channels"
         yield words, f"{CONFIG}: d_model", "", True
     with open_checkpoint(folder) as checkpoint:
-        half = [key for key, tensor in checkpoint.items() if tensor.dtype.name == "float16"]
+        half = {key: t.storage.file.path for key, t in checkpoint.items() if t.dtype.name == "float16"}
     old, new = str(folder), f"{folder}-bfloat16"
     load = f"T5EncoderModel.from_pretrained({json.dumps(old)}, dtype=torch.bfloat16)"
     cast = _python(f"import torch; from transformers import T5EncoderModel; {load}.save_pretrained({json.dumps(new)})")
     cast += f" && rm -r {shlex.quote(old)} && mv {shlex.quote(new)} {shlex.quote(old)}"
     if wo := [key for key in half if "wo" in key.split(".")]:
         words = f"{len(wo)} weights wo are float16, in which a T5 overflows: bfloat16 or float32 is needed"
-        yield words, wo[0], cast, True
+        yield words, f"{Path(half[wo[0]]).name}: {wo[0]}", cast, True
     elif half or "float16" in (config.get("dtype"), config.get("torch_dtype")):
         words = "float16: with wo in float32, as transformers has it, it does not overflow; bfloat16 is safer"
         yield words, f"{CONFIG}: dtype", cast, False

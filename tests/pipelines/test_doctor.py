@@ -1,4 +1,4 @@
-"""The doctor: a sound pipeline has no problem, one that is broken in one place has it there, and the remedy mends it."""
+"""The doctor: a sound pipeline has no problem, one broken in one place has it there, and the remedy mends it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from makers import HEADS, ROOT, Result, save
@@ -129,7 +130,10 @@ def test_the_scheduler_of_every_sampler_is_sound(sampler: str, stock: bool, tmp_
 FAULTS: dict[str, tuple[str, Break, str]] = {
     # What is broken: (the part, how, what is said).
     "the VAE of sigma": ("vae", edit("vae/config.json", scaling_factor=0.13025), "is 0.13025, and 0.18215 is needed"),
-    "another VAE class": ("vae", edit("vae/config.json", _class_name="AutoencoderTiny"), "AutoencoderKL is needed"),
+    "another VAE class": ("vae", lambda folder: [
+        edit("vae/config.json", _class_name="AutoencoderTiny")(folder),
+        edit("model_index.json", vae=["diffusers", "AutoencoderTiny"])(folder),
+    ], "AutoencoderKL is needed"),
     "16 latent channels": ("vae", edit("vae/config.json", latent_channels=16), "is 16, and 4 is needed"),
     "three blocks": ("vae", edit("vae/config.json", block_out_channels=[8, 16, 16]), "is 4, and 8 is needed"),
     "no VAE": ("vae", remove("vae"), "no such folder"),
@@ -146,7 +150,7 @@ FAULTS: dict[str, tuple[str, Break, str]] = {
         "NaN or infinite",
     ),
     "another encoder": ("text_encoder", edit("text_encoder/config.json", model_type="clip"), "not a text_encoder"),
-    "a wider encoder": ("text_encoder", edit("text_encoder/config.json", d_model=24), "d_model is 24, and 32 is needed"),
+    "a wider encoder": ("text_encoder", edit("text_encoder/config.json", d_model=24), "is 24, and 32 is needed"),
     "a truncated shard": (
         "text_encoder",
         lambda folder: os.truncate(first_shard(folder), first_shard(folder).stat().st_size // 2),
@@ -188,11 +192,11 @@ FAULTS: dict[str, tuple[str, Break, str]] = {
     "no class beside the scheduler": ("scheduler", remove("scheduler/pixart_schedulers.py"), "is missing"),
     "a modified class": (
         "scheduler",
-        lambda folder: (folder / "scheduler/pixart_schedulers.py").open("a").write("#\n"),
+        lambda folder: (folder / "scheduler/pixart_schedulers.py").write_text("class PixArtAlphaDPMSolverScheduler: ..."),
         "is modified",
     ),
     "a scheduler without its config": ("scheduler", remove(SCHEDULER), "holds no scheduler_config.json"),
-    "sigma's pipeline": ("pipeline", edit("model_index.json", _class_name="PixArtSigmaPipeline"), "PixArtAlphaPipeline"),
+    "sigma's pipeline": ("pipeline", edit("model_index.json", _class_name="PixArtSigmaPipeline"), "AlphaPipeline"),
     "another class in the index": (
         "pipeline",
         edit("model_index.json", scheduler=["diffusers", "DDIMScheduler"]),
@@ -279,7 +283,7 @@ def test_schedulers_that_the_training_code_did_not_have(alpha: Path, tmp_path: P
     def stock(kind: str, **fields: Any) -> list[Problem]:
         folder = tmp_path / f"{kind}{len(fields)}"
         shutil.copytree(alpha, folder)
-        (folder / SCHEDULER).write_text(json.dumps({"_class_name": kind} | fields))
+        getattr(diffusers, kind)(**fields).save_pretrained(folder / "scheduler")
         edit("model_index.json", scheduler=["diffusers", kind])(folder)
         return diagnose(folder)["scheduler"]
 
