@@ -20,6 +20,7 @@ from ..errors import ConverterError, as_flags, explained, printable
 from .convert import convert, revert
 from .diff import diff
 from .doctor import doctor
+from .generate import generate
 from .init_from_dit import init_from_dit
 from .inspect import inspect
 from .new_family import new_family
@@ -37,6 +38,7 @@ def pixart() -> None:
 pixart.add_command(convert, "convert")
 pixart.add_command(diff, "diff")
 pixart.add_command(doctor, "doctor")
+pixart.add_command(generate, "generate")
 pixart.add_command(inspect, "inspect")
 pixart.add_command(init_from_dit, "init-from-dit")
 pixart.add_command(new_family, "new-family")

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..checkpoint import open_checkpoint
+from ..checkpoint.folder import read_config
 from ..checkpoint.json_file import read_json
-from ..errors import InputError, UsageError, printable, shortened
+from ..checkpoint.write.publish import write_file
+from ..errors import InputError, UsageError, printable
 from ..filenames import TOOL
-from ..nets.pipeline_spec import CONVENTIONS, Conventions, SamplerSpec
+from ..nets.pipeline_spec import Conventions, SamplerSpec
 from ..pipelines import plan
 from ..pipelines.checks import component_problems
 from ..pipelines.components import SCHEDULER, SCHEDULER_CONFIG, TEXT_ENCODER, TOKENIZER, VAE, find_component
 from ..pipelines.decode import Decoding, decode, numbered, png_text, save_png
 from ..pipelines.embeddings import Embeddings
 from ..pipelines.model import PictureModel
+from ..pipelines.plan import MemoryPlan
 from ..pipelines.prompts import clean_prompt, split_size_flags, tokenize
 from ..pipelines.sizes import PictureSize, picture_size
 from .picture_request import IMAGE, PictureRequest, Progress
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ..pipelines.denoise import Guidance
+
+
+_FILES = ("reference", "vae", "text_encoder", "tokenizer", "prompt_embeds", "latents")  # of a request
 
 
 class Drawing:
@@ -53,7 +61,8 @@ class Drawing:
         self.prompts, ratio, asked = self._prompts()
         self.given_latents = self._given_latents()
         if self.given_latents is not None:
-            asked = tuple(side * model.spec.vae_factor for side in self.given_latents.shape[2:])
+            high, wide = self.given_latents.shape[2:]
+            asked = (high * model.spec.vae_factor, wide * model.spec.vae_factor)
         binning = request.use_resolution_binning and self.given_latents is None
         self.size: PictureSize = picture_size(model, self.how, asked, ratio=ratio, binning=binning)
         self.folders = {part: self._component(part) for part in self._parts()}
@@ -63,7 +72,6 @@ class Drawing:
             raise UsageError(
                 "`null_caption` is needed: guidance begins there, and nothing here holds it; or `conventions` diffusers"
             )
-        self.plan = {stage.name: stage for stage in self._plan().stages}
 
     @property
     def guided(self) -> bool:
@@ -80,7 +88,9 @@ class Drawing:
         name = self.model.sampler_of(config)
         if name is None:
             kind = printable(config.get("_class_name") if isinstance(config, dict) else "nothing", 60)
-            self.notes.append(f"the pipeline's scheduler, {kind}, is none of those drawn with here: {usual} takes its place")
+            self.notes.append(
+                f"the pipeline's scheduler, {kind}, is none of those drawn with here: {usual} takes its place"
+            )
         return name or usual
 
     def _prompts(self) -> tuple[list[str], float | None, tuple[int | None, int | None]]:
@@ -122,7 +132,9 @@ class Drawing:
         tokens = self.model.spec.tokens(self.model.findings)
         ids, mask, cut = tokenize(self.prompts, self.folders[TOKENIZER], tokens)
         self.notes += [
-            f"the prompt is longer than {tokens} tokens: cut off was {printable(words)!r}" for words in cut if words
+            f"the prompt is longer than {tokens} tokens: cut off was {printable(words, 2000)!r}"
+            for words in cut
+            if words
         ]
         return ids, mask
 
@@ -134,7 +146,9 @@ class Drawing:
         given = Embeddings.load(Path(self.request.prompt_embeds), tokens=tokens, width=width)
         if self.guided and given.negative_prompt_embeds is None and not self.how.stored_null:
             raise InputError.at(
-                self.request.prompt_embeds, "", "holds no negative_prompt_embeds, which guidance needs: or `guidance_scale` 1"
+                self.request.prompt_embeds,
+                "",
+                "holds no negative_prompt_embeds, which guidance needs: or `guidance_scale` 1",
             )
         return given
 
@@ -147,7 +161,9 @@ class Drawing:
                 raise InputError.at(self.request.latents, "", "holds no tensor 'latents'")
             tensor = file["latents"]
             if len(tensor.shape) != 4 or tensor.shape[1] != channels or not tensor.dtype.floating:
-                rule = f"is {tensor.dtype} {list(tensor.shape)}: floats [B, {channels}, height / 8, width / 8] are needed"
+                rule = (
+                    f"is {tensor.dtype} {list(tensor.shape)}: floats [B, {channels}, height / 8, width / 8] are needed"
+                )
                 raise InputError.at(self.request.latents, "latents", rule)
             latents: Tensor = tensor.torch().clone()
         sides = [side * self.model.spec.vae_factor for side in latents.shape[2:]]
@@ -171,27 +187,32 @@ class Drawing:
         text = "float32" if dtype == "float16" else dtype
         return {"text": text, "transformer": dtype, "vae": "float32" if self.how.float32_vae else dtype}
 
-    def _plan(self) -> MemoryPlan:
+    @cached_property
+    def plan(self) -> MemoryPlan:
+        """How each stage is run."""
+        request, findings = self.request, self.model.findings
         asked = plan.Request(
             height=self.size.height,
             width=self.size.width,
             images=self.images,
             guided=self.guided,
-            tokens=self.model.spec.tokens(self.model.findings),
+            tokens=self.model.spec.tokens(findings),
             text_dtype=self.dtypes["text"],
             dtype=self.dtypes["transformer"],
             vae_dtype=self.dtypes["vae"],
-            device=self.request.device,
+            device=request.device,
         )
-        sizes = plan.sizes_of(asked, self.model.checkpoint, self.folders.get(VAE), self.folders.get(TEXT_ENCODER))
-        return plan.make_plan(sizes, self.request.memory_budget, self.request.quantize)
+        sizes = plan.sizes_of(self.model.checkpoint, self.folders.get(VAE), self.folders.get(TEXT_ENCODER))
+        budget = plan.as_bytes(request.memory_budget) if request.memory_budget else None
+        return plan.plan(sizes, asked, budget, quantize=request.quantize)
+
+    def _way(self, stage: str) -> str:
+        return next(planned.how for planned in self.plan.stages if planned.name == stage)
 
     # ---- The stages
 
     def encode(self, progress: Progress) -> Embeddings:
         """The first stage: the embeddings of the prompts, and those that guidance begins at."""
-        from dataclasses import replace
-
         embeddings = self.given_embeddings or self._encoded(progress)
         if self.guided and embeddings.negative_prompt_embeds is None:
             assert self.model.null_caption
@@ -214,7 +235,7 @@ class Drawing:
             self.ids,
             self.mask,
             folder,
-            how=self.plan["text encoder"].how,
+            how=self._way("text encoder"),
             dtype=getattr(torch, self.dtypes["text"]),
             device=self.request.device,
             progress=begin(int(read_config(folder)["num_layers"])) if begin else None,
@@ -231,23 +252,29 @@ class Drawing:
 
         dtype, device = getattr(torch, self.dtypes["transformer"]), self.request.device
         noise, generator = self.noise()
-        net = self.model.net(dtype, device, whole=self.plan["transformer"].how == "whole")
-        begin, latents = progress("drawing"), noise.to(device)
+        net = self.model.net(dtype, device, whole=self._way("transformer") == "whole")
+        begin, latents, start = progress("drawing"), noise, noise.to(device)
         step = begin(self.steps) if begin else lambda count: None
         how = {"steps": self.steps, "dtype": dtype, "float32_latents": self.how.float32_latents}
-        for _, latents in denoise(net, self.sampler, self.guidance(embeddings), latents, generator=generator, **how):
+        for _, after in denoise(net, self.sampler, self.guidance(embeddings), start, generator=generator, **how):
+            latents = after
             step(1)
         return latents.float().cpu()
 
     def guidance(self, embeddings: Embeddings) -> Guidance:
         from ..pipelines.denoise import Guidance
 
-        parts = (getattr(embeddings, each.name) for each in fields(embeddings))
-        times = self.request.num_images_per_prompt
-        prompt, mask, null, null_mask = (part if part is None else part.repeat_interleave(times, 0) for part in parts)
-        size = self.size
-        conditions = self.model.spec.conditions(self.model.findings, size.height, size.width, size.ratio)
-        return Guidance(prompt, mask, null, null_mask, self.scale, conditions)
+        size, times = self.size, self.request.num_images_per_prompt
+        parts = {field.name: getattr(embeddings, field.name) for field in fields(embeddings)}
+        tensors = {name: part.repeat_interleave(times, 0) for name, part in parts.items() if part is not None}
+        return Guidance(
+            tensors["prompt_embeds"],
+            tensors["prompt_attention_mask"],
+            tensors.get("negative_prompt_embeds"),
+            tensors.get("negative_prompt_attention_mask"),
+            scale=self.scale,
+            conditions=self.model.spec.conditions(self.model.findings, size.height, size.width, size.ratio),
+        )
 
     def noise(self) -> tuple[Tensor, torch.Generator]:
         """What the picture begins with, and the generator that further noise comes from, both on the CPU: the same on
@@ -265,7 +292,7 @@ class Drawing:
 
     def save_pictures(self, latents: Tensor, progress: Progress) -> list[Path]:
         """The third stage: PNG files with the parameters in them."""
-        how, way = self.how, self.plan["VAE"].how
+        how, way = self.how, self._way("VAE")
         decoding = Decoding(
             scaling_factor=how.scaling_factor,
             half_up=how.half_up,

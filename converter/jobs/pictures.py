@@ -40,8 +40,7 @@ def draw(
     request.validate()
     with open_picture_model(request.reference or request.pipeline, **request.model) as model:
         drawing = Drawing(request, model)
-        drawing.check()
-        for line in drawing.lines():
+        for line in (*(f"note: {note}" for note in drawing.notes), *drawing.plan.lines()):
             say(line)
         peaks: dict[str, int] = {}
 
@@ -54,9 +53,9 @@ def draw(
             say(f"peak memory: {name} {human_bytes(peaks[name])}")
 
         with stage("text encoder"):
-            guidance = drawing.guidance(progress)
+            embeddings = drawing.encode(progress)
         with stage("transformer"):
-            latents = drawing.draw_latents(guidance, progress)
+            latents = drawing.draw_latents(embeddings, progress)
         if request.output_type == LATENT:
             return Pictures([drawing.save_latents(latents)], drawing.parameters, peaks)
         with stage("VAE"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +9,7 @@ from typing import TYPE_CHECKING
 from ..checkpoint import LazyTensor
 from ..checkpoint.file import InputFile
 from ..checkpoint.safetensors_reader import read_header
-from ..checkpoint.write.publish import FilePublication
-from ..errors import UsageError, printable
+from ..checkpoint.write.publish import write_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,13 +61,9 @@ class Embeddings:
         """
         from safetensors.torch import save
 
-        if os.path.lexists(path) and not overwrite:
-            raise UsageError(f"{printable(path)}: exists; use `overwrite` to replace it")
-        data = save({name: held.detach().cpu().contiguous() for name, held in vars(self).items() if held is not None})
-        with FilePublication(path, needed_bytes=len(data), overwrite=overwrite) as out:
-            with open(out.create(out.target.name), "wb") as file:
-                file.write(data)
-            out.publish()
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        data = save({name: held.cpu().clone().contiguous() for name, held in tensors.items() if held is not None})
+        write_file(path, data, overwrite=overwrite)
 
 
 def _read(file: InputFile, name: str, held: LazyTensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +37,13 @@ class PictureModel:
     """An open transformer.
 
     Attributes:
+        findings: those of the analysis, and what the record of its conversion or its pipeline says beside the tensors.
         spec: how pictures are drawn with it.
         null_caption: (L, C), what the training put in place of a dropped caption; None where nothing holds it.
     """
 
     analysis: Analysis
+    findings: Findings
     spec: PipelineSpec
     null_caption: LazyTensor | None
 
@@ -49,15 +52,13 @@ class PictureModel:
         """Raises: `UsageError` where its family says nothing of pictures."""
         names = {row.source for row in rows_of(analysis, Extra)}
         kept = {key: tensor for key, tensor in {**analysis.checkpoint, **sidecar.tensors}.items() if key in names}
-        return cls(analysis, spec_of(analysis), next(iter(kept.values()), None))
+        spec = spec_of(analysis)
+        findings = _completed(analysis, spec) if analysis.diffusers else analysis.findings
+        return cls(analysis, findings, spec, next(iter(kept.values()), None))
 
     @property
     def checkpoint(self) -> Checkpoint:
         return self.analysis.checkpoint
-
-    @property
-    def findings(self) -> Findings:
-        return self.analysis.findings
 
     @property
     def conventions(self) -> str:
@@ -123,15 +124,13 @@ def open_picture_model(
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_model(local(path, quiet=True), weights, state_dict_key, family))
         analysis = analyse_with_record(checkpoint, hyper_parameters or {}, family)
-        spec = spec_of(analysis)
-        if analysis.diffusers:
-            _complete(analysis, spec)
+        spec_of(analysis)  # before anything else is opened
         yield PictureModel.of(analysis, open_sidecar(stack, analysis, null_caption))
 
 
-def _complete(analysis: Analysis, spec: PipelineSpec) -> None:
-    """Add what no tensor of a converted model shows: by the record of its conversion, else its pipeline's class."""
-    folder, findings = analysis.checkpoint.folder, analysis.findings
+def _completed(analysis: Analysis, spec: PipelineSpec) -> Findings:
+    """The findings, with what no tensor of a converted model shows: by its record, else its pipeline's class."""
+    folder, findings = analysis.checkpoint.folder, copy(analysis.findings)
     recorded = find_record(folder).content.get("hyper_parameters", {}) if folder else {}
     shown = {name: Finding(about["value"], "file", RECORD) for name, about in recorded.items()}
     for index in (
@@ -142,6 +141,7 @@ def _complete(analysis: Analysis, spec: PipelineSpec) -> None:
     for name, finding in shown.items():
         if name in findings and findings[name].source in ("unknown", "assumed") and finding.value is not None:
             findings[name] = finding
+    return findings
 
 
 def spec_of(analysis: Analysis) -> PipelineSpec:

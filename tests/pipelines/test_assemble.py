@@ -124,6 +124,18 @@ def test_a_scheduler_of_a_folder_with_its_class(tmp_path: Path) -> None:
         assert tree(done.path / "scheduler") == tree(first / "scheduler")
         assert done.path.joinpath("model_index.json").read_text() == (first / "model_index.json").read_text()
         load(done.path, trust_remote_code=True)
+        assert any(f"the scheduler is code of {first / 'scheduler'}" in note for note in done.notes)
+
+
+def test_a_pipeline_out_of_a_pipeline(tmp_path: Path) -> None:
+    """Its transformer rounded, and its links led to where the files really are."""
+    first = assemble("alpha-ms", tmp_path / "first", **TEXT).path
+    beside = Components(vae=first, text_encoder=first, tokenizer=first, scheduler=first)
+    done = converter.convert(first, tmp_path / "out", components=beside, dtype="bfloat16")
+    assert os.readlink(done.path / "vae" / "config.json") == str((VAE / "config.json").resolve())
+    assert os.readlink(done.path / "scheduler" / "pixart_schedulers.py").startswith(str(first))
+    pipeline = load(done.path, trust_remote_code=True, torch_dtype=torch.bfloat16)
+    assert pipeline.transformer.dtype == torch.bfloat16
 
 
 def test_links_lead_to_the_real_files(tmp_path: Path) -> None:

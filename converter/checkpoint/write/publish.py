@@ -159,7 +159,11 @@ class Publication:
 
     def write_text(self, name: str, text: str) -> None:
         """Write the new file `name`, in UTF-8."""
-        fd, rest = self.create(name), text.encode()
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write the new file `name`."""
+        fd, rest = self.create(name), memoryview(data)
         try:
             while rest:
                 rest = rest[os.write(fd, rest) :]
@@ -242,3 +246,19 @@ class FilePublication(Publication):
             if os.path.lexists(self.target):
                 raise target_error(self.target, _TAKEN) from error
             os.rename(written, self.target)
+
+
+def write_file(path: Path, data: bytes, *, overwrite: bool) -> None:
+    """Write a file, whole or not at all.
+
+    Raises: `UsageError` where it may not be written or is there already, `ConverterError` for a full disk.
+
+    >>> write_file(Path("new.bin"), b"1", overwrite=False)
+    >>> Path("new.bin").read_bytes()
+    b'1'
+    """
+    if os.path.lexists(path) and not overwrite:
+        raise target_error(path, "exists; use `overwrite` to replace it")
+    with FilePublication(path, needed_bytes=len(data), overwrite=overwrite) as out:
+        out.write_bytes(out.target.name, data)
+        out.publish()
