@@ -84,7 +84,7 @@ class Drawing:
         path, usual = Path(self.request.pipeline, SCHEDULER, SCHEDULER_CONFIG), self.model.spec.samplers[0]
         if not path.is_file():
             return usual
-        config = read_json(path)
+        config = read_json(path, infinite=True)
         name = self.model.sampler_of(config)
         if name is None:
             kind = printable(config.get("_class_name") if isinstance(config, dict) else "nothing", 60)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import converter
 from converter.errors import InputError, UsageError
 from converter.pipelines.checks import Problem
-from converter.pipelines.doctor import diagnose, report
+from converter.pipelines.doctor import diagnose
 
 Break = Callable[[Path], object]
 CONFIG, TRANSFORMER = "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"
@@ -130,10 +130,7 @@ def test_the_scheduler_of_every_sampler_is_sound(sampler: str, stock: bool, tmp_
 FAULTS: dict[str, tuple[str, Break, str]] = {
     # What is broken: (the part, how, what is said).
     "the VAE of sigma": ("vae", edit("vae/config.json", scaling_factor=0.13025), "is 0.13025, and 0.18215 is needed"),
-    "another VAE class": ("vae", lambda folder: [
-        edit("vae/config.json", _class_name="AutoencoderTiny")(folder),
-        edit("model_index.json", vae=["diffusers", "AutoencoderTiny"])(folder),
-    ], "AutoencoderKL is needed"),
+    "another VAE class": ("vae", edit("vae/config.json", _class_name="AutoencoderTiny"), "AutoencoderKL is needed"),
     "16 latent channels": ("vae", edit("vae/config.json", latent_channels=16), "is 16, and 4 is needed"),
     "three blocks": ("vae", edit("vae/config.json", block_out_channels=[8, 16, 16]), "is 4, and 8 is needed"),
     "no VAE": ("vae", remove("vae"), "no such folder"),
@@ -185,16 +182,18 @@ FAULTS: dict[str, tuple[str, Break, str]] = {
         "beta_start is 0.00085, and 0.0001 is needed",
     ),
     "another prediction": ("scheduler", edit(SCHEDULER, prediction_type="v_prediction"), "and epsilon is needed"),
-    "another scheduler": ("scheduler", lambda folder: [
-        edit(SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler")(folder),
-        edit("model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"])(folder),
-    ], "not of a sampler of this model"),
+    "another scheduler": (
+        "scheduler",
+        edit(SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler"),
+        "not of a sampler of this model",
+    ),
     "no class beside the scheduler": ("scheduler", remove("scheduler/pixart_schedulers.py"), "is missing"),
     "a modified class": (
         "scheduler",
-        lambda folder: (folder / "scheduler/pixart_schedulers.py").write_text("class PixArtAlphaDPMSolverScheduler: ..."),
+        lambda folder: (folder / "scheduler/pixart_schedulers.py").write_text("class PixArtAlphaDPMSolverScheduler: 0"),
         "is modified",
     ),
+    "a scheduler that is no JSON": ("scheduler", lambda folder: (folder / SCHEDULER).write_text("[NaN]"), "JSON"),
     "a scheduler without its config": ("scheduler", remove(SCHEDULER), "holds no scheduler_config.json"),
     "sigma's pipeline": ("pipeline", edit("model_index.json", _class_name="PixArtSigmaPipeline"), "AlphaPipeline"),
     "another class in the index": (
@@ -238,7 +237,7 @@ def test_a_fault_is_found_where_it_is_and_nowhere_else(fault: str, alpha: Path, 
 
 MENDED = [
     "the betas of Stable Diffusion", "another prediction", "no class beside the scheduler", "a modified class",
-    "sigma's pipeline", "another class in the index", "wo in float16",
+    "sigma's pipeline", "another class in the index",
 ]  # fmt: skip
 
 
@@ -283,7 +282,7 @@ def test_schedulers_that_the_training_code_did_not_have(alpha: Path, tmp_path: P
     def stock(kind: str, **fields: Any) -> list[Problem]:
         folder = tmp_path / f"{kind}{len(fields)}"
         shutil.copytree(alpha, folder)
-        getattr(diffusers, kind)(**fields).save_pretrained(folder / "scheduler")
+        getattr(diffusers, kind)(**fields).save_pretrained(folder / "scheduler")  # some with -Infinity in it
         edit("model_index.json", scheduler=["diffusers", kind])(folder)
         return diagnose(folder)["scheduler"]
 
@@ -330,7 +329,7 @@ def test_a_pipeline_without_text_encoder_draws_from_embeddings(tmp_path: Path) -
     folder = assemble("sigma-ms", tmp_path / "out").path
     assert diagnose(folder) == {part: [] for part in ALL}
     shutil.copytree(PARTS / "text_encoder-sigma", folder / "text_encoder")
-    assert [*lines(diagnose(folder))] == ["tokenizer"]
+    assert [*lines(diagnose(folder))] == ["pipeline", "tokenizer"]  # the one is not named, the other not there
 
 
 def original(name: str, path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
@@ -359,9 +358,8 @@ def test_the_stock_pipeline_fails_with_micro_conditions_at_512_pixels(tmp_path: 
     plain = converter.convert(file, tmp_path / "plain", hyper_parameters=words).path
     assert lines(diagnose(plain)) == {}
     assert "sample_size 128 only" in " ".join(lines(diagnose(plain), faults=False)["transformer"])
-    (plain / "model_index.json").write_text(
-        json.dumps({"_class_name": "PixArtAlphaPipeline", "vae": ["diffusers", "AutoencoderKL"]})
-    )
+    index = {"transformer": ["diffusers", "PixArtTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    (plain / "model_index.json").write_text(json.dumps(index | {"_class_name": "PixArtAlphaPipeline"}))
     shutil.copytree(vae_of("alpha"), plain / "vae")
     faults = lines(diagnose(plain))
     assert "sample_size 128 only" in " ".join(faults["transformer"])
@@ -423,7 +421,6 @@ def test_the_command(alpha: Path, tmp_path: Path, cli: Callable[..., Result]) ->
     assert remedy in bad.stdout[place:]
     assert cli("pixart", "doctor", folder, "--quiet").stdout == ""
     as_json = json.loads(cli("pixart", "doctor", folder, "--json").stdout)
-    assert as_json == report(diagnose(folder))
     assert as_json["ok"] is False
     assert [(part["part"], part["verdict"]) for part in as_json["parts"]] == [
         (part, "fault" if part == "vae" else "ok") for part in ALL
