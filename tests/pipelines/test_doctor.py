@@ -379,6 +379,20 @@ def test_an_output_that_is_not_finite_in_the_dtype_of_the_files(tmp_path: Path) 
     assert line == "in float16 its output is not finite, first in block 1"
 
 
+def test_a_scale_of_no_released_model(alpha: Path, tmp_path: Path) -> None:
+    """Nothing but a record or the original shows the right one; without either, there are the released models."""
+    change = edit(CONFIG, interpolation_scale=1)
+    folder = broken(alpha, tmp_path, change, remove("conversion.json", "original_extras.safetensors"))
+    problems = diagnose(folder)
+    assert lines(problems) == {}
+    words = "config.json: scale 1, where the released 1024 px models have 2; the file decides"
+    assert words in lines(problems, faults=False)["transformer"]
+    (line,) = lines(diagnose(folder, original=PARTS / "alpha-ms.pth", hyper_parameters={"num_attention_heads": HEADS}))[
+        "transformer"
+    ]
+    assert line.startswith("interpolation_scale is 1, and has to be 2")
+
+
 def test_comparison_with_the_original(alpha: Path, tmp_path: Path) -> None:
     assert lines(diagnose(alpha, original=PARTS / "alpha-ms.pth")) == {}
     nudge = tensors(TRANSFORMER, lambda s: s["proj_out.weight"].add_(1e-3))
