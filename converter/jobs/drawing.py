@@ -20,6 +20,7 @@ from ..pipelines import plan
 from ..pipelines.checks import component_problems
 from ..pipelines.components import SCHEDULER, SCHEDULER_CONFIG, TEXT_ENCODER, TOKENIZER, VAE, find_component
 from ..pipelines.decode import Decoding, decode, numbered, png_text, save_png
+from ..pipelines.denoise import Guidance, denoise, make_scheduler
 from ..pipelines.embeddings import Embeddings
 from ..pipelines.model import PictureModel
 from ..pipelines.plan import MemoryPlan
@@ -30,8 +31,6 @@ from .picture_request import IMAGE, PictureRequest, Progress
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from ..pipelines.denoise import Guidance
 
 
 _FILES = ("reference", "vae", "text_encoder", "tokenizer", "prompt_embeds", "latents")  # of a request
@@ -56,6 +55,9 @@ class Drawing:
             raise UsageError(f"`sampler` {printable(self.sampler_name)}: one of {', '.join(model.spec.samplers)}")
         self.sampler: SamplerSpec = model.spec.sampler(model.findings, self.how, self.sampler_name)
         self.steps = request.num_inference_steps or self.sampler.steps
+        make_scheduler(self.sampler, self.steps)  # asked now whether it takes as many
+        if self.sampler.variance and not model.findings.value("pred_sigma"):
+            raise UsageError(f"`sampler` {self.sampler_name}: needs the variance, which the model does not predict")
         self.scale = self.sampler.guidance_scale if request.guidance_scale is None else request.guidance_scale
         self.seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         self.prompts, ratio, asked = self._prompts()
@@ -248,8 +250,6 @@ class Drawing:
         """The second stage: latents (B, C, h, w), float32."""
         import torch
 
-        from ..pipelines.denoise import denoise
-
         dtype, device = getattr(torch, self.dtypes["transformer"]), self.request.device
         noise, generator = self.noise()
         net = self.model.net(dtype, device, whole=self._way("transformer") == "whole")
@@ -262,8 +262,6 @@ class Drawing:
         return latents.float().cpu()
 
     def guidance(self, embeddings: Embeddings) -> Guidance:
-        from ..pipelines.denoise import Guidance
-
         size, times = self.size, self.request.num_images_per_prompt
         parts = {field.name: getattr(embeddings, field.name) for field in fields(embeddings)}
         tensors = {name: part.repeat_interleave(times, 0) for name, part in parts.items() if part is not None}
