@@ -38,10 +38,9 @@ def doctor(path: str, as_json: bool, quiet: bool, **words: Any) -> None:
     if as_json:
         print_json(result)
     elif not quiet:
-        width, last = max(len(part["part"]) for part in result["parts"]), ""
-        for part in result["parts"]:
-            name = "" if part["part"] == last else part["part"]
-            last = part["part"]
+        width = max(len(part["part"]) for part in result["parts"])
+        for part, before in zip(result["parts"], [{"part": ""}, *result["parts"]], strict=False):
+            name = "" if part["part"] == before["part"] else part["part"]
             verdict = "FAULT" if part["verdict"] == "fault" else part["verdict"]
             say(f"{name:<{width}}  {verdict}{': ' if part['words'] else ''}{part['words']}", result=True)
             for title in ("evidence", "remedy"):
