@@ -379,6 +379,14 @@ def test_an_output_that_is_not_finite_in_the_dtype_of_the_files(tmp_path: Path) 
     assert line == "in float16 its output is not finite, first in block 1"
 
 
+def test_a_pipeline_without_a_record_is_what_its_index_says(each: Path, tmp_path: Path) -> None:
+    records = remove("conversion.json", "original_extras.safetensors")
+    folder = broken(each, tmp_path, records)
+    assert lines(diagnose(folder)) == {}
+    edit("vae/config.json", scaling_factor=0.5)(folder)
+    assert [*lines(diagnose(folder))] == ["vae"]
+
+
 def test_a_scale_of_no_released_model(alpha: Path, tmp_path: Path) -> None:
     """Nothing but a record or the original shows the right one; without either, there are the released models."""
     change = edit(CONFIG, interpolation_scale=1)
