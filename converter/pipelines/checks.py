@@ -161,7 +161,7 @@ def _scheduler(component: Component, model: PictureModel) -> Iterator[_Row]:
                 f"import shutil; from importlib.util import find_spec; source = find_spec({json.dumps(module)}).origin"
             )
             remedy = f"python -c {shlex.quote(f'{code}; shutil.copy(source, {json.dumps(str(copy))})')}"
-            yield f"{copy.name} is {state}: the class {own} is not as it was shipped", copy.name, remedy, True
+            yield f"{copy.name} is {state}: {own} is not as this version has it", copy.name, remedy, state == "missing"
     # Where noise is left at the end, the order of the last step counts; a class that travels decides it itself.
     ends = {"euler_at_final"} if kind != own and config.get("final_sigmas_type") == "sigma_min" else set()
     for fault in (True, False):

@@ -188,11 +188,6 @@ FAULTS: dict[str, tuple[str, Break, str]] = {
         "not of a sampler of this model",
     ),
     "no class beside the scheduler": ("scheduler", remove("scheduler/pixart_schedulers.py"), "is missing"),
-    "a modified class": (
-        "scheduler",
-        lambda folder: (folder / "scheduler/pixart_schedulers.py").write_text("class PixArtAlphaDPMSolverScheduler: 0"),
-        "is modified",
-    ),
     "a scheduler that is no JSON": ("scheduler", lambda folder: (folder / SCHEDULER).write_text("[NaN]"), "JSON"),
     "a scheduler without its config": ("scheduler", remove(SCHEDULER), "holds no scheduler_config.json"),
     "sigma's pipeline": ("pipeline", edit("model_index.json", _class_name="PixArtSigmaPipeline"), "AlphaPipeline"),
@@ -236,7 +231,7 @@ def test_a_fault_is_found_where_it_is_and_nowhere_else(fault: str, alpha: Path, 
 
 
 MENDED = [
-    "the betas of Stable Diffusion", "another prediction", "no class beside the scheduler", "a modified class",
+    "the betas of Stable Diffusion", "another prediction", "no class beside the scheduler",
     "sigma's pipeline", "another class in the index",
 ]  # fmt: skip
 
@@ -308,6 +303,7 @@ def test_remarks_are_no_faults(alpha: Path, tmp_path: Path) -> None:
     folder = broken(
         alpha,
         tmp_path,
+        lambda folder: (folder / "scheduler/pixart_schedulers.py").write_text("class PixArtAlphaDPMSolverScheduler: 0"),
         edit("tokenizer/tokenizer_config.json", model_max_length=77),
         edit("text_encoder/config.json", dtype="float16"),
         tensors(plain["shared.weight"], halved),
@@ -322,6 +318,8 @@ def test_remarks_are_no_faults(alpha: Path, tmp_path: Path) -> None:
     assert remarks["text_encoder"] == [
         "float16: with wo in float32, as transformers has it, it does not overflow; bfloat16 is safer"
     ]
+    (line,) = remarks["scheduler"]
+    assert line == "pixart_schedulers.py is modified: PixArtAlphaDPMSolverScheduler is not as this version has it"
     assert "caption_projection.y_embedding is left over from an old conversion, and not used" in remarks["transformer"]
 
 
