@@ -103,7 +103,7 @@ class Drawing:
         place = Path(self.request.pipeline)
         if place.exists() and not (place / SCHEDULER).is_dir():
             return {}
-        config = read_json(find_component(self.request.pipeline, SCHEDULER).folder / SCHEDULER_CONFIG)
+        config = read_json(find_component(self.request.pipeline, SCHEDULER).folder / SCHEDULER_CONFIG, infinite=True)
         return config if isinstance(config, dict) else {}
 
     def _prompts(self) -> tuple[list[str], float | None, tuple[int | None, int | None]]:
@@ -135,7 +135,7 @@ class Drawing:
         folder = find_component(given or self.request.pipeline, part).folder
         for problem in component_problems(part, folder, self.model):
             if problem.fault:
-                raise InputError(f"{problem.words} ({problem.remedy})")
+                raise InputError.at(problem.evidence or folder, "", f"{problem.words}; {problem.remedy}")
         return folder
 
     def _tokens(self) -> tuple[Any, Any]:

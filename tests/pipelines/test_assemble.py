@@ -138,6 +138,14 @@ def test_a_pipeline_out_of_a_pipeline(tmp_path: Path) -> None:
     assert pipeline.transformer.dtype == torch.bfloat16
 
 
+def test_a_scheduler_as_diffusers_saves_it(tmp_path: Path) -> None:
+    """With -Infinity in its config, which is no JSON."""
+    DPMSolverMultistepScheduler().save_pretrained(tmp_path / "saved")
+    assert "-Infinity" in (tmp_path / "saved" / "scheduler_config.json").read_text()
+    done = assemble("alpha-ms", tmp_path / "out", scheduler=tmp_path / "saved")
+    assert type(load(done.path).scheduler) is DPMSolverMultistepScheduler
+
+
 def test_links_lead_to_the_real_files(tmp_path: Path) -> None:
     """As those in the hub's cache, which are links to blobs; the record names them."""
     (tmp_path / "snapshot" / "vae").mkdir(parents=True)
