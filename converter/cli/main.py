@@ -19,6 +19,7 @@ from .._version import __version__
 from ..errors import ConverterError, as_flags, explained, printable
 from .convert import convert, revert
 from .diff import diff
+from .doctor import doctor
 from .generate import generate
 from .init_from_dit import init_from_dit
 from .inspect import inspect
@@ -36,6 +37,7 @@ def pixart() -> None:
 
 pixart.add_command(convert, "convert")
 pixart.add_command(diff, "diff")
+pixart.add_command(doctor, "doctor")
 pixart.add_command(generate, "generate")
 pixart.add_command(inspect, "inspect")
 pixart.add_command(init_from_dit, "init-from-dit")

@@ -57,6 +57,7 @@ class PipelineSpec:
     shown_by: Callable[[str], Mapping[str, Any]]
     tokens: Callable[[Findings], int]  # of a prompt
     scaling_factor: Callable[[Findings], float]  # of the VAE that it was trained with
+    released: Callable[[Findings], str]  # a repository on the hub with the components that it was trained with
     vae_factor: int  # pixels per latent position
     conventions: Callable[[Findings, str], Conventions]
     samplers: tuple[str, ...]  # their names, the usual one first

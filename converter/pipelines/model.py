@@ -18,7 +18,7 @@ from ..conversion.sidecar import Sidecar, analyse_with_record, open_sidecar, row
 from ..errors import UsageError
 from ..families import Finding, Findings
 from ..families.from_file import imported
-from ..filenames import RECORD
+from ..filenames import RECORD, record_places
 from ..hub import local
 from ..mapping import Extra
 from ..nets.pipeline_spec import DIFFUSERS, ORIGINAL, PipelineSpec
@@ -133,8 +133,7 @@ def _completed(analysis: Analysis, spec: PipelineSpec) -> Findings:
     folder, findings = analysis.checkpoint.folder, copy(analysis.findings)
     recorded = find_record(folder).content.get("hyper_parameters", {}) if folder else {}
     shown = {name: Finding(about["value"], "file", RECORD) for name, about in recorded.items()}
-    index = folder.parent / MODEL_INDEX if folder else None
-    if index and present(index):
+    for index in (place / MODEL_INDEX for place in record_places(folder) if present(place / MODEL_INDEX)) if folder else ():
         kind = str(read_json(index).get("_class_name"))
         shown = {name: Finding(value, "file", MODEL_INDEX) for name, value in spec.shown_by(kind).items()} | shown
     for name, finding in shown.items():

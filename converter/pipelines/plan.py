@@ -156,7 +156,7 @@ class Sizes:
         return int(alive * (CONVOLUTIONS if request.device == "cpu" else 1)) + tiles + 3 * pixels * request.images
 
 
-def sizes_of(transformer: Mapping[str, LazyTensor], vae: Path | None = None, text_encoder: Path | None = None) -> Sizes:
+def sizes_of(transformer: Mapping[str, LazyTensor], vae: Path, text_encoder: Path | None = None) -> Sizes:
     """The sizes of components: of an open transformer in either layout, and of folders. No weights are read.
 
     Raises: `InputError` for files that cannot be read, or a folder that holds no VAE.

@@ -49,14 +49,15 @@ def picture_size(
             )
         return PictureSize(own, own, 1.0)
     if binning and table:
-        key = min(table, key=lambda each: abs(each - height / width))
-        asked_for, (height, width) = (height, width), table[key]
+        asked_for, key = (height, width), min(table, key=lambda each: abs(each - height / width))
+        height, width = table[key]
     else:
         asked_for = (height, width)
         for name, side in (("height", height), ("width", width)):
             if side % cell:
                 near = f"{side // cell * cell} or {side // cell * cell + cell}"
                 raise UsageError(f"`{name}` {side}: must be a multiple of {cell}, such as {near}")
-        key = next((key for key, size in table.items() if size == (height, width)), height / width)
+        # As the keys of the tables are, and what the training told the net.
+        key = round(height / width, 2)
     told = key if how.ratio_of_table else height / width
     return PictureSize(height, width, told, asked_for if how.resize and asked_for != (height, width) else None)

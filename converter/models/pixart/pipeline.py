@@ -11,6 +11,8 @@ from ...nets.pipeline_spec import ORIGINAL, Conventions, PipelineSpec, SamplerSp
 from .hyper_parameters import MICRO, TOKENS, VAE_FACTOR
 
 SCALING = {"alpha": 0.18215, "sigma": 0.13025}  # of sd-vae-ft-ema and sdxl-vae-fp16-fix
+# Pipelines on the hub, of whose parts all released models of a version make use.
+RELEASED = {"alpha": "PixArt-alpha/PixArt-XL-2-1024-MS", "sigma": "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers"}
 STOCK, OURS = "diffusers:", "converter.models.pixart.pixart_schedulers:"
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "num_train_timesteps": 1000}
 PIXELS = (256, 512, 1024)  # at which both versions have a table of sizes
@@ -124,6 +126,7 @@ PIPELINE = PipelineSpec(
     shown_by=lambda name: dict(("version", version) for version, known in CLASSES.items() if known == name),
     tokens=tokens,
     scaling_factor=lambda findings: SCALING[findings.value("version")],
+    released=lambda findings: RELEASED[findings.value("version")],
     vae_factor=VAE_FACTOR,
     conventions=conventions,
     samplers=("dpm-solver", "sa-solver", "iddpm", "lcm", "dmd"),

@@ -1,0 +1,236 @@
+"""`pixart generate`, run as a user runs it, against the recordings: from embeddings and noise down to the bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from makers import HEADS, Result
+from parts import PARTS, TEXT, TEXT_ENCODER, TOKENIZER, VAE, assemble
+from PIL import Image
+from recordings import NAMES, RUNS, recording, relative, replay_noise
+from safetensors.torch import load_file, save_file
+
+Cli = Callable[..., Result]
+SIDES = ("pipeline", "original", "reference")
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Each recorded net as a pipeline; the first with a text encoder."""
+    root = tmp_path_factory.mktemp("pipelines")
+    for name in NAMES:
+        assemble(name, root / name, **(TEXT if name == "alpha-ms" else {}))
+    return {name: root / name for name in NAMES}
+
+
+def inputs(name: str, folder: Path) -> list[object]:
+    """Files with what a recording began with, as options."""
+    tensors = recording(name).tensors
+    mask, batch = tensors["caption_mask"], len(tensors["noise"])
+    embeds = {
+        "prompt_embeds": tensors["caption"][:, 0],
+        "prompt_attention_mask": mask,
+        "negative_prompt_embeds": tensors["null_caption"].repeat(batch, 1, 1),
+        "negative_prompt_attention_mask": mask,
+    }
+    save_file({key: tensor.contiguous() for key, tensor in embeds.items()}, folder / "embeds.safetensors")
+    save_file({"latents": tensors["noise"]}, folder / "noise.safetensors")
+    return ["--prompt_embeds", folder / "embeds.safetensors", "--latents", folder / "noise.safetensors"]
+
+
+def source(name: str, side: str, pipelines: dict[str, Path]) -> list[object]:
+    """The recorded net as a pipeline, as the training code's file with components given, or as a pipeline's reference."""
+    original, heads = PARTS / f"{name}.pth", ["--num_attention_heads", HEADS]
+    if side == "pipeline":
+        return ["--pipeline", pipelines[name]]
+    if side == "original":
+        return ["--pipeline", original, "--vae", VAE, *heads]
+    return ["--pipeline", pipelines[name], "--reference", original, *heads]
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_originals_own_picture(
+    name: str, side: str, pipelines: dict[str, Path], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every recorded final to 2e-5 as latents, and the picture of the 14 steps within one level of 255."""
+    recorded, begin = recording(name), [*source(name, side, pipelines), *inputs(name, tmp_path)]
+    for run in recorded.runs:
+        sampler, steps, scale = RUNS[run]
+        replay_noise(monkeypatch, recorded, run)
+        how = ["--sampler", sampler, "--num_inference_steps", steps, "--guidance_scale", scale]
+        out = tmp_path / f"{run}.safetensors"
+        done = cli("pixart", "generate", *begin, *how, "--output", out, "--output_type", "latent")
+        assert done.returncode == 0, done.stderr
+        error = recorded.error(run, load_file(out)["latents"])
+        assert error <= 2e-5
+        assert error <= (8 if sampler == "iddpm" else 3) * recorded.floor(run)
+    done = cli("pixart", "generate", *begin, "--num_inference_steps", 14, "--output", tmp_path / "cat.png")
+    assert done.returncode == 0, done.stderr
+    right = load_file(PARTS / "images.safetensors")[f"{name}.dpm14.image"].numpy().astype(int)
+    files = [tmp_path / "cat.png"] if len(right) == 1 else [tmp_path / f"cat-{i + 1}.png" for i in range(len(right))]
+    shown = np.stack([np.asarray(Image.open(file)) for file in files]).astype(int)
+    assert shown.shape == right.shape
+    assert np.abs(shown - right).max() <= 1
+    assert (shown != right).mean() < 0.001
+
+
+def test_a_prompt(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    """From words to a picture with its parameters in it, and again from the embeddings that were kept."""
+    begin = ["generate", "--pipeline", pipelines["alpha-ms"], "--num_inference_steps", 2, "--seed", 7]
+    begin += ["--height", 128, "--width", 96, "--use_resolution_binning", "false"]
+    kept = tmp_path / "kept.safetensors"
+    first = cli("pixart", *begin, "--prompt", "A red cat", "--output", tmp_path / "a.png", "--save_prompt_embeds", kept)
+    assert first.returncode == 0, first.stderr
+    again = cli("pixart", *begin, "--prompt_embeds", kept, "--output", tmp_path / "b.png", "--json")
+    assert again.returncode == 0, again.stderr
+    picture = Image.open(tmp_path / "a.png")
+    assert picture.size == (96, 128)
+    assert picture.tobytes() == Image.open(tmp_path / "b.png").tobytes()
+    parameters = json.loads(picture.text["convert-pixart"])  # type: ignore[attr-defined]
+    assert parameters["prompt"] == "A red cat"
+    assert parameters["seed"] == 7
+    assert parameters["sampler"] == "dpm-solver"
+    assert parameters["conventions"] == "original"
+    assert [line.partition(":")[0] for line in first.stdout.splitlines()] == [
+        "note", "memory", "text encoder", "transformer", "VAE", "peak memory", "peak memory", "peak memory", "wrote",
+    ]  # fmt: skip
+    answer = json.loads(again.stdout)
+    assert answer["files"] == [str(tmp_path / "b.png")]
+    assert set(answer["peak_memory"]) == {"text encoder", "transformer", "VAE"}
+
+
+def test_the_null_branch(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    """The training code's is the checkpoint's own, under the prompt's mask; diffusers' an empty prompt under its own."""
+    begin = ["generate", "--pipeline", pipelines["alpha-ms"], "--num_inference_steps", 1, "--prompt", "a red cat"]
+    kept = {}
+    for how in ("original", "diffusers"):
+        file = tmp_path / f"{how}.safetensors"
+        to = ["--output", tmp_path / f"{how}-latents.safetensors", "--output_type", "latent"]
+        size = ["--height", 64, "--width", 64, "--use_resolution_binning", "no"]
+        done = cli("pixart", *begin, *size, *to, "--conventions", how, "--save_prompt_embeds", file)
+        assert done.returncode == 0, done.stderr
+        kept[how] = load_file(file)
+    prompt = kept["original"]["prompt_attention_mask"]
+    assert torch.equal(kept["original"]["negative_prompt_embeds"], recording("alpha-ms").tensors["null_caption"])
+    assert torch.equal(kept["original"]["negative_prompt_attention_mask"], prompt)
+    assert int(kept["diffusers"]["negative_prompt_attention_mask"].sum()) == 1 < int(prompt.sum())
+
+
+def test_a_seed_gives_the_training_codes_noise(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    """After the seed, it draws 30 samples at the size of the picture and throws them away."""
+    torch.manual_seed(5)
+    for _ in range(30):
+        torch.randn(1, 4, 512, 512)
+    noise = torch.randn(1, 4, 8, 6)
+    inputs("sigma-ms", tmp_path)
+    save_file({"latents": noise}, tmp_path / "noise.safetensors")
+    begin = ["generate", "--pipeline", pipelines["sigma-ms"], "--prompt_embeds", tmp_path / "embeds.safetensors"]
+    begin += ["--num_inference_steps", 2, "--output_type", "latent"]
+    size = ["--height", 64, "--width", 48, "--use_resolution_binning", "false", "--seed", 5]
+    given = ["--latents", tmp_path / "noise.safetensors"]
+    for name, how in (("seed", size), ("given", given)):
+        done = cli("pixart", *begin, *how, "--output", tmp_path / f"{name}.safetensors")
+        assert done.returncode == 0, done.stderr
+    seed, right = (load_file(tmp_path / f"{name}.safetensors")["latents"] for name in ("seed", "given"))
+    assert torch.equal(seed, right)
+
+
+@pytest.mark.parametrize("how", ["original", "diffusers"])
+def test_sizes(how: str, pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    """A size of the model's table is drawn; diffusers resizes to what was asked for, the training code does not."""
+    inputs("sigma-ms", tmp_path)
+    begin = ["generate", "--pipeline", pipelines["sigma-ms"], "--prompt_embeds", tmp_path / "embeds.safetensors"]
+    size = ["--height", 250, "--width", 1000, "--conventions", how, "--num_inference_steps", 1, "--seed", 1]
+    done = cli("pixart", *begin, *size, "--output", tmp_path / "wide.png")
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "wide.png").size == ((1024, 256) if how == "original" else (1000, 250))
+
+
+WRONG: list[tuple[str, list[object], int, str]] = [
+    ("no prompt", [], 2, "give either --prompt or --prompt_embeds; got neither"),
+    ("a folder", ["--prompt", "a", "--output", "cat.jpg"], 2, "must end in .png"),
+    ("odd size", ["--prompt", "a", "--height", 100, "--use_resolution_binning", "no"], 2, "--height 100: must be a mult"),
+    ("sampler", ["--prompt", "a", "--sampler", "euler"], 2, "--sampler euler: one of dpm-solver, sa-solver, iddpm"),
+    ("steps of DMD", ["--prompt", "a", "--sampler", "dmd", "--num_inference_steps", 4], 2, "takes 1 step, not 4"),
+    ("both begin it", ["--prompt", "a", "--latents", "x", "--seed", 1], 2, "--latents and --seed"),
+    ("negative", ["--prompt", "a", "--negative_prompt", "b"], 2, "the training code has none"),
+    ("a VAE that is none", ["--prompt", "a", "--vae", TEXT_ENCODER], 3, "not a VAE but a T5EncoderModel"),
+    ("no such VAE", ["--prompt", "a", "--vae", "nowhere"], 3, "nowhere"),
+    ("an encoder that is none", ["--prompt", "a", "--text_encoder", VAE], 3, "not a T5 text encoder"),
+    ("another width", ["--prompt", "a", "--text_encoder", PARTS / "text_encoder-sigma"], 3, "24"),
+    ("a budget too small", ["--prompt", "a", "--memory_budget", "100MB"], 2, "is the least that would do"),
+    ("no budget", ["--prompt", "a", "--memory_budget", "plenty"], 2, "a size is needed, such as 8GB"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "message"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+def test_bad_input(
+    words: list[object], code: int, message: str, pipelines: dict[str, Path], cli: Cli, tmp_path: Path
+) -> None:
+    """One line, the right exit code, before anything is loaded, and nothing is written."""
+    output = [] if "--output" in words else ["--output", tmp_path / "cat.png"]
+    done = cli("pixart", "generate", "--pipeline", pipelines["alpha-ms"], *output, *words)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipeline_without_an_encoder(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    done = cli("pixart", "generate", "--pipeline", pipelines["sigma-ms"], "--prompt", "a", "--output", tmp_path / "a.png")
+    assert done.returncode == 2
+    assert "--text_encoder is needed" in done.stderr
+    assert "--prompt_embeds, a file of embeddings" in done.stderr
+
+
+def test_a_long_prompt_says_what_was_cut(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    begin = ["generate", "--pipeline", pipelines["alpha-ms"], "--num_inference_steps", 1, "--seed", 1]
+    begin += ["--height", 64, "--width", 64, "--use_resolution_binning", "no", "--output", tmp_path / "a.png"]
+    done = cli("pixart", *begin, "--prompt", "a red cat on a mat, " * 60 + "the end")
+    assert done.returncode == 0, done.stderr
+    assert "note: the prompt is longer than 120 tokens: cut off was '" in done.stdout
+    assert "the end'" in done.stdout
+
+
+def test_a_file_is_not_replaced(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"mine")
+    begin = ["generate", "--pipeline", pipelines["alpha-ms"], "--prompt", "a", "--output", tmp_path / "a.png"]
+    done = cli("pixart", *begin)
+    assert done.returncode == 2
+    assert "exists" in done.stderr
+    assert (tmp_path / "a.png").read_bytes() == b"mine"
+
+
+def test_latents_of_another_shape(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    save_file({"latents": torch.zeros(1, 3, 8, 8)}, tmp_path / "three.safetensors")
+    save_file({"latents": torch.zeros(1, 4, 8, 8)}, tmp_path / "small.safetensors")
+    begin = ["generate", "--pipeline", pipelines["alpha-ms"], "--prompt", "a", "--output", tmp_path / "a.png"]
+    done = cli("pixart", *begin, "--latents", tmp_path / "three.safetensors")
+    assert done.returncode == 3
+    assert "[1, 3, 8, 8]: floats [B, 4, height / 8, width / 8] are needed" in done.stderr
+    done = cli("pixart", *begin, "--latents", tmp_path / "small.safetensors", "--height", 128)
+    assert done.returncode == 2
+    assert "--height 128: the latents given are of 64 pixels" in done.stderr
+
+
+def test_an_encoder_and_a_tokenizer_may_be_given(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    given: list[Any] = ["--vae", VAE, "--text_encoder", TEXT_ENCODER, "--tokenizer", TOKENIZER]
+    begin = ["generate", "--pipeline", PARTS / "alpha-fixed.pth", "--num_attention_heads", HEADS, *given]
+    done = cli("pixart", *begin, "--prompt", "a cat", "--num_inference_steps", 1, "--output", tmp_path / "a.png")
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "a.png").size == (128, 128)
+    other = [*begin, "--height", 64, "--width", 64, "--prompt", "a", "--output", tmp_path / "b.png"]
+    done = cli("pixart", *other)
+    assert done.returncode == 2
+    assert "the training code draws 128 x 128" in done.stderr
+
+
+def test_relative_is_not_blind() -> None:
+    assert relative(torch.ones(4) * 1.1, torch.ones(4)) == pytest.approx(0.1, rel=1e-5)
