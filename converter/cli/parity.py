@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..parity.choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
 from ..errors import UsageError
+from ..parity.choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
 from .generate import components
 from .options import ModelCommand, combined, family, given, output_options, require_evidence
 from .output import print_json, progress_bar, say, say_error
@@ -105,7 +105,7 @@ def parity(
     drawn = ("vae", "text_encoder", "tokenizer", "prompt", "prompt_embeds", "latents", "num_inference_steps")
     beside = {name: value for name in drawn if (value := words.pop(name)) is not None}
     if beside and not words["images"]:
-        raise UsageError(f"`{[*beside][0]}` requires `images`")
+        raise UsageError(f"`{next(iter(beside))}` requires `images`")
     names = {"orig_ckpt_path": "originals", "converted_path": "converted", "report": "reports"}
     places = {name: words.pop(name) for name in ("config", "waivers", "cache", "card")}
     places |= {field: words.pop(name) for name, field in names.items()}

@@ -52,7 +52,9 @@ class ComparisonRequest:
     @property
     def pictures(self) -> list[Path]:
         """The files of the pictures."""
-        return list(dict.fromkeys(Path(report).with_suffix(".images.png") for report in self.reports * bool(self.images)))
+        return list(
+            dict.fromkeys(Path(report).with_suffix(".images.png") for report in self.reports * bool(self.images))
+        )
 
 
 @dataclass(frozen=True)

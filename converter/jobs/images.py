@@ -1,4 +1,4 @@
-"""What `pixart parity --images` adds to a comparison: both nets through the whole chain, with everything beside them."""
+"""What `pixart parity --images` adds to a comparison: both nets, and all that stands beside them, to the picture."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class ImageComparison:
         self.drawing.steps = request.num_inference_steps or min(STEPS, self.drawing.sampler.steps)
         make_scheduler(self.drawing.sampler, self.drawing.steps)
         size = self.drawing.size
-        drawn = replace(drawn, conventions=DIFFUSERS, height=size.height, width=size.width)
-        drawn = replace(drawn, sampler=self.drawing.sampler_name, use_resolution_binning=False)
+        same: dict[str, Any] = {"height": size.height, "width": size.width, "use_resolution_binning": False}
+        drawn = replace(drawn, conventions=DIFFUSERS, **same)
         self.stock = None if request.prompt_embeds else Drawing(drawn, self.model)
 
     def add_to(self, report: Report, progress: Any = None) -> Pictures | None:
@@ -83,7 +83,7 @@ class ImageComparison:
                 room = is_resource_error(error)
                 if not room and function.verdict != FAIL:
                     raise
-                why = f"{'this machine cannot run the chain' if room else 'the converted net does not run'}"
+                why = "this machine cannot run the chain" if room else "the converted net does not run"
                 phase = Phase(IMAGES, INCONCLUSIVE if room else FAIL, f"{why}: {describe(error)}")
         report.phases.append(phase)
         report.verdict, report.reason = verdict_of(report.phases)

@@ -37,7 +37,11 @@ CHANGES = (
     ("the scaling factor of the VAE's config", "decoding", ("scaling_factor",)),
     ("8 bits rounded half to even", "decoding", ("half_up",)),
 )
-HEADER = ["diffusers' convention", "latents, relative L2", "% of the picture's values", "mean change, of 255"]
+HEADER = ["diffusers' convention", "latents", "% of values", "mean"]
+SHARES = (
+    "Of the original's own picture, by one convention of diffusers' pipelines at a time: the relative L2 of the "
+    "latents; how many of the picture's values change, and by how much of 255 on average."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +95,6 @@ def changes(chain: Chain, stock: Chain) -> Iterator[tuple[str, Chain]]:
     Args:
         chain, stock: from the same noise, by the conventions of the training code and of diffusers.
     """
-    for words, part, fields in CHANGES:
-        ours, theirs = getattr(chain, part), getattr(stock, part)
-        if any(not _same(getattr(ours, field), getattr(theirs, field)) for field in fields):
-            other = {field: getattr(theirs, field) for field in fields}
-            if "mask" in other:
-                other["null_mask"] = theirs.mask  # which goes with the prompt
-            yield words, replace(chain, **{part: replace(ours, **other)})
     if chain.sampler != stock.sampler:
         yield "the usual scheduler, with its own last step and end", replace(chain, sampler=stock.sampler)
     rounding = f"diffusers:{chain.sampler.stock}"
@@ -105,6 +102,13 @@ def changes(chain: Chain, stock: Chain) -> Iterator[tuple[str, Chain]]:
         config = dict(make_scheduler(chain.sampler, chain.steps).config)  # with what follows from the number of steps
         sampler = replace(chain.sampler, scheduler=rounding, config=config)
         yield "timesteps in whole numbers, last step and end as in the training code", replace(chain, sampler=sampler)
+    for words, part, fields in CHANGES:
+        ours, theirs = getattr(chain, part), getattr(stock, part)
+        if any(not _same(getattr(ours, field), getattr(theirs, field)) for field in fields):
+            other = {field: getattr(theirs, field) for field in fields}
+            if "mask" in other:
+                other["null_mask"] = theirs.mask  # which goes with the prompt
+            yield words, replace(chain, **{part: replace(ours, **other)})
     yield "all of these: the stock pipeline", stock
 
 
@@ -150,20 +154,20 @@ def image_parity(
         return phase, None
     ours, theirs = chain.decode(last["original"]), chain.decode(last["converted"])
     rows = shares(original(FLOAT32), chain, stock, last["original"], ours)
-    words = "Of the original's own picture, by one convention of diffusers' pipelines at a time."
-    phase.detail["tables"] = [{"title": "What stock conventions change", "words": words, "header": HEADER,
-                               "rows": rows}]  # fmt: skip
+    phase.detail["tables"] = [
+        {"title": "What stock conventions change", "words": SHARES, "header": HEADER, "rows": rows}
+    ]
     apart = np.abs(ours.astype(np.int16) - theirs)
     worst, most, share = int(apart.mean((1, 2, 3)).argmax()), int(apart.max()), float((apart > 0).mean())
     times = next(times for times in AMPLIFIED if times * most <= 255)
     phase.words += f"; {100 * share:.2g} % of the picture's values differ, by at most {most} of 255"
     difference = (apart[worst] * times).astype(np.uint8)
-    phase.detail["pictures"] = [
-        {"title": "original", "words": "drawn by the original's net", "png": _png(ours[worst])},
-        {"title": "converted", "words": "drawn by the converted net", "png": _png(theirs[worst])},
-        {"title": f"difference × {times}", "words": f"at most {most} of 255, shown {times} times as large",
-         "png": _png(difference, largest=True)},
-    ]  # fmt: skip
+    shown = {
+        "original": ("drawn by the original's net", _png(ours[worst])),
+        "converted": ("drawn by the converted net", _png(theirs[worst])),
+        f"difference × {times}": (f"at most {most} of 255, shown {times} times", _png(difference, largest=True)),
+    }
+    phase.detail["pictures"] = [{"title": name, "words": words, "png": png} for name, (words, png) in shown.items()]
     gap = np.full((difference.shape[0], GAP, 3), 255, np.uint8)
     return phase, np.concatenate([ours[worst], gap, theirs[worst], gap, difference], axis=1)
 

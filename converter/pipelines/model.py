@@ -133,7 +133,9 @@ def _completed(analysis: Analysis, spec: PipelineSpec) -> Findings:
     folder, findings = analysis.checkpoint.folder, copy(analysis.findings)
     recorded = find_record(folder).content.get("hyper_parameters", {}) if folder else {}
     shown = {name: Finding(about["value"], "file", RECORD) for name, about in recorded.items()}
-    for index in (place / MODEL_INDEX for place in record_places(folder) if present(place / MODEL_INDEX)) if folder else ():
+    for index in (
+        (place / MODEL_INDEX for place in record_places(folder) if present(place / MODEL_INDEX)) if folder else ()
+    ):
         kind = str(read_json(index).get("_class_name"))
         shown = {name: Finding(value, "file", MODEL_INDEX) for name, value in spec.shown_by(kind).items()} | shown
     for name, finding in shown.items():
