@@ -3,7 +3,8 @@
 #
 #     need_env [EXTRA]
 #
-# which makes sure that $venv holds what this checkout asks for, the extra `report` included, optionally with another.
+# which makes sure that $venv holds what this checkout asks for, the extra `report` included, optionally with others
+# (EXTRA,EXTRA).
 # A start that finds everything in place costs a few milliseconds and starts no Python.
 
 venv=${root:?set by the launcher}/.venv
@@ -23,7 +24,7 @@ _recipe() {
 
 _ready() {
     made_from=$venv/.made-from${1:+-$1}
-    [ -f "$made_from" ] && [ -x "$venv/bin/python" ] && [ "$(_recipe)" = "$(cat "$made_from")" ]
+    [ -f "$made_from" ] && [ -x "$venv/bin/python" ] && [ ! -e "$venv/.unfinished" ] && [ "$(_recipe)" = "$(cat "$made_from")" ]
 }
 
 need_env() {
@@ -119,7 +120,9 @@ _set_up() (
     cd "$root" || exit
     mkdir -p "$venv"
     touch "$venv/.unfinished" || exit
-    rm -f "$venv/.made-from" "$venv/.made-from-"*
+    for stamp in "$venv/.made-from"*; do # those of other extras stay, if they are of this recipe
+        [ ! -f "$stamp" ] || [ "$recipe" = "$(cat "$stamp")" ] || rm -f "$stamp"
+    done
     if ! _install "$1" >"$log" 2>&1 </dev/null; then
         tail -n 20 "$log" >&2
         _fail "setting up failed; the whole log is $log"

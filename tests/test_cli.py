@@ -229,13 +229,16 @@ USAGES: dict[str, tuple[list[str], str]] = {
     "a pipeline without a VAE": (["{base}", "--only_transformer=False"], "--vae is needed for a whole pipeline"),
     "a VAE of no pipeline": (["{base}", "--vae={s}"], "--vae requires --only_transformer false"),
     "a text encoder alone": (
-        ["{base}", "--only_transformer=0", "--vae=v", "--text_encoder=t"], "--text_encoder requires --tokenizer"
+        ["{base}", "--only_transformer=0", "--vae=v", "--text_encoder=t"],
+        "--text_encoder requires --tokenizer",
     ),
     "a pipeline in one file": (
-        ["{base}", "--dump_path={o}.pth", "--to=original", "--only_transformer=0", "--vae=v"], "and no pipeline"
+        ["{base}", "--dump_path={o}.pth", "--to=original", "--only_transformer=0", "--vae=v"],
+        "and no pipeline",
     ),
     "a published link": (
-        ["{base}", "--push_to_hub=a/b", "--only_transformer=0", "--vae=v"], "--push_to_hub publishes no links"
+        ["{base}", "--push_to_hub=a/b", "--only_transformer=0", "--vae=v"],
+        "--push_to_hub publishes no links",
     ),
     "scale 0": (["{base}", "--interpolation_scale=0"], "positive number"),
     "scale nan": (["{base}", "--interpolation_scale=nan"], "finite number"),

@@ -1,4 +1,4 @@
-"""The text encoders and the tokenizer of `fixtures/pipeline` are what their generator makes, and fit the recordings."""
+"""Text encoders, tokenizer and alpha's VAE in `fixtures/pipeline` are as generated, and fit what was recorded."""
 
 from __future__ import annotations
 
@@ -55,6 +55,17 @@ def test_the_committed_tokenizer_is_what_is_generated(generator: ModuleType, wri
     texts = [*generator.SENTENCES, "", "Grüße, {5} ~cats~?"]
     assert kept(texts).input_ids == new(texts).input_ids
     assert kept.unk_token_id not in kept("printable ASCII: !#$%&'()*+-/;<=>@[]^_`{|}~").input_ids
+
+
+def test_the_vae_of_alpha_differs_in_one_field(written: Path) -> None:
+    recorded, kept, new = (
+        json.loads((folder / "config.json").read_text())
+        for folder in (PIPELINE / "vae", PIPELINE / "vae-alpha", written / "vae-alpha")
+    )
+    assert kept == new == recorded | {"scaling_factor": 0.18215}
+    assert weights(PIPELINE / "vae-alpha").keys() == weights(PIPELINE / "vae").keys()
+    name = "diffusion_pytorch_model.safetensors"
+    assert (PIPELINE / "vae-alpha" / name).read_bytes() == (PIPELINE / "vae" / name).read_bytes()
 
 
 def test_a_difference_is_told(generator: ModuleType, written: Path, tmp_path: Path) -> None:

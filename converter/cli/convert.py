@@ -62,7 +62,9 @@ _COMPONENTS = ("vae", "text_encoder", "tokenizer", "scheduler", "components", "s
     type=click.Choice(["link", "copy"]),
     help="How the files of components become part of it: by symbolic links (default), or copied.",
 )
-@click.option("--stock", is_flag=True, help="A scheduler of diffusers, where one of ours would go with the weights.")
+@click.option(
+    "--stock", is_flag=True, default=None, help="A scheduler of diffusers, where one of ours would go with the weights."
+)
 @combined(
     weights_options,
     family,
@@ -133,7 +135,7 @@ def _components(words: dict[str, Any], only_transformer: bool) -> Components | N
     """What the options say of a whole pipeline."""
     from ..errors import UsageError
 
-    words = {name: word for name, word in words.items() if word}
+    words = {name: word for name, word in words.items() if word is not None}
     if only_transformer:
         for name in words:
             raise UsageError(f"`{name}` requires `only_transformer` false")

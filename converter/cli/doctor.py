@@ -26,16 +26,15 @@ def doctor(path: str, as_json: bool, quiet: bool, **words: Any) -> None:
     Exit codes: 0 all parts are sound, 1 one is at fault, 2 usage, 3 no pipeline and no model, 5 internal error.
     """
     from ..checkpoint.write.interrupt import interruptible
-    from ..pipelines.doctor import diagnose
+    from ..pipelines.doctor import diagnose, report
 
     with interruptible():
-        result = diagnose(path, **words)
-    report = result.as_dict()
+        result = report(diagnose(path, **words))
     if as_json:
-        print_json(report)
+        print_json(result)
     elif not quiet:
-        width, last = max(len(part["part"]) for part in report["parts"]), ""
-        for part in report["parts"]:
+        width, last = max(len(part["part"]) for part in result["parts"]), ""
+        for part in result["parts"]:
             name = "" if part["part"] == last else part["part"]
             last = part["part"]
             verdict = "FAULT" if part["verdict"] == "fault" else part["verdict"]
@@ -43,5 +42,5 @@ def doctor(path: str, as_json: bool, quiet: bool, **words: Any) -> None:
             for title in ("evidence", "remedy"):
                 if part[title]:
                     say(f"{'':<{width}}    {title}: {part[title]}", result=True)
-    if not report["ok"]:
+    if not result["ok"]:
         raise click.exceptions.Exit(1)

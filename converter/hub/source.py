@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Set
 from dataclasses import dataclass
@@ -73,13 +72,14 @@ def local_component(path: str | os.PathLike[str], part: str, *, quiet: bool = Fa
         except ValueError as error:
             raise InputError.at(wanted.text, folder, str(error)) from None
         if not files:
-            rule = f"files of a {part} {absent(not snapshot.folder)}" if names else absent(not snapshot.folder)
+            rule = f"what a {part} consists of {absent(not snapshot.folder)}"
             raise InputError.at(wanted.text, folder, rule)
-        place = snapshot.fetch_all([folder + name for name in files]) / folder
-        if index:
-            snapshot.fetch_all([folder + shard for shard in _shards(place / index)])
+        paths = {name: snapshot.fetch(folder + name) for name in files}
+        for shard in _shards(paths[index]) if index else ():
+            if folder + shard in snapshot.names:  # else the reader says that it is missing
+                snapshot.fetch(folder + shard)
         snapshot.record_revision(folder + files[0])
-        return place
+        return paths[files[0]].parent
 
 
 def _fetched(wanted: HubPath) -> Path:
@@ -122,17 +122,6 @@ class _Snapshot:
         # Where it lies is what the hub said when it was asked for the file: another commit would not fit the rest.
         answers.check_same_commit(self.commit, path.parents[name.count("/")].name)
         return path
-
-    def fetch_all(self, names: list[str]) -> Path:
-        """Files of this commit, several at a time; returns the folder of the repository in the cache."""
-        from huggingface_hub import snapshot_download
-
-        if self.folder:
-            return self.folder
-        patterns = [glob.escape(name) for name in names]
-        root = Path(snapshot_download(self.wanted.repo, revision=self.commit, allow_patterns=patterns))
-        answers.check_same_commit(self.commit, root.name)
-        return root
 
     def record_revision(self, name: str) -> None:
         """Let the cache know, by way of one file, that the revision asked for is this commit."""

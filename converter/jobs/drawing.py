@@ -135,7 +135,9 @@ class Drawing:
         tokens = self.model.spec.tokens(self.model.findings)
         ids, mask, cut = tokenize(self.prompts, self.folders[TOKENIZER], tokens)
         self.notes += [
-            f"the prompt is longer than {tokens} tokens: cut off was {printable(words)!r}" for words in cut if words
+            f"the prompt is longer than {tokens} tokens: cut off was {printable(words, 2000)!r}"
+            for words in cut
+            if words
         ]
         return ids, mask
 

@@ -77,35 +77,35 @@ class Components:
         would be replaced.
         """
         model = PictureModel.of(analysis, sidecar)
-        spec, findings = model.spec, model.findings
+        spec, findings, config = model.spec, model.findings, analysis.config()
         parts = {
             part: self._checked(find_component(source, part, quiet=quiet), model, target)
             for part, source in self._sources(spec.samplers)
         }
-        config = analysis.config()
         entries: dict[str, Entry | tuple[None, None]] = {part: (None, None) for part in PARTS}
         entries |= {part: component.entry for part, component in parts.items()}
         texts, notes, about = dict[str, str](), list[str](), {part: self._words(parts[part]) for part in parts}
         if SCHEDULER not in parts:
             name = os.fspath(self.scheduler or spec.samplers[0])
             sampler = spec.sampler(findings, spec.conventions(findings, ORIGINAL), name)
-            reference = f"diffusers:{sampler.stock}" if self.stock else sampler.scheduler
-            texts, entries[SCHEDULER] = shipped_class(reference, SCHEDULER)
+            texts, entry = shipped_class(f"diffusers:{sampler.stock}" if self.stock else sampler.scheduler, SCHEDULER)
             if not texts:
-                notes.append(f"the scheduler is diffusers' {entries[SCHEDULER][1]}: {sampler.stock_note}")
-            header = {"_class_name": entries[SCHEDULER][1], "_diffusers_version": config["_diffusers_version"]}
-            texts[f"{SCHEDULER}/{SCHEDULER_CONFIG}"] = _text(header | dict(sampler.config))
-            usual = f"{sampler.steps} step{'s' if sampler.steps > 1 else ''}, guidance_scale {sampler.guidance_scale}"
-            about[SCHEDULER] = f"{entries[SCHEDULER][1]} for {name}, usually {usual}"
+                notes.append(f"the scheduler is diffusers' {entry[1]}: {sampler.stock_note}")
+            texts[f"{SCHEDULER}/{SCHEDULER_CONFIG}"] = _text(config, entry[1], sampler.config)
+            usual = f"{sampler.steps} step{'s' if sampler.steps > 1 else ''}, guidance_scale {sampler.guidance_scale:g}"
+            entries[SCHEDULER], about[SCHEDULER] = entry, f"{entry[1]} for {name}, usually {usual}"
+        elif entries[SCHEDULER][0] != "diffusers":
+            place = printable(parts[SCHEDULER].folder)
+            notes.append(f"the scheduler is code of {place}, which trust_remote_code=True lets diffusers run")
         if self.text_encoder is None:
             notes.append(
                 f"without a text encoder the pipeline draws from embeddings: call it with prompt=None, "
                 f"negative_prompt=None, {EMBEDDINGS}, each of {spec.tokens(findings)} tokens"
             )
         entries[analysis.require().subfolder] = ("diffusers", config["_class_name"])
-        kind, version = spec.pipeline(findings), config["_diffusers_version"]
-        texts[INDEX] = _text({"_class_name": kind, "_diffusers_version": version} | entries)
-        travels = any(entry[0] not in ("diffusers", "transformers", None) for entry in entries.values())
+        kind = spec.pipeline(findings)
+        texts[INDEX] = _text(config, kind, entries)
+        travels = any(library not in ("diffusers", "transformers", None) for library, _ in entries.values())
         how = ", trust_remote_code=True" if travels else ""
         lines = [f"{part}: {about[part]}" for part in PARTS if part in about]
         load = f'load: DiffusionPipeline.from_pretrained("{printable(target)}"{how})'
@@ -116,12 +116,15 @@ class Components:
         """The components that are to be found, with the place of each."""
         for part in PARTS:
             source = getattr(self, part)
-            if part == SCHEDULER and (source is None or os.fspath(source) in samplers):
+            if source is None or (part == SCHEDULER and os.fspath(source) in samplers):
                 continue
+            if not os.fspath(source):
+                raise UsageError(f"`{part}` is empty: give a folder, or leave it out")
             if part == SCHEDULER and self.stock:
                 raise UsageError(f"`stock` applies to the samplers {', '.join(samplers)}, not to a `scheduler` folder")
-            if source is not None:
-                yield part, source
+            if part == SCHEDULER and os.sep not in os.fspath(source) and not os.path.lexists(source):
+                raise UsageError(f"`scheduler` {printable(source)}: one of {', '.join(samplers)}, or a folder")
+            yield part, source
 
     def _checked(self, component: Component, model: PictureModel, target: Path) -> Component:
         for path in component.files.values():
@@ -138,5 +141,7 @@ class Components:
         return f"{component.entry[1]}, {files}{printable(component.folder)}, {way}"
 
 
-def _text(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+def _text(model_config: Mapping[str, Any], kind: str, content: Mapping[str, Any]) -> str:
+    """A config of diffusers, of this class."""
+    header = {"_class_name": kind, "_diffusers_version": model_config["_diffusers_version"]}
+    return json.dumps(header | dict(content), indent=2, sort_keys=True) + "\n"

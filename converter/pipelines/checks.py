@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import open_checkpoint
-from ..checkpoint.file import InputFile, present, reading
+from ..checkpoint.file import InputFile, reading
 from ..checkpoint.folder import CONFIG, read_config
 from ..checkpoint.json_file import read_json
-from ..errors import InputError, printable, shortened
-from ..nets.pipeline_spec import CONVENTIONS, ORIGINAL, SamplerSpec
+from ..errors import InputError, printable
+from ..nets.pipeline_spec import CONVENTIONS, ORIGINAL
+from .components import (
+    SCHEDULER,
+    SCHEDULER_CONFIG,
+    TEXT_ENCODER,
+    TOKENIZER,
+    VAE,
+    Component,
+    find_component,
+    shipped_class,
+)
 from .model import PictureModel
 
-SCHEDULER_CONFIG, TOKENIZER_CONFIG = "scheduler_config.json", "tokenizer_config.json"
-TOKENIZER_MODELS = ("spiece.model", "tokenizer.json")
 # What `AutoencoderKL` takes where its config does not say.
 _VAE_DEFAULTS = {"latent_channels": 4, "scaling_factor": 0.18215, "block_out_channels": [64]}
-# Of a scheduler, what the net was trained with: another value asks it for something else, with any number of steps.
+# Of a scheduler, what the net was trained with: another value asks it for something else, whatever the steps.
 _TRAINED = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
             "rescale_betas_zero_snr", "clip_sample", "thresholding", "original_inference_steps",
             "timestep_scaling"}  # fmt: skip
-_IN_FLOAT32 = ".wo."  # of a T5: its inner activations are beyond float16
+TOKENIZER_CONFIG = "tokenizer_config.json"
+_MODELS = ("spiece.model", "tokenizer.json")  # of a tokenizer
+_SMALLEST = 1000  # bytes of one: a pointer, as git has it for large files, is smaller
+_Row = tuple[
+    str, str, str, bool
+]  # words, the file and field, the remedy ('': another component), whether it is a fault
 
 
 @dataclass(frozen=True)
@@ -44,14 +54,11 @@ class Problem:
 
 
 def component_problems(part: str, folder: Path, model: PictureModel) -> Iterator[Problem]:
-    """What stands against a component, with this transformer.
+    """What stands against a component, with this transformer. Files that are missing or malformed are problems too.
 
     Args:
         part: `vae`, `text_encoder`, `tokenizer` or `scheduler`.
         folder: the component's own.
-
-    Files that are missing or malformed are problems too. Raises: `UsageError` where the transformer does not show
-    what is needed.
 
     Example:
         >>> from converter.pipelines.model import open_picture_model
@@ -59,26 +66,25 @@ def component_problems(part: str, folder: Path, model: PictureModel) -> Iterator
         ...     [problem.words for problem in component_problems("vae", Path("fixtures/pipeline/vae"), model)]
         ['scaling_factor is 0.13025, and 0.18215 is needed: it is the VAE of another model']
     """
-    check = {"vae": _vae, "text_encoder": _text_encoder, "tokenizer": _tokenizer, "scheduler": _scheduler}[part]
+    check = {VAE: _vae, TEXT_ENCODER: _text_encoder, TOKENIZER: _tokenizer, SCHEDULER: _scheduler}[part]
+    another = fetched(part, folder, model)
     try:
-        if not folder.is_dir():
-            raise InputError.at(folder, "", "no such folder")
-        yield from check(folder, model)
+        for words, field, remedy, fault in check(find_component(folder, part), model):
+            yield Problem(part, words, remedy or another, f"{folder}: {field}", fault)
     except InputError as error:
-        yield Problem(part, str(error), fetched(part, folder, model), str(folder))
+        yield Problem(part, str(error), another, str(folder))
 
 
-def edited(path: Path, **fields: Any) -> str:
-    """The command that sets fields of a JSON file."""
+def edited(path: Path, fields: Mapping[str, Any]) -> str:
+    """The command that sets fields of a JSON file; of a link, what it leads to stays as it is."""
     content = ", ".join(
         f'"{name}": {json.dumps(v) if isinstance(v, str | list) else v!r}' for name, v in fields.items()
     )
     change = f"c = json.loads(p.read_text()) | {{{content}}}; p.unlink(); p.write_text(json.dumps(c, indent=2))"
-    return python(f"import json, pathlib; p = pathlib.Path({json.dumps(str(path))}); {change}")  # a link's target stays
+    return _python(f"import json, pathlib; p = pathlib.Path({json.dumps(str(path))}); {change}")
 
 
-def python(code: str) -> str:
-    """The command that runs a line of Python."""
+def _python(code: str) -> str:
     return f"python -c {shlex.quote(code)}"
 
 
@@ -88,162 +94,101 @@ def fetched(part: str, folder: Path, model: PictureModel) -> str:
     return f"hf download {repository} --include '{part}/*' --local-dir {place}"
 
 
-def _vae(folder: Path, model: PictureModel) -> Iterator[Problem]:
-    path, config = folder / CONFIG, read_config(folder)
-    another = fetched("vae", folder, model)
-    if (kind := config.get("_class_name")) != "AutoencoderKL":
-        words = f"_class_name is {printable(kind)}, and AutoencoderKL is needed"
-        yield Problem("vae", words, another, f"{path}: _class_name")
+def _unlike(name: str, value: object, needed: object) -> str:
+    return f"{name} is {printable(value)}, and {needed} is needed"
+
+
+def _vae(component: Component, model: PictureModel) -> Iterator[_Row]:
+    path, config = component.folder / CONFIG, read_config(component.folder)
+    if component.entry[1] != "AutoencoderKL":
+        yield _unlike("_class_name", component.entry[1], "AutoencoderKL"), f"{CONFIG}: _class_name", "", True
         return
-    blocks = (_VAE_DEFAULTS | config)["block_out_channels"]
-    found = _VAE_DEFAULTS | config | {"block_out_channels": 2 ** (len(blocks) - 1) if isinstance(blocks, list) else 0}
+    values = _VAE_DEFAULTS | config
+    blocks = values["block_out_channels"]
+    values["block_out_channels"] = 2 ** (len(blocks) - 1) if isinstance(blocks, list) else blocks
     for name, needed, why in (
         ("latent_channels", model.findings.value("in_channels"), "the transformer's in_channels"),
         ("scaling_factor", model.spec.scaling_factor(model.findings), "it is the VAE of another model"),
-        ("block_out_channels", model.spec.vae_factor, "pixels per latent, from the number of blocks"),
+        ("block_out_channels", model.spec.vae_factor, "pixels per latent, by the number of blocks"),
     ):
-        if found[name] == needed:
-            continue
-        written = name in config
-        words = f"{name} is {printable(found[name])}{'' if written else ' by default'}, and {needed} is needed"
-        remedy = another if written or name == "block_out_channels" else edited(path, **{name: needed})
-        yield Problem("vae", f"{words}: {why}" if written else words, remedy, f"{path}: {name}")
-    open_checkpoint(folder).close()
+        if values[name] != needed:
+            remedy = "" if name in config else edited(path, {name: needed})
+            why = why if name in config else "not written, it is what diffusers takes"
+            yield f"{_unlike(name, values[name], needed)}: {why}", f"{CONFIG}: {name}", remedy, True
+    open_checkpoint(component.folder).close()
 
 
-def _text_encoder(folder: Path, model: PictureModel) -> Iterator[Problem]:
-    path, config = folder / CONFIG, read_config(folder)
-    another, width = fetched("text_encoder", folder, model), model.findings.value("caption_channels")
-    if (kind := config.get("model_type")) != "t5":
-        words = f"model_type is {printable(kind)}, and t5 is needed"
-        yield Problem("text_encoder", words, another, f"{path}: model_type")
-        return
-    if config.get("d_model") != width:
-        words = f"d_model is {printable(config.get('d_model'))}, and {width} is needed: the transformer's captions"
-        yield Problem("text_encoder", words, another, f"{path}: d_model")
+def _text_encoder(component: Component, model: PictureModel) -> Iterator[_Row]:
+    folder, config = component.folder, read_config(component.folder)
+    if config.get("d_model") != (width := model.findings.value("caption_channels")):
+        words = f"{_unlike('d_model', config.get('d_model'), width)}: the transformer's caption_channels"
+        yield words, f"{CONFIG}: d_model", "", True
     with open_checkpoint(folder) as checkpoint:
-        if lacking := _lacking(checkpoint, config.get("num_layers")):
-            words = f"weights are missing: {shortened(lacking, 4)}"
-            yield Problem("text_encoder", words, another, f"{folder}: {checkpoint.container}")
         half = [key for key, tensor in checkpoint.items() if tensor.dtype.name == "float16"]
     old, new = str(folder), f"{folder}-bfloat16"
     load = f"T5EncoderModel.from_pretrained({json.dumps(old)}, dtype=torch.bfloat16)"
-    cast = python(f"import torch; from transformers import T5EncoderModel; {load}.save_pretrained({json.dumps(new)})")
+    cast = _python(f"import torch; from transformers import T5EncoderModel; {load}.save_pretrained({json.dumps(new)})")
     cast += f" && rm -r {shlex.quote(old)} && mv {shlex.quote(new)} {shlex.quote(old)}"
-    stored = config.get("dtype", config.get("torch_dtype"))
-    if wo := [key for key in half if _IN_FLOAT32 in key]:
-        words = f"{len(wo)} weights wo are float16, in which a T5 overflows: float32 or bfloat16 is needed"
-        yield Problem("text_encoder", words, cast, f"{folder}: {wo[0]}")
-    elif half or stored == "float16":
-        words = "float16: only with wo in float32, as transformers has it, it does not overflow; bfloat16 is safe"
-        yield Problem("text_encoder", words, cast, f"{path}: dtype", fault=False)
+    if wo := [key for key in half if "wo" in key.split(".")]:
+        words = f"{len(wo)} weights wo are float16, in which a T5 overflows: bfloat16 or float32 is needed"
+        yield words, wo[0], cast, True
+    elif half or "float16" in (config.get("dtype"), config.get("torch_dtype")):
+        words = "float16: with wo in float32, as transformers has it, it does not overflow; bfloat16 is safer"
+        yield words, f"{CONFIG}: dtype", cast, False
 
 
-def _lacking(keys: Mapping[str, Any], count: Any) -> list[str]:
-    """What an encoder lacks: all blocks have the same weights, but for the positions that the first has."""
-    places = [re.fullmatch(r"encoder\.block\.(\d+)\.(.*)", key) for key in keys]
-    blocks = defaultdict[int, set[str]](set)
-    for place in filter(None, places):
-        blocks[int(place[1])].add(place[2])
-    every = {name for names in blocks.values() for name in names if "relative_attention_bias" not in name}
-    total = max([*blocks, count - 1 if isinstance(count, int) and 0 < count < 1000 else 0]) + 1
-    lacking = [f"encoder.block.{i}.{name}" for i in range(total) for name in sorted(every - blocks[i]) or []]
-    lacking = lacking if blocks else [f"encoder.block.0 to {total - 1}"]
-    if not {"shared.weight", "encoder.embed_tokens.weight"} & keys.keys():
-        lacking.append("shared.weight")
-    return lacking + [name for name in ("encoder.final_layer_norm.weight",) if name not in keys]
-
-
-def _tokenizer(folder: Path, model: PictureModel) -> Iterator[Problem]:
-    there = [name for name in TOKENIZER_MODELS if present(folder / name)]
+def _tokenizer(component: Component, model: PictureModel) -> Iterator[_Row]:
+    there = [name for name in _MODELS if name in component.files]
     if not there:
-        words = f"{' or '.join(TOKENIZER_MODELS)} is missing: without it every word is unknown"
-        yield Problem("tokenizer", words, fetched("tokenizer", folder, model), str(folder))
-        return
+        yield f"{' or '.join(_MODELS)} is missing: without it no word is known", _MODELS[0], "", True
     for name in there:
-        with InputFile(folder / name) as file:
-            if file.size < 1000 or (name.endswith(".json") and not isinstance(read_json(folder / name), dict)):
-                raise file.error("", f"{file.size} bytes that are no tokenizer (a pointer to a file, as git has it?)")
-    path = folder / TOKENIZER_CONFIG
-    config, tokens = read_json(path) if present(path) else {}, model.spec.tokens(model.findings)
-    kind, longest = config.get("tokenizer_class", "T5Tokenizer"), config.get("model_max_length", tokens)
-    if kind not in ("T5Tokenizer", "T5TokenizerFast"):
-        words = f"tokenizer_class is {printable(kind)}, and T5Tokenizer is needed"
-        yield Problem("tokenizer", words, fetched("tokenizer", folder, model), f"{path}: tokenizer_class")
+        with InputFile(component.folder / name) as file:
+            if file.size < _SMALLEST:
+                yield f"{file.size} bytes, which are no tokenizer (a pointer of git to a large file?)", name, "", True
+    path, tokens = component.folder / TOKENIZER_CONFIG, model.spec.tokens(model.findings)
+    longest = read_json(path).get("model_max_length", tokens)
     if not isinstance(longest, int | float) or longest < tokens:
-        words = f"model_max_length is {printable(longest)}, and the model takes {tokens} tokens: longer prompts are cut"
-        remedy = edited(path, model_max_length=max(tokens, 512))
-        yield Problem("tokenizer", words, remedy, f"{path}: model_max_length", fault=False)
+        words = f"{_unlike('model_max_length', longest, tokens)}, or longer prompts are cut where nobody says otherwise"
+        remedy = edited(path, {"model_max_length": max(tokens, 512)})
+        yield words, f"{TOKENIZER_CONFIG}: model_max_length", remedy, False
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """A scheduler that the model may be drawn with, and where the one that is there differs from it."""
-
-    name: str  # of the sampler
-    sampler: SamplerSpec
-    how: str  # the conventions
-    stock: bool
-    differing: Mapping[str, tuple[Any, Any]]  # field -> (its value, that which is needed)
-
-    def worse(self, conventions: str) -> tuple[int, int, bool]:
-        trained = sum(name in _TRAINED for name in self.differing)
-        return trained, len(self.differing), self.how != conventions
-
-
-def _scheduler(folder: Path, model: PictureModel) -> Iterator[Problem]:
-    path = folder / SCHEDULER_CONFIG
-    config = read_json(path)
-    kind = config.get("_class_name") if isinstance(config, dict) else None
-    if not isinstance(kind, str):
-        raise InputError.at(path, "_class_name", "missing: which scheduler it is")
-    fits = [*_fits(kind, config, model)]
-    if not fits:
-        names = ", ".join(dict.fromkeys(fit.sampler.stock for fit in _fits("", {}, model)))
-        raise InputError.at(path, "_class_name", f"{printable(kind)}: no scheduler for this model, such as {names}")
-    fit = min(fits, key=lambda fit: fit.worse(model.conventions))
-    if not fit.stock and (wrong := _unlike_shipped(fit.sampler.scheduler, folder)):
-        module = fit.sampler.scheduler.partition(":")[0]
-        copy = f"import shutil, {module} as m; shutil.copy(m.__file__, {json.dumps(str(folder))})"
-        yield Problem("scheduler", wrong, python(copy), str(folder / f"{module.rpartition('.')[2]}.py"))
-    # Where noise is left at the end, the order of the last step counts; a class that travels decides it itself.
-    ends = {"euler_at_final"} if fit.stock and config.get("final_sigmas_type") == "sigma_min" else set()
-    faulty = {name: pair for name, pair in fit.differing.items() if name in _TRAINED | ends}
-    for fields in (faulty, {name: pair for name, pair in fit.differing.items() if name not in faulty}):
-        if fields:
-            words = ", ".join(f"{name} is {printable(a)}, and {b} is needed" for name, (a, b) in fields.items())
-            remedy = edited(path, **{name: needed for name, (_, needed) in fields.items()})
-            yield Problem("scheduler", words, remedy, f"{path}: {', '.join(fields)}", fault=fields is faulty)
-    if model.conventions == ORIGINAL and (fit.how != ORIGINAL or not fit.sampler.scheduler.endswith(f":{kind}")):
-        note = fit.sampler.stock_note if fit.how == ORIGINAL else model.spec.conventions(model.findings, fit.how).words
-        draw = f"pixart generate --pipeline {shlex.quote(str(folder.parent))} --sampler {fit.name} --prompt 'a cat'"
-        yield Problem("scheduler", f"{kind}: {note}", draw, f"{path}: _class_name", fault=False)
-
-
-def _fits(kind: str, config: Mapping[str, Any], model: PictureModel) -> Iterator[_Fit]:
-    """Of every sampler of the model that has a scheduler of this class ('': any), the one in each convention."""
+def _scheduler(component: Component, model: PictureModel) -> Iterator[_Row]:
     import diffusers
 
-    for name in model.spec.samplers:
-        for how in CONVENTIONS:
-            sampler = model.spec.sampler(model.findings, model.spec.conventions(model.findings, how), name)
-            if kind not in ("", sampler.stock, sampler.scheduler.rpartition(":")[2]):
-                continue
-            arguments = signature(getattr(diffusers, sampler.stock).__init__).parameters
-            needed = {field: arguments[field].default for field in arguments if field not in ("self", "kwargs")}
-            needed |= sampler.config
-            differing = {f: (config.get(f, arguments[f].default), v) for f, v in needed.items()}
-            differing = {f: (value, right) for f, (value, right) in differing.items() if value != right}
-            yield _Fit(name, sampler, how, kind == sampler.stock, differing)
-
-
-def _unlike_shipped(reference: str, folder: Path) -> str:
-    """What is wrong with the source of a class of this package beside its config, '' if it is ours byte for byte."""
-    spec = find_spec(reference.partition(":")[0])
-    assert spec
-    assert spec.origin
-    copy = folder / Path(spec.origin).name
-    if not present(copy):
-        return f"{copy.name} is missing, which defines its class: diffusers cannot load it"
-    with reading(copy):
-        return "" if copy.read_bytes() == Path(spec.origin).read_bytes() else f"{copy.name} is modified: not as shipped"
+    path, kind = component.folder / SCHEDULER_CONFIG, component.entry[1]
+    config = read_json(path)
+    name = model.sampler_of(config)
+    if name is None:
+        raise InputError.at(path, "_class_name", f"{printable(kind)}: not of a sampler of this model")
+    fits = []
+    for how in CONVENTIONS:
+        sampler = model.spec.sampler(model.findings, model.spec.conventions(model.findings, how), name)
+        arguments = signature(getattr(diffusers, sampler.stock).__init__).parameters
+        defaults = {field: argument.default for field, argument in arguments.items() if field not in ("self", "kwargs")}
+        right = defaults | dict(sampler.config)
+        differing = {f: (v, right[f]) for f, v in (defaults | config).items() if f in right and v != right[f]}
+        fits.append((len(differing), how != model.conventions, how, sampler, differing))
+    *_, how, sampler, differing = min(fits, key=lambda fit: fit[:2])
+    shipped, (_, own) = shipped_class(sampler.scheduler, SCHEDULER)
+    for place, text in shipped.items() if kind == own else ():
+        copy, module = path.with_name(Path(place).name), sampler.scheduler.partition(":")[0]
+        with reading(copy):
+            state = ("" if copy.read_bytes() == text.encode() else "modified") if copy.exists() else "missing"
+        if state:
+            code = f"import shutil, {module} as m; shutil.copy(m.__file__, {json.dumps(str(copy.parent))})"
+            yield f"{copy.name} is {state}: the class {own} is not as it was shipped", copy.name, _python(code), True
+    # Where noise is left at the end, the order of the last step counts; a class that travels decides it itself.
+    ends = {"euler_at_final"} if kind != own and config.get("final_sigmas_type") == "sigma_min" else set()
+    for fault in (True, False):
+        fields = {field: pair for field, pair in differing.items() if (field in _TRAINED | ends) == fault}
+        if fields:
+            words = ", ".join(_unlike(field, *pair) for field, pair in fields.items())
+            remedy = edited(path, {field: needed for field, (_, needed) in fields.items()})
+            yield words, f"{SCHEDULER_CONFIG}: {', '.join(fields)}", remedy, fault
+    if model.conventions == ORIGINAL and (kind != own or how != ORIGINAL):
+        note = sampler.stock_note if how == ORIGINAL else model.spec.conventions(model.findings, how).words
+        draw = (
+            f"pixart generate --pipeline {shlex.quote(str(component.folder.parent))} --sampler {name} --prompt 'a cat'"
+        )
+        yield f"{kind}: {note}", f"{SCHEDULER_CONFIG}: _class_name", draw, False

@@ -25,7 +25,7 @@ _CONFIGS = {TOKENIZER: "tokenizer_config.json", SCHEDULER: SCHEDULER_CONFIG, VAE
 _NAMING = {
     VAE: ("_class_name", r"Autoencoder\w+"),
     TEXT_ENCODER: ("model_type", "t5"),
-    TOKENIZER: ("tokenizer_class", r"T5Tokenizer(Fast)?"),
+    TOKENIZER: ("tokenizer_class", r"T5Tokenizer(Fast)?"),  # the published ones do not all say it
     SCHEDULER: ("_class_name", r"[A-Z]\w+"),
 }
 Entry = tuple[str, str]  # of `model_index.json`: a library, or a module in the component's folder, and a class of it
@@ -72,8 +72,8 @@ def find_component(source: str | os.PathLike[str], part: str, *, quiet: bool = T
         inner = place / part
         folder = inner if present(inner) else place
         if not folder.is_dir():
-            what = "not a folder" if folder.exists() else "no such folder"
-            raise InputError.at(folder, "", f"{dangling_link(folder) or what}; a folder with the {part} is needed")
+            rule = dangling_link(folder) or ("not a folder" if present(folder) else "no such folder")
+            raise InputError.at(folder, "", f"{rule}; a folder with the {part} is needed")
         names = {path.name for path in folder.iterdir() if not path.is_dir()}
     entry = _entry(part, folder)
     files = {name: folder / name for name in _names(part, folder, names, entry)}
@@ -133,7 +133,8 @@ def _entry(part: str, folder: Path) -> Entry:
     config = read_json(folder / name)
     if not isinstance(config, dict):
         raise InputError.at(folder / name, "", "not a JSON object")
-    kind, form = config.get(_NAMING[part][0]), _NAMING[part][1]
+    naming, form = _NAMING[part]
+    kind = config.get(naming, "T5Tokenizer" if part == TOKENIZER else None)
     if not isinstance(kind, str) or not re.fullmatch(form, kind):
         raise InputError.at(folder / name, "", f"not a {part} but {_what(config)}")
     if part == TEXT_ENCODER:

@@ -7,7 +7,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..checkpoint.json_file import read_json
 from ..conversion.analysis import config_of
 from ..conversion.deep import read_through
 from ..conversion.record import LIKE
+from ..conversion.verdicts import NONFINITE
 from ..conversion.zeros import listed, trailing_zero_counts
 from ..errors import InputError, UsageError, as_flags, printable
 from ..mapping import MappingError
@@ -27,47 +28,23 @@ from ..parity.choices import CheckOptions
 from ..parity.opening import open_sides
 from ..parity.sides import Sides
 from ..parity.sides import spec_of as parity_of
-from .checks import SCHEDULER_CONFIG, Problem, component_problems, edited, fetched
+from .checks import Problem, component_problems, edited, fetched
+from .components import PARTS, SCHEDULER, SCHEDULER_CONFIG, TEXT_ENCODER, TOKENIZER, VAE
+from .extras import require
 from .model import MODEL_INDEX, PictureModel, open_picture_model
 
-TRANSFORMER = "transformer"
-COMPONENTS = ("vae", "text_encoder", "tokenizer", "scheduler")
-DRAWN_WITHOUT = ("text_encoder", "tokenizer")  # from embeddings
-
-
-@dataclass
-class Diagnosis:
-    """What was found, part by part: no problems where a part is sound; a word where it could not be examined."""
-
-    problems: dict[str, list[Problem]] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def faults(self) -> list[str]:
-        """The parts at fault."""
-        return [part for part, there in self.problems.items() if any(problem.fault for problem in there)]
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        parts = []
-        for part, problems in self.problems.items():
-            if not problems:
-                verdict, words = ("not checked", self.skipped[part]) if part in self.skipped else ("ok", "")
-                parts.append({"part": part, "verdict": verdict, "words": words, "evidence": "", "remedy": ""})
-            for problem in problems:
-                about = asdict(problem)
-                parts.append({"part": part, "verdict": "fault" if about.pop("fault") else "remark"} | about)
-        return {"ok": not self.faults, "parts": parts}
+PIPELINE, TRANSFORMER = "pipeline", "transformer"
+AnyPath = str | os.PathLike[str]
 
 
 @reads
 def diagnose(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     *,
-    original: str | os.PathLike[str] | None = None,
+    original: AnyPath | None = None,
     hyper_parameters: Mapping[str, Any] | None = None,
     **selection: Any,
-) -> Diagnosis:
+) -> dict[str, list[Problem]]:
     """Examine a pipeline's folder, a transformer's, or an original checkpoint: every byte of the weights is read, and
     the transformer is run once, on a few positions, in the dtype of its files.
 
@@ -76,92 +53,99 @@ def diagnose(
         hyper_parameters: what the user states of the model, by name.
         selection: `weights`, `state_dict_key` and `family`, as of `open_picture_model`.
 
+    Returns: the problems by part, none where it is sound.
+
     Raises: `InputError` for what is no pipeline and no model at all; `UsageError`.
 
     Example:
-        >>> diagnose("fixtures/pipeline/sigma-ms.pth", hyper_parameters={"num_attention_heads": 4}).as_dict()["ok"]
-        True
+        >>> diagnose("fixtures/pipeline/sigma-ms.pth", hyper_parameters={"num_attention_heads": 4})
+        {'transformer': []}
     """
-    folder, result = Path(path), Diagnosis()
-    index = folder / MODEL_INDEX
-    whole = folder.is_dir() and present(index)
-    of_model = whole or any((place / CONFIG).is_file() for place in (folder, folder / TRANSFORMER))
-    try:
-        entries = read_json(index) if whole else {}
-    except InputError as error:
-        entries, result.problems["pipeline"] = {}, [Problem("pipeline", str(error), _again(folder), str(index))]
-    if whole:
-        result.problems.setdefault("pipeline", [])
-    transformer = result.problems.setdefault(TRANSFORMER, [])
-    parts = [part for part in COMPONENTS if entries.get(part, [None])[0] or (folder / part).is_dir() or whole]
+    folder = Path(path)
+    whole = folder.is_dir() and present(folder / MODEL_INDEX)
+    result: dict[str, list[Problem]] = {PIPELINE: []} if whole else {}
+    transformer = result.setdefault(TRANSFORMER, [])
+    result |= {part: [] for part in PARTS if whole or (folder / part).is_dir()}
     with ExitStack() as stack:
-        model = None
         try:
-            opened = open_picture_model(path, hyper_parameters, **selection)
-            model = stack.enter_context(opened)
+            entries = read_json(folder / MODEL_INDEX) if whole else {}
+            if not isinstance(entries, dict):
+                raise InputError.at(folder / MODEL_INDEX, "", "not a JSON object")
+        except InputError as error:
+            problem = Problem(PIPELINE, str(error), _again(folder, original), str(folder / MODEL_INDEX))
+            return {PIPELINE: [problem]} | {part: [_unchecked(part, PIPELINE)] for part in [*result][1:]}
+        try:
+            model = stack.enter_context(open_picture_model(path, hyper_parameters, **selection))
             if model.analysis.needs and not model.analysis.diffusers:
                 raise UsageError(model.analysis.needs)
-            transformer += _transformer(model, folder, whole, original)
         except InputError as error:
+            of_model = whole or any((place / CONFIG).is_file() for place in (folder, folder / TRANSFORMER))
             if not (of_model or isinstance(error, MappingError)):
                 raise
             transformer.append(Problem(TRANSFORMER, str(error), _again(folder, original), str(folder)))
-        if model and "pipeline" in result.problems and not result.problems["pipeline"]:
-            result.problems["pipeline"] += _index(index, entries, model)
-        for part in parts:
-            result.problems[part] = []
-            if model is None:
-                result.skipped[part] = "not checked: the transformer does not show what is needed"
-            else:
-                result.problems[part] += _component(part, folder, entries, model)
+            return result | {part: [_unchecked(part, TRANSFORMER)] for part in result if part != TRANSFORMER}
+        transformer += _transformer(model, folder, whole, original)
+        if whole:
+            result[PIPELINE] += _index(folder / MODEL_INDEX, entries, model)
+        for part in {*PARTS} & result.keys():
+            result[part] += _component(part, folder, entries, model)
     return result
 
 
-def _again(folder: Path, original: str | os.PathLike[str] | None = None) -> str:
-    """The command that makes a converted transformer anew; of an original, what is to be done."""
+def report(problems: Mapping[str, list[Problem]]) -> dict[str, Any]:
+    """What `diagnose` found, JSON-ready: a part has one entry for each of its problems, or one that says "ok"."""
+    parts = []
+    for part, those in problems.items():
+        for problem in those or [Problem(part, "", "", fault=False)]:
+            about = asdict(problem)
+            verdict = "fault" if about.pop("fault") else "remark" if problem.words else "ok"
+            parts.append({"part": part, "verdict": verdict} | about)
+    return {"ok": not any(problem.fault for those in problems.values() for problem in those), "parts": parts}
+
+
+def _unchecked(part: str, why: str) -> Problem:
+    return Problem(part, f"not checked: that of the {why} comes first", "", fault=False)
+
+
+def _again(folder: Path, original: AnyPath | None = None) -> str:
+    """The command that makes a converted model anew; of an original, what is to be done."""
     if not folder.is_dir():
-        return "fetch the file again, or take another checkpoint of the same training"
+        return "fetch the file again, or take an earlier one of the same training"
     source = shlex.quote(os.fspath(original)) if original else "ORIGINAL.pth"
     return f"convert-pixart --orig_ckpt_path {source} --dump_path {shlex.quote(str(folder))} --overwrite"
 
 
-def _transformer(
-    model: PictureModel, folder: Path, whole: bool, original: str | os.PathLike[str] | None
-) -> Iterator[Problem]:
+def _transformer(model: PictureModel, folder: Path, whole: bool, original: AnyPath | None) -> Iterator[Problem]:
     analysis, checkpoint, findings = model.analysis, model.checkpoint, model.findings
-    again, where = _again(folder, original), printable(checkpoint.path)
+    again, family, where = _again(folder, original), analysis.require(), printable(checkpoint.path)
 
     def problem(words: str, remedy: str = again, evidence: str = where, *, fault: bool = True) -> Problem:
         return Problem(TRANSFORMER, as_flags(words), remedy, evidence, fault)
 
     read = read_through(analysis)
-    yield from (problem(words) for words in read.problems)
-    config = checkpoint.folder and next(path for path in checkpoint.companions if path.name == CONFIG)
-    if analysis.needs:
-        yield problem(analysis.needs)
-    elif analysis.diffusers and config:
-        sides = Sides(analysis.require(), findings, analysis.plan, checkpoint, checkpoint,
-                      spec=parity_of(analysis.require()), config=checkpoint.config)  # fmt: skip
-        needed = config_of(sides.family, findings)
-        for check in configuration.audit(sides).failed:
-            yield problem(
-                check.words, edited(config, **{check.what: needed.get(check.what)}), f"{config}: {check.what}"
-            )
+    yield from (problem(words) for words in [*read.problems, *filter(None, [analysis.needs])])
+    sides = Sides(
+        family, findings, analysis.plan, checkpoint, checkpoint, spec=parity_of(family), config=checkpoint.config
+    )
+    configs = [path for path in checkpoint.companions if path.name == CONFIG] if not analysis.needs else []
+    for config, check in ((config, check) for config in configs for check in configuration.audit(sides).failed):
+        right = {check.what: config_of(family, findings)[check.what]}
+        yield problem(check.words, edited(config, right), f"{config}: {check.what}")
     if original:
         with ExitStack() as stack:
-            sides = open_sides(stack, Path(original), folder, CheckOptions(), hyper_parameters=findings.given)
+            options = CheckOptions(family=family.name)
+            sides = open_sides(stack, Path(original), folder, options, hyper_parameters=findings.given)
             for phase in (audit.audit(sides), configuration.audit(sides)):
                 yield from (problem(f"{check.words} (compared with {printable(original)})") for check in phase.failed)
     null, how = model.null_caption, model.spec.conventions(findings, model.conventions)
     if how.stored_null and null is None:
-        words = "the null caption is missing, at which guidance begins: diffusers' empty prompt stands in for it"
-        yield problem(words, fault=False)
+        yield problem("the null caption is missing, at which guidance begins: an empty prompt stands in", fault=False)
     elif null is not None and trailing_zero_counts(null) == [null.numel]:
         yield problem(f"{null.key} is zero throughout, and guidance begins there", fault=how.stored_null)
     draw = f"pixart generate --pipeline {shlex.quote(str(folder))} --prompt 'a cat'"
     yield from (problem(words, draw, fault=whole) for words in findings.diffusers_notes)
     for key in analysis.plan.extras if analysis.diffusers else ():
-        yield problem(f"{key} is left over from an old conversion: diffusers warns, and does not use it", fault=False)
+        yield problem(f"{key} is left over from an old conversion, and not used", fault=False)
     remarks = [*findings.notes, *checkpoint.notes, *(words for words in read.notes if LIKE not in words)]
     yield from (problem(words, fault=False) for words in remarks)
     if not read.problems and not analysis.needs:
@@ -185,47 +169,51 @@ def _not_finite(model: PictureModel) -> Iterator[str]:
         yield f"in {str(dtype)[6:]} its output is not finite, first in {places[0]}"
 
 
-def _index(path: Path, entries: Any, model: PictureModel) -> Iterator[Problem]:
+def _index(path: Path, entries: Mapping[str, Any], model: PictureModel) -> Iterator[Problem]:
     """What stands against `model_index.json`."""
-    if not isinstance(entries, dict):
-        raise InputError.at(path, "", "not a JSON object")
-    needed = model.spec.pipeline(model.findings)
-    if (kind := entries.get("_class_name")) != needed:
-        words = f"_class_name is {printable(kind)}, and {needed} is needed"
-        yield Problem("pipeline", words, edited(path, _class_name=needed), f"{path}: _class_name")
-    for part, name in ((TRANSFORMER, CONFIG), ("vae", CONFIG), ("scheduler", SCHEDULER_CONFIG)):
-        entry, config = entries.get(part), path.parent / part / name
+    needed: dict[str, Any] = {"_class_name": model.spec.pipeline(model.findings)}
+    for part, name in ((TRANSFORMER, CONFIG), (VAE, CONFIG), (SCHEDULER, SCHEDULER_CONFIG)):
+        config, entry = path.parent / part / name, entries.get(part)
         kind = read_json(config).get("_class_name") if config.is_file() else None
-        if isinstance(entry, list) and entry[-1] is not None and kind not in (None, entry[-1]):
-            words = f"the {part} is a {printable(entry[-1])} there, and a {printable(kind)} in its own config"
-            yield Problem("pipeline", words, edited(path, **{part: [entry[0], kind]}), f"{path}: {part}")
+        if isinstance(entry, list) and len(entry) == 2 and entry[0] and kind:
+            needed[part] = [entry[0], kind]
+    for field, right in needed.items():
+        if entries.get(field) != right:
+            words = f"{field} is {printable(entries.get(field))}, and {right} is needed"
+            yield Problem(PIPELINE, words, edited(path, {field: right}), f"{path}: {field}")
 
 
 def _component(part: str, folder: Path, entries: Mapping[str, Any], model: PictureModel) -> Iterator[Problem]:
     """What stands against a component, by its files and by what is in them."""
     place = folder / part
-    missing = (entries.get(part) or [None])[0] is None and not place.is_dir()
-    both = all(not (folder / name).is_dir() for name in DRAWN_WITHOUT)
-    if missing and part in DRAWN_WITHOUT and both:
+    text = (TEXT_ENCODER, TOKENIZER)
+    if part in text and not any((folder / name).is_dir() or any(entries.get(name) or ()) for name in text):
+        return  # both are missing, and meant to be: it is drawn from embeddings
+    problems = [*component_problems(part, place, model)]
+    yield from problems
+    if part not in (VAE, TEXT_ENCODER) or any(problem.fault for problem in problems):
         return
-    yield from component_problems(part, place, model)
-    if part in ("vae", "text_encoder") and place.is_dir():
-        try:
-            with open_checkpoint(place) as checkpoint:
-                for words in _damage(checkpoint):
-                    yield Problem(part, words, fetched(part, place, model), str(place))
-        except InputError:
-            return  # it is a problem already
+    with open_checkpoint(place) as checkpoint:
+        words = [*_damage(checkpoint)]
+        if part == TEXT_ENCODER:
+            require("a text encoder", "transformers")
+            from .text_encoder import empty_encoder
+
+            try:
+                empty_encoder(checkpoint)
+            except InputError as error:
+                words.append(str(error))
+    yield from (Problem(part, line, fetched(part, place, model), str(place)) for line in words)
 
 
 def _damage(checkpoint: Checkpoint) -> Iterator[str]:
     """What no header shows: numbers that are none, matrices of zeros."""
-    bad, zero = list[str](), list[str]()
+    nonfinite, zero = list[str](), list[str]()
     for key, tensor in checkpoint.items():
         if any(count_nonfinite(piece, tensor.dtype) for _, piece in tensor.chunks()):
-            bad.append(key)
+            nonfinite.append(key)
         elif len(tensor.shape) > 1 and trailing_zero_counts(tensor) == [tensor.numel]:
             zero.append(key)
-    for keys, words in ((bad, "NaN or infinite"), (zero, "zero throughout (was its download completed?)")):
+    for keys, words in ((nonfinite, NONFINITE), (zero, "zero throughout (was its download completed?)")):
         if keys:
             yield f"{listed(keys)}: {words}"

@@ -62,7 +62,7 @@ class Embeddings:
         from safetensors.torch import save
 
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        data = save({name: held.detach().cpu().contiguous() for name, held in tensors.items() if held is not None})
+        data = save({name: held.cpu().clone().contiguous() for name, held in tensors.items() if held is not None})
         write_file(path, data, overwrite=overwrite)
 
 

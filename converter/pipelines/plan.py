@@ -19,19 +19,19 @@ from .decode import TILE
 from .memory import available, resident
 
 BASE = 500_000_000  # Python with torch, diffusers and transformers; of a GPU about what its context takes
-TEXT_BUFFERS = 60_000_000  # of the CPU's matrix products in a text encoder
-CONVOLUTIONS = 1.25  # what a decoder takes on the CPU, in units of its activations
+# On the CPU: buffers of matrix products, twice that of convolutions, and those in units of a decoder's activations.
+BUFFERS, CONVOLUTIONS = 50_000_000, 1.2
 ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 QUANTISED = {"8bit": 1.0, "nf4": 0.5 + 4 / 64}  # bytes a weight in bitsandbytes; nf4 has a float32 scale for every 64
+KEPT = ".wo."  # linear layers that transformers does not quantise, and keeps in float32 under float16
 WORDS = {
     "whole": "whole: weights",
     "streamed": "streamed from its files: largest part",
     "8bit": "in 8 bits by bitsandbytes (not exact): weights",
     "nf4": "in 4 bits by bitsandbytes (nf4, not exact): weights",
     "sliced": "one picture at a time: weights",
-    "tiled": f"in tiles of {TILE} px (seams are blended, not exact): weights",
+    "tiled": f"in tiles of {TILE} px (not exact: seams are blended): weights",
 }
-KEPT = ".wo."  # linear layers that transformers does not quantise, and keeps in float32 under float16
 
 
 def as_bytes(text: str) -> int:
@@ -73,28 +73,28 @@ class Parts:
 def count(state: Mapping[str, LazyTensor], left_out: tuple[str, ...] = ()) -> Parts:
     """The parameters of a component; no weights are read. Keys that begin with `left_out` are not loaded.
 
-    Example:
-        >>> with converter.open_checkpoint("fixtures/golden/sigma-ms.pth") as checkpoint:
-        ...     parts = count(checkpoint)
-        >>> parts.width, parts.inner, parts.patch
-        (48, 192, 2)
+    >>> with converter.open_checkpoint("fixtures/golden/sigma-ms.pth") as checkpoint:
+    ...     parts = count(checkpoint)
+    >>> parts.width, parts.inner, parts.patch
+    (48, 192, 2)
     """
     tensors = {key: tensor for key, tensor in state.items() if not key.startswith(left_out)}
     blocks, others = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
-    for key in tensors:
-        block = re.match(r".*?\.\d+(?=\.)", key)
-        (blocks if block else others)[block[0] if block else key.rpartition(".")[0]].append(key)
+    dtypes = Counter[str]()
+    for key, tensor in tensors.items():
+        numbered = re.match(r".*?\.\d+(?=\.)", key)
+        (blocks if numbered else others)[numbered[0] if numbered else key.rpartition(".")[0]].append(key)
+        dtypes[tensor.dtype.name] += tensor.numel
 
     def size(keys: Iterable[str]) -> int:
         return sum(tensors[key].numel for key in keys)
 
-    matrices = [key for unit in blocks.values() for key in unit if len(tensors[key].shape) == 2]
-    largest = max([*blocks.values(), *others.values()], key=size)
-    axes = Counter(axis for key in matrices for axis in tensors[key].shape)
-    dtypes = Counter[str]()
-    for tensor in tensors.values():
-        dtypes[tensor.dtype.name] += tensor.numel
-    kernels = [tensors[key].shape[-1] for unit in others.values() for key in unit if len(tensors[key].shape) == 4]
+    matrices = {key for part in blocks.values() for key in part if len(tensors[key].shape) == 2}
+    parts: list[list[str]] = [*blocks.values(), *others.values(), []]
+    largest = max(parts, key=size)
+    block = matrices.intersection(max([*blocks.values(), list[str]()], key=size))
+    axes = Counter(axis for key in block for axis in tensors[key].shape)
+    kernels = [tensors[key].shape[-1] for part in others.values() for key in part if len(tensors[key].shape) == 4]
     return Parts(
         total=size(tensors),
         linear=size(matrices),
@@ -104,8 +104,8 @@ def count(state: Mapping[str, LazyTensor], left_out: tuple[str, ...] = ()) -> Pa
         width=max(axes, key=axes.__getitem__, default=0),
         inner=max(axes, default=0),
         patch=next(iter(kernels), 1),
-        dtype=dtypes.most_common(1)[0][0],
-        cast=max(tensor.nbytes for tensor in tensors.values()),
+        dtype=max(dtypes, key=dtypes.__getitem__, default=""),
+        cast=max((tensor.nbytes for tensor in tensors.values()), default=0),
     )
 
 
@@ -123,26 +123,32 @@ class Request:
     dtype: str = "float32"
     vae_dtype: str = "float32"
 
+    @property
+    def cpu(self) -> bool:
+        return not self.device.startswith("cuda")
+
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the components of a pipeline. `text` is None where embeddings are given; `channels`: of the VAE's levels."""
+    """Of the components of a pipeline: `text` None where embeddings are given, `vae` where latents are asked for, with
+    the `channels` of its levels."""
 
     text: Parts | None
     transformer: Parts
-    vae: Parts
-    channels: tuple[int, ...]
+    vae: Parts | None = None
+    channels: tuple[int, ...] = ()
 
     def encoding(self, request: Request) -> int:
         """Activations in bytes: of a prompt, and a negative one, in the gated part of the feed-forward."""
-        each = (6 * self.text.inner + self.text.width) * ITEM[request.text_dtype] if self.text else 0
-        return (1 + request.guided) * request.tokens * each + TEXT_BUFFERS * (request.device == "cpu")
+        each = (7 * self.text.inner + self.text.width) * ITEM[request.text_dtype] if self.text else 0
+        return (1 + request.guided) * request.tokens * each + BUFFERS * request.cpu
 
     def step(self, request: Request) -> int:
-        """Activations of one step: the GELU of the feed-forward. CPU kernels hold half precision in float32."""
-        net, item = self.transformer, 4 if request.device == "cpu" else ITEM[request.dtype]
+        """Activations of one step: the GELU of the feed-forward, of which the CPU keeps copies in half precision."""
+        net, item = self.transformer, ITEM[request.dtype]
         patches = (request.height // 8 // net.patch) * (request.width // 8 // net.patch)
-        return request.images * (1 + request.guided) * patches * (2 * net.inner + 4 * net.width) * item
+        alive = request.images * (1 + request.guided) * patches * (2 * net.inner + 4 * net.width)
+        return alive * (4 if request.cpu else item) + BUFFERS * (request.cpu and item == 4)
 
     def decoding(self, request: Request, how: str = "whole") -> int:
         """Activations of the decoder: three times what goes into a block, as a rule the first at full resolution."""
@@ -152,19 +158,22 @@ class Sizes:
             area = min(request.height, TILE) * min(request.width, TILE)
         wide = [*self.channels[1:], self.channels[-1]]  # a block takes what the level below it has
         alive = 3 * item * at_once * max(channels * area >> 2 * level for level, channels in enumerate(wide))
-        tiles = 2 * 3 * item * pixels if how == "tiled" else 0
-        return int(alive * (CONVOLUTIONS if request.device == "cpu" else 1)) + tiles + 3 * pixels * request.images
+        if request.cpu:
+            alive = int(alive * CONVOLUTIONS) + 2 * BUFFERS
+        return alive + 3 * pixels * (request.images + 2 * item * (how == "tiled"))
 
 
-def sizes_of(transformer: Mapping[str, LazyTensor], vae: Path, text_encoder: Path | None = None) -> Sizes:
+def sizes_of(transformer: Mapping[str, LazyTensor], vae: Path | None = None, text_encoder: Path | None = None) -> Sizes:
     """The sizes of components: of an open transformer in either layout, and of folders. No weights are read.
 
     Raises: `InputError` for files that cannot be read, or a folder that holds no VAE.
     """
     text = None
-    if text_encoder is not None:
+    if text_encoder:
         with open_checkpoint(text_encoder) as checkpoint:
             text = count(checkpoint, ("decoder.", "lm_head."))
+    if vae is None:
+        return Sizes(text, count(transformer))
     channels = read_config(vae).get("block_out_channels")
     if not isinstance(channels, list) or not channels or not all(isinstance(each, int) for each in channels):
         raise InputError.at(vae, CONFIG, "block_out_channels is no list of numbers: give the folder of a VAE")
@@ -186,10 +195,9 @@ class StagePlan:
         return BASE + self.weights_bytes + self.activation_bytes
 
     def __str__(self) -> str:
-        sizes = (self.weights_bytes, self.activation_bytes, BASE, self.total)
-        weights, activations, base, total = map(human_bytes, sizes)
-        parts = f"{weights} + activations {activations} + Python and torch {base}"
-        return f"{self.name}: {WORDS[self.how]} {parts} = {total}"
+        parts = f"{human_bytes(self.weights_bytes)} + activations {human_bytes(self.activation_bytes)}"
+        base, total = human_bytes(BASE), human_bytes(self.total)
+        return f"{self.name}: {WORDS[self.how]} {parts} + the process itself {base} = {total}"
 
 
 @dataclass(frozen=True)
@@ -200,47 +208,49 @@ class MemoryPlan:
     room: str
 
     def lines(self) -> list[str]:
-        """The plan with its arithmetic."""
         return [f"memory: {self.room}", *map(str, self.stages)]
 
 
 def plan(sizes: Sizes, request: Request, budget: int | None = None, *, quantize: str | None = None) -> MemoryPlan:
-    """The first way of each stage that fits: whole, else in parts; what changes the numbers only if it is asked for.
+    """The first way of each stage that fits: whole, else in parts. What is not exact comes last, and `quantize` only
+    if it is asked for: '8bit' or 'nf4', the text encoder by bitsandbytes.
 
     Args:
         budget: bytes; None: what there is.
-        quantize: '8bit' or 'nf4': the text encoder by bitsandbytes.
 
     Raises: `UsageError` where nothing fits, with the least that would.
+
+    >>> with converter.open_checkpoint("fixtures/pipeline/sigma-ms.pth") as checkpoint:
+    ...     sizes = sizes_of(checkpoint, Path("fixtures/pipeline/vae"))
+    >>> [stage.how for stage in plan(sizes, Request(height=640, width=640), as_bytes("680MB")).stages]
+    ['whole', 'tiled']
     """
     if quantize not in (None, *QUANTISED):
         raise UsageError(f"`quantize` {printable(quantize)}: one of {', '.join(QUANTISED)}")
-    there = available(request.device) + (resident() if request.device == "cpu" else 0)
-    room = there if budget is None else min(budget, there)
+    there = available(request.device) + (resident() if request.cpu else BASE)
     words = f"{human_bytes(there)} are there"
     if budget is not None:
         words = f"`memory_budget` {human_bytes(budget)}" + (f", but only {words}" if there < budget else "")
-    stages = [_first(ways, room) for ways in _ways(sizes, request, quantize)]
-    most = max(stages, key=lambda stage: stage.total)
-    if most.total > room:
+    room = there if budget is None else min(budget, there)
+    stages = []
+    for ways in _ways(sizes, request, quantize):
+        least = min(ways, key=lambda way: way.total)
+        stages.append(next((way for way in ways if way.total <= room), least))
+    if (most := max(stages, key=lambda stage: stage.total)).total > room:
         raise UsageError(f"{words}, and {human_bytes(most.total)} is the least that would do: {most}")
     return MemoryPlan(stages, words)
 
 
-def _first(ways: list[StagePlan], room: int) -> StagePlan:
-    """The first that fits, else the smallest."""
-    return next((way for way in ways if way.total <= room), min(ways, key=lambda way: way.total))
-
-
 def _ways(sizes: Sizes, request: Request, quantize: str | None) -> Iterator[list[StagePlan]]:
     """Of each stage, the ways to run it, the fastest first."""
-    if sizes.text:
-        hows, activations = [quantize] if quantize else ["whole", "streamed"], sizes.encoding(request)
-        weights = {how: sizes.text.weights(request.text_dtype, how) for how in hows}
-        yield [StagePlan("text encoder", how, size, activations) for how, size in weights.items()]
-    activations = sizes.step(request)
-    weights = {how: sizes.transformer.weights(request.dtype, how) for how in ("whole", "streamed")}
-    yield [StagePlan("transformer", how, size, activations) for how, size in weights.items()]
+    exact = ["whole", "streamed"]
+    if text := sizes.text:
+        weights = {how: text.weights(request.text_dtype, how) for how in ([quantize] if quantize else exact)}
+        yield [StagePlan("text encoder", how, size, sizes.encoding(request)) for how, size in weights.items()]
+    weights = {how: sizes.transformer.weights(request.dtype, how) for how in exact}
+    yield [StagePlan("transformer", how, size, sizes.step(request)) for how, size in weights.items()]
+    if sizes.vae is None:
+        return
     large = max(request.height, request.width) > TILE
     hows = ["whole", *(["sliced"] if request.images > 1 else []), *(["tiled"] if large else [])]
     held = sizes.vae.weights(request.vae_dtype)

@@ -11,18 +11,23 @@ import converter
 from converter.pipelines.assemble import Components
 
 PARTS = ROOT / "fixtures" / "pipeline"
-VAE, TOKENIZER, TEXT_ENCODER = PARTS / "vae", PARTS / "tokenizer", PARTS / "text_encoder-alpha"
+VAE, TOKENIZER, TEXT_ENCODER = PARTS / "vae-alpha", PARTS / "tokenizer", PARTS / "text_encoder-alpha"
 TEXT = {"text_encoder": TEXT_ENCODER, "tokenizer": TOKENIZER}
+
+
+def vae_of(name: str) -> Path:
+    """The VAE that fits a recorded net."""
+    return VAE if name.startswith("alpha") else PARTS / "vae"
 
 
 def assemble(name: str, out: Path, options: Any = None, **components: Any) -> converter.Conversion:
     """A recorded net as a pipeline; `components` are fields of `Components`, with a VAE by default."""
-    beside = Components(**{"vae": VAE} | components)
+    beside = Components(**{"vae": vae_of(name)} | components)
     heads = {"num_attention_heads": HEADS}
     return converter.convert(PARTS / f"{name}.pth", out, components=beside, hyper_parameters=heads, **(options or {}))
 
 
-def flags(name: str, out: Path, *more: object, vae: Path | str = VAE) -> list[object]:
+def flags(name: str, out: Path, *more: object, vae: Path | str = "") -> list[object]:
     """The same on the command line, of `convert-pixart`."""
     call = ["--orig_ckpt_path", PARTS / f"{name}.pth", "--dump_path", out, "--num_attention_heads", HEADS]
-    return [*call, "--only_transformer=False", "--vae", vae, *more]
+    return [*call, "--only_transformer=False", "--vae", vae or vae_of(name), *more]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from makers import HEADS, Result, dit, save, tree
-from parts import PARTS, TEXT, TEXT_ENCODER, TOKENIZER, VAE, assemble, flags
+from parts import PARTS, TEXT, TEXT_ENCODER, TOKENIZER, VAE, assemble, flags, vae_of
 from safetensors.torch import load_file
 
 import converter
@@ -124,6 +124,18 @@ def test_a_scheduler_of_a_folder_with_its_class(tmp_path: Path) -> None:
         assert tree(done.path / "scheduler") == tree(first / "scheduler")
         assert done.path.joinpath("model_index.json").read_text() == (first / "model_index.json").read_text()
         load(done.path, trust_remote_code=True)
+        assert any(f"the scheduler is code of {first / 'scheduler'}" in note for note in done.notes)
+
+
+def test_a_pipeline_out_of_a_pipeline(tmp_path: Path) -> None:
+    """Its transformer rounded, and its links led to where the files really are."""
+    first = assemble("alpha-ms", tmp_path / "first", **TEXT).path
+    beside = Components(vae=first, text_encoder=first, tokenizer=first, scheduler=first)
+    done = converter.convert(first, tmp_path / "out", components=beside, dtype="bfloat16")
+    assert os.readlink(done.path / "vae" / "config.json") == str((VAE / "config.json").resolve())
+    assert os.readlink(done.path / "scheduler" / "pixart_schedulers.py").startswith(str(first))
+    pipeline = load(done.path, trust_remote_code=True, torch_dtype=torch.bfloat16)
+    assert pipeline.transformer.dtype == torch.bfloat16
 
 
 def test_links_lead_to_the_real_files(tmp_path: Path) -> None:
@@ -225,7 +237,7 @@ def test_a_dry_run_shows_the_components_and_writes_nothing(tmp_path: Path, cli: 
     result = cli("convert-pixart", *flags("sigma-ms", tmp_path / "out", "--dry_run"))
     assert result.returncode == 0
     assert "scheduler: PixArtDPMSolverScheduler for dpm-solver, usually 20 steps, guidance_scale 4.5" in result.stdout
-    assert f"vae: AutoencoderKL, 2 files (344 kB) of {VAE}, linked" in result.stdout
+    assert f"vae: AutoencoderKL, 2 files (344 kB) of {vae_of('sigma-ms')}, linked" in result.stdout
     assert list(tmp_path.iterdir()) == []
     as_json = json.loads(cli("convert-pixart", *flags("sigma-ms", tmp_path / "out", "--json")).stdout)
     assert as_json["added"][0] == "pipeline: PixArtSigmaPipeline"
@@ -234,7 +246,7 @@ def test_a_dry_run_shows_the_components_and_writes_nothing(tmp_path: Path, cli: 
 def test_a_watched_folder_becomes_pipelines(tmp_path: Path, cli: Cli) -> None:
     shutil.copy(PARTS / "sigma-ms.pth", tmp_path / "new.pth")
     call = ["--watch", tmp_path, "--dump_path", f"{tmp_path}/out/{{stem}}", "--num_attention_heads", HEADS]
-    call += ["--watch_settle", 0, "--watch_idle", 0, "--only_transformer=no", "--vae", VAE]
+    call += ["--watch_settle", 0, "--watch_idle", 0, "--only_transformer=no", "--vae", vae_of("sigma-ms")]
     result = cli("convert-pixart", *call)
     assert result.returncode == 0, result.stderr
     assert f'  load: DiffusionPipeline.from_pretrained("{tmp_path}/out/new", trust_remote_code=True)' in result.stdout
