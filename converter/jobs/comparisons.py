@@ -22,7 +22,8 @@ from ..reports import KINDS, card, render
 from ..reports.report import INTERNAL, PASS, REJECTED, Report
 
 if TYPE_CHECKING:
-    from .images import ImageComparison, ImageRequest
+    from .images import ImageComparison
+    from .picture_request import ImageRequest
 
 SHOWN = 8  # failed checks that are printed; the reports have them all
 
@@ -52,9 +53,7 @@ class ComparisonRequest:
     @property
     def pictures(self) -> list[Path]:
         """The files of the pictures."""
-        return list(
-            dict.fromkeys(Path(report).with_suffix(".images.png") for report in self.reports * bool(self.images))
-        )
+        return [*{Path(report).with_suffix(".images.png"): None for report in self.reports if self.images}]
 
 
 @dataclass(frozen=True)
