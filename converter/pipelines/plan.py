@@ -92,7 +92,8 @@ def count(state: Mapping[str, LazyTensor], left_out: tuple[str, ...] = ()) -> Pa
     matrices = {key for part in blocks.values() for key in part if len(tensors[key].shape) == 2}
     parts: list[list[str]] = [*blocks.values(), *others.values(), []]
     largest = max(parts, key=size)
-    block = matrices.intersection(max([*blocks.values(), list[str]()], key=size))
+    largest_block: list[str] = max(blocks.values(), key=size, default=[])
+    block = matrices.intersection(largest_block)
     axes = Counter(axis for key in block for axis in tensors[key].shape)
     kernels = [tensors[key].shape[-1] for part in others.values() for key in part if len(tensors[key].shape) == 4]
     return Parts(
