@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,6 @@ from ..parity.ci import batch
 from ..parity.ci.cache import Cache
 from ..parity.ci.settings import chosen, load_settings, load_waivers
 from ..parity.provenance import files_of
-from ..pipelines.decode import save_png
 from ..reports import KINDS, card, render
 from ..reports.report import INTERNAL, PASS, REJECTED, Report
 
@@ -103,9 +103,8 @@ def compare(
         images = _images(stack, pairs[0], request)
 
         def finish(pair: Pair, report: Report) -> None:
-            if images and report.phases and (pictures := images.add_to(report, progress)) is not None:
-                for path in request.pictures:
-                    save_png(pictures, path, {}, overwrite=True)
+            if images and report.phases:
+                images.add_to(report, progress, request.pictures)
             done(pair, report, refusal(pair, report, alone=len(pairs) == 1))
 
         reports = batch.run(pairs, cache=cache, waivers=waivers, progress=progress, done=finish)
@@ -116,7 +115,7 @@ def compare(
 
 
 def _images(stack: ExitStack, pair: Pair, request: ComparisonRequest) -> ImageComparison | None:
-    if request.images is None:
+    if request.images is None or not os.path.exists(pair.converted):  # of that the comparison tells
         return None
     from .images import ImageComparison  # imports torch
 

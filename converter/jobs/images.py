@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..parity.diagnosis import describe
 from ..parity.net_pair import NetPair, is_resource_error
 from ..parity.opening import open_sides
 from ..pipelines.components import VAE
-from ..pipelines.decode import Pictures
+from ..pipelines.decode import Pictures, save_png
 from ..pipelines.denoise import make_scheduler
 from ..pipelines.embeddings import Embeddings
 from ..pipelines.extras import require
@@ -68,8 +69,8 @@ class ImageComparison:
         drawn = replace(drawn, conventions=DIFFUSERS, **same)
         self.stock = None if request.prompt_embeds else Drawing(drawn, self.model)
 
-    def add_to(self, report: Report, progress: Any = None) -> Pictures | None:
-        """Add the phase to a report, and to its verdict.
+    def add_to(self, report: Report, progress: Any = None, files: Sequence[Path] = ()) -> Pictures | None:
+        """Add the phase to a report, and to its verdict; write the pictures to these files.
 
         Returns: the pictures side by side, if they were drawn.
         """
@@ -88,6 +89,9 @@ class ImageComparison:
         report.phases.append(phase)
         report.verdict, report.reason = verdict_of(report.phases)
         report.run["seconds"] = round(report.run.get("seconds", 0) + time.monotonic() - started, 2)
+        if pictures is not None:
+            for path in files:
+                save_png(pictures, path, {}, overwrite=True)
         return pictures
 
     def _run(self, progress: Any) -> tuple[Phase, Pictures | None]:
