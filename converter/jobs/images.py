@@ -14,9 +14,9 @@ import torch
 from ..checkpoint.folder import read_config
 from ..conversion.options import stated, with_shortcuts
 from ..conversion.pairs import Pair
-from ..errors import UsageError
+from ..errors import ConverterError, UsageError
 from ..nets.pipeline_spec import DIFFUSERS, ORIGINAL
-from ..parity.checker import Progress, verdict_of
+from ..parity.checker import verdict_of
 from ..parity.choices import CheckOptions
 from ..parity.determinism import deterministic
 from ..parity.diagnosis import describe
@@ -52,8 +52,8 @@ class ImageComparison:
         require("pictures", "PIL")
         self.options = with_shortcuts(CheckOptions(), dict(pair.options))
         words = stated(pair.hyper_parameters)
-        sides = open_sides(stack, Path(pair.original), Path(pair.converted), self.options, hyper_parameters=words)
-        self.sides = sides
+        paths = Path(pair.original), Path(pair.converted)
+        self.sides = sides = open_sides(stack, *paths, self.options, hyper_parameters=words)
         model = stack.enter_context(open_picture_model(pair.converted, family=self.options.family))
         null = next((sides.original[key] for key in sides.plan.extras), model.null_caption)
         self.model = replace(model, findings=sides.findings, null_caption=null)
@@ -82,8 +82,8 @@ class ImageComparison:
                     phase, pictures = self._run(progress)
             except Exception as error:
                 room = is_resource_error(error)
-                if not room and function.verdict != FAIL:
-                    raise
+                if not room and (function.verdict != FAIL or isinstance(error, ConverterError)):
+                    raise  # it says nothing of the converted net
                 why = "this machine cannot run the chain" if room else "the converted net does not run"
                 phase = Phase(IMAGES, INCONCLUSIVE if room else FAIL, f"{why}: {describe(error)}")
         report.phases.append(phase)
@@ -101,7 +101,6 @@ class ImageComparison:
         vae = drawing.folders[VAE]
         factor = read_config(vae).get("scaling_factor", spec.scaling_factor(findings))
         decoding = replace(drawing.decoding, scaling_factor=drawing.how.scaling_factor or factor)
-        step: Progress = progress(drawing.steps * 9) if progress else lambda count: None
         chain = Chain(
             sampler=drawing.sampler,
             guidance=drawing.guidance(ours),
@@ -109,7 +108,7 @@ class ImageComparison:
             steps=drawing.steps,
             vae=vae,
             decoding=decoding,
-            advance=step,
+            advance=progress(drawing.steps * 8) if progress else lambda count: None,
         )
         conditions = spec.conditions(findings, size.height, size.width, size.height / size.width)
         stock = replace(

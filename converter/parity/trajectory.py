@@ -66,6 +66,12 @@ def walk(
         original, converted: the path of either net in a precision.
         name: of the phase. sampler: in words.
         to_the_end: go on where the two have diverged.
+
+    Example:
+        >>> right = lambda precision: [(999, torch.ones(2)), (499, torch.ones(2))]
+        >>> wrong = lambda precision: [(999, torch.ones(2)), (499, torch.zeros(2))]
+        >>> walk(right, wrong, name="trajectory", sampler="two steps").words
+        'they diverge at step 2 (timestep 499): 1 of the latents'
     """
     truth = [x.cpu() for _, x in original(FLOAT64)]
 

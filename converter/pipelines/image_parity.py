@@ -85,9 +85,6 @@ class Chain:
         *_, (_, latents) = self.path(net)
         return latents.cpu()
 
-    def decode(self, latents: Tensor) -> Pictures:
-        return decode(latents, self.vae, self.decoding)
-
 
 def changes(chain: Chain, stock: Chain) -> Iterator[tuple[str, Chain]]:
     """What diffusers' pipelines do otherwise, in words: one thing at a time, and last all of it.
@@ -122,7 +119,7 @@ def shares(net: Net, chain: Chain, stock: Chain, latents: Tensor, pictures: Pict
     for words, other in changes(chain, stock):
         redrawn = other.sampler != chain.sampler or other.guidance is not chain.guidance
         drawn = other.draw(net) if redrawn else latents
-        apart = np.abs(other.decode(drawn).astype(np.int16) - pictures)
+        apart = np.abs(decode(drawn, other.vae, other.decoding).astype(np.int16) - pictures)
         rows.append([words, relative(drawn, latents), 100 * float((apart > 0).mean()), float(apart.mean())])
     return rows
 
@@ -152,7 +149,7 @@ def image_parity(
     phase = walk(*sides, name=IMAGES, sampler=sampler, to_the_end=True)
     if not all(bool(latents.isfinite().all()) for latents in last.values()):
         return phase, None
-    ours, theirs = chain.decode(last["original"]), chain.decode(last["converted"])
+    ours, theirs = (decode(last[side], chain.vae, chain.decoding) for side in ("original", "converted"))
     rows = shares(original(FLOAT32), chain, stock, last["original"], ours)
     phase.detail["tables"] = [
         {"title": "What stock conventions change", "words": SHARES, "header": HEADER, "rows": rows}
@@ -165,7 +162,7 @@ def image_parity(
     shown = {
         "original": ("drawn by the original's net", _png(ours[worst])),
         "converted": ("drawn by the converted net", _png(theirs[worst])),
-        f"difference × {times}": (f"at most {most} of 255, shown {times} times", _png(difference, largest=True)),
+        f"difference × {times}": (f"at most {most} of 255, amplified {times} times", _png(difference, largest=True)),
     }
     phase.detail["pictures"] = [{"title": name, "words": words, "png": png} for name, (words, png) in shown.items()]
     gap = np.full((difference.shape[0], GAP, 3), 255, np.uint8)
