@@ -6,7 +6,7 @@ import codecs
 import json
 from math import isfinite
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ..errors import printable
 from .file import InputFile
@@ -16,12 +16,13 @@ JSON_LIMIT = 25_000_000  # bytes of a file
 NODE_LIMIT = 500_000
 
 
-def read_json(path: Path, kept: dict[Path, bytes] | None = None) -> Any:
+def read_json(path: Path, kept: dict[Path, bytes] | None = None, *, infinite: bool = False) -> Any:
     """What a JSON file says, read strictly: no duplicate keys, nothing without bounds. The byte order mark that editors
     on Windows put before UTF-8 is no part of it.
 
     Args:
         kept: takes up the bytes, by their path.
+        infinite: accept Infinity and -Infinity, which are no JSON; diffusers writes them into a scheduler's config.
     """
     with InputFile(path) as file:
         if file.size > JSON_LIMIT:
@@ -34,7 +35,7 @@ def read_json(path: Path, kept: dict[Path, bytes] | None = None) -> Any:
         text = data.removeprefix(codecs.BOM_UTF8)
         if text.startswith(codecs.BOM_UTF8):
             raise file.error("", "not valid JSON: it begins with two byte order marks: save it as UTF-8 without one")
-        return parse_json(file, "", text)
+        return parse_json(file, "", text, infinite=infinite)
 
 
 def has_byte_order_mark(path: Path) -> bool:
@@ -43,8 +44,8 @@ def has_byte_order_mark(path: Path) -> bool:
         return file.read(0, min(file.size, 3)) == codecs.BOM_UTF8
 
 
-def parse_json(file: InputFile, what: str, data: bytes) -> Any:
-    """Strict JSON: no duplicate keys, no NaN or infinity, no half characters, no runaway nesting."""
+def parse_json(file: InputFile, what: str, data: bytes, *, infinite: bool = False) -> Any:
+    """Strict JSON: no duplicate keys, no NaN, no infinity unless allowed, no half characters, no runaway nesting."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)
@@ -52,7 +53,9 @@ def parse_json(file: InputFile, what: str, data: bytes) -> Any:
             raise ValueError("a duplicate key")
         return content
 
-    def constant(text: str) -> NoReturn:
+    def constant(text: str) -> float:
+        if infinite and text in ("Infinity", "-Infinity"):
+            return float(text)
         raise ValueError(f"{text} is not JSON")
 
     def number(text: str) -> float:

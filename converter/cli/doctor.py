@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import ModelCommand, family, given, output_options, weights_options
 from .output import print_json, say
+
+if TYPE_CHECKING:
+    from ..pipelines.checks import Problem
 
 
 @click.command(cls=ModelCommand, short_help="Say which part is at fault if pictures are bad.")
@@ -26,17 +31,16 @@ def doctor(path: str, as_json: bool, quiet: bool, **words: Any) -> None:
     Exit codes: 0 all parts are sound, 1 one is at fault, 2 usage, 3 no pipeline and no model, 5 internal error.
     """
     from ..checkpoint.write.interrupt import interruptible
-    from ..pipelines.doctor import diagnose, report
+    from ..pipelines.doctor import diagnose
 
     with interruptible():
-        result = report(diagnose(path, **words))
+        result = _report(diagnose(path, **words))
     if as_json:
         print_json(result)
     elif not quiet:
-        width, last = max(len(part["part"]) for part in result["parts"]), ""
-        for part in result["parts"]:
-            name = "" if part["part"] == last else part["part"]
-            last = part["part"]
+        width = max(len(part["part"]) for part in result["parts"])
+        for part, before in zip(result["parts"], [{"part": ""}, *result["parts"]], strict=False):
+            name = "" if part["part"] == before["part"] else part["part"]
             verdict = "FAULT" if part["verdict"] == "fault" else part["verdict"]
             say(f"{name:<{width}}  {verdict}{': ' if part['words'] else ''}{part['words']}", result=True)
             for title in ("evidence", "remedy"):
@@ -44,3 +48,13 @@ def doctor(path: str, as_json: bool, quiet: bool, **words: Any) -> None:
                     say(f"{'':<{width}}    {title}: {part[title]}", result=True)
     if not result["ok"]:
         raise click.exceptions.Exit(1)
+
+
+def _report(problems: Mapping[str, list[Problem]]) -> dict[str, Any]:
+    """What was found, JSON-ready: a part has one entry for each of its problems, or one that says "ok"."""
+    parts = []
+    for part, those in problems.items():
+        entries = [{"verdict": "fault" if problem.fault else "remark"} | asdict(problem) for problem in those]
+        for entry in entries or [{"verdict": "ok", "words": "", "evidence": "", "remedy": ""}]:
+            parts.append({"part": part} | {name: value for name, value in entry.items() if name != "fault"})
+    return {"ok": all(part["verdict"] != "fault" for part in parts), "parts": parts}

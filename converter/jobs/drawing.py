@@ -15,11 +15,12 @@ from ..checkpoint.json_file import read_json
 from ..checkpoint.write.publish import write_file
 from ..errors import InputError, UsageError, printable
 from ..filenames import TOOL
-from ..nets.pipeline_spec import Conventions, SamplerSpec
+from ..nets.pipeline_spec import DIFFUSERS, Conventions, SamplerSpec
 from ..pipelines import plan
 from ..pipelines.checks import component_problems
 from ..pipelines.components import SCHEDULER, SCHEDULER_CONFIG, TEXT_ENCODER, TOKENIZER, VAE, find_component
 from ..pipelines.decode import Decoding, decode, numbered, png_text, save_png
+from ..pipelines.denoise import Guidance, denoise, make_scheduler
 from ..pipelines.embeddings import Embeddings
 from ..pipelines.model import PictureModel
 from ..pipelines.plan import MemoryPlan
@@ -30,8 +31,6 @@ from .picture_request import IMAGE, PictureRequest, Progress
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from ..pipelines.denoise import Guidance
 
 
 _FILES = ("reference", "vae", "text_encoder", "tokenizer", "prompt_embeds", "latents")  # of a request
@@ -51,11 +50,11 @@ class Drawing:
         conventions = request.conventions or model.conventions
         self.how: Conventions = model.spec.conventions(model.findings, conventions)
         self.notes.append(f"conventions: {conventions}: {self.how.words}")
-        self.sampler_name = request.sampler or self._sampler_of_pipeline()
-        if self.sampler_name not in model.spec.samplers:
-            raise UsageError(f"`sampler` {printable(self.sampler_name)}: one of {', '.join(model.spec.samplers)}")
-        self.sampler: SamplerSpec = model.spec.sampler(model.findings, self.how, self.sampler_name)
+        self.sampler_name, self.sampler = self._sampler()
         self.steps = request.num_inference_steps or self.sampler.steps
+        make_scheduler(self.sampler, self.steps)  # asked now whether it takes as many
+        if self.sampler.variance and not model.findings.value("pred_sigma"):
+            raise UsageError(f"`sampler` {self.sampler_name}: needs the variance, which the model does not predict")
         self.scale = self.sampler.guidance_scale if request.guidance_scale is None else request.guidance_scale
         self.seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         self.prompts, ratio, asked = self._prompts()
@@ -82,19 +81,33 @@ class Drawing:
 
     # ---- What it is drawn with
 
-    def _sampler_of_pipeline(self) -> str:
-        """The sampler that the scheduler of the pipeline stands for; without one, the usual."""
-        path, usual = Path(self.request.pipeline, SCHEDULER, SCHEDULER_CONFIG), self.model.spec.samplers[0]
-        if not path.is_file():
-            return usual
-        config = read_json(path)
-        name = self.model.sampler_of(config)
-        if name is None:
-            kind = printable(config.get("_class_name") if isinstance(config, dict) else "nothing", 60)
+    def _sampler(self) -> tuple[str, SamplerSpec]:
+        """The sampler that was asked for, else the one that the pipeline's scheduler stands for, else the usual one."""
+        spec, findings = self.model.spec, self.model.findings
+        if asked := self.request.sampler:
+            if asked not in spec.samplers:
+                raise UsageError(f"`sampler` {printable(asked)}: one of {', '.join(spec.samplers)}")
+            return asked, spec.sampler(findings, self.how, asked)
+        config = self._scheduler_config()
+        name, usual = self.model.sampler_of(config), spec.samplers[0]
+        if config and name is None:
+            kind = printable(config.get("_class_name"), 60)
             self.notes.append(
-                f"the pipeline's scheduler, {kind}, is none of those drawn with here: {usual} takes its place"
+                f"the pipeline's scheduler is {kind}, which is none of those here: {usual} takes its place"
             )
-        return name or usual
+        sampler = spec.sampler(findings, self.how, name or usual)
+        own = {field: value for field, value in config.items() if not field.startswith("_")}
+        if self.how.name == DIFFUSERS and own and config.get("_class_name") == sampler.stock:
+            sampler = replace(sampler, scheduler=f"diffusers:{sampler.stock}", config=own)  # as diffusers loads it
+        return name or usual, sampler
+
+    def _scheduler_config(self) -> dict[str, Any]:
+        """That of the pipeline, {} where it has none."""
+        place = Path(self.request.pipeline)
+        if place.exists() and not (place / SCHEDULER).is_dir():
+            return {}
+        config = read_json(find_component(self.request.pipeline, SCHEDULER).folder / SCHEDULER_CONFIG, infinite=True)
+        return config if isinstance(config, dict) else {}
 
     def _prompts(self) -> tuple[list[str], float | None, tuple[int | None, int | None]]:
         """The prompts as they are encoded, and the ratio or size that they ask for, unless the request does."""
@@ -125,7 +138,7 @@ class Drawing:
         folder = find_component(given or self.request.pipeline, part).folder
         for problem in component_problems(part, folder, self.model):
             if problem.fault:
-                raise InputError(f"{problem.words} ({problem.remedy})")
+                raise InputError.at(problem.evidence or folder, "", f"{problem.words}; {problem.remedy}")
         return folder
 
     def _tokens(self) -> tuple[Any, Any]:
@@ -251,8 +264,6 @@ class Drawing:
         """The second stage: latents (B, C, h, w), float32."""
         import torch
 
-        from ..pipelines.denoise import denoise
-
         dtype, device = getattr(torch, self.dtypes["transformer"]), self.request.device
         noise, generator = self.noise()
         net = self.model.net(dtype, device, whole=self._way("transformer") == "whole")
@@ -265,8 +276,6 @@ class Drawing:
         return latents.float().cpu()
 
     def guidance(self, embeddings: Embeddings) -> Guidance:
-        from ..pipelines.denoise import Guidance
-
         size, times = self.size, self.request.num_images_per_prompt
         parts = {field.name: getattr(embeddings, field.name) for field in fields(embeddings)}
         tensors = {name: part.repeat_interleave(times, 0) for name, part in parts.items() if part is not None}

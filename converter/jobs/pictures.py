@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import human_bytes
+from ..errors import ConverterError, human_bytes
+from ..parity.checker import check_device
+from ..parity.diagnosis import describe
+from ..parity.net_pair import is_resource_error
 from ..pipelines.memory import peak, release
 from ..pipelines.model import open_picture_model
 from .drawing import Drawing
@@ -38,6 +41,7 @@ def draw(
     Raises: `UsageError`, `InputError`; `ConverterError` where memory or disk do not suffice.
     """
     request.validate()
+    check_device(request.device, request.dtype)
     with open_picture_model(request.reference or request.pipeline, **request.model) as model:
         drawing = Drawing(request, model)
         for line in (*(f"note: {note}" for note in drawing.notes), *drawing.plan.lines()):
@@ -46,8 +50,16 @@ def draw(
 
         @contextmanager
         def stage(name: str) -> Iterator[None]:
-            with peak(request.device) as used:
-                yield
+            try:
+                with peak(request.device) as used:
+                    yield
+            except Exception as error:
+                if not is_resource_error(error):
+                    raise
+                remedy = "a smaller `memory_budget` runs it in parts"
+                raise ConverterError(
+                    f"the memory does not suffice for the {name}: {describe(error)}; {remedy}"
+                ) from error
             release()
             peaks[name] = used.gpu_bytes or used.rss_bytes
             say(f"peak memory: {name} {human_bytes(peaks[name])}")

@@ -64,7 +64,7 @@ def check(
     started = time.monotonic()
     options = with_shortcuts(options or CheckOptions(), shortcuts)
     options.validate()
-    _check_device(options.device)
+    check_device(options.device)
     with ExitStack() as stack:
         # Hashing needs no interpreter, and reading the same files to compare them finds them in memory.
         hashing, stop = stack.enter_context(ThreadPoolExecutor(2)), Event()
@@ -100,14 +100,15 @@ def check(
     return report
 
 
-def _check_device(device: str) -> None:
-    """Whether there is such a device; asked before anything is read, and torch only where it is not the CPU."""
+def check_device(device: str, dtype: str = "float64") -> None:
+    """Raise `UsageError` where there is no such device, asking torch only where it is not the CPU."""
     if device == "cpu":
         return
     import torch
 
     try:
-        torch.zeros(1, dtype=torch.float64, device=device).cpu()  # some have no float64, and one has no numbers at all
+        # Some have no float64, and one has no numbers at all.
+        torch.zeros(1, dtype=getattr(torch, dtype), device=device).cpu()
     except (RuntimeError, AssertionError, TypeError) as error:
         raise UsageError(f"`device` {printable(device)}: {printable(str(error).partition(chr(10))[0])}") from error
 

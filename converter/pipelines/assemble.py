@@ -14,7 +14,7 @@ from ..conversion.analysis import Analysis
 from ..conversion.sidecar import Sidecar
 from ..errors import InputError, UsageError, human_bytes, printable
 from ..nets.pipeline_spec import ORIGINAL
-from .checks import component_problems
+from .checks import component_problems, fetched
 from .components import PARTS, SCHEDULER, SCHEDULER_CONFIG, Component, Entry, find_component, shipped_class
 from .model import PictureModel
 
@@ -78,13 +78,11 @@ class Components:
         """
         model = PictureModel.of(analysis, sidecar)
         spec, findings, config = model.spec, model.findings, analysis.config()
-        parts = {
-            part: self._checked(find_component(source, part, quiet=quiet), model, target)
-            for part, source in self._sources(spec.samplers)
-        }
+        parts = {part: find_component(source, part, quiet=quiet) for part, source in self._sources(spec.samplers)}
+        notes = [note for component in parts.values() for note in self._remarks(component, model, target)]
         entries: dict[str, Entry | tuple[None, None]] = {part: (None, None) for part in PARTS}
         entries |= {part: component.entry for part, component in parts.items()}
-        texts, notes, about = dict[str, str](), list[str](), {part: self._words(parts[part]) for part in parts}
+        texts, about = dict[str, str](), {part: self._words(component) for part, component in parts.items()}
         if SCHEDULER not in parts:
             name = os.fspath(self.scheduler or spec.samplers[0])
             sampler = spec.sampler(findings, spec.conventions(findings, ORIGINAL), name)
@@ -126,14 +124,18 @@ class Components:
                 raise UsageError(f"`scheduler` {printable(source)}: one of {', '.join(samplers)}, or a folder")
             yield part, source
 
-    def _checked(self, component: Component, model: PictureModel, target: Path) -> Component:
+    def _remarks(self, component: Component, model: PictureModel, target: Path) -> Iterator[str]:
+        """What is to be known of a component that may stand in `target`. Raises: what stands against that."""
         for path in component.files.values():
             if target in path.parents:
                 raise UsageError(f"`{component.part}` {printable(path)}: lies in the target, and would be replaced")
         for problem in component_problems(component.part, component.folder, model):
             if problem.fault:
-                raise InputError.at(component.folder, "", f"{problem.words}; {problem.remedy}")
-        return component
+                rule, place, remedy = problem.words, printable(component.folder), f"to mend it: {problem.remedy}"
+                if problem.remedy == fetched(component.part, component.folder, model):  # here it is only named
+                    remedy = f"`{component.part}` {model.spec.released(model.findings)} is one that fits"
+                raise InputError(f"{rule if rule.startswith(place) else f'{place}: {rule}'}; {remedy}")
+            yield f"{problem.part}: {problem.words}"
 
     def _words(self, component: Component) -> str:
         count, way = len(component.files), "linked" if self.linked else "copied"

@@ -11,21 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import open_checkpoint
-from ..checkpoint.file import InputFile, reading
+from ..checkpoint.file import reading
 from ..checkpoint.folder import CONFIG, read_config
 from ..checkpoint.json_file import read_json
 from ..errors import InputError, printable
 from ..nets.pipeline_spec import CONVENTIONS, ORIGINAL
-from .components import (
-    SCHEDULER,
-    SCHEDULER_CONFIG,
-    TEXT_ENCODER,
-    TOKENIZER,
-    VAE,
-    Component,
-    find_component,
-    shipped_class,
-)
+from .components import PARTS, SCHEDULER, SCHEDULER_CONFIG, Component, find_component, shipped_class
 from .model import PictureModel
 
 # What `AutoencoderKL` takes where its config does not say.
@@ -66,11 +57,11 @@ def component_problems(part: str, folder: Path, model: PictureModel) -> Iterator
         ...     [problem.words for problem in component_problems("vae", Path("fixtures/pipeline/vae"), model)]
         ['scaling_factor is 0.13025, and 0.18215 is needed: it is the VAE of another model']
     """
-    check = {VAE: _vae, TEXT_ENCODER: _text_encoder, TOKENIZER: _tokenizer, SCHEDULER: _scheduler}[part]
+    check = dict(zip(PARTS, (_vae, _text_encoder, _tokenizer, _scheduler), strict=True))[part]
     another = fetched(part, folder, model)
     try:
         for words, field, remedy, fault in check(find_component(folder, part), model):
-            yield Problem(part, words, remedy or another, f"{folder}: {field}", fault)
+            yield Problem(part, words, remedy or another, f"{folder}/{field}", fault)
     except InputError as error:
         yield Problem(part, str(error), another, str(folder))
 
@@ -78,14 +69,10 @@ def component_problems(part: str, folder: Path, model: PictureModel) -> Iterator
 def edited(path: Path, fields: Mapping[str, Any]) -> str:
     """The command that sets fields of a JSON file; of a link, what it leads to stays as it is."""
     content = ", ".join(
-        f'"{name}": {json.dumps(v) if isinstance(v, str | list) else v!r}' for name, v in fields.items()
+        f'"{name}": {json.dumps(v) if isinstance(v, str | list) else repr(v)}' for name, v in fields.items()
     )
     change = f"c = json.loads(p.read_text()) | {{{content}}}; p.unlink(); p.write_text(json.dumps(c, indent=2))"
-    return _python(f"import json, pathlib; p = pathlib.Path({json.dumps(str(path))}); {change}")
-
-
-def _python(code: str) -> str:
-    return f"python -c {shlex.quote(code)}"
+    return "python -c " + shlex.quote(f"import json, pathlib; p = pathlib.Path({json.dumps(str(path))}); {change}")
 
 
 def fetched(part: str, folder: Path, model: PictureModel) -> str:
@@ -119,32 +106,26 @@ def _vae(component: Component, model: PictureModel) -> Iterator[_Row]:
 
 
 def _text_encoder(component: Component, model: PictureModel) -> Iterator[_Row]:
-    folder, config = component.folder, read_config(component.folder)
+    config = read_config(component.folder)
     if config.get("d_model") != (width := model.findings.value("caption_channels")):
         words = f"{_unlike('d_model', config.get('d_model'), width)}: the transformer's caption_channels"
         yield words, f"{CONFIG}: d_model", "", True
-    with open_checkpoint(folder) as checkpoint:
-        half = [key for key, tensor in checkpoint.items() if tensor.dtype.name == "float16"]
-    old, new = str(folder), f"{folder}-bfloat16"
-    load = f"T5EncoderModel.from_pretrained({json.dumps(old)}, dtype=torch.bfloat16)"
-    cast = _python(f"import torch; from transformers import T5EncoderModel; {load}.save_pretrained({json.dumps(new)})")
-    cast += f" && rm -r {shlex.quote(old)} && mv {shlex.quote(new)} {shlex.quote(old)}"
+    with open_checkpoint(component.folder) as checkpoint:
+        half = {key: t.storage.file.path for key, t in checkpoint.items() if t.dtype.name == "float16"}
     if wo := [key for key in half if "wo" in key.split(".")]:
-        words = f"{len(wo)} weights wo are float16, in which a T5 overflows: bfloat16 or float32 is needed"
-        yield words, wo[0], cast, True
+        words = f"{len(wo)} weights wo are float16, in which a T5 overflows: float32 or bfloat16 is needed"
+        yield words, f"{Path(half[wo[0]]).name}: {wo[0]}", "", True
     elif half or "float16" in (config.get("dtype"), config.get("torch_dtype")):
         words = "float16: with wo in float32, as transformers has it, it does not overflow; bfloat16 is safer"
-        yield words, f"{CONFIG}: dtype", cast, False
+        yield words, f"{CONFIG}: dtype", "", False
 
 
 def _tokenizer(component: Component, model: PictureModel) -> Iterator[_Row]:
-    there = [name for name in _MODELS if name in component.files]
-    if not there:
+    sizes = {name: component.files[name].stat().st_size for name in _MODELS if name in component.files}
+    if not sizes:
         yield f"{' or '.join(_MODELS)} is missing: without it no word is known", _MODELS[0], "", True
-    for name in there:
-        with InputFile(component.folder / name) as file:
-            if file.size < _SMALLEST:
-                yield f"{file.size} bytes, which are no tokenizer (a pointer of git to a large file?)", name, "", True
+    for name in (name for name, size in sizes.items() if size < _SMALLEST):
+        yield f"{sizes[name]} bytes, which are no tokenizer (a pointer of git to a large file?)", name, "", True
     path, tokens = component.folder / TOKENIZER_CONFIG, model.spec.tokens(model.findings)
     longest = read_json(path).get("model_max_length", tokens)
     if not isinstance(longest, int | float) or longest < tokens:
@@ -157,7 +138,7 @@ def _scheduler(component: Component, model: PictureModel) -> Iterator[_Row]:
     import diffusers
 
     path, kind = component.folder / SCHEDULER_CONFIG, component.entry[1]
-    config = read_json(path)
+    config = read_json(path, infinite=True)
     name = model.sampler_of(config)
     if name is None:
         raise InputError.at(path, "_class_name", f"{printable(kind)}: not of a sampler of this model")
@@ -176,8 +157,11 @@ def _scheduler(component: Component, model: PictureModel) -> Iterator[_Row]:
         with reading(copy):
             state = ("" if copy.read_bytes() == text.encode() else "modified") if copy.exists() else "missing"
         if state:
-            code = f"import shutil, {module} as m; shutil.copy(m.__file__, {json.dumps(str(copy.parent))})"
-            yield f"{copy.name} is {state}: the class {own} is not as it was shipped", copy.name, _python(code), True
+            code = (
+                f"import shutil; from importlib.util import find_spec; source = find_spec({json.dumps(module)}).origin"
+            )
+            remedy = f"python -c {shlex.quote(f'{code}; shutil.copy(source, {json.dumps(str(copy))})')}"
+            yield f"{copy.name} is {state}: {own} is not as this version has it", copy.name, remedy, state == "missing"
     # Where noise is left at the end, the order of the last step counts; a class that travels decides it itself.
     ends = {"euler_at_final"} if kind != own and config.get("final_sigmas_type") == "sigma_min" else set()
     for fault in (True, False):

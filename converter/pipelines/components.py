@@ -130,7 +130,7 @@ def _entry(part: str, folder: Path) -> Entry:
     name = _CONFIGS[part]
     if not present(folder / name):
         raise InputError.at(folder, "", f"holds no {name}: not a {part}")
-    config = read_json(folder / name)
+    config = read_json(folder / name, infinite=part == SCHEDULER)
     if not isinstance(config, dict):
         raise InputError.at(folder / name, "", "not a JSON object")
     naming, form = _NAMING[part]

@@ -6,8 +6,8 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from ..parity.opening import open_sides
 from ..parity.sides import Sides
 from ..parity.sides import spec_of as parity_of
 from .checks import Problem, component_problems, edited, fetched
-from .components import PARTS, SCHEDULER, SCHEDULER_CONFIG, TEXT_ENCODER, TOKENIZER, VAE
+from .components import PARTS, TEXT_ENCODER, TOKENIZER, VAE, find_component
 from .extras import require
 from .model import MODEL_INDEX, PictureModel, open_picture_model
 
@@ -62,19 +62,16 @@ def diagnose(
         {'transformer': []}
     """
     folder = Path(path)
-    whole = folder.is_dir() and present(folder / MODEL_INDEX)
-    result: dict[str, list[Problem]] = {PIPELINE: []} if whole else {}
-    transformer = result.setdefault(TRANSFORMER, [])
-    result |= {part: [] for part in PARTS if whole or (folder / part).is_dir()}
+    index, whole = folder / MODEL_INDEX, folder.is_dir() and present(folder / MODEL_INDEX)
+    parts = [*([PIPELINE] if whole else []), TRANSFORMER, *(p for p in PARTS if whole or (folder / p).is_dir())]
+    result: dict[str, list[Problem]] = {part: [] for part in parts}
     with ExitStack() as stack:
+        part = PIPELINE  # that is read now
         try:
-            entries = read_json(folder / MODEL_INDEX) if whole else {}
+            entries = read_json(index) if whole else {}
             if not isinstance(entries, dict):
-                raise InputError.at(folder / MODEL_INDEX, "", "not a JSON object")
-        except InputError as error:
-            problem = Problem(PIPELINE, str(error), _again(folder, original), str(folder / MODEL_INDEX))
-            return {PIPELINE: [problem]} | {part: [_unchecked(part, PIPELINE)] for part in [*result][1:]}
-        try:
+                raise InputError.at(index, "", "not a JSON object")
+            part = TRANSFORMER
             model = stack.enter_context(open_picture_model(path, hyper_parameters, **selection))
             if model.analysis.needs and not model.analysis.diffusers:
                 raise UsageError(model.analysis.needs)
@@ -82,29 +79,16 @@ def diagnose(
             of_model = whole or any((place / CONFIG).is_file() for place in (folder, folder / TRANSFORMER))
             if not (of_model or isinstance(error, MappingError)):
                 raise
-            transformer.append(Problem(TRANSFORMER, str(error), _again(folder, original), str(folder)))
-            return result | {part: [_unchecked(part, TRANSFORMER)] for part in result if part != TRANSFORMER}
-        transformer += _transformer(model, folder, whole, original)
-        if whole:
-            result[PIPELINE] += _index(folder / MODEL_INDEX, entries, model)
-        for part in {*PARTS} & result.keys():
+            rest = Problem("", f"not checked: what is wrong with the {part} comes first", "", fault=False)
+            first = Problem(part, str(error), _again(folder, original), str(index if part == PIPELINE else folder))
+            return {name: [first if name == part else replace(rest, part=name)] for name in parts}
+        result[TRANSFORMER] += _transformer(model, folder, whole, original)
+        for part in parts[parts.index(TRANSFORMER) + 1 :]:
             result[part] += _component(part, folder, entries, model)
+        if whole:
+            sound = [part for part in PARTS if not any(problem.fault for problem in result[part])]
+            result[PIPELINE] += _index(index, entries, model, sound)
     return result
-
-
-def report(problems: Mapping[str, list[Problem]]) -> dict[str, Any]:
-    """What `diagnose` found, JSON-ready: a part has one entry for each of its problems, or one that says "ok"."""
-    parts = []
-    for part, those in problems.items():
-        for problem in those or [Problem(part, "", "", fault=False)]:
-            about = asdict(problem)
-            verdict = "fault" if about.pop("fault") else "remark" if problem.words else "ok"
-            parts.append({"part": part, "verdict": verdict} | about)
-    return {"ok": not any(problem.fault for those in problems.values() for problem in those), "parts": parts}
-
-
-def _unchecked(part: str, why: str) -> Problem:
-    return Problem(part, f"not checked: that of the {why} comes first", "", fault=False)
 
 
 def _again(folder: Path, original: AnyPath | None = None) -> str:
@@ -169,14 +153,14 @@ def _not_finite(model: PictureModel) -> Iterator[str]:
         yield f"in {str(dtype)[6:]} its output is not finite, first in {places[0]}"
 
 
-def _index(path: Path, entries: Mapping[str, Any], model: PictureModel) -> Iterator[Problem]:
-    """What stands against `model_index.json`."""
+def _index(path: Path, entries: Mapping[str, Any], model: PictureModel, sound: list[str]) -> Iterator[Problem]:
+    """What stands against `model_index.json`, beside the parts that are not `sound`."""
     needed: dict[str, Any] = {"_class_name": model.spec.pipeline(model.findings)}
-    for part, name in ((TRANSFORMER, CONFIG), (VAE, CONFIG), (SCHEDULER, SCHEDULER_CONFIG)):
-        config, entry = path.parent / part / name, entries.get(part)
-        kind = read_json(config).get("_class_name") if config.is_file() else None
-        if isinstance(entry, list) and len(entry) == 2 and entry[0] and kind:
-            needed[part] = [entry[0], kind]
+    if isinstance(kind := model.checkpoint.config.get("_class_name"), str):
+        needed[TRANSFORMER] = ["diffusers", kind]
+    for part in sound:
+        with suppress(InputError):  # it is not there, and need not be
+            needed[part] = [*find_component(path.parent / part, part).entry]
     for field, right in needed.items():
         if entries.get(field) != right:
             words = f"{field} is {printable(entries.get(field))}, and {right} is needed"

@@ -83,16 +83,20 @@ def test_a_path_here_is_no_place_on_the_hub(hub: Hub, tmp_path: Path) -> None:
 def test_a_pipeline_of_components_on_the_hub(hub: Hub, tmp_path: Path, cli: Cli) -> None:
     """Its links lead to the cache's blobs, which stay where they are."""
     parts = ROOT / "fixtures" / "pipeline"
-    vae = {f"vae/{name}": data for name, data in tree(parts / "vae").items()}
+    vae = {f"vae/{name}": data for name, data in tree(parts / "vae-alpha").items()}
     hub.add("owner/pipe", vae | TOKENIZER)
     call = ["--orig_ckpt_path", parts / "alpha-ms.pth", "--dump_path", tmp_path / "out", "--num_attention_heads", HEADS]
     result = cli("convert-pixart", *call, "--only_transformer=False", "--vae", "owner/pipe")
     assert result.returncode == 0, result.stderr
-    assert tree(tmp_path / "out" / "vae") == tree(parts / "vae")
+    assert tree(tmp_path / "out" / "vae") == tree(parts / "vae-alpha")
     assert {Path(os.readlink(path)).parent.name for path in (tmp_path / "out" / "vae").iterdir()} == {"blobs"}
     result = cli("convert-pixart", *call, "--only_transformer=False", "--vae", "owner/none", "--overwrite")
     assert result.returncode == 3
     assert "owner/none: the hub has no such model repository" in result.stderr
+    result = cli("convert-pixart", *call, "--only_transformer=False", "--vae", parts / "vae", "--overwrite")
+    assert result.returncode == 3
+    assert "0.18215 is needed" in result.stderr
+    assert "; --vae PixArt-alpha/PixArt-XL-2-1024-MS is one that fits" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
-from makers import GOLDEN, convert, tree
+from makers import GOLDEN, HEADS, convert, tree
 from server import Hub, Repo, sha256
 
 import converter
 from converter.errors import ConverterError, InputError, UsageError
 from converter.hub import local
 from converter.parity.ci.cache import digest
+from converter.pipelines.assemble import Components
 from converter.publishing import Pushed, check, push
 from converter.publishing.target import Repository
 from converter.reports.report import Phase, Report
@@ -379,6 +380,23 @@ def test_the_repositories_of_others_are_not_theirs_to_fill(hub: Hub, out: Path) 
     push(out, "owner/name")
     assert "a" in hub.repos["owner/name"].files
     assert sha256(hub.repos["owner/name"].files[WEIGHTS]) == sha256((out / WEIGHTS).read_bytes())
+
+
+def test_a_whole_pipeline_goes_there_as_copies_and_not_as_links(hub: Hub, tmp_path: Path) -> None:
+    parts = GOLDEN.parent / "pipeline"
+    for way in ("copy", "link"):
+        beside = Components(vae=parts / "vae", components=way)
+        words: dict[str, Any] = {"hyper_parameters": {"num_attention_heads": HEADS}, "components": beside}
+        out = converter.convert(parts / "sigma-ms.pth", tmp_path / way, **words).path
+        if way == "copy":
+            push(out, "owner/name")
+            sent = hub.repos["owner/name"].files
+            assert {name: data for name, data in sent.items() if name not in (".gitattributes", CARD)} == tree(out)
+            assert sent["vae/config.json"] == (parts / "vae" / "config.json").read_bytes()
+        else:
+            with pytest.raises(InputError, match=r"not published; replace it .* or convert with `components` copy"):
+                push(out, "owner/other")
+            assert "owner/other" not in hub.repos
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "transformer", "transformer/config.json", "conversion.json", "parity.json"])

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
-from makers import HEADS, Result, dit, save, tree
+from makers import HEADS, Result, dit, imported, save, tree
 from parts import PARTS, TEXT, TEXT_ENCODER, TOKENIZER, VAE, assemble, flags, vae_of
 from safetensors.torch import load_file
 
@@ -138,6 +138,14 @@ def test_a_pipeline_out_of_a_pipeline(tmp_path: Path) -> None:
     assert pipeline.transformer.dtype == torch.bfloat16
 
 
+def test_a_scheduler_as_diffusers_saves_it(tmp_path: Path) -> None:
+    """With -Infinity in its config, which is no JSON."""
+    DPMSolverMultistepScheduler().save_pretrained(tmp_path / "saved")
+    assert "-Infinity" in (tmp_path / "saved" / "scheduler_config.json").read_text()
+    done = assemble("alpha-ms", tmp_path / "out", scheduler=tmp_path / "saved")
+    assert type(load(done.path).scheduler) is DPMSolverMultistepScheduler
+
+
 def test_links_lead_to_the_real_files(tmp_path: Path) -> None:
     """As those in the hub's cache, which are links to blobs; the record names them."""
     (tmp_path / "snapshot" / "vae").mkdir(parents=True)
@@ -243,6 +251,13 @@ def test_a_dry_run_shows_the_components_and_writes_nothing(tmp_path: Path, cli: 
     assert as_json["added"][0] == "pipeline: PixArtSigmaPipeline"
 
 
+def test_nothing_of_a_component_is_loaded(tmp_path: Path) -> None:
+    more = ["--text_encoder", TEXT_ENCODER, "--tokenizer", TOKENIZER]
+    code, printed, modules, _ = imported("convert-pixart", *flags("alpha-ms", tmp_path / "out", *more))
+    assert code == 0, printed
+    assert not modules & {"torch", "diffusers", "transformers", "safetensors"}
+
+
 def test_a_watched_folder_becomes_pipelines(tmp_path: Path, cli: Cli) -> None:
     shutil.copy(PARTS / "sigma-ms.pth", tmp_path / "new.pth")
     call = ["--watch", tmp_path, "--dump_path", f"{tmp_path}/out/{{stem}}", "--num_attention_heads", HEADS]
@@ -258,14 +273,17 @@ def test_the_first_problem_of_a_component_refuses_it(tmp_path: Path, monkeypatch
 
     def problems(part: str, folder: Path, model: Any) -> list[Problem]:
         asked.append((part, folder, model.findings.value("version")))
+        if part == "vae":
+            return [Problem(part, "is of a colour", "paint it", fault=False)]
         return [Problem(part, "is of width 9", "take another")] if part == "text_encoder" else []
 
     monkeypatch.setattr(assembly, "component_problems", problems)
     with pytest.raises(InputError) as raised:
         assemble("alpha-ms", tmp_path / "out", **TEXT)
-    assert str(raised.value) == f"{TEXT_ENCODER}: is of width 9; take another"
+    assert str(raised.value) == f"{TEXT_ENCODER}: is of width 9; to mend it: take another"
     assert asked == [("vae", VAE, "alpha"), ("text_encoder", TEXT_ENCODER, "alpha")]
     assert list(tmp_path.iterdir()) == []
+    assert "vae: is of a colour" in assemble("alpha-ms", tmp_path / "out").notes
 
 
 def test_a_family_that_draws_no_pictures(tmp_path: Path) -> None:

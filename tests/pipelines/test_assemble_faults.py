@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from makers import Result, tree
-from parts import TEXT_ENCODER, TOKENIZER, VAE, assemble, flags
+from parts import TEXT_ENCODER, TOKENIZER, assemble, flags
 
 Cli = Callable[..., Result]
 COPY = ("--components", "copy", "--text_encoder", TEXT_ENCODER, "--tokenizer", TOKENIZER)
@@ -105,23 +105,20 @@ def test_what_is_read_back_is_not_what_was_written(target: Path, monkeypatch: py
 def test_a_component_that_fails_while_it_is_copied(
     kind: str, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
-    vae = tmp_path / "vae"
-    shutil.copytree(VAE, vae)
-    (vae / WEIGHTS).chmod(0o644)
-    (vae / WEIGHTS).write_bytes((vae / WEIGHTS).read_bytes() + b"0" * (3 << 20))
+    (large := Path(shutil.copytree(TOKENIZER, tmp_path / "words")) / "words.txt").write_bytes(b"0" * (3 << 20))
     real, calls = os.preadv, itertools.count()
 
     def reads(fd: int, buffers: Any, offset: int) -> int:
-        if os.path.samestat(os.fstat(fd), (vae / WEIGHTS).stat()) and next(calls) == 1:
+        if os.path.samestat(os.fstat(fd), large.stat()) and next(calls) == 1:
             if kind == "cannot be read":
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
-            os.truncate(vae / WEIGHTS, offset)
+            os.truncate(large, offset)
         return real(fd, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", reads)
-    result = cli("convert-pixart", *flags("alpha-ms", target, "--overwrite", *COPY, vae=vae))
+    result = cli("convert-pixart", *flags("alpha-ms", target, "--overwrite", *COPY, "--tokenizer", large.parent))
     assert result.returncode == 3
-    assert result.stderr.startswith(f"convert-pixart: error: {vae / WEIGHTS}: ")
+    assert result.stderr.startswith(f"convert-pixart: error: {large}: ")
     assert ("shrank while it was read" if kind == "shrinks" else os.strerror(errno.EIO)) in result.stderr
 
 

@@ -52,7 +52,7 @@ def inputs(name: str, folder: Path) -> list[object]:
 
 
 def source(name: str, side: str, pipelines: dict[str, Path]) -> list[object]:
-    """The recorded net as a pipeline, as the training code's file with components given, or as a pipeline's reference."""
+    """The recorded net as a pipeline, as the training code's file with components, or as a pipeline's reference."""
     original, heads = PARTS / f"{name}.pth", ["--num_attention_heads", HEADS]
     if side == "pipeline":
         return ["--pipeline", pipelines[name]]
@@ -114,7 +114,7 @@ def test_a_prompt(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
 
 
 def test_the_null_branch(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
-    """The training code's is the checkpoint's own, under the prompt's mask; diffusers' an empty prompt under its own."""
+    """The training code's is the checkpoint's own, under the prompt's mask; diffusers' is empty, under its own."""
     begin = ["generate", "--pipeline", pipelines["alpha-ms"], "--num_inference_steps", 1, "--prompt", "a red cat"]
     kept = {}
     for how in ("original", "diffusers"):

@@ -253,8 +253,8 @@ def write_file(path: Path, data: bytes, *, overwrite: bool) -> None:
 
     Raises: `UsageError` where it may not be written or is there already, `ConverterError` for a full disk.
 
-    >>> write_file(Path("new.bin"), b"1", overwrite=False)
-    >>> Path("new.bin").read_bytes()
+    >>> write_file(tmp / "new.bin", b"1", overwrite=False)
+    >>> (tmp / "new.bin").read_bytes()
     b'1'
     """
     if os.path.lexists(path) and not overwrite:

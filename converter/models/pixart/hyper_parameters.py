@@ -127,15 +127,11 @@ def _scale(findings: Findings, config: dict[str, Any], table: evidence.StoredTab
         raise UsageError(f"`{name}` {stated}: not a sensible positive number")
     if table and table.scale and not doubt:
         findings.file(name, table.scale, table.seen)
-        usual = {scale for (_, size), scale in RELEASED.items() if size == pixels}
-        if usual and table.scale not in usual:
-            findings.notes.append(
-                f"{table.seen}: scale {table.scale:g}, where the released {pixels} px models have "
-                f"{' or '.join(f'{s:g}' for s in sorted(usual))}; the file decides"
-            )
+        _unlike_released(findings, table.scale, table.seen)
         return
     if written:
         findings.file(name, written, "config.json")
+        _unlike_released(findings, written, "config.json")
         return
     default = None
     if table and table.side and table.rejected_evidence:
@@ -152,6 +148,17 @@ def _scale(findings: Findings, config: dict[str, Any], table: evidence.StoredTab
         findings.notes.append(
             "alpha 256 px without a positional table: scale 1 is assumed, as in its training configs (another source "
             "says 0.5)"
+        )
+
+
+def _unlike_released(findings: Findings, scale: float, seen: str) -> None:
+    """Note a scale that no released model of this size has."""
+    pixels = findings["image_size"].value
+    usual = {released for (_, size), released in RELEASED.items() if size == pixels}
+    if usual and scale not in usual:
+        findings.notes.append(
+            f"{seen}: scale {scale:g}, where the released {pixels} px models have "
+            f"{' or '.join(f'{s:g}' for s in sorted(usual))}; the file decides"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from typing import Any
 
 from ...families import Findings
 from ...nets.pipeline_spec import ORIGINAL, Conventions, PipelineSpec, SamplerSpec
@@ -121,9 +122,17 @@ def conditions(findings: Findings, height: int, width: int, ratio: float) -> dic
 
 
 CLASSES = {version: f"PixArt{version.title()}Pipeline" for version in SCALING}
+
+
+def shown_by(name: str) -> dict[str, Any]:
+    """The version; and of which class the released ones are that have no micro-conditions, which show theirs."""
+    return {k: v for version, known in CLASSES.items() if known == name
+            for k, v in (("version", version), ("multi_scale_train", version == "sigma"))}  # fmt: skip
+
+
 PIPELINE = PipelineSpec(
     pipeline=lambda findings: CLASSES[findings.value("version")],
-    shown_by=lambda name: dict(("version", version) for version, known in CLASSES.items() if known == name),
+    shown_by=shown_by,
     tokens=tokens,
     scaling_factor=lambda findings: SCALING[findings.value("version")],
     released=lambda findings: RELEASED[findings.value("version")],

@@ -78,9 +78,11 @@ class PixArtLCMScheduler(LCMScheduler):
     ) -> None:
         if timesteps is None:
             trained = self.config.original_inference_steps
+            if num_inference_steps > trained:
+                raise ValueError(f"PixArt-LCM takes at most {trained} steps, not {num_inference_steps}")
             distance = self.config.num_train_timesteps // trained
-            skipped = max(trained // num_inference_steps, 1)
-            timesteps = [distance * (i + 1) - 1 for i in range(trained)][::-skipped][:num_inference_steps]
+            every = trained // num_inference_steps
+            timesteps = [distance * (i + 1) - 1 for i in range(trained)][::-every][:num_inference_steps]
         super().set_timesteps(timesteps=timesteps, device=device, **others)
 
 
