@@ -188,7 +188,7 @@ def test_junit_of_a_verdict_that_no_phase_explains() -> None:
 def test_junit_of_several_has_a_suite_per_report_and_phase() -> None:
     root = ET.fromstring(render([samples.passing(), samples.rejected(), samples.failing()], ".xml"))
     assert len(root) == 7 + 1 + 6
-    assert len({suite.attrib["name"] for suite in root}) == 13
+    assert len({suite.attrib["name"] for suite in root}) == 14
     assert float(root.attrib["time"]) == 400.5
 
 
