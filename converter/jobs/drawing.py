@@ -24,8 +24,8 @@ from ..pipelines.denoise import Guidance, denoise, make_scheduler
 from ..pipelines.embeddings import Embeddings
 from ..pipelines.model import PictureModel
 from ..pipelines.plan import MemoryPlan
-from ..pipelines.prompts import clean_prompt, split_size_flags, tokenize
-from ..pipelines.sizes import PictureSize, picture_size
+from ..pipelines.sizes import Asked, picture_size
+from ..pipelines.text_encoder import encode, tokenize
 from .picture_request import IMAGE, PictureRequest, Progress
 
 if TYPE_CHECKING:
@@ -57,13 +57,13 @@ class Drawing:
             raise UsageError(f"`sampler` {self.sampler_name}: needs the variance, which the model does not predict")
         self.scale = self.sampler.guidance_scale if request.guidance_scale is None else request.guidance_scale
         self.seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-        self.prompts, ratio, asked = self._prompts()
+        self.prompts, asked = self._prompts()
         self.given_latents = self._given_latents()
         if self.given_latents is not None:
             high, wide = self.given_latents.shape[2:]
             asked = (high * model.spec.vae_factor, wide * model.spec.vae_factor)
         binning = request.use_resolution_binning and self.given_latents is None
-        self.size: PictureSize = picture_size(model, self.how, asked, ratio=ratio, binning=binning)
+        self.size = picture_size(model, self.how, asked, binning=binning)
         self.folders = {part: self._component(part) for part in self._parts()}
         self.ids, self.mask = self._tokens()
         self.given_embeddings = self._given_embeddings()
@@ -106,22 +106,19 @@ class Drawing:
         config = read_json(find_component(self.request.pipeline, SCHEDULER).folder / SCHEDULER_CONFIG, infinite=True)
         return config if isinstance(config, dict) else {}
 
-    def _prompts(self) -> tuple[list[str], float | None, tuple[int | None, int | None]]:
-        """The prompts as they are encoded, and the ratio or size that they ask for, unless the request does."""
-        request, ratio = self.request, None
-        asked: tuple[int | None, int | None] = (request.height, request.width)
-        prompts = []
+    def _prompts(self) -> tuple[list[str], Asked]:
+        """The prompts as they are encoded, and the size that the request, or else the first prompt to do so, names."""
+        request, clean, prompts = self.request, self.how.clean_prompt, list[str]()
+        asked: Asked = (request.height, request.width)
         for prompt in request.prompt:
-            if self.how.size_in_prompt:
-                prompt, size = split_size_flags(prompt)
-                if size and asked == (None, None):
-                    ratio, asked = (size[1], asked) if size[0] == "ratio" else (ratio, size[1])
-            prompts.append(clean_prompt(prompt, self.how.clean_prompt))
+            text, size = self.how.size_in_prompt(prompt)
+            asked = size if size and asked == (None, None) else asked
+            prompts.append(clean(text))
         if request.negative_prompt and (self.how.stored_null or self.how.mask_of_prompt):
             raise UsageError("`negative_prompt`: the training code has none; `conventions` diffusers has")
         if self.guided and not self.how.stored_null:
-            prompts.append(clean_prompt(request.negative_prompt or "", self.how.clean_prompt))
-        return (prompts if request.prompt else []), ratio, asked
+            prompts.append(clean(request.negative_prompt or ""))
+        return (prompts if request.prompt else []), asked
 
     def _parts(self) -> list[str]:
         text = [] if self.request.prompt_embeds else [TEXT_ENCODER, TOKENIZER]
@@ -239,8 +236,6 @@ class Drawing:
 
     def _encoded(self, progress: Progress) -> Embeddings:
         import torch
-
-        from ..pipelines.text_encoder import encode
 
         folder, count = self.folders[TEXT_ENCODER], len(self.request.prompt)
         begin = progress("encoding the prompt")

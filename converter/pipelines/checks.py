@@ -16,7 +16,16 @@ from ..checkpoint.folder import CONFIG, read_config
 from ..checkpoint.json_file import read_json
 from ..errors import InputError, printable
 from ..nets.pipeline_spec import CONVENTIONS, ORIGINAL
-from .components import PARTS, SCHEDULER, SCHEDULER_CONFIG, Component, find_component, shipped_class
+from .components import (
+    PARTS,
+    SCHEDULER,
+    SCHEDULER_CONFIG,
+    TOKENIZER_CONFIG,
+    TOKENIZER_MODELS,
+    Component,
+    find_component,
+    shipped_class,
+)
 from .model import PictureModel
 
 # What `AutoencoderKL` takes where its config does not say.
@@ -25,9 +34,7 @@ _VAE_DEFAULTS = {"latent_channels": 4, "scaling_factor": 0.18215, "block_out_cha
 _TRAINED = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
             "rescale_betas_zero_snr", "clip_sample", "thresholding", "original_inference_steps",
             "timestep_scaling"}  # fmt: skip
-TOKENIZER_CONFIG = "tokenizer_config.json"
-_MODELS = ("spiece.model", "tokenizer.json")  # of a tokenizer
-_SMALLEST = 1000  # bytes of one: a pointer, as git has it for large files, is smaller
+_SMALLEST = 1000  # bytes of a tokenizer: a pointer, as git has it for large files, is smaller
 _Row = tuple[
     str, str, str, bool
 ]  # words, the file and field, the remedy ('': another component), whether it is a fault
@@ -121,9 +128,9 @@ def _text_encoder(component: Component, model: PictureModel) -> Iterator[_Row]:
 
 
 def _tokenizer(component: Component, model: PictureModel) -> Iterator[_Row]:
-    sizes = {name: component.files[name].stat().st_size for name in _MODELS if name in component.files}
+    sizes = {name: component.files[name].stat().st_size for name in TOKENIZER_MODELS if name in component.files}
     if not sizes:
-        yield f"{' or '.join(_MODELS)} is missing: without it no word is known", _MODELS[0], "", True
+        yield f"{' or '.join(TOKENIZER_MODELS)} is missing: without it no word is known", TOKENIZER_MODELS[0], "", True
     for name in (name for name, size in sizes.items() if size < _SMALLEST):
         yield f"{sizes[name]} bytes, which are no tokenizer (a pointer of git to a large file?)", name, "", True
     path, tokens = component.folder / TOKENIZER_CONFIG, model.spec.tokens(model.findings)

@@ -19,8 +19,9 @@ from ..hub import local_component
 from ..hub.selection import component_files
 
 VAE, TEXT_ENCODER, TOKENIZER, SCHEDULER = PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
-SCHEDULER_CONFIG = "scheduler_config.json"
-_CONFIGS = {TOKENIZER: "tokenizer_config.json", SCHEDULER: SCHEDULER_CONFIG, VAE: CONFIG, TEXT_ENCODER: CONFIG}
+SCHEDULER_CONFIG, TOKENIZER_CONFIG = "scheduler_config.json", "tokenizer_config.json"
+TOKENIZER_MODELS = ("spiece.model", "tokenizer.json")  # the words of a tokenizer: it has one of these
+_CONFIGS = {TOKENIZER: TOKENIZER_CONFIG, SCHEDULER: SCHEDULER_CONFIG, VAE: CONFIG, TEXT_ENCODER: CONFIG}
 # What in a config tells the kind of component, and the form that it has.
 _NAMING = {
     VAE: ("_class_name", r"Autoencoder\w+"),

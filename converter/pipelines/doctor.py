@@ -21,7 +21,7 @@ from ..conversion.deep import read_through
 from ..conversion.record import LIKE
 from ..conversion.verdicts import NONFINITE
 from ..conversion.zeros import listed, trailing_zero_counts
-from ..errors import InputError, UsageError, as_flags, printable
+from ..errors import InputError, UsageError, as_flags, printable, require
 from ..mapping import MappingError
 from ..parity import audit, configuration
 from ..parity.choices import CheckOptions
@@ -30,7 +30,6 @@ from ..parity.sides import Sides
 from ..parity.sides import spec_of as parity_of
 from .checks import Problem, component_problems, edited, fetched
 from .components import PARTS, TEXT_ENCODER, TOKENIZER, VAE, find_component
-from .extras import require
 from .model import MODEL_INDEX, PictureModel, open_picture_model
 
 PIPELINE, TRANSFORMER = "pipeline", "transformer"
