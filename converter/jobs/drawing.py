@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from .._version import __version__
 from ..checkpoint import open_checkpoint
 from ..checkpoint.folder import read_config
-from ..checkpoint.json_file import read_json
 from ..checkpoint.write.publish import write_file
 from ..errors import InputError, UsageError, printable
 from ..filenames import TOOL
 from ..nets.pipeline_spec import DIFFUSERS, Conventions, SamplerSpec
 from ..pipelines import plan
-from ..pipelines.checks import component_problems
-from ..pipelines.components import SCHEDULER, SCHEDULER_CONFIG, TEXT_ENCODER, TOKENIZER, VAE, find_component
+from ..pipelines.checks import fitting
+from ..pipelines.components import SCHEDULER, TEXT_ENCODER, TOKENIZER, VAE, find_component
 from ..pipelines.decode import Decoding, decode, numbered, png_text, save_png
 from ..pipelines.denoise import Guidance, denoise, make_scheduler
 from ..pipelines.embeddings import Embeddings
@@ -85,7 +84,9 @@ class Drawing:
             if asked not in spec.samplers:
                 raise UsageError(f"`sampler` {printable(asked)}: one of {', '.join(spec.samplers)}")
             return asked, spec.sampler(findings, self.how, asked)
-        config = self._scheduler_config()
+        place, config = Path(self.request.pipeline), dict[str, Any]()
+        if not place.exists() or (place / SCHEDULER).is_dir():
+            config |= find_component(self.request.pipeline, SCHEDULER).config
         name, usual = self.model.sampler_of(config), spec.samplers[0]
         if config and name is None:
             kind = printable(config.get("_class_name"), 60)
@@ -97,14 +98,6 @@ class Drawing:
         if self.how.name == DIFFUSERS and own and config.get("_class_name") == sampler.stock:
             sampler = replace(sampler, scheduler=f"diffusers:{sampler.stock}", config=own)  # as diffusers loads it
         return name or usual, sampler
-
-    def _scheduler_config(self) -> dict[str, Any]:
-        """That of the pipeline, {} where it has none."""
-        place = Path(self.request.pipeline)
-        if place.exists() and not (place / SCHEDULER).is_dir():
-            return {}
-        config = read_json(find_component(self.request.pipeline, SCHEDULER).folder / SCHEDULER_CONFIG, infinite=True)
-        return config if isinstance(config, dict) else {}
 
     def _prompts(self) -> tuple[list[str], Asked]:
         """The prompts as they are encoded, and the size that the request, or else the first prompt to do so, names."""
@@ -129,11 +122,9 @@ class Drawing:
         if not given and pipeline.exists() and not (pipeline / part).is_dir():
             instead = "" if part == VAE else "; or give `prompt_embeds`, a file of embeddings"
             raise UsageError(f"`{part}` is needed, as {printable(pipeline)} has none: its folder or hub id{instead}")
-        folder = find_component(given or self.request.pipeline, part).folder
-        for problem in component_problems(part, folder, self.model):
-            if problem.fault:
-                raise InputError.at(problem.evidence or folder, "", f"{problem.words}; {problem.remedy}")
-        return folder
+        component = find_component(given or self.request.pipeline, part)
+        fitting(component, self.model)
+        return component.folder
 
     def _tokens(self) -> tuple[Any, Any]:
         """Ids and mask of all prompts, the null branch's last."""

@@ -50,9 +50,12 @@ class PictureModel:
     @classmethod
     def of(cls, analysis: Analysis, sidecar: Sidecar) -> PictureModel:
         """Raises: `UsageError` where its family says nothing of pictures."""
+        family = analysis.require()
+        spec = imported(family, "pipeline")
+        if not isinstance(spec, PipelineSpec):
+            raise UsageError(f"the family {family.name} does not say how pictures are drawn (`pipeline`)")
         names = {row.source for row in rows_of(analysis, Extra)}
         kept = {key: tensor for key, tensor in {**analysis.checkpoint, **sidecar.tensors}.items() if key in names}
-        spec = spec_of(analysis)
         findings = _completed(analysis, spec) if analysis.diffusers else analysis.findings
         return cls(analysis, findings, spec, next(iter(kept.values()), None))
 
@@ -67,10 +70,8 @@ class PictureModel:
         converted = self.analysis.diffusers and folder is not None and bool(find_record(folder).origin)
         return ORIGINAL if converted or not self.analysis.diffusers else DIFFUSERS
 
-    def sampler_of(self, config: Any) -> str | None:
+    def sampler_of(self, config: Mapping[str, Any]) -> str | None:
         """The sampler that a scheduler's config stands for, None where it is another's."""
-        if not isinstance(config, dict):
-            return None
         how, kind = self.spec.conventions(self.findings, ORIGINAL), config.get("_class_name")
         known = {name: self.spec.sampler(self.findings, how, name) for name in self.spec.samplers}
         fitting = {  # two samplers may have one class, with other fields
@@ -88,15 +89,15 @@ class PictureModel:
         """
         from ..nets.net import HeldWeights, Weights
 
-        weights, nets = Weights(self.checkpoint, dtype, device), self._nets
+        weights = Weights(self.checkpoint, dtype, device)
         if whole:
             weights = HeldWeights({key: weights[key] for key in weights}, dtype, device)
         if self.analysis.diffusers:
-            return nets.converted(self.checkpoint.config or self.analysis.config(), weights)
-        return nets.reference(self.findings, weights)
+            return self.nets.converted(self.checkpoint.config or self.analysis.config(), weights)
+        return self.nets.reference(self.findings, weights)
 
     @property
-    def _nets(self) -> ParitySpec:
+    def nets(self) -> ParitySpec:
         nets: ParitySpec = imported(self.analysis.require(), "parity")
         return nets
 
@@ -124,7 +125,6 @@ def open_picture_model(
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_model(local(path, quiet=True), weights, state_dict_key, family))
         analysis = analyse_with_record(checkpoint, hyper_parameters or {}, family)
-        spec_of(analysis)  # before anything else is opened
         yield PictureModel.of(analysis, open_sidecar(stack, analysis, null_caption))
 
 
@@ -142,12 +142,3 @@ def _completed(analysis: Analysis, spec: PipelineSpec) -> Findings:
         if name in findings and findings[name].source in ("unknown", "assumed") and finding.value is not None:
             findings[name] = finding
     return findings
-
-
-def spec_of(analysis: Analysis) -> PipelineSpec:
-    """How a family's pictures are drawn. Raises: `UsageError` where it does not say."""
-    family = analysis.require()
-    spec = imported(family, "pipeline")
-    if not isinstance(spec, PipelineSpec):
-        raise UsageError(f"the family {family.name} does not say how pictures are drawn (`pipeline`)")
-    return spec
