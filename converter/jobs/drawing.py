@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,17 +87,18 @@ class Drawing:
         place, config = Path(self.request.pipeline), dict[str, Any]()
         if not place.exists() or (place / SCHEDULER).is_dir():
             config |= find_component(self.request.pipeline, SCHEDULER).config
-        name, usual = self.model.sampler_of(config), spec.samplers[0]
-        if config and name is None:
+        closest, usual = self.model.closest_sampler(config) if config else None, spec.samplers[0]
+        name = closest[0] if closest else usual
+        if config and not closest:
             kind = printable(config.get("_class_name"), 60)
             self.notes.append(
                 f"the pipeline's scheduler is {kind}, which is none of those here: {usual} takes its place"
             )
-        sampler = spec.sampler(findings, self.how, name or usual)
+        sampler = spec.sampler(findings, self.how, name)
         own = {field: value for field, value in config.items() if not field.startswith("_")}
         if self.how.name == DIFFUSERS and own and config.get("_class_name") == sampler.stock:
             sampler = replace(sampler, scheduler=f"diffusers:{sampler.stock}", config=own)  # as diffusers loads it
-        return name or usual, sampler
+        return name, sampler
 
     def _prompts(self) -> tuple[list[str], Asked]:
         """The prompts as they are encoded, and the size that the request, or else the first prompt to do so, names."""
@@ -260,8 +261,7 @@ class Drawing:
 
     def guidance(self, embeddings: Embeddings) -> Guidance:
         size, times = self.size, self.request.num_images_per_prompt
-        parts = {field.name: getattr(embeddings, field.name) for field in fields(embeddings)}
-        tensors = {name: part.repeat_interleave(times, 0) for name, part in parts.items() if part is not None}
+        tensors = {k: part.repeat_interleave(times, 0) for k, part in vars(embeddings).items() if part is not None}
         return Guidance(
             tensors["prompt_embeds"],
             tensors["prompt_attention_mask"],

@@ -6,14 +6,13 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import open_checkpoint
 from ..checkpoint.file import reading
 from ..errors import InputError, printable
-from ..nets.pipeline_spec import CONVENTIONS, ORIGINAL
+from ..nets.pipeline_spec import ORIGINAL
 from .components import PARTS, TOKENIZER_MODELS, Component, shipped_class
 from .model import PictureModel
 
@@ -134,22 +133,11 @@ def _tokenizer(component: Component, model: PictureModel) -> Iterator[Problem]:
 
 
 def _scheduler(component: Component, model: PictureModel) -> Iterator[Problem]:
-    import diffusers
-
     path, config, kind = component.config_file, component.config, component.entry[1]
-    name = model.sampler_of(config)
-    if name is None:
+    closest = model.closest_sampler(config)
+    if closest is None:
         raise InputError.at(path, "_class_name", f"{printable(kind)}: not of a sampler of this model")
-    fits = []
-    for convention in CONVENTIONS:
-        how = model.spec.conventions(model.findings, convention)
-        sampler = model.spec.sampler(model.findings, how, name)
-        arguments = signature(getattr(diffusers, sampler.stock).__init__).parameters
-        defaults = {field: argument.default for field, argument in arguments.items() if field not in ("self", "kwargs")}
-        right = defaults | dict(sampler.config)
-        differing = {f: (v, right[f]) for f, v in (defaults | dict(config)).items() if f in right and v != right[f]}
-        fits.append((len(differing), convention != model.conventions, how, sampler, differing))
-    *_, how, sampler, differing = min(fits, key=lambda fit: fit[:2])
+    name, how, sampler, differing = closest
     (stem, own), text = shipped_class(sampler.scheduler)
     if text and kind == own:
         copy, module = path.with_name(f"{stem}.py"), sampler.scheduler.partition(":")[0]

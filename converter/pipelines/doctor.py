@@ -29,7 +29,9 @@ from ..parity.opening import open_sides
 from ..parity.sides import Sides
 from .checks import Problem, component_problems, drawn, edited
 from .components import PARTS, TEXT_ENCODER, TOKENIZER, VAE, find_component
+from .decode import load_decoder
 from .model import MODEL_INDEX, PictureModel, open_picture_model
+from .text_encoder import empty_encoder
 
 PIPELINE, TRANSFORMER = "pipeline", "transformer"
 AnyPath = str | os.PathLike[str]
@@ -177,9 +179,9 @@ def _component(part: str, folder: Path, entries: Mapping[str, Any], model: Pictu
                 yield from (Problem(words, str(place), fetch) for words in _damage(checkpoint))
                 if part == TEXT_ENCODER:
                     require("a text encoder", "transformers")
-                    from .text_encoder import empty_encoder
-
                     empty_encoder(checkpoint)
+                else:
+                    load_decoder(place)
     except InputError as error:
         yield Problem(str(error), str(place), fetch)
 
