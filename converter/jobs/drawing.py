@@ -66,7 +66,8 @@ class Drawing:
         self.folders = {part: self._component(part) for part in self._parts()}
         self.ids, self.mask = self._tokens()
         self.given_embeddings = self._given_embeddings()
-        if self.guided and self.how.stored_null and self.given_embeddings is None and model.null_caption is None:
+        given = self.given_embeddings and self.given_embeddings.negative_prompt_embeds
+        if self.guided and self.how.stored_null and given is None and model.null_caption is None:
             raise UsageError(
                 "`null_caption` is needed: guidance begins there, and nothing here holds it; or `conventions` diffusers"
             )

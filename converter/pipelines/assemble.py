@@ -85,9 +85,9 @@ class Components:
             if part == SCHEDULER and (source is None or os.fspath(source) in spec.samplers):
                 name = os.fspath(source or spec.samplers[0])
                 sampler = spec.sampler(findings, spec.conventions(findings, ORIGINAL), name)
-                entry, code = shipped_class(f"diffusers:{sampler.stock}" if self.stock else sampler.scheduler)
-                if code:
-                    texts[f"{part}/{entry[0]}.py"] = code
+                entry, module = shipped_class(f"diffusers:{sampler.stock}" if self.stock else sampler.scheduler)
+                if module:
+                    texts[f"{part}/{module.name}"] = module.read_bytes().decode()
                 else:
                     notes.append(f"the scheduler is diffusers' {entry[1]}: {sampler.stock_note}")
                 texts[f"{part}/{CONFIGS[part]}"] = _text(header | {"_class_name": entry[1]} | dict(sampler.config))

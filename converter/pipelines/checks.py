@@ -138,14 +138,12 @@ def _scheduler(component: Component, model: PictureModel) -> Iterator[Problem]:
     if closest is None:
         raise InputError.at(path, "_class_name", f"{printable(kind)}: not of a sampler of this model")
     name, how, sampler, differing = closest
-    (stem, own), text = shipped_class(sampler.scheduler)
-    if text and kind == own:
-        copy, module = path.with_name(f"{stem}.py"), sampler.scheduler.partition(":")[0]
-        with reading(copy):
-            state = ("" if copy.read_bytes() == text.encode() else "modified") if copy.exists() else "missing"
+    (_, own), source = shipped_class(sampler.scheduler)
+    if source and kind == own:
+        with reading(copy := path.with_name(source.name)):
+            state = "missing" if not copy.exists() else "modified" if copy.read_bytes() != source.read_bytes() else ""
         if state:
-            source = f"source = find_spec({json.dumps(module)}).origin; shutil.copy(source, {json.dumps(str(copy))})"
-            remedy = f"python -c {shlex.quote(f'import shutil; from importlib.util import find_spec; {source}')}"
+            remedy = f"cp {shlex.quote(str(source))} {shlex.quote(str(copy))}"
             words = f"{copy.name} is {state}: {own} is not as this version has it"
             yield Problem(words, str(copy), remedy, fault=state == "missing")
     # Where noise is left at the end, the order of the last step counts; a class that travels decides it itself.

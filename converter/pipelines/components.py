@@ -130,23 +130,23 @@ def _real(path: Path) -> Path:
     return real
 
 
-def shipped_class(reference: str) -> tuple[Entry, str]:
-    """The entry of `model_index.json` for a class, "package.module:Class", and its module's source, '' of a library's.
+def shipped_class(reference: str) -> tuple[Entry, Path | None]:
+    """The entry of `model_index.json` for a class, "package.module:Class", and the file of its module if that travels.
 
-    A class of this package travels with the weights: that source is written into the component's folder, where
+    A class of this package travels with the weights: a copy of the file lies in the component's folder, where
     diffusers finds it by the entry (`pipelines/pipeline_loading_utils.py`, `get_class_obj_and_candidates`).
 
     >>> entry, source = shipped_class("converter.models.pixart.pixart_schedulers:PixArtDMDScheduler")
-    >>> entry, "class PixArtDMDScheduler" in source
-    (('pixart_schedulers', 'PixArtDMDScheduler'), True)
+    >>> entry, source.name
+    (('pixart_schedulers', 'PixArtDMDScheduler'), 'pixart_schedulers.py')
     >>> shipped_class("diffusers:DDPMScheduler")
-    (('diffusers', 'DDPMScheduler'), '')
+    (('diffusers', 'DDPMScheduler'), None)
     """
     module, _, name = reference.partition(":")
     package, _, stem = module.rpartition(".")
     if not package:
-        return (module, name), ""
+        return (module, name), None
     spec = find_spec(module)  # found, and not run
     assert spec
     assert spec.origin
-    return (stem, name), Path(spec.origin).read_bytes().decode()
+    return (stem, name), Path(spec.origin)

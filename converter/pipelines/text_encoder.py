@@ -144,10 +144,9 @@ def empty_encoder(checkpoint: Checkpoint) -> tuple[Any, dict[str, LazyTensor]]:
     blocks = len({name.split(".")[1] for name in state if name.startswith("block.")})
     kind, count = (checkpoint.config.get(name) for name in ("model_type", "num_layers"))
     if (kind, count) != ("t5", blocks):  # asked before as many are built as it says
-        rule = (
-            f"a {printable(kind)} with num_layers {printable(count)}, where a t5 with {blocks}, as in the weights, is"
-        )
-        raise InputError.at(checkpoint.path, "config.json", f"{rule} needed")
+        needed = f"a t5 with {blocks}, as in the weights, is needed"
+        rule = f"a {printable(kind)} with num_layers {printable(count)}, where {needed}"
+        raise InputError.at(checkpoint.path, "config.json", rule)
     try:
         with torch.device("meta"):
             encoder = T5EncoderModel(T5Config.from_dict(dict(checkpoint.config))).encoder
