@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 
 HIDDEN = "***"  # in place of a secret
 # A token of the hub, anybody's. A short one without a digit may be a name, such as hf_transfer.
@@ -40,6 +42,26 @@ class InputError(ConverterError):
     def at(cls, path: str | os.PathLike[str], where: object, rule: str) -> InputError:
         """An error that names the file, the member or offset in it ('' for the whole), and the rule it breaks."""
         return cls(": ".join([printable(path), *([] if where == "" else [printable(where)]), rule]))
+
+
+_PACKAGES = {"bs4": "beautifulsoup4", "google.protobuf": "protobuf", "PIL": "Pillow"}  # where the names differ
+
+
+def require(purpose: str, *modules: str, extra: str = "pipeline") -> None:
+    """Raises: `UsageError` that says what to install, if one of these modules is missing.
+
+    >>> require("counting sheep", "json", "sheep")
+    Traceback (most recent call last):
+    converter.errors.UsageError: counting sheep needs sheep: pip install 'convert-pixart[pipeline]'
+    """
+
+    def there(module: str) -> bool:
+        with suppress(ModuleNotFoundError):  # of the package that it would be in
+            return find_spec(module) is not None
+        return False
+
+    if missing := [_PACKAGES.get(module, module) for module in modules if not there(module)]:
+        raise UsageError(f"{purpose} needs {' and '.join(missing)}: pip install 'convert-pixart[{extra}]'")
 
 
 def explained(error: Exception | SystemExit) -> tuple[str, int]:

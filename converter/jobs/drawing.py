@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,21 +11,20 @@ from typing import TYPE_CHECKING, Any
 from .._version import __version__
 from ..checkpoint import open_checkpoint
 from ..checkpoint.folder import read_config
-from ..checkpoint.json_file import read_json
 from ..checkpoint.write.publish import write_file
 from ..errors import InputError, UsageError, printable
 from ..filenames import TOOL
 from ..nets.pipeline_spec import DIFFUSERS, Conventions, SamplerSpec
 from ..pipelines import plan
-from ..pipelines.checks import component_problems
-from ..pipelines.components import SCHEDULER, SCHEDULER_CONFIG, TEXT_ENCODER, TOKENIZER, VAE, find_component
+from ..pipelines.checks import fitting
+from ..pipelines.components import SCHEDULER, TEXT_ENCODER, TOKENIZER, VAE, find_component
 from ..pipelines.decode import Decoding, decode, numbered, png_text, save_png
 from ..pipelines.denoise import Guidance, denoise, make_scheduler
 from ..pipelines.embeddings import Embeddings
 from ..pipelines.model import PictureModel
 from ..pipelines.plan import MemoryPlan
-from ..pipelines.prompts import clean_prompt, split_size_flags, tokenize
-from ..pipelines.sizes import PictureSize, picture_size
+from ..pipelines.sizes import Asked, picture_size
+from ..pipelines.text_encoder import encode, tokenize
 from .picture_request import IMAGE, PictureRequest, Progress
 
 if TYPE_CHECKING:
@@ -57,17 +56,18 @@ class Drawing:
             raise UsageError(f"`sampler` {self.sampler_name}: needs the variance, which the model does not predict")
         self.scale = self.sampler.guidance_scale if request.guidance_scale is None else request.guidance_scale
         self.seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-        self.prompts, ratio, asked = self._prompts()
+        self.prompts, asked = self._prompts()
         self.given_latents = self._given_latents()
         if self.given_latents is not None:
             high, wide = self.given_latents.shape[2:]
             asked = (high * model.spec.vae_factor, wide * model.spec.vae_factor)
         binning = request.use_resolution_binning and self.given_latents is None
-        self.size: PictureSize = picture_size(model, self.how, asked, ratio=ratio, binning=binning)
+        self.size = picture_size(model, self.how, asked, binning=binning)
         self.folders = {part: self._component(part) for part in self._parts()}
         self.ids, self.mask = self._tokens()
         self.given_embeddings = self._given_embeddings()
-        if self.guided and self.how.stored_null and self.given_embeddings is None and model.null_caption is None:
+        given = self.given_embeddings and self.given_embeddings.negative_prompt_embeds
+        if self.guided and self.how.stored_null and given is None and model.null_caption is None:
             raise UsageError(
                 "`null_caption` is needed: guidance begins there, and nothing here holds it; or `conventions` diffusers"
             )
@@ -88,43 +88,35 @@ class Drawing:
             if asked not in spec.samplers:
                 raise UsageError(f"`sampler` {printable(asked)}: one of {', '.join(spec.samplers)}")
             return asked, spec.sampler(findings, self.how, asked)
-        config = self._scheduler_config()
-        name, usual = self.model.sampler_of(config), spec.samplers[0]
-        if config and name is None:
+        place, config = Path(self.request.pipeline), dict[str, Any]()
+        if not place.exists() or (place / SCHEDULER).is_dir():
+            config |= find_component(self.request.pipeline, SCHEDULER).config
+        closest, usual = self.model.closest_sampler(config) if config else None, spec.samplers[0]
+        name = closest[0] if closest else usual
+        if config and not closest:
             kind = printable(config.get("_class_name"), 60)
             self.notes.append(
                 f"the pipeline's scheduler is {kind}, which is none of those here: {usual} takes its place"
             )
-        sampler = spec.sampler(findings, self.how, name or usual)
+        sampler = spec.sampler(findings, self.how, name)
         own = {field: value for field, value in config.items() if not field.startswith("_")}
         if self.how.name == DIFFUSERS and own and config.get("_class_name") == sampler.stock:
             sampler = replace(sampler, scheduler=f"diffusers:{sampler.stock}", config=own)  # as diffusers loads it
-        return name or usual, sampler
+        return name, sampler
 
-    def _scheduler_config(self) -> dict[str, Any]:
-        """That of the pipeline, {} where it has none."""
-        place = Path(self.request.pipeline)
-        if place.exists() and not (place / SCHEDULER).is_dir():
-            return {}
-        config = read_json(find_component(self.request.pipeline, SCHEDULER).folder / SCHEDULER_CONFIG, infinite=True)
-        return config if isinstance(config, dict) else {}
-
-    def _prompts(self) -> tuple[list[str], float | None, tuple[int | None, int | None]]:
-        """The prompts as they are encoded, and the ratio or size that they ask for, unless the request does."""
-        request, ratio = self.request, None
-        asked: tuple[int | None, int | None] = (request.height, request.width)
-        prompts = []
+    def _prompts(self) -> tuple[list[str], Asked]:
+        """The prompts as they are encoded, and the size that the request, or else the first prompt to do so, names."""
+        request, clean, prompts = self.request, self.how.clean_prompt, list[str]()
+        asked: Asked = (request.height, request.width)
         for prompt in request.prompt:
-            if self.how.size_in_prompt:
-                prompt, size = split_size_flags(prompt)
-                if size and asked == (None, None):
-                    ratio, asked = (size[1], asked) if size[0] == "ratio" else (ratio, size[1])
-            prompts.append(clean_prompt(prompt, self.how.clean_prompt))
+            text, size = self.how.size_in_prompt(prompt)
+            asked = size if size and asked == (None, None) else asked
+            prompts.append(clean(text))
         if request.negative_prompt and (self.how.stored_null or self.how.mask_of_prompt):
             raise UsageError("`negative_prompt`: the training code has none; `conventions` diffusers has")
         if self.guided and not self.how.stored_null:
-            prompts.append(clean_prompt(request.negative_prompt or "", self.how.clean_prompt))
-        return (prompts if request.prompt else []), ratio, asked
+            prompts.append(clean(request.negative_prompt or ""))
+        return (prompts if request.prompt else []), asked
 
     def _parts(self) -> list[str]:
         text = [] if self.request.prompt_embeds else [TEXT_ENCODER, TOKENIZER]
@@ -135,11 +127,9 @@ class Drawing:
         if not given and pipeline.exists() and not (pipeline / part).is_dir():
             instead = "" if part == VAE else "; or give `prompt_embeds`, a file of embeddings"
             raise UsageError(f"`{part}` is needed, as {printable(pipeline)} has none: its folder or hub id{instead}")
-        folder = find_component(given or self.request.pipeline, part).folder
-        for problem in component_problems(part, folder, self.model):
-            if problem.fault:
-                raise InputError.at(problem.evidence or folder, "", f"{problem.words}; {problem.remedy}")
-        return folder
+        component = find_component(given or self.request.pipeline, part)
+        fitting(component, self.model)
+        return component.folder
 
     def _tokens(self) -> tuple[Any, Any]:
         """Ids and mask of all prompts, the null branch's last."""
@@ -243,8 +233,6 @@ class Drawing:
     def _encoded(self, progress: Progress) -> Embeddings:
         import torch
 
-        from ..pipelines.text_encoder import encode
-
         folder, count = self.folders[TEXT_ENCODER], len(self.request.prompt)
         begin = progress("encoding the prompt")
         encoded = encode(
@@ -277,8 +265,7 @@ class Drawing:
 
     def guidance(self, embeddings: Embeddings) -> Guidance:
         size, times = self.size, self.request.num_images_per_prompt
-        parts = {field.name: getattr(embeddings, field.name) for field in fields(embeddings)}
-        tensors = {name: part.repeat_interleave(times, 0) for name, part in parts.items() if part is not None}
+        tensors = {k: part.repeat_interleave(times, 0) for k, part in vars(embeddings).items() if part is not None}
         return Guidance(
             tensors["prompt_embeds"],
             tensors["prompt_attention_mask"],

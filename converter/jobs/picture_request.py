@@ -11,8 +11,7 @@ from ..checkpoint.write.target import check_target
 from ..errors import UsageError, printable
 
 Progress = Callable[[str], Callable[[int], Callable[[int], None]] | None]  # of what -> as `convert` takes it
-IMAGE, LATENT = OUTPUT_TYPES = ("image", "latent")
-DTYPES = ("float32", "float16", "bfloat16")
+IMAGE, LATENT = "image", "latent"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,9 @@ class Conventions:
 
     name: str  # one of `CONVENTIONS`
     words: str  # what that means, in a sentence, for whoever draws
-    clean_prompt: bool  # as captions from the web; else only stripped
-    size_in_prompt: bool  # `--ar 16:9` in the prompt is cut off, and is the size
+    clean_prompt: Callable[[str], str]  # as captions were
+    # A prompt -> (what is encoded of it, the ratio of height to width or both in pixels where it asks for that).
+    size_in_prompt: Callable[[str], tuple[str, float | tuple[int, int] | None]]
     stored_null: bool  # guidance begins at the checkpoint's null caption, and not at the encoded negative prompt
     mask_of_prompt: bool  # the null caption is masked as the prompt is, and not by its own length
     ratio_of_table: bool  # the aspect ratio that the net is told is the table's key, of two decimals

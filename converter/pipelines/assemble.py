@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.file import reading
 from ..conversion.additions import Additions
 from ..conversion.analysis import Analysis
 from ..conversion.sidecar import Sidecar
-from ..errors import InputError, UsageError, human_bytes, printable
+from ..errors import UsageError, human_bytes, printable
 from ..nets.pipeline_spec import ORIGINAL
-from .checks import component_problems, fetched
-from .components import PARTS, SCHEDULER, SCHEDULER_CONFIG, Component, Entry, find_component, shipped_class
-from .model import PictureModel
+from .checks import fitting
+from .components import CONFIGS, PARTS, SCHEDULER, Component, Entry, find_component, shipped_class
+from .model import MODEL_INDEX, PictureModel
 
 LINK, COPY = WAYS = ("link", "copy")
-INDEX = "model_index.json"
-EMBEDDINGS = "prompt_embeds, prompt_attention_mask, negative_prompt_embeds and negative_prompt_attention_mask"
 AnyPath = str | os.PathLike[str]
 
 
@@ -78,72 +77,63 @@ class Components:
         """
         model = PictureModel.of(analysis, sidecar)
         spec, findings, config = model.spec, model.findings, analysis.config()
-        parts = {part: find_component(source, part, quiet=quiet) for part, source in self._sources(spec.samplers)}
-        notes = [note for component in parts.values() for note in self._remarks(component, model, target)]
-        entries: dict[str, Entry | tuple[None, None]] = {part: (None, None) for part in PARTS}
-        entries |= {part: component.entry for part, component in parts.items()}
-        texts, about = dict[str, str](), {part: self._words(component) for part, component in parts.items()}
-        if SCHEDULER not in parts:
-            name = os.fspath(self.scheduler or spec.samplers[0])
-            sampler = spec.sampler(findings, spec.conventions(findings, ORIGINAL), name)
-            texts, entry = shipped_class(f"diffusers:{sampler.stock}" if self.stock else sampler.scheduler, SCHEDULER)
-            if not texts:
-                notes.append(f"the scheduler is diffusers' {entry[1]}: {sampler.stock_note}")
-            texts[f"{SCHEDULER}/{SCHEDULER_CONFIG}"] = _text(config, entry[1], sampler.config)
-            usual = f"{sampler.steps} step{'s' if sampler.steps > 1 else ''}, guidance_scale {sampler.guidance_scale:g}"
-            entries[SCHEDULER], about[SCHEDULER] = entry, f"{entry[1]} for {name}, usually {usual}"
-        elif entries[SCHEDULER][0] != "diffusers":
-            place = printable(parts[SCHEDULER].folder)
-            notes.append(f"the scheduler is code of {place}, which trust_remote_code=True lets diffusers run")
-        if self.text_encoder is None:
-            notes.append(
-                f"without a text encoder the pipeline draws from embeddings: call it with prompt=None, "
-                f"negative_prompt=None, {EMBEDDINGS}, each of {spec.tokens(findings)} tokens"
-            )
-        entries[analysis.require().subfolder] = ("diffusers", config["_class_name"])
-        kind = spec.pipeline(findings)
-        texts[INDEX] = _text(config, kind, entries)
-        travels = any(library not in ("diffusers", "transformers", None) for library, _ in entries.values())
-        how = ", trust_remote_code=True" if travels else ""
-        lines = [f"{part}: {about[part]}" for part in PARTS if part in about]
-        load = f'load: DiffusionPipeline.from_pretrained("{printable(target)}"{how})'
-        files = {f"{part}/{name}": path for part in parts for name, path in parts[part].files.items()}
-        return Additions(texts, files, self.linked, (f"pipeline: {kind}", *lines, load), (*notes,))
-
-    def _sources(self, samplers: tuple[str, ...]) -> Iterator[tuple[str, AnyPath]]:
-        """The components that are to be found, with the place of each."""
+        header = {"_diffusers_version": config["_diffusers_version"]}
+        entries: dict[str, Entry | tuple[None, None]] = dict.fromkeys(PARTS, (None, None))
+        texts, files, lines, notes = dict[str, str](), dict[str, Path](), list[str](), list[str]()
         for part in PARTS:
             source = getattr(self, part)
-            if source is None or (part == SCHEDULER and os.fspath(source) in samplers):
+            if part == SCHEDULER and (source is None or os.fspath(source) in spec.samplers):
+                name = os.fspath(source or spec.samplers[0])
+                sampler = spec.sampler(findings, spec.conventions(findings, ORIGINAL), name)
+                entry, module = shipped_class(f"diffusers:{sampler.stock}" if self.stock else sampler.scheduler)
+                if module:
+                    texts[f"{part}/{module.name}"] = module.read_bytes().decode()
+                else:
+                    notes.append(f"the scheduler is diffusers' {entry[1]}: {sampler.stock_note}")
+                texts[f"{part}/{CONFIGS[part]}"] = _text(header | {"_class_name": entry[1]} | dict(sampler.config))
+                steps = f"{sampler.steps} step{'s' if sampler.steps > 1 else ''}"
+                words = f"{entry[1]} for {name}, usually {steps}, guidance_scale {sampler.guidance_scale:g}"
+            elif source is not None:
+                component = self._component(part, source, spec.samplers, quiet)
+                for path in component.files.values():
+                    if target in path.parents:
+                        raise UsageError(f"`{part}` {printable(path)}: lies in the target, and would be replaced")
+                notes += fitting(component, model)
+                entry, place, count = component.entry, printable(component.folder), len(component.files)
+                if part == SCHEDULER and entry[0] != "diffusers":
+                    notes.append(f"the scheduler is code of {place}, which trust_remote_code=True lets diffusers run")
+                files |= {f"{part}/{name}": path for name, path in component.files.items()}
+                with reading(component.folder):
+                    size = human_bytes(sum(map(os.path.getsize, component.files.values())))
+                way = "linked" if self.linked else "copied"
+                words = f"{entry[1]}, {count} file{'s' if count > 1 else ''} ({size}) of {place}, {way}"
+            else:
                 continue
-            if not os.fspath(source):
-                raise UsageError(f"`{part}` is empty: give a folder, or leave it out")
-            if part == SCHEDULER and self.stock:
-                raise UsageError(f"`stock` applies to the samplers {', '.join(samplers)}, not to a `scheduler` folder")
-            if part == SCHEDULER and os.sep not in os.fspath(source) and not os.path.lexists(source):
-                raise UsageError(f"`scheduler` {printable(source)}: one of {', '.join(samplers)}, or a folder")
-            yield part, source
+            entries[part] = entry
+            lines.append(f"{part}: {words}")
+        entries[analysis.require().subfolder] = ("diffusers", config["_class_name"])
+        kind = spec.pipeline(findings)
+        texts[MODEL_INDEX] = _text(header | {"_class_name": kind} | entries)
+        if self.text_encoder is None:
+            notes.append(
+                "without a text encoder the pipeline draws from embeddings: call it with prompt=None, "
+                "negative_prompt=None, prompt_embeds, prompt_attention_mask, negative_prompt_embeds and "
+                f"negative_prompt_attention_mask, each of {spec.tokens(findings)} tokens"
+            )
+        travels = any(library not in ("diffusers", "transformers", None) for library, _ in entries.values())
+        how = ", trust_remote_code=True" if travels else ""
+        load = f'load: DiffusionPipeline.from_pretrained("{printable(target)}"{how})'
+        return Additions(texts, files, self.linked, (f"pipeline: {kind}", *lines, load), (*notes,))
 
-    def _remarks(self, component: Component, model: PictureModel, target: Path) -> Iterator[str]:
-        """What is to be known of a component that may stand in `target`. Raises: what stands against that."""
-        for path in component.files.values():
-            if target in path.parents:
-                raise UsageError(f"`{component.part}` {printable(path)}: lies in the target, and would be replaced")
-        for problem in component_problems(component.part, component.folder, model):
-            if problem.fault:
-                rule, place, remedy = problem.words, printable(component.folder), f"to mend it: {problem.remedy}"
-                if problem.remedy == fetched(component.part, component.folder, model):  # here it is only named
-                    remedy = f"`{component.part}` {model.spec.released(model.findings)} is one that fits"
-                raise InputError(f"{rule if rule.startswith(place) else f'{place}: {rule}'}; {remedy}")
-            yield f"{problem.part}: {problem.words}"
-
-    def _words(self, component: Component) -> str:
-        count, way = len(component.files), "linked" if self.linked else "copied"
-        files = f"{count} file{'s' if count > 1 else ''} ({human_bytes(component.size)}) of "
-        return f"{component.entry[1]}, {files}{printable(component.folder)}, {way}"
+    def _component(self, part: str, source: AnyPath, samplers: tuple[str, ...], quiet: bool) -> Component:
+        if not os.fspath(source):
+            raise UsageError(f"`{part}` is empty: give a folder, or leave it out")
+        if part == SCHEDULER and self.stock:
+            raise UsageError(f"`stock` applies to the samplers {', '.join(samplers)}, not to a `scheduler` folder")
+        if part == SCHEDULER and os.sep not in os.fspath(source) and not os.path.lexists(source):
+            raise UsageError(f"`scheduler` {printable(source)}: one of {', '.join(samplers)}, or a folder")
+        return find_component(source, part, quiet=quiet)
 
 
-def _text(model_config: Mapping[str, Any], kind: str, content: Mapping[str, Any]) -> str:
-    """A config of diffusers, of this class."""
-    header = {"_class_name": kind, "_diffusers_version": model_config["_diffusers_version"]}
-    return json.dumps(header | dict(content), indent=2, sort_keys=True) + "\n"
+def _text(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"

@@ -96,7 +96,11 @@ def denoise(
         model_input = scheduler.scale_model_input(latents, timestep)
         model_input = torch.cat([model_input, model_input]) if guidance.guided else model_input
         values = inputs | {"latent": model_input.to(dtype), "timestep": timestep.expand(len(model_input))}
-        output = guided(net.forward(values), guidance, sampler.guided or channels)
+        output = net.forward(values)
+        if guidance.guided:
+            (null, prompt), count = output.chunk(2), sampler.guided or channels
+            first = null[:, :count] + guidance.scale * (prompt[:, :count] - null[:, :count])
+            output = torch.cat([first, prompt[:, count:]], dim=1)
         if sampler.variance and output.shape[1] != 2 * channels:
             raise UsageError("`sampler`: this one needs the variance, which the model does not predict")
         if not bool(output.isfinite().all()):
@@ -106,14 +110,5 @@ def denoise(
         output = (output if sampler.variance else output[:, :channels]).to(latents.dtype)
         step = scheduler.step(output, timestep, latents, generator=generator)
         latents = step.prev_sample
-        last = len(scheduler.timesteps) == 1 or timestep == scheduler.timesteps[-1]
+        last = timestep == scheduler.timesteps[-1]
         yield float(timestep), getattr(step, sampler.result) if last else latents
-
-
-def guided(output: Tensor, guidance: Guidance, channels: int) -> Tensor:
-    """The net's output (B, out, h, w) with guidance in the first `channels`: null + scale * (prompt - null)."""
-    if not guidance.guided:
-        return output
-    null, prompt = output.chunk(2)
-    first = null[:, :channels] + guidance.scale * (prompt[:, :channels] - null[:, :channels])
-    return torch.cat([first, prompt[:, channels:]], dim=1)

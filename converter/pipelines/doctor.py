@@ -21,17 +21,17 @@ from ..conversion.deep import read_through
 from ..conversion.record import LIKE
 from ..conversion.verdicts import NONFINITE
 from ..conversion.zeros import listed, trailing_zero_counts
-from ..errors import InputError, UsageError, as_flags, printable
+from ..errors import InputError, UsageError, as_flags, printable, require
 from ..mapping import MappingError
 from ..parity import audit, configuration
 from ..parity.choices import CheckOptions
 from ..parity.opening import open_sides
 from ..parity.sides import Sides
-from ..parity.sides import spec_of as parity_of
-from .checks import Problem, component_problems, edited, fetched
+from .checks import Problem, component_problems, drawn, edited
 from .components import PARTS, TEXT_ENCODER, TOKENIZER, VAE, find_component
-from .extras import require
+from .decode import load_decoder
 from .model import MODEL_INDEX, PictureModel, open_picture_model
+from .text_encoder import empty_encoder
 
 PIPELINE, TRANSFORMER = "pipeline", "transformer"
 AnyPath = str | os.PathLike[str]
@@ -79,9 +79,9 @@ def diagnose(
             of_model = whole or any((place / CONFIG).is_file() for place in (folder, folder / TRANSFORMER))
             if not (of_model or isinstance(error, MappingError)):
                 raise
-            rest = Problem("", f"not checked: what is wrong with the {part} comes first", "", fault=False)
-            first = Problem(part, str(error), _again(folder, original), str(index if part == PIPELINE else folder))
-            return {name: [first if name == part else replace(rest, part=name)] for name in parts}
+            first = Problem(str(error), str(index if part == PIPELINE else folder), _again(folder, original))
+            rest = Problem(f"not checked: what is wrong with the {part} comes first", "", fault=False)
+            return {name: [first if name == part else rest] for name in parts}
         result[TRANSFORMER] += _transformer(model, folder, whole, original)
         for part in parts[parts.index(TRANSFORMER) + 1 :]:
             result[part] += _component(part, folder, entries, model)
@@ -100,21 +100,18 @@ def _again(folder: Path, original: AnyPath | None = None) -> str:
 
 
 def _transformer(model: PictureModel, folder: Path, whole: bool, original: AnyPath | None) -> Iterator[Problem]:
-    analysis, checkpoint, findings = model.analysis, model.checkpoint, model.findings
-    again, family, where = _again(folder, original), analysis.require(), printable(checkpoint.path)
+    analysis, checkpoint, findings, family = model.analysis, model.checkpoint, model.findings, model.analysis.require()
 
-    def problem(words: str, remedy: str = again, evidence: str = where, *, fault: bool = True) -> Problem:
-        return Problem(TRANSFORMER, as_flags(words), remedy, evidence, fault)
+    def problem(words: str, remedy: str = _again(folder, original), *, fault: bool = True) -> Problem:
+        return Problem(as_flags(words), printable(checkpoint.path), remedy, fault)
 
     read = read_through(analysis)
     yield from (problem(words) for words in [*read.problems, *filter(None, [analysis.needs])])
-    sides = Sides(
-        family, findings, analysis.plan, checkpoint, checkpoint, spec=parity_of(family), config=checkpoint.config
-    )
-    configs = [path for path in checkpoint.companions if path.name == CONFIG] if not analysis.needs else []
-    for config, check in ((config, check) for config in configs for check in configuration.audit(sides).failed):
-        right = {check.what: config_of(family, findings)[check.what]}
-        yield problem(check.words, edited(config, right), f"{config}: {check.what}")
+    sides = Sides(family, findings, analysis.plan, checkpoint, checkpoint, spec=model.nets, config=checkpoint.config)
+    for config in (path for path in checkpoint.companions if path.name == CONFIG and not analysis.needs):
+        for check in configuration.audit(sides).failed:
+            right = {check.what: config_of(family, findings)[check.what]}
+            yield Problem(as_flags(check.words), f"{config}: {check.what}", edited(config, right))
     if original:
         with ExitStack() as stack:
             options = CheckOptions(family=family.name)
@@ -126,8 +123,7 @@ def _transformer(model: PictureModel, folder: Path, whole: bool, original: AnyPa
         yield problem("the null caption is missing, at which guidance begins: an empty prompt stands in", fault=False)
     elif null is not None and trailing_zero_counts(null) == [null.numel]:
         yield problem(f"{null.key} is zero throughout, and guidance begins there", fault=how.stored_null)
-    draw = f"pixart generate --pipeline {shlex.quote(str(folder))} --prompt 'a cat'"
-    yield from (problem(words, draw, fault=whole) for words in findings.diffusers_notes)
+    yield from (problem(words, drawn(folder), fault=whole) for words in findings.diffusers_notes)
     for key in analysis.plan.extras if analysis.diffusers else ():
         yield problem(f"{key} is left over from an old conversion, and not used", fault=False)
     remarks = [*findings.notes, *checkpoint.notes, *(words for words in read.notes if LIKE not in words)]
@@ -142,7 +138,7 @@ def _not_finite(model: PictureModel) -> Iterator[str]:
 
     dtypes = Counter(tensor.dtype.name for tensor in model.checkpoint.values())
     dtype, places = getattr(torch, dtypes.most_common(1)[0][0]), list[str]()
-    (case, *_) = parity_of(model.analysis.require()).cases(model.findings, "quick", {})
+    (case, *_) = model.nets.cases(model.findings, "quick", {})
 
     def watch(stage: str, values: Mapping[str, torch.Tensor]) -> None:
         if not all(bool(value.isfinite().all()) for value in values.values()):
@@ -164,30 +160,30 @@ def _index(path: Path, entries: Mapping[str, Any], model: PictureModel, sound: l
     for field, right in needed.items():
         if entries.get(field) != right:
             words = f"{field} is {printable(entries.get(field))}, and {right} is needed"
-            yield Problem(PIPELINE, words, edited(path, {field: right}), f"{path}: {field}")
+            yield Problem(words, f"{path}: {field}", edited(path, {field: right}))
 
 
 def _component(part: str, folder: Path, entries: Mapping[str, Any], model: PictureModel) -> Iterator[Problem]:
     """What stands against a component, by its files and by what is in them."""
-    place = folder / part
     text = (TEXT_ENCODER, TOKENIZER)
     if part in text and not any((folder / name).is_dir() or any(entries.get(name) or ()) for name in text):
         return  # both are missing, and meant to be: it is drawn from embeddings
-    problems = [*component_problems(part, place, model)]
-    yield from problems
-    if part not in (VAE, TEXT_ENCODER) or any(problem.fault for problem in problems):
-        return
-    with open_checkpoint(place) as checkpoint:
-        words = [*_damage(checkpoint)]
-        if part == TEXT_ENCODER:
-            require("a text encoder", "transformers")
-            from .text_encoder import empty_encoder
-
-            try:
-                empty_encoder(checkpoint)
-            except InputError as error:
-                words.append(str(error))
-    yield from (Problem(part, line, fetched(part, place, model), str(place)) for line in words)
+    repository, place, sound = model.spec.released(model.findings), folder / part, True
+    fetch = f"hf download {repository} --include '{part}/*' --local-dir {shlex.quote(str(folder))}"
+    try:
+        for problem in component_problems(find_component(place, part), model):
+            sound &= not problem.fault
+            yield replace(problem, remedy=problem.remedy or fetch)
+        if sound and part in (VAE, TEXT_ENCODER):
+            with open_checkpoint(place) as checkpoint:
+                yield from (Problem(words, str(place), fetch) for words in _damage(checkpoint))
+                if part == TEXT_ENCODER:
+                    require("a text encoder", "transformers")
+                    empty_encoder(checkpoint)
+                else:
+                    load_decoder(place)
+    except InputError as error:
+        yield Problem(str(error), str(place), fetch)
 
 
 def _damage(checkpoint: Checkpoint) -> Iterator[str]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoint import LazyTensor
 from ..checkpoint.file import InputFile
 from ..checkpoint.safetensors_reader import read_header
 from ..checkpoint.write.publish import write_file
@@ -40,6 +39,8 @@ class Embeddings:
 
         Raises: `InputError` for anything else: nothing is cut, padded or made up.
         """
+        import torch
+
         with InputFile(path) as file:
             held, names = read_header(file)[0], [field.name for field in fields(cls)]
             wanted = names if held.keys() & set(names[2:]) else names[:2]
@@ -47,12 +48,21 @@ class Embeddings:
                 raise file.error("", f"lacks {' and '.join(missing)}: embeddings and their mask go together")
             if unknown := [name for name in held if name not in names]:
                 raise file.error(unknown[0], f"is none of {', '.join(names)}")
-            batch = max((1, *held[names[0]].shape[:1]))
+            batch, values = max((1, *held[names[0]].shape[:1])), dict[str, torch.Tensor]()
             for name in wanted:
                 shape = [batch, tokens] if name.endswith("mask") else [batch, tokens, width]
                 if list(held[name].shape) != shape:
                     raise file.error(name, f"has shape {list(held[name].shape)}, and this model needs {shape}")
-            return cls(**{name: _read(file, name, held[name]) for name in wanted})
+                value = held[name].torch()
+                values[name] = value.to(torch.int64) if name.endswith("mask") else value
+                if name.endswith("mask"):
+                    if bool(((value != 0) & (value != 1)).any()):
+                        raise file.error(name, "holds other values than 0 and 1")
+                elif not held[name].dtype.floating:
+                    raise file.error(name, f"is {held[name].dtype}, and floating point is needed")
+                elif not bool(value.isfinite().all()):
+                    raise file.error(name, "holds NaN or infinity: encode the prompt again, in bfloat16 or float32")
+            return cls(**values)
 
     def save(self, path: Path, *, overwrite: bool = False) -> None:
         """Write them to a safetensors file, whole or not at all.
@@ -61,21 +71,5 @@ class Embeddings:
         """
         from safetensors.torch import save
 
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        data = save({name: held.cpu().clone().contiguous() for name, held in tensors.items() if held is not None})
+        data = save({name: held.cpu().clone().contiguous() for name, held in vars(self).items() if held is not None})
         write_file(path, data, overwrite=overwrite)
-
-
-def _read(file: InputFile, name: str, held: LazyTensor) -> Tensor:
-    import torch
-
-    tensor: Tensor = held.torch()
-    if name.endswith("mask"):
-        if bool(((tensor != 0) & (tensor != 1)).any()):
-            raise file.error(name, "holds other values than 0 and 1")
-        return tensor.to(torch.int64)
-    if not held.dtype.floating:
-        raise file.error(name, f"is {held.dtype}, and floating point is needed")
-    if not bool(tensor.isfinite().all()):
-        raise file.error(name, "holds NaN or infinity: encode the prompt again, in bfloat16 or float32")
-    return tensor

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint, LazyTensor
 from ..checkpoint.file import present
 from ..checkpoint.json_file import read_json
 from ..conversion.analysis import Analysis, open_model
-from ..conversion.record import find_record
+from ..conversion.record import Record
 from ..conversion.sidecar import Sidecar, analyse_with_record, open_sidecar, rows_of
 from ..errors import UsageError
 from ..families import Finding, Findings
@@ -21,9 +22,10 @@ from ..families.from_file import imported
 from ..filenames import RECORD, record_places
 from ..hub import local
 from ..mapping import Extra
-from ..nets.pipeline_spec import DIFFUSERS, ORIGINAL, PipelineSpec
+from ..nets.pipeline_spec import CONVENTIONS, DIFFUSERS, ORIGINAL, Conventions, PipelineSpec, SamplerSpec
 
 MODEL_INDEX = "model_index.json"
+Differing = dict[str, tuple[Any, Any]]
 
 if TYPE_CHECKING:
     import torch
@@ -40,45 +42,52 @@ class PictureModel:
         findings: those of the analysis, and what the record of its conversion or its pipeline says beside the tensors.
         spec: how pictures are drawn with it.
         null_caption: (L, C), what the training put in place of a dropped caption; None where nothing holds it.
+        conventions: those that fit: the training code's for what it wrote, or what a conversion made of that.
     """
 
     analysis: Analysis
     findings: Findings
     spec: PipelineSpec
     null_caption: LazyTensor | None
+    conventions: str
 
     @classmethod
     def of(cls, analysis: Analysis, sidecar: Sidecar) -> PictureModel:
         """Raises: `UsageError` where its family says nothing of pictures."""
+        family = analysis.require()
+        spec = imported(family, "pipeline")
+        if not isinstance(spec, PipelineSpec):
+            raise UsageError(f"the family {family.name} does not say how pictures are drawn (`pipeline`)")
         names = {row.source for row in rows_of(analysis, Extra)}
-        kept = {key: tensor for key, tensor in {**analysis.checkpoint, **sidecar.tensors}.items() if key in names}
-        spec = spec_of(analysis)
-        findings = _completed(analysis, spec) if analysis.diffusers else analysis.findings
-        return cls(analysis, findings, spec, next(iter(kept.values()), None))
+        kept = (tensor for key, tensor in {**analysis.checkpoint, **sidecar.tensors}.items() if key in names)
+        findings = _completed(analysis, spec, sidecar.record) if analysis.diffusers else analysis.findings
+        conventions = DIFFUSERS if analysis.diffusers and not sidecar.record.origin else ORIGINAL
+        return cls(analysis, findings, spec, next(kept, None), conventions)
 
     @property
     def checkpoint(self) -> Checkpoint:
         return self.analysis.checkpoint
 
-    @property
-    def conventions(self) -> str:
-        """Those that fit: the training code's for what it wrote, or what a conversion made of that."""
-        folder = self.checkpoint.folder
-        converted = self.analysis.diffusers and folder is not None and bool(find_record(folder).origin)
-        return ORIGINAL if converted or not self.analysis.diffusers else DIFFUSERS
+    def closest_sampler(self, config: Mapping[str, Any]) -> tuple[str, Conventions, SamplerSpec, Differing] | None:
+        """What a scheduler's config is closest to of the samplers (the name, by which conventions), and the fields in
+        which it differs, with what they are and what they would be; None where it is another's."""
+        import diffusers
 
-    def sampler_of(self, config: Any) -> str | None:
-        """The sampler that a scheduler's config stands for, None where it is another's."""
-        if not isinstance(config, dict):
-            return None
-        how, kind = self.spec.conventions(self.findings, ORIGINAL), config.get("_class_name")
-        known = {name: self.spec.sampler(self.findings, how, name) for name in self.spec.samplers}
-        fitting = {  # two samplers may have one class, with other fields
-            name: sum(config.get(field) == value for field, value in sampler.config.items()) / len(sampler.config)
-            for name, sampler in known.items()
-            if kind in (sampler.stock, sampler.scheduler.partition(":")[2])
-        }
-        return max(fitting, key=lambda name: fitting[name], default=None)
+        fits = []
+        for name in self.spec.samplers:
+            kinds = set[str]()
+            for convention in CONVENTIONS:
+                how = self.spec.conventions(self.findings, convention)
+                sampler = self.spec.sampler(self.findings, how, name)
+                kinds |= {sampler.stock, sampler.scheduler.partition(":")[2]}
+                if config["_class_name"] in kinds:
+                    arguments = signature(getattr(diffusers, sampler.stock).__init__).parameters
+                    defaults = {k: each.default for k, each in arguments.items() if k not in ("self", "kwargs")}
+                    right = defaults | dict(sampler.config)
+                    taken = {k: value for k, value in (defaults | dict(config)).items() if k in right}
+                    differing = {k: (value, right[k]) for k, value in taken.items() if value != right[k]}
+                    fits.append((len(differing), convention != self.conventions, name, how, sampler, differing))
+        return min(fits, key=lambda fit: fit[:2])[2:] if fits else None
 
     def net(self, dtype: torch.dtype, device: str = "cpu", *, whole: bool) -> Net:
         """Diffusers' own net of a converted model, the training code's of an original.
@@ -88,15 +97,15 @@ class PictureModel:
         """
         from ..nets.net import HeldWeights, Weights
 
-        weights, nets = Weights(self.checkpoint, dtype, device), self._nets
+        weights = Weights(self.checkpoint, dtype, device)
         if whole:
             weights = HeldWeights({key: weights[key] for key in weights}, dtype, device)
         if self.analysis.diffusers:
-            return nets.converted(self.checkpoint.config or self.analysis.config(), weights)
-        return nets.reference(self.findings, weights)
+            return self.nets.converted(self.checkpoint.config or self.analysis.config(), weights)
+        return self.nets.reference(self.findings, weights)
 
     @property
-    def _nets(self) -> ParitySpec:
+    def nets(self) -> ParitySpec:
         nets: ParitySpec = imported(self.analysis.require(), "parity")
         return nets
 
@@ -124,30 +133,20 @@ def open_picture_model(
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_model(local(path, quiet=True), weights, state_dict_key, family))
         analysis = analyse_with_record(checkpoint, hyper_parameters or {}, family)
-        spec_of(analysis)  # before anything else is opened
         yield PictureModel.of(analysis, open_sidecar(stack, analysis, null_caption))
 
 
-def _completed(analysis: Analysis, spec: PipelineSpec) -> Findings:
+def _completed(analysis: Analysis, spec: PipelineSpec, record: Record) -> Findings:
     """The findings, with what no tensor of a converted model shows: by its record, else its pipeline's class."""
     folder, findings = analysis.checkpoint.folder, copy(analysis.findings)
-    recorded = find_record(folder).content.get("hyper_parameters", {}) if folder else {}
+    recorded = record.content.get("hyper_parameters", {})
     shown = {name: Finding(about["value"], "file", RECORD) for name, about in recorded.items()}
-    for index in (
-        (place / MODEL_INDEX for place in record_places(folder) if present(place / MODEL_INDEX)) if folder else ()
-    ):
-        kind = str(read_json(index).get("_class_name"))
-        shown = {name: Finding(value, "file", MODEL_INDEX) for name, value in spec.shown_by(kind).items()} | shown
+    for index in (place / MODEL_INDEX for place in (record_places(folder) if folder else ())):
+        if present(index):
+            content = read_json(index)
+            of_class = spec.shown_by(str(content.get("_class_name"))) if isinstance(content, dict) else {}
+            shown = {name: Finding(value, "file", MODEL_INDEX) for name, value in of_class.items()} | shown
     for name, finding in shown.items():
         if name in findings and findings[name].source in ("unknown", "assumed") and finding.value is not None:
             findings[name] = finding
     return findings
-
-
-def spec_of(analysis: Analysis) -> PipelineSpec:
-    """How a family's pictures are drawn. Raises: `UsageError` where it does not say."""
-    family = analysis.require()
-    spec = imported(family, "pipeline")
-    if not isinstance(spec, PipelineSpec):
-        raise UsageError(f"the family {family.name} does not say how pictures are drawn (`pipeline`)")
-    return spec

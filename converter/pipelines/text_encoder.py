@@ -1,4 +1,4 @@
-"""Text embeddings by transformers' own T5 encoder: whole, quantised, or one block at a time from its files.
+"""Text embeddings by transformers' own T5, its encoder whole, quantised, or one block at a time from its files.
 
 The encoder is by far the largest part of a pipeline, and runs once per picture: streamed, it needs the memory of its
 largest block, and reads its files once. (On a CPU that has no instructions for bfloat16, float32 is several times
@@ -8,7 +8,7 @@ faster.)
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,47 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import Checkpoint, LazyTensor, open_checkpoint
-from ..errors import UNQUANTISED, InputError, UsageError, printable
+from ..errors import UNQUANTISED, InputError, UsageError, printable, require
 from ..nets.net import Memory, Values, Weights
 from ..nets.streamed import StockStage, Streamed
-from .extras import require
+from .components import TOKENIZER_MODELS
 
 _ENCODER, _EMBEDDING = "encoder.", "embed_tokens.weight"
 _SHARED = "shared.weight"  # the embedding, under the name that it has in files of encoder and decoder
 _STAGES = (StockStage("block {}", "block.{}", ("hidden",)), StockStage("output", "", ("output",)))
+
+
+def tokenize(prompts: Sequence[str], folder: Path, tokens: int) -> tuple[Tensor, Tensor, list[str]]:
+    """Prompts as ids, by transformers' own T5 tokenizer: padded or cut to `tokens`, the end of the text among them.
+
+    Args:
+        folder: the tokenizer's, with a `spiece.model` or a `tokenizer.json`.
+
+    Returns: ids (B, `tokens`) and mask (B, `tokens`; 1 for a token, 0 for padding), both int64; and for each prompt the
+        words that were cut off, '' for none.
+
+    Raises: `InputError` for a folder that holds no tokenizer, `UsageError` for missing packages.
+
+    >>> tokenize(["a cat"], Path("fixtures/golden"), 120)
+    Traceback (most recent call last):
+    converter.errors.InputError: fixtures/golden: holds no tokenizer: spiece.model or tokenizer.json is missing
+    """
+    there = [name for name in TOKENIZER_MODELS if (folder / name).is_file()]
+    if not there:  # transformers would make one up that knows no words
+        raise InputError.at(folder, "", f"holds no tokenizer: {' or '.join(TOKENIZER_MODELS)} is missing")
+    require("a prompt", "transformers", *([] if TOKENIZER_MODELS[1] in there else ["sentencepiece", "google.protobuf"]))
+    from transformers import T5Tokenizer
+
+    texts = [prompt.encode(errors="replace").decode() for prompt in prompts]  # half characters, of a broken terminal
+    try:
+        tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True)
+        whole = tokenizer(texts, verbose=False)["input_ids"]
+        short = tokenizer(texts, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt")
+        # Of what is kept, the last place is that of the end of the text.
+        cut = [tokenizer.decode(ids[tokens - 1 : -1]) if len(ids) > tokens else "" for ids in whole]
+    except Exception as error:  # of any kind, whatever is wrong with the files
+        raise InputError.at(folder, there[0], f"transformers cannot use this tokenizer: {printable(error)}") from error
+    return short["input_ids"], short["attention_mask"], cut
 
 
 def encode(
@@ -40,7 +73,7 @@ def encode(
     """The embeddings (B, L, C) of tokens, in `dtype` on `device`; nothing of the encoder stays in memory.
 
     Args:
-        ids, mask: (B, L), as `prompts.tokenize` returns them.
+        ids, mask: (B, L), as `tokenize` returns them.
         folder: the T5's: `config.json`, and the weights in one file or in shards. A decoder in them is not read.
         how: "whole"; "streamed", the same numbers in the memory of the largest block; "8bit" or "nf4", quantised by
             bitsandbytes, all linear layers but `wo`, a fifth of the weights, of which transformers makes an exception.
@@ -111,10 +144,9 @@ def empty_encoder(checkpoint: Checkpoint) -> tuple[Any, dict[str, LazyTensor]]:
     blocks = len({name.split(".")[1] for name in state if name.startswith("block.")})
     kind, count = (checkpoint.config.get(name) for name in ("model_type", "num_layers"))
     if (kind, count) != ("t5", blocks):  # asked before as many are built as it says
-        rule = (
-            f"a {printable(kind)} with num_layers {printable(count)}, where a t5 with {blocks}, as in the weights, is"
-        )
-        raise InputError.at(checkpoint.path, "config.json", f"{rule} needed")
+        needed = f"a t5 with {blocks}, as in the weights, is needed"
+        rule = f"a {printable(kind)} with num_layers {printable(count)}, where {needed}"
+        raise InputError.at(checkpoint.path, "config.json", rule)
     try:
         with torch.device("meta"):
             encoder = T5EncoderModel(T5Config.from_dict(dict(checkpoint.config))).encoder

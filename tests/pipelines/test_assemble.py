@@ -23,9 +23,10 @@ from converter.conversion.batch import UNCHANGED, Outcome, run
 from converter.conversion.pairs import expand
 from converter.errors import InputError, UsageError
 from converter.parity.checker import check
-from converter.pipelines import assemble as assembly
+from converter.pipelines import checks
 from converter.pipelines.assemble import Components
 from converter.pipelines.checks import Problem
+from converter.pipelines.components import Component
 
 Cli = Callable[..., Result]
 FROM_EMBEDDINGS: dict[str, Any] = {"prompt": None, "negative_prompt": None}
@@ -271,13 +272,14 @@ def test_a_watched_folder_becomes_pipelines(tmp_path: Path, cli: Cli) -> None:
 def test_the_first_problem_of_a_component_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, Path, Any]] = []
 
-    def problems(part: str, folder: Path, model: Any) -> list[Problem]:
-        asked.append((part, folder, model.findings.value("version")))
+    def problems(component: Component, model: Any) -> list[Problem]:
+        part, place = component.part, str(component.folder)
+        asked.append((part, component.folder, model.findings.value("version")))
         if part == "vae":
-            return [Problem(part, "is of a colour", "paint it", fault=False)]
-        return [Problem(part, "is of width 9", "take another")] if part == "text_encoder" else []
+            return [Problem("is of a colour", place, "paint it", fault=False)]
+        return [Problem("is of width 9", place, "take another")] if part == "text_encoder" else []
 
-    monkeypatch.setattr(assembly, "component_problems", problems)
+    monkeypatch.setattr(checks, "component_problems", problems)
     with pytest.raises(InputError) as raised:
         assemble("alpha-ms", tmp_path / "out", **TEXT)
     assert str(raised.value) == f"{TEXT_ENCODER}: is of width 9; to mend it: take another"

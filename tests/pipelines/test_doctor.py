@@ -146,6 +146,11 @@ FAULTS: dict[str, tuple[str, Break, str]] = {
         tensors("vae/diffusion_pytorch_model.safetensors", lambda s: s["decoder.conv_in.bias"].fill_(torch.nan)),
         "NaN or infinite",
     ),
+    "half a VAE": (
+        "vae",
+        tensors("vae/diffusion_pytorch_model.safetensors", lambda s: s.pop("decoder.conv_in.bias")),
+        "the decoder lacks 1 of its",
+    ),
     "another encoder": ("text_encoder", edit("text_encoder/config.json", model_type="clip"), "not a text_encoder"),
     "a wider encoder": ("text_encoder", edit("text_encoder/config.json", d_model=24), "is 24, and 32 is needed"),
     "a truncated shard": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,18 @@ def test_a_long_prompt_says_what_was_cut(pipelines: dict[str, Path], cli: Cli, t
     assert done.returncode == 0, done.stderr
     assert "note: the prompt is longer than 120 tokens: cut off was '" in done.stdout
     assert "the end'" in done.stdout
+
+
+def test_nothing_that_guidance_begins_at(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    pipeline = shutil.copytree(pipelines["alpha-ms"], tmp_path / "pipeline", symlinks=True)
+    (pipeline / "original_extras.safetensors").unlink()
+    inputs("alpha-ms", tmp_path)
+    prompt_only = {k: v for k, v in load_file(tmp_path / "embeds.safetensors").items() if k.startswith("prompt")}
+    save_file(prompt_only, tmp_path / "embeds.safetensors")
+    begin = ["generate", "--pipeline", pipeline, "--prompt_embeds", tmp_path / "embeds.safetensors"]
+    done = cli("pixart", *begin, "--output", tmp_path / "a.png")
+    assert done.returncode == 2, done.stderr
+    assert "--null_caption is needed" in done.stderr
 
 
 def test_a_file_is_not_replaced(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:

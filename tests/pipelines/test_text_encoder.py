@@ -288,6 +288,6 @@ def test_a_way_that_there_is_not(folders: Path) -> None:
     ],
 )
 def test_missing_packages(folders: Path, how: str, missing: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converter.pipelines.extras.find_spec", lambda name: None if name == missing else name)
+    monkeypatch.setattr("converter.errors.find_spec", lambda name: None if name == missing else name)
     with pytest.raises(UsageError, match=rule):
         encode(IDS, MASK, folders / "safetensors", how=how, dtype=torch.float32)

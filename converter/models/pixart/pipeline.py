@@ -10,6 +10,7 @@ from typing import Any
 from ...families import Findings
 from ...nets.pipeline_spec import ORIGINAL, Conventions, PipelineSpec, SamplerSpec
 from .hyper_parameters import MICRO, TOKENS, VAE_FACTOR
+from .prompts import clean_prompt, split_size_flags
 
 SCALING = {"alpha": 0.18215, "sigma": 0.13025}  # of sd-vae-ft-ema and sdxl-vae-fp16-fix
 # Pipelines on the hub, of whose parts all released models of a version make use.
@@ -36,16 +37,17 @@ def conventions(findings: Findings, name: str) -> Conventions:
             name=name,
             words="as diffusers' pipelines draw: the null branch is an empty prompt with a mask of its own, timesteps "
             "are whole numbers, the last step ends without noise",
-            clean_prompt=True, size_in_prompt=False, stored_null=False, mask_of_prompt=False, ratio_of_table=False,
-            float32_latents=False, float32_vae=False, half_up=False, resize=True,
+            clean_prompt=clean_prompt, size_in_prompt=lambda prompt: (prompt, None), stored_null=False,
+            mask_of_prompt=False, ratio_of_table=False, float32_latents=False, float32_vae=False, half_up=False,
+            resize=True,
         )  # fmt: skip
     null = "the checkpoint's null caption" if alpha else "an empty prompt"
     return Conventions(
         name=name,
         words=f"as the training code draws: the null branch is {null} with the prompt's mask, times lie between whole "
         "timesteps, noise of 1 % is left at the end",
-        clean_prompt=alpha,
-        size_in_prompt=True,
+        clean_prompt=clean_prompt if alpha else str.strip,
+        size_in_prompt=split_size_flags,
         stored_null=alpha,
         mask_of_prompt=True,
         ratio_of_table=True,

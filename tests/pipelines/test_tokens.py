@@ -1,4 +1,4 @@
-"""Prompts: cleaned or as they are, their size flags, and their tokens as SentencePiece itself makes them."""
+"""Prompts as tokens: those that SentencePiece itself makes of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from makers import ROOT
 
 from converter.errors import InputError, UsageError
-from converter.pipelines.prompts import clean_prompt, split_size_flags, tokenize
+from converter.pipelines.text_encoder import tokenize
 
 PROMPTS = ["A Photo of a checkpoint, converted to the diffusers layout", "", "x" * 40, "two  words"]
 
@@ -27,69 +27,6 @@ def spiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "spiece.vocab").unlink()
     return folder
-
-
-# Cleaning.
-
-
-@pytest.mark.parametrize(
-    ("prompt", "cleaned"),
-    [
-        ("  A Cat ", "a cat"),
-        ("see https://cats.org/one and www.cats.com now", "see and now"),
-        ("a <b>bold</b> cat", "a bold cat"),
-        ("portrait of <person>", "portrait of person"),
-        ("cat #123 by @painter", "cat by"),
-        ("a cat \u732b sits", "a cat sits"),
-        ("IMG_001.jpg", ""),
-        ("&lt;b&gt;cat", "cat"),  # HTML once it is read as HTML: gone after the second pass
-        ("\u201cquoted\u201d", "quoted"),
-    ],
-)
-def test_a_prompt_is_cleaned_as_the_captions_of_the_training(prompt: str, cleaned: str) -> None:
-    assert clean_prompt(prompt, clean=True) == cleaned
-
-
-def test_without_cleaning_only_blanks_at_the_ends_go() -> None:
-    assert clean_prompt("  A <b>Cat</b> #123,  by @me\n", clean=False) == "A <b>Cat</b> #123,  by @me"
-
-
-@pytest.mark.parametrize(("module", "package"), [("bs4", "beautifulsoup4"), ("ftfy", "ftfy")])
-def test_no_other_cleaning_stands_in(module: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converter.pipelines.extras.find_spec", lambda name: None if name == module else name)
-    with pytest.raises(UsageError, match=rf"needs {package}: pip install 'convert-pixart\[pipeline\]'"):
-        clean_prompt("a cat", clean=True)
-    assert clean_prompt(" A cat ", clean=False) == "A cat"
-
-
-# Size flags.
-
-
-@pytest.mark.parametrize(
-    ("prompt", "rest", "size"),
-    [
-        ("a cat", "a cat", None),
-        ("a cat -- 3:4", "a cat -- 3:4", None),
-        ("a cat --ar 3:4", "a cat ", ("ratio", 0.75)),
-        ("a cat --aspect_ratio  16:9 in oil", "a cat ", ("ratio", 16 / 9)),
-        ("a cat --hw 512:768", "a cat ", ("size", (512, 768))),
-        ("a --ar 1:2 cat --ar 2:1", "a ", ("ratio", 0.5)),
-        ("a --ar 1:2 --aspect_ratio 3:1", "a ", ("ratio", 3.0)),
-        ("a --ar 1:2 --hw 64:32", "a ", ("size", (64, 32))),
-        ("--hw 64:32", "", ("size", (64, 32))),
-    ],
-)
-def test_flags_in_a_prompt_choose_the_size(prompt: str, rest: str, size: object) -> None:
-    assert split_size_flags(prompt) == (rest, size)
-
-
-@pytest.mark.parametrize("flag", ["--ar", "--ar 3x4", "--hw 0:512", "--aspect_ratio 1:0", "--hw 512", "--ar 1:123456"])
-def test_a_flag_without_its_size_is_no_square(flag: str) -> None:
-    with pytest.raises(UsageError, match=rf"{flag.split()[0]} needs a height and a width.*: {flag}"):
-        split_size_flags(f"a cat {flag}")
-
-
-# Tokens.
 
 
 def test_tokens_are_those_of_sentencepiece_padded_and_cut(spiece: Path) -> None:
@@ -147,6 +84,6 @@ def test_a_damaged_tokenizer(name: str, content: bytes, tmp_path: Path) -> None:
 
 def test_packages_are_asked_for_first(spiece: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"transformers", "sentencepiece"}
-    monkeypatch.setattr("converter.pipelines.extras.find_spec", lambda name: name if name in there else None)
+    monkeypatch.setattr("converter.errors.find_spec", lambda name: name if name in there else None)
     with pytest.raises(UsageError, match=r"a prompt needs protobuf: pip install 'convert-pixart\[pipeline\]'"):
         tokenize(PROMPTS, spiece, 8)
