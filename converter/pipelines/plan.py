@@ -24,8 +24,8 @@ BASE = 500_000_000  # Python with torch, diffusers and transformers; of a GPU ab
 # On the CPU: buffers of matrix products, twice that of convolutions, and those in units of a decoder's activations.
 BUFFERS, CONVOLUTIONS = 50_000_000, 1.2
 # Likewise a step's: copies in float32 where the CPU has no instructions for half precision, and freed pieces that the
-# allocator keeps. Beside weights and `BASE` a step took 0.54 GB in float32, and 0.72 GB in bfloat16.
-STEP = {"float32": 1.2, "float16": 1.6, "bfloat16": 1.6}
+# allocator keeps. Beside weights and `BASE` a step took 0.54 GB in float32, and 0.75 GB in bfloat16.
+STEP = {"float32": 1.2, "float16": 1.8, "bfloat16": 1.8}
 ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 QUANTISED = {"8bit": 1.0, "nf4": 0.5 + 4 / 64}  # bytes a weight in bitsandbytes; nf4 has a float32 scale for every 64
 KEPT = ".wo."  # linear layers that transformers does not quantise, and keeps in float32 under float16
