@@ -19,21 +19,18 @@ from ..nets.pipeline_spec import DIFFUSERS, Conventions, SamplerSpec
 from ..pipelines import plan
 from ..pipelines.checks import component_problems
 from ..pipelines.components import SCHEDULER, SCHEDULER_CONFIG, TEXT_ENCODER, TOKENIZER, VAE, find_component
-from ..pipelines.decode import Decoding, decode, numbered, png_text, save_png
+from ..pipelines.decode import Decoding, decode, png_text, save_png
 from ..pipelines.denoise import Guidance, denoise, make_scheduler
 from ..pipelines.embeddings import Embeddings
 from ..pipelines.model import PictureModel
 from ..pipelines.plan import MemoryPlan
-from ..pipelines.prompts import clean_prompt, split_size_flags, tokenize
+from ..pipelines.prompts import Size, clean_prompt, split_size_flags, tokenize
 from ..pipelines.sizes import PictureSize, picture_size
-from .picture_request import IMAGE, PictureRequest, Progress
+from .picture_request import FILES, IMAGE, PictureRequest, Progress
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-
-_FILES = ("reference", "vae", "text_encoder", "tokenizer", "prompt_embeds", "latents")  # of a request
 
 
 class Drawing:
@@ -61,7 +58,7 @@ class Drawing:
         self.given_latents = self._given_latents()
         if self.given_latents is not None:
             high, wide = self.given_latents.shape[2:]
-            asked = (high * model.spec.vae_factor, wide * model.spec.vae_factor)
+            ratio, asked = None, (high * model.spec.vae_factor, wide * model.spec.vae_factor)
         binning = request.use_resolution_binning and self.given_latents is None
         self.size: PictureSize = picture_size(model, self.how, asked, ratio=ratio, binning=binning)
         self.folders = {part: self._component(part) for part in self._parts()}
@@ -113,13 +110,16 @@ class Drawing:
         """The prompts as they are encoded, and the ratio or size that they ask for, unless the request does."""
         request, ratio = self.request, None
         asked: tuple[int | None, int | None] = (request.height, request.width)
-        prompts = []
+        prompts, sizes = list[str](), set[Size | None]()
         for prompt in request.prompt:
             if self.how.size_in_prompt:
                 prompt, size = split_size_flags(prompt)
-                if size and asked == (None, None):
-                    ratio, asked = (size[1], asked) if size[0] == "ratio" else (ratio, size[1])
+                sizes.add(size)
             prompts.append(clean_prompt(prompt, self.how.clean_prompt))
+        if asked == (None, None) and len(sizes) > 1:
+            raise UsageError("`prompt`: these ask for different sizes; draw one after the other, or give `height`")
+        if asked == (None, None) and (size := next(iter(sizes), None)):
+            ratio, asked = (size[1], asked) if size[0] == "ratio" else (ratio, size[1])
         if request.negative_prompt and (self.how.stored_null or self.how.mask_of_prompt):
             raise UsageError("`negative_prompt`: the training code has none; `conventions` diffusers has")
         if self.guided and not self.how.stored_null:
@@ -176,12 +176,15 @@ class Drawing:
             if "latents" not in file:
                 raise InputError.at(self.request.latents, "", "holds no tensor 'latents'")
             tensor = file["latents"]
-            if len(tensor.shape) != 4 or tensor.shape[1] != channels or not tensor.dtype.floating:
+            of_place = len(tensor.shape) == 4 and tensor.shape[1] == channels and 0 not in tensor.shape
+            if not of_place or not tensor.dtype.floating:
                 rule = (
                     f"is {tensor.dtype} {list(tensor.shape)}: floats [B, {channels}, height / 8, width / 8] are needed"
                 )
                 raise InputError.at(self.request.latents, "latents", rule)
             latents: Tensor = tensor.torch().clone()
+        if not bool(latents.isfinite().all()):
+            raise InputError.at(self.request.latents, "latents", "holds NaN or infinity")
         sides = [side * self.model.spec.vae_factor for side in latents.shape[2:]]
         for name, side in zip(("height", "width"), sides, strict=True):
             if getattr(self.request, name) not in (None, side):
@@ -318,9 +321,10 @@ class Drawing:
     def save_pictures(self, latents: Tensor, progress: Progress) -> list[Path]:
         """The third stage: PNG files with the parameters in them."""
         pictures = decode(latents, self.folders[VAE], self.decoding, progress("decoding"))
-        paths = numbered(Path(self.request.output), len(pictures))
-        for path, picture in zip(paths, pictures, strict=True):
-            save_png(picture, path, png_text(self.parameters), overwrite=self.request.overwrite)
+        paths, prompts = self.request.targets(len(pictures)), self.request.prompt
+        for i, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
+            own = {"prompt": prompts[i // self.request.num_images_per_prompt]} if prompts else {}
+            save_png(picture, path, png_text(self.parameters | own), overwrite=self.request.overwrite)
         return paths
 
     def save_latents(self, latents: Tensor) -> Path:
@@ -337,14 +341,14 @@ class Drawing:
         request = self.request
         shown: dict[str, Any] = {"prompt": [*request.prompt] if len(request.prompt) > 1 else "".join(request.prompt)}
         shown |= {"negative_prompt": request.negative_prompt} if request.negative_prompt else {}
-        files = {name: Path(getattr(request, name)).name for name in _FILES if getattr(request, name)}
+        files = {name: Path(getattr(request, name)).name for name in FILES if getattr(request, name)}
         return shown | files | {
             "model": Path(request.reference or request.pipeline).absolute().name,
             "net": "original" if not self.model.analysis.diffusers else "diffusers",
             "sampler": self.sampler_name,
             "num_inference_steps": self.steps,
             "guidance_scale": self.scale,
-            **({} if request.latents else {"seed": self.seed}),
+            "seed": self.seed,
             "height": self.size.height,
             "width": self.size.width,
             "conventions": self.how.name,

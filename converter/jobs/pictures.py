@@ -44,6 +44,7 @@ def draw(
     check_device(request.device, request.dtype)
     with open_picture_model(request.reference or request.pipeline, **request.model) as model:
         drawing = Drawing(request, model)
+        request.check_targets(drawing.images)
         for line in (*(f"note: {note}" for note in drawing.notes), *drawing.plan.lines()):
             say(line)
         peaks: dict[str, int] = {}

@@ -18,10 +18,11 @@ from ..checkpoint.folder import CONFIG
 from ..checkpoint.json_file import read_json
 from ..conversion.analysis import config_of
 from ..conversion.deep import read_through
-from ..conversion.record import LIKE
+from ..conversion.record import LIKE, find_record
 from ..conversion.verdicts import NONFINITE
 from ..conversion.zeros import listed, trailing_zero_counts
 from ..errors import InputError, UsageError, as_flags, printable
+from ..filenames import RECORD
 from ..mapping import MappingError
 from ..parity import audit, configuration
 from ..parity.choices import CheckOptions
@@ -30,8 +31,10 @@ from ..parity.sides import Sides
 from ..parity.sides import spec_of as parity_of
 from .checks import Problem, component_problems, edited, fetched
 from .components import PARTS, TEXT_ENCODER, TOKENIZER, VAE, find_component
+from .decode import load_decoder
 from .extras import require
 from .model import MODEL_INDEX, PictureModel, open_picture_model
+from .prompts import tokenize
 
 PIPELINE, TRANSFORMER = "pipeline", "transformer"
 AnyPath = str | os.PathLike[str]
@@ -115,6 +118,11 @@ def _transformer(model: PictureModel, folder: Path, whole: bool, original: AnyPa
     for config, check in ((config, check) for config in configs for check in configuration.audit(sides).failed):
         right = {check.what: config_of(family, findings)[check.what]}
         yield problem(check.words, edited(config, right), f"{config}: {check.what}")
+    record = find_record(checkpoint.folder).content if analysis.diffusers and checkpoint.folder else {}
+    for name, about in record.get("hyper_parameters", {}).items():
+        finding = findings.get(name)
+        if finding and finding.source == "file" and finding.value != about["value"]:
+            yield problem(f"{name} is {printable(finding.value)}, where {RECORD} says {printable(about['value'])}")
     if original:
         with ExitStack() as stack:
             options = CheckOptions(family=family.name)
@@ -123,7 +131,8 @@ def _transformer(model: PictureModel, folder: Path, whole: bool, original: AnyPa
                 yield from (problem(f"{check.words} (compared with {printable(original)})") for check in phase.failed)
     null, how = model.null_caption, model.spec.conventions(findings, model.conventions)
     if how.stored_null and null is None:
-        yield problem("the null caption is missing, at which guidance begins: an empty prompt stands in", fault=False)
+        remedy = "give `null_caption`, or draw with `conventions` diffusers"
+        yield problem(f"the null caption is missing, at which guidance begins: {remedy}", fault=False)
     elif null is not None and trailing_zero_counts(null) == [null.numel]:
         yield problem(f"{null.key} is zero throughout, and guidance begins there", fault=how.stored_null)
     draw = f"pixart generate --pipeline {shlex.quote(str(folder))} --prompt 'a cat'"
@@ -175,18 +184,25 @@ def _component(part: str, folder: Path, entries: Mapping[str, Any], model: Pictu
         return  # both are missing, and meant to be: it is drawn from embeddings
     problems = [*component_problems(part, place, model)]
     yield from problems
-    if part not in (VAE, TEXT_ENCODER) or any(problem.fault for problem in problems):
+    if part not in (VAE, *text) or any(problem.fault for problem in problems):
         return
-    with open_checkpoint(place) as checkpoint:
-        words = [*_damage(checkpoint)]
-        if part == TEXT_ENCODER:
-            require("a text encoder", "transformers")
-            from .text_encoder import empty_encoder
+    words = list[str]()
+    with ExitStack() as stack:
+        if part != TOKENIZER:
+            checkpoint = stack.enter_context(open_checkpoint(place))
+            words += _damage(checkpoint)
+        try:
+            if part == VAE:
+                load_decoder(place)
+            elif part == TOKENIZER:
+                tokenize(["a cat"], place, model.spec.tokens(model.findings))
+            else:
+                require("a text encoder", "transformers")
+                from .text_encoder import empty_encoder
 
-            try:
                 empty_encoder(checkpoint)
-            except InputError as error:
-                words.append(str(error))
+        except InputError as error:
+            words.append(str(error))
     yield from (Problem(part, line, fetched(part, place, model), str(place)) for line in words)
 
 

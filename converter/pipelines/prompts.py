@@ -35,6 +35,7 @@ def clean_prompt(text: str, clean: bool) -> str:
     >>> clean_prompt(" A <b>Cat</b>, see https://cats.org ", clean=False)
     'A <b>Cat</b>, see https://cats.org'
     """
+    text = _whole(text)
     if not clean:
         return text.strip()
     require("cleaning a prompt (`clean_caption`)", "transformers", "bs4", "ftfy")
@@ -45,6 +46,10 @@ def clean_prompt(text: str, clean: bool) -> str:
         warnings.simplefilter("ignore")  # bs4 warns of a prompt that looks like a file's name
         (cleaned,) = pipeline._text_preprocessing(text, clean_caption=True)
     return str(cleaned)
+
+
+def _whole(text: str) -> str:
+    return text.encode(errors="replace").decode()  # half characters come of a broken terminal
 
 
 def split_size_flags(prompt: str) -> tuple[str, Size | None]:
@@ -95,7 +100,7 @@ def tokenize(prompts: Sequence[str], folder: Path, tokens: int) -> tuple[Tensor,
     require("a prompt", "transformers", *([] if _MODELS[1] in there else ["sentencepiece", "google.protobuf"]))
     from transformers import T5Tokenizer
 
-    texts = [prompt.encode(errors="replace").decode() for prompt in prompts]  # half characters, of a broken terminal
+    texts = [_whole(prompt) for prompt in prompts]
     try:
         tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True)
         whole = tokenizer(texts, verbose=False)["input_ids"]

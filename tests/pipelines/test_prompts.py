@@ -125,6 +125,7 @@ def test_either_file_will_do(spiece: Path, tmp_path: Path) -> None:
 
 
 def test_half_characters_are_no_reason_to_fail(spiece: Path) -> None:
+    assert clean_prompt("a \udcff cat", clean=True) == "a ? cat"
     ids, _, _ = tokenize(["a \udcff cat"], spiece, 16)
     assert torch.equal(ids, tokenize(["a ? cat"], spiece, 16)[0])
 
