@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from dataclasses import replace
 from functools import cached_property
@@ -18,21 +19,18 @@ from ..nets.pipeline_spec import DIFFUSERS, Conventions, SamplerSpec
 from ..pipelines import plan
 from ..pipelines.checks import fitting
 from ..pipelines.components import SCHEDULER, TEXT_ENCODER, TOKENIZER, VAE, find_component
-from ..pipelines.decode import Decoding, decode, numbered, png_text, save_png
+from ..pipelines.decode import Decoding, decode, png_text, save_png
 from ..pipelines.denoise import Guidance, denoise, make_scheduler
 from ..pipelines.embeddings import Embeddings
 from ..pipelines.model import PictureModel
 from ..pipelines.plan import MemoryPlan
 from ..pipelines.sizes import Asked, picture_size
 from ..pipelines.text_encoder import encode, tokenize
-from .picture_request import IMAGE, PictureRequest, Progress
+from .picture_request import FILES, IMAGE, PictureRequest, Progress
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-
-_FILES = ("reference", "vae", "text_encoder", "tokenizer", "prompt_embeds", "latents")  # of a request
 
 
 class Drawing:
@@ -48,7 +46,6 @@ class Drawing:
         self.request, self.model, self.notes = request, model, list[str]()
         conventions = request.conventions or model.conventions
         self.how: Conventions = model.spec.conventions(model.findings, conventions)
-        self.notes.append(f"conventions: {conventions}: {self.how.words}")
         self.sampler_name, self.sampler = self._sampler()
         self.steps = request.num_inference_steps or self.sampler.steps
         make_scheduler(self.sampler, self.steps)  # asked now whether it takes as many
@@ -63,6 +60,11 @@ class Drawing:
             asked = (high * model.spec.vae_factor, wide * model.spec.vae_factor)
         binning = request.use_resolution_binning and self.given_latents is None
         self.size = picture_size(model, self.how, asked, binning=binning)
+        drawn, wanted = (self.size.height, self.size.width), (request.height, request.width)
+        if self.size.asked is None and any(side and side != own for side, own in zip(wanted, drawn, strict=True)):
+            nearest = "the closest size that the model was trained with (`use_resolution_binning` false draws any)"
+            self.notes.append(f"size: {drawn[0]} x {drawn[1]} is drawn, {nearest}")
+        self.notes.append(f"conventions: {self.how.name}: {self._meaning()}")
         self.folders = {part: self._component(part) for part in self._parts()}
         self.ids, self.mask = self._tokens()
         self.given_embeddings = self._given_embeddings()
@@ -78,6 +80,11 @@ class Drawing:
     @property
     def guided(self) -> bool:
         return self.scale > 1
+
+    def _meaning(self) -> str:
+        """What the conventions come to for this picture."""
+        null = f"guidance begins at {self.how.null}" if self.guided and not self.request.prompt_embeds else ""
+        return "; ".join(filter(None, [self.how.words, null, self.sampler.words]))
 
     # ---- What it is drawn with
 
@@ -105,13 +112,18 @@ class Drawing:
         return name, sampler
 
     def _prompts(self) -> tuple[list[str], Asked]:
-        """The prompts as they are encoded, and the size that the request, or else the first prompt to do so, names."""
+        """The prompts as they are encoded, and the size that the request names, or else the prompts do."""
         request, clean, prompts = self.request, self.how.clean_prompt, list[str]()
         asked: Asked = (request.height, request.width)
+        sizes = set[Asked]()
         for prompt in request.prompt:
             text, size = self.how.size_in_prompt(prompt)
-            asked = size if size and asked == (None, None) else asked
+            sizes.add(size or (None, None))
             prompts.append(clean(text))
+        if asked == (None, None) and len(sizes) > 1:
+            raise UsageError("`prompt`: these ask for different sizes; draw one after the other, or give `height`")
+        if asked == (None, None) and sizes:
+            asked = sizes.pop()
         if request.negative_prompt and (self.how.stored_null or self.how.mask_of_prompt):
             raise UsageError("`negative_prompt`: the training code has none; `conventions` diffusers has")
         if self.guided and not self.how.stored_null:
@@ -119,15 +131,20 @@ class Drawing:
         return (prompts if request.prompt else []), asked
 
     def _parts(self) -> list[str]:
-        text = [] if self.request.prompt_embeds else [TEXT_ENCODER, TOKENIZER]
-        return [*text, *([VAE] if self.request.output_type == IMAGE else [])]
+        """The components that are needed."""
+        text, pipeline = [] if self.request.prompt_embeds else [TEXT_ENCODER, TOKENIZER], Path(self.request.pipeline)
+        parts = [*text, *([VAE] if self.request.output_type == IMAGE else [])]
+        absent = [part for part in parts if not getattr(self.request, part) and not (pipeline / part).is_dir()]
+        if absent and pipeline.exists():
+            flags, instead = " and ".join(f"`{part}`" for part in absent), ""
+            if absent[0] in text:
+                instead = "; or, for text, `prompt_embeds`, a file of embeddings"
+            rule = f"needed, as {printable(pipeline)} has none: the folder or hub id of each{instead}"
+            raise UsageError(f"{flags} {'is' if len(absent) == 1 else 'are'} {rule}")
+        return parts
 
     def _component(self, part: str) -> Path:
-        given, pipeline = getattr(self.request, part), Path(self.request.pipeline)
-        if not given and pipeline.exists() and not (pipeline / part).is_dir():
-            instead = "" if part == VAE else "; or give `prompt_embeds`, a file of embeddings"
-            raise UsageError(f"`{part}` is needed, as {printable(pipeline)} has none: its folder or hub id{instead}")
-        component = find_component(given or self.request.pipeline, part)
+        component = find_component(getattr(self.request, part) or self.request.pipeline, part)
         fitting(component, self.model)
         return component.folder
 
@@ -166,12 +183,15 @@ class Drawing:
             if "latents" not in file:
                 raise InputError.at(self.request.latents, "", "holds no tensor 'latents'")
             tensor = file["latents"]
-            if len(tensor.shape) != 4 or tensor.shape[1] != channels or not tensor.dtype.floating:
+            of_place = len(tensor.shape) == 4 and tensor.shape[1] == channels and 0 not in tensor.shape
+            if not of_place or not tensor.dtype.floating:
                 rule = (
                     f"is {tensor.dtype} {list(tensor.shape)}: floats [B, {channels}, height / 8, width / 8] are needed"
                 )
                 raise InputError.at(self.request.latents, "latents", rule)
             latents: Tensor = tensor.torch().clone()
+        if not bool(latents.isfinite().all()):
+            raise InputError.at(self.request.latents, "latents", "holds NaN or infinity")
         sides = [side * self.model.spec.vae_factor for side in latents.shape[2:]]
         for name, side in zip(("height", "width"), sides, strict=True):
             if getattr(self.request, name) not in (None, side):
@@ -191,7 +211,9 @@ class Drawing:
         """By stage. A T5 overflows in float16."""
         dtype = self.request.dtype
         text = "float32" if dtype == "float16" else dtype
-        return {"text": text, "transformer": dtype, "vae": "float32" if self.how.float32_vae else dtype}
+        # Of a convolution in half precision, a CPU makes copies: it takes more memory, and far more time.
+        vae = "float32" if self.how.float32_vae or self.request.device == "cpu" else dtype
+        return {"text": text, "transformer": dtype, "vae": vae}
 
     @cached_property
     def plan(self) -> MemoryPlan:
@@ -305,9 +327,10 @@ class Drawing:
     def save_pictures(self, latents: Tensor, progress: Progress) -> list[Path]:
         """The third stage: PNG files with the parameters in them."""
         pictures = decode(latents, self.folders[VAE], self.decoding, progress("decoding"))
-        paths = numbered(Path(self.request.output), len(pictures))
-        for path, picture in zip(paths, pictures, strict=True):
-            save_png(picture, path, png_text(self.parameters), overwrite=self.request.overwrite)
+        paths, prompts = self.request.targets(len(pictures)), self.request.prompt
+        for i, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
+            own = {"prompt": prompts[i // self.request.num_images_per_prompt]} if prompts else {}
+            save_png(picture, path, png_text(self.parameters | own), overwrite=self.request.overwrite)
         return paths
 
     def save_latents(self, latents: Tensor) -> Path:
@@ -315,7 +338,8 @@ class Drawing:
         from safetensors.torch import save
 
         path = Path(self.request.output)
-        write_file(path, save({"latents": latents.contiguous()}), overwrite=self.request.overwrite)
+        about = {TOOL: json.dumps(self.parameters)}
+        write_file(path, save({"latents": latents.contiguous()}, about), overwrite=self.request.overwrite)
         return path
 
     @cached_property
@@ -324,14 +348,14 @@ class Drawing:
         request = self.request
         shown: dict[str, Any] = {"prompt": [*request.prompt] if len(request.prompt) > 1 else "".join(request.prompt)}
         shown |= {"negative_prompt": request.negative_prompt} if request.negative_prompt else {}
-        files = {name: Path(getattr(request, name)).name for name in _FILES if getattr(request, name)}
+        files = {name: Path(getattr(request, name)).name for name in FILES if getattr(request, name)}
         return shown | files | {
             "model": Path(request.reference or request.pipeline).absolute().name,
             "net": "original" if not self.model.analysis.diffusers else "diffusers",
             "sampler": self.sampler_name,
             "num_inference_steps": self.steps,
             "guidance_scale": self.scale,
-            **({} if request.latents else {"seed": self.seed}),
+            "seed": self.seed,
             "height": self.size.height,
             "width": self.size.width,
             "conventions": self.how.name,

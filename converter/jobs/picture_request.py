@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 from ..checkpoint.write.target import check_target
 from ..errors import UsageError, printable
+from ..pipelines.decode import numbered
 
 Progress = Callable[[str], Callable[[int], Callable[[int], None]] | None]  # of what -> as `convert` takes it
 IMAGE, LATENT = "image", "latent"
+FILES = ("reference", "vae", "text_encoder", "tokenizer", "prompt_embeds", "latents")  # that a picture is drawn with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,8 @@ class PictureRequest:
         reference: an original checkpoint, whose own net draws in place of the pipeline's transformer.
         vae, text_encoder, tokenizer: in place of the pipeline's.
         prompt_embeds, save_prompt_embeds: files of text embeddings, to draw from and to keep.
-        latents: a file with the tensor `latents` to begin with, in place of noise from the `seed`.
+        latents: a file with the tensor `latents` to begin with, in place of noise.
+        seed: of that noise, and of the noise that some samplers add.
         memory_budget: such as '8GB'. quantize: the text encoder to '8bit' or 'nf4', which is not exact.
         model: what `open_picture_model` takes.
     """
@@ -61,13 +65,32 @@ class PictureRequest:
         """Raises: `UsageError` for what does not go together, or cannot be written."""
         if bool(self.prompt) == bool(self.prompt_embeds):
             raise UsageError(f"give either `prompt` or `prompt_embeds`; got {'both' if self.prompt else 'neither'}")
-        if self.latents and self.seed is not None:
-            raise UsageError("`latents` and `seed`: both say what the picture begins with; give one")
+        for name in ("pipeline", *FILES, "save_prompt_embeds"):
+            if getattr(self, name) == "":
+                raise UsageError(f"`{name}` is empty: name a place, or leave it out")
+        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
+            raise UsageError(f"`guidance_scale` {self.guidance_scale}: a finite number is needed")
         suffix = ".png" if self.output_type == IMAGE else ".safetensors"
         if Path(self.output).suffix.lower() != suffix:
             raise UsageError(f"`output` {printable(self.output)}: must end in {suffix} for {self.output_type}s")
-        for path in filter(None, (self.output, self.save_prompt_embeds)):
-            check_target(Path(path), Path(self.pipeline), overwrite=self.overwrite)
+        if self.prompt:
+            self.check_targets(len(self.prompt) * self.num_images_per_prompt)
+
+    def targets(self, images: int) -> list[Path]:
+        """The files to write for so many pictures, without the embeddings."""
+        return numbered(Path(self.output), images if self.output_type == IMAGE else 1)
+
+    def check_targets(self, images: int) -> None:
+        """Raises: `UsageError` where one of the files to write may not be written, or is one that is read."""
+        names: list[Any] = [*(getattr(self, name) for name in ("pipeline", *FILES)), self.model.get("null_caption")]
+        sources = [Path(name) for name in names if name]
+        written = set[Path]()
+        for path in (*self.targets(images), *filter(None, [self.save_prompt_embeds])):
+            for source in sources:
+                real = check_target(Path(path), source, overwrite=self.overwrite)
+            if real in written:
+                raise UsageError(f"`output` and `save_prompt_embeds` {printable(path)}: give each a file of its own")
+            written.add(real)
 
 
 @dataclass(frozen=True, kw_only=True)

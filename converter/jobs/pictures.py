@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConverterError, human_bytes
+from ..errors import ConverterError, as_flags, human_bytes
 from ..parity.checker import check_device
 from ..parity.diagnosis import describe
 from ..parity.net_pair import is_resource_error
@@ -44,7 +44,9 @@ def draw(
     check_device(request.device, request.dtype)
     with open_picture_model(request.reference or request.pipeline, **request.model) as model:
         drawing = Drawing(request, model)
-        for line in (*(f"note: {note}" for note in drawing.notes), *drawing.plan.lines()):
+        request.check_targets(drawing.images)
+        plan = (as_flags(line) for line in drawing.plan.lines())
+        for line in (*(f"note: {as_flags(note)}" for note in drawing.notes), f"seed: {drawing.seed}", *plan):
             say(line)
         peaks: dict[str, int] = {}
 

@@ -16,7 +16,8 @@ class Conventions:
     """How pictures are drawn beside the net itself: as the training code does, or as diffusers' pipelines do."""
 
     name: str  # one of `CONVENTIONS`
-    words: str  # what that means, in a sentence, for whoever draws
+    words: str  # that, in words
+    null: str  # what guidance begins at, in words
     clean_prompt: Callable[[str], str]  # as captions were
     # A prompt -> (what is encoded of it, the ratio of height to width or both in pixels where it asks for that).
     size_in_prompt: Callable[[str], tuple[str, float | tuple[int, int] | None]]
@@ -38,6 +39,7 @@ class SamplerSpec:
 
     scheduler: str  # "package.module:Class"; one of this package travels with the weights
     config: Mapping[str, Any]
+    words: str = ""  # of its times, where the training code and diffusers differ in them
     stock: str  # the class of diffusers to be had without such code, with the same config
     stock_note: str  # what that one does otherwise, or has to be called with
     steps: int  # the number that is usual

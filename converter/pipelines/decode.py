@@ -88,7 +88,11 @@ def decode(
             tiles = -(-latents.shape[2] // stride) * -(-latents.shape[3] // stride)
     if progress:
         advance = progress(len(parts) * tiles)
-        vae.decoder.register_forward_hook(lambda *_: advance(1))
+
+        def count(*_: Any) -> None:  # whatever else a hook returns would be the output
+            advance(1)
+
+        vae.decoder.register_forward_hook(count)
     with torch.inference_mode():
         return np.concatenate([_decoded(vae, part.to(vae.device, vae.dtype) / factor, how) for part in parts])
 

@@ -104,9 +104,8 @@ def denoise(
         if sampler.variance and output.shape[1] != 2 * channels:
             raise UsageError("`sampler`: this one needs the variance, which the model does not predict")
         if not bool(output.isfinite().all()):
-            raise InputError(
-                f"at timestep {float(timestep):g} the model predicts NaN or infinity in {dtype}: use `dtype` float32"
-            )
+            remedy = "are its weights damaged?" if dtype == torch.float32 else "use `dtype` float32"
+            raise InputError(f"at timestep {float(timestep):g} the model predicts NaN or infinity in {dtype}: {remedy}")
         output = (output if sampler.variance else output[:, :channels]).to(latents.dtype)
         step = scheduler.step(output, timestep, latents, generator=generator)
         latents = step.prev_sample

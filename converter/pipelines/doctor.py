@@ -18,10 +18,11 @@ from ..checkpoint.folder import CONFIG
 from ..checkpoint.json_file import read_json
 from ..conversion.analysis import config_of
 from ..conversion.deep import read_through
-from ..conversion.record import LIKE
+from ..conversion.record import LIKE, find_record
 from ..conversion.verdicts import NONFINITE
 from ..conversion.zeros import listed, trailing_zero_counts
 from ..errors import InputError, UsageError, as_flags, printable, require
+from ..filenames import RECORD
 from ..mapping import MappingError
 from ..parity import audit, configuration
 from ..parity.choices import CheckOptions
@@ -31,7 +32,7 @@ from .checks import Problem, component_problems, drawn, edited
 from .components import PARTS, TEXT_ENCODER, TOKENIZER, VAE, find_component
 from .decode import load_decoder
 from .model import MODEL_INDEX, PictureModel, open_picture_model
-from .text_encoder import empty_encoder
+from .text_encoder import empty_encoder, tokenize
 
 PIPELINE, TRANSFORMER = "pipeline", "transformer"
 AnyPath = str | os.PathLike[str]
@@ -112,6 +113,11 @@ def _transformer(model: PictureModel, folder: Path, whole: bool, original: AnyPa
         for check in configuration.audit(sides).failed:
             right = {check.what: config_of(family, findings)[check.what]}
             yield Problem(as_flags(check.words), f"{config}: {check.what}", edited(config, right))
+    record = find_record(checkpoint.folder).content if analysis.diffusers and checkpoint.folder else {}
+    for name, about in record.get("hyper_parameters", {}).items():
+        finding = findings.get(name)
+        if finding and finding.source == "file" and finding.value != about["value"]:
+            yield problem(f"{name} is {printable(finding.value)}, where {RECORD} says {printable(about['value'])}")
     if original:
         with ExitStack() as stack:
             options = CheckOptions(family=family.name)
@@ -120,7 +126,8 @@ def _transformer(model: PictureModel, folder: Path, whole: bool, original: AnyPa
                 yield from (problem(f"{check.words} (compared with {printable(original)})") for check in phase.failed)
     null, how = model.null_caption, model.spec.conventions(findings, model.conventions)
     if how.stored_null and null is None:
-        yield problem("the null caption is missing, at which guidance begins: an empty prompt stands in", fault=False)
+        remedy = "give `null_caption`, or draw with `conventions` diffusers"
+        yield problem(f"the null caption is missing, at which guidance begins: {remedy}", fault=False)
     elif null is not None and trailing_zero_counts(null) == [null.numel]:
         yield problem(f"{null.key} is zero throughout, and guidance begins there", fault=how.stored_null)
     yield from (problem(words, drawn(folder), fault=whole) for words in findings.diffusers_notes)
@@ -174,6 +181,8 @@ def _component(part: str, folder: Path, entries: Mapping[str, Any], model: Pictu
         for problem in component_problems(find_component(place, part), model):
             sound &= not problem.fault
             yield replace(problem, remedy=problem.remedy or fetch)
+        if sound and part == TOKENIZER:
+            tokenize(["a cat"], place, model.spec.tokens(model.findings))
         if sound and part in (VAE, TEXT_ENCODER):
             with open_checkpoint(place) as checkpoint:
                 yield from (Problem(words, str(place), fetch) for words in _damage(checkpoint))

@@ -235,7 +235,7 @@ def plan(sizes: Sizes, request: Request, budget: int | None = None, *, quantize:
     if quantize not in (None, *QUANTISED):
         raise UsageError(f"`quantize` {printable(quantize)}: one of {', '.join(QUANTISED)}")
     there = available(request.device) + (resident() if request.cpu else BASE)
-    words = f"{human_bytes(there)} are there"
+    words = f"{human_bytes(there)} available"
     if budget is not None:
         words = f"`memory_budget` {human_bytes(budget)}" + (f", but only {words}" if there < budget else "")
     room = there if budget is None else min(budget, there)

@@ -151,6 +151,12 @@ FAULTS: dict[str, tuple[str, Break, str]] = {
         tensors("vae/diffusion_pytorch_model.safetensors", lambda s: s.pop("decoder.conv_in.bias")),
         "the decoder lacks 1 of its",
     ),
+    "a decoder that is not whole": (
+        "vae",
+        tensors("vae/diffusion_pytorch_model.safetensors", lambda s: s.pop("decoder.conv_in.weight")),
+        "the decoder lacks 1 of its",
+    ),
+    "a decoder with more layers": ("vae", edit("vae/config.json", layers_per_block=3), "the decoder lacks"),
     "another encoder": ("text_encoder", edit("text_encoder/config.json", model_type="clip"), "not a text_encoder"),
     "a wider encoder": ("text_encoder", edit("text_encoder/config.json", d_model=24), "is 24, and 32 is needed"),
     "a truncated shard": (
@@ -175,6 +181,11 @@ FAULTS: dict[str, tuple[str, Break, str]] = {
         "tokenizer",
         lambda folder: (folder / "tokenizer/spiece.model").write_text("version https://git-lfs.github.com/spec/v1\n"),
         "a pointer of git",
+    ),
+    "a tokenizer that cannot be read": (
+        "tokenizer",
+        lambda folder: (folder / "tokenizer/tokenizer.json").write_text("{" * 2000),
+        "transformers cannot use this tokenizer",
     ),
     "another tokenizer": (
         "tokenizer",
@@ -205,6 +216,11 @@ FAULTS: dict[str, tuple[str, Break, str]] = {
     "no transformer": ("transformer", remove("transformer"), "no weights"),
     "a truncated transformer": ("transformer", cut(TRANSFORMER), "truncated"),
     "a transformer without its config": ("transformer", remove(CONFIG), "--"),
+    "half the heads": (
+        "transformer",
+        edit(CONFIG, num_attention_heads=2, attention_head_dim=24),
+        "num_attention_heads is 2, where conversion.json says 4",
+    ),
     "half the scale": ("transformer", edit(CONFIG, interpolation_scale=1), "config"),
     "no scale": ("transformer", edit(CONFIG, interpolation_scale=None, sample_size=64), "config"),
     "no micro-conditions": ("transformer", edit(CONFIG, use_additional_conditions=False), "use_additional_conditions"),

@@ -15,7 +15,11 @@ from makers import HEADS, Result
 from parts import PARTS, TEXT, TEXT_ENCODER, TOKENIZER, VAE, assemble, vae_of
 from PIL import Image
 from recordings import NAMES, RUNS, recording, relative, replay_noise
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from converter.jobs.picture_request import PictureRequest
+from converter.jobs.pictures import draw
 
 Cli = Callable[..., Result]
 SIDES = ("pipeline", "original", "reference")
@@ -107,11 +111,41 @@ def test_a_prompt(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
     assert parameters["sampler"] == "dpm-solver"
     assert parameters["conventions"] == "original"
     assert [line.partition(":")[0] for line in first.stdout.splitlines()] == [
-        "note", "memory", "text encoder", "transformer", "VAE", "peak memory", "peak memory", "peak memory", "wrote",
+        "note", "seed", "memory", "text encoder", "transformer", "VAE", "peak memory", "peak memory", "peak memory", "wrote",
     ]  # fmt: skip
     answer = json.loads(again.stdout)
     assert answer["files"] == [str(tmp_path / "b.png")]
     assert set(answer["peak_memory"]) == {"text encoder", "transformer", "VAE"}
+
+
+def test_a_step_of_progress_may_return_anything(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """As a bar on a terminal does, which says whether it was redrawn."""
+    asked = PictureRequest(
+        pipeline=str(pipelines["alpha-ms"]), prompt=("a red cat",), output=str(tmp_path / "a.png"), height=64, width=64,
+        use_resolution_binning=False, num_inference_steps=1,
+    )  # fmt: skip
+    done = dict[str, int]()
+
+    def begin(what: str) -> Any:
+        def step(count: int) -> bool:
+            done[what] = done.get(what, 0) + count
+            return True
+
+        return lambda total: step
+
+    assert draw(asked, progress=begin).files == [tmp_path / "a.png"]
+    assert done == {"encoding the prompt": 2, "drawing": 1, "decoding": 1}
+
+
+def test_a_size_that_is_not_the_models_is_said(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    begin = ["generate", "--pipeline", pipelines["alpha-ms"], "--prompt", "a cat", "--num_inference_steps", 1]
+    to = ["--output", tmp_path / "a.safetensors", "--output_type", "latent", "--seed", 3]
+    done = cli("pixart", *begin, *to, "--height", 256, "--width", 256)
+    assert done.returncode == 0, done.stderr
+    assert "note: size: 1024 x 1024 is drawn, the closest size that the model was trained with" in done.stdout
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["convert-pixart"])
+    assert (about["height"], about["seed"], about["prompt"]) == (1024, 3, "a cat")
 
 
 def test_the_null_branch(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
@@ -172,7 +206,10 @@ WRONG: list[tuple[str, list[object], int, str]] = [
     ),
     ("sampler", ["--prompt", "a", "--sampler", "euler"], 2, "--sampler euler: one of dpm-solver, sa-solver, iddpm"),
     ("steps of DMD", ["--prompt", "a", "--sampler", "dmd", "--num_inference_steps", 4], 2, "takes 1 step, not 4"),
-    ("both begin it", ["--prompt", "a", "--latents", "x", "--seed", 1], 2, "--latents and --seed"),
+    ("an empty name", ["--prompt", "a", "--latents", ""], 2, "--latents is empty"),
+    ("no number", ["--prompt", "a", "--guidance_scale", "nan"], 2, "a finite number is needed"),
+    ("a huge size", ["--prompt", "a", "--height", 10**400], 2, "--height"),
+    ("two sizes", ["--prompt", "a --ar 1:2", "--prompt", "b"], 2, "ask for different sizes"),
     ("negative", ["--prompt", "a", "--negative_prompt", "b"], 2, "the training code has none"),
     ("a VAE that is none", ["--prompt", "a", "--vae", TEXT_ENCODER], 3, "not a vae but a T5EncoderModel"),
     ("no such VAE", ["--prompt", "a", "--vae", "nowhere"], 3, "nowhere"),
@@ -242,6 +279,14 @@ def test_latents_of_another_shape(pipelines: dict[str, Path], cli: Cli, tmp_path
     done = cli("pixart", *begin, "--latents", tmp_path / "three.safetensors")
     assert done.returncode == 3
     assert "[1, 3, 8, 8]: floats [B, 4, height / 8, width / 8] are needed" in done.stderr
+    save_file({"latents": torch.zeros(1, 4, 0, 8)}, tmp_path / "none.safetensors")
+    done = cli("pixart", *begin, "--latents", tmp_path / "none.safetensors")
+    assert done.returncode == 3
+    assert "[1, 4, 0, 8]: floats" in done.stderr
+    save_file({"latents": torch.full((1, 4, 8, 8), torch.nan)}, tmp_path / "nan.safetensors")
+    done = cli("pixart", *begin, "--latents", tmp_path / "nan.safetensors")
+    assert done.returncode == 3
+    assert "nan.safetensors: latents: holds NaN or infinity" in done.stderr
     done = cli("pixart", *begin, "--latents", tmp_path / "small.safetensors", "--height", 128)
     assert done.returncode == 2
     assert "--height 128: the latents given are of 64 pixels" in done.stderr
@@ -257,6 +302,57 @@ def test_an_encoder_and_a_tokenizer_may_be_given(pipelines: dict[str, Path], cli
     done = cli("pixart", *other)
     assert done.returncode == 2
     assert "the training code draws 128 x 128" in done.stderr
+
+
+SMALL: list[object] = ["--height", 64, "--width", 64, "--use_resolution_binning", "no", "--num_inference_steps", 2]
+
+
+def test_several_prompts(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    """Each picture holds its own prompt."""
+    begin = ["generate", "--pipeline", pipelines["alpha-ms"], *SMALL, "--num_images_per_prompt", 2]
+    done = cli("pixart", *begin, "--prompt", "a red cat", "--prompt", "a dog", "--output", tmp_path / "a.png")
+    assert done.returncode == 0, done.stderr
+    kept = [json.loads(opened(tmp_path / f"a-{i}.png").text["convert-pixart"])["prompt"] for i in (1, 2, 3, 4)]
+    assert kept == ["a red cat", "a red cat", "a dog", "a dog"]
+
+
+def test_latents_and_the_seed_of_further_noise(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    """Some samplers add noise, whatever the picture begins with: with a seed it is the same again."""
+    save_file({"latents": torch.ones(1, 4, 8, 8)}, tmp_path / "ones.safetensors")
+    begin = ["generate", "--pipeline", pipelines["alpha-ms"], "--prompt", "a --ar 1:2", "--num_inference_steps", 6]
+    begin += ["--sampler", "sa-solver", "--latents", tmp_path / "ones.safetensors", "--output_type", "latent"]
+    drawn = []
+    for i, seed in enumerate((3, 3, 4)):
+        out = tmp_path / f"{i}.safetensors"
+        done = cli("pixart", *begin, "--seed", seed, "--output", out, "--json")
+        assert done.returncode == 0, done.stderr
+        parameters = json.loads(done.stdout)["parameters"]
+        assert (parameters["seed"], parameters["height"], parameters["width"]) == (seed, 64, 64)
+        drawn.append(load_file(out)["latents"])
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_files_are_asked_for_before_anything_is_drawn(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    """Of several pictures each file; and nothing that is read is written over."""
+    begin = ["generate", "--pipeline", pipelines["alpha-ms"], *SMALL, "--prompt", "a"]
+    (tmp_path / "a-2.png").write_bytes(b"mine")
+    done = cli("pixart", *begin, "--num_images_per_prompt", 2, "--output", tmp_path / "a.png")
+    assert done.returncode == 2
+    assert "a-2.png: exists; use --overwrite" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a-2.png"]
+    both = tmp_path / "both.safetensors"
+    latent = [*begin, "--output_type", "latent", "--output", both, "--save_prompt_embeds", both, "--overwrite"]
+    done = cli("pixart", *latent)
+    assert done.returncode == 2
+    assert "give each a file of its own" in done.stderr
+    original = tmp_path / "original.pth"
+    original.write_bytes((PARTS / "alpha-ms.pth").read_bytes())
+    over = ["--num_attention_heads", HEADS, "--reference", original, "--save_prompt_embeds", original, "--overwrite"]
+    done = cli("pixart", *begin, *over, "--output", tmp_path / "b.png")
+    assert done.returncode == 2
+    assert "original.pth: is the input" in done.stderr
+    assert original.read_bytes() == (PARTS / "alpha-ms.pth").read_bytes()
 
 
 def test_relative_is_not_blind() -> None:

@@ -35,17 +35,15 @@ def conventions(findings: Findings, name: str) -> Conventions:
     if name != ORIGINAL:
         return Conventions(
             name=name,
-            words="as diffusers' pipelines draw: the null branch is an empty prompt with a mask of its own, timesteps "
-            "are whole numbers, the last step ends without noise",
+            words="as diffusers' pipelines draw", null="the negative prompt or an empty one, with a mask of its own",
             clean_prompt=clean_prompt, size_in_prompt=lambda prompt: (prompt, None), stored_null=False,
             mask_of_prompt=False, ratio_of_table=False, float32_latents=False, float32_vae=False, half_up=False,
             resize=True,
         )  # fmt: skip
-    null = "the checkpoint's null caption" if alpha else "an empty prompt"
     return Conventions(
         name=name,
-        words=f"as the training code draws: the null branch is {null} with the prompt's mask, times lie between whole "
-        "timesteps, noise of 1 % is left at the end",
+        words="as the training code draws",
+        null=f"{'the null caption of the checkpoint' if alpha else 'an empty prompt'}, with the mask of the prompt",
         clean_prompt=clean_prompt if alpha else str.strip,
         size_in_prompt=split_size_flags,
         stored_null=alpha,
@@ -64,6 +62,7 @@ def conventions(findings: Findings, name: str) -> Conventions:
 def sampler(findings: Findings, how: Conventions, name: str) -> SamplerSpec:
     """One of `SAMPLERS`. The config holds for the stock class too, as well as a static one can."""
     alpha, original = _alpha(findings), how.name == ORIGINAL
+    times = "the times lie between whole timesteps, and noise of 1 % is left" if original else "at whole timesteps"
     if name == "lcm":
         return SamplerSpec(
             scheduler=OURS + "PixArtLCMScheduler" if original else STOCK + "LCMScheduler",
@@ -90,7 +89,7 @@ def sampler(findings: Findings, how: Conventions, name: str) -> SamplerSpec:
         return SamplerSpec(
             scheduler=OURS + "PixArtSASolverScheduler" if original else STOCK + "SASolverScheduler", config=BETAS,
             stock="SASolverScheduler", stock_note="it rounds the timesteps, which changes pictures by 1 to 2 %",
-            steps=25, discarded_noise=original,
+            steps=25, discarded_noise=original, words=times,
         )  # fmt: skip
     ours = "PixArtAlphaDPMSolverScheduler" if alpha else "PixArtDPMSolverScheduler"
     end = {"final_sigmas_type": "sigma_min", "lower_order_final": False, "euler_at_final": not alpha}
@@ -101,6 +100,7 @@ def sampler(findings: Findings, how: Conventions, name: str) -> SamplerSpec:
         stock_note="it rounds the timesteps, which changes pictures by about 1 %"
         + (", and below 10 steps the last one is of order 2 where the training code takes 1" if alpha else ""),
         steps=20,
+        words=times,
     )
 
 

@@ -25,7 +25,8 @@ def clean_prompt(text: str) -> str:
     pipeline = PixArtAlphaPipeline.__new__(PixArtAlphaPipeline)  # the cleaning uses no component
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bs4 warns of a prompt that looks like a file's name
-        (cleaned,) = pipeline._text_preprocessing(text, clean_caption=True)
+        # Half characters, which a broken terminal makes, are none.
+        (cleaned,) = pipeline._text_preprocessing(text.encode(errors="replace").decode(), clean_caption=True)
     return str(cleaned)
 
 
