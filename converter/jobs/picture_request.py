@@ -85,9 +85,9 @@ class PictureRequest:
         names: list[Any] = [*(getattr(self, name) for name in ("pipeline", *FILES)), self.model.get("null_caption")]
         sources = [Path(name) for name in names if name]
         written = set[Path]()
-        for path in (*self.targets(images), *filter(None, [self.save_prompt_embeds])):
+        for path in (*self.targets(images), *map(Path, filter(None, [self.save_prompt_embeds]))):
             for source in sources:
-                real = check_target(Path(path), source, overwrite=self.overwrite)
+                real = check_target(path, source, overwrite=self.overwrite)
             if real in written:
                 raise UsageError(f"`output` and `save_prompt_embeds` {printable(path)}: give each a file of its own")
             written.add(real)
