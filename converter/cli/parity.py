@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import UsageError
 from ..parity.choices import MOST_THREADS, PRECISIONS, PROFILES, SELF_TESTS, WEIGHTS
-from .options import ModelCommand, family, given, output_options, require_evidence
+from .generate import components
+from .options import ModelCommand, combined, family, given, output_options, require_evidence
 from .output import print_json, progress_bar, say, say_error
 
 if TYPE_CHECKING:
@@ -16,6 +18,18 @@ if TYPE_CHECKING:
     from ..reports.report import Report
 
 DTYPES = click.Choice(PRECISIONS)
+image_options = combined(
+    click.option(
+        "--images",
+        is_flag=True,
+        help="Draw with both nets too, from noise to the picture. The pictures go into the report, and beside it.",
+    ),
+    components,
+    click.option("--prompt", metavar="TEXT", help="What to draw. Default: one that is always the same."),
+    click.option("--prompt_embeds", metavar="FILE", help="Text embeddings (.safetensors) in place of a prompt."),
+    click.option("--latents", metavar="FILE", help="Begin with the tensor 'latents' of this file in place of noise."),
+    click.option("--num_inference_steps", type=click.IntRange(1, 1000), metavar="N", help="Default: 6."),
+)
 
 
 @click.command(cls=ModelCommand, short_help="Prove that a converted model computes the original's function.")
@@ -71,6 +85,7 @@ DTYPES = click.Choice(PRECISIONS)
     "--report", multiple=True, metavar="FILE", help="Write a report: .json, .xml (JUnit), .md or .html. Repeatable."
 )
 @click.option("--card", metavar="FILE", help="Write a verification card (Markdown) to publish with the weights.")
+@image_options
 @output_options
 @click.pass_context
 def parity(
@@ -85,12 +100,18 @@ def parity(
     """
     from ..checkpoint.write.interrupt import interruptible
     from ..jobs.comparisons import ComparisonRequest, compare, lines
+    from ..jobs.picture_request import ImageRequest
 
+    drawn = ("vae", "text_encoder", "tokenizer", "prompt", "prompt_embeds", "latents", "num_inference_steps")
+    beside = {name: value for name in drawn if (value := words.pop(name)) is not None}
+    if beside and not words["images"]:
+        raise UsageError(f"`{next(iter(beside))}` requires `images`")
     names = {"orig_ckpt_path": "originals", "converted_path": "converted", "report": "reports"}
     places = {name: words.pop(name) for name in ("config", "waivers", "cache", "card")}
     places |= {field: words.pop(name) for name, field in names.items()}
     options = words | {"dtype": words["dtype"] or None}
-    request = ComparisonRequest(**places, options=options, hyper_parameters=hyper_parameters)
+    images = ImageRequest(**beside) if options.pop("images") else None
+    request = ComparisonRequest(**places, options=options, hyper_parameters=hyper_parameters, images=images)
 
     def tell(pair: Pair, report: Report, error: str) -> None:
         bars.close()  # the bar is wiped before anything is printed

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.text_writer import write_text
 from ..conversion.pairs import Pair
@@ -18,6 +20,10 @@ from ..parity.ci.settings import chosen, load_settings, load_waivers
 from ..parity.provenance import files_of
 from ..reports import KINDS, card, render
 from ..reports.report import INTERNAL, PASS, REJECTED, Report
+
+if TYPE_CHECKING:
+    from .images import ImageComparison
+    from .picture_request import ImageRequest
 
 SHOWN = 8  # failed checks that are printed; the reports have them all
 
@@ -30,6 +36,7 @@ class ComparisonRequest:
         originals, converted: given in pairs; without them, the checkpoints of the `config` (a parity.toml).
         options: of `check`, by name; None is what was not given.
         waivers, cache: files. reports: files by whose suffix the format is told. card: of the only comparison.
+        images: of the only comparison, pictures too: they go beside each report as `NAME.images.png`.
     """
 
     originals: Sequence[str]
@@ -41,6 +48,12 @@ class ComparisonRequest:
     cache: str | None = None
     reports: Sequence[str] = ()
     card: str | None = None
+    images: ImageRequest | None = None
+
+    @property
+    def pictures(self) -> list[Path]:
+        """The files of the pictures."""
+        return [*{Path(report).with_suffix(".images.png"): None for report in self.reports if self.images}]
 
 
 @dataclass(frozen=True)
@@ -81,23 +94,33 @@ def compare(
     settings = load_settings(request.config) if request.config else None
     given: dict[str, Any] = {"flags": request.options, "hyper_parameters": request.hyper_parameters}
     pairs = chosen(request.originals, request.converted, settings, **given)
-    if request.card and len(pairs) > 1:
-        raise UsageError(f"`card` needs exactly one comparison; got {len(pairs)}")
+    for flag in (flag for flag in ("card", "images") if getattr(request, flag) and len(pairs) > 1):
+        raise UsageError(f"`{flag}` needs exactly one comparison; got {len(pairs)}")
     check_reports(request.reports, request.card, [side for pair in pairs for side in (pair.original, pair.converted)])
     waivers = [*(settings.waivers if settings else []), *(load_waivers(request.waivers) if request.waivers else [])]
     cache = Cache(request.cache) if request.cache else None
-    alone = len(pairs) == 1
-    reports = batch.run(
-        pairs,
-        cache=cache,
-        waivers=waivers,
-        progress=progress,
-        done=lambda pair, report: done(pair, report, refusal(pair, report, alone=alone)),
-    )
+    with ExitStack() as stack:
+        images = _images(stack, pairs[0], request)
+
+        def finish(pair: Pair, report: Report) -> None:
+            if images and report.phases:
+                images.add_to(report, progress, request.pictures)
+            done(pair, report, refusal(pair, report, alone=len(pairs) == 1))
+
+        reports = batch.run(pairs, cache=cache, waivers=waivers, progress=progress, done=finish)
     for report in reports:
         report.run["command"] = command
     write_reports(reports, request.reports, request.card)
     return Comparisons(pairs, reports, cache.notes if cache else [])
+
+
+def _images(stack: ExitStack, pair: Pair, request: ComparisonRequest) -> ImageComparison | None:
+    if request.images is None or not os.path.exists(pair.converted):  # of that the comparison tells
+        return None
+    from .images import ImageComparison  # imports torch
+
+    check_writable([*map(str, request.pictures)], [pair.original, pair.converted], "`report`")
+    return ImageComparison(stack, pair, request.images)
 
 
 def lines(pair: Pair, report: Report) -> Iterator[str]:

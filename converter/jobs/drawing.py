@@ -71,6 +71,9 @@ class Drawing:
             raise UsageError(
                 "`null_caption` is needed: guidance begins there, and nothing here holds it; or `conventions` diffusers"
             )
+        if self.given_latents is not None and len(self.given_latents) != self.images:
+            rule = f"holds {len(self.given_latents)} samples, and {self.images} are to be drawn"
+            raise InputError.at(request.latents or "", "latents", rule)
 
     @property
     def guided(self) -> bool:
@@ -286,10 +289,10 @@ class Drawing:
         places = (self.size.height // factor, self.size.width // factor)
         return torch.randn(self.images, channels, *places, generator=generator), generator
 
-    def save_pictures(self, latents: Tensor, progress: Progress) -> list[Path]:
-        """The third stage: PNG files with the parameters in them."""
+    @property
+    def decoding(self) -> Decoding:
         how, way = self.how, self._way("VAE")
-        decoding = Decoding(
+        return Decoding(
             scaling_factor=how.scaling_factor,
             half_up=how.half_up,
             tiling=way == "tiled",
@@ -298,7 +301,10 @@ class Drawing:
             dtype=self.dtypes["vae"],
             device=self.request.device,
         )
-        pictures = decode(latents, self.folders[VAE], decoding, progress("decoding"))
+
+    def save_pictures(self, latents: Tensor, progress: Progress) -> list[Path]:
+        """The third stage: PNG files with the parameters in them."""
+        pictures = decode(latents, self.folders[VAE], self.decoding, progress("decoding"))
         paths = numbered(Path(self.request.output), len(pictures))
         for path, picture in zip(paths, pictures, strict=True):
             save_png(picture, path, png_text(self.parameters), overwrite=self.request.overwrite)

@@ -68,3 +68,16 @@ class PictureRequest:
             raise UsageError(f"`output` {printable(self.output)}: must end in {suffix} for {self.output_type}s")
         for path in filter(None, (self.output, self.save_prompt_embeds)):
             check_target(Path(path), Path(self.pipeline), overwrite=self.overwrite)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRequest:
+    """With what `pixart parity --images` draws; the fields are those of a `PictureRequest`."""
+
+    vae: str | None = None
+    text_encoder: str | None = None
+    tokenizer: str | None = None
+    prompt: str | None = None
+    prompt_embeds: str | None = None
+    latents: str | None = None
+    num_inference_steps: int | None = None

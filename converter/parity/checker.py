@@ -76,7 +76,7 @@ def check(
         with deterministic(options.device, options.threads), sides.family.own_code("parity"):
             machine = environment(options.device, options.precisions)
             phases = _phases(sides, options, digests[0], machine, waivers=waivers, progress=progress)
-        verdict, reason = _verdict(phases)
+        verdict, reason = verdict_of(phases)
         source: Any = sides.original
         read = {"container": source.container, "weights": source.selected.weights, "where": source.selected.where}
         report = Report(
@@ -113,7 +113,7 @@ def check_device(device: str, dtype: str = "float64") -> None:
         raise UsageError(f"`device` {printable(device)}: {printable(str(error).partition(chr(10))[0])}") from error
 
 
-def _verdict(phases: Sequence[Phase]) -> tuple[str, str]:
+def verdict_of(phases: Sequence[Phase]) -> tuple[str, str]:
     """The worst of the phases; never a PASS where no function was compared."""
     needed = [phase for phase in phases if phase.name in ("weights", "config", "function", "self-test")]
     blamed = [phase for verdict in (FAIL, INCONCLUSIVE) for phase in phases if phase.verdict == verdict]

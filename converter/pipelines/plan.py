@@ -1,7 +1,7 @@
 """How each stage is run so that it fits in memory: decided from configs and file headers, before anything is loaded.
 
 Activations are by shapes: the most that is alive at once, with attention as a fused kernel. What CPU kernels take
-beside them, and `BASE`, was measured (torch 2.13, one thread).
+beside them, and `BASE`, was measured on parts of full size (torch 2.13, two threads, no instructions for bfloat16).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from operator import add
 from pathlib import Path
 
 from ..checkpoint import LazyTensor, open_checkpoint
@@ -20,7 +22,12 @@ from .memory import available, resident
 
 BASE = 500_000_000  # Python with torch, diffusers and transformers; of a GPU about what its context takes
 # On the CPU: buffers of matrix products, twice that of convolutions, and those in units of a decoder's activations.
-BUFFERS, CONVOLUTIONS = 50_000_000, 1.2
+BUFFERS = 50_000_000
+# Without instructions for half precision a convolution copies its input nine times (measured), thrice what is alive.
+CONVOLUTIONS = {"float32": 1.2, "float16": 4.2, "bfloat16": 4.2}
+# Likewise a step's: copies in float32 where the CPU has no instructions for half precision, and freed pieces that the
+# allocator keeps. Beside weights and `BASE` a step took 0.54 GB in float32, and 0.75 GB in bfloat16.
+STEP = {"float32": 1.2, "float16": 1.8, "bfloat16": 1.8}
 ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 QUANTISED = {"8bit": 1.0, "nf4": 0.5 + 4 / 64}  # bytes a weight in bitsandbytes; nf4 has a float32 scale for every 64
 KEPT = ".wo."  # linear layers that transformers does not quantise, and keeps in float32 under float16
@@ -47,27 +54,29 @@ def as_bytes(text: str) -> int:
 
 @dataclass(frozen=True)
 class Parts:
-    """Numbers of parameters of a component by its files' headers: `linear`, in matrices of blocks; `kept`, in those of
-    layers that are called `KEPT`; `largest` and `largest_kept`, of the largest part that is streamed by itself;
-    `cast`, bytes of the largest tensor in the file. `width` and `inner` width of a block; `patch` size."""
+    """Numbers of parameters of a component by its files' headers, of each `part` that is streamed by itself: `total`;
+    `linear`, in matrices of blocks; `kept`, in those of layers that are called `KEPT`; `cast`, bytes of its largest
+    tensor in the file. `width` and `inner` width of a block; `patch` size."""
 
-    total: int
-    linear: int
-    kept: int
-    largest: int
-    largest_kept: int
+    parts: tuple[tuple[int, int, int, int], ...]
     width: int
     inner: int
     patch: int
     dtype: str
-    cast: int
+
+    @property
+    def total(self) -> int:
+        return sum(part[0] for part in self.parts)
 
     def weights(self, dtype: str, how: str = "whole") -> int:
         """Bytes in memory, with one tensor as it is read where that is cast."""
-        total, kept = (self.largest, self.largest_kept) if how == "streamed" else (self.total, self.kept)
-        saved = (self.linear - self.kept) * (ITEM[dtype] - QUANTISED[how]) if how in QUANTISED else 0
-        wide = kept * (4 - ITEM[dtype]) if dtype == "float16" else 0
-        return int(total * ITEM[dtype] + wide - saved) + (self.cast if dtype != self.dtype else 0)
+        wide, saved = 4 - ITEM[dtype] if dtype == "float16" else 0, ITEM[dtype] - QUANTISED.get(how, ITEM[dtype])
+        sizes = [
+            int(total * ITEM[dtype] + kept * wide - (linear - kept) * saved) for total, linear, kept, _ in self.parts
+        ]
+        casts = [part[3] if dtype != self.dtype else 0 for part in self.parts]
+        streamed = max(map(add, sizes, casts), default=0)
+        return streamed if how == "streamed" else sum(sizes) + max(casts, default=0)
 
 
 def count(state: Mapping[str, LazyTensor], left_out: tuple[str, ...] = ()) -> Parts:
@@ -78,35 +87,31 @@ def count(state: Mapping[str, LazyTensor], left_out: tuple[str, ...] = ()) -> Pa
     >>> parts.width, parts.inner, parts.patch
     (48, 192, 2)
     """
-    tensors = {key: tensor for key, tensor in state.items() if not key.startswith(left_out)}
-    blocks, others = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    blocks, others = defaultdict[str, list[LazyTensor]](list), defaultdict[str, list[LazyTensor]](list)
     dtypes = Counter[str]()
-    for key, tensor in tensors.items():
-        numbered = re.match(r".*?\.\d+(?=\.)", key)
-        (blocks if numbered else others)[numbered[0] if numbered else key.rpartition(".")[0]].append(key)
-        dtypes[tensor.dtype.name] += tensor.numel
+    for key, tensor in state.items():
+        if not key.startswith(left_out):
+            numbered = re.match(r".*?\.\d+(?=\.)", key)
+            (blocks if numbered else others)[numbered[0] if numbered else key.rpartition(".")[0]].append(tensor)
+            dtypes[tensor.dtype.name] += tensor.numel
 
-    def size(keys: Iterable[str]) -> int:
-        return sum(tensors[key].numel for key in keys)
+    def size(part: Iterable[LazyTensor]) -> int:
+        return sum(tensor.numel for tensor in part)
 
-    matrices = {key for part in blocks.values() for key in part if len(tensors[key].shape) == 2}
-    parts: list[list[str]] = [*blocks.values(), *others.values(), []]
-    largest = max(parts, key=size)
-    largest_block: list[str] = max(blocks.values(), key=size, default=[])
-    block = matrices.intersection(largest_block)
-    axes = Counter(axis for key in block for axis in tensors[key].shape)
-    kernels = [tensors[key].shape[-1] for part in others.values() for key in part if len(tensors[key].shape) == 4]
+    matrices = {name: [tensor for tensor in part if len(tensor.shape) == 2] for name, part in blocks.items()}
+    parts = [
+        (size(part), size(linear), size(each for each in linear if KEPT in each.key), max(each.nbytes for each in part))
+        for name, part in chain(blocks.items(), others.items())
+        for linear in [matrices.get(name, [])]
+    ]
+    axes = Counter(axis for each in max(matrices.values(), key=size, default=[]) for axis in each.shape)
+    kernels = [each.shape[-1] for part in others.values() for each in part if len(each.shape) == 4]
     return Parts(
-        total=size(tensors),
-        linear=size(matrices),
-        kept=size(key for key in matrices if KEPT in key),
-        largest=size(largest),
-        largest_kept=size(key for key in largest if KEPT in key),
+        parts=(*parts,),
         width=max(axes, key=axes.__getitem__, default=0),
         inner=max(axes, default=0),
         patch=next(iter(kernels), 1),
         dtype=max(dtypes, key=dtypes.__getitem__, default=""),
-        cast=max((tensor.nbytes for tensor in tensors.values()), default=0),
     )
 
 
@@ -141,15 +146,16 @@ class Sizes:
 
     def encoding(self, request: Request) -> int:
         """Activations in bytes: of a prompt, and a negative one, in the gated part of the feed-forward."""
-        each = (7 * self.text.inner + self.text.width) * ITEM[request.text_dtype] if self.text else 0
+        inner = 11 if request.cpu else 7  # on the CPU what attention has freed stays beside them
+        each = (inner * self.text.inner + self.text.width) * ITEM[request.text_dtype] if self.text else 0
         return (1 + request.guided) * request.tokens * each + BUFFERS * request.cpu
 
     def step(self, request: Request) -> int:
-        """Activations of one step: the GELU of the feed-forward, of which the CPU keeps copies in half precision."""
+        """Activations of one step: the GELU of the feed-forward, on the CPU always as if in float32."""
         net, item = self.transformer, ITEM[request.dtype]
         patches = (request.height // 8 // net.patch) * (request.width // 8 // net.patch)
         alive = request.images * (1 + request.guided) * patches * (2 * net.inner + 4 * net.width)
-        return alive * (4 if request.cpu else item) + BUFFERS * (request.cpu and item == 4)
+        return int(alive * 4 * STEP[request.dtype]) + BUFFERS if request.cpu else alive * item
 
     def decoding(self, request: Request, how: str = "whole") -> int:
         """Activations of the decoder: three times what goes into a block, as a rule the first at full resolution."""
@@ -160,7 +166,7 @@ class Sizes:
         wide = [*self.channels[1:], self.channels[-1]]  # a block takes what the level below it has
         alive = 3 * item * at_once * max(channels * area >> 2 * level for level, channels in enumerate(wide))
         if request.cpu:
-            alive = int(alive * CONVOLUTIONS) + 2 * BUFFERS
+            alive = int(alive * CONVOLUTIONS[request.vae_dtype]) + 2 * BUFFERS
         return alive + 3 * pixels * (request.images + 2 * item * (how == "tiled"))
 
 

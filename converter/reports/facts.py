@@ -66,13 +66,13 @@ def key_numbers(report: Report) -> list[KeyNumber]:
                 words += f" (limit {show(unit)})" if unit != 1 else ""
                 good, largest = not any(check.failed for check in checks), times(max(used) * unit)
                 shown.append(KeyNumber(f"Worst in {precision}", f"{largest}×", words, good))
-    if phase := report.phase("trajectory"):
+    for phase in (phase for name in ("trajectory", "images") if (phase := report.phase(name))):
         steps = sequence(phase.detail.get("steps"))
         last = mapping(steps[-1]) if steps else {}
         error, floor = number(last.get("error")), number(last.get("floor"))
         if error is not None and floor:
             words = f"the noise floor after {len(steps)} sampler steps"
-            shown.append(KeyNumber("Trajectory", f"{times(error / floor)}×", words, phase.verdict == PASS))
+            shown.append(KeyNumber(phase.name.title(), f"{times(error / floor)}×", words, phase.verdict == PASS))
     if phase := report.phase("self-test"):
         words = "right outcomes: faults caught, a harmless change passed"
         shown += _passed("Self-test", phase.gates, words)
@@ -136,6 +136,14 @@ def tables(phase: Phase) -> Iterator[dict[str, Any]]:
         rows = [(sequence(row) + [None] * len(header))[: len(header)] for row in sequence(table.get("rows"))]
         if header and rows:
             yield {"title": table.get("title", ""), "words": table.get("words", ""), "header": header, "rows": rows}
+
+
+def pictures(phase: Phase) -> Iterator[dict[str, str]]:
+    """Small pictures side by side: `title`, `words`, and `png`, the file in base64."""
+    for picture in map(mapping, sequence(phase.detail.get("pictures"))):
+        png = picture.get("png")
+        if isinstance(png, str) and re.fullmatch("[A-Za-z0-9+/]+=*", png):
+            yield {"title": str(picture.get("title", "")), "words": str(picture.get("words", "")), "png": png}
 
 
 def grouped(phase: Phase) -> dict[str, list[Check]]:

@@ -49,7 +49,7 @@ def figures(phase: Phase) -> Iterator[Picture]:
     yield from _timesteps(mapping(phase.detail.get("timesteps")))
     yield from _blocks(mapping(phase.detail.get("blocks")))
     yield from heat(mapping(phase.detail.get("heat")))
-    yield from _trajectory(phase.detail)
+    yield from _trajectory(phase.detail, "steps" if phase.name == "images" else "trajectory")
 
 
 def localisation(phase: Phase) -> Iterator[Picture]:
@@ -81,7 +81,7 @@ def _blocks(about: dict[str, Any]) -> Iterator[Picture]:
     yield from _curve(points, lines, "Error along the net", caption)
 
 
-def _trajectory(about: dict[str, Any]) -> Iterator[Picture]:
+def _trajectory(about: dict[str, Any], along: str) -> Iterator[Picture]:
     """The error of every sampler step."""
     points = []
     for step in map(mapping, sequence(about.get("steps"))):
@@ -89,7 +89,7 @@ def _trajectory(about: dict[str, Any]) -> Iterator[Picture]:
         points.append(Point.of(name, step.get("error"), step.get("floor")))
     sampler = about.get("sampler", "Sampled")
     caption = f"{sampler} from the same noise. Relative L2 of the latents after each step, log scale."
-    yield from _curve(points, ["converted", "noise floor"], "Error along the trajectory", caption)
+    yield from _curve(points, ["converted", "noise floor"], f"Error along the {along}", caption)
 
 
 def _errors(points: Sequence[Point]) -> list[float]:

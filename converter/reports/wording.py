@@ -29,6 +29,7 @@ ABOUT = {
     "config": "every field that matters, against what the original shows",
     "function": "both nets on the same fixed noise",
     "trajectory": "a few sampler steps from the same noise, each net on its own latents",
+    "images": "both nets from the same noise to the picture, by the training code's conventions",
     "self-test": "deliberate faults: if one were not caught, a PASS would be worth nothing",
 }
 GLOSSARY = {
@@ -42,6 +43,8 @@ GLOSSARY = {
     "case": "One set of inputs, such as t999-t321: timesteps 999 and 321. The table of cases says what each tries.",
     "where it goes wrong": "Every stage of the converted net is given what the original's stage got. A right one then "
     "gives what the original's gives, whatever went wrong before it.",
+    "stock conventions": "What diffusers' pipelines do otherwise than the training code, whatever the net: each is "
+    "tried by itself on the original's net. What a picture differs by for their sake is no fault of a conversion.",
     "self-test": "The same checks on conversions that are wrong on purpose: q and k swapped, a mask ignored, and more.",
 }
 MEANING = {

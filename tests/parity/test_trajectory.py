@@ -144,6 +144,23 @@ def test_a_wrong_net_is_noticed_where_it_becomes_wrong() -> None:
     assert (made.verdict, len(made.detail["steps"])) == (FAIL, 4)  # at the very last, and not lost
 
 
+def test_a_walk_may_go_on_to_the_end_of_both_paths() -> None:
+    def path(*errors: float) -> Callable[[str], trajectory.Path]:
+        """Along latents of 1, with these errors in float32."""
+        right = torch.ones(1, 4, 8, 8, dtype=torch.float64)
+        return lambda kind: [(999.5 - i, right * (1 + (kind == "float32") * e)) for i, e in enumerate(errors)]
+
+    words = {"name": "images", "sampler": "three steps"}
+    made = trajectory.walk(path(0, 1e-6, 1e-5), path(0, 0.5, 0.1), **words, to_the_end=True)
+    assert (made.name, made.verdict) == ("images", FAIL)
+    assert made.words == "they diverge at step 2 (timestep 998.5): 0.5 of the latents"
+    assert [round(step["error"], 6) for step in made.detail["steps"]] == [0, 0.5, 0.1]
+    assert len(trajectory.walk(path(0, 0, 0), path(0, 0.5, 0.1), **words).detail["steps"]) == 2
+    made = trajectory.walk(path(0, 0.1, 0.2), path(0, 1e-3, 0.5), **words, to_the_end=True)
+    assert (made.verdict, len(made.detail["steps"])) == (INCONCLUSIVE, 3), "the floor was left first"
+    assert trajectory.walk(path(0, 0, 0.2), path(0, 0.5, 0.5), **words, to_the_end=True).verdict == FAIL
+
+
 def test_not_a_number_is_a_divergence() -> None:
     made = run(lambda values: guess(values) * float("nan"))
     assert (made.verdict, len(made.detail["steps"])) == (FAIL, 1)

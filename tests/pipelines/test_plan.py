@@ -83,7 +83,7 @@ def close(count: float, gigabytes: float, within: float = 0.15) -> bool:
 )
 def test_the_text_encoder_weighs_what_transformers_loads(sizes: Sizes, dtype: str, how: str, gigabytes: float) -> None:
     assert sizes.text
-    staged = sizes.text.cast if dtype == "float16" else 0  # read in bfloat16, and cast
+    staged = max(part[3] for part in sizes.text.parts) if dtype == "float16" else 0  # read in bfloat16, and cast
     assert close(sizes.text.weights(dtype, how) - staged, gigabytes, 0.015)
 
 
@@ -104,14 +104,29 @@ def test_the_other_parts_weigh_what_they_have_parameters(sizes: Sizes) -> None:
         ({"device": "cuda", "dtype": "float16", "guided": False}, 0.11),
         ({"device": "cuda"}, 0.46),
         ({"device": "cuda", "guided": False}, 0.23),
-        # Measured on the CPU.
-        ({}, 0.46),
-        ({"dtype": "bfloat16"}, 0.43),
-        ({"height": 768, "width": 1280}, 0.457),
     ],
 )
-def test_a_step_takes_what_was_counted_and_measured(sizes: Sizes, request_: dict[str, Any], gigabytes: float) -> None:
+def test_a_step_takes_what_was_counted(sizes: Sizes, request_: dict[str, Any], gigabytes: float) -> None:
     assert close(sizes.step(Request(**LARGE | request_)), gigabytes)
+
+
+@pytest.mark.parametrize(
+    ("request_", "gigabytes"),
+    [({}, 0.539), ({"dtype": "bfloat16"}, 0.754), ({"height": 768, "width": 1280}, 0.457)],
+)
+def test_a_step_on_the_cpu_is_planned_with_no_less_than_it_took(
+    sizes: Sizes, request_: dict[str, Any], gigabytes: float
+) -> None:
+    assert gigabytes <= sizes.step(Request(**LARGE | request_)) / GB <= 1.25 * gigabytes
+
+
+@pytest.mark.parametrize(("dtype", "gigabytes"), [("float32", 1.650), ("bfloat16", 1.017)])
+def test_a_streamed_text_encoder_is_planned_with_no_less_than_it_took(
+    sizes: Sizes, dtype: str, gigabytes: float
+) -> None:
+    assert sizes.text
+    planned = BASE + sizes.text.weights(dtype, "streamed") + sizes.encoding(Request(**LARGE, text_dtype=dtype))
+    assert gigabytes <= planned / GB <= 1.25 * gigabytes
 
 
 @pytest.mark.parametrize(
@@ -139,10 +154,6 @@ def test_decoding_takes_what_was_counted_and_measured(
     sizes: Sizes, request_: dict[str, Any], how: str, gigabytes: float
 ) -> None:
     assert close(sizes.decoding(Request(**LARGE | request_), how), gigabytes)
-
-
-def test_encoding_takes_what_was_measured(sizes: Sizes) -> None:
-    assert close(sizes.encoding(Request(**LARGE)), 0.22)
 
 
 def test_what_is_exact_comes_first_and_only_as_much_is_given_up_as_has_to_be(
@@ -218,10 +229,10 @@ def test_a_decoder_beside_the_encoder_is_not_counted_and_shards_are(tmp_path: Pa
         both = sizes_of(checkpoint, PIPELINE / "vae", tmp_path).text
         shards = sizes_of(checkpoint, PIPELINE / "vae", PIPELINE / "text_encoder-alpha").text
     assert both
-    assert (both.total, both.largest, both.linear, both.dtype) == (928, 800, 128, "float32")
+    assert (both.total, both.dtype, max(both.parts)) == (928, "float32", (800, 0, 0, 3200))
     assert both.weights("bfloat16", "streamed") == 2 * 800 + 4 * 800  # one tensor as it is in the file, and cast
     assert shards
-    assert shards.kept > 0
+    assert any(kept for _, _, kept, _ in shards.parts)
 
 
 def test_what_is_no_vae_and_no_size_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from converter.reports.report import FAIL, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Check, Phase, Report
 
-PHASES = ("provenance", "weights", "config", "function", "trajectory", "self-test")
+PHASES = ("provenance", "weights", "config", "function", "trajectory", "self-test", "images")
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 STATISTICS = {"relative L2": 1.0, "max abs over RMS": 8.0, "worst channel": 1.3, "worst patch position": 1.2}
 FLOAT64 = {"relative L2": 1e-7, "max abs over RMS": 1e-6, "worst channel": 2e-7, "worst patch position": 2e-7}
 CASES = ("t999", "t321", "t0", "t431.5", "16x24", "8x8", "caption of 1", "no mask",
@@ -114,6 +115,17 @@ def trajectory_detail(dice: random.Random, steps: int = 8, factor: float = 1.0) 
     return {"sampler": "DDIM", "steps": made}
 
 
+def images_detail(dice: random.Random, steps: int = 6) -> dict[str, Any]:
+    titles = ("original", "converted", "difference × 100")
+    pictures = [{"title": title, "words": f"what the {title} shows", "png": PNG} for title in titles]
+    header, rows = ["diffusers' convention", "latents"], [["8 bits rounded half to even", 0.0], ["all of these", 0.21]]
+    tables = [{"title": "What stock conventions change", "words": "", "header": header, "rows": rows}]
+    walk = trajectory_detail(dice, steps)
+    for step in walk["steps"]:
+        step["timestep"] -= 0.5  # between two
+    return walk | {"pictures": pictures, "tables": tables}
+
+
 def timesteps_detail() -> dict[str, Any]:
     return {"timesteps": [0, 500, 999], "lines": {"a": [0.5, 0.0, 0.7]}, "equal": 500, "words": "apart"}
 
@@ -135,6 +147,7 @@ def smallest_details() -> list[tuple[str, dict[str, Any]]]:
         ("function", {"heat": heat}),
         ("function", {"localisation": localisation}),
         ("trajectory", trajectory_detail(dice, 2)),
+        ("images", images_detail(dice, 1)),
         ("other timesteps", {"timesteps": timesteps_detail()}),
         ("other timesteps", {"tables": tables_detail()}),
     ]
@@ -225,7 +238,8 @@ def passing(blocks: int = 28, name: str = "PixArt-Sigma-XL-2-1024-MS", cases: tu
     function = Phase("function", PASS, "at worst 1.35 times the noise floor (limit 3)", function_checks(dice, cases))
     function.detail = {"blocks": blocks_detail(dice, blocks), "heat": heat_detail(dice)}
     trajectory = Phase("trajectory", PASS, "8 steps of DDIM stay at the noise floor", detail=trajectory_detail(dice))
-    phases = [*cheap_phases(), function, trajectory, self_test(blocks=blocks)]
+    images = Phase("images", PASS, "after 6 steps the latents are 1.1e-06 apart", detail=images_detail(dice))
+    phases = [*cheap_phases(), function, trajectory, self_test(blocks=blocks), images]
     return sample(
         name, PASS, "the same function, at worst 1.35 times the original's own rounding noise (limit 3)", phases
     )
@@ -310,6 +324,22 @@ def hostile() -> Report:
         Phase("function", FAIL, text, [check, kept, null], [text], detail),
         Phase("trajectory", INCONCLUSIVE, text, [], [text], steps),
         Phase("self-test", NOT_RUN, text, [check], [text]),
+        Phase(
+            "images",
+            FAIL,
+            text,
+            [],
+            [text],
+            {
+                "pictures": [
+                    {"title": text, "words": text, "png": PNG},
+                    None,
+                    {},
+                    {"title": huge, "png": text},
+                    {"png": 1},
+                ]
+            },
+        ),
         Phase(text, FAIL, text, [], [text]),
     ]
     original = {"name": text, "size": text, "sha256": text, "container": text, "weights": huge}
@@ -324,7 +354,7 @@ def bare() -> Report:
     """Every verdict of a phase, and nothing else."""
     phases = [
         Phase(name, verdict, "")
-        for name, verdict in zip(PHASES, (PASS, FAIL, INCONCLUSIVE, NOT_RUN, PASS, PASS), strict=True)
+        for name, verdict in zip(PHASES, (PASS, FAIL, INCONCLUSIVE, NOT_RUN, PASS, PASS, NOT_RUN), strict=True)
     ]
     return Report(FAIL, "", phases=phases)
 

@@ -33,12 +33,14 @@ def test_the_page_is_whole_and_alone(name: str) -> None:
     page = page_of(name)
     assert page.comments == []
     tags = {tag for tag, _ in page.elements}
-    assert not tags & {"script", "iframe", "object", "embed", "link", "img", "base", "form", "foreignobject", "b1"}
+    assert not tags & {"script", "iframe", "object", "embed", "link", "base", "form", "foreignobject", "b1"}
     for tag, attributes in page.elements:
         assert not any(key.startswith("on") for key in attributes)
         for key in ("src", "href", "xlink:href", "action", "srcset", "poster", "data"):
             if value := attributes.get(key):
-                assert value.startswith("#") or (tag == "image" and value.startswith("data:image/png;base64,")), value
+                drawn = tag in ("image", "img") and value.startswith("data:image/png;base64,")
+                assert value.startswith("#") or drawn, value
+        assert tag != "img" or attributes["alt"]
     named = [(attributes["id"], (tag, attributes)) for tag, attributes in page.elements if "id" in attributes]
     ids = [name for name, (tag, _) in named if tag not in ("path", "clippath")]
     assert len(ids) == len(set(ids))
@@ -59,6 +61,17 @@ def test_the_style_loads_nothing() -> None:
     assert "@import" not in style
     assert "prefers-color-scheme: dark" in style
     assert "@media print" in style
+
+
+def test_pictures_stand_side_by_side_with_words_for_who_cannot_see_them() -> None:
+    made = render([samples.passing()], ".html")
+    images = [attributes for tag, attributes in Page(made).elements if tag == "img"]
+    assert [image["alt"].partition(":")[0] for image in images] == ["original", "converted", "difference × 100"]
+    assert {image["src"] for image in images} == {f"data:image/png;base64,{samples.PNG}"}
+    assert re.search(r"\.pictures { display: grid", made)
+    hostile = [attributes for tag, attributes in Page(render([samples.hostile()], ".html")).elements if tag == "img"]
+    assert len(hostile) == 1, "what is no file in base64 is left out"
+    assert hostile[0]["src"] == images[0]["src"]
 
 
 def test_hostile_text_is_shown_and_not_interpreted() -> None:
@@ -220,8 +233,9 @@ def test_a_page_says_what_is_wrong_at_the_top_and_explains_its_words() -> None:
     assert f'<p class="diagnosis">{mended}</p>' in hero
     assert made.count(mended) == 2, "there and under what would mend it, and not once more among the notes"
     assert "something else" in made
+    not_run = [ABOUT[name] for name in ("trajectory", "self-test", "images")]
     for words in ABOUT.values():
-        assert (words.replace("'", "&#39;") in made) == (words != ABOUT["trajectory"] and words != ABOUT["self-test"])
+        assert (words.replace("'", "&#39;") in made) == (words not in not_run)
     assert "The 2 cases, and what each tries" in made
     assert "timestep 999 &lt;b&gt;" in made
     for term, words in GLOSSARY.items():

@@ -187,8 +187,8 @@ def test_junit_of_a_verdict_that_no_phase_explains() -> None:
 
 def test_junit_of_several_has_a_suite_per_report_and_phase() -> None:
     root = ET.fromstring(render([samples.passing(), samples.rejected(), samples.failing()], ".xml"))
-    assert len(root) == 6 + 1 + 6
-    assert len({suite.attrib["name"] for suite in root}) == 13
+    assert len(root) == 7 + 1 + 6
+    assert len({suite.attrib["name"] for suite in root}) == 14
     assert float(root.attrib["time"]) == 400.5
 
 
@@ -293,7 +293,7 @@ def test_the_card_of_nothing() -> None:
 
 def test_key_numbers() -> None:
     found = {number.label: number for number in facts.key_numbers(samples.passing())}
-    assert list(found) == ["Checks passed", "Worst in float32", "Worst in float64", "Trajectory", "Self-test"]
+    assert list(found) == ["Checks passed", "Worst in float32", "Worst in float64", "Trajectory", "Images", "Self-test"]
     assert found["Checks passed"].value == "276 of 276"
     assert 1.3 < float(found["Worst in float32"].value.rstrip("×")) <= 1.35
     assert all(number.good for number in found.values())
