@@ -14,7 +14,7 @@ import torch
 from ..checkpoint.folder import read_config
 from ..conversion.options import stated, with_shortcuts
 from ..conversion.pairs import Pair
-from ..errors import ConverterError, UsageError
+from ..errors import ConverterError, UsageError, require
 from ..nets.pipeline_spec import DIFFUSERS, ORIGINAL
 from ..parity.checker import verdict_of
 from ..parity.choices import CheckOptions
@@ -26,7 +26,6 @@ from ..pipelines.components import VAE
 from ..pipelines.decode import Pictures, save_png
 from ..pipelines.denoise import make_scheduler
 from ..pipelines.embeddings import Embeddings
-from ..pipelines.extras import require
 from ..pipelines.image_parity import IMAGES, Chain, image_parity
 from ..pipelines.model import open_picture_model
 from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, Phase, Report
