@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,7 +89,7 @@ def find_component(source: str | os.PathLike[str], part: str, *, quiet: bool = T
         if part == TEXT_ENCODER:
             entry = ("transformers", "T5EncoderModel")  # of a whole T5, its encoder
         if part != SCHEDULER:
-            files = [*_files(folder, part)]
+            files = _files(folder, part)
         elif module := next((path for path in sorted(folder.glob("*.py")) if _defines(path, kind)), None):
             entry, files = (module.stem, kind), [name, module.name]
         else:
@@ -98,19 +98,15 @@ def find_component(source: str | os.PathLike[str], part: str, *, quiet: bool = T
     return Component(part=part, folder=folder, entry=entry, config_file=folder / name, config=config, files=real)
 
 
-def _files(folder: Path, part: str) -> Iterator[str]:
+def _files(folder: Path, part: str) -> list[str]:
     """The names of a component's files."""
-    try:
-        names, _ = component_files({path.name for path in folder.iterdir() if not path.is_dir()}, part)
-    except ValueError as error:
-        raise InputError.at(folder, "", str(error)) from None
-    yield from names
-    if part == TOKENIZER:
-        return
-    if kinds := variants(names):
+    weights = [] if part == TOKENIZER else [path.name for path in weight_files(folder)[0]]
+    if kinds := variants(weights):
         rule = f"the only weights are the variant {kinds[0]}, which a pipeline does not load by itself"
-        raise InputError.at(folder, names[-1], f"{rule}: take '.{kinds[0]}' out of the names")
-    yield from (path.name for path in weight_files(folder)[0])
+        raise InputError.at(folder, weights[-1], f"{rule}: take '.{kinds[0]}' out of the names")
+    names = {path.name for path in folder.iterdir() if not path.is_dir() and (part == TOKENIZER or path.exists())}
+    others, _ = component_files(names, part)
+    return [*others, *weights]
 
 
 def _defines(module: Path, kind: str) -> bool:

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,13 @@ from ..parity.choices import CheckOptions
 from ..parity.opening import open_sides
 from ..parity.sides import Sides
 from .checks import Problem, component_problems, drawn, edited
-from .components import PARTS, TEXT_ENCODER, TOKENIZER, VAE, find_component
+from .components import PARTS, TEXT_ENCODER, TOKENIZER, VAE, Entry, find_component
 from .decode import load_decoder
 from .model import MODEL_INDEX, PictureModel, open_picture_model
 from .text_encoder import empty_encoder, tokenize
 
 PIPELINE, TRANSFORMER = "pipeline", "transformer"
+ZERO = "zero throughout (was its download completed?)"
 AnyPath = str | os.PathLike[str]
 
 
@@ -84,11 +85,16 @@ def diagnose(
             rest = Problem(f"not checked: what is wrong with the {part} comes first", "", fault=False)
             return {name: [first if name == part else rest] for name in parts}
         result[TRANSFORMER] += _transformer(model, folder, whole, original)
+        needed: dict[str, Any] = {"_class_name": model.spec.pipeline(model.findings)}
+        if isinstance(kind := model.checkpoint.config.get("_class_name"), str):
+            needed[TRANSFORMER] = ["diffusers", kind]
         for part in parts[parts.index(TRANSFORMER) + 1 :]:
-            result[part] += _component(part, folder, entries, model)
-        if whole:
-            sound = [part for part in PARTS if not any(problem.fault for problem in result[part])]
-            result[PIPELINE] += _index(index, entries, model, sound)
+            result[part], entry = _component(part, folder, entries, model)
+            needed |= {part: [*entry]} if entry else {}
+        for field, right in needed.items() if whole else ():
+            if entries.get(field) != right:
+                words = f"{field} is {printable(entries.get(field))}, and {right} is needed"
+                result[PIPELINE].append(Problem(words, f"{index}: {field}", edited(index, {field: right})))
     return result
 
 
@@ -156,53 +162,43 @@ def _not_finite(model: PictureModel) -> Iterator[str]:
         yield f"in {str(dtype)[6:]} its output is not finite, first in {places[0]}"
 
 
-def _index(path: Path, entries: Mapping[str, Any], model: PictureModel, sound: list[str]) -> Iterator[Problem]:
-    """What stands against `model_index.json`, beside the parts that are not `sound`."""
-    needed: dict[str, Any] = {"_class_name": model.spec.pipeline(model.findings)}
-    if isinstance(kind := model.checkpoint.config.get("_class_name"), str):
-        needed[TRANSFORMER] = ["diffusers", kind]
-    for part in sound:
-        with suppress(InputError):  # it is not there, and need not be
-            needed[part] = [*find_component(path.parent / part, part).entry]
-    for field, right in needed.items():
-        if entries.get(field) != right:
-            words = f"{field} is {printable(entries.get(field))}, and {right} is needed"
-            yield Problem(words, f"{path}: {field}", edited(path, {field: right}))
-
-
-def _component(part: str, folder: Path, entries: Mapping[str, Any], model: PictureModel) -> Iterator[Problem]:
-    """What stands against a component, by its files and by what is in them."""
-    text = (TEXT_ENCODER, TOKENIZER)
-    if part in text and not any((folder / name).is_dir() or any(entries.get(name) or ()) for name in text):
-        return  # both are missing, and meant to be: it is drawn from embeddings
-    repository, place, sound = model.spec.released(model.findings), folder / part, True
+def _component(
+    part: str, folder: Path, entries: Mapping[str, Any], model: PictureModel
+) -> tuple[list[Problem], Entry | None]:
+    """What stands against a component, by its files and by what is in them; and the entry of one that fits."""
+    problems, entry, text = list[Problem](), None, (TEXT_ENCODER, TOKENIZER)
+    named = [name for name in text if entries.get(name) not in (None, [None, None])]
+    if part in text and not named and not any((folder / name).is_dir() for name in text):
+        return problems, None  # both are missing, and meant to be: it is drawn from embeddings
+    repository, place = model.spec.released(model.findings), folder / part
     fetch = f"hf download {repository} --include '{part}/*' --local-dir {shlex.quote(str(folder))}"
     try:
-        for problem in component_problems(find_component(place, part), model):
-            sound &= not problem.fault
-            yield replace(problem, remedy=problem.remedy or fetch)
-        if sound and part == TOKENIZER:
-            tokenize(["a cat"], place, model.spec.tokens(model.findings))
-        if sound and part in (VAE, TEXT_ENCODER):
-            with open_checkpoint(place) as checkpoint:
-                yield from (Problem(words, str(place), fetch) for words in _damage(checkpoint))
-                if part == TEXT_ENCODER:
-                    require("a text encoder", "transformers")
-                    empty_encoder(checkpoint)
-                else:
-                    load_decoder(place)
+        component = find_component(place, part)
+        for problem in component_problems(component, model):
+            problems.append(replace(problem, remedy=problem.remedy or fetch))
+        if not any(problem.fault for problem in problems):
+            entry = component.entry
+            if part == TOKENIZER:
+                tokenize(["a cat"], place, model.spec.tokens(model.findings))
+            if part in (VAE, TEXT_ENCODER):
+                with open_checkpoint(place) as checkpoint:
+                    problems += (Problem(words, str(place), fetch) for words in _damage(checkpoint))
+                    if part == TEXT_ENCODER:
+                        require("a text encoder", "transformers")
+                        empty_encoder(checkpoint)
+                    else:
+                        load_decoder(place)
     except InputError as error:
-        yield Problem(str(error), str(place), fetch)
+        problems.append(Problem(str(error), str(place), fetch))
+    return problems, entry
 
 
 def _damage(checkpoint: Checkpoint) -> Iterator[str]:
     """What no header shows: numbers that are none, matrices of zeros."""
-    nonfinite, zero = list[str](), list[str]()
+    keys: dict[str, list[str]] = {NONFINITE: [], ZERO: []}
     for key, tensor in checkpoint.items():
         if any(count_nonfinite(piece, tensor.dtype) for _, piece in tensor.chunks()):
-            nonfinite.append(key)
+            keys[NONFINITE].append(key)
         elif len(tensor.shape) > 1 and trailing_zero_counts(tensor) == [tensor.numel]:
-            zero.append(key)
-    for keys, words in ((nonfinite, NONFINITE), (zero, "zero throughout (was its download completed?)")):
-        if keys:
-            yield f"{listed(keys)}: {words}"
+            keys[ZERO].append(key)
+    yield from (f"{listed(those)}: {words}" for words, those in keys.items() if those)

@@ -19,7 +19,7 @@ def clean_prompt(text: str) -> str:
     >>> clean_prompt(" A <b>Cat</b>, see https://cats.org ")
     'a cat, see'
     """
-    require("cleaning a prompt (`clean_caption`)", "transformers", "bs4", "ftfy")
+    require("cleaning a prompt", "transformers", "bs4", "ftfy")
     from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPipeline
 
     pipeline = PixArtAlphaPipeline.__new__(PixArtAlphaPipeline)  # the cleaning uses no component
