@@ -156,7 +156,7 @@ def make_plan(
     notes = [*findings.notes, *(findings.diffusers_notes if destination.folder else []), *checkpoint_notes(checkpoint)]
     if analysis.diffusers and checkpoint.folder and not checkpoint.config:
         notes.append(f"the folder holds no {CONFIG}: its values are given or assumed")
-    notes += [*sidecar.notes, *_differences_from_record(analysis, sidecar.record), *writes.notes]
+    notes += [*sidecar.notes, *differences_from_record(analysis, sidecar.record), *writes.notes]
     if destination.to == COMFYUI and family.comfyui:
         notes += family.comfyui(findings)
     model = destination.with_prefix(writes.model)
@@ -187,7 +187,7 @@ def digest_of(data: bytes) -> dict[str, int | str]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _differences_from_record(analysis: Analysis, record: Record) -> list[str]:
+def differences_from_record(analysis: Analysis, record: Record) -> list[str]:
     """Where a converted folder says otherwise than the record of its conversion: its config was changed."""
     recorded = record.content.get("hyper_parameters", {}) if analysis.diffusers else {}
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +14,17 @@ from .._version import __version__
 from ..checkpoint import open_checkpoint
 from ..checkpoint.folder import read_config
 from ..checkpoint.write.publish import write_file
+from ..conversion.plan import differences_from_record
+from ..conversion.record import find_record
 from ..errors import InputError, UsageError, printable
 from ..filenames import TOOL
-from ..nets.pipeline_spec import DIFFUSERS, Conventions, SamplerSpec
+from ..nets.pipeline_spec import CONVENTIONS, DIFFUSERS, Conventions, SamplerSpec
 from ..pipelines import plan
 from ..pipelines.checks import fitting
 from ..pipelines.components import SCHEDULER, TEXT_ENCODER, TOKENIZER, VAE, find_component
 from ..pipelines.decode import Decoding, decode, png_text, save_png
 from ..pipelines.denoise import Guidance, denoise, make_scheduler
-from ..pipelines.embeddings import Embeddings
+from ..pipelines.embeddings import Embeddings, kept_conventions
 from ..pipelines.model import PictureModel
 from ..pipelines.plan import MemoryPlan
 from ..pipelines.sizes import Asked, picture_size
@@ -44,7 +47,15 @@ class Drawing:
 
     def __init__(self, request: PictureRequest, model: PictureModel) -> None:
         self.request, self.model, self.notes = request, model, list[str]()
-        conventions = request.conventions or model.conventions
+        kept = kept_conventions(Path(request.prompt_embeds)) if request.prompt_embeds else ""
+        kept = kept if kept in CONVENTIONS else ""
+        conventions = request.conventions or kept or model.conventions
+        if kept not in ("", conventions):
+            self.notes.append(
+                f"the embeddings were kept with the conventions {kept}: guidance begins at what they hold"
+            )
+        if model.checkpoint.folder:
+            self.notes += differences_from_record(model.analysis, find_record(model.checkpoint.folder))
         self.how: Conventions = model.spec.conventions(model.findings, conventions)
         self.sampler_name, self.sampler = self._sampler()
         self.steps = request.num_inference_steps or self.sampler.steps
@@ -96,8 +107,9 @@ class Drawing:
                 raise UsageError(f"`sampler` {printable(asked)}: one of {', '.join(spec.samplers)}")
             return asked, spec.sampler(findings, self.how, asked)
         place, config = Path(self.request.pipeline), dict[str, Any]()
-        if not place.exists() or (place / SCHEDULER).is_dir():
-            config |= find_component(self.request.pipeline, SCHEDULER).config
+        with suppress(*([] if place.exists() else [InputError])):  # on the hub it may be no pipeline
+            if not place.exists() or (place / SCHEDULER).is_dir():
+                config |= find_component(self.request.pipeline, SCHEDULER).config
         closest, usual = self.model.closest_sampler(config) if config else None, spec.samplers[0]
         name = closest[0] if closest else usual
         if config and not closest:
@@ -249,7 +261,8 @@ class Drawing:
         if self.guided and embeddings.negative_prompt_attention_mask is None:
             embeddings = replace(embeddings, negative_prompt_attention_mask=embeddings.prompt_attention_mask)
         if self.request.save_prompt_embeds:
-            embeddings.save(Path(self.request.save_prompt_embeds), overwrite=self.request.overwrite)
+            path = Path(self.request.save_prompt_embeds)
+            embeddings.save(path, conventions=self.how.name, overwrite=self.request.overwrite)
         return embeddings
 
     def _encoded(self, progress: Progress) -> Embeddings:
@@ -356,8 +369,8 @@ class Drawing:
             "num_inference_steps": self.steps,
             "guidance_scale": self.scale,
             "seed": self.seed,
-            "height": self.size.height,
-            "width": self.size.width,
+            "height": (self.size.asked or (self.size.height,))[0],
+            "width": (self.size.asked or (self.size.width,))[-1],
             "conventions": self.how.name,
             "dtype": request.dtype,
             **({"quantize": request.quantize} if request.quantize else {}),

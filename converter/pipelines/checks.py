@@ -154,5 +154,5 @@ def _scheduler(component: Component, model: PictureModel) -> Iterator[Problem]:
             remedy = edited(path, {field: needed for field, (_, needed) in fields.items()})
             yield Problem(words, f"{path}: {', '.join(fields)}", remedy, fault)
     if model.conventions == ORIGINAL and (kind != own or how.name != ORIGINAL):
-        words = f"{kind}: {sampler.stock_note if how.name == ORIGINAL else how.words}"
+        words = f"{kind}: {sampler.stock_note if how.name == ORIGINAL else sampler.words}"
         yield Problem(words, f"{path}: _class_name", drawn(component.folder.parent, name), fault=False)

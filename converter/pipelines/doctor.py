@@ -18,11 +18,11 @@ from ..checkpoint.folder import CONFIG
 from ..checkpoint.json_file import read_json
 from ..conversion.analysis import config_of
 from ..conversion.deep import read_through
-from ..conversion.record import LIKE, find_record
+from ..conversion.plan import differences_from_record
+from ..conversion.record import LIKE, Record, find_record
 from ..conversion.verdicts import NONFINITE
 from ..conversion.zeros import listed, trailing_zero_counts
 from ..errors import InputError, UsageError, as_flags, printable, require
-from ..filenames import RECORD
 from ..mapping import MappingError
 from ..parity import audit, configuration
 from ..parity.choices import CheckOptions
@@ -95,6 +95,10 @@ def diagnose(
             if entries.get(field) != right:
                 words = f"{field} is {printable(entries.get(field))}, and {right} is needed"
                 result[PIPELINE].append(Problem(words, f"{index}: {field}", edited(index, {field: right})))
+    if not whole and VAE in parts:
+        missing = f"{MODEL_INDEX} is missing: diffusers does not load the folder as a pipeline"
+        remedy = f"{_again(folder, original)} --only_transformer=False --vae {shlex.quote(str(folder / VAE))}"
+        result = {PIPELINE: [Problem(missing, str(folder), remedy)]} | result
     return result
 
 
@@ -119,11 +123,8 @@ def _transformer(model: PictureModel, folder: Path, whole: bool, original: AnyPa
         for check in configuration.audit(sides).failed:
             right = {check.what: config_of(family, findings)[check.what]}
             yield Problem(as_flags(check.words), f"{config}: {check.what}", edited(config, right))
-    record = find_record(checkpoint.folder).content if analysis.diffusers and checkpoint.folder else {}
-    for name, about in record.get("hyper_parameters", {}).items():
-        finding = findings.get(name)
-        if finding and finding.source == "file" and finding.value != about["value"]:
-            yield problem(f"{name} is {printable(finding.value)}, where {RECORD} says {printable(about['value'])}")
+    record = find_record(checkpoint.folder) if checkpoint.folder else Record()
+    yield from map(problem, differences_from_record(analysis, record))
     if original:
         with ExitStack() as stack:
             options = CheckOptions(family=family.name)

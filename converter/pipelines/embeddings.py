@@ -13,6 +13,8 @@ from ..checkpoint.write.publish import write_file
 if TYPE_CHECKING:
     from torch import Tensor
 
+CONVENTIONS = "conventions"  # in the file's metadata
+
 
 @dataclass(frozen=True)
 class Embeddings:
@@ -58,18 +60,27 @@ class Embeddings:
                 if name.endswith("mask"):
                     if bool(((value != 0) & (value != 1)).any()):
                         raise file.error(name, "holds other values than 0 and 1")
+                    if not bool(value.any(dim=1).all()):
+                        raise file.error(name, "keeps no token of a sample")
                 elif not held[name].dtype.floating:
                     raise file.error(name, f"is {held[name].dtype}, and floating point is needed")
                 elif not bool(value.isfinite().all()):
                     raise file.error(name, "holds NaN or infinity: encode the prompt again, in bfloat16 or float32")
             return cls(**values)
 
-    def save(self, path: Path, *, overwrite: bool = False) -> None:
-        """Write them to a safetensors file, whole or not at all.
+    def save(self, path: Path, *, conventions: str = "", overwrite: bool = False) -> None:
+        """Write them to a safetensors file, whole or not at all, with the conventions that the null branch is by.
 
         Raises: `UsageError` where that may not be written or is there already, `ConverterError` for a full disk.
         """
         from safetensors.torch import save
 
-        data = save({name: held.cpu().clone().contiguous() for name, held in vars(self).items() if held is not None})
+        tensors = {name: held.cpu().clone().contiguous() for name, held in vars(self).items() if held is not None}
+        data = save(tensors, {CONVENTIONS: conventions} if conventions else None)
         write_file(path, data, overwrite=overwrite)
+
+
+def kept_conventions(path: Path) -> str:
+    """The conventions that a file of embeddings was kept with, '' where it does not say."""
+    with InputFile(path) as file:
+        return read_header(file)[1].get(CONVENTIONS, "")

@@ -47,7 +47,7 @@ def as_bytes(text: str) -> int:
     >>> as_bytes("3GB"), as_bytes("1.5 GiB")
     (3000000000, 1610612736)
     """
-    if not (shown := re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG])(i?)B", text.strip())):
+    if not (shown := re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([MG])(i?)B", text.strip())):
         raise UsageError(f"`memory_budget` {printable(text)}: a size is needed, such as 8GB, 3.5GB or 2GiB")
     return int(float(shown[1]) * (1024 if shown[3] else 1000) ** (2 if shown[2] == "M" else 3))
 

@@ -219,7 +219,7 @@ FAULTS: dict[str, tuple[str, Break, str]] = {
     "half the heads": (
         "transformer",
         edit(CONFIG, num_attention_heads=2, attention_head_dim=24),
-        "num_attention_heads is 2, where conversion.json says 4",
+        "num_attention_heads is 2 (config.json), and conversion.json says 4",
     ),
     "half the scale": ("transformer", edit(CONFIG, interpolation_scale=1), "config"),
     "no scale": ("transformer", edit(CONFIG, interpolation_scale=None, sample_size=64), "config"),

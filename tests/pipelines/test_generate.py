@@ -111,7 +111,7 @@ def test_a_prompt(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
     assert parameters["sampler"] == "dpm-solver"
     assert parameters["conventions"] == "original"
     assert [line.partition(":")[0] for line in first.stdout.splitlines()] == [
-        "note", "seed", "memory", "text encoder", "transformer", "VAE", "peak memory", "peak memory", "peak memory", "wrote",
+        "note", "seed", "memory", "text encoder", "transformer", "VAE", *["peak memory"] * 3, "wrote",
     ]  # fmt: skip
     answer = json.loads(again.stdout)
     assert answer["files"] == [str(tmp_path / "b.png")]
@@ -159,6 +159,9 @@ def test_the_null_branch(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -
         done = cli("pixart", *begin, *size, *to, "--conventions", how, "--save_prompt_embeds", file)
         assert done.returncode == 0, done.stderr
         kept[how] = load_file(file)
+    again = cli("pixart", *begin[:3], "--prompt_embeds", tmp_path / "diffusers.safetensors", "--num_inference_steps", 1,
+                "--output", tmp_path / "again.safetensors", "--output_type", "latent", *size)  # fmt: skip
+    assert "note: conventions: diffusers: " in again.stdout  # those that they were kept with
     prompt = kept["original"]["prompt_attention_mask"]
     assert torch.equal(kept["original"]["negative_prompt_embeds"], recording("alpha-ms").tensors["null_caption"])
     assert torch.equal(kept["original"]["negative_prompt_attention_mask"], prompt)
@@ -238,7 +241,7 @@ def test_a_pipeline_without_an_encoder(pipelines: dict[str, Path], cli: Cli, tmp
         "pixart", "generate", "--pipeline", pipelines["sigma-ms"], "--prompt", "a", "--output", tmp_path / "a.png"
     )
     assert done.returncode == 2
-    assert "--text_encoder is needed" in done.stderr
+    assert "--text_encoder and --tokenizer are needed" in done.stderr
     assert "--prompt_embeds, a file of embeddings" in done.stderr
 
 

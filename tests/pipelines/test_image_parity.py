@@ -259,9 +259,9 @@ def test_an_original_that_float32_cannot_follow_is_inconclusive() -> None:
 @pytest.mark.parametrize(
     ("asked", "error", "words"),
     [
-        ({}, UsageError, r"`text_encoder` is needed, as .* has none: its folder or hub id; or give `prompt_embeds`"),
+        ({}, UsageError, r"`text_encoder` and `tokenizer` and `vae` are needed, as .* has none: the folder or hub id"),
         ({"prompt": "a", "prompt_embeds": "b"}, UsageError, "give either `prompt` or `prompt_embeds`; got both"),
-        ({"prompt_embeds": "x"}, UsageError, r"`vae` is needed, as .* has none: its folder or hub id"),
+        ({"prompt_embeds": "x"}, UsageError, r"`vae` is needed, as .* has none: the folder or hub id"),
         ({"prompt_embeds": "x", "vae": "sigma's"}, InputError, "scaling_factor is 0.13025, and 0.18215 is needed"),
         ({"latents": "x", "prompt_embeds": "y", "vae": "alpha's"}, InputError, "holds 1 samples, and 2 are to be"),
     ],

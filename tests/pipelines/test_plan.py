@@ -207,7 +207,7 @@ def test_what_cannot_fit_is_refused_with_the_least_that_would_do(sizes: Sizes, m
     assert [stage.how for stage in plan(sizes, request).stages] == ["streamed", "whole", "whole"]
     capped = plan(sizes, request, as_bytes("80GB"))
     assert [stage.how for stage in capped.stages] == ["streamed", "whole", "whole"]
-    assert capped.room == "`memory_budget` 80.00 GB, but only 3.00 GB are there"
+    assert capped.room == "`memory_budget` 80.00 GB, but only 3.00 GB available"
 
 
 def test_embeddings_need_no_text_encoder_and_small_pictures_no_tiles() -> None:

@@ -62,7 +62,9 @@ def conventions(findings: Findings, name: str) -> Conventions:
 def sampler(findings: Findings, how: Conventions, name: str) -> SamplerSpec:
     """One of `SAMPLERS`. The config holds for the stock class too, as well as a static one can."""
     alpha, original = _alpha(findings), how.name == ORIGINAL
-    times = "the times lie between whole timesteps, and noise of 1 % is left" if original else "at whole timesteps"
+    times = "timesteps are whole numbers, and the last step ends without noise"
+    if original:
+        times = "times lie between whole timesteps, and noise of 1 % is left at the end"
     if name == "lcm":
         return SamplerSpec(
             scheduler=OURS + "PixArtLCMScheduler" if original else STOCK + "LCMScheduler",
