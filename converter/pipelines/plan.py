@@ -167,7 +167,7 @@ class Sizes:
         wide = [*self.channels[1:], self.channels[-1]]  # a block takes what the level below it has
         alive = 3 * item * at_once * max(channels * area >> 2 * level for level, channels in enumerate(wide))
         if request.cpu:
-            alive = int(alive * CONVOLUTIONS[request.vae_dtype]) + 2 * BUFFERS
+            alive = int(alive * CONVOLUTIONS[request.vae_dtype]) + 3 * BUFFERS
         return alive + 3 * pixels * (request.images + 2 * item * (how == "tiled"))
 
 
