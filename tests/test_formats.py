@@ -103,6 +103,7 @@ def test_conversion_json(convert: Run, tmp_path: Path) -> None:
     file = training(state, None) | {"current_model_state": other(state), "args": argparse.Namespace(lr=1.0)}
     rounded = pixart() | {"pos_embed": state["pos_embed"].half().float()}
     mixed = {f"model.diffusion_model.{key}": tensor for key, tensor in state.items()} | {"vae.weight": torch.ones(2)}
+    parts = ROOT / "fixtures" / "pipeline"
     seen = [
         convert(save(file, tmp_path / "training.pth"), to="training"),
         convert(save(rounded, tmp_path / "rounded.pth"), "--image_size", 128, "--interpolation_scale", 1, to="rounded"),
@@ -110,6 +111,7 @@ def test_conversion_json(convert: Run, tmp_path: Path) -> None:
         convert(save(dit(), tmp_path / "dit.pth"), to="dit"),
         convert(tmp_path / "training", "--dtype", "float16", to="half", heads=False),
         convert(tmp_path / "half", "--dtype", "bfloat16", to="bfloat16", heads=False),
+        convert(parts / "sigma-ms.pth", "--only_transformer=False", "--vae", parts / "vae", to="pipeline"),
     ]
     # Trained since.
     weights = tmp_path / "training" / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -134,7 +136,7 @@ def test_parity_json(cli: Run, convert: Run, tmp_path: Path, monkeypatch: pytest
     source = save({"state_dict": pixart()}, tmp_path / "a.pth")
     convert(source, "--parity", to="out")
     reports = [json.loads((tmp_path / "out" / "parity.json").read_text())]
-    reports.append(_wrong(cli, source, tmp_path))
+    reports += [_wrong(cli, source, tmp_path), _of_images(cli, convert, tmp_path)]
     several = tmp_path / "several.json"
     pairs = ["--orig_ckpt_path", source, "--orig_ckpt_path", source, "--converted_path", tmp_path / "no"]
     cli("pixart", "parity", *pairs, "--converted_path", tmp_path / "none", "--report", several)
@@ -153,6 +155,18 @@ def test_parity_json(cli: Run, convert: Run, tmp_path: Path, monkeypatch: pytest
     found |= {*fields(_below_float64(), ("phases", "[]", "detail", "localisation", "stages"))}
     found |= {*fields(_sampled(), ("phases", "[]", "detail"))}
     assert compare(documented("parity.json"), found) == []
+
+
+def _of_images(cli: Run, convert: Run, tmp: Path) -> Any:
+    """The report of a comparison that draws pictures."""
+    parts, report = ROOT / "fixtures" / "pipeline", tmp / "images.json"
+    folders = {"vae": "vae-alpha", "text_encoder": "text_encoder-alpha", "tokenizer": "tokenizer"}
+    flags = [word for part, folder in folders.items() for word in (f"--{part}", parts / folder)]
+    convert(parts / "alpha-fixed.pth", "--only_transformer=False", *flags, to="pipeline")
+    pair = ["--orig_ckpt_path", parts / "alpha-fixed.pth", "--converted_path", tmp / "pipeline"]
+    done = cli("pixart", "parity", *pair, "--images", "--num_inference_steps", 2, "--report", report)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(report.read_text())
 
 
 def _wrong(cli: Run, source: Path, tmp: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,26 @@ def test_a_step_of_progress_may_return_anything(pipelines: dict[str, Path], tmp_
 
     assert draw(asked, progress=begin).files == [tmp_path / "a.png"]
     assert done == {"encoding the prompt": 2, "drawing": 1, "decoding": 1}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["encoding the prompt", "drawing", "decoding"])
+def test_a_signal_in_every_stage(
+    stage: str, number: int, pipelines: dict[str, Path], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, the signal's exit code, and no picture."""
+
+    def bar(bars: Any, quiet: bool, what: str, **how: Any) -> Any:
+        return lambda total: lambda count: signal.raise_signal(number) if what == stage else None
+
+    monkeypatch.setattr("converter.cli.generate.progress_bar", bar)
+    begin = ["generate", "--pipeline", pipelines["alpha-ms"], "--prompt", "a", "--num_inference_steps", 1]
+    size = ["--height", 64, "--width", 64, "--use_resolution_binning", "no", "--output", tmp_path / "a.png"]
+    done = cli("pixart", *begin, *size)
+    assert done.returncode == 128 + number
+    assert done.stderr.count("\n") == 1
+    assert signal.Signals(number).name in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_size_that_is_not_the_models_is_said(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
