@@ -230,7 +230,7 @@ def plan(sizes: Sizes, request: Request, budget: int | None = None, *, quantize:
 
     >>> with converter.open_checkpoint("fixtures/pipeline/sigma-ms.pth") as checkpoint:
     ...     sizes = sizes_of(checkpoint, Path("fixtures/pipeline/vae"))
-    >>> [stage.how for stage in plan(sizes, Request(height=640, width=640), as_bytes("680MB")).stages]
+    >>> [stage.how for stage in plan(sizes, Request(height=640, width=640), as_bytes("730MB")).stages]
     ['whole', 'tiled']
     """
     if quantize not in (None, *QUANTISED):
