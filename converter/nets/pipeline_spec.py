@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..families import Findings
+if TYPE_CHECKING:
+    from ..families import Findings
+
 
 ORIGINAL, DIFFUSERS = CONVENTIONS = ("original", "diffusers")
 
