@@ -1,8 +1,7 @@
-"""One picture under way: all that it is drawn with, checked before anything is loaded, and its three stages."""
+"""One picture under way: all that it is drawn with, found and checked before anything is loaded."""
 
 from __future__ import annotations
 
-import json
 import secrets
 from contextlib import suppress
 from dataclasses import replace
@@ -10,29 +9,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._version import __version__
 from ..checkpoint import open_checkpoint
-from ..checkpoint.folder import read_config
-from ..checkpoint.write.publish import write_file
 from ..conversion.plan import differences_from_record
 from ..conversion.record import find_record
 from ..errors import InputError, UsageError, printable
-from ..filenames import TOOL
 from ..nets.pipeline_spec import CONVENTIONS, DIFFUSERS, Conventions, SamplerSpec
 from ..pipelines import plan
 from ..pipelines.checks import fitting
 from ..pipelines.components import SCHEDULER, TEXT_ENCODER, TOKENIZER, VAE, find_component
-from ..pipelines.decode import Decoding, decode, png_text, save_png
-from ..pipelines.denoise import Guidance, denoise, make_scheduler
+from ..pipelines.denoise import make_scheduler
 from ..pipelines.embeddings import Embeddings, kept_conventions
 from ..pipelines.model import PictureModel
 from ..pipelines.plan import MemoryPlan
 from ..pipelines.sizes import Asked, picture_size
-from ..pipelines.text_encoder import encode, tokenize
-from .picture_request import FILES, IMAGE, PictureRequest, Progress
+from ..pipelines.text_encoder import tokenize
+from .picture_request import IMAGE, PictureRequest
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -246,133 +239,5 @@ class Drawing:
         budget = plan.as_bytes(request.memory_budget) if request.memory_budget else None
         return plan.plan(sizes, asked, budget, quantize=request.quantize)
 
-    def _way(self, stage: str) -> str:
+    def way(self, stage: str) -> str:
         return next(planned.how for planned in self.plan.stages if planned.name == stage)
-
-    # ---- The stages
-
-    def encode(self, progress: Progress) -> Embeddings:
-        """The first stage: the embeddings of the prompts, and those that guidance begins at."""
-        embeddings = self.given_embeddings or self._encoded(progress)
-        if self.guided and embeddings.negative_prompt_embeds is None:
-            assert self.model.null_caption
-            null = self.model.null_caption.torch()[None].expand(len(embeddings.prompt_embeds), -1, -1)
-            embeddings = replace(embeddings, negative_prompt_embeds=null.clone())
-        if self.guided and embeddings.negative_prompt_attention_mask is None:
-            embeddings = replace(embeddings, negative_prompt_attention_mask=embeddings.prompt_attention_mask)
-        if self.request.save_prompt_embeds:
-            path = Path(self.request.save_prompt_embeds)
-            embeddings.save(path, conventions=self.how.name, overwrite=self.request.overwrite)
-        return embeddings
-
-    def _encoded(self, progress: Progress) -> Embeddings:
-        import torch
-
-        folder, count = self.folders[TEXT_ENCODER], len(self.request.prompt)
-        begin = progress("encoding the prompt")
-        encoded = encode(
-            self.ids,
-            self.mask,
-            folder,
-            how=self._way("text encoder"),
-            dtype=getattr(torch, self.dtypes["text"]),
-            device=self.request.device,
-            progress=begin(int(read_config(folder)["num_layers"])) if begin else None,
-        ).cpu()
-        prompt, null = encoded[:count], encoded[count:].expand(count, -1, -1) if len(encoded) > count else None
-        own = self.mask[count:].expand(count, -1) if null is not None and not self.how.mask_of_prompt else None
-        return Embeddings(prompt, self.mask[:count], null, own)
-
-    def draw_latents(self, embeddings: Embeddings, progress: Progress) -> Tensor:
-        """The second stage: latents (B, C, h, w), float32."""
-        import torch
-
-        dtype, device = getattr(torch, self.dtypes["transformer"]), self.request.device
-        noise, generator = self.noise()
-        net = self.model.net(dtype, device, whole=self._way("transformer") == "whole")
-        begin, latents, start = progress("drawing"), noise, noise.to(device)
-        step = begin(self.steps) if begin else lambda count: None
-        how = {"steps": self.steps, "dtype": dtype, "float32_latents": self.how.float32_latents}
-        for _, after in denoise(net, self.sampler, self.guidance(embeddings), start, generator=generator, **how):
-            latents = after
-            step(1)
-        return latents.float().cpu()
-
-    def guidance(self, embeddings: Embeddings) -> Guidance:
-        size, times = self.size, self.request.num_images_per_prompt
-        tensors = {k: part.repeat_interleave(times, 0) for k, part in vars(embeddings).items() if part is not None}
-        return Guidance(
-            tensors["prompt_embeds"],
-            tensors["prompt_attention_mask"],
-            tensors.get("negative_prompt_embeds"),
-            tensors.get("negative_prompt_attention_mask"),
-            scale=self.scale,
-            conditions=self.model.spec.conditions(self.model.findings, size.height, size.width, size.ratio),
-        )
-
-    def noise(self) -> tuple[Tensor, torch.Generator]:
-        """What the picture begins with, and the generator that further noise comes from, both on the CPU: the same on
-        every device."""
-        import torch
-
-        generator, side = torch.Generator().manual_seed(self.seed), self.model.findings.value("image_size")
-        channels, factor = self.model.findings.value("in_channels"), self.model.spec.vae_factor
-        if self.given_latents is not None:
-            return self.given_latents.float(), generator
-        for _ in range(self.how.discarded_draws):
-            torch.randn(1, channels, side, side, generator=generator)
-        places = (self.size.height // factor, self.size.width // factor)
-        return torch.randn(self.images, channels, *places, generator=generator), generator
-
-    @property
-    def decoding(self) -> Decoding:
-        how, way = self.how, self._way("VAE")
-        return Decoding(
-            scaling_factor=how.scaling_factor,
-            half_up=how.half_up,
-            tiling=way == "tiled",
-            slicing=way in ("sliced", "tiled"),
-            size=self.size.asked,
-            dtype=self.dtypes["vae"],
-            device=self.request.device,
-        )
-
-    def save_pictures(self, latents: Tensor, progress: Progress) -> list[Path]:
-        """The third stage: PNG files with the parameters in them."""
-        pictures = decode(latents, self.folders[VAE], self.decoding, progress("decoding"))
-        paths, prompts = self.request.targets(len(pictures)), self.request.prompt
-        for i, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
-            own = {"prompt": prompts[i // self.request.num_images_per_prompt]} if prompts else {}
-            save_png(picture, path, png_text(self.parameters | own), overwrite=self.request.overwrite)
-        return paths
-
-    def save_latents(self, latents: Tensor) -> Path:
-        """Instead of the third stage: a safetensors file with `latents`, as they come out of the last step."""
-        from safetensors.torch import save
-
-        path = Path(self.request.output)
-        about = {TOOL: json.dumps(self.parameters)}
-        write_file(path, save({"latents": latents.contiguous()}, about), overwrite=self.request.overwrite)
-        return path
-
-    @cached_property
-    def parameters(self) -> dict[str, Any]:
-        """What the picture was drawn with, in diffusers' words."""
-        request = self.request
-        shown: dict[str, Any] = {"prompt": [*request.prompt] if len(request.prompt) > 1 else "".join(request.prompt)}
-        shown |= {"negative_prompt": request.negative_prompt} if request.negative_prompt else {}
-        files = {name: Path(getattr(request, name)).name for name in FILES if getattr(request, name)}
-        return shown | files | {
-            "model": Path(request.reference or request.pipeline).absolute().name,
-            "net": "original" if not self.model.analysis.diffusers else "diffusers",
-            "sampler": self.sampler_name,
-            "num_inference_steps": self.steps,
-            "guidance_scale": self.scale,
-            "seed": self.seed,
-            "height": (self.size.asked or (self.size.height,))[0],
-            "width": (self.size.asked or (self.size.width,))[-1],
-            "conventions": self.how.name,
-            "dtype": request.dtype,
-            **({"quantize": request.quantize} if request.quantize else {}),
-            "tool": f"{TOOL} {__version__}",
-        }  # fmt: skip

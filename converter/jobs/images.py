@@ -31,6 +31,7 @@ from ..pipelines.model import open_picture_model
 from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, Phase, Report
 from .drawing import Drawing
 from .picture_request import ImageRequest, PictureRequest
+from .stages import decoding_of, embeddings_of, guidance_of, starting_noise
 
 PROMPT = "a small cactus with a happy face in the desert"
 STEPS = 6  # at most: a few tell, and each is run about ten times
@@ -99,11 +100,11 @@ class ImageComparison:
         how, size = spec.conventions(findings, DIFFUSERS), drawing.size
         vae = drawing.folders[VAE]
         factor = read_config(vae).get("scaling_factor", spec.scaling_factor(findings))
-        decoding = replace(drawing.decoding, scaling_factor=drawing.how.scaling_factor or factor)
+        decoding = replace(decoding_of(drawing), scaling_factor=drawing.how.scaling_factor or factor)
         chain = Chain(
             sampler=drawing.sampler,
-            guidance=drawing.guidance(ours),
-            start=drawing.noise,
+            guidance=guidance_of(drawing, ours),
+            start=lambda: starting_noise(drawing),
             steps=drawing.steps,
             vae=vae,
             decoding=decoding,
@@ -113,7 +114,7 @@ class ImageComparison:
         stock = replace(
             chain,
             sampler=spec.sampler(findings, how, drawing.sampler_name),
-            guidance=replace(drawing.guidance(theirs), conditions=conditions),
+            guidance=replace(guidance_of(drawing, theirs), conditions=conditions),
             decoding=replace(decoding, scaling_factor=how.scaling_factor or factor, half_up=how.half_up),
         )
         nets = NetPair(self.sides, self.options.device)
@@ -126,7 +127,7 @@ class ImageComparison:
         """Those that the training code draws from, and diffusers' pipelines."""
         drawing, given = self.drawing, self.drawing.given_embeddings
         if self.stock:
-            theirs = self.stock.encode(lambda what: None)
+            theirs = embeddings_of(self.stock, lambda what: None)
             given = theirs if self.stock.prompts[0] == drawing.prompts[0] else None
         else:
             assert given
@@ -137,7 +138,7 @@ class ImageComparison:
         if given:
             null = None if stored else given.negative_prompt_embeds
             drawing.given_embeddings = replace(given, negative_prompt_embeds=null, negative_prompt_attention_mask=None)
-        ours = drawing.encode(lambda what: None)
+        ours = embeddings_of(drawing, lambda what: None)
         if drawing.guided and theirs.negative_prompt_embeds is None:
             theirs = replace(theirs, negative_prompt_embeds=ours.negative_prompt_embeds)
             drawing.notes.append("without a text encoder, what an encoded empty prompt changes was not measured")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.write.target import check_target
-from ..errors import UsageError, printable
+from ..errors import UsageError, printable, require
 from ..pipelines.decode import numbered
 
 Progress = Callable[[str], Callable[[int], Callable[[int], None]] | None]  # of what -> as `convert` takes it
@@ -70,6 +70,8 @@ class PictureRequest:
                 raise UsageError(f"`{name}` is empty: name a place, or leave it out")
         if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
             raise UsageError(f"`guidance_scale` {self.guidance_scale}: a finite number is needed")
+        if self.output_type == IMAGE:
+            require("a picture", "PIL")
         suffix = ".png" if self.output_type == IMAGE else ".safetensors"
         if Path(self.output).suffix.lower() != suffix:
             raise UsageError(f"`output` {printable(self.output)}: must end in {suffix} for {self.output_type}s")

@@ -16,6 +16,7 @@ from ..pipelines.memory import peak, release
 from ..pipelines.model import open_picture_model
 from .drawing import Drawing
 from .picture_request import LATENT, PictureRequest, Progress
+from .stages import draw_latents, embeddings_of, parameters, save_latents, save_pictures
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ def draw(
             say(f"peak memory: {name} {human_bytes(peaks[name])}")
 
         with stage("text encoder"):
-            embeddings = drawing.encode(progress)
+            embeddings = embeddings_of(drawing, progress)
         with stage("transformer"):
-            latents = drawing.draw_latents(embeddings, progress)
+            latents = draw_latents(drawing, embeddings, progress)
         if request.output_type == LATENT:
-            return Pictures([drawing.save_latents(latents)], drawing.parameters, peaks)
+            return Pictures([save_latents(drawing, latents)], parameters(drawing), peaks)
         with stage("VAE"):
-            files = drawing.save_pictures(latents, progress)
-    return Pictures(files, drawing.parameters, peaks)
+            files = save_pictures(drawing, latents, progress)
+    return Pictures(files, parameters(drawing), peaks)

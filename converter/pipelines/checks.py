@@ -13,7 +13,7 @@ from ..checkpoint import open_checkpoint
 from ..checkpoint.file import reading
 from ..errors import InputError, printable
 from ..nets.pipeline_spec import ORIGINAL
-from .components import PARTS, TOKENIZER_MODELS, Component, shipped_class
+from .components import PARTS, TOKENIZER_MODELS, WO, Component, shipped_class
 from .model import PictureModel
 
 # What `AutoencoderKL` takes where its config does not say.
@@ -108,7 +108,7 @@ def _text_encoder(component: Component, model: PictureModel) -> Iterator[Problem
         yield Problem(words, f"{path}: d_model")
     with open_checkpoint(component.folder) as checkpoint:
         half = {key: t.storage.file.path for key, t in checkpoint.items() if t.dtype.name == "float16"}
-    if wo := [key for key in half if "wo" in key.split(".")]:
+    if wo := [key for key in half if WO in key.split(".")]:
         words = f"{len(wo)} weights wo are float16, in which a T5 overflows: float32 or bfloat16 is needed"
         yield Problem(words, f"{half[wo[0]]}: {wo[0]}")
     elif half or "float16" in (config.get("dtype"), config.get("torch_dtype")):

@@ -27,6 +27,7 @@ _NAMING = {
     TOKENIZER: ("tokenizer_class", r"T5Tokenizer(Fast)?"),
     SCHEDULER: ("_class_name", r"[A-Z]\w+"),
 }
+WO = "wo"  # layers of a T5 that overflow in float16: transformers keeps them in float32, and does not quantise them
 TOKENIZER_MODELS = ("spiece.model", "tokenizer.json")  # a tokenizer has one of these
 Entry = tuple[str, str]  # of `model_index.json`: a library, or a module in the component's folder, and a class of it
 

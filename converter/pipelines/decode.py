@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,9 +15,8 @@ import numpy as np
 
 from ..checkpoint import open_checkpoint
 from ..checkpoint.folder import CONFIG, read_config
-from ..checkpoint.write.publish import FilePublication
-from ..checkpoint.write.target import target_error
-from ..errors import UNQUANTISED, InputError, UsageError, printable
+from ..checkpoint.write.publish import write_file
+from ..errors import UNQUANTISED, InputError, UsageError, printable, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -198,15 +198,11 @@ def save_png(picture: Pictures, path: Path, text: Mapping[str, str], *, overwrit
 
     >>> save_png(np.zeros((8, 8, 3), np.uint8), tmp / "black.png", {"parameters": "none"})
     """
-    try:
-        from PIL import Image, PngImagePlugin
-    except ImportError as error:
-        raise UsageError("PNG files need Pillow: pip install 'convert-pixart[pipeline]'") from error
-    if os.path.lexists(path) and not overwrite:
-        raise target_error(path, "exists; use `overwrite` to replace it")
-    info = PngImagePlugin.PngInfo()
+    require("a PNG file", "PIL")
+    from PIL import Image, PngImagePlugin
+
+    info, data = PngImagePlugin.PngInfo(), io.BytesIO()
     for name, value in text.items():
         info.add_text(name, value.encode("utf-8", "backslashreplace").decode())
-    with FilePublication(path, needed_bytes=picture.nbytes, overwrite=overwrite) as out:
-        Image.fromarray(picture).save(out.path / out.target.name, format="PNG", pnginfo=info)
-        out.publish()
+    Image.fromarray(picture).save(data, format="PNG", pnginfo=info)
+    write_file(path, data.getvalue(), overwrite=overwrite)

@@ -17,6 +17,7 @@ from pathlib import Path
 from ..checkpoint import LazyTensor, open_checkpoint
 from ..checkpoint.folder import CONFIG, read_config
 from ..errors import InputError, UsageError, human_bytes, printable
+from .components import WO
 from .decode import TILE
 from .memory import available, resident
 
@@ -30,7 +31,6 @@ CONVOLUTIONS = {"float32": 1.2, "float16": 4.2, "bfloat16": 4.2}
 STEP = {"float32": 1.2, "float16": 1.8, "bfloat16": 1.8}
 ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 QUANTISED = {"8bit": 1.0, "nf4": 0.5 + 4 / 64}  # bytes a weight in bitsandbytes; nf4 has a float32 scale for every 64
-KEPT = ".wo."  # linear layers that transformers does not quantise, and keeps in float32 under float16
 WORDS = {
     "whole": "whole: weights",
     "streamed": "streamed from its files: largest part",
@@ -55,7 +55,7 @@ def as_bytes(text: str) -> int:
 @dataclass(frozen=True)
 class Parts:
     """Numbers of parameters of a component by its files' headers, of each `part` that is streamed by itself: `total`;
-    `linear`, in matrices of blocks; `kept`, in those of layers that are called `KEPT`; `cast`, bytes of its largest
+    `linear`, in matrices of blocks; `kept`, in those of layers that are called `WO`; `cast`, bytes of its largest
     tensor in the file. `width` and `inner` width of a block; `patch` size."""
 
     parts: tuple[tuple[int, int, int, int], ...]
@@ -100,7 +100,12 @@ def count(state: Mapping[str, LazyTensor], left_out: tuple[str, ...] = ()) -> Pa
 
     matrices = {name: [tensor for tensor in part if len(tensor.shape) == 2] for name, part in blocks.items()}
     parts = [
-        (size(part), size(linear), size(each for each in linear if KEPT in each.key), max(each.nbytes for each in part))
+        (
+            size(part),
+            size(linear),
+            size(each for each in linear if WO in each.key.split(".")),
+            max(each.nbytes for each in part),
+        )
         for name, part in chain(blocks.items(), others.items())
         for linear in [matrices.get(name, [])]
     ]

@@ -20,7 +20,7 @@ from ..checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from ..errors import UNQUANTISED, InputError, UsageError, printable, require
 from ..nets.net import Memory, Values, Weights
 from ..nets.streamed import StockStage, Streamed
-from .components import TOKENIZER_MODELS
+from .components import TOKENIZER_MODELS, WO
 
 _ENCODER, _EMBEDDING = "encoder.", "embed_tokens.weight"
 _SHARED = "shared.weight"  # the embedding, under the name that it has in files of encoder and decoder
@@ -126,7 +126,7 @@ class _Weights(Weights):
     """The weights of an encoder, in the dtypes that transformers gives them (`T5PreTrainedModel`)."""
 
     def dtype_of(self, key: str) -> torch.dtype:
-        return torch.float32 if self.dtype == torch.float16 and "wo" in key.split(".") else self.dtype
+        return torch.float32 if self.dtype == torch.float16 and WO in key.split(".") else self.dtype
 
 
 def _call(encoder: Any, values: Values) -> Tensor:
