@@ -63,7 +63,7 @@ _COMPONENTS = ("vae", "text_encoder", "tokenizer", "scheduler", "components", "s
     help="How the files of components become part of it: by symbolic links (default), or copied.",
 )
 @click.option(
-    "--stock", is_flag=True, default=None, help="A scheduler of diffusers, where one of ours would go with the weights."
+    "--stock", is_flag=True, default=None, help="Use diffusers' own scheduler class, which rounds the timesteps."
 )
 @combined(
     weights_options,

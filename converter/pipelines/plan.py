@@ -22,9 +22,11 @@ from .decode import TILE
 from .memory import available, resident
 
 BASE = 500_000_000  # Python with torch, diffusers and transformers; of a GPU about what its context takes
-# On the CPU: buffers of matrix products, twice that of convolutions, and those in units of a decoder's activations.
+# On the CPU, the unit of what kernels hold beside activations, of which a text encoder takes two, a step one and a
+# decoder three: by whole runs at full size, which took 20 and 30 MB more than one and two.
 BUFFERS = 50_000_000
-# Without instructions for half precision a convolution copies its input nine times (measured), thrice what is alive.
+# Copies of convolutions, in units of a decoder's activations. Without instructions for half precision one copies its
+# input nine times (measured), thrice what is alive.
 CONVOLUTIONS = {"float32": 1.2, "float16": 4.2, "bfloat16": 4.2}
 # Likewise a step's: copies in float32 where the CPU has no instructions for half precision, and freed pieces that the
 # allocator keeps. Beside weights and `BASE` a step took 0.54 GB in float32, and 0.75 GB in bfloat16.
@@ -153,7 +155,6 @@ class Sizes:
         """Activations in bytes: of a prompt, and a negative one, in the gated part of the feed-forward."""
         inner = 11 if request.cpu else 7  # on the CPU what attention has freed stays beside them
         each = (inner * self.text.inner + self.text.width) * ITEM[request.text_dtype] if self.text else 0
-        # A whole run in float32 took 20 MB more than one buffer.
         return (1 + request.guided) * request.tokens * each + 2 * BUFFERS * request.cpu
 
     def step(self, request: Request) -> int:
