@@ -31,6 +31,24 @@ need_env() {
     _ready "${1:-}" || _set_up "${1:-}" || exit 5
 }
 
+# Sets $extra to what a command line needs beyond the rest: it is installed when it is first asked for.
+find_extras() {
+    extra=
+    case " $* " in
+        *" --quantize"*) extra=pipeline,quantize ;;
+        " generate "* | *" --images"*) extra=pipeline ;;
+    esac
+    for word in "$@"; do
+        case $word in
+            --cluster*) needed=cluster ;;
+            hf://* | *=hf://* | tcp://* | tls://*) continue ;; # the hub's, or a scheduler
+            [a-z]*://* | --*=[a-z]*://*) needed=remote ;;
+            *) continue ;;
+        esac
+        case ",$extra," in *",$needed,"*) ;; *) extra=${extra:+$extra,}$needed ;; esac
+    done
+}
+
 # ---- From here on: only what the first start needs, or the first one after the recipe has changed. ----
 
 # Prints the interpreter's own path, or nothing if it is older than 3.10 or does not run. Its own path, since

@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A child is charged with the peak of the memory it was started from. After vfork that is all of this process,
 # after fork only what fork copies; for the same reason whatever imports much is imported late.
 subprocess._USE_VFORK = False
+# As where it is installed: what an earlier start compiled is kept.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 class BenchError(Exception):
@@ -25,10 +27,12 @@ class BenchError(Exception):
 
 
 class Run(NamedTuple):
-    """One whole process: seconds until it ended, seconds until its bytes were on the disk, peak MB."""
+    """One whole process: seconds until it ended and until its bytes were on the disk, those of processors that it took,
+    peak MB."""
 
     wall: float
     synced: float
+    cpu: float
     rss: float
 
 
@@ -47,18 +51,18 @@ def measure(command: list[str]) -> Run:
             errors.seek(0)
             tail = errors.read().decode(errors="replace").strip()[-2000:]
             raise BenchError(f"exit status {child.returncode}: {shlex.join(command)}\n{tail}")
-    return Run(wall, synced, usage.ru_maxrss * 1024 / 1e6)
+    return Run(wall, synced, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6)
 
 
 def row(what: str, runs: list[Run], ratio: float = 0, limit: str = "", synced: bool = True) -> tuple:
     """Median times and the highest peak of all runs of one command."""
-    wall, disk, _ = (f"{median(column):.2f}" for column in zip(*runs, strict=True))
+    wall, disk, cpu, _ = (f"{median(column):.2f}" for column in zip(*runs, strict=True))
     peak = f"{max(run.rss for run in runs):.0f}"
-    return what, wall, disk if synced else "", f"{ratio:.2f}" if ratio else "", peak, limit
+    return what, wall, disk if synced else "", f"{ratio:.2f}" if ratio else "", cpu, peak, limit
 
 
 def shown(run: Run) -> str:
-    return f"{run.wall:.2f} s, {run.synced:.2f} s with sync, peak {run.rss:.0f} MB"
+    return f"{run.wall:.2f} s, {run.synced:.2f} s with sync, {run.cpu:.2f} s of CPU, peak {run.rss:.0f} MB"
 
 
 def say(text: str) -> None:

@@ -19,11 +19,17 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, LazyTensor, open_checkpoint
     from .comparison import Diff, diff
+    from .conversion.batch import Outcome, convert_all
     from .conversion.convert import Conversion, convert
     from .conversion.inspection import inspect
     from .conversion.options import ConversionOptions
+    from .conversion.pairs import Pair
     from .errors import ConverterError, InputError, UsageError
     from .families import Family, Finding, Findings, Flag, register
+    from .fleet import Workers
+    from .live.load import load
+    from .live.pipeline import load_pipeline
+    from .live.state_dict import state_dict
     from .mapping import (
         Computed,
         Copies,
@@ -40,11 +46,17 @@ if TYPE_CHECKING:
 _HOMES = {
     "checkpoint": ("Checkpoint", "LazyTensor", "open_checkpoint"),
     "comparison": ("Diff", "diff"),
+    "conversion.batch": ("Outcome", "convert_all"),
     "conversion.convert": ("Conversion", "convert"),
     "errors": ("ConverterError", "InputError", "UsageError"),
     "families": ("Family", "Finding", "Findings", "Flag", "register"),
     "conversion.inspection": ("inspect",),
     "conversion.options": ("ConversionOptions",),
+    "conversion.pairs": ("Pair",),
+    "fleet": ("Workers",),
+    "live.load": ("load",),
+    "live.pipeline": ("load_pipeline",),
+    "live.state_dict": ("state_dict",),
     "mapping": (
         "Computed", "Copies", "Extra", "KeyMapping", "MappingError", "Parameter", "Refused", "Reorder", "Sparse",
         "ZeroInit",
@@ -52,10 +64,10 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "Checkpoint", "Computed", "Conversion", "ConversionOptions", "ConverterError", "Copies", "Diff", "Extra",
-    "Family", "Finding", "Findings", "Flag", "InputError", "KeyMapping", "LazyTensor", "MappingError", "Parameter",
-    "Refused", "Reorder", "Sparse", "UsageError", "ZeroInit", "__version__", "convert", "diff", "inspect",
-    "open_checkpoint", "register",
+    "Checkpoint", "Computed", "Conversion", "ConversionOptions", "ConverterError", "Copies", "Diff", "Extra", "Family",
+    "Finding", "Findings", "Flag", "InputError", "KeyMapping", "LazyTensor", "MappingError", "Outcome", "Pair",
+    "Parameter", "Refused", "Reorder", "Sparse", "UsageError", "Workers", "ZeroInit", "__version__", "convert",
+    "convert_all", "diff", "inspect", "load", "load_pipeline", "open_checkpoint", "register", "state_dict",
 ]  # fmt: skip
 
 

@@ -113,6 +113,15 @@ def shortened(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def plural(count: int, noun: str) -> str:
+    """A count of something.
+
+    >>> plural(1, "case"), plural(4, "sample")
+    ('1 case', '4 samples')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def human_bytes(count: int) -> str:
     """A size as people quote it, in decimal units: 2445000000 is '2.45 GB'."""
     size = float(count)

@@ -9,6 +9,7 @@ AnyPath = TypeVar("AnyPath", bound=PurePath)
 SIDECAR = "original_extras.safetensors"  # what diffusers has no place for
 RECORD = "conversion.json"
 PARITY = "parity.json"  # the report of a comparison, where one was asked for
+PARITY_PAGE = "parity.html"  # the same for people
 TOOL = "convert-pixart"
 
 

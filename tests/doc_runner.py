@@ -30,7 +30,8 @@ from converter.parity.ci.tomlfile import read_toml
 PROGRAMS = ("convert-pixart", "pixart")
 # Numbers that differ from machine to machine: how close two nets are, threads, seconds, the size of a record.
 VARYING = re.compile(
-    r"(?<=at worst )\d[\d.,e+-]*|(?<=threads: )\d+|(?<= in )\d[\d.]*(?= s\b)|(?<=conversion\.json \()\d[\d.]*"
+    r"float32 output within [\d.]+ times the noise floor \(limit 3\)|outputs identical in float32(?! and)|"
+    r"(?<=within )\d[\d.,e+-]*|(?<=threads: )\d+|(?<= in )\d[\d.]*(?= s\b)|(?<=conversion\.json \()\d[\d.]*"
 )
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
+LINE_ENDS = re.compile(r'<wbr>|<span class="whole">(.*?)</span>')  # where a line may end in a word, and may not
 
 
 class Page(HTMLParser):
@@ -14,11 +16,13 @@ class Page(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
+        self.scrolling = 0  # how deep the innermost box is that scrolls
+        self.loose: list[str] = []  # tables and pictures outside of one
         self.words: list[str] = []
         self.comments: list[str] = []
         self.tooltips: list[tuple[str, str]] = []  # what a group of a picture says, and the styles in it
         self.tipped = 0  # how deep the group is
-        self.feed(content)
+        self.feed(LINE_ENDS.sub(r"\1", content))
         self.close()
         assert self.open == []
 
@@ -26,15 +30,21 @@ class Page(HTMLParser):
         self.handle_startendtag(tag, attrs)
         if tag not in VOID:
             self.open.append(tag)
+        if ("class", "scroll") in attrs:
+            self.scrolling = len(self.open)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
+        if tag in ("table", "svg") and not self.scrolling:
+            self.loose.append(tag)
         if self.tipped:
             words, styles = self.tooltips[-1]
             self.tooltips[-1] = words, f"{styles} {dict(attrs).get('style') or ''}"
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        if len(self.open) < self.scrolling:
+            self.scrolling = 0
         if len(self.open) < self.tipped:
             self.tipped = 0
 

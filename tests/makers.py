@@ -27,11 +27,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blake3 import blake3
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import converter
-from converter.conversion.batch import Outcome, run
+from converter.conversion.batch import Outcome, convert_all
 from converter.conversion.options import ConversionOptions
 from converter.conversion.pairs import Pair
 from converter.parity.choices import CheckOptions
@@ -128,6 +129,11 @@ def expected_weights(state: Mapping[str, torch.Tensor], path: Path) -> bytes:
 def raw_bytes(tensor: torch.Tensor) -> bytes:
     """The elements in row-major order."""
     return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def digest(data: bytes) -> str:
+    """As a record states it."""
+    return f"blake3:{blake3(data).hexdigest()}"
 
 
 # Containers: (state, path without suffix) -> the file or folder.
@@ -308,19 +314,34 @@ def recorded(name: str) -> tuple[dict[str, Any], list[State]]:
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """A block that must not block: neither in a system call nor in a loop. Not to be nested."""
+def within(seconds: float, *, of_processor: bool = False) -> Iterator[None]:
+    """A block that must not block: neither in a system call nor in a loop. Not to be nested.
+
+    Args:
+        of_processor: count only what this process computes, however much others do; a system call may then take longer.
+    """
 
     def expired(number: int, frame: Any) -> None:
         raise AssertionError(f"still busy after {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timer, number = (signal.ITIMER_PROF, signal.SIGPROF) if of_processor else (signal.ITIMER_REAL, signal.SIGALRM)
+    before = signal.signal(number, expired)
+    signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(timer, 0)
+        signal.signal(number, before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where a conftest or a module takes it: diffusers copies classes that travel into a folder of the tests' own."""
+    from diffusers.utils import dynamic_modules_utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -336,7 +357,7 @@ def converted(pairs: Iterable[Pair], **words: Any) -> list[Outcome]:
     """Several conversions, with options and hyper-parameters as `stated` takes them."""
     named = stated(**words)
     hyper_parameters = named.pop("hyper_parameters")
-    return run(pairs, ConversionOptions(**named), hyper_parameters)
+    return convert_all(pairs, ConversionOptions(**named), hyper_parameters)
 
 
 def convert(source: object, out: object, **words: Any) -> converter.Conversion:
@@ -350,3 +371,15 @@ def stated(hyper_parameters: Mapping[str, Any] | None = None, **words: Any) -> d
     own = {name: value for name, value in words.items() if name in options | {"progress", "waivers"}}
     given = {name: value for name, value in words.items() if name not in own}
     return own | {"hyper_parameters": {**given, **(hyper_parameters or {})}}
+
+
+def lock(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """No folder of this name can be listed, which modes would not keep root from."""
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if os.path.basename(path) == name:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)

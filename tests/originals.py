@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from makers import GOLDEN, HEADS, SMALL, pixart, recorded, sincos
 
-from converter.models.pixart.attention import Compression
+from converter.models.pixart.compression import Compression
 from converter.models.pixart.controlnet import controlnet
 from converter.models.pixart.net import PixArtShape
 from converter.models.pixart.net import pixart as reference

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from makers import ROOT
+from platforms import names, only_some_have
 
 PACKAGE = ROOT / "converter"
 ROOMS = re.findall(r"^\| `([\w/]+)` \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
@@ -84,3 +85,76 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+# What differs between systems.
+
+
+SYSTEM = "converter.system"
+ASKS_PROC = (SYSTEM, "converter.pipelines.memory")  # where psutil answers on other systems
+DIFFERENT = {"os": {"open", "rename", "renames", "replace", "readlink", "fsync"}}  # there everywhere, and not the same
+OF_PATHS = {"rename", "readlink", "chmod", "lchmod"}
+
+
+def not_everywhere(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, name) of what only some systems have, or have in another way."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                linux = names(alias.name, "linux")
+                if alias.name == "ctypes" or (linux and linux <= only_some_have(alias.name)):
+                    yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            lacking = only_some_have(node.module) | DIFFERENT.get(node.module, set())
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names if alias.name in lacking)
+        elif isinstance(node, ast.Attribute):
+            of = node.value.id if isinstance(node.value, ast.Name) else ""
+            if node.attr in only_some_have(of) | DIFFERENT.get(of, set()):
+                yield node.lineno, f"{of}.{node.attr}"
+            elif node.attr in OF_PATHS and of != "system":
+                yield node.lineno, f".{node.attr}"
+
+
+@pytest.mark.parametrize("code", [
+    "import resource", "import ctypes", "import fcntl", "import pwd", "from os import preadv", "os.preadv", "os.pwrite",
+    "os.copy_file_range", "os.statvfs", "os.O_NONBLOCK", "os.O_CLOEXEC", "os.sysconf", "os.open", "os.rename",
+    "os.replace", "signal.SIGHUP", "signal.alarm", "path.rename(other)", "path.chmod(0)", "os.getuid()", "os.fsync",
+])  # fmt: skip
+def test_what_only_some_systems_have_is_recognised(code: str) -> None:
+    assert list(not_everywhere(ast.parse(code)))
+
+
+@pytest.mark.parametrize("code", ["import signal", "os.path.join", "os.stat", "signal.SIGTERM", "system.rename(a, b)"])
+def test_what_all_systems_have_is_left_alone(code: str) -> None:
+    assert not list(not_everywhere(ast.parse(code)))
+
+
+def test_what_only_some_systems_have_stands_in_one_module() -> None:
+    found = {module: list(not_everywhere(ast.parse(path.read_text()))) for module, path in MODULES.items()}
+    assert found.pop(SYSTEM)
+    assert not {module: where for module, where in found.items() if where}
+
+
+def test_the_files_in_which_linux_tells_of_itself_are_read_in_one_place() -> None:
+    for module, path in MODULES.items():
+        texts = (node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
+        asked = [text for text in texts if isinstance(text, str) and text.startswith(("/proc/", "/sys/", "/dev/"))]
+        assert not asked or module in ASKS_PROC
+
+
+def test_text_files_are_the_same_on_every_system() -> None:
+    """UTF-8, and lines that end in one character, whatever is usual there."""
+    vague = []
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            call = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            given = {keyword.arg for keyword in node.keywords}
+            texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            of_path = call == "read_text" or (call == "write_text" and len(node.args) == 1)
+            opens = call in ("open", "fdopen") and texts and "b" not in texts[-1]
+            writes = call == "write_text" or (opens and not set("wax+").isdisjoint(texts[-1]))
+            if (of_path or opens) and not {"encoding", *(["newline"] if writes else [])} <= given:
+                vague.append((module, node.lineno))
+    assert not vague

@@ -132,7 +132,7 @@ def test_real_booleans(flag: str, value: bool, tmp_path: Path, cli: Cli) -> None
         (("convert-pixart", "--help"), ("--orig_ckpt_path", "--dump_path", "--allow_nonfinite", "Exit codes:")),
         (("pixart", "--help"), ("convert Convert", "inspect Say")),
         (("pixart", "convert", "--help"), ("--orig_ckpt_path", "--weights")),
-        (("pixart", "inspect", "--help"), ("PATH", "--json")),
+        (("pixart", "inspect", "--help"), ("PATH", "--json", "Exit codes:")),
         (("pixart", "--version"), (converter.__version__,)),
     ],
     ids=" ".join,
@@ -211,7 +211,7 @@ def test_bad_input(name: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.Monk
 
 
 USAGES: dict[str, tuple[list[str], str]] = {
-    "nothing": ([], "Missing option '--dump_path'"),
+    "nothing": ([], "give FILE... OUT, or --orig_ckpt_path and --dump_path; got neither"),
     "no checkpoint": (["--dump_path={o}"], "give either --orig_ckpt_path or --watch; got neither"),
     "an unknown flag": (["--frobnicate"], "No such option"),
     "a misspelt flag": (["--orig_ckpt_pth={s}"], "--orig_ckpt_path"),
@@ -244,7 +244,7 @@ USAGES: dict[str, tuple[list[str], str]] = {
     "scale nan": (["{base}", "--interpolation_scale=nan"], "finite number"),
     "scale inf": (["{base}", "--interpolation_scale=inf"], "finite number"),
     "a contradicting size": (["{base}", "--image_size=1024"], "--image_size 1024 contradicts the file, which says 512"),
-    "no such family": (["{base}", "--family=unet"], "--family unet: unknown; there are dit, pixart"),
+    "no such family": (["{base}", "--family=unet"], "--family unet: unknown; there are dit, pixart, pixart-controlnet"),
     "target is a file": (["--orig_ckpt_path={s}", "--dump_path={file}"], "not a folder"),
     "target is a link to nowhere": (["--orig_ckpt_path={s}", "--dump_path={dangling}"], "dangling"),
     "target is full": (["--orig_ckpt_path={s}", "--dump_path={full}"], "has no record of, mine.pth"),
@@ -271,7 +271,7 @@ USAGES: dict[str, tuple[list[str], str]] = {
     ),
     "target below a file": (["--orig_ckpt_path={s}", "--dump_path={file}/out"], "not a folder"),
     "target cannot be written": (["{base}", "--dump_path=/proc/none/out"], "/proc"),
-    "target is the current folder": (["--orig_ckpt_path={s}", "--dump_path="], "current folder"),
+    "target is the current folder": (["--orig_ckpt_path={s}", "--dump_path=."], "current folder"),
 }
 
 
@@ -360,7 +360,7 @@ def test_a_dry_run_tells_all_and_writes_nothing(as_json: bool, tmp_path: Path, c
 
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(tmp_path: Path, cli: Cli) -> None:
-    for source, code in ((GOLDEN / "sigma-qknorm.pth", 3), (tmp_path / "absent", 3)):
+    for source, code in ((GOLDEN / "sana-1024.pth", 3), (tmp_path / "absent", 3)):
         assert cli("convert-pixart", *flags(source, tmp_path / "out", "--dry_run")).returncode == code
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")
@@ -382,7 +382,7 @@ def test_overwrite_and_allow_nonfinite(tmp_path: Path, cli: Cli) -> None:
     path = save(state, tmp_path / "made.pth")
     result = cli("convert-pixart", *flags(path, tmp_path / "out"))
     assert result.returncode == 3
-    assert "1 element is NaN or infinite, in proj_out.bias; --allow_nonfinite" in result.stderr
+    assert "1 element is NaN or infinite, in final_layer.linear.bias; --allow_nonfinite" in result.stderr
     assert not (tmp_path / "out").exists()
     result = cli("convert-pixart", *flags(path, tmp_path / "out", "--allow-nonfinite"))
     assert result.returncode == 0
@@ -411,14 +411,15 @@ def test_inspect_in_words(cli: Cli) -> None:
         "convertible: with --num_attention_heads",
     ):
         assert line in result.stdout.splitlines()
-    assert re.search(r"^model: pixart, original layout, 0\.\d+ M parameters, float32 x 70$", result.stdout, re.M)
+    assert re.search(
+        r"^model: pixart, original layout, 0\.\d+ M parameters, 70 tensors \(float32\)$", result.stdout, re.M
+    )
     evidence = "the embedders of size and aspect ratio are there"
     assert re.search(rf"^  micro_condition +True +file +{evidence}$", result.stdout, re.M)
     result = cli("pixart", "inspect", GOLDEN / "alpha-ms.pth", "--weights", "ema")
     assert "weights: ema (state_dict_ema)" in result.stdout
-    result = cli("pixart", "inspect", GOLDEN / "sigma-qknorm.pth")
+    result = cli("pixart", "inspect", GOLDEN / "sana-1024.pth")
     assert result.returncode == 0
-    assert "features: qk_norm" in result.stdout
     assert result.stdout.endswith("convertible: no\n")
 
 

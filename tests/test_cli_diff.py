@@ -97,9 +97,13 @@ def test_the_conclusion_comes_first(models: dict[str, Path], cli: Cli) -> None:
     out = cli("pixart", "diff", models["trained"], models["same"]).stdout.splitlines()
     assert re.fullmatch(r"B is the raw weights of A, byte for byte; EMA: relative L2 0\.\d+", out[0])
     assert re.fullmatch(r"A: trained\.pth, \d+ kB, torch archive, \{state_dict, state_dict_ema, .*\}", out[1])
-    assert re.fullmatch(r"A: raw and EMA weights, pixart, original layout, 0\.\d+ M parameters, float32 x 77", out[2])
+    assert re.fullmatch(
+        r"A: raw and EMA weights, pixart, original layout, 0\.\d+ M parameters, 77 tensors \(float32\)", out[2]
+    )
     assert re.fullmatch(r"B: same, \d+ kB, folder of safetensors", out[3])
-    assert re.fullmatch(r"B: raw weights, pixart, diffusers layout, 0\.\d+ M parameters, float32 x \d+", out[4])
+    assert re.fullmatch(
+        r"B: raw weights, pixart, diffusers layout, 0\.\d+ M parameters, \d+ tensors \(float32\)", out[4]
+    )
     assert out[5:] == [
         "weights: raw of A, raw of B",
         "tensors: 75 identical",

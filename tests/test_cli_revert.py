@@ -45,7 +45,7 @@ def test_json_and_quiet(converted: Path, cli: Cli) -> None:
     assert (made["ok"], made["written"], made["record"]["to"]) == (True, True, "original")
     rows = {row["targets"][0]: row for row in made["record"]["plan"]}
     assert rows["blocks.0.attn.qkv.weight"]["operation"] == "concatenate"
-    assert len(rows["blocks.0.attn.qkv.weight"]["sha256"]) == 3
+    assert len(rows["blocks.0.attn.qkv.weight"]["digests"]) == 3
     assert rows["pos_embed"]["operation"] == "recompute"
     done = cli("pixart", *call, "--quiet", "--overwrite")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -476,6 +476,15 @@ def test_a_feature_that_diffusers_cannot_hold_is_compared_too(tmp_path: Path) ->
     assert differing(diff(qk, save(changed, tmp_path / "b.pth"))) == {"blocks.0.attn.q_norm.weight": "different"}
 
 
+def test_a_null_caption_is_not_part_of_the_distance_and_said_so(tmp_path: Path) -> None:
+    state = torch.load(GOLDEN / "sigma-ms.pth", weights_only=True)
+    key = "y_embedder.y_embedding"
+    other = save(state | {key: state[key] + 1}, tmp_path / "b.pth")
+    found = diff(save(state, tmp_path / "a.pth"), other)
+    assert found.words.endswith(" tensors differ, relative L2 0 overall without 1 buffer")
+    assert differing(found) == {key: "different"}
+
+
 def test_files_that_no_family_knows_are_compared_by_key(tmp_path: Path) -> None:
     a = {"encoder.mid.weight": torch.ones(3), "steps": torch.tensor([1, 2]), "old": torch.ones(1)}
     b = {"encoder.mid.weight": torch.ones(3) + 1, "steps": torch.tensor([1, 2]), "new": torch.ones(1)}
@@ -493,7 +502,7 @@ def test_files_with_nothing_in_common_are_refused(tmp_path: Path, state: State) 
         diff(model, vae)
     with pytest.raises(InputError, match=r"vae\.pth: this is a VAE, .*; .*a\.pth is a PixArt$"):
         diff(vae, model)
-    with pytest.raises(InputError, match=r"net\.pth: this is a PixArt ControlNet.*no key in common with .*vae"):
+    with pytest.raises(InputError, match=r"vae\.pth: this is a VAE, .*net\.pth is a PixArt ControlNet$"):
         diff(vae, GOLDEN / "alpha-controlnet.pth")
     with pytest.raises(InputError, match=r"dit\.pt: this is a DiT, and .*a\.pth is a PixArt$"):
         diff(model, GOLDEN / "dit.pt")

@@ -8,6 +8,7 @@ import importlib
 import pkgutil
 import re
 import shlex
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
@@ -151,7 +152,7 @@ def test_the_commands_that_it_shows_can_be_given() -> None:
             continue
         name, *rest = ("convert", *arguments) if program == "convert-pixart" else arguments
         command = pixart.commands[name]
-        context = click.Context(command, info_name=name)
+        context = click.Context(command, info_name=name, help_option_names=["-h", "--help"])
         left = command.make_parser(context).parse_args(list(rest))[1]  # raises for an option that there is not
         assert left == [], line
         seen += 1
@@ -178,7 +179,7 @@ def test_the_action_has_the_inputs_that_are_shown() -> None:
 
 def test_the_settings_that_are_shown_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Reader("ci.md", tmp_path, {}).follow(PAGES["ci.md"], lambda command: False)
+    Reader("ci.md", tmp_path, {}).follow(sections(PAGES["ci.md"])["parity.toml"])
     settings = load_settings(tmp_path / "parity.toml", today=date(2026, 12, 1))
     assert settings.checkpoints[0]["given"] == {"num_attention_heads": 16}
     assert settings.waivers[0].bound == 3.4
@@ -212,9 +213,14 @@ def test_a_page_that_is_wrong_would_be_found(wrong: str, tmp_path: Path) -> None
 def test_the_flags_that_are_named_exist() -> None:
     from converter.cli.main import pixart
 
-    options = [command.get_params(click.Context(command)) for command in pixart.commands.values()]
+    options = [
+        command.get_params(click.Context(command, help_option_names=["-h", "--help"]))
+        for command in pixart.commands.values()
+    ]
     known = {flag for command in options for parameter in command for flag in parameter.opts}
     known |= {flag for action in parser()._actions for flag in action.option_strings}  # of bin/fuzz
+    bench = subprocess.run([sys.executable, ROOT / "bin" / "bench.py", "--help"], capture_output=True, text=True)
+    known |= set(re.findall(r"(?<![\w-])--[a-z]\w*", bench.stdout))
     known |= {"--help", "--ar", "--hw"}  # the last two in prompts
     named = set(re.findall(r"(?<![\w-])--[a-z]\w*", re.sub("hf download .*", "", TEXT)))
     assert named

@@ -17,7 +17,6 @@ from makers import (
     diffusers_keyed,
     expected_weights,
     pixart,
-    prefixed,
     recorded,
     save,
     sincos,
@@ -133,15 +132,14 @@ def test_raw_is_the_default_and_ema_another_model(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "qk-norm": (GOLDEN / "sigma-qknorm.pth", "normalises queries and keys"),
-    "kv-compress": (GOLDEN / "sigma-kvcompress.pth", "compresses keys and values"),
-    "controlnet": (GOLDEN / "alpha-controlnet.pth", "ControlNet"),
     "qk-norm in one block": (
         pixart() | {f"blocks.1.attn.{n}_norm.{s}": torch.ones(24) for n in "qk" for s in ("weight", "bias")},
-        "normalises queries and keys",
+        "the qk_norm group is incomplete",
     ),
-    "kv-compress in one block": (pixart(kv_compress=(1,)), "compresses keys and values"),
-    "controlnet under a prefix": (prefixed(pixart(copied_blocks=1), "module."), "ControlNet"),
+    "a convolution without its norm": (
+        {key: tensor for key, tensor in pixart(kv_compress=(1,)).items() if ".attn.norm." not in key},
+        "kv_compress: blocks.{}.attn.sr in 1: a block that compresses has a convolution and its norm",
+    ),
     "lora": ({f"transformer_blocks.0.attn1.to_q.lora_{ab}.weight": torch.ones(4, 4) for ab in "AB"}, "LoRA"),
     "relative positions": (
         pixart() | {f"blocks.0.attn.rel_pos_{axis}": torch.zeros(15, 6) for axis in "hw"},

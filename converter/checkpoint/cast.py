@@ -62,15 +62,22 @@ def count_nonfinite(view: bytes | memoryview, dtype: DType) -> int:
     import numpy as np
 
     bits = np.frombuffer(view, f"<u{dtype.itemsize}")
+    if int(np.bitwise_or.reduce(bits)) & mask != mask:  # most are below 2, and none has the exponent's first bit then
+        return 0
     return int(np.count_nonzero((bits & bits.dtype.type(mask)) == mask)) if _largest(bits) >= mask else 0
 
 
-def trailing_zeros(view: bytes | memoryview, dtype: DType) -> int:
+def trailing_zeros(view: bytes | memoryview, dtype: DType, before: int = 0) -> int:
     """How many elements at the end are zero, of either sign: mostly none, which the last few show.
+
+    Args:
+        before: how many are zero right before the first, which count where all of these are.
 
     >>> from converter.checkpoint.dtypes import F16
     >>> trailing_zeros(bytes.fromhex("003c 0000 0080"), F16)  # 1, 0 and -0
     2
+    >>> trailing_zeros(bytes.fromhex("0000"), F16, before=2)
+    3
     """
     import numpy as np
 
@@ -79,7 +86,7 @@ def trailing_zeros(view: bytes | memoryview, dtype: DType) -> int:
     for last in (bits[-16:], bits):
         if len(nonzero := np.flatnonzero(last & magnitude)):
             return int(len(last) - 1 - nonzero[-1])
-    return len(bits)
+    return before + len(bits)
 
 
 def _largest(bits: Any) -> int:

@@ -1,12 +1,11 @@
 """One open descriptor on one regular file, read by position.
 
-`pread` and never `mmap`: a file that shrinks while it is read is then an error in one line,
-not a SIGBUS, and its pages are not counted as this process's memory.
+Read and never mapped, but for the weights of a model in memory, once they were read: a file that shrinks while it is
+read is then an error in one line, not a SIGBUS, and its pages are not counted as this process's memory.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -15,12 +14,13 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from ..errors import ConverterError, InputError, printable
+from .. import system
+from ..errors import ConverterError, InputError, UsageError, printable
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-# The system cannot copy, or not between these files. Reading and writing takes over, and meets other errors again.
-_CANNOT_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EIO}
+# By their real paths, files of which only the size is there: what brings the bytes of each before they are read.
+fetched_files: dict[str, Any] = {}
 
 
 class InputFile:
@@ -29,12 +29,14 @@ class InputFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self.written_here = False  # written by this process: what cannot be read of it is no fault of the input
+        self.fetching = fetched_files.get(os.path.realpath(self.path)) if fetched_files else None
         self._fd = -1
         try:
-            # Asked before opening too: merely opening a device can act on it. O_NONBLOCK: a FIFO must not block.
+            # Asked before opening too: merely opening a device can act on it.
             self._regular(os.stat(self.path))
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            self.size = self._regular(os.fstat(self._fd)).st_size
+            self._fd = system.open_to_read(self.path)
+            status = self._regular(os.fstat(self._fd))
+            self.size, self._version = status.st_size, _version(status)
         except (OSError, ValueError, InputError) as error:
             self.close()
             if isinstance(error, InputError):
@@ -65,10 +67,11 @@ class InputFile:
 
     def read_into(self, view: memoryview, offset: int, what: str = "") -> None:
         """Fill `view` from `offset`; a file that has become shorter is an error."""
+        self._need(offset, len(view))
         done = 0
         while done < len(view):
             try:
-                count = os.preadv(self._fd, [view[done:]], offset + done)
+                count = system.read_at(self._fd, view[done:], offset + done)
             except OSError as error:
                 raise self._read_error(what, f"offset {offset + done}: {error.strerror}") from None
             if count == 0:
@@ -77,20 +80,38 @@ class InputFile:
 
     def copy_to(self, offset: int, count: int, fd: int, position: int, what: str = "") -> bool:
         """Let the system copy bytes to `position` of another descriptor; False, nothing promised, where it cannot."""
+        self._need(offset, count)
         done = 0
         while done < count:
-            try:
-                copied = os.copy_file_range(self._fd, fd, count - done, offset + done, position + done)
-            except AttributeError:
-                return False  # not a Linux
-            except OSError as error:
-                if error.errno in _CANNOT_COPY:
-                    return False
-                raise
+            copied = system.copy(self._fd, offset + done, fd, position + done, count - done)
+            if copied is None:
+                return False
             if copied == 0:
                 raise self.error(what, f"the file ends at offset {offset + done}, it shrank while it was read")
             done += copied
         return True
+
+    def pages(self, offset: int, count: int) -> memoryview | None:
+        """Bytes of the file as memory of this process, which outlives the descriptor: read when they are touched, and
+        what is written to them stays in memory. None where the system cannot."""
+        self._need(offset, count)
+        return system.map_privately(self._fd, offset, count)
+
+    def _need(self, offset: int, count: int) -> None:
+        if self.fetching and count:
+            self.fetching.need(offset, count)
+
+    def check_unchanged(self) -> None:
+        """Raises: `InputError` where another file is there by now, or it was written to since it was opened."""
+        if self.fetching:
+            self.fetching.check_unchanged()
+            return
+        try:
+            version = _version(os.stat(self.path))
+        except OSError:
+            version = ()
+        if version != self._version:
+            raise self.error("", "it changed while it was read")
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -104,6 +125,10 @@ class InputFile:
         self.close()
 
 
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def dangling_link(path: str | os.PathLike[str]) -> str:
     """What is wrong with a path that is a dangling link, or leads through one, as in a cache whose blobs are gone;
     '' for any other."""
@@ -115,7 +140,7 @@ def dangling_link(path: str | os.PathLike[str]) -> str:
                     os.stat(where)
                 except FileNotFoundError:
                     through = "" if str(where) == whole else f"lies behind {printable(where)}, "
-                    to = printable(os.readlink(where))
+                    to = printable(system.read_link(where))
                     return f"{through}a dangling link: {to} is not there (No such file or directory): fetch it again"
     return ""
 
@@ -129,6 +154,8 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     Traceback (most recent call last):
     converter.errors.InputError: weights/none: No such file or directory
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"{printable(repr(path), 60)}: a path is needed, and not {type(path).__name__}")
     if "\0" in os.fspath(path):
         raise InputError.at(path, "", "not a path: it contains a null character")
     try:

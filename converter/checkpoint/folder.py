@@ -16,7 +16,7 @@ from .file import InputFile, dangling_link, present, reading, reads
 from .json_file import read_json
 from .safetensors_reader import copies_named
 from .weight_names import STEMS, SUFFIXES, pairs_among, variants, weights_among
-from .weights_kind import EMA, kind_by_name
+from .weights_kind import EMA, RAW, kind_by_name
 
 CONFIG = "config.json"  # of a model in diffusers' layout
 # How folders of averaged weights are called: as diffusers' training scripts do it, and the other way round.
@@ -71,7 +71,9 @@ def model_folder(folder: Path) -> Path:
     others = any(name.endswith(SUFFIXES) for name in names)  # a folder of checkpoints is about those
     inside = [] if others else sorted(path for path in place.iterdir() if path.is_dir())
     for where in (place, *inside):  # as browsers and file managers leave what they take for a zip
-        if (where / "data.pkl").is_file() and ((where / "data").is_dir() or (where / "version").is_file()):
+        # `os.path`, since a folder that cannot be read is none of these, and no error.
+        isfile, isdir = os.path.isfile, os.path.isdir
+        if isfile(where / "data.pkl") and (isdir(where / "data") or isfile(where / "version")):
             rule = "an unpacked torch file (data.pkl, data/0 ... lie loose): fetch it again without unpacking it"
             raise InputError.at(where, "data.pkl", rule)
     folders = _folders_named_like_weights(place)
@@ -82,9 +84,10 @@ def _recorded_subfolder(folder: Path) -> str:
     """Where in a folder the model lies: of a conversion, where its record says; else where a pipeline has it."""
     with suppress(InputError, TypeError, KeyError, AttributeError):
         if not (folder / "transformer").exists() and present(folder / RECORD):
-            for name in read_json(folder / RECORD)["written"]:
-                subfolder, _, file = name.rpartition("/")
-                if file == CONFIG and re.fullmatch(r"\w[\w.-]*", subfolder):
+            for name, about in read_json(folder / RECORD)["written"].items():
+                subfolder, _, _ = name.rpartition("/")
+                weights = "header_sha256" in about  # of a component, which was copied, nothing but the whole is hashed
+                if weights and re.fullmatch(r"\w[\w.-]*", subfolder) and (folder / subfolder).is_dir():
                     return str(subfolder)
     return "transformer"
 
@@ -93,6 +96,13 @@ def is_averaged(place: Path) -> bool:
     """Whether a model folder is called one of averaged weights."""
     name = place.absolute().name
     return kind_by_name(name)[0] == EMA and (name.endswith("_ema") or name in ("ema_transformer", "ema_model"))
+
+
+def kind_by_place(path: Path) -> tuple[str, str]:
+    """(kind, why) of the weights in a file of nothing else: as its name says, or that of its folder."""
+    names = [path.stem, *([path.parent.name] if is_averaged(path.parent) else [])]
+    kinds = [kind_by_name(name) for name in names]
+    return next((kind for kind in kinds if kind[0] != RAW), kinds[0])
 
 
 def averaged_sibling(place: Path) -> Path | None:
@@ -184,7 +194,8 @@ def _without_weights(folder: Path) -> InputError:
         which = f"in the folder {folders[0]} in it: give that one" + ("" if len(folders) == 1 else ", or another")
         rule = f"holds no weights itself; there may be some {which}"
         return InputError.at(folder, "", f"{rule} (with {CONFIG} in it)" if (folder / CONFIG).exists() else rule)
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)
+    places = (*folder.iterdir(), *folder.glob("checkpoints/*"))
+    others = sorted(str(path.relative_to(folder)) for path in places if path.suffix in SUFFIXES)
     hint = f"; there is {printable(others[0])}: name a file, or a glob" if others else ""
     return InputError.at(folder, "", f"holds no weights: looked for {', '.join(STEMS)} and their .index.json{hint}")
 

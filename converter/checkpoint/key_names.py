@@ -12,9 +12,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import itemgetter
 from typing import Protocol
 
 from ..errors import printable
+from ..parts import joined
 
 # Longest first, because several may apply one after the other: `module._orig_mod.blocks...`.
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "_orig_mod.", "module.", "model.")
@@ -36,7 +38,10 @@ _MODELS = 64  # in one state dict
 
 class Names(Protocol):
     """The names of one kind of model (`mapping.KeyMapping`): which row of its table a name belongs to, and the rows
-    without which no such model is whole."""
+    without which no such model is whole. `part`: what they begin with among those of a whole, of which it is a part."""
+
+    @property
+    def part(self) -> str: ...
 
     @property
     def required(self) -> frozenset[int]: ...
@@ -52,10 +57,10 @@ Tables = Callable[[], Iterable[Sequence[Names]]]
 class ModelKeys:
     """One model in a state dict.
 
-    `in_file`: the model's name for a tensor -> its key in the file; `prefix`: what those keys begin with; `left_out`:
-    keys of the state dict that are no part of the model; `mixed`: why names may be unknown, in words: only some keys
-    carry a prefix; `clash`: why the names are ambiguous; `known`: how many of the names the kind of model that
-    fits best knows; `fits`: whether this is one.
+    `in_file`: the model's name for a tensor -> its key in the file; `prefix`: what those keys begin with; `part`: what
+    the names begin with and those keys do not; `left_out`: keys of the state dict that are no part of the model;
+    `mixed`: why names may be unknown, in words: only some keys carry a prefix; `clash`: why the names are ambiguous;
+    `known`: how many of the names the kind of model that fits best knows; `fits`: whether this is one.
     """
 
     prefix: str
@@ -65,6 +70,11 @@ class ModelKeys:
     clash: str = ""
     known: int = 0
     fits: bool = False
+    part: str = ""
+
+    def as_part(self, part: str) -> ModelKeys:
+        """The same with the names that it has as a part of a whole."""
+        return replace(self, part=part, in_file=joined({part: self.in_file}))
 
 
 def find_models(keys: Sequence[str], tables: Tables | None = None) -> list[ModelKeys]:
@@ -76,9 +86,10 @@ def find_models(keys: Sequence[str], tables: Tables | None = None) -> list[Model
     """
     plain = _plain(keys)
     for batch in tables() if tables else ():
-        known = max((sum(table.row_of(name) is not None for name in plain.in_file) for table in batch), default=0)
+        counts = ((_known(table, plain.in_file), table.part) for table in batch)
+        known, part = max(counts, key=itemgetter(0), default=(0, ""))
         if keys and known == len(keys):
-            return [ModelKeys(plain.prefix, plain.in_file, known=known, fits=True)]
+            return [ModelKeys(plain.prefix, plain.in_file, known=known, fits=True).as_part(part)]
         models, mixed = _by_tables(keys, batch)
         if models:
             # Of a single model, what only some keys carry may still be why names in it are unknown.
@@ -86,6 +97,12 @@ def find_models(keys: Sequence[str], tables: Tables | None = None) -> list[Model
             return [replace(models[0], mixed=plain.mixed)] if same else models
         plain = replace(plain, mixed=plain.mixed or mixed, known=max(known, plain.known))
     return [plain]
+
+
+def _known(table: Names, names: Iterable[str]) -> int:
+    """How many of the names it knows; 0 where none is one that all its models have."""
+    rows = [row for name in names if (row := table.row_of(name)) is not None]
+    return 0 if table.required and table.required.isdisjoint(rows) else len(rows)
 
 
 def plainly_foreign(name: str) -> bool:
@@ -141,7 +158,7 @@ def _by_tables(keys: Sequence[str], tables: Sequence[Names]) -> tuple[list[Model
     names = {unwrapped(key): key for key in keys}
     if len(names) < len(keys) or len(names) > _MOST:
         return [], ""
-    most, best, strays = 0, dict[str, dict[str, str]](), list[tuple[str, str]]()
+    most, best, strays, part = 0, dict[str, dict[str, str]](), list[tuple[str, str]](), ""
     for table in tables:
         # By prefix, the names that the table knows after it, each with the whole name; and the rows that they are of.
         groups, rows = defaultdict[str, dict[str, str]](dict), defaultdict[str, set[int]](set)
@@ -154,7 +171,7 @@ def _by_tables(keys: Sequence[str], tables: Sequence[Names]) -> tuple[list[Model
         fitting = {p: known for p, known in groups.items() if 2 * len(rows[p] & table.required) >= len(table.required)}
         size = max(map(len, fitting.values()), default=0)
         if size > most:
-            most, best = size, fitting
+            most, best, part = size, fitting, table.part
             strays = [(p, name) for p, known in groups.items() if p not in fitting for name in known.values()]
     if not best:
         return [], ""
@@ -169,7 +186,8 @@ def _by_tables(keys: Sequence[str], tables: Sequence[Names]) -> tuple[list[Model
     outside += [name for known in parts for name in known.values()]
     if outside:
         return [], _mixed(main, len(best[main]), len(keys), outside[0])
-    return (_separated(best, names), "") if len(best) <= _MODELS else ([], "")
+    models = _separated(best, names) if len(best) <= _MODELS else []
+    return [model.as_part(part) for model in models], ""
 
 
 def _separated(models: dict[str, dict[str, str]], names: dict[str, str]) -> list[ModelKeys]:

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, UsageError, printable
+from ..errors import UsageError, printable
+from ..parts import joined
+from . import state_dicts
 from .file import InputFile, reading
-from .folder import CONFIG, averaged_sibling, is_averaged, model_folder, read_config, unread, weight_files
+from .folder import (
+    CONFIG,
+    averaged_sibling,
+    cached_snapshot,
+    is_averaged,
+    kind_by_place,
+    model_folder,
+    read_config,
+    unread,
+    weight_files,
+)
 from .key_names import Tables
 from .recognition import container_of
-from .safetensors_reader import read_header
-from .state_dicts import (
-    FILE,
-    SHARDS,
-    TOP,
-    WHOLE,
-    Candidate,
-    choose,
-    find_candidates,
-    merged_shards,
-    plausible,
-    split,
-)
+from .state_dicts import Candidate
 from .tensor import LazyTensor
 from .torch_file.reader import TorchFile
-from .weights_kind import EMA, RAW, kind_by_name
+from .weights_kind import EMA, RAW
 
 UNGUARDED = (
     "carries no checksums (every CRC-32 in it is 0, as torch writes with compute_crc32 = False): nothing would show a "
@@ -57,6 +56,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     requested_weights: str | None = None
     requested_key: str | None = None
     tables: InitVar[Tables | None] = None
+    folders: InitVar[Sequence[str]] = ()
     files: list[InputFile] = field(default_factory=list, init=False)
     container: str = field(default="", init=False)
     candidates: list[Candidate] = field(default_factory=list, init=False)
@@ -69,11 +69,11 @@ class Checkpoint(Mapping[str, LazyTensor]):
     companions: dict[Path, bytes] = field(default_factory=dict, init=False)
     notes: list[str] = field(default_factory=list, init=False)
 
-    def __post_init__(self, tables: Tables | None) -> None:
+    def __post_init__(self, tables: Tables | None, folders: Sequence[str]) -> None:
         self.path = os.fspath(self.path)
         try:
             with reading(self.path):
-                self._open(tables)
+                self._open_folders(folders, tables) if folders else self._open(tables)
         except BaseException:
             self.close()
             raise
@@ -83,13 +83,10 @@ class Checkpoint(Mapping[str, LazyTensor]):
             self._open_folder(Path(self.path), tables)
             return
         self.container, self.candidates = self._open_file(self.path, tables)
-        path = Path(os.path.abspath(self.path))
         for candidate in self.candidates:
             # Of a file that holds nothing but weights, its name tells whether they are averaged, or its folder's.
-            if candidate.where in (FILE, TOP) and candidate.weights == RAW:
-                names = (path.stem, *([path.parent.name] if is_averaged(path.parent) else []))
-                kinds = [kind_by_name(name) for name in names]
-                candidate.weights, candidate.why = next((kind for kind in kinds if kind[0] != RAW), kinds[0])
+            if candidate.where in (state_dicts.FILE, state_dicts.TOP) and candidate.weights == RAW:
+                candidate.weights, candidate.why = kind_by_place(Path(os.path.abspath(self.path)))
 
     def _open_file(self, path: str | os.PathLike[str], tables: Tables | None) -> tuple[str, list[Candidate]]:
         file = InputFile(path)
@@ -98,7 +95,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
             torch_file = TorchFile(file)
             if not torch_file.archive.checksummed:
                 self.notes.append(f"{printable(os.path.basename(file.path))} {UNGUARDED}")
-            candidates, others, contents = find_candidates(torch_file, tables)
+            candidates, others, contents = state_dicts.find_candidates(torch_file, tables)
             # Shards add up: what one of them asks to import is reported even if the next is clean.
             self.others += others
             self.unnamed_weights += contents.hints
@@ -107,15 +104,10 @@ class Checkpoint(Mapping[str, LazyTensor]):
             places = [candidate.where for candidate in candidates]
             names = places + [other.partition(":")[0] for other in others]
             wrapped = "{" + ", ".join(names[:8] + ["..."] * (len(names) > 8)) + "}"
-            return f"torch archive, {'bare state dict' if places == [TOP] else wrapped}", candidates
-        odd: dict[str, InputError] = {}
-        tensors, metadata = read_header(file, odd)
-        whole_numbers = {key: text for key, text in metadata.items() if re.fullmatch(r"[1-9][0-9]{0,5}", text)}
-        self.recorded_integers |= {key: int(text) for key, text in whole_numbers.items()}
-        if not tensors:
-            raise next(iter(odd.values()), file.error("header", "holds no tensors"))
-        whole = Candidate("", FILE, file, lambda: [*tensors.items(), *odd.items()])
-        return "safetensors", split(whole, (), [*tensors, *odd], tables)
+            return f"torch archive, {'bare state dict' if places == [state_dicts.TOP] else wrapped}", candidates
+        candidates, integers = state_dicts.of_safetensors(file, tables)
+        self.recorded_integers |= integers
+        return "safetensors", candidates
 
     def _open_folder(self, folder: Path, tables: Tables | None) -> None:
         place = model_folder(folder)
@@ -131,16 +123,35 @@ class Checkpoint(Mapping[str, LazyTensor]):
         else:
             opened = [(path.name, *self._open_file(path, None)) for path in paths]
             self.container = f"folder of {opened[0][1]}, {len(paths)} shards"
-            shards = [(name, choose(parts, None)) for name, _, parts in opened]
-            whole = Candidate("", SHARDS, self.files[0], partial(merged_shards, place, shards, index))
-            self.candidates = split(whole, (), [*index.weight_map, *index.copies], tables)
+            shards = [(name, state_dicts.choose(parts, None)) for name, _, parts in opened]
+            entries = partial(state_dicts.merged_shards, place, shards, index)
+            whole = Candidate("", state_dicts.SHARDS, self.files[0], entries)
+            self.candidates = state_dicts.split(whole, (), [*index.weight_map, *index.copies], tables)
         if is_averaged(place) or averaged:
             for candidate in self.candidates:
-                inner = "" if candidate.where in WHOLE else f".{candidate.where}"
+                inner = "" if candidate.where in state_dicts.WHOLE else f".{candidate.where}"
                 candidate.weights, candidate.where = (EMA if is_averaged(place) else RAW), place.name + inner
         if averaged:  # opened only where it is asked for
             kind = EMA if is_averaged(averaged) else RAW
             self.candidates.append(Candidate(kind, averaged.name, self.files[0]))
+        self.config = joined({self.candidates[0].keys.part: self.config})
+
+    def _open_folders(self, folders: Sequence[str], tables: Tables | None) -> None:
+        """Model folders beside each other as one model: keys, and the fields of the configs, begin with their names."""
+        self.folder, parts = Path(self.path), dict[str, Checkpoint]()
+        for name in folders:
+            inner = parts[f"{name}."] = Checkpoint(os.fspath(cached_snapshot(self.folder) / name))
+            self.files += inner.files
+            self.companions |= inner.companions
+            self.others += inner.others
+            self.notes += inner.notes
+            if averaged := averaged_sibling(self.folder / name):
+                self.notes.append(f"{averaged.name}: other weights beside {name}, not read")
+        self.container = ", ".join(f"{name}: {parts[f'{name}.'].container}" for name in folders)
+        self.config = joined({part: checkpoint.config for part, checkpoint in parts.items()})
+        tensors = joined(parts)
+        whole = Candidate("", state_dicts.FOLDERS, self.files[0], lambda: [*tensors.items()])
+        self.candidates = state_dicts.split(whole, (), [*tensors], tables)
 
     def use_config_next_to_it(self) -> None:
         """For a file in a model folder, use the config.json next to it, as if the folder were given.
@@ -152,7 +163,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
         folder = Path(os.path.abspath(self.path)).parent
         kept: dict[Path, bytes] = {}
         if self.folder is None and isinstance((config := read_config(folder, kept)).get("_class_name"), str):
-            self.folder, self.config, self.companions = folder, config, kept
+            self.folder, self.companions = folder, kept
+            self.config = joined({self.selected.keys.part: config})
             self.notes.append(f"{CONFIG} beside it was read too, as if the folder were given")
 
     @property
@@ -162,12 +174,12 @@ class Checkpoint(Mapping[str, LazyTensor]):
     @cached_property
     def selected(self) -> Candidate:
         """The state dict in use: the one that `weights` asked for."""
-        return choose(self.candidates, self.requested_weights, self.requested_key, self.unnamed_weights)
+        return state_dicts.choose(self.candidates, self.requested_weights, self.requested_key, self.unnamed_weights)
 
     @property
     def plausible(self) -> list[Candidate]:
         """The state dicts that may be meant: those that a kind of model fits, if one does."""
-        return plausible(self.candidates)
+        return state_dicts.plausible(self.candidates)
 
     @property
     def prefix(self) -> str:
@@ -209,6 +221,7 @@ def open_checkpoint(
     weights: str | None = None,
     state_dict_key: str | None = None,
     tables: Tables | None = None,
+    folders: Sequence[str] = (),
 ) -> Checkpoint:
     """Open a checkpoint (`.pth`, `.pt`, `.bin`, `.safetensors`, or a diffusers folder) without reading its tensors.
 
@@ -218,6 +231,7 @@ def open_checkpoint(
         state_dict_key: where in the file the weights lie, such as 'state_dict_ema' or 'app.model', where it holds
             several.
         tables: the names that kinds of models have, by which the weights are found after any prefix.
+        folders: the names of model folders in `path` that are one model together.
 
     Returns: a read-only mapping from keys (a prefix such as `module.` that all have is removed) to `LazyTensor`.
 
@@ -232,4 +246,4 @@ def open_checkpoint(
         raise UsageError(f"`weights` {printable(weights)}: one of {RAW}, {EMA}")
     if weights and state_dict_key:
         raise UsageError("`weights`, `state_dict_key`: both select the weights; give one")
-    return Checkpoint(os.fspath(path), weights, state_dict_key, tables)
+    return Checkpoint(os.fspath(path), weights, state_dict_key, tables, folders)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,13 +14,14 @@ from ..errors import InputError, UsageError, printable, shortened
 from .file import InputFile
 from .folder import Index
 from .key_names import ModelKeys, Tables, find_models
+from .safetensors_reader import read_header
 from .tensor import LazyTensor
 from .torch_file.reader import TorchFile
 from .torch_file.tree import Contents, describe, is_tensor, of_optimizer, pairs_of, search
 from .weights_kind import EMA, RAW, kind_of_weights
 
-# Where weights lie that no wrapper holds: in a torch archive, in a format without wrappers, in shards.
-TOP, FILE, SHARDS = WHOLE = "the top level", "the file", "the shards"
+# Where weights lie that no wrapper holds: in a torch archive, in a format without wrappers, in shards, in folders.
+TOP, FILE, SHARDS, FOLDERS = WHOLE = "the top level", "the file", "the shards", "the folders"
 KEY_LIMIT = 1024  # characters
 MOST_SHOWN = 12
 # A view may be shared by many keys; more than this many times the file is an expansion, not sharing.
@@ -135,6 +137,17 @@ def find_candidates(torch_file: TorchFile, tables: Tables | None = None) -> tupl
     return candidates, others, contents
 
 
+def of_safetensors(file: InputFile, tables: Tables | None = None) -> tuple[list[Candidate], dict[str, int]]:
+    """(state dicts, whole numbers in the metadata by their names) of a safetensors file."""
+    odd: dict[str, InputError] = {}
+    tensors, metadata = read_header(file, odd)
+    if not tensors:
+        raise next(iter(odd.values()), file.error("header", "holds no tensors"))
+    whole = Candidate("", FILE, file, lambda: [*tensors.items(), *odd.items()])
+    integers = {key: int(text) for key, text in metadata.items() if re.fullmatch(r"[1-9][0-9]{0,5}", text)}
+    return split(whole, (), [*tensors, *odd], tables), integers
+
+
 def merged_shards(folder: Path, shards: list[tuple[str, Candidate]], index: Index) -> Entries:
     """The entries of all shards, which must be exactly those of the index, each in the shard that it names, and the
     copies of them that it names."""
@@ -159,7 +172,7 @@ def merged_shards(folder: Path, shards: list[tuple[str, Candidate]], index: Inde
 
 def display_key(key: Any, form: Callable[[str], str] = str) -> str:
     """A key for a report. Anything but text is named by its kind: to hash or print a nested key may never end."""
-    return printable(form(key[:41]), 40) if isinstance(key, str) else describe(key)
+    return printable(form(key[:41]), 40) or "''" if isinstance(key, str) else describe(key)
 
 
 def _no_weights(root: Any, contents: Contents) -> str:
@@ -169,7 +182,7 @@ def _no_weights(root: Any, contents: Contents) -> str:
     if pairs_of(root) is None:
         whole = "" if is_tensor(root) else " (a whole pickled model? save model.state_dict() instead)"
         return f"holds {describe(root)}, not a dict of tensors{whole}"
-    keys = [printable(key, 40) for key, _ in contents.pairs if isinstance(key, str)]
+    keys = [display_key(key) for key, _ in contents.pairs if isinstance(key, str)]
     if contents.optimizer:
         return "holds an optimizer's state but no weights: take the checkpoint that was saved with it"
     if any(key.startswith(("shard", "_flat_param", "flat_param")) for key in keys):

@@ -160,7 +160,12 @@ class LazyTensor:
         Args:
             buffer: to read into, for who reads many tensors; each view is valid until the next is taken.
         """
-        yield from self._span_chunks(buffer) if self.contiguous else [(0, memoryview(self.read()))]
+        if self.contiguous:
+            yield from self._span_chunks(buffer)
+        else:
+            data = memoryview(bytearray(self.nbytes))
+            self.read_into(data)
+            yield 0, data
 
     def _span_chunks(self, buffer: bytearray | memoryview | None = None) -> Iterator[tuple[int, memoryview]]:
         start, stop = self.span

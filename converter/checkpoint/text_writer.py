@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 
 from ..errors import ConverterError, printable
+from ..system import replace
 
 
 def write_text(path: Path, text: str) -> None:
@@ -14,12 +14,13 @@ def write_text(path: Path, text: str) -> None:
 
     Raises: `ConverterError` where that fails; the file is then as it was.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    # Not named after the file: the name would be too long where that of the file just fits.
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         try:
-            with partial.open("x", encoding="utf-8", errors="backslashreplace") as file:
+            with partial.open("x", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
                 file.write(text)
-            os.replace(partial, path)
+            replace(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise

@@ -10,6 +10,7 @@ from ..comparison import Diff, TensorDiff, WeightsDiff
 from ..comparison.weights import DIFFERENT, ONLY_A, ONLY_B, SAME, SHAPE
 from ..errors import human_bytes, printable
 from ..mapping.fold import folded
+from .printing import model_words
 
 SHOWN = 12  # lines of a section; `--all` shows them all
 
@@ -30,11 +31,9 @@ def lines(result: Diff, everything: bool) -> Iterator[str]:
 
 
 def _side(letter: str, about: dict[str, Any]) -> Iterator[str]:
-    kind = f"{about['family']}, {about['layout']} layout" if about["family"] else "unknown family"
     weights = " and ".join(LABELS[each] for each in about["weights"])
-    dtypes = ", ".join(f"{name} x {count}" for name, count in about["dtypes"].items())
     yield f"{letter}: {printable(about['name'])}, {human_bytes(about['size'])}, {about['container']}"
-    yield f"{letter}: {weights} weights, {kind}, {about['parameters'] / 1e6:.4g} M parameters, {dtypes}"
+    yield f"{letter}: {weights} weights, {model_words(about)}"
 
 
 def _comparison(each: WeightsDiff, everything: bool) -> Iterator[str]:

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import ModelCommand, family, given, output_options, weights_options
+from .options import CHOSEN, INPUT, ModelCommand, family, given, output_options, weights_options
 from .output import print_json, say
 
 if TYPE_CHECKING:
     from ..pipelines.checks import Problem
 
 
-@click.command(cls=ModelCommand, short_help="Say which part is at fault if pictures are bad.")
+@click.command(
+    cls=ModelCommand,
+    short_help="Say which part is at fault if pictures are bad.",
+    sections={INPUT: f"original {CHOSEN}"},
+)
 @click.argument("path")
 @click.option("--original", metavar="FILE", help="The checkpoint that the transformer was converted from.")
 @weights_options

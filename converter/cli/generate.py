@@ -8,19 +8,41 @@ from typing import Any
 import click
 
 from ..nets.pipeline_spec import CONVENTIONS
-from .options import ModelCommand, boolean, combined, family, given, output_options, weights_options
+from .flags import Number, Whole
+from .options import (
+    CHOSEN,
+    INPUT,
+    OUTPUT,
+    ModelCommand,
+    boolean,
+    combined,
+    family,
+    given,
+    output_options,
+    weights_options,
+)
 from .output import print_json, progress_bar, say
 
 FILE, DIR = "FILE", "DIR"
 
 components = combined(
-    click.option("--vae", metavar=DIR, help="Folder or hub id, in place of the pipeline's."),
-    click.option("--text_encoder", metavar=DIR, help="Likewise."),
-    click.option("--tokenizer", metavar=DIR, help="Likewise."),
+    click.option("--vae", metavar=DIR, help="The VAE's folder or hub id, if not the pipeline's."),
+    click.option("--text_encoder", metavar=DIR, help="Likewise, the text encoder's."),
+    click.option("--tokenizer", metavar=DIR, help="Likewise, the tokenizer's."),
 )
 
 
-@click.command(cls=ModelCommand, short_help="Draw a picture with a pipeline, stage by stage.")
+@click.command(
+    cls=ModelCommand,
+    short_help="Draw a picture with a pipeline, stage by stage.",
+    sections={
+        INPUT: f"pipeline {CHOSEN} null_caption reference vae text_encoder tokenizer",
+        "The picture": "prompt negative_prompt prompt_embeds height width use_resolution_binning "
+        "num_images_per_prompt seed latents",
+        "How it is drawn": "sampler num_inference_steps guidance_scale conventions device dtype memory_budget quantize",
+        OUTPUT: "output output_type save_prompt_embeds overwrite",
+    },
+)
 @click.option(
     "--pipeline",
     required=True,
@@ -30,18 +52,20 @@ components = combined(
 @click.option("--prompt", multiple=True, metavar="TEXT", help="What to draw. Repeatable.")
 @click.option("--output", required=True, metavar=FILE, help="The .png to write; NAME-1.png and so on for several.")
 @click.option("--negative_prompt", metavar="TEXT", help="What guidance leads away from (diffusers' conventions).")
-@click.option("--height", type=click.IntRange(1, 1 << 20), metavar="PIXELS", help="Default: the model's own size.")
-@click.option("--width", type=click.IntRange(1, 1 << 20), metavar="PIXELS", help="Default: the model's own size.")
-@click.option("--guidance_scale", type=click.FloatRange(min=0), metavar="X", help="Default: the sampler's, mostly 4.5.")
-@click.option("--num_inference_steps", type=click.IntRange(1, 1000), metavar="N", help="Default: the sampler's.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Of all noise. Default: a random one.")
-@click.option("--num_images_per_prompt", type=click.IntRange(1, 10_000), default=1, metavar="N", help="Default: 1.")
+@click.option("--height", type=Whole(1, 1 << 20), metavar="PIXELS", help="Default: the model's own size.")
+@click.option("--width", type=Whole(1, 1 << 20), metavar="PIXELS", help="Default: the model's own size.")
+@click.option("--guidance_scale", type=Number(min=0), metavar="X", help="Default: the sampler's, mostly 4.5.")
+@click.option("--num_inference_steps", type=Whole(1, 1000), metavar="N", help="Default: the sampler's.")
+@click.option("--seed", type=Whole(0, 2**63 - 1), metavar="N", help="Of all noise. Default: a random one.")
+@click.option("--num_images_per_prompt", type=Whole(1, 10_000), default=1, metavar="N", help="Default: 1.")
 @boolean("--use_resolution_binning", "Draw the closest size that the model was trained with. Default: true.")
 @click.option("--sampler", metavar="NAME", help="dpm-solver, sa-solver, iddpm, lcm or dmd. Default: the pipeline's.")
 @click.option(
     "--conventions",
     type=click.Choice(CONVENTIONS),
-    help="Draw as the training code does, or as diffusers' pipelines do. Default: original for a converted original.",
+    metavar="NAME",
+    help="Draw as the training code does (original), or as pipelines do (diffusers). Default: original, if the model "
+    "was converted from one.",
 )
 @click.option("--reference", metavar=FILE, help="Draw with the net of this original checkpoint instead.")
 @components
@@ -54,7 +78,8 @@ components = combined(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
     default="float32",
-    help="What to compute in. Default: float32.",
+    metavar="TYPE",
+    help="What to compute in: float32 (default), float16 or bfloat16.",
 )
 @click.option("--memory_budget", metavar="SIZE", help="Stay below this, such as 3GB. Default: what there is.")
 @click.option("--quantize", type=click.Choice(["8bit", "nf4"]), help="The text encoder's weights; not exact.")

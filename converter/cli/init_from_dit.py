@@ -9,17 +9,21 @@ from typing import Any
 
 import click
 
+from .flags import Whole
 from .options import Command, boolean, output_options, weights_options
 from .output import print_json, progress_bar, say, say_error
+from .sides import Sides
+
+SIDES = Sides("FILE OUT", "orig_ckpt_path", "dump_path")
 
 
 @click.command("init-from-dit", cls=Command, short_help="Initialise a PixArt from a class-conditional DiT.")
-@click.option("--orig_ckpt_path", required=True, metavar="PATH", help="The DiT in its original layout, or a hub name.")
+@SIDES.argument
+@click.option("--orig_ckpt_path", metavar="PATH", help="FILE by name: the DiT in its original layout, or a hub name.")
 @click.option(
     "--dump_path",
-    required=True,
     metavar="PATH",
-    help="A .pth or .safetensors in PixArt's original layout, or a folder for diffusers.",
+    help="OUT by name: a .pth or .safetensors in PixArt's original layout, or a folder for diffusers.",
 )
 @weights_options
 @click.option(
@@ -34,7 +38,7 @@ from .output import print_json, progress_bar, say, say_error
     default="mean",
     help="What the shared layer starts as: the mean of the blocks' own (default), or random as in the paper's code.",
 )
-@click.option("--image_size", type=click.IntRange(min=8), metavar="PIXELS", help="Resolution. Default: the DiT's own.")
+@click.option("--image_size", type=Whole(min=8), metavar="PIXELS", help="Resolution. Default: the DiT's own.")
 @click.option(
     "--interpolation_scale",
     type=float,
@@ -47,11 +51,11 @@ from .output import print_json, progress_bar, say, say_error
     help="How many caption tokens: 120 (alpha, the default) or 300 (sigma).",
 )
 @click.option(
-    "--caption_tokens", type=click.IntRange(min=1), metavar="L", help="Number of caption tokens, in place of --version."
+    "--caption_tokens", type=Whole(min=1), metavar="L", help="Number of caption tokens, in place of --version."
 )
 @click.option(
     "--caption_channels",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     default=4096,
     metavar="K",
     help="Channels of the text encoder. Default: 4096, of T5.",
@@ -59,18 +63,16 @@ from .output import print_json, progress_bar, say, say_error
 @boolean("--micro_condition", "Add embedders of size and aspect ratio, which start by adding nothing.")
 @click.option(
     "--num_attention_heads",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     metavar="N",
     help="Number of heads. Default: that of the published size.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Random seed. Default: 0.")
+@click.option("--seed", type=Whole(min=0), default=0, metavar="N", help="Random seed. Default: 0.")
 @click.option("--report", multiple=True, metavar="FILE", help="Write a report: .json, .md or .html. Repeatable.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file, or a folder that an earlier run wrote.")
 @output_options
-def init_from_dit(
-    orig_ckpt_path: str, dump_path: str, report: tuple[str, ...], as_json: bool, quiet: bool, **words: Any
-) -> None:
-    """Write a PixArt that begins as the DiT at PATH (arXiv 2310.00426, section 2.3).
+def init_from_dit(report: tuple[str, ...], as_json: bool, quiet: bool, **words: Any) -> None:
+    """Write a PixArt that begins as the DiT in FILE (arXiv 2310.00426, section 2.3).
 
     The class branch is removed; the shared t_block and the blocks' tables are set so that at t = 500, without a class
     and whatever the caption, every block computes what the DiT's does. That is proven on both nets before anything is
@@ -88,6 +90,7 @@ def init_from_dit(
     from ..jobs.comparisons import check_suffixes, check_writable
     from .printing import wrote_lines
 
+    (orig_ckpt_path,), (dump_path,) = SIDES.take(words)
     version, tokens = words.pop("version"), words.pop("caption_tokens")
     if version and tokens:
         raise UsageError("give `version` or `caption_tokens`, not both")

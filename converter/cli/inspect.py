@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import click
 
-from .options import ModelCommand, family, given, json_option, weights_options
+from .options import CHOSEN, INPUT, ModelCommand, family, given, json_option, weights_options
 from .output import print_json, say
 
 
-@click.command(cls=ModelCommand, short_help="Say what a checkpoint is, from its index.")
+@click.command(
+    cls=ModelCommand,
+    short_help="Say what a checkpoint is, from its index.",
+    sections={INPUT: f"{CHOSEN} deep"},
+)
 @click.argument("path")
 @weights_options
 @family
@@ -27,17 +32,22 @@ def inspect(path: str, as_json: bool, **words: Any) -> None:
     positional table are read, without verifying their checksum; a conversion verifies them, and so does --deep. A table
     that these elements do not explain is read whole.
 
-    PATH is a file or a folder, or, if nothing is there, hf://OWNER/NAME[@REVISION][/FILE] or OWNER/NAME on the hub.
+    PATH is a file or a folder, or, if nothing is there, hf://OWNER/NAME[@REVISION][/FILE] or OWNER/NAME on the hub, or
+    a URL such as s3://BUCKET/FILE.
+
+    Exit codes: 0 for any file that can be read, 2 usage, 3 input rejected, 5 internal error.
     """
     from ..conversion.inspection import inspect as run
-    from ..errors import as_flags, printable
+    from ..errors import as_flags
     from ..hub import local
+    from ..remote import fetched, is_url, shown
     from .printing import inspection_lines
 
-    place = local(path)
-    report = run(place, **words)
+    with ExitStack() as stack:
+        place = stack.enter_context(fetched(path)) if is_url(path) else local(path)
+        report = run(place, **words)
     if str(place) != path:
-        report["source"]["name"] = printable(path)  # in the cache, a folder is called after its commit
+        report["source"]["name"] = shown(path)  # in the cache, a folder is called after its commit
     report["needs"], report["problems"] = as_flags(report["needs"]), [*map(as_flags, report["problems"])]
     if as_json:
         print_json({"ok": True} | report)

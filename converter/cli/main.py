@@ -10,6 +10,7 @@ import io
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +18,7 @@ import click
 
 from .._version import __version__
 from ..errors import ConverterError, as_flags, explained, printable
-from .convert import convert, revert
+from .convert import convert
 from .diff import diff
 from .doctor import doctor
 from .generate import generate
@@ -25,8 +26,10 @@ from .init_from_dit import init_from_dit
 from .inspect import inspect
 from .new_family import new_family
 from .options import Group
-from .output import discard_output, lost_output
+from .output import discard_output, kept_result, lost_output
 from .parity import parity
+from .report import report
+from .revert import revert
 
 
 @click.group(cls=Group, no_args_is_help=False)
@@ -44,6 +47,7 @@ pixart.add_command(init_from_dit, "init-from-dit")
 pixart.add_command(new_family, "new-family")
 pixart.add_command(revert, "revert")
 pixart.add_command(parity, "parity")
+pixart.add_command(report, "report")
 
 
 def main() -> None:
@@ -81,7 +85,7 @@ def _execute(command: click.Command, name: str, arguments: list[str], meta: dict
     """The exit code of a command; every error is told. `meta` becomes that of its context."""
     try:
         # Not `command.main`: it has opinions of its own on interrupts and broken pipes.
-        with command.make_context(name, list(arguments), obj=shlex.join([name, *arguments])) as context:
+        with command.make_context(name, list(arguments), obj=_redacted(shlex.join([name, *arguments]))) as context:
             try:
                 command.invoke(context)
             finally:
@@ -94,35 +98,42 @@ def _execute(command: click.Command, name: str, arguments: list[str], meta: dict
     except click.ClickException as error:
         asked = getattr(error, "ctx", None)
         hint = f" (see {asked.command_path} --help)" if asked else ""
-        return _fail(name, f"{error.format_message()}{hint}", 2, arguments)
+        return _fail(name, f"{error.format_message().removesuffix('.')}{hint}", 2, arguments)
     except BrokenPipeError:
         discard_output()  # the reader of our output has gone, and nothing more can be said to it
         return 0
     except KeyboardInterrupt as error:
         left = getattr(error, "left", "nothing half-finished was left behind")
-        return _fail(name, f"{str(error) or 'interrupted'}; {left}", int(getattr(error, "exit_code", 130)), arguments)
+        words, code = f"{str(error) or 'interrupted'}; {left}", int(getattr(error, "exit_code", 130))
+        return _fail(name, words, code, arguments, kept=kept_result(meta))
     except (Exception, SystemExit) as error:  # the second out of a family's code: it is no result
         if isinstance(error, OSError):
             discard_output()
         words, code = explained(error)
         expected = isinstance(error, ConverterError | OSError)
-        return _fail(name, words if expected else f"{words} (PIXART_DEBUG=1 shows where)", code, arguments)
+        words = words if expected else f"{words} (PIXART_DEBUG=1 shows where)"
+        return _fail(name, words, code, arguments, kept=kept_result(meta))
 
 
-def _fail(name: str, message: str, code: int, arguments: list[str]) -> int:
+def _fail(name: str, message: str, code: int, arguments: list[str], kept: Mapping[str, Any] | None = None) -> int:
     # Whatever was quoted from the command line or a file, what reaches the terminal is one line of plain text.
-    if "huggingface_hub" in sys.modules:  # a file from there may repeat our token, and be quoted
-        from ..hub.redaction import redacted
-
-        message = redacted(message)
-    line = printable(" ".join(as_flags(message).split()), 4000)
+    line = printable(" ".join(as_flags(_redacted(message)).split()), 4000)
     _print_error(f"{name}: error: {line}")
     if "--json" in arguments and sys.stdout:
         try:
-            print(json.dumps({"ok": False, "exit_code": code, "error": line}), flush=True)
+            print(json.dumps({"ok": False, "exit_code": code, "error": line, **(kept or {})}), flush=True)
         except OSError:
             discard_output()  # the exit code says it
     return code
+
+
+def _redacted(text: str) -> str:
+    """Without what is secret in a URL; a file from the hub may repeat our token, and be quoted."""
+    if "://" not in text and "huggingface_hub" not in sys.modules:
+        return text
+    from ..hub.redaction import redacted
+
+    return redacted(text)
 
 
 def _print_error(line: str) -> None:

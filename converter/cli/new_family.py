@@ -37,11 +37,15 @@ def new_family(
     """Draft the model family NAME for the checkpoint FILE (or a .json of keys and shapes): a module with the table of
     keys, what the file shows, and the config.
 
-    Keys are paired by block, shape and name. What is not certain ends in `# ?`, with what else it may be in the comment
-    above it; what has no partner is listed. The draft is used by its path: pixart inspect FILE --family NAME.py.
+    Keys are paired by block, shape and name. What is not certain, a row or a hyper-parameter, ends in `# ?`, with what
+    else it may be in the comment above it; what has no partner is listed. The draft is used by its path: pixart inspect
+    FILE --family NAME.py.
+
+    Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal error.
     """
     from dataclasses import asdict, replace
 
+    from ..checkpoint.file import present
     from ..checkpoint.text_writer import write_text
     from ..errors import UsageError, printable
     from ..families import families
@@ -58,7 +62,7 @@ def new_family(
         raise UsageError(f"`out` {printable(path)}: must be a Python module (.py)")
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"{printable(path)}: cannot be written there")
-    if path.exists() and not overwrite:
+    if present(path) and not overwrite:
         raise UsageError(f"{printable(path)}: exists; use `overwrite` to replace it")
     drafted = draft(read_keys(local(file), weights, state_dict_key), read_keys(local(target)) if target else None)
     write_text(path, render(name, drafted))

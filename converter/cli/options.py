@@ -1,17 +1,17 @@
-"""Options with underscores or hyphens, real booleans, those that several commands share, those for the hyper-parameters
-of every installed model family, and `--given NAME=VALUE` for those of others."""
+"""Commands whose options are written with underscores or hyphens, and stand under titles in `--help`; the options that
+several of them share, those of every installed model family, and `--given NAME=VALUE` for those of others."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UsageError, printable
+from .flags import BOOLEAN, Whole, option, value
 
 if TYPE_CHECKING:
     from ..families import Flag
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 Decorator = Callable[[Any], Any]
 # In a context's `meta`, where more than the built-in families is asked for: the file of one, '' for those of packages.
 _FAMILY = "converter.family"
+# Titles in `--help`.
+INPUT, MODEL, OUTPUT = "Input", "What a file cannot tell", "Output"
+CHOSEN = "weights state_dict_key family"  # of the input
+STATED = ("given", "require_evidence")  # of the model
+WRITTEN = "null_caption allow_nonfinite allow_overflow allow_zeros"  # likewise, of what writes a model
 
 
 def underscored(name: str) -> str:
@@ -31,10 +36,37 @@ _SPELLING: dict[str, Any] = {"token_normalize_func": underscored, "help_option_n
 
 
 class Command(click.Command):
-    """A command whose flags may be written with hyphens too."""
+    """A command whose flags may be written with hyphens too.
+
+    `sections`: title -> the names of the options that stand under it in `--help`; all others come last.
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, str] | None = None, **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self.sections = {title: names.split() for title, names in (sections or {}).items()}
+
+    def titled(self, ctx: click.Context) -> dict[str, list[str]]:
+        """Names of options by the title that they stand under."""
+        return self.sections
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = {str(param.name): param for param in self.get_params(ctx) if isinstance(param, click.Option)}
+        sections = self.titled(ctx)
+        rest = options.keys() - {name for names in sections.values() for name in names}
+        last = {"Other options" if sections else "Options": [name for name in options if name in rest]}
+        for title, names in (sections | last).items():
+            with formatter.section(title):
+                formatter.write_dl([*filter(None, (options[name].get_help_record(ctx) for name in names))])
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         return super().make_context(*args, **_SPELLING | extra)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for param in self.params:
+            if isinstance(param, click.Argument) and ctx.params[str(param.name)] == "":
+                raise empty(param.human_readable_name)
+        return rest
 
 
 class Group(click.Group):
@@ -44,24 +76,14 @@ class Group(click.Group):
         return super().make_context(*args, **{"help_option_names": _SPELLING["help_option_names"]} | extra)
 
 
-# A flag that may stand alone or have a value: `--qk_norm`, `--qk_norm=False`, `--qk_norm no`.
-_BOOLEAN: dict[str, Any] = {
-    "is_flag": False,
-    "flag_value": "true",
-    "type": click.BOOL,
-    "default": None,
-    "metavar": "[BOOL]",
-}
+def empty(name: str) -> UsageError:
+    """The error for an argument, or an option in backticks, that is no text at all."""
+    return UsageError(f"{name} is empty (a variable of the shell that is not set?)")
 
 
 def boolean(name: str, help: str) -> Decorator:
     """The decorator of a flag that may stand alone or have a value."""
-    return click.option(name, help=help, **_BOOLEAN)
-
-
-def boolean_option(name: str, help: str) -> click.Option:
-    """The same as an option by itself."""
-    return click.Option([name], help=help, **_BOOLEAN)
+    return click.option(name, help=help, **BOOLEAN)
 
 
 def combined(*decorators: Decorator) -> Decorator:
@@ -101,36 +123,48 @@ require_evidence = boolean(
     "Refuse an assumption that can change an output, and name the flag that states the value instead.",
 )
 
-writing_options = combined(
-    click.option(
-        "--dtype",
-        type=click.Choice(["float32", "float16", "bfloat16"]),
-        help="Round the weights to this type, to nearest. Default: keep them as they are.",
-    ),
-    click.option("--null_caption", metavar="FILE", help="A file with the null caption, if the source has none."),
-    click.option("--dry_run", is_flag=True, help="Print the plan and the evidence; write nothing."),
-    click.option(
-        "--overwrite", is_flag=True, help="Replace an existing file, or a folder that an earlier conversion wrote."
-    ),
-    click.option("--allow_nonfinite", is_flag=True, help="Convert NaN and infinity as they are."),
-    click.option("--allow_overflow", is_flag=True, help="Let values beyond the range of --dtype become infinity."),
-    click.option("--allow_zeros", is_flag=True, help="Accept tensors that are zero throughout."),
-    output_options,
+fleet_options = combined(
+    click.option("--workers", type=Whole(min=1), metavar="N", help="Several at once, by N processes on this machine."),
+    click.option("--cluster", metavar="ADDRESS", help="By the workers of a Dask scheduler, such as tcp://HOST:8786."),
 )
+
+
+def writing_options(overwrite: str) -> Decorator:
+    """The options of a command that writes a model; `overwrite` says what that flag replaces."""
+    return combined(
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "float16", "bfloat16"]),
+            metavar="TYPE",
+            help="Round the weights to float32, float16 or bfloat16. Default: keep them as they are.",
+        ),
+        click.option(
+            "--null_caption",
+            metavar="FILE",
+            help="The null caption, if the source has none: .pth, .npz or .safetensors.",
+        ),
+        click.option("--dry_run", is_flag=True, help="Print the plan and the evidence; write nothing."),
+        click.option("--overwrite", is_flag=True, help=overwrite),
+        click.option("--allow_nonfinite", is_flag=True, help="Let NaN and infinity through as they are."),
+        click.option("--allow_overflow", is_flag=True, help="Let values beyond the range of --dtype become infinity."),
+        click.option("--allow_zeros", is_flag=True, help="Accept tensors that are zero throughout."),
+        output_options,
+    )
 
 
 class ModelCommand(Command):
     """A command on a model, called with `hyper_parameters`, in which the model's own options are gathered.
 
-    They stand before `--family`, and come from the families that are installed. To look for those of other packages
-    takes longer than all else at the start, and a file that `--family` names is run: both are done for an option that
-    is not known, the first for `--help` too.
+    They stand before `--family`, in `--help` under the second title, `MODEL`, with what else is said of the model by
+    hand, and come from the families that are installed.
+    To look for those of other packages takes longer than all else at the start, and a file that `--family` names is
+    run: both are done for an option that is not known, the first for `--help` too.
     """
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         params = super().get_params(ctx)
         taken = {param.name for param in params}
-        options = [_option(flag) for flag in _flags(ctx) if flag.name not in taken]
+        options = [option(flag) for flag in _flags(ctx) if flag.name not in taken]
         place = next((i for i, param in enumerate(params) if param.name == "family"), len(params))
         return [*params[:place], *options, *params[place:]]
 
@@ -152,6 +186,12 @@ class ModelCommand(Command):
         values = {name: ctx.params.pop(name) for name in [*ctx.params] if name not in own}
         ctx.params["hyper_parameters"] = {name: value for name, value in values.items() if value is not None} | stated
         return rest
+
+    def titled(self, ctx: click.Context) -> dict[str, list[str]]:
+        own = {param.name for param in super().get_params(ctx)}
+        more = [str(param.name) for param in self.get_params(ctx) if param.name not in own]
+        first, *others = self.sections.items()
+        return dict([first, (MODEL, [*more, *(name for name in STATED if name in own)]), *others])
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         ctx.meta[_FAMILY] = ""
@@ -176,39 +216,10 @@ def _flags(context: click.Context) -> list[Flag]:
     return [*flags.values()]
 
 
-def _option(flag: Flag) -> click.Option:
-    name, metavar = f"--{flag.name}", flag.metavar
-    if flag.type is bool:
-        return boolean_option(name, flag.help)
-    kind: Any = _value
-    if flag.choices:
-        kind = click.Choice(flag.choices)
-    elif flag.type is int:
-        kind, metavar = click.INT if flag.minimum is None else click.IntRange(min=flag.minimum), metavar or "N"
-    elif flag.type is float:
-        kind, metavar = click.FLOAT, metavar or "X"
-    elif flag.type is str:
-        kind = click.STRING
-    return click.Option([name], type=kind, metavar=metavar, help=flag.help)
-
-
-def _value(text: str) -> Any:
-    """A number, or true or false, where it reads as one, else the text; a family says what it takes."""
-
-    def constant(text: str) -> NoReturn:
-        raise ValueError
-
-    try:
-        value = json.loads(text.lower(), parse_constant=constant)
-    except ValueError:
-        return text
-    return value if isinstance(value, bool | int | float) else text
-
-
 def _read_as(flag: Flag | None, name: str, text: str, ctx: click.Context) -> Any:
     """A value of `--given`, as the option of its flag would read it."""
     try:
-        return _option(flag).type.convert(text, None, ctx) if flag else _value(text)
+        return option(flag).type.convert(text, None, ctx) if flag else value(text)
     except click.BadParameter as error:
         raise click.BadParameter(f"{name}: {error.message}", ctx, param_hint="'--given'") from None
 

@@ -16,6 +16,7 @@ import click
 from ..errors import as_flags, printable
 
 _LOST = "converter.lost_output"  # in a context's `meta`
+_SO_FAR = "converter.result_so_far"  # likewise
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,38 @@ def print_json(content: Any) -> None:
     say(json.dumps(content, ensure_ascii=True), result=True)
 
 
-def progress_bar(bars: ExitStack, quiet: bool, what: str, **how: Any) -> Callable[[int], Callable[[int], None]] | None:
+def result_so_far(content: dict[str, Any]) -> None:
+    """Keep what was done before the error that ends the command: programs get it together with that."""
+    click.get_current_context().meta[_SO_FAR] = content
+
+
+def kept_result(meta: dict[str, Any]) -> dict[str, Any]:
+    """What was kept of a command, by its context's `meta`; {} for nothing."""
+    kept: dict[str, Any] = meta.get(_SO_FAR, {})
+    return kept
+
+
+def progress_bar(
+    bars: ExitStack, quiet: bool, what: str, first: str = "", **how: Any
+) -> Callable[[int], Callable[[int], None]] | None:
     """What a `progress` argument takes: a bar on a terminal, nothing elsewhere, wiped when `bars` ends; None if quiet.
 
     Args:
+        first: what is being done until then, said at once.
         how: of the bar, such as its unit.
     """
+    waiting, terminal = bars.enter_context(ExitStack()), bool(sys.stderr and sys.stderr.isatty())
+    if first and terminal and not quiet:
+        from tqdm import tqdm
+
+        waiting.enter_context(tqdm(desc=f"{what}: {first}", bar_format="{desc}", leave=False))
 
     def begin(total: int) -> Callable[[int], None]:
-        if not sys.stderr.isatty():
+        if not terminal:
             return lambda count: None
         from tqdm import tqdm
 
+        waiting.close()
         bar = bars.enter_context(tqdm(total=total, leave=False, desc=what, unit_scale="unit" in how, **how))
         update: Callable[[int], None] = bar.update
         return update
@@ -92,5 +113,6 @@ def discard_output() -> None:
         if sys.stdout:
             sys.stdout.flush()
     except OSError:
-        with suppress(OSError, ValueError):  # of a stream that is no file
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # A stream that is no file has no descriptor.
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())

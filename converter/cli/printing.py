@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from ..errors import human_bytes, printable
+from ..errors import human_bytes, plural, printable
+from ..filenames import SIDECAR
 from ..mapping import fold, summed_up
 
 if TYPE_CHECKING:
@@ -27,9 +28,20 @@ def _source_lines(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _model_lines(record: dict[str, Any]) -> Iterator[str]:
-    dtypes = ", ".join(f"{name} x {count}" for name, count in record["dtypes"].items())
-    kind = f"{record['family']}, {record['layout']} layout" if record["family"] else "unknown family"
-    yield f"model: {kind}, {record['parameters'] / 1e6:.4g} M parameters, {dtypes}"
+    yield f"model: {model_words(record)}"
+
+
+def model_words(about: dict[str, Any]) -> str:
+    """What a model is, of a record or of a side of a comparison, in a few words.
+
+    >>> model_words({"family": None, "parameters": 12, "dtypes": {"float16": 1, "float32": 2}})
+    'unknown family, 1.2e-05 M parameters, 3 tensors (1 float16, 2 float32)'
+    """
+    dtypes = about["dtypes"]
+    kind = f"{about['family']}, {about['layout']} layout" if about["family"] else "unknown family"
+    kinds = ", ".join(f"{count} {name}" if len(dtypes) > 1 else name for name, count in dtypes.items())
+    tensors = plural(sum(dtypes.values()), "tensor")
+    return f"{kind}, {about['parameters'] / 1e6:.4g} M parameters, {tensors} ({kinds})"
 
 
 def _evidence_lines(record: dict[str, Any]) -> Iterator[str]:
@@ -98,7 +110,24 @@ def conversion_lines(done: Conversion, seconds: float) -> Iterator[str]:
         return
     yield from wrote_lines(done.path, done.files)
     cast = f", rounded to {record['cast']}" if record["cast"] else ""
-    yield f"done: {record['tensors']} tensors{cast} in {seconds:.1f} s, read back and verified"
+    tensors = plural(len(record["plan"]), "tensor")
+    yield f"done: {tensors}{cast} in {seconds:.1f} s, read back and verified{_account(record)}"
+
+
+def _account(record: dict[str, Any]) -> str:
+    """Where the tensors of the original layout went to, or came from; '' where all are as they were."""
+    rows = record["plan"]
+    kept = [row for row in rows if "sidecar" in row]
+    computed = [row for row in rows if row["operation"] == "recompute" and "sidecar" not in row]
+    moved = len(rows) - len(kept) - len(computed)
+    if record["to"] == "diffusers":
+        parts = [(moved, "in the model"), (len(kept), f"in {SIDECAR}"), (len(computed), "left to diffusers to compute")]
+    else:
+        read = sum(len(row.get("sources", [row["source"]])) for row in rows if row["operation"] != "recompute")
+        parts = [(moved, f"from the {read} that were read"), (len(computed), "computed")]
+        if read == len(rows):
+            return ""
+    return ": " + ", ".join(f"{count} {where}" for count, where in parts if count)
 
 
 def assumed_lines(record: dict[str, Any]) -> Iterator[str]:
@@ -108,10 +137,18 @@ def assumed_lines(record: dict[str, Any]) -> Iterator[str]:
             yield f"assumed: {name} = {finding['value']} ({finding['evidence']})"
 
 
-def wrote_lines(path: Path, files: dict[str, int]) -> Iterator[str]:
+def assumed_together(record: dict[str, Any]) -> list[str]:
+    """The same in one line, for one of several checkpoints; no line where nothing is assumed."""
+    findings = record["hyper_parameters"].items()
+    values = [f"{name} = {finding['value']}" for name, finding in findings if finding["source"] == "assumed"]
+    return [f"assumed: {', '.join(values)}"] if values else []
+
+
+def wrote_lines(path: Path | str, files: dict[str, int]) -> Iterator[str]:
     """The files that were written, with their sizes, in a folder or as the only one."""
     for name, size in files.items():
-        yield f"wrote: {printable(path / name if os.path.isdir(path) else path)} ({human_bytes(size)})"
+        inside = os.path.isdir(path) or (isinstance(path, str) and path.rpartition("/")[2] != name)
+        yield f"wrote: {printable(f'{path}/{name}' if inside else path)} ({human_bytes(size)})"
 
 
 def _plan_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -136,5 +173,10 @@ def draft_lines(path: Path, draft: Draft) -> Iterator[str]:
             yield f"? {row.source} [{row.pattern}] -> {', '.join(row.targets) or row.kind}: {row.doubt}"
     for what, paths in (("no row yet", draft.unmatched_source), ("no source yet", draft.unmatched_target)):
         yield from (f"{what}: {printable(path)}" for path in paths)
-    yield from (f"note: {note}" for note in draft.notes)
-    yield f"wrote: {printable(path)}, {len(draft.rows)} rows, {draft.unsure} of them to check (# ?)"
+    yield from (f"? {one.name}: {printable(one.doubt)}" for one in draft.shown if one.doubt)
+    for doubt in dict.fromkeys(one.doubt for one in draft.fields if one.doubt):
+        keys = ", ".join(printable(one.key) for one in draft.fields if one.doubt == doubt)
+        yield f"? config.json: {keys}: {printable(doubt)}"
+    yield from (f"note: {printable(note)}" for note in draft.notes)
+    values = f"; {draft.unsure_values} other values to check" if draft.unsure_values else ""
+    yield f"wrote: {printable(path)}, {len(draft.rows)} rows, {draft.unsure} of them to check (# ?){values}"

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from ..checkpoint.weights_kind import LABELS
-from ..errors import printable
+from ..errors import plural, printable
 from ..reports.report import as_json
 from .weights import DIFFERENT, IDENTICAL, MODELS, ONLY_A, ONLY_B, ROUNDED, ROUNDING_ONLY, SAME, SHAPE, WeightsDiff
 
@@ -129,7 +129,9 @@ def _caveats(each: WeightsDiff) -> list[str]:
 def _tensor_counts(each: WeightsDiff) -> str:
     differing, total = each.counts[DIFFERENT], each.compared
     if differing:
-        first = f"{differing} of {total} tensors differ, relative L2 {each.relative_l2:.2g} overall"
+        buffers = sum(tensor.kind == DIFFERENT and tensor.buffer for tensor in each.tensors)
+        aside = f" without {plural(buffers, 'buffer')}" if buffers else ""
+        first = f"{differing} of {total} tensors differ, relative L2 {each.relative_l2:.2g} overall{aside}"
         names = {ROUNDED: "are roundings", SAME: "the same in another dtype"}
     else:
         first = f"the {total} tensors that both have are the same" + (" but for rounding" if each.rounded else "")

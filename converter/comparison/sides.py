@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from ..checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from ..checkpoint.file import reads
 from ..checkpoint.weights_kind import EMA, RAW
-from ..conversion.analysis import Analysis, analyse, open_model
+from ..conversion.analysis import Analysis, analyse
 from ..conversion.buffers import joined
 from ..conversion.inspection import report
+from ..conversion.model_files import open_model
 from ..conversion.record import find_record, find_sidecar
 from ..errors import ConverterError, InputError, printable
 from ..mapping import fold

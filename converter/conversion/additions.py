@@ -11,8 +11,9 @@ from pathlib import Path
 from ..checkpoint.file import InputFile, reading
 from ..checkpoint.tensor import CHUNK
 from ..checkpoint.write.publish import Publication
-from ..checkpoint.write.transfer import Progress, write_at
-from ..errors import ConverterError, InputError, printable
+from ..checkpoint.write.transfer import Progress
+from ..errors import ConverterError, InputError, UsageError, printable
+from ..system import read_link, write_at
 from .analysis import Analysis
 from .sidecar import Sidecar
 
@@ -52,7 +53,10 @@ class Additions:
         written: dict[str, dict[str, int | str]] = {}
         for name, path in self.files.items():
             if self.linked:
-                out.link(name, path)
+                try:
+                    out.link(name, path)
+                except UsageError as error:  # a disk without links, or Windows, which allows them only to some
+                    raise UsageError(f"{error}: no link can be made there; `components` copy makes copies") from error
                 with reading(path):
                     written[name] = {"size": os.path.getsize(path), "link": str(path)}
             else:
@@ -64,7 +68,7 @@ class Additions:
         for name, link in self.links.items():
             place = folder / name
             if link or place.is_symlink():
-                if not place.is_symlink() or os.readlink(place) != link:
+                if not place.is_symlink() or read_link(place) != link:
                     return False
             elif not _equal(place, self.files[name]):
                 return False

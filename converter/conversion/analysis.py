@@ -12,56 +12,18 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Checkpoint, open_checkpoint
-from ..checkpoint.cast import widen
+from ..checkpoint import Checkpoint
 from ..checkpoint.key_names import plainly_foreign
-from ..checkpoint.tensor import Storage
 from ..checkpoint.weights_kind import EMA, RAW, UNKNOWN
 from ..errors import InputError, UsageError, printable
 from ..families import Family, Findings, families, find, modified_weights, named, other_model, recognise, tables
+from ..families.travelling import CLASS
 from ..filenames import RECORD
 from ..mapping import KeyMapping, MappingError, Plan, fold
+from .checkpoint_state import CheckpointState
 from .misshapen import flat, misshapen, not_weights
 from .options import stated
 from .record import PLAIN, Record, find_record
-
-
-class CheckpointState:
-    """The `State` of `families`: a checkpoint as a family may see it, read in place and blamed where it is damaged."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.config, self.recorded_integers = checkpoint.config, checkpoint.recorded_integers
-        self._checkpoint = checkpoint
-        self._peeked: dict[int, Storage] = {}
-
-    def elements(self, key: str, *positions: int) -> tuple[tuple[float, ...], float]:
-        """Single elements, read in place without the CRC's proof; what they show is checked against the whole later."""
-        tensor = self._checkpoint[key]
-        self._peeked[id(tensor.storage)] = tensor.storage
-        return tensor.peek(*positions), tensor.dtype.rounding
-
-    def rows(self, key: str) -> Iterator[tuple[int, Any]]:
-        """All of a tensor, about a megabyte at a time; at the end the CRC is proven."""
-        tensor, row, kept = self._checkpoint[key], 0, bytearray()
-        width = tensor.shape[-1] * tensor.dtype.itemsize if tensor.shape and tensor.dtype.floating else 0
-        for _, part in tensor.chunks() if width else ():
-            kept += part
-            whole = len(kept) // width
-            if whole:
-                yield row, widen(bytes(kept[: whole * width]), tensor.dtype).reshape(whole, -1)
-                del kept[: whole * width]
-                row += whole
-
-    @contextmanager
-    def file_checked_first(self) -> Iterator[None]:
-        """On `UsageError`, verify the file first: the elements that led to it may be damaged."""
-        try:
-            yield
-        except UsageError:
-            for storage in self._peeked.values():
-                for _ in storage.chunks():
-                    pass  # at the end it verifies the CRC
-            raise
 
 
 @dataclass
@@ -70,7 +32,8 @@ class Analysis:
 
     `family` is None where none knows the keys, and `problem` then says what the file is instead. `diffusers` tells
     whether the keys are diffusers' already. `plan` may hold problems: `require()` raises them. `needs` is what a
-    conversion would ask for first, in words; '' where nothing is lacking, or problems come before it.
+    conversion would ask for first, in words; '' where nothing is lacking, or problems come before it. `record`: that of
+    the conversion that made the model, empty where there is none.
     """
 
     checkpoint: Checkpoint
@@ -80,6 +43,7 @@ class Analysis:
     findings: Findings = field(default_factory=lambda: Findings({}))
     problem: str = ""
     needs: str = ""
+    record: Record = field(default_factory=Record)
 
     @property
     def table(self) -> KeyMapping:
@@ -117,23 +81,12 @@ class Analysis:
             raise InputError(f"{printable(self.checkpoint.path)}: {error}") from error
 
 
-def open_model(
-    path: str | os.PathLike[str],
-    weights: str | None = None,
-    state_dict_key: str | None = None,
-    family: str | None = None,
-) -> Checkpoint:
-    """Open a checkpoint as `open_checkpoint` does, its weights found by the names that the families know: at any place
-    in the file, behind any prefix, beside whatever else.
-
-    Args:
-        family: only by the names of this one.
-    """
-    return open_checkpoint(path, weights, state_dict_key, tables(None if family is None else find(family)))
-
-
 def analyse(
-    checkpoint: Checkpoint, hyper_parameters: Mapping[str, Any] | None = None, family: str | None = None
+    checkpoint: Checkpoint,
+    hyper_parameters: Mapping[str, Any] | None = None,
+    family: str | None = None,
+    *,
+    stock: bool = False,
 ) -> Analysis:
     """Look at a checkpoint: names, shapes and a few elements of the positional table, which is read whole where these
     do not explain it; no other tensor is read.
@@ -141,12 +94,14 @@ def analyse(
     Args:
         hyper_parameters: by name, what the user states.
         family: require this family: its name, or the file (NAME.py) that defines it.
+        stock: describe it for the target library's own class, where one would travel with the weights.
 
     Raises: `InputError` for a malformed state dict, `UsageError` if a value contradicts the file.
     """
     analysis = Analysis(checkpoint)
     recognised = recognise(checkpoint, None if family is None else find(family))
-    changed = modified_weights(key for key in checkpoint.left_out if not plainly_foreign(key))
+    left_out = [key for key in checkpoint.left_out if not plainly_foreign(key)]
+    changed = modified_weights(left_out, beside=True)
     if recognised is None or changed:
         analysis.problem = _unrecognised(checkpoint, family, changed)
         return analysis
@@ -157,18 +112,23 @@ def analyse(
     if analysis.diffusers:
         checkpoint.use_config_next_to_it()
     record = find_record(checkpoint.folder) if analysis.diffusers and checkpoint.folder else Record()
+    if part := checkpoint.selected.keys.part:
+        record = record.of_part(part)
     recorded = record.content.get("family", known.name)
     if recorded != known.name and family is None:  # the keys of two families may have the same targets
-        if recorded not in families():
+        if recorded in families() and not families()[recorded].keys.targets.known(checkpoint):
+            record, recorded = Record(), known.name  # of a model of several folders, and this is one of them
+        elif recorded not in families():
             name = printable(recorded)
             analysis.problem = f"{RECORD} says that this is of the family {name}, which is not installed: use `family`"
             return analysis
         known = families()[recorded]
-    analysis.family = known
+    analysis.family, analysis.record = known, record
     if analysis.diffusers:
         _take_recorded_weights(checkpoint, record)
     plan = analysis.plan = analysis.table.survey(checkpoint)
-    findings = analysis.findings = Findings(stated(hyper_parameters))
+    source_class = printable(checkpoint.config.get(CLASS, "")) if analysis.diffusers else None
+    findings = analysis.findings = Findings(stated(hyper_parameters), stock=stock, source_class=source_class)
     _check_hyper_parameters(known, findings.given)
     with analysis.state.file_checked_first(), analysis.path_in_errors():
         with known.own_code("describe"):
@@ -231,8 +191,8 @@ def _unrecognised(checkpoint: Checkpoint, family: str | None, changed: str) -> s
     shown = fold(unknown[:200])
     keys = ", ".join(shown[:4]) + (" ..." if len(shown) > 4 else "")
     count = f" (the other {known} of {len(checkpoint)} are known)" if known else ""
-    mixed = f"; {checkpoint.mixed}" if checkpoint.mixed else ""
-    return f"no model family knows these keys: {keys}{count}{mixed}"
+    remedy = checkpoint.mixed or "`pixart new-family` drafts a family for them"
+    return f"no model family knows these keys: {keys}{count}; {remedy}"
 
 
 def _check_hyper_parameters(family: Family, given: Mapping[str, Any]) -> None:
@@ -240,8 +200,8 @@ def _check_hyper_parameters(family: Family, given: Mapping[str, Any]) -> None:
     word for infinity."""
     if unknown := sorted(set(given) - set(family.flags)):
         raise UsageError(
-            f"{', '.join(f'`{name}`' for name in unknown)}: not a hyper-parameter of the family {family.name}, which "
-            f"has {', '.join(f'`{name}`' for name in family.flags) or 'none'}"
+            f"{', '.join(map(printable, unknown))}: not a hyper-parameter of the family {family.name}, which has "
+            f"{', '.join(family.flags) or 'none'}"
         )
     for name, value in given.items():
         flag, shown = family.flags[name], printable(repr(value), 60)

@@ -7,7 +7,6 @@ floats (`families.sincos.SinCosTable`).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import DType, LazyTensor
 from ..checkpoint.cast import float64, round_to
+from ..checkpoint.digest import Digest
 from ..checkpoint.dtypes import BY_NAME, F32
 from ..checkpoint.tensor import CHUNK, Storage, row_major
 from ..errors import UsageError, printable
@@ -31,11 +31,11 @@ Pieces = Callable[[], Iterator[bytes | memoryview]]
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """`equal`: bit for bit, after rounding to the stored dtype; `difference`: the largest, infinity where the shapes
-    differ or an element is not finite; `sha256` of the stored elements."""
+    differ or an element is not finite; `digest` of the stored elements."""
 
     equal: bool
     difference: float
-    sha256: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def compare(tensor: LazyTensor, table: Any) -> Comparison:
     """Compare a stored buffer with a computed table, a run of rows at a time; its CRC is verified on the way."""
     import numpy as np
 
-    digest, difference, equal = hashlib.sha256(), 0.0, tuple(tensor.shape) == table.shape
+    digest, difference, equal = Digest(), 0.0, tuple(tensor.shape) == table.shape
     if not equal:
         difference = float("inf")
     axis = table.axis() if equal else None
@@ -131,7 +131,7 @@ def compare(tensor: LazyTensor, table: Any) -> Comparison:
             with np.errstate(invalid="ignore"):
                 apart = np.abs(stored - computed)
             difference = max(difference, float(apart.max()) if np.isfinite(apart).all() else float("inf"))
-    return Comparison(equal, difference, digest.hexdigest())
+    return Comparison(equal, difference, digest.text)
 
 
 class ComputedStorage(Storage):

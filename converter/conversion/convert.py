@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from ..checkpoint.write.target import REPLACED, leftovers
 from ..checkpoint.write.transfer import Progress
 from ..errors import printable
 from ..filenames import RECORD
+from ..hub.redaction import redacted
+from ..remote import is_url, send, target_at
 from .additions import Adding
 from .options import ConversionOptions, with_shortcuts
 from .plan import ConversionPlan, digest_of, open_plan
@@ -24,9 +26,9 @@ from .write import Written, write_files
 @dataclass
 class Conversion:
     """What was done, or would be in a dry run: `record` is the content of `conversion.json` (not written for a
-    single file), `files` the sizes, `added` says what stands beside the model."""
+    single file), `files` the sizes, `added` says what stands beside the model; `path` is a URL where one was given."""
 
-    path: Path
+    path: Path | str
     record: dict[str, Any]
     notes: list[str]
     written: bool
@@ -47,8 +49,9 @@ def convert(
     """Convert a checkpoint of any accepted kind to the diffusers layout, or back to the original one.
 
     Args:
-        orig_ckpt_path: any accepted file or folder, a hub id, or `hf://owner/name/file`.
-        dump_path: where the result goes; it appears whole or not at all.
+        orig_ckpt_path: any accepted file or folder, a hub id, `hf://owner/name/file`, or a URL of fsspec, such as
+            `s3://bucket/runs/epoch_5.pth`, of which only what is needed is fetched.
+        dump_path: where the result goes, a path or such a URL; it appears whole or not at all.
         options: what may be chosen; see `ConversionOptions`.
         hyper_parameters: what the file cannot show, by name, such as `{"num_attention_heads": 16}`.
         components: makes it a whole pipeline: `converter.pipelines.assemble.Components`. Default: the transformer only.
@@ -69,6 +72,12 @@ def convert(
         ['pos_embed']
     """
     options = with_shortcuts(options or ConversionOptions(), shortcuts)
+    if is_url(dump_path):
+        with target_at(dump_path, orig_ckpt_path) as target:
+            known: dict[str, Any] = {"hyper_parameters": hyper_parameters, "components": components}
+            done = convert(orig_ckpt_path, target.path, options, progress=progress, **known)
+            notes = [*map(target.words, done.notes), *([send(target)] if done.written else [])]
+            return replace(done, path=redacted(dump_path), notes=notes)
     planned = open_plan(
         orig_ckpt_path, dump_path, options, hyper_parameters or {}, components=components, quiet=progress is None
     )
@@ -77,9 +86,13 @@ def convert(
         if not options.dry_run:
             with destination.publication(plan.size, overwrite=options.overwrite) as out:
                 sizes = _write(out, plan, options, progress)
+                for file in plan.analysis.checkpoint.files:
+                    if file.fetching:
+                        file.fetching.check_unchanged()
                 out.publish()
             afterwards = out.notes
-        notes = [*plan.notes, *afterwards, *_leftovers(destination.path, afterwards)]
+        there = [destination.there] if destination.there else []
+        notes = [*plan.notes, *there, *afterwards, *_leftovers(destination.path, afterwards)]
         record = plan.record.as_dict()
         added = [*plan.additions.lines]
         return Conversion(destination.path, record, notes, written=not options.dry_run, files=sizes, added=added)
@@ -96,7 +109,7 @@ def _write(
     total = sum(part.nbytes for part in plan.parts) + plan.additions.size
     step = progress(total) if progress else lambda count: None
     written = write_files(out, plan.files, plan.parts, step=step, digests=plan.writes.stated)
-    notes, record.changed = give_verdict(plan.analysis, plan.writes, written, options)
+    notes, record.changed = give_verdict(plan.analysis, plan.writes, written, options, given=plan.sidecar.given)
     record.notes += notes
     _add_digests(plan, written)
     for name, text in plan.texts.items():
@@ -107,8 +120,8 @@ def _write(
     if plan.destination.folder:
         # Earlier changes are not confirmed: the digests stated of them are passed on.
         anew = (plan.writes.rounded | sidecar.given.keys()) - record.changed.keys()
-        shas = {key: sha for name in anew for key, sha in written.digests.get(name, {}).items()}
-        record.earlier = sidecar.record.history(shas)
+        digests = {key: text for name in anew for key, text in written.digests.get(name, {}).items()}
+        record.earlier = sidecar.record.history(digests)
         text = json.dumps(record.as_dict(), indent=1, ensure_ascii=False) + "\n"
         out.write_text(RECORD, text)
         sizes[RECORD] = len(text.encode())
@@ -121,9 +134,9 @@ def _add_digests(plan: ConversionPlan, written: Written) -> None:
     for row in plan.record.plan:
         digests = [written.digests[key] for key in row.sources if key in written.digests]
         if len(row.sources) == 1:
-            row.sha256 = digests[0] if digests else row.sha256
+            row.digests = digests[0] if digests else row.digests
         else:
-            row.sha256 = {key: next(iter(of.values())) for key, of in zip(row.sources, digests, strict=True)}
+            row.digests = {key: next(iter(of.values())) for key, of in zip(row.sources, digests, strict=True)}
 
 
 _LEFTOVER_NOTES = {

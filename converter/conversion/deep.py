@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..checkpoint import LazyTensor
 from ..checkpoint.cast import count_nonfinite
+from ..checkpoint.digest import Digest
 from ..checkpoint.tensor import CHUNK
 from ..errors import InputError
 from .analysis import Analysis
@@ -58,7 +58,7 @@ def read_through(analysis: Analysis) -> DeepInspection:
         for key, tensor in tensors.items():
             if id(tensor.storage) in damaged:
                 continue
-            digest = hashlib.sha256()
+            digest = Digest(digests.get(key, ""))
             try:
                 result.checksums &= tensor.storage.crc is not None
                 for _, piece in tensor.chunks(buffer):
@@ -73,7 +73,7 @@ def read_through(analysis: Analysis) -> DeepInspection:
                 continue
             sound[key] = tensor
             if key in digests:
-                read[key] = digest.hexdigest()
+                read[key] = digest.text
         zeros = find_zeros(analysis.plan, sound)
     if result.nonfinite:
         result.problems.append(f"{counted(result.nonfinite, NONFINITE)}; {ALLOW_NONFINITE}")

@@ -11,7 +11,8 @@ from typing import Any
 from ..checkpoint.file import reads
 from ..errors import printable
 from ..mapping import fold
-from .analysis import Analysis, open_model
+from .analysis import Analysis
+from .model_files import open_model
 from .options import stated
 from .sidecar import analyse_with_record
 

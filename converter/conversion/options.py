@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -26,10 +27,12 @@ class ConversionOptions:
         dtype: round the model's weights to 'float32', 'float16' or 'bfloat16', to nearest, ties to even.
         max_shard_size: bytes, or a size such as '5GB'; larger models are written as several files and an index.
         variant: put this into the names of the weights, as in `diffusion_pytorch_model.fp16.safetensors`.
-        null_caption: a file that holds the null caption, where the source does not.
+        null_caption: a file that holds the null caption, where the source does not: a checkpoint, a `.pth` or
+            `.safetensors` with just one tensor of floats, or an `.npz`.
         weights: 'raw' or 'ema' where the file holds both (default: raw).
         state_dict_key: where in the file the weights lie, such as 'app.model', where it holds several state dicts.
         family: require a model family, by name or file (NAME.py), instead of recognising it.
+        stock: write for diffusers' own classes, where ones of this package would travel with the weights.
         overwrite: replace a file, or a folder that holds what an earlier conversion wrote, by its record, and nothing
             else.
         dry_run: plan, and write nothing.
@@ -47,6 +50,7 @@ class ConversionOptions:
     weights: str | None = None
     state_dict_key: str | None = None
     family: str | None = None
+    stock: bool = False
     overwrite: bool = False
     dry_run: bool = False
     allow_nonfinite: bool = False
@@ -63,20 +67,27 @@ def with_shortcuts(options: AnyOptions, shortcuts: Mapping[str, Any]) -> AnyOpti
 
     Raises: `UsageError` for a name that is no field, and for a value that is not of its field's type.
     """
-    hints = get_type_hints(type(options))
-    if unknown := sorted(shortcuts.keys() - hints.keys()):
+    kinds_of = _kinds_of_fields(type(options))
+    if unknown := sorted(shortcuts.keys() - kinds_of.keys()):
         raise UsageError(
             f"{', '.join(map(printable, unknown))}: not an option; hyper-parameters of the model go into "
             f"hyper_parameters={{{unknown[0]!r}: ...}}"
         )
     result = replace(options, **shortcuts)
-    for name, hint in hints.items():
-        value, kinds = getattr(result, name), [get_origin(kind) or kind for kind in get_args(hint) or (hint,)]
+    for name, kinds in kinds_of.items():
+        value = getattr(result, name)
         # 'false' is true, and True is 1.
         if not any(isinstance(value, kind) for kind in kinds) or (isinstance(value, bool) and bool not in kinds):
             words = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
             raise UsageError(f"`{name}` {printable(repr(value), 60)}: must be {words}, not {type(value).__name__}")
     return result
+
+
+@cache  # the annotations are text, which Python compiles at every call
+def _kinds_of_fields(options: type[DataclassInstance]) -> dict[str, tuple[type, ...]]:
+    """Field -> the types that its value may be of."""
+    hints = get_type_hints(options).items()
+    return {name: tuple(get_origin(kind) or kind for kind in get_args(hint) or (hint,)) for name, hint in hints}
 
 
 def stated(hyper_parameters: Mapping[str, Any] | None) -> Mapping[str, Any]:

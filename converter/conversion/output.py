@@ -11,12 +11,12 @@ from pathlib import Path
 
 from ..checkpoint import DType
 from ..checkpoint.dtypes import BF16, BY_NAME, F16, F32
-from ..checkpoint.file import reading
 from ..checkpoint.weight_names import INDEX, WEIGHTS, is_shard, with_variant
 from ..checkpoint.write.layout import TensorEntry, lay_out_safetensors, lay_out_torch
 from ..checkpoint.write.publish import FilePublication, Publication
 from ..checkpoint.write.target import check_target
 from ..errors import UsageError, printable
+from ..families import Family
 from .options import ConversionOptions
 from .record import files_we_wrote
 from .write import TensorFile, TensorWrite
@@ -26,13 +26,15 @@ CASTS = {name: BY_NAME[name] for name in ("float32", "float16", "bfloat16")}
 SUFFIXES = {ORIGINAL: (".pth", ".pt", ".safetensors"), COMFYUI: (".safetensors",)}
 _PREFIX = {COMFYUI: "model.diffusion_model."}
 _NAMED = {"fp16": F16, "bf16": BF16, "fp32": F32}  # variants whose name says what they hold
+SWAPPED = " (were the source and the target swapped?)"
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True)
 class Destination:
     """Where and how to write: the path, layout, dtype (None: unchanged), shard size (0: one
-    file) and variant name; `suffix` is that of the path as given, even if it is a symbolic link."""
+    file) and variant name; `suffix` is that of the path as given, even if it is a symbolic link. `there`: of a dry run,
+    what is at the path already, in words."""
 
     path: Path
     to: str = DIFFUSERS
@@ -40,6 +42,7 @@ class Destination:
     shard: int = 0
     variant: str = ""
     suffix: str = ""
+    there: str = ""
 
     @classmethod
     def of(cls, path: str | os.PathLike[str], options: ConversionOptions) -> Destination:
@@ -54,9 +57,11 @@ class Destination:
         target, suffixes = Path(path), SUFFIXES.get(to)
         suffix = target.suffix.lower()
         if suffixes and suffix not in suffixes:
-            raise UsageError(f"{printable(target)}: `to` {to} writes a file that ends in {' or '.join(suffixes)}")
+            rule = f"`to` {to} writes a file that ends in {' or '.join(suffixes)}"
+            raise UsageError(f"{printable(target)}: {rule}{SWAPPED * target.is_dir()}")
         if not suffixes and suffix in SUFFIXES[ORIGINAL]:
-            raise UsageError(f"{printable(target)}: `to` diffusers writes a folder; `to` original or comfyui a file")
+            rule = f"`to` diffusers writes a folder; `to` original or comfyui a file{SWAPPED * target.is_file()}"
+            raise UsageError(f"{printable(target)}: {rule}")
         if suffixes and (options.max_shard_size is not None or variant):
             flag = "max_shard_size" if options.max_shard_size is not None else "variant"
             raise UsageError(f"`{flag}` applies to the diffusers layout only")
@@ -72,12 +77,18 @@ class Destination:
     def folder(self) -> bool:
         return self.to == DIFFUSERS
 
-    def check(self, source: Path, *, overwrite: bool) -> Destination:
-        """The same with the real path to write to, or a `UsageError`; called before a byte of `source` is read."""
-        with reading(source):  # a path at all
-            pass
+    def check(self, source: Path, *, overwrite: bool, dry_run: bool = False) -> Destination:
+        """The same with the real path to write to, or a `UsageError`; called before a byte of `source` is read.
+
+        In a dry run, what is there and can be replaced is no error, but told.
+        """
         allowed = files_we_wrote if self.folder else None
-        return replace(self, path=check_target(self.path, source, overwrite=overwrite, allowed=allowed))
+        path = check_target(self.path, source, overwrite=overwrite or dry_run, allowed=allowed)
+        there = ""
+        if dry_run and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
+            rule = "it would be replaced" if overwrite else "a conversion needs --overwrite, which replaces it"
+            there = f"{printable(self.path)} exists: {rule}"
+        return replace(self, path=path, there=there)
 
     def publication(self, size: int, *, overwrite: bool) -> Publication:
         """What makes it appear whole or not at all."""
@@ -90,7 +101,7 @@ class Destination:
         prefix = _PREFIX.get(self.to, "")
         return [replace(part, keys=tuple(prefix + key for key in part.keys)) for part in parts]
 
-    def files(self, parts: Sequence[TensorWrite], subfolder: str) -> tuple[list[TensorFile], dict[str, str]]:
+    def files(self, parts: Sequence[TensorWrite], family: Family) -> tuple[list[TensorFile], dict[str, str]]:
         """(the files that the model's tensors go to, text files by name: the index of shards, if there is one)."""
         entries = [entry for part in parts for entry in part.entries]
         if not self.folder:
@@ -98,18 +109,23 @@ class Destination:
             layout = lay_out_safetensors(entries, {"format": "pt"}) if safe else lay_out_torch(entries)
             return [TensorFile(self.path.name, layout)], {}
         self._check_variant(entries)
+        files, texts = list[TensorFile](), dict[str, str]()
+        for folder, by_key in family.by_folder({entry.key: entry for entry in entries}).items():
+            shards = self._shared_out([replace(entry, key=key) for key, entry in by_key.items()])
+            for name, shard in shards.items():
+                layout = lay_out_safetensors(shard, {"format": "pt"})
+                files.append(TensorFile(f"{folder}/{name}", layout, family.parts[folder]))
+            if len(shards) > 1:
+                where = {entry.key: name for name, shard in shards.items() for entry in shard}
+                index = {"metadata": {"total_size": sum(e.nbytes for e in by_key.values())}, "weight_map": where}
+                text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+                texts[f"{folder}/{with_variant(INDEX, self.variant)}"] = text
+        return files, texts
+
+    def _shared_out(self, entries: list[TensorEntry]) -> dict[str, list[TensorEntry]]:
+        """The tensors of one folder, by file."""
         name = with_variant(WEIGHTS, self.variant)
-        shards = _shards(entries, self.shard, name) if self.shard else {name: entries}
-        files = [
-            TensorFile(f"{subfolder}/{name}", lay_out_safetensors(shard, {"format": "pt"}))
-            for name, shard in shards.items()
-        ]
-        if len(shards) == 1:
-            return files, {}
-        where = {entry.key: name for name, shard in shards.items() for entry in shard}
-        index = {"metadata": {"total_size": sum(entry.nbytes for entry in entries)}, "weight_map": where}
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        return files, {f"{subfolder}/{with_variant(INDEX, self.variant)}": text}
+        return _shards(entries, self.shard, name) if self.shard else {name: entries}
 
     def _check_variant(self, entries: list[TensorEntry]) -> None:
         named = _NAMED.get(self.variant)

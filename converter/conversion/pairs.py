@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .. import system
 from ..checkpoint.file import reads
-from ..checkpoint.folder import CONFIG, model_folder, weight_files
 from ..checkpoint.weight_names import SUFFIXES
-from ..errors import InputError, UsageError, printable
-from ..filenames import RECORD
-
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+from ..errors import UsageError, printable
+from ..remote import is_url, matching, shown
+from .templates import fill, has_placeholder, same_target
+from .training_folders import checkpoints_under, folders_below, is_model, natural_order
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,21 @@ class Pair:
     converted: str
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     hyper_parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def located(self) -> Pair:
+        """The same, for processes with another current folder: relative paths are absolute."""
+        original = os.path.abspath(self.original) if os.path.lexists(self.original) else self.original  # on the hub
+        converted = self.converted if "://" in self.converted else os.path.abspath(self.converted)
+        return replace(self, original=original, converted=converted)
+
+    def __str__(self) -> str:
+        return f"{shown(self.original)} -> {shown(self.converted)}"
+
+
+def as_pair(given: Pair | tuple[str, str]) -> Pair:
+    """A pair of paths as one of this class."""
+    return given if isinstance(given, Pair) else Pair(os.fspath(given[0]), os.fspath(given[1]))
 
 
 def expand(
@@ -43,38 +57,45 @@ def expand(
     """The pairs that two texts of a user stand for, in natural order (epoch_9 before epoch_10).
 
     Args:
-        original: a checkpoint, a glob such as 'runs/*/epoch_*.pth' ('**' goes through any number of folders), or a
-            folder of checkpoints. A model folder or pipeline is one checkpoint. As much of the path as exists
-            literally is taken literally, so that 'ckpt[1].pth' can be named.
-        converted: the converted folder; for several originals with {stem}, {name} or {parent}: the file's name
-            without and with its suffix, and the name of the folder that it lies in.
+        original: a checkpoint, a glob such as 'runs/*/checkpoints/epoch_*.pth' ('**' goes through any number of
+            folders), or a folder of checkpoints or of runs. A model folder or pipeline is one checkpoint. As much of
+            the path as exists literally is taken literally, so that 'ckpt[1].pth' can be named. A URL is that of
+            one checkpoint, or a glob.
+        converted: the converted folder; for several originals with {stem} or {name} (the file's name without and with
+            its suffix), {run} (the nearest folder above it that is not called `checkpoints` or the like), {parent} or
+            {grandparent} (the folder that it lies in, and the one above).
         base: the folder that both are relative to, taken literally.
         options, hyper_parameters: of each pair.
 
     Raises: `UsageError` where nothing matches, or where two originals would go to one place.
 
     Example:
-        >>> for name in ("epoch_9.pth", "epoch_10.pth"):
-        ...     (tmp / name).touch()
-        >>> for pair in expand(f"{tmp}/epoch_*.pth", "converted/{stem}"):
+        >>> (tmp / "runs/sigma/checkpoints").mkdir(parents=True)
+        >>> for name in ("epoch_7_step_9000.pth", "epoch_7_step_10000.pth"):
+        ...     (tmp / "runs/sigma/checkpoints" / name).touch()
+        >>> for pair in expand(f"{tmp}/runs", "converted/{run}/{stem}"):
         ...     print(pair.converted)
-        converted/epoch_9
-        converted/epoch_10
+        converted/sigma/epoch_7_step_9000
+        converted/sigma/epoch_7_step_10000
     """
     _paths(original, converted)
-    paths = _originals(os.path.join(base, original))
+    paths = _originals(original if is_url(original) else os.path.join(base, original))
     more = (options or {}, hyper_parameters or {})
-    return check_targets_unique([Pair(path, _fill_template(base, converted, path), *more) for path in paths])
+    pairs = [Pair(path, _target(base, converted, path), *more) for path in paths]
+    if has_placeholder(converted):  # what the conversion of another one is, or will be, is no checkpoint of training
+        results = {place_of(pair.converted) for pair in pairs if place_of(pair.converted) != place_of(pair.original)}
+        pairs = [pair for pair in pairs if place_of(pair.original) not in results]
+    return check_targets_unique(pairs)
 
 
 def paired(original: str, converted: str) -> Pair:
     """One checkpoint, under just this name, with its converted path.
 
     Args:
-        converted: a path, or a template with {stem}, {name} or {parent}.
+        converted: a path, or a template as of `expand`.
     """
     _paths(original, converted)
-    return Pair(original, _fill_template("", converted, original))
+    return Pair(original, _target("", converted, original))
 
 
 def _paths(original: str, converted: str) -> None:
@@ -85,15 +106,18 @@ def _paths(original: str, converted: str) -> None:
 
 def check_targets_unique(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs, each once. Raises: `UsageError` where two originals would go to one place."""
-    places: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for pair in pairs:
-        other = places.setdefault(os.path.abspath(pair.converted), pair.original)
-        if other != pair.original:
-            raise UsageError(
-                f"{printable(other)} and {printable(pair.original)} have the same target {printable(pair.converted)}: "
-                "tell their conversions apart with {stem}, {name} or {parent}"
-            )
-    return list({pair.original: pair for pair in pairs}.values())
+        claim_target(pair, owners)
+    return list({os.path.abspath(pair.original): pair for pair in pairs}.values())
+
+
+def claim_target(pair: Pair, owners: dict[str, str]) -> None:
+    """Note among the `owners` of places, by `place_of`, the one of this pair's target. Raises: `UsageError` if it is
+    that of another checkpoint."""
+    other = owners.setdefault(place_of(pair.converted), pair.original)
+    if os.path.abspath(other) != os.path.abspath(pair.original):
+        raise same_target(other, pair.original, pair.converted)
 
 
 def pair_up(
@@ -116,55 +140,42 @@ def pair_up(
     return [pair for one, other in zip(originals, converted, strict=True) for pair in expand(one, other, **more)]
 
 
-def natural_order(path: str) -> tuple[list[tuple[str, int, str]], str]:
-    """A sort key that reads runs of digits as numbers; paths that differ in leading zeros only are still told apart.
-
-    >>> sorted(["e10", "e9", "e09"], key=natural_order)
-    ['e09', 'e9', 'e10']
-    """
-    parts = re.split("([0-9]+)", path)
-    # A number as (count of digits, digits): int() would refuse one of thousands of digits.
-    numbers = [number.lstrip("0") for number in parts[1::2]] + [""]
-    return [(text, len(number), number) for text, number in zip(parts[::2], numbers, strict=True)], path
-
-
 @reads
 def _originals(path: str) -> list[str]:
     if os.path.isdir(path) and not is_model(Path(path)):
-        paths = in_folder(path)
+        paths = checkpoints_under(path)
         if not paths:
-            raise UsageError(f"{printable(path)}: neither a model nor a folder with {', '.join(SUFFIXES)} files in it")
+            rule = f"no checkpoint ({', '.join(SUFFIXES)}) in it, in the folders in it, or in their checkpoints/"
+            models = any(is_model(Path(place)) for place in folders_below(path))
+            hint = f"; model folders are given as '{printable(os.path.join(path, '*'))}'" if models else ""
+            raise UsageError(f"{printable(path)}: {rule}{hint}")
     elif os.path.lexists(path) or not glob.has_magic(path):
         return [path]  # where there is no such file, the reader says so
+    elif is_url(path):
+        if not (paths := matching(path)):
+            raise UsageError(f"{shown(path)}: matches no checkpoint")
     else:
         # A folder among what matches lies on the way to checkpoints; it is one only if it is a model.
         matches = glob.glob(_pattern(path), recursive=True)
         paths = [match for match in matches if not os.path.isdir(match) or is_model(Path(match))]
         if not paths:
-            os.listdir(_literal(path) or ".")  # `glob` finds nothing in a folder that it cannot read
             only = ", only folders without a model" if matches else ""
-            raise UsageError(f"{printable(path)}: matches no checkpoint{only}")
+            # `glob` finds nothing in a folder that it cannot read: this says so.
+            near = checkpoints_under(_literal(path) or ".", unreadable=lambda error: None)
+            hint = f"; there is {printable(near[0])}" if near else ""
+            raise UsageError(f"{printable(path)}: matches no checkpoint{only}{hint}")
     return sorted(set(paths), key=natural_order)
-
-
-def in_folder(path: str) -> list[str]:
-    """The checkpoints in a folder, told by their names, in natural order. Raises: `InputError` if it cannot be read."""
-    try:
-        return sorted((entry.path for entry in os.scandir(path) if _is_checkpoint(entry)), key=natural_order)
-    except OSError as error:
-        raise InputError.at(path, "", error.strerror or str(error)) from error
 
 
 def several(originals: Sequence[str], converted: str) -> bool:
     """Whether these paths may stand for more than one checkpoint: then each is handled alone, and none stops the
     rest."""
-    globs = any(glob.has_magic(path) and not os.path.lexists(path) for path in originals)
-    return len(originals) > 1 or globs or (bool(_PLACEHOLDER.search(converted)) and not os.path.lexists(converted))
-
-
-def _is_checkpoint(entry: os.DirEntry[str]) -> bool:
-    name = entry.name
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".") and not entry.is_dir()
+    return (
+        len(originals) > 1
+        or (has_placeholder(converted) and not os.path.lexists(converted))
+        or any(glob.has_magic(path) and not os.path.lexists(path) for path in originals)
+        or any(os.path.isdir(path) and not is_model(Path(path)) and checkpoints_under(path) for path in originals)
+    )
 
 
 def _pattern(path: str) -> str:
@@ -181,41 +192,13 @@ def _literal(path: str) -> str:
     return path
 
 
-@reads
-def is_model(folder: Path) -> bool:
-    """Whether a folder is one model (or pipeline, or conversion), even a broken one, and not a folder of models."""
-    if any(os.path.exists(folder / name) for name in (CONFIG, "model_index.json", RECORD)):
-        return True
-    try:
-        if model_folder(folder) != folder:
-            return True
-    except InputError:
-        return True  # a distributed checkpoint or an adapter: the reader says what is wrong with it
-    try:
-        weight_files(folder)
-    except InputError:
-        return any(folder.glob("*.index*.json"))  # without an index, it is that there are no weights
-    return True
+def _target(base: str, template: str, original: str) -> str:
+    base = "" if is_url(template) else base
+    whole = os.path.join(base, template)
+    return whole if os.path.lexists(whole) else os.path.join(base, fill(template, original))
 
 
-def _fill_template(base: str, template: str, original: str) -> str:
-    if os.path.lexists(whole := os.path.join(base, template)):
-        return whole
-    path = Path(os.path.abspath(original))
-    values = {
-        "stem": path.name if os.path.isdir(path) else path.stem,
-        "name": path.name,
-        "parent": path.parent.name,
-    }
-
-    def fill(place: re.Match[str]) -> str:
-        if place[1] not in values:
-            raise UsageError(
-                f"{printable(template)}: {{{printable(place[1])}}} is none of {{stem}}, {{name}}, {{parent}}"
-            )
-        if not values[place[1]]:
-            raise UsageError(f"{printable(template)}: {printable(original)} has no {place[1]}")
-        return values[place[1]]
-
-    # In one pass: braces in a checkpoint's own name are no places.
-    return os.path.join(base, _PLACEHOLDER.sub(fill, template))
+def place_of(path: str) -> str:
+    """What is the same for all names of one place, whether or not anything is there."""
+    place = os.path.normcase(os.path.realpath(path))
+    return place.casefold() if system.ignores_case(place) else place

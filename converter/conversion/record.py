@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .._version import __version__
+from ..checkpoint.digest import named
 from ..checkpoint.dtypes import BY_NAME
 from ..checkpoint.file import present
 from ..checkpoint.folder import cached_snapshot
 from ..checkpoint.json_file import read_json
 from ..errors import ConverterError
-from ..filenames import PARITY, RECORD, SIDECAR, TOOL, record_places
+from ..filenames import PARITY, PARITY_PAGE, RECORD, SIDECAR, TOOL, record_places
 from ..hub.names import stays_inside
 
 # Of tensors that a record lists.
@@ -26,7 +27,7 @@ PLAIN = (bool, int, float, str, type(None))  # what a hyper-parameter may be
 class PlanRow:
     """A row of the plan in `conversion.json`: what became of one tensor of the source, or of several.
 
-    `targets` are the keys it was written under, `sidecar` its key in the sidecar; `sha256` maps keys to digests of
+    `targets` are the keys it was written under, `sidecar` its key in the sidecar; `digests` has by key those of
     what was written, or of the stored buffer if it is recomputed; `reproduced`: whether recomputing gives that.
     """
 
@@ -36,7 +37,7 @@ class PlanRow:
     operation: str
     targets: list[str] | None = None
     sidecar: str | None = None
-    sha256: dict[str, str] | None = None
+    digests: dict[str, str] | None = None
     reproduced: bool | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -45,7 +46,7 @@ class PlanRow:
         row["operation"] = self.operation
         if len(self.sources) > 1:
             row["sources"] = self.sources
-        names = ("targets", "sidecar", "sha256") if self.reproduced is None else ("sha256", "reproduced", "sidecar")
+        names = ("targets", "sidecar", "digests") if self.reproduced is None else ("digests", "reproduced", "sidecar")
         return row | {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
@@ -54,7 +55,7 @@ class ConversionRecord:
     """What becomes `conversion.json`.
 
     `about` is what `inspect` says of the source too, `sources` the digests of what was believed beside its weights,
-    `changed` key -> the SHA-256 that an earlier record stated, `written` the files, `earlier` what is passed on of
+    `changed` key -> the digest that an earlier record stated, `written` the files, `earlier` what is passed on of
     earlier conversions.
     """
 
@@ -112,16 +113,15 @@ class Record:
 
     @property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of what every tensor held when it was converted, by its key in the folder or the sidecar; of what had
+        """Of what every tensor held when it was converted, by its key in the folder or the sidecar; of what had
         changed before the last conversion, still that from before."""
         rows = (self.origin or self.content).get("plan", ())
-        return {key: sha for row in rows for key, sha in (row.get("sha256") or {}).items()} | self.changed
+        return {key: text for row in rows for key, text in _stated(row).items()} | self.changed
 
     @property
     def changed(self) -> dict[str, str]:
-        """Tensors that differed from their own record when converted: key -> the SHA-256 recorded."""
-        changed: dict[str, str] = self.content.get("changed", {})
-        return changed
+        """Tensors that differed from their own record when converted: key -> the digest recorded."""
+        return _named(self.content.get("changed"))
 
     @property
     def casts(self) -> list[str]:
@@ -144,20 +144,31 @@ class Record:
             if finding["source"] == "given"
         }
 
+    def of_part(self, part: str) -> Record:
+        """What it says of one folder of several: of the tensors whose keys begin with `part`, and of no others."""
+
+        def of(record: dict[str, Any]) -> dict[str, Any]:
+            rows = [row for row in record["plan"] if any(key.startswith(part) for key in row.get("targets") or ())]
+            # Hyper-parameters are those of the whole model.
+            return record if len(rows) == len(record["plan"]) else record | {"plan": rows, "hyper_parameters": {}}
+
+        content = of(self.content) if self.content else {}
+        return replace(self, content=content | ({"origin": of(content["origin"])} if content.get("origin") else {}))
+
     def history(self, digests: Mapping[str, str]) -> dict[str, Any]:
         """What the record of a further conversion of this model passes on, so that the way back stays exact.
 
         Args:
-            digests: SHA-256 of what that conversion made anew, by the key in the model or the sidecar.
+            digests: of what that conversion made anew, by the key in the model or the sidecar.
         """
         earlier: dict[str, Any] = {"earlier_casts": self.casts} if self.casts else {}
         if not self.origin:
             return earlier
         source, rows = self.origin["source"], []
         for row in self.rows.values():
-            shas = {key: digests.get(key, digest) for key, digest in (row.get("sha256") or {}).items()}
+            stated = {key: digests.get(key, text) for key, text in _stated(row).items()}
             kept = ("source", "dtype", "shape", "operation", "targets")
-            rows.append({name: row[name] for name in kept if name in row} | {"sha256": shas})
+            rows.append({name: row[name] for name in kept if name in row} | {"digests": stated})
         given = {name: {"value": value, "source": "given"} for name, value in self.given.items()}
         about = {name: source[name] for name in ("weights", "where", "size") if name in source}
         return earlier | {"origin": {"source": about, "hyper_parameters": given, "plan": rows}}
@@ -178,11 +189,9 @@ def find_record(model: Path) -> Record:
                 continue  # of another model, beside this one
             casts = [content.get("cast") or "float32", *_listed(content.get("earlier_casts", []))]
             known = [content, *([content["origin"]] if content.get("origin") else [])]
-            texts = [*content.get("changed", {}).items()]
             if not all(map(_is_valid, known)) or not all(BY_NAME[cast].floating for cast in casts):
                 raise TypeError
-            if not all(isinstance(sha, str) for _, sha in texts):
-                raise TypeError
+            _named(content.get("changed"))
         except (ConverterError, TypeError, KeyError, AttributeError):
             return Record(odd=f"{RECORD} is not a valid conversion record, and is ignored")
         return Record(content, folder)
@@ -210,14 +219,22 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _is_valid_row(row: Any) -> bool:
-    digests, shape = row.get("sha256") or {}, row["shape"]
-    targets = row.get("targets", [])
-    if not (isinstance(digests, dict) and isinstance(shape, list) and isinstance(targets, list)):
+    shape, targets = row["shape"], row.get("targets", [])
+    if not (isinstance(shape, list) and isinstance(targets, list)):
         return False
-    texts = all(
-        isinstance(text, str) for text in (row["source"], row.get("operation", ""), *targets, *digests.values())
-    )
+    _stated(row)
+    texts = all(isinstance(text, str) for text in (row["source"], row.get("operation", ""), *targets))
     return texts and BY_NAME[row["dtype"]].floating and all(type(size) is int for size in shape)
+
+
+def _stated(row: dict[str, Any]) -> dict[str, str]:
+    """The digests of a row, which earlier versions wrote as bare SHA-256."""
+    digests = row.get("digests")
+    return _named(row.get("sha256") if digests is None else digests)
+
+
+def _named(digests: Any) -> dict[str, str]:
+    return {} if digests is None else {key: named(text) for key, text in digests.items()}
 
 
 def find_sidecar(model: Path, record: Record) -> Path | None:
@@ -244,11 +261,11 @@ def recorded_files(record: Any) -> dict[str, dict[str, Any]]:
 
 
 def files_we_wrote(folder: Path) -> Mapping[str, str]:
-    """What this tool wrote into a folder, by its record there, and the record: where a link leads to, '' for a file.
-    None without a record."""
+    """What this tool wrote into a folder, by its record there, and the record and the reports of a comparison: where a
+    link leads to, '' for a file. None without a record."""
     try:
         files = recorded_files(read_json(folder / RECORD))
     except ConverterError:
         return {}
     links = {name: about.get("link", "") for name, about in files.items()}
-    return links | {RECORD: "", PARITY: ""} if files else {}
+    return links | dict.fromkeys((RECORD, PARITY, PARITY_PAGE), "") if files else {}

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..checkpoint import Checkpoint, LazyTensor, open_checkpoint
-from ..errors import InputError, UsageError, printable
+from ..errors import InputError, UsageError, printable, shortened
 from ..filenames import RECORD, SIDECAR
 from ..mapping import Computed, Extra
 from ..mapping.dims import bind, mismatch
 from ..mapping.rows import Row
 from .analysis import Analysis, analyse
-from .record import Record, find_record, find_sidecar
+from .null_caption import mask_fault, open_tensors, without_batch
+from .record import Record, find_sidecar
 
 CHANGED = f"is not what {RECORD} says that the original held: was the config or {SIDECAR} changed?"
 
@@ -44,34 +45,41 @@ class Sidecar:
 
     @property
     def must_match(self) -> dict[str, str]:
-        """SHA-256 by key, from the record, of the sidecar's tensors in use."""
-        return {key: sha for key, sha in self.record.digests.items() if key in self.kept.keys() - self.given.keys()}
+        """Digests by key, from the record, of the sidecar's tensors in use."""
+        return {key: text for key, text in self.record.digests.items() if key in self.kept.keys() - self.given.keys()}
 
     @property
     def recorded(self) -> dict[str, str]:
-        """SHA-256 by key, from the record, of all others, which may have been trained since."""
-        others = self.record.digests.keys() - self.kept.keys() - self.given.keys()
-        return {key: self.record.digests[key] for key in sorted(others)}
+        """Digests by key, from the record, of all others, which may have been trained since."""
+        digests = self.record.digests
+        return {key: digests[key] for key in sorted(digests.keys() - self.kept.keys() - self.given.keys())}
 
 
-def analyse_with_record(checkpoint: Checkpoint, hyper_parameters: Mapping[str, Any], family: str | None) -> Analysis:
+def analyse_with_record(
+    checkpoint: Checkpoint, hyper_parameters: Mapping[str, Any], family: str | None, *, stock: bool = False
+) -> Analysis:
     """`analyse`; if a converted folder does not suffice, again with the values that its record says were given."""
-    analysis, folder = analyse(checkpoint, hyper_parameters, family), checkpoint.folder
-    if not analysis.family or not analysis.diffusers or not folder or not (analysis.plan.problems or analysis.needs):
+    analysis = analyse(checkpoint, hyper_parameters, family, stock=stock)
+    if not analysis.family or not (analysis.plan.problems or analysis.needs):
         return analysis
     flags = analysis.family.flags
-    given = {name: value for name, value in find_record(folder).given.items() if name in flags}
+    given = {name: value for name, value in analysis.record.given.items() if name in flags}
     given |= {name: value for name, value in hyper_parameters.items() if value is not None}
     try:
-        again = analyse(checkpoint, given, family)
+        again = analyse(checkpoint, given, family, stock=stock)
     except UsageError:
         return analysis  # the folder is another one by now
-    return analysis if again.plan.problems or again.needs else again
+    # What stands against it with these values says more than which of them is lacking.
+    return analysis if again.needs or (again.plan.problems and analysis.plan.problems) else again
 
 
 def rows_of(analysis: Analysis, kind: type) -> list[Row]:
-    """The rows of the family's table that have this kind of value."""
-    return [row for row in analysis.require().keys.rows if isinstance(row.value, kind)]
+    """The rows of the family's table that have this kind of value, but for optional groups that are not there."""
+    return [row for row in analysis.require().keys.rows if isinstance(row.value, kind) and _is_there(analysis, row)]
+
+
+def _is_there(analysis: Analysis, row: Row) -> bool:
+    return not row.group or row.group in analysis.plan.groups
 
 
 def open_sidecar(stack: ExitStack, analysis: Analysis, null_caption: str | os.PathLike[str] | None) -> Sidecar:
@@ -82,15 +90,17 @@ def open_sidecar(stack: ExitStack, analysis: Analysis, null_caption: str | os.Pa
     """
     folder, sidecar = analysis.checkpoint.folder, Sidecar()
     if analysis.diffusers and folder:
-        sidecar.record = find_record(folder)
+        family, sidecar.record = analysis.require(), analysis.record
         if path := find_sidecar(folder, sidecar.record):
             tensors = stack.enter_context(open_checkpoint(path))
             for key, tensor in tensors.items():
-                if not any(row.match(key) for kind in (Extra, Computed) for row in rows_of(analysis, kind)):
-                    raise InputError.at(path, key, f"nothing that a {analysis.require().title} keeps in {SIDECAR}")
-                sidecar.kept[key] = _checked(analysis, key, tensor)
+                rows = [row for row in family.keys.rows if isinstance(row.value, Extra | Computed) and row.match(key)]
+                if not rows:
+                    raise InputError.at(path, key, f"nothing that a {family.title} keeps in {SIDECAR}")
+                if _is_there(analysis, rows[0]):
+                    sidecar.kept[key] = _checked(analysis, path, key, tensor)
     if null_caption is not None:
-        sidecar.given = _given(stack, analysis, null_caption)
+        sidecar.given = given_caption(stack, analysis, null_caption)
         for key, tensor in sidecar.given.items():
             recorded = sidecar.record.rows.get(key, {}).get("shape", list(tensor.shape))
             if recorded != list(tensor.shape):
@@ -102,22 +112,48 @@ def open_sidecar(stack: ExitStack, analysis: Analysis, null_caption: str | os.Pa
     return sidecar
 
 
-def _given(stack: ExitStack, analysis: Analysis, path: str | os.PathLike[str]) -> dict[str, LazyTensor]:
-    """The null caption of a file: under its own key, or the only tensor there is."""
+def given_caption(
+    stack: ExitStack,
+    analysis: Analysis,
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, LazyTensor] | None = None,
+) -> dict[str, LazyTensor]:
+    """The null caption of a file: under its own key, or the only tensor of floats there is (a mask is none).
+
+    Args:
+        tensors: those of the file, where they are at hand.
+
+    Raises: `InputError` where there is none that fits the model, `UsageError` where none is wanted.
+    """
     rows, family = rows_of(analysis, Extra), analysis.require()
     if not rows:
         raise UsageError(f"`null_caption`: a {family.title} has none")
-    tensors = stack.enter_context(open_checkpoint(path))
+    masks = list[LazyTensor]()
+    tensors = open_tensors(stack, path) if tensors is None else tensors
     matching = {key: tensor for key, tensor in tensors.items() if any(row.match(key) for row in rows)}
-    if not matching and len(tensors) == len(rows) == 1:
-        matching = {rows[0].source: next(iter(tensors.values()))}
+    floats = [tensor for tensor in tensors.values() if tensor.dtype.floating] or [*tensors.values()]
+    if not matching and len(floats) == len(rows) == 1:
+        (row,) = rows
+        matching = {row.source: without_batch(floats[0], len(row.pattern or floats[0].shape))}
+        masks = [tensor for name, tensor in tensors.items() if "mask" in name.lower() and not tensor.dtype.floating]
     if not matching:
-        raise InputError.at(path, "", f"holds no {rows[0].source}, and more than one tensor: which one is meant?")
-    return {key: _checked(analysis, key, tensor) for key, tensor in matching.items()}
+        shown = shortened([f"{printable(tensor.key)} {list(tensor.shape)}" for tensor in floats], 4)
+        rule = f"holds no {rows[0].source}, and more than one tensor: which one is meant? ({shown})"
+        raise InputError.at(path, "", rule)
+    given = {key: _checked(analysis, path, key, tensor) for key, tensor in matching.items()}
+    for key, tensor in given.items():
+        for row in rows:
+            assert isinstance(row.value, Extra)
+            if row.match(key) and (rule := row.value.misfit(analysis.findings, tensor.shape)):
+                raise InputError.at(path, matching[key].key, rule)
+        for mask in masks if tensor.shape else ():
+            if rule := mask_fault(mask, tensor.shape[0]):
+                raise InputError.at(path, mask.key, rule)
+    return given
 
 
-def _checked(analysis: Analysis, key: str, tensor: LazyTensor) -> LazyTensor:
-    """The tensor under this key, if it has the shape that the table says, with the sizes of this model."""
+def _checked(analysis: Analysis, path: str | os.PathLike[str], key: str, tensor: LazyTensor) -> LazyTensor:
+    """The tensor of a file under this key, if it has the shape that the table says, with the sizes of this model."""
     rows = [row for kind in (Extra, Computed) for row in rows_of(analysis, kind)]
     row, (_, suffix) = next((row, place) for row in rows if (place := row.match(key)))
     pattern = row.shape_pattern(suffix)
@@ -125,5 +161,5 @@ def _checked(analysis: Analysis, key: str, tensor: LazyTensor) -> LazyTensor:
     wanted = mismatch(pattern, tensor.shape, dims) if pattern else ""
     if wanted or not tensor.dtype.floating:
         kind = f"{tensor.dtype} {list(tensor.shape)}"
-        raise tensor.storage.file.error(tensor.key, f"{kind} is not the {key} of this model: {wanted or 'no floats'}")
+        raise InputError.at(path, tensor.key, f"{kind} is not the {key} of this model: {wanted or 'no floats'}")
     return replace(tensor, key=key)

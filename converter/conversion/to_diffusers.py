@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..checkpoint import DType, LazyTensor
+from ..checkpoint.digest import Digest
 from ..checkpoint.dtypes import BY_NAME
 from ..errors import InputError, printable
 from ..families import Family
-from ..filenames import SIDECAR
 from ..mapping import Computed, Move
 from .analysis import Analysis
 from .buffers import Comparison, computed, recomputed, table_of
@@ -22,9 +21,10 @@ from .write import TensorWrite
 
 @dataclass
 class TensorWrites:
-    """Tensors of the model and of the sidecar, the rows of the record, what the user should know.
+    """Tensors of the model and of the sidecar, the rows of the record, what the user should know, and how buffers
+    differ from what the target computes, which are in the sidecar for that.
 
-    `must_match`: key of a source -> its SHA-256 in an earlier record, which it still has to have; `recorded`:
+    `must_match`: key of a source -> its digest in an earlier record, which it still has to have; `recorded`:
     of what may have been trained since.
     """
 
@@ -32,6 +32,7 @@ class TensorWrites:
     sidecar: list[TensorWrite] = field(default_factory=list)
     rows: list[PlanRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
     must_match: dict[str, str] = field(default_factory=dict)
     recorded: dict[str, str] = field(default_factory=dict)
 
@@ -122,13 +123,15 @@ def check_computed(analysis: Analysis, sidecar: Sidecar) -> None:
     recorded = sidecar.record.rows if analysis.diffusers else {}
     for row in rows_of(analysis, Computed):
         for key in (key for key in recorded if row.match(key)):
-            wanted = (recorded[key].get("sha256") or {}).get(key)
+            wanted = sidecar.record.digests.get(key)
             if not wanted or key in sidecar.tensors:
                 continue
             tensor = computed(
                 key, table_of(analysis.require(), row, analysis.findings), BY_NAME[recorded[key]["dtype"]]
             )
-            if hashlib.sha256(tensor.read()).hexdigest() != wanted:
+            digest = Digest(wanted)
+            digest.update(tensor.read())
+            if digest.text != wanted:
                 raise InputError.at(analysis.checkpoint.path, key, CHANGED)
 
 
@@ -138,17 +141,18 @@ def _to_sidecar(writes: TensorWrites, tensor: LazyTensor, name: str) -> None:
 
 
 def _drop_computed(writes: TensorWrites, analysis: Analysis, key: str, tensor: LazyTensor) -> None:
-    compared, why_kept = compare_with_computed(analysis, key, tensor)
-    row = {"sha256": {key: compared.sha256}, "reproduced": compared.equal}
-    writes.row("recompute", tensor, **row, **({"sidecar": key} if why_kept else {}))
-    if why_kept:
-        writes.notes.append(why_kept)
+    compared, difference = compare_with_computed(analysis, key, tensor)
+    row = {"digests": {key: compared.digest}, "reproduced": compared.equal}
+    writes.row("recompute", tensor, **row, **({"sidecar": key} if difference else {}))
+    if difference:
+        writes.differing.append(difference)
         writes.sidecar.append(TensorWrite((tensor,), (key,), tensor.dtype))
 
 
 def compare_with_computed(analysis: Analysis, key: str, tensor: LazyTensor) -> tuple[Comparison, str]:
-    """(the comparison with what is recomputed; why the stored buffer has to be kept, '' where it need not be)."""
+    """(the comparison with what is recomputed; how the stored buffer, which is to be kept, differs, '' where it need
+    not be)."""
     compared, dispensable, what = recomputed(analysis.require(), analysis.plan.computed[key], tensor, analysis.findings)
     if not dispensable:
         raise tensor.storage.file.error(key, what)
-    return compared, f"{printable(key)} {what}: kept in {SIDECAR}" if what else ""
+    return compared, f"{printable(key)} {what}" if what else ""

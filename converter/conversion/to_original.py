@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 from ..checkpoint import DType, LazyTensor
+from ..checkpoint.digest import Digest
 from ..checkpoint.dtypes import BY_NAME
 from ..errors import InputError, UsageError, printable
 from ..filenames import RECORD
@@ -31,6 +31,7 @@ def to_original(analysis: Analysis, sidecar: Sidecar, dtype: DType | None) -> Te
 def _same_layout(analysis: Analysis, sidecar: Sidecar, dtype: DType | None) -> TensorWrites:
     """The same layout in another container, or in another dtype."""
     family, writes = analysis.require(), TensorWrites()
+    writes.notes.append("the source is in the original layout already: there was nothing to revert")
     moves = {move.origin: move for move in analysis.plan.moves}
     for key, tensor in (named(analysis.checkpoint) | sidecar.given).items():
         rounded = None if key in analysis.plan.computed else dtype
@@ -88,10 +89,10 @@ def _check_copies(path: str, move: Move, checkpoint: Mapping[str, LazyTensor]) -
 
     digests = []
     for key in move.parts:
-        digest = hashlib.sha256()
+        digest = Digest()
         for _, part in checkpoint[key].chunks():
             digest.update(part)
-        digests.append(np.frombuffer(digest.digest(), np.uint8))
+        digests.append(np.frombuffer(digest.text.encode(), np.uint8))
     if strange := move.operation.disagreeing(move.origin, move.parts, digests):
         raise InputError(f"{printable(path)}: {MappingError(strange)}")
 

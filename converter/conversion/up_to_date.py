@@ -12,7 +12,8 @@ from ..checkpoint import open_checkpoint
 from ..checkpoint.file import InputFile, reading
 from ..checkpoint.write.transfer import DifferentError, Output, transfer
 from ..errors import InputError
-from ..filenames import PARITY, RECORD
+from ..filenames import PARITY, PARITY_PAGE, RECORD
+from ..remote import is_url, target_at
 from .additions import Adding
 from .options import ConversionOptions, with_shortcuts
 from .plan import ConversionPlan, open_plan
@@ -37,15 +38,21 @@ def is_up_to_date(
     Raises: as `convert` does, for what it refuses of the source.
     """
     options = with_shortcuts(options or ConversionOptions(), shortcuts | {"overwrite": True})
+    if is_url(dump_path):
+        with target_at(dump_path, orig_ckpt_path) as target:
+            known: dict[str, Any] = {"hyper_parameters": hyper_parameters, "components": components}
+            return is_up_to_date(orig_ckpt_path, target.path, options, **known) if target.files else None
     with open_plan(orig_ckpt_path, dump_path, options, hyper_parameters or {}, components=components) as plan:
-        path, names = plan.destination.path, [RECORD, PARITY, *plan.texts, *(file.name for file in plan.files)]
+        path, files = plan.destination.path, [*plan.texts, *(file.name for file in plan.files)]
+        names = [RECORD, PARITY, PARITY_PAGE, *files]
         if plan.destination.folder and files_we_wrote(path) != dict.fromkeys(names, "") | plan.additions.links:
             return None  # without its record, or with more than we would write, it is another result
         if not plan.additions.match(path):
             return None
         with reading(plan.analysis.checkpoint.path):
             written = _written_before(path if plan.destination.folder else path.parent, plan)
-            return give_verdict(plan.analysis, plan.writes, written, options)[0] if written else None
+            given = plan.sidecar.given
+            return give_verdict(plan.analysis, plan.writes, written, options, given=given)[0] if written else None
 
 
 def _written_before(folder: Path, plan: ConversionPlan) -> Written | None:
@@ -68,7 +75,7 @@ def _written_before(folder: Path, plan: ConversionPlan) -> Written | None:
                 file = opened.files[0]
                 if file.size != planned.layout.size or any(file.read(at, len(data)) != data for at, data in frame):
                     return None  # another container, or more than these tensors
-                there |= {key: Output(tensor, None) for key, tensor in tensors.items()}
+                there |= {tensor.key: Output(tensor, None) for tensor in planned.tensors(opened)}
         except InputError:
             return None  # absent, or no checkpoint
         wanted = {e.key: (e.dtype, e.shape) for part in plan.parts for e in part.entries}

@@ -6,6 +6,7 @@ their record.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -55,7 +56,7 @@ def demand_evidence(family: Family, findings: Findings, checkpoint: Checkpoint, 
 @dataclass
 class RecordComparison:
     """What was read, compared with a record: `broken` has an error for what is never trained and is not
-    what it was; `changed` is key -> the recorded SHA-256 of what may have been trained and differs; `words` say so,
+    what it was; `changed` is key -> the recorded digest of what may have been trained and differs; `words` say so,
     or that nothing has changed; '' where nothing was recorded."""
 
     broken: dict[str, InputError] = field(default_factory=dict)
@@ -71,7 +72,7 @@ def compare_with_record(
     Args:
         analysis: of the model.
         must_match, recorded: as in `TensorWrites`.
-        read: SHA-256 by key; what is in neither it nor the model is missing, unless it is computed.
+        read: digests by key; what is in neither it nor the model is missing, unless it is computed.
     """
     comparison, path = RecordComparison(), analysis.checkpoint.path
     for key, sha in must_match.items():
@@ -94,30 +95,46 @@ def compare_with_record(
 
 
 def give_verdict(
-    analysis: Analysis, writes: TensorWrites, written: Written, options: ConversionOptions
+    analysis: Analysis,
+    writes: TensorWrites,
+    written: Written,
+    options: ConversionOptions,
+    *,
+    given: Collection[str] = (),
 ) -> tuple[list[str], dict[str, str]]:
     """(what the user should know of the tensors that were written, `RecordComparison.changed`).
 
+    Args:
+        given: the keys of what came from the file of `null_caption`.
+
     Raises: `InputError` for what is not allowed, or differs from its record.
     """
-    path, notes = analysis.checkpoint.path, list[str]()
+    caption, notes = os.fspath(options.null_caption or ""), list[str]()
     for bad, let_through, what, flag in (
         (written.nonfinite, options.allow_nonfinite, NONFINITE, ALLOW_NONFINITE),
         (written.overflowed, options.allow_overflow, f"beyond {writes.cast}", ALLOW_OVERFLOW),
     ):
         if bad and not let_through:
-            raise InputError(f"{printable(path)}: {counted(bad, what)}; {flag}")
+            own = {key: count for key, count in bad.items() if key not in given}
+            path = analysis.checkpoint.path if own else caption
+            raise InputError(f"{printable(path)}: {counted(own or bad, what)}; {flag}")
         if bad:
             notes.append(f"{counted(bad, what)}: let through")
-    notes += _zeros(analysis, writes, written, options.allow_zeros)
+    refused, lost, zeros = _zeros(analysis, writes, written)
+    of_checkpoint = refused or any(key not in given for key in lost)
+    if lost:
+        refused = "; ".join(filter(None, [refused, f"{listed(lost)}: zero throughout once rounded to {writes.cast}"]))
+    notes += refuse_zeros(analysis.checkpoint.path if of_checkpoint else caption, refused, options.allow_zeros)
+    notes += zeros
     comparison = compare_with_record(analysis, writes.must_match, writes.recorded, written.read)
     for error in comparison.broken.values():
         raise error
     return notes + ([comparison.words] if comparison.words else []), comparison.changed
 
 
-def _zeros(analysis: Analysis, writes: TensorWrites, written: Written, allowed: bool) -> list[str]:
-    """What is zero throughout, in words. Raises: `InputError` for zeros that no training leaves, unless allowed."""
+def _zeros(analysis: Analysis, writes: TensorWrites, written: Written) -> tuple[str, list[str], list[str]]:
+    """(why the zeros are refused, in words, '' where they are not; the keys that are zero only once they are rounded;
+    what the user should know of what is not refused)."""
     sources, rounded = {tensor.key: tensor for part in writes.parts for tensor in part.sources}, writes.rounded
     # What is zero once it is rounded may not have been so before.
     ends = {
@@ -126,6 +143,4 @@ def _zeros(analysis: Analysis, writes: TensorWrites, written: Written, allowed: 
     }
     judged = judge(analysis.plan, named(analysis.checkpoint) | sources, ends)
     lost = [key for key in ends if ends[key] != written.zeros[key] and sum(written.zeros[key]) == sources[key].numel]
-    words = f"{listed(lost)}: zero throughout once rounded to {writes.cast}" if lost else ""
-    refused = "; ".join(filter(None, (judged.refused, words)))
-    return [*refuse_zeros(analysis.checkpoint.path, refused, allowed), *judged.notes]
+    return judged.refused, lost, judged.notes

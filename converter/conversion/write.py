@@ -8,18 +8,22 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from zlib_ng.zlib_ng import crc32_combine
 
 from ..checkpoint import Checkpoint, DType, LazyTensor, open_checkpoint
 from ..checkpoint.write.layout import FileLayout, TensorEntry
 from ..checkpoint.write.publish import Publication, write_error
-from ..checkpoint.write.transfer import Output, Progress, TensorCopy, transfer, write_at
+from ..checkpoint.write.transfer import Output, Progress, TensorCopy, transfer
 from ..errors import ConverterError, InputError, printable, shortened
 from ..mapping import fold
+from ..system import begin_flush, flush, reserve, write_at
+
+INTERVAL = 0.05  # seconds until the disk is given what was written in the meantime
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,9 @@ class TensorWrite:
     def nbytes(self) -> int:
         return sum(entry.nbytes for entry in self.entries)
 
-    def outputs(self, written: Mapping[str, LazyTensor]) -> list[list[LazyTensor]]:
-        """For each source, what its rows fill, in order: whole tensors of those `written`, or groups of their rows."""
+    def outputs(self, written: Mapping[str, Any]) -> list[list[Any]]:
+        """For each source, what its rows fill, in order: whole tensors of those `written`, or groups of their rows.
+        They are of any kind that slices."""
         outputs = []
         for runs in self.runs:
             wholes = [written[self.keys[key]] for key, _ in runs]
@@ -97,19 +102,24 @@ class TensorWrite:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A file to be written: its name in the folder, and where every tensor lies in it."""
+    """A file to be written: its name in the folder, and where every tensor lies in it; `part`: what the keys of the
+    model begin with and those in the file do not."""
 
     name: str
     layout: FileLayout
+    part: str = ""
+
+    def tensors(self, opened: Checkpoint) -> list[LazyTensor]:
+        """Those in the file, by their keys in the model."""
+        return [replace(tensor, key=self.part + tensor.key) for tensor in opened.values()]
 
 
 @dataclass
 class Written:
-    """What was written: per file its size and the digest of its header; per source key the SHA-256 of
-    each run of bytes, under the key that it went to; per key, how many elements are not finite, and how many a cast
-    made infinite.
+    """What was written: per file its size and the digest of its header; per source key the digest of each run of
+    bytes, under the key that it went to, how many elements are not finite, and how many a cast made infinite.
 
-    `read`: per source key whose digest was stated, the SHA-256 of what was read; `zeros`: per source key, of each of
+    `read`: per source key whose digest was stated, that of what was read; `zeros`: per source key, of each of
     its parts how many elements at the end are zero."""
 
     files: dict[str, dict[str, int | str]] = field(default_factory=dict)
@@ -119,15 +129,13 @@ class Written:
     read: dict[str, str] = field(default_factory=dict)
     zeros: dict[str, list[int]] = field(default_factory=dict)
 
-    def count(self, key: str, zeros: list[int], nonfinite: Mapping[str, int], overflowed: int) -> None:
-        """What was counted of one source in what was written of it; `nonfinite` by the key that it went to."""
+    def count(self, key: str, zeros: list[int], nonfinite: int, overflowed: int) -> None:
+        """What was counted of one source in what was written of it."""
         self.zeros[key] = zeros
-        if overflowed:  # which of the outputs they are in was not counted
+        if overflowed:
             self.overflowed[key] = overflowed
-            nonfinite = {key: sum(nonfinite.values()) - overflowed}
-        for name, count in nonfinite.items():  # a tensor that is put together has several sources
-            if count:
-                self.nonfinite[name] = self.nonfinite.get(name, 0) + count
+        if nonfinite > overflowed:
+            self.nonfinite[key] = nonfinite - overflowed
 
 
 def write_files(
@@ -141,7 +149,7 @@ def write_files(
     """Write the files into the publication; every tensor is read back and verified.
 
     Args:
-        digests: key of a source -> the SHA-256 of its bytes that a record states, where there is one.
+        digests: key of a source -> what a record states of its bytes, where there is one.
 
     Raises: `InputError` where the source is damaged, `ConverterError` where what is read back is not what was written.
     """
@@ -151,15 +159,15 @@ def write_files(
         for file in files:
             fds.append(fd := out.create(file.name))
             stack.callback(os.close, fd)
+            reserve(fd, file.layout.size)
             frame = file.layout.frame({})
             for offset, data in frame:
                 write_at(fd, data, offset)
-            os.ftruncate(fd, file.layout.size)
             opened = stack.enter_context(_reopened(out.path / file.name, file.layout, frame))
-            wholes |= {tensor.key: Output(tensor, fd) for tensor in opened.values()}
+            wholes |= {tensor.key: Output(tensor, fd) for tensor in file.tensors(opened)}
         tensor_copies = [copy for part in parts for copy in part.tensor_copies(wholes, digests)]
-        with _flushing(fds, out.target) as flush:
-            transfer(tensor_copies, step, flush)
+        with _flushing(fds, out.target) as begin:
+            transfer(tensor_copies, step, begin)
         crcs: dict[str, int] = {}
         outputs = (output for copy in tensor_copies for output in copy.outputs)
         for output in sorted(outputs, key=lambda output: output.start):  # of what has several, from its first row on
@@ -176,13 +184,11 @@ def summary(tensor_copies: list[TensorCopy], files: dict[str, dict[str, int | st
     written = Written(files)
     for copy in tensor_copies:
         key, outputs = copy.tensor.key, copy.outputs
-        written.digests.setdefault(key, {}).update({output.tensor.key: output.sha256 for output in outputs})
+        written.digests.setdefault(key, {}).update({output.tensor.key: output.digest for output in outputs})
         if copy.read:
             written.read[key] = copy.read
-        bad = Counter[str]()
-        for output in outputs:
-            bad[output.tensor.key] += output.nonfinite
-        written.count(key, [count for output in outputs for count in output.zeros], bad, copy.overflowed)
+        nonfinite = sum(output.nonfinite for output in outputs)
+        written.count(key, [count for output in outputs for count in output.zeros], nonfinite, copy.overflowed)
     return written
 
 
@@ -236,22 +242,25 @@ def counted(bad: dict[str, int], what: str) -> str:
 
 @contextmanager
 def _flushing(fds: list[int], target: Path) -> Iterator[Callable[[], None]]:
-    """Yields what starts to flush the files to disk, on another thread; at the end of the block they are flushed.
+    """Flushes the files to disk on another thread: little by little while they are written, and whole once what is
+    yielded is called, or at the end of the block.
 
     A failure to flush is raised at the end.
     """
     failures: list[OSError] = []
     begin = threading.Event()
 
-    def flush() -> None:
-        begin.wait()
+    def flush_all() -> None:
+        while not begin.wait(INTERVAL):
+            for fd in fds:
+                begin_flush(fd)
         try:
             for fd in fds:
-                os.fsync(fd)
+                flush(fd)
         except OSError as error:
             failures.append(error)
 
-    thread = threading.Thread(target=flush)
+    thread = threading.Thread(target=flush_all)
     try:
         thread.start()  # in here: an interrupt may arrive while it starts, and it must not wait for ever
         yield begin.set

@@ -92,8 +92,7 @@ def _trailing_zero_count(tensor: LazyTensor) -> int:
     for part in (*([tensor[tensor.shape[0] - 1 :]] if tensor.shape else []), tensor):
         zeros = 0
         for _, piece in part.chunks():
-            last = trailing_zeros(piece, tensor.dtype)
-            zeros = last + (zeros if last * tensor.dtype.itemsize == len(piece) else 0)
+            zeros = trailing_zeros(piece, tensor.dtype, zeros)
         if zeros < part.numel:
             break
     return zeros

@@ -98,7 +98,7 @@ def tables(insisted: Family | None = None) -> Tables:
 
     def batches() -> Iterator[list[KeyMapping]]:
         for at_hand in _at_hand(insisted):
-            yield [table for family in at_hand for table in (family.keys, family.keys.targets)]
+            yield [table for family in at_hand for table in family.tables]
 
     return batches
 
@@ -122,8 +122,9 @@ def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple
         )
         if insisted or (state and known == len(state)):
             return family, diffusers
+    table = family.keys.targets if diffusers else family.keys
     strange = (
-        modified_weights(state)
+        modified_weights(key for key in state if table.row_of(key) is None)
         if marked
         else not state or known * 2 < len(state) or other_model(state, family, diffusers)
     )

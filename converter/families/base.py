@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 from ..errors import ConverterError, UsageError, printable
 from ..mapping import KeyMapping, Plan
 from ..mapping.rows import matcher
+from ..parts import below
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,15 @@ class Finding:
 class Findings(dict[str, Finding]):
     """Hyper-parameters by name. `given` are the user's words; they may not contradict what the file shows."""
 
-    def __init__(self, given: Mapping[str, Any]) -> None:
+    def __init__(self, given: Mapping[str, Any], *, stock: bool = False, source_class: str | None = None) -> None:
         super().__init__()
         self.given = {name: value for name, value in given.items() if value is not None}
+        self.stock = stock  # the library's own class is wanted, where one would travel with the weights
+        # Of a source in the target's layout: its class by `config.json`, '' where none says it. None for an original.
+        self.source_class = source_class
         self.notes: list[str] = []  # what a user should know
         self.diffusers_notes: list[str] = []  # what only those should know who use diffusers' classes and pipelines
+        self.original_notes: list[str] = []  # what only those should know who go back to the original layout
         self.problems: list[str] = []  # what stands against a conversion though every key has its row
         self.distrusted: dict[str, str] = {}  # stored buffers that are not believed -> why
         self.rounded: dict[str, float] = {}  # stored buffers -> by how much storing them moved an element at most
@@ -117,12 +123,17 @@ class Family:
     keys: KeyMapping  # the table from the original layout to diffusers'
     # Fills the findings; `plan.dims` holds what the shape patterns say.
     describe: Callable[[Plan, State, Findings], None]
-    # `config.json` of the model class; raises `UsageError` where something is unknown.
+    # `config.json` of the model class, which its `_class_name` picks; raises `UsageError` where something is unknown.
     config: Callable[[Findings], dict[str, Any]]
     # The hyper-parameters that a user may state, as `Flag`s; name -> type, or names alone, are taken for such.
     # Afterwards they are `Flag`s by name.
     flags: Any = ()
-    subfolder: str = "transformer"  # where in the dump the model lies
+    # The folder of the dump that the model lies in. Of a model of several, all their names: in the table, and in what
+    # `config` gives, the keys of each one's tensors and its fields begin with its name and a dot (`parts`).
+    subfolder: str | tuple[str, ...] = "transformer"
+    # Classes, "package.module:Class", where the target's library has none: a module that imports only that library, of
+    # which a copy travels with the weights.
+    classes: tuple[str, ...] = ()
     # (findings, largest difference) -> if recomputing a stored buffer does not give it bit for bit: whether a
     # conversion may go on without it (the original net does not use it), and what it is, in words; raises `UsageError`
     # where what was read off the buffer has to be said instead.
@@ -160,12 +171,49 @@ class Family:
                 raise UsageError(f"flag {printable(repr(flag.name))}: use lower-case letters, digits and underscores")
             if flag.minimum is not None and flag.type not in (int, float):
                 raise UsageError(f"flag {flag.name}: a minimum needs the type int or float")
-        if not re.fullmatch(r"\w[\w.-]*", self.subfolder):
-            raise UsageError(f"subfolder {printable(repr(self.subfolder))}: must be the name of one folder")
-        for name in ("keep_dtype", "marks"):
+        for folder in self.folders or ("",):
+            if not isinstance(folder, str) or not re.fullmatch(r"\w[\w.-]*", folder):
+                raise UsageError(f"subfolder {printable(repr(folder))}: must be the name of one folder")
+        for name in ("classes", "keep_dtype", "marks"):
             if isinstance(getattr(self, name), str):
-                raise UsageError(f"{name} must be a tuple of paths, not one string")
+                raise UsageError(
+                    f"{name} must be a tuple of {'classes' if name == 'classes' else 'paths'}, not one string"
+                )
         object.__setattr__(self, "flags", {flag.name: flag for flag in flags})
+
+    @cached_property
+    def tables(self) -> list[KeyMapping]:
+        """The names of its models in both layouts, and of those folders of several that show what they are alone."""
+        alone = [self.keys.targets.below(part) for part in self.parts.values() if part]
+        return [self.keys, self.keys.targets, *(table for table in alone if table.required)]
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Those that the model lies in, mostly one."""
+        return (self.subfolder,) if isinstance(self.subfolder, str) else tuple(self.subfolder)
+
+    @property
+    def several(self) -> bool:
+        """Whether it lies in several folders."""
+        return len(self.folders) > 1
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """By folder, what the keys of its tensors and the fields of its config begin with; '' where there is but one.
+
+        >>> Family("net", "Net", KEYS, None, None, subfolder=("a", "b")).parts
+        {'a': 'a.', 'b': 'b.'}
+        """
+        return {folder: f"{folder}." if self.several else "" for folder in self.folders}
+
+    def by_folder(self, named: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """What keys or fields stand for, folder by folder, under the names that they have in it.
+
+        >>> Family("net", "Net", KEYS, None, None, subfolder=("a", "b")).by_folder({"a.fc": 1, "a.out": 2, "b.fc": 3})
+        {'a': {'fc': 1, 'out': 2}, 'b': {'fc': 3}}
+        """
+        shared_out = {folder: below(named, part) for folder, part in self.parts.items()}
+        return {folder: own for folder, own in shared_out.items() if own or not self.several}
 
     @contextmanager
     def own_code(self, what: str) -> Iterator[None]:

@@ -13,18 +13,17 @@ from ..errors import InputError, UsageError, printable
 from ..mapping import Plan
 from .base import Findings, Flag, State
 from .sincos import DRIFT, ROUNDING, ROUNDINGS, SinCosTable, fit, scale_of
+from .travelling import CLASS
 
 DIFFUSERS = "0.42.1"  # the release whose classes the configs are written for
 POSITIONS = "pos_embed"  # the stored table
 LIMIT = 1 << 20  # far above any side, scale or number of heads, and its inverse far below any scale
 
-IMAGE_SIZE = Flag("image_size", int, "Resolution, if the file does not show it.", minimum=8, metavar="PIXELS")
-NUM_ATTENTION_HEADS = Flag(
-    "num_attention_heads", int, "Number of heads, if the file does not show it.", minimum=1, metavar="N"
-)
+IMAGE_SIZE = Flag("image_size", int, "Resolution.", minimum=8, metavar="PIXELS")
+NUM_ATTENTION_HEADS = Flag("num_attention_heads", int, "Number of attention heads.", minimum=1, metavar="N")
 # Of a `config.json`, what changes no output: at most training, or a part that these classes do not have.
 INERT: dict[str, tuple[Any, ...] | None] = {
-    "_class_name": ("Transformer2DModel",),
+    CLASS: ("Transformer2DModel",),
     **dict.fromkeys(("_diffusers_version", "dropout", "norm_num_groups", "upcast_attention")),
 }
 # What every such config says, as the class calls it -> the hyper-parameter.
@@ -75,7 +74,15 @@ def sizes(plan: Plan, findings: Findings, more: Mapping[str, str] | None = None,
             findings.file("pred_sigma", channels > latent, f"{channels} output channels for {latent} latent channels")
         else:
             findings.problems.append(f"{counted} are {channels} output channels: neither {latent} nor twice as many")
-    # What the original code lets a model choose and the diffusers class does not.
+    feed_forward(plan, findings, mlp_ratio)
+    if dims.get("D", 0) % 4:
+        findings.problems.append(f"hidden size {dims['D']}: sines and cosines on two axes need a multiple of 4")
+
+
+def feed_forward(plan: Plan, findings: Findings, mlp_ratio: float | None) -> None:
+    """The width of these layers, F, which the original code lets a model choose and a class of diffusers may not: the
+    arguments are those of `sizes`."""
+    dims, evidence = plan.dims, plan.evidence
     if mlp_ratio is None:
         ratio = dims["F"] / dims["D"] if {"F", "D"} <= dims.keys() else None
         findings.file("mlp_ratio", ratio, evidence.get("F", "no tensor shows it"))
@@ -84,8 +91,6 @@ def sizes(plan: Plan, findings: Findings, more: Mapping[str, str] | None = None,
             f"its feed-forward layers are {dims['F'] / dims['D']:g} times as wide as the model, "
             f"and the diffusers class is fixed at {mlp_ratio:g}: {evidence['F']}"
         )
-    if dims.get("D", 0) % 4:
-        findings.problems.append(f"hidden size {dims['D']}: sines and cosines on two axes need a multiple of 4")
 
 
 def check_config(config: Mapping[str, Any], findings: Findings, **more: str) -> None:

@@ -61,11 +61,14 @@ _MODIFIED: _Rows = (
         "LoRA or other adapter weights, not a whole transformer",
     ),
     (r"controlnet\.\d+\.copied_block\.mlp\.(inverted|depth|point)_conv\.", "a SANA ControlNet, another model family"),
+    (r"flat_param", "FSDP flat parameters: gather a full state dict first (FullStateDictConfig)"),
+)
+# What is part of a model that is known, and not of one that it lies beside.
+_BESIDE: _Rows = (
     (
         r"controlnet\.\d+\.(before_proj|after_proj|copied_block)\.",
-        "a PixArt ControlNet (base_model. and controlnet. keys), which stock diffusers has no class for",
+        "the copied blocks of a PixArt ControlNet, whose base has base_model. before its keys",
     ),
-    (r"flat_param", "FSDP flat parameters: gather a full state dict first (FullStateDictConfig)"),
 )
 # Weights of another model, by keys that it alone has: descendants of DiT share most of their names.
 _ANOTHER_FAMILY = {
@@ -107,10 +110,14 @@ def named(keys: Collection[str], own: Callable[[str], bool] = lambda key: False)
     return _first(keys, _MODIFIED) or _first((key for key in keys if not own(key)), _OTHERS)
 
 
-def modified_weights(keys: Iterable[str]) -> str:
+def modified_weights(keys: Iterable[str], *, beside: bool = False) -> str:
     """The same for only those keys that change what the weights beside them mean: adapters,
-    the scales of quantised weights. Such keys can never be left out."""
-    return _first(keys, _MODIFIED)
+    the scales of quantised weights. Such keys can never be left out.
+
+    Args:
+        beside: none of them is part of the model in question.
+    """
+    return _first(keys, (*_MODIFIED, *_BESIDE) if beside else _MODIFIED)
 
 
 def _first(keys: Iterable[str], rows: _Rows) -> str:

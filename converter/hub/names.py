@@ -48,9 +48,10 @@ def hub_path(text: str) -> HubPath | None:
     """
     if os.path.lexists(text):
         return None
-    # A `Path` has made one slash of two.
-    if scheme := re.match("hf:/{1,2}", text):
-        return _parse(text, text[scheme.end() :])
+    # A `Path` has made one slash of two; on Windows, backslashes of all.
+    if scheme := re.match(r"hf:(/{1,2}|\\)", text):
+        rest = text[scheme.end() :]
+        return _parse(text, rest if scheme[1].startswith("/") else rest.replace("\\", "/"))
     if text.count("/") != 1 or text.lower().endswith(SUFFIXES) or not is_repo_id(text):
         return None
     if os.path.isdir(os.path.dirname(text)):

@@ -18,7 +18,7 @@ _LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")
 _PARAMETER = re.compile(r"([?&][^=&?\s]{1,64}=)[^&#\s\"'<>]+")
 _SECRET_NAME = re.compile(r"tok|secret|pass|pwd|sig|cred|key|auth|policy", re.IGNORECASE)
 _AFTER = r"((?:bearer|basic|token|password|passwd|pwd|secret|key|auth\w{0,16})[\"']?\s{0,8}[=: ]\s{0,8}[\"']?)"
-_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 def redacted(text: object) -> str:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import LazyTensor
 from ..checkpoint.write.publish import Publication
 from ..checkpoint.write.transfer import Progress
-from ..conversion.analysis import analyse, open_model
+from ..conversion.analysis import analyse
 from ..conversion.convert import convert
+from ..conversion.model_files import open_model
 from ..conversion.options import ConversionOptions
 from ..conversion.output import DIFFUSERS, ORIGINAL, SUFFIXES, Destination
-from ..conversion.plan import checkpoint_notes
+from ..conversion.remarks import checkpoint_notes
 from ..conversion.verdicts import NONFINITE
 from ..conversion.write import TensorWrite, counted, write_files
 from ..conversion.zeros import find_zeros
@@ -162,7 +163,7 @@ def _write(
             how = ConversionOptions(overwrite=overwrite, allow_zeros=True)
             done = convert(place.path, wanted.path, how, hyper_parameters=_unshown(origin))
             return done.files, [note for note in done.notes if note not in done.record["notes"]]
-    (file,), _ = wanted.files(parts, "")
+    (file,), _ = wanted.files(parts, origin.analysis.require())
     step = progress(total) if progress else lambda count: None
     with wanted.publication(file.layout.size + (1 << 20), overwrite=overwrite) as out:
         written = write_files(out, [file], parts, step=step, digests={})

@@ -26,12 +26,6 @@ PATCHES, OUTPUT = "patch embedding", "output"
 CAPTION = 8  # tokens, of noise: whatever they say must not matter
 
 
-class _Float32Table(PixArtShape):
-    """Of any size of latent the table of positions is float32, as the stored one is, and as a DiT has it."""
-
-    float64_tables = False
-
-
 @dataclass(frozen=True)
 class BothNets:
     """A DiT and a PixArt (`state`: key -> tensor or lazy tensor), whose weights are read when a stage runs.
@@ -49,9 +43,11 @@ class BothNets:
         return dit(Weights(self._without_class, dtype, memory=self.memory), DiTShape(**self._shape(stored)))
 
     def pixart(self, dtype: torch.dtype, *, stored: bool = False) -> Net:
-        """The PixArt, on latents of any size, or with the table of positions that it is to be stored with."""
+        """The PixArt, on latents of any size, or with the table of positions that it is to be stored with; each is
+        rounded to float32, as a DiT's."""
         micro, channels = self.origin.options.micro_condition, self.origin.dims["C"]
-        shape = _Float32Table(in_channels=channels, micro_condition=micro, **self._shape(stored))
+        more = self._shape(stored) | {"float64_tables": False}
+        shape = PixArtShape(in_channels=channels, micro_condition=micro, **more)
         return pixart(Weights(self.state, dtype, memory=self.memory), shape)
 
     def outputs(self, case: Case, dtype: torch.dtype, *, whole: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -140,8 +140,9 @@ class Origin:
         """
         carried = KEYS(self.analysis.checkpoint)
         state = {key: replace(tensor, key=key) for key, tensor in carried.items()}
+        groups = {"", MICRO} if self.options.micro_condition else {""}
         for row in PIXART.keys.rows:
-            if isinstance(row.value, Refused) or (row.group == MICRO and not self.options.micro_condition):
+            if isinstance(row.value, Refused) or row.group not in groups:
                 continue
             for index in range(self.depth) if "{}" in row.source else (None,):
                 for suffix in sorted(row.suffixes or {""}, reverse=True):

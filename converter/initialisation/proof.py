@@ -29,6 +29,7 @@ from ..parity import gates
 from ..parity.choices import FLOAT32, FLOAT64
 from ..parity.function import Judge
 from ..parity.statistics import relative
+from ..reports.limits import AGAINST
 from ..reports.numbers import times
 from ..reports.report import EXIT_CODES, FAIL, FLOOR_LIMIT, INCONCLUSIVE, PASS, Check, as_json
 from .nets import OUTPUT, BothNets, CaseMaker
@@ -113,6 +114,7 @@ class Proof:
         if not self.passed:
             return f"whether it computes at t = {TIMESTEP} what the DiT does cannot be told: {self.doubts[0]}"
         worst = f"at worst {times(self.worst.times)} times the DiT's own rounding (limit {FLOOR_LIMIT:g})"
+        worst = worst if self.worst.times else "identical"
         exact = max(stage.exact for stage in self.stages)
         return (
             f"at t = {TIMESTEP} it computes what the DiT does, block by block: {worst} in float32; in float64, before "
@@ -194,7 +196,7 @@ def _checks(stage: StageResult) -> Iterator[Check]:
     what, floor = f"{stage.case} / {stage.name}", max(stage.floor, gates.MIN_FLOOR)
     words = f"{stage.exact:.2g} apart before tables are rounded (limit {EXACT:g})"
     yield Check(what, "float64 relative L2", stage.exact, EXACT, passed=stage.exact <= EXACT, words=words)
-    for against, value in (("", stage.error), (" against the DiT's", stage.apart)):
+    for against, value in (("", stage.error), (f"{AGAINST}the DiT's", stage.apart)):
         limit, statistic = FLOOR_LIMIT * floor, f"float32 relative L2{against}"
         words = f"{times(value / floor)} times the DiT's own rounding (limit {FLOOR_LIMIT:g})"
         yield Check(what, statistic, value, limit, passed=value <= limit, words=words)

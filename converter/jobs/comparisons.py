@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.text_writer import write_text
 from ..conversion.pairs import Pair
 from ..errors import ConverterError, UsageError, printable
+from ..fleet import chosen_executor
 from ..parity.ci import batch
 from ..parity.ci.cache import Cache
 from ..parity.ci.settings import chosen, load_settings, load_waivers
 from ..parity.provenance import files_of
-from ..reports import KINDS, card, render
-from ..reports.report import INTERNAL, PASS, REJECTED, Report
+from ..reports import KINDS, render
+from ..reports.markdown import card
+from ..reports.report import INTERNAL, PASS, REJECTED, Report, counted, gravity
 
 if TYPE_CHECKING:
     from .images import ImageComparison
@@ -37,6 +39,7 @@ class ComparisonRequest:
         options: of `check`, by name; None is what was not given.
         waivers, cache: files. reports: files by whose suffix the format is told. card: of the only comparison.
         images: of the only comparison, pictures too: they go beside each report as `NAME.images.png`.
+        workers, cluster: as of a conversion.
     """
 
     originals: Sequence[str]
@@ -49,6 +52,8 @@ class ComparisonRequest:
     reports: Sequence[str] = ()
     card: str | None = None
     images: ImageRequest | None = None
+    workers: int | None = None
+    cluster: str | None = None
 
     @property
     def pictures(self) -> list[Path]:
@@ -58,7 +63,7 @@ class ComparisonRequest:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """What came of them; `notes` are the cache's."""
+    """What came of them; `notes` are the cache's, and of workers that died."""
 
     pairs: list[Pair]
     reports: list[Report]
@@ -73,6 +78,13 @@ class Comparisons:
         content: dict[str, Any] = json.loads(render(self.reports, ".json"))
         error = refusal(self.pairs[0], self.reports[0], alone=True) if len(self.pairs) == 1 else ""
         return content | ({"error": error} if error else {})
+
+    def summary(self) -> Iterator[str]:
+        """Of several: those that did not pass, the worst first, and last how many have each verdict."""
+        if len(self.reports) > 1:
+            every = sorted(zip(self.pairs, self.reports, strict=True), key=lambda each: gravity(each[1]))
+            yield from (brief(*each) for each in every if each[1].verdict != PASS)
+            yield f"summary: {counted(self.reports)}"
 
 
 def compare(
@@ -99,6 +111,7 @@ def compare(
     check_reports(request.reports, request.card, [side for pair in pairs for side in (pair.original, pair.converted)])
     waivers = [*(settings.waivers if settings else []), *(load_waivers(request.waivers) if request.waivers else [])]
     cache = Cache(request.cache) if request.cache else None
+    notes = list[str]()
     with ExitStack() as stack:
         images = _images(stack, pairs[0], request)
 
@@ -107,11 +120,14 @@ def compare(
                 images.add_to(report, progress, request.pictures)
             done(pair, report, refusal(pair, report, alone=len(pairs) == 1))
 
-        reports = batch.run(pairs, cache=cache, waivers=waivers, progress=progress, done=finish)
+        executor = stack.enter_context(chosen_executor(request.workers, request.cluster, notes.append))
+        reports = batch.check_all(
+            pairs, executor=executor, cache=cache, waivers=waivers, progress=progress, done=finish
+        )
     for report in reports:
         report.run["command"] = command
     write_reports(reports, request.reports, request.card)
-    return Comparisons(pairs, reports, cache.notes if cache else [])
+    return Comparisons(pairs, reports, [*notes, *(cache.notes if cache else ())])
 
 
 def _images(stack: ExitStack, pair: Pair, request: ComparisonRequest) -> ImageComparison | None:
@@ -125,7 +141,7 @@ def _images(stack: ExitStack, pair: Pair, request: ComparisonRequest) -> ImageCo
 
 def lines(pair: Pair, report: Report) -> Iterator[str]:
     """One comparison: its phases, what was assumed, and last the verdict in words."""
-    yield f"{printable(pair.original)} -> {printable(pair.converted)}"
+    yield str(pair)
     for phase in report.phases:
         yield f"  {phase.name:<10}  {phase.verdict:<12}  {phase.words}"
         failed = [check for check in phase.failed if check.words not in phase.words]
@@ -142,11 +158,16 @@ def lines(pair: Pair, report: Report) -> Iterator[str]:
     yield batch.outcome(report)
 
 
+def brief(pair: Pair, report: Report) -> str:
+    """One comparison in one line."""
+    return f"{pair}: {batch.outcome(report)}"
+
+
 def refusal(pair: Pair, report: Report, *, alone: bool) -> str:
     """The error to print if nothing was compared, as in every command; '' where there is a result."""
     if report.verdict not in (REJECTED, INTERNAL):
         return ""
-    whose = "" if alone else f"{printable(pair.original)} -> {printable(pair.converted)}: "
+    whose = "" if alone else f"{pair}: "
     return printable(" ".join(f"{whose}{report.reason}".split()), 4000)
 
 
@@ -177,15 +198,18 @@ def check_writable(targets: Sequence[str], sources: Sequence[str], flags: str) -
     Raises: `UsageError`.
     """
     paths = [Path(target) for target in targets]
-    if len({path.resolve() for path in paths}) < len(paths):
+    if len({*map(os.path.realpath, paths)}) < len(paths):
         raise UsageError(f"{flags}: two of them name the same file")
-    read = set(_read(sources)) if any(path.exists() for path in paths) else set()
+    read = set(_read(sources)) if any(map(os.path.exists, paths)) else set()
     for path in paths:
-        if path.resolve() in read:
+        if os.path.realpath(path) in read:
             raise UsageError(f"{printable(path)}: is part of what is compared, and a report would overwrite it")
-        if path.is_dir():
-            raise UsageError(f"{printable(path)}: cannot be written there: it is a folder")
+        if os.path.exists(path) and not os.path.isfile(path):
+            kind = "a folder" if os.path.isdir(path) else "a device or a FIFO, and no file"
+            raise UsageError(f"{printable(path)}: cannot be written there: it is {kind}")
         try:
+            with suppress(FileNotFoundError):
+                os.lstat(path)  # a name may be too long
             # Tried, since `os.access` misses a parent that is a file, and is wrong for root.
             with tempfile.TemporaryFile(dir=path.parent):
                 pass
@@ -193,11 +217,11 @@ def check_writable(targets: Sequence[str], sources: Sequence[str], flags: str) -
             raise UsageError(f"{printable(path)}: cannot be written there: {error.strerror or error}") from None
 
 
-def _read(sources: Sequence[str]) -> Iterator[Path]:
+def _read(sources: Sequence[str]) -> Iterator[str]:
     """Every file of them, as far as that can be told; what cannot is refused later."""
     for source in sources:
         try:
-            yield from (path.resolve() for path in files_of(source).values())
+            yield from map(os.path.realpath, files_of(source).values())
         except ConverterError:
             continue
 

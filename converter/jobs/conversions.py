@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.write.transfer import Progress
 from ..conversion import batch
-from ..conversion.batch import Outcome
+from ..conversion.batch import CONVERTED, PLANNED, STATUSES, Outcome, Step
 from ..conversion.options import ConversionOptions
 from ..conversion.pairs import Pair, check_targets_unique, expand, several
 from ..conversion.watch import watch
 from ..errors import UsageError
+from ..fleet import chosen_executor
+from ..remote import is_url, shown
+from ..reports.report import Report, counted
 
 if TYPE_CHECKING:
     from ..pipelines.assemble import Components
-    from .steps import Step
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,13 @@ class ConversionRequest:
 
     Attributes:
         originals: checkpoints, globs or folders; empty where a folder is watched.
-        target: a path, for several checkpoints a template with {stem}, {name} or {parent}.
+        target: a path, for several checkpoints a template as of `conversion.pairs.expand`.
         parity: compare every result with its source. push_to_hub: publish the only one there, `private`ly if the
             repository is created.
-        watch: a folder whose checkpoints are converted as they come; `watch_idle` seconds without any end that, and a
-            file is complete once it has not grown for `watch_settle` seconds.
+        watch: the folder of a run, or of several, whose checkpoints are converted as they come; `watch_idle` seconds
+            without any end that, and a file is complete once it has not grown for `watch_settle` seconds.
         components: of a whole pipeline. Default: the transformer only.
+        workers: so many processes on this machine. cluster: the address of a Dask scheduler, whose workers do it.
         literally: the only original and the target are paths, and no patterns.
     """
 
@@ -47,6 +50,8 @@ class ConversionRequest:
     watch_idle: float | None = None
     watch_settle: float = 5.0
     literally: bool = False
+    workers: int | None = None
+    cluster: str | None = None
 
     def validate(self) -> None:
         """Raises: `UsageError` for what does not go together."""
@@ -55,18 +60,28 @@ class ConversionRequest:
         for flag, other in (("private", "push_to_hub"), ("watch_idle", "watch")):
             if getattr(self, flag) and not getattr(self, other):
                 raise UsageError(f"`{flag}` requires `{other}`")
+        for flag in ("watch", "push_to_hub"):
+            if self.elsewhere and getattr(self, flag):
+                raise UsageError(f"`{flag}` cannot be combined with `{self.elsewhere}`")
         after = next((flag for flag in ("parity", "push_to_hub") if getattr(self, flag)), None)
         if after and self.options.dry_run:
             raise UsageError(f"`{after}` cannot be combined with `dry_run`, which writes nothing")
         if after and self.options.to != "diffusers":
             raise UsageError(f"`{after}` requires a diffusers folder, not `to` {self.options.to}")
+        if after and is_url(self.target):
+            raise UsageError(f"`{after}` needs a result on this machine, not at {shown(self.target)}")
         if self.push_to_hub and self.components and self.components.linked:
             raise UsageError("`push_to_hub` publishes no links: a whole pipeline requires `components` copy for it")
+
+    @property
+    def elsewhere(self) -> str:
+        """By which option other processes do it; '' where this one does."""
+        return next((name for name in ("workers", "cluster") if getattr(self, name) is not None), "")
 
     @cached_property
     def several(self) -> bool:
         """Whether it may be more than one checkpoint, none of which stops the rest."""
-        return bool(self.watch) or (not self.literally and several(self.originals, self.target))
+        return bool(self.watch or self.elsewhere) or (not self.literally and several(self.originals, self.target))
 
 
 def run(
@@ -85,8 +100,8 @@ def run(
         command: the command line, for reports.
         quiet: no progress bars while publishing.
         progress, comparing: of the conversions and comparisons, as `convert` and `check` take them.
-        say: told of files in a watched folder that are not complete.
-        finished: as of `batch.run`.
+        say: told of files in a watched folder that are not complete, and of workers that died.
+        finished: as of `batch.convert_all`.
 
     Raises: `UsageError` for what does not go together, or cannot be done.
     """
@@ -95,7 +110,8 @@ def run(
     if request.parity:
         from .steps import compare_step
 
-        steps["parity"] = compare_step(command, request.options.family, comparing)
+        shown = None if request.elsewhere else comparing
+        steps["parity"] = partial(compare_step, command=command, family=request.options.family, progress=shown)
     if request.push_to_hub:
         if request.several:
             raise UsageError("`push_to_hub` requires exactly one conversion")
@@ -109,13 +125,33 @@ def run(
         pairs = check_targets_unique([pair for path in request.originals for pair in expand(path, request.target)])
     else:
         pairs = [Pair(request.originals[0], request.target)]
-    return batch.run(
-        pairs,
-        request.options,
-        request.hyper_parameters,
-        components=request.components,
-        several=request.several,
-        steps=steps,
-        progress=progress,
-        finished=finished,
-    )
+    with chosen_executor(request.workers, request.cluster, say) as executor:
+        return batch.convert_all(
+            pairs,
+            request.options,
+            request.hyper_parameters,
+            components=request.components,
+            executor=executor,
+            several=request.several,
+            steps=steps,
+            progress=progress,
+            finished=finished,
+        )
+
+
+def counts(outcomes: Iterable[Outcome], *, dry_run: bool = False) -> dict[str, int]:
+    """How many have each status that there can be."""
+    statuses = [outcome.status for outcome in outcomes]
+    return {each: statuses.count(each) for each in STATUSES if each != (CONVERTED if dry_run else PLANNED)}
+
+
+def summary(outcomes: Sequence[Outcome], *, dry_run: bool = False) -> str:
+    """The last line of several: statuses, and the verdicts of those that were compared.
+
+    >>> summary([Outcome(Pair("a.pth", "a"), CONVERTED), Outcome(Pair("b.pth", "b"))])
+    'summary: 1 converted, 0 unchanged, 1 failed'
+    """
+    words = ", ".join(f"{count} {status}" for status, count in counts(outcomes, dry_run=dry_run).items())
+    compared = [outcome.results["parity"].content for outcome in outcomes if "parity" in outcome.results]
+    verdicts = f"; parity: {counted(map(Report.from_dict, compared))}" if compared else ""
+    return f"summary: {words}{verdicts}"

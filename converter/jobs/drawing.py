@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import open_checkpoint
-from ..conversion.plan import differences_from_record
 from ..conversion.record import find_record
+from ..conversion.remarks import differences_from_record
 from ..errors import InputError, UsageError, printable
+from ..families.travelling import CLASS
 from ..nets.pipeline_spec import CONVENTIONS, DIFFUSERS, Conventions, SamplerSpec
 from ..pipelines import plan
 from ..pipelines.checks import fitting
@@ -106,13 +107,13 @@ class Drawing:
         closest, usual = self.model.closest_sampler(config) if config else None, spec.samplers[0]
         name = closest[0] if closest else usual
         if config and not closest:
-            kind = printable(config.get("_class_name"), 60)
+            kind = printable(config.get(CLASS), 60)
             self.notes.append(
                 f"the pipeline's scheduler is {kind}, which is none of those here: {usual} takes its place"
             )
         sampler = spec.sampler(findings, self.how, name)
         own = {field: value for field, value in config.items() if not field.startswith("_")}
-        if self.how.name == DIFFUSERS and own and config.get("_class_name") == sampler.stock:
+        if self.how.name == DIFFUSERS and own and config.get(CLASS) == sampler.stock:
             sampler = replace(sampler, scheduler=f"diffusers:{sampler.stock}", config=own)  # as diffusers loads it
         return name, sampler
 

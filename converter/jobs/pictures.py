@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConverterError, as_flags, human_bytes
-from ..parity.checker import check_device
+from ..nets.device import checked_device
 from ..parity.diagnosis import describe
 from ..parity.net_pair import is_resource_error
 from ..pipelines.memory import peak, release
@@ -42,7 +42,7 @@ def draw(
     Raises: `UsageError`, `InputError`; `ConverterError` where memory or disk do not suffice.
     """
     request.validate()
-    check_device(request.device, request.dtype)
+    checked_device(request.device, request.dtype)
     with open_picture_model(request.reference or request.pipeline, **request.model) as model:
         drawing = Drawing(request, model)
         request.check_targets(drawing.images)

@@ -9,16 +9,16 @@ from ..checkpoint.json_file import read_json
 from ..checkpoint.text_writer import write_text
 from ..checkpoint.write.interrupt import interruptible
 from ..checkpoint.write.transfer import Progress
-from ..conversion.batch import UNCHANGED, Outcome, StepResult
+from ..conversion.batch import UNCHANGED, Outcome, Step, StepResult
 from ..conversion.pairs import Pair
 from ..errors import ConverterError, printable
 from ..filenames import PARITY
+from ..fleet import ALONE
 from ..hub import local
 from ..parity.ci.cache import program
+from ..remote import is_url
 from ..reports.report import NOT_RUN, PASS, Report
 from .comparisons import lines
-
-Step = Callable[[Outcome], StepResult]
 
 
 class NotCompared(KeyboardInterrupt):
@@ -30,31 +30,30 @@ class NotCompared(KeyboardInterrupt):
         self.left = f"{printable(folder)} is converted, whole, and was not compared"
 
 
-def compare_step(command: str, family: str | None, progress: Callable[[int], Progress] | None) -> Step:
-    """A step that compares the result with its source in the quick profile, and leaves the report beside the record,
+def compare_step(
+    outcome: Outcome, *, command: str, family: str | None, progress: Callable[[int], Progress] | None
+) -> StepResult:
+    """The step that compares the result with its source in the quick profile, and leaves the report beside the record,
     which says what weights were taken and what the user stated. An earlier PASS is kept if nothing has changed.
 
     Args:
         command: the command line, for the report.
     """
+    from ..parity.checker import check
 
-    def step(outcome: Outcome) -> StepResult:
-        from ..parity.checker import check
-
-        original, folder = outcome.pair.original, _folder(outcome)
-        if outcome.status == UNCHANGED and (report := _passed_before(original, folder, family)):
-            return StepResult(report.as_dict(), [])
-        try:
-            with interruptible():
-                report = check(local(original, quiet=True), folder, family=family, progress=progress)
-                report.run |= {"command": command, "program": program(family)}
-                write_text(folder / PARITY, report.to_json())
-        except KeyboardInterrupt as stop:
-            raise NotCompared(stop, folder) from stop
-        words = [*lines(Pair(original, str(folder)), report), f"wrote: {printable(folder / PARITY)}"]
-        return StepResult(report.as_dict(), words, report.exit_code)
-
-    return step
+    original, folder = outcome.pair.original, _folder(outcome)
+    if outcome.status == UNCHANGED and (report := _passed_before(original, folder, family)):
+        return StepResult(report.as_dict(), [])
+    try:
+        with ALONE, interruptible():
+            here = original if is_url(original) else local(original, quiet=True)
+            report = check(here, folder, family=family, progress=progress)
+            report.run |= {"command": command, "program": program(family)}
+            write_text(folder / PARITY, report.to_json())
+    except KeyboardInterrupt as stop:
+        raise NotCompared(stop, folder) from stop
+    words = [*lines(Pair(original, str(folder)), report), f"wrote: {printable(folder / PARITY)}"]
+    return StepResult(report.as_dict(), words, report.exit_code)
 
 
 def publish_step(repo: str, private: bool, *, quiet: bool) -> Step:
@@ -71,7 +70,7 @@ def publish_step(repo: str, private: bool, *, quiet: bool) -> Step:
 
 
 def _folder(outcome: Outcome) -> Path:
-    return outcome.conversion.path if outcome.conversion else Path(outcome.pair.converted)
+    return Path(outcome.conversion.path if outcome.conversion else outcome.pair.converted)
 
 
 def _passed_before(original: str, folder: Path, family: str | None) -> Report | None:

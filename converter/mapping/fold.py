@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from ..errors import InputError, printable
+from ..errors import InputError, plural, printable
 
 SHOWN = 12
 # Only an index as it is written: `blocks.01` is another key than `blocks.1` and must not be shown as that.
@@ -77,7 +77,6 @@ def summed_up(keys: Sequence[str]) -> str:
     """
     counts = Counter(head + dot for head, dot, _ in (key.partition(".") for key in keys))
     shown = [
-        printable(head, 80) + (f"* ({n} key{'s' * (n > 1)})" if head.endswith(".") else "")
-        for head, n in counts.items()
+        printable(head, 80) + (f"* ({plural(n, 'key')})" if head.endswith(".") else "") for head, n in counts.items()
     ]
     return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")

@@ -34,10 +34,43 @@ class KeyMapping:
         ['a.bias', 'a.weight', 'b.bias', 'b.weight']
     """
 
+    part = ""  # of a table of a part of a model: what its names begin with in the table of the whole
+
     def __init__(self, table: Mapping[str, Value], optional: Mapping[str, Mapping[str, Value]] | None = None) -> None:
         tables = [("", table), *(optional or {}).items()]
-        self.rows = _linked([Row.parse(text, value, group) for group, part in tables for text, value in part.items()])
+        self._fill(Row.parse(text, value, group) for group, part in tables for text, value in part.items())
+
+    def _fill(self, rows: Iterable[Row]) -> None:
+        self.rows = _linked([*rows])
         _check(self.rows)
+
+    # Tables made of others.
+    def renamed(self, source: tuple[str, str], target: tuple[str, str], group: str = "") -> KeyMapping:
+        """The rows whose source begins with the first path of a pair, with the second in its place; likewise of what
+        they become. `group`: the optional group that those are in which are in none.
+
+        >>> keys = KeyMapping({"blocks.{}.fc": "layers.{}.linear", "out": "proj_out"})
+        >>> copies = keys.renamed(("blocks.{}.", "copies.{}."), ("layers.{}.", "adapter.{}."))
+        >>> [(row.source, row.targets) for row in (keys | copies).rows][1:]
+        [('out', ('proj_out',)), ('copies.{}.fc', ('adapter.{}.linear',))]
+        """
+        return self._of(row.renamed(source, target, group) for row in self.rows if row.source.startswith(source[0]))
+
+    def __or__(self, other: KeyMapping) -> KeyMapping:
+        """The rows of both tables."""
+        return self._of([*self.rows, *other.rows])
+
+    def below(self, part: str) -> KeyMapping:
+        """The names of one part of a model, without the beginning `part` that they have in this table."""
+        table = self.renamed((part, ""), (part, ""))
+        table.part = part
+        return table
+
+    @staticmethod
+    def _of(rows: Iterable[Row]) -> KeyMapping:
+        table = object.__new__(KeyMapping)
+        table._fill(rows)
+        return table
 
     # Plans.
     def plan(self, state: Mapping[str, Any]) -> Plan:
@@ -181,19 +214,20 @@ def _linked(rows: Sequence[Row]) -> list[Row]:
     equally many blocks, as do two stacks that become one, named by the first in order."""
     names: dict[tuple[bool, str], tuple[bool, str]] = {}  # (in the target?, path) -> the first name of its group
     for row in sorted(rows, key=lambda row: row.spread):  # a tensor copied into two stacks does not link them
-        paths = [(False, row.stack), *((True, path) for path in (*row.target_stacks, *map(stack_of, row.strays)))]
-        places = [(target, path) for target, path in paths if path is not None]
+        paths = [(False, row.source), *((True, path) for path in (*row.targets, *row.strays))]
+        places = [(target, stack) for target, path in paths if (stack := stack_of(path)) is not None]
         group = {names.setdefault(place, place) for place in places}
         if not row.spread:
             names = {place: min(group) if name in group else name for place, name in names.items()}
-    counted = {names[False, row.stack] for row in rows if row.counts and row.stack is not None}
+    counted = {names[False, stack] for row in rows if row.counts and (stack := stack_of(row.source)) is not None}
     if len(counted) == 1:  # copies in blocks that no other row fills are as many as those of the only stack
         names = {place: min(counted) if name[0] else name for place, name in names.items()}
 
-    def name(target: bool, path: str | None) -> str | None:
-        return None if path is None else names[target, path][1]
+    def name(target: bool, path: str) -> str | None:
+        stack = stack_of(path)
+        return None if stack is None else names[target, stack][1]
 
     return [
-        replace(row, stack=name(False, row.stack), target_stacks=tuple(name(True, path) for path in row.target_stacks))
+        replace(row, stack=name(False, row.source), target_stacks=tuple(name(True, path) for path in row.targets))
         for row in rows
     ]

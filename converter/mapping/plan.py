@@ -78,6 +78,10 @@ class Plan:
     features: dict[str, list[str]] = field(default_factory=dict)  # refused ones that are there -> the keys that show it
     problems: list[str] = field(default_factory=list)  # everything that does not fit
 
+    def shown(self, symbol: str) -> tuple[int | None, str]:
+        """The size that a symbol stands for, and the tensor that shows it; None, and that none does."""
+        return self.dims.get(symbol), self.evidence.get(symbol, "no tensor shows it")
+
     @property
     def blocks(self) -> int:
         """How many blocks a model has whose table knows one stack of them, 0 for none.

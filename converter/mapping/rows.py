@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -24,10 +24,12 @@ class Computed:
 @dataclass(frozen=True, slots=True)
 class Extra:
     """A tensor without a place in the target: kept in a sidecar and restored. `stray`: where old conversions left it;
-    `without`: in words, what it means to go back without it."""
+    `without`: in words, what it means to go back without it; `misfit`: the family's findings and the shape of one that
+    the user gives -> why it is not this model's, '' where it may be."""
 
     stray: str = ""
     without: str = ""
+    misfit: Callable[[Any, tuple[int, ...]], str] = lambda findings, shape: ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,20 @@ class Row:
     def match(self, key: str) -> tuple[int | None, str] | None:
         """(block index, suffix) of a key of this row, None of any other."""
         return matcher(self.source)(key)
+
+    def renamed(self, source: tuple[str, str], target: tuple[str, str], group: str = "") -> Row:
+        """The same of other paths: where one begins with the first of a pair, it begins with the second instead.
+
+        Args:
+            group: of an optional group, if it is in none.
+        """
+
+        def new(pair: tuple[str, str], path: str) -> str:
+            return pair[1] + path[len(pair[0]) :] if path.startswith(pair[0]) else path
+
+        targets, strays = (tuple(new(target, path) for path in paths) for paths in (self.targets, self.strays))
+        own, name, group = new(source, self.source), new(source, self.name), self.group or group
+        return replace(self, source=own, name=name, targets=targets, strays=strays, group=group)
 
     @property
     def sparse(self) -> bool:

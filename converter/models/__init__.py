@@ -3,4 +3,8 @@
 A new model is a folder and one line here.
 """
 
-FAMILIES = ("pixart.table:PIXART", "dit.table:DIT")  # in the order in which they are tried and listed
+FAMILIES = (
+    "pixart.table:PIXART",
+    "dit.table:DIT",
+    "pixart.controlnet_table:PIXART_CONTROLNET",
+)  # in the order in which they are tried and listed

@@ -84,6 +84,7 @@ class Fault:
     weights: Mapping[str, tuple[str, Change | None]] = field(default_factory=dict)
     drop: frozenset[str] = frozenset()  # converted keys that are not there
     config: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # config.json -> the wrong one
+    model: Callable[[Any], object] | None = None  # what is done to the target's own module
     inputs: Callable[[Values], Values] | None = None  # those of the converted net -> wrong ones
     stage: str = ""  # after this stage of the converted net its values are replaced by `values(values)`
     values: Callable[[Values], Values] | None = None

@@ -6,7 +6,6 @@ The noise is the same for every torch version, device and thread count.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ..checkpoint.dtypes import DType
 from ..checkpoint.file import InputFile
 from ..checkpoint.safetensors_reader import read_header
 from ..errors import ConverterError, InputError, printable
+from ..system import replace
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +67,11 @@ class Case:
         import torch
 
         return _in(dtype, {name: torch.from_numpy(np.array(array)).to(device) for name, array in self.arrays.items()})
+
+    @property
+    def samples(self) -> int:
+        """The size of the batch."""
+        return max((len(array) for array in self.arrays.values()), default=0)
 
     @property
     def sha256(self) -> str:
@@ -147,7 +152,7 @@ def save_case(folder: Path, case: Case, outputs: Mapping[str, Mapping[str, Tenso
         folder.mkdir(parents=True, exist_ok=True)
         try:
             save_file(tensors, partial)
-            os.replace(partial, path)
+            replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)  # whatever stopped it: nobody ever reads half of a case
     except OSError as error:

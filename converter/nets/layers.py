@@ -19,11 +19,6 @@ def linear(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
-def below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors of a sub-module, by the rest of their keys."""
-    return {key[len(prefix) :]: tensor for key, tensor in weights.items() if key.startswith(prefix)}
-
-
 def sinusoid(numbers: Tensor, channels: int = CHANNELS) -> Tensor:
     """(n,) -> (n, channels): cosines, then sines, of number / 10000^(j / (channels / 2)).
 

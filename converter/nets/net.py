@@ -51,25 +51,36 @@ class Staged:
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = stages
 
+    def steps(self, values: Values, watch: Callable[[str, Values], None] | None = None) -> Iterator[None]:
+        """Run one stage whenever the next step is asked for; what comes of it is added to `values`."""
+        for stage in self.stages:
+            with torch.inference_mode():
+                output = stage.run(values, no_probe)
+            values |= output
+            if watch:
+                watch(stage.name, output)
+            yield
+
     def forward(self, inputs: Values, watch: Callable[[str, Values], None] | None = None) -> Tensor:
         values = dict(inputs)
-        with torch.inference_mode():
-            for stage in self.stages:
-                output = stage.run(values, no_probe)
-                values |= output
-                if watch:
-                    watch(stage.name, output)
+        for _ in self.steps(values, watch):
+            pass
         return values["output"]
 
 
 class Memory:
-    """A scratch buffer, as large as the largest request so far, used over and over."""
+    """A scratch buffer, as large as the largest request so far, used over and over.
+
+    Attributes:
+        lent: what lies in it now: (lazy tensor, dtype, rounding) -> the tensor.
+    """
 
     def __init__(self) -> None:
-        self.buffer = torch.empty(0, dtype=torch.uint8)
+        self.buffer, self.lent = torch.empty(0, dtype=torch.uint8), dict[Any, Tensor]()
 
     def scratch(self, tensors: Sequence[tuple[torch.Size, torch.dtype]], staging: int) -> list[Tensor]:
         """Tensors of these shapes and dtypes side by side, and after them `staging` bytes; all of unknown content."""
+        self.lent = {}
         sizes = [-(-shape.numel() * dtype.itemsize // 64) * 64 for shape, dtype in tensors] + [staging]
         if len(self.buffer) < sum(sizes):
             self.buffer = torch.empty(0, dtype=torch.uint8)  # let go of the old run first
@@ -86,6 +97,8 @@ class Weights(Mapping[str, Tensor]):
         state: key -> a torch tensor, or a lazy one: its `torch(out)` reads it, into `out` where that is given.
         rounded: round to this dtype first, as a conversion that casts does.
         memory: the scratch memory; several state dicts may share it, since only one stage runs at a time.
+        same: lazy tensor -> (another, read by who shares the memory, that was proven to hold the same bytes; the number
+            of its elements before them). While that lies in the memory, it is not read again.
     """
 
     def __init__(
@@ -95,9 +108,10 @@ class Weights(Mapping[str, Tensor]):
         device: torch.device | str = "cpu",
         rounded: torch.dtype | None = None,
         memory: Memory | None = None,
+        same: Mapping[Any, tuple[Any, int]] | None = None,
     ) -> None:
         self.state, self.dtype, self.device, self.rounded = state, dtype, device, rounded
-        self.memory = memory or Memory()
+        self.memory, self.same = memory or Memory(), same or {}
 
     def dtype_of(self, key: str) -> torch.dtype:
         """The dtype that a tensor is given. A subclass may keep some of them in another one than `dtype`."""
@@ -121,6 +135,9 @@ class Weights(Mapping[str, Tensor]):
         more time than reading into it.
         """
         mine = {key[len(prefix) :]: self.state[key] for key in self.state if key.startswith(prefix)}
+        there = {name: tensor for name in mine if (tensor := self._there(prefix + name)) is not None}
+        if len(there) == len(mine):
+            return there
         room = [(torch.Size(held.shape), self.dtype_of(prefix + name)) for name, held in mine.items()]
         # What is lazy and has the right dtype already is read into its place.
         detours = [held for held, (_, dtype) in zip(mine.values(), room, strict=True) if not self._direct(held, dtype)]
@@ -137,7 +154,17 @@ class Weights(Mapping[str, Tensor]):
             if held is not target:
                 target.copy_(held)
             tensors[name] = target.to(self.device)
+        lazy = ((name, held) for name, held in mine.items() if not isinstance(held, Tensor))
+        self.memory.lent = {(held, tensors[name].dtype, self.rounded): tensors[name] for name, held in lazy}
         return tensors
+
+    def _there(self, key: str) -> Tensor | None:
+        """The tensor, where one that holds the same is in the memory."""
+        held = self.state[key]
+        other, start = self.same.get(held, (None, 0))
+        there = self.memory.lent.get((other, self.dtype_of(key), self.rounded))
+        shape = torch.Size(held.shape)
+        return None if there is None else there.flatten()[start : start + shape.numel()].view(shape)
 
     def _direct(self, held: Any, dtype: torch.dtype) -> bool:
         return not isinstance(held, Tensor) and self.rounded is None and getattr(torch, held.dtype.name) == dtype

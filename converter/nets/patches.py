@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ class LatentShape:
     input_size: int  # side of the latents that the model was made for, in their pixels
     scale: float | None = 1.0  # of the positions; None where the model has none
     multi_scale: bool = False  # latents of any size, with the table of positions computed for each, not the stored one
-    float64_tables: ClassVar[bool] = False  # whether tables computed for each size are not rounded, as stored ones are
+    float64_tables: bool = False  # whether tables computed for each size are not rounded, as stored ones are
 
     @property
     def base(self) -> int:

@@ -47,6 +47,8 @@ class ParitySpec:
     invisible_biases: tuple[str, ...] = ()  # ends of target paths whose bias changes no output
     invisible_scales: tuple[str, ...] = ()  # whose weight may be multiplied by any positive number likewise
     invisible_swaps: tuple[tuple[str, str], ...] = ()  # two whose weights may stand in each other's place likewise
+    # Why the nets of a model cannot be run, in words; '' where they can.
+    obstacle: Callable[[Findings], str] = lambda findings: ""
     # Stages to be tried by themselves too, in float64, on inputs too large for whole nets.
     stages: Callable[[Findings], Sequence[tuple[str, Case]]] = lambda findings: ()
     optional: tuple[str, ...] = ()  # inputs that a case may lack
@@ -64,7 +66,8 @@ class PostLoadFix:
     fixed net is compared only if the user says that the model is loaded so.
     """
 
-    flag: str  # the user's word that it is, one of the family's flags; a model without such a finding needs no fix
+    flag: str  # the user's word that it is, one of the family's flags
+    needed: Callable[[Findings, Mapping[str, Any]], bool]  # (findings, config.json) -> whether this model needs the fix
     why: str  # what the target's code does otherwise, in words
     line: str  # the code to be run on the loaded model, as it is shown
     spec: ParitySpec  # what is compared where it is run

@@ -7,13 +7,16 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checkpoint.folder import CONFIG
+from ..checkpoint.json_file import read_json
+from ..families.travelling import class_of, imported_class
+from ..parts import below, joined
 from .net import Values, Weights
 from .streamed import StockStage as StockStage  # a table is written of both
 from .streamed import Streamed, put_buffer
@@ -46,6 +49,7 @@ class Stock:
     """
 
     kind: str  # "package.module:Class"
+    classes: tuple[str, ...] = field(default=(), kw_only=True)  # others like it, which a config picks by its class
     # Of its forward -> the value that it takes, or a dict of such; None is passed for what is not there.
     arguments: Mapping[str, str | Mapping[str, str]]
     stages: Sequence[StockStage]  # in the order of the computation; the last one is the whole
@@ -58,14 +62,13 @@ class Stock:
     settle: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
     post_load: Callable[[Any], Any] = lambda model: model  # what is done to the model after loading
 
-    @property
-    def model_class(self) -> Any:
-        module, _, name = self.kind.partition(":")
-        return getattr(import_module(module), name)
+    def model_class(self, config: Mapping[str, Any]) -> Any:
+        """The class that a `config.json` is for."""
+        return imported_class(class_of(self.classes, config) or self.kind)
 
     def resolve_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What the class takes each field of a `config.json` for: its own defaults, and over them what that says."""
-        arguments = inspect.signature(self.model_class.__init__).parameters
+        arguments = inspect.signature(self.model_class(config).__init__).parameters
         fields = {name: argument.default for name, argument in arguments.items() if name != "self"}
         unused = config.get("_use_default_values")  # what diffusers' own loader passes over
         passed = unused if isinstance(unused, list) else []
@@ -79,21 +82,30 @@ class Stock:
         """The net of a `config.json`, in the dtype of `weights`. Raises whatever the class makes of a wrong config."""
         with _quiet():
             with torch.device("meta"):
-                model = self.model_class.from_config(dict(config))
+                model = self.made(config)
             with torch.random.fork_rng(devices=[]):  # making parameters uses the caller's random state
-                small = self.model_class.from_config(dict(config) | dict(self.shell))
+                small = self.made(config, shell=True)
         for name, buffer in small.named_buffers():
             put_buffer(model, name, buffer)
         return Streamed(self.post_load(model), weights, self.stages, self.call, probes=self.probes)
 
+    def made(self, config: Mapping[str, Any], *, shell: bool = False) -> Any:
+        """A new model of a `config.json`; `shell`: as small as it can be."""
+        kind = self.model_class(config)
+        fields = inspect.signature(kind.__init__).parameters.keys() if shell else ()
+        return kind.from_config(dict(config) | {name: value for name, value in self.shell.items() if name in fields})
+
     def loaded(self, folder: Path, inputs: Values, options: Mapping[str, Any] | None = None) -> Tensor:
         """The output of what `from_pretrained` makes of a folder, whole in memory, in float32, and amended."""
         with _quiet():
-            model = self.model_class.from_pretrained(
-                folder, low_cpu_mem_usage=False, local_files_only=True, **(options or {})
-            )
+            model = self.load(folder, options or {})
         with torch.inference_mode():
             return self.call(self.post_load(model.eval()), inputs)
+
+    def load(self, folder: Path, options: Mapping[str, Any]) -> Any:
+        """The model of a folder."""
+        kind = self.model_class(read_json(folder / CONFIG))
+        return kind.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True, **options)
 
     def call(self, model: Any, values: Values) -> Tensor:
         """The stock forward, whole."""
@@ -103,6 +115,32 @@ class Stock:
         }
         output: Tensor = model(**arguments, return_dict=False)[0]
         return output
+
+
+@dataclass(frozen=True, kw_only=True)
+class StockFolders(Stock):
+    """A model of several folders: `kind` is the class of what runs them, and takes their models by the folders' names,
+    with which the fields of the config and the keys begin."""
+
+    folders: Mapping[str, Stock]
+
+    def by_folder(self, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """What the config says of the model in each folder."""
+        return {folder: below(config, f"{folder}.") for folder in self.folders}
+
+    def resolve_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        configs = self.by_folder(config).items()
+        return joined({f"{folder}.": self.folders[folder].resolve_config(own) for folder, own in configs})
+
+    def made(self, config: Mapping[str, Any], *, shell: bool = False) -> Any:
+        configs = self.by_folder(config).items()
+        models = {folder: self.folders[folder].made(own, shell=shell) for folder, own in configs}
+        return self.model_class({})(**models)
+
+    def load(self, folder: Path, options: Mapping[str, Any]) -> Any:
+        """The model of a folder of folders; `options`: by the names of these."""
+        models = {name: stock.load(folder / name, options.get(name, {})) for name, stock in self.folders.items()}
+        return self.model_class({})(**models)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -28,6 +28,8 @@ class StockStage:
     name: str  # with `{}` there is a stage for each number that `path` matches
     path: str  # of the sub-module, "" for the whole. With `{}` and none in `name`, one stage of many modules
     values: tuple[str, ...]  # what its output is called; several names where it is a tuple
+    batched: bool = field(default=False, repr=False)  # of several names: they are parts of the batch of one tensor
+    block: str = field(default="", repr=False)  # path inside, ending in a dot, of the block that the probes are in
 
 
 class _StageDone(Exception):
@@ -42,12 +44,17 @@ class _Module:
     names: tuple[str, ...]  # what its output is called
     label: str  # what a probe is told that it is
     probes: Mapping[str, tuple[str, str]]  # what a probe is told of it inside
+    batched: bool = False  # whether they are parts of the batch of one tensor
 
     def values(self, output: Any) -> Values:
+        if self.batched:
+            output = output.chunk(len(self.names))
         return dict(zip(self.names, output if len(self.names) > 1 else (output,), strict=True))
 
     def output(self, values: Values) -> Any:
         output = tuple(values[name] for name in self.names)
+        if self.batched:
+            return torch.cat(output)
         return output if len(output) > 1 else output[0]
 
 
@@ -72,15 +79,19 @@ class Streamed:
         self.model, self.call = model.eval().requires_grad_(False), call
         self._parts = {name: parts for line in stages for name, parts in _place(model, line, probes)}
         owned = {part.module for parts in self._parts.values() for part in parts} - {model}
-        streamed = dict(_streamable(model, "", owned))
+        streamed = self.streamed(owned)
         for prefix, module in streamed.items():
             self._stream(module, prefix)
-        # What is in none of them (single parameters at the top) is little, and stays.
+        # What is in none of them (as a rule single parameters at the top) is little, and stays.
         self._staying = [name for name, _ in model.named_parameters() if not name.startswith(tuple(streamed))]
         for name, buffer in model.named_buffers():
             put_buffer(model, name, buffer.to(weights.device))
         self.stages = [Stage(name, partial(self._alone, i)) for i, name in enumerate(self._parts)]
         self.on(weights)
+
+    def streamed(self, owned: set[nn.Module]) -> dict[str, nn.Module]:
+        """The modules whose parameters come and go, by prefix; `owned`: those that make a stage."""
+        return dict(_streamable(self.model, "", owned))
 
     def on(self, weights: Weights) -> Streamed:
         """The same net on other weights: building the modules of a large one anew takes longer than running a block."""
@@ -187,9 +198,9 @@ def _place(
         modules = [model.get_submodule(line.path.replace("{}", str(i))) for i in range(count)]
     except AttributeError:
         return
-    inside = probes if "{}" in line.name else {}
+    inside = {name: (line.block + path, side) for name, (path, side) in probes.items()} if "{}" in line.name else {}
     parts = [
-        _Module(module, tuple(name.format(i) for name in line.values), f"block {i}", inside)
+        _Module(module, tuple(name.format(i) for name in line.values), f"block {i}", inside, line.batched)
         for i, module in enumerate(modules)
     ]
     if "{}" in line.name:

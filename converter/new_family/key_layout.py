@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -19,15 +18,20 @@ class KeyEntry:
     """One path of a layout, as a row of a table has it.
 
     `path` ends in `.weight` or `.bias` where the one is there without the other, and `module` is true where it stands
-    for both. `indexed`: it has a `{}`; `sparse`: not in every block. `shape` is the weight's. `order`: its position.
+    for both. `indexed`: it has a `{}`; `blocks`: how many its stack has; `sparse`: not in every one of them. `shape` is
+    the weight's. `order`: its position.
     """
 
     path: str
     shape: _Shape
     module: bool
-    indexed: bool
+    blocks: int
     sparse: bool
     order: int
+
+    @property
+    def indexed(self) -> bool:
+        return "{}" in self.path
 
     @property
     def stem(self) -> str:
@@ -47,11 +51,11 @@ class KeyEntry:
 
 @dataclass(frozen=True)
 class KeyLayout:
-    """The entries of a list of keys in order; `blocks`; `unusable`: keys that no row can spell, of empty tensors, whose
-    shapes differ from block to block, or that are too long."""
+    """The entries of a list of keys in order; `stacks`: what numbered blocks are in -> how many there are; `unusable`:
+    keys that no row can spell, of empty tensors, whose shapes differ from block to block, or that are too long."""
 
     entries: tuple[KeyEntry, ...]
-    blocks: int
+    stacks: Mapping[str, int]
     unusable: tuple[str, ...]
 
 
@@ -62,10 +66,10 @@ def key_layout(shapes: Mapping[str, _Shape]) -> KeyLayout:
     ['a.{}.b', 'c']
     """
     usable = [key for key in shapes if len(key) <= LONGEST and _WRITABLE.fullmatch(key) and 0 not in shapes[key]]
-    heads, blocks = _containers(usable)
+    stacks = _stacks({key: shapes[key] for key in usable})
     keys: dict[str, dict[int | None, str]] = {}
     for key in usable:
-        template, index = _folded(key, heads, blocks)
+        template, index = _folded(key, stacks)
         keys.setdefault(template, {})[index] = key
     templates: dict[str, tuple[_Shape, Collection[int | None]]] = {}
     for template, by_block in keys.items():
@@ -80,36 +84,35 @@ def key_layout(shapes: Mapping[str, _Shape]) -> KeyLayout:
         weight, bias = (shape, partner) if last == "weight" else (partner, shape)
         module = bool(stem) and indices == its_indices and weight[:1] == bias
         if not module or last == "weight":
-            indexed, path = None not in indices, stem if module else template
-            sparse = indexed and len(indices) < blocks
-            entries.append(KeyEntry(path, shape, module, indexed, sparse=sparse, order=len(entries)))
+            blocks = stacks[template.partition(".{}")[0]] if None not in indices else 0
+            path = stem if module else template
+            entries.append(KeyEntry(path, shape, module, blocks, sparse=len(indices) < blocks, order=len(entries)))
     known, even = {*usable}, {key for template in templates for key in keys[template].values()}
     unusable = [key for key in shapes if key not in known] + [key for key in usable if key not in even]
-    return KeyLayout(tuple(entries), blocks, tuple(unusable))
+    return KeyLayout(tuple(entries), stacks, tuple(unusable))
 
 
-def _folded(key: str, heads: Collection[str], blocks: int) -> tuple[str, int | None]:
+def _folded(key: str, stacks: Mapping[str, int]) -> tuple[str, int | None]:
     """The key with `{}` for the index of its block, and the index; a module next to the blocks is none of them."""
     match = _NUMBERED.fullmatch(key)
-    if match and match[1] in heads and int(match[2]) < blocks:
+    if match and int(match[2]) < stacks.get(match[1], 0):
         return f"{match[1]}.{{}}{match[3]}", int(match[2])
     return key, None
 
 
-def _containers(keys: Collection[str]) -> tuple[Collection[str], int]:
-    """What the numbered blocks are in, and how many there are: indices without holes, and modules inside them.
-
-    All rows of a table have the same number of blocks: the one that most keys have. Others are written out.
-    """
-    inside: dict[str, dict[int, set[str]]] = {}
-    for match in filter(None, map(_NUMBERED.fullmatch, keys)):
-        if match[3]:
-            inside.setdefault(match[1], {}).setdefault(int(match[2]), set()).add(match[3][1:])
-    sizes, complete = Counter[int](), {}
+def _stacks(shapes: Mapping[str, _Shape]) -> dict[str, int]:
+    """What the numbered blocks are in, and how many there are: indices without holes, and modules inside them, most of
+    which have the same shape in all. Something numbered 0 alone is a stack where no other is."""
+    inside: dict[str, dict[int, dict[str, _Shape]]] = {}
+    for key, match in ((key, _NUMBERED.fullmatch(key)) for key in shapes):
+        if match and match[3]:
+            inside.setdefault(match[1], {}).setdefault(int(match[2]), {})[match[3][1:]] = shapes[key]
+    stacks = {}
     for head, blocks in inside.items():
-        shared = set.intersection(*blocks.values())
-        if set(blocks) == set(range(len(blocks))) and any("." in tail or tail not in ENDS for tail in shared):
-            complete[head] = len(blocks)
-            sizes[len(blocks)] += sum(map(len, blocks.values()))
-    count = max(sizes, key=lambda size: (sizes[size], size), default=0)
-    return {head for head, size in complete.items() if size == count}, count
+        shared = set.intersection(*map(set, blocks.values()))
+        alike = sum(len({block[tail] for block in blocks.values()}) == 1 for tail in shared)
+        modules = any("." in tail or tail not in ENDS for tail in shared)
+        if set(blocks) == set(range(len(blocks))) and modules and 2 * alike >= len(shared):
+            stacks[head] = len(blocks)
+    several = {head: count for head, count in stacks.items() if count > 1}
+    return several or stacks

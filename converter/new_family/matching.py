@@ -18,9 +18,11 @@ ALTERNATIVES = 3  # of a row that are shown
 MOST = 20_000  # pairs that are considered; a net with numbered blocks has some hundreds
 _ORDER = {"q": 0, "k": 1, "v": 2}
 # Questions where names and shapes agree, and the rows may still be in another order or in a sibling.
-FINAL = "its scale and shift in this order? norm_out has the scale first, most training code the shift"
-FUSED = "a gate and a value in one tensor: in this order?"
+FINAL = "norm_out has the scale first, most code the shift: if so, converter.Reorder(..., (1, 0))"
+FUSED = "a gate and a value in one tensor: in this order? If not, converter.Reorder(..., (1, 0))"
 SIBLING = "the gate, or the value beside it?"
+UNCONFIRMED = "nothing else fits, but the names do not confirm it"
+QUESTIONS = {COPIES: "a copy in every block: is each the whole tensor?", SPLIT: "in this order?"}
 
 
 @dataclass(frozen=True)
@@ -59,23 +61,20 @@ def match(source: KeyLayout, target: KeyLayout) -> dict[KeyEntry, tuple[Pairing,
             by_entry.setdefault(entry, []).append(pairing)
         if not any(entry in chosen for entry in pairing.entries):
             chosen |= dict.fromkeys(pairing.entries, pairing)
-    matches = {}
+    doubts, sure = dict[Pairing, str](), set[KeyEntry]()
     for pairing in dict.fromkeys(chosen.values()):
-        rivals = [other for entry in pairing.entries for other in by_entry[entry] if other is not pairing]
-        others = [other for other in by_entry[pairing.source] if other is not pairing][:ALTERNATIVES]
-        alternatives = ["or " + "; or ".join(", ".join(other.paths) for other in others)] if others else []
-        why = order_doubt(pairing, source, target)
-        if not why and _sure(pairing, max((rival.score for rival in rivals), default=None)):
-            doubt = ""
-        elif pairing.kind == COPIES:
-            doubt = " ".join(["a copy in every block: is each the whole tensor?", *alternatives])
-        elif why:
-            doubt = "; ".join([why, *alternatives])
-        elif pairing.kind == SPLIT:
-            doubt = " ".join(["in this order?", *alternatives])
-        else:
-            doubt = "".join(alternatives) or "the only match by shape; the names do not confirm it"
-        matches[pairing.source] = pairing, doubt
+        rivals = [other.score for entry in pairing.entries for other in by_entry[entry] if other is not pairing]
+        doubts[pairing] = order_doubt(pairing, source, target)
+        if not doubts[pairing] and _sure(pairing, max(rivals, default=None)):
+            sure |= {*pairing.entries}
+    matches = {}
+    for pairing, doubt in doubts.items():
+        if pairing.source not in sure:
+            # What is certainly of another pair is no alternative.
+            left = [other for other in by_entry[pairing.source] if other is not pairing and not sure & {*other.targets}]
+            alternatives = "; ".join(f"or {', '.join(other.paths)}" for other in left[:ALTERNATIVES])
+            doubt = "; ".join(filter(None, [doubt or QUESTIONS.get(pairing.kind, ""), alternatives]))
+        matches[pairing.source] = pairing, doubt or ("" if pairing.source in sure else UNCONFIRMED)
     return matches
 
 
@@ -116,7 +115,7 @@ def _possible(source: KeyLayout, target: KeyLayout) -> Iterator[Pairing]:
             kind = SPLIT if len(targets) > 1 else RENAME if both_indexed else COPIES
             one_for_many = kind == COPIES and not entry.indexed
             alike = (entry.module, entry.sparse) == (first.module, first.sparse)
-            if alike and (both_indexed or one_for_many) and (not entry.indexed or source.blocks == target.blocks):
+            if alike and (entry.blocks == first.blocks if both_indexed else one_for_many):
                 yield _scored(entry, targets, kind, lengths)
 
 
@@ -155,21 +154,25 @@ def order_doubt(pairing: Pairing, source_layout: KeyLayout, target_layout: KeyLa
     source, target = pairing.source, pairing.targets[0]
     if "norm_out" in target.path.split(".") and "norm_out" not in source.path.split("."):
         return FINAL
-    if pairing.kind == SPLIT or "first" not in (words(source.path).part, words(target.path).part):
+    parts = {words(source.path).part, words(target.path).part}
+    if pairing.kind == SPLIT or not parts & {"first", "middle"}:
         return ""
     sides = ((source, source_layout), (target, target_layout))
     if any(_fused(entry, layout) for entry, layout in sides):
         return FUSED
+    if "middle" in parts:
+        return ""
     numbers = ["".join(re.findall(r"\d", entry.stem.rpartition(".")[2])) for entry, _ in sides]  # of `w1`, `linear_1`
     return SIBLING if numbers[0] != numbers[1] and any(_has_sibling(*side) for side in sides) else ""
 
 
 def _fused(entry: KeyEntry, layout: KeyLayout) -> bool:
     """Whether the layer after it takes half of what it gives."""
-    if not entry.shape or entry.shape[0] % 2:
+    if len(entry.shape) < 2 or entry.shape[0] % 2:
         return False
-    halved = (*entry.shape[1:], entry.shape[0] // 2)
-    return any(each.shape == halved and words(each.path).part == "second" for each in layout.entries)
+    width = None if words(entry.path).part == "middle" else entry.shape[1]
+    seconds = (each.shape[:2] for each in layout.entries if words(each.path).part == "second" and len(each.shape) > 1)
+    return any(into == entry.shape[0] // 2 and width in (None, out) for out, into in seconds)
 
 
 def _has_sibling(entry: KeyEntry, layout: KeyLayout) -> bool:

@@ -16,7 +16,7 @@ _AREAS = (
         "self attention": r"(img_|txt_)?attn|attn1|self_?attn|attention|self_?attention",
     },
     {
-        "time": r"t_embedder|time_?embed\w*|timestep_embed\w*|time_in|time_mlp|t_emb|time_proj\w*",
+        "time": r"t_embedder|time|time_?embed\w*|timestep_embed\w*|time_in|time_mlp|t_emb|time_proj\w*",
         "caption": r"y_proj|caption_\w+|context_embed\w*|text_(?!encoder)\w+|txt_in|cap_embedder|cond_proj|prompt_\w+",
         "class": r"class_\w+|label_\w+|embedding_table",
         "size": r"csize_embedder|resolution_embed\w*|size_embed\w*",
@@ -30,6 +30,8 @@ _AREAS = (
     {"output": r"final\w*|proj_out\w*|output_proj\w*|out_layer|conv_out|head|linear_out"},
     {"feed-forward": r"(img_|txt_)?mlp|ff|ff_context|ffn|feed_?forward"},
 )
+# What a list of layers may be called.
+_SEQUENCE = r"((img_|txt_)?mlp|net|ff|layers|time|\w*embed\w*)"
 # Which of its tensors. Tried from left to right at the end of the path.
 _PARTS = (
     ("qkv", r"\w*qkv\w*|in_proj\w*"),
@@ -39,10 +41,16 @@ _PARTS = (
     ("v", r"(to_)?v|(add_)?v_(linear|proj|lin)|wv|value"),
     ("table", r"scale_shift_table|modulation_table"),
     ("out", r"to_out\.0|to_out|to_add_out|out_proj|o_proj|wo|out|o"),
-    ("first", r"fc_?1|net\.0\.proj|linear_?1|w_?1|up|up_proj|lin_?1|c_fc|in_layer|((img_|txt_)?mlp|net|ff|layers)\.0"),
+    ("middle", r"depth_conv(\.conv)?|conv_depth"),
+    (
+        "first",
+        rf"fc_?1|net\.0\.proj|linear_?1|w_?1|up|up_proj|lin_?1|c_fc|in_layer|{_SEQUENCE}\.0"
+        r"|inverted_conv(\.conv)?|conv_inverted",
+    ),
     (
         "second",
-        r"fc_?2|net\.2|linear_?2|w_?2|down|down_proj|lin_?2|c_proj|out_layer|((img_|txt_)?mlp|net|ff|layers)\.[23]",
+        rf"fc_?2|net\.2|linear_?2|w_?2|down|down_proj|lin_?2|c_proj|out_layer|{_SEQUENCE}\.[23]"
+        r"|point_conv(\.conv)?|conv_point",
     ),
 )
 # In blocks with two streams, what belongs to that of the text.

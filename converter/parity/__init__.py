@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..nets.faults import Fault
     from ..nets.inputs import Case, noise
+    from ..nets.modules import ModuleNet
     from ..nets.spec import ParitySpec
     from ..reports.report import Check, Phase, Report
     from .checker import check
@@ -25,11 +26,12 @@ _HOMES = {
     ".choices": ("CheckOptions",),
     "..nets.faults": ("Fault",),
     "..nets.inputs": ("Case", "noise"),
+    "..nets.modules": ("ModuleNet",),
     "..nets.spec": ("ParitySpec",),
     "..reports.report": ("Check", "Phase", "Report"),
 }
 
-__all__ = ["Case", "Check", "CheckOptions", "Fault", "ParitySpec", "Phase", "Report", "check", "noise"]
+__all__ = ["Case", "Check", "CheckOptions", "Fault", "ModuleNet", "ParitySpec", "Phase", "Report", "check", "noise"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,10 +9,11 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import accumulate
 from math import prod
 
 from ..conversion.zeros import find_zeros
-from ..errors import printable
+from ..errors import plural, printable
 from ..mapping import Move, Parameter, fold
 from ..mapping.rows import Row
 from ..reports.report import FAIL, INCONCLUSIVE, PASS, Check, Phase
@@ -65,13 +66,19 @@ def audit(sides: Sides, step: Callable[[int], None] = lambda count: None, only: 
     if failed := [check for check in checks if check.passed is False]:
         total, count = sum(len(move.parts) for move in moves), sum(map(len, wrong.values()))
         words = f"{count} of {total} converted tensors are" if wrong else "the converted weights are"
-        more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+        more = f", and {plural(len(failed) - 1, 'more problem')}" if len(failed) > 1 else ""
         return Phase("weights", FAIL, f"{words} not the original's: {failed[0].words}{more}", failed, notes=notes)
     kind = f"{'rounded' if sides.rounded else 'widened'} to {sides.cast}" if sides.cast else "byte for byte"
     total = sum(prod(sides.original[move.origin].shape) for move in moves)
-    words = (
-        f"all {len(moves)} tensors ({total / 1e6:.4g} M numbers) are the original's, {kind}; none missing, none extra"
-    )
+    aside = sum(check.statistic == "bytes" for check in checks)
+    counts = {
+        f"in the model {kind} ({total / 1e6:.4g} M numbers)": len(moves),
+        "in the sidecar": aside,
+        "without a place": len(sides.plan.extras) - aside,
+        "recomputed": len(sides.recomputed),
+    }
+    places = ", ".join(f"{count} {place}" for place, count in counts.items() if count)
+    words = f"all {sum(counts.values())} tensors of the original accounted for: {places}; none missing, none extra"
     checks.append(Check("weights", "bytes", passed=True, words=words))
     return Phase("weights", PASS, words, checks, notes=notes)
 
@@ -100,7 +107,7 @@ def doubt(weights: Phase, sides: Sides) -> Phase:
     ]
     if zeros.refused:
         weights.verdict = INCONCLUSIVE
-        weights.words = f"the converted weights are the original's, in which {zeros.refused}"
+        weights.words = f"{zeros.refused}; the converted weights are the same"
     elif other_buffers:
         weights.verdict, weights.words = INCONCLUSIVE, "; ".join(other_buffers)
     return weights
@@ -133,7 +140,11 @@ def difference(sides: Sides, move: Move, owners: Owners | None = None) -> dict[s
         elif tuple(part.shape) != tuple(right.shape):
             wrong[name] = f"has shape {list(part.shape)}, not {list(right.shape)}"
     same = source.dtype == rights[0].dtype and move.operation.in_order(len(held))
-    if wrong or (same and equal([source], held)):
+    if wrong:
+        return wrong
+    if same and equal([source], held):
+        starts = accumulate((prod(part.shape) for part in held), initial=0)
+        sides.proven.update((part, (source, start)) for part, start in zip(held, starts, strict=False))
         return wrong
     return {
         name: owners.described(name, part, right) if owners else "differs"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 from ..mapping import Move, Plan
+from ..mapping.dims import Dim
 from ..mapping.rows import Row
 from ..nets import faults as done
 from ..nets.faults import BOTH, WEIGHTS, Change, Fault
@@ -23,16 +24,17 @@ def catalogue(plan: Plan, model: ParitySpec = UNAVAILABLE, block: int | None = N
     Args:
         plan: of the original state dict, with its moves and stacks of blocks.
         model: says which faults no output shows.
-        block: the one that single tensors are taken from; default: the last.
+        block: the one that single tensors are taken from, of rows that are in it or in none; default: the last.
     """
     by_row: dict[Row, list[Move]] = defaultdict(list)
     for move in plan.moves:
         by_row[move.row].append(move)
-    rows = [_RowFaults(row, moves, plan, block) for row, moves in by_row.items()]
+    rows = [row for row in (_RowFaults(row, moves, plan, block) for row, moves in by_row.items()) if row.chosen]
     faults: list[Fault] = []
     for row in rows:
         faults += [*row.swapped(), *row.one_copy(), *row.by_itself(model)]
     faults += _mixed_up_rows(rows, model.invisible_swaps)
+    faults += _halves_of_all(rows)
     stacks = {path: count for path, count in plan.stacks.items() if count > 1}
     for path, count in stacks.items():
         faults += _block_faults(plan, path, count)
@@ -66,7 +68,8 @@ class _RowFaults:
 
     def __init__(self, row: Row, moves: list[Move], plan: Plan, block: int | None) -> None:
         path = row.stack
-        last = max(plan.stacks.get(path or "", 0) - 1, 0) if block is None else block
+        # Its own last block: a sparse row need not be in that of the stack.
+        last = max(move.place[0] or 0 for move in moves) if block is None else block
         self.row, self.moves, self.dims = row, moves, plan.dims
         self.where = "the model" if path is None else f"block {last}{_of(plan, path)}"
         self.chosen = [move for move in moves if move.place[0] in (None, last)]
@@ -147,6 +150,21 @@ def _mixed_up_rows(rows: Sequence[_RowFaults], invisible: tuple[tuple[str, str],
         hidden = any(one.path.endswith(first) and other.path.endswith(second) for first, second in ends)
         seen = WEIGHTS_ONLY if hidden else BOTH
         yield Fault(f"{one.name} and {other.name} of {one.where} swapped", seen, _exchanged(pairs))
+
+
+def _halves_of_all(rows: Sequence[_RowFaults]) -> Iterator[Fault]:
+    """The halves of several layers swapped in all of them, such as a gate and a value that go through two layers. Where
+    both halves do the same, no output shows it."""
+    alike: dict[tuple[str, Dim], list[_RowFaults]] = defaultdict(list)
+    for each in rows:
+        if each.row.pattern and each.row.pattern[0].factor == 2 and len(each.row.targets) == 1:
+            alike[each.where, each.row.pattern[0]].append(each)
+    for (where, _), several in alike.items():
+        if len(several) > 1:
+            names = " and ".join(each.name for each in several)
+            targets = [target for each in several for move in each.chosen for target in move.parts]
+            halves = _changed(targets, done.exchanged(2, 0, 1))
+            yield Fault(f"rows 0 and 1 of 2 of {names} of {where} swapped", BOTH, halves, faint=True)
 
 
 def _block_faults(plan: Plan, path: str, blocks: int) -> Iterator[Fault]:

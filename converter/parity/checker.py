@@ -15,9 +15,12 @@ from typing import Any
 
 from ..checkpoint.file import reading
 from ..checkpoint.state_dicts import selecting_flag
-from ..conversion.analysis import open_model
+from ..conversion.model_files import open_model
 from ..conversion.options import stated, with_shortcuts
-from ..errors import UsageError, as_flags, printable
+from ..errors import as_flags, printable
+from ..hub.redaction import redacted
+from ..nets.device import checked_device
+from ..remote import fetched
 from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Phase, Report
 from . import configuration, provenance
 from .audit import audit, doubt, matches
@@ -44,7 +47,8 @@ def check(
     """Compare a converted model with the checkpoint that it was made from.
 
     Args:
-        original: the checkpoint in its original layout; `converted`: the folder made of it (or its `transformer/`).
+        original: the checkpoint in its original layout; `converted`: the folder made of it (or its `transformer/`). Of
+            a URL, all is fetched.
         options: what may be chosen; see `CheckOptions`.
         hyper_parameters: what the file cannot show, by name, such as `{"num_attention_heads": 16}`.
         waivers: that are in force.
@@ -64,18 +68,25 @@ def check(
     started = time.monotonic()
     options = with_shortcuts(options or CheckOptions(), shortcuts)
     options.validate()
-    check_device(options.device)
+    checked_device(options.device)
     with ExitStack() as stack:
-        # Hashing needs no interpreter, and reading the same files to compare them finds them in memory.
-        hashing, stop = stack.enter_context(ThreadPoolExecutor(2)), Event()
+        # What lies in a store is hashed whole, so all of it is fetched, once.
+        here = [stack.enter_context(fetched(path, whole=True)) for path in (original, converted)]
+        # Hashing needs no interpreter, and reading the same files to compare them finds them in memory. One after the
+        # other, so that the imports, which take the longest, have a core for themselves.
+        hashing, stop = stack.enter_context(ThreadPoolExecutor(1)), Event()
         stack.callback(stop.set)  # whoever refuses or interrupts does not wait for the rest of it
-        digests = [hashing.submit(digests_of, Path(path), stop) for path in (original, converted)]
+        digests = [hashing.submit(digests_of, path, stop) for path in here]
         with reading(original), reading(converted):
             words = stated(hyper_parameters)
-            sides = open_sides(stack, Path(original), Path(converted), options, hyper_parameters=words)
+            sides = open_sides(stack, here[0], here[1], options, hyper_parameters=words)
         with deterministic(options.device, options.threads), sides.family.own_code("parity"):
             machine = environment(options.device, options.precisions)
             phases = _phases(sides, options, digests[0], machine, waivers=waivers, progress=progress)
+        hashed = [digest.result() for digest in digests]
+        # What was proven of a file, and not read again, has to hold to the end.
+        for file in {tensor.storage.file for side in (sides.original, sides.converted) for tensor in side.values()}:
+            file.check_unchanged()
         verdict, reason = verdict_of(phases)
         source: Any = sides.original
         read = {"container": source.container, "weights": source.selected.weights, "where": source.selected.where}
@@ -84,8 +95,8 @@ def check(
             reason=reason,
             family=sides.family.name,
             profile="saved cases" if options.cases else options.profile,
-            original=digests[0].result() | read,
-            converted=digests[1].result(),
+            original=hashed[0] | read,
+            converted=hashed[1],
             environment=machine,
             assumed=configuration.assumptions(sides),
             notes=sides.notes,
@@ -94,31 +105,27 @@ def check(
     report.run = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started, 2),
-        "original": os.fspath(original),
-        "converted": os.fspath(converted),
+        "original": redacted(os.fspath(original)),
+        "converted": redacted(os.fspath(converted)),
     }
     return report
 
 
-def check_device(device: str, dtype: str = "float64") -> None:
-    """Raise `UsageError` where there is no such device, asking torch only where it is not the CPU."""
-    if device == "cpu":
-        return
-    import torch
-
-    try:
-        # Some have no float64, and one has no numbers at all.
-        torch.zeros(1, dtype=getattr(torch, dtype), device=device).cpu()
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise UsageError(f"`device` {printable(device)}: {printable(str(error).partition(chr(10))[0])}") from error
-
-
 def verdict_of(phases: Sequence[Phase]) -> tuple[str, str]:
-    """The worst of the phases; never a PASS where no function was compared."""
+    """The worst of the phases, with the reason; never a PASS where no function was compared.
+
+    Where undoing a known fault mends the function, that fault is the reason, whichever phase failed first.
+    """
     needed = [phase for phase in phases if phase.name in ("weights", "config", "function", "self-test")]
     blamed = [phase for verdict in (FAIL, INCONCLUSIVE) for phase in phases if phase.verdict == verdict]
     for phase in [*blamed, *(phase for phase in needed if phase.verdict != PASS)]:
-        return FAIL if phase.verdict == FAIL else INCONCLUSIVE, f"{phase.name}: {phase.words}"
+        reason = f"{phase.name}: {phase.words}"
+        if phase.verdict != FAIL:
+            return INCONCLUSIVE, reason
+        mended = next((other for other in blamed if other.detail.get("localisation", {}).get("repairs")), None)
+        if mended is phase:
+            return FAIL, phase.words
+        return FAIL, f"{mended.words.partition('; ')[0]}; {reason}" if mended else reason
     return PASS, next(phase.words for phase in needed if phase.name == "function")
 
 
@@ -177,7 +184,7 @@ def _other_weights(sides: Sides) -> str:
 def _steps(sides: Sides, options: CheckOptions) -> int:
     """About how many steps there will be: tensors to audit, stages to run, faults to try."""
     stages = sum(sides.plan.stacks.values()) + 4
-    cases = {"quick": 1, "standard": 8, "full": 9}[options.profile]
+    cases = {"quick": 1, "standard": 9, "full": 10}[options.profile]
     return len(sides.plan.moves) + stages * cases * 2 * len(options.precisions) + 12
 
 
@@ -185,6 +192,8 @@ def _obstacle(sides: Sides, weights: Phase, config: Phase) -> str:
     """Why the converted net cannot be run at all; '' if it can, even if wrong."""
     if sides.spec is UNAVAILABLE:
         return f"the family {sides.family.name} brings no reference net (`parity`): what it computes was not compared"
+    if obstacle := sides.spec.obstacle(sides.findings):
+        return obstacle
     structural = [check for check in weights.failed if check.statistic == "bijection" or " has shape " in check.words]
     if structural:
         return f"the weights are not those of the model: {structural[0].words}"

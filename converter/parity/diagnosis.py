@@ -3,7 +3,7 @@ and a fix that is run after loading."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -33,12 +33,13 @@ def localise_failure(nets: NetPair, phase: Phase) -> None:
         if faulty(below):
             precision, stages = FLOAT32, below
     wrong = faulty(stages)
+    # In float64, in which what is wrong below that only is right as it is.
     repairs = localise.repairs(
         nets.original(FLOAT64),
         lambda fault: nets.converted(state=with_fault(nets.sides.converted, fault)),
         worst.case,
         faults=nets.known_faults,
-        stages=wrong,
+        stages=wrong if precision == FLOAT64 else [],
         device=nets.device,
     )
     mended = {stage: f"{stage} is right again with {fault}" for stage, fault in repairs.items()}
@@ -49,8 +50,21 @@ def localise_failure(nets: NetPair, phase: Phase) -> None:
         "repairs": [{"words": words, "stage": stage, "restores": True} for stage, words in mended.items()],
     }
     where = shortened(wrong, 6) + ("" if precision == FLOAT64 else f", in {precision} only")
-    phase.words += f"; it goes wrong in {where}" if wrong else "; no single stage is wrong: look at the inputs"
+    places = [f"it goes wrong in {where}"] if wrong else []
+    phase.words = "; ".join([*_faults(repairs), *places, phase.words])
+    phase.words += "" if wrong else "; no single stage is wrong: look at the inputs"
     phase.notes += mended.values()
+
+
+def _faults(repairs: Mapping[str, str]) -> list[str]:
+    """What is wrong by that: faults that undo what was found, each with its stages."""
+    stages: dict[str, list[str]] = {}
+    for stage, fault in repairs.items():
+        stages.setdefault(fault.removesuffix(f" in {stage}"), []).append(stage)
+    return [
+        f"{fault} in {shortened(where, 1)}" if f"{fault} in {where[0]}" == repairs[where[0]] else fault
+        for fault, where in stages.items()
+    ]
 
 
 def lockstep(nets: NetPair, case: Case, precision: str) -> list[localise.LocalError]:
@@ -143,9 +157,9 @@ def report_fix(nets: NetPair, phase: Phase) -> None:
         phase.words += f"; this was run on what from_pretrained loads: {fix.line}"
         phase.notes.append(f"{words}: {fix.why}" if other.verdict == FAIL else f"{words}: the line is not needed")
     elif phase.verdict == FAIL and other.verdict == PASS:
-        phase.words += (
-            f". This is because {fix.why}: it is the original's function (relative L2 {error:.2g}) once "
-            f"this is run on what from_pretrained loads: {fix.line} (--{fix.flag} true compares that)"
+        phase.words = (
+            f"{fix.why}: it is the original's function (relative L2 {error:.2g}) once this is run on what "
+            f"from_pretrained loads: {fix.line} (--{fix.flag} true compares that); {phase.words}"
         )
     elif phase.verdict == FAIL:
         phase.notes.append(f"{fix.why}, but that is not all: {words}")

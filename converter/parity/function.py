@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import plural
 from ..nets import Net, Values
 from ..nets.inputs import Case, exact
+from ..nets.net import Staged
+from ..reports.limits import identical, margin
 from ..reports.report import FAIL, FLOOR_LIMIT, INCONCLUSIVE, PASS, Check, Phase
 from . import gates
 from .choices import FLOAT32, FLOAT64, HALF
@@ -149,33 +153,32 @@ def run(
     truth: dict[str, Values] = {}
     errors: dict[str, dict[str, float]] = {"original": {}, "converted": {}}
 
-    def ran(net: Net, inputs: Values, side: str = "", precision: str = "") -> Tensor:
-        """The output of a net; the first case is followed stage by stage."""
-
-        def watch(stage: str, values: Values) -> None:
-            step(1)
-            if outcomes:
-                return
-            if (side, precision) == ("original", FLOAT64):
-                keep(stage, values)
-                if all(value.numel() <= TRACED for value in values.values()):
-                    truth[stage] = {name: value.cpu() for name, value in values.items()}
-            elif precision == traced and (right := truth.get(stage)):
-                apart = (relative(value.cpu(), right[name]) for name, value in values.items() if name in right)
-                errors[side][stage] = max(apart)
-
-        return net.forward(inputs, watch).cpu()
+    def watch(side: str, precision: str, stage: str, values: Values) -> None:
+        """The first case is followed stage by stage."""
+        step(1)
+        if outcomes:
+            return
+        if (side, precision) == ("original", FLOAT64):
+            keep(stage, values)
+            if all(value.numel() <= TRACED for value in values.values()):
+                truth[stage] = {name: value.cpu() for name, value in values.items()}
+        elif precision == traced and (right := truth.get(stage)):
+            apart = (relative(value.cpu(), right[name]) for name, value in values.items() if name in right)
+            errors[side][stage] = max(apart)
 
     for case in cases:
         ours, theirs, truths = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
         for precision in dict.fromkeys([FLOAT64, *precisions]):
             inputs = case.tensors(getattr(torch, precision), device)
             rounded = precision if precision in HALF else ""
-            ours[precision] = ran(original(precision, rounded), inputs, "original", precision)
-            if rounded:
-                truths[precision] = ran(original(FLOAT64, rounded), exact(inputs))
+            net, watches = original(precision, rounded), [partial(watch, side, precision) for side in errors]
             if precision in precisions:
-                theirs[precision] = ran(converted(precision, rounded), inputs, "converted", precision)
+                outputs = side_by_side(net, converted(precision, rounded), inputs, watches)
+                ours[precision], theirs[precision] = (output.cpu() for output in outputs)
+            else:
+                ours[precision] = net.forward(inputs, watches[0]).cpu()
+            if rounded:
+                truths[precision] = original(FLOAT64, rounded).forward(exact(inputs), partial(watch, "", "")).cpu()
         outcomes.append(judge.judged(case, ours, theirs, truths))
     first = outcomes[0]
     of = first.case.name, traced
@@ -185,6 +188,29 @@ def run(
         floors = [floor[stage] for stage in stages] if floor else None
         detail["blocks"] = asdict(StageErrors(*of, stages, list(errors["converted"].values()), floors))
     return outcomes, detail
+
+
+def side_by_side(net: Net, other: Net, inputs: Values, watches: Sequence[Watch]) -> tuple[Tensor, Tensor]:
+    """The outputs of two nets. One that is nothing but its stages is kept a stage ahead of the other, which finds the
+    weights that they share in their memory.
+
+    Args:
+        watches: the watch of each.
+    """
+    if not isinstance(net, Staged):
+        return net.forward(inputs, watches[0]), other.forward(inputs, watches[1])
+    values = dict(inputs)
+    steps = net.steps(values, watches[0])
+
+    def follow(stage: str, output: Values) -> None:
+        watches[1](stage, output)
+        next(steps, None)
+
+    next(steps, None)
+    theirs = other.forward(inputs, follow)
+    for _ in steps:  # what the other did not tell of
+        pass
+    return values["output"], theirs
 
 
 def _heat(case: str, precision: str, converted: Tensor, original: Tensor, parts: Mapping[str, slice]) -> HeatMap:
@@ -204,24 +230,33 @@ def phase(outcomes: Sequence[CaseOutcome], detail: dict[str, Any], what: str = "
     result = Phase("function", PASS, "", checks, notes=doubts, detail=detail)
     gating, failed = result.gates, [*result.failed]
     if failed:
-        worst = max(failed, key=_share_of_limit)
-        words = f"{len(failed)} of {len(gating)} checks failed; worst: {worst.what}, {worst.statistic}: {worst.words}"
-        result.verdict, result.words = FAIL, words
+        worst = max(failed, key=_share)
+        count = f"{len(failed)} of {plural(len(gating), 'statistic')} over the limit"
+        result.verdict, result.words = FAIL, f"{count}; worst: {worst.what}, {worst.statistic}: {worst.words}"
     elif doubts or not gating:
         result.verdict, result.words = INCONCLUSIVE, doubts[0] if doubts else "nothing was compared"
     else:
-        numbers = []
-        for precision in (FLOAT32, FLOAT64):
-            # Whichever statistic is the worst, as the reports' pictures show it.
-            mine = [check for check in gating if check.statistic.startswith(f"{precision} ") and check.limit]
-            numbers += [f"at worst {max(mine, key=_share_of_limit).words} in {precision}"] if mine else []
-        result.words = f"the same function{what}: {', '.join(numbers)}; {len(gating)} checks in {len(outcomes)} case"
-        result.words += "s" * (len(outcomes) > 1)
+        samples = sum(outcome.case.samples for outcome in outcomes)
+        inputs = f"{plural(len(outcomes), 'case')} of {plural(samples, 'sample')}"
+        count = f"{plural(len(gating), 'statistic')} checked on {inputs}{' in all' * (len(outcomes) > 1)}"
+        result.words = "; ".join([*_closeness(gating), *filter(None, [what]), count])
     return result
 
 
-def _share_of_limit(check: Check) -> float:
-    """How much of its limit a check uses."""
-    if not isinstance(check.value, float) or not isinstance(check.limit, float):
-        return 0.0
-    return check.value / check.limit if check.limit else float("inf")
+def _closeness(gating: Sequence[Check]) -> list[str]:
+    """How near the outputs are in each precision that was run, the coarser first."""
+    same, near = [], []
+    for precision in (FLOAT32, FLOAT64):
+        mine = [check for check in gating if check.statistic.startswith(f"{precision} ") and check.limit]
+        if identical(mine):
+            same.append(precision)
+        elif mine:
+            # Whichever statistic is the worst, as the reports' pictures show it.
+            worst = max(mine, key=_share)
+            within = f"{worst.value:.2g} (limit {worst.limit:g})" if precision == FLOAT64 else worst.words
+            near.append(f"{precision} output within {within}")
+    return [*([f"outputs identical in {' and '.join(same)}"] if same else []), *near]
+
+
+def _share(check: Check) -> float:
+    return margin(check) or 0.0

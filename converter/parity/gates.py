@@ -11,15 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 
+from ..reports import limits
+from ..reports.limits import IDENTICAL, SCALES
+from ..reports.numbers import times
 from ..reports.report import FLOOR_LIMIT, Check
 
 MIN_FLOOR = 2.0**-26  # half a last place of float32, below which no float32 output can be asked to be
 HALF_LIMIT = 1.25  # times the original's own error in half precision; reported
-# In float64: measured on clean conversions are 1e-8 and below (relative L2), 6e-8 (peak).
+# In float64. Clean conversions are 1e-15 apart, or 1e-8 where only one side computes some part in float32.
 LIMITS = {"relative L2": 1e-7, "max abs over RMS": 1e-6, "worst channel": 2e-7, "worst patch position": 2e-7}
 # Of the float32 floor, in the same proportions: a larger one (TF32, a broken kernel) would widen its own tolerance.
 CAPS = {"relative L2": 1e-5, "max abs over RMS": 1e-4, "worst channel": 2e-5, "worst patch position": 2e-5}
-AGAINST = " against the original's"  # of a statistic: held against the original in the same precision
+AGAINST = f"{limits.AGAINST}the original's"  # of a statistic: held against the original in the same precision
 GATING = tuple(LIMITS)
 
 
@@ -69,7 +72,7 @@ def above_cap(floor: Statistics) -> str:
 def float64_check(what: str, value: float, name: str = "relative L2") -> Check:
     """The float64 gate of one statistic, of an output or of one stage by itself."""
     limit = LIMITS[name]
-    words = f"{_times(value / limit)} the limit of {limit:g}"
+    words = f"{_times(value / limit)} the limit of {limit:g}" if value else IDENTICAL
     return Check(what, f"float64 {name}", value, limit, passed=value <= limit, words=words)
 
 
@@ -85,7 +88,8 @@ def float32_checks(what: str, own: Statistics, converted: Statistics, between: S
         for name, value in candidate.gated.items():
             floor = max(own.gated[name], MIN_FLOOR)
             limit, ratio = FLOOR_LIMIT * floor, value / floor
-            words = f"{_times(ratio, '.2f')} the noise floor (limit {FLOOR_LIMIT:g})" if ratio < inf else "not finite"
+            words = f"{_times(ratio)} the noise floor (limit {FLOOR_LIMIT:g})" if ratio < inf else "not finite"
+            words = words if value else IDENTICAL
             yield Check(what, f"float32 {name}{against}", value, limit, passed=value <= limit, words=words)
 
 
@@ -110,15 +114,11 @@ def smallest_passing(what: str, precision: str, checks: list[Check]) -> Check:
     """How much of its limit the largest of the checks uses: 1 is the limit itself."""
     numbers = [(c.value, c.limit) for c in checks if isinstance(c.value, float) and isinstance(c.limit, float)]
     used = max((value / limit if limit else inf for value, limit in numbers), default=inf)
-    unit = FLOOR_LIMIT if precision == "float32" else 1.0
-    words = f"{used * unit:.2f} times the noise floor" if unit > 1 else f"{used:.3g} times the limits"
+    unit = SCALES[precision].limit
+    words = f"{_times(used * unit)} the {'noise floor' if unit > 1 else 'limits'}" if used else IDENTICAL
     return Check(what, f"{precision} smallest passing tolerance", used * unit, None, passed=None, words=words)
 
 
-def _times(ratio: float, digits: str = ".2g") -> str:
+def _times(ratio: float) -> str:
     """A multiple in words: '1.2 times', '530,000 times'."""
-    if not ratio < inf:
-        return "infinitely many times"
-    if ratio >= 1e7:
-        return f"{ratio:.1e} times"
-    return f"{float(f'{ratio:.3g}'):,.0f} times" if ratio >= 100 else f"{ratio:{digits}} times"
+    return f"{times(ratio)} times" if ratio < inf else "infinitely many times"

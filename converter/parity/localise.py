@@ -122,11 +122,12 @@ def _compared(
 
 
 def error_of(candidate: Values, truth: Values, values: Values) -> float:
-    """The largest error of a stage's values; of one that it updates, by the update."""
-    errors = [
-        relative(candidate[name], right, values.get(name)) if name in candidate else inf
-        for name, right in truth.items()
-    ]
+    """The largest error of a stage's values; of one that it updates, and gives the same shape, by the update."""
+    errors = []
+    for name, right in truth.items():
+        before = values.get(name)
+        update = before if before is not None and before.shape == right.shape else None
+        errors.append(relative(candidate[name], right, update) if name in candidate else inf)
     return max(errors, default=0.0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -39,8 +39,8 @@ class NetPair:
 
     def __init__(self, sides: Sides, device: str = "cpu", waivers: Sequence[Waiver] = (), digest: str = "") -> None:
         fix, self.as_loaded = sides.spec.fix, sides.spec
-        self.fix = fix if fix is not None and fix.flag in sides.findings else None  # not by every model of the family
-        self.fixed = self.fix is not None and bool(sides.findings[self.fix.flag].value)
+        self.fix = fix if fix is not None and fix.needed(sides.findings, sides.config) else None
+        self.fixed = self.fix is not None and bool(sides.findings.given.get(self.fix.flag))
         self.sides = replace(sides, spec=self.fix.spec) if self.fix and self.fixed else sides
         self.model, self.config, self.device = self.sides.spec, sides.config, device
         self.waivers, self.digest = waivers, digest
@@ -85,12 +85,22 @@ class NetPair:
         *,
         state: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
+        change: Callable[[Any], object] | None = None,
     ) -> Net:
         """The converted net, or that of another state dict or config. A streamed one is built once and goes from one
-        state dict to the next: only one is in use at a time."""
+        state dict to the next: only one is in use at a time.
+
+        Args:
+            change: done to the target's module, of a net that is built for that alone.
+        """
         weights = self.weights(self.sides.converted if state is None else state, precision, rounded)
-        if config is not None:
-            return self.model.converted(config, weights)
+        if config is not None or change:
+            net = self.model.converted(self.config if config is None else config, weights)
+            if change:
+                if not isinstance(net, Streamed):
+                    raise TypeError(f"a fault of the target's module needs one, and not a {type(net).__name__}")
+                change(net.model)
+            return net
         if isinstance(self._net, Streamed):
             return self._net.on(weights)
         self._net = self.model.converted(self.config, weights)
@@ -99,7 +109,8 @@ class NetPair:
     def weights(self, state: Mapping[str, Any], precision: str, rounded: str = "") -> Weights:
         """A state dict in a precision, read when it is asked for."""
         first = getattr(torch, rounded) if rounded else None
-        return Weights(state, getattr(torch, precision), self.device, rounded=first, memory=self._memory)
+        dtype, same = getattr(torch, precision), self.sides.proven
+        return Weights(state, dtype, self.device, rounded=first, memory=self._memory, same=same)
 
     def keep(self, stage: str, values: Values) -> None:
         """Keep the original's values as they are before its last two stages."""

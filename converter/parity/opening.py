@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..checkpoint.folder import CONFIG, model_folder
+from ..checkpoint.folder import CONFIG, cached_snapshot, model_folder, read_config
 from ..checkpoint.json_file import has_byte_order_mark
 from ..checkpoint.weight_names import WEIGHTS
-from ..conversion.analysis import Analysis, analyse, config_of, open_model
+from ..conversion.analysis import Analysis, analyse, config_of
+from ..conversion.model_files import folders_in, open_model
 from ..conversion.record import Record, find_sidecar
 from ..conversion.verdicts import demand_evidence
 from ..errors import InputError, UsageError, printable
-from ..families import families, find
+from ..families import families, find, tables
 from .choices import CheckOptions
 from .provenance import loading, recorded_conversion
 from .sides import Sides, spec_of
@@ -28,22 +29,30 @@ def open_sides(
     if converted.is_file():
         raise InputError.at(converted, "", "a file, where a converted folder is needed (were the two sides swapped?)")
     record, notes = recorded_conversion(converted)
-    target = stack.enter_context(open_checkpoint(converted))
-    folder = model_folder(converted)
-    _check_folder(target, converted, folder, notes=notes)
     source = stack.enter_context(open_model(original, options.weights, options.state_dict_key, options.family))
     if record.source.get("size", source.size) != source.size:
         notes.append("the conversion record is of another file (its size differs): it is ignored")
         record = Record()
     if options.weights is None and options.state_dict_key is None and record.source:
         source = _as_recorded(stack, source, record, options.family, notes=notes)
-    notes += [*source.notes, *target.notes]
     stated = {name: value for name, value in hyper_parameters.items() if value is not None}
     analysis, given = _analyse(source, record, stated, options.family, notes=notes)
     family, seen = analysis.require(), analysis.findings
     if analysis.diffusers:
         raise UsageError(f"{printable(original)}: in diffusers' layout already; the original checkpoint is needed")
     spec = spec_of(family)
+    folders = folders_in(converted, family)
+    parts = family.by_folder({part: None for move in analysis.plan.moves for part in move.parts})
+    if len(parts) > 1 and not folders and record.content.get("family") == family.name:
+        rule = f"is one folder of this {family.title}, which has {' and '.join(parts)}: give the one that they lie in"
+        raise InputError.at(converted, "", rule)
+    # By its own keys; of a model of several folders, by those that it has in the whole.
+    known = tables(family) if family.several else None
+    target = stack.enter_context(open_checkpoint(converted, tables=known, folders=folders))
+    folder = cached_snapshot(converted) if folders else model_folder(converted)
+    for place in map(folder.joinpath, folders or [""]):
+        _check_folder(converted, place, notes=notes)
+    notes += [*source.notes, *target.notes]
     # What the original does not show and nobody stated is assumed to be what the converted config has, and listed so.
     unknown = [name for name, finding in seen.items() if finding.source == "unknown" and name in family.flags]
     hints = spec.config_hints(target.config) if unknown else {}
@@ -85,9 +94,9 @@ def _demand_evidence(sides: Sides, source: Checkpoint) -> None:
     demand_evidence(sides.family, sides.findings, source, sides.borrowed)
 
 
-def _check_folder(target: Checkpoint, converted: Path, folder: Path, *, notes: list[str]) -> None:
+def _check_folder(converted: Path, folder: Path, *, notes: list[str]) -> None:
     """Note what diffusers needs to load it. Raises: `InputError` where it would not."""
-    if not target.config:
+    if not read_config(folder):
         raise InputError.at(converted, "", "holds no config.json: diffusers cannot load it")
     if has_byte_order_mark(folder / CONFIG):
         rule = "begins with a byte order mark, which diffusers does not read: save it as UTF-8 without one"

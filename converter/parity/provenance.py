@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,6 +14,7 @@ from ..checkpoint.folder import CONFIG, averaged_sibling, cached_snapshot, model
 from ..checkpoint.weight_names import STEMS, variants, weights_among, with_variant
 from ..checkpoint.weight_names import WEIGHTS as WEIGHTS_FILE
 from ..checkpoint.weights_kind import UNKNOWN
+from ..conversion.model_files import folders_in
 from ..conversion.record import Record, find_record
 from ..errors import printable
 from ..filenames import RECORD, SIDECAR
@@ -22,7 +22,7 @@ from ..reports.report import PASS, Phase
 from .choices import PRECISIONS, WEIGHTS
 
 DIFFUSERS = STEMS[:2]  # the names that it loads weights by, best first; the others are those of transformers
-_PIECE = 1 << 22
+_PIECE = 1 << 24  # while nets are imported, the interpreter has to be waited for after each
 
 
 @reads
@@ -38,7 +38,8 @@ def files_of(path: str | os.PathLike[str]) -> dict[str, Path]:
     root = cached_snapshot(root)
     model = model_folder(root)
     # The averaged weights beside it count as well: a flag takes those instead.
-    folders = [model, *filter(None, [averaged_sibling(model)])]
+    parts = [root / name for name in folders_in(root)]
+    folders = parts or [model, *filter(None, [averaged_sibling(model)])]
     others = [folder / name for folder in (root, *folders) for name in (CONFIG, RECORD, SIDECAR)]
     # Of `out/transformer`, the record and the sidecar are looked for in `out` too.
     others += [root.absolute().parent / name for name in (RECORD, SIDECAR)]
@@ -49,7 +50,7 @@ def files_of(path: str | os.PathLike[str]) -> dict[str, Path]:
         # Weights that are passed over count too: stock diffusers may choose otherwise.
         files += [*weights, *(folder / name for name in passed_over)]
     files += (file for file in others if os.path.lexists(file))
-    return {os.path.relpath(file, root): file for file in files}
+    return {Path(os.path.relpath(file, root)).as_posix(): file for file in files}
 
 
 def sha256(path: Path, stop: Event | None = None) -> str:
@@ -74,12 +75,9 @@ def digests_of(path: Path, stop: Event | None = None) -> dict[str, Any]:
         stop: once it is set nobody needs the result any more, and no further byte is read.
     """
     files = files_of(path)
-    with ThreadPoolExecutor(2) as pool:
-        shas = pool.map(lambda file: sha256(file, stop), files.values())
-        rows: dict[str, dict[str, Any]] = {
-            printable(name): {"size": os.path.getsize(file), "sha256": sha}
-            for (name, file), sha in zip(files.items(), shas, strict=True)
-        }
+    rows: dict[str, dict[str, Any]] = {
+        printable(name): {"size": os.path.getsize(file), "sha256": sha256(file, stop)} for name, file in files.items()
+    }
     whole = {"name": printable(path.absolute().name), "size": sum(row["size"] for row in rows.values())}
     if not path.is_dir():
         return whole | {"sha256": next(iter(rows.values()))["sha256"]}

@@ -53,7 +53,7 @@ class Session(NetPair):
         what = ""
         if effect := diagnosis.effect_of_cast(self):
             notes.append(effect)
-            what = f" as that of the original's weights rounded to {self.sides.cast}"
+            what = f"compared with the original's weights rounded to {self.sides.cast}"
         detail["cases"] = [{"name": c.name, "axes": c.axes, "sha256": c.sha256} for c in cases]
         phase = function.phase(self.outcomes, detail, what)
         if phase.verdict != FAIL:
@@ -106,7 +106,10 @@ class Session(NetPair):
         inputs = case.tensors(torch.float32)
         assert self.model.loaded
         try:
-            output = self.model.loaded(self.sides.folder, inputs, loading(self.sides.folder)[0])
+            place, family = self.sides.folder, self.sides.family
+            by_folder = {folder: loading(self.sides.place(folder))[0] for folder in family.folders}
+            options = by_folder if family.several else by_folder[family.folders[0]]
+            output = self.model.loaded(place, inputs, options)
         except Exception as error:
             same, words = False, f"from_pretrained does not load it: {describe(error)}"
         else:

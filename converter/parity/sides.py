@@ -47,8 +47,10 @@ class Sides:
         cast: the dtype that the conversion was declared to round to, '' for none.
         seen: the findings before anything was borrowed, where they differ: what the original does not show cannot
             excuse a buffer.
-        folder: that holds the converted model's weights and `config`.
+        folder: that holds the converted model's weights and `config`, or the folders that do.
         notes: what is to be said of the whole comparison.
+        proven: what the weight audit found equal: converted tensor -> (the original's that has its bytes, the number of
+            elements before them).
     """
 
     family: Family
@@ -64,6 +66,7 @@ class Sides:
     borrowed: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
     notes: list[str] = field(default_factory=list)
+    proven: dict[Any, tuple[Any, int]] = field(default_factory=dict)
 
     @cached_property
     def recomputed(self) -> dict[str, tuple[Comparison, bool, str]]:
@@ -86,6 +89,10 @@ class Sides:
             for key, (comparison, dispensable, _) in self.recomputed.items()
             if dispensable and comparison.difference <= self.family.storing
         }
+
+    def place(self, folder: str) -> Path:
+        """Where a folder of the model lies: in `folder`, or that is it."""
+        return inner if (inner := self.folder / folder).is_dir() else self.folder
 
     @property
     def rounded(self) -> bool:

@@ -96,6 +96,7 @@ def walk(
         verdict, words = FAIL, f"they diverge at {place}: {error:.2g} of the latents"
     else:
         ratio = error / max(floor, LIMITS["relative L2"] / 10)
-        words = f"after {last.step} steps the latents are {error:.2g} apart, {ratio:.2f} times the noise floor"
-        words += f" (up to {FLOOR_LIMIT:g} is usual)" if ratio > FLOOR_LIMIT else ""
+        apart = f"{error:.2g} apart, {ratio:.2f} times the noise floor" if error else "identical"
+        usual = f" (up to {FLOOR_LIMIT:g} is usual)" if ratio > FLOOR_LIMIT else ""
+        words = f"after {last.step} steps the latents are {apart}{usual}"
     return Phase(name, verdict, words, detail={"sampler": sampler, "steps": [asdict(step) for step in steps]})

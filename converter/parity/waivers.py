@@ -14,11 +14,11 @@ from datetime import date
 from itertools import accumulate
 
 from ..errors import printable
-from ..reports.report import FLOOR_LIMIT, Check
+from ..reports.limits import SCALES
+from ..reports.report import Check
 from .choices import FLOAT32, FLOAT64
 from .gates import AGAINST, GATING
 
-UNITS = {FLOAT64: 1.0, FLOAT32: FLOOR_LIMIT}  # the limit of each precision, in the unit that its words have
 WAIVABLE = (
     *(f"{FLOAT64} {name}" for name in GATING),
     *(f"{FLOAT32} {name}{against}" for name in GATING for against in ("", AGAINST)),
@@ -91,7 +91,7 @@ def apply(
 
 def unit_of(statistic: str) -> float:
     """The limit of a waivable statistic, in the unit of a bound: times the limit, or times the noise floor."""
-    return UNITS[statistic.partition(" ")[0]]
+    return SCALES[statistic.partition(" ")[0]].limit
 
 
 def _times(check: Check) -> float | None:

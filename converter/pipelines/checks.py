@@ -12,8 +12,9 @@ from typing import Any
 from ..checkpoint import open_checkpoint
 from ..checkpoint.file import reading
 from ..errors import InputError, printable
+from ..families.travelling import CLASS, shipped_class
 from ..nets.pipeline_spec import ORIGINAL
-from .components import PARTS, TOKENIZER_MODELS, WO, Component, shipped_class
+from .components import PARTS, TOKENIZER_MODELS, WO, Component
 from .model import PictureModel
 
 # What `AutoencoderKL` takes where its config does not say.
@@ -77,6 +78,18 @@ def drawn(folder: Path, sampler: str = "") -> str:
     return f"pixart generate --pipeline {shlex.quote(str(folder))}{chosen} --prompt 'a cat'"
 
 
+def module_problems(reference: str, folder: Path) -> Iterator[Problem]:
+    """What is wrong with the copy of a class's module, "package.module:Class", in the folder that it travels in."""
+    kind = shipped_class(reference)
+    with reading(folder):
+        state = kind.difference(folder)
+    if state and kind.module:
+        copy = folder / kind.module.name
+        remedy = f"cp {shlex.quote(str(kind.module))} {shlex.quote(str(copy))}"
+        words = f"{copy.name} is {state}: {kind.name} is not as this version has it"
+        yield Problem(words, str(copy), remedy, fault=state == "missing")
+
+
 def _unlike(name: str, value: object, needed: object) -> str:
     return f"{name} is {printable(value)}, and {needed} is needed"
 
@@ -84,7 +97,7 @@ def _unlike(name: str, value: object, needed: object) -> str:
 def _vae(component: Component, model: PictureModel) -> Iterator[Problem]:
     path, config, kind = component.config_file, component.config, component.entry[1]
     if kind != "AutoencoderKL":
-        yield Problem(_unlike("_class_name", kind, "AutoencoderKL"), f"{path}: _class_name")
+        yield Problem(_unlike(CLASS, kind, "AutoencoderKL"), f"{path}: {CLASS}")
         return
     values = _VAE_DEFAULTS | dict(config)
     blocks = values["block_out_channels"]
@@ -136,16 +149,11 @@ def _scheduler(component: Component, model: PictureModel) -> Iterator[Problem]:
     path, config, kind = component.config_file, component.config, component.entry[1]
     closest = model.closest_sampler(config)
     if closest is None:
-        raise InputError.at(path, "_class_name", f"{printable(kind)}: not of a sampler of this model")
+        raise InputError.at(path, CLASS, f"{printable(kind)}: not of a sampler of this model")
     name, how, sampler, differing = closest
-    (_, own), source = shipped_class(sampler.scheduler)
-    if source and kind == own:
-        with reading(copy := path.with_name(source.name)):
-            state = "missing" if not copy.exists() else "modified" if copy.read_bytes() != source.read_bytes() else ""
-        if state:
-            remedy = f"cp {shlex.quote(str(source))} {shlex.quote(str(copy))}"
-            words = f"{copy.name} is {state}: {own} is not as this version has it"
-            yield Problem(words, str(copy), remedy, fault=state == "missing")
+    own = shipped_class(sampler.scheduler).name
+    if kind == own:
+        yield from module_problems(sampler.scheduler, path.parent)
     # Where noise is left at the end, the order of the last step counts; a class that travels decides it itself.
     ends = {"euler_at_final"} if kind != own and config.get("final_sigmas_type") == "sigma_min" else set()
     for fault in (True, False):
@@ -155,4 +163,4 @@ def _scheduler(component: Component, model: PictureModel) -> Iterator[Problem]:
             yield Problem(words, f"{path}: {', '.join(fields)}", remedy, fault)
     if model.conventions == ORIGINAL and (kind != own or how.name != ORIGINAL):
         words = f"{kind}: {sampler.stock_note if how.name == ORIGINAL else sampler.words}"
-        yield Problem(words, f"{path}: _class_name", drawn(component.folder.parent, name), fault=False)
+        yield Problem(words, f"{path}: {CLASS}", drawn(component.folder.parent, name), fault=False)

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ..checkpoint.folder import CONFIG, cached_snapshot, weight_files
 from ..checkpoint.json_file import read_json
 from ..checkpoint.weight_names import variants
 from ..errors import InputError, printable
+from ..families.travelling import CLASS, Entry
 from ..hub import local_component
 from ..hub.selection import component_files
 
@@ -22,14 +22,13 @@ VAE, TEXT_ENCODER, TOKENIZER, SCHEDULER = PARTS = ("vae", "text_encoder", "token
 CONFIGS = dict(zip(PARTS, (CONFIG, CONFIG, "tokenizer_config.json", "scheduler_config.json"), strict=True))
 # What in a config tells the kind of component, and the form that it has.
 _NAMING = {
-    VAE: ("_class_name", r"Autoencoder\w+"),
+    VAE: (CLASS, r"Autoencoder\w+"),
     TEXT_ENCODER: ("model_type", "t5"),
     TOKENIZER: ("tokenizer_class", r"T5Tokenizer(Fast)?"),
-    SCHEDULER: ("_class_name", r"[A-Z]\w+"),
+    SCHEDULER: (CLASS, r"[A-Z]\w+"),
 }
 WO = "wo"  # layers of a T5 that overflow in float16: transformers keeps them in float32, and does not quantise them
 TOKENIZER_MODELS = ("spiece.model", "tokenizer.json")  # a tokenizer has one of these
-Entry = tuple[str, str]  # of `model_index.json`: a library, or a module in the component's folder, and a class of it
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def find_component(source: str | os.PathLike[str], part: str, *, quiet: bool = T
         if not isinstance(kind, str) or not re.fullmatch(form, kind):
             architectures = config.get("architectures")
             names = [*(architectures if isinstance(architectures, list) else [])[:1]]
-            names += filter(None, map(config.get, ("_class_name", "tokenizer_class", "model_type")))
+            names += filter(None, map(config.get, (CLASS, "tokenizer_class", "model_type")))
             what = f"a {printable(names[0], 80)}" if names else "something whose config names no class"
             raise InputError.at(folder / name, "", f"not a {part} but {what}")
         entry = ("diffusers" if part in (VAE, SCHEDULER) else "transformers", kind)
@@ -125,25 +124,3 @@ def _real(path: Path) -> Path:
     except UnicodeEncodeError:
         raise InputError.at(real, "", "a path that is not in UTF-8, which a record cannot name") from None
     return real
-
-
-def shipped_class(reference: str) -> tuple[Entry, Path | None]:
-    """The entry of `model_index.json` for a class, "package.module:Class", and the file of its module if that travels.
-
-    A class of this package travels with the weights: a copy of the file lies in the component's folder, where
-    diffusers finds it by the entry (`pipelines/pipeline_loading_utils.py`, `get_class_obj_and_candidates`).
-
-    >>> entry, source = shipped_class("converter.models.pixart.pixart_schedulers:PixArtDMDScheduler")
-    >>> entry, source.name
-    (('pixart_schedulers', 'PixArtDMDScheduler'), 'pixart_schedulers.py')
-    >>> shipped_class("diffusers:DDPMScheduler")
-    (('diffusers', 'DDPMScheduler'), None)
-    """
-    module, _, name = reference.partition(":")
-    package, _, stem = module.rpartition(".")
-    if not package:
-        return (module, name), None
-    spec = find_spec(module)  # found, and not run
-    assert spec
-    assert spec.origin
-    return (stem, name), Path(spec.origin)

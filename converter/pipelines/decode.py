@@ -17,6 +17,7 @@ from ..checkpoint import open_checkpoint
 from ..checkpoint.folder import CONFIG, read_config
 from ..checkpoint.write.publish import write_file
 from ..errors import UNQUANTISED, InputError, UsageError, printable, require
+from ..families.travelling import CLASS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,8 +143,8 @@ def load_decoder(folder: str | os.PathLike[str], dtype: str = "float32", device:
         raise UsageError(f"`dtype` {printable(dtype)}: one of {', '.join(DTYPES)}")
     folder = Path(folder)
     config = read_config(folder)
-    if (kind := config.get("_class_name")) != "AutoencoderKL":
-        rule = f"_class_name is {printable(kind)}, not AutoencoderKL: give the folder of a VAE"
+    if (kind := config.get(CLASS)) != "AutoencoderKL":
+        rule = f"{CLASS} is {printable(kind)}, not AutoencoderKL: give the folder of a VAE"
         raise InputError.at(folder, CONFIG, rule)
     try:
         with torch.device("meta"):

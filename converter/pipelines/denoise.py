@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError, UsageError
+from ..families.travelling import imported_class
 from ..nets import Net
 from ..nets.pipeline_spec import SamplerSpec
 
@@ -43,6 +43,9 @@ class Guidance:
         if self.guided:
             assert self.null is not None
             assert self.null_mask is not None
+            if self.null.shape[1:] != caption.shape[1:]:
+                shapes = f"{list(self.null.shape[1:])}, and that of the prompt {list(caption.shape[1:])}"
+                raise UsageError(f"`prompt`: the null caption, at which guidance begins, has the shape {shapes}")
             caption = torch.cat([self.null.expand(batch, -1, -1), caption])
             mask = torch.cat([self.null_mask.expand(batch, -1), mask])
         rows = len(caption)
@@ -56,8 +59,7 @@ def make_scheduler(sampler: SamplerSpec, steps: int, device: str = "cpu") -> Any
 
     Raises: `UsageError` for a number of steps that it does not take.
     """
-    module, _, name = sampler.scheduler.partition(":")
-    scheduler = getattr(import_module(module), name).from_config(dict(sampler.config))
+    scheduler = imported_class(sampler.scheduler).from_config(dict(sampler.config))
     try:
         scheduler.set_timesteps(steps, device=device)
     except ValueError as error:

@@ -18,18 +18,19 @@ from ..checkpoint.folder import CONFIG
 from ..checkpoint.json_file import read_json
 from ..conversion.analysis import config_of
 from ..conversion.deep import read_through
-from ..conversion.plan import differences_from_record
 from ..conversion.record import LIKE, Record, find_record
+from ..conversion.remarks import differences_from_record
 from ..conversion.verdicts import NONFINITE
 from ..conversion.zeros import listed, trailing_zero_counts
 from ..errors import InputError, UsageError, as_flags, printable, require
+from ..families.travelling import CLASS, Entry, class_in, class_of, shipped_class
 from ..mapping import MappingError
 from ..parity import audit, configuration
 from ..parity.choices import CheckOptions
 from ..parity.opening import open_sides
 from ..parity.sides import Sides
-from .checks import Problem, component_problems, drawn, edited
-from .components import PARTS, TEXT_ENCODER, TOKENIZER, VAE, Entry, find_component
+from .checks import Problem, component_problems, drawn, edited, module_problems
+from .components import PARTS, TEXT_ENCODER, TOKENIZER, VAE, find_component
 from .decode import load_decoder
 from .model import MODEL_INDEX, PictureModel, open_picture_model
 from .text_encoder import empty_encoder, tokenize
@@ -85,9 +86,15 @@ def diagnose(
             rest = Problem(f"not checked: what is wrong with the {part} comes first", "", fault=False)
             return {name: [first if name == part else rest] for name in parts}
         result[TRANSFORMER] += _transformer(model, folder, whole, original)
-        needed: dict[str, Any] = {"_class_name": model.spec.pipeline(model.findings)}
-        if isinstance(kind := model.checkpoint.config.get("_class_name"), str):
-            needed[TRANSFORMER] = ["diffusers", kind]
+        family, config = model.analysis.require(), model.checkpoint.config
+        needed: dict[str, Any] = {}
+        if whole and not any(problem.fault for problem in result[TRANSFORMER]):  # of which the pipeline's class follows
+            needed[CLASS] = shipped_class(pipeline := model.spec.pipeline(model.findings)).pipeline_name
+            result[PIPELINE] += module_problems(pipeline, folder)
+        if isinstance(config.get(CLASS), str):
+            needed[TRANSFORMER] = [*class_in(family.classes, config).entry]
+        if (own := class_of(family.classes, config)) and model.checkpoint.folder:
+            result[TRANSFORMER] += module_problems(own, Path(model.checkpoint.files[0].path).parent)
         for part in parts[parts.index(TRANSFORMER) + 1 :]:
             result[part], entry = _component(part, folder, entries, model)
             needed |= {part: [*entry]} if entry else {}
@@ -137,7 +144,8 @@ def _transformer(model: PictureModel, folder: Path, whole: bool, original: AnyPa
         yield problem(f"the null caption is missing, at which guidance begins: {remedy}", fault=False)
     elif null is not None and trailing_zero_counts(null) == [null.numel]:
         yield problem(f"{null.key} is zero throughout, and guidance begins there", fault=how.stored_null)
-    yield from (problem(words, drawn(folder), fault=whole) for words in findings.diffusers_notes)
+    if not (whole and shipped_class(model.spec.pipeline(findings)).module):  # else the pipeline is looked at for it
+        yield from (problem(words, drawn(folder), fault=whole) for words in findings.diffusers_notes)
     for key in analysis.plan.extras if analysis.diffusers else ():
         yield problem(f"{key} is left over from an old conversion, and not used", fault=False)
     remarks = [*findings.notes, *checkpoint.notes, *(words for words in read.notes if LIKE not in words)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import re
 import sys
 import threading
@@ -11,8 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-RESET = Path("/proc/self/clear_refs")
+from ..errors import require
+from ..system import trim_memory
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 INTERVAL = 0.005  # seconds between two looks, where the peak that the system keeps cannot be reset
 
 
@@ -48,7 +51,7 @@ def peak(device: str = "cpu") -> Iterator[Peak]:
 
     watcher = threading.Thread(target=watch, daemon=True)
     try:
-        RESET.write_text("5")
+        RESET.write_bytes(b"5")
         field = "VmHWM"
     except OSError:
         watcher.start()
@@ -65,16 +68,21 @@ def peak(device: str = "cpu") -> Iterator[Peak]:
 
 
 def resident(field: str = "VmRSS") -> int:
-    """The resident memory of this process in bytes; where no /proc tells it, its peak so far."""
+    """The resident memory of this process in bytes; where there is a /proc, of another field of its status."""
     with suppress(OSError):
-        return _kilobytes(Path("/proc/self/status"), field)
-    import resource
+        return _kilobytes(STATUS, field)
+    return int(_psutil().Process().memory_info().rss)
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+def _psutil() -> Any:
+    require("measuring memory", "psutil")
+    import psutil
+
+    return psutil
 
 
 def _kilobytes(path: Path, field: str) -> int:
-    shown = re.search(rf"^{field}:\s*(\d+) kB", path.read_text(), re.MULTILINE)
+    shown = re.search(rf"^{field}:\s*(\d+) kB", path.read_text(encoding="ascii"), re.MULTILINE)
     return int(shown[1]) * 1024 if shown else 0
 
 
@@ -83,10 +91,7 @@ def release() -> None:
     gc.collect()
     if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    with suppress(ImportError, AttributeError, OSError):  # only glibc has it
-        import ctypes
-
-        ctypes.CDLL(None).malloc_trim(0)
+    trim_memory()
 
 
 def available(device: str = "cpu", root: Path = Path("/")) -> int:
@@ -105,14 +110,14 @@ def available(device: str = "cpu", root: Path = Path("/")) -> int:
     try:
         machine = _kilobytes(root / "proc/meminfo", "MemAvailable")
     except OSError:
-        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        machine = int(_psutil().virtual_memory().available)
     return max(0, min(machine, *_left_in_groups(root), machine))
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:
     """What the limits of the control groups (version 2 or 1) leave; pages of files that can be dropped are free."""
     with suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
             if controllers:
@@ -121,6 +126,8 @@ def _left_in_groups(root: Path) -> Iterator[int]:
             # In a container the path may be the host's: then the top is the container's own.
             for group in (place, *place.parents) if controllers.split(",").count("memory") or not controllers else ():
                 with suppress(OSError, ValueError):  # not there, or "max": no limit
-                    limit, used = (int((group / name).read_text()) for name in names)
-                    of_files = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
-                    yield limit - used + (int(of_files[1]) if of_files else 0)
+                    limit, used, kinds = (
+                        (group / name).read_text(encoding="ascii") for name in (*names, "memory.stat")
+                    )
+                    of_files = re.search(r"^inactive_file (\d+)", kinds, re.MULTILINE)
+                    yield int(limit) - int(used) + (int(of_files[1]) if of_files else 0)

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import Checkpoint, LazyTensor
 from ..checkpoint.file import present
 from ..checkpoint.json_file import read_json
-from ..conversion.analysis import Analysis, open_model
+from ..conversion.analysis import Analysis
+from ..conversion.model_files import open_model
 from ..conversion.record import Record
 from ..conversion.sidecar import Sidecar, analyse_with_record, open_sidecar, rows_of
 from ..errors import UsageError
 from ..families import Finding, Findings
 from ..families.from_file import imported
+from ..families.travelling import CLASS
 from ..filenames import RECORD, record_places
 from ..hub import local
 from ..mapping import Extra
@@ -57,7 +59,10 @@ class PictureModel:
         family = analysis.require()
         spec = imported(family, "pipeline")
         if not isinstance(spec, PipelineSpec):
-            raise UsageError(f"the family {family.name} does not say how pictures are drawn (`pipeline`)")
+            raise UsageError(
+                f"the family {family.name} does not say how pictures are drawn with it, so no pipeline of it can be "
+                "written, examined or run: convert the model alone"
+            )
         names = {row.source for row in rows_of(analysis, Extra)}
         kept = (tensor for key, tensor in {**analysis.checkpoint, **sidecar.tensors}.items() if key in names)
         findings = _completed(analysis, spec, sidecar.record) if analysis.diffusers else analysis.findings
@@ -80,7 +85,7 @@ class PictureModel:
                 how = self.spec.conventions(self.findings, convention)
                 sampler = self.spec.sampler(self.findings, how, name)
                 kinds |= {sampler.stock, sampler.scheduler.partition(":")[2]}
-                if config["_class_name"] in kinds:
+                if config[CLASS] in kinds:
                     arguments = signature(getattr(diffusers, sampler.stock).__init__).parameters
                     defaults = {k: each.default for k, each in arguments.items() if k not in ("self", "kwargs")}
                     right = defaults | dict(sampler.config)
@@ -144,7 +149,8 @@ def _completed(analysis: Analysis, spec: PipelineSpec, record: Record) -> Findin
     for index in (place / MODEL_INDEX for place in (record_places(folder) if folder else ())):
         if present(index):
             content = read_json(index)
-            of_class = spec.shown_by(str(content.get("_class_name"))) if isinstance(content, dict) else {}
+            kind = content.get(CLASS) if isinstance(content, dict) else None
+            of_class = spec.shown_by(str(kind[-1] if isinstance(kind, list) and kind else kind))  # one that travels
             shown = {name: Finding(value, "file", MODEL_INDEX) for name, value in of_class.items()} | shown
     for name, finding in shown.items():
         if name in findings and findings[name].source in ("unknown", "assumed") and finding.value is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -32,7 +32,7 @@ def card(
     repo: str = "",
     source: str | None = None,
     revision: str | None = None,
-    class_name: str | None = None,
+    class_names: Mapping[str, object] | None = None,
     paths: Iterable[object] = (),
 ) -> str:
     """The card of a conversion, as Markdown with the hub's metadata in YAML; no paths of this computer.
@@ -42,7 +42,7 @@ def card(
         repo, revision: where it is published, for the example that loads it from there.
         source: how the source was named. It is shown where that is a place on the hub, the repository of which is then
             the base model; a path says nothing to others.
-        class_name: of the model class in diffusers.
+        class_names: of each of the `model_folders`, what its config names as its class.
         paths: that may stand in the texts of the record, however they are spelled.
 
     Raises: what a dict raises that is not such a record: KeyError, TypeError, AttributeError, ValueError.
@@ -59,7 +59,7 @@ def card(
     )
     name = "/".join(filter(None, (f"hf://{on_hub.repo}", on_hub.path))) if on_hub else record["source"]["name"]
     parts = [
-        *_head(record, name, repo, revision, class_name=class_name),
+        *_head(record, name, repo, revision, class_names=class_names or {}),
         *_source(record, name, (on_hub.revision if on_hub else None) or ""),
         *_conversion(record),
         *_hyper_parameters(record),
@@ -68,17 +68,42 @@ def card(
     return f"---\n{data.to_yaml()}\n---\n\n" + blocks(parts)
 
 
-def _head(record: dict[str, Any], name: str, repo: str, revision: str | None, class_name: str | None) -> Iterator[str]:
+def model_folders(record: dict[str, Any]) -> list[str]:
+    """The folders of a record that hold a model's config and weights: one, or of a ControlNet and its base two.
+
+    >>> written = ["net/config.json", "net/diffusion_pytorch_model.safetensors", "sidecar.safetensors"]
+    >>> model_folders({"written": {name: {"header_sha256": ""} for name in written}})
+    ['net']
+    """
+    # Of a component, which was copied, nothing but the whole is hashed.
+    weights = (PurePosixPath(name) for name, about in record["written"].items() if "header_sha256" in about)
+    folders = dict.fromkeys(str(path.parent) for path in weights)
+    return [folder for folder in folders if f"{folder}/{CONFIG}" in record["written"]]
+
+
+def _head(
+    record: dict[str, Any], name: str, repo: str, revision: str | None, class_names: Mapping[str, object]
+) -> Iterator[str]:
     tool = f"{code(record['tool']['name'])} {text(record['tool']['version'])}"
     yield f"<!-- {MARK}: delete this line to make the next push keep your card -->"
     yield f"# {text(repo.rpartition('/')[2] or name)}"
     yield f"{code(name)}, converted to the layout of diffusers by {tool}."
-    config = next((path for path in map(PurePosixPath, record["written"]) if path.name == CONFIG), None)
-    if repo and config and class_name and class_name.isidentifier():
-        options = {"subfolder": str(config.parent) if config.parent.name else "", "revision": revision}
-        arguments = [json.dumps(repo), *(f"{key}={json.dumps(value)}" for key, value in options.items() if value)]
-        load = f"transformer = {class_name}.from_pretrained({', '.join(arguments)})"
-        yield fenced(f"from diffusers import {class_name}\n\n{load}", "python")
+    classes, loads = list[str](), list[str]()
+    for folder in model_folders(record) if repo else ():
+        class_name = str(class_names.get(folder, ""))
+        if not class_name.isidentifier():
+            continue
+        # A module beside the config: the class travels with the weights.
+        travels = any(PurePosixPath(path).match(f"{folder}/*.py") for path in record["written"])
+        classes.append("AutoModel" if travels else class_name)
+        arguments = [json.dumps(repo), f"subfolder={json.dumps(folder)}"]
+        arguments += [f"revision={json.dumps(revision)}"] if revision else []
+        arguments += ["trust_remote_code=True"] if travels else []
+        variable = folder if folder.isidentifier() else "model"
+        loads.append(f"{variable} = {classes[-1]}.from_pretrained({', '.join(arguments)})")
+    if loads:
+        imported = ", ".join(sorted({*classes}))
+        yield fenced("\n".join([f"from diffusers import {imported}", "", *loads]), "python")
 
 
 def _source(record: dict[str, Any], name: str, revision: str) -> Iterator[str]:
@@ -94,7 +119,7 @@ def _source(record: dict[str, Any], name: str, revision: str) -> Iterator[str]:
         ["key prefix removed", code(source["prefix"])],
         ["model", f"{text(record['family'])}, {text(record['layout'])} layout"],
         ["parameters", f"{int(record['parameters']):,} in {int(record['tensors'])} tensors"],
-        ["dtypes", ", ".join(f"{code(dtype)} x {int(count)}" for dtype, count in record["dtypes"].items())],
+        ["tensors", ", ".join(f"{int(count)} of {code(dtype)}" for dtype, count in record["dtypes"].items())],
         *([f"SHA-256 of {code(file)}", code(about["sha256"])] for file, about in record["sources"].items()),
     ]
     yield "## What it was made from"
@@ -112,7 +137,7 @@ def _conversion(record: dict[str, Any]) -> Iterator[str]:
     yield f"The source's tensors: {counts}. {weights}"
     yield (
         f"Every byte written was read back. {code(RECORD)} holds the plan tensor by tensor "
-        f"with the SHA-256 of each{sidecar}."
+        f"with a digest of each{sidecar}."
     )
     rows = []
     for name, file in record["written"].items():

@@ -10,10 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .._version import __version__
-from ..checkpoint.folder import CONFIG, read_config
+from ..checkpoint.folder import read_config
 from ..checkpoint.json_file import read_json
 from ..conversion.record import recorded_files
 from ..errors import ConverterError, InputError, UsageError, printable
+from ..families.travelling import CLASS
 from ..filenames import PARITY, RECORD, TOOL
 from ..hub import answers
 from ..hub.client import LOGIN, hub_calls, one_line
@@ -183,12 +184,11 @@ def _card(
     source: str | None,
     revision: str | None,
 ) -> str:
-    from .card import card
+    from .card import card, model_folders
 
     try:
-        config = next((name for name in record["written"] if PurePosixPath(name).name == CONFIG), "")
-        kind = read_config((folder / config).parent).get("_class_name") if config else None
-        return card(record, parity, repo=repo, source=source, revision=revision, class_name=kind, paths=[folder])
+        kinds = {name: read_config(folder / name).get(CLASS) for name in model_folders(record)}
+        return card(record, parity, repo=repo, source=source, revision=revision, class_names=kinds, paths=[folder])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         names = f"{RECORD} or {PARITY}" if parity else RECORD
         raise InputError.at(folder, names, f"not as this tool writes it ({type(error).__name__})") from error

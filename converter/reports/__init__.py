@@ -3,22 +3,21 @@
 Everything here only reads a `Report`; whatever text it holds may come from a hostile file, and is escaped.
 
 >>> from converter.reports.report import Report
->>> render([Report("PASS", "the same function")], ".md").splitlines()[0]
+>>> render([Report("PASS", "outputs identical in float32")], ".md").splitlines()[0]
 '## ✅ PASS: `unnamed`'
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from .junit import junit
-from .markdown import card, markdown
-from .page import page
-from .report import EXIT_CODES, REPORT_VERSION, Report, worst
+from .report import EXIT_CODES, REPORT_VERSION, Report, gravity, worst
 from .wording import PARITY, Wording
 
-__all__ = ["KINDS", "card", "render", "worst"]
+__all__ = ["KINDS", "render", "worst"]
+
+KINDS = (".json", ".xml", ".md", ".html")
 
 
 def to_json(reports: Sequence[Report]) -> str:
@@ -35,16 +34,9 @@ def to_json(reports: Sequence[Report]) -> str:
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n"
 
 
-KINDS: dict[str, Callable[[Sequence[Report], Wording], str]] = {
-    ".json": lambda reports, _: to_json(reports),
-    ".xml": lambda reports, _: junit(reports),
-    ".md": markdown,
-    ".html": page,
-}
-
-
 def render(reports: Sequence[Report], suffix: str, wording: Wording = PARITY) -> str:
-    """The text of a file with that suffix, for one or several reports of one kind.
+    """The text of a file with that suffix, for one or several reports of one kind. People see the worst first; programs
+    see them in the order of the comparisons.
 
     Raises: ValueError for another suffix, or without a report: nothing compared is no result to show.
     UsageError for HTML without jinja2 or matplotlib.
@@ -53,4 +45,11 @@ def render(reports: Sequence[Report], suffix: str, wording: Wording = PARITY) ->
         raise ValueError(f"a report is one of {', '.join(KINDS)}, not {suffix!r}")
     if not reports:
         raise ValueError("no report to render")
-    return KINDS[suffix](reports, wording)
+    # Imported where they are used: a conversion shows no report.
+    from .junit import junit
+    from .markdown import markdown
+    from .page import page
+
+    if suffix in (".json", ".xml"):
+        return to_json(reports) if suffix == ".json" else junit(reports)
+    return (markdown if suffix == ".md" else page)(sorted(reports, key=gravity), wording)

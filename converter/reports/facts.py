@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import inf, isnan
 from typing import Any
 
-from ..errors import human_bytes, shortened
-from .numbers import mapping, number, sequence, show, times
+from ..errors import human_bytes, plural, shortened
+from .limits import IDENTICAL, SCALES, closest, identical, measured, precision_of
+from .numbers import mapping, number, positive, sequence, show, times
 from .report import FAIL, FLOOR_LIMIT, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Check, Phase, Report
 
 MARKS = {PASS: "✓", FAIL: "✗", INCONCLUSIVE: "?", REJECTED: "⊘", INTERNAL: "!", NOT_RUN: "–"}
+USUAL = f"up to {FLOOR_LIMIT:g} is usual"
+UNITS = {"function": ("statistic", "passed"), "config": ("field", "passed"), "self-test": ("fault", "caught")}
 
 
 def name_of(report: Report) -> str:
@@ -22,66 +24,80 @@ def name_of(report: Report) -> str:
     return next((str(name) for name in names if name), "unnamed")
 
 
+def when(report: Report) -> str:
+    """The day and the minute of a run.
+
+    >>> when(Report("PASS", "", run={"date": "2026-05-12T14:05:06+00:00"}))
+    '2026-05-12 14:05 UTC'
+    """
+    date = str(report.run.get("date") or "")
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d\+00:00$", r"\1 \2 UTC", date)
+
+
 def waived(report: Report) -> list[tuple[Phase, Check]]:
     return [(phase, check) for phase in report.phases for check in phase.checks if check.waived]
 
 
-def precision_of(check: Check) -> tuple[str, str]:
-    """'float32 relative L2' is of float32, and a relative L2."""
-    precision, _, statistic = check.statistic.partition(" ")
-    return precision, statistic
-
-
-def margin(check: Check) -> float | None:
-    """What share of its limit a check uses up: above 1 it fails; None where the two are not numbers."""
-    value, limit = number(check.value), number(check.limit)
-    if value is None or limit is None:
-        return None
-    if isnan(value) or isnan(limit):
-        return inf
-    return value / limit if limit > 0 else inf if value > 0 else 0.0
-
-
 @dataclass(frozen=True)
 class KeyNumber:
-    """One of the few numbers that a headline shows: '1.06×', 'the original's own noise floor (limit 3)'."""
+    """One of the few numbers at the top: '1.06×', 'the noise floor, which is ... (limit 3)', and its `judgement`: that
+    this is 'within the limit', and `good`."""
 
     label: str
     value: str
     words: str
     good: bool
+    judgement: str
 
 
 def key_numbers(report: Report) -> list[KeyNumber]:
-    """What a person asks first: how many checks passed, how far from the limits, and whether faults would be seen."""
-    gates = [check for phase in report.phases for check in phase.gates]
-    shown = _passed("Checks passed", gates, "that decide the verdict")
-    if function := report.phase("function"):
-        for precision, unit, words in (
-            ("float32", FLOOR_LIMIT, "the original's own noise floor"),
-            ("float64", 1.0, "the limit"),
-        ):
-            checks = [check for check in function.gates if precision_of(check)[0] == precision]
-            if used := [share for check in checks if (share := margin(check)) is not None]:
-                words += f" (limit {show(unit)})" if unit != 1 else ""
-                good, largest = not any(check.failed for check in checks), times(max(used) * unit)
-                shown.append(KeyNumber(f"Worst in {precision}", f"{largest}×", words, good))
+    """What a person asks first: how far from the limits, whether faults would be seen, and how much was checked."""
+    function = report.phase("function")
+    shown = [number for precision in SCALES for number in _output(precision, function.gates)] if function else []
     for phase in (phase for name in ("trajectory", "images") if (phase := report.phase(name))):
         steps = sequence(phase.detail.get("steps"))
         last = mapping(steps[-1]) if steps else {}
         error, floor = number(last.get("error")), number(last.get("floor"))
         if error is not None and floor:
-            words = f"the noise floor after {len(steps)} sampler steps"
-            shown.append(KeyNumber(phase.name.title(), f"{times(error / floor)}×", words, phase.verdict == PASS))
+            value, words = f"{times(error / floor)}×", f"the noise floor after {len(steps)} sampler steps ({USUAL})"
+            good = phase.verdict == PASS
+            judgement = "both nets stay together" if good else "the nets part"
+            shown.append(KeyNumber(phase.name.title(), value if error else IDENTICAL, words, good, judgement))
     if phase := report.phase("self-test"):
-        words = "right outcomes: faults caught, a harmless change passed"
-        shown += _passed("Self-test", phase.gates, words)
-    return shown
+        shown += _passed("Self-test", faults(phase), "deliberate faults caught", ("all of them", "missed"))
+    gates = [check for phase in report.phases for check in phase.gates]
+    return shown + _passed("Checks passed", gates, "comparisons that decide the verdict", ("all of them", "failed"))
 
 
-def _passed(label: str, checks: Sequence[Check], words: str) -> list[KeyNumber]:
+def _output(precision: str, gates: Sequence[Check]) -> Iterator[KeyNumber]:
+    checks = [check for check in gates if precision_of(check)[0] == precision]
+    if most := closest(checks, precision):
+        good, value = not any(check.failed for check in checks), measured(most, precision)
+        allowed = [limit for check in (most, *checks) if (limit := positive(check.limit))]  # none of what is not finite
+        words = SCALES[precision].words.format(limit=next(iter(allowed), 0.0))
+        if identical([check for check in checks if check.limit]):
+            value, words = IDENTICAL, "every number is the original's"
+        yield KeyNumber(f"{precision} output", value, words, good, "within the limit" if good else "over the limit")
+
+
+def _passed(label: str, checks: Sequence[Check], words: str, judgements: tuple[str, str]) -> list[KeyNumber]:
+    wrong = sum(check.failed for check in checks)
+    judgement = f"{wrong} {judgements[1]}" if wrong else judgements[0]
+    value = f"{len(checks) - wrong} of {len(checks)}"
+    return [KeyNumber(label, value, words, not wrong, judgement)] if checks else []
+
+
+def faults(phase: Phase) -> list[Check]:
+    """The deliberate faults of a self-test, without the harmless change, which nothing is to catch."""
+    return [check for check in phase.gates if check.limit]
+
+
+def tally(phase: Phase) -> str:
+    """How many of the checks that decide have passed, and what they are: '25 of 25 statistics passed'."""
+    unit, outcome = UNITS.get(phase.name, ("check", "passed"))
+    checks = faults(phase) if phase.name == "self-test" else phase.gates
     good = sum(not check.failed for check in checks)
-    return [KeyNumber(label, f"{good} of {len(checks)}", words, good == len(checks))] if checks else []
+    return f"{good} of {plural(len(checks), unit)} {outcome}" if checks else ""
 
 
 def sides(report: Report) -> list[tuple[str, dict[str, Any]]]:

@@ -16,7 +16,7 @@ from .report import FAIL, INCONCLUSIVE, INTERNAL, NOT_RUN, PASS, REJECTED, Check
 from .wording import PARITY, Wording
 
 ICONS = {PASS: "✅", FAIL: "❌", INCONCLUSIVE: "⚠️", REJECTED: "⛔", INTERNAL: "💥", NOT_RUN: "⚪"}
-NOISE = "Worst in float32"
+NOISE = "float32 output"
 FAILED_ROWS = 50  # a job summary may hold 1 MiB, and a reader's patience less
 
 
@@ -46,7 +46,8 @@ def card(report: Report) -> str:
 
 def _summary(report: Report, wording: Wording) -> Iterator[str]:
     yield f"## {ICONS[report.verdict]} {report.verdict}: {wording.subject}{code(wording.name or facts.name_of(report))}"
-    yield f"**{text(report.reason)}**" if report.reason.strip() else ""
+    yield f"**{text(report.headline)}**" if report.headline else ""
+    yield text(report.details)
     yield wording.meaning[report.verdict]
     subjects = []
     for label, side in facts.sides(report):

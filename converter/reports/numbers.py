@@ -59,12 +59,16 @@ def show(value: object) -> str:
 
 
 def times(ratio: float) -> str:
-    """A multiple with the digits that matter: '1.06', '0.094', '24,600'."""
-    if ratio and not 1e-3 <= abs(ratio) < 1e6:
+    """A multiple with the digits that matter.
+
+    >>> [times(ratio) for ratio in (1.056, 0.0941, 0.1, 24_617, 53_000_000, 0)]
+    ['1.06', '0.094', '0.1', '24,600', '5.3e7', '0']
+    """
+    if ratio and not 1e-3 <= abs(ratio) < 1e7:
         return show(ratio)
     if abs(ratio) >= 100:
-        return f"{ratio:,.0f}"
-    return f"{ratio:.2f}" if ratio >= 1 or ratio == 0 else f"{ratio:#.2g}"
+        return f"{float(f'{ratio:.3g}'):,.0f}"
+    return f"{ratio:.2f}" if ratio >= 1 else f"{ratio:.2g}"
 
 
 def duration(value: object) -> str:

@@ -7,13 +7,12 @@ from math import ceil
 from typing import Any
 
 from .drawing import COLOURS, WIDTH, Picture, canvas, cut, key, legend, log_axis, mark, placed, tip, where
-from .facts import margin, precision_of
+from .limits import AGAINST, SCALES, margin, precision_of
 from .numbers import broken, number, positive, sequence, show
-from .report import FLOOR_LIMIT, Check, Phase
+from .report import Check, Phase
 
 ROWS = 60  # of more cases those that use most of their limits are drawn
 SERIES = (("o", "series"), ("D", "s1"), ("s", "s2"), ("^", "s3"), ("|", "mute"))  # a marker and a colour per statistic
-AGAINST = " against "  # the original in the same precision, and not the truth
 CHANNELS = 64
 NOT_FINITE = "#e6007e"
 
@@ -39,7 +38,8 @@ def _margins(checks: list[tuple[float, Check]], caption: str) -> Picture:
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     mark(panels[0].set_yticks(range(len(rows)), [cut(what, 30) for what in rows]), [what in failed for what in rows])
     for axes, precision in zip(panels, precisions, strict=True):
-        unit, counted = (FLOOR_LIMIT, "noise floor") if precision == "float32" else (1.0, "limit")
+        scale = SCALES.get(precision, SCALES["float64"])
+        unit = scale.limit
         ratios = [(share * unit, check) for share, check in checks if precision_of(check)[0] == precision]
         finite = [ratio for ratio, _ in ratios if not broken(ratio)]
         high = max([*finite, unit])
@@ -53,7 +53,7 @@ def _margins(checks: list[tuple[float, Check]], caption: str) -> Picture:
             log_axis(axes, "x", low, high)
         axes.axvspan(low, unit, color=COLOURS["series"], alpha=0.07, linewidth=0)  # what passes
         axes.axvline(unit, color=COLOURS["limit"])
-        axes.set_title(cut(f"{precision}: times the {counted}", 60), size=12, weight="bold", loc="left", pad=21)
+        axes.set_title(cut(f"{precision}: times the {scale.unit}", 60), size=12, weight="bold", loc="left", pad=21)
         top: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}
         axes.annotate(f"limit {show(unit)}", (unit, 1), (0, 6), color=COLOURS["limit"], **top)
         for ratio, check in ratios:

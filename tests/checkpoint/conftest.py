@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from publications import exchanges
 
-from converter.checkpoint.write import publish
+from converter import system
 
 
 @pytest.fixture(params=["exchange", "two renames"])
 def both_ways(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Replacing is tried with the system's exchange (where there is one) and without."""
     if request.param == "two renames":
-        monkeypatch.setattr(publish, "exchange", lambda one, other: False)
+        monkeypatch.setattr(system, "exchange", lambda one, other: False)
     elif not exchanges(tmp_path):
         pytest.skip("this system cannot exchange two folders")
     return str(request.param)

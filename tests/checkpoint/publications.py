@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from converter.checkpoint.write import publish
+from converter import system
 from converter.checkpoint.write.publish import Publication
 from converter.errors import ConverterError
 
@@ -60,7 +60,7 @@ NEW = dict.fromkeys(NAMES, "new")
 
 def exchanges(folder: Path) -> bool:
     with tempfile.TemporaryDirectory(dir=folder) as one, tempfile.TemporaryDirectory(dir=folder) as other:
-        return publish.exchange(Path(one), Path(other))
+        return system.exchange(Path(one), Path(other))
 
 
 @contextmanager

@@ -146,3 +146,5 @@ def test_zeros_at_the_end_are_counted_whatever_their_sign(dtype: str, count: int
     head = torch.full((count,), 2.0**-14)
     data = raw_bytes(torch.cat([torch.zeros(3), head, tail]).to(getattr(torch, dtype)))
     assert trailing_zeros(data, BY_NAME[dtype]) == (zeros if count else zeros + 3)
+    assert trailing_zeros(data, BY_NAME[dtype], before=7) == (zeros if count else zeros + 10)
+    assert trailing_zeros(b"", BY_NAME[dtype], before=7) == 7

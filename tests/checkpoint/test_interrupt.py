@@ -31,6 +31,7 @@ DRIVER = (
 from __future__ import annotations
 import os, random, signal, sys, time
 from pathlib import Path
+from converter import system
 from converter.checkpoint.write import interrupt
 from converter.checkpoint.write import publish
 from converter.checkpoint.write.publish import Publication
@@ -41,7 +42,7 @@ NAMES, STALE = {NAMES!r}, {STALE!r}
 mode, signum, old, root = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "old", Path(sys.argv[4])
 os.fsync = lambda fd: None  # killing a process loses nothing that the system has
 if mode == "renames":
-    publish.exchange = lambda one, other: False
+    system.exchange = lambda one, other: False
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)  # whatever our parent ignored
 

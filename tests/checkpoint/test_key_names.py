@@ -125,3 +125,15 @@ def test_many_models_take_linear_time_and_are_bounded() -> None:
     with within(20):
         (found,) = find_models([f"m{n}.{name}" for n in range(2_000) for name in MODEL], toy)
     assert not found.fits
+
+
+def test_the_names_of_a_part_of_a_whole() -> None:
+    """They become those of the whole; what any model may lack is no sign of one."""
+    whole = KeyMapping({"copies.{}.fc": "c.fc.{}.x", "copies.{}.out": "c.fc.{}.y"}, {"base": {"base.head": "b.head"}})
+    tables = [whole, whole.targets, whole.targets.below("c.")]
+    keys = [f"module.fc.{i}.{name}.{part}" for i in (0, 1) for name in "xy" for part in ("weight", "bias")]
+    (found,) = find_models(keys, lambda: iter([tables]))
+    assert (found.fits, found.prefix, found.part) == (True, "module.", "c.")
+    assert found.in_file["c.fc.1.y.bias"] == "module.fc.1.y.bias"
+    (found,) = find_models(["base.head.weight", "base.head.bias"], lambda: iter([tables]))
+    assert (found.fits, list(found.in_file)) == (False, ["base.head.weight", "base.head.bias"])

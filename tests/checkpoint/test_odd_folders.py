@@ -14,8 +14,8 @@ from zip_builder import assert_refused, read_all
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.folder import cached_snapshot, model_folder
 from converter.checkpoint.weight_names import STEMS
-from converter.conversion.pairs import is_model
 from converter.conversion.record import find_record
+from converter.conversion.training_folders import is_model
 from converter.errors import InputError
 from converter.parity.provenance import files_of
 

@@ -36,7 +36,7 @@ from publications import (
     write,
 )
 
-from converter.checkpoint.write import publish
+from converter import system
 from converter.checkpoint.write.publish import Publication
 from converter.checkpoint.write.target import leftovers
 from converter.errors import ConverterError, UsageError
@@ -213,7 +213,7 @@ def test_a_failing_exchange_changes_nothing(tmp_path: Path, monkeypatch: pytest.
     def fail(one: Path, other: Path) -> bool:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
-    monkeypatch.setattr(publish, "exchange", fail)
+    monkeypatch.setattr(system, "exchange", fail)
     make_old(tmp_path / "out")
     with pytest.raises(UsageError, match="cross-device"), replacing(tmp_path / "out") as out:
         out.publish()
@@ -222,7 +222,7 @@ def test_a_failing_exchange_changes_nothing(tmp_path: Path, monkeypatch: pytest.
 
 def break_second_rename(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> None:
     """Without exchange: the old one moves aside, then the new one cannot take its place."""
-    monkeypatch.setattr(publish, "exchange", lambda one, other: False)
+    monkeypatch.setattr(system, "exchange", lambda one, other: False)
     rename, tries = os.rename, 0
 
     def broken(one: Path, other: Path) -> None:
@@ -320,7 +320,7 @@ def test_a_partial_that_someone_deleted_is_one_line(tmp_path: Path) -> None:
 
 
 def disk(monkeypatch: pytest.MonkeyPatch, **fields: int) -> None:
-    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(**fields))
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bfree=0, **fields))
 
 
 def test_space_is_checked_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,11 @@ import errno
 import hashlib
 import os
 import threading
+import time
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Future
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from makers import raw_bytes, sincos, within
+from makers import digest, raw_bytes, sincos, within
 from safetensors.torch import save_file
 from zip_builder import SIX, Watched, parts, pickled, refused, save, storage, tensor, torch_file, zip_file
 from zlib_ng.zlib_ng import crc32_combine
@@ -29,7 +31,7 @@ from converter.checkpoint.dtypes import BF16, BY_CODE, F16, F32, F64, DType
 from converter.checkpoint.file import InputFile
 from converter.checkpoint.tensor import LazyTensor, Storage, row_major
 from converter.checkpoint.write import transfer
-from converter.checkpoint.write.transfer import CHUNK, Output, TensorCopy, write_at
+from converter.checkpoint.write.transfer import CHUNK, Output, TensorCopy
 from converter.conversion.buffers import computed
 from converter.errors import ConverterError, InputError
 from converter.families.sincos import SinCosTable
@@ -73,7 +75,7 @@ def check(checkpoint: Checkpoint, made: list[TensorCopy], fd: int) -> None:
     for copy in made:
         for output in copy.outputs:
             data = os.pread(fd, output.tensor.nbytes, output.tensor.storage.start)
-            assert output.sha256 == hashlib.sha256(data).hexdigest()
+            assert output.digest == digest(data)
         first = copy.outputs[0]
         data = os.pread(fd, copy.tensor.nbytes, first.tensor.storage.start)
         assert data == copy.tensor.read()
@@ -255,11 +257,28 @@ def test_bytes_that_arrive_changed_are_noticed(
         assert caught.value.exit_code == 5
 
 
-def test_short_writes_are_continued(out: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    pwrite = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, view, at: pwrite(fd, view[:7], at))
-    write_at(out, bytes(range(100)), 5)
-    assert os.pread(out, 200, 0) == bytes(5) + bytes(range(100))
+def test_no_wait_is_without_an_end(tmp_path: Path, out: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows, Ctrl-C is noticed between two waits only."""
+    torch.save({"w": torch.arange(90.0)}, tmp_path / "w.pth")
+    pwrite, wait, result, waits = os.pwrite, transfer.wait, Future.result, list[float]()
+
+    def slow(*args: Any) -> int:
+        time.sleep(0.1)
+        return pwrite(*args)
+
+    def of_finished(future: Future[None], timeout: float | None = None) -> None:
+        assert future.done()
+        result(future)
+
+    monkeypatch.setattr(os, "copy_file_range", no_copying)
+    monkeypatch.setattr(os, "pwrite", slow)
+    monkeypatch.setattr(transfer, "POLL", 0.02)
+    monkeypatch.setattr(transfer, "wait", lambda futures, seconds: waits.append(seconds) or wait(futures, seconds))
+    monkeypatch.setattr(Future, "result", of_finished)
+    with open_checkpoint(tmp_path / "w.pth") as checkpoint:
+        transfer.transfer(copies(checkpoint, out))
+    assert len(waits) > 1
+    assert set(waits) == {0.02}
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
@@ -381,7 +400,7 @@ def test_a_cast_is_torchs_across_chunks(tmp_path: Path, out: int, source: DType,
         expected = values.to(getattr(torch, target.name))
         assert identical(there(out, place), expected)
         assert sum(read) == place.nbytes == copy.size
-        assert copy.outputs[0].sha256 == hashlib.sha256(raw_bytes(expected)).hexdigest()
+        assert copy.outputs[0].digest == digest(raw_bytes(expected))
         assert copy.outputs[0].nonfinite == int((~torch.isfinite(expected)).sum())
         assert copy.overflowed == int((torch.isfinite(values) & torch.isinf(expected)).sum())
         assert (copy.overflowed > 0) == (target == F16 and source != F16)
@@ -545,7 +564,7 @@ def test_several_sources_are_put_together_along_the_rows(tmp_path: Path, out: in
         assert not there(out, before).any()
         for copy, values in zip(made, sources, strict=True):
             rounded = raw_bytes(values.to(getattr(torch, dtype.name)))
-            assert copy.outputs[0].sha256 == hashlib.sha256(rounded).hexdigest()
+            assert copy.outputs[0].digest == digest(rounded)
         crc = 0
         for copy in made:
             crc = crc32_combine(crc, copy.outputs[0].crc, copy.size)
@@ -587,7 +606,7 @@ def test_a_computed_table_is_written_like_one_of_a_file(tmp_path: Path, out: int
     assert identical(there(out, one), expected)
     assert identical(there(out, other), expected[0])
     assert identical(there(out, beside), torch.ones(4).half())
-    assert made[0].outputs[0].sha256 == hashlib.sha256(raw_bytes(expected)).hexdigest()
+    assert made[0].outputs[0].digest == digest(raw_bytes(expected))
     assert made[0].crc == made[1].crc == zlib.crc32(raw_bytes(expected))
 
 
@@ -601,11 +620,12 @@ def unchecked(tmp_path: Path) -> Path:
     return tmp_path / "w.safetensors"
 
 
+ZERO = f"blake3:{'0' * 64}"
 needs_copying = pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="this system copies nothing by itself")
 
 
 @needs_copying
-@pytest.mark.parametrize("said", ["right", "wrong", "upper case", "nothing"])
+@pytest.mark.parametrize("said", ["right", "right by SHA-256", "wrong", "upper case", "nothing"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_was_copied_and_has_the_recorded_digest_is_proven(
     unchecked: Path, out: int, monkeypatch: pytest.MonkeyPatch, said: str, count: int
@@ -613,15 +633,17 @@ def test_what_was_copied_and_has_the_recorded_digest_is_proven(
     """Without reading the source at all; where the digest is another (it was trained since), by reading it."""
     with open_checkpoint(unchecked) as checkpoint:
         lazy = checkpoint["w"]
-        right = hashlib.sha256(lazy.read()).hexdigest()
-        digest = {"right": right, "wrong": "0" * 64, "upper case": right.upper(), "nothing": ""}[said]
+        of_earlier = "sha256:" + hashlib.sha256(lazy.read()).hexdigest()
+        right = of_earlier if "SHA-256" in said else digest(lazy.read())
+        stated = {"wrong": ZERO, "upper case": f"blake3:{right[7:].upper()}", "nothing": ""}.get(said, right)
         outputs = places(out, *[((4 // count, 100_000), F32)] * count)
-        copy = TensorCopy(lazy, [Output(place, out) for place in outputs], digest)
+        copy = TensorCopy(lazy, [Output(place, out) for place in outputs], stated)
         watched = Watched(monkeypatch, unchecked)
         transfer.transfer([copy])
         monkeypatch.undo()
         assert torch.cat([there(out, place) for place in outputs]).equal(lazy.torch())
-        assert watched.read == (0 if said == "right" and count == 1 else lazy.nbytes)
+        assert watched.read == (0 if said.startswith("right") and count == 1 else lazy.nbytes)
+        assert copy.read == (right if stated else "")
         assert copy.crc in ([None] if watched.read == 0 else [zlib.crc32(lazy.read())])
 
 
@@ -639,9 +661,9 @@ def test_a_copy_that_arrives_changed_is_found_whatever_the_record_says(
 
     monkeypatch.setattr(Storage, "copy_to", wrong)
     with within(20), open_checkpoint(unchecked) as checkpoint:
-        right = hashlib.sha256(checkpoint["w"].read()).hexdigest()
+        right = digest(checkpoint["w"].read())
         (place,) = places(out, ((4, 100_000), F32))
-        copy = TensorCopy(checkpoint["w"], [Output(place, out)], right if said == "right" else "f" * 64)
+        copy = TensorCopy(checkpoint["w"], [Output(place, out)], right if said == "right" else ZERO)
         with pytest.raises(ConverterError, match="what was read back is not what was written"):
             transfer.transfer([copy])
 
@@ -650,7 +672,7 @@ def test_a_copy_that_arrives_changed_is_found_whatever_the_record_says(
 def test_a_digest_that_the_damage_fits_does_not_pass_for_the_source(unchecked: Path, out: int) -> None:
     """The record speaks of the bytes that lie in the source: a changed source has another digest, and is read."""
     with open_checkpoint(unchecked) as checkpoint:
-        old = hashlib.sha256(checkpoint["w"].read()).hexdigest()
+        old = digest(checkpoint["w"].read())
     trained = torch.arange(400_000.0).reshape(4, -1) + 1
     save_file({"w": trained}, unchecked)
     with open_checkpoint(unchecked) as checkpoint:
@@ -658,7 +680,7 @@ def test_a_digest_that_the_damage_fits_does_not_pass_for_the_source(unchecked: P
         copy = TensorCopy(checkpoint["w"], [Output(place, out)], old)
         transfer.transfer([copy])
         assert identical(there(out, place), trained)
-        assert copy.outputs[0].sha256 == hashlib.sha256(raw_bytes(trained)).hexdigest() != old
+        assert copy.outputs[0].digest == digest(raw_bytes(trained)) != old
 
 
 def test_a_digest_proves_nothing_of_a_cast_and_costs_nothing(
@@ -667,7 +689,7 @@ def test_a_digest_proves_nothing_of_a_cast_and_costs_nothing(
     with open_checkpoint(unchecked) as checkpoint:
         lazy = checkpoint["w"]
         (place,) = places(out, ((4, 100_000), BF16))
-        copy = TensorCopy(lazy, [Output(place, out)], hashlib.sha256(lazy.read()).hexdigest())
+        copy = TensorCopy(lazy, [Output(place, out)], digest(lazy.read()))
         watched = Watched(monkeypatch, unchecked)
         transfer.transfer([copy])
         assert watched.read == lazy.nbytes

@@ -15,7 +15,8 @@ from makers import HEADS, diffusers_keyed, folder, pixart, save
 from safetensors.torch import save_file
 
 from converter import InputError, MappingError, UsageError, open_checkpoint
-from converter.conversion.analysis import Analysis, CheckpointState, analyse
+from converter.conversion.analysis import Analysis, analyse
+from converter.conversion.checkpoint_state import CheckpointState
 
 State = dict[str, torch.Tensor]
 
@@ -147,18 +148,32 @@ def test_what_is_wrong_is_named_and_nothing_else(name: str, tmp_path: Path) -> N
 def test_what_no_family_knows(tmp_path: Path) -> None:
     made = looked({f"a.{i}.b": torch.ones(1) for i in range(3)} | {"zz": torch.ones(1)}, tmp_path)
     assert (made.family, made.plan.moves) == (None, [])
-    with pytest.raises(InputError, match=r"a\.pth: no model family knows these keys: a\.\{0\.\.2\}\.b, zz$"):
+    with pytest.raises(
+        InputError,
+        match=r"a\.pth: no model family knows these keys: a\.\{0\.\.2\}\.b, zz; `pixart new-family` drafts a",
+    ):
         made.require()
     many = looked({f"k{i}": torch.ones(1) for i in range(9)}, tmp_path)
-    assert many.problem == "no model family knows these keys: k0, k1, k2, k3 ..."
+    hint = "; `pixart new-family` drafts a family for them"
+    assert many.problem == f"no model family knows these keys: k0, k1, k2, k3 ...{hint}"
+    almost = looked(pixart() | {"zz": torch.ones(1)}, tmp_path)
+    assert almost.plan.problems
+    assert "new-family" not in str(almost.plan.problems)
+
+
+@pytest.mark.parametrize("key", ["blocks.0.mlp.inverted_conv.conv.weight", "down_blocks.0.a", "x.lora_A.weight"])
+def test_who_is_refused_by_name_is_told_of_no_draft(key: str, tmp_path: Path) -> None:
+    problem = looked({key: torch.ones(1)}, tmp_path).problem
+    assert problem.startswith("this is ")
+    assert "new-family" not in problem
 
 
 # What the user insists on.
 def test_an_unknown_family_and_a_foreign_flag(tmp_path: Path) -> None:
     path = save(pixart(), tmp_path / "a.pth")
-    with pytest.raises(UsageError, match=r"`family` unet: unknown; there are dit, pixart, or a file"):
+    with pytest.raises(UsageError, match=r"`family` unet: unknown; there are dit, pixart, pixart-controlnet, or"):
         look(path, family="unet")
-    with pytest.raises(UsageError, match=r"^`colour`, `size`: not a hyper-parameter of the family pixart, which has `"):
+    with pytest.raises(UsageError, match=r"^colour, size: not a hyper-parameter of the family pixart, which has "):
         look(path, {"size": 3, "colour": "red", "image_size": 128})
 
 

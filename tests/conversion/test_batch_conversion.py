@@ -134,6 +134,7 @@ def test_the_command(runs: Path, cli: Cli) -> None:
     done = cli("convert-pixart", *call)
     lines = done.stdout.splitlines()
     assert lines[0] == f"converted: {runs}/epoch_9.pth -> {runs.parent}/out/epoch_9"
+    assert lines[1] == "  assumed: kv_compress = False"  # one line for each, of what may be many
     assert lines[-1] == "summary: 2 converted, 0 unchanged, 1 failed"
     assert done.returncode == 3
     assert "epoch_11.pth: offset 0: this is an HTML or XML page" in done.stderr
@@ -146,6 +147,22 @@ def test_the_command(runs: Path, cli: Cli) -> None:
     done = cli("convert-pixart", *call, "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (runs.parent / "out" / "epoch_9").is_dir()
+
+
+def test_a_folder_of_checkpoints_and_a_plain_target(runs: Path, cli: Cli) -> None:
+    (runs / "checkpoints").mkdir()
+    (runs / "epoch_11.pth").unlink()
+    for name in ("epoch_9.pth", "epoch_10.pth"):
+        (runs / name).rename(runs / "checkpoints" / name)
+    call = ["--orig_ckpt_path", runs, "--dump_path", runs.parent / "out", "--num_attention_heads", "4"]
+    done = cli("convert-pixart", *call)
+    assert done.returncode == 2
+    assert f"have the same target {runs.parent}/out: tell their conversions apart with {{run}}/{{stem}}" in done.stderr
+    assert not (runs.parent / "out").exists()
+    (runs / "checkpoints" / "epoch_9.pth").unlink()
+    done = cli("convert-pixart", *call)  # the only one goes where it is told to
+    assert done.stdout.endswith("summary: 1 converted, 0 unchanged, 0 failed\n")
+    assert (runs.parent / "out" / "conversion.json").exists()
 
 
 def test_a_dry_run_says_so(runs: Path, cli: Cli) -> None:
@@ -164,6 +181,9 @@ def test_unchanged_ones_keep_their_verdict_and_nothing_but_a_pass_is_kept(runs: 
     assert first.returncode == 0, first.stdout
     verdicts = [row["parity"]["verdict"] for row in json.loads(first.stdout)["conversions"]]
     assert verdicts == ["PASS", "PASS"]
+    assert cli("convert-pixart", *call[:-1]).stdout.endswith(
+        "summary: 0 converted, 2 unchanged, 0 failed; parity: 2 PASS\n"
+    )
     report = runs.parent / "out" / "epoch_10" / "parity.json"
     kept = report.read_text()
     whole = json.loads(kept)

@@ -27,6 +27,7 @@ from converter.conversion.output import Destination, bytes_of
 from converter.conversion.record import files_we_wrote
 from converter.conversion.write import TensorWrite
 from converter.errors import UsageError
+from converter.models.pixart.table import PIXART
 
 U8 = BY_CODE["U8"]
 SOURCE = InputFile(Path(__file__))  # whose bytes are never asked for
@@ -68,7 +69,7 @@ def test_cut_as_huggingface_hub_cuts(sizes: list[int], limit: int, variant: str)
     )
     parts = [part(key, rows=tensor.numel()) for key, tensor in tensors.items()]
     wanted = Destination.of("out", ConversionOptions(max_shard_size=limit, variant=variant))
-    files, texts = wanted.files(parts, "transformer")
+    files, texts = wanted.files(parts, PIXART)
     found = {file.name: [entry.key for entry in file.layout.entries] for file in files}
     assert found == {f"transformer/{name}": sorted(keys) for name, keys in theirs.filename_to_tensors.items()}
     if not theirs.is_sharded:
@@ -86,7 +87,7 @@ def test_cut_as_huggingface_hub_cuts(sizes: list[int], limit: int, variant: str)
 def test_one_file_however_large_without_a_limit_and_parts_of_a_split_tensor_in_different_shards() -> None:
     huge, split = [part("huge", rows=10**13), part("more", rows=10**13)], [part("q", "k", "v", rows=5)]
     for limit, parts, held in ((None, huge, [["huge", "more"]]), (10, split, [["k", "q"], ["v"]])):
-        files, _ = Destination.of("out", ConversionOptions(max_shard_size=limit)).files(parts, "transformer")
+        files, _ = Destination.of("out", ConversionOptions(max_shard_size=limit)).files(parts, PIXART)
         assert [[entry.key for entry in file.layout.entries] for file in files] == held
 
 
@@ -217,7 +218,7 @@ def test_what_is_no_name_of_a_variant(variant: str) -> None:
 @pytest.mark.parametrize("variant", ["fp16", "a", "A-1_b", "x" * 40, "00001-of-00002x"])
 def test_names_of_variants(variant: str) -> None:
     parts = [part("w", dtype=F16 if variant == "fp16" else F32)]
-    (file,), _ = destination("out", variant=variant).files(parts, "transformer")
+    (file,), _ = destination("out", variant=variant).files(parts, PIXART)
     assert file.name == f"transformer/diffusion_pytorch_model.{variant}.safetensors"
 
 
@@ -251,7 +252,7 @@ def test_words_that_do_not_go_together(words: dict[str, Any], rule: str) -> None
 def test_kinds_of_destination(words: dict[str, Any], kind: type[Publication], first: bytes) -> None:
     wanted = destination(**words)
     assert type(wanted.publication(0, overwrite=False)) is kind
-    (file,), _ = wanted.files(wanted.with_prefix([part("w")]), "transformer")
+    (file,), _ = wanted.files(wanted.with_prefix([part("w")]), PIXART)
     if not wanted.folder:
         assert file.name == Path(words["path"]).name
     assert file.layout.frame({})[0][1].startswith(first)
@@ -263,7 +264,9 @@ def test_what_is_ours_is_what_our_record_lists(tmp_path: Path) -> None:
     flags: dict[str, Any] = {"num_attention_heads": HEADS, "max_shard_size": "20KB"}
     done = converter.convert(GOLDEN / "sigma-ms.pth", tmp_path / "out", **stated(**flags))
     listed = set(done.record["written"])
-    assert files_we_wrote(tmp_path / "out") == dict.fromkeys([*listed, "conversion.json", "parity.json"], "")
+    assert files_we_wrote(tmp_path / "out") == dict.fromkeys(
+        [*listed, "conversion.json", "parity.json", "parity.html"], ""
+    )
     assert sum("-of-" in name for name in listed) > 1
     record = tmp_path / "out" / "conversion.json"
     for text in ("", "[]", "{}", '{"tool": {"name": "other"}, "written": {"a": 1}}', '{"tool": 1, "written": {}}',

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.conversion.pairs import Pair, expand, is_model, natural_order, pair_up
+from converter import system
+from converter.conversion.pairs import Pair, check_targets_unique, expand, pair_up, several
+from converter.conversion.training_folders import is_model, natural_order
 from converter.errors import UsageError
 
 
@@ -39,6 +41,29 @@ TAKEN: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {
         "runs/*/epoch_*.pth",
         "converted/{parent}/{stem}",
         [(f"runs/{a}.pth", f"converted/{a}") for a in ("a/epoch_9", "a/epoch_10", "b/epoch_2")],
+    ),
+    "a glob of the layout that training writes": (
+        "runs/b/checkpoints/epoch_7_step_9000.pth runs/a/checkpoints/epoch_7_step_9000.pth runs/a/config.py",
+        "runs/*/checkpoints/epoch_*.pth",
+        "converted/{run}/{stem}",
+        [(f"runs/{run}/checkpoints/epoch_7_step_9000.pth", f"converted/{run}/epoch_7_step_9000") for run in "ab"],
+    ),
+    "a folder of runs": (
+        "runs/b/checkpoints/1.pth runs/a/checkpoints/1.pth runs/c/2.pth runs/a/checkpoints/optimizer.pt",
+        "runs",
+        "{grandparent}-{run}/{stem}",
+        [
+            ("runs/a/checkpoints/1.pth", "a-a/1"),
+            ("runs/b/checkpoints/1.pth", "b-b/1"),
+            ("runs/c/2.pth", "runs-c/2"),
+        ],
+    ),
+    "a folder of checkpoints with what they became": (
+        "runs/9.pth runs/9.safetensors runs/10.pth runs/11.safetensors",
+        "runs",
+        "runs/{stem}.safetensors",
+        [(f"runs/{name}", f"runs/{name[:-4]}.safetensors") for name in ("9.pth", "10.pth")]
+        + [("runs/11.safetensors", "runs/11.safetensors")],
     ),
     "a glob through folders": (
         "runs/a/deep/1.pth runs/2.pth",
@@ -105,6 +130,8 @@ def test_a_base_is_literal(here: Path) -> None:
     touch("{stem}*/a.pth")
     base = str(here / "{stem}*")
     assert shown(expand("*.pth", "{stem}", base=base)) == [(f"{base}/a.pth", f"{base}/a")]
+    touch("team/runs/a/checkpoints/1.pth")
+    assert shown(expand("runs", "c/{run}/{stem}", base="team")) == [("team/runs/a/checkpoints/1.pth", "team/c/a/1")]
     touch("b.pth")
     assert shown(expand(str(here / "b.pth"), "/x", base=base)) == [(str(here / "b.pth"), "/x")]
 
@@ -114,11 +141,14 @@ def test_a_base_is_literal(here: Path) -> None:
     [
         ("runs/*.ckpt", "{stem}", "runs/*.ckpt: matches no checkpoint"),
         ("runs/em*", "{stem}", "runs/em*: matches no checkpoint, only folders without a model"),
-        ("runs/empty", "{stem}", "neither a model nor a folder with .pth"),
+        ("runs/*/epoch_*.pth", "{stem}", "runs/*/epoch_*.pth: matches no checkpoint; there is runs/1.pth"),
+        ("models", "{stem}", "in it, in the folders in it, or in their checkpoints/; model folders are given as 'mode"),
+        ("runs/empty", "{stem}", "runs/empty: no checkpoint (.pth, .pt, .ckpt, .bin, .safetensors) in it"),
         ("runs/*.pth", "out", "runs/1.pth and runs/2.pth have the same target out"),
+        ("runs/*.pth", "runs/1.pth", "runs/1.pth and runs/2.pth have the same target runs/1.pth"),
         ("runs/*.pth", "out/{parent}", "have the same target out/runs"),
         ("runs/*.pth", "out/{parent}/../{parent}", "have the same target"),
-        ("runs/*.pth", "out/{step}", "{step} is none of {stem}, {name}, {parent}"),
+        ("runs/*.pth", "out/{step}", "{step} is none of {stem}, {name}, {run}, {parent}, {grandparent}"),
         ("/no-such.pth", "{parent}", "/no-such.pth has no parent"),
         ("", "out", "the original path is empty"),
         ("a.pth", "", "the converted path is empty"),
@@ -126,7 +156,7 @@ def test_a_base_is_literal(here: Path) -> None:
     ],
 )
 def test_what_is_refused(here: Path, original: str, converted: str, words: str) -> None:
-    touch("runs/1.pth", "runs/2.pth", "runs/empty/readme.txt")
+    touch("runs/1.pth", "runs/2.pth", "runs/empty/readme.txt", "models/a/model_index.json")
     with pytest.raises(UsageError) as caught:
         expand(original, converted)
     assert words in str(caught.value)
@@ -173,6 +203,44 @@ def test_a_folder_gives_every_checkpoint_once(tmp_path_factory: pytest.TempPathF
     assert pairs == expand(str(folder), str(out / "{name}"))
     for pair in pairs:  # each can be named
         assert shown(expand(pair.original, "x")) == [(pair.original, "x")]
+
+
+def test_one_file_under_two_names_is_one_checkpoint(here: Path) -> None:
+    pairs = [Pair("a.pth", "out"), Pair("./a.pth", "out"), Pair(str(here / "a.pth"), "out")]
+    assert len(check_targets_unique(pairs)) == 1
+    with pytest.raises(UsageError, match=r"\./a\.pth and b\.pth have the same target other/\.\./out: "):
+        check_targets_unique([Pair("./a.pth", "out"), Pair("b.pth", "other/../out")])
+
+
+def test_two_names_of_one_target_are_one_place(here: Path) -> None:
+    Path("out").mkdir()
+    Path("link").symlink_to("out")
+    with pytest.raises(UsageError, match="have the same target link/1"):
+        check_targets_unique([Pair("a.pth", "out/1"), Pair("b.pth", "link/1")])
+
+
+def test_names_that_differ_in_case_only_are_one_place_where_the_disk_says_so(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [Pair("a.pth", "out/One"), Pair("b.pth", "Out/one")]
+    assert check_targets_unique(pairs) == pairs
+    monkeypatch.setattr(system, "ignores_case", lambda path: True)
+    with pytest.raises(UsageError, match=r"a\.pth and b\.pth have the same target Out/one"):
+        check_targets_unique(pairs)
+
+
+@pytest.mark.parametrize(
+    ("original", "converted", "expected"),
+    [
+        ("a.pth", "out", False), ("a.pth", "{stem}", True), ("a.pth", "{x}", False), ("*.pth", "out", True),
+        ("[a].pth", "out", False), ("runs", "out", True), ("run", "out", True), ("empty", "out", False),
+        ("model", "out", False), ("none", "out", False),
+    ],
+)  # fmt: skip
+def test_what_may_be_several(here: Path, original: str, converted: str, expected: bool) -> None:
+    touch("a.pth", "{x}/1", "[a].pth", "runs/a/checkpoints/1.pth", "run/1.pth", "empty/x.txt", "model/config.json")
+    assert several([original], converted) is expected
+    assert several([original, original], converted)
 
 
 def test_a_broken_index_is_one_broken_model(here: Path) -> None:

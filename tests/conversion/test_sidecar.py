@@ -15,6 +15,7 @@ import pytest
 import torch
 from makers import GOLDEN, HEADS, convert, diffusers_keyed, pixart, save
 
+import converter
 from converter import inspect
 from converter.checkpoint.json_file import read_json
 from converter.errors import InputError
@@ -132,3 +133,27 @@ def test_a_file_without_checksums_is_converted_with_a_note(tmp_path: Path, cli: 
     done = cli("pixart", "parity", "--orig_ckpt_path", tmp_path / "bare.pth", "--converted_path", tmp_path / "b0")
     assert done.returncode == 0, done.stdout
     assert note in done.stdout
+
+
+FAMILY = """
+import converter
+
+def describe(plan, state, found):
+    found.file("side", plan.dims.get("N", 0), "the buffer")  # which a converted folder lacks
+    found.given_or_assumed("heads", None, "no tensor shows it")
+
+def config(found):
+    return {"heads": found.value("heads"), "side": found.value("side")}
+
+KEYS = converter.KeyMapping({"a [D D]": "b", "table [N]": converter.Extra()})
+FAMILY = converter.Family("toy", "Toy", KEYS, describe, config, flags={"heads": int})
+"""
+
+
+def test_what_stands_against_recorded_values_comes_before_that_they_are_lacking(tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text(FAMILY)
+    path = save({"a.weight": torch.ones(4, 4), "a.bias": torch.ones(4), "table": torch.ones(7)}, tmp_path / "a.pth")
+    family = str(tmp_path / "toy.py")
+    converter.convert(path, tmp_path / "out", family=family, hyper_parameters={"heads": 2})
+    with pytest.raises(InputError, match=r"config\.json: side: 7, and the converted model would have 0"):
+        converter.convert(tmp_path / "out", tmp_path / "back.pth", to="original", family=family)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from makers import ROOT, pixart, save, within
+from makers import HEADS, ROOT, converted, lock, pixart, save, within
 
+from converter.conversion import batch
+from converter.conversion.pairs import Pair
 from converter.conversion.watch import watch
-from converter.errors import UsageError
+from converter.errors import InputError, UsageError
+
+Cli = Callable[..., Any]
 
 
 class Job:
@@ -29,9 +34,9 @@ class Job:
         for when in [when for when in self.events if when <= self.now]:
             self.events.pop(when)()
 
-    def run(self, idle: float = 10, settle: float = 3) -> list[tuple[str, float]]:
+    def run(self, idle: float = 10, settle: float = 3, template: str = "out/{stem}") -> list[tuple[str, float]]:
         pairs = watch(
-            self.folder, "out/{stem}", settle=settle, idle=idle, say=self.said.append,
+            self.folder, template, settle=settle, idle=idle, say=self.said.append,
             clock=lambda: self.now, sleep=self.sleep,
         )  # fmt: skip
         return [(Path(pair.original).name, self.now) for pair in pairs]
@@ -115,7 +120,7 @@ def test_a_slow_look_ends_no_watch_before_what_is_there_was_taken(folder: Path, 
     assert [Path(pair.original).name for pair in pairs] == ["epoch_1.pth"]
 
 
-def test_one_that_never_completed_is_a_failure(folder: Path, data: bytes, cli: Callable[..., Any]) -> None:
+def test_one_that_never_completed_is_a_failure(folder: Path, data: bytes, cli: Cli) -> None:
     (folder / "a.pth").write_bytes(data)
     (folder / "b.pth").write_bytes(data[:-100])
     call = ["--watch", folder, "--dump_path", f"{folder.parent}/out/{{stem}}", "--num_attention_heads", "4"]
@@ -123,6 +128,84 @@ def test_one_that_never_completed_is_a_failure(folder: Path, data: bytes, cli: C
     assert done.returncode == 3
     assert done.stdout.endswith("summary: 1 converted, 0 unchanged, 1 failed\n")
     assert f"error: {folder}/b.pth: " in done.stderr
+
+
+def test_runs_that_begin_later(folder: Path, data: bytes) -> None:
+    def begin(path: str) -> Callable[[], None]:
+        def write() -> None:
+            (folder / path).parent.mkdir(parents=True)
+            (folder / path).write_bytes(data)
+
+        return write
+
+    places = ("checkpoints/1.pth", "exp1/checkpoints/2.pth", "exp2/3.pth", "exp2/deep/checkpoints/4.pth")
+    job = Job(folder, {5 * i + 5: begin(path) for i, path in enumerate(places)})
+    assert job.run(template="out/{run}/{stem}") == [("1.pth", 8), ("2.pth", 13), ("3.pth", 18)]
+    assert job.said == [f"no checkpoint yet: looking in {folder}/, {folder}/*/ and {folder}/*/checkpoints/"]
+
+
+def test_two_runs_with_one_target_are_an_error_at_once(folder: Path, data: bytes) -> None:
+    for run in ("exp1", "exp2"):
+        (folder / run / "checkpoints").mkdir(parents=True)
+        (folder / run / "checkpoints" / "1.pth").write_bytes(data)
+    with pytest.raises(
+        UsageError, match=r"have the same target out/1: tell their conversions apart with \{run\}/\{stem\}$"
+    ):
+        Job(folder, {}).run()
+    assert Job(folder, {}).run(template="out/{run}/{stem}") == [("1.pth", 3), ("1.pth", 3)]
+
+
+def test_two_runs_of_which_the_second_comes_later(folder: Path, data: bytes, tmp_path: Path) -> None:
+    (folder / "1.pth").write_bytes(data)
+
+    def begin() -> None:
+        (folder / "exp2").mkdir()
+        (folder / "exp2" / "1.pth").write_bytes(data)
+
+    job = Job(folder, {5: begin})
+    pairs = watch(
+        folder, f"{tmp_path}/out/{{stem}}", settle=3, idle=5, clock=lambda: job.now, sleep=job.sleep
+    )  # fmt: skip
+    one, two = converted(pairs, num_attention_heads=HEADS)
+    assert (one.status, two.status, two.exit_code) == ("converted", "failed", 2)
+    assert two.words.endswith("tell their conversions apart with {run}/{stem}")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{f}/{stem}.pth", "{f}/{name}", "{f}/back/{stem}.pth", "{f}/{run}/{stem}.safetensors", "{f}/x/ckpts/{name}",
+        "{f}/{stem}/../{name}", "{f}/{run}/checkpoints/{stem}.pth", "{f}/../link/{stem}.pth",
+    ],
+)  # fmt: skip
+def test_no_result_is_taken_for_a_checkpoint(folder: Path, data: bytes, template: str) -> None:
+    (folder.parent / "link").symlink_to(folder)
+    with pytest.raises(UsageError, match="would be taken for new checkpoints of the watched folder"):
+        Job(folder, {}).run(template=template.replace("{f}", str(folder)))
+
+
+@pytest.mark.parametrize("template", ["{f}/{stem}", "{f}/x/{stem}", "{f}/{stem}/ckpt", "{f}/x/checkpoints/{stem}"])
+def test_results_in_the_watched_folder_are_left_alone(folder: Path, data: bytes, template: str, cli: Cli) -> None:
+    (folder / "1.pth").write_bytes(data)
+    call = ["--watch", folder, "--dump_path", template.replace("{f}", str(folder))]
+    call += ["--num_attention_heads", "4", "--watch_settle", "0", "--watch_idle", "0"]
+    assert cli("convert-pixart", *call).stdout.endswith("summary: 1 converted, 0 unchanged, 0 failed\n")
+    assert cli("convert-pixart", *call).stdout.endswith("summary: 0 converted, 1 unchanged, 0 failed\n")
+
+
+def test_a_folder_that_cannot_be_read_is_told_once(folder: Path, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "1.pth").write_bytes(data)
+    (folder / "closed").mkdir()
+    lock(monkeypatch, "closed")
+    job = Job(folder, {})
+    assert job.run() == [("1.pth", 3)]
+    assert job.said == [f"not looked into: {folder}/closed: Permission denied"]
+
+
+def test_a_watch_of_nothing_says_so_unless_quiet(folder: Path, cli: Cli) -> None:
+    call = ["--watch", folder, "--dump_path", "out/{run}/{stem}", "--watch_idle", "0", "--watch_settle", "0"]
+    assert cli("convert-pixart", *call).stderr.startswith("note: no checkpoint yet: looking in ")
+    assert cli("convert-pixart", *call, "--quiet").stderr == ""
 
 
 def test_other_files_are_nobodys(folder: Path, data: bytes) -> None:
@@ -163,3 +246,84 @@ def test_the_command_ends_with_its_job(folder: Path, data: bytes, tmp_path: Path
     assert "interrupted by SIGINT" in errors
     assert printed.endswith("summary: 1 converted, 0 unchanged, 0 failed\n")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["epoch_1"]
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{f}/{run}/{stem}/{stem}0.safetensors", "{f}/{run}/{stem}/comfy.safetensors", "{f}/x/step_{stem}/a.pth"],
+)
+def test_a_name_that_becomes_a_folder_that_is_looked_into_is_no_place_of_results(folder: Path, template: str) -> None:
+    with pytest.raises(UsageError, match="would be taken for new checkpoints of the watched folder"):
+        Job(folder, {}).run(template=template.replace("{f}", str(folder)))
+
+
+def test_a_target_is_no_checkpoint_whatever_folder_it_comes_into(folder: Path, data: bytes) -> None:
+    """A link to where results go comes during the watch, which nobody knew before."""
+    (out := folder.parent / "out").mkdir()
+    for path in (out / "a0.pth", folder / "step_9.pth", folder / "step_10.pth"):
+        path.write_bytes(data)
+    # What was a checkpoint until then is written over: no checkpoint either.
+    job = Job(
+        folder, {5: lambda: (folder / "linked").symlink_to(out), 12: lambda: (folder / "a.pth").write_bytes(data)}
+    )
+    taken = []
+    for pair in watch(folder, f"{out}/{{stem}}0.pth", settle=3, idle=5, clock=lambda: job.now, sleep=job.sleep):
+        taken.append(Path(pair.original).name)
+        Path(pair.converted).write_bytes(data)
+    assert taken == ["step_9.pth", "step_10.pth", "a0.pth", "a.pth"]
+
+
+def test_a_folder_that_is_gone_for_a_while_is_waited_for(folder: Path, data: bytes) -> None:
+    (folder / "1.pth").write_bytes(data)
+    elsewhere = folder.parent / "elsewhere"
+
+    def back() -> None:
+        elsewhere.rename(folder)
+        (folder / "2.pth").write_bytes(data)
+
+    job = Job(folder, {5: lambda: folder.rename(elsewhere), 14: back})
+    assert job.run(idle=10) == [("1.pth", 3), ("2.pth", 17)]  # and what was taken is not taken again
+    assert job.said == [
+        f"{folder}: No such file or directory: waiting for the watched folder to come back",
+        f"{folder}: the watched folder is back",
+    ]
+
+
+def test_a_folder_that_does_not_come_back_ends_the_watch(folder: Path, data: bytes) -> None:
+    (folder / "1.pth").write_bytes(data)
+    job = Job(folder, {5: lambda: folder.rename(folder.parent / "elsewhere")})
+    with pytest.raises(InputError, match="runs: No such file or directory: the watch ended, since the watched folder"):
+        job.run(idle=10)
+    assert (job.now, len(job.said)) == (15, 1)
+
+
+@pytest.mark.parametrize("ending", ["gone", "interrupted"])
+def test_what_was_converted_is_told_however_the_watch_ends(
+    ending: str, folder: Path, data: bytes, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "1.pth").write_bytes(data)
+    batch_run = batch.convert_all
+
+    def run(pairs: Iterator[Pair], *args: Any, finished: Callable[..., object], **more: Any) -> object:
+        def end(outcome: object, step: str) -> None:
+            finished(outcome, step)
+            folder.rename(f"{folder}-gone")
+            if ending == "interrupted":
+                raise KeyboardInterrupt
+
+        return batch_run(pairs, *args, finished=end, **more)
+
+    monkeypatch.setattr(batch, "convert_all", run)
+    monkeypatch.setattr("converter.conversion.watch.POLL", 0.05)
+    call = ["--watch", folder, "--dump_path", f"{folder.parent}/out/{{stem}}", "--num_attention_heads", HEADS]
+    call += ["--watch_settle", "0", "--watch_idle", "0.05"]
+    code = {"gone": 3, "interrupted": 130}[ending]
+    done = cli("convert-pixart", *call)
+    assert (done.returncode, done.stderr.count("error: ")) == (code, 1)
+    assert done.stdout.endswith("summary: 1 converted, 0 unchanged, 0 failed\n")
+    Path(f"{folder}-gone").rename(folder)
+    done = cli("convert-pixart", *call, "--json")
+    content = json.loads(done.stdout)
+    assert (done.returncode, content["ok"], content["exit_code"]) == (code, False, code)
+    assert [row["status"] for row in content["conversions"]] == ["unchanged"]
+    assert content["summary"] == {"converted": 0, "unchanged": 1, "failed": 0}

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import converter
 from converter import diff, inspect
-from converter.conversion.analysis import open_model
+from converter.conversion.model_files import open_model
 from converter.errors import ConverterError, InputError, UsageError
 from converter.parity import check
 from converter.parity.ci.cache import digest

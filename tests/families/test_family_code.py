@@ -63,6 +63,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("flags=[", 'marks="a", flags=[', r"marks must be a tuple of paths, not one string"),
         ("flags=[", 'keep_dtype="a", flags=[', r"keep_dtype must be a tuple of paths, not one string"),
         ("flags=[", 'subfolder="../x", flags=[', r"subfolder '../x': must be the name of one folder"),
+        ("flags=[", "subfolder=(), flags=[", r"subfolder '': must be the name of one folder"),
+        ("flags=[", 'subfolder=("a", 1), flags=[', r"subfolder 1: must be the name of one folder"),
         ('Flag("heads"', 'Flag("my heads"', r"flag 'my heads': use lower-case letters, digits and underscores"),
     ],
 )

@@ -21,6 +21,7 @@ from converter import Computed, ConverterError, Extra, Family, Findings, InputEr
 from converter.families.sincos import SinCosTable
 from converter.mapping import Parameter
 from converter.models.dit.table import DIT
+from converter.models.pixart.controlnet_table import PIXART_CONTROLNET
 from converter.models.pixart.table import PIXART
 
 
@@ -91,7 +92,7 @@ def bring(monkeypatch: pytest.MonkeyPatch, *points: Any) -> None:
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
 
 
-BUILT_IN = {"pixart": PIXART, "dit": DIT}
+BUILT_IN = {"pixart": PIXART, "pixart-controlnet": PIXART_CONTROLNET, "dit": DIT}
 
 
 def test_what_is_built_in() -> None:
@@ -264,7 +265,7 @@ def test_an_extra_of_every_block_is_kept_under_its_own_key(tmp_path: Path) -> No
 
 def test_a_flag_of_another_family_is_refused(tmp_path: Path) -> None:
     converter.register(TOY)
-    with pytest.raises(UsageError, match="`qk_norm`: not a hyper-parameter of the family toy"):
+    with pytest.raises(UsageError, match=r"^qk_norm: not a hyper-parameter of the family toy"):
         converter.convert(save(toy_state(), tmp_path / "toy.pth"), tmp_path / "out", hyper_parameters={"qk_norm": True})
     assert not (tmp_path / "out").exists()
 
@@ -272,7 +273,7 @@ def test_a_flag_of_another_family_is_refused(tmp_path: Path) -> None:
 def test_insisting_on_a_family(tmp_path: Path) -> None:
     converter.register(TOY)
     path = save(pixart(), tmp_path / "pixart.pth")
-    with pytest.raises(UsageError, match=r"`family` nonsense: unknown; there are dit, pixart, toy"):
+    with pytest.raises(UsageError, match=r"`family` nonsense: unknown; there are dit, pixart, pixart-controlnet, toy"):
         converter.convert(path, tmp_path / "out", family="nonsense")
     with pytest.raises(UsageError, match="`family` : unknown"):
         converter.convert(path, tmp_path / "out", family="")

@@ -48,7 +48,7 @@ def confined(task: Callable[[], int], place: Path) -> Outcome:
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(code)
+            os._exit(min(code, 255))  # whatever the task returns, this fork ends here
     _, status = os.waitpid(child, 0)
     return Outcome(os.waitstatus_to_exitcode(status), *(path.read_text(errors="replace") for path in streams))
 

@@ -21,7 +21,7 @@ from .confined import Outcome, wrong
 
 WRITES = (
     "write", "pwrite64", "copy_file_range", "sendfile", "fsync", "rename", "renameat", "renameat2", "link", "linkat",
-    "unlink", "unlinkat", "rmdir", "mkdir", "mkdirat", "ftruncate",
+    "unlink", "unlinkat", "rmdir", "mkdir", "mkdirat", "ftruncate", "fallocate",
 )  # fmt: skip
 READS = ("openat", "preadv", "pread64", "read", "newfstatat", "stat", "lstat", "statx", "fstat", "getdents64", "close")
 LASTING = ("write", "pwrite64", "copy_file_range", "fsync", "ftruncate", "mkdir")  # a disk stays full or broken

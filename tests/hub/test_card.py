@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 from makers import GOLDEN, convert
 
-from converter.publishing.card import card
+from converter.publishing.card import card, model_folders
 from converter.publishing.target import MARK
 from converter.reports.report import FAIL, INCONCLUSIVE, PASS, Phase, Report
 
@@ -42,7 +42,7 @@ def headings(text: str) -> list[str]:
 
 
 def test_what_it_says(record: dict[str, Any]) -> None:
-    made = card(record, repo="owner/name", class_name="PixArtTransformer2DModel")
+    made = card(record, repo="owner/name", class_names={"transformer": "PixArtTransformer2DModel"})
     read = ModelCard(made)
     assert read.data.to_dict() == {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": ["pixart"]}
     assert headings(made) == [*SECTIONS[:3], "Notes", SECTIONS[3]]
@@ -78,8 +78,27 @@ def test_where_it_was_made_from(record: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_without_a_repository_or_a_class_there_is_no_example(record: dict[str, Any]) -> None:
-    for given in ({}, {"repo": "o/n"}, {"class_name": "X"}, {"repo": "o/n", "class_name": "os; import x"}):
+    for given in (
+        {},
+        {"repo": "o/n"},
+        {"class_names": {"transformer": "X"}},
+        {"repo": "o/n", "class_names": {"transformer": "os; import x"}},
+    ):
         assert "from_pretrained" not in card(record, **given)
+
+
+def test_each_model_folder_has_its_line(tmp_path: Path) -> None:
+    """Of a ControlNet the base is diffusers' own class; that of the adapter travels with its weights."""
+    record = record_of("alpha-controlnet.pth", tmp_path / "out")
+    assert sorted(model_folders(record)) == ["controlnet", "transformer"]
+    kinds = {"transformer": "PixArtTransformer2DModel", "controlnet": "PixArtControlNetAdapterModel"}
+    made = card(record, repo="owner/name", class_names=kinds)
+    for line in (
+        "from diffusers import AutoModel, PixArtTransformer2DModel",
+        'transformer = PixArtTransformer2DModel.from_pretrained("owner/name", subfolder="transformer")',
+        'controlnet = AutoModel.from_pretrained("owner/name", subfolder="controlnet", trust_remote_code=True)',
+    ):
+        assert line in made.splitlines()
 
 
 @pytest.mark.parametrize(("verdict", "icon"), [(PASS, "✅"), (FAIL, "❌"), (INCONCLUSIVE, "⚠️")])
@@ -130,7 +149,7 @@ def test_no_text_breaks_out(record: dict[str, Any]) -> None:
     report = parity(original={"sha256": HOSTILE}, converted={"sha256": HOSTILE})
     report["reason"] = HOSTILE
     report["phases"][0] |= {"name": HOSTILE, "words": HOSTILE}
-    made = card(hostile(record), report, repo="owner/name", class_name=HOSTILE)
+    made = card(hostile(record), report, repo="owner/name", class_names={"transformer": HOSTILE})
     _, head, body = made.split("---\n", 2)
     metadata = yaml.safe_load(head)
     assert metadata.keys() == {"library_name", "pipeline_tag", "tags"}

@@ -591,3 +591,56 @@ def test_how_many_keys_are_known() -> None:
 def test_the_target_table_is_made_once() -> None:
     assert KEYS.targets is KEYS.targets
     assert [row.source for row in KEYS.targets.rows] == ["a.{}", "b.{}", "o", "old.null"]
+
+
+# Tables made of others.
+
+PARTS = KeyMapping({"fc.{}.in": ("a.{}.x", "a.{}.y"), "fc.{}.out": "a.{}.z", "head": "o", "table": Computed(int)})
+BOTH = PARTS.renamed(("", "base."), ("", "whole."), "base") | PARTS.renamed(
+    ("fc.{}.", "copies.{}."), ("a.{}.", "c.b.{}.")
+)
+
+
+def of_both(base: bool = True, copies: int = 2) -> dict[str, Any]:
+    sizes = {"in": 4, "out": 2}
+    stacks = {"copies": copies, **({"base.fc": 3} if base else {})}
+    modules = {
+        f"{stack}.{i}.{name}": size for stack, n in stacks.items() for i in range(n) for name, size in sizes.items()
+    }
+    modules |= {"base.head": 2} if base else {}
+    tensors = {f"{name}.{part}": np.ones(size) for name, size in modules.items() for part in ("weight", "bias")}
+    return tensors | ({"base.table": np.ones(3)} if base else {})
+
+
+def test_rows_under_other_paths() -> None:
+    sources = ["base.fc.{}.in", "base.fc.{}.out", "base.head", "base.table", "copies.{}.in", "copies.{}.out"]
+    assert [row.source for row in BOTH.rows] == sources
+    assert [row.group for row in BOTH.rows] == ["base"] * 4 + [""] * 2
+    plan = BOTH.plan(of_both())
+    assert plan.stacks == {"base.fc": 3, "copies": 2}
+    assert plan.computed.keys() == {"base.table"}
+    made = BOTH(of_both())
+    assert made["whole.a.2.y.weight"].shape == made["c.b.1.x.bias"].shape == (2,)
+    assert same(BOTH.inverse(made, BOTH.left(of_both())), of_both())
+    assert PARTS.rows[0].source == "fc.{}.in"  # and the table itself is what it was
+
+
+def test_a_group_made_of_a_whole_table_is_there_whole_or_not_at_all() -> None:
+    assert BOTH.plan(of_both(base=False)).groups == set()
+    broken = of_both() | {}
+    del broken["base.head.bias"]
+    with pytest.raises(MappingError, match=r"missing base\.head\.bias"):
+        BOTH.plan(broken)
+    with pytest.raises(MappingError, match=r"missing copies\.\{0\}"):
+        BOTH.plan({key: value for key, value in of_both().items() if not key.startswith("copies")})
+    with pytest.raises(ValueError, match="match the same keys"):
+        PARTS | PARTS
+
+
+def test_the_names_of_one_part() -> None:
+    part = BOTH.targets.below("c.")
+    assert (part.part, BOTH.part) == ("c.", "")
+    assert part.row_of("b.0.x.weight") is not None
+    assert part.row_of("c.b.0.x.weight") is None
+    assert len(part.required) == 3
+    assert not BOTH.targets.below("whole.").required

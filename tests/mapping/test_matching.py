@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 from makers import within
 
@@ -49,6 +50,9 @@ def test_what_fits_has_no_problems() -> None:
     plan = survey(net())
     assert plan.problems == []
     assert (plan.stacks, plan.groups, plan.features) == ({"blocks": 3}, set(), {})
+    shown = KeyMapping({"embed [D 4]": "e"}).plan({"embed.weight": np.ones((8, 4)), "embed.bias": np.ones(8)}).shown
+    assert shown("D") == (8, "embed.weight [8, 4]")
+    assert shown("F") == (None, "no tensor shows it")
 
 
 def test_optional_parts_may_be_there() -> None:

@@ -221,3 +221,38 @@ def test_only_what_is_converted_takes_a_detour(dtype: torch.dtype, size: int) ->
     weights = Weights(lazy(held), dtype)
     weights.scratch("")
     assert len(weights.memory.buffer) == size
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_was_proven_equal_is_read_once_while_it_lies_there(dtype: torch.dtype) -> None:
+    whole = lazy({"a.qkv": torch.randn(6, 3), "a.w": torch.randn(2, 2), "b.w": torch.randn(3)})
+    qkv, w = (whole[key]._tensor for key in ("a.qkv", "a.w"))
+    parts = lazy({"a.q": qkv[:4].clone(), "a.v": qkv[4:].clone(), "a.w": w.clone()})
+    starts = {"a.q": ("a.qkv", 0), "a.v": ("a.qkv", 12), "a.w": ("a.w", 0)}
+    same = {parts[key]: (whole[origin], start) for key, (origin, start) in starts.items()}
+    memory = Memory()
+    one, other = Weights(whole, dtype, memory=memory), Weights(parts, dtype, memory=memory, same=same)
+
+    def right(state: dict[str, Any] = parts) -> bool:
+        lent = Weights(state, dtype, memory=memory, same=same).scratch("a.")
+        return all(torch.equal(lent[key[2:]], held._tensor.to(dtype)) for key, held in state.items())
+
+    def reads() -> list[int]:
+        return [held.reads for held in parts.values()]
+
+    one.scratch("a.")
+    assert right()
+    assert reads() == [0, 0, 0]
+    assert right({"a.q": parts["a.v"], "a.v": parts["a.q"], "a.w": parts["a.w"]})  # swapped, and still what they are
+    assert reads() == [0, 0, 0]
+    Weights(whole, torch.bfloat16, memory=memory).scratch("a.")  # there, in another dtype
+    assert right()
+    one.scratch("a.")
+    one.scratch("b.")  # gone
+    assert right()
+    assert reads() == [2, 2, 2]
+    one.scratch("a.")
+    spoilt = parts | {"a.q": Lazy(parts["a.q"]._tensor + 1)}  # a fault: nobody proved that equal to anything
+    assert right(spoilt)
+    assert reads() == [2, 3, 3]
+    assert other.scratch("c.") == {}

@@ -19,7 +19,7 @@ from converter.models.pixart import parity as pixart
 from converter.models.pixart.parity import STOCK
 from converter.nets import Memory, Staged, Values, Weights, no_probe
 from converter.nets.inputs import Case
-from converter.nets.streamed import Streamed
+from converter.nets.streamed import StockStage, Streamed
 
 STAYS = {"scale_shift_table"}  # of the top, which belongs to no part
 
@@ -358,3 +358,16 @@ def test_defaults_are_those_of_the_class(
     assert made["interpolation_scale"] == model.pos_embed.interpolation_scale
     assert made["norm_eps"] == model.config.norm_eps
     assert made["out_channels"] == model.out_channels
+
+
+def test_values_that_go_through_a_module_in_one_batch() -> None:
+    """Each is a value of its own, of the stage and of those after it."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    weights = Weights({key: tensor.double() for key, tensor in model.state_dict().items()}, torch.float64)
+    stages = (StockStage("both", "0", ("x", "c"), batched=True), StockStage("whole", "", ("output",)))
+    net = Streamed(model, weights, stages, lambda module, v: module(torch.cat([v["one"], v["other"]])), probes={})
+    inputs = {name: torch.randn(3, 2, dtype=torch.float64) for name in ("one", "other")}
+    halves = net.stages[0].run(inputs, no_probe)
+    assert {name: tuple(value.shape) for name, value in halves.items()} == {"x": (3, 2), "c": (3, 2)}
+    assert not torch.equal(halves["x"], halves["c"])
+    assert torch.equal(net.stages[1].run(inputs | halves, no_probe)["output"], net.forward(inputs))

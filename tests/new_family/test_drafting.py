@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from converter.models.pixart.table import PIXART
 from converter.new_family import Draft, KeyList, draft, read_keys, render
 from converter.new_family.key_layout import key_layout
 from converter.new_family.symbols import Symbols
+from converter.new_family.values import CONSTANT
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -174,7 +176,7 @@ def test_a_drafted_family_converts_as_the_built_in_one(kind: str, tmp_path: Path
     state = dit() if kind == "dit" else pixart()
     source = save(state, tmp_path / "model.pth")
     stock = {"num_attention_heads": HEADS} | ({} if kind == "dit" else {"version": "sigma"})
-    converter.convert(source, tmp_path / "stock", **stated(**stock))
+    converter.convert(source, tmp_path / "stock", stock=True, **stated(**stock))
     out = tmp_path / "mine.py"
     done = cli("pixart", "new-family", "mine", source, "--target", tmp_path / "stock", "--out", out)
     assert (done.returncode, done.stderr) == (0, "")
@@ -259,7 +261,7 @@ def test_blocks_are_folded_and_other_numbers_are_not() -> None:
         (4,),
     )
     made = key_layout(keys | {"net.1.only.weight": (4, 4), "few.0.a.b": (4,)})
-    assert made.blocks == 2
+    assert made.stacks == {"net": 2}
     paths = {place.path: (place.module, place.indexed, place.sparse) for place in made.entries}
     assert paths == {
         "net.{}.fc": (True, True, False),
@@ -376,4 +378,152 @@ def test_of_two_stacks_as_deep_the_draft_converts(tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text(render("two", draft(read_keys(tmp_path / "two.safetensors"))))
     words = stated(family=str(tmp_path / "two.py"), num_attention_heads=2)
     done = converter.convert(tmp_path / "two.safetensors", tmp_path / "out", **words)
-    assert done.record["hyper_parameters"]["depth"]["value"] == 3
+    found = done.record["hyper_parameters"]
+    assert (found["enc_depth"]["value"], found["dec_depth"]["value"]) == (3, 3)
+
+
+# What is not certain is marked.
+
+
+def side(keys: dict[str, tuple[int, ...]], **config: Any) -> KeyList:
+    """A list of keys; a path with a weight and a bias is one entry, and `{}` stands for two blocks."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, shape in keys.items():
+        for i in range(2 if "{}" in path else 1):
+            key = path.replace("{}", str(i))
+            shapes |= {key: shape} if key.endswith(".weight") else {f"{key}.weight": shape, f"{key}.bias": shape[:1]}
+    return KeyList("a", shapes, config)
+
+
+def marked(keys: dict[str, tuple[int, ...]], **config: Any) -> dict[str, str]:
+    """Hyper-parameters and fields of a net's own config whose value is marked -> why."""
+    made = draft(side(keys), side(keys, **config))
+    fields = {one.key: one.doubt for one in made.fields if one.doubt}
+    return fields | {one.name: one.doubt for one in made.shown if one.doubt}
+
+
+NET: dict[str, tuple[int, ...]] = {
+    "conv_in": (16, 4, 3, 3),
+    "blocks.{}.attn.q": (16, 16),
+    "blocks.{}.attn.out": (16, 16),
+}
+
+
+def test_a_kernel_is_no_patch_for_certain() -> None:
+    found = marked(NET)
+    assert found["patch_size"] == "3, the side of the kernel conv_in: a kernel that moves by 1 is no patch"
+    assert found["in_channels"] == "4, the channels that conv_in takes: is it the patch embedding?"
+    assert found["hidden_size"].startswith("16, the size that most matrices have")
+    sure = marked(NET, patch_size=3, in_channels=4, hidden_size=16, num_layers=2)
+    assert sure == {}
+    other = draft(side(NET), side(NET, patch_size=1))
+    assert [row.pattern for row in other.rows if row.source == "conv_in"] == ["D C 3 3"]
+    assert "patch_size" not in {one.name for one in other.shown}
+    assert marked(NET, patch_size=1)["patch_size"] == CONSTANT
+
+
+def test_which_of_two_kernels_is_the_patch_embedding_is_marked() -> None:
+    found = marked({"first": (16, 4, 2, 2), "second": (16, 8, 4, 4)} | NET)
+    assert "conv_in" in found["patch_size"]  # by its name
+    found = marked({"first": (16, 4, 2, 2), "second": (16, 8, 4, 4), "blocks.{}.attn.q": (16, 16)}, in_channels=8)
+    assert found["in_channels"].startswith("4, and config.json has in_channels 8: the channels that first takes")
+
+
+def test_channels_heads_and_what_no_tensor_shows() -> None:
+    net = NET | {"patch_embed": (16, 4, 2, 2), "final_layer.linear": (32, 16), "text": (16, 24)}
+    config = {"in_channels": 4, "out_channels": 8, "patch_size": 2, "num_attention_heads": 2, "attention_head_dim": 8}
+    made = draft(side(net), side(net, **config, learn_sigma=True, caption_channels=24, num_key_value_heads=1))
+    assert {one.key: one.doubt for one in made.fields if one.doubt} == dict.fromkeys(
+        ["learn_sigma", "num_key_value_heads"], CONSTANT
+    )
+    # 24 is the size of an axis of a text embedding; that it is the caption's is a guess.
+    assert [one.name for one in made.shown if one.doubt] == ["caption_channels"]
+    codes = {one.key: one.code for one in made.fields}
+    assert codes["attention_head_dim"] == 'found.value("hidden_size") // found.value("num_attention_heads")'
+    assert codes["out_channels"] == 'found.value("out_channels")'
+    assert "attention_head_dim" in marked(net, **config | {"attention_head_dim": 4})
+
+
+def test_what_is_no_square_shows_no_side() -> None:
+    net = NET | {"head": (24, 16)}
+    for count, side_of_it in ((16, 12), (77, None)):
+        keys = side(net).shapes | {"pos_embed": (1, count, 16)}
+        made = {one.name: one.size for one in draft(KeyList("a", keys), side(net)).shown}
+        assert made.get("sample_size") == side_of_it
+        assert "out_channels" not in made  # 24 rows for 9 places of a patch
+
+
+def test_each_stack_has_its_depth() -> None:
+    keys = NET | {f"refiner.{i}.attn.q": (16, 16) for i in range(3)}
+    made = draft(side(keys), side(keys, num_layers=2, num_refiner_layers=3))
+    assert made.stacks == {"blocks": 2, "refiner": 3}
+    assert {one.key: (one.code, one.doubt) for one in made.fields} == {
+        "num_layers": ('found.value("blocks_depth")', ""),
+        "num_refiner_layers": ('found.value("refiner_depth")', ""),
+    }
+    alike = NET | {f"refiner.{i}.attn.q": (16, 16) for i in range(2)}
+    made = draft(side(alike), side(alike, num_layers=2, num_refiner_layers=2))
+    assert {one.key: (one.code, one.doubt) for one in made.fields} == {
+        "num_layers": ('found.value("blocks_depth")', "or refiner_depth"),
+        "num_refiner_layers": ('found.value("refiner_depth")', "or blocks_depth"),
+    }
+
+
+def test_stacks_of_one_name_have_each_a_depth_and_are_marked(tmp_path: Path) -> None:
+    stacks = {"a.b": 2, "a_b": 3, "A_B": 4, "a_b_2": 5, "c": 6}
+    keys = {f"{stack}.{i}.attn.q": (16, 16) for stack, count in stacks.items() for i in range(count)}
+    for target in (None, side(keys, num_layers=6)):
+        drafted = draft(side(keys), target)
+        depths = [one for one in drafted.shown if one.name.endswith("depth")]
+        assert len({one.name for one in depths}) == 5
+        assert [one.size for one in depths] == [2, 3, 4, 5, 6]
+        assert {one.name for one in depths if not one.doubt} == {"c_depth"}
+        text = render("stacked", drafted)
+        for one in depths[:4]:
+            line = next(line for line in text.splitlines() if f'found.file("{one.name}"' in line)
+            assert line.endswith("# ?")
+        findings = converter.Findings({})
+        loaded = module(text, tmp_path / "stacked.py")
+        loaded["describe"](loaded["KEYS"].survey(shaped(side(keys).shapes)), SimpleNamespace(config={}), findings)
+        assert [findings.value(one.name) for one in depths] == [2, 3, 4, 5, 6]
+
+
+ODD = ["smile \U0001f600", "\ud83d", "é", 'a"b', "a'b\\", "\x7f\u2028", "{name}", "\x00\n"]
+
+
+def test_a_config_with_any_characters_is_given_as_it_is(tmp_path: Path) -> None:
+    config = {text: [text, 1] for text in ODD} | {"label": ODD[0], "_class_name": ODD[0]}
+    loaded = module(render("odd", draft(side(NET), side(NET, **config))), tmp_path / "odd.py")
+    assert loaded["config"](converter.Findings({})) == config
+    assert (tmp_path / "odd.py").read_bytes().isascii()
+
+
+def test_a_link_to_nothing_is_kept(tmp_path: Path, cli: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("k.json").write_text(json.dumps({"a.weight": [4, 4]}))
+    Path("mine.py").symlink_to("gone.py")
+    done = cli("pixart", "new-family", "mine", "k.json")
+    assert (done.returncode, Path("mine.py").is_symlink()) == (2, True)
+    assert "mine.py: exists; use --overwrite to replace it" in done.stderr
+    done = cli("pixart", "new-family", "mine", "k.json", "--overwrite")
+    assert (done.returncode, Path("mine.py").is_symlink(), Path("gone.py").exists()) == (0, False, False)
+
+
+def test_a_bias_on_one_side_only_is_named() -> None:
+    target = side({"t.{}.attn.to_q": (16, 16), "t.{}.attn.to_k": (16, 16), "t.{}.attn.to_v": (16, 16)})
+    made = draft(side({"blocks.{}.attn.qkv.weight": (48, 16)}), target)
+    (note,) = made.notes
+    assert note.startswith("blocks.{}.attn.qkv has no bias, and t.{}.attn.to_q, t.{}.attn.to_k, t.{}.attn.to_v one: ")
+    made = draft(side({"stem": (8, 4, 2, 2)}), side({"stem.weight": (8, 4, 2, 2)}))
+    assert made.notes == ("stem has a bias, and stem none: was the target made with other options (`attention_bias`)?",)
+
+
+def test_a_split_of_some_blocks_is_a_module_that_runs(tmp_path: Path) -> None:
+    """A long one was written without the brackets of its tuple."""
+    long = "of_a_name_that_fills_its_line." * 2
+    ours = {f"blocks.{i}.attn.q.weight": (8, 8) for i in range(2)} | {f"blocks.0.{long}kv.weight": (16, 8)}
+    theirs = {f"t.{i}.attn.to_q.weight": (8, 8) for i in range(2)}
+    theirs |= {f"t.0.{long}to_{part}.weight": (8, 8) for part in "kv"}
+    text = render("sparse", draft(KeyList("a", ours), KeyList("b", theirs)))
+    keys = module(text, tmp_path / "sparse.py")["KEYS"]
+    assert {target for move in keys.plan(shaped(ours)).moves for target in move.parts} == theirs.keys()

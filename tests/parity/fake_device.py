@@ -1,19 +1,23 @@
 """A device that there is not: its tensors are on the CPU, and refuse to meet any that do not say they are on it.
 
-Run by itself it compares a checkpoint with the folder made of it there, with one of the LEAKS put in:
+Run by itself it reads lines of JSON, and compares a checkpoint with the folder made of it there, with one of the LEAKS
+put in:
 
-    fake_device.py ORIGINAL CONVERTED LEAK OPTION=VALUE ...
+    [ORIGINAL, CONVERTED, LEAK, {OPTION: VALUE, ...}]
 
-and prints the report as JSON, or the error that a real accelerator would raise as well. What it cannot show is the
-arithmetic of one.
+For each it prints a line: the report as JSON, or the error that a real accelerator would raise as well. Each has a
+process of its own, forked when all is imported, which takes longer than to compare small nets. What it cannot show is
+the arithmetic of a real device.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,31 +57,14 @@ class Remote(torch.Tensor):
         return self.inner.tolist()
 
 
-def leaves(value: Any) -> Iterator[Any]:
-    """What nested lists, tuples and dictionaries hold; torch's own walk takes longer than small nets compute."""
-    if isinstance(value, list | tuple):
-        for part in value:
-            yield from leaves(part)
-    elif isinstance(value, dict):
-        yield from leaves(list(value.values()))
-    else:
-        yield value
-
-
 def mapped(change: Callable[[Any], Any], value: Any) -> Any:
-    """The same nesting, of what `change` makes of each leaf."""
+    """The same nesting of lists, tuples and dictionaries, of what `change` makes of each leaf; torch's own walk takes
+    longer than small nets compute."""
     if isinstance(value, list | tuple):
         return type(value)([mapped(change, part) for part in value])
     if isinstance(value, dict):
         return {key: mapped(change, part) for key, part in value.items()}
     return change(value)
-
-
-def local(leaf: Any) -> Any:
-    """What there is on the CPU in place of it."""
-    if isinstance(leaf, Remote):
-        return leaf.inner
-    return torch.device("cpu") if isinstance(leaf, torch.device) and leaf.type == NAME else leaf
 
 
 def remote(leaf: Any) -> Any:
@@ -86,18 +73,26 @@ def remote(leaf: Any) -> Any:
 
 def carry_out(function: Any, args: Any, kwargs: Any) -> Any:
     name, device, there, here = function.name().partition(".")[0], None, False, False
-    for leaf in leaves([args, kwargs]):
+
+    def local(leaf: Any) -> Any:
+        """What there is on the CPU in place of it."""
+        nonlocal device, there, here
         if isinstance(leaf, Remote):
             there = True
-        elif isinstance(leaf, torch.Tensor):
+            return leaf.inner
+        if isinstance(leaf, torch.Tensor):
             here = here or leaf.dim() > 0
         elif isinstance(leaf, torch.device):
             device = device or leaf
+            return torch.device("cpu") if leaf.type == NAME else leaf
+        return leaf
+
+    own_args, own_kwargs = mapped(local, args), mapped(local, kwargs)
     if there and here and name not in MOVES:
         raise RuntimeError(f"{name}: expected all tensors to be on the same device, found {NAME}:0 and cpu")
     if not there and name in WORK:
         raise RuntimeError(f"{name}: on the CPU, and meant to be on {NAME}:0")
-    output = function(*mapped(local, args), **mapped(local, kwargs))
+    output = function(*own_args, **own_kwargs)
     if name == "aten::copy_":
         return args[0]
     return mapped(remote, output) if (device.type == NAME if device else there) else output
@@ -150,28 +145,45 @@ LEAKS: dict[str, Callable[[], None]] = {
 }
 
 
-def main(original: str, converted: str, leak: str, *options: str) -> None:
+def compared(original: str, converted: str, leak: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The report, or the error."""
+    from converter.parity import check
+
+    LEAKS[leak]()
+    try:
+        with FakeDevice():
+            report = check(original, converted, **stated(device=f"{NAME}:0", num_attention_heads=4, **options))
+    except RuntimeError as error:
+        return {"error": str(error)}
+    except Exception:
+        return {"crashed": traceback.format_exc()}
+    found: dict[str, Any] = json.loads(report.to_json())
+    return found
+
+
+def prepare() -> None:
+    """What every comparison needs first, and what it would import."""
+    for name in ("DiTTransformer2DModel", "PixArtTransformer2DModel"):
+        getattr(importlib.import_module("diffusers"), name)
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend(NAME)
     torch.inference_mode = torch.no_grad  # it and subclasses do not go together
     torch.set_num_threads(1)
-    from converter.parity import check
-
-    said: dict[str, Any] = dict(option.split("=") for option in options)
-    said["dtype"] = said["dtype"].split(",") if "dtype" in said else None
-    LEAKS[leak]()
-    if "exact_timesteps" in said:
-        said["exact_timesteps"] = True
-    else:
-        said["multi_scale_train"] = True
     with FakeDevice():
-        report = check(original, converted, **stated(device=f"{NAME}:0", num_attention_heads=4, **said))
-    print(report.to_json())
+        torch.zeros(1, device=f"{NAME}:0")
+
+
+def main() -> None:
+    prepare()
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            print(json.dumps(compared(*json.loads(line))), flush=True)
+            os._exit(0)
+        if status := os.waitpid(child, 0)[1]:
+            print(json.dumps({"crashed": f"exit code {os.waitstatus_to_exitcode(status)}"}), flush=True)
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except RuntimeError as error:
-        print(json.dumps({"error": str(error)}))
+    main()

@@ -83,8 +83,8 @@ def test_a_right_conversion(right: Sides) -> None:
     moves = len(right.plan.moves)
     numbers = sum(int(np.prod(right.original[m.sources[0]].shape)) for m in right.plan.moves)
     assert found.words == (
-        f"all {moves} tensors ({numbers / 1e6:.4g} M numbers) are the original's, byte for byte; "
-        "none missing, none extra"
+        f"all {len(right.original)} tensors of the original accounted for: {moves} in the model byte for byte "
+        f"({numbers / 1e6:.4g} M numbers), 1 in the sidecar, 1 recomputed; none missing, none extra"
     )
     assert sum(steps) == moves
     assert found.notes == []
@@ -516,3 +516,17 @@ def test_every_copy_has_to_be_the_original(tmp_path: Path) -> None:
             spoilt = {key: held.torch() for key, held in with_fault(made.converted, fault).items()}
             wrong = replace(made, converted=memory_tensors(spoilt))
             assert (audit(wrong).verdict == FAIL) == ("weights" in fault.expected), fault.name
+
+
+def test_only_what_is_equal_is_proven(right: Sides) -> None:
+    wrong = "transformer_blocks.0.attn1.to_k.weight"
+    put(right, wrong, right.converted[wrong].torch() + 1)
+    assert failed(right)
+    keys = {key for key, held in right.converted.items() if held in right.proven}
+    assert keys
+    assert not [
+        key for key in keys if key.startswith("transformer_blocks.0.attn1.to_") and "weight" in key and "out" not in key
+    ]
+    for part, (origin, start) in right.proven.items():
+        own = part.torch().flatten()
+        assert torch.equal(origin.torch().flatten()[start : start + own.numel()], own)

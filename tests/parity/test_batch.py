@@ -48,7 +48,7 @@ def run(pairs: list[Pair], check: Checker | None = None, **options: Any) -> list
     with pytest.MonkeyPatch.context() as patched:
         if check:
             patched.setattr(checker, "check", check)
-        return batch.run(pairs, **options)
+        return batch.check_all(pairs, **options)
 
 
 @pytest.fixture
@@ -170,6 +170,19 @@ def test_only_what_has_changed_is_run_again(folder: Path) -> None:
     assert check.names == ["a", "b", "c", "a", "c"]
     cached_run(folder, check, profile="full")
     assert check.names[5:] == ["a", "b", "c"]
+
+
+def test_a_report_that_was_kept_is_of_the_files_that_were_asked_for(folder: Path) -> None:
+    check = Checker()
+    cached_run(folder, check, "a")
+    (folder / "run").mkdir()
+    for name in ("a", "a.pth"):
+        (folder / name).rename(folder / "run" / name)
+    (report,) = run(pairs(folder / "run", "a"), check=check, today=TODAY, cache=Cache(folder / "cache.json"))
+    assert check.names == ["a"]
+    assert report.run["original"] == str(folder / "run" / "a.pth")
+    assert report.run["converted"] == str(folder / "run" / "a")
+    assert report.run["seconds"] == 0  # none went into it now
 
 
 @pytest.mark.parametrize("told", ["INCONCLUSIVE", "REJECTED", InputError("bad"), ValueError("bad")])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from opened import NAMES, State, golden, session
 
-from converter.mapping import KeyMapping
+from converter.mapping import KeyMapping, Sparse
 from converter.models.pixart.parity import PARITY
 from converter.nets.faults import CONFIG, FUNCTION, WEIGHTS, Fault, with_fault
 from converter.parity.catalogue import catalogue
@@ -319,3 +319,40 @@ def test_what_no_output_shows_is_asked_of_the_weights_alone() -> None:
     assert told[swap].expected == told[scale].expected == {WEIGHTS}
     assert "proj of the model transposed" in plain
     assert not [name for name in plain if name.startswith("ff") and "transposed" in name]
+
+
+def test_a_row_of_some_blocks_has_faults_in_the_last_of_its_own() -> None:
+    """And none in a block that it, or its whole stack, does not have."""
+    keys = KeyMapping(
+        {"b.{}.q [D D]": "t.{}.q", "b.{}.kv [2D D]": Sparse(("t.{}.k", "t.{}.v")), "s.{}.o [D D]": "u.{}.o"}
+    )
+    shapes = {
+        f"{path}.{end}": (8, 4) if path.endswith("kv") else (4, 4) for path in PATHS for end in ("weight", "bias")
+    }
+    plan = keys.plan({key: torch.zeros(shape[: 1 if key.endswith("bias") else 2]) for key, shape in shapes.items()})
+    names = named(catalogue(plan))
+    assert "k and v swapped in block 1 of b" in names
+    assert "last bit of q of block 3 of b" in names
+    assert "last bit of o of block 1 of s" in names
+    of_the_last = named(catalogue(plan, block=3))
+    assert "last bit of q of block 3 of b" in of_the_last
+    assert not [name for name in of_the_last if name.startswith(("k and v swapped in block", "last bit of o"))]
+
+
+PATHS = [f"b.{i}.q" for i in range(4)] + [f"b.{i}.kv" for i in range(2)] + [f"s.{i}.o" for i in range(2)]
+
+
+def test_a_gate_and_a_value_are_swapped_in_both_layers_that_they_go_through() -> None:
+    keys = KeyMapping({"b.{}.up [2F D]": "t.{}.up", "b.{}.conv [2F 1]": "t.{}.conv", "b.{}.down [D F]": "t.{}.down"})
+    shapes = {"up": (12, 4), "conv": (12, 1), "down": (4, 6)}
+    state = {
+        f"b.0.{name}.{end}": torch.randn(shape[: 2 - (end == "bias")])
+        for name, shape in shapes.items()
+        for end in ("weight", "bias")
+    }
+    fault = named(catalogue(keys.plan(state)))["rows 0 and 1 of 2 of up and conv of block 0 swapped"]
+    assert fault.undoes_itself
+    assert fault.weights.keys() == {key.replace("b.", "t.") for key in state if "down" not in key}
+    _, change = fault.weights["t.0.conv.bias"]
+    assert change
+    assert torch.equal(change(state["b.0.conv.bias"]), state["b.0.conv.bias"].roll(6))

@@ -81,8 +81,8 @@ def test_rounded_as_declared(tmp_path: Path, dtype: torch.dtype, to: torch.dtype
     report = check(pair.original, pair.folder)
     assert (report.verdict, report.exit_code) == (PASS, 0), report.reason
     kind = name_of(to)
-    assert report.reason.startswith(f"the same function as that of the original's weights rounded to {kind}: at worst ")
-    assert f"are the original's, rounded to {kind};" in str(report.phase("weights"))
+    assert f"; compared with the original's weights rounded to {kind}; " in report.reason
+    assert f"in the model rounded to {kind} (" in str(report.phase("weights"))
     (note,) = [note for note in report.notes if "rounded" in note]
     assert note.startswith(f"the weights were rounded to {kind}, as declared, which changes the output by ")
     assert len(costs(report)) == 2  # halves of the output
@@ -123,8 +123,8 @@ def test_a_wider_dtype_loses_nothing(tmp_path: Path, dtype: torch.dtype, to: tor
     pair, _ = made(tmp_path, dtype, to)
     report = check(pair.original, pair.folder)
     assert report.verdict == PASS
-    assert report.reason.startswith("the same function: at worst ")
-    assert f"are the original's, widened to {name_of(to)};" in str(report.phase("weights"))
+    assert "compared with" not in report.reason
+    assert f"in the model widened to {name_of(to)} (" in str(report.phase("weights"))
     assert costs(report) == []
     assert not any("rounded" in note for note in report.notes)
 

@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fake_device import LEAKS
-from makers import ROOT
+from makers import ROOT, within
 from opened import WEIGHTS, Pair, golden
 from safetensors.torch import load_file, save_file
 from torch.utils import backend_registration
@@ -46,15 +47,27 @@ def spoilt(pair: Pair, at: Path) -> Pair:
     return Pair(pair.original, folder)
 
 
-def on_fake_device(pair: Pair, leak: str = "none", **options: str) -> dict[str, Any]:
-    script = Path(__file__).parent / "fake_device.py"
-    said = [f"{name}={value}" for name, value in options.items()]
-    command = [sys.executable, str(script), str(pair.original), str(pair.folder), leak, *said]
+Comparing = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def on_fake_device() -> Iterator[Comparing]:
+    """Compares a pair there, every time in a process of its own, with one of the leaks put in."""
+    command = [sys.executable, str(Path(__file__).parent / "fake_device.py")]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PIXART_DEBUG": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    made: dict[str, Any] = json.loads(done.stdout)
-    return made
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+
+        def compare(pair: Pair, leak: str = "none", **options: Any) -> dict[str, Any]:
+            assert process.stdin
+            assert process.stdout
+            print(json.dumps([str(pair.original), str(pair.folder), leak, options]), file=process.stdin, flush=True)
+            with within(300):
+                report: dict[str, Any] = json.loads(process.stdout.readline())
+            assert "crashed" not in report, report
+            return report
+
+        yield compare
 
 
 @pytest.mark.slow
@@ -62,14 +75,16 @@ def on_fake_device(pair: Pair, leak: str = "none", **options: str) -> dict[str, 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("alpha-fixed", {"profile": "standard", "dtype": "float32,bfloat16"}),
+        ("alpha-fixed", {"profile": "standard", "dtype": ["float32", "bfloat16"]}),
         ("alpha-ms", {"self_test": "full"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_no_tensor_stays_behind(pairs: dict[str, Pair], name: str, options: dict[str, str]) -> None:
+def test_no_tensor_stays_behind(
+    pairs: dict[str, Pair], on_fake_device: Comparing, name: str, options: dict[str, Any]
+) -> None:
     """Both nets, the trajectory and every fault, in every precision: what stays on the CPU meets nothing there."""
-    report = on_fake_device(pairs[name], **options)
+    report = on_fake_device(pairs[name], multi_scale_train=True, **options)
     assert report["verdict"] == PASS, report["reason"]
     assert report["environment"]["device"] == "fake:0"
     ran = {phase["name"]: phase["verdict"] for phase in report["phases"]}
@@ -79,19 +94,20 @@ def test_no_tensor_stays_behind(pairs: dict[str, Pair], name: str, options: dict
 
 @pytest.mark.slow
 @needs_fake_device
-def test_nor_does_one_of_a_dit(tmp_path: Path) -> None:
+def test_nor_does_one_of_a_dit(on_fake_device: Comparing, tmp_path: Path) -> None:
     """Of which whole numbers are an input, and every block has embedders of its own."""
     original = ROOT / "fixtures/golden/dit.pt"
     convert(original, tmp_path / "out", hyper_parameters={"num_attention_heads": 4})
-    report = on_fake_device(Pair(original, tmp_path / "out"), exact_timesteps="true", dtype="float32,bfloat16")
+    pair = Pair(original, tmp_path / "out")
+    report = on_fake_device(pair, exact_timesteps=True, dtype=["float32", "bfloat16"])
     assert report["verdict"] == PASS, report["reason"]
 
 
 @pytest.mark.slow
 @needs_fake_device
-def test_what_fails_is_localised_there_too(pairs: dict[str, Pair], tmp_path: Path) -> None:
+def test_what_fails_is_localised_there_too(pairs: dict[str, Pair], on_fake_device: Comparing, tmp_path: Path) -> None:
     pair = spoilt(pairs["sigma-ms"], tmp_path)
-    report = on_fake_device(pair, save_failing=str(tmp_path / "failing"))
+    report = on_fake_device(pair, multi_scale_train=True, save_failing=str(tmp_path / "failing"))
     assert report["verdict"] == FAIL
     (function,) = [phase for phase in report["phases"] if phase["name"] == "function"]
     assert "it goes wrong in block 1" in function["words"]
@@ -102,9 +118,9 @@ def test_what_fails_is_localised_there_too(pairs: dict[str, Pair], tmp_path: Pat
 @pytest.mark.slow
 @needs_fake_device
 @pytest.mark.parametrize("leak", sorted(LEAKS.keys() - {"none"}))
-def test_what_stays_behind_is_noticed(pairs: dict[str, Pair], leak: str) -> None:
+def test_what_stays_behind_is_noticed(pairs: dict[str, Pair], on_fake_device: Comparing, leak: str) -> None:
     """So that the tests above are worth something."""
-    report = on_fake_device(pairs["sigma-ms"], leak)
+    report = on_fake_device(pairs["sigma-ms"], leak, multi_scale_train=True)
     words = report.get("error") or report["reason"]
     assert "fake:0" in words, words
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from math import inf, nan
@@ -213,15 +214,31 @@ def test_a_run() -> None:
     assert [outcome.verdict for outcome in outcomes] == [PASS, PASS]
     made = function.phase(outcomes, detail)
     assert made.verdict == PASS
-    assert made.words.startswith("the same function: at worst ")
-    assert "times the noise floor (limit 3) in float32" in made.words
-    assert made.words.endswith("checks in 2 cases")
+    assert made.words == (
+        f"outputs identical in float32 and float64; {len(made.gates)} statistics checked on 2 cases of 4 samples in all"
+    )
     assert made.detail["blocks"]["stages"] == ["first", "last"]
     assert made.detail["blocks"]["floor"] == made.detail["blocks"]["converted"]
     heat = made.detail["heat"]
     assert heat["channels"] == [f"{part} {i}" for part in PARTS for i in range(4)]
     assert np.array(heat["values"]).shape == (8, 24)
     assert (heat["rows"], heat["columns"], heat["case"]) == (4, 6, "c0")
+
+
+def test_how_close_the_outputs_are_comes_first() -> None:
+    def words(converted: dict[str, Tensor]) -> str:
+        return function.phase([judged(converted)], {}).words
+
+    near, same = {F64: off(1e-9), F32: off(FLOOR, 4)}, {F64: truth(), F32: off(FLOOR)}
+    counts = "statistics checked on 1 case of 2 samples"
+    float32, float64 = "float32 output within 1.", "; float64 output within "
+    assert re.fullmatch(
+        rf"{float32}\d+ times the noise floor \(limit 3\){float64}[\d.]+e-09 \(limit 1e-07\); 24 {counts}", words(near)
+    )
+    assert words(same) == f"outputs identical in float32 and float64; 24 {counts}"
+    assert words(near | {F32: same[F32]}).startswith("outputs identical in float32; float64 output within ")
+    assert words(near | {F64: same[F64]}).startswith("outputs identical in float64; float32 output within 1.")
+    assert words({F64: same[F64]}) == f"outputs identical in float64; 8 {counts}"
 
 
 def test_a_wrong_run() -> None:
@@ -353,3 +370,36 @@ def test_limits_are_those_of_the_gates() -> None:
     assert gates.FLOOR_LIMIT * FLOOR > 2 * FLOOR
     assert failed(judged({F64: off(0.9e-7)})) == []
     assert failed(judged({F64: off(1.3e-7)}))
+
+
+# Side by side.
+
+
+def test_the_first_net_is_one_stage_ahead() -> None:
+    order: list[str] = []
+
+    def net(side: str) -> Staged:
+        def run(name: str, values: Values) -> Values:
+            order.append(f"{side}{name}")
+            return {"x": values["x"] * 2, "output": values["x"] + 1}
+
+        return Staged([Stage(name, lambda values, probe, name=name: run(name, values)) for name in "012"])
+
+    told: tuple[list[str], list[str]] = ([], [])
+    watches = [lambda stage, values, names=names: names.append(stage) for names in told]
+    outputs = function.side_by_side(net("a"), net("b"), {"x": torch.ones(1)}, watches)
+    assert [output.item() for output in outputs] == [5, 5]
+    assert order == ["a0", "b0", "a1", "b1", "a2", "b2"]
+    assert told == (["0", "1", "2"], ["0", "1", "2"])
+
+
+def test_a_net_that_tells_of_nothing_keeps_the_first_from_no_stage() -> None:
+    class Silent(Staged):
+        def forward(self, inputs: Values, watch: Any = None) -> Tensor:
+            return inputs["x"]
+
+    first = Staged(
+        [Stage(name, lambda values, probe: {"output": values.get("output", 0) + values["x"]}) for name in "012"]
+    )
+    outputs = function.side_by_side(first, Silent([]), {"x": torch.ones(1)}, [lambda *_: None] * 2)
+    assert [output.item() for output in outputs] == [3, 1]

@@ -82,7 +82,7 @@ def test_exactly_the_faulty_stage_is_named(pair: Pair, name: str) -> None:
     assert made.verdict == FAIL
     assert faulty(made) == wanted
     (stage,) = wanted
-    assert f"; it goes wrong in {stage}" in made.words
+    assert f"it goes wrong in {stage}; " in made.words
     others = [s["error"] for s in made.detail["localisation"]["stages"] if s["name"] != stage]
     assert max(others) < localise.FAULTY
 
@@ -162,6 +162,8 @@ def test_a_known_swap_is_found(pair: Pair, name: str) -> None:
     change, wanted = REPAIRS[name]
     made = compared(pair, change)
     assert made.notes == wanted
+    fault = wanted[0].partition(" is right again with ")[2] if wanted else "it goes wrong in block 1"
+    assert made.words.startswith(f"{fault}; ")
     assert [row["words"] for row in made.detail["localisation"]["repairs"]] == wanted
 
 
@@ -172,6 +174,7 @@ def test_a_swap_in_all_blocks_is_found_in_each(pair: Pair) -> None:
 
     made = compared(pair, change)
     assert len(made.notes) == 3
+    assert made.words.startswith("attn1.to_q and attn1.to_k swapped in block 0 and 2 more; it goes wrong in block 0, ")
     for block, note in enumerate(made.notes):
         assert note.startswith(f"block {block} is right again with attn1.to_q and attn1.to_k swapped in ")
 
@@ -227,9 +230,10 @@ def test_what_is_wrong_in_float32_only_is_found_there(pair: Pair) -> None:
     with bent(pair, "float32", 1e-5) as opened:
         made = opened.function(opened.cases("quick"), ("float64", "float32"))
     assert made.verdict == FAIL
-    assert made.words.endswith("; it goes wrong in block 1, in float32 only")
+    assert made.words.startswith("it goes wrong in block 1, in float32 only; ")
     assert all(check.statistic.startswith("float32") for check in made.failed)
     assert made.detail["localisation"]["precision"] == "float32"
+    assert made.detail["localisation"]["repairs"] == [], "in float64 there is nothing to mend"
     assert faulty(made).keys() == {"block 1"}
 
 

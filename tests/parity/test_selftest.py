@@ -73,7 +73,7 @@ def test_the_whole_catalogue_is_killed(pairs: dict[str, Pair], name: str) -> Non
     assert killers.count(FUNCTION) >= 60
     assert killers.count(WEIGHTS) >= 60
     assert killers.count(CONFIG) >= 10
-    assert made.words == f"all {len(faults)} deliberate faults were caught by the right phases"
+    assert made.words == f"all {len(faults)} deliberate faults were caught"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -84,7 +84,7 @@ def test_the_whole_catalogue_on_half_precision(tmp_path: Path, dtype: torch.dtyp
     torch.save(kept, tmp_path / "half.pth")
     convert(tmp_path / "half.pth", tmp_path / "out", **stated(**QUIETLY))
     report = check(tmp_path / "half.pth", tmp_path / "out", self_test="full")
-    assert (report.verdict, report.reason.partition(":")[0]) == (PASS, "the same function")
+    assert (report.verdict, "output" in report.headline) == (PASS, True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -126,7 +126,7 @@ def test_a_fault_that_is_none_is_inconclusive(ready: Session) -> None:
         assert survivors(made) == {"nothing at all"}
         unseen = " and ".join(sorted(expected))
         assert lines(made)["nothing at all"].words == f"caught by nothing, NOT by {unseen}"
-        assert made.words.startswith("1 of 2 trials gave the wrong answer: nothing at all (caught by nothing")
+        assert made.words.startswith("1 of 1 deliberate fault missed: nothing at all (caught by nothing")
 
 
 def test_the_other_kinds_of_nothing(ready: Session) -> None:

@@ -229,7 +229,8 @@ def test_only_a_failed_tolerance_within_the_bound_is_waived(check: Check, statis
 def test_the_statistics_are_those_of_the_gates() -> None:
     from converter.parity import gates
 
-    assert module.UNITS == {"float64": 1.0, "float32": gates.FLOOR_LIMIT}
+    units = {statistic.partition(" ")[0]: module.unit_of(statistic) for statistic in module.WAIVABLE}
+    assert units == {"float64": 1.0, "float32": gates.FLOOR_LIMIT}
     names = {f"float64 {name}" for name in gates.GATING}
     names |= {f"float32 {name}{more}" for name in gates.GATING for more in ("", " against the original's")}
     assert set(module.WAIVABLE) == names

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from makers import ROOT, Result, tree
-from parts import PARTS, TEXT_ENCODER, TOKENIZER, VAE, flags
+from parts import TEXT_ENCODER, TOKENIZER, VAE, flags
 
 from converter.errors import InputError, UsageError
+from converter.families.travelling import ShippedClass, shipped_class
 from converter.pipelines.assemble import Components
-from converter.pipelines.components import find_component, shipped_class
+from converter.pipelines.components import find_component
 
 Cli = Callable[..., Result]
 
@@ -81,7 +82,7 @@ def test_a_scheduler_of_diffusers(tmp_path: Path) -> None:
 
 def test_a_class_that_travels_is_not_run_for_that() -> None:
     table = ROOT / "converter" / "models" / "pixart" / "table.py"
-    assert shipped_class("converter.models.pixart.table:KEYS") == (("table", "KEYS"), table)
+    assert shipped_class("converter.models.pixart.table:KEYS") == ShippedClass("table", "KEYS", table)
 
 
 def missing_shard(place: Path) -> Path:
@@ -202,10 +203,6 @@ def test_what_does_not_go_together(words: dict[str, Any], rule: str) -> None:
 @pytest.mark.parametrize(
     ("more", "rule"),
     [
-        (
-            ["--stock", "--scheduler", PARTS],
-            "--stock applies to the samplers dpm-solver, sa-solver, iddpm, lcm, dmd, not",
-        ),
         (["--scheduler", "ddim"], "--scheduler ddim: one of dpm-solver, sa-solver, iddpm, lcm, dmd, or a folder"),
         (["--text_encoder=", "--tokenizer", TOKENIZER], "--text_encoder is empty"),
     ],

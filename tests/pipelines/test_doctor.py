@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import converter
 from converter.errors import InputError, UsageError
+from converter.pipelines.assemble import Components
 from converter.pipelines.checks import Problem
 from converter.pipelines.doctor import diagnose
 
@@ -381,8 +382,24 @@ def test_the_stock_pipeline_fails_with_micro_conditions_at_512_pixels(tmp_path: 
     (plain / "model_index.json").write_text(json.dumps(index | {"_class_name": "PixArtAlphaPipeline"}))
     shutil.copytree(vae_of("alpha"), plain / "vae")
     faults = lines(diagnose(plain))
-    assert "sample_size 128 only" in " ".join(faults["transformer"])
-    assert faults.keys() == {"transformer", "scheduler"}
+    assert faults.keys() == {"pipeline", "scheduler"}
+    missing, other = faults["pipeline"]
+    assert missing.startswith("pixart_pipeline.py is missing")
+    assert other == "_class_name is PixArtAlphaPipeline, and ['pixart_pipeline', 'PixArtAlphaMSPipeline'] is needed"
+    beside = Components(vae=vae_of("alpha"), components="copy")
+    good = converter.convert(file, tmp_path / "good", hyper_parameters=words, components=beside).path
+    assert lines(diagnose(good)) == {}
+
+
+def test_a_class_that_travels_is_looked_for_beside_the_weights(tmp_path: Path) -> None:
+    file = ROOT / "fixtures" / "golden" / "sigma-qknorm.pth"
+    words = {"num_attention_heads": HEADS, "version": "sigma"}
+    folder = converter.convert(file, tmp_path / "out", hyper_parameters=words).path
+    for place in (folder, folder / "transformer"):
+        assert lines(diagnose(place)) == {}
+    (folder / "transformer" / "pixart_transformer.py").unlink()
+    (problem,) = lines(diagnose(folder))["transformer"]
+    assert problem.startswith("pixart_transformer.py is missing")
 
 
 def test_an_output_that_is_not_finite_in_the_dtype_of_the_files(tmp_path: Path) -> None:

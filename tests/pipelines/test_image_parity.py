@@ -149,7 +149,7 @@ def test_the_command(pipelines: dict[str, Path], cli: Cli, tmp_path: Path) -> No
     assert page.count('<img src="data:image/png;base64,') == 3
     assert 'alt="converted: drawn by the converted net"' in page
     assert "What stock conventions change" in reports[2].read_text()
-    assert '<testcase classname="parity.images" name="images" />' in reports[3].read_text()
+    assert '<testcase classname="parity.alpha-fixed.images" name="images" />' in reports[3].read_text()
     assert [path.name for path in tmp_path.glob("*.png")] == ["out.images.png"]
     with Image.open(tmp_path / "out.images.png") as picture:
         assert picture.size == (3 * 128 + 16, 128)

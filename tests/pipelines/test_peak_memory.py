@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fresh_memory import fresh_memory
 
-from converter.pipelines.memory import available, peak, release, resident
+from converter.pipelines.memory import INTERVAL, available, peak, release, resident
 
 SIZE = 80_000_000
 
 
 def test_a_peak_is_that_of_its_own_stage() -> None:
-    with peak() as first:
-        data = bytearray(SIZE)
+    with peak() as first, fresh_memory(SIZE):
         before = resident()
-        del data
     release()
     with peak() as second:
         pass
@@ -29,13 +29,12 @@ def test_where_the_systems_peak_cannot_be_reset_it_is_sampled(monkeypatch: pytes
     def refused(path: Path, *_: Any) -> int:
         raise PermissionError(path)
 
-    bytearray(4 * SIZE)  # what the system remembers, and the samples must not
-    monkeypatch.setattr(Path, "write_text", refused)
+    with fresh_memory(4 * SIZE):  # what the system remembers, and the samples must not
+        pass
+    monkeypatch.setattr(Path, "write_bytes", refused)
     before = resident()
-    with peak() as stage:
-        data = bytearray(SIZE)
-        sum(data[:10_000_000])  # time for a few looks
-        del data
+    with peak() as stage, fresh_memory(SIZE):
+        time.sleep(20 * INTERVAL)
     assert SIZE * 0.9 < stage.rss_bytes - before < 2 * SIZE
 
 

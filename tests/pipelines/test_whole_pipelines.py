@@ -19,7 +19,7 @@ from parts import PARTS, TEXT, TEXT_ENCODER, TOKENIZER, VAE, assemble, flags, va
 from safetensors.torch import load_file
 
 import converter
-from converter.conversion.batch import UNCHANGED, Outcome, run
+from converter.conversion.batch import UNCHANGED, Outcome, convert_all
 from converter.conversion.pairs import expand
 from converter.errors import InputError, UsageError
 from converter.parity.checker import check
@@ -206,7 +206,7 @@ def test_overwriting_replaces_the_links_of_the_record_and_no_others(tmp_path: Pa
 def several(out: Path, **components: Any) -> list[Outcome]:
     beside = Components(**{"vae": VAE} | components)
     pairs = expand(str(PARTS / "alpha-*.pth"), f"{out}/{{stem}}")
-    return run(pairs, None, {"num_attention_heads": HEADS}, components=beside)
+    return convert_all(pairs, None, {"num_attention_heads": HEADS}, components=beside)
 
 
 @pytest.mark.parametrize("way", ["link", "copy"])

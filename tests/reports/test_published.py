@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from makers import GOLDEN, HEADS, Result
 
 from converter.publishing.card import card as model_card
-from converter.reports import card
+from converter.reports.markdown import card
 from converter.reports.published import portable_command, published, without_paths
 from converter.reports.report import Phase, Report
 

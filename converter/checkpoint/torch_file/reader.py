@@ -12,6 +12,7 @@ from typing import Any
 from ...errors import InputError, printable
 from ..dtypes import BY_STORAGE, DType
 from ..file import InputFile
+from ..recognition import container_of
 from ..tensor import LazyTensor, Storage, checked
 from .archive import Archive
 from .tree import KINDS, describe, describe_package, is_global, is_ordered_dict, is_tensor
@@ -187,3 +188,14 @@ class TorchFile:
 
     def _refuse(self, key: str, rule: str) -> InputError:
         return self.file.error(f"data.pkl: {printable(key)}", rule)
+
+
+def bare_tensor(file: InputFile) -> LazyTensor | None:
+    """The tensor that `torch.save(tensor, path)` wrote by itself, which no checkpoint does; None for any other file.
+
+    Raises: `InputError` for a file that breaks a rule.
+    """
+    if container_of(file) != "zip":
+        return None
+    torch_file = TorchFile(file)
+    return torch_file.tensor("the tensor", torch_file.root) if is_tensor(torch_file.root) else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, TypeGuard
 
-from ...errors import UNQUANTISED, printable
+from ...errors import UNQUANTISED, plural, printable
 from .unpickle import Call, Dict, Global, Set
 
 ALIAS_LIMIT = 8  # further names under which dicts already found are listed: each is looked at again
@@ -107,7 +107,7 @@ def describe(node: Any) -> str:
     if isinstance(node, Global):
         return f"a reference to {node}"
     if isinstance(node, Dict):
-        return f"a dict of {len(node.pairs)} items"
+        return f"a dict of {plural(len(node.pairs), 'item')}"
     if isinstance(node, (list, tuple, Set)):
         return "a sequence"
     return f"a value of type {type(node).__name__}"

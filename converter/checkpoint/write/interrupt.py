@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ...system import stop_signals
+
 
 class Interrupted(KeyboardInterrupt):
     """A signal asked us to stop. Not an `Exception`, so that nothing swallows it on the way."""
@@ -40,7 +42,7 @@ pending_cleanup: set[Callable[[], None]] = set()
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into `Interrupted`, and ignore the next while that cleans up.
+    """Turn the first signal to stop, such as SIGINT, into `Interrupted`, and ignore the next while that cleans up.
 
     >>> try:
     ...     with interruptible():
@@ -63,7 +65,7 @@ def interruptible() -> Iterator[None]:
             raise Interrupted(signum)
 
     try:
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for signum in stop_signals():
             if (before := signal.getsignal(signum)) != signal.SIG_IGN:  # `nohup` must keep its meaning
                 previous[signum] = before or signal.SIG_DFL
                 signal.signal(signum, handler)

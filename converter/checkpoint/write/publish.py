@@ -2,7 +2,9 @@
 
 Everything goes into a sibling `.NAME.<random>.partial` folder, is flushed to disk, and is renamed into
 place. So at any moment the target is the whole old folder or the whole new one, also after a crash, and
-no file of the old one (say, a stale shard index) stays behind in the new one.
+no file of the old one (say, a stale shard index) stays behind in the new one. Where two folders cannot change
+places, which is everywhere but on Linux, there is no target for the instant between two renames; a crash just then
+leaves the old one whole beside it, and the next run names it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
+from ... import system
 from ...errors import ConverterError, human_bytes, printable
 from .interrupt import pending_cleanup, signals_deferred
 from .target import REPLACED, Allowed, check_replaceable, nearest, target_error, temporary_prefix
@@ -32,34 +35,6 @@ def write_error(path: Path, error: OSError) -> ConverterError:
     if error.errno in _FAULTS:
         return ConverterError(f"{printable(path)}: cannot be written: {error.strerror}")
     return target_error(path, error)
-
-
-def exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step; False where the system or the file system cannot."""
-    try:
-        import ctypes  # here, because some builds of Python lack it
-
-        call = ctypes.CDLL(None, use_errno=True).renameat2
-    except (ImportError, AttributeError, OSError):
-        return False
-    here, swap = ctypes.c_int(-100), ctypes.c_uint(2)  # AT_FDCWD, RENAME_EXCHANGE
-    if call(here, os.fsencode(one), here, os.fsencode(other), swap) == 0:
-        return True
-    if (code := ctypes.get_errno()) in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-        return False
-    raise OSError(code, os.strerror(code))
-
-
-def _sync(path: Path) -> None:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    except OSError as error:  # folders cannot be opened or flushed everywhere, and that is no loss
-        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
-            raise
 
 
 class Publication:
@@ -87,10 +62,9 @@ class Publication:
         try:
             with signals_deferred:
                 pending_cleanup.add(self.discard)
-                disk = os.statvfs(nearest(self.target.parent))
-                free = disk.f_bavail * disk.f_frsize
-                if disk.f_blocks and free < self._needed:  # some file systems tell no size at all
-                    sizes = f"{human_bytes(self._needed)} needed, {human_bytes(free)} free"
+                disk = shutil.disk_usage(nearest(self.target.parent))
+                if disk.total and disk.free < self._needed:  # some file systems tell no size at all
+                    sizes = f"{human_bytes(self._needed)} needed, {human_bytes(disk.free)} free"
                     raise target_error(self.target, f"not enough space on the disk: {sizes}")
                 for folder in reversed(self.target.parents):
                     if not folder.is_dir():
@@ -135,7 +109,7 @@ class Publication:
     def create(self, name: str) -> int:
         """A descriptor that writes the new file `name`, such as "vae/config.json"; the caller closes it."""
         with self._place(name) as path:
-            return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+            return system.create(path)
 
     def link(self, name: str, to: Path) -> None:
         """Make the new symbolic link `name`."""
@@ -180,13 +154,13 @@ class Publication:
             for folder, _, files in os.walk(self.path, topdown=False):
                 for path in (*(Path(folder, name) for name in files), Path(folder)):
                     if not path.is_symlink():  # what it leads to is not ours
-                        _sync(path)
+                        system.flush_path(path)
             with signals_deferred:
                 self._move()
                 self.published = True
                 try:  # flush what the rename changed
                     for path in (self.target, *reversed(self._parents)):
-                        _sync(path.parent)
+                        system.flush_path(path.parent)
                 except OSError as error:
                     rule = "its new name may not be on the disk yet, and a system crash now could lose it"
                     self.notes.append(f"{printable(self.target)} is complete; {rule} ({error.strerror or error})")
@@ -197,7 +171,7 @@ class Publication:
     def _move(self) -> None:
         """Give the target's name to the new folder; `_to_delete` is then the old one, where there was one."""
         try:
-            os.rename(self.path, self.target)  # takes the place of nothing, or of an empty folder
+            system.rename(self.path, self.target)  # takes the place of nothing, or of an empty folder
             self._to_delete = None
             return
         except OSError as error:
@@ -205,20 +179,20 @@ class Publication:
                 raise
             if not self._overwrite:
                 raise target_error(self.target, _TAKEN) from error
-        old = self.path if exchange(self.path, self.target) else self.path.with_suffix(".old")
+        old = self.path if system.exchange(self.path, self.target) else self.path.with_suffix(".old")
         if old != self.path:
             # For an instant there is no target: a crash right here leaves the old one, whole, as `.old`.
-            os.rename(self.target, old)
+            system.rename(self.target, old)
         self._to_delete = None
         try:
             check_replaceable(self.target, old, self._allowed)  # it may have come since `check_target`
             if old != self.path:
-                os.rename(self.path, self.target)
+                system.rename(self.path, self.target)
         except BaseException:
             try:
                 if old != self.path:
-                    os.rename(old, self.target)
-                elif not exchange(self.path, self.target):
+                    system.rename(old, self.target)
+                elif not system.exchange(self.path, self.target):
                     raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
             except OSError as error:
                 raise target_error(old, "is the old target, whole: it could not be put back") from error
@@ -226,7 +200,8 @@ class Publication:
             raise
         self._replaced, self._to_delete = True, old
         with suppress(OSError):  # a kill while it is deleted leaves it under a name that says what it is
-            self._to_delete = old.rename(old.with_suffix(REPLACED))
+            system.rename(old, old.with_suffix(REPLACED))
+            self._to_delete = old.with_suffix(REPLACED)
 
 
 class FilePublication(Publication):
@@ -235,7 +210,7 @@ class FilePublication(Publication):
     def _move(self) -> None:
         written = self.path / self.target.name
         if self._overwrite:
-            os.replace(written, self.target)
+            system.replace(written, self.target)
             return
         try:
             os.link(written, self.target)  # unlike a rename, never over a file that came in the meantime
@@ -245,7 +220,7 @@ class FilePublication(Publication):
             # A file system without hard links says so in many ways.
             if os.path.lexists(self.target):
                 raise target_error(self.target, _TAKEN) from error
-            os.rename(written, self.target)
+            system.rename(written, self.target)
 
 
 def write_file(path: Path, data: bytes, *, overwrite: bool) -> None:

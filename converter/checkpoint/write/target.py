@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
 from ...errors import InputError, UsageError, printable
+from ...system import read_link
 from ..file import InputFile
 
 REPLACED = ".replaced"  # of an old target that has given way to the new one, and is being deleted
@@ -28,10 +29,17 @@ def target_error(path: Path, rule: str | OSError) -> UsageError:
     return UsageError(f"{printable(path)}: {rule.strerror if isinstance(rule, OSError) else rule}")
 
 
-def _same(one: Path, other: Path) -> bool:
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file or folder from all others; spelling says nothing where case or bind mounts play a part."""
     with suppress(OSError):
-        return os.path.samefile(one, other)  # spelling says nothing where case or bind mounts play a part
-    return False
+        there = os.stat(path)
+        return there.st_dev, there.st_ino
+    return None
+
+
+def _is_one_of(path: Path, others: Iterable[Path]) -> bool:
+    identity = _identity(path)
+    return identity is not None and identity in map(_identity, others)
 
 
 def nearest(path: Path) -> Path:
@@ -54,7 +62,7 @@ def check_replaceable(target: Path, folder: Path, allowed: Allowed) -> None:
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(f"{inside}{entry.name}/")
             elif entry.is_symlink():
-                if we_wrote.get(inside + entry.name) != os.readlink(entry.path):
+                if we_wrote.get(inside + entry.name) != read_link(entry.path):
                     others.append(inside + entry.name)
             elif not entry.is_file(follow_symlinks=False) or not (
                 we_wrote.get(inside + entry.name) == "" or _left_by_system(inside, entry, siblings)
@@ -96,7 +104,7 @@ def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowe
         if os.path.islink(path) and not os.path.exists(path):
             raise target_error(path, "is a dangling symbolic link")
     real = Path(os.path.realpath(target))
-    if any(_same(path, source) for path in (real, *real.parents)):
+    if _is_one_of(source, (real, *real.parents)):
         raise target_error(target, "is the input or lies inside it; name a place elsewhere")
     parent = nearest(real.parent)
     if not os.path.isdir(parent):
@@ -118,7 +126,7 @@ def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowe
             raise target_error(target, f"{there}; use `overwrite` to replace it")
         for path in _links_in(source) if there else ():  # a cache is full of them
             leads_to = Path(os.path.realpath(path))
-            if _same(real, leads_to) or real in leads_to.parents:
+            if _is_one_of(real, [leads_to]) or real in leads_to.parents:
                 how = "is" if allowed is None else "holds"
                 raise target_error(target, f"{how} what the input's {printable(path)} links to")
     except OSError as error:
@@ -128,11 +136,13 @@ def check_target(target: Path, source: Path, *, overwrite: bool, allowed: Allowe
 
 def _folder_there(target: Path, real: Path, source: Path, allowed: Allowed) -> str:
     """That there is a folder with something in it already, in words; '' where there is none."""
-    if any(_same(path, real) for where in (os.path.abspath, os.path.realpath) for path in Path(where(source)).parents):
+    if _is_one_of(
+        real, (path for where in (os.path.abspath, os.path.realpath) for path in Path(where(source)).parents)
+    ):
         raise target_error(target, "holds the input, which would be lost; name a folder elsewhere")
     if os.path.exists(real) and not os.path.isdir(real):
         raise target_error(target, "exists and is not a folder")
-    if os.path.ismount(real) or _same(real, Path()):
+    if os.path.ismount(real) or _is_one_of(real, [Path()]):
         # The first cannot be renamed over, and the second would vanish from under the user's shell.
         raise target_error(target, "is a mount point or the current folder; name a folder inside it")
     if not (os.path.isdir(real) and any(real.iterdir())):

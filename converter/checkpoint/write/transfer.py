@@ -3,31 +3,32 @@
 The system copies a storage that is one tensor (`copy_file_range`: no byte of it comes through this process); any
 other is read front to back, once, and its bytes go to wherever they are wanted. What was written is then read back,
 once, which proves both ends: the CRC-32 of what lies in the new file has to be the one that the archive gives for the
-source. SHA-256 and the search for NaN, infinity and zeros happen in that same pass. One thread writes, since two on one
-file only wait for each other, a second proves what is there already, and in the end both do: hashing and I/O release
-the interpreter's lock. Memory is two buffers, plus one tensor where a view has to be laid out anew.
+source. Digests and the search for NaN, infinity and zeros happen in that same pass. One thread writes, since two on
+one file only wait for each other, a second proves what is there already, and in the end both do: hashing and I/O
+release the interpreter's lock. Memory is two buffers, plus one tensor where a view has to be laid out anew.
 
-The same passes tell whether a file holds already what would be written: then nothing is, and SHA-256 takes the place of
-the CRC-32.
+The same passes tell whether a file holds already what would be written: then nothing is, and the digest takes the place
+of the CRC-32.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 from zlib_ng.zlib_ng import crc32, crc32_combine
 
 from ...errors import ConverterError, InputError, printable
+from ...system import write_at
 from ..cast import cast, count_nonfinite, trailing_zeros
+from ..digest import Digest
 from ..tensor import CHUNK, LazyTensor
 
 Progress = Callable[[int], None]
+POLL = 0.2  # seconds until an interrupt is noticed
 
 
 class DifferentError(Exception):
@@ -43,11 +44,11 @@ class Output:
     tensor: LazyTensor
     fd: int | None
     parts: int = 1
-    sha256: str = ""
+    digest: str = ""
     crc: int = 0
     nonfinite: int = 0
     zeros: list[int] = field(default_factory=list)
-    wanted: Any = field(default_factory=hashlib.sha256)  # of what would be written without an `fd`
+    wanted: Digest = field(default_factory=Digest)  # of what would be written without an `fd`
 
     @property
     def start(self) -> int:
@@ -63,8 +64,8 @@ class TensorCopy:
     be read back. It is None only where the system copied them out of a file without checksums.
 
     Args:
-        digest: the SHA-256 that a record states of the tensor's bytes: what was copied and has it needs no other proof,
-            and `read` is then what they have.
+        digest: what a record states of the tensor's bytes: what was copied and has it needs no other proof, and `read`
+            is then what they have. All is hashed as it is.
     """
 
     def __init__(self, tensor: LazyTensor, outputs: list[Output], digest: str = "") -> None:
@@ -74,14 +75,14 @@ class TensorCopy:
         self.tensor, self.outputs, self.digest, self.overflowed = tensor, outputs, digest, 0
         self.crc: int | None = 0
         # What is written whole and as it is, is hashed when it is read back.
-        self._read = hashlib.sha256() if digest and (self.dtype != tensor.dtype or len(outputs) > 1) else None
+        self._read = Digest(digest) if digest and (self.dtype != tensor.dtype or len(outputs) > 1) else None
         self._start, self._stop = tensor.span
         self._done = 0
 
     @property
     def read(self) -> str:
-        """SHA-256 of what the source holds, once all is proven; '' where no record states one."""
-        return self._read.hexdigest() if self._read else self.outputs[0].sha256 if self.digest else ""
+        """The digest of what the source holds, once all is proven; '' where no record states one."""
+        return self._read.text if self._read else self.outputs[0].digest if self.digest else ""
 
     def copied(self) -> bool:
         """Let the system copy the bytes; False where it cannot, or where the storage is not exactly this tensor."""
@@ -132,10 +133,10 @@ class TensorCopy:
     def prove(self, buffer: bytearray, stop: threading.Event, progress: Progress) -> None:
         """Read back what was written: its CRC has to be that of the source, or of what was made of it."""
         # Rows that changed places lie in another order there: the digest of a tensor is of its bytes as they lie.
-        digests = {output.tensor.key: hashlib.sha256() for output in self.outputs}
+        digests = {output.tensor.key: Digest(self.digest) for output in self.outputs}
         for output in sorted(self.outputs, key=lambda output: output.start):
             file, digest, dtype = output.tensor.storage.file, digests[output.tensor.key], output.tensor.dtype
-            size, there = output.tensor.nbytes // output.parts, hashlib.sha256()
+            size, there = output.tensor.nbytes // output.parts, Digest()
             for end in (size * (part + 1) for part in range(output.parts)):
                 zeros = 0
                 for offset in range(end - size, end, len(buffer)):
@@ -153,17 +154,16 @@ class TensorCopy:
                     if output.fd is None:
                         there.update(part)
                     output.nonfinite += count_nonfinite(part, dtype)
-                    last = trailing_zeros(part, dtype)
-                    zeros = last + (zeros if last * dtype.itemsize == len(part) else 0)
+                    zeros = trailing_zeros(part, dtype, zeros)
                     progress(len(part))
                 output.zeros.append(zeros)
-            if output.fd is None and there.digest() != output.wanted.digest():
+            if output.fd is None and there.text != output.wanted.text:
                 raise DifferentError
         crc = 0
         for output in self.outputs:
-            output.sha256 = digests[output.tensor.key].hexdigest()
+            output.digest = digests[output.tensor.key].text
             crc = crc32_combine(crc, output.crc, output.tensor.nbytes)
-        if self.crc is None and [output.sha256 for output in self.outputs] != [self.digest]:
+        if self.crc is None and [output.digest for output in self.outputs] != [self.digest]:
             self.crc = 0
             for _, part in self.tensor.chunks():  # it has changed since it was recorded, which is no fault
                 self.crc = crc32(part, self.crc)
@@ -175,14 +175,6 @@ class TensorCopy:
                 f"{printable(where)}: {printable(self.outputs[0].tensor.key)}: what was read back is not what was "
                 "written (a faulty disk, or another program?)"
             )
-
-
-def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """All of `data` at `offset`."""
-    view = memoryview(data)
-    while len(view):
-        count = os.pwrite(fd, view, offset)
-        view, offset = view[count:], offset + count
 
 
 class _Buffer(threading.local):
@@ -239,14 +231,20 @@ def transfer(
 
     with ThreadPoolExecutor(2) as pool:
         try:
-            for future in [pool.submit(guarded, write, *share) for share in shares]:
-                future.result()
+            _finish([pool.submit(guarded, write, *share) for share in shares])
             if not stop.is_set():
                 written()
-            for future in proofs:
-                future.result()
+            _finish(proofs)
         finally:
             stop.set()
+
+
+def _finish(futures: list[Future[None]]) -> None:
+    """Wait for all; the first failure is raised. On Windows, Ctrl-C would wait too, for as long as one wait takes."""
+    for future in futures:
+        while not future.done():
+            wait([future], POLL)
+        future.result()
 
 
 def _read_and_write(wanting: list[TensorCopy], buffer: bytearray, stop: threading.Event) -> None:

@@ -7,9 +7,10 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...nets.layers import below, embed_sinusoids, feed_forward, linear, modulated_norm, self_attention, sinusoid
+from ...nets.layers import embed_sinusoids, feed_forward, linear, modulated_norm, self_attention, sinusoid
 from ...nets.net import Probe, Stage, Staged, Values, Weights
 from ...nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
+from ...parts import below
 
 
 class DiTShape(LatentShape):

@@ -33,6 +33,7 @@ KEYS = KeyMapping({
     evidence.POSITIONS + " [1 N D]":  Computed(evidence.computed_table),
 })  # fmt: skip
 
+STOCK, EXACT_CLASS = "DiTTransformer2DModel", "DiTExactTransformer2DModel"
 EXACT = "exact_timesteps"
 MISMATCH = "stock DiTTransformer2DModel has other timestep frequencies than DiT (10000^(-j/127) for 10000^(-j/128))"
 # What makes it compute the original's function, in one line of Python.
@@ -40,7 +41,11 @@ EXACT_LINE = "for block in model.transformer_blocks: block.norm1.emb.time_proj.d
 FLAGS = (
     evidence.IMAGE_SIZE,
     evidence.NUM_ATTENTION_HEADS,
-    Flag(EXACT, bool, "DiT: true if you run the line in the conversion's note on the model that you load."),
+    Flag(
+        EXACT,
+        bool,
+        "DiT with diffusers' own class: true if whoever loads it runs the line of Python in the conversion's note.",
+    ),
 )
 
 # Hidden size -> name, blocks, heads (facebookresearch/DiT, models.py). Heads have 64 channels, those of XL 72.
@@ -57,7 +62,7 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
     if (depth, bool(name)) == (blocks, True):
         findings.file("size", f"DiT-{name}/{patch}", f"hidden size {hidden}, {depth} blocks, patch {patch}")
     elif name and depth:
-        findings.notes.append(f"it has {depth} blocks, where DiT-{name} has {blocks}: blocks at the end may be missing")
+        findings.notes.append(f"depth {depth}, where DiT-{name} has {blocks} blocks: blocks at the end may be missing")
     others = f"; the published sizes are {', '.join(map(str, SIZES))}, and this model has {hidden}" if hidden else ""
     evidence.heads(findings, state, usual or None, f"as in DiT-{name}, of hidden size {hidden}" if name else others)
     table = evidence.read_table(plan, state, findings)
@@ -66,12 +71,29 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
         seen = f"{table.seen}: scale {table.scale:g}" if table.scale else table.seen
         stock = "the diffusers class computes the one of scale 1 and allows no other"
         findings.problems.append(f"{seen}, and {stock}")
-    findings.given_or_assumed(EXACT, False, "as from_pretrained loads it, without the line that the note gives")
+    if EXACT in findings.given:
+        findings.given_or_assumed(EXACT)
+    if not exact(findings):
+        _other_frequencies(findings)
+    evidence.check_config(state.config, findings, num_embeds_ada_norm="num_classes")
+
+
+def _other_frequencies(findings: Findings) -> None:
+    """Note it, of diffusers' own class, in both directions."""
     findings.diffusers_notes.append(
         f"{MISMATCH}, which no weights can make up for: to get the original's function, run this on what "
         f"from_pretrained loads: {EXACT_LINE}"
     )
-    evidence.check_config(state.config, findings, num_embeds_ada_norm="num_classes")
+    if findings.source_class is not None:
+        findings.original_notes.append(
+            f"{MISMATCH}: if it was trained in that class, and not converted for it, DiT's code computes something else"
+        )
+
+
+def exact(findings: Findings) -> bool:
+    """Whether the class to write has the original's frequencies. A model that diffusers' class was trained in, as one
+    in diffusers' layout may be, keeps that."""
+    return not findings.stock and findings.source_class in (None, EXACT_CLASS)
 
 
 def _classes(plan: Plan, findings: Findings) -> None:
@@ -87,9 +109,9 @@ def _classes(plan: Plan, findings: Findings) -> None:
 
 
 def config(findings: Findings) -> dict[str, Any]:
-    """`config.json` for `DiTTransformer2DModel`."""
+    """`config.json` for the class with the original's frequencies, or for diffusers' own."""
     own = {"norm_type": "ada_norm_zero", "num_embeds_ada_norm": findings.value("num_classes")}
-    return evidence.stock_config(findings, _class_name="DiTTransformer2DModel", **own)
+    return evidence.stock_config(findings, _class_name=EXACT_CLASS if exact(findings) else STOCK, **own)
 
 
 def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
@@ -104,7 +126,11 @@ def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
     )
 
 
+CLASSES = (f"converter.models.dit.dit_transformer:{EXACT_CLASS}",)
+# Of the two classes, neither shows in the weights: which of them a folder is for, the nets show.
+IGNORABLE_CONFIG = evidence.INERT | {"_class_name": ("Transformer2DModel", STOCK, EXACT_CLASS)}
+
 DIT = Family(
-    "dit", "DiT", KEYS, describe, config=config, flags=FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
-    ignorable_config=evidence.INERT, parity="converter.models.dit.parity:PARITY",
+    "dit", "DiT", KEYS, describe, config=config, classes=CLASSES, flags=FLAGS, buffer_mismatch=buffer_mismatch,
+    storing=DRIFT, ignorable_config=IGNORABLE_CONFIG, parity="converter.models.dit.parity:PARITY",
 )  # fmt: skip

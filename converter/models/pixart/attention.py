@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...nets.layers import self_attention
 from ...nets.net import Probe, no_probe
+from .compression import AVE, CONV, EVERY, UNIFORM, Compression
 
 NORM_EPS = 1e-5  # of the norms with parameters: `attn.norm`, `attn.q_norm`, `attn.k_norm`
-
-
-@dataclass(frozen=True)
-class Compression:
-    """How a model of PixArt-sigma compresses keys and values (arXiv 2403.04692, "Efficient DiT Design").
-
-    'conv' is the published sampling: a depthwise convolution and a norm. The others have no weights, so that a file
-    does not show them: 'ave', which despite its name averages nothing but takes the nearest token; 'uniform', every
-    factor-th row and column; 'uniform_every', every factor-th token of the flat sequence.
-    """
-
-    sampling: Literal["conv", "ave", "uniform", "uniform_every"]
-    factor: int  # by which rows and columns become fewer ('uniform_every': tokens)
-    blocks: frozenset[int]  # indices of the blocks that do it
 
 
 def _normed(weights: Mapping[str, Tensor], name: str, tokens: Tensor) -> Tensor:
@@ -41,19 +26,19 @@ def compress(weights: Mapping[str, Tensor], tokens: Tensor, grid: tuple[int, int
     if factor == 1:
         return tokens
     # Where the factor leaves a remainder, both keep more tokens than the original then has room for: it fails.
-    if how.sampling == "uniform_every" and count % factor:
+    if how.sampling == EVERY and count % factor:
         raise ValueError(f"KV compression 'uniform_every': {count} tokens are not a multiple of {factor}")
-    if how.sampling == "uniform" and (rows % factor or columns % factor):
+    if how.sampling == UNIFORM and (rows % factor or columns % factor):
         raise ValueError(f"KV compression 'uniform': a grid of {rows} x {columns} is not a multiple of {factor}")
-    if how.sampling == "uniform_every":
+    if how.sampling == EVERY:
         return tokens[:, ::factor]
     image: Tensor = tokens.transpose(1, 2).unflatten(2, grid)
-    if how.sampling == "conv":
+    if how.sampling == CONV:
         image = F.conv2d(image, weights["sr.weight"], weights["sr.bias"], stride=factor, groups=image.shape[1])
         return _normed(weights, "norm", image.flatten(2).transpose(1, 2))
-    if how.sampling == "ave":
+    if how.sampling == AVE:
         image = F.interpolate(image, scale_factor=1 / factor, mode="nearest")
-    elif how.sampling == "uniform":
+    elif how.sampling == UNIFORM:
         image = image[:, :, ::factor, ::factor]
     else:
         raise ValueError(f"no such KV compression: {how.sampling!r}")

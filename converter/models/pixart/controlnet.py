@@ -6,8 +6,9 @@ from dataclasses import replace
 from functools import partial
 
 from ...nets.layers import linear
-from ...nets.net import Probe, Stage, Staged, Values, Weights, no_probe
-from ...nets.patches import PATCHES, to_weights_dtype
+from ...nets.net import Probe, Stage, Staged, Values, Weights
+from ...nets.patches import to_weights_dtype
+from ...parts import below
 from .net import PixArtShape, embed_latent, pixart, run_block
 
 
@@ -26,39 +27,33 @@ def controlnet(weights: Weights, shape: PixArtShape, copied_blocks: int) -> Stag
     Inputs: those of the base net, and "control" (B, C, H, W), a latent as large as "latent" (published: the HED edges
     of an image, encoded by the VAE and scaled like any latent), which is taken as it is.
 
-    Stages: those of the base net. "patch embedding" also gives "c" (B, N, D), the tokens of the control with their
-    positional table; "block j" also gives the new "c" where copy j - 1 runs. There a probe is told of the copy first,
-    under the names of a block with "control " before them, and of "control skip" (B, N, D), what is added to x.
+    Stages: those of the base net; "patch embedding" also gives "c" (B, N, D), the tokens of the control with their
+    positional table. After "block 0" come "control block 0" and so on: "c", and "skip 0" and so on (B, N, D), what is
+    added to the x that the next block of the base gets.
     """
     if not 0 < copied_blocks < shape.depth:
         raise ValueError(f"{copied_blocks} copied blocks: a net of {shape.depth} has room for 1 to {shape.depth - 1}")
-    prefix = "base_model."
-    base_state = {key[len(prefix) :]: held for key, held in weights.state.items() if key.startswith(prefix)}
-    base = Weights(base_state, weights.dtype, weights.device, weights.rounded)
+    base = Weights(below(weights.state, "base_model."), weights.dtype, weights.device, weights.rounded, weights.memory)
     # The original computes the control's table in either class. The stored one is the same but for its float32, which
     # a float64 run can tell from it.
     computed = replace(shape, multi_scale=True)
 
-    def control(values: Values, probe: Probe) -> Values:
-        return {"c": embed_latent(base, computed, values["control"])}
+    def patches(stage: Stage, values: Values, probe: Probe) -> Values:
+        return stage.run(values, probe) | {"c": embed_latent(base, computed, values["control"])}
 
     def copy(j: int, values: Values, probe: Probe) -> Values:
-        key = f"controlnet.{j}."
-        x, c = to_weights_dtype(weights, values["x"]), to_weights_dtype(weights, values["c"])
+        key, c = f"controlnet.{j}.", to_weights_dtype(weights, values["c"])
         if j == 0:
-            c = x + linear(weights, f"{key}before_proj", c)
-        heard: Probe = probe if probe is no_probe else lambda name, value: probe(f"control {name}", value)
-        c = run_block(weights, shape, values, heard, index=j, key=f"{key}copied_block.", x=c)
-        skip = linear(weights, f"{key}after_proj", c)
-        probe("control skip", skip)
-        return {"c": c, "x": x + skip}
+            c = to_weights_dtype(weights, values["x"]) + linear(weights, f"{key}before_proj", c)
+        c = run_block(weights, shape, values, probe, index=j, key=f"{key}copied_block.", x=c)
+        return {"c": c, f"skip {j}": linear(weights, f"{key}after_proj", c)}
 
-    added = {PATCHES: control} | {f"block {j + 1}": partial(copy, j) for j in range(copied_blocks)}
+    def controlled(stage: Stage, skip: str, values: Values, probe: Probe) -> Values:
+        return stage.run(values | {"x": values["x"] + values[skip]}, probe)
 
-    def both(stage: Stage, values: Values, probe: Probe) -> Values:
-        """What is added is what the stage gets, and what the stage does not replace is given on beside its own."""
-        new = added[stage.name](values, probe)
-        return {**new, **stage.run({**values, **new}, probe)}
-
-    stages = pixart(base, shape).stages
-    return Staged([Stage(one.name, partial(both, one)) if one.name in added else one for one in stages])
+    first, timestep, caption, *blocks, final = pixart(base, shape).stages
+    copies = [Stage(f"control block {j}", partial(copy, j)) for j in range(copied_blocks)]
+    for j, stage in enumerate(blocks[1 : copied_blocks + 1]):
+        blocks[j + 1] = Stage(stage.name, partial(controlled, stage, f"skip {j}"))
+    first = Stage(first.name, partial(patches, first))
+    return Staged([first, timestep, caption, blocks[0], *copies, *blocks[1:], final])

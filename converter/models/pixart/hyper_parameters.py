@@ -8,7 +8,8 @@ from typing import Any
 from ...errors import UsageError
 from ...families import evidence
 from ...families.base import Findings, Flag, State
-from ...mapping import Plan
+from ...mapping import Plan, fold
+from .compression import FORM, Compression, describe_compression, parse
 
 MICRO = "micro_condition"  # the hyper-parameter that says whether there are micro-conditions
 VAE_FACTOR, MLP_RATIO = 8, 4  # pixels per latent position; the feed-forward layers over the hidden size
@@ -32,13 +33,13 @@ _NATIVE = 64  # latent side whose scale it takes for 1; other scales are whole m
 QK_NORM, KV_COMPRESS, REL_POS = "qk_norm", "kv_compress", "use_rel_pos"
 FLAGS = (
     evidence.IMAGE_SIZE,
-    Flag("version", str, "Which PixArt, if the file does not show it.", choices=("alpha", "sigma")),
-    Flag("multi_scale_train", bool, "Whether the model is of the multi-scale class (PixArtMS)."),
-    Flag(MICRO, bool, "Whether the model must have micro-conditions (size, aspect ratio)."),
-    Flag(QK_NORM, bool, "Whether the model must normalise queries and keys."),
-    Flag(KV_COMPRESS, bool, "Whether the model compresses keys and values, which a file may not show."),
+    Flag("version", str, "Which PixArt it is.", choices=("alpha", "sigma")),
+    Flag("multi_scale_train", bool, "Whether it is of the class PixArtMS."),
+    Flag(MICRO, bool, "Whether it is given size and aspect ratio."),
+    Flag(QK_NORM, bool, "Whether it normalises queries and keys."),
+    Flag(KV_COMPRESS, None, f"How it compresses keys and values, such as {FORM}, or false.", metavar="HOW"),
     evidence.NUM_ATTENTION_HEADS,
-    Flag("interpolation_scale", float, "Scale of the positions, if the file does not show it.", metavar="X"),
+    Flag("interpolation_scale", float, "Scale of the positions.", metavar="X"),
 )
 
 
@@ -47,12 +48,7 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
     evidence.sizes(plan, findings, {"caption_channels": "K"}, mlp_ratio=MLP_RATIO)
     _features(plan, state.config, findings)
     _version(plan, findings)
-    hidden = findings["hidden_size"].value or 0
-    count, why = hidden // HEAD_SIZE or None, f"hidden {hidden} / {HEAD_SIZE}, as in the released models"
-    if hidden % HEAD_SIZE:
-        count = None
-        why = f"; the released models have hidden size / {HEAD_SIZE}, and {hidden} is not a multiple of {HEAD_SIZE}"
-    evidence.heads(findings, state, count, why if hidden else "")
+    _heads(state, findings)
     table = evidence.read_table(plan, state, findings)
     doubt = _doubt(table, findings) if table else ""
     if doubt:
@@ -67,20 +63,33 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
     evidence.check_config(state.config, findings, **more)
 
 
+def describe_blocks(plan: Plan, state: State, findings: Findings) -> None:
+    """The same of blocks alone: their width and heads."""
+    findings.file("hidden_size", *plan.shown("D"))
+    evidence.feed_forward(plan, findings, MLP_RATIO)
+    _heads(state, findings)
+
+
+def _heads(state: State, findings: Findings) -> None:
+    hidden = findings["hidden_size"].value or 0
+    count, why = hidden // HEAD_SIZE or None, f"hidden {hidden} / {HEAD_SIZE}, as in the released models"
+    if hidden % HEAD_SIZE:
+        count = None
+        why = f"; the released models have hidden size / {HEAD_SIZE}, and {hidden} is not a multiple of {HEAD_SIZE}"
+    evidence.heads(findings, state, count, why if hidden else "")
+
+
 def _features(plan: Plan, config: dict[str, Any], findings: Findings) -> None:
     there = "" if MICRO in plan.groups else "not "
     findings.file(MICRO, MICRO in plan.groups, f"the embedders of size and aspect ratio are {there}there")
-    findings.file(QK_NORM, QK_NORM in plan.features, ", ".join(plan.features.get(QK_NORM, ["no query or key norms"])))
-    if KV_COMPRESS in plan.features:
-        findings.file(KV_COMPRESS, True, ", ".join(plan.features[KV_COMPRESS]))
-    elif config and not findings.given.get(KV_COMPRESS):
-        findings.file(KV_COMPRESS, False, "config.json: its class has none")
-    elif findings.given_or_assumed(
-        KV_COMPRESS, False, "no convolutions; sampling 'uniform' or 'ave' would leave no trace in a file"
-    ):
-        raise UsageError(
-            "`kv_compress`: stock diffusers' PixArt class cannot hold KV compression, so nothing is converted"
-        )
+    norms = [key for move in plan.moves if move.row.group == QK_NORM for key in move.sources]
+    findings.file(QK_NORM, bool(norms), ", ".join(fold(norms)) or "no query or key norms")
+    describe_compression(plan, config, findings, KV_COMPRESS)
+
+
+def compression(findings: Findings) -> Compression | None:
+    """How keys and values are compressed, None where they are not."""
+    return parse(KV_COMPRESS, findings.value(KV_COMPRESS))
 
 
 def _version(plan: Plan, findings: Findings) -> None:
@@ -92,9 +101,8 @@ def _version(plan: Plan, findings: Findings) -> None:
     elif findings[MICRO].value:
         findings.file("version", "alpha", "micro-conditions, which sigma does not have")
     else:
-        findings.given_or_assumed(
-            "version", None, f"{tokens or 'no'} caption tokens tell neither alpha (120) nor sigma (300)"
-        )
+        seen = f"{tokens or 'no'} caption tokens are there, where alpha has 120 and sigma 300"
+        findings.given_or_assumed("version", None, seen)
     version = findings["version"].value
     if findings[MICRO].value:
         findings.file("multi_scale_train", True, "micro-conditions exist in the multi-scale class only")
@@ -103,6 +111,15 @@ def _version(plan: Plan, findings: Findings) -> None:
         findings.given_or_assumed("multi_scale_train", {"alpha": False, "sigma": True}.get(version), why)
     else:
         findings.given_or_assumed("multi_scale_train", None, "the file does not show its class")
+
+
+def other_version(findings: Findings, caption: tuple[int, ...]) -> str:
+    """Why a null caption of this shape is of the other PixArt, by its length; '' where it may be of this one."""
+    theirs, ours = TOKENS.get(caption[0]), findings["version"].value
+    if None in (theirs, ours) or theirs == ours:
+        return ""
+    usual = next(tokens for tokens, version in TOKENS.items() if version == ours)
+    return f"{caption[0]} tokens, as in PixArt-{theirs}, and this is PixArt-{ours}, which has {usual}"
 
 
 def _doubt(table: evidence.StoredTable, findings: Findings) -> str:
@@ -174,14 +191,19 @@ def _remarks(findings: Findings) -> None:
         )
     if findings["hidden_size"].value == WIDTH and depth not in (None, *DEPTHS):
         findings.notes.append(
-            f"it has {depth} blocks, where the released models of hidden size {WIDTH} have "
-            f"{' or '.join(map(str, DEPTHS))}: blocks at the end may be missing"
+            f"depth {depth}, where the released models of hidden size {WIDTH} have "
+            f"{' or '.join(map(str, DEPTHS))} blocks: blocks at the end may be missing"
         )
-    if conditioned and side not in (None, PIPELINE_SIDE):
+    if needs_own_pipeline(findings):
         findings.diffusers_notes.append(
             f"the stock PixArtAlphaPipeline passes micro-conditions on at sample_size {PIPELINE_SIDE} only, and this "
-            f"model has {side}: call it with added_cond_kwargs yourself"
+            f"model has {side}: PixArtAlphaMSPipeline, in a whole pipeline (--only_transformer=False), always does"
         )
+
+
+def needs_own_pipeline(findings: Findings) -> bool:
+    """Whether it has micro-conditions that diffusers' own pipeline does not pass on."""
+    return bool(findings[MICRO].value) and findings["sample_size"].value not in (None, PIPELINE_SIDE)
 
 
 def comfyui_warnings(findings: Findings) -> list[str]:
@@ -206,6 +228,9 @@ def comfyui_warnings(findings: Findings) -> list[str]:
             f"this model was trained with {scale:g}: "
             + ("its positions will be off" if guess else "it divides by that, so it makes no image")
         )
+    for name, does in ((QK_NORM, "norms of queries and keys"), (KV_COMPRESS, "KV compression")):
+        if findings[name].value:
+            warnings.append(f"ComfyUI does not see {does} in a file, and leaves it out: images will be wrong")
     for name, fixed in _FIXED.items():
         value = findings[name].value if name in findings else None
         if value not in (None, fixed):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...nets.layers import below, cross_attention, embed_numbers, feed_forward, linear, modulated_norm
+from ...nets.layers import cross_attention, embed_numbers, feed_forward, linear, modulated_norm
 from ...nets.net import Probe, Stage, Staged, Values, Weights
 from ...nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
-from .attention import Compression, pixart_attention
+from ...parts import below
+from .attention import pixart_attention
+from .compression import Compression
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class PixArtShape(LatentShape):
     micro_condition: bool = False  # the timestep embedding includes the image's size and aspect ratio
     qk_norm: bool = False  # queries and keys of the self attention are normalised
     compression: Compression | None = None  # of keys and values, in some blocks
-    float64_tables: ClassVar[bool] = True
+    float64_tables: bool = True
 
 
 def pixart(weights: Weights, shape: PixArtShape) -> Staged:

@@ -20,9 +20,11 @@ from ...nets.patches import FINAL, PATCHES, of_any_size
 from ...nets.sampler import Sampler
 from ...nets.shared_faults import BY_BOTH, BY_CONFIG, BY_NETS, field_faults, latent_faults, more_heads
 from ...nets.stock import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
-from .hyper_parameters import MICRO, TOKENS, VAE_FACTOR
+from .attention_parity import attention_faults, divisible
+from .compression import FIELD
+from .hyper_parameters import MICRO, QK_NORM, TOKENS, VAE_FACTOR, compression
 from .net import PixArtShape, pixart
-from .table import IGNORABLE_CONFIG
+from .table import CLASSES, IGNORABLE_CONFIG
 
 GUIDED = "guidance"
 
@@ -39,6 +41,7 @@ def settle(fields: dict[str, Any]) -> dict[str, Any]:
 
 STOCK = Stock(
     kind="diffusers.models.transformers.pixart_transformer_2d:PixArtTransformer2DModel",
+    classes=CLASSES,
     arguments={
         "hidden_states": "latent",
         "encoder_hidden_states": "caption",
@@ -54,7 +57,7 @@ STOCK = Stock(
         StockStage(FINAL, "", ("output",)),
     ),
     probes={**SELF_ATTENTION, **CROSS_ATTENTION, "after cross-attention": ("norm2", "input"), **FEED_FORWARD},
-    shell={"num_layers": 0, "caption_channels": None},
+    shell={"num_layers": 0, "caption_channels": None, FIELD("blocks"): []},
     settle=settle,
 )
 
@@ -67,13 +70,19 @@ def shape(findings: Findings) -> PixArtShape:
         scale=findings.value("interpolation_scale"),
         multi_scale=findings.value("multi_scale_train"),
         micro_condition=findings.value(MICRO),
+        qk_norm=findings.value(QK_NORM),
+        compression=compression(findings),
     )
 
 
 def reference(findings: Findings, weights: Weights) -> Net:
     """The original net. The fixed class takes one size only; of another, which is cheaper to run, its blocks see the
-    table of that size, as in the multi-scale class, and the stored table is tried by itself (`own_size`)."""
-    own = shape(findings)
+    table of that size, as in the multi-scale class, and the stored table is tried by itself (`own_size`).
+
+    In float64 its tables are rounded to float32, as diffusers' class does: in float32 both have the same bits, and in
+    float64, which nobody trains in, the original's own would be 1e-8 off, which outliers make 1e-6 of.
+    """
+    own = replace(shape(findings), float64_tables=weights.dtype is not torch.float64)
     net = pixart(weights, own)
     return net if own.multi_scale else of_any_size(net, pixart(weights, replace(own, multi_scale=True)), own)
 
@@ -85,7 +94,7 @@ def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Cas
         left: what the original holds and the converted model does not: the null caption, to run it as guidance does.
     """
     null = next((tensor.numpy() for tensor in left.values() if len(tensor.shape) == 2), None)
-    make, width = LatentInputs(findings), findings.value("caption_channels")
+    make, width, how = LatentInputs(findings), findings.value("caption_channels"), compression(findings)
     shown, by_version = findings.get("caption_tokens"), {version: count for count, version in TOKENS.items()}
     tokens: int = (shown and shown.value) or by_version.get(findings["version"].value, min(TOKENS))
 
@@ -95,10 +104,11 @@ def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Cas
         grid: tuple[int, int] = (12, 8),
         timesteps: Sequence[float] = (999.0, 321.0),
         lengths: Sequence[int] | None = (17, 0),
+        tokens: int = tokens,
     ) -> Case:
         """A batch of different samples, one per timestep. `grid` counts patches, `lengths` caption tokens (0: all; a
-        third, where a net of few tokens has not so many; None: no mask)."""
-        batch = len(timesteps)
+        third, where there are not so many; None: no mask)."""
+        batch, grid = len(timesteps), divisible(grid, how)
         arrays = {"latent": make.latent(batch, *grid), "timestep": np.array(timesteps, np.float32)}
         arrays["caption"] = make.draw(batch, tokens, width)
         if lengths is not None:
@@ -108,29 +118,36 @@ def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Cas
             sizes = np.array([[512, 768], [1280, 832], [1024, 1536], [704, 1344]][:batch])
             arrays["img_hw"] = sizes.astype(np.float32)
             arrays["aspect_ratio"] = (sizes[:, :1] / sizes[:, 1:]).astype(np.float32)
-        return Case(name, arrays, axes)
+        return Case(name, arrays, f"{' x '.join(map(str, arrays['latent'].shape[2:]))} latents, {axes}")
 
-    words = "24 x 16 latents; timesteps 999 and 321 with captions of 17 and of all tokens; garbage in the padding"
-    # One batch of four: every weight is read once for all of them.
-    first = case("t999-t321", words, timesteps=(999, 321, 999, 321), lengths=(17, 0, 0, 17))
-    first.arrays["caption"][first.arrays["caption_mask"] == 0] *= 50
+    def garbled(name: str, grid: tuple[int, int], few: int, tokens: int) -> Case:
+        """One batch of four: every weight is read once for all of them."""
+        words = f"timesteps 999 and 321 with captions of {few} and of all tokens; garbage in the padding"
+        batch = case(name, words, grid, (999, 321, 999, 321), lengths=(few, 0, 0, few), tokens=tokens)
+        batch.arrays["caption"][batch.arrays["caption_mask"] == 0] *= 50
+        return batch
+
+    # The fewest patches and tokens that show every fault; of compressed keys too there have to be several.
+    fold = how.factor if how else 1
+    first = garbled("t999-t321", (2 * fold + 1, fold + 1), 2, min(tokens, 6))
     if profile == "quick":
         return [first]
     most = max(tokens - 1, 1)
-    words = "16 x 24 latents, timesteps 0 and 1, captions of 1 token and of all but one"
+    words = "timesteps 0 and 1, captions of 1 token and of all but one"
     listed = [
         first,
+        garbled("t999-t321-large", (12, 8), 17, tokens),
         case("t0-t1", words, (8, 12), (0, 1), lengths=(1, most)),
-        case("t20-t500", "8 x 8 latents, no mask", (4, 4), (20, 500), lengths=None),
-        case("t998-t431.5", "4 : 1 latents, a timestep between two", (16, 4), (998, 431.5), lengths=(most, 17)),
-        loud := case("x3", "latents of three times the amplitude"),
-        outliers := case("outliers", "channels far above the others, in latent and caption"),
+        case("t20-t500", "no mask", (4, 4), (20, 500), lengths=None),
+        case("t998-t431.5", "a timestep between two", (16, 4), (998, 431.5), lengths=(most, 17)),
+        loud := case("x3", "of three times the amplitude"),
+        outliers := case("outliers", "with channels far above the others, and in the caption too"),
     ]
     loud.arrays["latent"][:] *= 3
     outliers.arrays["latent"][:, 0] *= 10
     outliers.arrays["caption"][:, :, :: max(width // 4, 1)] *= 20  # as text encoders have
     if null is not None:
-        listed.append(case(GUIDED, "the null caption, unmasked, and a text, as for guidance", lengths=(0, 17)))
+        listed.append(case(GUIDED, "with the null caption, unmasked, and a text, as for guidance", lengths=(0, 17)))
         listed[-1].arrays["caption"][0] = null
     side = make.side
     large = (side * 5 // 4, side * 4 // 5)
@@ -158,6 +175,7 @@ def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
 def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault]:
     """Faults of the config, of conventions between the two code bases, and of what only a whole net shows."""
     have, conditioned = STOCK.resolve_config(config), findings.value(MICRO)
+    of_attention, wrong = attention_faults(findings)
     scale = have["interpolation_scale"]
     micro = "micro-conditions off" if conditioned else "micro-conditions where the model has none"
 
@@ -172,6 +190,7 @@ def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fa
               inputs=lambda v: v | {"img_hw": v["img_hw"][:1].expand_as(v["img_hw"])}),
     ]  # fmt: skip
     return [
+        *of_attention,
         *field_faults(config, STOCK.resolve_config, [
             more_heads(findings, have["num_attention_heads"]),
             ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, BY_BOTH, False),
@@ -179,6 +198,7 @@ def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fa
             (f"scale {scale * 1.01:g} for {scale:g}", {"interpolation_scale": scale * 1.01}, BY_BOTH, False),
             ("half the scale", {"interpolation_scale": scale / 2}, BY_BOTH, False),
             ("twice the sample size", {"sample_size": have["sample_size"] * 2}, BY_BOTH, False),
+            *wrong,
             (micro, {"use_additional_conditions": not conditioned}, BY_BOTH if conditioned else BY_CONFIG, False),
         ], IGNORABLE_CONFIG),
         Fault("mask ignored", BY_NETS, cheap=True, inputs=lambda v: {n: v[n] for n in v if n != "caption_mask"}),

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...families import Findings
 from ...nets.pipeline_spec import ORIGINAL, Conventions, PipelineSpec, SamplerSpec
-from .hyper_parameters import MICRO, TOKENS, VAE_FACTOR
+from .hyper_parameters import MICRO, TOKENS, VAE_FACTOR, needs_own_pipeline
 from .prompts import clean_prompt, split_size_flags
 
 SCALING = {"alpha": 0.18215, "sigma": 0.13025}  # of sd-vae-ft-ema and sdxl-vae-fp16-fix
@@ -126,16 +126,26 @@ def conditions(findings: Findings, height: int, width: int, ratio: float) -> dic
 
 
 CLASSES = {version: f"PixArt{version.title()}Pipeline" for version in SCALING}
+MICRO_CONDITIONED = "converter.models.pixart.pixart_pipeline:PixArtAlphaMSPipeline"
+
+
+def pipeline(findings: Findings) -> str:
+    """The class: diffusers' own, where that tells the model all it needs."""
+    if needs_own_pipeline(findings) and not findings.stock:
+        return MICRO_CONDITIONED
+    return STOCK + CLASSES[findings.value("version")]
 
 
 def shown_by(name: str) -> dict[str, Any]:
     """The version; and of which class the released ones are that have no micro-conditions, which show theirs."""
+    if name == MICRO_CONDITIONED.partition(":")[2]:
+        return {"version": "alpha"}
     return {k: v for version, known in CLASSES.items() if known == name
             for k, v in (("version", version), ("multi_scale_train", version == "sigma"))}  # fmt: skip
 
 
 PIPELINE = PipelineSpec(
-    pipeline=lambda findings: CLASSES[findings.value("version")],
+    pipeline=pipeline,
     shown_by=shown_by,
     tokens=tokens,
     scaling_factor=lambda findings: SCALING[findings.value("version")],

@@ -14,19 +14,29 @@ from ...errors import UsageError
 from ...families import evidence
 from ...families.base import Family, Findings
 from ...families.sincos import DRIFT
-from ...mapping import Computed, Extra, KeyMapping, Parameter, Refused, ZeroInit
-from .hyper_parameters import FLAGS, KV_COMPRESS, MICRO, QK_NORM, REL_POS, comfyui_warnings, describe
+from ...mapping import Computed, Extra, KeyMapping, Parameter, Refused, Sparse, ZeroInit
+from .compression import fields as compression_fields
+from .hyper_parameters import (
+    FLAGS,
+    KV_COMPRESS,
+    MICRO,
+    QK_NORM,
+    REL_POS,
+    comfyui_warnings,
+    compression,
+    describe,
+    other_version,
+)
 
 B, T = "blocks.{}.", "transformer_blocks.{}."
 EMB = "adaln_single.emb."
-DOES = {QK_NORM: "normalises queries and keys", KV_COMPRESS: "compresses keys and values",
-        REL_POS: "has relative positions"}  # fmt: skip
-NO = {feature: Refused(feature, f"this model {does}, which stock diffusers' PixArt class cannot hold")
-      for feature, does in DOES.items()}  # fmt: skip
+STOCK, EXTENDED = "PixArtTransformer2DModel", "PixArtExtendedTransformer2DModel"
+NO_REL_POS = Refused(REL_POS, "this model has relative positions, which no released model has, nor the class to write")
 
 NO_CAPTION = (
-    "the null caption, which the model saw in training in place of a dropped caption: the original's guidance and "
-    "training need it, and nothing else holds it (--null_caption FILE gives it; diffusers encodes an empty prompt)"
+    "the null caption, which stands for a dropped caption: alpha's code needs it for guidance and training, and draws "
+    "another one at random without it (--null_caption FILE gives it); sigma's takes T5's embedding of an empty prompt, "
+    "which its train.py loads from null_embed_diffusers_300token.pth, whatever the checkpoint holds"
 )
 
 KEYS = KeyMapping({
@@ -47,11 +57,15 @@ KEYS = KeyMapping({
     "final_layer.linear [R D]":         ZeroInit("proj_out"),
     "final_layer.scale_shift_table [2 D]": Parameter("scale_shift_table"),
     evidence.POSITIONS + " [1 N D]":  Computed(partial(evidence.computed_table, scale_name="interpolation_scale")),
-    "y_embedder.y_embedding [L K]":     Extra("caption_projection.y_embedding", NO_CAPTION),
-    **dict.fromkeys((B + "attn.q_norm", B + "attn.k_norm"), NO[QK_NORM]),
-    **dict.fromkeys((B + "attn.sr", B + "attn.norm"), NO[KV_COMPRESS]),
-    **dict.fromkeys((B + "attn.rel_pos_h", B + "attn.rel_pos_w"), NO[REL_POS]),
-}, optional={MICRO: {
+    "y_embedder.y_embedding [L K]":     Extra("caption_projection.y_embedding", NO_CAPTION, other_version),
+    **dict.fromkeys((B + "attn.rel_pos_h", B + "attn.rel_pos_w"), NO_REL_POS),
+}, optional={QK_NORM: {
+    B + "attn.q_norm [D]":              T + "attn1.q_norm",
+    B + "attn.k_norm [D]":              T + "attn1.k_norm",
+}, KV_COMPRESS: {
+    B + "attn.sr [D 1 s s]":            Sparse(T + "attn1.sr"),
+    B + "attn.norm [D]":                Sparse(T + "attn1.norm"),
+}, MICRO: {
     "csize_embedder.mlp.0 [D/3 256]":   EMB + "resolution_embedder.linear_1",
     "csize_embedder.mlp.2 [D/3 D/3]":   ZeroInit(EMB + "resolution_embedder.linear_2"),
     "ar_embedder.mlp.0 [D/3 256]":      EMB + "aspect_ratio_embedder.linear_1",
@@ -60,9 +74,13 @@ KEYS = KeyMapping({
 
 
 def config(findings: Findings) -> dict[str, Any]:
-    """`config.json` for `PixArtTransformer2DModel`."""
-    findings.value(KV_COMPRESS)  # there is no field for it: the class has none
-    fields = evidence.stock_config(findings, _class_name="PixArtTransformer2DModel")
+    """`config.json` for diffusers' class, or for the one that adds what that lacks."""
+    norm, how = findings.value(QK_NORM), compression(findings)
+    own = {"qk_norm": norm, **compression_fields(how)} if norm or how else {}
+    if own and findings.stock:
+        does = "normalises queries and keys" if norm else "compresses keys and values"
+        raise UsageError(f"`stock`: this model {does}, which diffusers' {STOCK} does not: leave it out")
+    fields = evidence.stock_config(findings, _class_name=EXTENDED if own else STOCK, **own)
     scale = findings.value("interpolation_scale")  # after the size: where that is known, the scale often is
     fields |= {
         "attention_type": "default",
@@ -117,8 +135,10 @@ def _unused(findings: Findings, difference: float) -> str:
 
 IGNORABLE_CONFIG = evidence.INERT | {"num_embeds_ada_norm": None}
 
+CLASSES = (f"converter.models.pixart.pixart_transformer:{EXTENDED}",)
+
 PIXART = Family(
-    "pixart", "PixArt", KEYS, describe, config=config, flags=FLAGS, buffer_mismatch=buffer_mismatch, storing=DRIFT,
-    ignorable_config=IGNORABLE_CONFIG, comfyui=comfyui_warnings,
+    "pixart", "PixArt", KEYS, describe, config=config, classes=CLASSES, flags=FLAGS, buffer_mismatch=buffer_mismatch,
+    storing=DRIFT, ignorable_config=IGNORABLE_CONFIG, comfyui=comfyui_warnings,
     parity="converter.models.pixart.parity:PARITY", pipeline="converter.models.pixart.pipeline:PIPELINE",
 )  # fmt: skip

@@ -3,8 +3,8 @@
 profile = "quick"                        # defaults for all
 
 [[checkpoint]]
-original = "runs/*/epoch_*.pth"          # relative to this file
-converted = "converted/{stem}"
+original = "runs/*/checkpoints/epoch_*.pth"  # relative to this file
+converted = "converted/{run}/{stem}"
 family = "pixart"                        # another one is refused
 weights = "ema"
 given = { num_attention_heads = 16 }     # what a checkpoint does not show

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import dit, dit_keyed, inventories
 from shaped import DITS, INVENTORIES, FakeState, Shaped, inventory, produced, shaped
 
 from converter import Findings, InputError, MappingError, UsageError
+from converter.models.dit.dit_transformer import DiTExactTransformer2DModel
 from converter.models.dit.table import DIT, EXACT_LINE, KEYS, buffer_mismatch
 
 Shapes = Mapping[str, Shaped]
@@ -38,9 +38,9 @@ def told(found: Findings, name: str) -> tuple[Any, str]:
 
 def built(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Keys and shapes of the class that a config is for."""
-    assert config["_class_name"] == "DiTTransformer2DModel"
+    assert config["_class_name"] == "DiTExactTransformer2DModel"
     with torch.device("meta"):
-        model = DiTTransformer2DModel(**{key: value for key, value in config.items() if not key.startswith("_")})
+        model = DiTExactTransformer2DModel(**{key: value for key, value in config.items() if not key.startswith("_")})
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
 
@@ -138,7 +138,7 @@ def test_the_classes_are_one_less_than_the_rows_and_the_pipeline_knows_one_numbe
 def test_blocks_that_may_be_missing() -> None:
     found = look(small(depth=27))
     assert "size" not in found
-    assert any("27 blocks, where DiT-XL has 28" in note for note in found.notes)
+    assert any("depth 27, where DiT-XL has 28 blocks" in note for note in found.notes)
     assert not any("blocks" in note and "missing" in note for note in look(small(hidden_size=400, depth=3)).notes)
 
 
@@ -190,12 +190,34 @@ def test_a_table_that_is_not_reproduced() -> None:
 
 
 def test_whoever_loads_it_is_told_the_line_that_makes_it_exact() -> None:
-    state = small(hidden_size=384, depth=12)
-    for said, told_as in ((None, (False, "assumed")), (True, (True, "given"))):
-        found = look(state, exact_timesteps=said)
-        assert told(found, "exact_timesteps") == told_as
-        (note,) = [note for note in found.diffusers_notes if EXACT_LINE in note]
-        assert "127" in note
+    state, notes = small(hidden_size=384, depth=12), []
+    for stock in (False, True):
+        found = Findings({}, stock=stock)
+        DIT.describe(KEYS.survey(state), FakeState(1.0, hidden=384), found)
+        notes.append([note for note in found.diffusers_notes if EXACT_LINE in note])
+        assert "exact_timesteps" not in found
+    assert notes[0] == []
+    assert "127" in notes[1][0]
+    assert told(look(state, exact_timesteps=True), "exact_timesteps") == (True, "given")
+
+
+@pytest.mark.parametrize(
+    ("source_class", "stock", "wanted"),
+    [
+        (None, False, "DiTExactTransformer2DModel"),
+        (None, True, "DiTTransformer2DModel"),
+        ("DiTTransformer2DModel", False, "DiTTransformer2DModel"),  # it may have been trained in that
+        ("Transformer2DModel", False, "DiTTransformer2DModel"),
+        ("", False, "DiTTransformer2DModel"),
+        ("DiTExactTransformer2DModel", False, "DiTExactTransformer2DModel"),
+        ("DiTExactTransformer2DModel", True, "DiTTransformer2DModel"),
+    ],
+)
+def test_which_class_is_written(source_class: str | None, stock: bool, wanted: str) -> None:
+    found = Findings({"image_size": 256}, stock=stock, source_class=source_class)
+    DIT.describe(KEYS.survey(small(hidden_size=384, depth=12)), FakeState(1.0, hidden=384), found)
+    assert DIT.config(found)["_class_name"] == wanted
+    assert any(EXACT_LINE in note for note in found.diffusers_notes) == (wanted == "DiTTransformer2DModel")
 
 
 # Folders.

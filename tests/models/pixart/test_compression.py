@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.models.pixart.attention import Compression, compress, pixart_attention
+from converter.models.pixart.attention import compress, pixart_attention
+from converter.models.pixart.compression import Compression
 
 D = 8
 SAMPLINGS = ("conv", "ave", "uniform", "uniform_every")

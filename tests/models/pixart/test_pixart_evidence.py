@@ -36,7 +36,7 @@ def without(state: dict[str, Shaped], *keys: str) -> dict[str, Shaped]:
     return {key: tensor for key, tensor in state.items() if key not in keys}
 
 
-@pytest.mark.parametrize("name", [name for name in INVENTORIES if name in WHOLE or name.startswith("sigma-1024-ms-")])
+@pytest.mark.parametrize("name", WHOLE)
 def test_every_hyper_parameter_of_every_inventory(name: str) -> None:
     """Held against what the inventory states and what its generator was asked for."""
     said = INVENTORIES[name]
@@ -58,7 +58,7 @@ def test_every_hyper_parameter_of_every_inventory(name: str) -> None:
     for key, value in file.items():
         assert told(found, key) == (value, "file"), key
         assert found[key].evidence
-    compressed = name.endswith("kvcompress")
+    compressed = "sampling=conv,factor=2,blocks=14-27" if name.endswith("kvcompress") else False
     assert told(found, "kv_compress") == (compressed, "file" if compressed else "assumed")
     assert told(found, "num_attention_heads") == (16, "assumed")
     multi = sigma or said["micro_conditions"]
@@ -96,7 +96,8 @@ def test_of_a_model_of_any_size(sizes: dict[str, Any], scale: float, dtype: torc
         assert told(found, name) == (sizes[name], "file")
     assert told(found, "out_channels") == (sizes["in_channels"] * (2 if sizes["pred_sigma"] else 1), "file")
     assert told(found, "micro_condition") == (sizes["micro_conditions"], "file")
-    assert told(found, "kv_compress") == (bool(sizes["kv_compress"]), "file" if sizes["kv_compress"] else "assumed")
+    compressed = ("sampling=conv,factor=2,blocks=0", "file") if sizes["kv_compress"] else (False, "assumed")
+    assert told(found, "kv_compress") == compressed
     assert told(found, "caption_tokens") == (sizes["tokens"], "file")
     assert told(found, "image_size") == (sizes["input_size"] * 8, "file")
     assert told(found, "interpolation_scale") == (scale, "file")
@@ -129,7 +130,7 @@ def test_a_flag_that_contradicts_the_file_is_refused_with_the_evidence(flag: str
         ("alpha-1024-ms", "micro_condition", False, "the embedders of size and aspect ratio are there"),
         ("alpha-1024-ms", "multi_scale_train", False, "micro-conditions exist in the multi-scale class only"),
         ("sigma-1024-ms-qknorm", "qk_norm", False, r"blocks\.\{0\.\.27\}\.attn\.q_norm\.weight"),
-        ("sigma-1024-ms-kvcompress", "kv_compress", False, r"blocks\.\{14\.\.27\}\.attn\.sr\.weight"),
+        ("sigma-1024-ms-kvcompress", "kv_compress", False, r"blocks\.14\.attn\.sr\.weight .*: its kernel"),
         ("alpha-512", "version", "sigma", "120 caption tokens"),
     ],
 )
@@ -138,11 +139,16 @@ def test_a_flag_that_denies_what_is_there(name: str, flag: str, wrong: Any, evid
         released(name, **{flag: wrong})
 
 
-def test_kv_compression_that_leaves_no_trace_is_refused_where_it_is_said() -> None:
-    with pytest.raises(UsageError, match=r"^`kv_compress`: .* cannot hold KV compression"):
+def test_kv_compression_that_leaves_no_trace_has_to_be_described() -> None:
+    with pytest.raises(UsageError, match=r"^`kv_compress` True: say how it compresses, as in sampling="):
         released("sigma-1024-ms", kv_compress=True)
     assert told(released("sigma-1024-ms", kv_compress=False), "kv_compress") == (False, "given")
-    assert told(released("sigma-1024-ms-kvcompress", kv_compress=True), "kv_compress") == (True, "file")
+    how = "sampling=conv,factor=2,blocks=14-27"
+    for words in (True, how, "blocks=14-20,21-27,factor=2,sampling=conv"):
+        assert told(released("sigma-1024-ms-kvcompress", kv_compress=words), "kv_compress") == (how, "file")
+    words = "factor=3, sampling=uniform_every, blocks=5,1-2"
+    found = released("sigma-1024-ms", kv_compress=words)
+    assert told(found, "kv_compress") == ("sampling=uniform_every,factor=3,blocks=1-2,5", "given")
 
 
 @pytest.mark.parametrize(
@@ -415,7 +421,7 @@ def test_a_released_width_with_another_depth_is_noted(name: str) -> None:
     parts = {key: key.split(".") for key in state}
     cut = {key: state[key] for key, part in parts.items() if part[0] != "blocks" or int(part[1]) < 27}
     (note,) = [note for note in look(cut, seen).notes if "blocks" in note]
-    assert note.startswith("it has 27 blocks, where the released models of hidden size 1152 have 28 or 42")
+    assert note.startswith("depth 27, where the released models of hidden size 1152 have 28 or 42 blocks")
     assert not any("blocks" in note for note in look(state, seen).notes)
 
 

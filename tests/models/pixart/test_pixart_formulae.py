@@ -11,7 +11,7 @@ import pytest
 import torch
 from originals import MODELS, Original, golden, random
 
-from converter.models.pixart.attention import Compression
+from converter.models.pixart.compression import Compression
 from converter.nets.layers import sinusoid
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 from originals import MODELS, errors_of, golden
 
-from converter.models.pixart.attention import Compression
+from converter.models.pixart.compression import Compression
 
 TOLERANCE = 2e-5
 CASES = [(name, case) for name in MODELS for case in range(len(golden(name).cases))]

@@ -13,7 +13,7 @@ import torch
 from makers import ROOT
 from originals import MODELS, Original, golden, random
 
-from converter.models.pixart.attention import Compression
+from converter.models.pixart.compression import Compression
 from converter.models.pixart.controlnet import controlnet
 from converter.nets import Values, Weights, no_probe
 from converter.nets.layers import cross_attention, linear
@@ -207,12 +207,16 @@ def test_stages(model: Original) -> None:
     weights = {key: tensor.clone() for key, tensor in model.state.items()}
     batch, (_, tokens, _) = 2, inputs["caption"].shape
     count, width, depth = 4 * 6, model.shape.hidden_size, model.shape.depth
-    x, control = {"x": (batch, count, width)}, {"c": (batch, count, width)} if model.copied_blocks else {}
+    tokens_of = (batch, count, width)
+    x, control = {"x": tokens_of}, {"c": tokens_of} if model.copied_blocks else {}
+    copies = {f"control block {i}": control | {f"skip {i}": tokens_of} for i in range(model.copied_blocks)}
     expected = {
         "patch embedding": x | control,
         "timestep embedding": {"t": (batch, width), "t0": (batch, 6 * width)},
         "caption embedding": {"y": (batch, tokens, width)},
-        **{f"block {i}": x | (control if 1 <= i <= model.copied_blocks else {}) for i in range(depth)},
+        "block 0": x,
+        **copies,
+        **{f"block {i}": x for i in range(1, depth)},
         "final layer": {"output": (batch, model.shape.out_channels, 8, 12)},
     }
 
@@ -252,16 +256,12 @@ def test_probes(model: Original) -> None:
         "ff hidden": (2, 4 * 6, 4 * model.shape.hidden_size),
         "ff out": image,
     }
-    copy = {f"control {name}": shape for name, shape in inside.items()} | {"control skip": image}
     for stage in net.stages:
         heard: list[tuple[str, tuple[int, ...]]] = []
         watched = stage.run(values, lambda name, value, heard=heard: heard.append((name, tuple(value.shape))))
         alone = stage.run(values, no_probe)
         assert all(torch.equal(watched[name], tensor) for name, tensor in alone.items())  # listening changes nothing
-        expected = {}
-        if stage.name.startswith("block "):
-            controlled = 1 <= int(stage.name.removeprefix("block ")) <= model.copied_blocks
-            expected = (copy if controlled else {}) | inside
+        expected = inside if "block " in stage.name else {}
         assert heard == list(expected.items())
         values |= alone
 

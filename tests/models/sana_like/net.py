@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from converter.nets import Probe, Stage, Staged, Values, Weights, layers, no_probe
-from converter.nets.layers import below, cross_attention, linear, modulated_norm, self_attention
+from converter.nets.layers import cross_attention, linear, modulated_norm, self_attention
 from converter.nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
+from converter.parts import below
 
 CLIP = 65504.0  # the largest float16: what the original trains in float16 never sees more of
 NORM_EPS, CROSS_NORM_EPS = 1e-5, 1e-6
@@ -30,7 +30,7 @@ class SanaShape(LatentShape):
 
     linear_heads: int
     timestep_scale: float = 1.0
-    float64_tables: ClassVar[bool] = True
+    float64_tables: bool = True
 
 
 def sana(weights: Weights, shape: SanaShape) -> Staged:

@@ -20,7 +20,7 @@ from converter.nets.patches import FINAL, PATCHES
 from converter.nets.spec import PostLoadFix
 from converter.nets.stock import CROSS_ATTENTION, SELF_ATTENTION, Stock, StockStage
 
-from .family import CROSS, EXACT_EPS, EXACT_LINE, SCALE, USE_PE, VAE_FACTOR, WHY
+from .family import CROSS, EXACT_EPS, EXACT_LINE, QK_NORM, SCALE, USE_PE, VAE_FACTOR, WHY
 from .net import SanaShape, Staged, sana
 
 MASK = "caption_mask"
@@ -115,4 +115,5 @@ AS_LOADED = latent_spec(
 )  # fmt: skip
 MENDED = replace(STOCK, post_load=exact_eps)
 EXACT = replace(AS_LOADED, converted=MENDED.net, loaded=MENDED.loaded)
-PARITY = replace(AS_LOADED, fix=PostLoadFix(EXACT_EPS, WHY, EXACT_LINE, EXACT))
+FIX = PostLoadFix(EXACT_EPS, lambda found, _: bool(found.value(QK_NORM)), WHY, EXACT_LINE, EXACT)
+PARITY = replace(AS_LOADED, fix=FIX)

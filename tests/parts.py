@@ -20,11 +20,13 @@ def vae_of(name: str) -> Path:
     return VAE if name.startswith("alpha") else PARTS / "vae"
 
 
-def assemble(name: str, out: Path, options: Any = None, **components: Any) -> converter.Conversion:
+def assemble(
+    name: str, out: Path, options: Any = None, *, stock: bool = False, **components: Any
+) -> converter.Conversion:
     """A recorded net as a pipeline; `components` are fields of `Components`, with a VAE by default."""
     beside = Components(**{"vae": vae_of(name)} | components)
-    heads = {"num_attention_heads": HEADS}
-    return converter.convert(PARTS / f"{name}.pth", out, components=beside, hyper_parameters=heads, **(options or {}))
+    words: dict[str, Any] = {"hyper_parameters": {"num_attention_heads": HEADS}, "stock": stock} | (options or {})
+    return converter.convert(PARTS / f"{name}.pth", out, components=beside, **words)
 
 
 def flags(name: str, out: Path, *more: object, vae: Path | str = "") -> list[object]:

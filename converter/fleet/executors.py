@@ -1,0 +1,192 @@
+"""The executors of the command line: processes of this machine, or the workers of a Dask scheduler."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from queue import SimpleQueue
+from threading import Lock, current_thread, main_thread
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConverterError, UsageError, plural, printable, require
+from .tasks import TOO_MUCH, AnyExecutor, WorkerDied
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+TRIES = 2
+CONNECT = 10  # seconds in which a scheduler has to answer
+
+
+class Workers(Executor):
+    """An executor whose workers are so many processes of this machine.
+
+    One that dies (killed, out of memory, a crash) is replaced, and its task done again, once, while all others go on;
+    `deaths` counts them. Each has its part of the processors as threads of torch, unless OMP_NUM_THREADS is set. An
+    exception that leaves the `with`, such as Ctrl-C, stops them; each removes first what it had half-written.
+
+    Example:
+        >>> with Workers(2) as executor:
+        ...     [executor.submit(pow, base, 2).result() for base in (3, 4)]
+        [9, 16]
+    """
+
+    def __init__(self, count: int) -> None:
+        if type(count) is not int or count < 1:
+            raise UsageError(f"`workers` {count}: must be a whole number of at least 1")
+        self.deaths = 0
+        self._count, self._workers, self._idle = count, list[_Worker](), SimpleQueue[_Worker]()
+        self._threads = ThreadPoolExecutor(count)  # one for each worker, which waits for its answers
+        self._lock, self._stopped = Lock(), False
+
+    def submit(self, task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if len(self._workers) < self._count:
+            self._workers.append(_Worker(max(1, (os.cpu_count() or 1) // self._count)))
+            self._idle.put(self._workers[-1])
+        return self._threads.submit(self._do, pickle.dumps((task, args, kwargs)))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As of every executor, but that with `cancel_futures` the tasks that run are stopped too."""
+        if cancel_futures:
+            with self._lock:
+                self._stopped = True
+                for worker in self._workers:
+                    worker.process.terminate()
+        self._threads.shutdown(wait, cancel_futures=cancel_futures)
+        for worker in self._workers if wait else ():
+            worker.end()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.shutdown(cancel_futures=kind is not None)
+
+    def _do(self, task: bytes) -> Any:
+        worker = self._idle.get()
+        try:
+            for _ in range(TRIES):
+                try:
+                    worker.connection.send_bytes(task)
+                    result, error = pickle.loads(worker.connection.recv_bytes())
+                except (EOFError, OSError):
+                    how = worker.end()
+                    with self._lock:
+                        if self._stopped:
+                            raise CancelledError from None
+                        self.deaths += 1
+                        worker.start()
+                    continue
+                if error:
+                    raise error
+                return result
+            raise WorkerDied(f"its worker died {TRIES} times ({how}): {TOO_MUCH}")
+        finally:
+            self._idle.put(worker)
+
+
+class _Worker:
+    """A process, and what connects to it."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self.start()
+
+    def start(self) -> None:
+        from multiprocessing import get_context  # only here: no conversion waits for it
+
+        # Not forked: what torch, or a thread of the parent, holds just then would be held for ever.
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, self._threads), daemon=True)
+        # Ctrl-C, which a terminal tells all processes, is for the parent: from its first moment on, this one is deaf.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if current_thread() is main_thread() else None
+        try:
+            self.process.start()
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGINT, before)
+        theirs.close()  # so that the end of the process is the end of the connection
+
+    def end(self) -> str:
+        """Wait for the end of the process, which comes once it is idle, and say how it ended."""
+        self.connection.close()
+        self.process.join()
+        code = self.process.exitcode or 0
+        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+
+
+def _serve(connection: Connection, threads: int) -> None:
+    """The life of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        if torch := sys.modules.get("torch"):  # by the parent's script, which every new process reads
+            torch.set_num_threads(threads)
+    with suppress(EOFError, OSError, KeyboardInterrupt):  # the parent has gone, or wants this process to stop
+        while True:
+            data = connection.recv_bytes()
+            try:
+                task, args, kwargs = pickle.loads(data)
+                answer = pickle.dumps((task(*args, **kwargs), None))
+            except Exception as error:
+                answer = pickle.dumps((None, error))
+            connection.send_bytes(answer)
+
+
+@contextmanager
+def chosen_executor(
+    workers: int | None, cluster: str | None, say: Callable[[str], object] = lambda words: None
+) -> Iterator[AnyExecutor | None]:
+    """The executor of so many `workers` on this machine, or of those of a `cluster`; None where neither is given.
+
+    Args:
+        cluster: the address of a Dask scheduler, such as 'tcp://10.0.0.1:8786'.
+        say: told at the end of workers of this machine that died.
+
+    Raises: `UsageError` for both, for no number or address, and where `distributed` is not installed;
+    `ConverterError` where no scheduler answers.
+    """
+    if cluster is not None:
+        if workers is not None:
+            raise UsageError("`workers` cannot be combined with `cluster`, which has its own")
+        with _dask(cluster) as executor:
+            yield executor
+    elif workers is not None:
+        with Workers(workers) as executor:
+            yield executor
+            if executor.deaths:
+                say(f"{plural(executor.deaths, 'worker')} died, each of which cost its task another try")
+    else:
+        yield None
+
+
+@contextmanager
+def _dask(address: str) -> Iterator[AnyExecutor]:
+    require("`cluster`", "distributed", extra="cluster")
+    import distributed
+
+    dask: Any = distributed  # its types leave gaps
+    what = f"`cluster` {printable(address)}"
+    try:
+        if not address:
+            raise ValueError
+        client = dask.Client(address, timeout=CONNECT)
+    except (OSError, TimeoutError) as error:
+        raise ConverterError(f"{what}: no Dask scheduler answers there ({printable(error)})") from error
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{what}: not the address of a Dask scheduler, such as tcp://HOST:8786") from error
+    logging.disable()  # what goes wrong stands in the outcomes
+    try:
+        with client:  # whose own `get_executor()` waits for ever for a result that is lost with its scheduler
+            yield SimpleNamespace(submit=partial(client.submit, retries=TRIES))
+    except KeyboardInterrupt as stop:
+        vars(stop)["left"] = "what the workers of the cluster have begun they end, whole"
+        raise
+    finally:
+        logging.disable(logging.NOTSET)
