@@ -6,13 +6,14 @@ disk that fails, 128 + n stopped by signal n.
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -52,12 +53,21 @@ pixart.add_command(report, "report")
 
 def main() -> None:
     """The `pixart` command."""
-    sys.exit(run(pixart, "pixart", sys.argv[1:]))
+    _process(pixart, "pixart")
 
 
 def convert_main() -> None:
     """The `convert-pixart` command: `pixart convert` under the name that its users know."""
-    sys.exit(run(convert, "convert-pixart", sys.argv[1:]))
+    _process(convert, "convert-pixart")
+
+
+def _process(command: click.Command, name: str) -> NoReturn:
+    """A command as a process of its own, which does not search for garbage what it is about to use or to leave: torch
+    and diffusers are some million objects, and looking through them takes seconds."""
+    gc.set_threshold(100_000)
+    code = run(command, name, sys.argv[1:])
+    gc.freeze()
+    sys.exit(code)
 
 
 def run(command: click.Command, name: str, arguments: list[str]) -> int:

@@ -23,7 +23,7 @@ from ..errors import ConverterError, InputError, printable, shortened
 from ..mapping import fold
 from ..system import begin_flush, flush, reserve, write_at
 
-INTERVAL = 0.05  # seconds until the disk is given what was written in the meantime
+INTERVAL = 0.2  # seconds until the disk is given what was written in the meantime
 
 
 @dataclass(frozen=True)
@@ -166,16 +166,17 @@ def write_files(
             opened = stack.enter_context(_reopened(out.path / file.name, file.layout, frame))
             wholes |= {tensor.key: Output(tensor, fd) for tensor in file.tensors(opened)}
         tensor_copies = [copy for part in parts for copy in part.tensor_copies(wholes, digests)]
+        crcs: dict[str, int] = {}
+        sizes: dict[str, dict[str, int | str]] = {}
         with _flushing(fds, out.target) as begin:
             transfer(tensor_copies, step, begin)
-        crcs: dict[str, int] = {}
-        outputs = (output for copy in tensor_copies for output in copy.outputs)
-        for output in sorted(outputs, key=lambda output: output.start):  # of what has several, from its first row on
-            crcs[output.tensor.key] = crc32_combine(crcs.get(output.tensor.key, 0), output.crc, output.tensor.nbytes)
-        sizes: dict[str, dict[str, int | str]] = {}
-        for file, fd in zip(files, fds, strict=True):
-            framed = _complete(out.path / file.name, fd, file.layout, crcs)
-            sizes[file.name] = {"size": file.layout.size, "header_sha256": hashlib.sha256(framed).hexdigest()}
+            outputs = (output for copy in tensor_copies for output in copy.outputs)
+            for output in sorted(outputs, key=lambda output: output.start):  # of several, from its first row on
+                key = output.tensor.key
+                crcs[key] = crc32_combine(crcs.get(key, 0), output.crc, output.tensor.nbytes)
+            for file, fd in zip(files, fds, strict=True):  # while the disk writes; headers reach it at the publication
+                framed = _complete(out.path / file.name, fd, file.layout, crcs)
+                sizes[file.name] = {"size": file.layout.size, "header_sha256": hashlib.sha256(framed).hexdigest()}
     return summary(tensor_copies, sizes)
 
 
