@@ -8,12 +8,10 @@ import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from queue import SimpleQueue
-from threading import Lock, current_thread, main_thread
-from types import SimpleNamespace
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConverterError, UsageError, plural, printable, require
@@ -22,16 +20,16 @@ from .tasks import TOO_MUCH, AnyExecutor, WorkerDied
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-TRIES = 2
 CONNECT = 10  # seconds in which a scheduler has to answer
 
 
-class Workers(Executor):
-    """An executor whose workers are so many processes of this machine.
+class Workers(ThreadPoolExecutor):
+    """An executor whose workers are so many processes of this machine; each of its threads waits for one of them.
 
-    One that dies (killed, out of memory, a crash) is replaced, and its task done again, once, while all others go on;
-    `deaths` counts them. Each has its part of the processors as threads of torch, unless OMP_NUM_THREADS is set. An
-    exception that leaves the `with`, such as Ctrl-C, stops them; each removes first what it had half-written.
+    One that dies (killed, out of memory, a crash) is replaced, and costs its own task only, which ends in a
+    `ConverterError`; `deaths` counts them. Each has its part of the processors as threads of torch, unless
+    OMP_NUM_THREADS is set. An exception that leaves the `with`, such as Ctrl-C, stops them; each removes first what it
+    had half-written.
 
     Example:
         >>> with Workers(2) as executor:
@@ -42,52 +40,41 @@ class Workers(Executor):
     def __init__(self, count: int) -> None:
         if type(count) is not int or count < 1:
             raise UsageError(f"`workers` {count}: must be a whole number of at least 1")
-        self.deaths = 0
-        self._count, self._workers, self._idle = count, list[_Worker](), SimpleQueue[_Worker]()
-        self._threads = ThreadPoolExecutor(count)  # one for each worker, which waits for its answers
-        self._lock, self._stopped = Lock(), False
+        super().__init__(count)
+        self.deaths, self._stopped, self._count = 0, False, count
+        self._workers, self._free = list[_Worker](), SimpleQueue[_Worker]()
 
     def submit(self, task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         if len(self._workers) < self._count:
             self._workers.append(_Worker(max(1, (os.cpu_count() or 1) // self._count)))
-            self._idle.put(self._workers[-1])
-        return self._threads.submit(self._do, pickle.dumps((task, args, kwargs)))
+            self._free.put(self._workers[-1])
+        return super().submit(self._do, pickle.dumps((task, args, kwargs)))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As of every executor, but that with `cancel_futures` the tasks that run are stopped too."""
-        if cancel_futures:
-            with self._lock:
-                self._stopped = True
-                for worker in self._workers:
-                    worker.process.terminate()
-        self._threads.shutdown(wait, cancel_futures=cancel_futures)
-        for worker in self._workers if wait else ():
-            worker.end()
+        self._stopped |= cancel_futures
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
+        for worker in self._workers if cancel_futures else ():
+            worker.process.terminate()
+        if wait:
+            super().shutdown()
+            for worker in self._workers:
+                worker.end()
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.shutdown(cancel_futures=kind is not None)
 
     def _do(self, task: bytes) -> Any:
-        worker = self._idle.get()
+        worker = self._free.get()
         try:
-            for _ in range(TRIES):
-                try:
-                    worker.connection.send_bytes(task)
-                    result, error = pickle.loads(worker.connection.recv_bytes())
-                except (EOFError, OSError):
-                    how = worker.end()
-                    with self._lock:
-                        if self._stopped:
-                            raise CancelledError from None
-                        self.deaths += 1
-                        worker.start()
-                    continue
-                if error:
-                    raise error
-                return result
-            raise WorkerDied(f"its worker died {TRIES} times ({how}): {TOO_MUCH}")
+            return worker.do(task)
+        except WorkerDied:
+            if not self._stopped:
+                self.deaths += 1
+                worker.start()
+            raise
         finally:
-            self._idle.put(worker)
+            self._free.put(worker)
 
 
 class _Worker:
@@ -102,20 +89,32 @@ class _Worker:
 
         # Not forked: what torch, or a thread of the parent, holds just then would be held for ever.
         context = get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self._threads), daemon=True)
+        self._connection, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self._threads), daemon=True)
         # Ctrl-C, which a terminal tells all processes, is for the parent: from its first moment on, this one is deaf.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN) if current_thread() is main_thread() else None
         try:
-            self.process.start()
+            process.start()
         finally:
             if before is not None:
                 signal.signal(signal.SIGINT, before)
         theirs.close()  # so that the end of the process is the end of the connection
+        self.process = process
+
+    def do(self, task: bytes) -> Any:
+        """The result of a task, or its error, raised; `WorkerDied` where the process ends before it."""
+        try:
+            self._connection.send_bytes(task)
+            result, error = self._connection.recv()
+        except (EOFError, OSError):
+            raise WorkerDied(f"its worker died ({self.end()}): {TOO_MUCH}") from None
+        if error:
+            raise error
+        return result
 
     def end(self) -> str:
         """Wait for the end of the process, which comes once it is idle, and say how it ended."""
-        self.connection.close()
+        self._connection.close()
         self.process.join()
         code = self.process.exitcode or 0
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
@@ -133,10 +132,9 @@ def _serve(connection: Connection, threads: int) -> None:
             data = connection.recv_bytes()
             try:
                 task, args, kwargs = pickle.loads(data)
-                answer = pickle.dumps((task(*args, **kwargs), None))
+                connection.send((task(*args, **kwargs), None))
             except Exception as error:
-                answer = pickle.dumps((None, error))
-            connection.send_bytes(answer)
+                connection.send((None, error))
 
 
 @contextmanager
@@ -181,12 +179,10 @@ def _dask(address: str) -> Iterator[AnyExecutor]:
         raise ConverterError(f"{what}: no Dask scheduler answers there ({printable(error)})") from error
     except (ValueError, TypeError) as error:
         raise UsageError(f"{what}: not the address of a Dask scheduler, such as tcp://HOST:8786") from error
-    logging.disable()  # what goes wrong stands in the outcomes
+    logging.getLogger("distributed.client").disabled = True  # what goes wrong stands in the outcomes
     try:
-        with client:  # whose own `get_executor()` waits for ever for a result that is lost with its scheduler
-            yield SimpleNamespace(submit=partial(client.submit, retries=TRIES))
+        with client:
+            yield client
     except KeyboardInterrupt as stop:
         vars(stop)["left"] = "what the workers of the cluster have begun they end, whole"
         raise
-    finally:
-        logging.disable(logging.NOTSET)

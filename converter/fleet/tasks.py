@@ -98,15 +98,16 @@ def do_all(
             future.cancel()
 
 
-def _carry_out(data: bytes, call: str) -> tuple[Any, int]:
-    """In a worker: what came of the task, and 0; or the words of its error, and the exit code. (An exception itself may
-    be one that cannot be pickled, and some executors break of that.)"""
+def _carry_out(data: bytes, call: str) -> Any:
+    """In a worker: what came of the task, as `done` is given it. (An error of another kind than ours may be one that
+    cannot be pickled, and some executors break of that.)"""
     with interruptible():
         try:
             task, arguments = pickle.loads(data)
-            return task(*arguments), 0
+            return task(*arguments)
         except Exception as error:
-            return explained(error)
+            words, code = explained(error)
+            return _ERRORS.get(code, ConverterError)(words)
 
 
 def _result(future: Any) -> Any:
@@ -114,8 +115,7 @@ def _result(future: Any) -> Any:
     try:
         error = future.exception()  # raised, an interrupt of the worker would be one of this process
         if error is None:
-            result, code = future.result()
-            return _ERRORS.get(code, ConverterError)(result) if code else result
+            return future.result()
     except Exception as failure:
         error = failure
     name, words = type(error).__name__, printable(" ".join(str(error).split()), 300)

@@ -41,15 +41,10 @@ class Deadly:
         return Dying(folder=self.folder, name=target.name, times=self.times.get(target.name, 0))
 
 
-def stopped_once(marker: str) -> int:
-    """Stops its process, the first time by SIGTERM."""
-    try:
-        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return os.getpid()
+def stopped() -> None:
+    """Stops its process by SIGTERM."""
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
-    return 0
 
 
 def threads() -> tuple[int, str]:
