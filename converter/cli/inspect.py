@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -39,12 +38,10 @@ def inspect(path: str, as_json: bool, **words: Any) -> None:
     """
     from ..conversion.inspection import inspect as run
     from ..errors import as_flags
-    from ..hub import local
-    from ..remote import fetched, is_url, shown
+    from ..remote import fetched, shown
     from .printing import inspection_lines
 
-    with ExitStack() as stack:
-        place = stack.enter_context(fetched(path)) if is_url(path) else local(path)
+    with fetched(path, hub=True) as place:
         report = run(place, **words)
     if str(place) != path:
         report["source"]["name"] = shown(path)  # in the cache, a folder is called after its commit

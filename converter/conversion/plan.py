@@ -18,7 +18,6 @@ from ..checkpoint.write.layout import lay_out_safetensors
 from ..errors import InputError, UsageError, printable
 from ..families.travelling import AUTO_MAP, class_in
 from ..filenames import SIDECAR
-from ..hub import local
 from ..hub.names import hub_path
 from ..remote import fetched, is_url, shown
 from .additions import Adding, Additions
@@ -101,7 +100,7 @@ def open_plan(
     ):
         raise UsageError(f"{printable(destination.path)}: is the null caption to be read; choose another path")
     with ExitStack() as stack:
-        place = stack.enter_context(fetched(source)) if is_url(source) else local(source, quiet=quiet)
+        place = stack.enter_context(fetched(source, hub=True, quiet=quiet))
         destination = destination.check(place, overwrite=options.overwrite, dry_run=options.dry_run)
         with reading(place):
             opened = open_model(place, options.weights, options.state_dict_key, options.family)

@@ -17,6 +17,7 @@ from ..checkpoint.folder import CONFIG
 from ..checkpoint.write.publish import write_error
 from ..errors import ConverterError, InputError
 from ..filenames import RECORD, SIDECAR
+from ..hub import local
 from ..hub.names import stays_inside
 from .store import Store, is_url, shown, version
 
@@ -56,9 +57,7 @@ class Pieces:
         with self._store.errors():
             data = self._store.fs.cat_file(self._store.path, start=start, end=stop)
         if len(data) != stop - start:
-            raise InputError.at(
-                shown(self._store.url), "", f"it ends at offset {start + len(data)}, it shrank while it was read"
-            )
+            raise InputError(f"{self._store}: it ends at offset {start + len(data)}, it shrank while it was read")
         try:
             with open(self._path, "r+b") as file:
                 file.seek(start)
@@ -69,7 +68,7 @@ class Pieces:
     def check_unchanged(self) -> None:
         """Raises: `InputError` where the object is another one than when it was first read."""
         if self._version and self._now() != self._version:
-            raise InputError(f"{shown(self._store.url)}: another version came while it was read")
+            raise InputError(f"{self._store}: another version came while it was read")
 
     def _now(self) -> tuple[str, ...]:
         with self._store.errors():
@@ -97,7 +96,7 @@ class Mirror:
 def mirrored(store: Store, files: dict[str, dict[str, Any]]) -> Iterator[Mirror]:
     """These files of a store, fetched as they are read. Errors in the block name the URL."""
     with tempfile.TemporaryDirectory(prefix="pixart-") as folder, ThreadPoolExecutor(_CONNECTIONS) as pool:
-        parts = shown(store.url).partition("://")[2].strip("/").split("/")[-_LEVELS:]
+        parts = str(store).partition("://")[2].strip("/").split("/")[-_LEVELS:]
         mirror = Mirror(store, files, root := os.path.realpath(folder), Path(root, *parts), {})
         mirror.path.parent.mkdir(parents=True, exist_ok=True)
         for name, about in files.items():
@@ -108,7 +107,7 @@ def mirrored(store: Store, files: dict[str, dict[str, Any]]) -> Iterator[Mirror]
                     mirror.pieces[path] = Pieces(store.at(name), about["size"], Path(path), pool)
                 except OSError as error:  # such as a file with the name of a folder
                     rule = f"no file can have this name here: {error.strerror}"
-                    raise InputError.at(shown(store.at(name).url), "", rule) from error
+                    raise InputError(f"{store.at(name)}: {rule}") from error
         fetched_files.update(mirror.pieces)
         try:
             yield mirror
@@ -122,12 +121,15 @@ def mirrored(store: Store, files: dict[str, dict[str, Any]]) -> Iterator[Mirror]
 
 
 @contextmanager
-def fetched(path: str | os.PathLike[str], *, whole: bool = False) -> Iterator[Path]:
+def fetched(
+    path: str | os.PathLike[str], *, hub: bool = False, quiet: bool = False, whole: bool = False
+) -> Iterator[Path]:
     """Where a source lies on this machine while the block lasts: a path as it is; what a URL names in a temporary
     folder, where this package's readers have each piece of a file fetched when they first read it, and once.
 
     Args:
-        whole: fetch all of it at once, for readers of other packages.
+        hub: a name on the hub is one too, and fetched into its cache: `hub.local`; `quiet`, as of that.
+        whole: fetch all that a URL names at once, for readers of other packages.
 
     Raises: `InputError` where nothing is there, or it cannot be had. Errors in the block name the URL.
 
@@ -139,11 +141,11 @@ def fetched(path: str | os.PathLike[str], *, whole: bool = False) -> Iterator[Pa
         (48, 4, 2, 2)
     """
     if not is_url(path):
-        yield Path(path)
+        yield local(path, quiet=quiet) if hub else Path(path)
         return
-    store = Store.of(path)
+    store = Store(path)
     if not (files := store.files()):
-        raise InputError(f"{shown(path)}: no such file, folder or bucket")
+        raise InputError(f"{store}: no such file, folder or bucket")
     folder = store.path
     for _ in range(0 if path.startswith("http") else 2):  # a web server lists no folder
         folder = folder.rpartition("/")[0]
@@ -154,7 +156,6 @@ def fetched(path: str | os.PathLike[str], *, whole: bool = False) -> Iterator[Pa
             files |= {about["name"]: about for about in beside if about["type"] == "file" and about["name"] in wanted}
     with mirrored(store, files) as mirror:
         for pieces in mirror.pieces.values() if whole else ():
-            if pieces.size:
-                pieces.need(0, pieces.size)
+            pieces.need(0, pieces.size)
             pieces.check_unchanged()
         yield mirror.path

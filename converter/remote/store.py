@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from copy import copy
 from typing import Any, TypeGuard
 
 from ..checkpoint.folder import CONFIG
@@ -38,33 +38,25 @@ def shown(url: str) -> str:
     return printable(redacted(url))
 
 
-@dataclass(frozen=True)
 class Store:
-    """A place in a store: its URL, the path by which fsspec's file system for it knows it, and that."""
+    """A place in a store: its `url`, the `path` by which fsspec's file system for it knows it, and that, `fs`. Nothing
+    is asked of it yet. Raises: as `errors` does."""
 
-    url: str
-    target: bool = False
-    path: str = ""
-    fs: Any = None
-
-    @classmethod
-    def of(cls, url: str, *, target: bool = False) -> Store:
-        """The store that a URL is of; nothing is asked of it yet. Raises: as `errors` does."""
+    def __init__(self, url: str, *, target: bool = False) -> None:
         require("a URL", "fsspec", extra="remote")
         from fsspec.core import url_to_fs
 
-        store = cls(url, target)
-        with store.errors():
+        self.url, self._target = url, target
+        self.of_objects = url.partition("://")[0] in OF_OBJECTS
+        with self.errors():
             if ".." in url.split("/") or "::" in url:
                 raise ValueError("a URL names one place, without '..' and '::'")
             # No instance of earlier: credentials may have changed since, and what a folder holds.
             how = {"skip_instance_cache": True, "use_listings_cache": False}
-            fs, path = url_to_fs(url, **how, **(_S3 if url.startswith("s3") else {}))
-        return replace(store, fs=fs, path=path)
+            self.fs, self.path = url_to_fs(url, **how, **(_S3 if url.startswith("s3") else {}))
 
-    @property
-    def of_objects(self) -> bool:
-        return self.url.partition("://")[0] in OF_OBJECTS
+    def __str__(self) -> str:
+        return shown(self.url)
 
     @contextmanager
     def errors(self, what: str = "") -> Iterator[None]:
@@ -77,12 +69,12 @@ class Store:
         except Exception as error:
             kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
             words, by_call = next((words, by_call) for names, words, by_call in _ERRORS if re.search(names, kinds))
-            kind = (UsageError if by_call else ConverterError) if self.target else InputError
+            kind = (UsageError if by_call else ConverterError) if self._target else InputError
             why = " ".join(redacted(error).split()) or type(error).__name__
             login = self.url.partition("://")[2].partition("/")[0].rpartition("@")[0]
             for secret in filter(None, (login, login.partition(":")[2])):  # as the client writes it
                 why = why.replace(secret, "***")
-            raise kind(f"{shown(self.url)}: {what}{words} ({printable(why)})") from None
+            raise kind(f"{self}: {what}{words} ({printable(why)})") from None
 
     def files(self) -> dict[str, dict[str, Any]]:
         """What the store says of the file that lies there, or of each in the folder, by its path in the store."""
@@ -95,10 +87,11 @@ class Store:
 
     def at(self, path: str) -> Store:
         """Another place in this store, in the folder that this is, or beside it."""
-        place, url = self.path, self.url.rstrip("/")
+        there, place, url = copy(self), self.path, self.url.rstrip("/")
         while place != path and not path.startswith(place + "/"):
             place, url = place.rpartition("/")[0], url.rpartition("/")[0]
-        return replace(self, url=url + path[len(place) :], path=path)
+        there.url, there.path = url + path[len(place) :], path
+        return there
 
 
 def version(about: dict[str, Any]) -> tuple[str, ...]:
@@ -110,7 +103,7 @@ def version(about: dict[str, Any]) -> tuple[str, ...]:
 def matching(url: str) -> list[str]:
     """The URLs of the files, and of the folders that are a model, that a glob matches; the URL itself where something
     has just this name. Raises: `InputError` where the store cannot be asked."""
-    store = Store.of(url)
+    store = Store(url)
     with store.errors():
         names = [store.path] if store.fs.exists(store.path) else store.fs.glob(store.path)
         of_models = ("", f"/{RECORD}", f"/{CONFIG}", "/model_index.json")

@@ -34,16 +34,19 @@ def send(mirror: Mirror) -> str:
     record, replacing = f"{store.path}/{RECORD}", False
     ours: dict[str, tuple[str, ...]] = {}  # that of another run, which came after, is not ours to delete
     if any(path.is_symlink() for path in inside):
-        raise UsageError(f"{shown(store.url)}: no links can be sent there: use `components` copy")
+        raise UsageError(f"{store}: no links can be sent there: use `components` copy")
     if {name: version(about) for name, about in store.files().items()} != before:
-        raise UsageError(f"{shown(store.url)}: was changed by someone else in the meantime")
+        raise UsageError(f"{store}: was changed by someone else in the meantime")
     with store.errors():
         before = {name: version(fs.info(name)) for name in before}  # which some stores put otherwise than a listing
     try:
         with store.errors("cannot be written: "):
             with fs.transaction:  # none appears before all are sent, and then in this order
                 for name, path in files.items():
-                    _put(store, path, name)
+                    if not store.of_objects:
+                        fs.makedirs(name.rpartition("/")[0], exist_ok=True)
+                    with open(path, "rb") as file, fs.open(name, "wb", block_size=PART) as there:
+                        shutil.copyfileobj(file, there, PART)
                 replacing = record in before
                 for name in (record, *(before.keys() - files.keys())) if replacing else ():
                     fs.rm_file(name)
@@ -61,14 +64,7 @@ def send(mirror: Mirror) -> str:
                         fs.rmdir(name.rpartition("/")[0])
         raise
     how = " and ".join(sorted(proofs))
-    return f"{shown(store.url)}: {plural(len(files), 'file')} sent, what lies there proven by {how}"
-
-
-def _put(store: Store, path: Path, name: str) -> None:
-    if not store.of_objects:
-        store.fs.makedirs(name.rpartition("/")[0], exist_ok=True)
-    with open(path, "rb") as file, store.fs.open(name, "wb", block_size=PART) as there:
-        shutil.copyfileobj(file, there, PART)
+    return f"{store}: {plural(len(files), 'file')} sent, what lies there proven by {how}"
 
 
 def _prove(store: Store, path: Path) -> str:
@@ -83,7 +79,7 @@ def _prove(store: Store, path: Path) -> str:
         for start in range(0, max(about["size"], path.stat().st_size), PIECE):
             file.seek(start)
             if store.fs.cat_file(store.path, start=start, end=start + PIECE) != file.read(PIECE):
-                raise ConverterError(f"{shown(store.url)}: what lies there is not what was sent")
+                raise ConverterError(f"{store}: what lies there is not what was sent")
     return "reading it back"
 
 
@@ -98,7 +94,7 @@ def target_at(url: str, source: str | os.PathLike[str]) -> Iterator[Mirror]:
     one, other = (f"{os.fspath(place)}/".replace("//", "/") for place in (source, url))
     if one.startswith(other) or other.startswith(one):
         raise UsageError(f"{shown(url)}: is the input, holds it, or lies inside it; name a place elsewhere")
-    store = Store.of(url, target=True)
+    store = Store(url, target=True)
     files = store.files()
     if not files and store.of_objects:
         with store.errors("its bucket: "), suppress(PermissionError):  # of one who may only write
