@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from typing import Any
 from ..checkpoint.write.transfer import Progress
 from ..errors import ConverterError, explained
 from ..fleet import AnyExecutor, do_all
-from ..remote import is_url, shown
+from ..remote import shown
 from .additions import Adding
 from .convert import Conversion, convert
 from .options import ConversionOptions, stated, with_shortcuts
@@ -143,9 +142,7 @@ def _convert_one(
         own = with_shortcuts(options, pair.options)
         words = {**stated(hyper_parameters), **pair.hyper_parameters}
         known: dict[str, Any] = {"hyper_parameters": words, "components": components}
-        notes = None
-        if several and (is_url(pair.converted) or os.path.lexists(pair.converted)):
-            notes = is_up_to_date(pair.original, pair.converted, own, **known)
+        notes = is_up_to_date(pair.original, pair.converted, own, **known) if several else None
         if notes is not None:
             outcome.status, outcome.notes = UNCHANGED, notes
         else:

@@ -34,7 +34,7 @@ class Pair:
     def located(self) -> Pair:
         """The same, for processes with another current folder: relative paths are absolute."""
         original = os.path.abspath(self.original) if os.path.lexists(self.original) else self.original  # on the hub
-        converted = self.converted if "://" in self.converted else os.path.abspath(self.converted)
+        converted = self.converted if is_url(self.converted) else os.path.abspath(self.converted)
         return replace(self, original=original, converted=converted)
 
     def __str__(self) -> str:

@@ -93,12 +93,10 @@ def open_plan(
     destination.check(Path(source), overwrite=options.overwrite, dry_run=options.dry_run)
     if not destination.folder and destination.path.name == SIDECAR:
         raise UsageError(f"{printable(destination.path)}: is the name of a conversion's sidecar; choose another")
-    with reading(options.null_caption or ""):  # a path at all
-        pass
-    if options.null_caption is not None and os.path.realpath(options.null_caption) == os.path.realpath(
-        destination.path
-    ):
-        raise UsageError(f"{printable(destination.path)}: is the null caption to be read; choose another path")
+    caption = options.null_caption
+    with reading(caption or ""):  # a path at all
+        if caption is not None and os.path.realpath(caption) == os.path.realpath(destination.path):
+            raise UsageError(f"{printable(destination.path)}: is the null caption to be read; choose another path")
     with ExitStack() as stack:
         place = stack.enter_context(fetched(source, hub=True, quiet=quiet))
         destination = destination.check(place, overwrite=options.overwrite, dry_run=options.dry_run)

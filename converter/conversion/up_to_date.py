@@ -41,7 +41,9 @@ def is_up_to_date(
     if is_url(dump_path):
         with target_at(dump_path, orig_ckpt_path) as target:
             known: dict[str, Any] = {"hyper_parameters": hyper_parameters, "components": components}
-            return is_up_to_date(orig_ckpt_path, target.path, options, **known) if target.files else None
+            return is_up_to_date(orig_ckpt_path, target.path, options, **known)
+    if not os.path.lexists(dump_path):
+        return None
     with open_plan(orig_ckpt_path, dump_path, options, hyper_parameters or {}, components=components) as plan:
         path, files = plan.destination.path, [*plan.texts, *(file.name for file in plan.files)]
         names = [RECORD, PARITY, PARITY_PAGE, *files]

@@ -172,10 +172,8 @@ def _dask(address: str) -> Iterator[AnyExecutor]:
     dask: Any = distributed  # its types leave gaps
     what = f"`cluster` {printable(address)}"
     try:
-        if not address:
-            raise ValueError
-        client = dask.Client(address, timeout=CONNECT)
-    except (OSError, TimeoutError) as error:
+        client = dask.Client(address or "tcp://", timeout=CONNECT)  # without any, it would start a scheduler
+    except OSError as error:
         raise ConverterError(f"{what}: no Dask scheduler answers there ({printable(error)})") from error
     except (ValueError, TypeError) as error:
         raise UsageError(f"{what}: not the address of a Dask scheduler, such as tcp://HOST:8786") from error

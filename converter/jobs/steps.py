@@ -21,15 +21,6 @@ from ..reports.report import NOT_RUN, PASS, Report
 from .comparisons import lines
 
 
-class NotCompared(KeyboardInterrupt):
-    """An interrupt of the comparison after a conversion: what was converted stays, and that is said."""
-
-    def __init__(self, stop: KeyboardInterrupt, folder: Path) -> None:
-        super().__init__(str(stop) or "interrupted")
-        self.exit_code = getattr(stop, "exit_code", 130)
-        self.left = f"{printable(folder)} is converted, whole, and was not compared"
-
-
 def compare_step(
     outcome: Outcome, *, command: str, family: str | None, progress: Callable[[int], Progress] | None
 ) -> StepResult:
@@ -51,7 +42,8 @@ def compare_step(
             report.run |= {"command": command, "program": program(family)}
             write_text(folder / PARITY, report.to_json())
     except KeyboardInterrupt as stop:
-        raise NotCompared(stop, folder) from stop
+        vars(stop)["left"] = f"{printable(folder)} is converted, whole, and was not compared"
+        raise
     words = [*lines(Pair(original, str(folder)), report), f"wrote: {printable(folder / PARITY)}"]
     return StepResult(report.as_dict(), words, report.exit_code)
 

@@ -56,14 +56,14 @@ def check_all(
 
     def work() -> Iterator[tuple[int, tuple[Pair]]]:
         """What no cache has."""
+        known: Report | Exception | None
         for place, pair in enumerate(listed):
             try:
-                kept, keep[place] = _look_up(pair, cache, waivers=waivers, today=today or date.today())
+                known, keep[place] = _look_up(pair, cache, waivers=waivers, today=today or date.today())
             except Exception as error:
-                finish(place, error)
-                continue
-            if kept:
-                finish(place, kept)
+                known = error
+            if known:
+                finish(place, known)
                 continue
             folder = pair.options.get("save_failing")
             if len(listed) > 1 and folder:  # cases of the same names must not overwrite each other
