@@ -153,8 +153,12 @@ def chosen_executor(
     if cluster is not None:
         if workers is not None:
             raise UsageError("`workers` cannot be combined with `cluster`, which has its own")
-        with _dask(cluster) as executor:
-            yield executor
+        with _client(cluster) as executor:
+            try:
+                yield executor
+            except KeyboardInterrupt as stop:
+                vars(stop)["left"] = "what the workers of the cluster have begun they end, whole"
+                raise
     elif workers is not None:
         with Workers(workers) as executor:
             yield executor
@@ -164,23 +168,16 @@ def chosen_executor(
         yield None
 
 
-@contextmanager
-def _dask(address: str) -> Iterator[AnyExecutor]:
+def _client(address: str) -> Any:
     require("`cluster`", "distributed", extra="cluster")
     import distributed
 
     dask: Any = distributed  # its types leave gaps
     what = f"`cluster` {printable(address)}"
+    logging.getLogger("distributed.client").disabled = True  # what goes wrong stands in the outcomes
     try:
-        client = dask.Client(address or "tcp://", timeout=CONNECT)  # without any, it would start a scheduler
+        return dask.Client(address or "tcp://", timeout=CONNECT)  # without any, it would start a scheduler
     except OSError as error:
         raise ConverterError(f"{what}: no Dask scheduler answers there ({printable(error)})") from error
     except (ValueError, TypeError) as error:
         raise UsageError(f"{what}: not the address of a Dask scheduler, such as tcp://HOST:8786") from error
-    logging.getLogger("distributed.client").disabled = True  # what goes wrong stands in the outcomes
-    try:
-        with client:
-            yield client
-    except KeyboardInterrupt as stop:
-        vars(stop)["left"] = "what the workers of the cluster have begun they end, whole"
-        raise

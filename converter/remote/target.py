@@ -100,6 +100,4 @@ def target_at(url: str, source: str | os.PathLike[str]) -> Iterator[Mirror]:
         with store.errors("its bucket: "), suppress(PermissionError):  # of one who may only write
             store.fs.info(store.path.partition("/")[0])
     with mirrored(store, files) as mirror:
-        if record := mirror.pieces.get(str(mirror.path / RECORD)):
-            record.need(0, record.size)  # it says what may be replaced, also once that is no longer in its place
         yield mirror
