@@ -106,8 +106,7 @@ def mirrored(store: Store, files: dict[str, dict[str, Any]]) -> Iterator[Mirror]
                     os.makedirs(os.path.dirname(path), exist_ok=True)
                     mirror.pieces[path] = Pieces(store.at(name), about["size"], Path(path), pool)
                 except OSError as error:  # such as a file with the name of a folder
-                    rule = f"no file can have this name here: {error.strerror}"
-                    raise InputError(f"{store.at(name)}: {rule}") from error
+                    raise InputError(f"{store.at(name)}: no file can have this name here: {error.strerror}") from error
         fetched_files.update(mirror.pieces)
         try:
             yield mirror
