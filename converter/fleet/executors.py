@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from queue import SimpleQueue
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +41,12 @@ class Workers(ThreadPoolExecutor):
             raise UsageError(f"`workers` {count}: must be a whole number of at least 1")
         super().__init__(count)
         self.deaths, self._stopped, self._count = 0, False, count
-        self._workers, self._free = list[_Worker](), SimpleQueue[_Worker]()
+        self._workers, self._free = list[_Worker](), list[_Worker]()
 
     def submit(self, task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         if len(self._workers) < self._count:
             self._workers.append(_Worker(max(1, (os.cpu_count() or 1) // self._count)))
-            self._free.put(self._workers[-1])
+            self._free.append(self._workers[-1])
         return super().submit(self._do, pickle.dumps((task, args, kwargs)))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -65,16 +64,21 @@ class Workers(ThreadPoolExecutor):
         self.shutdown(cancel_futures=kind is not None)
 
     def _do(self, task: bytes) -> Any:
-        worker = self._free.get()
+        worker = self._free.pop()  # there are never more threads than workers
         try:
-            return worker.do(task)
-        except WorkerDied:
+            worker.connection.send_bytes(task)
+            result, error = worker.connection.recv()
+        except (EOFError, OSError):
+            how = worker.end()
             if not self._stopped:
                 self.deaths += 1
                 worker.start()
-            raise
+            raise WorkerDied(f"its worker died ({how}): {TOO_MUCH}") from None
         finally:
-            self._free.put(worker)
+            self._free.append(worker)
+        if error:
+            raise error
+        return result
 
 
 class _Worker:
@@ -89,7 +93,7 @@ class _Worker:
 
         # Not forked: what torch, or a thread of the parent, holds just then would be held for ever.
         context = get_context("spawn")
-        self._connection, theirs = context.Pipe()
+        self.connection, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self._threads), daemon=True)
         # Ctrl-C, which a terminal tells all processes, is for the parent: from its first moment on, this one is deaf.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN) if current_thread() is main_thread() else None
@@ -101,20 +105,9 @@ class _Worker:
         theirs.close()  # so that the end of the process is the end of the connection
         self.process = process
 
-    def do(self, task: bytes) -> Any:
-        """The result of a task, or its error, raised; `WorkerDied` where the process ends before it."""
-        try:
-            self._connection.send_bytes(task)
-            result, error = self._connection.recv()
-        except (EOFError, OSError):
-            raise WorkerDied(f"its worker died ({self.end()}): {TOO_MUCH}") from None
-        if error:
-            raise error
-        return result
-
     def end(self) -> str:
         """Wait for the end of the process, which comes once it is idle, and say how it ended."""
-        self._connection.close()
+        self.connection.close()
         self.process.join()
         code = self.process.exitcode or 0
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
