@@ -29,7 +29,7 @@ class AnyExecutor(Protocol):
 
 
 class WorkerDied(ConverterError):
-    """The worker that had a task died, and so did the one that had it next."""
+    """The worker that had a task died before it was done."""
 
 
 def do_all(
@@ -41,8 +41,8 @@ def do_all(
     """Do `task(*arguments)` for every (key, arguments), and call `done(key, result)` here as each finishes.
 
     Args:
-        task: for an executor a function of a module, or a `partial` of one. It is done again after a worker has died,
-            at last while nothing else runs.
+        task: for an executor a function of a module, or a `partial` of one. Where its worker died, it is done again at
+            the end, while nothing else runs.
         work: asked for one by one; without an executor, the next once the one before it is done.
         done: given an `Exception` where the task ended in one, or nobody could do it; an executor's is a
             `ConverterError` with the words and the exit code of the task's own.
