@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -65,6 +66,8 @@ def _process(command: click.Command, name: str) -> NoReturn:
     """A command as a process of its own, which does not search for garbage what it is about to use or to leave: torch
     and diffusers are some million objects, and looking through them takes seconds."""
     gc.set_threshold(100_000)
+    # Threads that NumPy starts and nothing here gives work to: they wait by spinning. Torch has its own.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     code = run(command, name, sys.argv[1:])
     gc.freeze()
     sys.exit(code)
