@@ -20,8 +20,6 @@ from threading import Lock
 from typing import Any
 
 AnyPath = str | os.PathLike[str]
-# The system cannot copy, or not between these files. Reading and writing takes over, and meets other errors again.
-_CANNOT_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EIO}
 _IN_USE = (5, 32)  # of Windows: access denied, sharing violation
 WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds until a file that is in use is tried again
 _positions: dict[int, Lock] = {}  # by descriptor; the next file with that number may have the same
@@ -69,19 +67,6 @@ def _position(fd: int, offset: int) -> Iterator[None]:
     with _positions.setdefault(fd, Lock()):
         os.lseek(fd, offset, os.SEEK_SET)
         yield
-
-
-def copy(source: int, offset: int, target: int, position: int, count: int) -> int | None:
-    """Let the system copy `count` bytes between two files; how many it did, None where it cannot."""
-    if not hasattr(os, "copy_file_range"):
-        return None
-    try:
-        copied: int = os.copy_file_range(source, target, count, offset, position)
-        return copied
-    except OSError as error:
-        if error.errno in _CANNOT_COPY:
-            return None
-        raise
 
 
 def map_privately(fd: int, offset: int, count: int) -> memoryview | None:

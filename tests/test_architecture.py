@@ -117,7 +117,7 @@ def not_everywhere(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("code", [
     "import resource", "import ctypes", "import fcntl", "import pwd", "from os import preadv", "os.preadv", "os.pwrite",
-    "os.copy_file_range", "os.statvfs", "os.O_NONBLOCK", "os.O_CLOEXEC", "os.sysconf", "os.open", "os.rename",
+    "os.statvfs", "os.O_NONBLOCK", "os.O_CLOEXEC", "os.sysconf", "os.open", "os.rename",
     "os.replace", "signal.SIGHUP", "signal.alarm", "path.rename(other)", "path.chmod(0)", "os.getuid()", "os.fsync",
 ])  # fmt: skip
 def test_what_only_some_systems_have_is_recognised(code: str) -> None:

@@ -41,7 +41,7 @@ import converter
 
 Cli = Callable[..., Result]
 # The system calls that write tensors.
-WRITING = [name for name in ("pwrite", "copy_file_range") if hasattr(os, name)]
+WRITING = ["pwrite"]
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
@@ -209,39 +209,6 @@ def test_a_disk_that_fills_up_or_fails(
         assert result.stderr == f"convert-pixart: error: {target}: cannot be written: {os.strerror(code)}\n"
 
 
-def short(real: Callable[..., int]) -> Callable[..., int]:
-    """Copies at most 100 bytes at a time, as any system may."""
-    return lambda source, to, count, *places: real(source, to, min(count, 100), *places)
-
-
-def then_refusing(real: Callable[..., int]) -> Callable[..., int]:
-    """Copies half of the first file, and then finds that it cannot."""
-    return failing(errno.EXDEV, 1)(lambda source, to, count, *places: real(source, to, count // 2, *places))
-
-
-COPYING = ["another disk", "unsupported", "in small parts", "refusing half-way"]
-
-
-@pytest.mark.parametrize("kind", ["absent", *(COPYING if hasattr(os, "copy_file_range") else [])])
-def test_a_system_that_cannot_copy_by_itself(
-    kind: str, two: list[tuple[Path, dict[str, bytes]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, wanted = two[0]
-    calls: list[object] = []
-    if kind == "absent":
-        monkeypatch.delattr(os, "copy_file_range", raising=False)
-    else:
-        copy = {
-            "another disk": failing(errno.EXDEV, 0),
-            "unsupported": failing(errno.EOPNOTSUPP, 0),
-            "in small parts": short,
-            "refusing half-way": then_refusing,
-        }[kind](os.copy_file_range)
-        monkeypatch.setattr(os, "copy_file_range", lambda *arguments: calls.append(arguments) or copy(*arguments))
-    assert tree(convert(path, tmp_path / "out").path) == wanted
-    assert bool(calls) == (kind != "absent")
-
-
 def test_a_failure_to_flush_that_is_told_only_once(
     source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
@@ -283,11 +250,8 @@ def is_open(fd: int, path: Path) -> bool:
 @pytest.mark.parametrize("after", [0, 3, 10, 60])
 def test_a_read_error(after: int, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     with monkeypatch.context() as patch:
-        broken = failing(errno.EIO, after)
-        real, count = os.preadv, broken(os.preadv)
+        real, count = os.preadv, failing(errno.EIO, after)(os.preadv)
         patch.setattr(os, "preadv", lambda fd, *rest: (count if is_open(fd, source) else real)(fd, *rest))
-        if hasattr(os, "copy_file_range"):
-            patch.setattr(os, "copy_file_range", broken(os.copy_file_range))
         result = cli("convert-pixart", *flags(source, target, "--overwrite"))
     assert result.returncode == 3
     assert result.stderr.count("\n") == 1
@@ -336,9 +300,7 @@ def after_three_reads(
 
         return call
 
-    for name in ("preadv", "copy_file_range"):
-        if hasattr(os, name):
-            monkeypatch.setattr(os, name, watch(getattr(os, name)))
+    monkeypatch.setattr(os, "preadv", watch(os.preadv))
     return lambda total: armed.append(total) or (lambda count: None)
 
 

@@ -216,7 +216,7 @@ def test_nothing_asks_for_modules_that_windows_lacks(tmp_path: Path) -> None:
 import os, signal, sys
 for name in ("resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog", "_posixsubprocess"):
     sys.modules[name] = None
-del signal.SIGHUP, os.preadv, os.pwrite, os.pread, os.pwritev, os.copy_file_range, os.sendfile, os.sysconf, os.fork
+del signal.SIGHUP, os.preadv, os.pwrite, os.pread, os.pwritev, os.sendfile, os.sysconf, os.fork
 del os.O_CLOEXEC, os.getuid, os.mkfifo
 import converter
 from converter.cli.main import convert, pixart, run

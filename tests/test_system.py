@@ -103,19 +103,6 @@ def test_short_writes_are_continued(tmp_path: Path, platform: str, monkeypatch: 
     assert (tmp_path / "data").read_bytes() == bytes(5) + DATA[:100]
 
 
-def test_only_linux_copies_by_itself(tmp_path: Path, platform: str) -> None:
-    (tmp_path / "data").write_bytes(DATA)
-    source, target = system.open_to_read(tmp_path / "data"), system.create(tmp_path / "copy")
-    copied = system.copy(source, 100, target, 3, 1000)
-    os.close(source)
-    os.close(target)
-    if platform == "linux":  # as far as the file system can
-        assert copied is None or (tmp_path / "copy").read_bytes() == bytes(3) + DATA[100 : 100 + copied]
-    else:
-        assert copied is None
-        assert (tmp_path / "copy").read_bytes() == b""
-
-
 # What a name leads to.
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 from .. import system
 from ..errors import ConverterError, InputError, UsageError, printable
 
+PIECE = 1 << 18  # bytes that are copied at once
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 # By their real paths, files of which only the size is there: what brings the bytes of each before they are read.
@@ -78,18 +79,16 @@ class InputFile:
                 raise self._read_error(what, f"the file ends at offset {offset + done}, it shrank while it was read")
             done += count
 
-    def copy_to(self, offset: int, count: int, fd: int, position: int, what: str = "") -> bool:
-        """Let the system copy bytes to `position` of another descriptor; False, nothing promised, where it cannot."""
-        self._need(offset, count)
-        done = 0
-        while done < count:
-            copied = system.copy(self._fd, offset + done, fd, position + done, count - done)
-            if copied is None:
-                return False
-            if copied == 0:
-                raise self.error(what, f"the file ends at offset {offset + done}, it shrank while it was read")
-            done += copied
-        return True
+    def copy_to(self, offset: int, count: int, fd: int, position: int, what: str = "") -> None:
+        """Copy bytes to `position` of another descriptor."""
+        # Through a core's own cache, and to whole pages wherever the source begins: to call `copy_file_range` took a
+        # third more time, and left pages of which the disk took half as many in a second.
+        buffer, stop = memoryview(bytearray(min(PIECE, count))), position + count
+        while position < stop:
+            piece = buffer[: min(PIECE - position % PIECE, stop - position)]
+            self.read_into(piece, offset, what)
+            system.write_at(fd, piece, position)
+            offset, position = offset + len(piece), position + len(piece)
 
     def pages(self, offset: int, count: int) -> memoryview | None:
         """Bytes of the file as memory of this process, which outlives the descriptor: read when they are touched, and

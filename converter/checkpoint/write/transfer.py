@@ -1,11 +1,11 @@
 """Moving tensors, and proving that they arrived.
 
-The system copies a storage that is one tensor (`copy_file_range`: no byte of it comes through this process); any
-other is read front to back, once, and its bytes go to wherever they are wanted. What was written is then read back,
-once, which proves both ends: the CRC-32 of what lies in the new file has to be the one that the archive gives for the
-source. Digests and the search for NaN, infinity and zeros happen in that same pass. One thread writes, since two on
-one file only wait for each other, a second proves what is there already, and in the end both do: hashing and I/O
-release the interpreter's lock. Memory is two buffers, plus one tensor where a view has to be laid out anew.
+A storage that is one tensor is copied, and nobody looks at its bytes on the way; any other is read front to back,
+once, and its bytes go to wherever they are wanted. What was written is then read back, once, which proves both ends:
+the CRC-32 of what lies in the new file has to be the one that the archive gives for the source. Digests and the search
+for NaN, infinity and zeros happen in that same pass. One thread writes, since two on one file only wait for each other,
+a second proves what is there already, and in the end both do: hashing and I/O release the interpreter's lock. Memory is
+three buffers, plus one tensor where a view has to be laid out anew.
 
 The same passes tell whether a file holds already what would be written: then nothing is, and the digest takes the place
 of the CRC-32.
@@ -61,7 +61,7 @@ class TensorCopy:
 
     Where the outputs are of another dtype, its elements are rounded to that on the way, and `overflowed` counts those
     that became infinite. `crc` is that of the bytes to be written, and known once they are on their way: what has to
-    be read back. It is None only where the system copied them out of a file without checksums.
+    be read back. It is None only where they were copied out of a file without checksums.
 
     Args:
         digest: what a record states of the tensor's bytes: what was copied and has it needs no other proof, and `read`
@@ -85,7 +85,8 @@ class TensorCopy:
         return self._read.text if self._read else self.outputs[0].digest if self.digest else ""
 
     def copied(self) -> bool:
-        """Let the system copy the bytes; False where it cannot, or where the storage is not exactly this tensor."""
+        """Copy the bytes, which nobody looks at; False where the storage is not exactly this tensor, or nothing would
+        prove that they are right."""
         tensor, storage = self.tensor, self.tensor.storage
         whole = tensor.contiguous and tensor.nbytes == storage.size
         if not whole or self._read or self.dtype != tensor.dtype or (storage.crc is None and not self.digest):
