@@ -72,8 +72,8 @@ def test_keys_of_a_store_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_files_by_their_url_are_what_they_are_by_their_path(tmp_path: Path) -> None:
-    url = (tmp_path / "lab" / "out").as_uri()
-    done = convert(SIGMA.as_uri(), url)
+    url = f"file://{tmp_path / 'lab' / 'out'}"  # fsspec takes a path as it is, and no %20 for a space
+    done = convert(f"file://{SIGMA}", url)
     here = tree(convert(SIGMA, tmp_path / "here").path)
     files = tree(tmp_path / "lab" / "out")
     assert done.path == url
@@ -81,8 +81,8 @@ def test_files_by_their_url_are_what_they_are_by_their_path(tmp_path: Path) -> N
     assert all(files[name] == here[name] for name in files if name != "conversion.json")
     assert [path.name for path in (tmp_path / "lab").iterdir()] == ["out"]
     with pytest.raises(UsageError, match=rf"^{url}: exists and is not empty"):
-        convert(SIGMA.as_uri(), url)
-    convert(url, (tmp_path / "lab" / "back.pth").as_uri(), to="original")
+        convert(f"file://{SIGMA}", url)
+    convert(url, f"file://{tmp_path / 'lab' / 'back.pth'}", to="original")
     assert convert(tmp_path / "lab" / "back.pth", tmp_path / "again").written
 
 
