@@ -17,6 +17,7 @@ from ..filenames import RECORD
 from ..hub.redaction import redacted
 from ..remote import is_url, send, target_at
 from .additions import Adding
+from .alterations import Altering
 from .options import ConversionOptions, with_shortcuts
 from .plan import ConversionPlan, digest_of, open_plan
 from .verdicts import give_verdict
@@ -43,6 +44,7 @@ def convert(
     *,
     hyper_parameters: Mapping[str, Any] | None = None,
     components: Adding | None = None,
+    altering: Altering | None = None,
     progress: Callable[[int], Progress] | None = None,
     **shortcuts: Any,
 ) -> Conversion:
@@ -55,6 +57,7 @@ def convert(
         options: what may be chosen; see `ConversionOptions`.
         hyper_parameters: what the file cannot show, by name, such as `{"num_attention_heads": 16}`.
         components: makes it a whole pipeline: `converter.pipelines.assemble.Components`. Default: the transformer only.
+        altering: changes tensors on the way, as `converter.merge_lora` does. Default: none is changed.
         progress: called with the number of bytes to come; returns what is called with each count of bytes done.
         shortcuts: fields of `ConversionOptions`, which take the place of those in `options`.
 
@@ -74,13 +77,14 @@ def convert(
     options = with_shortcuts(options or ConversionOptions(), shortcuts)
     if is_url(dump_path):
         with target_at(dump_path, orig_ckpt_path) as target:
-            known: dict[str, Any] = {"hyper_parameters": hyper_parameters, "components": components}
+            known: dict[str, Any] = {
+                "hyper_parameters": hyper_parameters, "components": components, "altering": altering
+            }  # fmt: skip
             done = convert(orig_ckpt_path, target.path, options, progress=progress, **known)
             notes = [*map(target.words, done.notes), *([send(target)] if done.written else [])]
             return replace(done, path=redacted(dump_path), notes=notes)
-    planned = open_plan(
-        orig_ckpt_path, dump_path, options, hyper_parameters or {}, components=components, quiet=progress is None
-    )
+    extra: dict[str, Any] = {"components": components, "altering": altering, "quiet": progress is None}
+    planned = open_plan(orig_ckpt_path, dump_path, options, hyper_parameters or {}, **extra)
     with planned as plan:
         destination, sizes, afterwards = plan.destination, dict[str, int](), list[str]()
         if not options.dry_run:
@@ -119,7 +123,7 @@ def _write(
     sizes = {name: int(file["size"]) for name, file in record.written.items() if "link" not in file}
     if plan.destination.folder:
         # Earlier changes are not confirmed: the digests stated of them are passed on.
-        anew = (plan.writes.rounded | sidecar.given.keys()) - record.changed.keys()
+        anew = (plan.writes.rounded | plan.writes.altered | sidecar.given.keys()) - record.changed.keys()
         digests = {key: text for name in anew for key, text in written.digests.get(name, {}).items()}
         record.earlier = sidecar.record.history(digests)
         text = json.dumps(record.as_dict(), indent=1, ensure_ascii=False) + "\n"

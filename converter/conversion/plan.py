@@ -21,6 +21,7 @@ from ..filenames import SIDECAR
 from ..hub.names import hub_path
 from ..remote import fetched, is_url, shown
 from .additions import Adding, Additions
+from .alterations import Altering
 from .analysis import Analysis
 from .inspection import report
 from .model_files import open_model
@@ -73,12 +74,14 @@ def open_plan(
     hyper_parameters: Mapping[str, Any],
     *,
     components: Adding | None = None,
+    altering: Altering | None = None,
     quiet: bool = True,
 ) -> Iterator[ConversionPlan]:
     """The plan of a conversion, while its source is open: fetched if it lies elsewhere, analysed, and planned.
 
     Args:
         components: says what is to stand beside the model.
+        altering: says what takes the place of some of its tensors.
         quiet: no progress bar while fetching.
 
     Raises: `InputError` and `UsageError`, whatever stands against the conversion.
@@ -104,8 +107,15 @@ def open_plan(
             opened = open_model(place, options.weights, options.state_dict_key, options.family)
             checkpoint = stack.enter_context(opened)
             analysis = analyse_with_record(checkpoint, hyper_parameters, options.family, stock=options.stock)
+            altered = altering(analysis, options) if altering else None
+            if altered:
+                checkpoint.selected.tensors.update(altered.tensors)
             with zeros_reported_first(analysis, options):
                 plan = make_plan(analysis, destination, options, stack)
+            if altered:
+                plan.writes.alter(altered.tensors)
+                plan.record.adapters = [*altered.record]
+                plan.notes.extend(altered.notes)
         if place != Path(source):  # in the cache it has a name that says nothing
             plan.record.about["source"]["name"] = shown(os.fspath(source))
         if components:

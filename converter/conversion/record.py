@@ -55,7 +55,7 @@ class ConversionRecord:
     """What becomes `conversion.json`.
 
     `about` is what `inspect` says of the source too, `sources` the digests of what was believed beside its weights,
-    `changed` key -> the digest that an earlier record stated, `written` the files, `earlier` what is passed on of
+    `changed` key -> the digest that an earlier record stated, `adapters` what was merged into it, `written` the files, `earlier` what is passed on of
     earlier conversions.
     """
 
@@ -66,6 +66,7 @@ class ConversionRecord:
     notes: list[str]
     plan: list[PlanRow]
     changed: dict[str, str] = field(default_factory=dict)
+    adapters: list[Mapping[str, Any]] = field(default_factory=list)
     written: dict[str, dict[str, int | str]] = field(default_factory=dict)
     earlier: dict[str, Any] = field(default_factory=dict)
 
@@ -79,7 +80,7 @@ class ConversionRecord:
             "notes": self.notes,
             "plan": [row.as_dict() for row in self.plan],
         }
-        later = {"changed": self.changed, "written": self.written}
+        later = {"changed": self.changed, "adapters": self.adapters, "written": self.written}
         return content | {name: value for name, value in later.items() if value} | self.earlier
 
 

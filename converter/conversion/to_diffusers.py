@@ -25,7 +25,7 @@ class TensorWrites:
     differ from what the target computes, which are in the sidecar for that.
 
     `must_match`: key of a source -> its digest in an earlier record, which it still has to have; `recorded`:
-    of what may have been trained since.
+    of what may have been trained since; `altered`: the keys of sources that something else takes the place of.
     """
 
     model: list[TensorWrite] = field(default_factory=list)
@@ -35,6 +35,7 @@ class TensorWrites:
     differing: list[str] = field(default_factory=list)
     must_match: dict[str, str] = field(default_factory=dict)
     recorded: dict[str, str] = field(default_factory=dict)
+    altered: set[str] = field(default_factory=set)
 
     @property
     def parts(self) -> list[TensorWrite]:
@@ -61,6 +62,13 @@ class TensorWrites:
         digests = sidecar.record.digests
         self.must_match |= sidecar.must_match | {key: digests[key] for key in buffers if key in digests}
         self.recorded |= {key: sha for key, sha in sidecar.recorded.items() if key not in self.must_match}
+
+    def alter(self, keys: Collection[str]) -> None:
+        """Of these sources something else is written: no earlier record says what."""
+        self.altered = {*keys}
+        for stated in (self.must_match, self.recorded):
+            for key in self.altered & stated.keys():
+                del stated[key]
 
     def row(self, operation: str, *sources: LazyTensor, **more: Any) -> None:
         """A row of the record. What is written of it is hashed later."""

@@ -1,0 +1,168 @@
+"""`merge_lora`: one or several adapters baked into a checkpoint, in the flow of its conversion."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.digest import Digest
+from ..checkpoint.write.transfer import Progress
+from ..conversion.additions import Adding
+from ..conversion.alterations import Alteration
+from ..conversion.analysis import Analysis
+from ..conversion.convert import Conversion, convert
+from ..conversion.options import ConversionOptions, with_shortcuts
+from ..conversion.output import CASTS
+from ..conversion.to_diffusers import dtype_of, named
+from ..errors import InputError, UsageError, plural, printable
+from ..families import Family
+from ..mapping import Move
+from .adapter import Adapter
+from .names import DIFFUSERS, ORIGINAL
+from .placed import Placed, merged_tensors, place
+from .reading import open_adapter
+
+AnyPath = str | os.PathLike[str]
+Adapters = Mapping[AnyPath, float] | Sequence[AnyPath | tuple[AnyPath, float]]
+
+
+def merge_lora(
+    orig_ckpt_path: AnyPath,
+    adapters: Adapters,
+    dump_path: AnyPath,
+    options: ConversionOptions | None = None,
+    *,
+    lora_alpha: float | None = None,
+    allow_partial: bool = False,
+    hyper_parameters: Mapping[str, Any] | None = None,
+    components: Adding | None = None,
+    progress: Callable[[int], Progress] | None = None,
+    **shortcuts: Any,
+) -> Conversion:
+    """Convert a checkpoint with adapters baked in: W + the sum of what each adds to W.
+
+    Products are computed in float32 at least and the sum is rounded once, a tensor at a time.
+
+    Args:
+        orig_ckpt_path: the base, of any accepted kind and layout.
+        adapters: their files or folders, in any spelling, each with its strength (default 1), which multiplies its
+            scale as PEFT's `set_adapters` does.
+        dump_path, options, hyper_parameters, components, progress, shortcuts: as of `convert`.
+        lora_alpha: of adapters that do not say it.
+        allow_partial: leave out what does not fit, and note it; otherwise that is an error, and nothing is written.
+
+    Returns: a `Conversion`, whose record has the adapters.
+
+    Raises: as `convert` does.
+
+    Example:
+        >>> done = merge_lora(
+        ...     "fixtures/golden/sigma-ms.pth", {"fixtures/lora/d-ot-kohya.safetensors": 0.8}, tmp / "merged",
+        ...     hyper_parameters={"num_attention_heads": 4},
+        ... )
+        >>> [(one["name"], one["strength"]) for one in done.record["adapters"]]
+        [('d-ot-kohya.safetensors', 0.8)]
+    """
+    options = with_shortcuts(options or ConversionOptions(), shortcuts)
+    chosen = strengths(adapters)
+    with ExitStack() as stack:
+
+        def altering(analysis: Analysis, options: ConversionOptions) -> Alteration:
+            family, notes = analysis.require(), list[str]()
+            opened = open_adapters(stack, chosen, family, lora_alpha=lora_alpha, allow_partial=allow_partial)
+            for adapter, _ in opened:
+                adapter.check_finite()
+            placed = place_on(analysis, opened, allow_partial=allow_partial)
+            wanted = CASTS.get(options.dtype or "")
+            names = {key: row.move.parts for row in placed for key in (row.move.origin, *row.move.parts)}
+            tensors = merged_tensors(placed, lambda held: dtype_of(family, wanted, held, names[held.key]))
+            for adapter, strength in opened:
+                who = printable(Path(adapter.path).name)
+                notes += [f"{who}: {note}" for note in adapter.notes]
+                notes += [f"{who}: left out: {words}" for words in adapter.skipped]
+            notes.append(f"merged: {', '.join(map(_in_words, opened))}: {plural(len(tensors), 'tensor')} changed")
+            return Alteration(tensors, [about(*each) for each in opened], notes)
+
+        known: dict[str, Any] = {"hyper_parameters": hyper_parameters, "components": components, "progress": progress}
+        return convert(orig_ckpt_path, dump_path, options, altering=altering, **known)
+
+
+def strengths(adapters: Adapters) -> list[tuple[AnyPath, float]]:
+    """Adapters with their strengths. Raises: `UsageError` for none, and for a strength that is no number."""
+    if isinstance(adapters, str | os.PathLike):
+        adapters = [adapters]
+    pairs: Iterable[Any] = adapters.items() if isinstance(adapters, Mapping) else adapters
+    chosen = [one if isinstance(one, tuple) else (one, 1.0) for one in pairs]
+    if not chosen:
+        raise UsageError("`lora`: at least one adapter is needed")
+    for path, strength in chosen:
+        if isinstance(strength, bool) or not isinstance(strength, int | float) or not isfinite(strength):
+            raise UsageError(f"`lora` {printable(path)}: the strength {printable(repr(strength), 40)} is no number")
+    return chosen
+
+
+def open_adapters(
+    stack: ExitStack,
+    chosen: Sequence[tuple[AnyPath, float]],
+    family: Family,
+    *,
+    lora_alpha: float | None = None,
+    allow_partial: bool = False,
+) -> list[tuple[Adapter, float]]:
+    """Adapters for models of a family, with their strengths, open as long as `stack` is.
+
+    Raises: `InputError` for one of another model.
+    """
+    opened = []
+    for path, strength in chosen:
+        known: dict[str, Any] = {"lora_alpha": lora_alpha, "allow_partial": allow_partial}
+        adapter = stack.enter_context(open_adapter(path, **known))
+        if adapter.family is not family and family.title in adapter.others:
+            adapter = stack.enter_context(open_adapter(path, family=family, **known))
+        if adapter.family is not family:
+            rule = f"an adapter of a {adapter.family.title}, and the model is a {family.title}"
+            raise InputError.at(adapter.path, "", rule)
+        adapter.others.clear()
+        adapter.notes = [note for note in adapter.notes if "`family` says" not in note]
+        opened.append((adapter, strength))
+    return opened
+
+
+def place_on(
+    analysis: Analysis, adapters: Sequence[tuple[Adapter, float]], *, allow_partial: bool = False
+) -> list[Placed]:
+    """What adapters do to a checkpoint that has been analysed. Raises: as `place` does."""
+    family, tensors = analysis.require(), named(analysis.checkpoint)
+    moves: Sequence[Move] = family.keys.plan_back(tensors).moves if analysis.diffusers else analysis.plan.moves
+    layout = DIFFUSERS if analysis.diffusers else ORIGINAL
+    return place(adapters, family.keys, moves, tensors, layout, allow_partial=allow_partial)
+
+
+def _in_words(pair: tuple[Adapter, float]) -> str:
+    adapter, strength = pair
+    return f"{printable(Path(adapter.path).name)} at {strength:g}"
+
+
+def about(adapter: Adapter, strength: float) -> dict[str, Any]:
+    """What a record says of an adapter that was merged, JSON-ready; `digest` is that of all its tensors' bytes."""
+    digest = Digest()
+    for key in sorted(adapter.tensors):
+        for _, piece in adapter.tensors[key].chunks():
+            digest.update(piece)
+    return {
+        "name": printable(Path(adapter.path).name),
+        "strength": strength,
+        "spelling": adapter.spelling.name,
+        "digest": digest.text,
+        "kinds": {kind: len(modules) for kind, modules in adapter.kinds.items()},
+        "scales": [
+            {"scale": scale, "alpha": source, "modules": len(modules)}
+            for (scale, source), modules in adapter.scales.items()
+        ],
+        "beside": len(adapter.beside),
+        "skipped": adapter.skipped,
+    }

@@ -1,0 +1,123 @@
+"""PEFT's `adapter_config.json`: what it says of scales, and what no plain reading of the tensors would be right for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import isfinite, sqrt
+from typing import Any
+
+from ..errors import InputError, printable
+
+CONFIG = "adapter_config.json"
+KINDS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr"}
+DEFAULT_ALPHA = 8  # of PEFT's LoraConfig, LoHaConfig and LoKrConfig
+# They change the weights of the base when training begins, and PEFT does it anew on loading.
+_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_UNREAD = (
+    "target_parameters", "layer_replication", "use_qalora", "use_bdlora", "arrow_config", "alora_invocation_tokens",
+    "megatron_config",
+)  # fmt: skip
+_LONGEST, _REPEATS = 200, 3  # of a pattern: characters, and how many `*` and the like
+_NESTED = re.compile(r"\)[*+{?]|[*+}][*+{]|\\\d|\(\?[^:]")  # what may take for ever to match, or is no plain pattern
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """A config that has been read.
+
+    Args:
+        place: where it stands, for errors. content: its fields; those that are absent are off.
+
+    Raises: `InputError` for one under which the tensors alone would be read wrongly.
+
+    Example:
+        >>> config = PeftConfig("adapter_config.json", {"peft_type": "LORA", "r": 4, "lora_alpha": 2})
+        >>> config.scale("proj_out", rank=4)
+        0.5
+    """
+
+    place: str
+    content: Mapping[str, Any]
+    kind: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        content, kind = self.content, str(self.content.get("peft_type", "LORA")).rpartition(".")[2].upper()
+        object.__setattr__(self, "kind", kind)
+        if kind not in KINDS:
+            raise self._error("peft_type", f"{printable(kind, 40)}: one of {', '.join(KINDS)} can be read")
+        for name in _UNREAD:
+            if content.get(name):
+                raise self._error(name, "is set: what the tensors mean then is not known here")
+        init = content.get("init_lora_weights", True)
+        if isinstance(init, str) and init.lower().startswith(_CHANGING):
+            rule = (
+                f"{printable(init, 40)} changed the weights of the base when training began, and what is in the file is "
+                "relative to those: in PEFT, save it with path_initial_model_for_weight_conversion, which makes a "
+                "plain LoRA of it"
+            )
+            raise self._error("init_lora_weights", rule)
+        for name in ("rank_pattern", "alpha_pattern"):
+            patterns = content.get(name) or {}
+            if not isinstance(patterns, Mapping):
+                raise self._error(name, "not a map from patterns to numbers")
+            for pattern in patterns:
+                self._check_pattern(name, pattern)
+        self._number("r", content.get("r", DEFAULT_ALPHA))
+        self._number(self._alpha_name, content.get(self._alpha_name, DEFAULT_ALPHA))
+
+    def _error(self, name: str, rule: str) -> InputError:
+        return InputError.at(self.place, name, rule)
+
+    def _check_pattern(self, name: str, pattern: str) -> None:
+        repeats = sum(map(pattern.count, "*+{"))
+        if len(pattern) > _LONGEST or repeats > _REPEATS or _NESTED.search(pattern):
+            raise self._error(name, f"{printable(pattern, 60)}: a pattern that may take too long to match")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise self._error(name, f"{printable(pattern, 60)}: no regular expression: {error}") from None
+
+    def _number(self, name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
+            raise self._error(name, f"{printable(repr(value), 40)}: a number is needed")
+        return value
+
+    @property
+    def _alpha_name(self) -> str:
+        return "lora_alpha" if self.kind == "LORA" else "alpha"
+
+    def _of(self, name: str, module: str, default: Any) -> float:
+        """The value of the first pattern that matches a module, in the order of the file, as PEFT looks."""
+        return next(self._matching(name, module), self._number(name, default))
+
+    def _matching(self, name: str, module: str) -> Iterator[float]:
+        for pattern, value in (self.content.get(name) or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                yield self._number(name, value)
+
+    def rank(self, module: str) -> int:
+        return int(self._of("rank_pattern", module, self.content.get("r", DEFAULT_ALPHA)))
+
+    def scale(self, module: str, rank: int | None) -> float:
+        """The scale of a module's product. Raises: `InputError` where its rank is not what the config says.
+
+        Args:
+            rank: that of the tensors; None where they have none (LoKr with both factors whole).
+        """
+        said = self.rank(module)
+        if rank is not None and rank != said and self.kind != "LOKR":
+            raise self._error("r", f"{said} for {printable(module)}, whose tensors have rank {rank}")
+        alpha, divisor = (
+            self._of("alpha_pattern", module, self.content.get(self._alpha_name, DEFAULT_ALPHA)),
+            rank or said,
+        )
+        if not divisor:
+            raise self._error("r", f"0 for {printable(module)}")
+        return alpha / (sqrt(divisor) if self.content.get("use_rslora") else divisor)
+
+    def ambiguous(self, module: str) -> bool:
+        """Whether two patterns with other alphas match: PEFT saves them sorted, so the one that was trained with may be
+        the other."""
+        return len({*self._matching("alpha_pattern", module)}) > 1

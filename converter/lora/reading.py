@@ -1,0 +1,184 @@
+"""Reading an adapter: which spelling, which model, and what each of its tensors means, or why not."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+from ..checkpoint import LazyTensor
+from ..checkpoint.file import reading
+from ..errors import InputError, UsageError, printable, shortened
+from ..families import Family, families, find, named
+from ..mapping import fold
+from ..mapping.dims import bind, mismatch
+from ..mapping.rows import MODULE
+from ..remote import fetched
+from .adapter import Adapter
+from .files import AdapterFile, open_file
+from .modules import Problem, Scale, changes_of
+from .names import DIFFUSERS, ORIGINAL, Names
+from .peft_config import PeftConfig
+from .spelling import BESIDE, SPELLINGS, Spelling, parted
+
+SHOWN = 6  # problems in one line
+Roles = dict[str, LazyTensor]  # what a tensor is of its module, such as 'down' -> the tensor
+
+
+@contextmanager
+def open_adapter(
+    path: str | os.PathLike[str],
+    *,
+    family: Family | str | None = None,
+    lora_alpha: float | None = None,
+    allow_partial: bool = False,
+    quiet: bool = True,
+) -> Iterator[Adapter]:
+    """An adapter in any spelling, while its file is open.
+
+    Args:
+        path: a file, a folder of PEFT or of a training run, a hub id, `hf://owner/name/file` or a URL.
+        family: of the model that it is for; default: the one whose names it has.
+        lora_alpha: where the file does not say it.
+        allow_partial: leave out what cannot be read or is no part of the model, and say so in `skipped`.
+        quiet: no progress bars while fetching.
+
+    Raises: `InputError` for what is no adapter of a known model, or only half of one; `UsageError` where `lora_alpha`
+        is needed, or contradicts the file.
+
+    Example:
+        >>> with open_adapter("fixtures/lora/d-ot-kohya.safetensors") as adapter:
+        ...     adapter.spelling.name, adapter.family.name, list(adapter.ranks)
+        ('kohya', 'pixart', [4])
+    """
+    with ExitStack() as stack:
+        place = stack.enter_context(fetched(path, hub=True, quiet=quiet))
+        with reading(place):
+            file = open_file(stack, place)
+            yield _read(file, find(family) if isinstance(family, str) else family, lora_alpha, allow_partial)
+
+
+def _read(file: AdapterFile, insisted: Family | None, lora_alpha: float | None, allow_partial: bool) -> Adapter:
+    beside = [key for key in file.tensors if BESIDE.match(key)]
+    parts = {key: parted(key) for key in file.tensors.keys() - set(beside)}
+    heads = [part[0] for key in file.tensors if (part := parts.get(key))]
+    spelling, names, others = _recognised(file, dict.fromkeys(heads), insisted)
+    problems: list[Problem] = []
+    modules = _modules(file, spelling, names, parts, problems)
+    config = file.config(spelling)
+    scale = Scale(file.path, spelling, config, lora_alpha)
+    adapter = Adapter(
+        file.path, spelling, names.family, names.layout, {}, file.tensors, file.tool(config), others, beside
+    )
+    for module, roles in modules.items():
+        try:
+            adapter.changes.update(changes_of(module, roles, scale))
+        except Problem as problem:
+            problems.append(problem)
+    _check_shapes(adapter, problems)
+    if problems and not allow_partial:
+        words = _in_words(problems)
+        more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+        rule = f"{'; '.join(words[:SHOWN])}{more}; nothing of it is used (`allow_partial` leaves these out)"
+        raise InputError.at(file.path, "", rule)
+    adapter.skipped = _in_words(problems)
+    if not adapter.changes:
+        raise InputError.at(file.path, "", "an adapter that changes nothing of the transformer" + _beside_words(beside))
+    adapter.notes += [*file.notes, *scale.notes(adapter)]
+    if others:
+        adapter.notes.append(
+            f"its names are those of a {' or '.join(others)} too: taken for one of a {names.family.title} (`family` says)"
+        )
+    return adapter
+
+
+def _beside_words(beside: Collection[str]) -> str:
+    return f" (of other models: {', '.join(fold(beside)[:3])})" if beside else ""
+
+
+def _recognised(
+    file: AdapterFile, heads: Collection[str], insisted: Family | None
+) -> tuple[Spelling, Names, list[str]]:
+    """(the spelling and the names that know most, titles of other families that know all as well)."""
+    kinds = [insisted] if insisted else [one for one in families().values() if not one.several]
+    found: list[tuple[int, Spelling, Names]] = []
+    for spelling in SPELLINGS:
+        own = [head[len(spelling.prefix) :] for head in heads if head.startswith(spelling.prefix)]
+        for family in kinds if own else ():
+            names = spelling.names(family)
+            found.append((sum(names.module(name) is not None for name in own), spelling, names))
+    known, spelling, names = max(found, key=lambda each: each[0], default=(0, SPELLINGS[0], None))
+    if names is None or 2 * known < len(heads) or not known:
+        raise InputError.at(file.path, "", _foreign(file, heads))
+    alike = [n.family.title for count, s, n in found if s is spelling and count == known and n is not names]
+    return spelling, names, alike if known == len(heads) else []
+
+
+def _foreign(file: AdapterFile, heads: Collection[str]) -> str:
+    """What a file is that no family's names are in."""
+    import re
+
+    if not heads:
+        return "no LoRA or other adapter: none of its keys is that of one" + _beside_words([*file.tensors][:3])
+    plain = {head.removeprefix(s.prefix) for head in heads for s in SPELLINGS if head.startswith(s.prefix)}
+    dotted = {re.sub(r"_(\d+)_", r".\1.", name) + ".weight" for name in plain}
+    other = named(dotted | {f"{name}.weight" for name in plain})
+    what = f"an adapter of {other}" if other else "an adapter of a model that is not known here"
+    return f"{what}: its modules are {shortened(fold(heads), 4)}"
+
+
+def _modules(
+    file: AdapterFile,
+    spelling: Spelling,
+    names: Names,
+    parts: Mapping[str, tuple[str, str] | None],
+    problems: list[Problem],
+) -> dict[str, Roles]:
+    """What there is of every module of the model."""
+    modules: dict[str, Roles] = defaultdict(dict)
+    sources: dict[tuple[str, str], str] = {}
+    for key, part in parts.items():
+        if file.ignored(key):
+            continue
+        head, role = part or (key, "")
+        name = names.module(head[len(spelling.prefix) :]) if head.startswith(spelling.prefix) else None
+        if name is None or part is None:
+            what = "unknown modules" if part else "keys that are none of an adapter's"
+            problems.append(Problem(what, key if part is None else head))
+        elif role in modules[name]:
+            twice = f"{printable(sources[name, role])} and {printable(key)} are both of"
+            problems.append(Problem(twice, name))
+        else:
+            modules[name][role], sources[name, role] = file.tensors[key], key
+    order = {key: place for place, key in enumerate(file.tensors)}
+    return dict(sorted(modules.items(), key=lambda each: min(order[t.key] for t in each[1].values()) if each[1] else 0))
+
+
+def _check_shapes(adapter: Adapter, problems: list[Problem]) -> None:
+    """Drop, and tell, what is not of the widths that most of it has."""
+    shapes = []
+    for key, change in adapter.changes.items():
+        found = adapter.table.find(key)
+        assert found is not None
+        row = adapter.table.rows[found[0]]
+        pattern, size = row.shape_pattern(found[2]), change.product.size
+        if len(pattern) == 1:
+            shapes.append((key, pattern, (size[0],)))
+        elif len(pattern) == 2:
+            shapes.append((key, pattern, size))
+        elif pattern:  # a convolution, whose kernel not every kind shows
+            shapes.append((key, pattern[:1], size[:1]))
+    dims, _ = bind(shapes)
+    for key, pattern, shape in shapes:
+        if wanted := mismatch(pattern, shape, dims):
+            problems.append(Problem(f"{list(shape)}, where {wanted} is needed, for", key))
+            del adapter.changes[key]
+
+
+def _in_words(problems: Collection[Problem]) -> list[str]:
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for problem in problems:
+        by_kind[problem.what].append(problem.where)
+    return [f"{printable(what, 300)} {shortened(fold(where), 4)}" for what, where in by_kind.items()]

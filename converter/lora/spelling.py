@@ -1,0 +1,109 @@
+"""The spellings of adapters: before the name of a module, how it is written, after it, and where alpha stands.
+
+Established by running the tools themselves: PEFT 0.21, diffusers 0.42, OneTrainer, LyCORIS 4.1, ComfyUI and the PixArt
+training scripts. A new one is one row.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..families import Family
+from .names import DIFFUSERS, ORIGINAL, PARTS, Names
+
+PEFT_STYLE, KOHYA_STYLE = "lora_A", "lora_down"  # what the first factor is called
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """One way to write an adapter's keys.
+
+    Attributes:
+        name: as an option says it; title: for people, with the tool that writes it.
+        prefix: before the name of a module; kind, flat: how that is written, as of `Names`.
+        style: how the factors are called; alpha: where it stands, 'tensor', 'config', 'header' or 'nowhere'.
+        assumed: the alpha of a file that says none, where it is known what wrote it; else the scale is 1.
+    """
+
+    name: str
+    title: str
+    prefix: str
+    kind: str
+    flat: bool
+    style: str
+    alpha: str
+    assumed: int | None = None
+
+    def names(self, family: Family) -> Names:
+        return Names(family, self.kind, self.flat)
+
+
+# In the order in which they are tried: of two that know as many keys, the first.
+SPELLINGS = (
+    Spelling("peft", "PEFT", "base_model.model.", DIFFUSERS, False, PEFT_STYLE, "config"),
+    Spelling("scripts", "PixArt's training scripts", "unet.base_model.model.", DIFFUSERS, False, PEFT_STYLE, "nowhere", 8),
+    Spelling("diffusers", "diffusers", "transformer.", DIFFUSERS, False, PEFT_STYLE, "header"),
+    Spelling("onetrainer", "OneTrainer before 2026-07", "lora_transformer_", DIFFUSERS, True, KOHYA_STYLE, "tensor"),
+    Spelling("kohya", "kohya (OneTrainer from 2026-07)", "lora_unet_", ORIGINAL, True, KOHYA_STYLE, "tensor"),
+    Spelling("comfyui", "ComfyUI", "diffusion_model.", ORIGINAL, False, PEFT_STYLE, "tensor"),
+    Spelling("original", "OneTrainer, original names", "", ORIGINAL, False, PEFT_STYLE, "tensor"),
+    Spelling("omi", "OneTrainer's backups (OMI)", "transformer.", PARTS, False, KOHYA_STYLE, "tensor"),
+    Spelling("lycoris", "LyCORIS", "lycoris_", DIFFUSERS, True, KOHYA_STYLE, "tensor"),
+    Spelling("kohya-diffusers", "kohya's prefix, diffusers' names", "lora_unet_", DIFFUSERS, True, KOHYA_STYLE, "tensor"),
+    Spelling("bare", "PEFT's state dict without a prefix", "", DIFFUSERS, False, PEFT_STYLE, "nowhere"),
+)  # fmt: skip
+BY_NAME = {spelling.name: spelling for spelling in SPELLINGS}
+
+# What follows the name of a module -> what it is, '' for what it says itself. All spellings are read with all of them.
+_ADAPTER = r"(?:\.(?!weight$|bias$)\w+)?"  # PEFT's name of the adapter, in the state dict of a model
+_ENDINGS = [
+    (re.compile(ending.replace("@", _ADAPTER) + "$", re.ASCII), kind)
+    for ending, kind in (
+        (r"\.(?:lora_A|lora_down)@\.weight", "down"),
+        (r"\.(?:lora_B|lora_up)@\.weight", "up"),
+        (r"\.lora_mid\.weight", "mid"),
+        (r"\.(?:lora_B|lora_up)@\.bias", "up_bias"),
+        (r"\.(?:lora_magnitude_vector@(?:\.weight)?|dora_scale)", "magnitude"),
+        (r"\.(alpha)", ""),
+        (r"\.(hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))@", ""),
+        (r"\.(?:diff|w_norm)", "diff"),
+        (r"\.(?:diff_b|b_norm)", "diff_b"),
+        (r"\.set_weight", "weight"),
+        (r"(?:\.base_layer)?\.(weight|bias)", ""),
+    )
+]
+
+
+def parted(key: str) -> tuple[str, str] | None:
+    """(the part with the module's name, what it is of the module), None where the key has no such end.
+
+    >>> parted("transformer.transformer_blocks.0.attn1.to_q.lora_A.default.weight")
+    ('transformer.transformer_blocks.0.attn1.to_q', 'down')
+    >>> parted("lycoris_proj_out.lokr_w1"), parted("base_model.model.proj_out.bias")
+    (('lycoris_proj_out', 'lokr_w1'), ('base_model.model.proj_out', 'bias'))
+    """
+    for pattern, kind in _ENDINGS:
+        if match := pattern.search(key):
+            return key[: match.start()], kind or match[1]
+    return None
+
+
+def ending(spelling: Spelling, kind: str, *, dotted_weight: bool = False) -> str:
+    """What follows a module's name where this is written.
+
+    Args:
+        dotted_weight: of a magnitude, as OneTrainer has it in diffusers' spelling.
+    """
+    if kind in ("down", "up"):
+        names = {"down": ("lora_A", "lora_down"), "up": ("lora_B", "lora_up")}[kind]
+        return f".{names[spelling.style == KOHYA_STYLE]}.weight"
+    if kind == "magnitude":
+        by_tensor = spelling.alpha == "tensor"
+        return ".dora_scale" if by_tensor else ".lora_magnitude_vector" + ".weight" * dotted_weight
+    own = {"mid": ".lora_mid.weight", "up_bias": ".lora_B.bias"}
+    return own.get(kind, f".{kind}")
+
+
+# Keys that belong to a text encoder, or are embeddings: no part of the transformer.
+BESIDE = re.compile(r"(lora_te\d?_|lora_prior_te|text_encoders?[._\d]|text_model\.|te\d?\.|bundle_emb\.|emb_params\.)")
