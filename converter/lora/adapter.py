@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..checkpoint import LazyTensor
@@ -26,6 +27,7 @@ class Adapter:
         changes: the key of a tensor of the model, such as `transformer_blocks.0.attn1.to_q.weight` -> what becomes of
             it.
         tensors: of the adapter, by their keys in the file.
+        metadata: of the file's header.
         tool: what wrote it, as far as the file says.
         beside: keys of a text encoder or of embeddings, which are no part of the transformer.
         skipped: what was left out on demand, in words.
@@ -38,6 +40,7 @@ class Adapter:
     layout: str
     changes: dict[str, Change]
     tensors: dict[str, LazyTensor] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
     tool: str = ""
     others: list[str] = field(default_factory=list)
     beside: list[str] = field(default_factory=list)

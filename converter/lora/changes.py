@@ -1,7 +1,7 @@
 """What an adapter does to one tensor of a model: low-rank and other products, DoRA, whole differences, replacements.
 
-Shapes: a weight is (out, in), of a convolution (out, in, kh, kw), and a product's `matrix` is (out, all the rest). LoRA:
-arXiv 2106.09685, DoRA: 2402.09353, LoHa: 2108.06098, LoKr: 2309.14859, as PEFT and LyCORIS compute them.
+Shapes: a weight is (out, in), of a convolution (out, in, kh, kw), and a product's `matrix` is (out, all the rest).
+LoRA: arXiv 2106.09685, DoRA: 2402.09353, LoHa: 2108.06098, LoKr: 2309.14859, as PEFT and LyCORIS compute them.
 """
 
 from __future__ import annotations
@@ -71,9 +71,14 @@ class Product:
         """All of it, (out, rest)."""
         raise NotImplementedError
 
-    def low_rank(self) -> LowRank | None:
-        """The same numbers as a product of two matrices; None where only all of it would do."""
-        return None
+    @property
+    def kernel(self) -> Shape:
+        """(kh, kw) of a convolution's, where the factors show it; else ()."""
+        return ()
+
+    def low_rank(self) -> LowRank:
+        """The same numbers as a product of two matrices."""
+        raise NotImplementedError
 
     def cut(self, rows: Callable[[Array], Sequence[Array]], count: int) -> list[Product] | None:
         """Parts of it: `rows` gives those of an array with a row for each of the tensor's, of `count` groups of rows.
@@ -95,9 +100,12 @@ class LowRank(Product):
         return self.down.shape[0]
 
     @property
+    def kernel(self) -> Shape:
+        return (self.mid or self.down).shape[2:]
+
+    @property
     def size(self) -> tuple[int, int]:
-        kernel = self.mid.shape[2:] if self.mid else ()
-        return self.up.shape[0], prod(self.down.shape[1:]) * prod(kernel)
+        return self.up.shape[0], self.down.shape[1] * prod(self.kernel)
 
     def matrix(self, dtype: Any) -> Array:
         pair = self.low_rank()
@@ -135,24 +143,26 @@ class Hadamard(Product):
             return self.w1_a.shape[0], prod(self.w1_b.shape[1:])
         return self.w1_a.shape[1], self.w1_b.shape[1] * prod(self.t1.shape[2:])
 
+    @property
+    def kernel(self) -> Shape:
+        return (self.t1 or self.w1_b).shape[2:]
+
     def matrix(self, dtype: Any) -> Array:
-        return self._half(self.w1_a, self.w1_b, self.t1, dtype) * self._half(self.w2_a, self.w2_b, self.t2, dtype)
+        (one, right), (two, other) = self._halves(dtype)
+        product: Array = (one @ right) * (two @ other)
+        return product
 
-    @staticmethod
-    def _half(a: Factor, b: Factor, core: Factor | None, dtype: Any) -> Array:
-        if core is None:
-            return flat(a, dtype) @ flat(b, dtype)
-        return rebuilt(a, b, core, dtype).reshape(a.shape[1], -1)
+    def _halves(self, dtype: Any) -> list[tuple[Array, Array]]:
+        """Of each half, its two factors."""
+        halves = ((self.w1_a, self.w1_b, self.t1), (self.w2_a, self.w2_b, self.t2))
+        return [pair_of(a, b, core, dtype) for a, b, core in halves]
 
-    def low_rank(self) -> LowRank | None:
-        if self.t1 is not None:
-            return None
+    def low_rank(self) -> LowRank:
         # A product of elements of two sums is the sum over all pairs of their terms.
-        one, two = (flat(each, np.float64) for each in (self.w1_a, self.w2_a))
-        right, other = (flat(each, np.float64) for each in (self.w1_b, self.w2_b))
+        (one, right), (two, other) = self._halves(np.float64)
         up = (one[:, :, None] * two[:, None, :]).reshape(len(one), -1)
         down = (right[:, None, :] * other[None, :, :]).reshape(-1, right.shape[1])
-        return LowRank(Held(down), Held(up))
+        return LowRank(Held(down.reshape(len(down), -1, *self.kernel)), Held(up))
 
     def cut(self, rows: Callable[[Array], Sequence[Array]], count: int) -> list[Product]:
         def own(factor: Factor) -> list[Factor]:
@@ -193,35 +203,28 @@ class Kronecker(Product):
             return a.shape[1], b.shape[1] * prod(self.t2.shape[2:])
         return a.shape[0], prod(b.shape[1:])
 
-    def _half(self, half: int, dtype: Any) -> Array:
-        """As it is, with its axes of a kernel."""
-        whole, a, b = (getattr(self, f"w{half}{end}") for end in ("", "_a", "_b"))
-        if whole is not None:
-            return np.asarray(whole.numpy(), dtype)
-        if half == 2 and self.t2 is not None:
-            return rebuilt(a, b, self.t2, dtype)
-        return (flat(a, dtype) @ flat(b, dtype)).reshape(a.shape[0], *b.shape[1:])
+    @property
+    def kernel(self) -> Shape:
+        return next((each.shape[2:] for each in (self.w2, self.t2, self.w2_b) if each is not None), ())
 
-    def matrix(self, dtype: Any) -> Array:
-        one, two = self._half(1, dtype), self._half(2, dtype)
-        one = one.reshape(*one.shape, *[1] * (two.ndim - one.ndim))
-        whole = np.kron(one, two)
-        return whole.reshape(len(whole), -1)
-
-    def low_rank(self) -> LowRank | None:
-        """kron(P Q, R S) = kron(P, R) kron(Q, S); of a half that is whole, the shorter side is the identity."""
-        if self.t2 is not None or (self.w2 is not None and len(self.w2.shape) > 2):
-            return None
-        (p, q), (r, s) = self._pair(1), self._pair(2)
-        return LowRank(Held(np.kron(q, s)), Held(np.kron(p, r)))
-
-    def _pair(self, half: int) -> tuple[Array, Array]:
+    def _half(self, half: int, dtype: Any) -> tuple[Array, Array]:
+        """Two factors of a half; of one that is whole, the identity is the one on its longer side."""
         whole, a, b = (getattr(self, f"w{half}{end}") for end in ("", "_a", "_b"))
         if whole is None:
-            return flat(a, np.float64), flat(b, np.float64)
-        array = flat(whole, np.float64)
+            return pair_of(a, b, self.t2 if half == 2 else None, dtype)
+        array = flat(whole, dtype)
         rows, columns = array.shape
-        return (np.eye(rows), array) if rows < columns else (array, np.eye(columns))
+        return (np.eye(rows, dtype=dtype), array) if rows < columns else (array, np.eye(columns, dtype=dtype))
+
+    def matrix(self, dtype: Any) -> Array:
+        (p, q), (r, s) = (self._half(half, dtype) for half in (1, 2))
+        return np.kron(p @ q, r @ s)
+
+    def low_rank(self) -> LowRank:
+        """kron(P Q, R S) = kron(P, R) kron(Q, S)."""
+        (p, q), (r, s) = (self._half(half, np.float64) for half in (1, 2))
+        down = np.kron(q, s)
+        return LowRank(Held(down.reshape(len(down), -1, *self.kernel)), Held(np.kron(p, r)))
 
     def cut(self, rows: Callable[[Array], Sequence[Array]], count: int) -> list[Product] | None:
         name = "w1" if self.w1 is not None else "w1_a"
@@ -256,10 +259,12 @@ class Replaced(Full):
     word = "replaced"
 
 
-def rebuilt(a: Factor, b: Factor, core: Factor, dtype: Any) -> Array:
-    """A convolution's weight out of a core (r, r, kh, kw), with a (r, out) and b (r, in): (out, in, kh, kw)."""
-    arrays = (np.asarray(each.numpy(), dtype) for each in (core, b, a))
-    return np.einsum("ijkl,jr,ip->prkl", *arrays, optimize=True)
+def pair_of(a: Factor, b: Factor, core: Factor | None, dtype: Any) -> tuple[Array, Array]:
+    """Two factors as (out, r) and (r, rest); of a convolution with a core (r, r, kh, kw), `a` is (r, out)."""
+    if core is None:
+        return flat(a, dtype), flat(b, dtype)
+    inner = np.einsum("ij...,jr->ir...", np.asarray(core.numpy(), dtype), flat(b, dtype))
+    return flat(a, dtype).T, inner.reshape(len(inner), -1)
 
 
 @dataclass(frozen=True)
@@ -282,8 +287,8 @@ class Change:
     @property
     def word(self) -> str:
         """Its kind, for people."""
-        whose = ("", "", " per input")[self.axis + 1]
-        return f"DoRA{whose} ({self.product.word})" if self.magnitude else self.product.word
+        per_input = " per input" if self.axis else ""
+        return f"DoRA{per_input} ({self.product.word})" if self.magnitude else self.product.word
 
     def difference(self, weight: Array, strength: float = 1.0) -> Array:
         """What is added to a tensor. It is computed in the dtype of `weight`.

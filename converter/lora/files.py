@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ..checkpoint import LazyTensor, open_checkpoint
 from ..checkpoint.file import InputFile, present
@@ -52,7 +51,7 @@ class AdapterFile:
         return plain | {key: tensor for key, tensor in self.tensors.items() if not _WHOLE.search(key)}
 
     @cached_property
-    def _of_a_model(self) -> bool:
+    def of_a_model(self) -> bool:
         """Whether it is the state dict of a whole model with adapters in it, such as a trainer saves."""
         return any(key.endswith(".base_layer.weight") for key in self.tensors)
 
@@ -60,7 +59,7 @@ class AdapterFile:
         """Whether a key is none of the adapter's: PEFT's copy of what a module was before, or the model itself."""
         if ".original_module." in key or key.endswith((".modules_to_save.bias", ".modules_to_save.weight")):
             return True
-        return self._of_a_model and self._whole(key)
+        return self.of_a_model and self._whole(key)
 
     def _whole(self, key: str) -> bool:
         if re.search(r"\.(lora_|hada_|lokr_)", key):

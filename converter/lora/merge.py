@@ -9,11 +9,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import LazyTensor
 from ..checkpoint.digest import Digest
 from ..checkpoint.write.transfer import Progress
 from ..conversion.additions import Adding
 from ..conversion.alterations import Alteration
 from ..conversion.analysis import Analysis
+from ..conversion.buffers import joined
 from ..conversion.convert import Conversion, convert
 from ..conversion.options import ConversionOptions, with_shortcuts
 from ..conversion.output import CASTS
@@ -80,7 +82,7 @@ def merge_lora(
             wanted = CASTS.get(options.dtype or "")
             names = {key: row.move.parts for row in placed for key in (row.move.origin, *row.move.parts)}
             tensors = merged_tensors(placed, lambda held: dtype_of(family, wanted, held, names[held.key]))
-            for adapter, strength in opened:
+            for adapter, _ in opened:
                 who = printable(Path(adapter.path).name)
                 notes += [f"{who}: {note}" for note in adapter.notes]
                 notes += [f"{who}: left out: {words}" for words in adapter.skipped]
@@ -136,10 +138,31 @@ def place_on(
     analysis: Analysis, adapters: Sequence[tuple[Adapter, float]], *, allow_partial: bool = False
 ) -> list[Placed]:
     """What adapters do to a checkpoint that has been analysed. Raises: as `place` does."""
-    family, tensors = analysis.require(), named(analysis.checkpoint)
-    moves: Sequence[Move] = family.keys.plan_back(tensors).moves if analysis.diffusers else analysis.plan.moves
-    layout = DIFFUSERS if analysis.diffusers else ORIGINAL
-    return place(adapters, family.keys, moves, tensors, layout, allow_partial=allow_partial)
+    tensors, layout = named(analysis.checkpoint), DIFFUSERS if analysis.diffusers else ORIGINAL
+    return place(adapters, moves_of(analysis), tensors, layout, allow_partial=allow_partial)
+
+
+def moves_of(analysis: Analysis) -> Sequence[Move]:
+    """The tensors of a checkpoint in both layouts, from the original's to diffusers', whichever it has."""
+    if not analysis.diffusers:
+        return analysis.plan.moves
+    moves = analysis.require().keys.plan_back(named(analysis.checkpoint)).moves
+    return [Move(move.targets, move.sources, move.row) for move in moves]
+
+
+def tensors_in(analysis: Analysis, layout: str) -> dict[str, LazyTensor]:
+    """The tensors of a checkpoint under the keys of a layout, unread; what is joined or shared out, too."""
+    there = named(analysis.checkpoint)
+    if (layout == DIFFUSERS) == analysis.diffusers:
+        return there
+    tensors: dict[str, LazyTensor] = {}
+    for move in moves_of(analysis):
+        if layout == ORIGINAL:
+            tensors[move.origin] = move.operation.inverse([there[key] for key in move.parts], joined)
+        else:
+            parts = move.operation.forward(there[move.origin], len(move.parts), joined)
+            tensors.update(zip(move.parts, parts, strict=True))
+    return tensors
 
 
 def _in_words(pair: tuple[Adapter, float]) -> str:

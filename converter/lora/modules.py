@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import prod
 
 from ..checkpoint import LazyTensor
-from ..errors import InputError, UsageError
+from ..errors import UsageError
 from .adapter import Adapter
 from .changes import Change, Full, Hadamard, Kronecker, LowRank, Product, Replaced
 from .peft_config import DEFAULT_ALPHA, PeftConfig
@@ -28,10 +28,14 @@ class Scale:
 
     Args:
         config: PEFT's, of the folder or of the header. given: the alpha that the user states.
+        training: it is the state dict of a model in training, which the scripts keep at PEFT's default.
     """
 
-    def __init__(self, path: str, spelling: Spelling, config: PeftConfig | None, given: float | None) -> None:
+    def __init__(
+        self, path: str, spelling: Spelling, config: PeftConfig | None, given: float | None, *, training: bool = False
+    ) -> None:
         self.path, self.spelling, self.config, self.given = path, spelling, config, given
+        self.assumed = spelling.assumed or (DEFAULT_ALPHA if training else None)
 
     def of(self, module: str, product: Product, alpha: LazyTensor | None) -> tuple[float, str]:
         """(scale of a module's product, where its alpha is from).
@@ -53,13 +57,13 @@ class Scale:
             return self._agreed(module, value / rank if value else 1.0, rank, "file")
         if self.given is not None:
             return self.given / rank, "given"
-        if self.spelling.name in ("peft", "bare"):
+        if self.spelling.name in ("peft", "bare") and not self.assumed:
             raise UsageError(
                 f"`lora_alpha` is needed: {self.path} was written by PEFT, which keeps it in adapter_config.json, and "
                 f"none lies beside it ({DEFAULT_ALPHA} is PEFT's default)"
             )
-        if self.spelling.assumed:
-            return self.spelling.assumed / rank, "assumed"
+        if self.assumed:
+            return self.assumed / rank, "assumed"
         return 1.0, "convention"
 
     def _agreed(self, module: str, scale: float, rank: int | None, where: str) -> tuple[float, str]:
@@ -75,18 +79,18 @@ class Scale:
         notes = []
         if "assumed" in sources:
             notes.append(
-                f"alpha is not in the file: {self.spelling.assumed} assumed, which is what the training scripts leave it "
-                "at (`lora_alpha` states another)"
+                f"alpha is not in the file: {self.assumed} assumed, which the training scripts leave it at "
+                "(`lora_alpha` states another)"
             )
-        if "convention" in sources and self.spelling.name == "diffusers":
+        if "convention" in sources and self.spelling.name == "diffusers" and adapter.tool != "OneTrainer":
             notes.append(
                 "alpha is not in the file: scale 1, as diffusers reads it; a file that a PEFT training wrote without "
                 "metadata is of another strength then (`lora_alpha` states it)"
             )
         if self.config and any(map(self.config.ambiguous, (key.rpartition(".")[0] for key in adapter.changes))):
             notes.append(
-                f"{self.config.place}: several alpha_pattern match one module, and the first counts; PEFT sorts them when "
-                "it saves, so that another may have counted in training"
+                f"{self.config.place}: several alpha_pattern match one module, and the first counts; PEFT sorts them "
+                "when it saves, so that another may have counted in training"
             )
         return notes
 
@@ -136,13 +140,13 @@ def _product(module: str, roles: Mapping[str, LazyTensor]) -> Product | None:
             raise Problem(f"half a pair: {there} without {' and '.join(names[one] for one in missing)} in", module)
         return LowRank(**pair)
     if hada:
-        if missing := {"w1_a", "w1_b", "w2_a", "w2_b"} - hada.keys() or len(hada) == 5:
+        if {"w1_a", "w1_b", "w2_a", "w2_b"} - hada.keys() or len(hada) == 5:
             raise Problem("an incomplete LoHa in", module)
         return Hadamard(**hada)
     if lokr:
         whole = [(f"w{half}" in lokr) != (f"w{half}_a" in lokr and f"w{half}_b" in lokr) for half in (1, 2)]
-        spare = [f"w{half}" in lokr and lokr.keys() & {f"w{half}_a", f"w{half}_b"} for half in (1, 2)]
-        if not all(whole) or any(spare) or ("t2" in lokr and "w2" in lokr):
+        twice = [half for half in (1, 2) if f"w{half}" in lokr and {f"w{half}_a", f"w{half}_b"} & lokr.keys()]
+        if not all(whole) or twice or ("t2" in lokr and "w2" in lokr):
             raise Problem("an incomplete LoKr in", module)
         return Kronecker(**lokr)
     return Full(roles["diff"]) if "diff" in roles else Replaced(roles["weight"]) if "weight" in roles else None

@@ -53,8 +53,8 @@ class PeftConfig:
         init = content.get("init_lora_weights", True)
         if isinstance(init, str) and init.lower().startswith(_CHANGING):
             rule = (
-                f"{printable(init, 40)} changed the weights of the base when training began, and what is in the file is "
-                "relative to those: in PEFT, save it with path_initial_model_for_weight_conversion, which makes a "
+                f"{printable(init, 40)} changed the weights of the base when training began, and what is in the file "
+                "is relative to those: in PEFT, save it with path_initial_model_for_weight_conversion, which makes a "
                 "plain LoRA of it"
             )
             raise self._error("init_lora_weights", rule)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +13,8 @@ from ..checkpoint.cast import round_to
 from ..checkpoint.dtypes import F32, F64
 from ..checkpoint.tensor import row_major
 from ..conversion.buffers import ComputedStorage
-from ..errors import InputError, printable, shortened
-from ..mapping import KeyMapping, Move, fold
+from ..errors import InputError, shortened
+from ..mapping import Move, fold
 from .adapter import Adapter
 from .changes import Array, Change
 from .names import DIFFUSERS, ORIGINAL
@@ -70,7 +69,6 @@ class Placed:
 
 def place(
     adapters: Sequence[tuple[Adapter, float]],
-    table: KeyMapping,
     moves: Sequence[Move],
     tensors: Mapping[str, LazyTensor],
     layout: str,
@@ -155,11 +153,7 @@ class MergedStorage(ComputedStorage):
         arrays = [held.numpy().astype(self.wide.name, copy=False) for held in placed.held]
         for array in placed.computed(arrays):
             rounded = array if self.dtype == self.wide else round_to(array, self.dtype)
-            yield (
-                rounded
-                if isinstance(rounded, bytes)
-                else memoryview(np.ascontiguousarray(rounded).reshape(-1).view("u1"))
-            )
+            yield rounded if isinstance(rounded, bytes) else np.ascontiguousarray(rounded).reshape(-1).view("u1").data
 
 
 def merged_tensors(

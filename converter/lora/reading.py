@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from operator import itemgetter
+from typing import Any
 
 from ..checkpoint import LazyTensor
 from ..checkpoint.file import reading
-from ..errors import InputError, UsageError, printable, shortened
+from ..errors import InputError, printable, shortened
 from ..families import Family, families, find, named
 from ..mapping import fold
-from ..mapping.dims import bind, mismatch
-from ..mapping.rows import MODULE
+from ..mapping.dims import Pattern, bind, mismatch
 from ..remote import fetched
 from .adapter import Adapter
 from .files import AdapterFile, open_file
 from .modules import Problem, Scale, changes_of
-from .names import DIFFUSERS, ORIGINAL, Names
-from .peft_config import PeftConfig
+from .names import Names
 from .spelling import BESIDE, SPELLINGS, Spelling, parted
 
 SHOWN = 6  # problems in one line
@@ -68,10 +68,9 @@ def _read(file: AdapterFile, insisted: Family | None, lora_alpha: float | None, 
     problems: list[Problem] = []
     modules = _modules(file, spelling, names, parts, problems)
     config = file.config(spelling)
-    scale = Scale(file.path, spelling, config, lora_alpha)
-    adapter = Adapter(
-        file.path, spelling, names.family, names.layout, {}, file.tensors, file.tool(config), others, beside
-    )
+    scale = Scale(file.path, spelling, config, lora_alpha, training=file.of_a_model)
+    about: dict[str, Any] = {"metadata": file.metadata, "tool": file.tool(config), "others": others, "beside": beside}
+    adapter = Adapter(file.path, spelling, names.family, names.layout, {}, file.tensors, **about)
     for module, roles in modules.items():
         try:
             adapter.changes.update(changes_of(module, roles, scale))
@@ -89,7 +88,7 @@ def _read(file: AdapterFile, insisted: Family | None, lora_alpha: float | None, 
     adapter.notes += [*file.notes, *scale.notes(adapter)]
     if others:
         adapter.notes.append(
-            f"its names are those of a {' or '.join(others)} too: taken for one of a {names.family.title} (`family` says)"
+            f"its names are those of a {' or '.join(others)} too: taken for a {names.family.title}'s (`family` says)"
         )
     return adapter
 
@@ -109,17 +108,15 @@ def _recognised(
         for family in kinds if own else ():
             names = spelling.names(family)
             found.append((sum(names.module(name) is not None for name in own), spelling, names))
-    known, spelling, names = max(found, key=lambda each: each[0], default=(0, SPELLINGS[0], None))
-    if names is None or 2 * known < len(heads) or not known:
+    if not found or 2 * max(found, key=itemgetter(0))[0] < len(heads) or not heads:
         raise InputError.at(file.path, "", _foreign(file, heads))
+    known, spelling, names = max(found, key=itemgetter(0))
     alike = [n.family.title for count, s, n in found if s is spelling and count == known and n is not names]
     return spelling, names, alike if known == len(heads) else []
 
 
 def _foreign(file: AdapterFile, heads: Collection[str]) -> str:
     """What a file is that no family's names are in."""
-    import re
-
     if not heads:
         return "no LoRA or other adapter: none of its keys is that of one" + _beside_words([*file.tensors][:3])
     plain = {head.removeprefix(s.prefix) for head in heads for s in SPELLINGS if head.startswith(s.prefix)}
@@ -158,7 +155,7 @@ def _modules(
 
 def _check_shapes(adapter: Adapter, problems: list[Problem]) -> None:
     """Drop, and tell, what is not of the widths that most of it has."""
-    shapes = []
+    shapes: list[tuple[str, Pattern, tuple[int, ...]]] = []
     for key, change in adapter.changes.items():
         found = adapter.table.find(key)
         assert found is not None

@@ -23,6 +23,8 @@ class Spelling:
         name: as an option says it; title: for people, with the tool that writes it.
         prefix: before the name of a module; kind, flat: how that is written, as of `Names`.
         style: how the factors are called; alpha: where it stands, 'tensor', 'config', 'header' or 'nowhere'.
+        kinds: what can be written in it: products by their names, `DoRA` and `input` (DoRA per input), `difference`
+            (all of one), `bias` (of the up factor), `whole` (modules in place of the model's).
         assumed: the alpha of a file that says none, where it is known what wrote it; else the scale is 1.
     """
 
@@ -33,26 +35,30 @@ class Spelling:
     flat: bool
     style: str
     alpha: str
+    kinds: frozenset[str] = frozenset()
     assumed: int | None = None
 
     def names(self, family: Family) -> Names:
         return Names(family, self.kind, self.flat)
 
 
+_PEFT, _LYCORIS = frozenset({"LoRA", "DoRA", "bias"}), frozenset({"LoRA", "LoHa", "LoKr", "DoRA", "input"})
+_ALL = _LYCORIS | {"difference"}
 # In the order in which they are tried: of two that know as many keys, the first.
-SPELLINGS = (
-    Spelling("peft", "PEFT", "base_model.model.", DIFFUSERS, False, PEFT_STYLE, "config"),
-    Spelling("scripts", "PixArt's training scripts", "unet.base_model.model.", DIFFUSERS, False, PEFT_STYLE, "nowhere", 8),
-    Spelling("diffusers", "diffusers", "transformer.", DIFFUSERS, False, PEFT_STYLE, "header"),
-    Spelling("onetrainer", "OneTrainer before 2026-07", "lora_transformer_", DIFFUSERS, True, KOHYA_STYLE, "tensor"),
-    Spelling("kohya", "kohya (OneTrainer from 2026-07)", "lora_unet_", ORIGINAL, True, KOHYA_STYLE, "tensor"),
-    Spelling("comfyui", "ComfyUI", "diffusion_model.", ORIGINAL, False, PEFT_STYLE, "tensor"),
-    Spelling("original", "OneTrainer, original names", "", ORIGINAL, False, PEFT_STYLE, "tensor"),
-    Spelling("omi", "OneTrainer's backups (OMI)", "transformer.", PARTS, False, KOHYA_STYLE, "tensor"),
-    Spelling("lycoris", "LyCORIS", "lycoris_", DIFFUSERS, True, KOHYA_STYLE, "tensor"),
-    Spelling("kohya-diffusers", "kohya's prefix, diffusers' names", "lora_unet_", DIFFUSERS, True, KOHYA_STYLE, "tensor"),
-    Spelling("bare", "PEFT's state dict without a prefix", "", DIFFUSERS, False, PEFT_STYLE, "nowhere"),
-)  # fmt: skip
+SPELLINGS = tuple(Spelling(*row) for row in (
+    ("peft", "PEFT", "base_model.model.", DIFFUSERS, False, PEFT_STYLE, "config", _PEFT | {"whole"}),
+    ("scripts", "PixArt's training scripts", "unet.base_model.model.", DIFFUSERS, False, PEFT_STYLE, "nowhere", (), 8),
+    ("diffusers", "diffusers", "transformer.", DIFFUSERS, False, PEFT_STYLE, "header", _PEFT),
+    ("onetrainer", "OneTrainer until 2026-07", "lora_transformer_", DIFFUSERS, True, KOHYA_STYLE, "tensor", _LYCORIS),
+    ("kohya", "kohya, as OneTrainer from 2026-07", "lora_unet_", ORIGINAL, True, KOHYA_STYLE, "tensor", _ALL),
+    ("comfyui", "ComfyUI", "diffusion_model.", ORIGINAL, False, PEFT_STYLE, "tensor", _ALL),
+    ("original", "OneTrainer, the original's names", "", ORIGINAL, False, PEFT_STYLE, "tensor", _ALL),
+    ("omi", "OneTrainer's backups (OMI)", "transformer.", PARTS, False, KOHYA_STYLE, "tensor", frozenset({"LoRA"})),
+    ("lycoris", "LyCORIS", "lycoris_", DIFFUSERS, True, KOHYA_STYLE, "tensor", _ALL),
+    ("kohya-diffusers", "kohya's prefix, diffusers' names", "lora_unet_", DIFFUSERS, True, KOHYA_STYLE, "tensor", _ALL),
+    ("bare", "PEFT's state dict without a prefix", "", DIFFUSERS, False, PEFT_STYLE, "nowhere"),
+))  # fmt: skip
+WRITTEN = tuple(spelling.name for spelling in SPELLINGS if spelling.kinds)
 BY_NAME = {spelling.name: spelling for spelling in SPELLINGS}
 
 # What follows the name of a module -> what it is, '' for what it says itself. All spellings are read with all of them.
