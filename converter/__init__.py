@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from .live.load import load
     from .live.pipeline import load_pipeline
     from .live.state_dict import state_dict
+    from .lora.convert import convert_lora
+    from .lora.inspection import inspect_lora
+    from .lora.merge import merge_lora
     from .mapping import (
         Computed,
         Copies,
@@ -57,6 +60,9 @@ _HOMES = {
     "live.load": ("load",),
     "live.pipeline": ("load_pipeline",),
     "live.state_dict": ("state_dict",),
+    "lora.convert": ("convert_lora",),
+    "lora.inspection": ("inspect_lora",),
+    "lora.merge": ("merge_lora",),
     "mapping": (
         "Computed", "Copies", "Extra", "KeyMapping", "MappingError", "Parameter", "Refused", "Reorder", "Sparse",
         "ZeroInit",
@@ -67,7 +73,8 @@ __all__ = [
     "Checkpoint", "Computed", "Conversion", "ConversionOptions", "ConverterError", "Copies", "Diff", "Extra", "Family",
     "Finding", "Findings", "Flag", "InputError", "KeyMapping", "LazyTensor", "MappingError", "Outcome", "Pair",
     "Parameter", "Refused", "Reorder", "Sparse", "UsageError", "Workers", "ZeroInit", "__version__", "convert",
-    "convert_all", "diff", "inspect", "load", "load_pipeline", "open_checkpoint", "register", "state_dict",
+    "convert_all", "convert_lora", "diff", "inspect", "inspect_lora", "load", "load_pipeline", "merge_lora",
+    "open_checkpoint", "register", "state_dict",
 ]  # fmt: skip
 
 

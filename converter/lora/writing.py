@@ -13,6 +13,7 @@ import numpy as np
 from ..checkpoint import DType, LazyTensor
 from ..checkpoint.cast import round_to, widen
 from ..checkpoint.dtypes import F32
+from ..checkpoint.weight_names import ADAPTERS
 from ..conversion.buffers import computed_on_demand
 from ..errors import InputError, shortened
 from ..mapping import fold
@@ -23,7 +24,7 @@ from .layouts import Base, in_layout
 from .peft_config import DEFAULT_ALPHA
 from .spelling import Spelling, ending
 
-PEFT_WEIGHTS, DIFFUSERS_WEIGHTS = "adapter_model.safetensors", "pytorch_lora_weights.safetensors"
+PEFT_WEIGHTS, _, DIFFUSERS_WEIGHTS, _ = ADAPTERS
 # What of a header says what the tensors were in the file that was read.
 _OF_THE_FILE = (HEADER, "lycoris_config", "format", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 
