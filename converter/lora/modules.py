@@ -150,9 +150,9 @@ def _product(module: str, roles: Mapping[str, LazyTensor]) -> Product | None:
             raise Problem("an incomplete LoHa in", module)
         return Hadamard(**hada)
     if lokr:
-        there = [(f"w{half}" in lokr) != (f"w{half}_a" in lokr and f"w{half}_b" in lokr) for half in (1, 2)]
+        complete = [(f"w{half}" in lokr) != (f"w{half}_a" in lokr and f"w{half}_b" in lokr) for half in (1, 2)]
         twice = [half for half in (1, 2) if f"w{half}" in lokr and {f"w{half}_a", f"w{half}_b"} & lokr.keys()]
-        if not all(there) or twice or ("t2" in lokr and "w2" in lokr):
+        if not all(complete) or twice or ("t2" in lokr and "w2" in lokr):
             raise Problem("an incomplete LoKr in", module)
         return Kronecker(**lokr)
     return Full(roles["diff"]) if "diff" in roles else Replaced(whole) if whole is not None else None

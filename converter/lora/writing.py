@@ -124,6 +124,11 @@ def _in_words_of(spelling: Spelling, change: Change) -> Change:
         if change.scale == 1 or "bias" in spelling.kinds:
             return change
         return replace(change, product=Full(Held(_scaled(product.diff, change.scale))), scale=1.0)
+    if isinstance(product, Kronecker) and product.rank is None and change.scale != 1 and spelling.alpha == "tensor":
+        # Of two whole factors such files have no scale: it goes into one of them.
+        assert product.w2 is not None
+        change = replace(change, product=replace(product, w2=Held(_scaled(product.w2, change.scale))), scale=1.0)
+        product = change.product
     tucker = isinstance(product, LowRank) and product.mid is not None
     if product.word in spelling.kinds and not (tucker and "LoKr" not in spelling.kinds):
         return change
