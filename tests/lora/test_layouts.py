@@ -54,7 +54,7 @@ def split_adapters(draw: Any) -> dict[str, tuple[int, float]]:
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(split_adapters(), st.sampled_from(["kohya", "comfyui", "original"]), st.sampled_from(WRITTEN))
+@given(modules=split_adapters(), fused=st.sampled_from(["kohya", "comfyui", "original"]), last=st.sampled_from(WRITTEN))
 def test_there_and_back(modules: dict[str, tuple[int, float]], fused: str, last: str, tmp_path: Path) -> None:
     """Ranks and alphas of every kind, absent parts, fused and split again: the same differences."""
     tensors: dict[str, Any] = {}
