@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .live.load import load
     from .live.pipeline import load_pipeline
     from .live.state_dict import state_dict
+    from .lora.extract import extract_lora
+    from .lora.extraction import Extraction
     from .mapping import (
         Computed,
         Copies,
@@ -57,6 +59,8 @@ _HOMES = {
     "live.load": ("load",),
     "live.pipeline": ("load_pipeline",),
     "live.state_dict": ("state_dict",),
+    "lora.extract": ("extract_lora",),
+    "lora.extraction": ("Extraction",),
     "mapping": (
         "Computed", "Copies", "Extra", "KeyMapping", "MappingError", "Parameter", "Refused", "Reorder", "Sparse",
         "ZeroInit",
@@ -64,10 +68,11 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "Checkpoint", "Computed", "Conversion", "ConversionOptions", "ConverterError", "Copies", "Diff", "Extra", "Family",
-    "Finding", "Findings", "Flag", "InputError", "KeyMapping", "LazyTensor", "MappingError", "Outcome", "Pair",
-    "Parameter", "Refused", "Reorder", "Sparse", "UsageError", "Workers", "ZeroInit", "__version__", "convert",
-    "convert_all", "diff", "inspect", "load", "load_pipeline", "open_checkpoint", "register", "state_dict",
+    "Checkpoint", "Computed", "Conversion", "ConversionOptions", "ConverterError", "Copies", "Diff", "Extra",
+    "Extraction", "Family", "Finding", "Findings", "Flag", "InputError", "KeyMapping", "LazyTensor", "MappingError",
+    "Outcome", "Pair", "Parameter", "Refused", "Reorder", "Sparse", "UsageError", "Workers", "ZeroInit", "__version__",
+    "convert", "convert_all", "diff", "extract_lora", "inspect", "load", "load_pipeline", "open_checkpoint", "register",
+    "state_dict",
 ]  # fmt: skip
 
 
