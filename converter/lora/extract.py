@@ -221,12 +221,12 @@ def extract_lora(
         (2) for a call that is.
 
     Example:
-        >>> merged, heads = tmp / "tuned.pth", {"num_attention_heads": 4}
-        >>> lora = "fixtures/lora/d-ot-kohya.safetensors"
-        >>> done = merge_lora(base := "fixtures/golden/sigma-ms.pth", lora, merged, to="original")
-        >>> found = extract_lora(base, merged, tmp / "lora.safetensors", rank=4, to="kohya", hyper_parameters=heads)
-        >>> len(found.modules), found.adapter.ranks.keys(), found.error < 1e-5
-        (34, dict_keys([4]), True)
+        >>> from converter.lora.merge import merge_lora
+        >>> base, lora, tuned = "fixtures/golden/sigma-ms.pth", "fixtures/lora/d-ot-kohya.safetensors", tmp / "tuned.pth"
+        >>> done = merge_lora(base, lora, tuned, to="original", hyper_parameters={"num_attention_heads": 4})
+        >>> found = extract_lora(base, tuned, tmp / "lora.safetensors", rank=8, to="kohya")
+        >>> found.words  # the merged LoRA is of rank 4
+        'LoRA of rank 4 for 28 modules: 1 of the energy of the difference, relative error 8.7e-08'
     """
     choice, place, target = Choice(rank, energy), checked_device(device), LoraTarget.of(dump_path, to)
     for side in (base, tuned):
