@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from .live.load import load
     from .live.pipeline import load_pipeline
     from .live.state_dict import state_dict
+    from .lora.convert import convert_lora
     from .lora.extract import extract_lora
     from .lora.extraction import Extraction
+    from .lora.inspection import inspect_lora
+    from .lora.merge import merge_lora
     from .mapping import (
         Computed,
         Copies,
@@ -59,8 +62,11 @@ _HOMES = {
     "live.load": ("load",),
     "live.pipeline": ("load_pipeline",),
     "live.state_dict": ("state_dict",),
+    "lora.convert": ("convert_lora",),
     "lora.extract": ("extract_lora",),
     "lora.extraction": ("Extraction",),
+    "lora.inspection": ("inspect_lora",),
+    "lora.merge": ("merge_lora",),
     "mapping": (
         "Computed", "Copies", "Extra", "KeyMapping", "MappingError", "Parameter", "Refused", "Reorder", "Sparse",
         "ZeroInit",
@@ -70,9 +76,9 @@ _HOMES = {
 __all__ = [
     "Checkpoint", "Computed", "Conversion", "ConversionOptions", "ConverterError", "Copies", "Diff", "Extra",
     "Extraction", "Family", "Finding", "Findings", "Flag", "InputError", "KeyMapping", "LazyTensor", "MappingError",
-    "Outcome", "Pair", "Parameter", "Refused", "Reorder", "Sparse", "UsageError", "Workers", "ZeroInit", "__version__",
-    "convert", "convert_all", "diff", "extract_lora", "inspect", "load", "load_pipeline", "open_checkpoint", "register",
-    "state_dict",
+    "Outcome", "Pair", "Parameter", "Refused", "Reorder", "Sparse", "UsageError", "Workers", "ZeroInit",
+    "__version__", "convert", "convert_all", "convert_lora", "diff", "extract_lora", "inspect", "inspect_lora",
+    "load", "load_pipeline", "merge_lora", "open_checkpoint", "register", "state_dict",
 ]  # fmt: skip
 
 

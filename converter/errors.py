@@ -44,6 +44,10 @@ class InputError(ConverterError):
         return cls(": ".join([printable(path), *([] if where == "" else [printable(where)]), rule]))
 
 
+class AdapterError(InputError):
+    """The input is an adapter, such as a LoRA, where a whole model is needed."""
+
+
 _PACKAGES = {"bs4": "beautifulsoup4", "google.protobuf": "protobuf", "PIL": "Pillow"}  # where the names differ
 
 

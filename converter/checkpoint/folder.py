@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, printable
+from ..errors import AdapterError, InputError, printable
 from ..filenames import RECORD
 from .file import InputFile, dangling_link, present, reading, reads
 from .json_file import read_json
 from .safetensors_reader import copies_named
-from .weight_names import STEMS, SUFFIXES, pairs_among, variants, weights_among
+from .weight_names import ADAPTER_CONFIG, ADAPTERS, STEMS, SUFFIXES, pairs_among, variants, weights_among
 from .weights_kind import EMA, RAW, kind_by_name
 
 CONFIG = "config.json"  # of a model in diffusers' layout
@@ -55,8 +55,8 @@ def model_folder(folder: Path) -> Path:
     if (folder / ".metadata").exists() or any(folder.glob("__*_*.distcp")):
         merge = "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`"
         raise InputError.at(folder, "", f"a torch distributed checkpoint: merge it first with {merge}")
-    if (folder / "adapter_config.json").exists():
-        raise InputError.at(folder, "", "a PEFT adapter (LoRA), not a whole transformer")
+    if (folder / ADAPTER_CONFIG).exists():
+        raise AdapterError.at(folder, "", "a PEFT adapter (LoRA), not a whole transformer")
     inner = folder / _recorded_subfolder(folder)
     if os.path.islink(inner) and (nowhere := dangling_link(inner)):
         raise InputError.at(folder, inner.name, nowhere)
@@ -190,6 +190,8 @@ def _without_weights(folder: Path) -> InputError:
     """The error for a folder that holds no readable weights."""
     if gone := dangling_weights(folder):
         return InputError.at(folder, gone[0], dangling_link(folder / gone[0]) or "a dangling link")
+    if any((folder / name).exists() for name in ADAPTERS):
+        return AdapterError.at(folder, "", "an adapter (LoRA), not a whole transformer")
     if folders := _folders_named_like_weights(folder):
         which = f"in the folder {folders[0]} in it: give that one" + ("" if len(folders) == 1 else ", or another")
         rule = f"holds no weights itself; there may be some {which}"

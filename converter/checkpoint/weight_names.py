@@ -11,6 +11,11 @@ from ..errors import printable
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # of files that may be checkpoints
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # as diffusers calls those of a model
 INDEX = f"{WEIGHTS}.index.json"
+# Of an adapter (LoRA), in the folder that PEFT or a training script writes, and PEFT's config beside them.
+ADAPTERS = (
+    "adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin",
+)  # fmt: skip
+ADAPTER_CONFIG = "adapter_config.json"
 STEMS = (WEIGHTS, "diffusion_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 
 

@@ -16,10 +16,12 @@ from .options import (
     OUTPUT,
     WRITTEN,
     ModelCommand,
+    allow_partial,
     combined,
     family,
     fleet_options,
     given,
+    lora_alpha,
     require_evidence,
     weights_options,
     writing_options,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from ..jobs.conversions import ConversionRequest
     from ..pipelines.assemble import Components
 
+# The spellings of adapters that are no layout of a model too.
+ADAPTERS_ONLY = ("peft", "kohya", "onetrainer", "omi", "lycoris", "kohya-diffusers")
 _COMPONENTS = ("vae", "text_encoder", "tokenizer", "scheduler", "components")
 
 
@@ -45,6 +49,7 @@ SIDES = Sides("FILE... OUT", "orig_ckpt_path", "dump_path", instead="watch")
         INPUT: f"orig_ckpt_path {CHOSEN} {WRITTEN}",
         OUTPUT: "dump_path to dtype max_shard_size variant stock overwrite dry_run parity",
         "A whole pipeline": " ".join(("only_transformer", *_COMPONENTS)),
+        "Adapters (LoRA)": "lora_alpha base allow_partial",
         "Many checkpoints, and a running training": "workers cluster watch watch_idle watch_settle",
         "Publish": "push_to_hub private",
     },
@@ -65,12 +70,16 @@ SIDES = Sides("FILE... OUT", "orig_ckpt_path", "dump_path", instead="watch")
 )
 @click.option(
     "--to",
-    type=click.Choice(["diffusers", "original", "comfyui"]),
+    type=click.Choice(["diffusers", "original", "comfyui", *ADAPTERS_ONLY]),
     default="diffusers",
     metavar="LAYOUT",
     help="diffusers: a folder (default). original: a .pth or .safetensors in the layout of the training code. "
-    "comfyui: a .safetensors as ComfyUI reads it.",
+    "comfyui: a .safetensors as ComfyUI reads it. For an adapter (LoRA): diffusers, peft, comfyui, kohya, onetrainer, "
+    "original, omi, lycoris or kohya-diffusers.",
 )
+@lora_alpha
+@allow_partial
+@click.option("--base", metavar="PATH", help="The adapter's model, where only its weights can tell what to write.")
 @click.option(
     "--only_transformer",
     type=click.BOOL,
@@ -157,8 +166,11 @@ def request_of(
 ) -> ConversionRequest:
     """The request that the options of a command line describe."""
     from ..conversion.options import ConversionOptions
+    from ..jobs.adapters import AdapterOptions
     from ..jobs.conversions import ConversionRequest
 
+    own = {field.name for field in fields(AdapterOptions)}
+    words["adapters"] = AdapterOptions(**{name: words.pop(name) for name in own & words.keys()})
     names = {field.name for field in fields(ConversionOptions)}
     words["require_evidence"] = bool(words.get("require_evidence"))
     options = ConversionOptions(**{name: words.pop(name) for name in names & words.keys()})

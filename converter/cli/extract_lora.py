@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .convert import ADAPTERS_ONLY
 from .diff import WEIGHTS
 from .flags import Number, Whole
 from .options import INPUT, OUTPUT, ModelCommand, boolean, family, given, output_options
@@ -40,6 +41,7 @@ SHOWN = 8  # lines of a section; --all shows them all
 )
 @click.option(
     "--to",
+    type=click.Choice(["diffusers", "comfyui", "original", *ADAPTERS_ONLY]),
     default="diffusers",
     metavar="SPELLING",
     help="diffusers (default), peft, comfyui, kohya, onetrainer, original, omi, lycoris or kohya-diffusers.",

@@ -6,19 +6,20 @@ from typing import Any
 
 import click
 
-from .options import CHOSEN, INPUT, ModelCommand, family, given, json_option, weights_options
+from .options import CHOSEN, INPUT, ModelCommand, family, given, json_option, lora_alpha, weights_options
 from .output import print_json, say
 
 
 @click.command(
     cls=ModelCommand,
     short_help="Say what a checkpoint is, from its index.",
-    sections={INPUT: f"{CHOSEN} deep"},
+    sections={INPUT: f"{CHOSEN} lora_alpha deep"},
 )
 @click.argument("path")
 @weights_options
 @family
 @given
+@lora_alpha
 @click.option(
     "--deep",
     is_flag=True,
@@ -31,13 +32,16 @@ def inspect(path: str, as_json: bool, **words: Any) -> None:
     positional table are read, without verifying their checksum; a conversion verifies them, and so does --deep. A table
     that these elements do not explain is read whole.
 
+    Of an adapter (LoRA): its spelling, the tool that wrote it, the model that it is for, ranks and scales with where
+    they are from, and what stands against using it.
+
     PATH is a file or a folder, or, if nothing is there, hf://OWNER/NAME[@REVISION][/FILE] or OWNER/NAME on the hub, or
     a URL such as s3://BUCKET/FILE.
 
     Exit codes: 0 for any file that can be read, 2 usage, 3 input rejected, 5 internal error.
     """
-    from ..conversion.inspection import inspect as run
     from ..errors import as_flags
+    from ..jobs.adapters import inspect_any as run
     from ..remote import fetched, shown
     from .printing import inspection_lines
 

@@ -27,6 +27,7 @@ from .extract_lora import extract_lora
 from .generate import generate
 from .init_from_dit import init_from_dit
 from .inspect import inspect
+from .merge_lora import merge_lora
 from .new_family import new_family
 from .options import Group
 from .output import discard_output, kept_result, lost_output
@@ -48,6 +49,7 @@ pixart.add_command(extract_lora, "extract-lora")
 pixart.add_command(generate, "generate")
 pixart.add_command(inspect, "inspect")
 pixart.add_command(init_from_dit, "init-from-dit")
+pixart.add_command(merge_lora, "merge-lora")
 pixart.add_command(new_family, "new-family")
 pixart.add_command(revert, "revert")
 pixart.add_command(parity, "parity")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError, printable
-from .flags import BOOLEAN, Whole, option, value
+from .flags import BOOLEAN, Number, Whole, option, value
 
 if TYPE_CHECKING:
     from ..families import Flag
@@ -121,6 +121,16 @@ family = click.option(
 require_evidence = boolean(
     "--require_evidence",
     "Refuse an assumption that can change an output, and name the flag that states the value instead.",
+)
+
+lora_alpha = click.option(
+    "--lora_alpha",
+    type=Number(min=0, min_open=True),
+    metavar="N",
+    help="Alpha of an adapter whose file does not say it. Default: 8 for the training scripts' files.",
+)
+allow_partial = click.option(
+    "--allow_partial", is_flag=True, help="Leave out what of an adapter cannot be used, and list it."
 )
 
 fleet_options = combined(

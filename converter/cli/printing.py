@@ -51,8 +51,63 @@ def _evidence_lines(record: dict[str, Any]) -> Iterator[str]:
         yield f"  {name:<{width}}  {value!s:<8} {finding['source']:<8} {printable(finding['evidence'], 300)}"
 
 
+# Where the alpha of an adapter is from.
+_ALPHA = {
+    "file": "alpha {alpha:.4g} in the file",
+    "config": "alpha {alpha:.4g} by adapter_config.json",
+    "header": "alpha {alpha:.4g} by the header",
+    "given": "alpha {alpha:.4g}, given",
+    "assumed": "alpha {alpha:.4g}, assumed",
+    "convention": "no alpha, which means this",
+    "unknown": "alpha unknown",
+}
+
+
+def _adapter_lines(report: dict[str, Any]) -> Iterator[str]:
+    """What an adapter is, of the report of `pixart inspect` or of its conversion."""
+    source, adapter = report["source"], report["adapter"]
+    yield f"source: {printable(source['name'])}, {human_bytes(source['size'])}, {source['container']}"
+    kinds = ", ".join(f"{kind} of {plural(count, 'module')}" for kind, count in adapter["kinds"].items())
+    tool = f", written by {adapter['tool']}" if adapter["tool"] else ""
+    family, layout, rest = model_words(report).split(", ", 2)
+    yield f"adapter: {kinds or 'nothing that can be used'}, for {family} in the {layout}; {rest}"
+    yield f"spelling: {adapter['spelling']} ({adapter['title']}){tool}"
+    for group in adapter["scales"]:
+        rank = "" if group["rank"] is None else f"rank {group['rank']}, "
+        alpha = _ALPHA[group["source"]].format(alpha=group["alpha"] or 0) if group["alpha"] is not None else "no rank"
+        yield f"  {rank}scale {group['scale']:.4g} ({alpha}): {plural(group['modules'], 'module')}"
+    if adapter["beside"]:
+        yield f"left out, of other models: {', '.join(map(printable, adapter['beside']))}"
+
+
+def adapter_inspection_lines(report: dict[str, Any]) -> Iterator[str]:
+    """The report of `pixart inspect` of an adapter."""
+    yield from _adapter_lines(report)
+    yield from (f"  {printable(module)}" for module in report["adapter"]["modules"])
+    yield from (f"note: {note}" for note in report["notes"])
+    yield from (f"problem: {problem}" for problem in report["problems"])
+    needs = report["needs"].partition(" is needed")[0]
+    yield "usable: " + ("no" if report["problems"] else f"with {needs}" if needs else "yes")
+
+
+def adapter_conversion_lines(done: Conversion, seconds: float) -> Iterator[str]:
+    """What `convert-pixart` prints of an adapter."""
+    record = done.record
+    yield from _adapter_lines(record)
+    yield from (f"note: {note}" for note in done.notes)
+    if not done.written:
+        yield f"dry run: nothing was written to {printable(done.path)}"
+        return
+    yield from wrote_lines(done.path, done.files)
+    tensors = plural(record["tensors"], "tensor")
+    yield f"done: {tensors} in the spelling {record['to']} in {seconds:.1f} s, read back and verified"
+
+
 def inspection_lines(report: dict[str, Any]) -> Iterator[str]:
     """The report of `pixart inspect`."""
+    if "adapter" in report:
+        yield from adapter_inspection_lines(report)
+        return
     yield from _source_lines(report)
     for candidate in report["candidates"]:
         if not candidate["selected"]:
@@ -94,6 +149,9 @@ def _missing(needs: str, unknown: list[str]) -> str:
 def conversion_lines(done: Conversion, seconds: float) -> Iterator[str]:
     """What `convert-pixart` prints."""
     record = done.record
+    if "adapter" in record:
+        yield from adapter_conversion_lines(done, seconds)
+        return
     yield from _source_lines(record)
     yield from _model_lines(record)
     if done.written:

@@ -1,4 +1,4 @@
-"""Tensors of a source that are changed on the way, such as by a LoRA: what takes their place, and what the record says."""
+"""Tensors of a source that are changed on the way, such as by a LoRA: what takes their place, and what is recorded."""
 
 from __future__ import annotations
 

@@ -15,8 +15,19 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..checkpoint.key_names import plainly_foreign
 from ..checkpoint.weights_kind import EMA, RAW, UNKNOWN
-from ..errors import InputError, UsageError, printable
-from ..families import Family, Findings, families, find, modified_weights, named, other_model, recognise, tables
+from ..errors import AdapterError, InputError, UsageError, printable
+from ..families import (
+    ADAPTER,
+    Family,
+    Findings,
+    families,
+    find,
+    modified_weights,
+    named,
+    other_model,
+    recognise,
+    tables,
+)
 from ..families.travelling import CLASS
 from ..filenames import RECORD
 from ..mapping import KeyMapping, MappingError, Plan, fold
@@ -46,6 +57,11 @@ class Analysis:
     record: Record = field(default_factory=Record)
 
     @property
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter, such as a LoRA, and no model."""
+        return self.problem == f"this is {ADAPTER}"
+
+    @property
     def table(self) -> KeyMapping:
         assert self.family is not None
         return self.family.keys.targets if self.diffusers else self.family.keys
@@ -54,7 +70,8 @@ class Analysis:
         """The family, or an `InputError` with everything that prevents a conversion."""
         path = self.checkpoint.path
         if self.family is None:
-            raise InputError(f"{printable(path)}: {self.problem}")
+            kind = AdapterError if self.is_adapter else InputError
+            raise kind(f"{printable(path)}: {self.problem}")
         if self.plan.problems:
             error = MappingError(self.plan.problems)
             error.args = (f"{printable(path)}: not a {self.family.title} that can be converted: {error}",)

@@ -62,6 +62,7 @@ def convert_all(
     executor: AnyExecutor | None = None,
     several: bool = True,
     steps: Mapping[str, Step] | None = None,
+    converting: Callable[..., Conversion] = convert,
     progress: Callable[[int], Progress] | None = None,
     finished: Finished = lambda outcome, step: None,
 ) -> list[Outcome]:
@@ -76,6 +77,7 @@ def convert_all(
         several: one that fails does not stop the rest, and a target that already holds exactly what would be written is
             skipped. Otherwise errors are raised.
         steps: done with every result that is not refused, in order, until one has an exit code; by name.
+        converting: what converts one, called as `convert` is.
         progress: as of `convert`; not with an executor.
         finished: called with each outcome once it is converted (or not), and again after each step, with its name.
 
@@ -118,7 +120,8 @@ def convert_all(
                 finished(outcome, step)
 
     known: dict[str, Any] = {"hyper_parameters": hyper_parameters, "components": components, "steps": steps or {}}
-    task = partial(_convert_one, options=options or ConversionOptions(), several=several, **known)
+    known |= {"several": several, "converting": converting}
+    task = partial(_convert_one, options=options or ConversionOptions(), **known)
     if not executor:
         task = partial(task, progress=progress, finished=finished)
     do_all(task, work(), done, executor)
@@ -133,6 +136,7 @@ def _convert_one(
     components: Adding | None,
     several: bool,
     steps: Mapping[str, Step],
+    converting: Callable[..., Conversion],
     progress: Callable[[int], Progress] | None = None,
     finished: Finished = lambda outcome, step: None,
 ) -> Outcome:
@@ -146,7 +150,7 @@ def _convert_one(
         if notes is not None:
             outcome.status, outcome.notes = UNCHANGED, notes
         else:
-            outcome.conversion = done = convert(pair.original, pair.converted, own, progress=progress, **known)
+            outcome.conversion = done = converting(pair.original, pair.converted, own, progress=progress, **known)
             outcome.status, outcome.notes = CONVERTED if done.written else PLANNED, done.notes
     finished(outcome, "")
     for name, step in steps.items():

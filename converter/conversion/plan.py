@@ -114,7 +114,7 @@ def open_plan(
                 plan = make_plan(analysis, destination, options, stack)
             if altered:
                 plan.writes.alter(altered.tensors)
-                plan.record.adapters = [*altered.record]
+                plan.record.adapters = [*plan.record.adapters, *altered.record]
                 plan.notes.extend(altered.notes)
         if place != Path(source):  # in the cache it has a name that says nothing
             plan.record.about["source"]["name"] = shown(os.fspath(source))
@@ -184,6 +184,7 @@ def make_plan(
             cast=writes.cast,
             notes=notes,
             plan=writes.rows,
+            adapters=analysis.record.adapters,
         ),
     )
 

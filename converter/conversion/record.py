@@ -55,8 +55,8 @@ class ConversionRecord:
     """What becomes `conversion.json`.
 
     `about` is what `inspect` says of the source too, `sources` the digests of what was believed beside its weights,
-    `changed` key -> the digest that an earlier record stated, `adapters` what was merged into it, `written` the files, `earlier` what is passed on of
-    earlier conversions.
+    `changed` key -> the digest that an earlier record stated, `adapters` what was merged into it, `written` the files,
+    `earlier` what is passed on of earlier conversions.
     """
 
     about: dict[str, Any]
@@ -123,6 +123,12 @@ class Record:
     def changed(self) -> dict[str, str]:
         """Tensors that differed from their own record when converted: key -> the digest recorded."""
         return _named(self.content.get("changed"))
+
+    @property
+    def adapters(self) -> list[Mapping[str, Any]]:
+        """What was merged into it."""
+        listed = self.content.get("adapters")
+        return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
 
     @property
     def casts(self) -> list[str]:

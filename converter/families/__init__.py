@@ -18,7 +18,7 @@ from ..errors import ConverterError, UsageError, printable
 from ..mapping import KeyMapping
 from . import from_file
 from .base import Family, Finding, Findings, Flag, State
-from .known import modified_weights, named
+from .known import ADAPTER, modified_weights, named
 
 if TYPE_CHECKING:
     from ..checkpoint.key_names import Tables  # which every start of a command would pay for
@@ -138,6 +138,7 @@ def other_model(state: Mapping[str, Any], family: Family, diffusers: bool) -> st
 
 
 __all__ = [
+    "ADAPTER",
     "Family",
     "Finding",
     "Findings",

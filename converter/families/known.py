@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from ..errors import UNQUANTISED
 
+ADAPTER = "LoRA or other adapter weights, not a whole transformer"
 # What PEFT calls its own weights in a layer: LoRA and its kin (DoRA, AdaLoRA, VeRA), LoHa, LoKr, OFT, BOFT, IA3, HRA,
 # FourierFT. Kohya and LyCORIS share some of them.
 _IN_A_LAYER = (
@@ -53,12 +54,13 @@ _MODIFIED: _Rows = (
     (
         _with_adapters,
         "a whole model with LoRA layers or other adapters (PEFT), and a file does not show whether they are merged: "
-        "call merge_and_unload() first (in diffusers fuse_lora() and unload_lora()), then save state_dict()",
+        "call merge_and_unload() first (in diffusers fuse_lora() and unload_lora()), then save state_dict(); `to` peft "
+        "takes the adapter alone",
     ),
     (
         rf"\.({_IN_A_LAYER})(\.|$)|lora_(A|B|up|mid|down)\b|lora_(unet|te\d?|transformer|prior)_|^lycoris_|_lora\."
         r"|\.lora(_layer)?\.|\.dora_scale",
-        "LoRA or other adapter weights, not a whole transformer",
+        ADAPTER,
     ),
     (r"controlnet\.\d+\.copied_block\.mlp\.(inverted|depth|point)_conv\.", "a SANA ControlNet, another model family"),
     (r"flat_param", "FSDP flat parameters: gather a full state dict first (FullStateDictConfig)"),

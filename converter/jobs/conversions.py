@@ -17,6 +17,7 @@ from ..errors import UsageError
 from ..fleet import chosen_executor
 from ..remote import is_url, shown
 from ..reports.report import Report, counted
+from .adapters import AdapterOptions, convert_any
 
 if TYPE_CHECKING:
     from ..pipelines.assemble import Components
@@ -35,6 +36,7 @@ class ConversionRequest:
             without any end that, and a file is complete once it has not grown for `watch_settle` seconds.
         components: of a whole pipeline. Default: the transformer only.
         workers: so many processes on this machine. cluster: the address of a Dask scheduler, whose workers do it.
+        adapters: of sources that are adapters (LoRA), and no models.
         literally: the only original and the target are paths, and no patterns.
     """
 
@@ -52,6 +54,7 @@ class ConversionRequest:
     literally: bool = False
     workers: int | None = None
     cluster: str | None = None
+    adapters: AdapterOptions = field(default_factory=AdapterOptions)
 
     def validate(self) -> None:
         """Raises: `UsageError` for what does not go together."""
@@ -134,6 +137,7 @@ def run(
             executor=executor,
             several=request.several,
             steps=steps,
+            converting=partial(convert_any, adapters=request.adapters, models_only=next(iter(steps), "")),
             progress=progress,
             finished=finished,
         )

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 from ..checkpoint import LazyTensor
 from ..checkpoint.cast import count_nonfinite
-from ..errors import InputError
+from ..errors import InputError, plural
 from ..families import Family
 from ..mapping import KeyMapping, fold
-from .changes import Change, Full
+from .changes import Change
 from .names import ORIGINAL
-from .spelling import Spelling
+from .spelling import BESIDE, Spelling
 
 
 @dataclass
@@ -27,10 +27,12 @@ class Adapter:
         changes: the key of a tensor of the model, such as `transformer_blocks.0.attn1.to_q.weight` -> what becomes of
             it.
         tensors: of the adapter, by their keys in the file.
-        metadata: of the file's header.
+        metadata: of the file's header; `container`: what the file is, in words; `size`: in bytes.
         tool: what wrote it, as far as the file says.
         beside: keys of a text encoder or of embeddings, which are no part of the transformer.
-        skipped: what was left out on demand, in words.
+        problems: what cannot be read, or is no part of the model, in words; `skipped`: of that, what was left out on
+            demand.
+        obstacle: why none of it can be used; `needed`: what the user has to state first; '' for nothing.
         notes: what a user should know.
     """
 
@@ -41,10 +43,15 @@ class Adapter:
     changes: dict[str, Change]
     tensors: dict[str, LazyTensor] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    container: str = ""
+    size: int = 0
     tool: str = ""
     others: list[str] = field(default_factory=list)
     beside: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    obstacle: str = ""
+    needed: str = ""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -62,22 +69,10 @@ class Adapter:
         return kinds
 
     @property
-    def ranks(self) -> dict[int, list[str]]:
-        """Rank -> the modules that have it."""
-        ranks: dict[int, list[str]] = {}
-        for key, change in self.changes.items():
-            if change.product.rank is not None:
-                ranks.setdefault(change.product.rank, []).append(key.rpartition(".")[0])
-        return dict(sorted(ranks.items()))
-
-    @property
-    def scales(self) -> dict[tuple[float, str], list[str]]:
-        """(scale, where its alpha is from) -> the modules that have it."""
-        scales: dict[tuple[float, str], list[str]] = {}
-        for key, change in self.changes.items():
-            if change.alpha and not (isinstance(change.product, Full) and key.endswith(".bias")):
-                scales.setdefault((change.scale, change.alpha), []).append(key.rpartition(".")[0])
-        return dict(sorted(scales.items()))
+    def beside_words(self) -> list[str]:
+        """The keys of other models, in a few words, such as 'lora_te_* (21 keys)'."""
+        counts = Counter(match[0] for key in self.beside if (match := BESIDE.match(key)))
+        return [f"{prefix}* ({plural(count, 'key')})" for prefix, count in counts.items()]
 
     @property
     def dtypes(self) -> dict[str, int]:

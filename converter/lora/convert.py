@@ -6,44 +6,33 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.weight_names import ADAPTER_CONFIG
 from ..checkpoint.write.layout import TensorEntry, lay_out_safetensors
 from ..checkpoint.write.publish import FilePublication, Publication
 from ..checkpoint.write.target import check_target
 from ..checkpoint.write.transfer import Progress
+from ..conversion.convert import Conversion
 from ..conversion.model_files import open_model
 from ..conversion.options import stated
 from ..conversion.sidecar import analyse_with_record
 from ..conversion.write import TensorFile, TensorWrite, write_files
 from ..errors import UsageError, printable
+from ..remote import fetched
 from .adapter import Adapter
 from .changes import Array
+from .inspection import report
 from .layouts import Base
 from .merge import place_on, tensors_in
-from .peft_config import CONFIG
 from .reading import open_adapter
 from .spelling import BY_NAME, WRITTEN
 from .writing import DIFFUSERS_WEIGHTS, PEFT_WEIGHTS, Spelled, spelled
 
 AnyPath = str | os.PathLike[str]
 FOLDER_WEIGHTS = {"peft": PEFT_WEIGHTS, "diffusers": DIFFUSERS_WEIGHTS}
-
-
-@dataclass
-class LoraConversion:
-    """What was done: the path, the spelling, the adapter that was read, the files' sizes, and what the user should
-    know; `written` is False of a dry run."""
-
-    path: Path
-    to: str
-    adapter: Adapter
-    notes: list[str]
-    tensors: int
-    written: bool
-    files: dict[str, int] = field(default_factory=dict)
 
 
 def convert_lora(
@@ -59,7 +48,7 @@ def convert_lora(
     dry_run: bool = False,
     hyper_parameters: Mapping[str, Any] | None = None,
     progress: Callable[[int], Progress] | None = None,
-) -> LoraConversion:
+) -> Conversion:
     """Write an adapter in another spelling, such that it does to a model's tensors what it did before.
 
     Args:
@@ -71,6 +60,8 @@ def convert_lora(
         dry_run: write nothing.
         hyper_parameters: of the base, what its file cannot show.
         progress: as of `convert`.
+
+    Returns: a `Conversion`, whose record is what `inspect_lora` reports, and `to` and `tensors`, those written.
 
     Raises: `InputError` for an adapter that is refused, or that the spelling cannot hold exactly; `UsageError` for a
         call that is.
@@ -107,7 +98,7 @@ class LoraTarget:
         target = Path(path)
         single = target.suffix.lower() == ".safetensors"
         if single and to == "peft":
-            raise UsageError(f"{printable(target)}: `to` peft writes a folder, with its {CONFIG}")
+            raise UsageError(f"{printable(target)}: `to` peft writes a folder, with its {ADAPTER_CONFIG}")
         if not single and to not in FOLDER_WEIGHTS:
             raise UsageError(f"{printable(target)}: `to` {to} writes a file that ends in .safetensors")
         return cls(target, to, folder=not single)
@@ -119,7 +110,7 @@ class LoraTarget:
 
 def _ours(folder: Path) -> Mapping[str, str]:
     """What may be replaced in a folder: an adapter's files."""
-    return dict.fromkeys((PEFT_WEIGHTS, DIFFUSERS_WEIGHTS, CONFIG), "")
+    return dict.fromkeys((PEFT_WEIGHTS, DIFFUSERS_WEIGHTS, ADAPTER_CONFIG), "")
 
 
 def write_adapter(
@@ -130,7 +121,7 @@ def write_adapter(
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Callable[[int], Progress] | None = None,
-) -> LoraConversion:
+) -> Conversion:
     """Write an adapter, whole or not at all; every tensor is read back and verified.
 
     Args:
@@ -139,10 +130,9 @@ def write_adapter(
     result = spelled(adapter, BY_NAME[target.to], base)
     path = target.check(adapter.path, overwrite=overwrite or dry_run)
     notes = [*adapter.notes, *(f"left out: {words}" for words in adapter.skipped), *result.notes]
-    done = LoraConversion(target.path, target.to, adapter, notes, len(result.tensors), written=not dry_run)
-    if not dry_run:
-        done.files = _write(path, target, result, overwrite, progress)
-    return done
+    record = report(adapter) | {"to": target.to, "tensors": len(result.tensors)}
+    files = {} if dry_run else _write(path, target, result, overwrite, progress)
+    return Conversion(target.path, record, notes, written=not dry_run, files=files)
 
 
 def _write(
@@ -158,9 +148,9 @@ def _write(
     with Publication(path, allowed=_ours, **known) if target.folder else FilePublication(path, **known) as out:
         write_files(out, [TensorFile(name, layout)], parts, step=step, digests={})
         if text:
-            out.write_text(CONFIG, text)
+            out.write_text(ADAPTER_CONFIG, text)
         out.publish()
-    return {name: layout.size} | ({CONFIG: len(text.encode())} if text else {})
+    return {name: layout.size} | ({ADAPTER_CONFIG: len(text.encode())} if text else {})
 
 
 def _weights_of(stack: ExitStack, base: AnyPath, adapter: Adapter, hyper_parameters: Mapping[str, Any]) -> Base:
@@ -168,7 +158,8 @@ def _weights_of(stack: ExitStack, base: AnyPath, adapter: Adapter, hyper_paramet
 
     Raises: `InputError` where it is not the model that the adapter is for.
     """
-    checkpoint = stack.enter_context(open_model(base))
+    place = stack.enter_context(fetched(base, hub=True))
+    checkpoint = stack.enter_context(open_model(place))
     analysis = analyse_with_record(checkpoint, hyper_parameters, None)
     place_on(analysis, [(adapter, 1.0)])
     tensors = tensors_in(analysis, adapter.layout)

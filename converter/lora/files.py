@@ -16,16 +16,13 @@ from ..checkpoint.folder import cached_snapshot, names_in
 from ..checkpoint.json_file import parse_json, read_json
 from ..checkpoint.recognition import container_of
 from ..checkpoint.safetensors_reader import read_header
+from ..checkpoint.weight_names import ADAPTER_CONFIG, ADAPTERS
 from ..errors import InputError, printable, shortened
 from ..parts import below
-from .peft_config import CONFIG, PeftConfig
+from .peft_config import PeftConfig
 from .spelling import Spelling
 
 HEADER = "lora_adapter_metadata"  # of diffusers: the config of PEFT, as JSON, its fields after the model's name
-# What weights of an adapter are called in a folder, first the ones that come with a config.
-WEIGHTS = tuple(
-    f"{stem}{suffix}" for stem in ("adapter_model", "pytorch_lora_weights") for suffix in (".safetensors", ".bin")
-)
 _FOLDERS = ("", "transformer_lora", "transformer")  # where in the folder of a run or a pipeline they lie
 _WHOLE = re.compile(r"\.modules_to_save\.\w+(?=\.)")  # PEFT's copy of a module that is trained whole
 
@@ -78,13 +75,13 @@ class AdapterFile:
         folder = Path(os.path.abspath(self.path)).parent
         places = {"peft": [folder], "scripts": [folder, folder.parent], "bare": [folder]}
         for place in places.get(spelling.name, []):
-            if present(place / CONFIG):
-                content = read_json(place / CONFIG)
+            if present(place / ADAPTER_CONFIG):
+                content = read_json(place / ADAPTER_CONFIG)
                 if not isinstance(content, dict):
-                    raise InputError.at(place / CONFIG, "", "not a JSON object")
+                    raise InputError.at(place / ADAPTER_CONFIG, "", "not a JSON object")
                 if spelling.name == "scripts":
-                    self.notes.append(f"alpha is that of {printable(place / CONFIG)}, of the same run")
-                return PeftConfig(str(place / CONFIG), content)
+                    self.notes.append(f"alpha is that of {printable(place / ADAPTER_CONFIG)}, of the same run")
+                return PeftConfig(str(place / ADAPTER_CONFIG), content)
         return None
 
     def tool(self, config: PeftConfig | None) -> str:
@@ -122,11 +119,11 @@ def _in_folder(folder: Path) -> Path:
     place = cached_snapshot(folder)
     for inner in (place / name for name in _FOLDERS if (place / name).is_dir()):
         names = names_in(inner)
-        if found := next((name for name in WEIGHTS if name in names), None):
+        if found := next((name for name in ADAPTERS if name in names), None):
             return inner / found
     others = sorted(name for name in names_in(place) if name.endswith(".safetensors"))
     if len(others) == 1:
         return place / others[0]
     which = f": give one of {shortened(list(map(printable, others)), 4)}" if others else ""
-    rule = f"holds no adapter: looked for {', '.join(WEIGHTS)}{which}"
+    rule = f"holds no adapter: looked for {', '.join(ADAPTERS)}{which}"
     raise InputError.at(folder, "", rule)

@@ -24,6 +24,7 @@ from ..errors import InputError, UsageError, plural, printable
 from ..families import Family
 from ..mapping import Move
 from .adapter import Adapter
+from .inspection import scales
 from .names import DIFFUSERS, ORIGINAL
 from .placed import Placed, merged_tensors, place
 from .reading import open_adapter
@@ -129,7 +130,7 @@ def open_adapters(
             rule = f"an adapter of a {adapter.family.title}, and the model is a {family.title}"
             raise InputError.at(adapter.path, "", rule)
         adapter.others.clear()
-        adapter.notes = [note for note in adapter.notes if "`family` says" not in note]
+        adapter.notes = [note for note in adapter.notes if "--family says" not in note]
         opened.append((adapter, strength))
     return opened
 
@@ -188,10 +189,6 @@ def about(adapter: Adapter, strength: float) -> dict[str, Any]:
         "spelling": adapter.spelling.name,
         "digest": digest.text,
         "kinds": {kind: len(modules) for kind, modules in adapter.kinds.items()},
-        "scales": [
-            {"scale": scale, "alpha": source, "modules": len(modules)}
-            for (scale, source), modules in adapter.scales.items()
-        ],
-        "beside": len(adapter.beside),
-        "skipped": adapter.skipped,
+        "scales": scales(adapter),
+        "left_out": adapter.skipped,
     }

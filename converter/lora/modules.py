@@ -29,12 +29,16 @@ class Scale:
     Args:
         config: PEFT's, of the folder or of the header. given: the alpha that the user states.
         training: it is the state dict of a model in training, which the scripts keep at PEFT's default.
+
+    Attributes:
+        needed: what the user has to state, in words; '' for nothing. Scales are 1 then.
     """
 
     def __init__(
         self, path: str, spelling: Spelling, config: PeftConfig | None, given: float | None, *, training: bool = False
     ) -> None:
         self.path, self.spelling, self.config, self.given = path, spelling, config, given
+        self.needed = ""
         self.assumed = spelling.assumed or (DEFAULT_ALPHA if training else None)
 
     def of(self, module: str, product: Product, alpha: LazyTensor | None) -> tuple[float, str]:
@@ -58,10 +62,11 @@ class Scale:
         if self.given is not None:
             return self.given / rank, "given"
         if self.spelling.name in ("peft", "bare") and not self.assumed:
-            raise UsageError(
-                f"`lora_alpha` is needed: {self.path} was written by PEFT, which keeps it in adapter_config.json, and "
-                f"none lies beside it ({DEFAULT_ALPHA} is PEFT's default)"
+            self.needed = (
+                "`lora_alpha` is needed: PEFT wrote this, which keeps alpha in adapter_config.json, and none lies "
+                f"beside it ({DEFAULT_ALPHA} is PEFT's default)"
             )
+            return 1.0, "unknown"
         if self.assumed:
             return self.assumed / rank, "assumed"
         return 1.0, "convention"
@@ -80,12 +85,12 @@ class Scale:
         if "assumed" in sources:
             notes.append(
                 f"alpha is not in the file: {self.assumed} assumed, which the training scripts leave it at "
-                "(`lora_alpha` states another)"
+                "(--lora_alpha states another)"
             )
         if "convention" in sources and self.spelling.name == "diffusers" and adapter.tool != "OneTrainer":
             notes.append(
                 "alpha is not in the file: scale 1, as diffusers reads it; a file that a PEFT training wrote without "
-                "metadata is of another strength then (`lora_alpha` states it)"
+                "metadata is of another strength then (--lora_alpha states it)"
             )
         if self.config and any(map(self.config.ambiguous, (key.rpartition(".")[0] for key in adapter.changes))):
             notes.append(
@@ -130,7 +135,8 @@ def _product(module: str, roles: Mapping[str, LazyTensor]) -> Product | None:
     hada = {role.removeprefix("hada_"): held for role, held in roles.items() if role.startswith("hada_")}
     lokr = {role.removeprefix("lokr_"): held for role, held in roles.items() if role.startswith("lokr_")}
     pair = {role: roles[role] for role in _PAIRS if role in roles}
-    kinds = [bool(pair), bool(hada), bool(lokr), "diff" in roles, "weight" in roles]
+    whole = roles.get("weight", roles.get("set_weight"))
+    kinds = [bool(pair), bool(hada), bool(lokr), "diff" in roles, whole is not None]
     if sum(kinds) > 1:
         raise Problem(f"{', '.join(sorted(roles))}, which are of two kinds, in", module)
     if pair:
@@ -144,12 +150,12 @@ def _product(module: str, roles: Mapping[str, LazyTensor]) -> Product | None:
             raise Problem("an incomplete LoHa in", module)
         return Hadamard(**hada)
     if lokr:
-        whole = [(f"w{half}" in lokr) != (f"w{half}_a" in lokr and f"w{half}_b" in lokr) for half in (1, 2)]
+        complete = [(f"w{half}" in lokr) != (f"w{half}_a" in lokr and f"w{half}_b" in lokr) for half in (1, 2)]
         twice = [half for half in (1, 2) if f"w{half}" in lokr and {f"w{half}_a", f"w{half}_b"} & lokr.keys()]
-        if not all(whole) or twice or ("t2" in lokr and "w2" in lokr):
+        if not all(complete) or twice or ("t2" in lokr and "w2" in lokr):
             raise Problem("an incomplete LoKr in", module)
         return Kronecker(**lokr)
-    return Full(roles["diff"]) if "diff" in roles else Replaced(roles["weight"]) if "weight" in roles else None
+    return Full(roles["diff"]) if "diff" in roles else Replaced(whole) if whole is not None else None
 
 
 def _check(module: str, product: Product) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..errors import InputError, printable
 
-CONFIG = "adapter_config.json"
 KINDS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr"}
 DEFAULT_ALPHA = 8  # of PEFT's LoraConfig, LoHaConfig and LoKrConfig
 # They change the weights of the base when training begins, and PEFT does it anew on loading.
@@ -30,7 +29,10 @@ class PeftConfig:
     Args:
         place: where it stands, for errors. content: its fields; those that are absent are off.
 
-    Raises: `InputError` for one under which the tensors alone would be read wrongly.
+    Attributes:
+        obstacle: why the tensors alone would be read wrongly under it, in words; '' where they are not.
+
+    Raises: `InputError` for one that is malformed.
 
     Example:
         >>> config = PeftConfig("adapter_config.json", {"peft_type": "LORA", "r": 4, "lora_alpha": 2})
@@ -41,23 +43,23 @@ class PeftConfig:
     place: str
     content: Mapping[str, Any]
     kind: str = field(init=False)
+    obstacle: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         content, kind = self.content, str(self.content.get("peft_type", "LORA")).rpartition(".")[2].upper()
         object.__setattr__(self, "kind", kind)
+        unread = [name for name in _UNREAD if content.get(name)]
+        obstacles = [f"{name} is set, and what the tensors mean then is not known here" for name in unread]
         if kind not in KINDS:
-            raise self._error("peft_type", f"{printable(kind, 40)}: one of {', '.join(KINDS)} can be read")
-        for name in _UNREAD:
-            if content.get(name):
-                raise self._error(name, "is set: what the tensors mean then is not known here")
+            obstacles.append(f"peft_type {printable(kind, 40)}: {', '.join(KINDS)} can be read")
         init = content.get("init_lora_weights", True)
         if isinstance(init, str) and init.lower().startswith(_CHANGING):
-            rule = (
-                f"{printable(init, 40)} changed the weights of the base when training began, and what is in the file "
-                "is relative to those: in PEFT, save it with path_initial_model_for_weight_conversion, which makes a "
-                "plain LoRA of it"
+            obstacles.append(
+                f"init_lora_weights {printable(init, 40)} changed the weights of the base when training began, and the "
+                "file is relative to those: in PEFT, save it with path_initial_model_for_weight_conversion, which "
+                "makes a plain LoRA of it"
             )
-            raise self._error("init_lora_weights", rule)
+        object.__setattr__(self, "obstacle", obstacles[0] if obstacles else "")
         for name in ("rank_pattern", "alpha_pattern"):
             patterns = content.get(name) or {}
             if not isinstance(patterns, Mapping):

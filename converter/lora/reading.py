@@ -8,11 +8,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from ..checkpoint import LazyTensor
 from ..checkpoint.file import reading
-from ..errors import InputError, printable, shortened
+from ..errors import InputError, UsageError, printable, shortened
 from ..families import Family, families, find, named
 from ..mapping import fold
 from ..mapping.dims import Pattern, bind, mismatch
@@ -34,6 +35,7 @@ def open_adapter(
     family: Family | str | None = None,
     lora_alpha: float | None = None,
     allow_partial: bool = False,
+    describe: bool = False,
     quiet: bool = True,
 ) -> Iterator[Adapter]:
     """An adapter in any spelling, while its file is open.
@@ -43,6 +45,7 @@ def open_adapter(
         family: of the model that it is for; default: the one whose names it has.
         lora_alpha: where the file does not say it.
         allow_partial: leave out what cannot be read or is no part of the model, and say so in `skipped`.
+        describe: whatever stands against using it goes to `problems`, and is no error.
         quiet: no progress bars while fetching.
 
     Raises: `InputError` for what is no adapter of a known model, or only half of one; `UsageError` where `lora_alpha`
@@ -50,17 +53,35 @@ def open_adapter(
 
     Example:
         >>> with open_adapter("fixtures/lora/d-ot-kohya.safetensors") as adapter:
-        ...     adapter.spelling.name, adapter.family.name, list(adapter.ranks)
-        ('kohya', 'pixart', [4])
+        ...     adapter.spelling.name, adapter.family.name, adapter.kinds["LoRA"][:2]
+        ('kohya', 'pixart', ['blocks.0.attn.proj', 'blocks.0.attn.qkv'])
     """
     with ExitStack() as stack:
         place = stack.enter_context(fetched(path, hub=True, quiet=quiet))
         with reading(place):
             file = open_file(stack, place)
-            yield _read(file, find(family) if isinstance(family, str) else family, lora_alpha, allow_partial)
+            adapter = _read(file, find(family) if isinstance(family, str) else family, lora_alpha)
+            if not describe:
+                _refuse(adapter, allow_partial)
+            yield adapter
 
 
-def _read(file: AdapterFile, insisted: Family | None, lora_alpha: float | None, allow_partial: bool) -> Adapter:
+def _refuse(adapter: Adapter, allow_partial: bool) -> None:
+    """Raises: `InputError` or `UsageError` for what stands against using an adapter."""
+    if adapter.obstacle:
+        raise InputError.at(adapter.path, "", adapter.obstacle)
+    if adapter.problems and not allow_partial:
+        more = f" and {len(adapter.problems) - SHOWN} more" if len(adapter.problems) > SHOWN else ""
+        rule = f"{'; '.join(adapter.problems[:SHOWN])}{more}; nothing of it is used (`allow_partial` leaves these out)"
+        raise InputError.at(adapter.path, "", rule)
+    if not adapter.changes:
+        raise InputError.at(adapter.path, "", f"changes nothing of the transformer{_of_others(adapter.beside)}")
+    if adapter.needed:
+        raise UsageError(f"{printable(adapter.path)}: {adapter.needed}")
+    adapter.skipped, adapter.problems = adapter.problems, []
+
+
+def _read(file: AdapterFile, insisted: Family | None, lora_alpha: float | None) -> Adapter:
     beside = [key for key in file.tensors if BESIDE.match(key)]
     parts = {key: parted(key) for key in file.tensors.keys() - set(beside)}
     heads = [part[0] for key in file.tensors if (part := parts.get(key))]
@@ -69,7 +90,10 @@ def _read(file: AdapterFile, insisted: Family | None, lora_alpha: float | None, 
     modules = _modules(file, spelling, names, parts, problems)
     config = file.config(spelling)
     scale = Scale(file.path, spelling, config, lora_alpha, training=file.of_a_model)
-    about: dict[str, Any] = {"metadata": file.metadata, "tool": file.tool(config), "others": others, "beside": beside}
+    about: dict[str, Any] = {
+        "metadata": file.metadata, "container": file.container, "size": file.size, "tool": file.tool(config),
+        "others": others, "beside": beside,
+    }  # fmt: skip
     adapter = Adapter(file.path, spelling, names.family, names.layout, {}, file.tensors, **about)
     for module, roles in modules.items():
         try:
@@ -77,24 +101,18 @@ def _read(file: AdapterFile, insisted: Family | None, lora_alpha: float | None, 
         except Problem as problem:
             problems.append(problem)
     _check_shapes(adapter, problems)
-    if problems and not allow_partial:
-        words = _in_words(problems)
-        more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-        rule = f"{'; '.join(words[:SHOWN])}{more}; nothing of it is used (`allow_partial` leaves these out)"
-        raise InputError.at(file.path, "", rule)
-    adapter.skipped = _in_words(problems)
-    if not adapter.changes:
-        raise InputError.at(file.path, "", "an adapter that changes nothing of the transformer" + _beside_words(beside))
+    adapter.problems, adapter.needed = _in_words(problems), scale.needed
+    adapter.obstacle = f"{Path(config.place).name}: {config.obstacle}" if config and config.obstacle else ""
     adapter.notes += [*file.notes, *scale.notes(adapter)]
     if others:
         adapter.notes.append(
-            f"its names are those of a {' or '.join(others)} too: taken for a {names.family.title}'s (`family` says)"
+            f"its names are those of a {' or '.join(others)} too: taken for a {names.family.title}'s (--family says)"
         )
     return adapter
 
 
-def _beside_words(beside: Collection[str]) -> str:
-    return f" (of other models: {', '.join(fold(beside)[:3])})" if beside else ""
+def _of_others(beside: Collection[str]) -> str:
+    return f" (it has {', '.join(fold(beside)[:3])})" if beside else ""
 
 
 def _recognised(
@@ -108,17 +126,24 @@ def _recognised(
         for family in kinds if own else ():
             names = spelling.names(family)
             found.append((sum(names.module(name) is not None for name in own), spelling, names))
-    if not found or 2 * max(found, key=itemgetter(0))[0] < len(heads) or not heads:
+    if not found or 2 * max(found, key=itemgetter(0))[0] < len(heads) or _only_weights(file):
         raise InputError.at(file.path, "", _foreign(file, heads))
     known, spelling, names = max(found, key=itemgetter(0))
     alike = [n.family.title for count, s, n in found if s is spelling and count == known and n is not names]
     return spelling, names, alike if known == len(heads) else []
 
 
+def _only_weights(file: AdapterFile) -> bool:
+    """Whether no key is one of a product's or a difference's."""
+    return all(part is None or part[1] in ("weight", "bias") for part in map(parted, file.tensors))
+
+
 def _foreign(file: AdapterFile, heads: Collection[str]) -> str:
     """What a file is that no family's names are in."""
-    if not heads:
-        return "no LoRA or other adapter: none of its keys is that of one" + _beside_words([*file.tensors][:3])
+    if (config := file.config(SPELLINGS[0])) and config.obstacle:
+        return f"{Path(config.place).name}: {config.obstacle}"
+    if _only_weights(file):
+        return "no LoRA or other adapter: none of its keys is that of one" + _of_others([*file.tensors][:3])
     plain = {head.removeprefix(s.prefix) for head in heads for s in SPELLINGS if head.startswith(s.prefix)}
     dotted = {re.sub(r"_(\d+)_", r".\1.", name) + ".weight" for name in plain}
     other = named(dotted | {f"{name}.weight" for name in plain})
@@ -141,6 +166,8 @@ def _modules(
             continue
         head, role = part or (key, "")
         name = names.module(head[len(spelling.prefix) :]) if head.startswith(spelling.prefix) else None
+        if role in ("weight", "bias") and spelling.alpha == "tensor":  # such files have no modules in place of others
+            part = None
         if name is None or part is None:
             what = "unknown modules" if part else "keys that are none of an adapter's"
             problems.append(Problem(what, key if part is None else head))

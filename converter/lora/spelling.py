@@ -75,7 +75,7 @@ _ENDINGS = [
         (r"\.(hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))@", ""),
         (r"\.(?:diff|w_norm)", "diff"),
         (r"\.(?:diff_b|b_norm)", "diff_b"),
-        (r"\.set_weight", "weight"),
+        (r"\.(set_weight)", ""),
         (r"(?:\.base_layer)?\.(weight|bias)", ""),
     )
 ]

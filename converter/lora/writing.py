@@ -13,6 +13,7 @@ import numpy as np
 from ..checkpoint import DType, LazyTensor
 from ..checkpoint.cast import round_to, widen
 from ..checkpoint.dtypes import F32
+from ..checkpoint.weight_names import ADAPTERS
 from ..conversion.buffers import computed_on_demand
 from ..errors import InputError, shortened
 from ..mapping import fold
@@ -23,7 +24,7 @@ from .layouts import Base, in_layout
 from .peft_config import DEFAULT_ALPHA
 from .spelling import Spelling, ending
 
-PEFT_WEIGHTS, DIFFUSERS_WEIGHTS = "adapter_model.safetensors", "pytorch_lora_weights.safetensors"
+PEFT_WEIGHTS, _, DIFFUSERS_WEIGHTS, _ = ADAPTERS
 # What of a header says what the tensors were in the file that was read.
 _OF_THE_FILE = (HEADER, "lycoris_config", "format", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 
@@ -123,6 +124,11 @@ def _in_words_of(spelling: Spelling, change: Change) -> Change:
         if change.scale == 1 or "bias" in spelling.kinds:
             return change
         return replace(change, product=Full(Held(_scaled(product.diff, change.scale))), scale=1.0)
+    if isinstance(product, Kronecker) and product.rank is None and change.scale != 1 and spelling.alpha == "tensor":
+        # Of two whole factors such files have no scale: it goes into one of them.
+        assert product.w2 is not None
+        change = replace(change, product=replace(product, w2=Held(_scaled(product.w2, change.scale))), scale=1.0)
+        product = change.product
     tucker = isinstance(product, LowRank) and product.mid is not None
     if product.word in spelling.kinds and not (tucker and "LoKr" not in spelling.kinds):
         return change
