@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from .comparison import Diff, diff
     from .conversion.batch import Outcome, convert_all
     from .conversion.convert import Conversion, convert
-    from .conversion.inspection import inspect
     from .conversion.options import ConversionOptions
     from .conversion.pairs import Pair
     from .errors import ConverterError, InputError, UsageError
     from .families import Family, Finding, Findings, Flag, register
     from .fleet import Workers
+    from .jobs.adapters import inspect
     from .live.load import load
     from .live.pipeline import load_pipeline
     from .live.state_dict import state_dict
@@ -55,13 +55,13 @@ _HOMES = {
     "conversion.convert": ("Conversion", "convert"),
     "errors": ("ConverterError", "InputError", "UsageError"),
     "families": ("Family", "Finding", "Findings", "Flag", "register"),
-    "conversion.inspection": ("inspect",),
     "conversion.options": ("ConversionOptions",),
     "conversion.pairs": ("Pair",),
     "fleet": ("Workers",),
     "live.load": ("load",),
     "live.pipeline": ("load_pipeline",),
     "live.state_dict": ("state_dict",),
+    "jobs.adapters": ("inspect",),
     "lora.convert": ("convert_lora",),
     "lora.extract": ("extract_lora",),
     "lora.extraction": ("Extraction",),

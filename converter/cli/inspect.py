@@ -41,7 +41,7 @@ def inspect(path: str, as_json: bool, **words: Any) -> None:
     Exit codes: 0 for any file that can be read, 2 usage, 3 input rejected, 5 internal error.
     """
     from ..errors import as_flags
-    from ..jobs.adapters import inspect_any as run
+    from ..jobs.adapters import inspect as run
     from ..remote import fetched, shown
     from .printing import inspection_lines
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..conversion.convert import Conversion, convert
-from ..conversion.inspection import inspect
+from ..conversion.inspection import inspect as inspect_model
 from ..conversion.options import ConversionOptions
 from ..conversion.output import LAYOUTS
 from ..errors import AdapterError, UsageError, printable
@@ -68,13 +68,34 @@ def convert_any(
     )
 
 
-def inspect_any(path: AnyPath, *, lora_alpha: float | None = None, **choices: Any) -> dict[str, Any]:
-    """What a model or an adapter is, as `inspect` and `inspect_lora` say it."""
+def inspect(path: AnyPath, *, lora_alpha: float | None = None, **choices: Any) -> dict[str, Any]:
+    """What a checkpoint is, as a JSON-ready dict. Reads its index and a few elements of the positional table, which is
+    read whole where these do not explain it; no other tensor, unless told to. Of an adapter (LoRA), what
+    `inspect_lora` says, under `adapter`.
+
+    Args:
+        path: any accepted file or folder.
+        lora_alpha: of an adapter that does not say it.
+        choices: `weights`, 'raw' or 'ema' where the file holds both (default: raw); `state_dict_key`, where in it the
+            weights lie; `family`, required instead of recognised; `hyper_parameters`, what the user states, by name;
+            `deep`, to read every byte: checksums, NaN and infinity, zeros that no training leaves, and changes since a
+            converted model's record, with the results under `deep`.
+
+    Raises: `InputError` for a malformed or unsafe file; a file that is sound but cannot be used is described,
+    with the reasons under `problems`; what a conversion would ask for first is under `needs`, '' if nothing, and
+    what else could be given under `unknown`.
+
+    Example:
+        >>> inspect("fixtures/golden/alpha-ms.pth")["hyper_parameters"]["hidden_size"]["value"]
+        48
+        >>> inspect("fixtures/lora/d-rslora")["adapter"]["kinds"]
+        {'LoRA': 19}
+    """
     from ..lora.inspection import inspect_lora
 
     own: dict[str, Any] = {name: choices[name] for name in ("family", "deep") if choices.get(name)}
     with suppress(AdapterError):
-        report = inspect(path, **choices)
+        report = inspect_model(path, **choices)
         if f"this is {ADAPTER}" not in report["problems"]:
             return report
     return inspect_lora(path, lora_alpha=lora_alpha, **own)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ..checkpoint import LazyTensor
 from ..checkpoint.cast import count_nonfinite
+from ..checkpoint.digest import Digest
 from ..errors import InputError, plural
 from ..families import Family
 from ..mapping import KeyMapping, fold
@@ -79,13 +80,18 @@ class Adapter:
         """How many tensors have each dtype."""
         return dict(sorted(Counter(tensor.dtype.name for tensor in self.tensors.values()).items()))
 
-    def check_finite(self) -> None:
-        """Read every tensor. Raises: `InputError` where an element is NaN or infinite, or the file is damaged."""
-        bad = {
-            key: count
-            for key, tensor in self.tensors.items()
-            if (count := sum(count_nonfinite(piece, tensor.dtype) for _, piece in tensor.chunks()))
-        }
+    def check_finite(self) -> str:
+        """Read every tensor; returns the digest of their bytes, in the order of their keys.
+
+        Raises: `InputError` where an element is NaN or infinite, or the file is damaged.
+        """
+        bad, digest = dict[str, int](), Digest()
+        for key, tensor in sorted(self.tensors.items()):
+            for _, piece in tensor.chunks():
+                digest.update(piece)
+                if count := count_nonfinite(piece, tensor.dtype):
+                    bad[key] = bad.get(key, 0) + count
         if bad:
             rule = f"{sum(bad.values())} elements are NaN or infinite"
             raise InputError.at(self.path, ", ".join(fold(bad)[:6]), rule)
+        return digest.text

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import LazyTensor
-from ..checkpoint.digest import Digest
 from ..checkpoint.write.transfer import Progress
 from ..conversion.additions import Adding
 from ..conversion.alterations import Alteration
@@ -77,8 +76,7 @@ def merge_lora(
         def altering(analysis: Analysis, options: ConversionOptions) -> Alteration:
             family, notes = analysis.require(), list[str]()
             opened = open_adapters(stack, chosen, family, lora_alpha=lora_alpha, allow_partial=allow_partial)
-            for adapter, _ in opened:
-                adapter.check_finite()
+            digests = [adapter.check_finite() for adapter, _ in opened]
             placed = place_on(analysis, opened, allow_partial=allow_partial)
             wanted = CASTS.get(options.dtype or "")
             names = {key: row.move.parts for row in placed for key in (row.move.origin, *row.move.parts)}
@@ -88,7 +86,8 @@ def merge_lora(
                 notes += [f"{who}: {note}" for note in adapter.notes]
                 notes += [f"{who}: left out: {words}" for words in adapter.skipped]
             notes.append(f"merged: {', '.join(map(_in_words, opened))}: {plural(len(tensors), 'tensor')} changed")
-            return Alteration(tensors, [about(*each) for each in opened], notes)
+            record = [about(*each, digest) for each, digest in zip(opened, digests, strict=True)]
+            return Alteration(tensors, record, notes)
 
         known: dict[str, Any] = {"hyper_parameters": hyper_parameters, "components": components, "progress": progress}
         return convert(orig_ckpt_path, dump_path, options, altering=altering, **known)
@@ -177,17 +176,17 @@ def _in_words(pair: tuple[Adapter, float]) -> str:
     return f"{printable(Path(adapter.path).name)} at {strength:g}"
 
 
-def about(adapter: Adapter, strength: float) -> dict[str, Any]:
-    """What a record says of an adapter that was merged, JSON-ready; `digest` is that of all its tensors' bytes."""
-    digest = Digest()
-    for key in sorted(adapter.tensors):
-        for _, piece in adapter.tensors[key].chunks():
-            digest.update(piece)
+def about(adapter: Adapter, strength: float, digest: str) -> dict[str, Any]:
+    """What a record says of an adapter that was merged, JSON-ready.
+
+    Args:
+        digest: that of all its tensors' bytes.
+    """
     return {
         "name": printable(Path(adapter.path).name),
         "strength": strength,
         "spelling": adapter.spelling.name,
-        "digest": digest.text,
+        "digest": digest,
         "kinds": {kind: len(modules) for kind, modules in adapter.kinds.items()},
         "scales": scales(adapter),
         "left_out": adapter.skipped,

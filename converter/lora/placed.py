@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import DType, LazyTensor
-from ..checkpoint.cast import round_to
 from ..checkpoint.dtypes import F32, F64
 from ..checkpoint.tensor import row_major
 from ..conversion.buffers import ComputedStorage
 from ..errors import InputError, shortened
 from ..mapping import Move, fold
 from .adapter import Adapter
+from .by_rows import RowProduct, added_by_rows, in_bytes, is_low_rank
 from .changes import Array, Change
 from .names import DIFFUSERS, ORIGINAL
 
@@ -35,10 +35,34 @@ class Placed:
     layout: str
     changes: list[tuple[float, str, list[Change | None]]] = field(default_factory=list)
 
+    def by_rows(self, number: int) -> list[RowProduct] | None:
+        """What is added to one of the tensors, as products of rows; None where it is not all of that kind."""
+        operation, count = self.move.operation, len(self.move.parts)
+        rows, products = self.held[number].shape[0], list[RowProduct]()
+        for strength, layout, changes in self.changes:
+            there = [change for change in changes if change]
+            crossing = layout != self.layout
+            if not all(map(is_low_rank, there)) or (crossing and not operation.in_order(count)):
+                return None
+            if not crossing:
+                if change := changes[number]:
+                    products.append(RowProduct(change, strength, slice(0, rows)))
+            elif layout == ORIGINAL:  # the rows of its part of a change of the whole
+                run = slice(number * rows, (number + 1) * rows)
+                products.append(RowProduct(there[0], strength, slice(0, rows), run))
+            else:
+                each = rows // count
+                runs = (slice(part * each, (part + 1) * each) for part in range(count))
+                products += [RowProduct(c, strength, run) for c, run in zip(changes, runs, strict=True) if c]
+        return products
+
     @property
-    def joint(self) -> bool:
-        """Whether the parts of the model can only be computed together."""
-        return len(self.held) > 1 and any(layout != self.layout for _, layout, _ in self.changes)
+    def numbers(self) -> list[list[int]]:
+        """The tensors that something is added to, those together that can only be computed together."""
+        crossing = any(layout != self.layout for _, layout, _ in self.changes)
+        every = [n for n in range(len(self.held)) if crossing or any(changes[n] for _, _, changes in self.changes)]
+        together = crossing and len(every) > 1 and self.by_rows(0) is None
+        return [every] if together else [[number] for number in every]
 
     def computed(self, arrays: list[Array]) -> list[Array]:
         """The tensors with what is added to them, in the dtype of the arrays."""
@@ -167,13 +191,17 @@ class MergedStorage(ComputedStorage):
 
     def _pieces(self) -> Iterator[bytes | memoryview]:
         placed = self.placed
+        if len(self.numbers) == 1:
+            (number,) = self.numbers
+            if (products := placed.by_rows(number)) is not None:
+                yield from added_by_rows(placed.held[number], products, self.dtype, self.wide)
+                return
         if len(self.numbers) < len(placed.held):  # by themselves: the other parts are not read
             changes = [(s, layout, [c[n] for n in self.numbers]) for s, layout, c in placed.changes]
             placed = Placed(placed.move, [placed.held[n] for n in self.numbers], placed.layout, changes)
         arrays = [held.numpy().astype(self.wide.name, copy=False) for held in placed.held]
         for array in placed.computed(arrays):
-            rounded = array if self.dtype == self.wide else round_to(array, self.dtype)
-            yield rounded if isinstance(rounded, bytes) else np.ascontiguousarray(rounded).reshape(-1).view("u1").data
+            yield in_bytes(array, self.dtype)
 
 
 def merged_tensors(
@@ -189,8 +217,7 @@ def merged_tensors(
     """
     tensors: dict[str, LazyTensor] = {}
     for row in placed:
-        groups = [range(len(row.held))] if row.joint else [[number] for number in _changed(row)]
-        for numbers in groups:
+        for numbers in row.numbers:
             first = row.held[numbers[0]]
             wide = F32 if first.dtype == F32 else F64
             cast = dtype_of(first) != first.dtype
@@ -202,10 +229,3 @@ def merged_tensors(
                 tensors[held.key] = LazyTensor(held.key, dtype, held.shape, storage, row_major(held.shape), start)
                 start += held.numel
     return tensors
-
-
-def _changed(row: Placed) -> list[int]:
-    """The parts that something is added to."""
-    if any(layout != row.layout for _, layout, _ in row.changes):
-        return [*range(len(row.held))]
-    return [n for n in range(len(row.held)) if any(changes[n] for _, _, changes in row.changes)]
