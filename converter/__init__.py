@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .live.pipeline import load_pipeline
     from .live.state_dict import state_dict
     from .lora.convert import convert_lora
+    from .lora.extract import extract_lora
+    from .lora.extraction import Extraction
     from .lora.inspection import inspect_lora
     from .lora.merge import merge_lora
     from .mapping import (
@@ -61,6 +63,8 @@ _HOMES = {
     "live.state_dict": ("state_dict",),
     "jobs.adapters": ("inspect",),
     "lora.convert": ("convert_lora",),
+    "lora.extract": ("extract_lora",),
+    "lora.extraction": ("Extraction",),
     "lora.inspection": ("inspect_lora",),
     "lora.merge": ("merge_lora",),
     "mapping": (
@@ -70,11 +74,11 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "Checkpoint", "Computed", "Conversion", "ConversionOptions", "ConverterError", "Copies", "Diff", "Extra", "Family",
-    "Finding", "Findings", "Flag", "InputError", "KeyMapping", "LazyTensor", "MappingError", "Outcome", "Pair",
-    "Parameter", "Refused", "Reorder", "Sparse", "UsageError", "Workers", "ZeroInit", "__version__", "convert",
-    "convert_all", "convert_lora", "diff", "inspect", "inspect_lora", "load", "load_pipeline", "merge_lora",
-    "open_checkpoint", "register", "state_dict",
+    "Checkpoint", "Computed", "Conversion", "ConversionOptions", "ConverterError", "Copies", "Diff", "Extra",
+    "Extraction", "Family", "Finding", "Findings", "Flag", "InputError", "KeyMapping", "LazyTensor", "MappingError",
+    "Outcome", "Pair", "Parameter", "Refused", "Reorder", "Sparse", "UsageError", "Workers", "ZeroInit",
+    "__version__", "convert", "convert_all", "convert_lora", "diff", "extract_lora", "inspect", "inspect_lora",
+    "load", "load_pipeline", "merge_lora", "open_checkpoint", "register", "state_dict",
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from ..errors import ConverterError, as_flags, explained, printable
 from .convert import convert
 from .diff import diff
 from .doctor import doctor
+from .extract_lora import extract_lora
 from .generate import generate
 from .init_from_dit import init_from_dit
 from .inspect import inspect
@@ -44,6 +45,7 @@ def pixart() -> None:
 pixart.add_command(convert, "convert")
 pixart.add_command(diff, "diff")
 pixart.add_command(doctor, "doctor")
+pixart.add_command(extract_lora, "extract-lora")
 pixart.add_command(generate, "generate")
 pixart.add_command(inspect, "inspect")
 pixart.add_command(init_from_dit, "init-from-dit")

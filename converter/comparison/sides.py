@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -113,6 +113,15 @@ def pairs(a: Side, b: Side) -> tuple[list[TensorPair], list[str]]:
     return [TensorPair(key, buffer, x.get(key), y.get(key)) for buffer, x, y in sides for key in x | y], notes + more
 
 
+@contextmanager
+def parameters_of(side: str) -> Iterator[None]:
+    """Errors in here name the parameters of one side, which are called after it, such as `weights_a`."""
+    try:
+        yield
+    except ConverterError as error:
+        raise type(error)(re.sub(r"`(weights|state_dict_key)`", rf"`\1_{side}`", str(error))) from error
+
+
 @reads
 def open_side(
     path: str | os.PathLike[str],
@@ -128,10 +137,8 @@ def open_side(
     Raises: `InputError` for a file that is refused, `UsageError` for weights that it does not hold.
     """
     opened = stack.enter_context(open_model(path, weights, state_dict_key))
-    try:
+    with parameters_of(letter.lower()):
         _ = opened.selected
-    except ConverterError as error:  # which names parameters that are called after their side here
-        raise type(error)(re.sub(r"`(weights|state_dict_key)`", rf"`\1_{letter.lower()}`", str(error))) from error
     kinds = sorted({candidate.weights for candidate in opened.plausible}, reverse=True)
     checkpoints = [opened]
     if not weights and not state_dict_key and kinds == [RAW, EMA]:

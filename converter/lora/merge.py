@@ -150,9 +150,15 @@ def moves_of(analysis: Analysis) -> Sequence[Move]:
     return [Move(move.targets, move.sources, move.row) for move in moves]
 
 
-def tensors_in(analysis: Analysis, layout: str) -> dict[str, LazyTensor]:
-    """The tensors of a checkpoint under the keys of a layout, unread; what is joined or shared out, too."""
-    there = named(analysis.checkpoint)
+def tensors_in(
+    analysis: Analysis, layout: str, changed: Mapping[str, LazyTensor] | None = None
+) -> dict[str, LazyTensor]:
+    """The tensors of a checkpoint under the keys of a layout, unread; what is joined or shared out, too.
+
+    Args:
+        changed: take the place of some, by their keys in the checkpoint's own layout.
+    """
+    there = named(analysis.checkpoint) | dict(changed or {})
     if (layout == DIFFUSERS) == analysis.diffusers:
         return there
     tensors: dict[str, LazyTensor] = {}

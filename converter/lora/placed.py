@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -108,11 +109,11 @@ def place(
 
     Raises: `InputError` for what the model does not have, or has in another shape.
     """
-    placed = [Placed(move, [tensors[key] for key in _keys(move, layout)], layout) for move in moves]
+    placed = [Placed(move, [tensors[key] for key in keys_of(move, layout)], layout) for move in moves]
     for adapter, strength in adapters:
         left, problems = dict(adapter.changes), dict[str, list[str]]()
         for row in placed:
-            keys = _keys(row.move, adapter.layout)
+            keys = keys_of(row.move, adapter.layout)
             changes = [left.pop(key, None) for key in keys]
             if not any(changes):
                 continue
@@ -132,7 +133,8 @@ def place(
     return [row for row in placed if row.changes]
 
 
-def _keys(move: Move, layout: str) -> tuple[str, ...]:
+def keys_of(move: Move, layout: str) -> tuple[str, ...]:
+    """The keys of a tensor in a layout."""
     return (move.origin,) if layout == ORIGINAL else move.parts
 
 
@@ -154,9 +156,27 @@ def _misfit(row: Placed, layout: str, changes: list[Change | None]) -> str:
             return f"a change of {list(change.product.size)}, where the model has {list(shape)}, of"
         elif change and change.magnitude is not None and prod(change.magnitude.shape) != shape[change.axis]:
             return f"{prod(change.magnitude.shape)} magnitudes, where the model has {list(shape)}, of"
-    if operation.must_agree and layout == DIFFUSERS and row.layout == ORIGINAL:
+    if operation.must_agree and layout == DIFFUSERS and row.layout == ORIGINAL and not _alike(changes):
         return "one tensor of the original cannot be changed in one of its copies alone:"
     return ""
+
+
+def _alike(changes: Sequence[Change | None]) -> bool:
+    """Whether all copies of a tensor are changed, and in the same way."""
+
+    def content(change: Change | None) -> Any:
+        if change is None:
+            return None
+        factors = change.product.factors | ({"magnitude": change.magnitude} if change.magnitude else {})
+        return (
+            type(change.product),
+            change.scale,
+            change.axis,
+            {k: held.numpy().tobytes() for k, held in factors.items()},
+        )
+
+    first = content(changes[0])
+    return first is not None and all(one is changes[0] or content(one) == first for one in changes[1:])
 
 
 class MergedStorage(ComputedStorage):
