@@ -53,6 +53,7 @@ def test_what_a_newcomer_looks_for_in_convert(cli: Cli) -> None:
         "What a file cannot tell",
         "Output",
         "A whole pipeline",
+        "Adapters (LoRA)",
         "Many checkpoints, and a running training",
         "Publish",
         "Other options",

@@ -91,11 +91,11 @@ def inspect(path: AnyPath, *, lora_alpha: float | None = None, **choices: Any) -
         >>> inspect("fixtures/lora/d-rslora")["adapter"]["kinds"]
         {'LoRA': 19}
     """
-    from ..lora.inspection import inspect_lora
-
     own: dict[str, Any] = {name: choices[name] for name in ("family", "deep") if choices.get(name)}
     with suppress(AdapterError):
         report = inspect_model(path, **choices)
         if f"this is {ADAPTER}" not in report["problems"]:
             return report
+    from ..lora.inspection import inspect_lora
+
     return inspect_lora(path, lora_alpha=lora_alpha, **own)

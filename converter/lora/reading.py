@@ -85,7 +85,7 @@ def _read(file: AdapterFile, insisted: Family | None, lora_alpha: float | None) 
     beside = [key for key in file.tensors if BESIDE.match(key)]
     parts = {key: parted(key) for key in file.tensors.keys() - set(beside)}
     heads = [part[0] for key in file.tensors if (part := parts.get(key))]
-    spelling, names, others = _recognised(file, dict.fromkeys(heads), insisted)
+    spelling, names, others = _recognised(file, dict.fromkeys(heads), beside, insisted)
     problems: list[Problem] = []
     modules = _modules(file, spelling, names, parts, problems)
     config = file.config(spelling)
@@ -116,7 +116,7 @@ def _of_others(beside: Collection[str]) -> str:
 
 
 def _recognised(
-    file: AdapterFile, heads: Collection[str], insisted: Family | None
+    file: AdapterFile, heads: Collection[str], beside: Collection[str], insisted: Family | None
 ) -> tuple[Spelling, Names, list[str]]:
     """(the spelling and the names that know most, titles of other families that know all as well)."""
     kinds = [insisted] if insisted else [one for one in families().values() if not one.several]
@@ -127,7 +127,7 @@ def _recognised(
             names = spelling.names(family)
             found.append((sum(names.module(name) is not None for name in own), spelling, names))
     if not found or 2 * max(found, key=itemgetter(0))[0] < len(heads) or _only_weights(file):
-        raise InputError.at(file.path, "", _foreign(file, heads))
+        raise InputError.at(file.path, "", _foreign(file, heads, beside))
     known, spelling, names = max(found, key=itemgetter(0))
     alike = [n.family.title for count, s, n in found if s is spelling and count == known and n is not names]
     return spelling, names, alike if known == len(heads) else []
@@ -138,13 +138,15 @@ def _only_weights(file: AdapterFile) -> bool:
     return all(part is None or part[1] in ("weight", "bias") for part in map(parted, file.tensors))
 
 
-def _foreign(file: AdapterFile, heads: Collection[str]) -> str:
+def _foreign(file: AdapterFile, heads: Collection[str], beside: Collection[str]) -> str:
     """What a file is that no family's names are in."""
     if (config := file.config(SPELLINGS[0])) and config.obstacle:
         return f"{Path(config.place).name}: {config.obstacle}"
     if _only_weights(file):
         return "no LoRA or other adapter: none of its keys is that of one" + _of_others([*file.tensors][:3])
-    plain = {head.removeprefix(s.prefix) for head in heads for s in SPELLINGS if head.startswith(s.prefix)}
+    if not heads:
+        return f"changes nothing of a transformer{_of_others(beside)}"
+    plain = {head[max(len(s.prefix) for s in SPELLINGS if head.startswith(s.prefix)) :] for head in heads}
     dotted = {re.sub(r"_(\d+)_", r".\1.", name) + ".weight" for name in plain}
     other = named(dotted | {f"{name}.weight" for name in plain})
     what = f"an adapter of {other}" if other else "an adapter of a model that is not known here"

@@ -39,7 +39,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no up factor": (without("lora_B.weight"), "half a pair: lora_A (lora_down) without lora_B (lora_up) in " + K),
     "no down factor": (without("lora_A.weight"), "half a pair: lora_B (lora_up) without lora_A (lora_down) in " + K),
     "ranks": (
-        GOOD | {f"transformer.{K}.lora_A.weight": np.ones((2, D), "f4"), f"transformer.{K}.lora_B.weight": np.ones((D, 3), "f4")},
+        GOOD | pair(f"transformer.{K}") | {f"transformer.{K}.lora_B.weight": np.ones((D, 3), "f4")},
         "down [2, 48], up [48, 3] do not fit in " + K,
     ),
     "width": (GOOD | pair(f"transformer.{K}") | pair("transformer.transformer_blocks.2.attn1.to_v", width=40),
@@ -54,14 +54,17 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "alpha alone": (GOOD | {f"transformer.{K}.alpha": np.ones((), "f4")}, "alpha and nothing that it is of, in " + K),
     "half a LoHa": (GOOD | {f"transformer.{K}.hada_w1_a": np.ones((D, 2), "f4")}, "an incomplete LoHa in " + K),
     "half a LoKr": (GOOD | {f"transformer.{K}.lokr_w1": np.ones((4, 4), "f4")}, "an incomplete LoKr in " + K),
-    "magnitudes": (GOOD | {f"transformer.{Q}.dora_scale": np.ones((7, 1), "f4")}, "magnitudes [7, 1] that are for neither"),
+    "magnitudes": (GOOD | {f"transformer.{Q}.dora_scale": np.ones((7, 1), "f4")}, "magnitudes [7, 1] that are for"),
     "empty": (GOOD | pair(f"transformer.{K}", rank=0), "an empty tensor in " + K),
     "a model": ({f"transformer.{Q}.weight": np.ones((D, D), "f4")}, "no LoRA or other adapter"),
-    "SDXL": (pair("lora_unet_down_blocks_1_attentions_0_proj_in", ends="du"), "an adapter of a U-Net (Stable Diffusion)"),
-    "Flux": (pair("lora_unet_double_blocks_0_img_attn_qkv", ends="du"), "an adapter of a multimodal transformer (SD3 or Flux)"),
+    "SDXL": (pair("lora_unet_down_blocks_1_attentions_0_proj_in", ends="du"), "an adapter of a U-Net"),
+    "Flux": (pair("lora_unet_double_blocks_0_img_attn_qkv", ends="du"), "an adapter of a multimodal transformer"),
     "SANA": (pair("diffusion_model.blocks.0.mlp.inverted_conv.conv", ends="AB"), "an adapter of a SANA transformer"),
     "nobody's": (pair("lora_unet_some_layer", ends="du"), "an adapter of a model that is not known here"),
-    "text encoder": (pair("lora_te_encoder_block_0_layer_0_SelfAttention_q", ends="du"), "no LoRA or other adapter"),
+    "text encoder": (
+        pair("lora_te_encoder_block_0_layer_0_SelfAttention_q", ends="du"),
+        "changes nothing of a transformer (it has lora_te_",
+    ),
 }  # fmt: skip
 
 
@@ -128,7 +131,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "another kind": ({"peft_type": "OFT"}, "peft_type OFT: LORA, LOHA, LOKR can be read"),
     "parameters": ({"target_parameters": ["x"]}, "target_parameters is set"),
     "QALoRA": ({"use_qalora": True}, "use_qalora is set"),
-    "rank": ({"r": 8}, "r: 8 for transformer_blocks.0.attn1.to_q, whose tensors have rank 16"),
+    "rank": ({"r": 8}, "r: 8 for adaln_single.linear, whose tensors have rank 16"),
     "alpha": ({"lora_alpha": "8"}, "lora_alpha: '8': a number is needed"),
     "patterns": ({"rank_pattern": [1]}, "rank_pattern: not a map"),
     "slow pattern": ({"alpha_pattern": {"(a+)+$": 1}}, "a pattern that may take too long to match"),
