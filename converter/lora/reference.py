@@ -62,6 +62,17 @@ def gamma(count: int, unit: float) -> float:
     return count * unit / (1 - count * unit)
 
 
+def half_step(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Half of the distance between numbers of a dtype at values >= 0: by so much rounding may change them.
+
+    >>> half_step(torch.tensor([1.0, 3.0, 0.0]), torch.float16).tolist()
+    [0.00048828125, 0.0009765625, 2.9802322387695312e-08]
+    """
+    info = torch.finfo(dtype)
+    _, exponent = torch.frexp(value.clamp(min=info.smallest_normal))
+    return torch.exp2(exponent.double()) * (info.eps / 4)
+
+
 def difference(change: Change, weight: Tensor, strength: float, unit: float) -> tuple[Tensor, Tensor]:
     """(what a change adds to a tensor, exactly; by how much that may be off, computed with this unit roundoff)."""
     factor = strength * change.scale

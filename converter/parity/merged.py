@@ -12,10 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import isnan
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import DType, LazyTensor
 from ..checkpoint.dtypes import BY_NAME, F64
@@ -28,10 +25,12 @@ from ..errors import printable
 from ..lora.adapter import Adapter
 from ..lora.merge import about, open_adapters, place_on, strengths
 from ..lora.placed import Placed
-from ..lora.reference import reference
 from ..reports.report import Check
 from .choices import CheckOptions
 from .provenance import sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Written = Mapping[str, Any]  # the converted state dict
 
@@ -127,6 +126,8 @@ class _Sum(ComputedStorage):
         self._accepted = False  # all of what was written: it need not be computed again
 
     def _pieces(self) -> Iterator[memoryview]:
+        import torch
+
         written = self._read()
         value = written if written is not None and self._accepted else self._computed(written)
         elements: Any = value.contiguous().flatten().view(torch.uint8).numpy()
@@ -143,6 +144,10 @@ class _Sum(ComputedStorage):
         return whole if tuple(whole.shape) == tuple(shape) else None
 
     def _computed(self, written: Tensor | None) -> Tensor:
+        import torch
+
+        from ..lora.reference import half_step, reference
+
         dtype = getattr(torch, self.dtype.name)
         exact, doubt = reference(self.placed)
         rounded = exact.to(dtype)
@@ -155,17 +160,6 @@ class _Sum(ComputedStorage):
         self.merged.shares.setdefault(self.placed.move.origin, float(share.max()))
         self._accepted = bool((share <= 1).all())
         return torch.where(share <= 1, written, rounded)
-
-
-def half_step(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Half of the distance between numbers of a dtype at values >= 0: by so much rounding may change them.
-
-    >>> half_step(torch.tensor([1.0, 3.0, 0.0]), torch.float16).tolist()
-    [0.00048828125, 0.0009765625, 2.9802322387695312e-08]
-    """
-    info = torch.finfo(dtype)
-    _, exponent = torch.frexp(value.clamp(min=info.smallest_normal))
-    return torch.exp2(exponent.double()) * (info.eps / 4)
 
 
 def unlike_record(record: Record, told: Sequence[Mapping[str, Any]]) -> str:

@@ -19,10 +19,10 @@ from converter.conversion.pairs import Pair
 from converter.errors import InputError, UsageError
 from converter.jobs.steps import compare_step
 from converter.lora.merge import merge_lora
+from converter.lora.reference import half_step
 from converter.parity import check
 from converter.parity.ci.batch import check_all
 from converter.parity.ci.cache import Cache
-from converter.parity.merged import half_step
 from converter.reports import render
 from converter.reports.markdown import card
 from converter.reports.report import FAIL, PASS, REJECTED, Report
