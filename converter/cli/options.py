@@ -139,6 +139,36 @@ fleet_options = combined(
 )
 
 
+def _with_strength(
+    context: click.Context, parameter: click.Parameter, words: tuple[str, ...]
+) -> list[tuple[str, float]]:
+    """`a.safetensors=0.8` is ("a.safetensors", 0.8); of a path without a number behind it the strength is 1."""
+    pairs = []
+    for word in words:
+        path, equals, strength = word.rpartition("=")
+        try:
+            pairs.append((path, float(strength)) if equals else (word, 1.0))
+        except ValueError:
+            pairs.append((word, 1.0))
+    return pairs
+
+
+def lora_options(what: str) -> Decorator:
+    """Adapters, as `adapters`, with what it takes to read them; `what` says what is done with each."""
+    return combined(
+        click.option(
+            "--lora",
+            "adapters",
+            multiple=True,
+            callback=_with_strength,
+            metavar="PATH[=STRENGTH]",
+            help=f"{what}, at a strength (default 1). Repeatable.",
+        ),
+        click.option("--lora_alpha", type=float, metavar="N", help="Alpha of adapters that do not say it."),
+        click.option("--allow_partial", is_flag=True, help="Leave out what of an adapter does not fit."),
+    )
+
+
 def writing_options(overwrite: str) -> Decorator:
     """The options of a command that writes a model; `overwrite` says what that flag replaces."""
     return combined(

@@ -21,6 +21,7 @@ from .options import (
     fleet_options,
     given,
     json_option,
+    lora_options,
     require_evidence,
 )
 from .output import print_json, progress_bar, say, say_error
@@ -51,7 +52,7 @@ SIDES = Sides("ORIGINAL CONVERTED", "orig_ckpt_path", "converted_path", required
     cls=ModelCommand,
     short_help="Prove that a converted model computes the original's function.",
     sections={
-        INPUT: f"orig_ckpt_path converted_path config {CHOSEN} cast",
+        INPUT: f"orig_ckpt_path converted_path config {CHOSEN} cast adapters lora_alpha allow_partial",
         "What to run": "profile dtype device threads cases self_test waivers cache workers cluster",
         OUTPUT: "report card save_failing",
         "Pictures": " ".join(("images", *_DRAWN)),
@@ -90,6 +91,7 @@ SIDES = Sides("ORIGINAL CONVERTED", "orig_ckpt_path", "converted_path", required
     metavar="TYPE",
     help="What the conversion rounded the weights to. Default: what its record says.",
 )
+@lora_options("CONVERTED is ORIGINAL with this adapter merged into it")
 @click.option("--device", metavar="NAME", help="Where to run the nets: cpu (default), cuda, cuda:1, ...")
 @click.option(
     "--threads",
@@ -143,7 +145,8 @@ def parity(
     originals, converted = SIDES.take(words)
     places = {name: words.pop(name) for name in ("config", "waivers", "cache", "card", "workers", "cluster")}
     places |= {"originals": originals, "converted": converted, "reports": words.pop("report")}
-    options = words | {"dtype": words["dtype"] or None}
+    # Of these the default says nothing.
+    options = words | {name: words[name] or None for name in ("dtype", "adapters", "allow_partial")}
     images = ImageRequest(**beside) if options.pop("images") else None
     request = ComparisonRequest(**places, options=options, hyper_parameters=hyper_parameters, images=images)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint.json_file import read_json
 from ..checkpoint.text_writer import write_text
@@ -22,23 +23,29 @@ from .comparisons import lines
 
 
 def compare_step(
-    outcome: Outcome, *, command: str, family: str | None, progress: Callable[[int], Progress] | None
+    outcome: Outcome,
+    *,
+    command: str,
+    family: str | None,
+    progress: Callable[[int], Progress] | None,
+    merged: Mapping[str, Any] | None = None,
 ) -> StepResult:
     """The step that compares the result with its source in the quick profile, and leaves the report beside the record,
     which says what weights were taken and what the user stated. An earlier PASS is kept if nothing has changed.
 
     Args:
         command: the command line, for the report.
+        merged: `adapters` and the like, fields of `CheckOptions`, where the result has some merged into it.
     """
     from ..parity.checker import check
 
     original, folder = outcome.pair.original, _folder(outcome)
-    if outcome.status == UNCHANGED and (report := _passed_before(original, folder, family)):
+    if outcome.status == UNCHANGED and not merged and (report := _passed_before(original, folder, family)):
         return StepResult(report.as_dict(), [])
     try:
         with ALONE, interruptible():
             here = original if is_url(original) else local(original, quiet=True)
-            report = check(here, folder, family=family, progress=progress)
+            report = check(here, folder, family=family, progress=progress, **(merged or {}))
             report.run |= {"command": command, "program": program(family)}
             write_text(folder / PARITY, report.to_json())
     except KeyboardInterrupt as stop:
@@ -74,7 +81,12 @@ def _passed_before(original: str, folder: Path, family: str | None) -> Report | 
         report = Report.from_dict(read_json(folder / PARITY))
         report.as_dict()
         verdicts = {phase.verdict for phase in report.phases}
-        if report.verdict != PASS or PASS not in verdicts or verdicts - {PASS, NOT_RUN}:
+        if (
+            report.verdict != PASS
+            or PASS not in verdicts
+            or verdicts - {PASS, NOT_RUN}
+            or "adapters" in report.original
+        ):
             return None
         if report.run["program"] != program(family):
             return None

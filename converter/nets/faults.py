@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +102,11 @@ def idle(fault: Fault, state: Mapping[str, Any]) -> bool:
     return bool(fault.weights) and all(
         change is zeroed and not state[origin].torch().any() for origin, change in fault.weights.values()
     )
+
+
+def within_rounding(fault: Fault, keys: Collection[str]) -> bool:
+    """Whether a fault is a last bit of one of these, such as tensors that were computed."""
+    return any(change is last_bit and key in keys for key, (_, change) in fault.weights.items())
 
 
 def with_fault(state: Mapping[str, Any], fault: Fault) -> dict[str, Any]:

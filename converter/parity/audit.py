@@ -62,17 +62,22 @@ def audit(sides: Sides, step: Callable[[int], None] = lambda count: None, only: 
     notes: list[str] = []
     if only is None:
         checks += [*_sidecar_checks(sides, notes), *_buffer_checks(sides, notes)]
+    sums = {move.origin for move in moves} & sides.merged.dtypes.keys() if sides.merged else set()
+    distance = sides.merged.check() if sides.merged else Check("merged", "merged")
+    checks += [distance] if sums and only is None else []
     notes += [f"{key} is left over from an old conversion, and not used" for key in strays]
     if failed := [check for check in checks if check.passed is False]:
         total, count = sum(len(move.parts) for move in moves), sum(map(len, wrong.values()))
         words = f"{count} of {total} converted tensors are" if wrong else "the converted weights are"
+        whose = "those of the original with the adapters" if sides.merged else "the original's"
         more = f", and {plural(len(failed) - 1, 'more problem')}" if len(failed) > 1 else ""
-        return Phase("weights", FAIL, f"{words} not the original's: {failed[0].words}{more}", failed, notes=notes)
+        return Phase("weights", FAIL, f"{words} not {whose}: {failed[0].words}{more}", failed, notes=notes)
     kind = f"{'rounded' if sides.rounded else 'widened'} to {sides.cast}" if sides.cast else "byte for byte"
-    total = sum(prod(sides.original[move.origin].shape) for move in moves)
+    total = sum(prod(sides.original[move.origin].shape) for move in moves if move.origin not in sums)
     aside = sum(check.statistic == "bytes" for check in checks)
     counts = {
-        f"in the model {kind} ({total / 1e6:.4g} M numbers)": len(moves),
+        f"in the model {kind} ({total / 1e6:.4g} M numbers)": len(moves) - len(sums),
+        distance.words: len(sums),
         "in the sidecar": aside,
         "without a place": len(sides.plan.extras) - aside,
         "recomputed": len(sides.recomputed),

@@ -85,11 +85,13 @@ def check(
             phases = _phases(sides, options, digests[0], machine, waivers=waivers, progress=progress)
         hashed = [digest.result() for digest in digests]
         # What was proven of a file, and not read again, has to hold to the end.
-        for file in {tensor.storage.file for side in (sides.original, sides.converted) for tensor in side.values()}:
+        every = [sides.original, sides.converted, *(sides.merged.sources if sides.merged else ())]
+        for file in {tensor.storage.file for side in every for tensor in side.values()}:
             file.check_unchanged()
         verdict, reason = verdict_of(phases)
         source: Any = sides.original
         read = {"container": source.container, "weights": source.selected.weights, "where": source.selected.where}
+        read |= {"adapters": sides.merged.told} if sides.merged else {}
         report = Report(
             verdict=verdict,
             reason=reason,
@@ -146,9 +148,10 @@ def _phases(
         audited = pool.submit(configuration.audit, sides)
         weights = doubt(audit(sides, step), sides)
         config = audited.result()
-    if weights.verdict == FAIL and (other := _other_weights(sides)):
+    if weights.verdict == FAIL and (other := as_flags(sides.unlike_record) or _other_weights(sides)):
         weights.words = f"{other}; {weights.words}"
-    phases = [provenance.phase(original.result(), machine), weights, config]
+    told = sides.merged.told if sides.merged else []
+    phases = [provenance.phase(original.result(), machine, told), weights, config]
     if obstacle := _obstacle(sides, weights, config):
         return phases + [Phase(name, NOT_RUN, obstacle) for name in ("function", "trajectory", "self-test")]
     from .session import Session

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,8 @@ class CheckOptions:
         self_test: 'quick', or 'full' for the whole catalogue of deliberate faults.
         threads: of the CPU, for the whole run; default: as many as torch would use. They are part of the report.
         require_evidence: refuse (`UsageError`) a comparison that rests on an assumption, and name what to state.
+        adapters, lora_alpha, allow_partial: of a converted model that has adapters merged into it: these, as
+            `merge_lora` took them.
     """
 
     profile: str = "quick"
@@ -95,6 +97,9 @@ class CheckOptions:
     self_test: str = "quick"
     threads: int | None = None
     require_evidence: bool = False
+    adapters: Mapping[Any, float] | Sequence[Any] = ()
+    lora_alpha: float | int | None = None
+    allow_partial: bool = False
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -112,6 +117,9 @@ class CheckOptions:
                     rule(value)
                 except ValueError as error:
                     raise UsageError(f"`{name}` {printable(value)}: {error}") from None
+        for flag in ("lora_alpha", "allow_partial"):
+            if getattr(self, flag) and not self.adapters:
+                raise UsageError(f"`{flag}` requires `lora`")
         folder = self.save_failing
         if folder is not None and os.path.lexists(folder) and not os.path.isdir(folder):
             raise UsageError(f"`save_failing` {printable(folder)}: not a folder")

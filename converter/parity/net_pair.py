@@ -75,7 +75,8 @@ class NetPair:
 
     def original(self, precision: str, rounded: str = "", as_stored: bool = False) -> Net:
         """The reference net; of weights that are rounded as the conversion was declared to, unless `as_stored`."""
-        state = self._stored if as_stored else self._source
+        exact = self.sides.merged.tensors(None) if as_stored and self.sides.merged else {}
+        state = {**self._stored, **exact} if as_stored else self._source
         return self.model.reference(self.sides.findings, self.weights(state, precision, rounded))
 
     def converted(

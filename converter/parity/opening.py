@@ -18,6 +18,7 @@ from ..conversion.verdicts import demand_evidence
 from ..errors import InputError, UsageError, printable
 from ..families import families, find, tables
 from .choices import CheckOptions
+from .merged import Merged, unlike_record
 from .provenance import loading, recorded_conversion
 from .sides import Sides, spec_of
 
@@ -62,6 +63,11 @@ def open_sides(
             analysis = analyse(source, {**given, **borrowed}, options.family)
         except UsageError as error:  # nobody stated it: the file did
             raise InputError.at(folder / CONFIG, "", f"its values cannot be those of such a model: {error}") from error
+    cast = options.cast or (record.casts[-1] if record.casts else "")
+    merged = Merged.of(stack, analysis, options, cast) if options.adapters else None
+    if merged:
+        source.selected.tensors.update(merged.tensors(target))
+        notes += merged.notes
     sidecar = find_sidecar(converted, record)
     sides = Sides(
         family=family,
@@ -70,13 +76,15 @@ def open_sides(
         original=source,
         converted=target,
         sidecar=stack.enter_context(open_checkpoint(sidecar)) if sidecar else None,
-        cast=options.cast or (record.casts[-1] if record.casts else ""),
+        cast=cast,
         seen=seen,
         spec=spec,
         config=target.config,
         borrowed=borrowed,
         folder=folder,
         notes=notes,
+        merged=merged,
+        unlike_record=unlike_record(record, merged.told if merged else []),
     )
     if options.require_evidence:
         _demand_evidence(sides, source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -113,10 +113,13 @@ def loading(folder: Path) -> tuple[dict[str, Any], str]:
     return {}, ", ".join(printable(path.name) for path in weight_files(folder)[0][:4])
 
 
-def phase(original: Mapping[str, Any], machine: Mapping[str, Any]) -> Phase:
-    """Phase 0, of digests and environment as the report has them: nothing is judged, all of it recorded."""
+def phase(original: Mapping[str, Any], machine: Mapping[str, Any], adapters: Sequence[Mapping[str, Any]] = ()) -> Phase:
+    """Phase 0, of digests, merged adapters and environment as the report has them: nothing is judged, all of it
+    recorded."""
+    merged = (f"{one['name']} ({one['sha256'][:16]}...) at {one['strength']:g}" for one in adapters)
     words = (
         f"both sides hashed, {original['name']} is {original['sha256'][:16]}...; "
+        f"{'with ' if adapters else ''}{', '.join(merged)}{'; ' if adapters else ''}"
         f"{'' if machine['deterministic_algorithms'] else 'NOT '}deterministic, "
         f"TF32 {'ON' if machine['tf32'] else 'off'}, threads: {machine['threads']}, seed: {machine['seed']}"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -93,7 +92,7 @@ def run_fault(nets: NetPair, fault: Fault, tail: Tail | None = None) -> tuple[se
     if fault.weights or fault.drop or fault is BENIGN:
         # All else was audited before, and is the same.
         touched = fault.weights.keys() or fault.drop or set(list(state)[:1])
-        if audit(replace(sides, converted=state), only=touched).verdict == FAIL:
+        if audit(sides.against(state), only=touched).verdict == FAIL:
             detected.add(WEIGHTS)
     config = fault.config(dict(nets.config)) if fault.config else None
     if config is not None and config_audit(sides, config).verdict == FAIL:

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import ConverterError, InputError, UsageError, as_flags
 from ..nets import Weights
-from ..nets.faults import idle
+from ..nets.faults import idle, within_rounding
 from ..nets.inputs import Case, load_cases, save_case
 from ..reports.report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Check, Phase
 from . import diagnosis, function, selftest, trajectory
@@ -130,11 +130,15 @@ class Session(NetPair):
         if kind == "quick":
             faults = [fault for fault in faults if fault.cheap]
         nothing = [fault.name for fault in faults if idle(fault, self.sides.converted)]
-        faults = [fault for fault in faults if fault.name not in nothing]
+        merged = self.sides.merged.parts if self.sides.merged else set()
+        hidden = [fault.name for fault in faults if within_rounding(fault, merged)]
+        faults = [fault for fault in faults if fault.name not in {*nothing, *hidden}]
         tail = self.tail if kind == "quick" else None
         phase = selftest.run(self, faults, step, tail=tail, saved=bool(self.saved))
         if nothing:
             phase.notes.append(f"not tried, since the tensor is zero already: {', '.join(nothing)}")
+        if hidden:
+            phase.notes.append(f"not tried, since the rounding of a merge may hide it: {', '.join(hidden)}")
         return phase
 
     def save_failing(self, folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..families import Family, Findings
 from ..families.from_file import imported
 from ..mapping import Move, Plan
 from ..nets.spec import ParitySpec
+from .merged import Merged
 
 Tensors = Mapping[str, Any]  # key -> something with `dtype`, `shape` and `read()` (a lazy tensor)
 
@@ -49,6 +50,8 @@ class Sides:
             excuse a buffer.
         folder: that holds the converted model's weights and `config`, or the folders that do.
         notes: what is to be said of the whole comparison.
+        merged: the adapters that are in the converted model, and so in `original`; None for none.
+        unlike_record: how they differ from what the record of the conversion says of them, in words.
         proven: what the weight audit found equal: converted tensor -> (the original's that has its bytes, the number of
             elements before them).
     """
@@ -66,7 +69,15 @@ class Sides:
     borrowed: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
     notes: list[str] = field(default_factory=list)
+    merged: Merged | None = None
+    unlike_record: str = ""
     proven: dict[Any, tuple[Any, int]] = field(default_factory=dict)
+
+    def against(self, converted: Tensors) -> Sides:
+        """The same with another converted state dict, against which sums of base and adapters are held anew."""
+        if self.merged is None:
+            return replace(self, converted=converted)
+        return replace(self, converted=converted, original={**self.original, **self.merged.tensors(converted)})
 
     @cached_property
     def recomputed(self) -> dict[str, tuple[Comparison, bool, str]]:

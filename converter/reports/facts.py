@@ -117,6 +117,9 @@ def side_facts(side: dict[str, Any]) -> list[tuple[str, str]]:
         for label, value in sorted(side.items())
         if label not in ("name", "size", "sha256", "files", *known) and isinstance(value, str | int | float)
     ]
+    for one in map(mapping, sequence(side.get("adapters"))):
+        words = f"{one.get('name')} at {show(one.get('strength'))}, SHA-256 {one.get('sha256')}"
+        pairs.append(("adapter merged into it", words))
     return pairs + ([("SHA-256", str(side["sha256"]))] if side.get("sha256") else [])
 
 

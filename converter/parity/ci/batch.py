@@ -116,6 +116,10 @@ def _look_up(
         raise InputError(f"no converted folder at {printable(pair.converted)}: convert it first")
     if cache is None:
         return None, keep_nothing
+    if pair.options.get("adapters"):
+        raise UsageError(
+            "`cache` cannot be combined with `lora`: adapters are no part of what it knows a comparison by"
+        )
     try:
         before, key = [stamp(path) for path in sides], key_of(pair, waivers, today)
     except InputError:
