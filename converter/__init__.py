@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .families import Family, Finding, Findings, Flag, register
     from .fleet import Workers
     from .live.load import load
+    from .live.lora import load_lora
     from .live.pipeline import load_pipeline
     from .live.state_dict import state_dict
     from .mapping import (
@@ -55,6 +56,7 @@ _HOMES = {
     "conversion.pairs": ("Pair",),
     "fleet": ("Workers",),
     "live.load": ("load",),
+    "live.lora": ("load_lora",),
     "live.pipeline": ("load_pipeline",),
     "live.state_dict": ("state_dict",),
     "mapping": (
@@ -67,7 +69,7 @@ __all__ = [
     "Checkpoint", "Computed", "Conversion", "ConversionOptions", "ConverterError", "Copies", "Diff", "Extra", "Family",
     "Finding", "Findings", "Flag", "InputError", "KeyMapping", "LazyTensor", "MappingError", "Outcome", "Pair",
     "Parameter", "Refused", "Reorder", "Sparse", "UsageError", "Workers", "ZeroInit", "__version__", "convert",
-    "convert_all", "diff", "inspect", "load", "load_pipeline", "open_checkpoint", "register", "state_dict",
+    "convert_all", "diff", "inspect", "load", "load_lora", "load_pipeline", "open_checkpoint", "register", "state_dict",
 ]  # fmt: skip
 
 
