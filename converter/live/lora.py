@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,8 @@ def load_lora(
 
     What PEFT's layers do not hold, which is whole differences and modules, and DoRA per input or of some modules only,
     becomes a pair of matrices that make the same, as large as the module. Of DoRA, these are for `weight`; another
-    weight that is set later only scales the difference. What is noted is logged as a warning (`logging`, "converter").
+    weight that is set later only scales the difference. PEFT's DoRA scales what active adapters before it add as well,
+    and is put first for that. What is noted is logged as a warning (`logging`, "converter").
 
     Args:
         pipeline_or_model: a model of diffusers, or a pipeline that has one as `transformer`.
@@ -70,7 +71,8 @@ def load_lora(
     from diffusers import DiffusionPipeline
 
     pipeline = pipeline_or_model if isinstance(pipeline_or_model, DiffusionPipeline) else None
-    model = unwrapped_model(getattr(pipeline, "transformer", None) if pipeline else pipeline_or_model)
+    inner = getattr(pipeline, "transformer", None) if pipeline else pipeline_or_model
+    model = unwrapped_model(inner, "pipeline_or_model")
     _check_call(model, adapter_name, weight)
     _, analysis = analysed(model)
     with ExitStack() as stack:
@@ -168,23 +170,39 @@ def _inject(
         **kind,
     )
     there = [*getattr(model, "peft_config", {})]
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = {module for module in model.modules() if isinstance(module, BaseTunerLayer)}
     active = [name for name in there if any(name in layer.active_adapters for layer in layers)]
     give_methods(model, ModelMethods)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is wanted
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*`peft_config`|.*was active which is now deleted")  # there may be several
+        try:
             inject_adapter_in_model(config, model, adapter_name, low_cpu_mem_usage=True)
-        set_peft_model_state_dict(model, state, adapter_name, low_cpu_mem_usage=True)
-    except BaseException:
-        if there:
-            model.delete_adapters(adapter_name)
-        else:
-            model.unload_lora()
-        raise
+            set_peft_model_state_dict(model, state, adapter_name, low_cpu_mem_usage=True)
+        except BaseException:
+            _take_out(model, adapter_name, layers)
+            if there:
+                model.set_adapter(active)
+            raise
     model._hf_peft_config_loaded = True
     model.enable_lora()
-    model.set_adapter([*active, adapter_name])
+    # DoRA scales what was added before it, so it goes first.
+    model.set_adapter(
+        sorted([*active, adapter_name], key=lambda name: not getattr(model.peft_config[name], "use_dora", 0))
+    )
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.set_scale(adapter_name, weight)
+
+
+def _take_out(model: Any, adapter_name: str, layers: Collection[Any]) -> None:
+    """An adapter that is perhaps not in all its layers, and those that are not among `layers`, which were there."""
+    for name, module in [each for each in model.named_modules() if hasattr(each[1], "get_base_layer")]:
+        if module in layers:
+            module.delete_adapter(adapter_name)
+        else:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    if configs := getattr(model, "peft_config", {}):
+        configs.pop(adapter_name, None)
+        if not configs:
+            del model.peft_config

@@ -120,15 +120,17 @@ def _models(model: Any) -> dict[str, Any]:
     return {name: unwrapped_model(one) for name, one in models.items()}
 
 
-def unwrapped_model(model: Any) -> Any:
-    """The model of diffusers itself. Raises: `UsageError` for anything else."""
+def unwrapped_model(model: Any, parameter: str = "model") -> Any:
+    """The model of diffusers itself. Raises: `UsageError` for anything else, which names the parameter."""
     import torch
 
     while isinstance(model, torch.nn.Module) and (inner := _inner(model)) is not None:
         model = inner
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "to_json_string"):
         kind = type(model).__name__
-        raise UsageError(f"`model`: a model of diffusers is needed, such as a pipeline's transformer, not a {kind}")
+        raise UsageError(
+            f"`{parameter}`: a model of diffusers is needed, such as a pipeline's transformer, not a {kind}"
+        )
     return model
 
 
