@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..checkpoint import LazyTensor
-from .changes import Array, Change, Full, Held, LowRank, Product, Replaced, flat
+from .changes import Array, Change, Factor, Full, Held, LowRank, Product, Replaced, flat
 from .placed import Placed
 
 
@@ -45,10 +44,18 @@ class Pairs:
     Attributes:
         dora: whether all modules are DoRA per output, which PEFT has, for all modules of an adapter or none, and
             without biases. biased: whether any module has one.
+
+    Example:
+        >>> weight = Held(np.zeros((3, 2)))
+        >>> lora = Change(LowRank(Held(np.ones((1, 2))), Held(np.ones((3, 1)))), scale=0.5)
+        >>> whole = Change(Full(Held(np.ones((3, 2)))))
+        >>> pairs = Pairs({"a.weight": lora, "b.weight": whole}, {"a.weight": weight, "b.weight": weight})
+        >>> [(module, pair.down.shape, pair.up.tolist()) for module, pair in pairs]
+        [('a', (1, 2), [[0.5], [0.5], [0.5]]), ('b', (2, 2), [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]])]
     """
 
     changes: dict[str, Change]
-    tensors: Mapping[str, LazyTensor]
+    tensors: Mapping[str, Factor]
     strength: float = 1.0
 
     def __post_init__(self) -> None:
@@ -57,7 +64,7 @@ class Pairs:
         self.dora = not self.biased and all(c.magnitude and c.axis == 0 for c in self.changes.values())
 
     @classmethod
-    def of(cls, placed: Sequence[Placed], tensors: Mapping[str, LazyTensor], strength: float) -> Pairs:
+    def of(cls, placed: Sequence[Placed], tensors: Mapping[str, Factor], strength: float) -> Pairs:
         """Of one adapter, placed on a model of diffusers."""
         changes: dict[str, Change] = {}
         for row in placed:
