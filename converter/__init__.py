@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .fleet import Workers
     from .jobs.adapters import inspect
     from .live.load import load
+    from .live.lora import load_lora
     from .live.pipeline import load_pipeline
     from .live.state_dict import state_dict
     from .lora.convert import convert_lora
@@ -59,6 +60,7 @@ _HOMES = {
     "conversion.pairs": ("Pair",),
     "fleet": ("Workers",),
     "live.load": ("load",),
+    "live.lora": ("load_lora",),
     "live.pipeline": ("load_pipeline",),
     "live.state_dict": ("state_dict",),
     "jobs.adapters": ("inspect",),
@@ -78,7 +80,7 @@ __all__ = [
     "Extraction", "Family", "Finding", "Findings", "Flag", "InputError", "KeyMapping", "LazyTensor", "MappingError",
     "Outcome", "Pair", "Parameter", "Refused", "Reorder", "Sparse", "UsageError", "Workers", "ZeroInit",
     "__version__", "convert", "convert_all", "convert_lora", "diff", "extract_lora", "inspect", "inspect_lora",
-    "load", "load_pipeline", "merge_lora", "open_checkpoint", "register", "state_dict",
+    "load", "load_lora", "load_pipeline", "merge_lora", "open_checkpoint", "register", "state_dict",
 ]  # fmt: skip
 
 

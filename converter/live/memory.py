@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint, LazyTensor
@@ -72,3 +73,21 @@ class ModelCheckpoint(Checkpoint):
 
     def use_config_next_to_it(self) -> None:
         """It has its own."""
+
+
+@contextmanager
+def without_adapters(model: torch.nn.Module) -> Iterator[None]:
+    """A model with the layers themselves in place of PEFT's around them: its weights under their own names, and what is
+    fused into them as it is. Afterwards all is as before."""
+    wrapped = [
+        (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], module)
+        for name, module in model.named_modules()
+        if hasattr(module, "get_base_layer")
+    ]
+    try:
+        for parent, name, layer in wrapped:
+            setattr(parent, name, layer.get_base_layer())
+        yield
+    finally:
+        for parent, name, layer in wrapped:
+            setattr(parent, name, layer)

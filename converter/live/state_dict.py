@@ -21,7 +21,7 @@ from ..conversion.write import TensorWrite
 from ..errors import UsageError, printable
 from ..families import find, tables
 from ..parts import joined
-from .memory import ModelCheckpoint, TensorsFile
+from .memory import ModelCheckpoint, TensorsFile, without_adapters
 
 if TYPE_CHECKING:
     import torch
@@ -67,15 +67,10 @@ def state_dict(
     """
     if layout not in LAYOUTS:
         raise UsageError(f"`layout` {printable(repr(layout), 60)}: one of {', '.join(LAYOUTS)}")
-    file, config = _opened(model)
-    checkpoint = ModelCheckpoint(file, config, tables(None if family is None else find(family)))
-    analysis = analyse(checkpoint, hyper_parameters, family)
-    analysis.require()
-    if not analysis.diffusers:
-        raise UsageError(f"{file.path}: its weights are in the original layout already")
+    file, analysis = analysed(model, hyper_parameters, family)
     if layout == DIFFUSERS:
         return {unwrapped(key): tensor for key, tensor in file.tensors.items()}
-    own = {key: file.tensors[tensor.key] for key, tensor in checkpoint.items()}
+    own = {key: file.tensors[tensor.key] for key, tensor in analysis.checkpoint.items()}
     device = next(iter(own.values())).device
     with ExitStack() as stack:
         sidecar = _sidecar(stack, analysis, null_caption)
@@ -86,11 +81,30 @@ def state_dict(
         return {part.keys[0]: _joined(part, own, device) for part in parts}
 
 
+def analysed(
+    model: Any, hyper_parameters: Mapping[str, Any] | None = None, family: str | None = None
+) -> tuple[TensorsFile, Analysis]:
+    """The weights of a model in memory, without PEFT's adapters, and what they are.
+
+    Raises: `UsageError` for what is no such model, `InputError` for weights that are not its family's.
+    """
+    file, config = _opened(model)
+    checkpoint = ModelCheckpoint(file, config, tables(None if family is None else find(family)))
+    analysis = analyse(checkpoint, hyper_parameters, family)
+    analysis.require()
+    if not analysis.diffusers:
+        raise UsageError(f"{file.path}: its weights are in the original layout already")
+    return file, analysis
+
+
 def _opened(model: Any) -> tuple[TensorsFile, dict[str, Any]]:
     """The weights and the config; of several models, under names that begin with those of their folders."""
     models = _models(model)
     parts = {f"{folder}." if len(models) > 1 else "": one for folder, one in models.items()}
-    weights = joined({part: one.state_dict() for part, one in parts.items()})
+    with ExitStack() as stack:
+        for one in parts.values():
+            stack.enter_context(without_adapters(one))
+        weights = joined({part: one.state_dict() for part, one in parts.items()})
     config = joined({part: json.loads(one.to_json_string()) for part, one in parts.items()})
     return TensorsFile(", ".join(type(one).__name__ for one in models.values()), weights), config
 
@@ -99,22 +113,24 @@ def _models(model: Any) -> dict[str, Any]:
     """The models of diffusers, by name where there are several: given so, or as the parts of a module."""
     models = dict(model) if isinstance(model, Mapping) else {"": model}
     if len(models) < 2:
-        whole = _unwrapped(next(iter(models.values()), None))
+        whole = unwrapped_model(next(iter(models.values()), None))
         parts = dict(whole.named_children())
         several = len(parts) > 1 and all(hasattr(part, "to_json_string") for part in parts.values())
         models = parts if several else {"": whole}
-    return {name: _unwrapped(one) for name, one in models.items()}
+    return {name: unwrapped_model(one) for name, one in models.items()}
 
 
-def _unwrapped(model: Any) -> Any:
-    """The model of diffusers itself. Raises: `UsageError` for anything else."""
+def unwrapped_model(model: Any, parameter: str = "model") -> Any:
+    """The model of diffusers itself. Raises: `UsageError` for anything else, which names the parameter."""
     import torch
 
     while isinstance(model, torch.nn.Module) and (inner := _inner(model)) is not None:
         model = inner
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "to_json_string"):
         kind = type(model).__name__
-        raise UsageError(f"`model`: a model of diffusers is needed, such as a pipeline's transformer, not a {kind}")
+        raise UsageError(
+            f"`{parameter}`: a model of diffusers is needed, such as a pipeline's transformer, not a {kind}"
+        )
     return model
 
 
