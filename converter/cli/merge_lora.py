@@ -2,62 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import time
-from contextlib import ExitStack
-from dataclasses import fields
 from typing import Any
 
 import click
 
+from .convert import request_of, run_and_print
 from .options import (
     CHOSEN,
     INPUT,
     OUTPUT,
     WRITTEN,
     ModelCommand,
-    allow_partial,
     combined,
     family,
     given,
-    lora_alpha,
+    lora_options,
     require_evidence,
     weights_options,
     writing_options,
 )
-from .output import print_json, progress_bar, say
 from .sides import Sides
 
 SIDES = Sides("BASE OUT", "orig_ckpt_path", "dump_path")
-
-lora_option = click.option(
-    "--lora",
-    "loras",
-    multiple=True,
-    metavar="PATH[=W]",
-    help="An adapter, a file or a folder in any spelling, and its weight, such as style.safetensors=0.8. Repeatable.",
-)
-
-
-def loras_of(words: tuple[str, ...]) -> list[tuple[str, float]]:
-    """`a.safetensors=0.8` is ("a.safetensors", 0.8); a path that is there is taken as it is.
-
-    >>> loras_of(("style.safetensors=0.8", "face.safetensors"))
-    [('style.safetensors', 0.8), ('face.safetensors', 1.0)]
-    """
-    from ..errors import UsageError, printable
-
-    pairs = []
-    for word in words:
-        path, equals, weight = word.rpartition("=")
-        if not equals or os.path.lexists(word):
-            pairs.append((word, 1.0))
-            continue
-        try:
-            pairs.append((path, float(weight)))
-        except ValueError:
-            raise UsageError(f"`lora` {printable(word)}: {printable(weight, 40)!r} is no number") from None
-    return pairs
 
 
 @click.command(
@@ -65,14 +31,14 @@ def loras_of(words: tuple[str, ...]) -> list[tuple[str, float]]:
     cls=ModelCommand,
     short_help="Bake LoRA adapters into a checkpoint.",
     sections={
-        INPUT: f"orig_ckpt_path loras lora_alpha allow_partial {CHOSEN} {WRITTEN}",
-        OUTPUT: "dump_path to dtype max_shard_size variant stock overwrite dry_run",
+        INPUT: f"orig_ckpt_path adapters lora_alpha allow_partial {CHOSEN} {WRITTEN}",
+        OUTPUT: "dump_path to dtype max_shard_size variant stock overwrite dry_run parity",
     },
 )
 @SIDES.argument
 @click.option("--orig_ckpt_path", metavar="PATH", help="BASE by name: any file or folder that convert-pixart takes.")
 @click.option("--dump_path", metavar="PATH", help="OUT by name: what to write, whole or not at all.")
-@lora_option
+@lora_options("An adapter, a file or a folder in any spelling, that is baked in")
 @click.option(
     "--to",
     type=click.Choice(["diffusers", "original", "comfyui"]),
@@ -82,8 +48,6 @@ def loras_of(words: tuple[str, ...]) -> list[tuple[str, float]]:
     "comfyui: a .safetensors as ComfyUI reads it.",
 )
 @click.option("--stock", is_flag=True, help="Write for diffusers' own classes only.")
-@lora_alpha
-@allow_partial
 @combined(
     weights_options,
     family,
@@ -93,7 +57,9 @@ def loras_of(words: tuple[str, ...]) -> list[tuple[str, float]]:
     click.option("--variant", metavar="NAME", help="Put this into the names of the weights, such as fp16."),
     writing_options("Replace an existing file, or a folder that an earlier conversion wrote."),
 )
-def merge_lora(as_json: bool, quiet: bool, loras: tuple[str, ...], **words: Any) -> None:
+@click.option("--parity", is_flag=True, help="Compare the result with base and adapters; the verdict is the exit code.")
+@click.pass_context
+def merge_lora(context: click.Context, /, as_json: bool, quiet: bool, **words: Any) -> None:
     """Write the checkpoint BASE with adapters (LoRA and its kin) baked in to OUT, as convert-pixart writes one.
 
     Each adapter adds to a weight what it adds to the base's, times its weight W; products are computed in float32 at
@@ -102,23 +68,11 @@ def merge_lora(as_json: bool, quiet: bool, loras: tuple[str, ...], **words: Any)
 
     Example: pixart merge-lora PixArt.pth merged --lora style.safetensors=0.8 --lora face_folder
 
-    Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal error, or a disk that fills up or fails.
+    Exit codes: 0 done, 2 usage, 3 input rejected, 5 internal error, or a disk that fills up or fails; with --parity
+    also 1 FAIL and 4 INCONCLUSIVE.
     """
-    from ..checkpoint.write.interrupt import interruptible
-    from ..conversion.options import ConversionOptions
-    from ..lora.merge import merge_lora as run
-    from .printing import conversion_lines
+    from ..jobs.adapters import Merging
 
-    (base,), (target,) = SIDES.take(words)
-    words["require_evidence"] = bool(words.get("require_evidence"))
-    names = {field.name for field in fields(ConversionOptions)}
-    options, started = ConversionOptions(**{name: words.pop(name) for name in names & words.keys()}), time.monotonic()
-    with ExitStack() as bars, interruptible():
-        progress = progress_bar(bars, quiet, "merging", unit="B")
-        done = run(base, loras_of(loras), target, options, progress=progress, **words)
-    if as_json:
-        record = {"path": str(done.path), "written": done.written, "record": done.record, "notes": done.notes}
-        print_json({"ok": True} | record)
-    elif not quiet:
-        for line in conversion_lines(done, time.monotonic() - started):
-            say(line)
+    originals, (target,) = SIDES.take(words)
+    words["merging"] = Merging(*(words.pop(name) for name in ("adapters", "lora_alpha", "allow_partial")))
+    run_and_print(context, request_of(originals, target, words, literally=True), quiet=quiet, as_json=as_json)

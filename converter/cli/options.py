@@ -3,6 +3,7 @@ several of them share, those of every installed model family, and `--given NAME=
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -123,6 +124,12 @@ require_evidence = boolean(
     "Refuse an assumption that can change an output, and name the flag that states the value instead.",
 )
 
+fleet_options = combined(
+    click.option("--workers", type=Whole(min=1), metavar="N", help="Several at once, by N processes on this machine."),
+    click.option("--cluster", metavar="ADDRESS", help="By the workers of a Dask scheduler, such as tcp://HOST:8786."),
+)
+
+
 lora_alpha = click.option(
     "--lora_alpha",
     type=Number(min=0, min_open=True),
@@ -133,23 +140,21 @@ allow_partial = click.option(
     "--allow_partial", is_flag=True, help="Leave out what of an adapter cannot be used, and list it."
 )
 
-fleet_options = combined(
-    click.option("--workers", type=Whole(min=1), metavar="N", help="Several at once, by N processes on this machine."),
-    click.option("--cluster", metavar="ADDRESS", help="By the workers of a Dask scheduler, such as tcp://HOST:8786."),
-)
-
 
 def _with_strength(
     context: click.Context, parameter: click.Parameter, words: tuple[str, ...]
 ) -> list[tuple[str, float]]:
-    """`a.safetensors=0.8` is ("a.safetensors", 0.8); of a path without a number behind it the strength is 1."""
+    """`a.safetensors=0.8` is ("a.safetensors", 0.8); a path that is there is taken as it is, at the strength 1."""
     pairs = []
     for word in words:
         path, equals, strength = word.rpartition("=")
-        try:
-            pairs.append((path, float(strength)) if equals else (word, 1.0))
-        except ValueError:
+        if not equals or os.path.lexists(word):
             pairs.append((word, 1.0))
+            continue
+        try:
+            pairs.append((path, float(strength)))
+        except ValueError:
+            raise click.BadParameter(f"{printable(word)}: {printable(strength, 40)!r} is no number") from None
     return pairs
 
 
@@ -164,8 +169,8 @@ def lora_options(what: str) -> Decorator:
             metavar="PATH[=STRENGTH]",
             help=f"{what}, at a strength (default 1). Repeatable.",
         ),
-        click.option("--lora_alpha", type=float, metavar="N", help="Alpha of adapters that do not say it."),
-        click.option("--allow_partial", is_flag=True, help="Leave out what of an adapter does not fit."),
+        lora_alpha,
+        allow_partial,
     )
 
 

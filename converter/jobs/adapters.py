@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,22 @@ class AdapterOptions:
     base: str | None = None
     lora_alpha: float | None = None
     allow_partial: bool = False
+
+
+@dataclass(frozen=True)
+class Merging:
+    """Adapters to be merged into what is converted, as `converter.merge_lora` takes them."""
+
+    adapters: Sequence[tuple[str, float]]
+    lora_alpha: float | None = None
+    allow_partial: bool = False
+
+    def convert(self, path: AnyPath, dump_path: AnyPath, options: ConversionOptions, **more: Any) -> Conversion:
+        """Convert a model with the adapters in it; `more` as of `convert`."""
+        from ..lora.merge import merge_lora
+
+        own: dict[str, Any] = {"lora_alpha": self.lora_alpha, "allow_partial": self.allow_partial}
+        return merge_lora(path, self.adapters, dump_path, options, **own, **more)
 
 
 def convert_any(

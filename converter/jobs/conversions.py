@@ -17,7 +17,7 @@ from ..errors import UsageError
 from ..fleet import chosen_executor
 from ..remote import is_url, shown
 from ..reports.report import Report, counted
-from .adapters import AdapterOptions, convert_any
+from .adapters import AdapterOptions, Merging, convert_any
 
 if TYPE_CHECKING:
     from ..pipelines.assemble import Components
@@ -37,6 +37,7 @@ class ConversionRequest:
         components: of a whole pipeline. Default: the transformer only.
         workers: so many processes on this machine. cluster: the address of a Dask scheduler, whose workers do it.
         adapters: of sources that are adapters (LoRA), and no models.
+        merging: adapters that go into every model.
         literally: the only original and the target are paths, and no patterns.
     """
 
@@ -55,6 +56,7 @@ class ConversionRequest:
     workers: int | None = None
     cluster: str | None = None
     adapters: AdapterOptions = field(default_factory=AdapterOptions)
+    merging: Merging | None = None
 
     def validate(self) -> None:
         """Raises: `UsageError` for what does not go together."""
@@ -114,13 +116,15 @@ def run(
         from .steps import compare_step
 
         shown = None if request.elsewhere else comparing
-        steps["parity"] = partial(compare_step, command=command, family=request.options.family, progress=shown)
+        family, merged = request.options.family, vars(request.merging) if request.merging else None
+        steps["parity"] = partial(compare_step, command=command, family=family, progress=shown, merged=merged)
     if request.push_to_hub:
         if request.several:
             raise UsageError("`push_to_hub` requires exactly one conversion")
         from .steps import publish_step
 
         steps["published"] = publish_step(request.push_to_hub, request.private, quiet=quiet)
+    converting = partial(convert_any, adapters=request.adapters, models_only=next(iter(steps), ""))
     pairs: Iterable[Pair]
     if request.watch:
         pairs = watch(request.watch, request.target, settle=request.watch_settle, idle=request.watch_idle, say=say)
@@ -137,7 +141,7 @@ def run(
             executor=executor,
             several=request.several,
             steps=steps,
-            converting=partial(convert_any, adapters=request.adapters, models_only=next(iter(steps), "")),
+            converting=request.merging.convert if request.merging else converting,
             progress=progress,
             finished=finished,
         )

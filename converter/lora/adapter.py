@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..checkpoint import LazyTensor
 from ..checkpoint.cast import count_nonfinite
 from ..checkpoint.digest import Digest
-from ..errors import InputError, plural
+from ..checkpoint.weight_names import ADAPTERS
+from ..errors import InputError, plural, printable
 from ..families import Family
 from ..mapping import KeyMapping, fold
 from .changes import Change
@@ -54,6 +57,12 @@ class Adapter:
     obstacle: str = ""
     needed: str = ""
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What a user knows it by: the file's name, or that of its folder where all such files are called alike."""
+        path = Path(os.path.abspath(self.path))
+        return printable(path.parent.name if path.name in ADAPTERS else path.name)
 
     @property
     def table(self) -> KeyMapping:

@@ -14,7 +14,8 @@ import numpy as np
 
 from ..checkpoint import DType, LazyTensor
 from ..checkpoint.cast import round_to, widen
-from .changes import Array, Change, LowRank
+from .changes import Change
+from .products import Array, LowRank
 
 ROWS = 128  # that are computed at once: they stay in the processor's cache
 

@@ -23,10 +23,10 @@ from ..conversion.write import TensorFile, TensorWrite, write_files
 from ..errors import UsageError, printable
 from ..remote import fetched
 from .adapter import Adapter
-from .changes import Array
 from .inspection import report
 from .layouts import Base
 from .merge import place_on, tensors_in
+from .products import Array
 from .reading import open_adapter
 from .spelling import BY_NAME, WRITTEN
 from .writing import DIFFUSERS_WEIGHTS, PEFT_WEIGHTS, Spelled, spelled

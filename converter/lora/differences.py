@@ -18,11 +18,12 @@ from ..errors import InputError, UsageError, printable, shortened
 from ..mapping import Move, fold
 from ..mapping.rows import MODULE
 from .adapter import Adapter
-from .changes import Array, Change, Held, LowRank
+from .changes import Change
 from .extraction import Extraction, LeftOut, Module
 from .low_rank import LowRankFit, nearest
 from .merge import moves_of, tensors_in
 from .placed import keys_of
+from .products import Array, Held, LowRank
 from .spelling import Spelling
 
 if TYPE_CHECKING:

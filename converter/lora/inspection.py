@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from ..errors import printable
 from ..mapping import fold
 from .adapter import Adapter
 from .reading import open_adapter
@@ -40,7 +38,7 @@ def report(adapter: Adapter) -> dict[str, Any]:
     return {
         "version": REPORT_VERSION,
         "source": {
-            "name": printable(Path(os.path.abspath(adapter.path)).name),
+            "name": adapter.name,
             "size": adapter.size,
             "container": adapter.container,
         },

@@ -14,8 +14,9 @@ import numpy as np
 from ..errors import InputError, shortened
 from ..mapping import Move, fold
 from .adapter import Adapter
-from .changes import Array, Change, Full, Held, LowRank, Replaced, flat
+from .changes import Change
 from .names import DIFFUSERS, modules_of
+from .products import Array, Full, Held, LowRank, Replaced, flat
 
 # The weights that changes are relative to: a key of the adapter's layout -> the array; None where none are at hand.
 Base = Callable[[str], Array] | None
@@ -44,7 +45,7 @@ def in_layout(adapter: Adapter, layout: str, base: Base = None) -> dict[str, Cha
         try:
             if layout == DIFFUSERS:
                 assert there[0] is not None
-                changes.update(zip(move.parts, _parts(move, there[0], base), strict=True))
+                changes.update(zip(move.parts, parts_of(move, there[0], base), strict=True))
             else:
                 changes[move.origin] = _whole(move, there, base)
         except InexactError as error:
@@ -71,12 +72,18 @@ def _moves(adapter: Adapter, layout: str) -> list[Move]:
     return [*moves.values()]
 
 
-def _parts(move: Move, change: Change, base: Base) -> list[Change]:
-    """The changes of the parts of a tensor that is changed as a whole."""
+def parts_of(move: Move, change: Change, base: Base, strength: float = 1.0) -> list[Change]:
+    """The changes of the parts of a tensor that is changed as a whole.
+
+    Args:
+        strength: that it will be used at, which the norms of DoRA per input depend on.
+
+    Raises: `InexactError` where that takes the weights of the base.
+    """
     operation, count = move.operation, len(move.parts)
     groups = operation.groups(count)
-    if groups == 1:
-        return [change]
+    if groups == 1:  # every part is all of it
+        return [change] * count
 
     def rows(array: Array) -> list[Array]:
         return operation.forward(array, count, np.concatenate)
@@ -95,7 +102,7 @@ def _parts(move: Move, change: Change, base: Base) -> list[Change]:
     if base is None:
         raise InexactError(f"{NEEDS_BASE}the norms of DoRA per input run over all rows of")
     whole = base(move.origin).astype(np.float64)
-    value = whole + replace(change, magnitude=None).difference(whole)
+    value = whole + replace(change, magnitude=None).difference(whole, strength)
     norm = np.linalg.norm(value, axis=0)
     return [
         replace(part, magnitude=Held(magnitude * np.linalg.norm(own, axis=0) / norm))

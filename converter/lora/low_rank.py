@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from .changes import Array
+from .products import Array
 
 if TYPE_CHECKING:
     import torch

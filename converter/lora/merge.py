@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 from ..checkpoint import LazyTensor
@@ -82,7 +81,7 @@ def merge_lora(
             names = {key: row.move.parts for row in placed for key in (row.move.origin, *row.move.parts)}
             tensors = merged_tensors(placed, lambda held: dtype_of(family, wanted, held, names[held.key]))
             for adapter, _ in opened:
-                who = printable(Path(adapter.path).name)
+                who = adapter.name
                 notes += [f"{who}: {note}" for note in adapter.notes]
                 notes += [f"{who}: left out: {words}" for words in adapter.skipped]
             notes.append(f"merged: {', '.join(map(_in_words, opened))}: {plural(len(tensors), 'tensor')} changed")
@@ -173,7 +172,7 @@ def tensors_in(
 
 def _in_words(pair: tuple[Adapter, float]) -> str:
     adapter, strength = pair
-    return f"{printable(Path(adapter.path).name)} at {strength:g}"
+    return f"{adapter.name} at {strength:g}"
 
 
 def about(adapter: Adapter, strength: float, digest: str) -> dict[str, Any]:
@@ -183,7 +182,7 @@ def about(adapter: Adapter, strength: float, digest: str) -> dict[str, Any]:
         digest: that of all its tensors' bytes.
     """
     return {
-        "name": printable(Path(adapter.path).name),
+        "name": adapter.name,
         "strength": strength,
         "spelling": adapter.spelling.name,
         "digest": digest,

@@ -8,8 +8,10 @@ from math import prod
 from ..checkpoint import LazyTensor
 from ..errors import UsageError
 from .adapter import Adapter
-from .changes import Change, Full, Hadamard, Kronecker, LowRank, Product, Replaced
+from .changes import Change
+from .lycoris import Hadamard, Kronecker
 from .peft_config import DEFAULT_ALPHA, PeftConfig
+from .products import Full, LowRank, Product, Replaced
 from .spelling import Spelling
 
 _PAIRS = ("down", "up", "mid")

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .changes import Array, Change, Factor, Full, Held, LowRank, Product, Replaced, flat
+from .changes import Change
+from .layouts import parts_of
 from .placed import Placed
+from .products import Array, Factor, Full, Held, LowRank, Product, Replaced, flat
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Pairs:
         changes: dict[str, Change] = {}
         for row in placed:
             ((_, layout, own),) = row.changes
-            parts = own if layout == row.layout else _parts(row, own[0], strength or 1.0)
+            parts = own if layout == row.layout else _parts(row, own, strength or 1.0)
             changes |= {key: change for key, change in zip(row.move.parts, parts, strict=True) if change}
         return cls(changes, tensors, strength)
 
@@ -127,28 +129,12 @@ def _low_rank(product: Product) -> LowRank:
     return LowRank(Held(np.eye(columns)), Held(whole))
 
 
-def _parts(row: Placed, change: Change | None, strength: float) -> list[Change]:
+def _parts(row: Placed, changes: Sequence[Change | None], strength: float) -> list[Change]:
     """The changes of the parts of a tensor that an adapter changes as a whole, as the training code has it."""
+    (change,) = changes
     assert change is not None
-    operation, count = row.move.operation, len(row.held)
-    if operation.groups(count) == 1:  # every part is all of it
-        return [change] * count
 
-    def rows(array: Array) -> list[Array]:
-        return operation.forward(array, count, np.concatenate)
+    def whole(_: str) -> Array:
+        return row.move.operation.inverse([held.numpy() for held in row.held])
 
-    # A Kronecker product need not divide where the tensor does; its two matrices do.
-    products = change.product.cut(rows, operation.groups(count)) or _scaled(replace(change, scale=1.0)).cut(rows, 1)
-    assert products is not None
-    parts = [replace(change, product=product, magnitude=None) for product in products]
-    if change.magnitude is None:
-        return parts
-    numbers = np.asarray(change.magnitude.numpy(), np.float64).reshape(-1)
-    if change.axis == 0:
-        shares = rows(numbers)
-    else:  # the norm of a column runs over the rows of all parts, and each has its share of it
-        whole = operation.inverse([held.numpy().astype(np.float64) for held in row.held])
-        value = whole + replace(change, magnitude=None).difference(whole, strength)
-        norm = np.linalg.norm(value, axis=0)
-        shares = [numbers * np.linalg.norm(part, axis=0) / norm for part in rows(value)]
-    return [replace(part, magnitude=Held(share)) for part, share in zip(parts, shares, strict=True)]
+    return parts_of(row.move, change, whole, strength)

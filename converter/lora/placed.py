@@ -17,8 +17,9 @@ from ..errors import InputError, shortened
 from ..mapping import Move, fold
 from .adapter import Adapter
 from .by_rows import RowProduct, added_by_rows, in_bytes, is_low_rank
-from .changes import Array, Change
+from .changes import Change
 from .names import DIFFUSERS, ORIGINAL
+from .products import Array
 
 
 @dataclass
@@ -66,6 +67,10 @@ class Placed:
 
     def computed(self, arrays: list[Array]) -> list[Array]:
         """The tensors with what is added to them, in the dtype of the arrays."""
+        if len(self.changes) == 1 and self.changes[0][1] == self.layout:
+            strength, _, changes = self.changes[0]
+            pairs = zip(changes, arrays, strict=True)
+            return [change.result(array, strength) if change else array for change, array in pairs]
         operation, count = self.move.operation, len(self.move.parts)
         added: list[Array] = [None] * len(arrays)
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.dtypes import F64
-from .changes import Change, Factor, Hadamard, Kronecker, LowRank, Product, Replaced
+from .changes import Change
+from .lycoris import Hadamard, Kronecker
 from .names import ORIGINAL
 from .placed import Placed
+from .products import Factor, LowRank, Product, Replaced
 
 SPARE = 8  # roundings beside those of the sums: of factors, scales, differences, and of what is written
 Read = Callable[[Factor], Tensor]
@@ -29,7 +31,7 @@ def reference(placed: Placed) -> tuple[Tensor, Tensor]:
     Example:
         >>> from types import SimpleNamespace as Of
         >>> import numpy as np
-        >>> from converter.lora.changes import Held
+        >>> from converter.lora.products import Held
         >>> lora = Change(LowRank(Held(np.ones((1, 2))), Held(np.ones((2, 1)))), scale=0.5)
         >>> weight = Of(dtype=F64, shape=(2, 2), numpy=lambda: np.zeros((2, 2)))
         >>> reference(Placed(None, [weight], ORIGINAL, [(1.0, ORIGINAL, [lora])]))[0].tolist()

@@ -18,10 +18,12 @@ from ..conversion.buffers import computed_on_demand
 from ..errors import InputError, shortened
 from ..mapping import fold
 from .adapter import Adapter
-from .changes import Change, Factor, Full, Hadamard, Held, Kronecker, LowRank, Replaced
+from .changes import Change
 from .files import HEADER
 from .layouts import Base, in_layout
+from .lycoris import Hadamard, Kronecker
 from .peft_config import DEFAULT_ALPHA
+from .products import Factor, Full, Held, LowRank, Replaced
 from .spelling import Spelling, ending
 
 PEFT_WEIGHTS, _, DIFFUSERS_WEIGHTS, _ = ADAPTERS

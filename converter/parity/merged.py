@@ -62,13 +62,12 @@ class Merged:
         family, partial = analysis.require(), options.allow_partial
         known: dict[str, Any] = {"lora_alpha": options.lora_alpha, "allow_partial": partial}
         opened = open_adapters(stack, strengths(options.adapters), family, **known)
-        for adapter, _ in opened:
-            adapter.check_finite()
         placed = place_on(analysis, opened, allow_partial=partial)
         wanted = BY_NAME.get(cast)
         dtypes = {row.move.origin: dtype_of(family, wanted, row.held[0], row.move.parts) for row in placed}
         told = [
-            (adapter, about(adapter, strength) | {"sha256": sha256(Path(adapter.path))}) for adapter, strength in opened
+            (adapter, about(adapter, strength, adapter.check_finite()) | {"sha256": sha256(Path(adapter.path))})
+            for adapter, strength in opened
         ]
         return cls(told, placed, dtypes)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from converter.lora.changes import Change, Full, Hadamard, Held, Kronecker, LowRank, Product, Replaced
+from converter.lora.changes import Change
+from converter.lora.lycoris import Hadamard, Kronecker
 from converter.lora.pairs import Pair, Pairs
+from converter.lora.products import Full, Held, LowRank, Product, Replaced
 
 RANDOM = np.random.default_rng(0)
 OUT, IN = 6, 8

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from converter.checkpoint.dtypes import F32, DType
-from converter.lora.changes import Change, Full, Hadamard, Held, Kronecker, LowRank, Product, Replaced
+from converter.lora.changes import Change
+from converter.lora.lycoris import Hadamard, Kronecker
 from converter.lora.names import ORIGINAL
 from converter.lora.placed import Placed
+from converter.lora.products import Full, Held, LowRank, Product, Replaced
 from converter.lora.reference import reference
 
 Array = np.ndarray[Any, Any]
