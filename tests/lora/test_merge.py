@@ -155,7 +155,7 @@ def test_from_the_command_line(cli: Any, tmp_path: Path) -> None:
     flags = ("--num_attention_heads", 4, "--lora", odd, "--lora", f"{LORA / 'd-rslora'}=0.25")
     done = cli("pixart", "merge-lora", SIGMA, tmp_path / "m", *flags)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "note: merged: a=b.safetensors at 1, adapter_model.safetensors at 0.25: " in done.stdout
+    assert "note: merged: a=b.safetensors at 1, d-rslora at 0.25: " in done.stdout
     merge_lora(SIGMA, {odd: 1, LORA / "d-rslora": 0.25}, tmp_path / "same", hyper_parameters=HEADS)
     assert (tmp_path / "m" / WEIGHTS).read_bytes() == (tmp_path / "same" / WEIGHTS).read_bytes()
     wrong = cli("pixart", "merge-lora", SIGMA, tmp_path / "n", "--lora", f"{odd}=much")
