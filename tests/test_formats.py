@@ -97,7 +97,16 @@ def convert(cli: Run, tmp_path: Path) -> Run:
     return run
 
 
-def test_conversion_json(convert: Run, tmp_path: Path) -> None:
+def merge(cli: Run, target: Path, *options: object) -> None:
+    """A base with two adapters: one whose products have no rank, and one of which a part is left out."""
+    lora, base = ROOT / "fixtures" / "lora", ROOT / "fixtures" / "golden" / "sigma-ms.pth"
+    adapters = ("--lora", lora / "d-lycoris-lokr-full.safetensors", "--lora", lora / "refuse/unknown-module.safetensors")
+    flags = (*adapters, "--allow_partial", "--num_attention_heads", HEADS, "--quiet", *options)
+    done = cli("pixart", "merge-lora", base, target, *flags)
+    assert done.returncode == 0, done.stderr
+
+
+def test_conversion_json(cli: Run, convert: Run, tmp_path: Path) -> None:
     state = pixart()
     # A training file of a framework that exchanges raw weights and EMA, with an object of the user's in it.
     file = training(state, None) | {"current_model_state": other(state), "args": argparse.Namespace(lr=1.0)}
@@ -113,6 +122,8 @@ def test_conversion_json(convert: Run, tmp_path: Path) -> None:
         convert(tmp_path / "half", "--dtype", "bfloat16", to="bfloat16", heads=False),
         convert(parts / "sigma-ms.pth", "--only_transformer=False", "--vae", parts / "vae", to="pipeline"),
     ]
+    merge(cli, tmp_path / "merged")
+    seen.append(json.loads((tmp_path / "merged" / "conversion.json").read_text()))
     # Trained since.
     weights = tmp_path / "training" / "transformer" / "diffusion_pytorch_model.safetensors"
     save_file({key: tensor + 1 for key, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
@@ -137,6 +148,8 @@ def test_parity_json(cli: Run, convert: Run, tmp_path: Path, monkeypatch: pytest
     convert(source, "--parity", to="out")
     reports = [json.loads((tmp_path / "out" / "parity.json").read_text())]
     reports += [_wrong(cli, source, tmp_path), _of_images(cli, convert, tmp_path)]
+    merge(cli, tmp_path / "merged", "--parity")
+    reports.append(json.loads((tmp_path / "merged" / "parity.json").read_text()))
     several = tmp_path / "several.json"
     pairs = ["--orig_ckpt_path", source, "--orig_ckpt_path", source, "--converted_path", tmp_path / "no"]
     cli("pixart", "parity", *pairs, "--converted_path", tmp_path / "none", "--report", several)
