@@ -18,7 +18,7 @@ from ..conversion.convert import Conversion, convert
 from ..conversion.options import ConversionOptions, with_shortcuts
 from ..conversion.output import CASTS
 from ..conversion.to_diffusers import dtype_of, named
-from ..errors import InputError, UsageError, plural, printable
+from ..errors import UsageError, plural, printable
 from ..families import Family
 from ..mapping import Move
 from .adapter import Adapter
@@ -121,15 +121,7 @@ def open_adapters(
     opened = []
     for path, strength in chosen:
         known: dict[str, Any] = {"lora_alpha": lora_alpha, "allow_partial": allow_partial}
-        adapter = stack.enter_context(open_adapter(path, **known))
-        if adapter.family is not family and family.title in adapter.others:
-            adapter = stack.enter_context(open_adapter(path, family=family, **known))
-        if adapter.family is not family:
-            rule = f"an adapter of a {adapter.family.title}, and the model is a {family.title}"
-            raise InputError.at(adapter.path, "", rule)
-        adapter.others.clear()
-        adapter.notes = [note for note in adapter.notes if "--family says" not in note]
-        opened.append((adapter, strength))
+        opened.append((stack.enter_context(open_adapter(path, family=family, **known)), strength))
     return opened
 
 

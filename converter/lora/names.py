@@ -67,12 +67,13 @@ class Names:
         return [pair for row in modules_of(self.family) for pair in self._of(row)]
 
     def _of(self, row: Row) -> Iterator[tuple[str, str]]:
+        source, *targets = (path.removesuffix(".weight") for path in (row.source, *row.targets))
         if self.kind == ORIGINAL:
-            yield row.source, row.source
-        elif self.kind == DIFFUSERS or len(row.targets) == 1:
-            yield from ((target, target if self.kind == DIFFUSERS else row.source) for target in row.targets)
+            yield source, source
+        elif self.kind == DIFFUSERS or len(targets) == 1:
+            yield from ((target, target if self.kind == DIFFUSERS else source) for target in targets)
         else:
-            yield from ((target, f"{row.source}.{part}") for part, target in enumerate(row.targets))
+            yield from ((target, f"{source}.{part}") for part, target in enumerate(targets))
 
     @cached_property
     def _paths(self) -> list[tuple[re.Pattern[str], str]]:
@@ -80,8 +81,13 @@ class Names:
 
 
 def modules_of(family: Family) -> list[Row]:
-    """The rows of the table that are modules, which an adapter may change; a parameter by itself is none."""
-    return [row for row in family.keys.rows if row.suffixes == MODULE]
+    """The rows of the table that are modules, with a bias or just a weight, which an adapter may change; a parameter by
+    itself is none."""
+
+    def weight(row: Row) -> bool:
+        return bool(row.targets) and all(path.endswith(".weight") for path in (row.source, *row.targets))
+
+    return [row for row in family.keys.rows if row.suffixes == MODULE or weight(row)]
 
 
 def _pattern(path: str, flat: bool = False) -> re.Pattern[str]:

@@ -119,13 +119,21 @@ def _recognised(
     file: AdapterFile, heads: Collection[str], beside: Collection[str], insisted: Family | None
 ) -> tuple[Spelling, Names, list[str]]:
     """(the spelling and the names that know most, titles of other families that know all as well)."""
-    kinds = [insisted] if insisted else [one for one in families().values() if not one.several]
+    every = [one for one in families().values() if not one.several and one is not insisted]
+    every[:0] = [insisted] if insisted else []
     found: list[tuple[int, Spelling, Names]] = []
     for spelling in SPELLINGS:
         own = [head[len(spelling.prefix) :] for head in heads if head.startswith(spelling.prefix)]
-        for family in kinds if own else ():
+        for family in every if own else ():
             names = spelling.names(family)
             found.append((sum(names.module(name) is not None for name in own), spelling, names))
+    if insisted:
+        others = [each for each in found if each[2].family is not insisted]
+        found = [each for each in found if each[2].family is insisted]
+        known = max(map(itemgetter(0), found), default=0)
+        if more := next((names for count, _, names in others if known < count == len(heads)), None):
+            rule = f"an adapter of a {more.family.title}, and the model is a {insisted.title}"
+            raise InputError.at(file.path, "", rule)
     if not found or 2 * max(found, key=itemgetter(0))[0] < len(heads) or _only_weights(file):
         raise InputError.at(file.path, "", _foreign(file, heads, beside))
     known, spelling, names = max(found, key=itemgetter(0))
@@ -185,9 +193,12 @@ def _modules(
 def _check_shapes(adapter: Adapter, problems: list[Problem]) -> None:
     """Drop, and tell, what is not of the widths that most of it has."""
     shapes: list[tuple[str, Pattern, tuple[int, ...]]] = []
-    for key, change in adapter.changes.items():
+    for key, change in [*adapter.changes.items()]:
         found = adapter.table.find(key)
-        assert found is not None
+        if found is None:
+            problems.append(Problem("the model has no", key))
+            del adapter.changes[key]
+            continue
         row = adapter.table.rows[found[0]]
         pattern, size = row.shape_pattern(found[2]), change.product.size
         if len(pattern) == 1:

@@ -13,6 +13,10 @@ from converter import convert, inspect, merge_lora
 
 LIMIT = 2e-5
 ALL = recordings()
+# Fused rows, split ones, DoRA on both axes, LoHa, LoKr, whole modules, biases.
+KINDS = (
+    "d-ot-kohya", "d-patterns", "d-ot-dora-in", "d-ot-dora-out-kohya", "d-peft-loha", "d-ot-lokr", "d-save", "d-layers",
+)  # fmt: skip
 
 
 def test_all_recordings_are_there() -> None:
@@ -52,7 +56,7 @@ def test_merged_into_the_original(recording: Recording, tmp_path: Path) -> None:
     assert min(without) > 0.1
 
 
-@pytest.mark.parametrize("recording", ALL, ids=named)
+@pytest.mark.parametrize("recording", [one for one in ALL if named(one).startswith(KINDS)], ids=named)
 def test_the_layout_of_the_base_does_not_matter(recording: Recording, tmp_path: Path) -> None:
     options = {"weights": recording.weights, "hyper_parameters": HEADS}
     merge_lora(recording.base, [recording.file], tmp_path / "one", **options)
