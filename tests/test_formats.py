@@ -100,7 +100,8 @@ def convert(cli: Run, tmp_path: Path) -> Run:
 def merge(cli: Run, target: Path, *options: object) -> None:
     """A base with two adapters: one whose products have no rank, and one of which a part is left out."""
     lora, base = ROOT / "fixtures" / "lora", ROOT / "fixtures" / "golden" / "sigma-ms.pth"
-    adapters = ("--lora", lora / "d-lycoris-lokr-full.safetensors", "--lora", lora / "refuse/unknown-module.safetensors")
+    names = ("d-lycoris-lokr-full.safetensors", "refuse/unknown-module.safetensors")
+    adapters = (word for name in names for word in ("--lora", lora / name))
     flags = (*adapters, "--allow_partial", "--num_attention_heads", HEADS, "--quiet", *options)
     done = cli("pixart", "merge-lora", base, target, *flags)
     assert done.returncode == 0, done.stderr

@@ -68,6 +68,8 @@ def extract_lora(
 
     Biases, tables and norms have no place in a LoRA: those that differ are named, and left out.
 
+    Example: pixart extract-lora PixArt.pth fine_tuned.pth style.safetensors --rank 32 --to kohya
+
     Exit codes: 0 done, 2 usage, 3 input rejected (also where no module differs), 5 internal error, or a disk that fills
     up or fails.
     """
@@ -90,7 +92,7 @@ def extract_lora(
 
 
 def _lines(done: Extraction, everything: bool) -> Iterator[str]:
-    from ..errors import as_flags
+    from ..errors import as_flags, plural
     from .printing import wrote_lines
 
     yield done.words
@@ -102,6 +104,8 @@ def _lines(done: Extraction, everything: bool) -> Iterator[str]:
     yield from (f"note: {note}" for note in done.notes)
     assert done.path is not None
     yield from wrote_lines(done.path, done.files)
+    spelling = done.adapter.spelling.name
+    yield f"done: {plural(len(done.modules), 'module')} in the spelling {spelling}, read back and verified"
 
 
 def _section(title: str, rows: list[tuple[str, str]], everything: bool) -> Iterator[str]:

@@ -67,17 +67,17 @@ def _adapter_lines(report: dict[str, Any]) -> Iterator[str]:
     """What an adapter is, of the report of `pixart inspect` or of its conversion."""
     source, adapter = report["source"], report["adapter"]
     yield f"source: {printable(source['name'])}, {human_bytes(source['size'])}, {source['container']}"
-    kinds = ", ".join(f"{kind} of {plural(count, 'module')}" for kind, count in adapter["kinds"].items())
+    kinds = ", ".join(f"{kind} ({plural(count, 'module')})" for kind, count in adapter["kinds"].items())
     tool = f", written by {adapter['tool']}" if adapter["tool"] else ""
     family, layout, rest = model_words(report).split(", ", 2)
     yield f"adapter: {kinds or 'nothing that can be used'}, for {family} in the {layout}; {rest}"
-    yield f"spelling: {adapter['spelling']} ({adapter['title']}){tool}"
+    title = "" if adapter["title"].lower() == adapter["spelling"] else f" ({adapter['title']})"
+    yield f"spelling: {adapter['spelling']}{title}{tool}"
+    rslora = ", rsLoRA" if adapter["rslora"] else ""
     for group in adapter["scales"]:
         rank = "" if group["rank"] is None else f"rank {group['rank']}, "
-        alpha = _ALPHA[group["source"]].format(alpha=group["alpha"] or 0) if group["alpha"] is not None else "no rank"
+        alpha = "no rank" if group["alpha"] is None else _ALPHA[group["source"]].format(alpha=group["alpha"]) + rslora
         yield f"  {rank}scale {group['scale']:.4g} ({alpha}): {plural(group['modules'], 'module')}"
-    if adapter["beside"]:
-        yield f"left out, of other models: {', '.join(map(printable, adapter['beside']))}"
 
 
 def adapter_inspection_lines(report: dict[str, Any]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from ..mapping import fold
 from .analysis import Analysis
 from .model_files import open_model
 from .options import stated
+from .remarks import merged_into
 from .sidecar import analyse_with_record
 
 REPORT_VERSION = 1
@@ -56,7 +57,7 @@ def inspect(
             "features": sorted(plan.features),
             "dropped": sorted(plan.computed),
             "sidecar": sorted(plan.extras),
-            "notes": [*findings.notes, *findings.diffusers_notes, *checkpoint.notes],
+            "notes": [*findings.notes, *findings.diffusers_notes, *checkpoint.notes, *merged_into(analysis.record)],
             "needs": analysis.needs,
             "unknown": [name for name, finding in findings.items() if finding.source == "unknown" and name in flags],
             "problems": ([analysis.problem] if analysis.problem else []) + plan.problems,

@@ -28,7 +28,7 @@ from .model_files import open_model
 from .options import ConversionOptions
 from .output import COMFYUI, DIFFUSERS, Destination
 from .record import ConversionRecord
-from .remarks import checkpoint_notes, differences_from_record
+from .remarks import checkpoint_notes, differences_from_record, merged_into
 from .sidecar import Sidecar, analyse_with_record, open_sidecar
 from .to_diffusers import TensorWrites, to_diffusers
 from .to_original import to_original
@@ -212,7 +212,8 @@ def plan_tensors(
     notes = [*findings.notes, *of_layout, *checkpoint_notes(checkpoint)]
     if analysis.diffusers and checkpoint.folder and not checkpoint.config:
         notes.append(f"the folder holds no {CONFIG}: its values are given or assumed")
-    notes += [*sidecar.notes, *differences_from_record(analysis, sidecar.record), *writes.notes]
+    notes += [*merged_into(analysis.record), *sidecar.notes]
+    notes += [*differences_from_record(analysis, sidecar.record), *writes.notes]
     if to == COMFYUI and family.comfyui:
         notes += family.comfyui(findings)
     return writes, notes

@@ -57,6 +57,12 @@ def _sharing_storage(checkpoint: Checkpoint) -> list[str]:
     return [key for key in checkpoint if key in shared]
 
 
+def merged_into(record: Record) -> list[str]:
+    """That adapters are in it, by its record."""
+    words = [f"{printable(one.get('name'))} at {printable(one.get('strength'))}" for one in record.adapters]
+    return [f"merged into it, by {RECORD}: {', '.join(words)}"] if words else []
+
+
 def differences_from_record(analysis: Analysis, record: Record) -> list[str]:
     """Where a converted folder says otherwise than the record of its conversion: its config was changed."""
     recorded = record.content.get("hyper_parameters", {}) if analysis.diffusers else {}

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from ..checkpoint.file import reads
 from ..checkpoint.folder import CONFIG, model_folder, weight_files
 from ..checkpoint.weight_names import SUFFIXES
-from ..errors import InputError
+from ..errors import AdapterError, InputError
 from ..filenames import RECORD, SIDECAR
 
 # Folders with the checkpoints of a run, or with one of them: these names are the same in every run.
@@ -147,6 +147,8 @@ def _holds_a_model(folder: Path) -> bool:
         return True  # a distributed checkpoint or an adapter: the reader says what is wrong with it
     try:
         weight_files(folder)
+    except AdapterError:
+        return True
     except InputError:
         return any(folder.glob("*.index*.json"))  # without an index, it is that there are no weights
     return True

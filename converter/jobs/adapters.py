@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..conversion.convert import Conversion, convert
 from ..conversion.inspection import inspect as inspect_model
 from ..conversion.options import ConversionOptions
 from ..conversion.output import LAYOUTS
-from ..errors import AdapterError, UsageError, printable
+from ..errors import AdapterError, InputError, UsageError, printable
 from ..families import ADAPTER
+
+if TYPE_CHECKING:
+    from ..conversion.convert import Conversion
 
 AnyPath = str | os.PathLike[str]
 
@@ -61,9 +62,20 @@ def convert_any(
 
     Raises: as `convert` and `convert_lora` do; `UsageError` for options that do not go with what it is.
     """
-    if options.to in LAYOUTS and not any(vars(adapters).values()):
-        with suppress(AdapterError):
+    from ..conversion.convert import convert
+
+    stated = [name for name, value in vars(adapters).items() if value]
+    if options.to in LAYOUTS and not stated:
+        try:
             return convert(path, dump_path, options, hyper_parameters=hyper_parameters, **more)
+        except AdapterError:
+            pass
+        except UsageError:  # of a target that an adapter may have, such as a file for diffusers
+            if not _is_adapter(path):
+                raise
+    elif not _is_adapter(path):
+        what = f"`{stated[0]}`" if stated else f"`to` {options.to}"
+        raise UsageError(f"{what} is for adapters (LoRA), and {printable(path)} is none")
     from ..lora.convert import convert_lora
 
     own = {name: getattr(options, name) for name in ("to", "family", "overwrite", "dry_run")}
@@ -108,10 +120,26 @@ def inspect(path: AnyPath, *, lora_alpha: float | None = None, **choices: Any) -
         {'LoRA': 19}
     """
     own: dict[str, Any] = {name: choices[name] for name in ("family", "deep") if choices.get(name)}
-    with suppress(AdapterError):
+    try:
         report = inspect_model(path, **choices)
         if f"this is {ADAPTER}" not in report["problems"]:
             return report
+    except InputError:  # a folder of nothing but an adapter is none of a model
+        if not _is_adapter(path):
+            raise
     from ..lora.inspection import inspect_lora
 
     return inspect_lora(path, lora_alpha=lora_alpha, **own)
+
+
+def _is_adapter(path: AnyPath) -> bool:
+    """Whether it is an adapter, be it one with problems."""
+    from ..lora.reading import open_adapter
+
+    try:
+        with open_adapter(path, describe=True):
+            return True
+    except AdapterError:
+        return True  # it says why not
+    except (InputError, UsageError):
+        return False

@@ -9,11 +9,11 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from ..conversion.to_diffusers import named
 from ..errors import InputError, UsageError, plural, printable, require, shortened
+from ..lora.changes import is_number
 from ..lora.merge import open_adapters, place_on
 from ..lora.pairs import Pair, Pairs
 from ..mapping import fold
@@ -89,6 +89,8 @@ def load_lora(
             f"DoRA of {plural(len(computed), 'module')} is not of a kind that PEFT has: their whole differences at the "
             f"weight {weight:g} are used, which another weight only scales ({shortened(fold(computed), 3)})"
         )
+    if pairs.dora and any(config.use_dora for config in getattr(model, "peft_config", {}).values()):
+        notes.append("a second adapter of DoRA: in PEFT each scales what those before it add, and their sum is another")
     for note in notes:
         logger.warning("%s: %s", printable(path), note)
     _inject(model, adapter_name, weight, state, ranks, {"use_dora": pairs.dora, "lora_bias": pairs.biased})
@@ -101,8 +103,8 @@ def load_lora(
 def _check_call(model: Any, adapter_name: str, weight: float) -> None:
     from torch import nn
 
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not isfinite(weight):
-        raise UsageError(f"`weight` {printable(repr(weight), 40)} is no number")
+    if not is_number(weight):
+        raise UsageError(f"`weight` {printable(repr(weight)[:60], 40)} is no number, or too large")
     if not isinstance(adapter_name, str) or "." in (adapter_name or ".") or hasattr(nn.ModuleDict(), adapter_name):
         rule = "a name without a dot, and none that PyTorch's ModuleDict has for itself, is needed"
         raise UsageError(f"`adapter_name` {printable(repr(adapter_name), 60)}: {rule}")

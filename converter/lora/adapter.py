@@ -36,6 +36,7 @@ class Adapter:
         beside: keys of a text encoder or of embeddings, which are no part of the transformer.
         problems: what cannot be read, or is no part of the model, in words; `skipped`: of that, what was left out on
             demand.
+        rslora: alphas are divided by the root of the rank, as rsLoRA has it.
         obstacle: why none of it can be used; `needed`: what the user has to state first; '' for nothing.
         notes: what a user should know.
     """
@@ -54,6 +55,7 @@ class Adapter:
     beside: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    rslora: bool = False
     obstacle: str = ""
     needed: str = ""
     notes: list[str] = field(default_factory=list)
@@ -77,6 +79,11 @@ class Adapter:
             if key.endswith(".weight") or f"{key.removesuffix('.bias')}.weight" not in self.changes:
                 kinds.setdefault(change.word, []).append(key.rpartition(".")[0])
         return kinds
+
+    @property
+    def states_alpha(self) -> bool:
+        """Whether the scales of all products are those of the file, and nothing is assumed."""
+        return not {change.alpha for change in self.changes.values()} & {"assumed", "convention", "unknown"}
 
     @property
     def beside_words(self) -> list[str]:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .products import Array, Factor, Product, Replaced
+
+LARGEST = 1e9  # of an alpha, a strength or a scale
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value may be an alpha or a strength: finite, and small enough for what it makes to be a weight."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 @dataclass(frozen=True)
@@ -64,4 +72,6 @@ class Change:
         assert self.magnitude is not None
         axes = tuple(axis for axis in range(value.ndim) if axis != self.axis)
         norm = np.sqrt(np.sum(value * value, axis=axes, keepdims=True))
+        if not norm.all():
+            raise ZeroDivisionError("a row or column of norm 0, which DoRA cannot scale")
         return value * (np.asarray(self.magnitude.numpy(), value.dtype).reshape(norm.shape) / norm)

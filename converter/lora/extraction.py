@@ -78,8 +78,8 @@ class Extraction:
         rank = _span([module.rank for module in self.modules])
         unchanged = f" ({plural(len(self.unchanged), 'module')} the same in both)" if self.unchanged else ""
         return (
-            f"LoRA of rank {rank} for {plural(len(self.modules), 'module')}{unchanged}: {1 - self.error**2:.3g} of the "
-            f"energy of the difference, relative error {self.error:.2g}"
+            f"LoRA of rank {rank} for {plural(len(self.modules), 'module')}{unchanged}: "
+            f"{1 - self.error**2:.3%} of the energy of the difference, relative error {self.error:.2g}"
         )
 
     def error_rows(self, everything: bool = False) -> list[tuple[str, str]]:

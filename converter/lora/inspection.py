@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..errors import plural
 from ..mapping import fold
 from .adapter import Adapter
 from .reading import open_adapter
@@ -49,6 +51,7 @@ def report(adapter: Adapter) -> dict[str, Any]:
             "kinds": {kind: len(modules) for kind, modules in adapter.kinds.items()},
             "scales": scales(adapter),
             "modules": fold(dict.fromkeys(key.rpartition(".")[0] for key in adapter.changes)),
+            "rslora": adapter.rslora,
             "beside": adapter.beside_words,
             "left_out": adapter.skipped,
         },
@@ -65,15 +68,28 @@ def report(adapter: Adapter) -> dict[str, Any]:
 
 def scales(adapter: Adapter) -> list[dict[str, Any]]:
     """The scales of an adapter's products, each with its rank (None: it has none), where alpha is from, and how many
-    modules have it; alpha is the scale times the rank, as most tools say it."""
+    modules have it; alpha is the scale times the rank, of rsLoRA times its root."""
+    by: Callable[[int], float] = math.sqrt if adapter.rslora else float
     groups: dict[tuple[float, int | None, str], int] = {}
     for change in _products(adapter):
         group = (change.scale, change.product.rank, change.alpha)
         groups[group] = groups.get(group, 0) + 1
     return [
-        {"scale": scale, "rank": rank, "alpha": scale * rank if rank else None, "source": source, "modules": count}
+        {"scale": scale, "rank": rank, "alpha": scale * by(rank) if rank else None, "source": source, "modules": count}
         for (scale, rank, source), count in sorted(groups.items(), key=lambda each: -each[1])
     ]
+
+
+def in_words(adapter: Adapter) -> str:
+    """An adapter in a line: spelling, kinds, and the scale that most of it has, with where that is from."""
+    kinds = ", ".join(f"{kind} ({plural(len(modules), 'module')})" for kind, modules in adapter.kinds.items())
+    groups = scales(adapter)
+    most = ""
+    for group in groups[:1]:
+        alpha = f" (alpha {group['alpha']:.4g}, {group['source']})" if group["alpha"] else ""
+        most = f", scale {group['scale']:.4g}{alpha}"
+    others = f" and {plural(len(groups) - 1, 'other scale')}" if len(groups) > 1 else ""
+    return f"{adapter.spelling.name}, {kinds}{most}{others}"
 
 
 def _products(adapter: Adapter) -> Iterable[Any]:

@@ -131,7 +131,8 @@ def _whole(move: Move, parts: list[Change | None], base: Base) -> Change:
     scales = {part.scale for part in there}
     bake = len(scales) > 1
     rows, total, at = there[0].product.size[0], sum(pair.rank for pair in pairs if pair), 0
-    kind = np.result_type(*(np.asarray(pair.up.numpy()).dtype for pair in pairs if pair))
+    arrays = [held.numpy() for pair in pairs if pair for held in (pair.up, pair.down)]
+    kind = np.result_type(np.float32, *arrays)
     downs, ups = [], []
     for part, pair in zip(parts, pairs, strict=True):
         block = np.zeros((rows, total), kind)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .products import Array, Factor, Held, LowRank, Product, Shape, flat
+from .products import Array, Factor, Held, LowRank, Product, Shape, flat, times
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class Hadamard(Product):
         """Of each half, its two factors."""
         halves = ((self.w1_a, self.w1_b, self.t1), (self.w2_a, self.w2_b, self.t2))
         return [pair_of(a, b, core, dtype) for a, b, core in halves]
+
+    def scaled(self, scale: float) -> Hadamard:
+        return replace(self, w1_a=times(self.w1_a, scale))
 
     def low_rank(self) -> LowRank:
         # A product of elements of two sums is the sum over all pairs of their terms.
@@ -110,6 +113,10 @@ class Kronecker(Product):
     def matrix(self, dtype: Any) -> Array:
         (p, q), (r, s) = (self._half(half, dtype) for half in (1, 2))
         return np.kron(p @ q, r @ s)
+
+    def scaled(self, scale: float) -> Kronecker:
+        name = "w1" if self.w1 is not None else "w1_a"
+        return replace(self, **{name: times(getattr(self, name), scale)})
 
     def low_rank(self) -> LowRank:
         """kron(P Q, R S) = kron(P, R) kron(Q, S)."""

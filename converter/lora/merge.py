@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from math import isfinite
 from typing import Any
 
 from ..checkpoint import LazyTensor
@@ -22,7 +21,8 @@ from ..errors import UsageError, plural, printable
 from ..families import Family
 from ..mapping import Move
 from .adapter import Adapter
-from .inspection import scales
+from .changes import is_number
+from .inspection import in_words, scales
 from .names import DIFFUSERS, ORIGINAL
 from .placed import Placed, merged_tensors, place
 from .reading import open_adapter
@@ -80,11 +80,11 @@ def merge_lora(
             wanted = CASTS.get(options.dtype or "")
             names = {key: row.move.parts for row in placed for key in (row.move.origin, *row.move.parts)}
             tensors = merged_tensors(placed, lambda held: dtype_of(family, wanted, held, names[held.key]))
-            for adapter, _ in opened:
-                who = adapter.name
-                notes += [f"{who}: {note}" for note in adapter.notes]
-                notes += [f"{who}: left out: {words}" for words in adapter.skipped]
-            notes.append(f"merged: {', '.join(map(_in_words, opened))}: {plural(len(tensors), 'tensor')} changed")
+            for adapter, strength in opened:
+                notes.append(f"with {adapter.name} at {strength:g}: {in_words(adapter)}")
+                notes += [f"{adapter.name}: {note}" for note in adapter.notes]
+                notes += [f"{adapter.name}: left out: {words}" for words in adapter.skipped]
+            notes.append(f"{plural(len(tensors), 'tensor')} changed by {plural(len(opened), 'adapter')}")
             record = [about(*each, digest) for each, digest in zip(opened, digests, strict=True)]
             return Alteration(tensors, record, notes)
 
@@ -101,8 +101,9 @@ def strengths(adapters: Adapters) -> list[tuple[AnyPath, float]]:
     if not chosen:
         raise UsageError("`lora`: at least one adapter is needed")
     for path, strength in chosen:
-        if isinstance(strength, bool) or not isinstance(strength, int | float) or not isfinite(strength):
-            raise UsageError(f"`lora` {printable(path)}: the strength {printable(repr(strength), 40)} is no number")
+        if not is_number(strength):
+            rule = f"the strength {printable(repr(strength)[:60], 40)} is no number, or too large"
+            raise UsageError(f"`lora` {printable(path)}: {rule}")
     return chosen
 
 
@@ -120,8 +121,12 @@ def open_adapters(
     """
     opened = []
     for path, strength in chosen:
-        known: dict[str, Any] = {"lora_alpha": lora_alpha, "allow_partial": allow_partial}
-        opened.append((stack.enter_context(open_adapter(path, family=family, **known)), strength))
+        known: dict[str, Any] = {"family": family, "allow_partial": allow_partial}
+        alpha = lora_alpha
+        if lora_alpha is not None and len(chosen) > 1:  # it is for those that do not say theirs
+            with open_adapter(path, describe=True, **known) as adapter:
+                alpha = None if adapter.states_alpha else lora_alpha
+        opened.append((stack.enter_context(open_adapter(path, lora_alpha=alpha, **known)), strength))
     return opened
 
 
@@ -160,11 +165,6 @@ def tensors_in(
             parts = move.operation.forward(there[move.origin], len(move.parts), joined)
             tensors.update(zip(move.parts, parts, strict=True))
     return tensors
-
-
-def _in_words(pair: tuple[Adapter, float]) -> str:
-    adapter, strength = pair
-    return f"{adapter.name} at {strength:g}"
 
 
 def about(adapter: Adapter, strength: float, digest: str) -> dict[str, Any]:

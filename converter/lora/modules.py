@@ -8,9 +8,9 @@ from math import prod
 from ..checkpoint import LazyTensor
 from ..errors import UsageError
 from .adapter import Adapter
-from .changes import Change
+from .changes import Change, is_number
 from .lycoris import Hadamard, Kronecker
-from .peft_config import DEFAULT_ALPHA, PeftConfig
+from .peft_config import DEFAULT_ALPHA, KINDS, PeftConfig
 from .products import Full, LowRank, Product, Replaced
 from .spelling import Spelling
 
@@ -48,19 +48,29 @@ class Scale:
 
         Raises: `Problem` for an alpha that is no number, `UsageError` where the user's word contradicts it.
         """
-        rank = product.rank
-        if self.config is not None:
-            where = "config" if self.spelling.alpha == "config" or self.config.place.endswith(".json") else "header"
-            return self._agreed(module, self.config.scale(module, rank), rank, where)
-        if rank is None:  # LoKr with both factors whole: whatever alpha says
-            return 1.0, "convention"
-        if not rank:
-            raise Problem("rank 0 in", module)
+        rank, stated = product.rank, None
         if alpha is not None:
             if alpha.numel != 1:
                 raise Problem(f"an alpha of {alpha.numel} numbers in", module)
-            value = float(alpha.numpy().reshape(()))
-            return self._agreed(module, value / rank if value else 1.0, rank, "file")
+            stated = float(alpha.numpy().reshape(()))
+            if not is_number(stated):
+                raise Problem("an alpha that is NaN or infinite, or too large, in", module)
+        if rank == 0:
+            raise Problem("rank 0 in", module)
+        if self.config is not None:
+            if product.word != KINDS.get(self.config.kind, product.word):
+                raise Problem(f"{product.word}, where its config says {self.config.kind}, in", module)
+            scale = self.config.scale(module, rank)
+            if stated is not None and rank and abs(stated - scale * rank) > 1e-2 * abs(scale * rank):
+                raise Problem(f"an alpha of {stated:g}, where the config gives the scale {scale:g}, in", module)
+            if not self.config.states_alpha:
+                return scale, "assumed"
+            where = "config" if self.config.place.endswith(".json") else "header"
+            return self._agreed(module, self.config.alpha(module), scale, where)
+        if rank is None:  # LoKr with both factors whole: whatever alpha says
+            return 1.0, "convention"
+        if stated is not None:  # 0 means none
+            return self._agreed(module, stated or rank, (stated or rank) / rank, "file")
         if self.given is not None:
             return self.given / rank, "given"
         if self.spelling.name in ("peft", "bare") and not self.assumed:
@@ -73,10 +83,10 @@ class Scale:
             return self.assumed / rank, "assumed"
         return 1.0, "convention"
 
-    def _agreed(self, module: str, scale: float, rank: int | None, where: str) -> tuple[float, str]:
-        if self.given is not None and rank and abs(self.given / rank - scale) > 1e-6 * abs(scale):
+    def _agreed(self, module: str, alpha: float, scale: float, where: str) -> tuple[float, str]:
+        if self.given is not None and abs(self.given - alpha) > 1e-6 * abs(alpha):
             raise UsageError(
-                f"`lora_alpha` {self.given:g} contradicts {self.path}, whose {where} gives {module} the scale {scale:g}"
+                f"`lora_alpha` {self.given:g} contradicts {self.path}, whose {where} gives {module} the alpha {alpha:g}"
             )
         return scale, where
 
@@ -86,13 +96,13 @@ class Scale:
         notes = []
         if "assumed" in sources:
             notes.append(
-                f"alpha is not in the file: {self.assumed} assumed, which the training scripts leave it at "
-                "(--lora_alpha states another)"
+                f"alpha is not in the file: {self.assumed or DEFAULT_ALPHA} assumed, PEFT's default, at which the "
+                "training scripts leave it (`lora_alpha` states another)"
             )
         if "convention" in sources and self.spelling.name == "diffusers" and adapter.tool != "OneTrainer":
             notes.append(
                 "alpha is not in the file: scale 1, as diffusers reads it; a file that a PEFT training wrote without "
-                "metadata is of another strength then (--lora_alpha states it)"
+                "metadata is of another strength then (`lora_alpha` states it)"
             )
         if self.config and any(map(self.config.ambiguous, (key.rpartition(".")[0] for key in adapter.changes))):
             notes.append(
@@ -110,6 +120,9 @@ def changes_of(module: str, roles: Mapping[str, LazyTensor], scale: Scale) -> di
 
     Raises: `Problem` where something is missing or does not fit together.
     """
+    for held in roles.values():
+        if not held.dtype.floating and held is not roles.get("alpha"):
+            raise Problem(f"numbers of {held.dtype} in", module)
     changes: dict[str, Change] = {}
     factor, alpha = 1.0, ""
     if product := _product(module, roles):

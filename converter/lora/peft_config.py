@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import isfinite, sqrt
+from math import sqrt
 from typing import Any
 
-from ..errors import InputError, printable
+from ..errors import InputError, printable, shortened
+from ..mapping import fold
+from .changes import Change, is_number
+from .products import Full, Replaced
 
 KINDS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr"}
 DEFAULT_ALPHA = 8  # of PEFT's LoraConfig, LoHaConfig and LoKrConfig
@@ -66,8 +69,11 @@ class PeftConfig:
                 raise self._error(name, "not a map from patterns to numbers")
             for pattern in patterns:
                 self._check_pattern(name, pattern)
-        self._number("r", content.get("r", DEFAULT_ALPHA))
+        self._rank(content.get("r", DEFAULT_ALPHA))
         self._number(self._alpha_name, content.get(self._alpha_name, DEFAULT_ALPHA))
+        for name in ("use_rslora", "use_dora", "lora_bias"):
+            if not isinstance(content.get(name, False), bool | None):
+                raise self._error(name, f"{printable(repr(content[name]), 40)}: true or false is needed")
 
     def _error(self, name: str, rule: str) -> InputError:
         return InputError.at(self.place, name, rule)
@@ -82,25 +88,40 @@ class PeftConfig:
             raise self._error(name, f"{printable(pattern, 60)}: no regular expression: {error}") from None
 
     def _number(self, name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
-            raise self._error(name, f"{printable(repr(value), 40)}: a number is needed")
+        if not is_number(value):
+            raise self._error(name, f"{printable(repr(value)[:60], 40)}: a number is needed")
+        return float(value)
+
+    def _rank(self, value: Any) -> int:
+        if type(value) is not int or not 0 < value < 1 << 20:
+            raise self._error("r", f"{printable(repr(value)[:60], 40)}: a rank is needed")
         return value
 
     @property
     def _alpha_name(self) -> str:
         return "lora_alpha" if self.kind == "LORA" else "alpha"
 
-    def _of(self, name: str, module: str, default: Any) -> float:
+    def _of(self, name: str, module: str, default: Any) -> Any:
         """The value of the first pattern that matches a module, in the order of the file, as PEFT looks."""
-        return next(self._matching(name, module), self._number(name, default))
+        return next(self._matching(name, module), default)
 
-    def _matching(self, name: str, module: str) -> Iterator[float]:
+    def _matching(self, name: str, module: str) -> Iterator[Any]:
         for pattern, value in (self.content.get(name) or {}).items():
             if re.match(rf"(.*\.)?({pattern})$", module):
-                yield self._number(name, value)
+                yield value
+
+    @property
+    def states_alpha(self) -> bool:
+        """Whether it says alpha at all; else PEFT's default counts."""
+        return self._alpha_name in self.content
 
     def rank(self, module: str) -> int:
-        return int(self._of("rank_pattern", module, self.content.get("r", DEFAULT_ALPHA)))
+        return self._rank(self._of("rank_pattern", module, self.content.get("r", DEFAULT_ALPHA)))
+
+    def alpha(self, module: str) -> float:
+        return self._number(
+            "alpha_pattern", self._of("alpha_pattern", module, self.content.get(self._alpha_name, DEFAULT_ALPHA))
+        )
 
     def scale(self, module: str, rank: int | None) -> float:
         """The scale of a module's product. Raises: `InputError` where its rank is not what the config says.
@@ -109,15 +130,28 @@ class PeftConfig:
             rank: that of the tensors; None where they have none (LoKr with both factors whole).
         """
         said = self.rank(module)
-        if rank is not None and rank != said and self.kind != "LOKR":
+        if rank is not None and rank != said:
             raise self._error("r", f"{said} for {printable(module)}, whose tensors have rank {rank}")
-        alpha, divisor = (
-            self._of("alpha_pattern", module, self.content.get(self._alpha_name, DEFAULT_ALPHA)),
-            rank or said,
-        )
-        if not divisor:
-            raise self._error("r", f"0 for {printable(module)}")
-        return alpha / (sqrt(divisor) if self.content.get("use_rslora") else divisor)
+        return self.alpha(module) / (sqrt(said) if self.content.get("use_rslora") else said)
+
+    def lacking(self, changes: Mapping[str, Change]) -> list[str]:
+        """What it says was trained, and no tensor is there for, in words."""
+        products = {key.rpartition(".")[0]: c for key, c in changes.items() if key.endswith(".weight")}
+        layers = [module for module, c in products.items() if not isinstance(c.product, Full)]
+        biased = {key.rpartition(".")[0] for key in changes if key.endswith(".bias")}
+        whole = [module for module, c in products.items() if isinstance(c.product, Replaced)]
+        words = []
+        if self.content.get("use_dora") and (bare := [m for m in layers if products[m].magnitude is None]):
+            words.append(f"no magnitudes, though the config says DoRA, of {shortened(fold(bare), 4)}")
+        if self.content.get("lora_bias") and (bare := [module for module in layers if module not in biased]):
+            words.append(f"no bias of lora_B, though the config says lora_bias, of {shortened(fold(bare), 4)}")
+        if self.content.get("bias", "none") in ("all", "lora_only") and not biased:
+            words.append("no biases, though the config says that they were trained")
+        saved = self.content.get("modules_to_save") or ()
+        for name in saved if isinstance(saved, list) else ():
+            if not any(f".{module}.".find(f".{name}.") >= 0 for module in whole):
+                words.append(f"no module {printable(name, 60)}, though the config says that it was trained whole")
+        return words
 
     def ambiguous(self, module: str) -> bool:
         """Whether two patterns with other alphas match: PEFT saves them sorted, so the one that was trained with may be

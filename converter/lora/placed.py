@@ -205,7 +205,11 @@ class MergedStorage(ComputedStorage):
             changes = [(s, layout, [c[n] for n in self.numbers]) for s, layout, c in placed.changes]
             placed = Placed(placed.move, [placed.held[n] for n in self.numbers], placed.layout, changes)
         arrays = [held.numpy().astype(self.wide.name, copy=False) for held in placed.held]
-        for array in placed.computed(arrays):
+        try:
+            sums = placed.computed(arrays)
+        except ZeroDivisionError as error:
+            raise self.file.error(placed.held[0].key, f"has {error}") from None
+        for array in sums:
             yield in_bytes(array, self.dtype)
 
 
@@ -214,7 +218,8 @@ def merged_tensors(
 ) -> dict[str, LazyTensor]:
     """The tensors of a model with the adapters in them, computed when they are read, by their keys.
 
-    Float32 and wider are computed as they are, halves in float64, and rounded once.
+    Float32 and wider are computed as they are, halves in float64. The sum is rounded once, as torch rounds (from
+    float64 to a half by way of float32).
 
     Args:
         dtype_of: what a tensor will be written in, where it is not its own dtype: it is then left as it was computed,
@@ -226,8 +231,7 @@ def merged_tensors(
             first = row.held[numbers[0]]
             wide = F32 if first.dtype == F32 else F64
             cast = dtype_of(first) != first.dtype
-            # A writer that rounds takes float32 at most: from float64 it would round twice.
-            dtype = (wide if wide == F32 else F64) if cast else first.dtype
+            dtype = wide if cast else first.dtype
             storage, start = MergedStorage(row, numbers, dtype, wide), 0
             for number in numbers:
                 held = row.held[number]

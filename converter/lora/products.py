@@ -40,6 +40,12 @@ class Held:
         return self.array
 
 
+def times(factor: Factor, scale: float) -> Held:
+    """A factor times a number, in float32 at least."""
+    array = factor.numpy()
+    return Held(array.astype(np.result_type(array, np.float32)) * scale)
+
+
 def flat(factor: Factor, dtype: Any) -> Array:
     """A factor as (rows, all the rest), of a vector as it is."""
     array = np.asarray(factor.numpy(), dtype)
@@ -80,6 +86,10 @@ class Product:
         """The same numbers as a product of two matrices."""
         raise NotImplementedError
 
+    def scaled(self, scale: float) -> Product:
+        """The same times a number, which goes into one of its factors."""
+        raise NotImplementedError
+
     def cut(self, rows: Callable[[Array], Sequence[Array]], count: int) -> list[Product] | None:
         """Parts of it: `rows` gives those of an array with a row for each of the tensor's, of `count` groups of rows.
         None where it cannot be cut."""
@@ -111,6 +121,9 @@ class LowRank(Product):
         pair = self.low_rank()
         return flat(pair.up, dtype) @ flat(pair.down, dtype)
 
+    def scaled(self, scale: float) -> LowRank:
+        return replace(self, up=times(self.up, scale))
+
     def low_rank(self) -> LowRank:
         if self.mid is None:
             return self
@@ -131,6 +144,9 @@ class Full(Product):
     @property
     def size(self) -> tuple[int, int]:
         return self.diff.shape[0], prod(self.diff.shape[1:])
+
+    def scaled(self, scale: float) -> Full:
+        return replace(self, diff=times(self.diff, scale))
 
     def matrix(self, dtype: Any) -> Array:
         return flat(self.diff, dtype)

@@ -13,16 +13,17 @@ from typing import Any
 
 from ..checkpoint import LazyTensor
 from ..checkpoint.file import reading
-from ..errors import InputError, UsageError, printable, shortened
+from ..errors import AdapterError, InputError, UsageError, printable, shortened
 from ..families import Family, families, find, named
 from ..mapping import fold
 from ..mapping.dims import Pattern, bind, mismatch
 from ..remote import fetched
 from .adapter import Adapter
+from .changes import is_number
 from .files import AdapterFile, open_file
 from .modules import Problem, Scale, changes_of
 from .names import Names
-from .spelling import BESIDE, SPELLINGS, Spelling, parted
+from .spelling import BESIDE, SPELLINGS, Spelling, adapter_name, parted
 
 SHOWN = 6  # problems in one line
 Roles = dict[str, LazyTensor]  # what a tensor is of its module, such as 'down' -> the tensor
@@ -57,6 +58,8 @@ def open_adapter(
         ('kohya', 'pixart', ['blocks.0.attn.proj', 'blocks.0.attn.qkv'])
     """
     with ExitStack() as stack:
+        if lora_alpha is not None and not (is_number(lora_alpha) and lora_alpha > 0):
+            raise UsageError(f"`lora_alpha` {printable(repr(lora_alpha)[:60], 40)}: a number above 0 is needed")
         place = stack.enter_context(fetched(path, hub=True, quiet=quiet))
         with reading(place):
             file = open_file(stack, place)
@@ -83,6 +86,9 @@ def _refuse(adapter: Adapter, allow_partial: bool) -> None:
 
 def _read(file: AdapterFile, insisted: Family | None, lora_alpha: float | None) -> Adapter:
     beside = [key for key in file.tensors if BESIDE.match(key)]
+    if len(adapters := sorted({name for key in file.tensors if (name := adapter_name(key))})) > 1:
+        rule = f"several adapters in one state dict: {shortened([printable(name, 40) for name in adapters], 4)}"
+        raise InputError.at(file.path, "", rule)
     parts = {key: parted(key) for key in file.tensors.keys() - set(beside)}
     heads = [part[0] for key in file.tensors if (part := parts.get(key))]
     spelling, names, others = _recognised(file, dict.fromkeys(heads), beside, insisted)
@@ -101,12 +107,16 @@ def _read(file: AdapterFile, insisted: Family | None, lora_alpha: float | None) 
         except Problem as problem:
             problems.append(problem)
     _check_shapes(adapter, problems)
-    adapter.problems, adapter.needed = _in_words(problems), scale.needed
+    lacking = config.lacking(adapter.changes) if config and not config.obstacle else []
+    adapter.problems, adapter.needed = [*_in_words(problems), *lacking], scale.needed
     adapter.obstacle = f"{Path(config.place).name}: {config.obstacle}" if config and config.obstacle else ""
     adapter.notes += [*file.notes, *scale.notes(adapter)]
+    if beside:
+        adapter.notes.append(f"left out, of other models: {', '.join(adapter.beside_words)}")
+    adapter.rslora = bool(config and config.content.get("use_rslora"))
     if others:
         adapter.notes.append(
-            f"its names are those of a {' or '.join(others)} too: taken for a {names.family.title}'s (--family says)"
+            f"its names are those of a {' or '.join(others)} too: taken for a {names.family.title}'s (`family` says)"
         )
     return adapter
 
@@ -135,7 +145,8 @@ def _recognised(
             rule = f"an adapter of a {more.family.title}, and the model is a {insisted.title}"
             raise InputError.at(file.path, "", rule)
     if not found or 2 * max(found, key=itemgetter(0))[0] < len(heads) or _only_weights(file):
-        raise InputError.at(file.path, "", _foreign(file, heads, beside))
+        kind = InputError if _only_weights(file) else AdapterError
+        raise kind.at(file.path, "", _foreign(file, heads, beside))
     known, spelling, names = max(found, key=itemgetter(0))
     alike = [n.family.title for count, s, n in found if s is spelling and count == known and n is not names]
     return spelling, names, alike if known == len(heads) else []

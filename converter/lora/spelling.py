@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from ..families import Family
 from .names import DIFFUSERS, ORIGINAL, PARTS, Names
@@ -42,12 +43,13 @@ class Spelling:
         return Names(family, self.kind, self.flat)
 
 
+_NONE = frozenset[str]()
 _PEFT, _LYCORIS = frozenset({"LoRA", "DoRA", "bias"}), frozenset({"LoRA", "LoHa", "LoKr", "DoRA", "input"})
 _ALL = _LYCORIS | {"difference"}
 # In the order in which they are tried: of two that know as many keys, the first.
-SPELLINGS = tuple(Spelling(*row) for row in (
+_ROWS: tuple[Any, ...] = (
     ("peft", "PEFT", "base_model.model.", DIFFUSERS, False, PEFT_STYLE, "config", _PEFT | {"whole"}),
-    ("scripts", "PixArt's training scripts", "unet.base_model.model.", DIFFUSERS, False, PEFT_STYLE, "nowhere", (), 8),
+    ("scripts", "PixArt's scripts", "unet.base_model.model.", DIFFUSERS, False, PEFT_STYLE, "nowhere", _NONE, 8),
     ("diffusers", "diffusers", "transformer.", DIFFUSERS, False, PEFT_STYLE, "header", _PEFT),
     ("onetrainer", "OneTrainer until 2026-07", "lora_transformer_", DIFFUSERS, True, KOHYA_STYLE, "tensor", _LYCORIS),
     ("kohya", "kohya, as OneTrainer from 2026-07", "lora_unet_", ORIGINAL, True, KOHYA_STYLE, "tensor", _ALL),
@@ -57,7 +59,8 @@ SPELLINGS = tuple(Spelling(*row) for row in (
     ("lycoris", "LyCORIS", "lycoris_", DIFFUSERS, True, KOHYA_STYLE, "tensor", _ALL),
     ("kohya-diffusers", "kohya's prefix, diffusers' names", "lora_unet_", DIFFUSERS, True, KOHYA_STYLE, "tensor", _ALL),
     ("bare", "PEFT's state dict without a prefix", "", DIFFUSERS, False, PEFT_STYLE, "nowhere"),
-))  # fmt: skip
+)  # fmt: skip
+SPELLINGS = tuple(Spelling(*row) for row in _ROWS)
 WRITTEN = tuple(spelling.name for spelling in SPELLINGS if spelling.kinds)
 BY_NAME = {spelling.name: spelling for spelling in SPELLINGS}
 
@@ -81,6 +84,19 @@ _ENDINGS = [
 ]
 
 
+_NAMED = re.compile(r"\.(?:lora_[AB]|lora_magnitude_vector|hada_w[12]_[ab]|hada_t[12]|lokr_\w+)\.(\w+)", re.ASCII)
+
+
+def adapter_name(key: str) -> str:
+    """PEFT's name of the adapter in a key of a model's state dict, '' where it has none.
+
+    >>> adapter_name("transformer_blocks.0.attn1.to_q.lora_A.default.weight"), adapter_name("proj_out.lora_A.weight")
+    ('default', '')
+    """
+    found = _NAMED.search(key)
+    return found[1] if found and found[1] not in ("weight", "bias") else ""
+
+
 def parted(key: str) -> tuple[str, str] | None:
     """(the part with the module's name, what it is of the module), None where the key has no such end.
 
@@ -95,20 +111,14 @@ def parted(key: str) -> tuple[str, str] | None:
     return None
 
 
-def ending(spelling: Spelling, kind: str, *, dotted_weight: bool = False) -> str:
-    """What follows a module's name where this is written.
-
-    Args:
-        dotted_weight: of a magnitude, as OneTrainer has it in diffusers' spelling.
-    """
-    if kind in ("down", "up"):
-        names = {"down": ("lora_A", "lora_down"), "up": ("lora_B", "lora_up")}[kind]
+def ending(spelling: Spelling, role: str) -> str:
+    """What follows a module's name where a tensor of this role is written."""
+    if role in ("down", "up"):
+        names = {"down": ("lora_A", "lora_down"), "up": ("lora_B", "lora_up")}[role]
         return f".{names[spelling.style == KOHYA_STYLE]}.weight"
-    if kind == "magnitude":
-        by_tensor = spelling.alpha == "tensor"
-        return ".dora_scale" if by_tensor else ".lora_magnitude_vector" + ".weight" * dotted_weight
-    own = {"mid": ".lora_mid.weight", "up_bias": ".lora_B.bias"}
-    return own.get(kind, f".{kind}")
+    if role == "magnitude":
+        return ".dora_scale" if spelling.alpha == "tensor" else ".lora_magnitude_vector"
+    return {"mid": ".lora_mid.weight", "up_bias": ".lora_B.bias"}.get(role, f".{role}")
 
 
 # Keys that belong to a text encoder, or are embeddings: no part of the transformer.

@@ -87,6 +87,10 @@ def spelled(adapter: Adapter, spelling: Spelling, base: Base = None) -> Spelled:
         words = "; ".join(f"{what} {shortened(fold(keys), 3)}" for what, keys in problems.items())
         rule = f"the spelling {spelling.name} has {words}, so this cannot be said exactly in it (merge it instead)"
         raise InputError.at(adapter.path, "", rule)
+    if base is not None and any(c.magnitude for c in adapter.changes.values()) and names.layout != adapter.layout:
+        result.notes.append(
+            "DoRA in the other layout is exact at the strength 1: at others its norms would be other ones"
+        )
     result.notes = list(dict.fromkeys(result.notes))
     if spelling.alpha != "tensor":
         config = _peft_config(changes, scales)
@@ -125,21 +129,14 @@ def _in_words_of(spelling: Spelling, change: Change) -> Change:
     if isinstance(product, Full):
         if change.scale == 1 or "bias" in spelling.kinds:
             return change
-        return replace(change, product=Full(Held(_scaled(product.diff, change.scale))), scale=1.0)
-    if isinstance(product, Kronecker) and product.rank is None and change.scale != 1 and spelling.alpha == "tensor":
-        # Of two whole factors such files have no scale: it goes into one of them.
-        assert product.w2 is not None
-        change = replace(change, product=replace(product, w2=Held(_scaled(product.w2, change.scale))), scale=1.0)
-        product = change.product
+        return replace(change, product=product.scaled(change.scale), scale=1.0)
+    if spelling.alpha == "tensor" and (change.scale == 0 or (product.rank is None and change.scale != 1)):
+        # There an alpha of 0 means none, and two whole factors have none: it goes into a factor.
+        change = replace(change, product=(product := product.scaled(change.scale)), scale=1.0)
     tucker = isinstance(product, LowRank) and product.mid is not None
     if product.word in spelling.kinds and not (tucker and "LoKr" not in spelling.kinds):
         return change
     return replace(change, product=product.low_rank())
-
-
-def _scaled(factor: Factor, scale: float) -> Any:
-    array = np.asarray(factor.numpy())
-    return array if scale == 1 else array * array.dtype.type(scale)
 
 
 def _factors(spelling: Spelling, change: Change, end: str, *, whole: bool) -> Iterator[tuple[str, Factor]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import DType, LazyTensor
 from ..checkpoint.dtypes import BY_NAME
@@ -16,7 +16,9 @@ from ..families import Family, Findings
 from ..families.from_file import imported
 from ..mapping import Move, Plan
 from ..nets.spec import ParitySpec
-from .merged import Merged
+
+if TYPE_CHECKING:
+    from .merged import Merged
 
 Tensors = Mapping[str, Any]  # key -> something with `dtype`, `shape` and `read()` (a lazy tensor)
 

@@ -43,6 +43,15 @@ RECORDED = {
 }
 
 
+# One of each kind.
+KINDS = [
+    name for name in sorted(RECORDED) if name.startswith((
+        "d-ot-kohya", "d-patterns", "d-dora", "d-ot-dora-in", "d-ot-dora-out-k", "d-peft-loha", "d-ot-lokr", "d-save",
+        "d-layers", "d-lycoris-full",
+    ))
+]  # fmt: skip
+
+
 def weights_of(base: str) -> dict[str, Any]:
     return {"hyper_parameters": GIVEN} | ({"weights": "raw"} if base == "alpha-ms" else {})
 
@@ -102,18 +111,19 @@ def test_what_the_tools_computed(file: str) -> None:
     assert max((run(model, case) - case["output"]).abs().max() for case in found) > 0.01
     converter.load_lora(model, ADAPTERS / file)
     assert max((run(model, c) - output).abs().max() for c, output in zip(found, wanted, strict=True)) < TOLERANCE
+    if file not in KINDS:
+        model.unload_lora()
+        assert everything(model) == before
+        return
     model.fuse_lora()
     assert max((run(model, c) - output).abs().max() for c, output in zip(found, wanted, strict=True)) < TOLERANCE
     model.unfuse_lora()
     model.unload_lora()
     again = model_of(metadata(golden)["base"])
     assert (run(model, found[0]) - run(again, found[0])).abs().max() < TOLERANCE  # fusing rounds
-    converter.load_lora(again, ADAPTERS / file)
-    again.unload_lora()
-    assert everything(again) == before
 
 
-@pytest.mark.parametrize("file", sorted(RECORDED))
+@pytest.mark.parametrize("file", KINDS)
 def test_a_weight_is_a_strength_of_merging(file: str, tmp_path: Path) -> None:
     golden = RECORDED[file]
     base, found = metadata(golden)["base"], cases(golden)

@@ -72,16 +72,33 @@ def test_calls_that_do_not_go_with_an_adapter(
 
 def test_a_model_is_no_adapter(cli: Any, tmp_path: Path) -> None:
     done = cli("convert-pixart", SIGMA, tmp_path / "out.safetensors", "--to", "kohya")
-    assert done.returncode == 3
-    assert "no LoRA or other adapter" in done.stderr
+    assert done.returncode == 2
+    assert "--to kohya is for adapters (LoRA), and " in done.stderr
     stated = cli("convert-pixart", SIGMA, tmp_path / "out", "--lora_alpha", 4)
-    assert stated.returncode == 3
+    assert stated.returncode == 2
+    assert "--lora_alpha is for adapters (LoRA), and " in stated.stderr
+
+
+def test_a_file_for_diffusers_and_another_spelling_over_a_folder(cli: Any, tmp_path: Path) -> None:
+    bare = LORA / "d-diffusers-bare"
+    assert cli("convert-pixart", bare, tmp_path / "one.safetensors").returncode == 0
+    assert (
+        cli("convert-pixart", bare / "pytorch_lora_weights.safetensors", tmp_path / "two.safetensors").returncode == 0
+    )
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    assert cli("convert-pixart", KOHYA, tmp_path / "folder", "--to", "peft").returncode == 0
+    assert cli("convert-pixart", KOHYA, tmp_path / "folder", "--overwrite").returncode == 0
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["pytorch_lora_weights.safetensors"]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(KOHYA, alone / "my.safetensors")
+    assert "spelling: kohya" in cli("pixart", "inspect", alone).stdout
 
 
 def test_inspected(cli: Any) -> None:
     done = cli("pixart", "inspect", LORA / "d-ot-legacy.safetensors")
     assert "written by OneTrainer" in done.stdout
-    assert "left out, of other models: lora_te_* (21 keys)" in done.stdout
+    assert "note: left out, of other models: lora_te_* (21 keys)" in done.stdout
     assert done.stdout.endswith("usable: yes\n")
     for name, words in (("pissa", "pissa changed the weights"), ("half-pair.safetensors", "half a pair: lora_A")):
         bad = cli("pixart", "inspect", LORA / "refuse" / name)

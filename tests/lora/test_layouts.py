@@ -25,26 +25,28 @@ def target(folder: Path, to: str) -> Path:
 # Of each kind one in all spellings; all others where rows are cut, where they are joined, and where all has a place.
 WHOLLY = ("d-patterns/", "d-ot-comfy", "d-ot-dora-in", "d-lycoris-loha", "d-save/", "d-ot-lokr")
 ONCE = [one for one in recordings() if "d-train-hf-bin" not in named(one) and "transformer_lora" not in named(one)]
+# What has no exact words there: per adapter, of all spellings that are tried.
+REFUSED = {
+    "d-lycoris-full": {"peft"},
+    "d-ot-dora-in": {"peft", "diffusers", "kohya", "comfyui", "original", "omi"},
+    "d-save": {"diffusers", "onetrainer", "omi"},
+}
 
 
 @pytest.mark.parametrize("recording", ONCE, ids=named)
 def test_every_golden_adapter_in_every_spelling_that_can_hold_it(recording: Recording, tmp_path: Path) -> None:
     """With the base at hand; what cannot be said exactly is refused, and nothing is written."""
-    spellings = WRITTEN if named(recording).startswith(WHOLLY) else ("peft", "kohya", "lycoris")
-    wanted = added(recording.base, recording.file, recording.weights)
-    written, refused = [], dict[str, str]()
-    for to in spellings:
+    wanted, refused = added(recording.base, recording.file, recording.weights), set[str]()
+    for to in WRITTEN if named(recording).startswith(WHOLLY) else ("peft", "kohya", "lycoris"):
         path = target(tmp_path, to)
         try:
             convert_lora(recording.file, path, to, base=recording.base, hyper_parameters=HEADS)
-        except InputError as error:
-            refused[to] = str(error)
+        except InputError:
+            refused.add(to)
             assert not path.exists()
-            continue
-        written.append(to)
-        assert apart(wanted, added(recording.base, path, recording.weights)) < EXACT
-    assert all("merge it instead" in words for words in refused.values())
-    assert "lycoris" in written  # it holds everything
+        else:
+            assert apart(wanted, added(recording.base, path, recording.weights)) < EXACT
+    assert refused == next((these for name, these in REFUSED.items() if named(recording).startswith(name)), set())
 
 
 SPLIT = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_k", "attn2.to_v", "attn2.to_q")

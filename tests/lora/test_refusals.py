@@ -170,7 +170,7 @@ def test_alpha_is_asked_for_and_never_contradicted(tmp_path: Path) -> None:
         convert_lora(alone, tmp_path / "out")
     assert inspect(alone)["needs"].startswith("`lora_alpha` is needed")
     convert_lora(alone, tmp_path / "out", lora_alpha=8)
-    with pytest.raises(UsageError, match=r"`lora_alpha` 4 contradicts .* whose config gives .* the scale 0\.5"):
+    with pytest.raises(UsageError, match=r"`lora_alpha` 4 contradicts .* whose config gives .* the alpha 8"):
         convert_lora(LORA / "d-train-r16", tmp_path / "other", lora_alpha=4)
     scripts = tmp_path / "pytorch_lora_weights.safetensors"
     shutil.copy(LORA / "d-train-hf" / "transformer_lora" / scripts.name, scripts)
