@@ -96,18 +96,29 @@ def convert_any(
     )
 
 
-def inspect(path: AnyPath, *, lora_alpha: float | None = None, **choices: Any) -> dict[str, Any]:
+def inspect(
+    path: AnyPath,
+    *,
+    weights: str | None = None,
+    state_dict_key: str | None = None,
+    family: str | None = None,
+    hyper_parameters: Mapping[str, Any] | None = None,
+    deep: bool = False,
+    lora_alpha: float | None = None,
+) -> dict[str, Any]:
     """What a checkpoint is, as a JSON-ready dict. Reads its index and a few elements of the positional table, which is
     read whole where these do not explain it; no other tensor, unless told to. Of an adapter (LoRA), what
     `inspect_lora` says, under `adapter`.
 
     Args:
         path: any accepted file or folder.
+        weights: 'raw' or 'ema' where the file holds both (default: raw).
+        state_dict_key: where in the file the weights lie, where it holds several state dicts.
+        family: require a model family, by its name or its file (NAME.py), instead of recognising it.
+        hyper_parameters: what the user states, by name.
+        deep: read every byte too: checksums, NaN and infinity, zeros that no training leaves, and changes since
+            a converted model's record; the results are under `deep`.
         lora_alpha: of an adapter that does not say it.
-        choices: `weights`, 'raw' or 'ema' where the file holds both (default: raw); `state_dict_key`, where in it the
-            weights lie; `family`, required instead of recognised; `hyper_parameters`, what the user states, by name;
-            `deep`, to read every byte: checksums, NaN and infinity, zeros that no training leaves, and changes since a
-            converted model's record, with the results under `deep`.
 
     Raises: `InputError` for a malformed or unsafe file; a file that is sound but cannot be used is described,
     with the reasons under `problems`; what a conversion would ask for first is under `needs`, '' if nothing, and
@@ -119,9 +130,15 @@ def inspect(path: AnyPath, *, lora_alpha: float | None = None, **choices: Any) -
         >>> inspect("fixtures/lora/d-rslora")["adapter"]["kinds"]
         {'LoRA': 19}
     """
-    own: dict[str, Any] = {name: choices[name] for name in ("family", "deep") if choices.get(name)}
     try:
-        report = inspect_model(path, **choices)
+        report = inspect_model(
+            path,
+            weights=weights,
+            state_dict_key=state_dict_key,
+            family=family,
+            hyper_parameters=hyper_parameters,
+            deep=deep,
+        )
         if f"this is {ADAPTER}" not in report["problems"]:
             return report
     except InputError:  # a folder of nothing but an adapter is none of a model
@@ -129,7 +146,7 @@ def inspect(path: AnyPath, *, lora_alpha: float | None = None, **choices: Any) -
             raise
     from ..lora.inspection import inspect_lora
 
-    return inspect_lora(path, lora_alpha=lora_alpha, **own)
+    return inspect_lora(path, family=family, lora_alpha=lora_alpha, deep=deep)
 
 
 def _is_adapter(path: AnyPath) -> bool:

@@ -16,12 +16,14 @@ from ..checkpoint.dtypes import F32
 from ..checkpoint.weight_names import ADAPTERS
 from ..conversion.buffers import computed_on_demand
 from ..errors import InputError, shortened
+from ..families import Family
 from ..mapping import fold
 from .adapter import Adapter
 from .changes import Change
 from .files import HEADER
 from .layouts import Base, in_layout
 from .lycoris import Hadamard, Kronecker
+from .names import ORIGINAL
 from .peft_config import DEFAULT_ALPHA
 from .products import Factor, Full, Held, LowRank, Replaced
 from .spelling import Spelling, ending
@@ -74,13 +76,19 @@ def spelled(adapter: Adapter, spelling: Spelling, base: Base = None) -> Spelled:
             )
             problems.setdefault(f"{what}:", []).append(key)
             continue
-        held = _in_words_of(spelling, change)
+        held, axes = _in_words_of(spelling, change), _axes(adapter.family, names.layout, key)
+        if isinstance(held.product, LowRank) and end == "weight":
+            if axes > 2 and not held.product.kernel and spelling.alpha != "tensor":
+                what = "no form for a convolution whose kernel its factors do not show"
+                problems.setdefault(f"{what}:", []).append(key)
+                continue
+            held = replace(held, product=_fitted(held.product, axes))
         if held.product.word != change.product.word:
             result.notes.append(f"{change.product.word} is written as the LoRA of rank {held.product.rank} that it is")
         if held.product.rank is not None:
             scales[module] = (held.scale, held.product.rank)
         whole = isinstance(getattr(changes.get(f"{module}.weight"), "product", None), Replaced)
-        for suffix, factor in _factors(spelling, held, end, whole=whole):
+        for suffix, factor in _factors(spelling, held, end, axes, whole=whole):
             name = spelling.prefix + names.spelled(module) + suffix
             result.tensors[name] = _tensor(name, factor, own)
     if problems:
@@ -139,11 +147,36 @@ def _in_words_of(spelling: Spelling, change: Change) -> Change:
     return replace(change, product=product.low_rank())
 
 
-def _factors(spelling: Spelling, change: Change, end: str, *, whole: bool) -> Iterator[tuple[str, Factor]]:
+def _axes(family: Family, layout: str, key: str) -> int:
+    """How many axes a tensor of the model has, by its table."""
+    table = family.keys if layout == ORIGINAL else family.keys.targets
+    found = table.find(key)
+    assert found is not None
+    return len(table.rows[found[0]].shape_pattern(found[2]))
+
+
+def _fitted(product: LowRank, axes: int) -> LowRank:
+    """The factors in the shapes that PEFT and kohya have: of a linear layer (r, in) and (out, r), of a convolution
+    (r, in, kh, kw) and (out, r, 1, 1). Some tools write those of a linear layer as of a pointwise convolution."""
+    kernel = product.kernel if axes > 2 else ()
+    down = product.down if product.mid or len(product.down.shape) == 2 + len(kernel) else shaped(product.down, 2)
+    up = product.up
+    if len(up.shape) != 2 + len(kernel):
+        up = Held(up.numpy().reshape(*up.shape[:2], *(1,) * len(kernel)))
+    return replace(product, down=down, up=up)
+
+
+def shaped(factor: Factor, axes: int) -> Factor:
+    """A factor with fewer axes, those at the end taken together."""
+    array = factor.numpy()
+    return Held(array.reshape(*array.shape[: axes - 1], -1))
+
+
+def _factors(spelling: Spelling, change: Change, end: str, axes: int, *, whole: bool) -> Iterator[tuple[str, Factor]]:
     """(what follows the module's name, the tensor).
 
     Args:
-        whole: the module was trained whole.
+        axes: of the tensor. whole: the module was trained whole.
     """
     product, by_peft = change.product, spelling.alpha != "tensor"
     if isinstance(product, Replaced):  # of a layer with LoRA, PEFT has the bias in the layer that it wraps
@@ -155,20 +188,17 @@ def _factors(spelling: Spelling, change: Change, end: str, *, whole: bool) -> It
         return
     prefix = {Hadamard: "hada_", Kronecker: "lokr_"}.get(type(product), "")
     for name, factor in product.factors.items():
-        kernel = product.kernel if name == "up" else ()
-        shape = (*factor.shape[:2], *(1,) * len(kernel))
-        same = name != "up" or factor.shape == shape
-        yield ending(spelling, prefix + name), factor if same else Held(factor.numpy().reshape(shape))
+        yield ending(spelling, prefix + name), factor
     if change.magnitude is not None:
-        yield ending(spelling, "magnitude"), _shaped(change, by_peft)
+        yield ending(spelling, "magnitude"), _magnitudes(change, by_peft, axes)
     if not by_peft and product.rank is not None:
         yield ending(spelling, "alpha"), Held(np.array(change.scale * product.rank, np.float32))
 
 
-def _shaped(change: Change, by_peft: bool) -> Factor:
+def _magnitudes(change: Change, by_peft: bool, axes: int) -> Factor:
     """DoRA's magnitudes as the tools have them: PEFT (out,), or (1, out, 1, 1); others (out, 1) or (1, in)."""
     assert change.magnitude is not None
-    numbers, ones = np.asarray(change.magnitude.numpy()).reshape(-1), (1,) * len(change.product.kernel)
+    numbers, ones = np.asarray(change.magnitude.numpy()).reshape(-1), (1,) * (axes - 2)
     if by_peft:
         return Held(numbers.reshape(1, -1, *ones) if ones else numbers)
     return Held(numbers.reshape(*((-1, 1) if change.axis == 0 else (1, -1)), *ones))
