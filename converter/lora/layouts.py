@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..errors import InputError, shortened
-from ..mapping import Move, fold
+from ..errors import InputError
+from ..mapping import Move
+from ..mapping.fold import listed
 from .adapter import Adapter
 from .changes import Change
 from .names import DIFFUSERS, modules_of
@@ -51,8 +52,7 @@ def in_layout(adapter: Adapter, layout: str, base: Base = None) -> dict[str, Cha
         except InexactError as error:
             problems.setdefault(str(error), []).extend(k for k, c in zip(keys, there, strict=True) if c is not None)
     if problems:
-        words = "; ".join(f"{what} {shortened(fold(keys), 3)}" for what, keys in problems.items())
-        raise InputError.at(adapter.path, "", words)
+        raise InputError.at(adapter.path, "", "; ".join(listed(problems)))
     return changes
 
 

@@ -13,8 +13,9 @@ from ..checkpoint import DType, LazyTensor
 from ..checkpoint.dtypes import F32, F64
 from ..checkpoint.tensor import row_major
 from ..conversion.buffers import ComputedStorage
-from ..errors import InputError, shortened
-from ..mapping import Move, fold
+from ..errors import InputError
+from ..mapping import Move
+from ..mapping.fold import listed
 from .adapter import Adapter
 from .by_rows import RowProduct, added_by_rows, in_bytes, is_low_rank
 from .changes import Change
@@ -128,7 +129,7 @@ def place(
                 row.changes.append((strength, adapter.layout, changes))
         if left:
             problems["the model has no"] = [*left]
-        words = [f"{what} {shortened(fold(keys), 4)}" for what, keys in problems.items()]
+        words = listed(problems)
         if words and not allow_partial:
             rule = f"{'; '.join(words)}; nothing of it is used (`allow_partial` leaves these out)"
             raise InputError.at(adapter.path, "", rule)

@@ -17,6 +17,7 @@ from ..errors import AdapterError, InputError, UsageError, printable, shortened
 from ..families import Family, families, find, named
 from ..mapping import fold
 from ..mapping.dims import Pattern, bind, mismatch
+from ..mapping.fold import listed
 from ..remote import fetched
 from .adapter import Adapter
 from .changes import is_number
@@ -228,5 +229,5 @@ def _check_shapes(adapter: Adapter, problems: list[Problem]) -> None:
 def _in_words(problems: Collection[Problem]) -> list[str]:
     by_kind: dict[str, list[str]] = defaultdict(list)
     for problem in problems:
-        by_kind[problem.what].append(problem.where)
-    return [f"{printable(what, 300)} {shortened(fold(where), 4)}" for what, where in by_kind.items()]
+        by_kind[printable(problem.what, 300)].append(problem.where)
+    return listed(by_kind)

@@ -22,9 +22,9 @@ class Spelling:
 
     Attributes:
         name: as an option says it; title: for people, with the tool that writes it.
-        prefix: before the name of a module; kind, flat: how that is written, as of `Names`.
+        prefix: before the name of a module; names_as, flat: how that is written, as of `Names`.
         style: how the factors are called; alpha: where it stands, 'tensor', 'config', 'header' or 'nowhere'.
-        kinds: what can be written in it: products by their names, `DoRA` and `input` (DoRA per input), `difference`
+        holds: what can be written in it: products by their names, a `core` between factors, `DoRA` and `input` (per input), `difference`
             (all of one), `bias` (of the up factor), `whole` (modules in place of the model's).
         assumed: the alpha of a file that says none, where it is known what wrote it; else the scale is 1.
     """
@@ -32,19 +32,19 @@ class Spelling:
     name: str
     title: str
     prefix: str
-    kind: str
+    names_as: str
     flat: bool
     style: str
     alpha: str
-    kinds: frozenset[str] = frozenset()
+    holds: frozenset[str] = frozenset()
     assumed: int | None = None
 
     def names(self, family: Family) -> Names:
-        return Names(family, self.kind, self.flat)
+        return Names(family, self.names_as, self.flat)
 
 
 _NONE = frozenset[str]()
-_PEFT, _LYCORIS = frozenset({"LoRA", "DoRA", "bias"}), frozenset({"LoRA", "LoHa", "LoKr", "DoRA", "input"})
+_PEFT, _LYCORIS = frozenset({"LoRA", "DoRA", "bias"}), frozenset({"LoRA", "LoHa", "LoKr", "core", "DoRA", "input"})
 _ALL = _LYCORIS | {"difference"}
 # In the order in which they are tried: of two that know as many keys, the first.
 _ROWS: tuple[Any, ...] = (
@@ -61,7 +61,7 @@ _ROWS: tuple[Any, ...] = (
     ("bare", "PEFT's state dict without a prefix", "", DIFFUSERS, False, PEFT_STYLE, "nowhere"),
 )  # fmt: skip
 SPELLINGS = tuple(Spelling(*row) for row in _ROWS)
-WRITTEN = tuple(spelling.name for spelling in SPELLINGS if spelling.kinds)
+WRITTEN = tuple(spelling.name for spelling in SPELLINGS if spelling.holds)
 BY_NAME = {spelling.name: spelling for spelling in SPELLINGS}
 
 # What follows the name of a module -> what it is, '' for what it says itself. All spellings are read with all of them.

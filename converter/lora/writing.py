@@ -15,9 +15,9 @@ from ..checkpoint.cast import round_to, widen
 from ..checkpoint.dtypes import F32
 from ..checkpoint.weight_names import ADAPTERS
 from ..conversion.buffers import computed_on_demand
-from ..errors import InputError, shortened
+from ..errors import InputError
 from ..families import Family
-from ..mapping import fold
+from ..mapping.fold import listed
 from .adapter import Adapter
 from .changes import Change
 from .files import HEADER
@@ -61,7 +61,7 @@ def spelled(adapter: Adapter, spelling: Spelling, base: Base = None) -> Spelled:
     Raises: `InputError` for what the spelling has no exact words for.
     """
     names = spelling.names(adapter.family)
-    if base is not None and "whole" not in spelling.kinds:
+    if base is not None and "whole" not in spelling.holds:
         adapter = replace(adapter, changes={key: _as_difference(c, base, key) for key, c in adapter.changes.items()})
     changes = in_layout(adapter, names.layout, base)
     result, problems = Spelled({}, _metadata(adapter)), dict[str, list[str]]()
@@ -69,7 +69,7 @@ def spelled(adapter: Adapter, spelling: Spelling, base: Base = None) -> Spelled:
     dora = any(change.magnitude for change in changes.values())
     for key, change in changes.items():
         module, _, end = key.rpartition(".")
-        lacking = sorted(_needed(change, spelling) - spelling.kinds)
+        lacking = sorted(_needed(change, spelling) - spelling.holds)
         if lacking or (dora and spelling.alpha != "tensor" and _plain(change)):
             what = (
                 f"no place for {_LACKING[lacking[0]]}" if lacking else "DoRA for all modules or for none, and not for"
@@ -92,7 +92,7 @@ def spelled(adapter: Adapter, spelling: Spelling, base: Base = None) -> Spelled:
             name = spelling.prefix + names.spelled(module) + suffix
             result.tensors[name] = _tensor(name, factor, own)
     if problems:
-        words = "; ".join(f"{what} {shortened(fold(keys), 3)}" for what, keys in problems.items())
+        words = "; ".join(listed(problems))
         rule = f"the spelling {spelling.name} has {words}, so this cannot be said exactly in it (merge it instead)"
         raise InputError.at(adapter.path, "", rule)
     if base is not None and any(c.magnitude for c in adapter.changes.values()) and names.layout != adapter.layout:
@@ -123,7 +123,7 @@ def _needed(change: Change, spelling: Spelling) -> set[str]:
     if isinstance(change.product, Replaced):
         return {"whole"}
     if isinstance(change.product, Full):  # of a scaled bias, any spelling of differences has it
-        return {"bias"} if change.alpha and "bias" in spelling.kinds else {"difference"}
+        return {"bias"} if change.alpha and "bias" in spelling.holds else {"difference"}
     return {"input" if change.axis else "DoRA"} if change.magnitude else set()
 
 
@@ -135,14 +135,14 @@ def _in_words_of(spelling: Spelling, change: Change) -> Change:
     """The same change, as a product that the spelling has, and a difference of the scale 1 where it has no bias."""
     product = change.product
     if isinstance(product, Full):
-        if change.scale == 1 or "bias" in spelling.kinds:
+        if change.scale == 1 or "bias" in spelling.holds:
             return change
         return replace(change, product=product.scaled(change.scale), scale=1.0)
     if spelling.alpha == "tensor" and (change.scale == 0 or (product.rank is None and change.scale != 1)):
         # There an alpha of 0 means none, and two whole factors have none: it goes into a factor.
         change = replace(change, product=(product := product.scaled(change.scale)), scale=1.0)
     tucker = isinstance(product, LowRank) and product.mid is not None
-    if product.word in spelling.kinds and not (tucker and "LoKr" not in spelling.kinds):
+    if product.word in spelling.holds and not (tucker and "core" not in spelling.holds):
         return change
     return replace(change, product=product.low_rank())
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
-from ..errors import InputError, plural, printable
+from ..errors import InputError, plural, printable, shortened
 
 SHOWN = 12
 # Only an index as it is written: `blocks.01` is another key than `blocks.1` and must not be shown as that.
@@ -58,6 +58,15 @@ def folded(keys: Iterable[str]) -> dict[str, list[str]]:
 def fold(keys: Iterable[str]) -> list[str]:
     """The patterns of `folded` alone."""
     return list(folded(keys))
+
+
+def listed(keys_by_words: Mapping[str, Sequence[str]], most: int = 4) -> list[str]:
+    """Words with the keys that they are about, folded.
+
+    >>> listed({"unknown": ["blocks.0.a", "blocks.1.a", "b"]})
+    ['unknown blocks.{0..1}.a, b']
+    """
+    return [f"{words} {shortened(fold(keys), most)}" for words, keys in keys_by_words.items()]
 
 
 class MappingError(InputError):

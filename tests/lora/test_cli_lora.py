@@ -109,3 +109,17 @@ def test_inspected(cli: Any) -> None:
     assert report["ok"]
     assert report["adapter"]["spelling"] == "peft"
     assert len(report["adapter"]["scales"]) == 6
+
+
+def test_the_spellings_that_are_offered_are_those_that_are_written() -> None:
+    """The command lists them without importing what writes them."""
+    from converter.cli.convert import ADAPTERS_ONLY
+    from converter.cli.main import pixart
+    from converter.conversion.output import LAYOUTS
+    from converter.lora.spelling import WRITTEN
+
+    assert {*ADAPTERS_ONLY, *LAYOUTS} == {*WRITTEN}
+    for command in ("convert", "extract-lora"):
+        (option,) = (param for param in pixart.commands[command].params if param.name == "to")
+        assert {*option.type.choices} == {*WRITTEN}
+        assert all(name in option.help for name in WRITTEN)
