@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
@@ -157,3 +158,30 @@ class PeftConfig:
         """Whether two patterns with other alphas match: PEFT saves them sorted, so the one that was trained with may be
         the other."""
         return len({*self._matching("alpha_pattern", module)}) > 1
+
+
+def config_for(changes: Mapping[str, Change], scales: Mapping[str, tuple[float, int]]) -> dict[str, Any]:
+    """PEFT's config for LoRA of these scales and ranks."""
+    alphas = {module: scale * rank for module, (scale, rank) in scales.items()}
+    ranks = {module: rank for module, (_, rank) in scales.items()}
+    rank, alpha = (Counter(of.values()).most_common(1)[0][0] if of else DEFAULT_ALPHA for of in (ranks, alphas))
+    replaced = {key.rpartition(".")[0] for key, change in changes.items() if isinstance(change.product, Replaced)}
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": _number(alpha),
+        "rank_pattern": {module: own for module, own in ranks.items() if own != rank},
+        "alpha_pattern": {module: _number(own) for module, own in alphas.items() if own != alpha},
+        "target_modules": sorted(scales),
+        "modules_to_save": sorted(replaced - scales.keys()) or None,
+        "bias": "lora_only" if replaced & scales.keys() else "none",
+        "lora_bias": any(isinstance(change.product, Full) and change.alpha for change in changes.values()),
+        "use_dora": any(change.magnitude for change in changes.values()),
+        "use_rslora": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _number(value: float) -> float | int:
+    return int(value) if value == int(value) else value

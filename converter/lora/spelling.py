@@ -24,8 +24,8 @@ class Spelling:
         name: as an option says it; title: for people, with the tool that writes it.
         prefix: before the name of a module; names_as, flat: how that is written, as of `Names`.
         style: how the factors are called; alpha: where it stands, 'tensor', 'config', 'header' or 'nowhere'.
-        holds: what can be written in it: products by their names, a `core` between factors, `DoRA` and `input` (per input), `difference`
-            (all of one), `bias` (of the up factor), `whole` (modules in place of the model's).
+        holds: what can be written in it: products by their names, a `core` between factors, `DoRA` and `input` (per
+            input), `difference` (all of one), `bias` (of the up factor), `whole` (modules in place of the model's).
         assumed: the alpha of a file that says none, where it is known what wrote it; else the scale is 1.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from .files import HEADER
 from .layouts import Base, in_layout
 from .lycoris import Hadamard, Kronecker
 from .names import ORIGINAL
-from .peft_config import DEFAULT_ALPHA
+from .peft_config import config_for
 from .products import Factor, Full, Held, LowRank, Replaced
 from .spelling import Spelling, ending
 
@@ -101,7 +101,7 @@ def spelled(adapter: Adapter, spelling: Spelling, base: Base = None) -> Spelled:
         )
     result.notes = list(dict.fromkeys(result.notes))
     if spelling.alpha != "tensor":
-        config = _peft_config(changes, scales)
+        config = config_for(changes, scales)
         if spelling.alpha == "config":
             result.config = config
         else:
@@ -224,30 +224,3 @@ def _tensor(key: str, factor: Factor, own: DType) -> LazyTensor:
 
 def _metadata(adapter: Adapter) -> dict[str, str]:
     return {"format": "pt"} | {name: text for name, text in adapter.metadata.items() if name not in _OF_THE_FILE}
-
-
-def _peft_config(changes: Mapping[str, Change], scales: Mapping[str, tuple[float, int]]) -> dict[str, Any]:
-    """PEFT's config for LoRA of these scales and ranks."""
-    alphas = {module: scale * rank for module, (scale, rank) in scales.items()}
-    ranks = {module: rank for module, (_, rank) in scales.items()}
-    rank, alpha = (Counter(of.values()).most_common(1)[0][0] if of else DEFAULT_ALPHA for of in (ranks, alphas))
-    replaced = {key.rpartition(".")[0] for key, change in changes.items() if isinstance(change.product, Replaced)}
-    return {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": _number(alpha),
-        "rank_pattern": {module: own for module, own in ranks.items() if own != rank},
-        "alpha_pattern": {module: _number(own) for module, own in alphas.items() if own != alpha},
-        "target_modules": sorted(scales),
-        "modules_to_save": sorted(replaced - scales.keys()) or None,
-        "bias": "lora_only" if replaced & scales.keys() else "none",
-        "lora_bias": any(isinstance(change.product, Full) and change.alpha for change in changes.values()),
-        "use_dora": any(change.magnitude for change in changes.values()),
-        "use_rslora": False,
-        "init_lora_weights": True,
-        "inference_mode": True,
-    }
-
-
-def _number(value: float) -> float | int:
-    return int(value) if value == int(value) else value
