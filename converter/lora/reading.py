@@ -90,7 +90,7 @@ def _read(file: AdapterFile, insisted: Family | None, lora_alpha: float | None) 
     if len(adapters := sorted({name for key in file.tensors if (name := adapter_name(key))})) > 1:
         rule = f"several adapters in one state dict: {shortened([printable(name, 40) for name in adapters], 4)}"
         raise InputError.at(file.path, "", rule)
-    parts = {key: parted(key) for key in file.tensors.keys() - set(beside)}
+    parts = {key: parted(key) for key in file.tensors if not BESIDE.match(key)}
     heads = [part[0] for key in file.tensors if (part := parts.get(key))]
     spelling, names, others = _recognised(file, dict.fromkeys(heads), beside, insisted)
     problems: list[Problem] = []
@@ -198,8 +198,7 @@ def _modules(
             problems.append(Problem(twice, name))
         else:
             modules[name][role], sources[name, role] = file.tensors[key], key
-    order = {key: place for place, key in enumerate(file.tensors)}
-    return dict(sorted(modules.items(), key=lambda each: min(order[t.key] for t in each[1].values()) if each[1] else 0))
+    return dict(modules)
 
 
 def _check_shapes(adapter: Adapter, problems: list[Problem]) -> None:
