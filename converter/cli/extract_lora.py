@@ -26,12 +26,13 @@ SHOWN = 8  # lines of a section; --all shows them all
     short_help="Write the difference of two models as a LoRA.",
     sections={
         INPUT: "weights_base weights_tuned state_dict_key_base state_dict_key_tuned family",
-        OUTPUT: "rank energy to overwrite",
+        OUTPUT: "dump_path rank energy to overwrite",
     },
 )
 @click.argument("base")
 @click.argument("tuned")
-@click.argument("dump_path", metavar="OUT")
+@click.argument("out", required=False)
+@click.option("--dump_path", metavar="PATH", help="OUT by name: what to write, whole or not at all.")
 @click.option("--rank", type=Whole(min=1), metavar="R", help="The rank of every module, or the most, with --energy.")
 @click.option(
     "--energy",
@@ -58,7 +59,7 @@ SHOWN = 8  # lines of a section; --all shows them all
 @click.option("--all", "everything", is_flag=True, help="List every module, and all that is left out.")
 @output_options
 def extract_lora(
-    parity: bool | None, device: str | None, everything: bool, as_json: bool, quiet: bool, **words: Any
+    out: str | None, parity: bool | None, device: str | None, everything: bool, as_json: bool, quiet: bool, **words: Any
 ) -> None:
     """Write to OUT the LoRA that makes the model TUNED of the model BASE, as nearly as its rank allows: for each module
     the nearest product of that rank (the truncated SVD of the difference). Merging it into BASE is the way back.
@@ -74,7 +75,12 @@ def extract_lora(
     up or fails.
     """
     from ..checkpoint.write.interrupt import interruptible
+    from ..errors import UsageError
     from ..lora.extract import extract_lora as run
+
+    if (out is None) == (words["dump_path"] is None):
+        raise UsageError(f"give BASE TUNED OUT, or `dump_path` for OUT; got {'neither' if out is None else 'both'}")
+    words["dump_path"] = out or words["dump_path"]
 
     measuring = None
     if parity is not False:

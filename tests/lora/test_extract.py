@@ -447,3 +447,18 @@ def test_raw_and_ema_of_one_file(tmp_path: Path, cli: Run) -> None:
     assert content["error"] < 1e-6
     assert content["spelling"] == "kohya-diffusers"
     assert "`num_attention_heads`" in content["effect"]["unknown"]
+
+
+def test_out_by_name(tmp_path: Path, cli: Run) -> None:
+    """As of the other commands; by position or by name, and not by both."""
+    base, adapter = GOLDEN / "sigma-ms.pth", LORA / "d-ot-kohya.safetensors"
+    merge_lora(base, adapter, tuned := tmp_path / "tuned.pth", to="original", hyper_parameters=HEADS)
+    flags = (base, tuned, "--rank", 2, "--parity", "no", "--quiet")
+    assert cli("pixart", "extract-lora", *flags, "--dump_path", tmp_path / "one").returncode == 0
+    assert cli("pixart", "extract-lora", base, tuned, tmp_path / "other", *flags[2:]).returncode == 0
+    name = "pytorch_lora_weights.safetensors"
+    assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+    for wrong in (flags, (base, tuned, tmp_path / "x", *flags[2:], "--dump_path", tmp_path / "y")):
+        done = cli("pixart", "extract-lora", *wrong)
+        assert done.returncode == 2
+        assert "give BASE TUNED OUT, or --dump_path" in done.stderr
