@@ -91,8 +91,8 @@ class Placed:
                 add(operation.forward(change.difference(whole, strength), count, np.concatenate))
             else:
                 parts = operation.forward(arrays[0], count, np.concatenate)
-                zip_ = zip(changes, parts, strict=True)
-                add([operation.inverse([c.difference(p, strength) if c else np.zeros_like(p) for c, p in zip_])])
+                both = zip(changes, parts, strict=True)
+                add([operation.inverse([c.difference(p, strength) if c else np.zeros_like(p) for c, p in both])])
         return [
             array if difference is None else array + difference for array, difference in zip(arrays, added, strict=True)
         ]
