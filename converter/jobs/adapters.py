@@ -130,6 +130,7 @@ def inspect(
         >>> inspect("fixtures/lora/d-rslora")["adapter"]["kinds"]
         {'LoRA': 19}
     """
+    report: dict[str, Any] = {}
     try:
         report = inspect_model(
             path,
@@ -146,7 +147,13 @@ def inspect(
             raise
     from ..lora.inspection import inspect_lora
 
-    return inspect_lora(path, family=family, lora_alpha=lora_alpha, deep=deep)
+    try:
+        return inspect_lora(path, family=family, lora_alpha=lora_alpha, deep=deep)
+    except InputError as error:  # of a model that is not known: what was found is told all the same
+        if not report:
+            raise
+        report["notes"].append(str(error))
+        return report
 
 
 def _is_adapter(path: AnyPath) -> bool:
