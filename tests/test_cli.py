@@ -309,7 +309,7 @@ def test_a_fault_of_ours_is_one_line_too(tmp_path: Path, cli: Cli, monkeypatch: 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("two\nlines \x1b[31mred")
 
-    monkeypatch.setattr("converter.jobs.adapters.convert", broken)
+    monkeypatch.setattr("converter.conversion.convert.convert", broken)
     result = cli("convert-pixart", *flags(SIGMA, tmp_path / "out"))
     assert result.returncode == 5
     assert LINE.fullmatch(result.stderr)

@@ -140,7 +140,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {key: tensor for key, tensor in pixart(kv_compress=(1,)).items() if ".attn.norm." not in key},
         "kv_compress: blocks.{}.attn.sr in 1: a block that compresses has a convolution and its norm",
     ),
-    "lora": ({f"transformer_blocks.0.attn1.to_q.lora_{ab}.weight": torch.ones(4, 4) for ab in "AB"}, "LoRA"),
+    "another model's lora": ({f"some_blocks.0.attn1.to_q.lora_{ab}.weight": torch.ones(4, 4) for ab in "AB"}, "LoRA"),
     "relative positions": (
         pixart() | {f"blocks.0.attn.rel_pos_{axis}": torch.zeros(15, 6) for axis in "hw"},
         "relative positions",

@@ -71,7 +71,7 @@ def convert_any(
         except AdapterError:
             pass
         except UsageError:  # of a target that an adapter may have, such as a file for diffusers
-            if not _is_adapter(path):
+            if not (os.path.exists(path) and _is_adapter(path)):  # nothing is fetched for that
                 raise
     elif not _is_adapter(path):
         what = f"`{stated[0]}`" if stated else f"`to` {options.to}"

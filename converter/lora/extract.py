@@ -78,7 +78,7 @@ def extract_lora(
         ...                   hyper_parameters={"num_attention_heads": 4})
         >>> found = extract_lora(base, tuned, tmp / "lora.safetensors", rank=8, to="kohya")
         >>> found.words  # the merged LoRA is of rank 4
-        'LoRA of rank 4 for 28 modules: 1 of the energy of the difference, relative error 8.7e-08'
+        'LoRA of rank 4 for 28 modules: 100.000% of the energy of the difference, relative error 8.7e-08'
     """
     choice, place, target = Choice(rank, energy), checked_device(device), LoraTarget.of(dump_path, to)
     for side in (base, tuned):

@@ -143,7 +143,7 @@ def _recognised(
         found = [each for each in found if each[2].family is insisted]
         known = max(map(itemgetter(0), found), default=0)
         if more := next((names for count, _, names in others if known < count == len(heads)), None):
-            rule = f"an adapter of a {more.family.title}, and the model is a {insisted.title}"
+            rule = f"an adapter (LoRA) of a {more.family.title}, and the model is a {insisted.title}"
             raise InputError.at(file.path, "", rule)
     if not found or 2 * max(found, key=itemgetter(0))[0] < len(heads) or _only_weights(file):
         kind = InputError if _only_weights(file) else AdapterError
@@ -169,7 +169,7 @@ def _foreign(file: AdapterFile, heads: Collection[str], beside: Collection[str])
     plain = {head[max(len(s.prefix) for s in SPELLINGS if head.startswith(s.prefix)) :] for head in heads}
     dotted = {re.sub(r"_(\d+)_", r".\1.", name) + ".weight" for name in plain}
     other = named(dotted | {f"{name}.weight" for name in plain})
-    what = f"an adapter of {other}" if other else "an adapter of a model that is not known here"
+    what = f"an adapter (LoRA) of {other}" if other else "an adapter (LoRA) of a model that is not known here"
     return f"{what}: its modules are {shortened(fold(heads), 4)}"
 
 

@@ -57,10 +57,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "magnitudes": (GOOD | {f"transformer.{Q}.dora_scale": np.ones((7, 1), "f4")}, "magnitudes [7, 1] that are for"),
     "empty": (GOOD | pair(f"transformer.{K}", rank=0), "an empty tensor in " + K),
     "a model": ({f"transformer.{Q}.weight": np.ones((D, D), "f4")}, "no LoRA or other adapter"),
-    "SDXL": (pair("lora_unet_down_blocks_1_attentions_0_proj_in", ends="du"), "an adapter of a U-Net"),
-    "Flux": (pair("lora_unet_double_blocks_0_img_attn_qkv", ends="du"), "an adapter of a multimodal transformer"),
-    "SANA": (pair("diffusion_model.blocks.0.mlp.inverted_conv.conv", ends="AB"), "an adapter of a SANA transformer"),
-    "nobody's": (pair("lora_unet_some_layer", ends="du"), "an adapter of a model that is not known here"),
+    "SDXL": (pair("lora_unet_down_blocks_1_attentions_0_proj_in", ends="du"), "an adapter (LoRA) of a U-Net"),
+    "Flux": (pair("lora_unet_double_blocks_0_img_attn_qkv", ends="du"), "an adapter (LoRA) of a multimodal"),
+    "SANA": (pair("diffusion_model.blocks.0.mlp.inverted_conv.conv"), "an adapter (LoRA) of a SANA transformer"),
+    "nobody's": (pair("lora_unet_some_layer", ends="du"), "an adapter (LoRA) of a model that is not known here"),
     "text encoder": (
         pair("lora_te_encoder_block_0_layer_0_SelfAttention_q", ends="du"),
         "changes nothing of a transformer (it has lora_te_",
@@ -106,7 +106,7 @@ def test_the_base_has_the_last_word(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a change of \[64, 64\], where the model has \[48, 48\]"):
         merge_lora(SIGMA, [wide], merged, hyper_parameters=HEADS)
     controls = SIGMA.with_name("dit.pt")
-    with pytest.raises(InputError, match="an adapter of a PixArt, and the model is a DiT"):
+    with pytest.raises(InputError, match=r"an adapter \(LoRA\) of a PixArt, and the model is a DiT"):
         merge_lora(controls, [LORA / "d-ot-kohya.safetensors"], merged, hyper_parameters=HEADS)
     assert not merged.exists()
 

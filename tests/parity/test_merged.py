@@ -161,11 +161,9 @@ def test_the_cost_of_a_cast_counts_that_of_the_sums(tmp_path: Path) -> None:
     "given",
     [
         {FIRST: 0.8, SECOND: 0.4999},
-        {FIRST: 0.8},
         {SECOND: 0.5},
         {FIRST: 0.5, SECOND: 0.8},
         {FIRST: 0.8, SECOND: 0.5, PLAIN: 0.001},
-        {PLAIN: 1.0},
         {},
     ],
     ids=str,
@@ -188,7 +186,7 @@ def test_adapters_of_a_model_that_has_none_fail(tmp_path: Path) -> None:
     assert "no adapters were merged into it, by its record; given: --lora d-ot-kohya" in report.reason
 
 
-@pytest.mark.parametrize("told", [{}, [], [3], [{"digest": 1}], "words", [{"name": [], "strength": "x", "digest": ""}]])
+@pytest.mark.parametrize("told", [[3], [{"name": [], "strength": "x", "digest": ""}]])
 def test_a_record_that_anyone_wrote_makes_no_difference(spoilt: Path, told: object) -> None:
     path = spoilt / "conversion.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"adapters": told}))
