@@ -7,7 +7,7 @@ An object's class becomes one under the same name, so that its config, and the f
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.loaders.peft import PeftAdapterMixin
@@ -15,7 +15,7 @@ from diffusers.loaders.peft import PeftAdapterMixin
 from .memory import without_adapters
 
 
-class ModelMethods(PeftAdapterMixin):  # type: ignore[misc]
+class ModelMethods(PeftAdapterMixin):
     """`set_adapters`, `fuse_lora`, `unload_lora` and the rest, of a model."""
 
     def save_pretrained(self, *args: Any, **given: Any) -> Any:
@@ -24,10 +24,10 @@ class ModelMethods(PeftAdapterMixin):  # type: ignore[misc]
             return super().save_pretrained(*args, **given)
 
 
-class PipelineMethods(LoraBaseMixin):  # type: ignore[misc]
+class PipelineMethods(LoraBaseMixin):
     """`set_adapters`, `fuse_lora`, `unload_lora_weights` and the rest, of a pipeline with a transformer."""
 
-    _lora_loadable_modules = ["transformer"]  # noqa: RUF012
+    _lora_loadable_modules: ClassVar[list[str]] = ["transformer"]
 
     def fuse_lora(self, components: Any = ("transformer",), *args: Any, **given: Any) -> None:
         """As of diffusers' own pipelines."""
