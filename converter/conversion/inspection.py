@@ -33,13 +33,7 @@ def inspect(
     """What a checkpoint is, as a JSON-ready dict. Reads its index and a few elements of the positional table, which is
     read whole where these do not explain it; no other tensor, unless told to.
 
-    Args:
-        weights: 'raw' or 'ema' where the file holds both (default: raw).
-        state_dict_key: where in the file the weights lie, where it holds several state dicts.
-        family: require a model family, by its name or its file (NAME.py), instead of recognising it.
-        hyper_parameters: what the user states, by name.
-        deep: read every byte too: checksums, NaN and infinity, zeros that no training leaves, and changes since
-            a converted model's record; the results are under `deep`.
+    Args: as of `converter.inspect`, which knows adapters too.
 
     Raises: `InputError` for a malformed or unsafe file; a file that is sound but cannot be converted is described,
     with the reasons under `problems`; what a conversion would ask for first is under `needs`, '' if nothing, and

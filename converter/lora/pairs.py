@@ -8,7 +8,7 @@ one of its matrices the identity.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -108,25 +108,13 @@ class Pairs:
         if isinstance(change.product, Replaced) or (change.magnitude and not self.dora):
             weight = self.tensors[key].numpy().astype(np.float64)
             return Full(Held(change.difference(weight, self.strength) / self.strength))
-        return _scaled(change)
-
-
-def _scaled(change: Change) -> Product:
-    low = None if isinstance(change.product, Full) else change.product.low_rank()
-    if low is None:
-        return Full(Held(change.product.matrix(np.float64) * change.scale))
-    return replace(low, up=Held(flat(low.up, np.float64) * change.scale))
+        return change.product.scaled(change.scale)
 
 
 def _low_rank(product: Product) -> LowRank:
-    """The pair itself, or where that is no larger, all that it makes and the identity."""
-    rows, columns = product.size
-    if isinstance(product, LowRank) and product.rank <= min(rows, columns):
-        return product
-    whole = product.matrix(np.float64)
-    if rows < columns:
-        return LowRank(Held(whole), Held(np.eye(rows)))
-    return LowRank(Held(np.eye(columns)), Held(whole))
+    """The pair itself, or where that is no smaller than all that it makes, this and the identity."""
+    low = product.low_rank()
+    return low if low.rank <= min(product.size) else Full(Held(product.matrix(np.float64))).low_rank()
 
 
 def _parts(row: Placed, changes: Sequence[Change | None], strength: float) -> list[Change]:

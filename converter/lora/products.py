@@ -6,6 +6,7 @@ LoRA: arXiv 2106.09685.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from math import prod
@@ -53,7 +54,7 @@ def flat(factor: Factor, dtype: Any) -> Array:
 
 
 @dataclass(frozen=True)
-class Product:
+class Product(ABC):
     """What is added to a tensor, or stands in its place, before it is scaled."""
 
     word = ""
@@ -69,26 +70,26 @@ class Product:
         return None
 
     @property
+    @abstractmethod
     def size(self) -> tuple[int, int]:
         """(out, all the rest) of the tensor that it is for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def matrix(self, dtype: Any) -> Array:
         """All of it, (out, rest)."""
-        raise NotImplementedError
 
     @property
     def kernel(self) -> Shape:
         """(kh, kw) of a convolution's, where the factors show it; else ()."""
         return ()
 
+    @abstractmethod
     def low_rank(self) -> LowRank:
         """The same numbers as a product of two matrices."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scaled(self, scale: float) -> Product:
         """The same times a number, which goes into one of its factors."""
-        raise NotImplementedError
 
     def cut(self, rows: Callable[[Array], Sequence[Array]], count: int) -> list[Product] | None:
         """Parts of it: `rows` gives those of an array with a row for each of the tensor's, of `count` groups of rows.
@@ -144,6 +145,13 @@ class Full(Product):
     @property
     def size(self) -> tuple[int, int]:
         return self.diff.shape[0], prod(self.diff.shape[1:])
+
+    def low_rank(self) -> LowRank:
+        """All of it and the identity of its shorter side."""
+        rows, columns = self.size
+        if rows < columns:
+            return LowRank(self.diff, Held(np.eye(rows)))
+        return LowRank(Held(np.eye(columns).reshape(columns, *self.diff.shape[1:])), Held(self.matrix(np.float64)))
 
     def scaled(self, scale: float) -> Full:
         return replace(self, diff=times(self.diff, scale))

@@ -13,6 +13,7 @@ import numpy as np
 from makers import ROOT
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from safetensors.torch import load_file
 
 from converter.conversion.analysis import analyse
 from converter.conversion.model_files import open_model
@@ -38,8 +39,7 @@ class Recording:
         return "raw" if self.base == ALPHA else None
 
     def cases(self) -> Iterator[dict[str, Any]]:
-        with safe_open(self.golden, "pt") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        tensors = load_file(self.golden)
         for number in range(len(tensors)):
             case = {key.partition(".")[2]: held for key, held in tensors.items() if key.startswith(f"case{number}.")}
             if case:
