@@ -139,11 +139,11 @@ def inspection_lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _missing(needs: str, unknown: list[str]) -> str:
-    """What a conversion would ask for: the flag of "--flag is needed: why" (the reason stands with the evidence)."""
-    first = needs.partition(" is needed: ")[0]
-    more = [flag for name in unknown if (flag := f"--{name}") != first]
+    """What a conversion would ask for: the flags of "--flag is needed: why" (the reason stands with the evidence)."""
+    first = re.findall(r"(?:^|; )(--\w+)(?= is needed: )", needs)
+    more = [flag for name in unknown if (flag := f"--{name}") not in first]
     words = f", and perhaps {', '.join(more)}" if more else ""
-    return f"with {printable(first)}{words}" if needs else ""
+    return f"with {', '.join(first) or printable(needs)}{words}" if needs else ""
 
 
 def conversion_lines(done: Conversion, seconds: float) -> Iterator[str]:

@@ -92,11 +92,15 @@ class Findings(dict[str, Finding]):
 
     def value(self, name: str) -> Any:
         """The value, or `UsageError` naming the flag where it is unknown."""
-        self.used.add(name)
-        finding = self[name]
-        if finding.source == "unknown":
-            raise UsageError(f"`{name}` is needed: {finding.evidence}")
-        return finding.value
+        return self.values_of(name)[0]
+
+    def values_of(self, *names: str) -> list[Any]:
+        """Several values, or `UsageError` naming the flags of all that are unknown."""
+        self.used.update(names)
+        unknown = [f"`{name}` is needed: {self[name].evidence}" for name in names if self[name].source == "unknown"]
+        if unknown:
+            raise UsageError("; ".join(unknown))
+        return [self[name].value for name in names]
 
 
 class State(Protocol):

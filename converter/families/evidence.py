@@ -6,21 +6,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from math import isfinite, isqrt
+from math import inf, isfinite, isqrt, nextafter
 from typing import Any
 
 from ..errors import InputError, UsageError, printable
 from ..mapping import Plan
 from .base import Findings, Flag, State
-from .sincos import DRIFT, ROUNDING, ROUNDINGS, SinCosTable, fit, scale_of
+from .sincos import DRIFT, ROUNDING, ROUNDINGS, NoPositions, SinCosTable, fit, scale_of
 from .travelling import CLASS
 
 DIFFUSERS = "0.42.1"  # the release whose classes the configs are written for
 POSITIONS = "pos_embed"  # the stored table
+SCALE, PLACED, NONE = "interpolation_scale", "positions", "none"  # in a config; the hyper-parameter; its other value
 LIMIT = 1 << 20  # far above any side, scale or number of heads, and its inverse far below any scale
 
 IMAGE_SIZE = Flag("image_size", int, "Resolution.", minimum=8, metavar="PIXELS")
 NUM_ATTENTION_HEADS = Flag("num_attention_heads", int, "Number of attention heads.", minimum=1, metavar="N")
+PLACED_OR_NOT = Flag(PLACED, None, "Scale of the positions, or none for a model that has none.", metavar="none|SCALE")
 # Of a `config.json`, what changes no output: at most training, or a part that these classes do not have.
 INERT: dict[str, tuple[Any, ...] | None] = {
     CLASS: ("Transformer2DModel",),
@@ -30,25 +32,27 @@ INERT: dict[str, tuple[Any, ...] | None] = {
 SHOWN = {"num_layers": "depth"} | {name: name for name in ("patch_size", "in_channels", "out_channels")}
 
 
-def stock_config(findings: Findings, **own: Any) -> dict[str, Any]:
+def latent_config(findings: Findings, **own: Any) -> dict[str, Any]:
     """`config.json` of a transformer of diffusers: every field that it would otherwise guess is written."""
-    hidden, count, _ = (findings.value(name) for name in ("hidden_size", "num_attention_heads", "image_size"))
+    hidden, count, _ = findings.values_of("hidden_size", "num_attention_heads", "image_size")
     fields = {
         "_diffusers_version": DIFFUSERS,
-        "activation_fn": "gelu-approximate",
-        "attention_bias": True,
         "attention_head_dim": hidden // count,
         "dropout": 0.0,
         "norm_elementwise_affine": False,
         "norm_eps": 1e-06,  # of a block's second norm, where the default is 1e-5; the others have 1e-6 anyway
-        "norm_num_groups": 32,
         "num_attention_heads": count,
         "sample_size": findings.value("sample_size"),
-        "upcast_attention": False,
         **{field: findings.value(name) for field, name in SHOWN.items()},
         **own,
     }
     return dict(sorted(fields.items()))
+
+
+def stock_config(findings: Findings, **own: Any) -> dict[str, Any]:
+    """The same of one whose blocks are diffusers' `BasicTransformerBlock`s."""
+    block = {"activation_fn": "gelu-approximate", "attention_bias": True, "norm_num_groups": 32}
+    return latent_config(findings, **block, upcast_attention=False, **own)
 
 
 def sizes(plan: Plan, findings: Findings, more: Mapping[str, str] | None = None, *, mlp_ratio: float | None) -> None:
@@ -59,7 +63,8 @@ def sizes(plan: Plan, findings: Findings, more: Mapping[str, str] | None = None,
             of the output layer (patch^2 times output channels).
         more: further hyper-parameters, name -> symbol.
         mlp_ratio: the width of the feed-forward layers over the hidden size that the target's class is fixed at; None
-            where it takes any, and then it is a hyper-parameter.
+            where it takes any, and then it is a hyper-parameter, of which the class takes the whole part of its product
+            with the hidden size.
     """
     dims, evidence = plan.dims, plan.evidence
     for name, symbol in ({"hidden_size": "D", "patch_size": "p", "in_channels": "C"} | dict(more or {})).items():
@@ -85,6 +90,8 @@ def feed_forward(plan: Plan, findings: Findings, mlp_ratio: float | None) -> Non
     dims, evidence = plan.dims, plan.evidence
     if mlp_ratio is None:
         ratio = dims["F"] / dims["D"] if {"F", "D"} <= dims.keys() else None
+        if ratio and int(dims["D"] * ratio) < dims["F"]:
+            ratio = nextafter(ratio, inf)
         findings.file("mlp_ratio", ratio, evidence.get("F", "no tensor shows it"))
     elif {"F", "D"} <= dims.keys() and dims["F"] != mlp_ratio * dims["D"]:
         findings.problems.append(
@@ -152,6 +159,7 @@ class StoredTable:
     scale: float | None  # None where it shows none
     seen: str  # both in words
     rejected_evidence: str = ""  # why it shows no scale that it ought to show
+    zero: bool = False  # it is zero throughout: what a model without positions has
 
 
 def read_table(plan: Plan, state: State, findings: Findings) -> StoredTable | None:
@@ -168,7 +176,11 @@ def read_table(plan: Plan, state: State, findings: Findings) -> StoredTable | No
     seen += f" has {side} x {side} positions"
     if side == 1 or hidden % 4:
         return StoredTable(side * patch, None, seen)
-    scale, words, rounding = _from_samples(state, hidden, side) or _from_whole(state, hidden, side)
+    sampled = _from_samples(state, hidden, side)
+    if not sampled and not any(values.any() for _, values in state.rows(POSITIONS)):
+        seen += ", and is zero throughout"
+        return StoredTable(side * patch, None, seen, seen, zero=True)
+    scale, words, rounding = sampled or _from_whole(state, hidden, side)
     findings.rounded[POSITIONS] = rounding
     seen += f", {words}"
     return StoredTable(side * patch, scale, seen, "" if scale else seen)
@@ -199,7 +211,7 @@ def _from_whole(state: State, hidden: int, side: int) -> tuple[float | None, str
     """The same off every element; the scale is None where none is beyond doubt."""
     fitted = fit(lambda: state.rows(POSITIONS), hidden, side)
     if fitted is None:
-        return None, "and is no sin-cos table: it is zero throughout, or not finite", 0.0
+        return None, "and is no sin-cos table: it is not finite", 0.0
     off, name = f"off by up to {fitted.difference:.2g}", f"the sin-cos table of scale {fitted.nearest:g}"
     if fitted.scale is None:
         doubt = f"the closest is of {fitted.nearest:g}, {off}"
@@ -235,6 +247,62 @@ def resolution(
     if findings["image_size"].source == "given" and (pixels < 1 or pixels % patch):
         raise UsageError(f"`image_size` {pixels}: not a multiple of {patch}, the pixels that one patch covers")
     findings["sample_size"] = replace(findings["image_size"], value=pixels and pixels // vae_factor)
+
+
+def convention(findings: Findings, config: Mapping[str, Any], name: str, usual: str | float | None, why: str) -> None:
+    """What only a `config.json` shows, a positive number or a word; else the user's word, or what is usual (None: it is
+    asked)."""
+    written = config.get(name) if isinstance(config.get(name), str) else configured(config, name, float, int)
+    if written is not None:
+        findings.file(name, written, f"config.json: {name}")
+    else:
+        findings.given_or_assumed(name, usual, why)
+
+
+def positions(findings: Findings, config: Mapping[str, Any], table: StoredTable | None) -> None:
+    """`positions` of a model that may have none: their scale, or "none". Nothing else in a file shows them, and without
+    its table they are never assumed.
+
+    Raises: `UsageError` for a user's word that is neither.
+    """
+    if PLACED in findings.given:
+        findings.given[PLACED] = _none_or_scale(findings.given[PLACED])
+    written = configured(config, SCALE, float, int)
+    if table and (table.zero or table.scale):
+        findings.file(PLACED, NONE if table.zero else table.scale, table.seen)
+    elif SCALE in config:
+        findings.file(PLACED, NONE if written is None else float(written), f"config.json: {SCALE}")
+    else:
+        rejected = table.rejected_evidence if table else ""
+        nothing = f"there is no {POSITIONS}, and nothing else in a file shows whether there are positions"
+        older = f"config.json has no {SCALE}, as those have not that were written before positions became optional"
+        findings.given_or_assumed(PLACED, None, rejected or (older if config else nothing), rejected)
+
+
+def _none_or_scale(value: Any) -> str | float:
+    """A user's word: "none", or a positive number, as a number or in words."""
+    if isinstance(value, str) and value.strip().lower() == NONE:
+        return NONE
+    try:
+        scale = float(value)
+        if not isinstance(value, bool) and sensible(scale):
+            return scale
+    except (TypeError, ValueError):
+        pass
+    raise UsageError(f"`{PLACED}` {printable(value, 60)}: {NONE}, or the scale, a positive number such as 1")
+
+
+def scale_of_positions(findings: Findings) -> float | None:
+    """The scale of the positions of such a model; None where it has none."""
+    placed: str | float = findings.value(PLACED)
+    return None if isinstance(placed, str) else placed
+
+
+def positions_table(findings: Findings) -> SinCosTable | NoPositions:
+    """What such a model stores: the table of its size and scale, or zeros."""
+    scale = scale_of_positions(findings)
+    table = computed_table(findings, PLACED if scale else "")
+    return table if scale else NoPositions(table.hidden, table.side)
 
 
 def computed_table(findings: Findings, scale_name: str = "") -> SinCosTable:

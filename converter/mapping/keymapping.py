@@ -24,7 +24,8 @@ class KeyMapping:
             of one that is written, where an initialisation leaves it at zero. A path is a module and stands for its
             `.weight` and `.bias`, both of which must be there; one that is itself a tensor is written
             `Parameter(path)`, or ends in `.weight` or `.bias`. `{}` is a block index.
-        optional: name -> a table that a state dict holds whole or not at all.
+        optional: name -> a table that a state dict holds whole or not at all. Where it is there, its rows take the
+            place of those of the same source.
 
     Raises: ValueError for a table whose rows overlap or cannot be undone.
 
@@ -41,7 +42,7 @@ class KeyMapping:
         self._fill(Row.parse(text, value, group) for group, part in tables for text, value in part.items())
 
     def _fill(self, rows: Iterable[Row]) -> None:
-        self.rows = _linked([*rows])
+        self.rows = _linked(_alternatives([*rows]))
         _check(self.rows)
 
     # Tables made of others.
@@ -117,6 +118,7 @@ class KeyMapping:
                 suffixes=row.suffixes,
                 zero_init=row.zero_init,
                 stack=stack,
+                unless=row.unless,
             )
             for row in self.rows
             for target, stack in zip(row.targets, row.target_stacks, strict=True)
@@ -168,8 +170,8 @@ class KeyMapping:
         return hit and hit[0]
 
     def find(self, key: str) -> tuple[int, int | None, str] | None:
-        """(position of the row that matches a key, block index, suffix); no second row can match: the table was
-        checked for that. None where none does."""
+        """(position of the row that matches a key, block index, suffix); of two of one source, the first. No other row
+        can match: the table was checked for that. None where none does."""
         for head in (key.partition(".")[0], "{}"):
             for position in self._by_head.get(head, ()):
                 if place := self.rows[position].match(key):
@@ -187,15 +189,19 @@ class KeyMapping:
     @cached_property
     def required(self) -> frozenset[int]:
         """The positions of the rows without which no state dict is whole."""
-        return frozenset(i for i, row in enumerate(self.rows) if not row.sparse and not row.group)
+        return frozenset(i for i, row in enumerate(self.rows) if not (row.sparse or row.group or row.unless))
 
 
 def _check(rows: list[Row]) -> None:
     targets = [target for row in rows for target in (*row.targets, *row.strays)]
-    for what, paths in (("sources", [row.source for row in rows]), ("targets", targets)):
+    sources = [row.source for row in rows if not row.unless]
+    for what, paths in (("sources", sources), ("targets", targets)):
         for one, other in combinations(paths, 2):
             if overlap(one, other):
                 raise ValueError(f"the {what} {one!r} and {other!r} match the same keys")
+    replaced = {(row.source, row.unless) for row in rows if row.unless}
+    if shared := {row.group for row in rows} - {row.group for row in rows if (row.source, row.group) not in replaced}:
+        raise ValueError(f"the optional group {min(shared)!r} has no row of its own, by which to tell that it is there")
     counted = {(row.stack, row.group) for row in rows if row.counts}
     for row in rows:
         for path in {*row.target_stacks} - {None} if row.spread else ():
@@ -207,6 +213,12 @@ def _sound(plan: Plan) -> Plan:
     if plan.problems:
         raise MappingError(plan.problems)
     return plan
+
+
+def _alternatives(rows: Sequence[Row]) -> list[Row]:
+    """The rows, each of which says what optional group has another one in its place."""
+    last = {row.source: row for row in rows if row.group}
+    return [replace(row, unless="" if last.get(row.source, row) is row else last[row.source].group) for row in rows]
 
 
 def _linked(rows: Sequence[Row]) -> list[Row]:

@@ -25,11 +25,16 @@ def survey(rows: Sequence[Row], find: Find, state: Mapping[str, Any]) -> Plan:
             seen[hit[0]].setdefault(hit[1], set()).add(hit[2])
         else:
             unknown.append(key)
+    groups = {row.group for row, blocks in zip(rows, seen, strict=True) if row.group and blocks}
+    for own, row in enumerate(rows):
+        if row.unless in groups:  # what was taken for this row's is the other's, if that is read from the same source
+            other = next((i for i, r in enumerate(rows) if (r.source, r.group) == (row.source, row.unless)), own)
+            seen[own], seen[other] = seen[other], seen[own]
     # In the table's order, so that nothing depends on the order of the keys.
     there = [
         (row, dict(sorted(blocks.items(), key=lambda hit: hit[0] or 0))) for row, blocks in zip(rows, seen, strict=True)
     ]
-    plan = Plan(groups={row.group for row, blocks in there if row.group and blocks})
+    plan = Plan(groups=groups)
     for row, blocks in there:
         if row.counts and row.stack is not None:
             last = max((index for index in blocks if index is not None), default=-1)
@@ -106,6 +111,10 @@ def _unknown(keys: Sequence[str], paths: Sequence[str]) -> Iterator[str]:
 
 def _missing(row: Row, seen: Blocks, plan: Plan) -> Iterator[str]:
     """Which tensors of a row ought to be there and are not, and which ought not to."""
+    if row.unless in plan.groups:
+        keys = fold(spell(row.source, i, suffix) for i, suffixes in seen.items() for suffix in sorted(suffixes))
+        yield from (f"unexpected {key} (beside the {row.unless} group)" for key in keys)
+        return
     if not seen and (row.sparse or (row.group and row.group not in plan.groups)):
         return
     blocks = plan.stacks.get(row.stack or "", 0)

@@ -71,6 +71,7 @@ class Row:
     value: Value  # what stood in a `ZeroInit`, if it did
     pattern: Pattern = ()
     group: str = ""  # of an optional group: present whole or not at all
+    unless: str = ""  # the optional group that has a row of the same source, which takes the place of this one
     name: str = ""  # of an Extra: its key in the sidecar
     targets: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()  # where old conversions left an extra

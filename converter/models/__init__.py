@@ -7,4 +7,5 @@ FAMILIES = (
     "pixart.table:PIXART",
     "dit.table:DIT",
     "pixart.controlnet_table:PIXART_CONTROLNET",
+    "sana.table:SANA",
 )  # in the order in which they are tried and listed

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..families import Findings
+from ..families.amended import Amended
+from ..families.travelling import CLASS
 from .inputs import Array, Case, Draws
 from .net import Net, Weights
 from .patches import PATCHES
-from .spec import Cases, ParitySpec
+from .spec import Cases, ParitySpec, PostLoadFix
 from .stock import Stock
 
 STANDARD_TOKENS = 1024  # tokens of one sample in the standard profile; the attention grows with their square
@@ -67,3 +70,23 @@ def latent_spec(reference: Callable[[Findings, Weights], Net], stock: Stock, cas
         loaded=stock.loaded,
         **more,
     )
+
+
+def amended_spec(as_loaded: ParitySpec, stock: Stock, amended: Amended) -> ParitySpec:
+    """The same of a class of diffusers that needs amendments, unless the config names ours: with the line that is shown
+    run on the loaded model."""
+
+    def fix(findings: Findings, config: Mapping[str, Any]) -> PostLoadFix | None:
+        line = amended.line(findings)
+        if not line or config.get(CLASS) == amended.exact:
+            return None
+
+        def run(model: Any) -> Any:
+            exec(line, {"model": model})
+            return model
+
+        mended = replace(stock, post_load=run)
+        spec = replace(as_loaded, converted=mended.net, loaded=mended.loaded)
+        return PostLoadFix(amended.flag, amended.why(findings), line, spec)
+
+    return replace(as_loaded, fix=fix)

@@ -64,11 +64,20 @@ def latent_faults(findings: Findings, plan: Plan, scale: float) -> list[Fault]:
 
 
 def more_heads(findings: Findings, heads: int, of: str = "") -> Wrong:
-    """Another number of heads, as near as it can be. `of`: in the names of the fields, such as "cross_"."""
+    """Twice as many heads, or half, if that cannot be. `of`: in the names of the fields, such as "cross_"."""
+    return _other_heads(findings, heads, [heads * 2, heads // 2, 1], of)
+
+
+def fewer_heads(findings: Findings, heads: int, of: str = "") -> Wrong:
+    """Half as many, or twice, if that cannot be; likewise."""
+    return _other_heads(findings, heads, [heads // 2, heads * 2, 1], of)
+
+
+def _other_heads(findings: Findings, heads: int, others: Sequence[int], of: str) -> Wrong:
     hidden = findings.value("hidden_size")
-    more = heads * 2 if hidden % (heads * 2) == 0 else max(heads // 2, 1)
-    fields = {f"num_{of}attention_heads": more, f"{of}attention_head_dim": hidden // more}
-    return f"{more} {of.replace('_', ' ')}heads for {heads}", fields, BY_BOTH, True
+    other = next(count for count in others if count and heads % min(count, heads) == 0 and hidden % count == 0)
+    fields = {f"num_{of}attention_heads": other, f"{of}attention_head_dim": hidden // other}
+    return f"{other} {of.replace('_', ' ')}heads for {heads}", fields, BY_BOTH, True
 
 
 def timestep_faults(name: str = "timestep") -> list[Fault]:

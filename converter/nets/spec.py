@@ -55,7 +55,9 @@ class ParitySpec:
     sampler: Sampler | None = None  # how a picture is drawn with it; without one no trajectory is compared
     # (folder, inputs, what from_pretrained has to be told) -> the output of the net as the target's loader makes it.
     loaded: Callable[[Path, Values, Mapping[str, Any]], Tensor] | None = None
-    fix: PostLoadFix | None = None  # where the target's own code computes something else whatever the weights are
+    # (findings, config.json) -> what mends a model of that config, where the target's own code computes something else
+    # whatever the weights are; None where it does not.
+    fix: Callable[[Findings, Mapping[str, Any]], PostLoadFix | None] = lambda findings, config: None
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,6 @@ class PostLoadFix:
     """
 
     flag: str  # the user's word that it is, one of the family's flags
-    needed: Callable[[Findings, Mapping[str, Any]], bool]  # (findings, config.json) -> whether this model needs the fix
     why: str  # what the target's code does otherwise, in words
     line: str  # the code to be run on the loaded model, as it is shown
     spec: ParitySpec  # what is compared where it is run

@@ -29,13 +29,14 @@ def _attention(name: str, before: str) -> dict[str, tuple[str, str]]:
     return {before: (f"{name}.to_q", "input"), **projected, f"{name} out": (f"{name}.to_out.0", "output")}
 
 
+def feed_forward(first: str, last: str) -> dict[str, tuple[str, str]]:
+    """The same of a feed-forward part, by its first and its last layer."""
+    return {"norm2 modulated": (first, "input"), "ff hidden": (first, "output"), "ff out": (last, "output")}
+
+
 SELF_ATTENTION = _attention("attn1", "norm1 modulated")
 CROSS_ATTENTION = _attention("attn2", "after self-attention")
-FEED_FORWARD = {
-    "norm2 modulated": ("ff.net.0.proj", "input"),
-    "ff hidden": ("ff.net.0.proj", "output"),
-    "ff out": ("ff.net.2", "output"),
-}
+FEED_FORWARD = feed_forward("ff.net.0.proj", "ff.net.2")
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ class NetPair:
     """
 
     def __init__(self, sides: Sides, device: str = "cpu", waivers: Sequence[Waiver] = (), digest: str = "") -> None:
-        fix, self.as_loaded = sides.spec.fix, sides.spec
-        self.fix = fix if fix is not None and fix.needed(sides.findings, sides.config) else None
+        self.as_loaded = sides.spec
+        self.fix = sides.spec.fix(sides.findings, sides.config)
         self.fixed = self.fix is not None and bool(sides.findings.given.get(self.fix.flag))
         self.sides = replace(sides, spec=self.fix.spec) if self.fix and self.fixed else sides
         self.model, self.config, self.device = self.sides.spec, sides.config, device

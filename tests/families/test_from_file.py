@@ -164,7 +164,7 @@ def test_what_a_broken_file_registered_is_forgotten(tmp_path: Path) -> None:
 
 def test_an_unknown_name_says_what_there_is(source: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"`family` nothing: unknown; there are dit, .*pixart-controlnet, or a file NAME\.py"
+        UsageError, match=r"`family` nothing: unknown; there are dit, .*pixart-controlnet, sana, or a file NAME\.py"
     ):
         converter.inspect(source, family="nothing")
 

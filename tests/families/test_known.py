@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import HEADS, ROOT, pixart, within
+from makers import GOLDEN, HEADS, ROOT, pixart, within
 from safetensors.torch import save_file
 from shaped import INVENTORIES
 
@@ -17,6 +17,7 @@ from converter.checkpoint.state_dicts import KEY_LIMIT
 from converter.conversion.convert import convert
 from converter.families import modified_weights, named
 from converter.families.known import FORM_LIMIT
+from converter.mapping import Parameter
 from converter.models.pixart.table import PIXART
 
 
@@ -224,62 +225,42 @@ def test_nor_does_a_long_key_take_longer_than_a_tenth_of_a_second(part: str) -> 
         assert named(keys) == ""
 
 
-# Neighbours that share most of their names with PixArt, and marks of a family.
-def sana(width: int = 16) -> dict[str, torch.Tensor]:
-    """The keys of an original SANA, two blocks of it: two thirds of them are PixArt's."""
-    made = {"pos_embed": (1, 4, width), "y_embedder.y_embedding": (3, 8), "attention_y_norm.weight": (width,)}
-    made["final_layer.scale_shift_table"] = (2, width)
-    sizes = {
-        "x_embedder.proj": (width, 4, 1, 1), "t_embedder.mlp.0": (width, 256), "t_embedder.mlp.2": (width, width),
-        "t_block.1": (6 * width, width), "y_embedder.y_proj.fc1": (width, 8), "y_embedder.y_proj.fc2": (width, width),
-        "final_layer.linear": (4, width),
-    }  # fmt: skip
-    for i in range(2):
-        b = f"blocks.{i}."
-        made |= {b + "scale_shift_table": (6, width), b + "attn.qkv.weight": (3 * width, width)}
-        made[b + "mlp.point_conv.conv.weight"] = (width, 40, 1, 1)
-        sizes |= {b + "attn.proj": (width, width), b + "cross_attn.q_linear": (width, width)}
-        sizes |= {b + "cross_attn.kv_linear": (2 * width, width), b + "cross_attn.proj": (width, width)}
-        sizes |= {b + "mlp.inverted_conv.conv": (80, width, 1, 1), b + "mlp.depth_conv.conv": (80, 1, 3, 3)}
-    for path, shape in sizes.items():
-        made |= {f"{path}.weight": shape, f"{path}.bias": shape[:1]}
-    return {key: torch.full(shape, 0.5) for key, shape in made.items()}
+# Neighbours that share most of their names, and marks of a family.
+SANA_FILE = GOLDEN / "sana-1024.pth"
 
 
 def test_a_sana_is_never_called_a_pixart(tmp_path: Path) -> None:
-    state = sana()
+    state = torch.load(SANA_FILE, weights_only=True)["state_dict"]
     assert 2 * PIXART.keys.known(state) > len(state)
-    save_file(state, tmp_path / "sana.safetensors")
+    assert inspect(SANA_FILE)["family"] == "sana"
     save_file(pixart(), tmp_path / "pixart.safetensors")
-    found = inspect(tmp_path / "sana.safetensors")
-    assert (found["family"], found["problems"]) == (None, ["this is a SANA transformer, another model family"])
-    with pytest.raises(InputError, match=r"this is a SANA transformer, another model family; .* is a PixArt") as caught:
-        diff(tmp_path / "pixart.safetensors", tmp_path / "sana.safetensors")
-    assert str(caught.value).startswith(str(tmp_path / "sana.safetensors"))
-    with pytest.raises(InputError, match="this is a SANA transformer"):
-        convert(tmp_path / "sana.safetensors", tmp_path / "out")
+    assert inspect(tmp_path / "pixart.safetensors")["family"] == "pixart"
+    with pytest.raises(InputError, match=r"is a SANA, and .* is a PixArt"):
+        diff(tmp_path / "pixart.safetensors", SANA_FILE)
     # Even where somebody insists.
     with pytest.raises(InputError, match="not a PixArt that can be converted: this is a SANA transformer"):
-        convert(tmp_path / "sana.safetensors", tmp_path / "out", family="pixart")
+        convert(SANA_FILE, tmp_path / "out", family="pixart")
+    with pytest.raises(InputError, match=r"not a SANA that can be converted: .*missing attention_y_norm"):
+        convert(tmp_path / "pixart.safetensors", tmp_path / "out", family="sana")
 
 
 def marked(*marks: str) -> Family:
-    """A family that knows little of a SANA, and has marks."""
-    keys = KeyMapping({"attention_y_norm.weight": "caption_norm.weight", "x_embedder.proj": "patch_embed.proj"})
+    """A family that knows little of a masked diffusion transformer, and has marks."""
+    keys = KeyMapping({"mask_token": Parameter("mask_token"), "x_embedder.proj": "patch_embed.proj"})
     return Family("mine", "Mine", keys, lambda *_: None, lambda found: {"_class_name": "Mine"}, marks=marks)
 
 
 def test_a_mark_decides_whatever_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(families, "_REGISTERED", {})
-    state = sana()
+    state = pixart() | {"mask_token": torch.ones(1), "sideblocks.0.fc.weight": torch.ones(1)}
     converter.register(marked())
     assert families.recognise(state) is None
-    for marks in (("attention_y_norm",), ("blocks.{}.mlp.depth_conv.conv",), ("none", "attention_y_norm.weight")):
+    for marks in (("mask_token",), ("sideblocks.{}.fc",), ("none", "sideblocks.0.fc.weight")):
         converter.register(marked(*marks))
         assert families.recognise(state) == (families.families()["mine"], False)
-    converter.register(marked("attention_y", "blocks.mlp.depth_conv.conv"))
+    converter.register(marked("mask_tok", "sideblocks.fc"))
     assert families.recognise(state) is None
-    converter.register(marked("attention_y_norm"))
+    converter.register(marked("mask_token"))
     assert families.recognise(state | {"scaled_fp8": torch.ones(1)}) is None
     assert families.recognise(pixart()) == (PIXART, False)
 

@@ -23,6 +23,7 @@ from converter.mapping import Parameter
 from converter.models.dit.table import DIT
 from converter.models.pixart.controlnet_table import PIXART_CONTROLNET
 from converter.models.pixart.table import PIXART
+from converter.models.sana.table import SANA
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +93,7 @@ def bring(monkeypatch: pytest.MonkeyPatch, *points: Any) -> None:
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
 
 
-BUILT_IN = {"pixart": PIXART, "pixart-controlnet": PIXART_CONTROLNET, "dit": DIT}
+BUILT_IN = {"pixart": PIXART, "pixart-controlnet": PIXART_CONTROLNET, "dit": DIT, "sana": SANA}
 
 
 def test_what_is_built_in() -> None:
@@ -273,7 +274,9 @@ def test_a_flag_of_another_family_is_refused(tmp_path: Path) -> None:
 def test_insisting_on_a_family(tmp_path: Path) -> None:
     converter.register(TOY)
     path = save(pixart(), tmp_path / "pixart.pth")
-    with pytest.raises(UsageError, match=r"`family` nonsense: unknown; there are dit, pixart, pixart-controlnet, toy"):
+    with pytest.raises(
+        UsageError, match=r"`family` nonsense: unknown; there are dit, pixart, pixart-controlnet, sana, toy"
+    ):
         converter.convert(path, tmp_path / "out", family="nonsense")
     with pytest.raises(UsageError, match="`family` : unknown"):
         converter.convert(path, tmp_path / "out", family="")

@@ -437,7 +437,9 @@ def test_ambiguous_tables_are_refused_at_construction(case: Case, data: st.DataO
     # The very same text twice is one key of a dict; in a group it is two.
     group = data.draw(st.sampled_from(["", "other"])) if twin != "source" else "other"
     twins = [*case.lines, Line("rename", source, (to,), group=group)]
-    with pytest.raises(ValueError, match="match the same keys"):
+    # An optional group may have other rows of the same sources, if it has rows of its own too.
+    words = "the optional group 'other' has no row of its own" if twin == "source" else "match the same keys"
+    with pytest.raises(ValueError, match=words):
         _ = Case(twins, case.depth, case.modules).keys
 
 
@@ -450,6 +452,35 @@ def test_a_table_that_maps_two_rows_to_one_target_is_refused() -> None:
         KeyMapping({"a.{}": "x.{}", "b": "x.0"})
     with pytest.raises(ValueError, match="targets 'x' and 'x'"):
         KeyMapping({"a": "x", "b": Extra(stray="x")})
+
+
+@given(st.booleans(), st.integers(1, 3), st.randoms())
+def test_a_group_has_other_targets_for_the_same_sources(there: bool, depth: int, order: random.Random) -> None:
+    group = {"time [D 4]": "guided.time", "b.{}.norm [D]": ("c.{}.one", "c.{}.two"), "cfg [D 4]": "guidance"}
+    keys = KeyMapping({"time [D 4]": "emb.time", "b.{}.norm [D]": "c.{}.norm", "b.{}.x [D D]": "c.{}.x"}, {"g": group})
+    modules = {"time": (2, 4), **({"cfg": (2, 4)} if there else {})}
+    modules |= {f"b.{i}.x": (2, 2) for i in range(depth)} | {f"b.{i}.norm": (2,) for i in range(depth)}
+    items = [(f"{name}.{end}", np.full(shape if end == "weight" else shape[:1], i))
+             for i, (name, shape) in enumerate(modules.items()) for end in ("weight", "bias")]  # fmt: skip
+    order.shuffle(items)
+    state = dict(items)
+    made = keys(state)
+    wanted = ("guided.time", "c.0.one", "c.0.two", "guidance") if there else ("emb.time", "c.0.norm")
+    other = {"guided.time", "guidance", "c.0.one", "c.0.two", "emb.time", "c.0.norm"} - {*wanted}
+    modules_made = {key.rpartition(".")[0] for key in made}
+    assert modules_made >= {*wanted}
+    assert not modules_made & other
+    back = keys.inverse(made)
+    assert back.keys() == state.keys()
+    assert all(np.array_equal(back[key], state[key]) for key in state)
+    # Of a model that holds both, or neither, no such thing is said.
+    strange = {f"{'emb' if there else 'guided'}.time.{end}": made[f"{wanted[0]}.{end}"] for end in ("weight", "bias")}
+    with pytest.raises(MappingError, match=r"unexpected emb\.time.* \(beside the g group\)|the g group is incomplete"):
+        keys.inverse(made | strange)
+    less = {key: tensor for key, tensor in made.items() if not key.startswith(wanted[0])}
+    with pytest.raises(MappingError, match=r"missing guided\.time \(the g group|missing emb\.time"):
+        keys.inverse(less)
+    assert [row.unless for row in keys.rows] == ["g", "g", "", "", "", ""]
 
 
 # Single cases.

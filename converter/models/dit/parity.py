@@ -12,32 +12,23 @@ import torch
 from torch import Tensor
 
 from ...families import Findings
-from ...families.travelling import CLASS
 from ...mapping import Plan
 from ...nets import Net, Weights
 from ...nets.faults import BOTH, Fault
 from ...nets.inputs import Case
-from ...nets.latents import STANDARD_TOKENS, LatentInputs, described, image_size_hint, latent_spec
+from ...nets.latents import STANDARD_TOKENS, LatentInputs, amended_spec, described, image_size_hint, latent_spec
 from ...nets.patches import FINAL, PATCHES, of_any_size
 from ...nets.sampler import Sampler
 from ...nets.shared_faults import BY_BOTH, BY_NETS, field_faults, latent_faults, more_heads, targets_of
-from ...nets.spec import PostLoadFix
 from ...nets.stock import FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 from .net import DiTShape, dit
-from .table import CLASSES, EXACT, EXACT_CLASS, EXACT_LINE, IGNORABLE_CONFIG, MISMATCH, VAE_FACTOR
+from .table import AMENDED, CLASSES, IGNORABLE_CONFIG, VAE_FACTOR
 
 GUIDED = "guidance"
 # Patches on a side of a latent that most cases have, and the fewest that show every fault: of squares stock diffusers
 # takes any.
 SMALL, SMALLEST = 8, 2
 EMBEDDERS = "transformer_blocks.{}.norm1.emb"  # each block has its own; those of block 0 serve the last layer as well
-
-
-def exact_timesteps(model: Any) -> Any:
-    """The model with the timestep frequencies of the original, which is `EXACT_LINE` carried out."""
-    for block in model.transformer_blocks:
-        block.norm1.emb.time_proj.downscale_freq_shift = 0
-    return model
 
 
 STOCK = Stock(
@@ -53,7 +44,6 @@ STOCK = Stock(
     ),
     probes={**SELF_ATTENTION, "after self-attention": ("norm3", "input"), **FEED_FORWARD},
 )
-FIXED_STOCK = replace(STOCK, post_load=exact_timesteps)
 
 
 def shape(findings: Findings) -> DiTShape:
@@ -157,12 +147,4 @@ AS_LOADED = latent_spec(
     invisible_biases=("attn1.to_k",),
     sampler=Sampler(GUIDED),
 )
-FIXED = replace(AS_LOADED, converted=FIXED_STOCK.net, loaded=FIXED_STOCK.loaded)
-
-
-def needs_fix(findings: Findings, config: Mapping[str, Any]) -> bool:
-    """Diffusers' own class does, and ours has the original's frequencies."""
-    return bool(config.get(CLASS) != EXACT_CLASS)
-
-
-PARITY = replace(AS_LOADED, fix=PostLoadFix(EXACT, needs_fix, MISMATCH, EXACT_LINE, FIXED))
+PARITY = amended_spec(AS_LOADED, STOCK, AMENDED)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...families import evidence
+from ...families.amended import Amended, Amendment
 from ...families.base import Family, Findings, Flag, State
 from ...families.sincos import DRIFT
 from ...mapping import Computed, Copies, KeyMapping, Plan, ZeroInit
@@ -35,9 +36,11 @@ KEYS = KeyMapping({
 
 STOCK, EXACT_CLASS = "DiTTransformer2DModel", "DiTExactTransformer2DModel"
 EXACT = "exact_timesteps"
-MISMATCH = "stock DiTTransformer2DModel has other timestep frequencies than DiT (10000^(-j/127) for 10000^(-j/128))"
-# What makes it compute the original's function, in one line of Python.
-EXACT_LINE = "for block in model.transformer_blocks: block.norm1.emb.time_proj.downscale_freq_shift = 0"
+FREQUENCIES = Amendment(
+    "other timestep frequencies than DiT (10000^(-j/127) for 10000^(-j/128))",
+    "block.norm1.emb.time_proj.downscale_freq_shift = 0",
+)
+AMENDED = Amended(STOCK, EXACT_CLASS, EXACT, (FREQUENCIES,))
 FLAGS = (
     evidence.IMAGE_SIZE,
     evidence.NUM_ATTENTION_HEADS,
@@ -71,29 +74,8 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
         seen = f"{table.seen}: scale {table.scale:g}" if table.scale else table.seen
         stock = "the diffusers class computes the one of scale 1 and allows no other"
         findings.problems.append(f"{seen}, and {stock}")
-    if EXACT in findings.given:
-        findings.given_or_assumed(EXACT)
-    if not exact(findings):
-        _other_frequencies(findings)
+    AMENDED.describe(findings)
     evidence.check_config(state.config, findings, num_embeds_ada_norm="num_classes")
-
-
-def _other_frequencies(findings: Findings) -> None:
-    """Note it, of diffusers' own class, in both directions."""
-    findings.diffusers_notes.append(
-        f"{MISMATCH}, which no weights can make up for: to get the original's function, run this on what "
-        f"from_pretrained loads: {EXACT_LINE}"
-    )
-    if findings.source_class is not None:
-        findings.original_notes.append(
-            f"{MISMATCH}: if it was trained in that class, and not converted for it, DiT's code computes something else"
-        )
-
-
-def exact(findings: Findings) -> bool:
-    """Whether the class to write has the original's frequencies. A model that diffusers' class was trained in, as one
-    in diffusers' layout may be, keeps that."""
-    return not findings.stock and findings.source_class in (None, EXACT_CLASS)
 
 
 def _classes(plan: Plan, findings: Findings) -> None:
@@ -111,7 +93,7 @@ def _classes(plan: Plan, findings: Findings) -> None:
 def config(findings: Findings) -> dict[str, Any]:
     """`config.json` for the class with the original's frequencies, or for diffusers' own."""
     own = {"norm_type": "ada_norm_zero", "num_embeds_ada_norm": findings.value("num_classes")}
-    return evidence.stock_config(findings, _class_name=EXACT_CLASS if exact(findings) else STOCK, **own)
+    return evidence.stock_config(findings, _class_name=AMENDED.class_name(findings), **own)
 
 
 def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:

@@ -14,11 +14,13 @@ from shaped import DITS, INVENTORIES, FakeState, Shaped, inventory, produced, sh
 
 from converter import Findings, InputError, MappingError, UsageError
 from converter.models.dit.dit_transformer import DiTExactTransformer2DModel
-from converter.models.dit.table import DIT, EXACT_LINE, KEYS, buffer_mismatch
+from converter.models.dit.table import AMENDED, DIT, KEYS, buffer_mismatch
 
 Shapes = Mapping[str, Shaped]
 # facebookresearch/DiT, models.py: hidden size, blocks, heads.
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+
+EXACT_LINE = AMENDED.line(Findings({}))
 
 
 def small(**sizes: Any) -> dict[str, Shaped]:

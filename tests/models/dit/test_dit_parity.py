@@ -26,8 +26,8 @@ from converter.families import Findings
 from converter.mapping import fold
 from converter.models.dit import parity as brought
 from converter.models.dit.net import dit as whole
-from converter.models.dit.parity import AS_LOADED, FIXED, GUIDED, PARITY, STOCK, cases, exact_timesteps, faults, shape
-from converter.models.dit.table import DIT, EXACT_LINE
+from converter.models.dit.parity import AS_LOADED, GUIDED, PARITY, STOCK, cases, faults, shape
+from converter.models.dit.table import AMENDED, DIT
 from converter.nets import Values, Weights, no_probe
 from converter.nets.faults import CONFIG, FUNCTION, WEIGHTS
 from converter.nets.inputs import Case
@@ -52,6 +52,10 @@ def findings(path: Path = GOLDEN / "dit.pt", **given: Any) -> Findings:
 FOUND = findings()
 STATE: dict[str, torch.Tensor] = torch.load(GOLDEN / "dit.pt", weights_only=True)
 CONVERTED = DIT.keys(STATE)
+EXACT_LINE = AMENDED.line(FOUND)
+FIX = PARITY.fix(FOUND, {})
+assert FIX
+FIXED = FIX.spec
 
 
 @pytest.fixture(scope="module")
@@ -349,8 +353,9 @@ def test_failing_cases_are_saved_and_run_again(pair: Pair, tmp_path: Path) -> No
 
 def test_it_is_what_the_family_brings() -> None:
     assert spec_of(DIT) is PARITY
-    assert PARITY.fix
-    assert (PARITY.fix.spec, PARITY.fix.line, AS_LOADED.fix) == (FIXED, EXACT_LINE, None)
+    assert FIX
+    assert (FIX.flag, FIX.line, FIX.why) == ("exact_timesteps", EXACT_LINE, AMENDED.why(FOUND))
+    assert (AS_LOADED.fix(FOUND, {}), PARITY.fix(FOUND, {"_class_name": AMENDED.exact})) == (None, None)
 
 
 def test_the_shape_is_what_the_file_shows() -> None:
@@ -386,14 +391,15 @@ def test_the_line_of_the_note_is_what_is_done_to_the_model() -> None:
     config = {key: value for key, value in DIT.config(FOUND).items() if not key.startswith("_")}
     inputs = cases(FOUND, "quick", {})[0].tensors(torch.float32)
     outputs = []
-    for post_load in (exact_timesteps, lambda model: exec(EXACT_LINE, {"model": model}), STOCK.post_load):
+    for line in (EXACT_LINE, ""):
         model = DiTTransformer2DModel(**config).eval()
         model.load_state_dict(CONVERTED)
-        post_load(model)
+        exec(line, {"model": model})
         with torch.no_grad():
             outputs.append(STOCK.call(model, inputs))
-    assert torch.equal(outputs[0], outputs[1])
-    assert not torch.allclose(outputs[0], outputs[2], atol=1e-2)
+    assert not torch.allclose(outputs[0], outputs[1], atol=1e-2)
+    net = FIXED.converted(config | {"_class_name": AMENDED.stock}, Weights(memory_tensors(CONVERTED), torch.float32))
+    assert torch.equal(net.forward(inputs), outputs[0])
     assert torch.equal(streamed().forward(inputs), outputs[0])
 
 
@@ -580,10 +586,10 @@ def test_fields_that_change_no_output_are_no_faults(pair: Pair) -> None:
 
 
 def test_the_session_compares_the_net_that_the_user_names(pair: Pair) -> None:
-    for said, wanted in (({}, AS_LOADED), (EXACT, FIXED)):
+    for said in ({}, EXACT):
         with session(pair, **said) as opened:
-            assert opened.fixed == (wanted is FIXED)
-            assert opened.model.converted is wanted.converted
+            assert opened.fixed == bool(said)
+            assert (opened.model is opened.as_loaded) == (not said)
 
 
 def copies(state: Mapping[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""The SANA net, multi-scale, with and without positions and norms of queries and keys (SANA-1.5)."""
+"""The SANA net, multi-scale: with and without positions, norms of queries and keys (SANA-1.5) and guidance (Sprint)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from converter.nets import Probe, Stage, Staged, Values, Weights, layers, no_probe
-from converter.nets.layers import cross_attention, linear, modulated_norm, self_attention
-from converter.nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
-from converter.parts import below
+from ...nets import layers
+from ...nets.layers import cross_attention, linear, modulated_norm, self_attention
+from ...nets.net import Probe, Stage, Staged, Values, Weights, no_probe
+from ...nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
+from ...parts import below
 
-CLIP = 65504.0  # the largest float16: what the original trains in float16 never sees more of
+LARGEST = 65504.0  # of float16
 NORM_EPS, CROSS_NORM_EPS = 1e-5, 1e-6
 
 
@@ -26,34 +27,44 @@ class SanaShape(LatentShape):
     Attributes:
         linear_heads: of the self attention.
         timestep_scale: what the timesteps that it takes were multiplied by; where that is 1, it takes whole ones.
+        clipped: whether the self attention is kept within float16, as in models that were trained in it.
     """
 
     linear_heads: int
     timestep_scale: float = 1.0
-    float64_tables: bool = True
+    clipped: bool = False
+    multi_scale: bool = True
 
 
 def sana(weights: Weights, shape: SanaShape) -> Staged:
-    """The net of a state dict in the original layout (arXiv 2410.10629, 2501.18427).
+    """The net of a state dict in the original layout (arXiv 2410.10629, 2501.18427, 2503.09641; Sana repository,
+    diffusion/model/nets/sana_multi_scale.py).
 
-    Inputs: "latent" (B, C, H, W); "timestep" (B,), of 1000 steps, or scaled; "caption" (B, L, K), text features;
-    "caption_mask" (B, L), nonzero where a token is kept, or absent to keep all.
+    Inputs: "latent" (B, C, H, W); "timestep" (B,), of 1000 steps, times `timestep_scale`; "caption" (B, L, K), text
+    features; "caption_mask" (B, L), nonzero where a token is kept, or absent to keep all; for Sprint "guidance" (B,),
+    times its scale.
 
     Stages, and what they add:
         "patch embedding": "x" (B, N, D), positions included; N patches, row by row.
-        "timestep embedding": "t" (B, D), and "t0" (B, 6 * D), the output of `t_block`.
+        "timestep embedding": "t" (B, D), of timestep and guidance, and "t0" (B, 6 * D), the output of `t_block`.
         "caption embedding", "caption norm": "y" (B, L, D), padding included.
         "block 0" and so on: "x".
         "final layer": "output" (B, out_channels, H, W).
+
+    Example:
+        >>> state = torch.load("fixtures/golden/sana-1.5.pth", weights_only=True)["state_dict"]
+        >>> sizes = dict(depth=2, hidden_size=64, patch_size=1, out_channels=8, input_size=8, scale=None)
+        >>> net = sana(Weights(state, torch.float32), SanaShape(**sizes, linear_heads=2, num_heads=4))
+        >>> inputs = {"latent": torch.zeros(1, 8, 6, 8), "timestep": torch.tensor([500.0])}
+        >>> net.forward(inputs | {"caption": torch.zeros(1, 12, 20)}).shape
+        torch.Size([1, 8, 6, 8])
     """
-
     embed = partial(embed_patches, weights, shape, projection="x_embedder.proj", table="pos_embed")
-
-    blocks = [Stage(f"block {i}", partial(block, weights, shape, i)) for i in range(shape.depth)]
+    blocks = [Stage(f"block {i}", partial(run_block, weights, shape, i)) for i in range(shape.depth)]
     return Staged(
         [
             Stage(PATCHES, lambda values, probe: {"x": embed(values["latent"])}),
-            Stage("timestep embedding", lambda values, probe: embed_timestep(weights, shape, values["timestep"])),
+            Stage("timestep embedding", lambda values, probe: embed_timestep(weights, shape, values)),
             Stage("caption embedding", lambda values, probe: {"y": embed_caption(weights, values["caption"])}),
             Stage("caption norm", lambda values, probe: {"y": caption_norm(weights, values["y"])}),
             *blocks,
@@ -68,10 +79,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (x * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
-def embed_timestep(weights: Weights, shape: SanaShape, timestep: Tensor) -> Values:
-    """(B,) -> "t" (B, D) and "t0" (B, 6 * D). Timesteps of 1000 are cut to their whole part."""
-    whole = timestep.float().trunc() if shape.timestep_scale == 1 else timestep.float()
-    t = layers.embed_sinusoids(weights.under("t_embedder."), to_weights_dtype(weights, layers.sinusoid(whole)))
+def embed_timestep(weights: Weights, shape: SanaShape, values: Values) -> Values:
+    """ "timestep" and, where there is one, "guidance" (B,) -> "t" (B, D) and "t0" (B, 6 * D). Timesteps of 1000 are cut
+    to their whole part."""
+
+    def embedded(name: str, numbers: Tensor) -> Tensor:
+        waves = to_weights_dtype(weights, layers.sinusoid(numbers.float()))
+        return layers.embed_sinusoids(weights.under(f"{name}_embedder."), waves)
+
+    timestep = values["timestep"]
+    t = embedded("t", timestep.trunc() if shape.timestep_scale == 1 else timestep)
+    if "guidance" in values:
+        t = t + embedded("cfg", values["guidance"])
     return {"t": t, "t0": linear(weights, "t_block.1", F.silu(t))}
 
 
@@ -116,7 +135,7 @@ def glu_conv(weights: Mapping[str, Tensor], x: Tensor, grid: tuple[int, int], pr
     return out.flatten(2).transpose(1, 2)
 
 
-def block(weights: Weights, shape: SanaShape, i: int, values: Values, probe: Probe) -> Values:
+def run_block(weights: Weights, shape: SanaShape, i: int, values: Values, probe: Probe) -> Values:
     """`blocks.i`, adaLN-single: "x" (B, N, D) to the same."""
     x, y, t0 = (to_weights_dtype(weights, values[name]) for name in ("x", "y", "t0"))
     own = weights.scratch(f"blocks.{i}.")
@@ -134,7 +153,7 @@ def block(weights: Weights, shape: SanaShape, i: int, values: Values, probe: Pro
     modulated = modulated_norm(x, shift_attn, scale_attn)
     probe("norm1 modulated", modulated)
     out = self_attention(attn, modulated, shape.linear_heads, alter, probe=probe, attention=linear_attention)
-    x = x + gate_attn * out.clip(-CLIP, CLIP)
+    x = x + gate_attn * (out.clip(-LARGEST, LARGEST) if shape.clipped else out)
     probe("after self-attention", x)
     x = x + cross_attention(
         cross, x, y, values.get("caption_mask"), heads=shape.num_heads, probe=probe,
