@@ -16,7 +16,7 @@ ADAPTERS = (
     "adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin",
 )  # fmt: skip
 ADAPTER_CONFIG = "adapter_config.json"
-STEMS = (WEIGHTS, "diffusion_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
+STEMS = (WEIGHTS, "diffusion_pytorch_model.bin", "model.safetensors", "pytorch_model.bin", "pytorch_model_fsdp.bin")
 
 
 def with_variant(name: str, variant: str) -> str:

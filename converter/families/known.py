@@ -55,7 +55,7 @@ SANA_CONTROLNET = (
 
 
 def _sana_controlnet(keys: Collection[str]) -> bool:
-    """Whether the first layer of `SanaControlNetModel` is there. Hunyuan-DiT's has the same name, and keys of its own."""
+    """Whether the first layer of `SanaControlNetModel` is there. Hunyuan-DiT's has the same name, and more keys."""
     own = [key for key in keys if key.endswith(("input_block.weight", "text_embedding_padding"))]
     return len(own) == 1 and own[0].endswith("input_block.weight")
 
@@ -111,6 +111,7 @@ _ANOTHER_FAMILY = {
 }
 _OTHERS: _Rows = (
     (r"(encoder|decoder)\.(mid|mid_block|conv_in)\.", "a VAE, not a transformer"),
+    (r"^heads\.\d+\.", "a discriminator, as SANA-Sprint's training writes one: the generator is another file"),
     (r"encoder\.block\.\d+\.layer\.", "a T5 text encoder, not a diffusion transformer"),
     *((pattern, f"{name}, another model family") for name, pattern in _ANOTHER_FAMILY.items()),
 )

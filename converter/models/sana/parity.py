@@ -44,10 +44,10 @@ STOCK = Stock(
 
 def reference(findings: Findings, weights: Weights) -> Staged:
     """The original net, from what its file shows and its user says."""
-    heads = {"num_heads": findings.value(CROSS), "linear_heads": findings.value("num_attention_heads")}
-    own = {"scale": evidence.scale_of_positions(findings), "timestep_scale": findings.value(TIMESTEP_SCALE)}
-    clipped = findings.value(TRAINED_IN) == FP16
-    return sana(weights, SanaShape(**described(findings) | heads | own, clipped=clipped))
+    asked = ("num_attention_heads", CROSS, evidence.PLACED, TIMESTEP_SCALE, TRAINED_IN)
+    linear, cross, _, scale, trained = findings.values_of(*asked)
+    own = {"num_heads": cross, "linear_heads": linear, "timestep_scale": scale, "clipped": trained == FP16}
+    return sana(weights, SanaShape(**described(findings) | own, scale=evidence.scale_of_positions(findings)))
 
 
 def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:

@@ -43,7 +43,7 @@ KEYS = KeyMapping({
     "final_layer.scale_shift_table [2 D]": Parameter("scale_shift_table"),
     evidence.POSITIONS + " [1 N D]":  Computed(evidence.positions_table),
     "y_embedder.y_embedding [L K]":     Extra(without="the null caption, which its guidance and training need"),
-    "logvar_linear [1 D]":              Extra(without="the weighing of the loss, which only training needs"),
+    "logvar_linear [1 D]":              Extra(without="what weighs its loss, which only training needs", given=False),
 }, optional={QK_NORM: {
     f"{B}{ours}.{one}_norm.weight [D]": f"{T}{theirs}.norm_{one}.weight"
     for ours, theirs in (("attn", "attn1"), ("cross_attn", "attn2")) for one in "qk"
