@@ -26,8 +26,10 @@ for _number, _action in ((signal.SIGINT, signal.default_int_handler), (signal.SI
         signal.signal(_number, _action)
 
 
-def pytest_collection_finish() -> None:
-    """What is imported by now stays: the collector need not go through torch's objects again and again."""
+@pytest.fixture(autouse=True, scope="module")
+def kept() -> None:
+    """What is imported by now stays: the collector need not go through torch's and diffusers' objects again and again,
+    which takes it half a second each time."""
     gc.collect()
     gc.freeze()
 
@@ -58,3 +60,9 @@ def in_root(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder is the repository's root, as the examples take it to be."""
     monkeypatch.chdir(ROOT)
     return ROOT
+
+
+@pytest.fixture
+def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no repair is asked about, none is looked for: it takes most of the time of a FAIL."""
+    monkeypatch.setattr("converter.parity.localise.MENDED", 0)

@@ -53,12 +53,6 @@ def changing(made: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     return shutil.copy(made[0], tmp_path / "small.pth"), tmp_path / "small"
 
 
-@pytest.fixture
-def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no repair is asked about, none is looked for: it takes most of the time of a FAIL."""
-    monkeypatch.setattr("converter.parity.localise.MENDED", 0)
-
-
 def flags(pair: tuple[object, object], *more: object) -> list[object]:
     return ["parity", "--orig_ckpt_path", pair[0], "--converted_path", pair[1], *more]
 

@@ -70,9 +70,9 @@ def links(page: str) -> dict[str, str]:
     return {name: link for link, name in re.findall(r'<td class="what".*?<a href="(.*?)">(.*?)</a>', page)}
 
 
+@pytest.mark.usefixtures("no_search")
 def test_real_reports_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     """As the tool writes them: a PASS beside its conversion, a FAIL with an HTML report, and a REJECTED."""
-    monkeypatch.setattr("converter.parity.localise.MENDED", 0)
     monkeypatch.chdir(tmp_path)
     training = tmp_path / "runs/alpha/checkpoints"
     training.mkdir(parents=True)
