@@ -157,6 +157,7 @@ def test_the_cost_of_a_cast_counts_that_of_the_sums(tmp_path: Path) -> None:
 # What is wrong.
 
 
+@pytest.mark.usefixtures("no_search")
 @pytest.mark.parametrize(
     "given",
     [
@@ -177,6 +178,7 @@ def test_other_adapters_or_strengths_than_were_merged_fail(folder: Path, given: 
     assert "\n" not in report.reason
 
 
+@pytest.mark.usefixtures("no_search")
 def test_adapters_of_a_model_that_has_none_fail(tmp_path: Path) -> None:
     from converter import convert
 
@@ -186,6 +188,7 @@ def test_adapters_of_a_model_that_has_none_fail(tmp_path: Path) -> None:
     assert "no adapters were merged into it, by its record; given: --lora d-ot-kohya" in report.reason
 
 
+@pytest.mark.usefixtures("no_search")
 @pytest.mark.parametrize("told", [[3], [{"name": [], "strength": "x", "digest": ""}]])
 def test_a_record_that_anyone_wrote_makes_no_difference(spoilt: Path, told: object) -> None:
     path = spoilt / "conversion.json"
@@ -194,6 +197,7 @@ def test_a_record_that_anyone_wrote_makes_no_difference(spoilt: Path, told: obje
     assert check(BASE, spoilt, adapters={FIRST: 0.8}).verdict == FAIL
 
 
+@pytest.mark.usefixtures("no_search")
 def test_without_a_record_it_is_proven_or_fails_all_the_same(spoilt: Path) -> None:
     (spoilt / "conversion.json").unlink()
     heads = {"num_attention_heads": HEADS}
@@ -322,6 +326,7 @@ def test_what_was_left_out_of_an_adapter_is_noted(tmp_path: Path) -> None:
     assert any("left out" in note for note in report.notes)
 
 
+@pytest.mark.usefixtures("no_search")
 def test_alpha_that_the_user_stated(tmp_path: Path) -> None:
     path = LORA / "d-diffusers-bare" / "pytorch_lora_weights.safetensors"
     out = merged(tmp_path / "out", {path: 1.0}, lora_alpha=3)
@@ -385,6 +390,7 @@ def test_the_command(folder: Path, cli: Cli, tmp_path: Path) -> None:
     assert done.stderr.startswith("pixart: error: no such file.safetensors:")
 
 
+@pytest.mark.usefixtures("no_search")
 def test_a_path_with_an_equals_sign(folder: Path, cli: Cli, tmp_path: Path) -> None:
     path = shutil.copy(FIRST, tmp_path / "a=b.safetensors")
     second = ["--lora", f"{SECOND}=0.5"]
@@ -392,6 +398,7 @@ def test_a_path_with_an_equals_sign(folder: Path, cli: Cli, tmp_path: Path) -> N
     assert cli("pixart", "parity", BASE, folder, "--lora", path, *second).returncode == 1
 
 
+@pytest.mark.usefixtures("no_search")
 def test_the_step_after_a_merge(spoilt: Path) -> None:
     outcome = Outcome(Pair(str(BASE), str(spoilt)), CONVERTED)
     run = {"command": "pixart merge-lora", "family": None, "progress": None}
