@@ -17,11 +17,13 @@ import converter
 from converter.pipelines.assemble import Components
 
 # What is converted, and of which version, where it becomes a whole pipeline.
-MODELS = {"sigma-kvcompress": "sigma", "sigma-qknorm": None, "alpha-ms": "alpha", "dit": None}
+MODELS = {"sigma-kvcompress": "sigma", "sigma-qknorm": None, "alpha-ms": "alpha", "alpha-controlnet": None, "dit": None}
 OURS = "diffusers_modules.local."  # where diffusers puts what it copies from a folder
 CLASSES = {
     "sigma-kvcompress": OURS + "pixart_transformer.PixArtExtendedTransformer2DModel",
     "sigma-qknorm": OURS + "pixart_transformer.PixArtExtendedTransformer2DModel",
+    "control of alpha-controlnet": OURS + "pixart_controlnet.PixArtControlNetAdapterModel",
+    "saved control of alpha-controlnet": OURS + "pixart_controlnet.PixArtControlNetAdapterModel",
     "dit": OURS + "dit_transformer.DiTExactTransformer2DModel",
     "pipeline sigma-kvcompress": "diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma.PixArtSigmaPipeline",
     "part of sigma-kvcompress": OURS + "pixart_transformer.PixArtExtendedTransformer2DModel",
@@ -64,6 +66,11 @@ for folder in sorted(folders.iterdir()):
         model = noted(folder.name, AutoModel.from_pretrained(str(folder / "transformer"), trust_remote_code=True))
         with torch.no_grad():
             results[folder.name] = model(latent, **words).sample
+    if (control := folder / "controlnet").is_dir():
+        adapter = noted(f"control of {folder.name}", AutoModel.from_pretrained(str(control), trust_remote_code=True))
+        adapter.save_pretrained(saved := str(folder / "saved"))
+        again = noted(f"saved control of {folder.name}", AutoModel.from_pretrained(saved, trust_remote_code=True))
+        assert again.config.num_layers == adapter.config.num_layers == 2
     if (folder / "model_index.json").is_file():
         pipeline = noted(f"pipeline {folder.name}", DiffusionPipeline.from_pretrained(folder, trust_remote_code=True))
         noted(f"part of {folder.name}", pipeline.transformer)
@@ -91,8 +98,9 @@ def test_every_class_that_travels(tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-c", ELSEWHERE, folders, GOLDEN, results]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
+    assert "not expected" not in done.stderr  # fields of a config that the class does not know
     assert json.loads(done.stdout) == CLASSES
     outputs = load_file(results)
-    assert outputs.keys() == {name for name in MODELS if name != "alpha-ms"}
+    assert outputs.keys() == {name for name in MODELS if name not in ("alpha-ms", "alpha-controlnet")}
     for name, output in outputs.items():
         assert (output - recorded(name)[1][0]["output"]).abs().max() < 2e-5
