@@ -394,7 +394,7 @@ def test_a_header_that_is_read_back_wrong(
     assert "the header that was read back is not the one that was written" in result.stderr
 
 
-# Damage to the source: every truncation, and a flipped bit in every byte.
+# Damage to the source: cut, and with flipped bits, anywhere.
 
 
 @pytest.fixture(scope="module")
@@ -418,13 +418,14 @@ def no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
-@pytest.mark.slow
-def test_truncation_at_every_byte(tiny: tuple[bytes, dict[str, bytes]], tmp_path: Path) -> None:
+def test_truncation_anywhere(tiny: tuple[bytes, dict[str, bytes]], tmp_path: Path) -> None:
+    """That the reader refuses a file cut at any byte is its own test; here nothing is left behind either."""
     whole, _ = tiny
+    sizes = {*range(0, len(whole), 23), *range(len(whole) - 100, len(whole))}
     path, out = tmp_path / "tiny.pth", tmp_path / "out"
     path.write_bytes(whole)
     with open(path, "r+b") as file:
-        for size in range(len(whole) - 1, -1, -1):
+        for size in sorted(sizes, reverse=True):
             file.truncate(size)
             with pytest.raises(converter.InputError) as raised:
                 convert(path, out)

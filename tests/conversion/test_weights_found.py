@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import HEADS, State, convert, pixart, prefixed, save
 from safetensors.torch import save_file
@@ -263,6 +263,7 @@ names = st.sampled_from(["state", "run", "trainer", "model", "net", "best", "ckp
 values: st.SearchStrategy[Any] = st.sampled_from([3, 0.5, None, "text", torch.ones(2), [1, 2], {"lr": 0.1}])
 
 
+@settings(max_examples=40)
 @given(
     st.lists(names, min_size=1, max_size=5), st.dictionaries(st.text(max_size=5), values, max_size=4), st.integers(0, 4)
 )

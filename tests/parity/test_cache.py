@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.conversion.pairs import Pair
@@ -175,6 +175,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=30)
 @given(st.dictionaries(st.text(), JSON), st.randoms())
 def test_the_order_of_keys_is_no_matter(content: dict[str, Any], shuffle: random.Random) -> None:
     items = list(content.items())

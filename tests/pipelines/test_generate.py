@@ -138,8 +138,13 @@ def test_a_step_of_progress_may_return_anything(pipelines: dict[str, Path], tmp_
     assert done == {"encoding the prompt": 2, "drawing": 1, "decoding": 1}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("stage", ["encoding the prompt", "drawing", "decoding"])
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [
+        *((stage, signal.SIGINT) for stage in ("encoding the prompt", "drawing", "decoding")),
+        ("drawing", signal.SIGTERM),
+    ],
+)
 def test_a_signal_in_every_stage(
     stage: str, number: int, pipelines: dict[str, Path], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,7 +106,7 @@ def test_what_is_published_of_a_run_holds_no_path_and_runs_elsewhere(
     assert cli("convert-pixart", *flags, "--quiet").returncode == 0
     out = here / "epoch_5"
     sides = ["--orig_ckpt_path", f"{SECRET}/runs/epoch_5.pth", "--converted_path", out, "--num_attention_heads", HEADS]
-    more = ["--report", here / "r.html", "--save_failing", here / "bad", "--cache", here / "c.json"]
+    more = ["--report", here / "r.md", "--save_failing", here / "bad", "--cache", here / "c.json"]
     assert cli("pixart", "parity", *sides, *more, "--card", here / "CARD.md", "--quiet").returncode == 0
     text = (here / "CARD.md").read_text()
     record = json.loads((out / "conversion.json").read_text())
@@ -121,7 +121,7 @@ def test_what_is_published_of_a_run_holds_no_path_and_runs_elsewhere(
     monkeypatch.chdir(there)
     again = cli(*shlex.split(command))
     assert (again.returncode, again.stderr) == (0, "")
-    assert {path.name for path in there.iterdir()} >= {"CARD.md", "r.html", "c.json"}
+    assert {path.name for path in there.iterdir()} >= {"CARD.md", "r.md", "c.json"}
 
 
 @pytest.mark.parametrize(
