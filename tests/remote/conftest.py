@@ -6,9 +6,11 @@ AWS_ENDPOINT_URL=http://127.0.0.1:5000 and any keys.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -86,6 +88,8 @@ def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     settings = {"ENDPOINT_URL": server, "ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "SECRET_ACCESS_KEY": SECRET}
     for name, value in (settings | {"DEFAULT_REGION": "us-east-1", "EC2_METADATA_DISABLED": "true"}).items():
         monkeypatch.setenv(f"AWS_{name}", value)
+    at_once = partial(asyncio.sleep, 0)  # the clients wait longer and longer before they try again
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds, *result: at_once(*result))
     store = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
     store.mkdir("lab")
     yield store
