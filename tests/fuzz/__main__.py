@@ -74,8 +74,10 @@ def worker(options: argparse.Namespace, job: int) -> dict[str, Tally]:
 
     from . import seeds
     from .bench import Bench
+    from .faults import FAULTS
 
-    for module in pkgutil.walk_packages(converter.__path__, "converter."):
+    forked = not FAULTS.keys() >= {*options.only}  # the commands of FAULTS are processes of their own
+    for module in pkgutil.walk_packages(converter.__path__, "converter.") if forked else ():
         if module.name != "converter.__main__":  # all else once, and not again in each process
             importlib.import_module(module.name)
     tallies, remembered = {name: Tally() for name in options.only}, dict[Any, Any]()
