@@ -17,6 +17,7 @@ from ..checkpoint.folder import CONFIG
 from ..checkpoint.json_file import read_json
 from ..families.travelling import class_of, imported_class
 from ..parts import below, joined
+from .depthwise import speed_up
 from .net import Values, Weights
 from .streamed import StockStage as StockStage  # a table is written of both
 from .streamed import Streamed, put_buffer
@@ -88,6 +89,7 @@ class Stock:
                 small = self.made(config, shell=True)
         for name, buffer in small.named_buffers():
             put_buffer(model, name, buffer)
+        speed_up(model)
         return Streamed(self.post_load(model), weights, self.stages, self.call, probes=self.probes)
 
     def made(self, config: Mapping[str, Any], *, shell: bool = False) -> Any:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...nets import layers
+from ...nets.depthwise import depthwise
 from ...nets.layers import cross_attention, linear, modulated_norm, self_attention
 from ...nets.net import Probe, Stage, Staged, Values, Weights, no_probe
 from ...nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
@@ -122,14 +124,14 @@ def glu_conv(weights: Mapping[str, Tensor], x: Tensor, grid: tuple[int, int], pr
     `probe` is told "norm2 modulated", "ff hidden" and "ff out", all as images.
     """
 
-    def conv(name: str, image: Tensor, **how: int) -> Tensor:
-        return F.conv2d(image, weights[f"{name}_conv.conv.weight"], weights.get(f"{name}_conv.conv.bias"), **how)
+    def conv(name: str, image: Tensor, how: Callable[..., Tensor] = F.conv2d, *more: Any) -> Tensor:
+        return how(image, weights[f"{name}_conv.conv.weight"], weights.get(f"{name}_conv.conv.bias"), *more)
 
     image = x.transpose(1, 2).unflatten(2, grid)
     probe("norm2 modulated", image)
     hidden = conv("inverted", image)
     probe("ff hidden", hidden)
-    hidden, gate = conv("depth", F.silu(hidden), padding=1, groups=hidden.shape[1]).chunk(2, dim=1)
+    hidden, gate = conv("depth", F.silu(hidden), depthwise, (1, 1)).chunk(2, dim=1)
     out = conv("point", hidden * F.silu(gate))
     probe("ff out", out)
     return out.flatten(2).transpose(1, 2)

@@ -52,32 +52,32 @@ def reference(findings: Findings, weights: Weights) -> Staged:
 
 def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
     """The inputs of a profile, scaled as pipelines do it. Of timesteps of 1000 the original takes the whole part."""
-    make, width, tokens = LatentInputs(findings), findings.value("caption_channels"), findings["caption_tokens"].value
-    scales, tokens = findings.values_of(TIMESTEP_SCALE, GUIDANCE_SCALE), tokens or 300
+    make, width = LatentInputs(findings), findings.value("caption_channels")
+    most: int = findings["caption_tokens"].value or 300
+    scales = np.array(findings.values_of(TIMESTEP_SCALE, GUIDANCE_SCALE), np.float32)[:, None]
 
-    def case(name: str, axes: str, grid: tuple[int, int], timesteps: Sequence[int], lengths: Sequence[int]) -> Case:
-        """A batch of different samples, one per timestep; `grid` counts patches, `lengths` caption tokens."""
-        numbers = np.array([timesteps, [4.5, 1]], np.float32) * np.array(scales, np.float32)[:, None]
+    def case(timesteps: Sequence[int], grid: tuple[int, int], kept: Sequence[int], tokens: int) -> Case:
+        """Two different samples; `grid` counts patches, `kept` the tokens of each that are no padding."""
+        numbers = np.array([timesteps, [4.5, 1]], np.float32) * scales
         arrays = {"latent": make.latent(2, *grid), "timestep": numbers[0], "caption": make.draw(2, tokens, width)}
-        kept = np.minimum(np.array(lengths), tokens)[:, None]
-        arrays[MASK] = (np.arange(tokens)[None] < kept).astype(np.float32)
-        return Case(name, arrays | ({GUIDED: numbers[1]} if findings.value(GUIDANCE) else {}), axes)
+        arrays[MASK] = (np.arange(tokens)[None] < np.array(kept)[:, None]).astype(np.float32)
+        axes = f"a grid of {grid[0]} x {grid[1]}, captions of {kept[0]} and {kept[1]} tokens"
+        guided = {GUIDED: numbers[1]} if findings.value(GUIDANCE) else {}
+        return Case("t{}-t{}".format(*timesteps), arrays | guided, axes)
 
-    first = case("t999-t321", "a grid of 8 x 6, captions of 5 and of all tokens", (8, 6), (999, 321), (5, 999))
-    if profile == "quick":
-        return [first]
-    second = case("t0-t20", "a grid of 4 x 12, captions of 1 and of 9 tokens", (4, 12), (0, 20), (1, 9))
-    return [first, second, case("t700-t1000", "a grid of 16 x 16", (16, 16), (700, 1000), (999, 3))]
+    # The fewest patches and tokens that show every fault.
+    first = case((999, 321), (4, 3), (2, 6), min(6, most))
+    large = [((998, 20), (8, 6), (5, most)), ((0, 1), (4, 12), (1, 9)), ((700, 1000), (16, 16), (most, 3))]
+    return [first] if profile == "quick" else [first, *(case(*how, most) for how in large)]
 
 
 def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a `config.json` says of what no original file shows, by flag name. What changes the output most is no hint:
     of positions, of the timesteps' scale and, of diffusers' own class, of the clip, the user is asked."""
     have, same = STOCK.resolve_config(config), ("num_attention_heads", CROSS, GUIDANCE_SCALE)
-    trained = {TRAINED_IN: have[TRAINED_IN]} if TRAINED_IN in config else {}
-    return (
-        {name: have[name] for name in same} | trained | {"image_size": image_size_hint(have["sample_size"], VAE_FACTOR)}
-    )
+    own = {TRAINED_IN: have[TRAINED_IN]} if TRAINED_IN in config else {}
+    own["image_size"] = image_size_hint(have["sample_size"], VAE_FACTOR)
+    return {name: have[name] for name in same} | own
 
 
 def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault]:

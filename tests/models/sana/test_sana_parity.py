@@ -189,7 +189,7 @@ def test_inputs_are_scaled_as_pipelines_do_it() -> None:
                 abs(g - w) < 1e-6 for case in made for g, w in zip(case.arrays["guidance"], (0.45, 0.1), strict=True)
             )
         grids = {case.arrays["latent"].shape[2:] for case in made}
-        assert len(grids) == 3
+        assert len(grids) == 4
         assert any(height != width for height, width in grids)
 
 
