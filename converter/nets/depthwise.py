@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int] = (0, 0)) -> Tensor:
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: tuple[int, int] = (0, 0)) -> Tensor:
     """(B, C, H, W), a kernel (C, 1, h, w) for each channel, zeros around, one step at a time: (B, C, H', W').
 
     >>> ones = torch.ones(1, 2, 3, 3, dtype=torch.float64)

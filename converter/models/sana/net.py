@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -124,15 +123,13 @@ def glu_conv(weights: Mapping[str, Tensor], x: Tensor, grid: tuple[int, int], pr
     `probe` is told "norm2 modulated", "ff hidden" and "ff out", all as images.
     """
 
-    def conv(name: str, image: Tensor, how: Callable[..., Tensor] = F.conv2d, *more: Any) -> Tensor:
-        return how(image, weights[f"{name}_conv.conv.weight"], weights.get(f"{name}_conv.conv.bias"), *more)
-
+    inverted, depth, point = (below(weights, f"{name}_conv.conv.") for name in ("inverted", "depth", "point"))
     image = x.transpose(1, 2).unflatten(2, grid)
     probe("norm2 modulated", image)
-    hidden = conv("inverted", image)
+    hidden = F.conv2d(image, **inverted)
     probe("ff hidden", hidden)
-    hidden, gate = conv("depth", F.silu(hidden), depthwise, (1, 1)).chunk(2, dim=1)
-    out = conv("point", hidden * F.silu(gate))
+    hidden, gate = depthwise(F.silu(hidden), **depth, padding=(1, 1)).chunk(2, dim=1)
+    out = F.conv2d(hidden * F.silu(gate), **point)
     probe("ff out", out)
     return out.flatten(2).transpose(1, 2)
 
