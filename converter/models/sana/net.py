@@ -123,13 +123,15 @@ def glu_conv(weights: Mapping[str, Tensor], x: Tensor, grid: tuple[int, int], pr
     `probe` is told "norm2 modulated", "ff hidden" and "ff out", all as images.
     """
 
-    inverted, depth, point = (below(weights, f"{name}_conv.conv.") for name in ("inverted", "depth", "point"))
+    def layer(name: str) -> tuple[Tensor, Tensor | None]:
+        return weights[f"{name}_conv.conv.weight"], weights.get(f"{name}_conv.conv.bias")
+
     image = x.transpose(1, 2).unflatten(2, grid)
     probe("norm2 modulated", image)
-    hidden = F.conv2d(image, **inverted)
+    hidden = F.conv2d(image, *layer("inverted"))
     probe("ff hidden", hidden)
-    hidden, gate = depthwise(F.silu(hidden), **depth, padding=(1, 1)).chunk(2, dim=1)
-    out = F.conv2d(hidden * F.silu(gate), **point)
+    hidden, gate = depthwise(F.silu(hidden), *layer("depth"), padding=(1, 1)).chunk(2, dim=1)
+    out = F.conv2d(hidden * F.silu(gate), *layer("point"))
     probe("ff out", out)
     return out.flatten(2).transpose(1, 2)
 
