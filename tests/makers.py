@@ -6,7 +6,6 @@ And what is done with them: starting the command as a process of its own, compar
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import json
 import os
 import pty
@@ -37,15 +36,12 @@ from converter.conversion.options import ConversionOptions
 from converter.conversion.pairs import Pair
 from converter.parity.choices import CheckOptions
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "fixtures"))
+import make_inventories as inventories
+
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "fixtures" / "golden"
 HEADS = 4  # of every model made here, and of the golden ones: a file cannot tell
-
-_spec = importlib.util.spec_from_file_location("make_inventories", ROOT / "fixtures" / "make_inventories.py")
-assert _spec
-assert _spec.loader
-inventories = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(inventories)
 
 State = dict[str, torch.Tensor]
 SMALL: dict[str, Any] = {"depth": 2, "hidden_size": 24, "caption_channels": 16, "tokens": 12, "input_size": 16}

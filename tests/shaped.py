@@ -22,10 +22,12 @@ INVENTORIES: dict[str, dict[str, Any]] = {
 CONTROLNETS = ("delta-controlnet-1024", "delta-controlnet-512")
 DIFFUSERS = tuple(name for name, made in INVENTORIES.items() if made["layout"] == "diffusers")
 DITS = tuple(name for name in INVENTORIES if name.startswith("dit-"))
+SANA_CONTROLNETS = tuple(name for name in INVENTORIES if name.startswith("sana-controlnet-"))
+SANAS = tuple(name for name in INVENTORIES if name.startswith("sana-") and name not in SANA_CONTROLNETS)
 # What stock diffusers cannot hold.
 EXTENDED = ("sigma-1024-ms-qknorm", "sigma-1024-ms-kvcompress")
-WHOLE = tuple(name for name in INVENTORIES if name not in (*CONTROLNETS, *DIFFUSERS, *DITS))
-assert len(WHOLE) == 12, "a released model is not tested"
+WHOLE = tuple(name for name in INVENTORIES if name not in (*CONTROLNETS, *DIFFUSERS, *DITS, *SANAS, *SANA_CONTROLNETS))
+assert (len(WHOLE), len(SANAS), len(SANA_CONTROLNETS)) == (12, 11, 2), "a released model is not tested"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def rounded(value: float, dtype: torch.dtype) -> float:
 
 
 class FakeState:
-    """What a family may see: a sin-cos table of this scale (None: no such table), and a `config.json`."""
+    """What a family may see: a sin-cos table of this scale (None: no such table; 0: zeros), and a `config.json`."""
 
     def __init__(
         self,
@@ -88,12 +90,12 @@ class FakeState:
         return tuple(self._element(position, side) for position in positions), ROUNDING[self._dtype]
 
     def rows(self, key: str) -> Iterator[tuple[int, Any]]:
-        assert self._scale is None, "a few elements tell it"
-        yield 0, np.full((1, self._hidden), nan, np.float32)
+        assert not self._scale, "a few elements tell it"
+        yield 0, np.full((1, self._hidden), nan if self._scale is None else 0, np.float32)
 
     def _element(self, position: int, side: int) -> float:
-        if self._scale is None:
-            return nan
+        if not self._scale:
+            return nan if self._scale is None else 0.0
         token, channel = divmod(position, self._hidden)
         part, j = divmod(channel, self._hidden // 4)
         place = (token // side if part > 1 else token % side) / self._scale
