@@ -9,7 +9,7 @@ import pytest
 import torch
 from makers import GOLDEN, HEADS, ROOT, pixart, within
 from safetensors.torch import save_file
-from shaped import INVENTORIES
+from shaped import INVENTORIES, SANAS
 
 import converter
 from converter import Family, InputError, KeyMapping, diff, families, inspect, open_checkpoint
@@ -19,6 +19,7 @@ from converter.families import modified_weights, named
 from converter.families.known import FORM_LIMIT
 from converter.mapping import Parameter
 from converter.models.pixart.table import PIXART
+from converter.models.sana.table import KEYS as SANA
 
 
 @pytest.mark.parametrize(
@@ -108,9 +109,16 @@ def test_named_by_one_key_among_others(key: str, what: str) -> None:
     assert what in named(["some.weight", key, "other.bias"])
 
 
-@pytest.mark.parametrize("name", INVENTORIES)
+@pytest.mark.parametrize("name", [name for name in INVENTORIES if not name.startswith("sana-")])
 def test_of_the_released_models_none_is_refused_by_name(name: str) -> None:
     assert named(INVENTORIES[name]["tensors"]) == ""
+
+
+@pytest.mark.parametrize("name", SANAS)
+def test_a_sana_is_another_family_to_all_but_its_own(name: str) -> None:
+    keys = INVENTORIES[name]["tensors"]
+    assert named(keys) == "a SANA transformer, another model family"
+    assert named(keys, lambda key: SANA.row_of(key) is not None) == ""
 
 
 def test_the_golden_files(in_root: object) -> None:
