@@ -17,8 +17,7 @@ from ...nets.net import Probe, Stage, Staged, Values, Weights, no_probe
 from ...nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
 from ...parts import below
 
-LARGEST = 65504.0  # of float16
-NORM_EPS, CROSS_NORM_EPS = 1e-5, 1e-6
+LARGEST, NORM_EPS, CROSS_NORM_EPS = 65504.0, 1e-5, 1e-6  # the first of float16
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -295,7 +295,7 @@ def test_other_controlnets_are_none(tmp_path: Path) -> None:
     keys = ("mlp.inverted_conv.conv.weight", "attn.qkv.weight")
     sana = {f"controlnet.0.copied_block.{key}": torch.ones(1) for key in keys}
     assert recognise(sana) is None
-    with pytest.raises(InputError, match="this is a SANA ControlNet, another model family"):
+    with pytest.raises(InputError, match="this is a SANA ControlNet: its file holds two models"):
         convert(save(sana, tmp_path / "sana.pth"), tmp_path / "out")
     older = renamed(golden("alpha-ms").state, "blocks.0.", "blocks.0.base_block.")
     with pytest.raises(InputError, match=r"not a PixArt that.*blocks\.0\.base_block"):
