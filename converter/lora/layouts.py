@@ -6,7 +6,8 @@ side by side as blocks: their columns one above the other, their rows on the dia
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from ..errors import InputError
 from ..mapping import Move
 from ..mapping.fold import listed
+from ..mapping.rows import spell
 from .adapter import Adapter
 from .changes import Change
 from .names import DIFFUSERS, modules_of
@@ -58,7 +60,8 @@ def in_layout(adapter: Adapter, layout: str, base: Base = None) -> dict[str, Cha
 
 def _moves(adapter: Adapter, layout: str) -> list[Move]:
     """The tensors of the original's layout that are changed, each with those of diffusers'."""
-    moves: dict[str, Move] = {}
+    # Of one source, there may be a row without an optional group and others with one: origin -> group -> move.
+    found: dict[str, dict[str, Move]] = defaultdict(dict)
     for row in modules_of(adapter.family):
         for path in row.targets if adapter.layout == DIFFUSERS else (row.source,):
             for key in adapter.changes:
@@ -67,9 +70,26 @@ def _moves(adapter: Adapter, layout: str) -> list[Move]:
                     if row.spread:
                         rule = "diffusers has it in every block, and how many there are an adapter does not say:"
                         raise InputError.at(adapter.path, "", f"{rule} {key}")
-                    origin = row.source.replace("{}", str(index)) + suffix
-                    moves[origin] = Move((origin,), row.written(index, suffix, {}), row)
-    return [*moves.values()]
+                    origin = spell(row.source, index, suffix)
+                    found[origin][row.group] = Move((origin,), row.written(index, suffix, {}), row)
+    shown = {group for rows in found.values() if len(rows) == 1 for group in rows if group}
+    problems: dict[str, list[str]] = {}
+    for origin, rows in found.items():
+        if layout == DIFFUSERS and len(rows) > 1 and (there := shown & rows.keys()):
+            found[origin] = {group: rows[group] for group in there}
+        elif len(rows) > 1:
+            problems.setdefault(_either(rows, layout), []).append(origin)
+    if problems:
+        raise InputError.at(adapter.path, "", "; ".join(listed(problems)))
+    return [move for rows in found.values() for move in rows.values()]
+
+
+def _either(rows: Mapping[str, Move], layout: str) -> str:
+    """Why a tensor of the original has no single place in diffusers' layout, in words."""
+    if layout == DIFFUSERS:
+        groups = " or ".join(filter(None, rows))
+        return f"what diffusers calls it depends on whether the model has {groups} (merge it instead):"
+    return f"no model has both {' and '.join(move.parts[0] for move in rows.values())}, which are"
 
 
 def parts_of(move: Move, change: Change, base: Base, strength: float = 1.0) -> list[Change]:

@@ -8,6 +8,7 @@ flattened, and a key is looked for among them.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,9 @@ from ..families import Family
 from ..mapping.rows import MODULE, Row, spell
 
 DIFFUSERS, ORIGINAL = "diffusers", "original"  # the layouts
-PARTS = "parts"  # the training code's names, and numbers for the parts of what diffusers splits: `attn.qkv.0`
+# The training code's names, and numbers for the parts of what diffusers splits: `attn.qkv.0`. Where such a name would
+# be that of several modules of diffusers, of which a model has one, theirs.
+PARTS = "parts"
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,17 @@ class Names:
     @cached_property
     def _written(self) -> list[tuple[str, str]]:
         """(path in `layout`, path as it is written)."""
-        return [pair for row in modules_of(self.family) for pair in self._of(row)]
+        rows = modules_of(self.family)
+        sources = Counter(row.source for row in rows)
+        return [pair for row in rows for pair in self._of(row, own=self.kind == DIFFUSERS or sources[row.source] > 1)]
 
-    def _of(self, row: Row) -> Iterator[tuple[str, str]]:
+    def _of(self, row: Row, *, own: bool) -> Iterator[tuple[str, str]]:
+        """Those of one row; `own`: diffusers' modules have the names that they have there."""
         source, *targets = (path.removesuffix(".weight") for path in (row.source, *row.targets))
         if self.kind == ORIGINAL:
             yield source, source
-        elif self.kind == DIFFUSERS or len(targets) == 1:
-            yield from ((target, target if self.kind == DIFFUSERS else source) for target in targets)
+        elif own or len(targets) == 1:
+            yield from ((target, target if own else source) for target in targets)
         else:
             yield from ((target, f"{source}.{part}") for part, target in enumerate(targets))
 
