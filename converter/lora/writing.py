@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..checkpoint.weight_names import ADAPTERS
 from ..conversion.buffers import computed_on_demand
 from ..errors import InputError
 from ..families import Family
+from ..mapping.dims import Pattern
 from ..mapping.fold import listed
 from .adapter import Adapter
 from .changes import Change
@@ -25,7 +27,7 @@ from .layouts import Base, in_layout
 from .lycoris import Hadamard, Kronecker
 from .names import ORIGINAL
 from .peft_config import config_for
-from .products import Factor, Full, Held, LowRank, Replaced
+from .products import Factor, Full, Held, LowRank, Replaced, Shape
 from .spelling import Spelling, ending
 
 PEFT_WEIGHTS, _, DIFFUSERS_WEIGHTS, _ = ADAPTERS
@@ -76,13 +78,15 @@ def spelled(adapter: Adapter, spelling: Spelling, base: Base = None) -> Spelled:
             )
             problems.setdefault(f"{what}:", []).append(key)
             continue
-        held, axes = _in_words_of(spelling, change), _axes(adapter.family, names.layout, key)
+        held, pattern = _in_words_of(spelling, change), _pattern(adapter.family, names.layout, key)
+        axes = len(pattern)
         if isinstance(held.product, LowRank) and end == "weight":
-            if axes > 2 and not held.product.kernel and spelling.alpha != "tensor":
+            kernel = _kernel(held.product, pattern)
+            if axes > 2 and not kernel and spelling.alpha != "tensor":
                 what = "no form for a convolution whose kernel its factors do not show"
                 problems.setdefault(f"{what}:", []).append(key)
                 continue
-            held = replace(held, product=_fitted(held.product, axes))
+            held = replace(held, product=_fitted(held.product, kernel))
         if held.product.word != change.product.word:
             result.notes.append(f"{change.product.word} is written as the LoRA of rank {held.product.rank} that it is")
         if held.product.rank is not None:
@@ -147,29 +151,32 @@ def _in_words_of(spelling: Spelling, change: Change) -> Change:
     return replace(change, product=product.low_rank())
 
 
-def _axes(family: Family, layout: str, key: str) -> int:
-    """How many axes a tensor of the model has, by its table."""
+def _pattern(family: Family, layout: str, key: str) -> Pattern:
+    """The shape of a tensor of the model, by its table."""
     table = family.keys if layout == ORIGINAL else family.keys.targets
     found = table.find(key)
     assert found is not None
-    return len(table.rows[found[0]].shape_pattern(found[2]))
+    return table.rows[found[0]].shape_pattern(found[2])
 
 
-def _fitted(product: LowRank, axes: int) -> LowRank:
+def _kernel(product: LowRank, pattern: Pattern) -> Shape:
+    """(kh, kw) of a convolution's: as the factors have it, or as the table says, such as 1 x 1, where they have it in
+    no form of their own; () where nothing shows it, and of a linear layer."""
+    sizes = [dim.value({}) for dim in pattern[2:]]
+    stated = tuple(size for size in sizes if size)
+    fits = len(stated) == len(sizes) and product.size[1] % prod(stated) == 0
+    return product.kernel or (stated if fits else ()) if sizes else ()
+
+
+def _fitted(product: LowRank, kernel: Shape) -> LowRank:
     """The factors in the shapes that PEFT and kohya have: of a linear layer (r, in) and (out, r), of a convolution
     (r, in, kh, kw) and (out, r, 1, 1). Some tools write those of a linear layer as of a pointwise convolution."""
-    kernel = product.kernel if axes > 2 else ()
-    down = product.down if product.mid or len(product.down.shape) == 2 + len(kernel) else shaped(product.down, 2)
-    up = product.up
+    down, up = product.down, product.up
+    if not product.mid and len(down.shape) != 2 + len(kernel):
+        down = Held(down.numpy().reshape(down.shape[0], -1, *kernel))
     if len(up.shape) != 2 + len(kernel):
         up = Held(up.numpy().reshape(*up.shape[:2], *(1,) * len(kernel)))
     return replace(product, down=down, up=up)
-
-
-def shaped(factor: Factor, axes: int) -> Factor:
-    """A factor with fewer axes, those at the end taken together."""
-    array = factor.numpy()
-    return Held(array.reshape(*array.shape[: axes - 1], -1))
 
 
 def _factors(spelling: Spelling, change: Change, end: str, axes: int, *, whole: bool) -> Iterator[tuple[str, Factor]]:
