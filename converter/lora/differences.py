@@ -16,7 +16,6 @@ from ..comparison.elements import Numbers, measure
 from ..conversion.analysis import Analysis
 from ..errors import InputError, UsageError, printable, shortened
 from ..mapping import Move, fold
-from ..mapping.rows import MODULE
 from .adapter import Adapter
 from .changes import Change
 from .extraction import Extraction, LeftOut, Module
@@ -141,7 +140,7 @@ def _groups(moves: Sequence[Move], layout: str, tensors: Mapping[str, LazyTensor
             # A norm's weight is a vector. A convolution of each channel by itself has no sum over inputs, which is what
             # two factors are for, and PEFT makes none for it.
             mixes = len(shape) == 2 or (len(shape) > 2 and shape[1] > 1)
-            yield Group(alike, move.row.suffixes == MODULE and alike[0].endswith(".weight") and mixes)
+            yield Group(alike, alike[0].endswith(".weight") and not move.row.parameter and mixes)
 
 
 @contextmanager

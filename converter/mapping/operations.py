@@ -45,7 +45,8 @@ def _library(array: Any, wanted: str, done: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A path that is itself a tensor (an `nn.Parameter` or a buffer), not a module with a weight and a bias."""
+    """A path that is itself a tensor (an `nn.Parameter`, a buffer, or the rows of a lookup), not a module with a weight
+    and a bias."""
 
     to: str | tuple[str, ...]
 

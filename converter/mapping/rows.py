@@ -80,6 +80,7 @@ class Row:
     # What every key of the row must end with: those of a module, or just '' where the path is a tensor itself. None
     # where nothing is written under the row's name: then it is either, as found.
     suffixes: frozenset[str] | None = None
+    parameter: bool = False  # said to be a tensor by itself, and no layer's weight, whatever its path ends with
     operation: Operation | None = None  # what happens between them, None for a row that moves nothing
     zero_init: bool = False  # an initialisation leaves it at zero
     stack: str | None = None  # what the blocks of its path are counted with, None for a path that is in no block
@@ -112,7 +113,7 @@ class Row:
             raise ValueError(f"{source!r}: an index on one side only cannot be undone")
         if targets and (wrong := operation.check(len(targets), spread and "{}" in targets[0])):
             raise ValueError(f"{source!r}: {wrong}")
-        bare = bare or any(path.endswith((".weight", ".bias")) for path in (source, *targets))
+        single = bare or any(path.endswith((".weight", ".bias")) for path in (source, *targets))
         return cls(
             source,
             value,
@@ -121,7 +122,8 @@ class Row:
             name=source,
             targets=targets,
             strays=strays,
-            suffixes=(PARAMETER if bare else MODULE) if targets else None,
+            suffixes=(PARAMETER if single else MODULE) if targets else None,
+            parameter=bare,
             operation=operation if targets else None,
             zero_init=zero_init,
             stack=stack_of(source),

@@ -12,7 +12,7 @@ from ...families import evidence
 from ...families.amended import Amended, Amendment
 from ...families.base import Family, Findings, Flag, State
 from ...families.sincos import DRIFT
-from ...mapping import Computed, Copies, KeyMapping, Plan, ZeroInit
+from ...mapping import Computed, Copies, KeyMapping, Parameter, Plan, ZeroInit
 
 VAE_FACTOR, MLP_RATIO = 8, 4  # pixels per latent position; the feed-forward layers over the hidden size
 B, T = "blocks.{}.", "transformer_blocks.{}."
@@ -23,7 +23,7 @@ KEYS = KeyMapping({
     "x_embedder.proj [D C p p]":        "pos_embed.proj",
     "t_embedder.mlp.0 [D 256]":         Copies(EMB + "timestep_embedder.linear_1"),
     "t_embedder.mlp.2 [D D]":           Copies(EMB + "timestep_embedder.linear_2"),
-    "y_embedder.embedding_table.weight [Y D]": Copies(EMB + "class_embedder.embedding_table.weight"),
+    "y_embedder.embedding_table.weight [Y D]": Copies(Parameter(EMB + "class_embedder.embedding_table.weight")),
     B + "adaLN_modulation.1 [6D D]":    ZeroInit(T + "norm1.linear"),
     B + "attn.qkv [3D D]":              (T + "attn1.to_q", T + "attn1.to_k", T + "attn1.to_v"),
     B + "attn.proj [D D]":              T + "attn1.to_out.0",
