@@ -59,7 +59,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a model": ({f"transformer.{Q}.weight": np.ones((D, D), "f4")}, "no LoRA or other adapter"),
     "SDXL": (pair("lora_unet_down_blocks_1_attentions_0_proj_in", ends="du"), "an adapter (LoRA) of a U-Net"),
     "Flux": (pair("lora_unet_double_blocks_0_img_attn_qkv", ends="du"), "an adapter (LoRA) of a multimodal"),
-    "SANA": (pair("diffusion_model.blocks.0.mlp.inverted_conv.conv"), "an adapter (LoRA) of a SANA transformer"),
+    "Lumina": (pair("diffusion_model.noise_refiner.0.attention.qkv"), "an adapter (LoRA) of a Lumina transformer"),
     "nobody's": (pair("lora_unet_some_layer", ends="du"), "an adapter (LoRA) of a model that is not known here"),
     "text encoder": (
         pair("lora_te_encoder_block_0_layer_0_SelfAttention_q", ends="du"),
@@ -108,6 +108,9 @@ def test_the_base_has_the_last_word(tmp_path: Path) -> None:
     controls = SIGMA.with_name("dit.pt")
     with pytest.raises(InputError, match=r"an adapter \(LoRA\) of a PixArt, and the model is a DiT"):
         merge_lora(controls, [LORA / "d-ot-kohya.safetensors"], merged, hyper_parameters=HEADS)
+    other = write(tmp_path / "sana.safetensors", pair("diffusion_model.blocks.0.mlp.inverted_conv.conv"))
+    with pytest.raises(InputError, match=r"an adapter \(LoRA\) of a SANA, and the model is a PixArt"):
+        merge_lora(SIGMA, [other], merged, hyper_parameters=HEADS)
     assert not merged.exists()
 
 
