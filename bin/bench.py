@@ -22,7 +22,7 @@ import bench_load
 import bench_parity
 from bench_common import ROOT, BenchError, Run, measure, memory, read_through, row, say, shown
 
-DEPTHS = {"full": 28, "small": 2}
+DEPTHS = {"full": 1000, "small": 2}  # the most blocks that are made
 CONVERT_LIMIT, CAST_LIMIT, BACK_LIMIT = "1x, 2.2 s of CPU, 60 MB", "1.2x, 150 MB", "1.1x, 60 MB"
 HELP_LIMIT, INSPECT_LIMIT = "0.2 s", "0.3 s"
 REST = 2  # seconds: a virtual machine hands back what the run before has freed, and has to get it again
@@ -41,9 +41,9 @@ def torch_child(task: str, *arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / "bin" / "bench_torch.py"), task, *map(str, arguments)]
 
 
-def make_checkpoint(kind: str, model: str, size: str, target: Path) -> None:
+def make_checkpoint(kind: str, model: str, size: str, target: Path, dtype: str = "float32") -> None:
     inventory = ROOT / "fixtures" / "inventories" / f"{model}.json"
-    run = measure(torch_child("make", kind, inventory, DEPTHS[size], target))
+    run = measure(torch_child("make", kind, inventory, DEPTHS[size], target, dtype))
     say(f"made {target.name}, {target.stat().st_size / 1e9:.2f} GB: {shown(run)}")
 
 
@@ -167,6 +167,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.partition("\n")[0])
     parser.add_argument("--size", choices=DEPTHS, default="full", help="small: depth 2, to try the bench")
     parser.add_argument("--model", default="sigma-1024-ms", help="an inventory (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", help="of the plain checkpoint (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=5, help="of cp and convert (default: %(default)s)")
     parser.add_argument("--workdir", type=Path, default=Path(tempfile.gettempdir()) / "pixart-bench")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints for the next run")
@@ -199,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     rows, loads, proofs, largest = [], [], [], plain
     try:
         if plain in made:
-            make_checkpoint("plain", options.model, size, plain)
+            make_checkpoint("plain", options.model, size, plain, options.dtype)
         out, pairs = work / "out", options.pairs
         if options.part in ("all", "cast"):
             rows += contest("cast", plain, plain, out, casts(plain, out, options.converter), pairs, CAST_LIMIT)

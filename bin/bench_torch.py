@@ -3,7 +3,7 @@
 The measuring process stays small on purpose: on Linux a child's peak memory is never reported below what
 its parent held when it was started.
 
-    bench_torch.py make plain|training INVENTORY DEPTH TARGET    write a checkpoint
+    bench_torch.py make plain|training INVENTORY DEPTH TARGET [DTYPE]    write a checkpoint
     bench_torch.py torch|torch-mmap SOURCE TARGET                convert one the usual way, for comparison
     bench_torch.py half SOURCE TARGET                            the same, rounded to float16
     bench_torch.py back SOURCE INVENTORY TARGET                     and the way back, buffers left out
@@ -15,13 +15,14 @@ import json
 import re
 import sys
 from collections import OrderedDict
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
-from make_inventories import diffusers_names
+from make_inventories import DIFFUSERS, diffusers_names, sana_table
 
 BUFFERS = {"pos_embed", "y_embedder.y_embedding"}  # trained by nobody, so the optimizer knows nothing of them
 
@@ -47,17 +48,23 @@ def noise(seed: int, index: int, shape: list[int]) -> torch.Tensor:
     return torch.from_numpy(values)
 
 
-def state_dict(inventory: dict, depth: int, seed: int) -> OrderedDict[str, torch.Tensor]:
+def table_of(keys: Collection[str]) -> Mapping[str, list[str]]:
+    """Where diffusers has the tensors of a PixArt or a SANA."""
+    return sana_table(keys) if "attention_y_norm.weight" in keys else DIFFUSERS
+
+
+def state_dict(inventory: dict, depth: int, seed: int, dtype: str = "float32") -> OrderedDict[str, torch.Tensor]:
     tensors = OrderedDict()
     for index, (key, (_, shape)) in enumerate(inventory["tensors"].items()):
         block = re.match(r"blocks\.(\d+)\.", key)
         if block and int(block[1]) >= depth:
             continue
         if key == "pos_embed":
-            table = sincos(round(shape[1] ** 0.5), shape[2], inventory["interpolation_scale"])
-            tensors[key] = torch.from_numpy(table)
+            scale = inventory["interpolation_scale"]
+            side, hidden = round(shape[1] ** 0.5), shape[2]
+            tensors[key] = torch.from_numpy(sincos(side, hidden, scale)) if scale else torch.zeros(shape)
         else:
-            tensors[key] = noise(seed, index, shape)
+            tensors[key] = noise(seed, index, shape).to(getattr(torch, dtype))
     return tensors
 
 
@@ -79,12 +86,12 @@ def training_checkpoint(inventory: dict, depth: int) -> dict:
     }
 
 
-def make(kind: str, inventory: str, depth: str, target: str) -> None:
+def make(kind: str, inventory: str, depth: str, target: str, dtype: str = "float32") -> None:
     facts = json.loads(Path(inventory).read_text())
     if kind == "training":
         checkpoint = training_checkpoint(facts, int(depth))
     else:
-        checkpoint = {"state_dict": state_dict(facts, int(depth), seed=0)}
+        checkpoint = {"state_dict": state_dict(facts, int(depth), 0, dtype)}
     # Renamed when whole, so that a file that is there can be used again.
     partial = Path(target + ".partial")
     torch.save(checkpoint, partial)
@@ -96,9 +103,9 @@ def convert(source: str, target: str, mmap: bool, half: bool = False) -> None:
     from safetensors.torch import save_file
 
     checkpoint = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
-    tensors = {}
+    tensors, table = {}, table_of(checkpoint["state_dict"])
     for key, tensor in checkpoint["state_dict"].items():
-        names = diffusers_names(key)
+        names = diffusers_names(key, table)
         parts = (tensor.half() if half else tensor).chunk(len(names)) if names else ()
         tensors.update(zip(names, parts, strict=True))
     save_file(tensors, target, metadata={"format": "pt"})
@@ -109,8 +116,9 @@ def back(source: str, inventory: str, target: str) -> None:
     from safetensors.torch import load_file
 
     tensors, made = load_file(source), OrderedDict()
-    for key in json.loads(Path(inventory).read_text())["tensors"]:
-        names = [name for name in diffusers_names(key) if name in tensors]
+    keys = json.loads(Path(inventory).read_text())["tensors"]
+    for key in keys:
+        names = [name for name in diffusers_names(key, table_of(keys)) if name in tensors]
         if names:
             made[key] = torch.cat([tensors[name] for name in names]) if len(names) > 1 else tensors[names[0]]
     torch.save({"state_dict": made}, target)

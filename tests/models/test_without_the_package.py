@@ -17,7 +17,9 @@ import converter
 from converter.pipelines.assemble import Components
 
 # What is converted, and of which version, where it becomes a whole pipeline.
-MODELS = {"sigma-kvcompress": "sigma", "sigma-qknorm": None, "alpha-ms": "alpha", "alpha-controlnet": None, "dit": None}
+MODELS = {"sigma-kvcompress": "sigma", "sigma-qknorm": None, "alpha-ms": "alpha", "alpha-controlnet": None, "dit": None,
+          "sana-1.5": None}  # fmt: skip
+OF_SANA = {"num_attention_heads": 2, "num_cross_attention_heads": HEADS, "timestep_scale": 1.0}
 OURS = "diffusers_modules.local."  # where diffusers puts what it copies from a folder
 CLASSES = {
     "sigma-kvcompress": OURS + "pixart_transformer.PixArtExtendedTransformer2DModel",
@@ -25,6 +27,7 @@ CLASSES = {
     "control of alpha-controlnet": OURS + "pixart_controlnet.PixArtControlNetAdapterModel",
     "saved control of alpha-controlnet": OURS + "pixart_controlnet.PixArtControlNetAdapterModel",
     "dit": OURS + "dit_transformer.DiTExactTransformer2DModel",
+    "sana-1.5": OURS + "sana_transformer.SanaExactTransformer2DModel",
     "pipeline sigma-kvcompress": "diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma.PixArtSigmaPipeline",
     "part of sigma-kvcompress": OURS + "pixart_transformer.PixArtExtendedTransformer2DModel",
     "pipeline alpha-ms": OURS + "pixart_pipeline.PixArtAlphaMSPipeline",
@@ -59,13 +62,14 @@ for folder in sorted(folders.iterdir()):
     if "caption" in case:
         texts = {"prompt_embeds": case["caption"][:, 0], "prompt_attention_mask": case["caption_mask"][:, 0, 0]}
         words["encoder_hidden_states"], words["encoder_attention_mask"] = texts.values()
-        words["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
+        if "sana" not in folder.name:
+            words["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
     else:
         words["class_labels"] = case["class_label"]
     if "auto_map" in json.loads((folder / "transformer" / "config.json").read_text()):
         model = noted(folder.name, AutoModel.from_pretrained(str(folder / "transformer"), trust_remote_code=True))
         with torch.no_grad():
-            results[folder.name] = model(latent, **words).sample
+            results[folder.name] = model(latent, **words).sample.contiguous()
     if (control := folder / "controlnet").is_dir():
         adapter = noted(f"control of {folder.name}", AutoModel.from_pretrained(str(control), trust_remote_code=True))
         adapter.save_pretrained(saved := str(folder / "saved"))
@@ -88,7 +92,7 @@ print(json.dumps(classes))
 def test_every_class_that_travels(tmp_path: Path) -> None:
     folders, results = tmp_path / "folders", tmp_path / "results.safetensors"
     for name, version in MODELS.items():
-        words: dict[str, Any] = {"hyper_parameters": {"num_attention_heads": HEADS}}
+        words: dict[str, Any] = {"hyper_parameters": OF_SANA if "sana" in name else {"num_attention_heads": HEADS}}
         if version:
             words["hyper_parameters"]["version"] = version
             vae = "vae-alpha" if version == "alpha" else "vae"
