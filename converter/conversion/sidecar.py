@@ -126,7 +126,7 @@ def given_caption(
     Raises: `InputError` where there is none that fits the model, `UsageError` where none is wanted.
     """
     family = analysis.require()
-    rows = [row for row in rows_of(analysis, Extra) if isinstance(row.value, Extra) and row.value.given]
+    rows = [row for row in rows_of(analysis, Extra) if isinstance(row.value, Extra) and row.value.may_be_given]
     if not rows:
         raise UsageError(f"`null_caption`: a {family.title} has none")
     masks = list[LazyTensor]()

@@ -56,8 +56,8 @@ SANA_CONTROLNET = (
 
 def _sana_controlnet(keys: Collection[str]) -> bool:
     """Whether the first layer of `SanaControlNetModel` is there. Hunyuan-DiT's has the same name, and more keys."""
-    own = [key for key in keys if key.endswith(("input_block.weight", "text_embedding_padding"))]
-    return len(own) == 1 and own[0].endswith("input_block.weight")
+    own = {key.removesuffix(".weight").rpartition(".")[2] for key in keys}
+    return "input_block" in own and "text_embedding_padding" not in own
 
 
 # Weights of the model itself, but not as they are: what lies beside them says what they mean.

@@ -79,27 +79,6 @@ class SinCosTable:
         return table
 
 
-@dataclass(frozen=True, slots=True)
-class NoPositions:
-    """What a model without positions stores in their place: zeros for `side` x `side` tokens of `hidden` channels."""
-
-    hidden: int
-    side: int
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return (1, self.side**2, self.hidden)
-
-    def axis(self) -> None:
-        """Nothing is needed for rows of zeros."""
-
-    def rows(self, start: int, stop: int, axis: None) -> Any:
-        """As of a `SinCosTable`."""
-        import numpy as np
-
-        return np.zeros((stop - start, self.hidden), np.float32)
-
-
 def scale_of(sine: float, cosine: float, tolerance: float) -> float | None:
     """The scale of a table whose token 1 has these values at frequency 1: its angle is 1 / scale.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -119,6 +119,7 @@ class KeyMapping:
                 zero_init=row.zero_init,
                 stack=stack,
                 unless=row.unless,
+                parameter=row.parameter,
             )
             for row in self.rows
             for target, stack in zip(row.targets, row.target_stacks, strict=True)
@@ -199,6 +200,9 @@ def _check(rows: list[Row]) -> None:
         for one, other in combinations(paths, 2):
             if overlap(one, other):
                 raise ValueError(f"the {what} {one!r} and {other!r} match the same keys")
+    grouped = Counter(row.source for row in rows if row.group)
+    if several := [source for source, count in grouped.items() if count > 1]:
+        raise ValueError(f"the sources {several[0]!r} and {several[0]!r} match the same keys: one group may have it")
     replaced = {(row.source, row.unless) for row in rows if row.unless}
     if shared := {row.group for row in rows} - {row.group for row in rows if (row.source, row.group) not in replaced}:
         raise ValueError(f"the optional group {min(shared)!r} has no row of its own, by which to tell that it is there")

@@ -26,10 +26,10 @@ def survey(rows: Sequence[Row], find: Find, state: Mapping[str, Any]) -> Plan:
         else:
             unknown.append(key)
     groups = {row.group for row, blocks in zip(rows, seen, strict=True) if row.group and blocks}
-    for own, row in enumerate(rows):
-        if row.unless in groups:  # what was taken for this row's is the other's, if that is read from the same source
-            other = next((i for i, r in enumerate(rows) if (r.source, r.group) == (row.source, row.unless)), own)
-            seen[own], seen[other] = seen[other], seen[own]
+    alternative = {row.source: i for i, row in enumerate(rows) if row.group in groups}
+    for i, row in enumerate(rows):
+        if row.unless in groups and row.source in alternative:  # its keys are those of the group's row
+            seen[i], seen[alternative[row.source]] = {}, seen[i]
     # In the table's order, so that nothing depends on the order of the keys.
     there = [
         (row, dict(sorted(blocks.items(), key=lambda hit: hit[0] or 0))) for row, blocks in zip(rows, seen, strict=True)

@@ -25,13 +25,13 @@ class Computed:
 class Extra:
     """A tensor without a place in the target: kept in a sidecar and restored. `stray`: where old conversions left it;
     `without`: in words, what it means to go back without it; `misfit`: the family's findings and the shape of one that
-    the user gives -> why it is not this model's, '' where it may be; `given`: whether a user may give one, as the null
-    caption."""
+    the user gives -> why it is not this model's, '' where it may be; `may_be_given`: whether a user may give one, as
+    the null caption."""
 
     stray: str = ""
     without: str = ""
     misfit: Callable[[Any, tuple[int, ...]], str] = lambda findings, shape: ""
-    given: bool = True
+    may_be_given: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,9 @@
 """Convolutions of each channel by itself in float64, for which torch has no kernel on CPUs that takes all channels at
-once: tap by tap 0.1 s for 4 to 10 s, of one of SANA's feed-forward layers. Any other convolution is torch's own."""
+once: tap by tap 0.1 s for 4 to 10 s, of one of SANA's feed-forward layers. Any other convolution is torch's own.
+
+In float64 both nets of a comparison run this: `tests/nets/test_depthwise.py` holds it to torch's kernel, and the same
+comparison in float32 runs that.
+"""
 
 from __future__ import annotations
 

@@ -63,19 +63,15 @@ def latent_faults(findings: Findings, plan: Plan, scale: float) -> list[Fault]:
     return [*timestep_faults(), *position_faults(findings, scale), *output_faults(findings, plan)]
 
 
-def more_heads(findings: Findings, heads: int, of: str = "") -> Wrong:
-    """Twice as many heads, or half, if that cannot be. `of`: in the names of the fields, such as "cross_"."""
-    return _other_heads(findings, heads, [heads * 2, heads // 2, 1], of)
+def other_heads(findings: Findings, heads: int, of: str = "", *, fewer: bool = False) -> Wrong:
+    """Twice as many heads, or half, or, if neither can be, one.
 
-
-def fewer_heads(findings: Findings, heads: int, of: str = "") -> Wrong:
-    """Half as many, or twice, if that cannot be; likewise."""
-    return _other_heads(findings, heads, [heads // 2, heads * 2, 1], of)
-
-
-def _other_heads(findings: Findings, heads: int, others: Sequence[int], of: str) -> Wrong:
-    hidden = findings.value("hidden_size")
-    other = next(count for count in others if count and heads % min(count, heads) == 0 and hidden % count == 0)
+    Args:
+        of: in the names of the fields, such as "cross_".
+        fewer: half as many before twice.
+    """
+    hidden, others = findings.value("hidden_size"), (heads * 2, heads // 2)
+    other = next((count for count in others[:: -1 if fewer else 1] if count and hidden % count == 0), 1)
     fields = {f"num_{of}attention_heads": other, f"{of}attention_head_dim": hidden // other}
     return f"{other} {of.replace('_', ' ')}heads for {heads}", fields, BY_BOTH, True
 
@@ -133,10 +129,12 @@ def output_faults(findings: Findings, plan: Plan) -> list[Fault]:
         return tensor.reshape(patch * patch, out, -1).transpose(0, 1).reshape(tensor.shape)
 
     title = "output rows with the channel before the patch position"
-    rows = Fault(title, BOTH, {target: (target, channels_first) for target in targets_of(plan, 0, "R")})
     both = findings.value("pred_sigma")
+    swapped = Fault("epsilon and variance swapped", BY_NETS, stage=FINAL, values=halves_swapped, cheap=both)
+    if patch == 1:  # whose pixel has no place among others
+        return [swapped]
     return [
-        Fault("pixels of every patch transposed", BY_NETS, stage=FINAL, values=pixels_transposed, cheap=patch > 1),
-        Fault("epsilon and variance swapped", BY_NETS, stage=FINAL, values=halves_swapped, cheap=both),
-        *([rows] if patch > 1 else []),
+        Fault("pixels of every patch transposed", BY_NETS, stage=FINAL, values=pixels_transposed, cheap=True),
+        swapped,
+        Fault(title, BOTH, {target: (target, channels_first) for target in targets_of(plan, 0, "R")}),
     ]

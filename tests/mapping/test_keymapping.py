@@ -438,7 +438,9 @@ def test_ambiguous_tables_are_refused_at_construction(case: Case, data: st.DataO
     group = data.draw(st.sampled_from(["", "other"])) if twin != "source" else "other"
     twins = [*case.lines, Line("rename", source, (to,), group=group)]
     # An optional group may have other rows of the same sources, if it has rows of its own too.
-    words = "the optional group 'other' has no row of its own" if twin == "source" else "match the same keys"
+    words = (
+        "match the same keys" if twin != "source" or line.group else "the optional group 'other' has no row of its own"
+    )
     with pytest.raises(ValueError, match=words):
         _ = Case(twins, case.depth, case.modules).keys
 

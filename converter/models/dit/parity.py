@@ -19,7 +19,7 @@ from ...nets.inputs import Case
 from ...nets.latents import STANDARD_TOKENS, LatentInputs, amended_spec, described, image_size_hint, latent_spec
 from ...nets.patches import FINAL, PATCHES, of_any_size
 from ...nets.sampler import Sampler
-from ...nets.shared_faults import BY_BOTH, BY_NETS, field_faults, latent_faults, more_heads, targets_of
+from ...nets.shared_faults import BY_BOTH, BY_NETS, field_faults, latent_faults, other_heads, targets_of
 from ...nets.stock import FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 from .net import DiTShape, dit
 from .table import AMENDED, CLASSES, IGNORABLE_CONFIG, VAE_FACTOR
@@ -120,7 +120,7 @@ def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fa
     ]
     return [
         *field_faults(config, STOCK.resolve_config, [
-            more_heads(findings, have["num_attention_heads"]),
+            other_heads(findings, have["num_attention_heads"]),
             ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, BY_BOTH, True),
             ("exact GELU for tanh", {"activation_fn": "gelu"}, BY_BOTH, True),
             ("twice the sample size", {"sample_size": have["sample_size"] * 2}, BY_BOTH, False),

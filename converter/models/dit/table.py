@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...families import evidence
+from ...families import evidence, positions
 from ...families.amended import Amended, Amendment
 from ...families.base import Family, Findings, Flag, State
 from ...families.sincos import DRIFT
@@ -31,7 +31,7 @@ KEYS = KeyMapping({
     B + "mlp.fc2 [D F]":                T + "ff.net.2",
     "final_layer.adaLN_modulation.1 [2D D]": ZeroInit("proj_out_1"),
     "final_layer.linear [R D]":         ZeroInit("proj_out_2"),
-    evidence.POSITIONS + " [1 N D]":  Computed(evidence.computed_table),
+    positions.STORED + " [1 N D]":  Computed(positions.computed_table),
 })  # fmt: skip
 
 STOCK, EXACT_CLASS = "DiTTransformer2DModel", "DiTExactTransformer2DModel"
@@ -42,7 +42,7 @@ FREQUENCIES = Amendment(
 )
 AMENDED = Amended(STOCK, EXACT_CLASS, EXACT, (FREQUENCIES,))
 FLAGS = (
-    evidence.IMAGE_SIZE,
+    positions.IMAGE_SIZE,
     evidence.NUM_ATTENTION_HEADS,
     Flag(
         EXACT,
@@ -64,12 +64,11 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
     name, blocks, usual = SIZES.get(hidden, ("", 0, 0))
     if (depth, bool(name)) == (blocks, True):
         findings.file("size", f"DiT-{name}/{patch}", f"hidden size {hidden}, {depth} blocks, patch {patch}")
-    elif name and depth:
-        findings.notes.append(f"depth {depth}, where DiT-{name} has {blocks} blocks: blocks at the end may be missing")
+    evidence.check_depth(findings, (blocks,) if name else (), f"DiT-{name} has")
     others = f"; the published sizes are {', '.join(map(str, SIZES))}, and this model has {hidden}" if hidden else ""
     evidence.heads(findings, state, usual or None, f"as in DiT-{name}, of hidden size {hidden}" if name else others)
-    table = evidence.read_table(plan, state, findings)
-    evidence.resolution(findings, state.config, table, vae_factor=VAE_FACTOR)
+    table = positions.read_table(plan, state, findings)
+    positions.resolution(findings, state.config, table, vae_factor=VAE_FACTOR)
     if table and table.side > (patch or 1) and table.scale != 1:
         seen = f"{table.seen}: scale {table.scale:g}" if table.scale else table.seen
         stock = "the diffusers class computes the one of scale 1 and allows no other"
@@ -98,10 +97,10 @@ def config(findings: Findings) -> dict[str, Any]:
 
 def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
     """Words for a `pos_embed` that recomputing does not give; the net adds it to its input whatever it is."""
-    if rounded := evidence.up_to_rounding(findings, difference):
+    if rounded := positions.up_to_rounding(findings, difference):
         return True, rounded
-    if drift := evidence.drifted(difference):
-        return True, evidence.use_exact_table(findings, drift, "image_size")
+    if drift := positions.drifted(difference):
+        return True, positions.use_exact_table(findings, drift, "image_size")
     return False, (
         f"is not the sin-cos table of its size (by up to {difference:.2g}), which is all that the diffusers class "
         "computes: the converted model would be another one"

@@ -15,7 +15,7 @@ from ...nets import Net, Weights
 from ...nets.faults import BOTH, Fault, zeroed
 from ...nets.inputs import Case, noise
 from ...nets.patches import PATCHES, of_any_size
-from ...nets.shared_faults import BY_BOTH, BY_NETS, field_faults, more_heads
+from ...nets.shared_faults import BY_BOTH, BY_NETS, field_faults, other_heads
 from ...nets.stock import Stock, StockFolders, StockStage
 from ...parts import below, joined
 from . import parity as base
@@ -77,7 +77,7 @@ def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fa
     of_base = base.faults(findings, configs[TRANSFORMER], plan)
     heads = configs[CONTROLNET]["num_attention_heads"]
     of_copies = field_faults(configs[CONTROLNET], ADAPTER.resolve_config, [
-        more_heads(findings, heads),
+        other_heads(findings, heads),
         ("copied blocks one fewer", {"num_layers": copies - 1}, BY_BOTH, True),
     ], IGNORABLE_ADAPTER)  # fmt: skip
     moves = {move.origin: move for move in plan.moves}

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import UsageError
-from ...families import evidence
+from ...families import evidence, positions
 from ...families.base import Findings, Flag, State
 from ...mapping import Plan, fold
 from .compression import FORM, Compression, describe_compression, parse
@@ -32,7 +32,7 @@ _NATIVE = 64  # latent side whose scale it takes for 1; other scales are whole m
 
 QK_NORM, KV_COMPRESS, REL_POS = "qk_norm", "kv_compress", "use_rel_pos"
 FLAGS = (
-    evidence.IMAGE_SIZE,
+    positions.IMAGE_SIZE,
     Flag("version", str, "Which PixArt it is.", choices=("alpha", "sigma")),
     Flag("multi_scale_train", bool, "Whether it is of the class PixArtMS."),
     Flag(MICRO, bool, "Whether it is given size and aspect ratio."),
@@ -49,15 +49,15 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
     _features(plan, state.config, findings)
     _version(plan, findings)
     _heads(state, findings)
-    table = evidence.read_table(plan, state, findings)
+    table = positions.read_table(plan, state, findings)
     doubt = _doubt(table, findings) if table else ""
     if doubt:
-        findings.distrusted[evidence.POSITIONS] = doubt
+        findings.distrusted[positions.STORED] = doubt
         findings.notes.append(doubt)
-    evidence.resolution(findings, state.config, table, doubt, vae_factor=VAE_FACTOR)
+    positions.resolution(findings, state.config, table, doubt, vae_factor=VAE_FACTOR)
     _scale(findings, state.config, table, doubt)
     if findings["multi_scale_train"].value:
-        findings.unused_buffers.add(evidence.POSITIONS)  # its class computes the table of each size anew
+        findings.unused_buffers.add(positions.STORED)  # its class computes the table of each size anew
     _remarks(findings)
     more = {"caption_channels": "caption_channels", "use_additional_conditions": MICRO}
     evidence.check_config(state.config, findings, **more)
@@ -122,7 +122,7 @@ def other_version(findings: Findings, caption: tuple[int, ...]) -> str:
     return f"{caption[0]} tokens, as in PixArt-{theirs}, and this is PixArt-{ours}, which has {usual}"
 
 
-def _doubt(table: evidence.StoredTable, findings: Findings) -> str:
+def _doubt(table: positions.StoredTable, findings: Findings) -> str:
     """Why a table is not believed; '' where it is."""
     if (table.side, table.scale) != PLACEHOLDER:
         return ""
@@ -136,7 +136,7 @@ def _doubt(table: evidence.StoredTable, findings: Findings) -> str:
     )
 
 
-def _scale(findings: Findings, config: dict[str, Any], table: evidence.StoredTable | None, doubt: str) -> None:
+def _scale(findings: Findings, config: dict[str, Any], table: positions.StoredTable | None, doubt: str) -> None:
     name, version, pixels = "interpolation_scale", findings["version"].value, findings["image_size"].value
     latent, written = evidence.configured(config, "sample_size", int), evidence.configured(config, name, float, int)
     stated, rejected = findings.given.get(name), doubt or (table.rejected_evidence if table else "")
@@ -182,18 +182,15 @@ def _unlike_released(findings: Findings, scale: float, seen: str) -> None:
 def _remarks(findings: Findings) -> None:
     """Note what is unlike every released model, and may mean that part of the file is lost, which is no reason to
     refuse it; and what diffusers' own pipelines do with such a model."""
-    version, pixels, depth = (findings[name].value for name in ("version", "image_size", "depth"))
+    version, pixels = (findings[name].value for name in ("version", "image_size"))
     conditioned, side = findings[MICRO].value, findings["sample_size"].value
     if version and pixels and (version, pixels) not in (WITH_MICRO if conditioned else WITHOUT_MICRO):
         findings.notes.append(
             f"no released {version} model of {pixels} px is {'with' if conditioned else 'without'} micro-conditions"
             + (": part of the file may be missing" if (version, pixels) in WITH_MICRO else "")
         )
-    if findings["hidden_size"].value == WIDTH and depth not in (None, *DEPTHS):
-        findings.notes.append(
-            f"depth {depth}, where the released models of hidden size {WIDTH} have "
-            f"{' or '.join(map(str, DEPTHS))} blocks: blocks at the end may be missing"
-        )
+    usual = DEPTHS if findings["hidden_size"].value == WIDTH else ()
+    evidence.check_depth(findings, usual, f"the released models of hidden size {WIDTH} have")
     if needs_own_pipeline(findings):
         findings.diffusers_notes.append(
             f"the stock PixArtAlphaPipeline passes micro-conditions on at sample_size {PIPELINE_SIDE} only, and this "

@@ -18,7 +18,7 @@ from ...nets.inputs import Case
 from ...nets.latents import STANDARD_TOKENS, LatentInputs, described, image_size_hint, latent_spec
 from ...nets.patches import FINAL, PATCHES, of_any_size
 from ...nets.sampler import Sampler
-from ...nets.shared_faults import BY_BOTH, BY_CONFIG, BY_NETS, field_faults, latent_faults, more_heads
+from ...nets.shared_faults import BY_BOTH, BY_CONFIG, BY_NETS, field_faults, latent_faults, other_heads
 from ...nets.stock import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION, Stock, StockStage
 from .attention_parity import attention_faults, divisible
 from .compression import FIELD
@@ -192,7 +192,7 @@ def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fa
     return [
         *of_attention,
         *field_faults(config, STOCK.resolve_config, [
-            more_heads(findings, have["num_attention_heads"]),
+            other_heads(findings, have["num_attention_heads"]),
             ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, BY_BOTH, False),
             ("exact GELU for tanh", {"activation_fn": "gelu"}, BY_BOTH, True),
             (f"scale {scale * 1.01:g} for {scale:g}", {"interpolation_scale": scale * 1.01}, BY_BOTH, False),

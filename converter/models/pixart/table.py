@@ -11,7 +11,7 @@ from math import inf
 from typing import Any
 
 from ...errors import UsageError
-from ...families import evidence
+from ...families import evidence, positions
 from ...families.base import Family, Findings
 from ...families.sincos import DRIFT
 from ...mapping import Computed, Extra, KeyMapping, Parameter, Refused, Sparse, ZeroInit
@@ -56,7 +56,7 @@ KEYS = KeyMapping({
     B + "mlp.fc2 [D F]":                T + "ff.net.2",
     "final_layer.linear [R D]":         ZeroInit("proj_out"),
     "final_layer.scale_shift_table [2 D]": Parameter("scale_shift_table"),
-    evidence.POSITIONS + " [1 N D]":  Computed(partial(evidence.computed_table, scale_name="interpolation_scale")),
+    positions.STORED + " [1 N D]":  Computed(partial(positions.computed_table, scale_name="interpolation_scale")),
     "y_embedder.y_embedding [L K]":     Extra("caption_projection.y_embedding", NO_CAPTION, other_version),
     **dict.fromkeys((B + "attn.rel_pos_h", B + "attn.rel_pos_w"), NO_REL_POS),
 }, optional={QK_NORM: {
@@ -96,15 +96,15 @@ def config(findings: Findings) -> dict[str, Any]:
 
 def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
     """Words for a `pos_embed` that recomputing does not give. Only the fixed-size class ever uses it."""
-    if rounded := evidence.up_to_rounding(findings, difference):
+    if rounded := positions.up_to_rounding(findings, difference):
         return True, rounded
     # The class first: no flag for the size makes a table superfluous that the net adds to its input.
     if findings["multi_scale_train"].value:
         findings.used.add("multi_scale_train")
         return True, _unused(findings, difference)
-    if drift := evidence.drifted(difference):
-        return True, evidence.use_exact_table(findings, drift, "interpolation_scale")
-    doubted = evidence.POSITIONS in findings.distrusted
+    if drift := positions.drifted(difference):
+        return True, positions.use_exact_table(findings, drift, "interpolation_scale")
+    doubted = positions.STORED in findings.distrusted
     if doubted and findings.given.keys() & {"image_size", "interpolation_scale"}:
         return True, (
             "is the table that OneTrainer writes into every file, and the flags are used instead: if this "
@@ -120,14 +120,14 @@ def buffer_mismatch(findings: Findings, difference: float) -> tuple[bool, str]:
 def _unused(findings: Findings, difference: float) -> str:
     """What the table of a multi-scale model is. The net does without it, but the scale may have been read off it."""
     scale = findings["interpolation_scale"]
-    if drift := evidence.drifted(difference):
+    if drift := positions.drifted(difference):
         return f"{drift}, and the multi-scale class never uses it"
-    if evidence.POSITIONS in findings.distrusted:
+    if positions.STORED in findings.distrusted:
         return "is not the table of the size and scale that were given, and the multi-scale class never uses it"
     # An element that is not finite is refused for that, and shows nothing about the others.
     if scale.source == "file" and "interpolation_scale" not in findings.given and difference < inf:
         raise UsageError(
-            f"`interpolation_scale` is needed: {evidence.POSITIONS} only begins like the sin-cos table of scale "
+            f"`interpolation_scale` is needed: {positions.STORED} only begins like the sin-cos table of scale "
             f"{scale.value:g} and is off by up to {difference:.2g} further on, so it shows none"
         )
     return "is no sin-cos table, and the multi-scale class never uses it"

@@ -17,7 +17,8 @@ from ...nets.net import Probe, Stage, Staged, Values, Weights, no_probe
 from ...nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
 from ...parts import below
 
-LARGEST, NORM_EPS, CROSS_NORM_EPS = 65504.0, 1e-5, 1e-6  # the first of float16
+LARGEST = 65504.0  # of float16
+NORM_EPS, CROSS_NORM_EPS = 1e-5, 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class SanaShape(LatentShape):
     Attributes:
         linear_heads: of the self attention.
         timestep_scale: what the timesteps that it takes were multiplied by; where that is 1, it takes whole ones.
+        multi_scale: as all of SANA's classes are.
         clipped: whether the self attention is kept within float16, as in models that were trained in it.
     """
 

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
-from ...families import Findings, evidence
+from ...families import Findings, positions
 from ...mapping import Plan
 from ...nets import shared_faults as shared
 from ...nets.faults import BOTH, Fault
-from ...nets.inputs import Case
-from ...nets.latents import LatentInputs, amended_spec, described, image_size_hint, latent_spec
+from ...nets.latents import amended_spec, described, image_size_hint, latent_spec
 from ...nets.net import Staged, Weights
 from ...nets.patches import FINAL, PATCHES
 from ...nets.stock import CROSS_ATTENTION, SELF_ATTENTION, Stock, StockStage, feed_forward
-from .amended import AMENDED, BF16, FP16, TRAINED_IN
+from .cases import GUIDED, MASK, cases
+from .conventions import AMENDED, BF16, CROSS_HEADS, FP16, GUIDANCE_SCALE, TIMESTEP_SCALE, TRAINED_IN
 from .net import SanaShape, sana
-from .table import CROSS, GUIDANCE, GUIDANCE_SCALE, SANA, TIME, TIMESTEP_SCALE, VAE_FACTOR
+from .table import SANA, TIME, VAE_FACTOR
 
-MASK, GUIDED = "caption_mask", "guidance"
-UNSEEN = {*SANA.ignorable_config, TIMESTEP_SCALE, GUIDANCE_SCALE}  # the pipeline's, and what no output shows
+CROSS, TRAINED = CROSS_HEADS.name, TRAINED_IN.name
+# Fields that change no output of the model: its pipelines read two of them.
+UNSEEN = {*SANA.ignorable_config, TIMESTEP_SCALE.name, GUIDANCE_SCALE.name}
 
 STOCK = Stock(
     kind=f"diffusers.models.transformers.sana_transformer:{AMENDED.stock}",
@@ -38,51 +38,31 @@ STOCK = Stock(
         StockStage(FINAL, "", ("output",)),
     ),
     probes={**SELF_ATTENTION, **CROSS_ATTENTION, **feed_forward("ff.conv_inverted", "ff.conv_point")},
-    settle=lambda fields: {TRAINED_IN: BF16} | fields,  # diffusers' own class, which has no such field, never clips
+    settle=lambda fields: {TRAINED: BF16} | fields,  # diffusers' own class, which has no such field, never clips
 )
 
 
 def reference(findings: Findings, weights: Weights) -> Staged:
     """The original net, from what its file shows and its user says."""
-    asked = ("num_attention_heads", CROSS, evidence.PLACED, TIMESTEP_SCALE, TRAINED_IN)
-    linear, cross, _, scale, trained = findings.values_of(*asked)
-    own = {"num_heads": cross, "linear_heads": linear, "timestep_scale": scale, "clipped": trained == FP16}
-    return sana(weights, SanaShape(**described(findings) | own, scale=evidence.scale_of_positions(findings)))
-
-
-def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Case]:
-    """The inputs of a profile, scaled as pipelines do it. Of timesteps of 1000 the original takes the whole part."""
-    make, width = LatentInputs(findings), findings.value("caption_channels")
-    most: int = findings["caption_tokens"].value or 300
-    scales = np.array(findings.values_of(TIMESTEP_SCALE, GUIDANCE_SCALE), np.float32)[:, None]
-
-    def case(timesteps: Sequence[int], grid: tuple[int, int], kept: Sequence[int], tokens: int) -> Case:
-        """Two different samples; `grid` counts patches, `kept` the tokens of each that are no padding."""
-        numbers = np.array([timesteps, [4.5, 1]], np.float32) * scales
-        arrays = {"latent": make.latent(2, *grid), "timestep": numbers[0], "caption": make.draw(2, tokens, width)}
-        arrays[MASK] = (np.arange(tokens)[None] < np.array(kept)[:, None]).astype(np.float32)
-        axes = f"a grid of {grid[0]} x {grid[1]}, captions of {kept[0]} and {kept[1]} tokens"
-        guided = {GUIDED: numbers[1]} if findings.value(GUIDANCE) else {}
-        return Case("t{}-t{}".format(*timesteps), arrays | guided, axes)
-
-    # The fewest patches and tokens that show every fault.
-    first = case((999, 321), (4, 3), (2, 6), min(6, most))
-    large = [((998, 20), (8, 6), (5, most)), ((0, 1), (4, 12), (1, 9)), ((700, 1000), (16, 16), (most, 3))]
-    return [first] if profile == "quick" else [first, *(case(*how, most) for how in large)]
+    asked = (CROSS, positions.POSITIONS, TIMESTEP_SCALE.name, TRAINED, "num_attention_heads")
+    cross, _, timestep_scale, trained_in, linear = findings.values_of(*asked)
+    shape = described(findings) | {"num_heads": cross, "linear_heads": linear, "timestep_scale": timestep_scale}
+    scale, clipped = positions.scale_in_use(findings), trained_in == FP16
+    return sana(weights, SanaShape(**shape, scale=scale, clipped=clipped))
 
 
 def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a `config.json` says of what no original file shows, by flag name. What changes the output most is no hint:
     of positions, of the timesteps' scale and, of diffusers' own class, of the clip, the user is asked."""
-    have, same = STOCK.resolve_config(config), ("num_attention_heads", CROSS, GUIDANCE_SCALE)
-    own = {TRAINED_IN: have[TRAINED_IN]} if TRAINED_IN in config else {}
+    have, same = STOCK.resolve_config(config), ("num_attention_heads", CROSS, GUIDANCE_SCALE.name)
+    own = {TRAINED: have[TRAINED]} if TRAINED in config else {}
     own["image_size"] = image_size_hint(have["sample_size"], VAE_FACTOR)
     return {name: have[name] for name in same} | own
 
 
 def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault]:
     """Faults of the config, of conventions between the two code bases, and of what only a whole net shows."""
-    have, scale = STOCK.resolve_config(config), evidence.scale_of_positions(findings)
+    have, scale = STOCK.resolve_config(config), positions.scale_in_use(findings)
     both, sized = shared.BY_BOTH, shared.BY_BOTH if scale else shared.BY_CONFIG  # the size matters to positions alone
     placed = f"scale {scale / 2:g} for {scale:g}" if scale else "positions added"
     embedders = [key for move in plan.moves for key in move.parts if key.startswith(f"{TIME}timestep_embedder.")]
@@ -91,25 +71,27 @@ def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fa
         Fault("timestep and guidance embedders swapped", BOTH, cheap=True,
               weights={one: (other, None) for pair in pairs for one, other in (pair, pair[::-1])}),
         Fault("guidance unscaled", shared.BY_NETS,
-              inputs=lambda v: v | {GUIDED: v[GUIDED] / findings.value(GUIDANCE_SCALE)}),
+              inputs=lambda v: v | {GUIDED: v[GUIDED] / findings.value(GUIDANCE_SCALE.name)}),
     ]  # fmt: skip
     return [
         *shared.field_faults(config, STOCK.resolve_config, [
-            shared.fewer_heads(findings, have["num_attention_heads"]),
-            shared.fewer_heads(findings, have[CROSS], "cross_"),
-            (placed, {evidence.SCALE: scale / 2 if scale else 1.0}, both, True),
-            ("positions left out", {evidence.SCALE: None}, both, True),
+            shared.other_heads(findings, have["num_attention_heads"], fewer=True),
+            shared.other_heads(findings, have[CROSS], "cross_", fewer=True),
+            (placed, {positions.SCALE: scale / 2 if scale else 1.0}, both, True),
+            ("positions left out", {positions.SCALE: None}, both, True),
             ("twice the sample size", {"sample_size": have["sample_size"] * 2}, sized, False),
             ("eps 1e-5 for 1e-6", {"norm_eps": 1e-5}, both, True),
-            ("clipped, or not", {TRAINED_IN: BF16 if have[TRAINED_IN] == FP16 else FP16}, shared.BY_CONFIG, False),
+            ("clipped, or not", {TRAINED: BF16 if have[TRAINED] == FP16 else FP16}, shared.BY_CONFIG, False),
         ], UNSEEN),
         *shared.timestep_faults(),
         *(shared.position_faults(findings, scale) if scale else ()),
         *(guided if pairs else ()),
+        *shared.output_faults(findings, plan),
         Fault("mask ignored", shared.BY_NETS, inputs=lambda v: v | {MASK: torch.ones_like(v[MASK])}),
     ]  # fmt: skip
 
 
+# No sampler: the trajectory of the checker is that of a net that predicts noise, and this one predicts a velocity.
 AS_LOADED = latent_spec(
     reference, STOCK, cases, config_hints=config_hints, faults=faults, optional=(MASK,),
     # No softmax sees a shift of all keys, no linear attention a scale; products of channels have no order.

@@ -14,7 +14,7 @@ from test_golden import TOLERANCE
 
 import converter
 from converter.families import Findings
-from converter.models.sana.amended import AMENDED, CLIP, EPS
+from converter.models.sana.conventions import AMENDED, CLIP, EPS
 from converter.models.sana.net import SanaShape, rms_norm, sana
 from converter.models.sana.sana_transformer import SanaExactTransformer2DModel
 from converter.nets import Values, Weights
@@ -54,7 +54,7 @@ def test_the_net_computes_what_was_recorded(name: str) -> None:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["exact", "stock"])
-def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[bool, dict[str, Path]]:
+def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[bool, dict[str, Path]]:
     """(whether they are for diffusers' own class, the folder by name)."""
     at = tmp_path_factory.mktemp("sana")
     return request.param, {
@@ -64,8 +64,8 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_diffusers_loads_computes_what_was_recorded(name: str, folders: tuple[bool, dict[str, Path]]) -> None:
-    stock, converted = folders
+def test_what_diffusers_loads_computes_what_was_recorded(name: str, either: tuple[bool, dict[str, Path]]) -> None:
+    stock, converted = either
     own = name in EXACT and not stock
     place = str(converted[name] / "transformer")
     if own:

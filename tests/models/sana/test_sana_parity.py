@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,13 @@ from sanas import EXACT, GIVEN, NAMES, original
 
 import converter
 from converter.conversion.analysis import analyse
-from converter.models.sana.amended import AMENDED
-from converter.models.sana.parity import PARITY, cases
-from converter.models.sana.table import SANA
+from converter.models.sana.cases import cases
+from converter.models.sana.conventions import AMENDED
+from converter.models.sana.parity import PARITY
 from converter.parity import check
 from converter.reports.report import FAIL, PASS, Report
 
 FILE = "diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    at = tmp_path_factory.mktemp("sana")
-    return {
-        name: converter.convert(GOLDEN / f"{name}.pth", at / name, hyper_parameters=given).path
-        for name, given in GIVEN.items()
-    }
 
 
 def verdicts(report: Report) -> dict[str, str]:
@@ -124,7 +114,7 @@ def test_what_only_pipelines_read_is_audited(
     assert field in report.reason
 
 
-def test_swapped_embedders_are_noticed_and_mended(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_swapped_embedders_are_noticed(folders: dict[str, Path], tmp_path: Path) -> None:
     place = spoilt(folders["sana-sprint"], tmp_path / "a")
     state = load_file(place / FILE)
     one, other = "timestep_embedder", "guidance_embedder"
@@ -185,11 +175,11 @@ def test_inputs_are_scaled_as_pipelines_do_it() -> None:
             assert all(t == int(t) for t in timesteps)
             assert not any("guidance" in case.arrays for case in made)
         else:
-            assert {float(g) for case in made for g in case.arrays["guidance"]} == {0.45, 0.1} or all(
-                abs(g - w) < 1e-6 for case in made for g, w in zip(case.arrays["guidance"], (0.45, 0.1), strict=True)
-            )
+            assert all(case.arrays["guidance"].tolist() == pytest.approx([0.45, 0.1]) for case in made)
+        assert [case.name for case in made][-1] == "native"
+        assert any("caption_mask" not in case.arrays for case in made)
         grids = {case.arrays["latent"].shape[2:] for case in made}
-        assert len(grids) == 4
+        assert len(grids) >= 4
         assert any(height != width for height, width in grids)
 
 
@@ -198,4 +188,3 @@ def test_the_line_is_shown_only_where_it_is_needed() -> None:
         fix = PARITY.fix(findings(name), {})
         assert (fix is not None) == (name in EXACT)
         assert PARITY.fix(findings(name), {"_class_name": AMENDED.exact}) is None
-    assert replace(PARITY, fix=lambda *_: None) != SANA.parity
