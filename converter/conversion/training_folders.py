@@ -21,7 +21,7 @@ _NAMES_OF_HOLDERS = re.compile(
 # Files that lie beside checkpoints, and that no weights of a model are in, or only a part of them.
 _BESIDE = re.compile(
     r"(optimi[sz]er|optim[._-]|(lr_)?scheduler|scaler|rng_state|random_state|training_args|null_embed|metadata\.).*"
-    r"|.*optim_states.*|.*-\d{5}-of-\d{5}\.\w+|" + re.escape(SIDECAR),
+    r"|.*_disc\.\w+|.*optim_states.*|.*-\d{5}-of-\d{5}\.\w+|" + re.escape(SIDECAR),
     re.I,
 )
 

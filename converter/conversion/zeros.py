@@ -157,7 +157,7 @@ def judge(plan: Plan, tensors: Mapping[str, LazyTensor], ends: Mapping[str, Sequ
         everywhere[unit.alike] &= unit.zero
         if unit.row.zero_init:
             starting[unit.row.source] &= unit.zero
-    if not any(move.row.zero_init for move in plan.moves):
+    if not plan.tells_zeros:
         return Zeros(others=[key for key in ends if _zero(tensors[key], sum(ends[key]))])
     biases = [unit.zero for unit in units if unit.bias]
     fresh = any(starting.values()) or (bool(biases) and all(biases))

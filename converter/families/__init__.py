@@ -134,7 +134,8 @@ def recognise(state: Mapping[str, Any], insisted: Family | None = None) -> tuple
 def other_model(state: Mapping[str, Any], family: Family, diffusers: bool) -> str:
     """What a state dict not of this family is, if its layout is known; else ''."""
     table = family.keys.targets if diffusers else family.keys
-    return named(state, lambda key: table.row_of(key) is not None)
+    kind = named(state, lambda key: table.row_of(key) is not None)
+    return "" if kind.startswith(f"a {family.title} transformer") else kind
 
 
 __all__ = [

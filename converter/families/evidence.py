@@ -166,6 +166,8 @@ def convention(findings: Findings, config: Mapping[str, Any], flag: Flag, usual:
         raise InputError(f"config.json: {flag.name}: {printable(repr(written), 60)} is neither {choices}")
     if not flag.choices:
         written = configured(config, flag.name, float, int)
+        if (stated := findings.given.get(flag.name)) is not None and not sensible(stated):
+            raise UsageError(f"`{flag.name}` {stated}: not a sensible positive number")
     if written is not None:
         findings.file(flag.name, written, f"config.json: {flag.name}")
     else:

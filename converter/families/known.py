@@ -50,7 +50,8 @@ _QUANTISED = {
 }
 SANA_CONTROLNET = (
     "a SANA ControlNet: its file holds two models, and diffusers' SanaControlNetModel computes something else than the "
-    "original (its copies start from the patches and not from the first block's output: 0.3 of relative error)"
+    "original (its copies start from the patches and not from the first block's output: relative error 0.3); without "
+    "the keys that begin with controlnet. it is its base model"
 )
 
 

@@ -3,6 +3,7 @@ target computes in its place."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isfinite, isqrt
@@ -83,7 +84,7 @@ def _from_whole(state: State, hidden: int, side: int) -> tuple[float | None, str
     """The same off every element; the scale is None where none is beyond doubt."""
     fitted = fit(lambda: state.rows(STORED), hidden, side)
     if fitted is None:
-        return None, "and is no sin-cos table: it is not finite", 0.0
+        return None, "and is no sin-cos table", 0.0
     off, name = f"off by up to {fitted.difference:.2g}", f"the sin-cos table of scale {fitted.nearest:g}"
     if fitted.scale is None:
         doubt = f"the closest is of {fitted.nearest:g}, {off}"
@@ -146,10 +147,11 @@ def _stated(value: Any) -> str | float:
     if isinstance(value, str) and value.strip().lower() == NONE:
         return NONE
     try:
-        scale = float(value)
-        if not isinstance(value, bool) and sensible(scale):
+        plain = re.fullmatch(r"[0-9.eE+-]+", value) if isinstance(value, str) else type(value) in (int, float)
+        scale = float(value) if plain else 0.0
+        if sensible(scale):
             return scale
-    except (TypeError, ValueError):
+    except (OverflowError, ValueError):
         pass
     raise UsageError(f"`{POSITIONS}` {printable(value, 60)}: {NONE}, or the scale, a positive number such as 1")
 

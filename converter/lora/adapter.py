@@ -51,7 +51,7 @@ class Adapter:
     container: str = ""
     size: int = 0
     tool: str = ""
-    others: list[str] = field(default_factory=list)
+    others: list[Family] = field(default_factory=list)
     beside: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)

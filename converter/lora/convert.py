@@ -20,7 +20,8 @@ from ..conversion.model_files import open_model
 from ..conversion.options import stated
 from ..conversion.sidecar import analyse_with_record
 from ..conversion.write import TensorFile, TensorWrite, write_files
-from ..errors import UsageError, printable
+from ..errors import InputError, UsageError, printable
+from ..families import Family
 from ..remote import fetched
 from .adapter import Adapter
 from .inspection import report
@@ -79,7 +80,25 @@ def convert_lora(
         target.check(adapter.path, overwrite=overwrite or dry_run)
         adapter.check_finite()
         weights = None if base is None else _weights_of(stack, base, adapter, stated(hyper_parameters))
+        if base is None:
+            _check_family(adapter, to, lora_alpha)
         return write_adapter(adapter, target, weights, overwrite=overwrite, dry_run=dry_run, progress=progress)
+
+
+def _check_family(adapter: Adapter, to: str, lora_alpha: float | None) -> None:
+    """Raises: `UsageError` where its names are those of several families, and are not the same in the spelling."""
+
+    def names(family: Family) -> set[str]:
+        try:
+            with open_adapter(adapter.path, quiet=True, family=family.name, lora_alpha=lora_alpha) as read:
+                return {*spelled(read, BY_NAME[to]).tensors}
+        except InputError:
+            return set()
+
+    every = [adapter.family, *adapter.others]
+    if adapter.others and any(names(family) != names(adapter.family) for family in adapter.others):
+        titles, words = (" and of a ".join(f.title for f in every), " or ".join(f.name for f in every))
+        raise UsageError(f"`family` is needed: its names are those of a {titles}, and not the same in {to}: {words}")
 
 
 @dataclass(frozen=True)

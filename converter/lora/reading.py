@@ -117,7 +117,8 @@ def _read(file: AdapterFile, insisted: Family | None, lora_alpha: float | None) 
     adapter.rslora = bool(config and config.content.get("use_rslora"))
     if others:
         adapter.notes.append(
-            f"its names are those of a {' or '.join(others)} too: taken for a {names.family.title}'s (`family` says)"
+            f"its names are those of a {' or '.join(other.title for other in others)} too: taken for a "
+            f"{names.family.title}'s (`family` states it)"
         )
     return adapter
 
@@ -128,8 +129,8 @@ def _of_others(beside: Collection[str]) -> str:
 
 def _recognised(
     file: AdapterFile, heads: Collection[str], beside: Collection[str], insisted: Family | None
-) -> tuple[Spelling, Names, list[str]]:
-    """(the spelling and the names that know most, titles of other families that know all as well)."""
+) -> tuple[Spelling, Names, list[Family]]:
+    """(the spelling and the names that know most, other families that know all as well)."""
     every = [one for one in families().values() if not one.several and one is not insisted]
     every[:0] = [insisted] if insisted else []
     found: list[tuple[int, Spelling, Names]] = []
@@ -149,7 +150,7 @@ def _recognised(
         kind = InputError if _only_weights(file) else AdapterError
         raise kind.at(file.path, "", _foreign(file, heads, beside))
     known, spelling, names = max(found, key=itemgetter(0))
-    alike = [n.family.title for count, s, n in found if s is spelling and count == known and n is not names]
+    alike = [n.family for count, s, n in found if s is spelling and count == known and n is not names]
     return spelling, names, alike if known == len(heads) else []
 
 

@@ -34,7 +34,7 @@ def survey(rows: Sequence[Row], find: Find, state: Mapping[str, Any]) -> Plan:
     there = [
         (row, dict(sorted(blocks.items(), key=lambda hit: hit[0] or 0))) for row, blocks in zip(rows, seen, strict=True)
     ]
-    plan = Plan(groups=groups)
+    plan = Plan(groups=groups, tells_zeros=any(row.zero_init for row in rows))
     for row, blocks in there:
         if row.counts and row.stack is not None:
             last = max((index for index in blocks if index is not None), default=-1)

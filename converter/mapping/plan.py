@@ -75,6 +75,7 @@ class Plan:
     # that become one, by the first in the alphabet).
     stacks: dict[str, int] = field(default_factory=dict)
     groups: set[str] = field(default_factory=set)  # the optional groups that are there
+    tells_zeros: bool = False  # whether the table says what an initialisation leaves at zero, if only of other groups
     features: dict[str, list[str]] = field(default_factory=dict)  # refused ones that are there -> the keys that show it
     problems: list[str] = field(default_factory=list)  # everything that does not fit
 

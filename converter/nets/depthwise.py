@@ -23,7 +23,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: tu
     >>> depthwise(ones, torch.ones(2, 1, 3, 3, dtype=torch.float64), None, (1, 1))[0, 0].tolist()
     [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
     """
-    if x.dtype != torch.float64 or x.device.type != "cpu":
+    if x.dtype != torch.float64 or x.device.type != "cpu" or x.shape[1:2] != weight.shape[:1] or x.ndim != 4:
         return F.conv2d(x, weight, bias, padding=padding, groups=len(weight))
     (height, width), (above, beside) = weight.shape[2:], padding
     padded = F.pad(x, (beside, beside, above, above))

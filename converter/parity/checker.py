@@ -101,7 +101,7 @@ def check(
             converted=hashed[1],
             environment=machine,
             assumed=configuration.assumptions(sides),
-            notes=sides.notes,
+            notes=[*sides.notes, *configuration.stated(sides)],
             phases=phases,
         )
     report.run = {

@@ -30,6 +30,14 @@ def assumptions(sides: Sides) -> list[dict[str, Any]]:
     ]
 
 
+def stated(sides: Sides) -> list[str]:
+    """What rests on the user's word, or that of the conversion's record, as a note of the report."""
+    own = [name for name in sides.findings if name in sides.family.flags and name not in sides.borrowed]
+    given = {name: sides.findings[name].value for name in own if sides.findings[name].source == "given"}
+    words = ", ".join(f"{name} = {printable(value)}" for name, value in given.items())
+    return [f"stated, and shown by nothing in the original: {words}"] if given else []
+
+
 def audit(sides: Sides, config: Mapping[str, Any] | None = None) -> Phase:
     """Every field of `config.json`, or of another config, as the target's code takes it, against what it has to be."""
     config = sides.config if config is None else config
@@ -49,7 +57,7 @@ def audit(sides: Sides, config: Mapping[str, Any] | None = None) -> Phase:
         words = f"{name} is {printable(quoted)}{'' if same else f', and has to be {printable(right)}'}: "
         words += _evidence(field, sides.findings.get(field), sides.borrowed)
         if name not in config:
-            words += " (not written; the target's default)"
+            words += " (not written: the target's default)"
         # What is compared with itself shows nothing.
         passed = None if same and field in sides.borrowed else same
         checks.append(Check(name, "config", printable(value), printable(right), passed=passed, words=words))
@@ -71,6 +79,8 @@ def audit(sides: Sides, config: Mapping[str, Any] | None = None) -> Phase:
     # First what it is at all, then what somebody has evidence for: the rest may only follow from that.
     failed.sort(key=lambda check: (not check.what.endswith(CLASS), sides.findings.get(check.what) is None))
     if failed:
+        if fix := sides.spec.fix(sides.findings, sides.config):
+            failed[-1].words += f"; {fix.why}: --{fix.flag} true compares it with this run after loading: {fix.line}"
         more = f"; wrong too: {shortened([check.what for check in failed[1:]], 4)}" if len(failed) > 1 else ""
         return Phase("config", FAIL, f"{failed[0].words}{more}", checks, notes=notes)
     # What is assumed though the original has evidence of it: a converter that assumes the same may be just as wrong.
@@ -120,5 +130,5 @@ def _evidence(name: str, finding: Finding | None, borrowed: Mapping[str, Any]) -
     if name in borrowed:
         return f"assumed ({BORROWED})"
     if finding is None:
-        return "implied by the original, and not stated otherwise"
+        return "follows from what the original shows and its user states"
     return f"assumed ({finding.evidence})" if finding.source == "assumed" else finding.evidence

@@ -155,7 +155,9 @@ def report_fix(nets: NetPair, phase: Phase) -> None:
     phase.checks.append(Check(f"{other.case.name} / whole", f"float64 {how}", error, limit, passed=None, words=words))
     if nets.fixed:
         phase.words += f"; this was run on what from_pretrained loads: {fix.line}"
-        phase.notes.append(f"{words}: {fix.why}" if other.verdict == FAIL else f"{words}: the line is not needed")
+        phase.notes.append(
+            f"{words}: {fix.why}" if other.verdict == FAIL else f"{words}: on these inputs the line changes nothing"
+        )
     elif phase.verdict == FAIL and other.verdict == PASS:
         phase.words = (
             f"{fix.why}: it is the original's function (relative L2 {error:.2g}) once this is run on what "

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file as arrays
 from safetensors.torch import load_file
 
 import converter
-from converter import InputError, convert, convert_lora, inspect_lora, merge_lora
+from converter import InputError, UsageError, convert, convert_lora, inspect_lora, merge_lora
 from converter.jobs.lora_effect import EffectMeasure
 from converter.lora.extract import extract_lora
 from converter.lora.names import ORIGINAL
@@ -280,3 +280,16 @@ def test_in_a_live_model(adapted: Adapted, tmp_path: Path) -> None:
     assert relative(output(model), adapted[1]) < ROUNDING
     model.unload_lora()
     assert relative(output(model), adapted[2]) == 0
+
+
+def test_names_of_several_families_are_asked_about_where_they_differ(tmp_path: Path) -> None:
+    """Attention alone is called the same everywhere; PixArt's and SANA's timestep embedders are not."""
+    own = pair("diffusion_model.blocks.0.attn.qkv", 2, 192, 64)
+    both = own | pair("diffusion_model.t_embedder.mlp.0", 2, 64, 256)
+    attention, ambiguous = write(tmp_path / "a.safetensors", own), write(tmp_path / "b.safetensors", both)
+    convert_lora(attention, tmp_path / "a", "peft")
+    convert_lora(ambiguous, tmp_path / "k.safetensors", "kohya")
+    words = r"`family` is needed: its names are those of a PixArt and of a DiT and of a SANA, and not the same in peft"
+    with pytest.raises(UsageError, match=words):
+        convert_lora(ambiguous, tmp_path / "b", "peft")
+    convert_lora(ambiguous, tmp_path / "b", "peft", family="pixart")

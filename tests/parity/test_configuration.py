@@ -112,7 +112,7 @@ def test_the_first_is_the_one_that_the_others_follow_from() -> None:
 def test_missing_where_the_default_is_another(name: str, field: str) -> None:
     found = audited(name, (field,))
     assert wrong(found) == [field]
-    assert "(not written; the target's default)" in found.words
+    assert "(not written: the target's default)" in found.words
 
 
 @pytest.mark.parametrize("field", ["norm_eps", "activation_fn", "in_channels", "patch_size", "attention_bias"])
@@ -120,7 +120,7 @@ def test_missing_where_the_default_is_right(field: str) -> None:
     found = audited(without=(field,))
     assert found.verdict == PASS
     (check,) = [check for check in found.checks if check.what == field]
-    assert check.words.endswith("(not written; the target's default)")
+    assert check.words.endswith("(not written: the target's default)")
 
 
 @each
@@ -208,7 +208,7 @@ def test_evidence_is_told() -> None:
     words = {check.what: check.words for check in audited("alpha-fixed").checks}
     assert words["num_attention_heads"] == f"num_attention_heads is {HEADS}: --num_attention_heads"
     assert "pos_embed" in words["sample_size"]
-    assert words["norm_eps"].endswith("implied by the original, and not stated otherwise")
+    assert words["norm_eps"].endswith("follows from what the original shows and its user states")
 
 
 def test_what_nobody_shows_is_assumed() -> None:

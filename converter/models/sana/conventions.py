@@ -44,8 +44,10 @@ def describe(state: State, findings: Findings) -> None:
     cross, depths = RELEASED.get(hidden, (None, ()))
     evidence.check_depth(findings, depths, f"the released models of hidden size {hidden} have")
     whole = hidden // LINEAR_HEAD if hidden % LINEAR_HEAD == 0 else 0
-    evidence.heads(findings, state, whole or None, USUAL if whole else f", and {hidden} / {LINEAR_HEAD} is not whole")
-    evidence.heads(findings, state, cross, USUAL if cross else "", name=CROSS_HEADS.name)
+    why = USUAL if whole else f", and hidden size {hidden} / {LINEAR_HEAD} channels of a head is not whole"
+    evidence.heads(findings, state, whole or None, why)
+    others = "; the released models have 16 at hidden size 1152 and 20 at 2240, a training config calls it num_heads"
+    evidence.heads(findings, state, cross, USUAL if cross else others, name=CROSS_HEADS.name)
 
     normed, guided = findings[QK_NORM].value, findings[GUIDANCE].value
     if guided:
@@ -59,8 +61,10 @@ def describe(state: State, findings: Findings) -> None:
     if normed or findings[positions.POSITIONS].value not in (None, positions.NONE):
         evidence.convention(findings, config, TRAINED_IN, BF16, USUAL)
     else:
-        fp16 = "no file shows it; fp16 are the released 0.6B, and 1.6B of 512 and 1024 px that are not called BF16"
-        evidence.convention(findings, config, TRAINED_IN, None, fp16)
+        why = "no file shows it: fp16 for the released 0.6B, and 1.6B of 512 and 1024 px without BF16 in their name"
+        evidence.convention(findings, config, TRAINED_IN, None, f"{why}, else bf16")
     if findings[TIMESTEP_SCALE.name].value == 1:
-        findings.diffusers_notes.append("flow-Euler passes fractional timesteps; the original takes the whole part")
+        findings.diffusers_notes.append(
+            "flow-Euler passes fractional timesteps, of which the original takes the whole part (DPM-Solver has those)"
+        )
     AMENDED.describe(findings)

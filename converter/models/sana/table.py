@@ -39,7 +39,7 @@ KEYS = KeyMapping({
     "final_layer.scale_shift_table [2 D]": Parameter("scale_shift_table"),
     positions.STORED + " [1 N D]":  Computed(positions.table_or_zeros),
     "y_embedder.y_embedding [L K]":     Extra(without="the null caption, which its guidance and training need"),
-    "logvar_linear [1 D]":              Extra(without="what weighs the loss in training", may_be_given=False),
+    "logvar_linear [1 D]":              Extra(without="what weighs a Sprint's loss in training", may_be_given=False),
 }, optional={QK_NORM: {
     f"{B}{ours}.{one}_norm.weight [D]": f"{T}{theirs}.norm_{one}.weight"
     for ours, theirs in (("attn", "attn1"), ("cross_attn", "attn2")) for one in "qk"

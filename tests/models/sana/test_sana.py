@@ -20,6 +20,7 @@ from shaped import FakeState, shaped
 
 import converter
 from converter import Findings, InputError, UsageError
+from converter.conversion.training_folders import checkpoints_under
 from converter.models.sana.conventions import AMENDED
 from converter.models.sana.sana_transformer import SanaExactTransformer2DModel
 from converter.models.sana.table import SANA
@@ -155,7 +156,7 @@ def test_positions_are_what_the_user_says(said: Any, written: float | None, tmp_
     assert weights(back).keys() == original("sana-1024").keys() - {"pos_embed"}
 
 
-@pytest.mark.parametrize("said", ["no", "", True, -1.0, 0.0, "nan", 1e9])
+@pytest.mark.parametrize("said", ["no", "", True, -1.0, 0.0, "nan", 1e9, 10**400, "1_0", "٢", b"2", [1]])
 def test_positions_are_none_or_a_scale(said: Any, tmp_path: Path) -> None:
     path = without_table("sana-1024", tmp_path / "a.pth")
     with pytest.raises(UsageError, match=r"`positions` .*: none, or the scale, a positive number"):
@@ -177,6 +178,48 @@ def test_a_table_of_zeros_is_that_of_a_model_without_positions(tmp_path: Path) -
     assert asked(path, tmp_path / "x", **GIVEN["sana-1024"]) == ["positions"]
     with pytest.raises(InputError, match="pos_embed: is not the table of its size and scale"):
         converter.convert(path, tmp_path / "x", hyper_parameters=GIVEN["sana-1024"] | {"positions": 1.0})
+
+
+ZEROS: list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = [
+    ("-0", lambda table: -torch.zeros_like(table)),
+    ("another dtype", lambda table: torch.zeros_like(table).half()),
+    ("float64", lambda table: torch.zeros_like(table).double()),
+    ("almost", lambda table: torch.zeros_like(table).index_fill(1, torch.tensor([5]), 1e-30)),
+]
+
+
+@pytest.mark.parametrize(("what", "zeros"), ZEROS, ids=[what for what, _ in ZEROS])
+def test_zeros_of_any_kind_come_back(what: str, zeros: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path) -> None:
+    state = original("sana-4k")
+    state["pos_embed"] = zeros(state["pos_embed"])
+    given = GIVEN["sana-4k"] | {"trained_in": "bf16", "positions": "none"}
+    done = converter.convert(save(state, tmp_path / "a.pth"), tmp_path / "out", hyper_parameters=given)
+    back = weights(converter.convert(done.path, tmp_path / "back.pth", to="original").path)["pos_embed"]
+    assert back.dtype == state["pos_embed"].dtype
+    assert torch.equal(back.view(torch.uint8), state["pos_embed"].view(torch.uint8))
+
+
+@pytest.mark.parametrize("lost", ["t_block.1.weight", "blocks.1.attn.qkv.weight", "attention_y_norm.weight"])
+def test_zeros_that_no_training_leaves_are_refused(lost: str, tmp_path: Path) -> None:
+    """Of a SANA's weights none starts at zero but those of a Sprint's embedder of guidance."""
+    for name in ("sana-1024", "sana-sprint"):
+        state = original(name)
+        path = save(state | {lost: torch.zeros_like(state[lost])}, tmp_path / f"{name}.pth")
+        with pytest.raises(InputError, match="zero throughout, as no training leaves"):
+            converter.convert(path, tmp_path / "x", hyper_parameters=GIVEN[name])
+    begun = original("sana-sprint")
+    for end in ("weight", "bias"):
+        begun[f"cfg_embedder.mlp.2.{end}"] = torch.zeros_like(begun[f"cfg_embedder.mlp.2.{end}"])
+    converter.convert(save(begun, tmp_path / "b.pth"), tmp_path / "y", hyper_parameters=GIVEN["sana-sprint"])
+
+
+@pytest.mark.parametrize("flag", ["timestep_scale", "guidance_embeds_scale"])
+@pytest.mark.parametrize("said", [0, -1.0, 1e-30, 1e30])
+def test_a_scale_is_a_sensible_number(flag: str, said: float, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"`{flag}` .*: not a sensible positive number"):
+        converter.convert(
+            GOLDEN / "sana-sprint.pth", tmp_path / "x", hyper_parameters=GIVEN["sana-sprint"] | {flag: said}
+        )
 
 
 def test_a_config_without_the_field_does_not_say(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -270,6 +313,10 @@ def test_an_export_of_fsdp_is_one_model(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "step": 100}, folder / "metadata.pth")
     os.symlink(folder.name, folder.with_name("latest.pth"), target_is_directory=True)
     wanted = converter.convert(GOLDEN / "sana-1.5.pth", tmp_path / "a", hyper_parameters=GIVEN["sana-1.5"]).path
+    # In a batch it is no checkpoint among others, and neither is a discriminator.
+    save(original("sana-1.5"), tmp_path / "checkpoints/epoch_3.pth")
+    torch.save({"heads.0.weight": torch.ones(1)}, tmp_path / "checkpoints/epoch_3_disc.pth")
+    assert [Path(path).name for path in checkpoints_under(os.fspath(tmp_path / "checkpoints"))] == ["epoch_3.pth"]
     for name in (folder.name, "latest.pth"):
         done = converter.convert(folder.with_name(name), tmp_path / name[:5], hyper_parameters=GIVEN["sana-1.5"])
         assert tree(done.path / "transformer") == tree(wanted / "transformer")
@@ -298,7 +345,7 @@ def test_it_is_told_from_its_neighbours(tmp_path: Path, folders: dict[str, Path]
 
 
 def test_a_controlnet_is_named_and_refused(tmp_path: Path) -> None:
-    words = r"this is a SANA ControlNet: its file holds two models, .* 0\.3 of relative error"
+    words = r"this is a SANA ControlNet: its file holds two models, .* relative error 0\.3"
     with pytest.raises(InputError, match=words):
         converter.convert(GOLDEN / "sana-controlnet.pth", tmp_path / "x")
     sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "caption_channels": 4}

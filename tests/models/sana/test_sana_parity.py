@@ -156,7 +156,10 @@ def test_positions_and_scales_are_never_taken_from_the_converted_model(
     with pytest.raises(converter.UsageError, match=r"`positions` is needed: .*`timestep_scale` is needed"):
         check(path, alone, hyper_parameters=given)
     told = given | {"positions": "none", "timestep_scale": 1.0}
-    assert check(path, alone, hyper_parameters=told).verdict == PASS
+    report = check(path, alone, hyper_parameters=told)
+    assert report.verdict == PASS
+    words = "image_size = 256, positions = none, num_cross_attention_heads = 4, timestep_scale = 1.0"
+    assert f"stated, and shown by nothing in the original: {words}" in report.notes
     assert check(path, alone, hyper_parameters=told | {"positions": 1}).verdict == FAIL
 
 
