@@ -101,7 +101,7 @@ def check(
             converted=hashed[1],
             environment=machine,
             assumed=configuration.assumptions(sides),
-            notes=[*sides.notes, *configuration.stated(sides)],
+            notes=sides.notes + (configuration.stated(sides) if verdict == PASS else []),
             phases=phases,
         )
     report.run = {

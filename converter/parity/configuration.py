@@ -31,7 +31,7 @@ def assumptions(sides: Sides) -> list[dict[str, Any]]:
 
 
 def stated(sides: Sides) -> list[str]:
-    """What rests on the user's word, or that of the conversion's record, as a note of the report."""
+    """What a PASS rests on by the user's word, or that of the conversion's record, as a note of the report."""
     own = [name for name in sides.findings if name in sides.family.flags and name not in sides.borrowed]
     given = {name: sides.findings[name].value for name in own if sides.findings[name].source == "given"}
     words = ", ".join(f"{name} = {printable(value)}" for name, value in given.items())
