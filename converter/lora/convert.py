@@ -88,15 +88,22 @@ def convert_lora(
 def _check_family(adapter: Adapter, to: str, lora_alpha: float | None) -> None:
     """Raises: `UsageError` where its names are those of several families, and are not the same in the spelling."""
 
-    def names(family: Family) -> set[str]:
-        try:
-            with open_adapter(adapter.path, quiet=True, family=family.name, lora_alpha=lora_alpha) as read:
+    def names(family: Family) -> set[str] | None:
+        """As the adapter of that family; None where it is none: not all of its tensors are in the model."""
+        with ExitStack() as stack:
+            try:
+                known: dict[str, Any] = {"family": family.name, "lora_alpha": lora_alpha}
+                read = stack.enter_context(open_adapter(adapter.path, quiet=True, **known))
+            except InputError:
+                return None
+            try:
                 return {*spelled(read, BY_NAME[to]).tensors}
-        except InputError:
-            return set()
+            except InputError:  # it cannot be said at all
+                return set()
 
-    every = [adapter.family, *adapter.others]
-    if adapter.others and any(names(family) != names(adapter.family) for family in adapter.others):
+    own = names(adapter.family) if adapter.others else None
+    if differing := [family for family in adapter.others if names(family) not in (own, None)]:
+        every = [adapter.family, *differing]
         titles, words = (" and of a ".join(f.title for f in every), " or ".join(f.name for f in every))
         raise UsageError(f"`family` is needed: its names are those of a {titles}, and not the same in {to}: {words}")
 

@@ -46,8 +46,9 @@ def describe(state: State, findings: Findings) -> None:
     whole = hidden // LINEAR_HEAD if hidden % LINEAR_HEAD == 0 else 0
     why = USUAL if whole else f", and hidden size {hidden} / {LINEAR_HEAD} channels of a head is not whole"
     evidence.heads(findings, state, whole or None, why)
-    others = "; the released models have 16 at hidden size 1152 and 20 at 2240, a training config calls it num_heads"
-    evidence.heads(findings, state, cross, USUAL if cross else others, name=CROSS_HEADS.name)
+    theirs = " and ".join(f"{count} at hidden size {width}" for width, (count, _) in RELEASED.items())
+    why = USUAL if cross else f"; the released models have {theirs}, and a training config calls it num_heads"
+    evidence.heads(findings, state, cross, why, name=CROSS_HEADS.name)
 
     normed, guided = findings[QK_NORM].value, findings[GUIDANCE].value
     if guided:
