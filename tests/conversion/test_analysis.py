@@ -161,7 +161,7 @@ def test_what_no_family_knows(tmp_path: Path) -> None:
     assert "new-family" not in str(almost.plan.problems)
 
 
-@pytest.mark.parametrize("key", ["blocks.0.mlp.inverted_conv.conv.weight", "down_blocks.0.a", "x.lora_A.weight"])
+@pytest.mark.parametrize("key", ["blocks.0.moe.experts.0.weight", "down_blocks.0.a", "x.lora_A.weight"])
 def test_who_is_refused_by_name_is_told_of_no_draft(key: str, tmp_path: Path) -> None:
     problem = looked({key: torch.ones(1)}, tmp_path).problem
     assert problem.startswith("this is ")
@@ -171,7 +171,7 @@ def test_who_is_refused_by_name_is_told_of_no_draft(key: str, tmp_path: Path) ->
 # What the user insists on.
 def test_an_unknown_family_and_a_foreign_flag(tmp_path: Path) -> None:
     path = save(pixart(), tmp_path / "a.pth")
-    with pytest.raises(UsageError, match=r"`family` unet: unknown; there are dit, pixart, pixart-controlnet, or"):
+    with pytest.raises(UsageError, match=r"`family` unet: unknown; there are dit, pixart, pixart-controlnet, sana, or"):
         look(path, family="unet")
     with pytest.raises(UsageError, match=r"^colour, size: not a hyper-parameter of the family pixart, which has "):
         look(path, {"size": 3, "colour": "red", "image_size": 128})

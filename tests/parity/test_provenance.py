@@ -202,7 +202,8 @@ def test_a_record_of_a_file_of_another_size_is_not_believed(pair: Pair) -> None:
 
 def test_what_a_record_says_is_told_as_the_users_word(pair: Pair) -> None:
     report = check(pair.original, pair.folder)
-    assert report.notes == []
+    words = f"multi_scale_train = True, num_attention_heads = {HEADS}"
+    assert report.notes == [f"stated, and shown by nothing in the original: {words}"]
     assert "num_attention_heads" not in {row["name"] for row in report.assumed}
 
 
