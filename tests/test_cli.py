@@ -360,7 +360,7 @@ def test_a_dry_run_tells_all_and_writes_nothing(as_json: bool, tmp_path: Path, c
 
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(tmp_path: Path, cli: Cli) -> None:
-    for source, code in ((GOLDEN / "sana-1024.pth", 3), (tmp_path / "absent", 3)):
+    for source, code in ((GOLDEN / "sana-controlnet.pth", 3), (tmp_path / "absent", 3)):
         assert cli("convert-pixart", *flags(source, tmp_path / "out", "--dry_run")).returncode == code
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")
@@ -395,7 +395,7 @@ def test_overwrite_and_allow_nonfinite(tmp_path: Path, cli: Cli) -> None:
 def test_inspect_names_all_that_a_conversion_may_ask_for(tmp_path: Path, cli: Cli) -> None:
     result = cli("pixart", "inspect", save(diffusers_keyed(pixart()), tmp_path / "made.safetensors"))
     last = result.stdout.splitlines()[-1]
-    assert last.startswith("convertible: with --num_attention_heads, and perhaps --")
+    assert last.startswith("convertible: with --num_attention_heads, --image_size, and perhaps --")
     assert {"--image_size", "--interpolation_scale"} <= set(last.replace(",", "").split())
 
 
@@ -418,7 +418,7 @@ def test_inspect_in_words(cli: Cli) -> None:
     assert re.search(rf"^  micro_condition +True +file +{evidence}$", result.stdout, re.M)
     result = cli("pixart", "inspect", GOLDEN / "alpha-ms.pth", "--weights", "ema")
     assert "weights: ema (state_dict_ema)" in result.stdout
-    result = cli("pixart", "inspect", GOLDEN / "sana-1024.pth")
+    result = cli("pixart", "inspect", GOLDEN / "sana-controlnet.pth")
     assert result.returncode == 0
     assert result.stdout.endswith("convertible: no\n")
 

@@ -143,7 +143,8 @@ def test_a_pass_in_words_and_in_every_report(made: tuple[Path, Path], tmp_path: 
     assert lines[0] == f"{made[0]} -> {made[1]}"
     found = [re.match(r"  ([a-z-]+) +(PASS|NOT RUN) +\S", line) for line in lines[1:7]]
     assert [(m[1], m[2]) for m in found if m] == [(p, NOT_RUN if p == "trajectory" else PASS) for p in PHASES]
-    assert all(line.startswith("assumed: ") and " = " in line for line in lines[7:-1])
+    assert all(line.startswith("assumed: ") and " = " in line for line in lines[7:-2])
+    assert lines[-2].startswith("note: stated, and shown by nothing in the original: num_attention_heads = ")
     assert any(line.startswith("assumed: kv_compress = False (") for line in lines)
     assert re.fullmatch(r"PASS: (float32 output within \d\.\d+ times the .* 3\)|outputs identical in .*)", lines[-1])
     assert lines[-1].removeprefix("PASS: ") in lines[4], "the phase says it too, and more"

@@ -95,7 +95,7 @@ def test_opening_leaves_no_descriptor_behind(tmp_path: Path) -> None:
                 opened.close()
     convert(SIGMA, tmp_path / "out")
     with pytest.raises(converter.InputError):
-        converter.convert(GOLDEN / "sana-1024.pth", tmp_path / "no")
+        converter.convert(GOLDEN / "sana-controlnet.pth", tmp_path / "no")
     assert set(os.listdir("/proc/self/fd")) == before
 
 
