@@ -15,6 +15,7 @@ from makers import GOLDEN, HEADS, Result, convert, pixart, save, stated, tree
 from converter.errors import InputError
 from converter.models.dit.dit_transformer import DiTExactTransformer2DModel
 from converter.models.pixart.pixart_transformer import PixArtExtendedTransformer2DModel
+from converter.models.sana.sana_transformer import SanaExactTransformer2DModel
 from converter.parity import check
 
 UNIFORM = {"kv_compress": "sampling=uniform,factor=2,blocks=1-2"}
@@ -40,6 +41,15 @@ def test_the_class_lies_beside_the_weights_byte_for_byte(name: str, folders: dic
     assert (folders[name] / "transformer" / source.name).read_bytes() == source.read_bytes()
     assert config["_class_name"] == kind.__name__
     assert config["auto_map"] == {"AutoModel": f"{source.stem}.{kind.__name__}"}
+
+
+def test_what_every_travelling_class_needs_is_the_same_in_each() -> None:
+    """Each file stands alone, so that it is written in each: how a config is read without `auto_map`, and saved."""
+    kinds = (PixArtExtendedTransformer2DModel, DiTExactTransformer2DModel, SanaExactTransformer2DModel)
+    for method in ("extract_init_dict", "save_config"):
+        codes = [getattr(kind, method).__code__ for kind in kinds]
+        assert len({code.co_code for code in codes}) == 1, method
+        assert len({(code.co_names, code.co_varnames) for code in codes}) == 1, method
 
 
 @pytest.mark.parametrize("name", ["conv", "qk-norm", "uniform"])

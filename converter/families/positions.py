@@ -18,7 +18,7 @@ from .sincos import DRIFT, ROUNDING, ROUNDINGS, SinCosTable, fit, scale_of
 STORED = "pos_embed"  # the key of the table
 POSITIONS = "positions"  # the hyper-parameter of models that may have none: their scale, or
 NONE = "none"
-SCALE = "interpolation_scale"  # what the target calls it, in its config
+SCALE = "interpolation_scale"  # what the target calls it in its config, and a PixArt's user
 
 IMAGE_SIZE = Flag("image_size", int, "Resolution.", minimum=8, metavar="PIXELS")
 FLAG = Flag(POSITIONS, None, "Scale of the positions, or none for a model that has none.", metavar="none|SCALE")
@@ -108,7 +108,7 @@ def resolution(
         findings.file("image_size", side * vae_factor, table.seen)
     elif latent:
         findings.file("image_size", latent * vae_factor, "config.json: sample_size")
-    elif table and side and "interpolation_scale" in findings.given:
+    elif table and side and SCALE in findings.given:
         findings.given_or_assumed("image_size", side * vae_factor, table.seen, doubt)
     else:
         nothing = f"there is no usable {STORED}, and nothing else in a file shows the resolution"
@@ -195,7 +195,7 @@ def use_exact_table(findings: Findings, drift: str, flag: str) -> str:
 
     Raises: `UsageError` where no flag says to use the exact one.
     """
-    stated = findings.given.keys() & {"image_size", "interpolation_scale"}
+    stated = findings.given.keys() & {IMAGE_SIZE.name, SCALE}
     for name in stated:  # the file says the same, but it is the user's word that counts: records pass it on
         findings[name] = replace(findings[name], source="given")
     if not stated:

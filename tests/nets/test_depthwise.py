@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,15 +19,15 @@ def test_it_is_torchs_own(channels: int, height: int, width: int, side: int, pad
     x, weight = torch.randn(2, channels, side, side + 1), torch.randn(channels, 1, height, width)
     bias = torch.randn(channels) if biased else None
     for dtype in (torch.float32, torch.float64):
-        values = [None if value is None else value.to(dtype) for value in (x, weight, bias)]
-        wanted = F.conv2d(*values, padding=(padding, 1), groups=channels)  # type: ignore[arg-type]
-        made = depthwise(*values, (padding, 1))  # type: ignore[arg-type]
+        values: list[Any] = [None if value is None else value.to(dtype) for value in (x, weight, bias)]
+        wanted = F.conv2d(*values, padding=(padding, 1), groups=channels)
+        made = depthwise(*values, (padding, 1))
         assert made.dtype == dtype
         torch.testing.assert_close(made, wanted, rtol=0, atol=1e-13 if dtype == torch.float64 else 0)
 
 
-def conv(**how: object) -> nn.Conv2d:
-    return nn.Conv2d(4, 4, 3, **({"groups": 4, "padding": 1} | how))  # type: ignore[arg-type]
+def conv(**how: Any) -> nn.Conv2d:
+    return nn.Conv2d(4, 4, 3, **({"groups": 4, "padding": 1} | how))
 
 
 @pytest.mark.parametrize(

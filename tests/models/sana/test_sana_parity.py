@@ -38,6 +38,14 @@ def test_it_is_the_same_function(name: str, folders: dict[str, Path]) -> None:
     assert max(exact) < 1e-15  # with the islands of float32 that diffusers has
 
 
+def test_a_teacher_of_sprint_is_its_own_function(tmp_path: Path) -> None:
+    """Of the keys of a SANA-1.5; its timesteps are scaled, and none is cut to its whole part."""
+    path, given = GOLDEN / "sana-1.5.pth", GIVEN["sana-1.5"] | {"timestep_scale": 0.001}
+    folder = converter.convert(path, tmp_path / "out", hyper_parameters=given).path
+    assert check(path, folder, hyper_parameters=given).verdict == PASS
+    assert check(path, folder, hyper_parameters=GIVEN["sana-1.5"]).verdict == FAIL
+
+
 def small(name: str, place: Path) -> Path:
     """Of one block, which takes half the time."""
     return save({k: v for k, v in original(name).items() if "blocks.1." not in k}, place)
