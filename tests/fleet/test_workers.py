@@ -159,14 +159,16 @@ def command(*arguments: object) -> subprocess.Popen[str]:
 
 
 def of_group(group: int) -> list[int]:
-    """The processes of a process group that live."""
+    """The processes of a process group that live. (One that ends, as Python's resource tracker does just after its
+    command, has no memory and no command line from before its pipes close, and can still be listed.)"""
     alive = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, owner = stat.read_text().rpartition(")")[2].split()[:3]
+            _, _, owner = stat.read_text().rpartition(")")[2].split()[:3]
+            command_line = (stat.parent / "cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(owner) == group and state != "Z":
+        if int(owner) == group and command_line:
             alive.append(int(stat.parent.name))
     return alive
 
