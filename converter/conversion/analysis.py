@@ -14,8 +14,8 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.key_names import plainly_foreign
-from ..checkpoint.weights_kind import EMA, RAW, UNKNOWN
-from ..errors import AdapterError, InputError, UsageError, printable
+from ..checkpoint.weights_kind import EMA, LABELS, RAW, UNKNOWN
+from ..errors import AdapterError, InputError, UsageError, printable, shortened
 from ..families import (
     ADAPTER,
     Family,
@@ -160,6 +160,7 @@ def analyse(
             analysis.needs = _compare_with_config(known, analysis.state.config, findings)
     # What is said of the whole comes before what is said of single tensors.
     plan.problems[:0] = flat(checkpoint, plan) + misshapen(checkpoint, plan) + findings.problems
+    plan.problems += _lost(checkpoint, analysis.table)
     plan.problems += not_weights(checkpoint)
     if plan.problems and (kind := other_model(checkpoint, *recognised)):  # of a family that was insisted on
         plan.problems.insert(0, f"this is {kind}")
@@ -184,6 +185,19 @@ def _take_recorded_weights(checkpoint: Checkpoint, record: Record) -> None:
     chosen, recorded = checkpoint.selected, record.origin.get("source", {}).get("weights")
     if recorded in (EMA, UNKNOWN) and chosen.weights == RAW:
         chosen.weights, chosen.why = recorded, f"{recorded} weights, says {RECORD}"
+
+
+def _lost(checkpoint: Checkpoint, table: KeyMapping) -> Iterator[str]:
+    """Weights that are lacking, as the average of the very same model in the same file shows, or its raw weights. Of
+    blocks at the end, and of optional groups, nothing else does."""
+    chosen, kinds = checkpoint.selected, [candidate.weights for candidate in checkpoint.plausible]
+    for other in checkpoint.plausible if kinds.count(RAW) == 1 else ():
+        if {chosen.weights, other.weights} == {RAW, EMA}:
+            lacking = [key for key in other.keys.in_file if key not in chosen.keys.in_file]
+            rows = {key: table.row_of(key) for key in lacking}
+            lost = fold(key for key, row in rows.items() if row is not None and table.rows[row].targets)
+            if lost:
+                yield f"missing {shortened(lost, 4)}, which the {LABELS[other.weights]} weights have ({other.where})"
 
 
 def _unrecognised(checkpoint: Checkpoint, family: str | None, changed: str) -> str:

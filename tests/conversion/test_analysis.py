@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,36 @@ def test_a_lost_last_block_shows_in_the_config_of_a_folder(tmp_path: Path) -> No
     cut = {key: tensor for key, tensor in state.items() if not key.startswith("transformer_blocks.2.")}
     (problem,) = look(folder(cut, tmp_path / "cut", config)).plan.problems
     assert problem == "config.json: num_layers: 3 contradicts the tensors: blocks 0 to 1"
+
+
+@pytest.mark.parametrize("lacks", ["state_dict", "ema"])
+@pytest.mark.parametrize("keyed", [dict, diffusers_keyed])
+def test_a_lost_last_block_shows_in_the_average_of_the_same_model(
+    keyed: Callable[[State], State], lacks: str, tmp_path: Path
+) -> None:
+    """And in the raw weights, where the average lost it. Buffers, which many an average is without, are no weights."""
+    whole, kept = keyed(pixart()), "ema" if lacks == "state_dict" else "state_dict"
+    short = {key: tensor for key, tensor in whole.items() if "blocks.1." not in key and key != "pos_embed"}
+    path = save({lacks: short, kept: whole}, tmp_path / "both.pth")
+    kinds = {"state_dict": "raw", "ema": "EMA"}
+    with open_checkpoint(path, state_dict_key=lacks) as checkpoint:
+        (problem,) = analyse(checkpoint).plan.problems
+    assert problem.startswith("missing ")
+    assert ".1.scale_shift_table, " in problem
+    assert problem.endswith(f" and {len(whole) - len(short) - ('pos_embed' in whole) - 4} more, which the "
+                            f"{kinds[kept]} weights have ({kept})")  # fmt: skip
+    with open_checkpoint(path, state_dict_key=kept) as checkpoint:
+        assert not analyse(checkpoint).plan.problems
+
+
+def test_another_model_in_the_file_may_be_deeper(tmp_path: Path) -> None:
+    path = save({"student": pixart(depth=1), "student_ema": pixart(depth=1), "teacher": pixart()}, tmp_path / "a.pth")
+    for place in ("student", "student_ema", "teacher"):
+        with open_checkpoint(path, state_dict_key=place) as checkpoint:
+            assert not analyse(checkpoint).plan.problems
+    two = {"student": pixart(depth=1), "generator": pixart(), "generator_ema": pixart()}  # whose average is it?
+    with open_checkpoint(save(two, tmp_path / "b.pth"), state_dict_key="student") as checkpoint:
+        assert not analyse(checkpoint).plan.problems
 
 
 def test_a_damaged_file_is_blamed_before_the_call(tmp_path: Path) -> None:
