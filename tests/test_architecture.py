@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -52,7 +53,10 @@ def imported(module: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
         yield from ((node.lineno, name) for name in dict.fromkeys(names) if name.split(".")[0] == "converter")
 
 
-IMPORTS = {name: list(imported(name, ast.parse(path.read_text()))) for name, path in MODULES.items()}
+@cache
+def imports() -> dict[str, list[tuple[int, str]]]:
+    """What each module imports."""
+    return {name: list(imported(name, ast.parse(path.read_text()))) for name, path in MODULES.items()}
 
 
 def test_every_room_stands_in_the_documented_order() -> None:
@@ -64,7 +68,7 @@ def test_imports_go_down(room: str) -> None:
     below = ROOMS[: ROOMS.index(room)]
     up = [
         f"{MODULES[module].relative_to(ROOT)}:{line} imports {name}"
-        for module, lines in IMPORTS.items()
+        for module, lines in imports().items()
         if room_of(module) == room
         for line, name in lines
         if room_of(name) not in (*below, room) and not name.endswith("._version")
@@ -74,12 +78,12 @@ def test_imports_go_down(room: str) -> None:
 
 def test_the_checker_works_without_what_ci_needs_around_it() -> None:
     around = "converter.parity.ci"
-    up = [(module, name) for module, lines in IMPORTS.items() for _, name in lines if name.startswith(around)]
+    up = [(module, name) for module, lines in imports().items() for _, name in lines if name.startswith(around)]
     assert not [pair for pair in up if pair[0].startswith("converter.parity") and not pair[0].startswith(around)]
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    graph = {module: {name for _, name in lines if name != module} for module, lines in IMPORTS.items()}
+    graph = {module: {name for _, name in lines if name != module} for module, lines in imports().items()}
     # A package's `__init__` gathers the names of its modules, which may import siblings by way of the package's name.
     try:
         list(TopologicalSorter(graph).static_order())

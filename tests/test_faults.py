@@ -457,11 +457,12 @@ def refusal(path: Path, out: Path, **options: Any) -> str:
 def test_flipped_bits_over_the_whole_file(part: int, tiny: tuple[bytes, dict[str, bytes]], tmp_path: Path) -> None:
     """The result is the same, bit for bit, or there is none and exit code 3: never another one, never another error.
 
-    Every byte of the pickle and of the first positions, and one of FLIP_STEP elsewhere; FLIP_STEP=1 takes ten minutes.
+    Every byte of the first positions, one of three in the pickle, which has one checksum for all, and one of FLIP_STEP
+    elsewhere; FLIP_STEP=1 takes all, in ten minutes.
     """
     whole, wanted = tiny
     step = int(os.environ.get("FLIP_STEP", "13" if os.environ.get("CI") else "23"))
-    pickled = range(whole.index(b"data.pkl"), whole.index(b"PK\x07\x08"))
+    pickled = range(whole.index(b"data.pkl"), whole.index(b"PK\x07\x08"), min(step, 3))
     # The elements that tell the scale are read before their checksum is known.
     table = whole.index(raw_bytes(sincos(8, 4, 1.0).half()))
     places = sorted({*pickled, *range(table, table + 48), *range(0, len(whole), step)})[part::4]

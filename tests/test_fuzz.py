@@ -21,7 +21,7 @@ from fuzz.oracles import strange, unlike
 from makers import ROOT
 
 # By number and not by time, so that every machine tries the same ones; together about half a minute of one processor.
-SAMPLE = {"faults": (FAULTS, 2), "inputs": (BINARY | TEXTS | FLIPS, 8)}
+SAMPLE = {"faults": (FAULTS, 2), "inputs": (BINARY | TEXTS | FLIPS, 6)}
 
 
 def fuzz(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -63,7 +63,7 @@ def ema_pytorch(online: torch.nn.Module) -> State:
 
 
 ONLINE = module(RAW)
-# name -> (what torch.save is given, where the raw weights lie, where the EMA)
+# name -> (what torch.save is given, or makes that; where the raw weights lie, where the EMA)
 HELD: dict[str, tuple[Any, str, str]] = {
     "torch's recipe": (
         {"epoch": 1, "model_state_dict": RAW, "optimizer_state_dict": OPTIMIZER, "loss": 0.1}, "model_state_dict", "",
@@ -91,7 +91,7 @@ HELD: dict[str, tuple[Any, str, str]] = {
     "ema-pytorch": ({"model": ONLINE.state_dict(), "ema": ema_pytorch(ONLINE), "step": 3}, "model", "ema.ema_model"),
     "a list": ([{"lr": 0.1}, {"net": RAW}], "1.net", ""),
     "deep": ({"state": {"app": {"model": {"net": prefixed(RAW, "wrapped.by.me.")}}}}, "state.app.model.net", ""),
-    "blocks compiled and checkpointed": ({"state_dict": compiled(RAW)}, "state_dict", ""),
+    "blocks compiled and checkpointed": (lambda: {"state_dict": compiled(RAW)}, "state_dict", ""),
     "the same dict twice": ({"model": RAW, "state_dict": RAW}, "model", ""),
     "beside parameter groups": ({"model": RAW, "param_groups": [{"lr": 1}], "state": {}}, "model", ""),
     "under whole numbers": ({100: {"model": RAW}}, "100.model", ""),
@@ -113,7 +113,7 @@ def equal(path: Path, wanted: State, **which: Any) -> bool:
 @pytest.mark.parametrize("name", HELD)
 def test_where_the_weights_lie(tmp_path: Path, name: str) -> None:
     content, raw, ema = HELD[name]
-    path = saved(tmp_path, content)
+    path = saved(tmp_path, content() if callable(content) else content)
     assert equal(path, RAW)
     for weights, where, state in (("raw", raw, RAW), ("ema", ema, EMA)):
         if not where:

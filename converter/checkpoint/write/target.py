@@ -172,5 +172,5 @@ def leftovers(target: Path) -> list[Path]:
     real = Path(os.path.realpath(target))
     form = re.compile(rf"{re.escape(temporary_prefix(real))}\.[0-9a-f]{{16}}\.(partial|old|replaced)")
     with suppress(OSError):
-        return sorted(path for path in real.parent.iterdir() if form.fullmatch(path.name))
+        return sorted(real.parent / name for name in os.listdir(real.parent) if form.fullmatch(name))
     return []
