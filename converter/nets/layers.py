@@ -12,6 +12,7 @@ from torch import Tensor
 from .net import Probe, no_probe
 
 CHANNELS = 256  # of the sinusoids, as in DiT
+HIDDEN = -10000.0  # added to the scores of padding
 
 
 def linear(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -61,10 +62,12 @@ def feed_forward(weights: Mapping[str, Tensor], x: Tensor, probe: Probe = no_pro
     return out
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Softmax attention of (B, N, D) queries to (B, M, D) keys and values, head by head: (B, N, D)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
+    """Softmax attention of (B, N, D) queries to (B, M, D) keys and values, head by head: (B, N, D). `bias` (B, M) is
+    added to the scores of the keys."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    added = None if bias is None else bias[:, None, None]
+    return F.scaled_dot_product_attention(q, k, v, added).transpose(1, 2).flatten(2)
 
 
 def self_attention(
@@ -100,34 +103,39 @@ def cross_attention(
     mask: Tensor | None,
     *,
     heads: int,
+    packed: bool = True,
     alter: Callable[[str, Tensor], Tensor] = lambda name, projected: projected,
     probe: Probe = no_probe,
 ) -> Tensor:
     """Attention of (B, N, D) to a caption (PixArt-alpha repository, diffusion/model/nets/PixArt_blocks.py): (B, N, D).
 
-    As in the original the captions are packed: padding is left out, not masked, and costs nothing. A sample of which
-    no token is kept gets an attention of 0.
-
     Args:
         weights: `q_linear.*`, `kv_linear.*` (rows of the keys, then of the values), `proj.*`.
         y: (B, L, D), the caption.
         mask: (B, L), nonzero where a token is kept; None keeps all.
+        packed: padding is left out and costs nothing, and a sample of which no token is kept gets an attention of 0;
+            else -10000 is added to its scores, which hides it unless they differ by as much.
         alter: ("q" or "k", what is projected) -> what is attended with, before it is split into heads.
         probe: told "attn2 q", "attn2 k", "attn2 v" (projections, before `alter`, padding included), "attn2 out".
     """
     q = linear(weights, "q_linear", x)
     probe("attn2 q", q)
-    if probe is not no_probe:  # for the listener only, so that listening does not change what is computed
-        for name, tensor in zip("kv", linear(weights, "kv_linear", y).chunk(2, dim=-1), strict=True):
-            probe(f"attn2 {name}", tensor)
-
     keep = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device) if mask is None else mask.to(y.device) != 0
-    lengths = keep.sum(dim=1).tolist()
-    keys, values = (part.split(lengths) for part in linear(weights, "kv_linear", y[keep]).chunk(2, dim=-1))
-    samples = [
-        attend(query[None], alter("k", k)[None], v[None], heads)
-        for query, k, v in zip(alter("q", q), keys, values, strict=True)
-    ]
-    out = linear(weights, "proj", torch.cat(samples))
+    if probe is not no_probe or not packed:
+        k, v = linear(weights, "kv_linear", y).chunk(2, dim=-1)
+        probe("attn2 k", k)
+        probe("attn2 v", v)
+    if packed:  # also where somebody listens, which must not change what is computed
+        lengths = keep.sum(dim=1).tolist()
+        keys, values = (part.split(lengths) for part in linear(weights, "kv_linear", y[keep]).chunk(2, dim=-1))
+        samples = [
+            attend(query[None], alter("k", k)[None], v[None], heads)
+            for query, k, v in zip(alter("q", q), keys, values, strict=True)
+        ]
+        attended = torch.cat(samples)
+    else:
+        bias = None if mask is None else (~keep).to(q.dtype) * HIDDEN
+        attended = attend(alter("q", q), alter("k", k), v, heads, bias)
+    out = linear(weights, "proj", attended)
     probe("attn2 out", out)
     return out

@@ -158,7 +158,7 @@ def run_block(weights: Weights, shape: SanaShape, i: int, values: Values, probe:
     x = x + gate_attn * (out.clip(-LARGEST, LARGEST) if shape.clipped else out)
     probe("after self-attention", x)
     x = x + cross_attention(
-        cross, x, y, values.get("caption_mask"), heads=shape.num_heads, probe=probe,
+        cross, x, y, values.get("caption_mask"), heads=shape.num_heads, packed=False, probe=probe,
         alter=lambda name, projected: normed(cross, name, projected, CROSS_NORM_EPS),
     )  # fmt: skip
     mlp = glu_conv(below(own, "mlp."), modulated_norm(x, shift_mlp, scale_mlp), shape.grid(values["latent"]), probe)

@@ -29,7 +29,7 @@ def verdicts(report: Report) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_the_same_function(name: str, folders: dict[str, Path]) -> None:
-    report = check(GOLDEN / f"{name}.pth", folders[name], hyper_parameters=GIVEN[name])
+    report = check(GOLDEN / f"{name}.pth", folders[name], hyper_parameters=GIVEN[name], profile="full")
     assert report.verdict == PASS, report.reason
     function = report.phase("function")
     assert function
