@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from ..filenames import RECORD
 from ..mapping import KeyMapping, MappingError, Plan, fold
 from .checkpoint_state import CheckpointState
 from .misshapen import flat, misshapen, not_weights
+from .model_config import compare_with_source, config_of
 from .options import stated
 from .record import PLAIN, Record, find_record
 
@@ -157,7 +157,7 @@ def analyse(
                     f"`family` {known.name}: {name} is {kind}: a finding is a finite number, a bool or a str"
                 )
         if not plan.problems:
-            analysis.needs = _compare_with_config(known, analysis.state.config, findings)
+            analysis.needs = compare_with_source(known, analysis.state.config, findings)
     # What is said of the whole comes before what is said of single tensors.
     plan.problems[:0] = flat(checkpoint, plan) + misshapen(checkpoint, plan) + findings.problems
     plan.problems += _lost(checkpoint, analysis.table)
@@ -244,36 +244,3 @@ def _check_hyper_parameters(family: Family, given: Mapping[str, Any]) -> None:
             raise UsageError(f"`{name}` {shown}: one of {', '.join(flag.choices)}")
         if flag.minimum is not None and value < flag.minimum:
             raise UsageError(f"`{name}` {shown}: must be at least {flag.minimum}")
-
-
-def config_of(family: Family, findings: Findings) -> dict[str, Any]:
-    """`config.json` of the converted model, as it is read back: a tuple is a list in JSON.
-
-    Raises: `UsageError` where something is unknown, or what the family gives is no JSON.
-    """
-    with family.own_code("config"):
-        config = family.config(findings)
-    try:
-        text = json.dumps(config, allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError) as error:  # NaN, half a surrogate pair, an object
-        raise UsageError(f"`family` {family.name}: config: {printable(error)}") from error
-    content: dict[str, Any] = json.loads(text)
-    return content
-
-
-def _compare_with_config(family: Family, source: Mapping[str, Any], findings: Findings) -> str:
-    """Whatever the source's `config.json` says of the model has to be what ours will say; returns what ours lacks."""
-    if any(not problem.startswith("config.json: ") for problem in findings.problems):
-        return ""
-    try:
-        config = config_of(family, findings)
-    except UsageError as error:
-        return str(error)
-    for key, ours in config.items():
-        theirs, others = source.get(key), family.ignorable_config.get(key, ())
-        known = any(problem.startswith(f"config.json: {key}:") for problem in findings.problems)
-        if theirs is not None and theirs != ours and others is not None and theirs not in others and not known:
-            findings.problems.append(
-                f"config.json: {key}: {printable(theirs)}, and the converted model would have {printable(ours)}"
-            )
-    return ""

@@ -101,9 +101,9 @@ def _left_out(analysis: Analysis, recorded: dict[str, Any], parts: dict[str, Ten
     """Notes on what diffusers has no place for and no sidecar holds: it is left out, never invented."""
     notes = []
     for row in rows_of(analysis, Extra):
-        if any(row.match(key) for key in parts):
-            continue
         assert isinstance(row.value, Extra)
+        if any(row.match(key) for key in parts) or row.value.of_group not in {"", *analysis.plan.groups}:
+            continue
         if recorded and not any(row.match(key) for key in recorded):
             if row.value.may_be_given:  # else most originals have none
                 notes.append(f"{row.source}: the original had none either")

@@ -129,21 +129,29 @@ def configured(config: Mapping[str, Any], name: str, *kinds: type) -> Any:
     return value
 
 
-_HEADS = {"num_attention_heads", "num_heads", "n_heads", "heads", "num_head"}  # as programs call them
+HEADS = frozenset(("num_attention_heads", "num_heads", "n_heads", "heads", "num_head"))  # as programs call them
 
 
-def heads(findings: Findings, state: State, usual: int | None, why: str, *, name: str = "num_attention_heads") -> None:
+def heads(
+    findings: Findings,
+    state: State,
+    usual: int | None,
+    why: str,
+    *,
+    name: str = NUM_ATTENTION_HEADS.name,
+    recorded: Collection[str] = HEADS,
+) -> None:
     """A number of heads, which no tensor shows. Counts of heads recorded beside the weights may be another net's
     (a text encoder's): they are reported, but not relied on.
 
     Args:
-        name: of the hyper-parameter, where a model has several.
+        name: of the hyper-parameter, where a model has several; `recorded`: what programs call it.
         usual: that of the released models, None where they have none of this hidden size; `why` that is so.
     """
     hidden = findings["hidden_size"].value or 0
     stated = configured(state.config, name, int)
     others = {
-        place: n for place, n in state.recorded_integers.items() if place.rpartition(".")[2] in _HEADS and n != usual
+        place: n for place, n in state.recorded_integers.items() if place.rpartition(".")[2] in recorded and n != usual
     }
     rejected = ", ".join(f"{place} is {n}" for place, n in list(others.items())[:4])
     if stated:
@@ -162,7 +170,7 @@ def convention(findings: Findings, config: Mapping[str, Any], flag: Flag, usual:
     usual (None: it is asked)."""
     written = config.get(flag.name)
     if flag.choices and written not in (None, *flag.choices):
-        choices = " or ".join(flag.choices)
+        choices = " nor ".join(flag.choices)
         raise InputError(f"config.json: {flag.name}: {printable(repr(written), 60)} is neither {choices}")
     if not flag.choices:
         written = configured(config, flag.name, float, int)

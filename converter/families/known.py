@@ -48,17 +48,20 @@ _QUANTISED = {
         r"(^|\.)(scaled_fp8|comfy_quant|scale_(weight|input)|(weight|input|output)_scales?(_inv|_2)?)$"
     ),
 }
-SANA_CONTROLNET = (
-    "a SANA ControlNet: its file holds two models, and diffusers' SanaControlNetModel computes something else than the "
-    "original (its copies start from the patches and not from the first block's output: relative error 0.3); without "
-    "the keys that begin with controlnet. it is its base model"
+_UNLIKE = (
+    "diffusers' SanaControlNetModel computes something else than the original (its copies start from the patches and "
+    "not from the first block's output: relative error 0.3)"
 )
+SANA_CONTROLNET = (
+    f"a SANA ControlNet: its file holds two models, and {_UNLIKE}; without the keys that begin with controlnet. it is "
+    "its base model"
+)
+SANA_CONTROLNET_OF_DIFFUSERS = f"a SANA ControlNet in diffusers' layout, which is converted neither way: {_UNLIKE}"
 
 
 def _sana_controlnet(keys: Collection[str]) -> bool:
-    """Whether the first layer of `SanaControlNetModel` is there. Hunyuan-DiT's has the same name, and more keys."""
-    own = {key.removesuffix(".weight").rpartition(".")[2] for key in keys}
-    return "input_block" in own and "text_embedding_padding" not in own
+    """Whether layers of `SanaControlNetModel` are there: other ControlNets have a first layer of the same name."""
+    return {"input_block", "conv_depth"} <= {key.removesuffix(".weight").rpartition(".")[2] for key in keys}
 
 
 # Weights of the model itself, but not as they are: what lies beside them says what they mean.
@@ -76,7 +79,7 @@ _MODIFIED: _Rows = (
         ADAPTER,
     ),
     (r"controlnet\.\d+\.copied_block\.mlp\.(inverted|depth|point)_conv\.", SANA_CONTROLNET),
-    (_sana_controlnet, SANA_CONTROLNET),
+    (_sana_controlnet, SANA_CONTROLNET_OF_DIFFUSERS),
     (r"flat_param", "FSDP flat parameters: gather a full state dict first (FullStateDictConfig)"),
 )
 # What is part of a model that is known, and not of one that it lies beside.

@@ -26,12 +26,13 @@ class Extra:
     """A tensor without a place in the target: kept in a sidecar and restored. `stray`: where old conversions left it;
     `without`: in words, what it means to go back without it; `misfit`: the family's findings and the shape of one that
     the user gives -> why it is not this model's, '' where it may be; `may_be_given`: whether a user may give one, as
-    the null caption."""
+    the null caption; `of_group`: the optional group without which no model is expected to have one."""
 
     stray: str = ""
     without: str = ""
     misfit: Callable[[Any, tuple[int, ...]], str] = lambda findings, shape: ""
     may_be_given: bool = True
+    of_group: str = ""
 
 
 @dataclass(frozen=True, slots=True)

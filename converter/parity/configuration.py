@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..conversion.analysis import config_of
+from ..conversion.model_config import config_of
 from ..errors import UsageError, as_flags, printable, shortened
 from ..families import Finding
 from ..families.travelling import AUTO_MAP, CLASS, class_in

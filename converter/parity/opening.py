@@ -11,7 +11,8 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.folder import CONFIG, cached_snapshot, model_folder, read_config
 from ..checkpoint.json_file import has_byte_order_mark
 from ..checkpoint.weight_names import WEIGHTS
-from ..conversion.analysis import Analysis, analyse, config_of
+from ..conversion.analysis import Analysis, analyse
+from ..conversion.model_config import config_of
 from ..conversion.model_files import folders_in, open_model
 from ..conversion.record import Record, find_sidecar
 from ..conversion.verdicts import demand_evidence

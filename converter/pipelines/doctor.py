@@ -16,8 +16,8 @@ from ..checkpoint.cast import count_nonfinite
 from ..checkpoint.file import present, reads
 from ..checkpoint.folder import CONFIG
 from ..checkpoint.json_file import read_json
-from ..conversion.analysis import config_of
 from ..conversion.deep import read_through
+from ..conversion.model_config import config_of
 from ..conversion.record import LIKE, Record, find_record
 from ..conversion.remarks import differences_from_record
 from ..conversion.verdicts import NONFINITE

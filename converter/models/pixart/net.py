@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...nets.adaln_single import embed_caption, final_layer, modulations
 from ...nets.layers import cross_attention, embed_numbers, feed_forward, linear, modulated_norm
 from ...nets.net import Probe, Stage, Staged, Values, Weights
-from ...nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
+from ...nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype
 from ...parts import below
 from .attention import pixart_attention
 from .compression import Compression
@@ -90,13 +91,6 @@ def embed_timestep(weights: Weights, shape: PixArtShape, values: Values, probe: 
     return {"t": t, "t0": linear(weights, "t_block.1", F.silu(t))}
 
 
-def embed_caption(weights: Weights, values: Values, probe: Probe) -> Values:
-    """Text features (B, L, K) of T5 to (B, L, D): `y_embedder.y_proj`, which is `fc1`, tanh GELU, `fc2`."""
-    mlp = weights.under("y_embedder.y_proj.")
-    hidden = F.gelu(linear(mlp, "fc1", to_weights_dtype(weights, values["caption"])), approximate="tanh")
-    return {"y": linear(mlp, "fc2", hidden)}
-
-
 def run_block(
     weights: Weights, shape: PixArtShape, values: Values, probe: Probe, *, index: int, key: str, x: Tensor
 ) -> Tensor:
@@ -115,8 +109,8 @@ def run_block(
     x, y, t0 = (to_weights_dtype(weights, tensor) for tensor in (x, values["y"], values["t0"]))
     own, grid, heads = weights.scratch(key), shape.grid(values["latent"]), shape.num_heads
     how = shape.compression if shape.compression is not None and index in shape.compression.blocks else None
-    modulation = own["scale_shift_table"][None] + t0.reshape(len(t0), 6, -1)
-    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)
+    table = own["scale_shift_table"]
+    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulations(table, t0)
 
     modulated = modulated_norm(x, shift_attn, scale_attn)
     probe("norm1 modulated", modulated)
@@ -132,11 +126,3 @@ def run_block(
     modulated = modulated_norm(x, shift_mlp, scale_mlp)
     probe("norm2 modulated", modulated)
     return x + gate_mlp * feed_forward(own, modulated, probe)
-
-
-def final_layer(weights: Weights, shape: PixArtShape, values: Values, probe: Probe) -> Values:
-    """(B, N, D) -> (B, out_channels, H, W), modulated by t itself and not by `t_block` of it."""
-    x, t = to_weights_dtype(weights, values["x"]), to_weights_dtype(weights, values["t"])
-    shift, scale = (weights["final_layer.scale_shift_table"][None] + t[:, None]).chunk(2, dim=1)
-    patches = linear(weights, "final_layer.linear", modulated_norm(x, shift, scale))
-    return {"output": unpatchify(shape, patches, values["latent"])}

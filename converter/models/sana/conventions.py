@@ -15,9 +15,11 @@ RELEASED = {1152: (16, (28,)), 2240: (20, (20, 40, 60))}  # hidden size -> heads
 USUAL = "as in the released models"
 QK_NORM, GUIDANCE, FP16, BF16 = "qk_norm", "guidance_embeds", "fp16", "bf16"
 
-CROSS_HEADS = Flag("num_cross_attention_heads", int, "Number of heads of the cross attention.", minimum=1, metavar="N")
-TIMESTEP_SCALE = Flag("timestep_scale", float, "What its timesteps, of 1000, are multiplied by.")
-GUIDANCE_SCALE = Flag("guidance_embeds_scale", float, "What its guidance is multiplied by.")
+CROSS_HEADS = Flag(
+    "num_cross_attention_heads", int, "Heads of SANA's cross attention.", minimum=1, metavar="N"
+)
+TIMESTEP_SCALE = Flag("timestep_scale", float, "What SANA's timesteps, of 1000, are multiplied by.")
+GUIDANCE_SCALE = Flag("guidance_embeds_scale", float, "What the guidance of a SANA-Sprint is multiplied by.")
 TRAINED_IN = Flag(
     "trained_in", str, "Precision of its training: fp16 clips SANA's self attention.", choices=(FP16, BF16)
 )
@@ -45,10 +47,11 @@ def describe(state: State, findings: Findings) -> None:
     evidence.check_depth(findings, depths, f"the released models of hidden size {hidden} have")
     whole = hidden // LINEAR_HEAD if hidden % LINEAR_HEAD == 0 else 0
     why = USUAL if whole else f", and hidden size {hidden} / {LINEAR_HEAD} channels of a head is not whole"
-    evidence.heads(findings, state, whole or None, why)
+    evidence.heads(findings, state, whole or None, why, recorded={evidence.NUM_ATTENTION_HEADS.name})
     theirs = " and ".join(f"{count} at hidden size {width}" for width, (count, _) in RELEASED.items())
     why = USUAL if cross else f"; the released models have {theirs}, and a training config calls it num_heads"
-    evidence.heads(findings, state, cross, why, name=CROSS_HEADS.name)
+    recorded = {CROSS_HEADS.name, *evidence.HEADS} - {evidence.NUM_ATTENTION_HEADS.name}
+    evidence.heads(findings, state, cross, why, name=CROSS_HEADS.name, recorded=recorded)
 
     normed, guided = findings[QK_NORM].value, findings[GUIDANCE].value
     if guided:
@@ -57,7 +60,8 @@ def describe(state: State, findings: Findings) -> None:
     else:
         either = "no file shows it: SANA-1.5 has 1, and Sprint's teachers, whose keys are the same, have 0.001"
         evidence.convention(findings, config, TIMESTEP_SCALE, None if normed else 1.0, either if normed else USUAL)
-        findings.file(GUIDANCE_SCALE.name, 0.1, "it takes no guidance")
+        unused = evidence.configured(config, GUIDANCE_SCALE.name, float, int) or 0.1
+        findings.file(GUIDANCE_SCALE.name, unused, "it takes no guidance")
 
     if normed or findings[positions.POSITIONS].value not in (None, positions.NONE):
         evidence.convention(findings, config, TRAINED_IN, BF16, USUAL)

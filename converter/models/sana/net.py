@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...nets import layers
+from ...nets.adaln_single import embed_caption, final_layer, modulations
 from ...nets.depthwise import depthwise
 from ...nets.layers import cross_attention, linear, modulated_norm, self_attention
 from ...nets.net import Probe, Stage, Staged, Values, Weights, no_probe
-from ...nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype, unpatchify
+from ...nets.patches import FINAL, PATCHES, LatentShape, embed_patches, to_weights_dtype
 from ...parts import below
 
 LARGEST = 65504.0  # of float16
@@ -28,7 +29,7 @@ class SanaShape(LatentShape):
     Attributes:
         linear_heads: of the self attention.
         timestep_scale: what the timesteps that it takes were multiplied by; where that is 1, it takes whole ones.
-        multi_scale: as all of SANA's classes are.
+        multi_scale: as all released models are.
         clipped: whether the self attention is kept within float16, as in models that were trained in it.
     """
 
@@ -67,10 +68,10 @@ def sana(weights: Weights, shape: SanaShape) -> Staged:
         [
             Stage(PATCHES, lambda values, probe: {"x": embed(values["latent"])}),
             Stage("timestep embedding", lambda values, probe: embed_timestep(weights, shape, values)),
-            Stage("caption embedding", lambda values, probe: {"y": embed_caption(weights, values["caption"])}),
+            Stage("caption embedding", partial(embed_caption, weights)),
             Stage("caption norm", lambda values, probe: {"y": caption_norm(weights, values["y"])}),
             *blocks,
-            Stage(FINAL, lambda values, probe: {"output": final_layer(weights, shape, values)}),
+            Stage(FINAL, partial(final_layer, weights, shape)),
         ]
     )
 
@@ -94,12 +95,6 @@ def embed_timestep(weights: Weights, shape: SanaShape, values: Values) -> Values
     if "guidance" in values:
         t = t + embedded("cfg", values["guidance"])
     return {"t": t, "t0": linear(weights, "t_block.1", F.silu(t))}
-
-
-def embed_caption(weights: Weights, caption: Tensor) -> Tensor:
-    """Text features (B, L, K) to (B, L, D)."""
-    mlp = weights.under("y_embedder.y_proj.")
-    return linear(mlp, "fc2", F.gelu(linear(mlp, "fc1", to_weights_dtype(weights, caption)), approximate="tanh"))
 
 
 def caption_norm(weights: Weights, y: Tensor) -> Tensor:
@@ -141,8 +136,8 @@ def run_block(weights: Weights, shape: SanaShape, i: int, values: Values, probe:
     """`blocks.i`, adaLN-single: "x" (B, N, D) to the same."""
     x, y, t0 = (to_weights_dtype(weights, values[name]) for name in ("x", "y", "t0"))
     own = weights.scratch(f"blocks.{i}.")
-    modulation = own["scale_shift_table"][None] + t0.unflatten(1, (6, -1))
-    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)
+    table = own["scale_shift_table"]
+    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulations(table, t0)
     attn, cross = below(own, "attn."), below(own, "cross_attn.")
 
     def normed(layer: Mapping[str, Tensor], name: str, projected: Tensor, eps: float) -> Tensor:
@@ -163,10 +158,3 @@ def run_block(weights: Weights, shape: SanaShape, i: int, values: Values, probe:
     )  # fmt: skip
     mlp = glu_conv(below(own, "mlp."), modulated_norm(x, shift_mlp, scale_mlp), shape.grid(values["latent"]), probe)
     return {"x": x + gate_mlp * mlp}
-
-
-def final_layer(weights: Weights, shape: SanaShape, values: Values) -> Tensor:
-    """(B, N, D) -> (B, out_channels, H, W), modulated by t itself and not by `t_block` of it."""
-    x, t = to_weights_dtype(weights, values["x"]), to_weights_dtype(weights, values["t"])
-    shift, scale = (weights["final_layer.scale_shift_table"][None] + t[:, None]).chunk(2, dim=1)
-    return unpatchify(shape, linear(weights, "final_layer.linear", modulated_norm(x, shift, scale)), values["latent"])

@@ -18,7 +18,7 @@ from ...nets.stock import CROSS_ATTENTION, SELF_ATTENTION, Stock, StockStage, fe
 from .cases import GUIDED, MASK, cases
 from .conventions import AMENDED, BF16, CROSS_HEADS, FP16, GUIDANCE_SCALE, TIMESTEP_SCALE, TRAINED_IN
 from .net import SanaShape, sana
-from .table import SANA, TIME, VAE_FACTOR
+from .table import OF_GUIDANCE, OF_TIMESTEP, SANA, VAE_FACTOR
 
 CROSS, TRAINED = CROSS_HEADS.name, TRAINED_IN.name
 # Fields that change no output of the model: its pipelines read two of them.
@@ -65,8 +65,8 @@ def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fa
     have, scale = STOCK.resolve_config(config), positions.scale_in_use(findings)
     both, sized = shared.BY_BOTH, shared.BY_BOTH if scale else shared.BY_CONFIG  # the size matters to positions alone
     placed = f"scale {scale / 2:g} for {scale:g}" if scale else "positions added"
-    embedders = [key for move in plan.moves for key in move.parts if key.startswith(f"{TIME}timestep_embedder.")]
-    pairs = [(key, key.replace("timestep", GUIDED)) for key in embedders]  # where there is guidance
+    embedders = [key for move in plan.moves for key in move.parts if key.startswith(OF_TIMESTEP)]
+    pairs = [(key, key.replace(OF_TIMESTEP, OF_GUIDANCE)) for key in embedders]  # where there is guidance
     guided = [
         Fault("timestep and guidance embedders swapped", BOTH, cheap=True,
               weights={one: (other, None) for pair in pairs for one, other in (pair, pair[::-1])}),

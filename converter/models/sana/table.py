@@ -17,6 +17,8 @@ from .conventions import AMENDED, CROSS_HEADS, GUIDANCE, GUIDANCE_SCALE, QK_NORM
 
 VAE_FACTOR = 32  # pixels per latent position
 B, T, TIME = "blocks.{}.", "transformer_blocks.{}.", "time_embed."
+# Of a model with guidance; the two have the same shapes.
+OF_TIMESTEP, OF_GUIDANCE = TIME + "timestep_embedder.", TIME + "guidance_embedder."
 
 KEYS = KeyMapping({
     "x_embedder.proj [D C p p]":        "patch_embed.proj",
@@ -39,15 +41,17 @@ KEYS = KeyMapping({
     "final_layer.scale_shift_table [2 D]": Parameter("scale_shift_table"),
     positions.STORED + " [1 N D]":  Computed(positions.table_or_zeros),
     "y_embedder.y_embedding [L K]":     Extra(without="the null caption, which its guidance and training need"),
-    "logvar_linear [1 D]":              Extra(without="what weighs a Sprint's loss in training", may_be_given=False),
+    "logvar_linear [1 D]":              Extra(
+        without="what weighs a Sprint's loss in training", may_be_given=False, of_group=GUIDANCE
+    ),
 }, optional={QK_NORM: {
     f"{B}{ours}.{one}_norm.weight [D]": f"{T}{theirs}.norm_{one}.weight"
     for ours, theirs in (("attn", "attn1"), ("cross_attn", "attn2")) for one in "qk"
 }, GUIDANCE: {
-    "t_embedder.mlp.0 [D 256]":         TIME + "timestep_embedder.linear_1",
-    "t_embedder.mlp.2 [D D]":           TIME + "timestep_embedder.linear_2",
-    "cfg_embedder.mlp.0 [D 256]":       TIME + "guidance_embedder.linear_1",
-    "cfg_embedder.mlp.2 [D D]":         ZeroInit(TIME + "guidance_embedder.linear_2"),
+    "t_embedder.mlp.0 [D 256]":         OF_TIMESTEP + "linear_1",
+    "t_embedder.mlp.2 [D D]":           OF_TIMESTEP + "linear_2",
+    "cfg_embedder.mlp.0 [D 256]":       OF_GUIDANCE + "linear_1",
+    "cfg_embedder.mlp.2 [D D]":         ZeroInit(OF_GUIDANCE + "linear_2"),
 }})  # fmt: skip
 
 

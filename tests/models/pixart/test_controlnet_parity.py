@@ -15,7 +15,8 @@ from makers import GOLDEN, HEADS, convert, save
 from originals import golden, random
 
 from converter.checkpoint import open_checkpoint
-from converter.conversion.analysis import analyse, config_of
+from converter.conversion.analysis import analyse
+from converter.conversion.model_config import config_of
 from converter.errors import InputError
 from converter.families import Findings
 from converter.models.pixart.controlnet_parity import PARITY, STOCK, cases, reference
