@@ -51,6 +51,16 @@ def kind_of_weights(path: Sequence[str], prefix: str, top_level: Mapping[str, An
     return (RAW, "") if all(part in _NAMES or part.isdigit() for part in path) else (UNKNOWN, "")
 
 
+def averages(ema: str, raw: str) -> bool:
+    """Whether weights that lie at `ema` are the average of those at `raw`, by what else their places are called.
+
+    >>> [averages(place, "student") for place in ("ema", "student_ema", "state_dict_ema", "teacher_ema")]
+    [True, True, True, False]
+    """
+    own = {*_words(ema)} - _EMA_WORDS - {word for name in _NAMES for word in _words(name)}
+    return own <= {*_words(raw)}
+
+
 def kind_by_name(stem: str) -> tuple[str, str]:
     """The same for a file that holds nothing but weights, or a folder, by its name alone."""
     words = _words(stem)

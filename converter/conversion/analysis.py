@@ -13,7 +13,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.key_names import plainly_foreign
-from ..checkpoint.weights_kind import EMA, LABELS, RAW, UNKNOWN
+from ..checkpoint.weights_kind import EMA, LABELS, RAW, UNKNOWN, averages
 from ..errors import AdapterError, InputError, UsageError, printable, shortened
 from ..families import (
     ADAPTER,
@@ -192,7 +192,8 @@ def _lost(checkpoint: Checkpoint, table: KeyMapping) -> Iterator[str]:
     blocks at the end, and of optional groups, nothing else does."""
     chosen, kinds = checkpoint.selected, [candidate.weights for candidate in checkpoint.plausible]
     for other in checkpoint.plausible if kinds.count(RAW) == 1 else ():
-        if {chosen.weights, other.weights} == {RAW, EMA}:
+        places = {candidate.weights: candidate.where for candidate in (chosen, other)}
+        if places.keys() == {RAW, EMA} and averages(places[EMA], places[RAW]):
             lacking = [key for key in other.keys.in_file if key not in chosen.keys.in_file]
             rows = {key: table.row_of(key) for key in lacking}
             lost = fold(key for key, row in rows.items() if row is not None and table.rows[row].targets)

@@ -49,7 +49,14 @@ def stock_config(findings: Findings, **own: Any) -> dict[str, Any]:
     return common_config(findings, **block, upcast_attention=False, **own)
 
 
-def sizes(plan: Plan, findings: Findings, more: Mapping[str, str] | None = None, *, mlp_ratio: float | None) -> None:
+def sizes(
+    plan: Plan,
+    findings: Findings,
+    more: Mapping[str, str] | None = None,
+    *,
+    mlp_ratio: float | None,
+    config: Mapping[str, Any] | None = None,
+) -> None:
     """What the shapes show.
 
     Args:
@@ -58,7 +65,7 @@ def sizes(plan: Plan, findings: Findings, more: Mapping[str, str] | None = None,
         more: further hyper-parameters, name -> symbol.
         mlp_ratio: the width of the feed-forward layers over the hidden size that the target's class is fixed at; None
             where it takes any, and then it is a hyper-parameter, of which the class takes the whole part of its product
-            with the hidden size.
+            with the hidden size. Of the ratios that give the same width, that of the source's `config` is kept.
     """
     dims, evidence = plan.dims, plan.evidence
     for name, symbol in ({"hidden_size": "D", "patch_size": "p", "in_channels": "C"} | dict(more or {})).items():
@@ -73,19 +80,29 @@ def sizes(plan: Plan, findings: Findings, more: Mapping[str, str] | None = None,
             findings.file("pred_sigma", channels > latent, f"{channels} output channels for {latent} latent channels")
         else:
             findings.problems.append(f"{counted} are {channels} output channels: neither {latent} nor twice as many")
-    feed_forward(plan, findings, mlp_ratio)
-    if dims.get("D", 0) % 4:
-        findings.problems.append(f"hidden size {dims['D']}: sines and cosines on two axes need a multiple of 4")
+    feed_forward(plan, findings, mlp_ratio, config or {})
 
 
-def feed_forward(plan: Plan, findings: Findings, mlp_ratio: float | None) -> None:
+def mlp_ratio_of(width: int, hidden: int) -> float:
+    """A ratio whose product with the hidden size has this whole part.
+
+    >>> [mlp_ratio_of(int(hidden * 2.5), hidden) for hidden in (2240, 49)]
+    [2.5, 2.489795918367347]
+    """
+    ratio = width / hidden
+    return ratio if int(hidden * ratio) == width else nextafter(ratio, inf)
+
+
+def feed_forward(plan: Plan, findings: Findings, mlp_ratio: float | None, config: Mapping[str, Any]) -> None:
     """The width of these layers, F, which the original code lets a model choose and a class of diffusers may not: the
     arguments are those of `sizes`."""
     dims, evidence = plan.dims, plan.evidence
     if mlp_ratio is None:
-        ratio = dims["F"] / dims["D"] if {"F", "D"} <= dims.keys() else None
-        if ratio and int(dims["D"] * ratio) < dims["F"]:
-            ratio = nextafter(ratio, inf)
+        width, hidden = dims.get("F"), dims.get("D")
+        ratio = mlp_ratio_of(width, hidden) if width and hidden else None
+        written = configured(config, "mlp_ratio", float, int)
+        if written and hidden and int(hidden * written) == width:
+            ratio = float(written)
         findings.file("mlp_ratio", ratio, evidence.get("F", "no tensor shows it"))
     elif {"F", "D"} <= dims.keys() and dims["F"] != mlp_ratio * dims["D"]:
         findings.problems.append(

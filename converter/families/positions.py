@@ -47,12 +47,12 @@ def read_table(plan: Plan, state: State, findings: Findings) -> StoredTable | No
         findings.notes.append(f"{STORED} has {why}: it tells no resolution")
         return StoredTable(0, None, f"{seen} has {why}", f"{seen} has {why}")
     seen += f" has {side} x {side} positions"
-    if side == 1 or hidden % 4:
-        return StoredTable(side * patch, None, seen)
-    sampled = _from_samples(state, hidden, side)
+    sampled = None if side == 1 or hidden % 4 else _from_samples(state, hidden, side)
     if not sampled and not any(values.any() for _, values in state.rows(STORED)):
         seen += ", and is zero throughout"
         return StoredTable(side * patch, None, seen, seen, zero=True)
+    if side == 1 or hidden % 4:
+        return StoredTable(side * patch, None, seen)
     scale, words, rounding = sampled or _from_whole(state, hidden, side)
     findings.rounded[STORED] = rounding
     seen += f", {words}"
@@ -140,6 +140,14 @@ def none_or_scale(findings: Findings, config: Mapping[str, Any], table: StoredTa
         nothing = f"there is no {STORED}, and nothing else in a file shows whether there are positions"
         older = f"config.json has no {SCALE}, as those have not that were written before positions became optional"
         findings.given_or_assumed(POSITIONS, None, rejected or (older if config else nothing), rejected)
+    if findings[POSITIONS].value not in (None, NONE):
+        check_width(findings)
+
+
+def check_width(findings: Findings) -> None:
+    """That there can be such a table."""
+    if (hidden := findings["hidden_size"].value or 0) % 4:
+        findings.problems.append(f"hidden size {hidden}: sines and cosines on two axes need a multiple of 4")
 
 
 def _stated(value: Any) -> str | float:

@@ -42,10 +42,12 @@ def audit(sides: Sides, config: Mapping[str, Any] | None = None) -> Phase:
     """Every field of `config.json`, or of another config, as the target's code takes it, against what it has to be."""
     config = sides.config if config is None else config
     try:
-        expected = config_of(sides.family, sides.findings)
+        needed = config_of(sides.family, sides.findings)
     except UsageError as error:
         return Phase("config", FAIL, f"what the model should be is not known: {as_flags(str(error))}")
-    resolved = sides.spec.resolve_config(config)
+    resolved, settled = sides.spec.resolve_config(config), sides.spec.resolve_config(needed)
+    # Where the two are for different classes, what one of them alone can say counts too.
+    expected = needed | {name: value for name, value in settled.items() if name in needed or name in resolved}
     checks = []
     for name, right in expected.items():
         field = name.rpartition(".")[2]  # without the folder, of a model of several

@@ -222,6 +222,9 @@ def test_another_model_in_the_file_may_be_deeper(tmp_path: Path) -> None:
     for place in ("student", "student_ema", "teacher"):
         with open_checkpoint(path, state_dict_key=place) as checkpoint:
             assert not analyse(checkpoint).plan.problems
+    mean = {"student": pixart(depth=1), "teacher_ema": pixart()}
+    with open_checkpoint(save(mean, tmp_path / "c.pth"), state_dict_key="student") as checkpoint:
+        assert not analyse(checkpoint).plan.problems
     two = {"student": pixart(depth=1), "generator": pixart(), "generator_ema": pixart()}  # whose average is it?
     with open_checkpoint(save(two, tmp_path / "b.pth"), state_dict_key="student") as checkpoint:
         assert not analyse(checkpoint).plan.problems

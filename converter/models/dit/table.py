@@ -67,6 +67,7 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
     evidence.check_depth(findings, (blocks,) if name else (), f"DiT-{name} has")
     others = f"; the published sizes are {', '.join(map(str, SIZES))}, and this model has {hidden}" if hidden else ""
     evidence.heads(findings, state, usual or None, f"as in DiT-{name}, of hidden size {hidden}" if name else others)
+    positions.check_width(findings)
     table = positions.read_table(plan, state, findings)
     positions.resolution(findings, state.config, table, vae_factor=VAE_FACTOR)
     if table and table.side > (patch or 1) and table.scale != 1:

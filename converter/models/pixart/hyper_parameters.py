@@ -49,6 +49,7 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
     _features(plan, state.config, findings)
     _version(plan, findings)
     _heads(state, findings)
+    positions.check_width(findings)
     table = positions.read_table(plan, state, findings)
     doubt = _doubt(table, findings) if table else ""
     if doubt:
@@ -66,7 +67,7 @@ def describe(plan: Plan, state: State, findings: Findings) -> None:
 def describe_blocks(plan: Plan, state: State, findings: Findings) -> None:
     """The same of blocks alone: their width and heads."""
     findings.file("hidden_size", *plan.shown("D"))
-    evidence.feed_forward(plan, findings, MLP_RATIO)
+    evidence.feed_forward(plan, findings, MLP_RATIO, {})
     _heads(state, findings)
 
 

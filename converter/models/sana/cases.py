@@ -15,6 +15,7 @@ from .table import VAE_FACTOR
 
 MASK, GUIDED = "caption_mask", "guidance"
 TOKENS = 300  # of a caption, where the file has no null caption to show it
+FEW = 6  # tokens: the fewest that show every fault
 GUIDANCES = (4.5, 1.0)  # of the two samples, before they are scaled
 
 
@@ -23,7 +24,7 @@ def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Cas
     whole, since of others the original takes the whole part."""
     make, width = LatentInputs(findings), findings.value("caption_channels")
     timestep_scale, guidance_scale = findings.values_of(TIMESTEP_SCALE.name, GUIDANCE_SCALE.name)
-    most: int = findings["caption_tokens"].value or TOKENS
+    most = max(findings["caption_tokens"].value or TOKENS, FEW)
 
     def case(
         name: str, axes: str, timesteps: Sequence[int], grid: tuple[int, int] = (8, 6),
@@ -40,8 +41,7 @@ def cases(findings: Findings, profile: str, left: Mapping[str, Any]) -> list[Cas
             arrays[GUIDED] = np.array(GUIDANCES, np.float32) * np.float32(guidance_scale)
         return Case(name, arrays, f"a grid of {grid[0]} x {grid[1]}, {axes}")
 
-    few = min(6, most)  # the fewest tokens, and patches, that show every fault
-    first = case("t999-t321", f"captions of 2 and of {few} tokens", (999, 321), (4, 3), (2, few), few)
+    first = case("t999-t321", f"captions of 2 and of {FEW} tokens", (999, 321), (4, 3), (2, FEW), FEW)
     if profile == "quick":
         return [first]
     listed = [

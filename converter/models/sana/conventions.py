@@ -6,18 +6,20 @@ Both were measured on the original nets: diffusion/model/nets/sana_blocks.py in 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ...families import evidence, positions
 from ...families.amended import Amended, Amendment
 from ...families.base import Findings, Flag, State
+from ...mapping import Plan
 
 LINEAR_HEAD = 32  # channels of a head of the self attention
 RELEASED = {1152: (16, (28,)), 2240: (20, (20, 40, 60))}  # hidden size -> heads of the cross attention, depths
 USUAL = "as in the released models"
 QK_NORM, GUIDANCE, FP16, BF16 = "qk_norm", "guidance_embeds", "fp16", "bf16"
 
-CROSS_HEADS = Flag(
-    "num_cross_attention_heads", int, "Heads of SANA's cross attention.", minimum=1, metavar="N"
-)
+CROSS_HEADS = Flag("num_cross_attention_heads", int, "Heads of SANA's cross attention.", minimum=1, metavar="N")
 TIMESTEP_SCALE = Flag("timestep_scale", float, "What SANA's timesteps, of 1000, are multiplied by.")
 GUIDANCE_SCALE = Flag("guidance_embeds_scale", float, "What the guidance of a SANA-Sprint is multiplied by.")
 TRAINED_IN = Flag(
@@ -38,6 +40,24 @@ CLIP = Amendment(
 AMENDED = Amended(
     "SanaTransformer2DModel", "SanaExactTransformer2DModel", EXACT.name, (EPS, CLIP), said_by=TRAINED_IN.name
 )
+
+
+def norms(plan: Plan, config: Mapping[str, Any], findings: Findings) -> None:
+    """Of queries and keys: diffusers has one field for those of both attentions, and None where none are there."""
+    findings.file(QK_NORM, QK_NORM in plan.groups, "by the norms of queries and keys that are there, or not")
+    modules = [part.removesuffix(".weight") for move in plan.moves for part in move.parts]
+    normed = {module.split(".")[2] for module in modules if module.endswith((".norm_q", ".norm_k"))}
+    if len(normed) == 1:
+        which = "self" if "attn1" in normed else "cross"
+        findings.problems.append(
+            f"norms of queries and keys in the {which} attention alone: the original allows that, and diffusers' class "
+            f"has one field, {QK_NORM}, for both"
+        )
+    elif normed and config and config.get(QK_NORM) is None:
+        null = QK_NORM in config
+        absent = "null contradicts the tensors" if null else "it is not there"
+        words = f"config.json: {QK_NORM}: {absent}: diffusers would pass over the norms of queries and keys"
+        (findings.problems if null else findings.notes).append(words)
 
 
 def describe(state: State, findings: Findings) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ...families import Findings, positions
+from ...families import Findings, evidence, positions
+from ...families.travelling import CLASS
 from ...mapping import Plan
 from ...nets import shared_faults as shared
 from ...nets.faults import BOTH, Fault
@@ -24,6 +25,15 @@ CROSS, TRAINED = CROSS_HEADS.name, TRAINED_IN.name
 # Fields that change no output of the model: its pipelines read two of them.
 UNSEEN = {*SANA.ignorable_config, TIMESTEP_SCALE.name, GUIDANCE_SCALE.name}
 
+
+def settle(fields: dict[str, Any]) -> dict[str, Any]:
+    """Diffusers' own class, which has no such field, never clips; and ratios that make layers of one width are one."""
+    heads, channels, ratio = (fields[name] for name in ("num_attention_heads", "attention_head_dim", "mlp_ratio"))
+    if all(type(number) in (int, float) and evidence.sensible(number) for number in (heads, channels, ratio)):
+        fields["mlp_ratio"] = evidence.mlp_ratio_of(int(heads * channels * ratio), heads * channels)
+    return {TRAINED: BF16} | fields
+
+
 STOCK = Stock(
     kind=f"diffusers.models.transformers.sana_transformer:{AMENDED.stock}",
     classes=SANA.classes,
@@ -38,7 +48,7 @@ STOCK = Stock(
         StockStage(FINAL, "", ("output",)),
     ),
     probes={**SELF_ATTENTION, **CROSS_ATTENTION, **feed_forward("ff.conv_inverted", "ff.conv_point")},
-    settle=lambda fields: {TRAINED: BF16} | fields,  # diffusers' own class, which has no such field, never clips
+    settle=settle,
 )
 
 
@@ -55,7 +65,7 @@ def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a `config.json` says of what no original file shows, by flag name. What changes the output most is no hint:
     of positions, of the timesteps' scale and, of diffusers' own class, of the clip, the user is asked."""
     have, same = STOCK.resolve_config(config), ("num_attention_heads", CROSS, GUIDANCE_SCALE.name)
-    own = {TRAINED: have[TRAINED]} if TRAINED in config else {}
+    own = {TRAINED: have[TRAINED]} if config.get(CLASS) == AMENDED.exact else {}
     own["image_size"] = image_size_hint(have["sample_size"], VAE_FACTOR)
     return {name: have[name] for name in same} | own
 

@@ -57,8 +57,9 @@ KEYS = KeyMapping({
 
 def describe(plan: Plan, state: State, findings: Findings) -> None:
     """Fill `findings`: what names, shapes and the positional table show, then the user's word, then convention."""
-    evidence.sizes(plan, findings, {"caption_channels": "K", "caption_tokens": "L"}, mlp_ratio=None)
-    findings.file(QK_NORM, QK_NORM in plan.groups, "by the norms of queries and keys that are there, or not")
+    captions = {"caption_channels": "K", "caption_tokens": "L"}
+    evidence.sizes(plan, findings, captions, mlp_ratio=None, config=state.config)
+    conventions.norms(plan, state.config, findings)
     findings.file(GUIDANCE, GUIDANCE in plan.groups, "by the embedder of the guidance that is there, or not")
     table = positions.read_table(plan, state, findings)
     positions.resolution(findings, state.config, table, vae_factor=VAE_FACTOR)

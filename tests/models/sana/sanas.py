@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from makers import GOLDEN, recorded
+from makers import GOLDEN, inventories, recorded
 
 from converter.nets import Values
 
@@ -26,6 +26,22 @@ def original(name: str) -> dict[str, torch.Tensor]:
     """The state dict."""
     state: dict[str, torch.Tensor] = torch.load(GOLDEN / f"{name}.pth", weights_only=False)["state_dict"]
     return state
+
+
+def drawn(**sizes: Any) -> dict[str, torch.Tensor]:
+    """Random weights of a small SANA without positions, of such sizes as `inventory` of the generator takes."""
+    sizes = {
+        "depth": 1,
+        "hidden_size": 48,
+        "caption_channels": 20,
+        "tokens": 12,
+        "input_size": 8,
+        "in_channels": 8,
+    } | sizes
+    random = torch.Generator().manual_seed(7)
+    shapes = inventories.inventory(family="sana", **sizes)
+    state = {key: torch.randn(shape, generator=random) * 0.1 for key, (_, shape) in shapes.items()}
+    return state | {"pos_embed": torch.zeros(shapes["pos_embed"][1])}
 
 
 def inputs(name: str, case: Values) -> Values:

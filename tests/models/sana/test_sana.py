@@ -20,6 +20,7 @@ from shaped import FakeState, shaped
 
 import converter
 from converter import Findings, InputError, UsageError
+from converter.conversion.analysis import analyse
 from converter.conversion.training_folders import checkpoints_under
 from converter.models.sana.conventions import AMENDED
 from converter.models.sana.sana_transformer import SanaExactTransformer2DModel
@@ -309,8 +310,11 @@ def test_recorded_heads_are_of_the_attention_that_programs_call_so(tmp_path: Pat
     state = original("sana-1024")
     path = save({"state_dict": state, "hyper_parameters": {"num_heads": 4}}, tmp_path / "a.pth")
     found = converter.inspect(path)
-    assert "num_heads is 4" in found["hyper_parameters"]["num_cross_attention_heads"]["evidence"]
     assert not any("num_heads" in note for note in found["notes"])
+    with converter.open_checkpoint(path) as checkpoint:
+        rejected = {name: one.rejected_evidence for name, one in analyse(checkpoint).findings.items()}
+    assert rejected["num_cross_attention_heads"] == "hyper_parameters.num_heads is 4"
+    assert rejected["num_attention_heads"] == ""
 
 
 # Containers and neighbours.
@@ -397,6 +401,31 @@ def test_a_file_that_lacks_something_is_refused(
     state = {key: tensor for key, tensor in original("sana-sprint").items() if not lost(key)}
     with pytest.raises(InputError, match=words):
         converter.convert(save(state, tmp_path / "a.pth"), tmp_path / "x", hyper_parameters=GIVEN["sana-sprint"])
+
+
+def test_norms_that_diffusers_has_no_place_for(folders: dict[str, Path], tmp_path: Path) -> None:
+    state = {
+        key: tensor for key, tensor in original("sana-1.5").items() if "cross_attn.q_" not in key or "norm" not in key
+    }
+    state = {key: tensor for key, tensor in state.items() if "cross_attn.k_norm" not in key}
+    words = "norms of queries and keys in the self attention alone: the original allows that"
+    with pytest.raises(InputError, match=words):
+        converter.convert(save(state, tmp_path / "a.pth"), tmp_path / "x", hyper_parameters=GIVEN["sana-1.5"])
+
+
+def test_a_config_without_norms_beside_norms(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Diffusers would pass over them: refused where the config says so, noted where it says nothing."""
+    shutil.copytree(folders["sana-1.5"] / "transformer", tmp_path / "a")
+    config = config_of(folders["sana-1.5"])
+    (tmp_path / "a/config.json").write_text(json.dumps(config | {"qk_norm": None}))
+    with pytest.raises(InputError, match=r"config\.json: qk_norm: null contradicts the tensors"):
+        converter.convert(tmp_path / "a", tmp_path / "x")
+    (tmp_path / "a/config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "qk_norm"}))
+    done = converter.convert(tmp_path / "a", tmp_path / "y")
+    assert config_of(done.path)["qk_norm"] == "rms_norm_across_heads"
+    assert any(
+        note.startswith("config.json: qk_norm: it is not there: diffusers would") for note in done.record["notes"]
+    )
 
 
 def test_the_house_is_kept(cli: Callable[..., Result]) -> None:

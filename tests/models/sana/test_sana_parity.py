@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from makers import GOLDEN, Result, save
 from safetensors.torch import load_file, save_file
-from sanas import EXACT, GIVEN, NAMES, original
+from sanas import EXACT, GIVEN, NAMES, drawn, original
 
 import converter
 from converter.conversion.analysis import analyse
@@ -84,6 +84,42 @@ WRONG: list[tuple[str, str, dict[str, Any]]] = [
     ("sana-4k", "scale 1 for 2", {"interpolation_scale": 1.0}),
     ("sana-clip", "not clipped", {"trained_in": "bf16"}),
 ]
+
+
+ODD = {"num_attention_heads": 3, "num_cross_attention_heads": 5, "trained_in": "bf16"}
+
+
+def test_an_odd_width_is_as_good_as_any_where_there_are_no_positions(tmp_path: Path) -> None:
+    """Of it, several MLP ratios are the same model; and a null caption of one token does not limit what is compared."""
+    path = save(drawn(hidden_size=45, tokens=1), tmp_path / "a.pth")
+    folder = converter.convert(path, tmp_path / "out", hyper_parameters=ODD).path
+    written = json.loads((folder / "transformer/config.json").read_text())["mlp_ratio"]
+    assert written != 2.5
+    for ratio, verdict in ((written, PASS), (2.5, PASS), (2.6, FAIL)):
+        place = spoilt(folder, tmp_path / str(ratio), mlp_ratio=ratio)
+        report = check(path, place, hyper_parameters=ODD, self_test="full")
+        assert report.verdict == verdict, report.reason
+    config = json.loads(
+        (converter.convert(tmp_path / "2.5", tmp_path / "b").path / "transformer/config.json").read_text()
+    )
+    assert config["mlp_ratio"] == 2.5  # as its source has it
+    path = save({k: v for k, v in drawn(hidden_size=45).items() if k != "pos_embed"}, tmp_path / "lacking.pth")
+    with pytest.raises(converter.InputError, match="size 45: sines and cosines on two axes need a multiple of 4"):
+        converter.convert(path, tmp_path / "x", hyper_parameters=ODD | {"positions": 1, "image_size": 256})
+
+
+def test_a_clip_is_wrong_where_the_original_has_none(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Whatever the class: nothing that the nets are run on need come near it."""
+    path, given = GOLDEN / "sana-1024.pth", GIVEN["sana-1024"]
+    clipped = converter.convert(path, tmp_path / "clipped", hyper_parameters=given | {"trained_in": "fp16"}).path
+    for folder, said in ((clipped, "bf16"), (folders["sana-1024"], "fp16")):
+        report = check(path, folder, hyper_parameters=given | {"trained_in": said})
+        assert report.verdict == FAIL
+        assert "trained_in" in report.reason
+    # Of diffusers' own class, a field that it does not have says nothing.
+    stray = spoilt(folders["sana-1024"], tmp_path / "stray", trained_in="fp16")
+    with pytest.raises(converter.UsageError, match="`trained_in` is needed"):
+        check(path, stray, hyper_parameters={"num_cross_attention_heads": 4})
 
 
 def spoilt(folder: Path, place: Path, **fields: Any) -> Path:
