@@ -1,4 +1,4 @@
-"""Convert PixArt checkpoints between the original layout and diffusers', with nothing lost.
+"""Convert PixArt, SANA and DiT checkpoints between the original layout and diffusers', with nothing lost.
 
     import converter
 

@@ -39,7 +39,7 @@ from .revert import revert
 @click.group(cls=Group, no_args_is_help=False)
 @click.version_option(__version__, prog_name="pixart")
 def pixart() -> None:
-    """Tools for PixArt checkpoints: convert them, prove the result, look into them, compare them."""
+    """Tools for PixArt, SANA and DiT checkpoints: convert them, prove the result, look into them, compare them."""
 
 
 pixart.add_command(convert, "convert")
