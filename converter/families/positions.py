@@ -47,11 +47,14 @@ def read_table(plan: Plan, state: State, findings: Findings) -> StoredTable | No
         findings.notes.append(f"{STORED} has {why}: it tells no resolution")
         return StoredTable(0, None, f"{seen} has {why}", f"{seen} has {why}")
     seen += f" has {side} x {side} positions"
-    sampled = None if side == 1 or hidden % 4 else _from_samples(state, hidden, side)
+    tells = side > 1 and hidden % 4 == 0
+    sampled = _from_samples(state, hidden, side) if tells else None
+    if not tells and any(state.elements(STORED, *range(hidden))[0]):  # of the first token, which has ones
+        return StoredTable(side * patch, None, seen)
     if not sampled and not any(values.any() for _, values in state.rows(STORED)):
         seen += ", and is zero throughout"
         return StoredTable(side * patch, None, seen, seen, zero=True)
-    if side == 1 or hidden % 4:
+    if not tells:
         return StoredTable(side * patch, None, seen)
     scale, words, rounding = sampled or _from_whole(state, hidden, side)
     findings.rounded[STORED] = rounding

@@ -46,8 +46,9 @@ def audit(sides: Sides, config: Mapping[str, Any] | None = None) -> Phase:
     except UsageError as error:
         return Phase("config", FAIL, f"what the model should be is not known: {as_flags(str(error))}")
     resolved, settled = sides.spec.resolve_config(config), sides.spec.resolve_config(needed)
-    # Where the two are for different classes, what one of them alone can say counts too.
-    expected = needed | {name: value for name, value in settled.items() if name in needed or name in resolved}
+    # Where the two are for different classes, a hyper-parameter that only the other one can hold counts too.
+    held = needed.keys() | (sides.findings.keys() & resolved.keys())
+    expected = needed | {name: value for name, value in settled.items() if name in held}
     checks = []
     for name, right in expected.items():
         field = name.rpartition(".")[2]  # without the folder, of a model of several

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from ...families import Findings, evidence, positions
-from ...families.travelling import CLASS
 from ...mapping import Plan
 from ...nets import shared_faults as shared
 from ...nets.faults import BOTH, Fault
@@ -62,12 +61,11 @@ def reference(findings: Findings, weights: Weights) -> Staged:
 
 
 def config_hints(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a `config.json` says of what no original file shows, by flag name. What changes the output most is no hint:
-    of positions, of the timesteps' scale and, of diffusers' own class, of the clip, the user is asked."""
-    have, same = STOCK.resolve_config(config), ("num_attention_heads", CROSS, GUIDANCE_SCALE.name)
-    own = {TRAINED: have[TRAINED]} if config.get(CLASS) == AMENDED.exact else {}
-    own["image_size"] = image_size_hint(have["sample_size"], VAE_FACTOR)
-    return {name: have[name] for name in same} | own
+    """What a `config.json` says of what no original file shows, by flag name. What may change the output most is no
+    hint: of positions, of the timesteps' scale and of the clip, the user is asked."""
+    have = STOCK.resolve_config(config)
+    hints = {name: have[name] for name in ("num_attention_heads", CROSS, GUIDANCE_SCALE.name)}
+    return hints | {"image_size": image_size_hint(have["sample_size"], VAE_FACTOR)}
 
 
 def faults(findings: Findings, config: Mapping[str, Any], plan: Plan) -> list[Fault]:
