@@ -113,8 +113,9 @@ def cross_attention(
         weights: `q_linear.*`, `kv_linear.*` (rows of the keys, then of the values), `proj.*`.
         y: (B, L, D), the caption.
         mask: (B, L), nonzero where a token is kept; None keeps all.
-        packed: padding is left out and costs nothing, and a sample of which no token is kept gets an attention of 0;
-            else -10000 is added to its scores, which hides it unless they differ by as much.
+        packed: padding is left out and costs nothing, and a sample of which no token is kept gets an attention of 0.
+            Else -10000 is added to the scores of padding, which hides it unless scores differ by as much: so does the
+            Sana repository without xformers (diffusion/model/nets/sana_blocks.py), and diffusers.
         alter: ("q" or "k", what is projected) -> what is attended with, before it is split into heads.
         probe: told "attn2 q", "attn2 k", "attn2 v" (projections, before `alter`, padding included), "attn2 out".
     """

@@ -1,5 +1,5 @@
 """What no file of a SANA shows: heads, how its inputs are scaled, whether its self attention is clipped; and what
-diffusers' own class computes otherwise whatever the weights are.
+diffusers' own class cannot hold, or computes otherwise whatever the weights are.
 
 Both were measured on the original nets: diffusion/model/nets/sana_blocks.py in the Sana repository.
 """
@@ -45,13 +45,11 @@ AMENDED = Amended(
 def norms(plan: Plan, config: Mapping[str, Any], findings: Findings) -> None:
     """Of queries and keys: diffusers has one field for those of both attentions, and None where none are there."""
     findings.file(QK_NORM, QK_NORM in plan.groups, "by the norms of queries and keys that are there, or not")
-    modules = [part.removesuffix(".weight") for move in plan.moves for part in move.parts]
-    normed = {module.split(".")[2] for module in modules if module.endswith((".norm_q", ".norm_k"))}
+    normed = {move.row.source.rsplit(".", 2)[0] for move in plan.moves if move.row.group == QK_NORM}
     if len(normed) == 1:
-        which = "self" if "attn1" in normed else "cross"
         findings.problems.append(
-            f"norms of queries and keys in the {which} attention alone: the original allows that, and diffusers' class "
-            f"has one field, {QK_NORM}, for both"
+            f"norms of queries and keys in {normed.pop()} alone: the original allows that, and diffusers' class has "
+            f"one field, {QK_NORM}, for both attentions"
         )
     elif normed and config and config.get(QK_NORM) is None:
         null = QK_NORM in config
